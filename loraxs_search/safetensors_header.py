@@ -30,20 +30,6 @@ def entry_of(source: Path | bytes, name: str) -> Any:
         return _entry(file, name)
 
 
-def with_entry(content: bytes, name: str, entry: str) -> bytes:
-    """Return a file's bytes with another entry in its metadata; its tensors are untouched.
-
-    Raises:
-        ValueError: it is no safetensors file.
-    """
-    header = _header(io.BytesIO(content))
-    header["__metadata__"] = {**header.get("__metadata__", {}), name: entry}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)  # tensors begin at a multiple of 8, as the library writes them
-    start = 8 + int.from_bytes(content[:8], "little")
-    return len(encoded).to_bytes(8, "little") + encoded + content[start:]
-
-
 def numbers_by_dtype(path: Path) -> dict[str, int]:
     """Return how many numbers of each type a file's tensors have, by the type's name there (`BF16`, `F32`).
 

@@ -34,7 +34,7 @@ def send_command(
     arguments: Mapping[str, Scalar] | None = None,
     params: Mapping[str, Scalar] | None = None,
     *,
-    tracking_uri: str | None,
+    tracking_uri: str | None = None,
     as_json: bool,
 ) -> None:
     """Send a command, and print the answer; what is only queued is said on stderr.

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from loraxs_search.cli._completion import StudyArgument
-from loraxs_search.cli._output import JsonOption, TrackingOption
+from loraxs_search.cli._output import JsonOption
 from loraxs_search.cli._steering import ParamOption, send_command
 
 
 def command(
     study: StudyArgument,
     params: ParamOption = None,
-    tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Add a trial of your own to a search.
@@ -27,4 +26,4 @@ def command(
     """
     from loraxs_search.steering.text import read_params
 
-    send_command(study, "add", params=read_params(params or ()), tracking_uri=tracking_uri, as_json=as_json)
+    send_command(study, "add", params=read_params(params or ()), as_json=as_json)

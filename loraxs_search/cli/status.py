@@ -23,13 +23,11 @@ from loraxs_search.cli._output import (
     print_warnings,
 )
 from loraxs_search.errors import UsageError
-from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Task
 from loraxs_search.reports import watch as events_of
 from loraxs_search.reports.studies import study_summaries
 from loraxs_search.reports.study_status import StudyStatus, study_status
 from loraxs_search.steering import describe
-from loraxs_search.steering.outbox import Outbox
 from loraxs_search.studies import StudyFolder
 
 
@@ -76,8 +74,7 @@ def command(
     both. `--json` lists them by bytes.
 
     Trials that were paused, why a search ends without new trials, and commands such as `stop` that no search has
-    answered yet, are named below the table. Without a study, so are commands that wait here for the MLflow server of
-    another machine.
+    answered yet, are named below the table.
 
     Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
     `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
@@ -164,7 +161,4 @@ def _all(as_json: bool, as_csv: bool) -> None:
     for summary in summaries:
         if summary.problem:  # the others are shown all the same
             print(f"warning: {summary.problem}", file=sys.stderr)
-    for sent in Outbox().waiting():
-        what = f"{sent.study}: {describe(sent.command)}"
-        print(f"{what} waits for {redact(sent.uri)}; `loraxs-search sync` sends it", file=sys.stderr)
     emit(as_json, value, show)

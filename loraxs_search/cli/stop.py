@@ -22,13 +22,14 @@ def command(
 
     A stopped trial ends as PRUNED at its next report. With --now it ends at its next step, and its last report counts.
 
-    Commands reach the search through its study folder. Where the study is not on this machine, they go through MLflow:
-    as tags of the study's run. You can type the same commands into MLflow's UI: add the tag `loraxs.command` with the
-    value `stop` to a trial's run, or `stop 00003` to the study's. The search answers in the tag `loraxs.answer` and
-    deletes the command. Whoever may write to MLflow may steer.
+    Without a running search the command is queued: `resume` carries it out first.
 
-    Without a running search the command is queued: `resume` carries it out first. If the MLflow server is away, it is
-    queued on this machine: `loraxs-search sync` sends it, and so does the next command.
+    On the machine that runs the study, commands go through its folder. From another machine, `stop` without --now goes
+    through MLflow, and so do `pause`, `continue` and `finish` for the whole search. They write the tag `loraxs.command`
+    to the run of the trial or of the search. You can type the same in MLflow's UI: the tag `loraxs.command` with the
+    value `stop` on a trial's run, or with `pause`, `continue` or `finish` on the search's. The search deletes the tag
+    and answers in the tag `loraxs.answer`. Whoever may write to MLflow may steer. Type all other commands on the
+    machine that runs the study.
 
     Example: loraxs-search stop reviews 00003 00007 --now
     """

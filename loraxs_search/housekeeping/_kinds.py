@@ -17,7 +17,6 @@ from loraxs_search.housekeeping.needs import Needs
 from loraxs_search.records import TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.registry.names import is_sha256
-from loraxs_search.steering import steered
 from loraxs_search.studies import StudyFolder, studies_root, trials_of
 
 _GOING_ON_S = 24 * 3600.0
@@ -33,10 +32,10 @@ _HALF_MADE = re.compile(
 
 
 class Snapshots(Kind):
-    """States of trials that ended early, and those that clones began with, of finished studies: none of these goes on.
+    """States of trials that ended early, of finished studies: none of these goes on.
 
-    Complete ones keep theirs: when the study is extended, another of them may become a candidate. So do clones that
-    somebody asked for and that have not begun.
+    Complete ones keep theirs: when the study is extended, another of them may become a candidate. Earlier versions kept
+    states for clones, which no study needs any more.
     """
 
     name = "snapshots"
@@ -53,10 +52,8 @@ class Snapshots(Kind):
                 may_be_chosen = path.name.partition(".")[0] in kept
                 candidate = f"study {study.name}, which may be extended" if may_be_chosen else ""
                 yield StoredItem.of(path, needed_by=unfinished or candidate)
-            to_begin = set() if unfinished else _clones_to_begin(StudyFolder(study))
             for path in sorted((study / "clones").glob("[!.]*")):
-                clone = f"study {study.name}, which has yet to begin a clone" if path.stem in to_begin else ""
-                yield StoredItem.of(path, needed_by=unfinished or clone)
+                yield StoredItem.of(path, needed_by=unfinished)
             if (study / "tune").is_dir():
                 yield StoredItem.of(study / "tune", needed_by=unfinished)
 
@@ -73,12 +70,6 @@ def _complete(study: StudyFolder) -> set[str]:
     """Return the trials that trained all their steps, with those that candidates are of."""
     complete = {name for name, state in trials_of(study.name).items() if state is TrialState.COMPLETE}
     return complete | {trial_of(candidate.trial_id) for candidate in study.candidates() or ()}
-
-
-def _clones_to_begin(study: StudyFolder) -> set[str]:
-    """Return the commands that asked for trials which no record has yet."""
-    journal = study.journal()
-    return steered(study, journal).state.asked.keys() - {record.command for record in journal.records.values()}
 
 
 class FactorFiles(Kind):

@@ -10,7 +10,6 @@ from loraxs_search.records._command import (
     Command,
     CommandAnswer,
     CommandRecord,
-    CommandTag,
     SteeringStatus,
 )
 from loraxs_search.records._data import AnswerFact, ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
@@ -33,7 +32,7 @@ from loraxs_search.records._event import (
 from loraxs_search.records._front import FrontTrial
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
 from loraxs_search.records._identity import Identity
-from loraxs_search.records._ids import check_command_id, check_trial_id
+from loraxs_search.records._ids import check_trial_id
 from loraxs_search.records._json import RecordT, from_json, to_json
 from loraxs_search.records._keep import KeepRule
 from loraxs_search.records._lineage import Lineage, Origin
@@ -87,7 +86,6 @@ __all__ = [
     "Command",
     "CommandAnswer",
     "CommandRecord",
-    "CommandTag",
     "Confirmation",
     "ConstantAnswer",
     "DataReadEvent",
@@ -153,7 +151,6 @@ __all__ = [
     "YardstickName",
     "YardstickScoredEvent",
     "alone_yardstick",
-    "check_command_id",
     "check_trial_id",
     "from_json",
     "is_alone",

@@ -10,15 +10,6 @@ from loraxs_search.records._words import Scalar
 
 
 @dataclass(frozen=True)
-class CommandTag:
-    """The tag of an MLflow run that a command was read from; it is deleted once the command is answered."""
-
-    run_id: str
-    key: str
-    value: str
-
-
-@dataclass(frozen=True)
 class Command:
     """One request to a search.
 
@@ -30,8 +21,6 @@ class Command:
         params: Values that `--set` gives, by the names of a trial's params.
         sent_by: Who sent it, for people.
         issued_at: When, seconds since 1970.
-        tag: Where it was read; None where it came through the study folder.
-        malformed: Why the text that it was read from is no command; empty where it is one.
     """
 
     command_id: str
@@ -41,8 +30,6 @@ class Command:
     params: Mapping[str, Scalar] = field(default_factory=dict)
     sent_by: str = ""
     issued_at: float = 0.0
-    tag: CommandTag | None = None
-    malformed: str = ""
 
 
 class AnswerState(enum.StrEnum):
@@ -94,9 +81,7 @@ class CommandRecord:
 
     Args:
         answer: None until it is answered.
-        is_cleared: Whether its tag is deleted; a command without a tag has nothing to clear.
     """
 
     command: Command
     answer: CommandAnswer | None = None
-    is_cleared: bool = False

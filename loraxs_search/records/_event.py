@@ -100,17 +100,12 @@ class DataReadEvent(_Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialStartedEvent(_Event):
-    """A trial was proposed with these params.
-
-    Args:
-        begins_at: The step of another trial's state that it begins with, where it is a warm clone.
-    """
+    """A trial was proposed with these params."""
 
     study: str
     trial: str
     params: Mapping[str, Scalar]
     warm_start: WarmStart | None = None
-    begins_at: int = 0
     event: Literal["trial_started"] = "trial_started"
 
 

@@ -44,7 +44,6 @@ class TrialLine:
         metric: What trials are compared by; empty while that is not known.
         reports: Metrics of each of its reports.
         host: Address of the node that it trains on; empty while that is not known.
-        begins_at: The step of another trial's state that it began with.
         current_step: The step that it has got to since its last report, as far as is known.
     """
 
@@ -56,7 +55,6 @@ class TrialLine:
     reports: list[Mapping[str, float]] = field(default_factory=list)
     stored_bytes: int = 0
     host: str = ""
-    begins_at: int = 0
     current_step: int = 0
 
     @property
@@ -204,7 +202,7 @@ class SearchState:
     def steps_done(self) -> int:
         """Steps trained so far, those of refits included."""
         since_reports = sum(max(0, line.current_step - line.step) for line in self.trials.values())
-        return sum(trial.own_steps for trial in self._trained()) + since_reports + self._refit_steps
+        return sum(trial.steps for trial in self._trained()) + since_reports + self._refit_steps
 
     def trial_steps(self) -> float:
         """Return how many steps trials are expected to have trained in the end."""
@@ -214,7 +212,7 @@ class SearchState:
         if self.facts is None:
             return 0.0
         if self.phase is not None and self.num_ended == len(self.trials) and self.trials:  # there come no more
-            return float(sum(trial.own_steps for trial in self._trained()))
+            return float(sum(trial.steps for trial in self._trained()))
         facts = self.facts
         return expected_steps(self._trained(), self.num_trials, facts.max_steps, facts.report_every)
 
@@ -243,7 +241,7 @@ class SearchState:
         pace = self._pace.per_s()
         if not pace:
             return None
-        trials_s = (self.trial_steps() - sum(trial.own_steps for trial in self._trained())) / pace
+        trials_s = (self.trial_steps() - sum(trial.steps for trial in self._trained())) / pace
         if (budget_s := self.facts.time_left_s) is not None:
             trials_s = min(trials_s, max(0.0, self.facts.at + budget_s - self._pace.last_at))
         return max(0.0, trials_s + self.refit_steps / pace - (now - self._pace.last_at))
@@ -255,9 +253,7 @@ class SearchState:
         return max(0.0, amount / per_s - (now - pace.last_at)) if per_s else None
 
     def _trained(self) -> Sequence[Trained]:
-        return self._once(
-            "trained", lambda: [Trained(line.step, line.state, line.begins_at) for line in self.trials.values()]
-        )
+        return self._once("trained", lambda: [Trained(line.step, line.state) for line in self.trials.values()])
 
     def _once(self, name: str, compute: Callable[[], _T]) -> _T:
         """Return what has that name, computed at most once between two events."""
@@ -299,8 +295,8 @@ class SearchState:
             self._widen(trial.scores)
 
     def _trial_started(self, event: TrialStartedEvent) -> None:
-        metric, begins_at = self.facts.metric if self.facts else "", event.begins_at
-        self.trials[event.trial] = TrialLine(event.trial, event.params, metric, step=begins_at, begins_at=begins_at)
+        metric = self.facts.metric if self.facts else ""
+        self.trials[event.trial] = TrialLine(event.trial, event.params, metric)
 
     def _reported(self, event: TrialReportedEvent) -> None:
         trial = self.trials[event.trial]
@@ -308,7 +304,7 @@ class SearchState:
         trial.stored_bytes = event.stored_bytes
         trial.reports.append(event.metrics)
         self._widen(trial.scores[-1:])
-        if self.facts is not None and event.at >= self.facts.at and steps:  # none with a state that it began with
+        if self.facts is not None and event.at >= self.facts.at:
             self._pace.add(event.at, steps)
             if trial.host:
                 begun = Pace(self.facts.at, _RECENT_S), Pace(self.facts.at, _RECENT_S)

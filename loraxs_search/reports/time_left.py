@@ -10,19 +10,10 @@ from loraxs_search.records import TrialState
 
 @dataclass(frozen=True)
 class Trained:
-    """How far a trial has come, and whether it goes on.
-
-    Args:
-        begins_at: The step that it began at, with another trial's state: those before cost it nothing.
-    """
+    """How far a trial has come, and whether it goes on."""
 
     steps: int
     state: TrialState
-    begins_at: int = 0
-
-    @property
-    def own_steps(self) -> int:
-        return self.steps - self.begins_at
 
 
 def expected_steps(trials: Sequence[Trained], num_trials: int, max_steps: int, report_every: int) -> float:
@@ -36,7 +27,7 @@ def expected_steps(trials: Sequence[Trained], num_trials: int, max_steps: int, r
     """
     rungs = [*range(report_every, max_steps, report_every), max_steps]
     share = {step: _going_on(trials, step) for step in rungs[:-1]}
-    done = sum(trial.own_steps for trial in trials)
+    done = sum(trial.steps for trial in trials)
     running = sum(_to_come(t.steps, rungs, share) for t in trials if t.state is TrialState.RUNNING)
     return done + running + max(0, num_trials - len(trials)) * _to_come(0, rungs, share)
 
@@ -46,7 +37,7 @@ def _going_on(trials: Iterable[Trained], step: int) -> float:
 
     Failed trials say nothing of it.
     """
-    passed = sum(trial.begins_at < step < trial.steps for trial in trials)
+    passed = sum(step < trial.steps for trial in trials)
     stopped = sum(trial.steps == step and trial.state is TrialState.PRUNED for trial in trials)
     return passed / (passed + stopped) if passed + stopped else 1.0
 

@@ -116,13 +116,6 @@ class Scheduler(ABC):
                 self.stopped[trial_id] = reason
         return self.stopped.get(trial_id)
 
-    def begins_at(self, trial_id: str, step: int) -> None:
-        """Take note that a trial begins with another one's state after `step`: nothing is decided up to there.
-
-        Called before its first report, and again before reports are replayed.
-        """
-        self._steps[trial_id] = max(step, self._steps.get(trial_id, 0))
-
     def replay(self, reports: Iterable[TrialReport], metric: str) -> None:
         """Replay the reports from before a restart, in their order."""
         for report in reports:

@@ -55,13 +55,6 @@ class HalvingScheduler(Scheduler):
             self._rungs.insert(0, (step, self.rung()))
             step *= self._factor
 
-    def begins_at(self, trial_id: str, step: int) -> None:
-        """Have a trial pass the rungs up to `step` unjudged, and judge nobody there by its scores."""
-        super().begins_at(trial_id, step)
-        for milestone, rung in self._rungs:
-            if step >= milestone and trial_id not in rung:
-                rung.add(trial_id, (math.nan, math.nan))
-
     def decide(self, trial: ScoredTrial) -> str | None:
         """Compare a trial with all that reached the highest of its rungs at which it has not been judged."""
         for peer, (step, score) in trial.peers.items():

@@ -15,8 +15,7 @@ from loraxs_search.search_space._placing import Placed, as_number, place_params
 from loraxs_search.search_space._retired import retired_value
 from loraxs_search.search_space._space import Space
 
-# What decides how a state is trained, and not what it is: a trial may go on from another one's state with other values
-# of these, and hosts can train with any.
+# What decides how a trial is trained, and not what it is: hosts can train with any values of these.
 OPTIMIZER = tuple(name for name in COMMON if name not in ("target_modules", "head"))
 
 
@@ -35,14 +34,11 @@ def place_given(space: Space, given: Mapping[str, Scalar]) -> Placed:
     return Placed(reader.given, tuple(reader.faults.values()), tuple(reader.faults))
 
 
-def clone_params(
-    space: Space, source: Mapping[str, Scalar], given: Mapping[str, Scalar], *, warm: bool, force: bool
-) -> Placed:
+def clone_params(space: Space, source: Mapping[str, Scalar], given: Mapping[str, Scalar], *, force: bool) -> Placed:
     """Return the params of a clone: those of its source but for those given.
 
     Args:
-        warm: Whether it goes on with the source's state: then it may change what concerns the optimizer alone.
-        force: Whether that may lie outside of the space.
+        force: Whether what concerns the optimizer alone may lie outside of the space.
     Returns:
         The params, and what keeps a clone from having them. Without faults, `outside` has what was forced.
     """
@@ -53,13 +49,6 @@ def clone_params(
     specs = parameter_specs(method)
     changed = {name: _checked(specs[name], name, value, faults) for name, value in given.items() if name != METHOD}
     wanted = {**source, METHOD: method, **{name: value for name, value in changed.items() if value is not None}}
-    if warm:
-        faults |= {
-            name: f"`{name}` must stay {source.get(name, specs[name].default if name in specs else method)} in a clone "
-            f"that begins with its source's state, which would mean something else, but got {shown(value)}."
-            for name, value in given.items()
-            if name not in (*OPTIMIZER, *faults) and not _is_same(specs, source, name, value)
-        }
     if faults:
         return Placed({}, tuple(faults.values()), tuple(faults))
     placed = place_params(space, wanted)
@@ -156,10 +145,3 @@ def _checked(spec: ParameterSpec, name: str, value: Scalar, faults: dict[str, st
     except ValueError as error:
         faults[name] = f"`{name}` {error}, but got {shown(value)}."
         return None
-
-
-def _is_same(specs: Mapping[str, ParameterSpec], source: Mapping[str, Scalar], name: str, value: Scalar) -> bool:
-    if name == METHOD:
-        return source.get(METHOD, value) == value
-    own, law = source.get(name, specs[name].default), specs[name]
-    return own is not None and law.same(own, law.check(as_number(law, value)))

@@ -87,8 +87,6 @@ def describe(command: Command) -> str:
 def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
     """Return the answer to a command; nothing is changed."""
     try:
-        if command.malformed:
-            raise CommandError(command.malformed)
         verb = get_verb(command.verb)
         _check_trains(verb, study)
         check_trials(verb, command, study)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from loraxs_search.errors import CommandError, did_you_mean, one_of
+from loraxs_search.errors import CommandError, did_you_mean, one_of, shortened
 from loraxs_search.records import Command, Scalar, TrialRecord, TrialState
 from loraxs_search.steering.state import SteeringState
 from loraxs_search.studies import Journal, StudyFolder
@@ -117,7 +117,7 @@ def check_trials(verb: Verb, command: Command, study: SteeredStudy) -> None:
             shown = ", ".join(known[:_MAX_SHOWN]) + (", ..." if len(known) > _MAX_SHOWN else "")
             raise CommandError(
                 f"{did_you_mean(trial_id, study.records)}`trial` must be one of study {study.name!r}: "
-                f"{shown or 'none yet'}, but got {trial_id!r}.",
+                f"{shown or 'none yet'}, but got {shortened(trial_id)}.",
                 hint=f"`loraxs-search status {study.name}` lists them",
             )
 

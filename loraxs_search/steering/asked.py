@@ -75,6 +75,6 @@ def ask(command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> 
     """Make a trial part of what is to be proposed."""
     params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
     source = command.trial_ids[0] if command.trial_ids else ""
-    step, is_hidden = int(facts.get("step", 0)), bool(facts.get("is_hidden", False))
-    state.asked[command.command_id] = AskedTrial(command.command_id, params, source, step, is_hidden)
+    is_hidden = bool(facts.get("is_hidden", False))
+    state.asked[command.command_id] = AskedTrial(command.command_id, params, source, is_hidden)
     state.num_reopenings += bool(facts.get("reopens"))

@@ -7,14 +7,13 @@ import platform
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-from loraxs_search.errors import CommandError, LoraxsError, TrackingError
+from loraxs_search.errors import CommandError
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.records import AnswerState, Command, CommandAnswer, Scalar
-from loraxs_search.steering import decide, describe, get_verb, steered
-from loraxs_search.steering.outbox import Outbox, WaitingCommand
+from loraxs_search.steering import decide, describe, steered
 from loraxs_search.steering.text import trial_name
 from loraxs_search.studies import StudyFolder, holder_elsewhere, list_studies
 
@@ -45,25 +44,24 @@ def send(
 ) -> CommandAnswer:
     """Leave a command for the driver of a study, and return its answer.
 
-    It goes through the study's folder where the study is on this machine, and through MLflow where it is not, where a
-    driver on another machine has it, or where a `tracking_uri` is given. Where nobody runs the study, or its driver is
-    busy for longer, the command stays queued. So it does on this machine while the server is away: `send_waiting` sends
-    it, and so does whatever command follows.
+    It goes through the study's folder where this machine runs the study, or ran it last. From other machines it goes
+    through MLflow, which takes a few words and answers later. Where nobody runs the study, or its driver is busy for
+    longer, the command stays queued.
 
     Args:
         wait_s: How long to wait for the answer; `WAIT_S` by default.
     Raises:
         CommandError: it is refused.
         StudyError: there is no such study.
-        TrackingError: the MLflow server refuses.
-        HomeError: the study folder, or the state folder, cannot be written.
+        TrackingError: the MLflow server does not answer, or refuses.
+        HomeError: the study folder cannot be written.
     """
     wait_s = WAIT_S if wait_s is None else wait_s
     if tracking_uri is not None or not StudyFolder.exists(study):
-        return _send_away(resolve_uri(tracking_uri), study, command, wait_s)
+        return _send_away(resolve_uri(tracking_uri), study, command)
     folder = StudyFolder.open(study)
     if not folder.is_running() and (place := _place_elsewhere(folder)):
-        return _send_to(place, folder, command, wait_s)
+        return _send_to(place, folder, command)
     return _send_here(folder, command, wait_s)
 
 
@@ -100,7 +98,7 @@ def _place_elsewhere(folder: StudyFolder) -> str:
     return "" if storage is None else holder_elsewhere(storage, folder.name)
 
 
-def _send_to(place: str, folder: StudyFolder, command: Command, wait_s: float) -> CommandAnswer:
+def _send_to(place: str, folder: StudyFolder, command: Command) -> CommandAnswer:
     """Send a command to a study whose folder here is a copy that its driver, on another machine, does not read.
 
     Raises:
@@ -108,84 +106,43 @@ def _send_to(place: str, folder: StudyFolder, command: Command, wait_s: float) -
     """
     uri = resolve_uri(folder.info.tracking_uri)
     if sqlite_path(uri) is None:
-        return _send_away(uri, folder.name, command, wait_s)
+        return _send_away(uri, folder.name, command, place)
     raise CommandError(
-        f"`{command.verb}` must reach the driver of study {folder.name!r}, but that is on {place}, which does not read "
-        f"{folder.path}, and the study's MLflow is a file.",
-        hint=f"send it on {place}; or if that driver was killed, take the study over: "
+        f"`{command.verb}` must reach the driver of study {folder.name!r}, but that is on {place}, and the study's "
+        "MLflow is a file.",
+        hint=f"type it on {place}; or if that driver was killed, take the study over: "
         f"`loraxs-search resume {folder.name}`",
     )
 
 
-def _send_away(uri: str, study: str, command: Command, wait_s: float) -> CommandAnswer:
-    from loraxs_search.tracking.steered_studies import find_steered
+def _send_away(uri: str, study: str, command: Command, place: str = "") -> CommandAnswer:
+    """Write a word for a driver on another machine to its MLflow.
 
-    outbox = Outbox()
-    try:
-        if sqlite_path(uri) is None:
-            check_server(uri)
-    except TrackingError as error:
-        outbox.put(WaitingCommand(uri, study, command))
-        return _queued(command, f"{error.message} `loraxs-search sync` sends it once the server answers")
-    send_waiting(uri)  # what was sent before comes before
-    run = find_steered(uri, study, list_studies())
-    if run.has_ended and not get_verb(command.verb).after_training:
+    Args:
+        place: That machine, where it is known.
+    Raises:
+        CommandError: the command is more than a word, or the word would reach nobody.
+    """
+    from loraxs_search.tracking.command_tags import ANSWER, SEARCH_WORDS, TRIAL_WORDS, TaggedStudy
+
+    if sqlite_path(uri) is None:
+        check_server(uri)
+    tagged = TaggedStudy(uri, study, list_studies())
+    words = TRIAL_WORDS if command.trial_ids else SEARCH_WORDS
+    if command.verb not in words or any(command.arguments.values()) or command.params:
+        place = place or tagged.machine
         raise CommandError(
-            f"`{command.verb}` needs a study that still trains, but that of {study!r} at {redact(uri)} has ended.",
-            hint=f"`loraxs-search extend {study} --trials N` gives it more",
+            f"From another machine, MLflow takes `stop` for trials, and `pause`, `continue` and `finish` for the whole "
+            f"search, without options; but got `{describe(replace(command, sent_by=''))}`.",
+            hint=f"type it on {place or 'the machine'}, which runs study {study!r}",
         )
-    run.send(command)
-    if not run.is_running:
-        ended = "has ended" if run.has_ended else "was interrupted"
-        return _queued(
-            command, f"study {study!r} {ended}: `loraxs-search resume {study}`, where its folder is, carries it out"
+    if tagged.has_ended:
+        raise CommandError(
+            f"`{command.verb}` needs a study that still trains, but {study!r} at {redact(uri)} has ended."
         )
-    answer = run.answer(command.command_id, wait_s)
-    if answer is None:
-        tag = f"loraxs.answer.{command.command_id}"
-        return _queued(
-            command, f"{_not_yet(wait_s)}; the tag `{tag}` of the study's run in MLflow will have the answer"
-        )
-    return _accepted(answer)
-
-
-@dataclass(frozen=True)
-class SentLater:
-    """What became of a command that waited on this machine.
-
-    Args:
-        is_waiting: Whether it still does.
-        text: For people.
-    """
-
-    study: str
-    is_waiting: bool
-    text: str
-
-
-def send_waiting(uri: str | None = None) -> list[SentLater]:
-    """Send the commands that wait on this machine for a server that was away, oldest first.
-
-    Args:
-        uri: Of the server; None sends to all.
-    """
-    from loraxs_search.tracking.steered_studies import find_steered
-
-    outbox, outcomes = Outbox(), list[SentLater]()
-    for waiting in outbox.waiting(uri):
-        what, text = describe(waiting.command), f"is sent to {redact(waiting.uri)}"
-        try:
-            check_server(waiting.uri)
-            find_steered(waiting.uri, waiting.study).send(waiting.command)
-        except TrackingError as error:
-            text = f"still waits in {outbox.path}: {error.message}"
-            outcomes.append(SentLater(waiting.study, True, f"{what} {text}"))
-            continue
-        except LoraxsError as error:  # there is no such study, whenever it is sent
-            text = f"is dropped: {error.message}"
-        outbox.remove(waiting)
-        outcomes.append(SentLater(waiting.study, False, f"{what} {text}"))
-    return outcomes
+    tagged.write(command.verb, command.trial_ids)
+    runs = "the run of each trial" if command.trial_ids else "the search's run"
+    return _queued(command, f"`{command.verb}` is on {runs} in MLflow; the search answers there, in the tag `{ANSWER}`")
 
 
 def _not_yet(wait_s: float) -> str:

@@ -15,14 +15,12 @@ class AskedTrial:
     Args:
         params: Those that are given; a clone's are whole.
         source: The trial that it is a clone of; empty where it is none.
-        step: It begins with that trial's state at this step; 0 where it begins anew.
         is_hidden: Whether the sampler learns nothing from it.
     """
 
     command_id: str
     params: Mapping[str, Scalar]
     source: str = ""
-    step: int = 0
     is_hidden: bool = False
 
 

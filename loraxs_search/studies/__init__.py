@@ -8,7 +8,6 @@ studies/<name>/
     snapshots/<id>.step-<n>.safetensors   the same at its best report, where the study keeps that
     adapters/<id>/        sealed adapter folders of completed trials and of candidates
     confirmed/            refits, scores on all validation rows, the finalist and its answers to the test rows
-    clones/<command>.safetensors   the state that a warm clone begins with
     round.json, candidates-<n>.json   how often the search went on after its end, and its candidates of before
     commands/             commands to the driver that it has not answered yet, one file each
     optuna.jsonl          the sampler's memory, in Optuna's journal format

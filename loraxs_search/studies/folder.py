@@ -24,7 +24,6 @@ from loraxs_search.records import (
     TrialState,
     WarmTrials,
     Yardstick,
-    check_command_id,
     check_trial_id,
     to_json,
 )
@@ -34,8 +33,8 @@ from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal, trial_states
-from loraxs_search.studies.reading import DAMAGED_HINT, read_record, read_text
-from loraxs_search.studies.snapshots import check_owner, handed_on, kept_path, kept_paths, read_reports, snapshot_path
+from loraxs_search.studies.reading import read_record, read_text
+from loraxs_search.studies.snapshots import check_owner, kept_path, kept_paths, read_reports, snapshot_path
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _WARM_START = "warm_start.json"
@@ -292,29 +291,6 @@ class StudyFolder:
                 hint="restore the file from a backup, or launch the study again under another name",
             )
         return content
-
-    # ---- clones --------------------------------------------------------------------------------------------------
-    def write_clone_state(self, command_id: str, snapshot: bytes) -> None:
-        """Keep a trial's state for the clone that a command asks for: the trial may train on before that starts."""
-        write_atomic(self._clone_path(command_id), snapshot)
-
-    def begin_clone(self, trial_id: str, command_id: str) -> tuple[TrialReport, ...]:
-        """Give a trial the state that was kept for it, as its own last one; return its reports.
-
-        Raises:
-            StudyError: the state is missing or damaged.
-        """
-        path = self._clone_path(command_id)
-        if not path.exists():
-            raise StudyError(
-                f"A clone must have the state that it begins with, but {path} is missing.", hint=DAMAGED_HINT
-            )
-        snapshot = handed_on(path.read_bytes(), trial_id)
-        self.write_snapshot(trial_id, snapshot)
-        return read_reports(snapshot)
-
-    def _clone_path(self, command_id: str) -> Path:
-        return self.path / "clones" / f"{check_command_id(command_id)}.safetensors"
 
     # ---- snapshots and candidates ----------------------------------------------------------------------------------
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:

@@ -50,7 +50,8 @@ NOTES: Mapping[str, type[SearchEvent]] = {
     "candidate_scored": CandidateScoredEvent,
 }
 # What may come while no driver trains: the time until then was nobody's work.
-_NO_WORK = frozenset({"commanded", "answered", "command_cleared", "reopened"})
+_COMMAND_CLEARED = "command_cleared"  # in journals of versions that read whole commands from tags of MLflow
+_NO_WORK = frozenset({"commanded", "answered", _COMMAND_CLEARED, "reopened"})
 
 
 class Journal:
@@ -178,11 +179,6 @@ class Journal:
         self._append({"event": "answered", "answer": json.loads(to_json(answer))}, sync=True)
         return True
 
-    def command_cleared(self, command_id: str) -> None:
-        """Record that the tag of a command is deleted."""
-        if not self._commands[command_id].is_cleared:
-            self._append({"event": "command_cleared", "command_id": command_id}, sync=True)
-
     def note(self, event: SearchEvent) -> None:
         """Keep an event of `NOTES` for who watches; it is not flushed to the device."""
         fields = json.loads(to_json(event))
@@ -230,25 +226,22 @@ class Journal:
             self._records[event["trial_id"]] = replace(
                 record, state=TrialState(event["state"]), reason=event["reason"], ended_at=at
             )
-        elif kind in ("commanded", "answered", "command_cleared"):
+        elif kind in ("commanded", "answered"):
             self._apply_command(kind, event)
         elif kind == "search_ended":
             self._notice, self._is_reopened = event["notice"], False
         elif kind == "reopened":
             self._notice, self._is_reopened, self._num_reopenings = None, True, event["number"]
-        elif kind not in NOTES:
+        elif kind not in NOTES and kind != _COMMAND_CLEARED:
             logger.warning("journal %s holds an unknown event %r; it is ignored", self._log.path, kind)
 
     def _apply_command(self, kind: str, event: dict[str, Any]) -> None:
         if kind == "commanded":
             command = from_json(Command, json.dumps(event["command"]))
             self._commands[command.command_id] = CommandRecord(command)
-        elif kind == "answered":
+        else:
             answer = from_json(CommandAnswer, json.dumps(event["answer"]))
             self._commands[answer.command_id] = replace(self._commands[answer.command_id], answer=answer)
-        else:
-            command_id = event["command_id"]
-            self._commands[command_id] = replace(self._commands[command_id], is_cleared=True)
 
 
 def trial_states(path: Path) -> dict[str, TrialState]:

@@ -58,7 +58,6 @@ class JournalEvents:
                 trial=line["trial_id"],
                 params=line["params"],
                 warm_start=warm_start,
-                begins_at=(line.get("lineage") or {}).get("step", 0),
             )
         if kind == "reported":
             return _reported(self._study, from_json(TrialReport, json.dumps(line["report"])), at)
@@ -76,7 +75,6 @@ def started_event(study: str, record: TrialRecord) -> TrialStartedEvent:
         trial=record.trial_id,
         params=record.params,
         warm_start=record.warm_start,
-        begins_at=record.lineage.step if record.lineage else 0,
     )
 
 

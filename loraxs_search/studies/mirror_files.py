@@ -12,7 +12,7 @@ from loraxs_search.studies.storage import Storage
 # among it, as it is rebuilt from the journal, nor what belongs to one machine.
 _ORDER = (
     *("tracking.", "space.yaml", "warm_start.json", "identity.json", "assets/", "assets.json", "yardsticks.json"),
-    *("snapshots/", "clones/", "adapters/", "candidates-", "round.json", "journal.jsonl", "confirmed/"),
+    *("snapshots/", "adapters/", "candidates-", "round.json", "journal.jsonl", "confirmed/"),
     *("candidates.json", "study.json"),
 )
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
-from loraxs_search.records import TrialReport, check_trial_id, from_json, to_json
-from loraxs_search.safetensors_header import entry_of, with_entry
+from loraxs_search.records import TrialReport, check_trial_id, from_json
+from loraxs_search.safetensors_header import entry_of
 from loraxs_search.studies.reading import DAMAGED_HINT
 
 
@@ -44,27 +43,6 @@ def check_owner(snapshot: bytes, study: str, trial_id: str) -> bytes:
             hint=DAMAGED_HINT,
         )
     return snapshot
-
-
-def is_whole(snapshot: bytes) -> bool:
-    """Whether a snapshot has the trial's tensors; those of a large state are in a file of a node."""
-    return not entry_of(snapshot, "trial").get("elsewhere")
-
-
-def handed_on(snapshot: bytes, trial_id: str) -> bytes:
-    """Return a trial's state as another trial begins with it: tensors, step and the last report.
-
-    The computation until then stays the first trial's: the other one's counts from 0.
-
-    Raises:
-        StudyError: the bytes are no snapshot, or one without a report.
-    """
-    reports = read_reports(snapshot)
-    if not reports:
-        raise StudyError("A state that another trial begins with must have a report, but this one has none.")
-    first = replace(reports[-1], trial_id=trial_id, device_s=0.0, peers={}, peer_bytes={})
-    own = {"trial_id": trial_id, "device_s": 0.0, "reports": json.loads(to_json([first]))}
-    return with_entry(snapshot, "trial", json.dumps(entry_of(snapshot, "trial") | own, sort_keys=True))
 
 
 def kept_path(folder: Path, trial_id: str, step: int) -> Path:

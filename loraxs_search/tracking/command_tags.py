@@ -1,20 +1,22 @@
-"""Commands to a running search in tags of its MLflow runs, from people in the UI and from other machines.
+"""Words that steer a running search, in tags of its MLflow runs: people type them in the UI, other machines write them.
 
-`loraxs.command` on any run of a study is for people: one command at a time, answered in `loraxs.answer` beside it.
-`loraxs.command.ID` on the search's own run is one that another machine sent, as JSON, answered in `loraxs.answer.ID`.
-So two senders never overwrite each other's. Who may write to MLflow may steer.
+`loraxs.command` is `stop` on a trial's run; `pause`, `continue` or `finish` on the search's own. The search deletes the
+tag before it obeys, so that a word counts once at most, and answers in `loraxs.answer` beside it. Whoever may write to
+MLflow may steer, by these words alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loraxs_search.errors import CommandError, StudyError, TrackingError, did_you_mean, shortened
 from loraxs_search.mlflow_http import check_server
-from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records import Command, CommandAnswer, CommandTag, from_json, to_json
+from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.tracking._runs import KIND, STUDY_ID, TRIAL_ID
+from loraxs_search.tracking.earlier import existing_client, searches_named
 from loraxs_search.tracking.store import connect
 
 if TYPE_CHECKING:
@@ -22,21 +24,29 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 COMMAND, ANSWER = "loraxs.command", "loraxs.answer"
+TRIAL_WORDS, SEARCH_WORDS = ("stop",), ("pause", "continue", "finish")
+_MACHINE = "hardware.host"  # a tag of the search's run
 _MAX_TEXT = 1000  # characters of an answer; a tag holds some thousands
 
 
 @dataclass(frozen=True)
-class TaggedCommand:
-    """A command as a tag has it.
+class TaggedWord:
+    """A word as it stood on a run.
 
     Args:
-        trial_id: Of the run that the tag is on; None on the search's own run.
-        sent: What another machine sent; None where people typed the value.
+        trial_id: Of the run; empty on the search's own.
     """
 
-    tag: CommandTag
-    trial_id: str | None
-    sent: Command | None = None
+    run_id: str
+    word: str
+    trial_id: str
+
+    @property
+    def fault(self) -> str:
+        """Why it is no command; empty where it is one."""
+        words = TRIAL_WORDS if self.trial_id else SEARCH_WORDS
+        where = "a trial's run" if self.trial_id else "the search's run"
+        return "" if self.word in words else f"`{COMMAND}` on {where} must be {' or '.join(words)}"
 
 
 class CommandTags:
@@ -51,36 +61,24 @@ class CommandTags:
     def __init__(self, uri: str, study_id: str, experiment: str) -> None:
         self._uri, self._study_id, self._experiment = uri, study_id, experiment
         self._client: MlflowClient | None = None
-        self._experiment_id: str | None = None
-        self._search_run_id: str | None = None
 
-    def read(self) -> list[TaggedCommand]:
-        """Return the commands that stand in tags now."""
+    def take(self) -> Iterator[TaggedWord]:
+        """Yield the words that stand in tags now, each once its tag is deleted."""
         if (path := sqlite_path(self._uri)) is not None and not path.exists():
-            return []  # an embedded store is not made to be asked
+            return  # an embedded store is not made to be asked
         client = self._connected()
-        if self._experiment_id is None:
-            experiment = client.get_experiment_by_name(self._experiment)
-            if experiment is None:
-                return []
-            self._experiment_id = str(experiment.experiment_id)
-        own = f"tags.`{STUDY_ID}` = '{self._study_id}'"
-        if self._search_run_id is None:
-            runs = client.search_runs([self._experiment_id], f"{own} and tags.`{KIND}` = 'search'", max_results=1)
-            self._search_run_id = runs[0].info.run_id if runs else None
-        runs = client.search_runs([self._experiment_id], f"{own} and tags.`{COMMAND}` LIKE '%'")
-        typed = [_typed(run) for run in runs]
-        return [*typed, *(_sent(client.get_run(self._search_run_id)) if self._search_run_id else ())]
+        experiment = client.get_experiment_by_name(self._experiment)
+        if experiment is None:
+            return
+        query = f"tags.`{STUDY_ID}` = '{self._study_id}' and tags.`{COMMAND}` LIKE '%'"
+        for run in client.search_runs([experiment.experiment_id], query):
+            run_id, tags = run.info.run_id, run.data.tags
+            client.delete_tag(run_id, COMMAND)
+            yield TaggedWord(run_id, tags[COMMAND].strip(), tags.get(TRIAL_ID, ""))
 
-    def answer(self, tag: CommandTag, answer: CommandAnswer) -> None:
-        """Write the answer, then delete the command; a second time changes nothing.
-
-        A command that somebody has put in its place in the meantime stays.
-        """
-        client = self._connected()
-        client.set_tag(tag.run_id, ANSWER + tag.key.removeprefix(COMMAND), _answer_text(tag, answer))
-        if client.get_run(tag.run_id).data.tags.get(tag.key) == tag.value:
-            client.delete_tag(tag.run_id, tag.key)
+    def answer(self, run_id: str, text: str) -> None:
+        """Write the answer to a word that was taken off a run."""
+        self._connected().set_tag(run_id, ANSWER, text[:_MAX_TEXT])
 
     def _connected(self) -> MlflowClient:
         if sqlite_path(self._uri) is None:
@@ -90,23 +88,68 @@ class CommandTags:
         return self._client
 
 
-def _typed(run: Run) -> TaggedCommand:
-    tags = run.data.tags
-    return TaggedCommand(CommandTag(run.info.run_id, COMMAND, tags[COMMAND]), tags.get(TRIAL_ID))
+class TaggedStudy:
+    """The latest study of a name in an MLflow store, for who sends it words from another machine.
+
+    Args:
+        here: The studies of this machine, one of which may be meant.
+    Raises:
+        TrackingError: the server does not answer, or refuses us.
+        StudyError: there is no such study.
+    """
+
+    def __init__(self, uri: str, study: str, here: Iterable[str] = ()) -> None:
+        self._uri, self._study = uri, study
+        client = existing_client(uri)
+        with _asked(uri):
+            run = next(searches_named(client, study), None) if client is not None else None
+        if client is None or run is None:
+            raise StudyError(
+                f"{did_you_mean(study, here)}`study` must be one of this machine or of {redact(uri)}, but there is no "
+                f"{study!r}.",
+                hint="`loraxs-search status` lists those of this machine; --tracking-uri names another MLflow server",
+            )
+        self._client, self._run = client, run
+
+    @property
+    def machine(self) -> str:
+        """The machine that runs the study, or ran it last; empty where the run does not say."""
+        return str(self._run.data.tags.get(_MACHINE, ""))
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the search has come to its end."""
+        return str(self._run.info.status) == "FINISHED"
+
+    def write(self, word: str, trial_ids: Sequence[str]) -> None:
+        """Write a word onto the runs of trials, or of the search where none is named.
+
+        Raises:
+            CommandError: a trial is not the study's.
+            TrackingError: the server is away, or refuses.
+        """
+        with _asked(self._uri):
+            runs = [self._trial(trial_id) for trial_id in trial_ids] or [self._run]
+            for run in runs:
+                self._client.set_tag(run.info.run_id, COMMAND, word)
+
+    def _trial(self, trial_id: str) -> Run:
+        of_study = f"tags.`{STUDY_ID}` = '{self._run.data.tags[STUDY_ID]}' and tags.`{KIND}` = 'trial'"
+        if trial_id.isalnum():  # what else is in a query could mean more than itself
+            query = f"{of_study} and tags.`{TRIAL_ID}` = '{trial_id}'"
+            for run in self._client.search_runs([self._run.info.experiment_id], query, max_results=1):
+                return run
+        raise CommandError(f"`trial` must be one of study {self._study!r}, but got {shortened(trial_id)}.")
 
 
-def _sent(run: Run) -> Iterator[TaggedCommand]:
-    for key, value in run.data.tags.items():
-        if key.startswith(f"{COMMAND}."):
-            try:
-                command = from_json(Command, value)
-            except ValueError:  # typed by somebody: a command of people, under a name of its own
-                command = None
-            yield TaggedCommand(CommandTag(run.info.run_id, key, value), None, command)
+@contextlib.contextmanager
+def _asked(uri: str) -> Iterator[None]:
+    from mlflow.exceptions import MlflowException
 
-
-def _answer_text(tag: CommandTag, answer: CommandAnswer) -> str:
-    text, hint = answer.text[:_MAX_TEXT], answer.hint[:_MAX_TEXT]
-    if tag.key == COMMAND:
-        return f"{tag.value[:_MAX_TEXT]}: {answer.state.value}: {text}" + (f" ({hint})" if hint else "")
-    return to_json(CommandAnswer(answer.command_id, answer.state, text, hint))
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(
+            f"Commands from another machine go through MLflow, but {redact(uri)} says: {redact(str(error))}.",
+            hint="send it again once the server answers; on the machine that runs the study none is needed",
+        ) from error

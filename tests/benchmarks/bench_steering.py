@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_steering.py [--commands 50] [--kills 10] [--seed 0] [--json FILE]
     python tests/benchmarks/bench_steering.py --cost 60 [--pace 2]
 
-Everything is real but the host, which waits instead of training. Commands go through the study folder, every third one
-through the tags of MLflow's runs. The driver is killed with kill -9 at random moments and resumed. At the end `finish`
+Everything is real but the host, which waits instead of training. Commands go through the study folder. The
+driver is killed with kill -9 at random moments and resumed. At the end `finish`
 is sent, and the journal is held against what was sent. `answered_s` is the time from sending to the answer of commands
 that no kill came between.
 
@@ -125,15 +125,10 @@ def random_command(draw: random.Random) -> Any:
     return new_command(verb, named, {"now": draw.random() < 0.5} if verb == "stop" else {})
 
 
-def send(command: Any, through_mlflow: bool) -> None:
-    from loraxs_search.mlflow_uri import resolve_uri
+def send(command: Any) -> None:
     from loraxs_search.studies import StudyFolder
-    from loraxs_search.tracking.steered_studies import find_steered
 
-    if through_mlflow:
-        find_steered(resolve_uri(), NAME).send(command)
-    else:
-        StudyFolder.open(NAME).inbox().put(command)
+    StudyFolder.open(NAME).inbox().put(command)
 
 
 def trials() -> list[str]:
@@ -153,7 +148,7 @@ def steer(num_commands: int, num_kills: int, draw: random.Random, home: str) -> 
     for act in acts:
         if act == "command":
             command = random_command(draw)
-            send(command, through_mlflow=len(sent) % 3 == 2)
+            send(command)
             sent[command.command_id] = time.time()
             time.sleep(draw.uniform(0, 1.5))
             continue
@@ -168,7 +163,7 @@ def steer(num_commands: int, num_kills: int, draw: random.Random, home: str) -> 
     from loraxs_search.steering.send import new_command
 
     last = new_command("finish")
-    send(last, through_mlflow=False)
+    send(last)
     sent[last.command_id] = time.time()
     assert driver.wait(600) == 0, Path(home, "driver.log").read_text()[-3000:]
     return sent, kills
@@ -224,19 +219,10 @@ def summary(sent: dict[str, float], kills: list[float]) -> dict[str, Any]:
         "ended_more_than_once": sum(number > 1 for number in ended.values()),
         "trials": dict(states),
         "files_left": len(list(folder.inbox().waiting())),
-        "tags_left": tags_left(),
         "undisturbed": len(undisturbed),
         "answered_s_median": round(statistics.median(undisturbed), 2) if undisturbed else None,
         "answered_s_max": round(max(undisturbed), 2) if undisturbed else None,
     }
-
-
-def tags_left() -> int:
-    from loraxs_search.mlflow_uri import resolve_uri
-    from loraxs_search.tracking.steered_studies import find_steered
-
-    tags = find_steered(resolve_uri(), NAME).run.data.tags
-    return len([key for key in tags if key.startswith("loraxs.command")])
 
 
 def main() -> None:

@@ -54,7 +54,6 @@ def test_a_study_that_nobody_runs_has_it_wait_and_says_how_to_go_on(
         (["add", "reviews", "--set", "rank"], "`--set` must be NAME=VALUE"),
         (["add", "revews"], "`study` must be one of this machine or of "),
         (["clone", "reviews", "7"], "`trial` must be one of study 'reviews': 00000, but got '00007'"),
-        (["clone", "reviews", "0", "--warm"], "`--warm` needs a trial that has reported"),
         (["clone", "reviews", "0", "--set", "learning_rate=1"], "`learning_rate` must be as the space has it"),
         (["extend", "reviews"], "got neither --trials nor --time"),
         (["extend", "reviews", "--time", "1h"], "has had all 1"),

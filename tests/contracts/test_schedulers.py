@@ -123,20 +123,3 @@ def test_a_name_that_is_taken_cannot_be_registered() -> None:
     with pytest.raises(ValueError, match="'asha' is taken"):
         SCHEDULERS.register("asha", Nobody)
     SCHEDULERS.register("asha", SCHEDULERS.get("asha"))  # the same one, as when a notebook's cell runs twice
-
-
-@every_scheduler
-@given(rounds=ROUNDS, at=st.integers(1, STEPS // EVERY - 1))
-def test_a_trial_that_begins_with_a_state_is_not_decided_on_before(
-    name: str, rounds: list[list[float | None]], at: int
-) -> None:
-    """However bad it is; the others are decided on as if it were not there."""
-    beside, without = new(name), new(name)
-    beside.begins_at("99999", at * EVERY)
-    assert beside.report(report("99999", at * EVERY, 0.0), METRIC) is None
-    for latest in reported(without, rounds):
-        assert beside.report(latest, METRIC) == without.report(latest, METRIC)
-    again = new(name)
-    again.begins_at("99999", at * EVERY)
-    again.replay([report("99999", at * EVERY, 0.0)], METRIC)
-    assert "99999" not in again.stopped

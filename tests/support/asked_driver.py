@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,10 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import optuna
 from ray.tune.search import Searcher
-from safetensors.numpy import save
 
 from loraxs_search.records import (
     AdapterSize,
@@ -92,19 +89,6 @@ def send(folder: StudyFolder, verb: str, *trials: str, params: Any = None, **arg
     command = new_command(verb, trials, arguments, params)
     folder.inbox().put(command)
     return command.command_id
-
-
-def snapshot(trial_id: str, step: int) -> bytes:
-    header = {
-        "version": 1,
-        "trial_id": trial_id,
-        "step": step,
-        "device_s": 9.0,
-        "num_tokens": 10,
-        "reports": json.loads(to_json([report(trial_id, step, 0.6)])),
-    }
-    tensors = {"parameter/R": np.arange(4.0, dtype=np.float32), "moment/exp_avg/R": np.ones(4, np.float32)}
-    return save(tensors, {"trial": json.dumps(header)})
 
 
 def drive(folder: StudyFolder) -> Driver:

@@ -35,7 +35,6 @@ from loraxs_search.search.hosts.refits import RefitPiece, refit_spec
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search_space import Space
 from loraxs_search.studies import StudyFolder, read_reports
-from loraxs_search.studies.lineage import seed_trial, stages
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +59,6 @@ class Finish:
         trials: Completed ones, best first; `promotion.candidates` of those whose method may be promoted, and their
             refits, are candidates.
         stop: Ends the work from outside.
-        records: All trials of the study, by id: refits of a clone repeat what its state was trained by.
         counted: Called with how much of the present work is done, of how much, in which unit.
     """
 
@@ -69,7 +67,6 @@ class Finish:
     space: Space
     trials: Sequence[TrialRecord]
     stop: threading.Event
-    records: Mapping[str, TrialRecord] = field(default_factory=dict)
     counted: Callable[[int, int, str], None] = lambda _, __, ___: None
     _adapters: dict[str, Trained] = field(default_factory=dict)
 
@@ -96,7 +93,7 @@ class Finish:
 
         self.counted(sum(steps.values()), total, "steps")
         pieces = [
-            RefitPiece(spec, self.space.task, every, self.folder, self._earlier(record, number), reached)
+            RefitPiece(spec, self.space.task, every, self.folder, reached)
             for record, number, spec in wanted
             if confirmed.refit(spec.trial_id) is None
         ]
@@ -204,15 +201,7 @@ class Finish:
         return self.space.method_of(record.params)
 
     def _spec(self, record: TrialRecord) -> TrialSpec:
-        return self.actors.spec(record.trial_id, record.params, seed_trial(record, self.records))
-
-    def _earlier(self, record: TrialRecord, number: int) -> tuple[tuple[TrialSpec, int], ...]:
-        """Return what a refit of a trial begins with, each to a step: nothing, but for a clone that began so itself."""
-        *earlier, _ = stages(record, self.records)
-        seed_of = seed_trial(record, self.records)
-        specs = [self.actors.spec(record.trial_id, stage.params, seed_of) for stage in earlier]
-        ends = [stage.until or 0 for stage in earlier]
-        return tuple((refit_spec(spec, number), end) for spec, end in zip(specs, ends, strict=True))
+        return self.actors.spec(record.trial_id, record.params)
 
     def _refits(self, record: TrialRecord) -> list[TrialSpec]:
         spec = self._spec(record)

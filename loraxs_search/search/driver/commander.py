@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from loraxs_search.records import AnswerState, Command, CommandAnswer
-from loraxs_search.search.driver.tag_source import TagSource, waiting_in_tags
+from loraxs_search.search.driver.tag_source import TagSource
 from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, open_commands, steered
 from loraxs_search.studies import CommandInbox, StudyFolder
@@ -51,8 +51,9 @@ def commands(
 
     Where the search comes to its end, whatever waits then is answered.
     """
-    folder, journal = study.folder, study.journal
-    with contextlib.closing(TagSource(_tags(folder, tracking_uri), journal)) as tag_source:
+    folder = study.folder
+    tags = CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.name)
+    with contextlib.closing(TagSource(tags)) as tag_source:
         commander = Commander(study, [InboxSource(folder.inbox()), tag_source], view, follow)
         yield commander
         tag_source.settle()  # a search may end before it has looked once
@@ -116,19 +117,10 @@ class Commander:
         return True
 
 
-def foreseen(folder: StudyFolder, tracking_uri: str | None = None) -> SteeringState:
-    """Return what the commands of a study will have come to once those that wait are decided on; nothing is written.
-
-    Args:
-        tracking_uri: Of the MLflow whose tags may have commands too; None asks none.
-    """
+def foreseen(folder: StudyFolder) -> SteeringState:
+    """Return what the commands of a study will have come to once those that wait are decided on; nothing is written."""
     study = steered(folder, folder.journal())
-    waiting = open_commands(study)
-    if tracking_uri is not None:
-        taken = study.journal.commands
-        tagged = waiting_in_tags(_tags(folder, tracking_uri), study.journal)
-        waiting += [command for command in tagged if command.command_id not in taken]
-    for command in waiting:
+    for command in open_commands(study):
         apply(command, decide(command, study), study.state)
     return study.state
 
@@ -149,7 +141,3 @@ def asks_for_more(folder: StudyFolder, state: SteeringState) -> bool:
 def _line(command: Command, answer: CommandAnswer) -> str:
     said = f"refused: {answer.text}" if answer.state is AnswerState.REFUSED else answer.text
     return f"{describe(command)}: {said}"
-
-
-def _tags(folder: StudyFolder, tracking_uri: str) -> CommandTags:
-    return CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.name)

@@ -213,9 +213,6 @@ class Driver:
     def _scheduler(self, ledger: Ledger, journal: Journal) -> Scheduler:
         """Return the scheduler as it stood when the journal ended; trials that it had stopped end now."""
         scheduler = make_scheduler(self._info.search, self._info.task.search_direction)
-        for record in journal.records.values():
-            if record.lineage is not None and record.is_warm_clone:
-                scheduler.begins_at(record.trial_id, record.lineage.step)
         scheduler.replay(journal.reports, self._info.task.search_metric)
         for trial_id, reason in scheduler.stopped.items():
             ledger.ended(trial_id, TrialState.PRUNED, reason)
@@ -328,7 +325,7 @@ class Driver:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
-        finish = Finish(actors, folder, self._space, trials, self._stop, ledger.records, self._view.counted)
+        finish = Finish(actors, folder, self._space, trials, self._stop, self._view.counted)
         seeds = self._info.promotion.seeds
         if seeds and finish.best:
             self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search import versions
-from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.errors import LoraxsError, StudyError, UsageError
 from loraxs_search.home import in_use
+from loraxs_search.records import AnswerState
 from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.commander import asks_for_more, foreseen
 from loraxs_search.search.driver.driver import Driver
@@ -244,11 +245,26 @@ def resume(
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
     info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
     has_ended = folder.candidates() is not None
-    state = foreseen(folder, info.tracking_uri if has_ended else None)  # a search that goes on reads tags itself
+    state = foreseen(folder)
     if has_ended and not asks_for_more(folder, state):
         return close_finished(folder)
+    _check_without_warm_clones(folder)
     with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
         pass
     space = parse_stored(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
     space = replace(space, search=extended(space.search, state))
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
+
+
+def _check_without_warm_clones(folder: StudyFolder) -> None:
+    """Refuse to go on with a study of an earlier version in which trials began with the states of others.
+
+    Raises:
+        StudyError: it has such trials.
+    """
+    done = (r for r in folder.journal().commands.values() if r.answer and r.answer.state is AnswerState.DONE)
+    if clones := [record.command.trial_ids[0] for record in done if record.command.arguments.get("warm")]:
+        raise StudyError(
+            f"Each trial must begin anew, but study {folder.name!r} has warm clones of trials {', '.join(clones)}.",
+            hint=f"`loraxs-search status {folder.name}` shows what it found; launch its space again for more",
+        )

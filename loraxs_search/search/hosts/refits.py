@@ -26,7 +26,6 @@ class RefitPiece:
     """A recipe to train to its last step, its state kept after every `every` steps.
 
     Args:
-        earlier: What a clone's recipe begins with: the same trial by other params, each to a step.
         reached: Called with its name and the step that it has reached; one that failed has no more to do.
     """
 
@@ -34,17 +33,14 @@ class RefitPiece:
     task: Task
     every: int
     folder: StudyFolder
-    earlier: tuple[tuple[TrialSpec, int], ...] = ()
     reached: Callable[[str, int], None] = lambda _, __: None
 
     def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = self.folder.read_snapshot(self.spec.trial_id)
         reports = read_reports(snapshot) if snapshot else ()
         step = reports[-1].step if reports else 0
-        spec, end = next(
-            (stage for stage in self.earlier if step < stage[1]), (self.spec, self.spec.hyperparameters.max_steps)
-        )
-        return host.advance(spec, min(step + self.every, end), snapshot, self.task)
+        until = min(step + self.every, self.spec.hyperparameters.max_steps)
+        return host.advance(self.spec, until, snapshot, self.task)
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         report, snapshot = answer

@@ -93,13 +93,9 @@ class StudyActors:
         """End the keeper now."""
         kill(self.keeper)
 
-    def spec(self, trial_id: str, params: Mapping[str, Scalar], seed_of: str = "") -> TrialSpec:
-        """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone.
-
-        Args:
-            seed_of: The trial whose seed it has, where it goes on with another one's state.
-        """
-        seed = self._study.search.trial_seed(int(seed_of or trial_id))
+    def spec(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialSpec:
+        """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
+        seed = self._study.search.trial_seed(int(trial_id))
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
         if get_method(hyper.method).can_start:
             hyper = replace(hyper, start_from=self.start_from)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,11 +10,10 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import LoraxsError, StudyError, UsageError
+from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.records import (
     Lineage,
     Origin,
-    Scalar,
     SearchPlan,
     TrialReport,
     TrialSpec,
@@ -35,7 +34,6 @@ from loraxs_search.steering import SteeringState
 from loraxs_search.steering.plan import extended, num_proposed
 from loraxs_search.steering.state import AskedTrial
 from loraxs_search.studies import StudyFolder
-from loraxs_search.studies.lineage import seed_trial
 
 _ResultT = TypeVar("_ResultT")
 
@@ -55,7 +53,7 @@ class StudySearcher(Searcher):
     Args:
         deadline: When the time budget is used up.
         path: The study's storage.
-        folder: Has the states that clones begin with.
+        folder: Of the study, whose name lineages have.
         state: What commands have come to; whoever changes it calls `follow`.
     """
 
@@ -207,16 +205,12 @@ class StudySearcher(Searcher):
             trial_id = trial_name(trial.number)
         spec: TrialSpec | None = None
         try:
-            spec = self._spec(trial_id, params, origin)
-            first = self._begin(trial_id, origin)
-        except (StudyError, UsageError) as error:
-            # Params that no trial can have, or a clone whose state is damaged: the others are none the worse.
+            spec = self._actors.spec(trial_id, params)
+        except UsageError as error:  # params that no trial can have: the others are none the worse
             self._ledger.started(trial_id, params, spec.hyperparameters if spec else None, trial, origin)
             self._ledger.ended(trial_id, TrialState.FAIL, error.message)
             return None
         self._ledger.started(trial_id, params, spec.hyperparameters, trial, origin)
-        for report in first:
-            self._ledger.reported(report)
         self._trial_ids[tune_id] = trial_id
         return {
             SPEC: to_json(spec),
@@ -305,26 +299,7 @@ class StudySearcher(Searcher):
         return None
 
     def _lineage(self, asked: AskedTrial) -> Lineage | None:
-        return Lineage(self._folder.name if self._folder else "", asked.source, asked.step) if asked.source else None
-
-    def _spec(self, trial_id: str, params: Mapping[str, Scalar], origin: Origin | None) -> TrialSpec:
-        records = self._ledger.records
-        if trial_id in records:
-            seed_of = seed_trial(records[trial_id], records)
-        elif origin is not None and origin.lineage is not None and origin.lineage.is_warm:
-            seed_of = seed_trial(records[origin.lineage.trial_id], records)
-        else:
-            seed_of = trial_id
-        return self._actors.spec(trial_id, params, seed_of)
-
-    def _begin(self, trial_id: str, origin: Origin | None) -> tuple[TrialReport, ...]:
-        """Give a new trial the state that it begins with, before anything is recorded of it; return its reports."""
-        lineage = origin.lineage if origin else None
-        if origin is None or lineage is None or not lineage.is_warm:
-            return ()
-        assert self._folder is not None, "a search that people steer has a folder"
-        self._scheduler.begins_at(trial_id, lineage.step)
-        return self._folder.begin_clone(trial_id, origin.command)
+        return Lineage(self._folder.name if self._folder else "", asked.source) if asked.source else None
 
     def _end(self, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:

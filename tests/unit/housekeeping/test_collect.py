@@ -18,7 +18,7 @@ from support.studies import state, study
 
 from loraxs_search.home import REMOVED, in_use, mark_used, write_atomic
 from loraxs_search.housekeeping import KINDS, collect
-from loraxs_search.records import AnswerState, Command, CommandAnswer, Identity, Lineage, Origin, TrialState
+from loraxs_search.records import Identity, TrialState
 
 MONTH_S = 30 * DAY_S
 STATE = f"{'a' * 16}.20.{'b' * 32}.safetensors"
@@ -161,28 +161,14 @@ def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_e
     for trial in ("00000", "00001", "00002"):
         folder.write_snapshot(trial, state(trial))
     write_atomic(folder.path / "tune" / "state.json", "{}")
+    write_atomic(folder.path / "clones" / "c1.safetensors", "kept by an earlier version")
     age(fresh_home)
     snapshots = folder.path / "snapshots"
     for trial in ("00001", "00002"):
         assert why(snapshots / f"{trial}.safetensors") == "needed by study done, which may be extended"
-    assert gone() == [snapshots / "00000.safetensors", folder.path / "tune"]
+    clone = folder.path / "clones" / "c1.safetensors"
+    assert gone() == [snapshots / "00000.safetensors", clone, folder.path / "tune"]
     assert folder.journal().records.keys() == {"00000", "00001", "00002"}
-
-
-def test_what_a_clone_began_with_goes_once_it_has_begun(fresh_home, store_uri):
-    folder = searched("done", [Tried({"rank": 2}, 0.8)])
-    journal = folder.journal()
-    for name in ("begun", "waiting", "refused"):
-        folder.write_clone_state(name, b"state")
-        journal.commanded(Command(name, "clone", ("00000",), {"warm": True}))
-        state = AnswerState.REFUSED if name == "refused" else AnswerState.DONE
-        journal.answered(CommandAnswer(name, state, "so", facts={"step": 10}))
-    journal.trial_started("00001", {"rank": 2}, Origin(command="begun", lineage=Lineage("done", "00000", 10)))
-    journal.trial_ended("00001", TrialState.PRUNED, "so")
-    age(fresh_home)
-    clones = folder.path / "clones"
-    assert why(clones / "waiting.safetensors") == "needed by study done, which has yet to begin a clone"
-    assert gone() == [clones / "begun.safetensors", clones / "refused.safetensors"]
 
 
 def test_a_study_that_somebody_works_on_keeps_its_states(fresh_home, store_uri):

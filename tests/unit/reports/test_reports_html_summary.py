@@ -125,7 +125,7 @@ def test_what_was_steered_is_beside_it(folder):
     journal = folder.journal()
     sent = [
         (Command("a", "extend", arguments={"trials": 3, "time": "1h"}), AnswerState.DONE),
-        (Command("b", "clone", ("00000",), {"warm": True, "force": False}, {"rank": 8}), AnswerState.DONE),
+        (Command("b", "clone", ("00000",), {"force": True}, {"rank": 8}), AnswerState.DONE),
         (Command("c", "stop", ("00009",)), AnswerState.REFUSED),
         (Command("d", "pause"), AnswerState.DONE),
     ]
@@ -136,7 +136,7 @@ def test_what_was_steered_is_beside_it(folder):
     facts = read_facts(folder)
     assert steering_commands(facts) == [
         "loraxs-search extend s-again --time 1h --trials 3",
-        "loraxs-search clone s-again 00000 --warm --set rank=8",
+        "loraxs-search clone s-again 00000 --force --set rank=8",
         "loraxs-search add s-again --set rank=16  # waits to be answered",
     ]
     assert "loraxs-search extend s-again --time 1h" in report_page(facts)

@@ -9,7 +9,6 @@ import pytest
 from support.recorded_search import FACTS, NODES, begun, closed, finishing, reported, training
 
 from loraxs_search.records import (
-    Lineage,
     PhaseEvent,
     SearchEndedEvent,
     SteeredEvent,
@@ -168,21 +167,6 @@ def test_a_search_that_is_to_finish_counts_the_trials_that_there_are(state: Sear
     steering = SteeringStatus(finishing="finished by a person")
     view.started(replace(FACTS, at=1080.0, num_trials=4, steering=steering))
     assert (state.steering, state.num_trials, state.num_training) == (steering, 4, 2)
-
-
-def test_steps_that_a_warm_clone_began_with_cost_nothing(state: SearchState) -> None:
-    before, pace = state.steps_done, state.hosts(1080.0)
-    view = EventView(state.happened)
-    view.study = "mine"
-    clone = replace(begun(4, 1080.0), lineage=Lineage("mine", "00000", 60))
-    clone = reported(clone, 60, 0.5, 1080.0)  # its first report is the one that it began with
-    view.trial_changed(clone)
-    assert state.trials["00004"].step == 60
-    assert state.steps_done == before
-    assert [host.steps_per_s for host in state.hosts(1080.0)] == [host.steps_per_s for host in pace]
-    assert state.trial_steps() == 80 + 20 + 80 + 80 + 20, "it was not judged where it began"
-    view.trial_changed(reported(clone, 80, 0.6, 1090.0))
-    assert state.steps_done == before + 20
 
 
 def test_the_devices_of_a_node_are_one_host() -> None:

@@ -74,41 +74,29 @@ def test_with_several_methods_a_parameter_of_one_needs_the_method() -> None:
 SOURCE = {"basis": "top", "rank": 8, "learning_rate": 0.01, "sigma": "sqrt", "batch_size": 8}
 
 
-def clone(given: dict[str, Any], *, warm: bool = False, force: bool = False) -> Any:
-    return clone_params(space(), SOURCE, given, warm=warm, force=force)
+def clone(given: dict[str, Any], *, force: bool = False) -> Any:
+    return clone_params(space(), SOURCE, given, force=force)
 
 
 def test_a_clone_is_its_source_but_for_what_is_given() -> None:
     assert clone({"rank": 4}).params == {**SOURCE, "rank": 4}
-    assert clone({}, warm=True).params == SOURCE
-    assert clone({"rank": 8, "learning_rate": 0.02}, warm=True).params == {**SOURCE, "learning_rate": 0.02}
+    assert clone({}).params == SOURCE
+    assert clone({"rank": 8, "learning_rate": 0.02}).params == {**SOURCE, "learning_rate": 0.02}
 
 
 def test_a_clone_may_be_of_another_method() -> None:
-    """What the source had of its own method is left behind; a state is of one method."""
+    """What the source had of its own method is left behind."""
     source = {"method": "lora-xs", "rank": 4, "learning_rate": 0.01, "basis": "random"}
-    made = clone_params(space(METHODS), source, {"method": "lora", "rank": 8}, warm=False, force=False)
+    made = clone_params(space(METHODS), source, {"method": "lora", "rank": 8}, force=False)
     assert (made.params, made.faults) == ({"method": "lora", "rank": 8, "learning_rate": 0.01}, ())
-    (law,) = clone_params(space(METHODS), source, {"method": "lora"}, warm=True, force=False).faults
-    assert "`method` must stay lora-xs" in law
-
-
-@pytest.mark.parametrize("name", ["rank", "basis", "sigma", "head", "target_modules", "scale", "init_std"])
-def test_a_warm_clone_changes_nothing_that_a_state_means(name: str) -> None:
-    other = {"rank": 4, "basis": "random", "sigma": "input", "head": "output", "target_modules": "ffn"}
-    value = other.get(name, 0.5)
-    for force in (False, True):
-        (law,) = clone({name: value}, warm=True, force=force).faults
-        assert f"`{name}` must stay" in law
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "head_learning_rate", "weight_decay", "batch_size", "warmup_ratio"])
-@pytest.mark.parametrize("warm", [False, True])
-def test_an_optimizer_out_of_the_space_needs_force(name: str, warm: bool) -> None:
+def test_an_optimizer_out_of_the_space_needs_force(name: str) -> None:
     value = {"batch_size": 64}.get(name, 0.9)
-    (law,) = clone({name: value}, warm=warm).faults
+    (law,) = clone({name: value}).faults
     assert law.startswith(f"`{name}` must be as the space has it: {name} is {value}, and here ")
-    forced = clone({name: value}, warm=warm, force=True)
+    forced = clone({name: value}, force=True)
     assert (forced.faults, forced.outside) == ((), (name,))
     assert forced.params == {**SOURCE, name: value}
 
@@ -135,4 +123,4 @@ def test_whatever_a_trial_of_the_space_has_can_be_given(data: st.DataObject) -> 
     placed = place_given(made, params)
     assert (placed.params, placed.faults) == ({k: v for k, v in params.items() if k in placed.params}, ())
     assert set(params) == set(placed.params)
-    assert clone_params(made, params, {}, warm=True, force=False).params == params
+    assert clone_params(made, params, {}, force=False).params == params

@@ -1,50 +1,22 @@
-"""What people type into a tag is read as the command line reads it, or says why it cannot be."""
+"""Trials and params are read as people type them."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from loraxs_search.errors import CommandError
-from loraxs_search.steering.text import parse, read_params
+from loraxs_search.steering.text import read_params, trial_name
 
 
 @pytest.mark.parametrize(
-    ("text", "own", "verb", "trials", "arguments"),
-    [
-        ("stop", "00003", "stop", ("00003",), {}),
-        ("stop --now", "00003", "stop", ("00003",), {"now": True}),
-        (" stop 4 --now 00005 4 ", "00003", "stop", ("00004", "00005"), {"now": True}),
-        ("pause", None, "pause", (), {}),
-        ("finish", "00003", "finish", (), {}),
-    ],
+    ("text", "name"), [("3", "00003"), ("00003", "00003"), ("123456", "123456"), ("0", "00000"), ("x", "x")]
 )
-def test_a_command_as_it_is_typed(
-    text: str, own: str | None, verb: str, trials: tuple[str, ...], arguments: dict
-) -> None:
-    command = parse(text, "c1", own)
-    assert (command.verb, command.trial_ids, command.arguments, command.malformed) == (verb, trials, arguments, "")
+def test_a_trial_by_its_number(text: str, name: str) -> None:
+    assert trial_name(text) == name
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "must begin with a verb"),
-        ("stopp 3", "must be one of: stop, "),
-        ("stop --nwo", "takes these options: --now, but got --nwo"),
-        ("finish --now", "takes these options: none, but got --now"),
-        ("stop --set rank=8", "takes these options: --now, but got --set"),
-        ("stop '3", "quotes closed"),
-    ],
-)
-def test_what_cannot_be_read_says_why(text: str, why: str) -> None:
-    assert why in parse(text, "c1").malformed
-
-
-@given(st.text(max_size=60), st.none() | st.just("00003"))
-def test_nothing_that_is_typed_raises(text: str, own: str | None) -> None:
-    parse(text, "c1", own)
+def test_a_number_of_any_length_is_a_trial_that_there_is_not() -> None:
+    assert trial_name("9" * 5000) == "9" * 5000
 
 
 def test_values_of_params_are_read_as_numbers_where_they_are() -> None:

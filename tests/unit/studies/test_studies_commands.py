@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.home import write_atomic
-from loraxs_search.records import AnswerState, Command, CommandAnswer, CommandTag
+from loraxs_search.records import AnswerState, Command, CommandAnswer
 from loraxs_search.studies import CommandInbox, Journal
 
 STOP = Command("c1", "stop", ("00001",), {"now": True}, {"rank": 8}, "ann", 2.0)
-TYPED = Command("c2", "pause", issued_at=1.0, tag=CommandTag("run", "loraxs.command", "pause"))
+TYPED = Command("c2", "pause", issued_at=1.0)
 
 
 def test_commands_wait_oldest_first_until_they_are_removed(tmp_path: Path) -> None:
@@ -44,14 +44,11 @@ def test_the_journal_keeps_commands_in_the_order_they_were_taken(tmp_path: Path)
     answer = CommandAnswer("c2", AnswerState.DONE, "it pauses", facts={"trials": "00001"})
     assert journal.answered(answer)
     assert not journal.answered(CommandAnswer("c2", AnswerState.REFUSED, "something else"))
-    journal.command_cleared("c2")
-    journal.command_cleared("c2")
     again = Journal(tmp_path / "journal.jsonl")
     assert list(again.commands) == ["c1", "c2"]
     assert (again.commands["c1"].command, again.commands["c1"].answer) == (STOP, None)
     assert (again.commands["c2"].command, again.commands["c2"].answer) == (TYPED, answer)
-    assert [record.is_cleared for record in again.commands.values()] == [False, True]
-    assert (tmp_path / "journal.jsonl").read_text().count("\n") == 4
+    assert (tmp_path / "journal.jsonl").read_text().count("\n") == 3
 
 
 def test_a_file_that_cannot_be_read_stops_no_other_command(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

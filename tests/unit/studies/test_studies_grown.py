@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import pytest
-from safetensors.numpy import load, save
-from support.reports import report
 from support.searched_studies import Tried, confirm, searched
 from support.studies import study
 
-from loraxs_search.errors import StudyError
-from loraxs_search.records import Lineage, Origin, TrialRecord, TrialState, to_json
-from loraxs_search.studies import read_reports
-from loraxs_search.studies.lineage import Stage, seed_trial, stages
-from loraxs_search.studies.snapshots import handed_on, is_whole
-
-
-def snapshot(**header: object) -> bytes:
-    import numpy as np
-
-    values = {"version": 1, "trial_id": "00000", "step": 20, "device_s": 3.0, "num_tokens": 5, **header}
-    values.setdefault("reports", json.loads(to_json([report("00000", 10, 0.5), report("00000", 20, 0.6)])))
-    return save({"parameter/R": np.ones((3, 3), np.float32)}, {"trial": json.dumps(values)})
+from loraxs_search.records import Lineage, Origin
 
 
 def test_origin_and_lineage_are_in_the_journal_and_come_back(fresh_home: Path) -> None:
@@ -36,43 +20,6 @@ def test_origin_and_lineage_are_in_the_journal_and_come_back(fresh_home: Path) -
     assert (plain.command, plain.lineage, plain.is_hidden) == ("", None, False)
     assert (clone.command, clone.lineage, clone.is_hidden) == ("abc", lineage, True)
     assert folder.journal().records == journal.records
-
-
-def test_a_state_that_is_handed_on_is_the_same_but_for_whose_it_is() -> None:
-    given = handed_on(snapshot(), "00007")
-    (first,) = read_reports(given)
-    assert (first.trial_id, first.step, first.device_s) == ("00007", 20, 0.0)
-    assert (load(given)["parameter/R"] == load(snapshot())["parameter/R"]).all()
-    assert handed_on(given, "00000") == handed_on(snapshot(), "00000")
-    assert is_whole(given)
-    assert not is_whole(snapshot(elsewhere="a file"))
-
-
-def test_a_state_without_a_report_or_none_at_all_is_refused() -> None:
-    with pytest.raises(StudyError, match="must have a report"):
-        handed_on(snapshot(reports=[]), "00007")
-    with pytest.raises(StudyError, match="must be a safetensors file"):
-        handed_on(b"not one", "00007")
-
-
-def test_a_clone_whose_state_is_gone_is_refused(fresh_home: Path) -> None:
-    with pytest.raises(StudyError, match=r"A clone must have the state that it begins with, but .* is missing"):
-        study("s").begin_clone("00001", "abc")
-
-
-def test_stages_lead_back_to_the_first_trial() -> None:
-    def trial(name: str, *lineage: object) -> TrialRecord:
-        origin = Lineage("s", *lineage) if lineage else None  # type: ignore[arg-type]
-        return TrialRecord(name, {"own": name}, TrialState.COMPLETE, lineage=origin)
-
-    records = {each.trial_id: each for each in (trial("0"), trial("1", "0", 20), trial("2", "1", 30), trial("3", "2"))}
-    assert stages(records["2"], records) == (
-        Stage("0", {"own": "0"}, 20),
-        Stage("1", {"own": "1"}, 30),
-        Stage("2", {"own": "2"}),
-    )
-    assert seed_trial(records["2"], records) == "0"
-    assert stages(records["3"], records) == (Stage("3", {"own": "3"}),), "a cold clone begins anew"
 
 
 def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home: Path) -> None:

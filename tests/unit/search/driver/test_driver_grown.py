@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from support.reports import report
 from support.searched_studies import Tried, confirm, searched
-from support.studies import study as new_study
 
-from loraxs_search.records import Lineage, Origin, SearchPlan, TrialReport, TrialState
+from loraxs_search.errors import StudyError
+from loraxs_search.records import AnswerState, Command, CommandAnswer, Lineage, Origin, TrialReport, TrialState
 from loraxs_search.reports import compare
+from loraxs_search.reports.study_status import study_status
 from loraxs_search.search.driver.commander import answer_waiting, asks_for_more, foreseen
 from loraxs_search.search.driver.driver import Driver, _go_through
+from loraxs_search.search.driver.launch import resume
 from loraxs_search.search.driver.warm_start import local_study
 from loraxs_search.steering import steered
 from loraxs_search.steering.send import new_command
@@ -141,18 +141,14 @@ def test_mlflow_says_what_a_trial_was_cloned_from_and_what_left_the_front(
     assert (tags["00000"]["loraxs.on_front"], tags["00001"]["loraxs.on_front"]) == ("false", "true")
 
 
-def test_a_resumed_scheduler_does_not_judge_a_warm_clone_where_it_began(fresh_home: Path) -> None:
-    plan = SearchPlan(max_steps=40, report_every=10, scheduler="asha")
-    folder = new_study("s", search=plan)
-    journal = folder.journal()
-    for number in range(4):
-        lineage = Lineage("s", "00000", 20) if number == 3 else None
-        journal.trial_started(f"{number:05d}", {"rank": 4}, Origin(command="c" if lineage else "", lineage=lineage))
-        for step in (10, 20) if lineage is None else (20,):
-            journal.trial_reported(report(f"{number:05d}", step, 0.9 - number / 5))
-    ended = list[str]()
-    driver = SimpleNamespace(_info=folder.info)
-    ledger = SimpleNamespace(ended=lambda trial_id, *_: ended.append(trial_id))
-    Driver._scheduler(driver, ledger, folder.journal())  # type: ignore[arg-type]
-    assert "00003" not in ended
-    assert ended, "others are judged"
+def test_a_study_with_warm_clones_stays_readable_and_is_not_resumed(ended: StudyFolder) -> None:
+    journal = ended.journal()
+    journal.commanded(Command("c1", "clone", ("00000",), {"warm": True}))
+    journal.answered(CommandAnswer("c1", AnswerState.DONE, "so", facts={"step": 10, "is_hidden": True}))
+    origin = Origin(command="c1", lineage=Lineage("s", "00000", 10), is_hidden=True)
+    journal.trial_started("00002", {"rank": 16}, origin)
+    (ended.path / "candidates.json").unlink(missing_ok=True)
+    assert [row.origin for row in study_status(ended).trials if row.trial_id == "00002"] == ["00000@10"]
+    with pytest.raises(StudyError) as refused:
+        resume("s")
+    assert "launch its space again" in str(refused.value.hint)

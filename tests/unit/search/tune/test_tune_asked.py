@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
-from support.asked_driver import PLAN, SPACE, drive, send, snapshot
+from support.asked_driver import PLAN, SPACE, drive, send
 from support.studies import TASK, study
 
 from loraxs_search.records import (
@@ -75,7 +75,7 @@ class KilledError(BaseException):
     """What a test kills a driver with."""
 
 
-@pytest.mark.parametrize("verb", ["add", "clone", "warm"])
+@pytest.mark.parametrize("verb", ["add", "clone"])
 @pytest.mark.parametrize("kill_at", range(8))
 def test_killed_between_any_two_writes_a_command_is_carried_out_once(
     folder: StudyFolder, verb: str, kill_at: int, monkeypatch: pytest.MonkeyPatch
@@ -83,11 +83,10 @@ def test_killed_between_any_two_writes_a_command_is_carried_out_once(
     """Every write to the study folder is a place to die: before it, nothing of it is there."""
     first = drive(folder)
     first.begin()
-    folder.write_snapshot("00000", snapshot("00000", 20))
     if verb == "add":
         command = send(folder, "add", params={"rank": 16})
     else:
-        command = send(folder, "clone", "00000", params={"learning_rate": 0.02}, warm=verb == "warm")
+        command = send(folder, "clone", "00000", params={"learning_rate": 0.02})
     writes = []
 
     def dying(write: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,8 +127,6 @@ def test_killed_between_any_two_writes_a_command_is_carried_out_once(
     assert not list(folder.inbox().waiting())
     (asked,) = (record for record in records.values() if record.command)
     assert asked.params["rank" if verb == "add" else "learning_rate"] == (16 if verb == "add" else 0.02)
-    if verb == "warm":
-        assert asked.reports[0].step == 20
 
 
 def test_proposals_beside_added_trials_are_those_of_an_undisturbed_search(folder: StudyFolder) -> None:
