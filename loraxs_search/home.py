@@ -23,6 +23,10 @@ REMOVED = ".removed-"  # how what is being removed is called, beside its place
 _IN_USE = ".in-use"
 _ID = ".home-id"
 _NO_HARD_LINKS = (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_NOT_WRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 def home() -> Path:
@@ -117,8 +121,11 @@ def _written_beside(path: Path, content: bytes | str) -> Iterator[Path]:
     """
     data = content.encode() if isinstance(content, str) else content
     with disk_faults(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        except FileNotFoundError as error:  # in a folder that is removed, or where the system lets nobody make one
+            raise OSError(errno.ENOTDIR, error.strerror) from error
     temporary = Path(name)
     try:
         with disk_faults(path):
@@ -162,7 +169,7 @@ def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
                 hint="free some space, or "
                 + (f"point {setting} at a larger disk" if setting else "choose a place on a larger disk"),
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _NOT_WRITABLE:
             raise HomeError(
                 f"{path} must be writable, but the system says: {error.strerror}.",
                 hint=f"set {setting} to a folder you can write to" if setting else "choose a place you can write to",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from loraxs_search.cli._plain import plain
 from loraxs_search.cli._words import browse, clock, params_in_short, progress_in_words, time_left_in_words
 from loraxs_search.records import TrialState
 from loraxs_search.reports import SearchState, TrialLine, sparkline
@@ -26,13 +28,13 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
         notice: What is to be seen to the end; empty where nothing is.
         server: Address of MLflow, for people; empty for the embedded store.
     """
-    passed = Text(f"{clock(now - began)}  ", style="dim")
+    passed = _text(f"{clock(now - began)}  ", style="dim")
     if state.facts is None:
-        return passed + Text(notice or (state.phase.text if state.phase else "waiting for the search"))
+        return passed + _text(notice or (state.phase.text if state.phase else "waiting for the search"))
     above = [*_head(state, console, now, passed), *_lines(state, now, notice)]
     below = [
-        *(Text(f"note: {note}", style="yellow", no_wrap=True, overflow="ellipsis") for note in state.facts.notes),
-        Text(browse(state.study, server), style="dim", no_wrap=True, overflow="ellipsis"),
+        *(_text(f"note: {note}", style="yellow", no_wrap=True, overflow="ellipsis") for note in state.facts.notes),
+        _text(browse(state.study, server), style="dim", no_wrap=True, overflow="ellipsis"),
     ]
     rows = console.height - len(above) - len(below) - 3  # an empty line, the heading, the cursor's line
     return Group(*above, Text(""), _table(state, console, max(1, min(_MAX_ROWS, rows))), *below)
@@ -41,32 +43,32 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
 def _head(state: SearchState, console: Console, now: float, passed: Text) -> list[RenderableType]:
     assert state.facts is not None
     facts = state.facts
-    title = Text(f"{state.study}: {facts.task} on {facts.device} ({facts.dtype})", no_wrap=True, overflow="ellipsis")
+    title = _text(f"{state.study}: {facts.task} on {facts.device} ({facts.dtype})", no_wrap=True, overflow="ellipsis")
     title.stylize("bold")
     left = time_left_in_words(state.seconds_left(now))
     line = Table.grid(padding=(0, 2, 0, 0))
     bar = ProgressBar(total=1.0, completed=state.share_done(), width=max(10, min(_MAX_BAR, console.width - 30)))
-    line.add_row(bar, Text(f"{100 * state.share_done():.0f} %"), Text(left), passed)
+    line.add_row(bar, _text(f"{100 * state.share_done():.0f} %"), _text(left), passed)
     return [title, line]
 
 
 def _lines(state: SearchState, now: float, notice: str) -> list[RenderableType]:
-    lines = [(label, Text(text)) for label, text in progress_in_words(state)]
+    lines = [(label, _text(text)) for label, text in progress_in_words(state)]
     hosts = state.hosts(now) if state.is_training else []
     for host in hosts[:_MAX_HOSTS]:
         slots = f"{host.num_trials}/{'?' if host.num_slots is None else host.num_slots} slots"
         pace = "" if host.steps_per_s is None else f"  {host.steps_per_s:.2g} steps/s"
         pace += "" if host.rows_per_s is None else f"  {host.rows_per_s:.3g} rows/s"
-        lines.append(("host", Text(f"{host.address}  {slots}{pace}")))
+        lines.append(("host", _text(f"{host.address}  {slots}{pace}")))
     if len(hosts) > _MAX_HOSTS:
-        lines.append(("", Text(f"and {len(hosts) - _MAX_HOSTS} more hosts")))
+        lines.append(("", _text(f"and {len(hosts) - _MAX_HOSTS} more hosts")))
     if notice:
-        lines.append(("notice", Text(notice, style="yellow")))
+        lines.append(("notice", _text(notice, style="yellow")))
     return [_labelled(label, text) for label, text in lines]
 
 
 def _labelled(label: str, text: Text) -> Text:
-    line = Text(f"{label:<9}", style="dim", no_wrap=True, overflow="ellipsis")
+    line = _text(f"{label:<9}", style="dim", no_wrap=True, overflow="ellipsis")
     return line.append_text(text)
 
 
@@ -90,7 +92,8 @@ def _table(state: SearchState, console: Console, num_rows: int) -> Table:
         is_paused = trial.trial in paused
         style = "dim" if is_paused else _STYLES[trial.state]
         cells = _cells(trial, state.facts.max_steps, curve, with_bytes)
-        table.add_row(cells[0], "paused" if is_paused else cells[1], *cells[2:], style=style)
+        shown = cells[0], "paused" if is_paused else cells[1], *cells[2:]
+        table.add_row(*map(_text, shown), style=style)
     return table
 
 
@@ -99,3 +102,8 @@ def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Se
     stored = [f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []
     step = f"{max(trial.step, trial.current_step)}/{max_steps}"
     return trial.trial, trial.state.value, step, score, curve, *stored, params_in_short(trial.params)
+
+
+def _text(text: str, **style: Any) -> Text:
+    """Return a text that steers neither the terminal nor rich, whoever wrote it."""
+    return Text(plain(text), **style)

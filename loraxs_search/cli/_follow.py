@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+from loraxs_search.cli._plain import plain
 from loraxs_search.cli._search import server_of
 from loraxs_search.records import SearchEvent, WarningEvent
 from loraxs_search.reports import study_state, watch
@@ -33,7 +34,7 @@ def _draw(folder: StudyFolder, events: Iterable[SearchEvent]) -> None:
         for event in events:
             view.happened(event)
             if isinstance(event, WarningEvent):
-                print(f"warning: {event.text}", file=sys.stderr)  # above what is drawn
+                print(f"warning: {plain(event.text)}", file=sys.stderr)  # above what is drawn
 
 
 def _write(folder: StudyFolder, events: Iterable[SearchEvent]) -> None:

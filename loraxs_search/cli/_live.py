@@ -13,6 +13,7 @@ from rich.segment import ControlType
 
 from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._drawing import draw
+from loraxs_search.cli._plain import drawing_stream, plain
 from loraxs_search.records import DataReadEvent, SearchEvent
 from loraxs_search.reports import SearchState
 
@@ -32,7 +33,7 @@ class LiveView:
     def __init__(self, server: str, began: float | None = None) -> None:
         self._server, self._state, self._lock = server, SearchState(), threading.RLock()
         self._began, self._notice = time.time() if began is None else began, ""
-        self._console = Console(stderr=True)
+        self._console = Console(file=drawing_stream())
         self._live = _ResizedLive(
             console=self._console,
             get_renderable=self.__rich__,
@@ -55,7 +56,7 @@ class LiveView:
         with self._lock:
             self._state.happened(event)
         if isinstance(event, DataReadEvent):  # not in the lock: a drawing waits for it while it holds the console
-            lines = data_lines(event.report, event.num_rows, event.metric, short=True)
+            lines = map(plain, data_lines(event.report, event.num_rows, event.metric, short=True))
             self._console.print(*lines, sep="\n", end="\n\n", markup=False, highlight=False, soft_wrap=True)
 
     known = happened

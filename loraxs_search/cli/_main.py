@@ -49,6 +49,7 @@ from loraxs_search.cli import (
 )
 from loraxs_search.cli._account import hide_account
 from loraxs_search.cli._bad_values import bad_value
+from loraxs_search.cli._plain import keep_terminals_plain, plain
 from loraxs_search.errors import LoraxsError, UsageError, unknown_name
 from loraxs_search.records import to_json
 
@@ -116,6 +117,7 @@ def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
     hide_account(sys.argv[1:])
     configure_stdout()
+    keep_terminals_plain()
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
     set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     sys.exit(run(sys.argv[1:]))
@@ -209,4 +211,4 @@ class Talk(logging.Handler):
     """Writes to what stderr is at the time: a live table stands in for it while it is drawn."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+        print(f"{record.levelname.lower()}: {plain(record.getMessage())}", file=sys.stderr)

@@ -52,6 +52,19 @@ def state() -> SearchState:
     return state
 
 
+def test_what_others_wrote_steers_neither_the_terminal_nor_the_drawing(state: SearchState) -> None:
+    """Params, names and answers come from files and from tags in MLflow."""
+    nasty = "\x1b[2J\x9b31m\u202e[/bold][red]"
+    state.trials["00002"].params = {"rank": nasty}
+    state.study = state.steered = nasty
+    console = Console(file=io.StringIO(), width=160, height=30, force_terminal=True, color_system=None)
+    console.print(draw(state, console, 1080.0, 1000.0, nasty, nasty))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert not set("\x9b\u202e") & set(text)
+    assert "\x1b[2J" not in text
+    assert "rank=\\x1b[2J\\x9b31m\\u202e[/bold][red]" in text
+
+
 @pytest.mark.parametrize("columns", [60, 80, 100, 160])
 def test_a_search_fits_every_width(state: SearchState, columns: int) -> None:
     lines = drawn(state, columns).splitlines()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import webbrowser
 from pathlib import Path
 
@@ -36,8 +37,16 @@ def test_it_writes_where_it_is_asked_to(say, folder, tmp_path):
 
 def test_an_unknown_study_and_a_place_that_cannot_be_written_are_errors(say, folder):
     assert say("report", "reviewz").is_error(1, "must be one of: reviews, but got 'reviewz'")
-    assert say("report", "reviews", "--output", "/proc/r.html").is_error(1, "/proc")
+    for path in ("/proc/r.html", "/proc/no/folder/r.html", f"/{'x' * 300}/r.html"):
+        assert say("report", "reviews", "--output", path).is_error(1, "must be writable")
     assert say("report").code == 2
+
+
+def test_no_device_is_replaced_by_a_report(say, folder, tmp_path):
+    device = tmp_path / "pipe"
+    os.mkfifo(device)
+    assert say("report", "reviews", "--output", str(device)).is_error(2, "must be a file")
+    assert device.is_fifo()
 
 
 def test_it_is_there_from_python(folder, tmp_path):

@@ -10,7 +10,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.home import write_atomic
+from loraxs_search.errors import UsageError
+from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.reports.html import tables
 from loraxs_search.reports.html.facts import StudyFacts, read_facts
 from loraxs_search.reports.html.figures import Section, sections
@@ -74,9 +75,14 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
         path: By default `report.html` in the study's folder.
     Raises:
         StudyError: a file of the study is damaged.
+        UsageError: the path is a folder or a device.
         HomeError: the file cannot be written.
     """
     path = folder.path / REPORT_FILE if path is None else path
+    with disk_faults(path):
+        is_file = not path.exists() or path.is_file()
+    if not is_file:  # a device, such as /dev/stdout, would be replaced by a file
+        raise UsageError(f"A report must be a file, but {path} is none.", hint="name one that is not there yet")
     write_atomic(path, report_page(read_facts(folder)))
     return path
 
