@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._requests import Values
 from loraxs_search.tasks.kinds._templates import Prompt, continued_ids
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 
     from loraxs_search.tasks.batch import RowSource
 
+_MOST_DRAWN = 10_000  # rows that examples are chosen from
 _BETWEEN = "\n\n"  # after an example, where the prompt is a text
 
 Ids = Sequence[int]
@@ -54,7 +59,7 @@ class _Turns:
 
 
 def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: int, room: int) -> EncodedRows:
-    """Return rows with worked examples before each prompt: the first rows of train that are whole, always the same.
+    """Return rows with worked examples before each prompt: rows of train that are whole, always the same ones.
 
     They are joined in the tokens of training: of a text, with an empty line between them; of messages, as turns of one
     chat. What is longer than the base's context loses tokens from its left, but for the begin token.
@@ -78,12 +83,24 @@ def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: 
 def _before(turns: _Turns, data: RowSource, shots: int) -> list[int]:
     train = data.encoded("train")
     assert train.targets is not None  # they are learnt
-    chosen = np.arange(len(train)) if train.cut is None else np.flatnonzero(~train.cut)
+    whole = np.arange(len(train)) if train.cut is None else np.flatnonzero(~train.cut)
     before: list[int] = []
-    for number in chosen[:shots].tolist():
+    for number in _drawn(whole, data.labels("train"), shots):
         asked, _ = _parts(train, number)
         before += turns.answered(turns.later(asked) if before else asked, train.targets.row(number).tolist())
     return before
+
+
+def _drawn(rows: npt.NDArray[np.int64], answers: Values, count: int) -> list[int]:
+    """Return some of these rows, at random but always the same; where answers repeat, each of them as often as may be.
+
+    A file may be sorted by its answers: its first rows would have the base say the same each time.
+    """
+    seen, turns = Counter[Any](), list[tuple[int, int]]()
+    for row in np.random.default_rng(0).permutation(rows)[:_MOST_DRAWN].tolist():
+        turns.append((seen[answers[row]], row))
+        seen[answers[row]] += 1
+    return [row for _, row in sorted(turns, key=itemgetter(0))[:count]]
 
 
 def _parts(rows: EncodedRows, number: int) -> tuple[list[int], list[int]]:

@@ -154,15 +154,30 @@ def shown(data, shots):
 def test_worked_examples_stand_before_the_prompt(make):
     data = prepare(make(), characters(begins=True))
     assert shown(data, 0) == "<s>One and six?"
-    before = "<s>Two and two? The answer is 4\n\nSix and six? The answer is 12\n\n"
-    assert shown(data, 2) == f"{before}One and six?"
+    first, second, asked = shown(data, 2).removeprefix("<s>").split("\n\n")
+    pairs = {f"{row['q']}? {row['a']}" for row in SUMS}
+    assert first != second
+    assert {first, second} < pairs
+    assert asked == "One and six?"
+
+
+def test_worked_examples_are_balanced_by_answer_and_always_the_same(make):
+    """In a file that is sorted by its answers, with one that is rare."""
+    rows = [{"q": f"q{i}", "a": "no" if i < 80 else "yes" if i < 98 else "maybe", "n": "1"} for i in range(100)]
+    data = prepare(make(rows), characters())
+    asked = shown(data, 4)
+    answers = [part.partition("? ")[2] for part in asked.split("\n\n")[:-1]]
+    assert sorted(answers[:3]) == ["maybe", "no", "yes"]
+    assert shown(data, 4) == asked
+    assert asked.split("\n\n")[0] != "q0? no"
 
 
 def test_worked_examples_are_turns_of_a_chat(make):
     messages = [{"role": "system", "content": "Say it"}, {"role": "user", "content": "{q}"}]
     data = prepare(make(prompt=None, messages=messages, answer="{a}"), characters(chat=CHAT))
-    turn = "<|user|>Two and two<|end|><|assistant|>The answer is 4<|end|>"
-    assert shown(data, 1) == f"<|system|>Say it<|end|>{turn}<|user|>One and six<|end|><|assistant|>"
+    turns = [f"<|user|>{row['q']}<|end|><|assistant|>{row['a']}<|end|>" for row in SUMS]
+    last = "<|user|>One and six<|end|><|assistant|>"
+    assert shown(data, 1) in [f"<|system|>Say it<|end|>{turn}{last}" for turn in turns]
 
 
 def test_a_system_message_of_the_row_is_kept(make):
