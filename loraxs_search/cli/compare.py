@@ -59,7 +59,7 @@ def command(
     both reach, less `--tolerance`. 0.1 is a tenth. `reached` is the number of the group's first trial as good as the
     first group's best: with --by study, it shows what a warm start saved.
 
-    VeRA, TinyLoRA and RandLoRA store what a seed gives back: `without projection` is their size without that.
+    VeRA and TinyLoRA store what a seed gives back: `without projection` is their size without that.
 
     The plot has a letter for each group, in capitals on the front: the best adapters for their size.
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from math import prod
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
 TOP = "base_model."  # of what a tuner has once for all layers
@@ -21,18 +21,6 @@ PROJECTION_SEED = (
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by full name in the base
 
 
-class StoredTensor(NamedTuple):
-    """A tensor of an adapter's file."""
-
-    shape: tuple[int, ...]
-    dtype: str = "F32"
-
-
-_NONE: Mapping[str, StoredTensor] = MappingProxyType({})
-_ORDER = ("U8", "I16", "I32", "F32", "I64")  # of safetensors' own enumeration
-_ITEM_BYTES = {"U8": 1, "I16": 2, "I32": 4, "I64": 8, "F32": BYTES_PER_PARAMETER}
-
-
 def head_parameter(name: str, owners: Iterable[str]) -> str:
     """Return the name that a head's parameter has in a trial's model, where PEFT trains a copy of the module.
 
@@ -44,22 +32,20 @@ def head_parameter(name: str, owners: Iterable[str]) -> str:
     return f"{ROOT}{owner}.modules_to_save.{ADAPTER}.{name.removeprefix(f'{owner}.')}"
 
 
-def file_bytes(tensors: Shapes, others: Mapping[str, StoredTensor] = _NONE, *, root: str = ROOT) -> int:
-    """Return the length of a safetensors file with these tensors.
+def file_bytes(tensors: Shapes, others: Shapes = MappingProxyType({}), *, root: str = ROOT) -> int:
+    """Return the length of a safetensors file with these float32 tensors.
 
     8 bytes + a JSON header, padded to 8, that names each tensor + its numbers. Tensors stand in the order of their
-    dtype, the widest first, then of their names. With a small rank the header is a good part of the file.
+    names. With a small rank the header is a good part of the file.
 
     Args:
-        tensors: In float32.
         others: By full name in the file.
         root: What the names of `tensors` have before them in the file.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    stored = {f"{root}{name}": StoredTensor(shape) for name, shape in tensors.items()} | dict(others)
     end = 0
-    for name, tensor in sorted(stored.items(), key=lambda item: (-_ORDER.index(item[1].dtype), item[0])):
-        start, end = end, end + _ITEM_BYTES[tensor.dtype] * prod(tensor.shape)
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    for name, shape in sorted([(f"{root}{name}", shape) for name, shape in tensors.items()] + [*others.items()]):
+        start, end = end, end + BYTES_PER_PARAMETER * prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
     length = len(json.dumps(header, separators=(",", ":")))
     return 8 + length + -length % 8 + end

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import TargetModulesError, UsageError
 from loraxs_search.methods._base import Conversion, HeadPlan, Method
-from loraxs_search.methods._names import ADAPTER, FILES, Shapes, StoredTensor, file_bytes
+from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
 from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar, Serving
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class PeftMethod(Method):
     A subclass says `config`, `stored`, and what it declares. Its config must take `target_modules` and
     `modules_to_save`. Layers that are to be the identity are stored whole, as PEFT has no other place for them; a
     method whose config has one overrides `attachment` and `stored_identity`. A file that holds more than what is
-    trained at each layer is described by `stored_beside`, `num_trained` and `projections`.
+    trained at each layer is described by `stored_beside` and `projections`.
     """
 
     tuner: ClassVar[str] = ""
@@ -142,19 +142,19 @@ class PeftMethod(Method):
             attachment: `target_modules`, `modules_to_save` and `task_type`, to be passed on.
         """
 
-    @abstractmethod
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        """Return the adapter's tensors as PEFT stores them: name in the base to shape; float32, all of them trained."""
+        """Return the tensors that PEFT stores of each layer: name in the base to shape; float32, all of them trained.
 
-    def stored_beside(
-        self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]
-    ) -> Mapping[str, StoredTensor]:
-        """Return what else the adapter's file holds, by full name there; nothing by default."""
+        By default there are none.
+        """
         return {}
 
-    def num_trained(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> int:
-        """Return how many numbers of the adapter are trained: all of `stored` by default."""
-        return sum(map(prod, self.stored(params, modules).values()))
+    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
+        """Return what else the adapter's file holds, by full name there; all but `projections` is trained.
+
+        By default there is nothing.
+        """
+        return {}
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
         """Refuse a method whose tuner the installed PEFT lacks; one that has laws of its own calls this first.
@@ -181,11 +181,11 @@ class PeftMethod(Method):
         identity: Shapes,
         body: Shapes = MappingProxyType({}),
     ) -> AdapterSize:
-        tensors = {**self.stored(params, modules), **head, **self.stored_identity(identity)}
-        beside = self.stored_beside(params, modules)
-        needed = {name: tensor for name, tensor in beside.items() if not self._is_projection(name)}
+        own, beside = self.stored(params, modules), self.stored_beside(params, modules)
+        tensors = {**own, **head, **self.stored_identity(identity)}
+        needed = {name: shape for name, shape in beside.items() if not self._is_projection(name)}
         return AdapterSize(
-            self.num_trained(params, modules),
+            sum(map(prod, [*own.values(), *needed.values()])),
             sum(map(prod, head.values())),
             file_bytes(tensors, beside),
             None if len(needed) == len(beside) else file_bytes(tensors, needed),
@@ -229,18 +229,14 @@ class PeftMethod(Method):
 
         trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
         own = sum(count for name, count in trained.items() if self.is_adapter(name, model))
-        stored = get_peft_model_state_dict(model, self.saved_state(model), adapter_name=ADAPTER)
+        stored = get_peft_model_state_dict(model, adapter_name=ADAPTER)
         needed = {name: tensor for name, tensor in stored.items() if not self._is_projection(name)}
         without = None if len(needed) == len(stored) else _num_bytes(needed)
         return AdapterSize(own, sum(trained.values()) - own, _num_bytes(stored), without)
 
-    def saved_state(self, model: PeftModel | PreTrainedModel) -> dict[str, Tensor] | None:
-        """Return the state dict that PEFT takes an adapter's tensors from; None means the model's own."""
-        return None
-
     def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
         with tempfile.TemporaryDirectory() as folder:
-            peft_model(model).save_pretrained(folder, state_dict=self.saved_state(model))
+            peft_model(model).save_pretrained(folder)
             return {name: (Path(folder) / name).read_bytes() for name in FILES}
 
     def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:

@@ -8,22 +8,19 @@ from loraxs_search.errors import RankError
 from loraxs_search.records import LinearModule
 
 
-def check_ranks(
-    ranks: int | Mapping[str, int], modules: Sequence[LinearModule], *, least: int = 1, remedy: str = "lower the rank"
-) -> None:
+def check_ranks(ranks: int | Mapping[str, int], modules: Sequence[LinearModule]) -> None:
     """Hold each layer's rank against its smaller side.
 
     Args:
         ranks: One for all layers, or by name.
-        remedy: What to do, but for leaving the layer out.
     Raises:
-        RankError: it is above one of them, or below `least`; the message names the layer that it fits least.
+        RankError: it is above one of them, or below 1; the message names the layer that it fits least.
     """
     own = {module.name: ranks if isinstance(ranks, int) else ranks[module.name] for module in modules}
     smallest = min(modules, key=lambda module: module.smaller_side - own[module.name])
     rank = own[smallest.name]
-    if not least <= rank <= smallest.smaller_side:
+    if not 1 <= rank <= smallest.smaller_side:
         raise RankError(
-            f"`rank` must be in {least}..{smallest.smaller_side}, but got rank={rank} for {smallest.name}.",
-            hint=f"{remedy}, or leave this module out of target_modules",
+            f"`rank` must be in 1..{smallest.smaller_side}, but got rank={rank} for {smallest.name}.",
+            hint="lower the rank, or leave this module out of target_modules",
         )

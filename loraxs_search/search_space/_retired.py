@@ -49,8 +49,6 @@ VALUES: dict[str, dict[str, Retired]] = {  # of a parameter
 # Each entry leaves this set in the change that removes what it names; at the end the set goes.
 _NOT_YET_REMOVED: set[object] = {
     ("warm_start",),
-    *VALUES[METHOD],
-    *VALUES["basis"],
 }
 
 

@@ -41,13 +41,7 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
     ),
     "vera": ({"rank": 3}, {"rank": 40, "d_initial": 0.5}),
     "ia3": ({}, {"scaled": "output"}, {"scaled": "input"}),
-    "vb-lora": (
-        {"rank": 2, "vector_length": 8},
-        {"rank": 3, "vector_length": 16, "num_vectors": 5, "topk": 3},
-    ),
     "tinylora": ({"rank": 2}, {"rank": 40, "vector_size": 5, "num_groups": 3}),
-    "psoft": ({"rank": 4}, {"rank": 3, "core": "free", "magnitudes": "output"}, {"rank": 2, "magnitudes": "none"}),
-    "randlora": ({"rank": 5}, {"rank": 16, "scale": 2.0}),
     "unilora": ({"rank": 2}, {"rank": 3, "vector_size": 16, "init_bound": 0.1}),
     "full": ({},),
     "head-only": ({},),

@@ -17,8 +17,6 @@ from loraxs_search.trial import attach, detach
 METHODS: dict[str, dict[str, Any]] = {
     "vera": {"rank": 3},
     "tinylora": {"rank": 3, "vector_size": 4},
-    "psoft": {"rank": 3},
-    "randlora": {"rank": 5},
     "unilora": {"rank": 2, "vector_size": 16},
 }
 

@@ -128,7 +128,6 @@ def test_the_extremes_are_those_a_trial_can_reach(parse):
     [
         ("method: lora\n  rank: {choice: [3, 4]}\n  init: orthogonal", "must be even with `init: orthogonal`"),
         ("method: lora\n  rank: {int: [2, 8]}\n  init: {choice: [default, orthogonal]}", "but got rank=3"),
-        ("method: vb-lora\n  rank: 4\n  vector_length: {choice: [32, 100, 128]}", "but got 100 for"),
     ],
 )
 def test_what_some_trial_could_not_be_is_refused(parse, parameters, law):

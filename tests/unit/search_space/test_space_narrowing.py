@@ -75,7 +75,7 @@ def test_what_is_set_for_a_method_that_is_left_out_is_a_fault(given: str) -> Non
 
 
 def test_methods_that_the_space_did_not_have_are_held_against_all_that_it_says() -> None:
-    for given in ("psoft", "{choice: [lora, psoft]}"):
+    for given in ("unilora", "{choice: [lora, unilora]}"):
         with pytest.raises(SpaceError) as caught:
             narrowed(SPACE, given)
         assert "learning_rate[0].when.method" in caught.value.message
