@@ -25,7 +25,7 @@ from loraxs_search.base_model import (
     use_padded_attention,
     with_labels,
 )
-from loraxs_search.errors import IntegrityError, TargetModulesError, unknown_name
+from loraxs_search.errors import IntegrityError, TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors import agrees, fingerprint
 from loraxs_search.methods.body import check_body
 from loraxs_search.methods.loraxs import (
@@ -128,11 +128,17 @@ class BankModel:
         """Resolve an adapter's settings on each of its modules, in model order, and prepare their factors.
 
         Raises:
+            UsageError: the adapter has factors of its own.
             TargetModulesError: the base has no such module, or computes it for all rows at once.
             IntegrityError: a module of the config is missing.
             FactorMismatchError: the config was made for other factors.
             BaseModelError: the config was made for another body.
         """
+        if config.basis == "gaussian":
+            raise UsageError(
+                "Adapters of a bank must share the base's own factors, but A and B of this one were drawn.",
+                hint="`load_adapter` takes it, one adapter for all rows",
+            )
         if unknown := sorted(set(modules) - set(self._linears)):
             raise TargetModulesError(unknown_name("target_modules", unknown[0], self._linears))
         if shared := [name for name in modules if name in self._unpackable]:

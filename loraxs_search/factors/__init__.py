@@ -7,6 +7,7 @@ from loraxs_search.factors._compute import (
     Factors,
     compute_factors,
     default_factor_rank,
+    gaussian_factors,
     resolve_driver,
 )
 from loraxs_search.factors._file import checksum
@@ -24,5 +25,6 @@ __all__ = [
     "default_factor_rank",
     "fingerprint",
     "fingerprint_of_all",
+    "gaussian_factors",
     "resolve_driver",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.factors._checks import check_choice, check_rank, check_weight
-from loraxs_search.records import Basis, Sigma
+from loraxs_search.records import SVD_BASES, Basis, Sigma
 from loraxs_search.torch_threads import single_thread
 
 Driver = Literal["auto", "exact", "randomized"]
@@ -84,7 +84,7 @@ def resolve_driver(driver: Driver, basis: Basis, out_features: int, in_features:
         UsageError: `driver` or `basis` is unknown, or a basis other than `top` is asked of the randomised driver.
     """
     check_choice("driver", driver, get_args(Driver))
-    check_choice("basis", basis, get_args(Basis))
+    check_choice("basis", basis, SVD_BASES)
     if basis != "top":
         if driver == "randomized":
             raise UsageError(
@@ -125,6 +125,18 @@ def compute_factors(weight: Tensor, *, rank: int, basis: Basis = "top", driver: 
         raise BaseModelError("A weight must be finite to be decomposed, but got NaN or infinity in it.")
     left, singular_values, right = decompose(w, rank=rank, driver=resolved, basis=basis)
     return Factors(left, singular_values, right, driver=resolved, basis=basis)
+
+
+def gaussian_factors(out_features: int, in_features: int, *, rank: int, generator: torch.Generator) -> Factors:
+    """Draw A (rank, in) and B (out, rank) at random, in place of singular vectors; all singular values are one.
+
+    Each entry is normal with variance 1 / fan-in (Kaiming): in for A, rank for B, so the ranks do not nest.
+
+    Source: arXiv 2405.17604, the control of its ablation; its code draws uniformly, with the variances of Kaiming too.
+    """
+    a = torch.randn(rank, in_features, dtype=torch.float64, generator=generator) / in_features**0.5
+    b = torch.randn(out_features, rank, dtype=torch.float64, generator=generator) / rank**0.5
+    return Factors(b.float(), torch.ones(rank), a.float(), driver="exact", basis="gaussian")
 
 
 def decompose(w: Tensor, *, rank: int, driver: str, basis: Basis = "top") -> tuple[Tensor, Tensor, Tensor]:

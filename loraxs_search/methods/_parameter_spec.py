@@ -20,6 +20,7 @@ class ParameterSpec:
         low: Least value; itself allowed unless `above`.
         high: Largest value; itself allowed unless `below`.
         names: The words allowed, for a parameter of kind `name`.
+        stored: Words that only studies of earlier versions have.
     """
 
     kind: Literal["int", "float", "flag", "name", "modules"]
@@ -28,6 +29,7 @@ class ParameterSpec:
     high: float = math.inf
     below: bool = False
     names: tuple[str, ...] = ()
+    stored: tuple[str, ...] = ()
     default: Scalar | None = None
 
     def __str__(self) -> str:
@@ -49,7 +51,7 @@ class ParameterSpec:
             ValueError: it breaks the law; the message states the law.
         """
         if self.kind == "name":
-            if value not in self.names:
+            if value not in (*self.names, *self.stored):
                 raise ValueError(must_be(value, self.names))
             return str(value)
         if self.kind == "flag":

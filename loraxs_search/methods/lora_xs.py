@@ -29,7 +29,6 @@ from loraxs_search.methods._rank_law import check_ranks
 from loraxs_search.methods._rank_pattern import module_ranks, widest_rank
 from loraxs_search.methods.starting import pack_start
 from loraxs_search.records import (
-    BASES,
     Basis,
     Hyperparameters,
     LinearModule,
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from loraxs_search.methods.loraxs import LoraXSConfig
 
 _SMALLEST_FACTOR_RANK = 64
+_BASES = ("top", "middle", "bottom", "gaussian")
 
 
 def _plain_lora(model: PeftModel, _: Manifest) -> PlainLora:
@@ -88,7 +88,7 @@ class LoraXS(PeftMethod):
             "rank_pattern": ParameterSpec("name", names=get_args(RankPattern), default=Hyperparameters.rank_pattern),
             "scale": ParameterSpec("float", above=True, default=Hyperparameters.scale),
             "sigma": ParameterSpec("name", names=get_args(Sigma), default=Hyperparameters.sigma),
-            "basis": ParameterSpec("name", names=BASES, default=Hyperparameters.basis),
+            "basis": ParameterSpec("name", names=_BASES, stored=("random",), default=Hyperparameters.basis),
             "init_std": ParameterSpec("float", default=Hyperparameters.init_std),
         }
     )
@@ -118,11 +118,15 @@ class LoraXS(PeftMethod):
 
     def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
         # R with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
-        return BYTES_PER_PARAMETER * self.size(params, modules, {}, {}).r_parameters * (4 + 2 + num_workers)
+        own, drawn = self.size(params, modules, {}, {}).r_parameters * (4 + 2 + num_workers), 0
+        if params["basis"] == "gaussian":  # A and B are the trial's own
+            ranks = _ranks(params, [module.name for module in modules])
+            drawn = sum(ranks[module.name] * (module.in_features + module.out_features) for module in modules)
+        return BYTES_PER_PARAMETER * (own + drawn)
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
         rank = factor_rank_bucket(_max_rank(possible))
-        return tuple(FactorSet(cast("Basis", basis), rank) for basis in possible["basis"] or ())
+        return tuple(FactorSet(cast("Basis", basis), rank) for basis in possible["basis"] or () if basis != "gaussian")
 
     def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
         return pack_start(folder, manifest, R, with_head=with_head)
@@ -133,8 +137,13 @@ class LoraXS(PeftMethod):
         """Hold a trial against the adapter that it starts from: R is to mean there what it means here.
 
         Raises:
-            UsageError: basis, sigma or modules are others, or the rank is smaller.
+            UsageError: basis, sigma or modules are others, or the rank is smaller; A and B are not those of the base.
         """
+        if start.basis == "gaussian":
+            raise UsageError(
+                "`start_from` must name an adapter in the base's own factors, but A and B of this one were drawn.",
+                hint="name an adapter of another basis",
+            )
         for name in ("basis", "sigma"):
             wanted = getattr(start, name)
             if params[name] != wanted:
@@ -168,6 +177,8 @@ class LoraXS(PeftMethod):
     def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[FactorRequest]:
         from loraxs_search.methods.loraxs import module_settings
 
+        if hyper.basis == "gaussian":
+            return  # the seed gives them back
         config = _config(hyper)
         for name, size in sizes.items():
             settings = module_settings(config, name, *size)

@@ -50,9 +50,9 @@ from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, 
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.records._warm_start import EarlierStudy, EarlierTrial, WarmStart, WarmTrial, WarmTrials
 from loraxs_search.records._words import (
-    BASES,
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
+    SVD_BASES,
     Basis,
     Direction,
     Head,
@@ -67,11 +67,11 @@ from loraxs_search.records._words import (
 from loraxs_search.records._yardstick import Yardstick, YardstickName, alone_yardstick, is_alone, shots_name
 
 __all__ = [
-    "BASES",
     "EVENT_VERSION",
     "MAX_AUTO_PACK_SIZE",
     "MAX_STATE_BYTES",
     "NOT_STEERED",
+    "SVD_BASES",
     "Action",
     "AdapterRef",
     "AdapterSize",

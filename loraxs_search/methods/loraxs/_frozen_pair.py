@@ -1,4 +1,4 @@
-"""Where A and B come from: the factor store, checked against what the adapter was trained in."""
+"""Where A and B come from: the factor store, or a seed, checked against what the adapter was trained in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 from loraxs_search.factors import Factors, agrees, check_fingerprint, fingerprint
 from loraxs_search.methods.loraxs._factor_source import current_factor_store
-from loraxs_search.methods.loraxs._settings import ModuleSettings
+from loraxs_search.methods.loraxs._settings import ModuleSettings, drawn_factors
 
 
 def checked_factors(
@@ -22,14 +22,17 @@ def checked_factors(
         IntegrityError: those that came from a registry in their place are not of this weight.
         HomeError: factors cannot be stored.
     """
-    store = current_factor_store()
-    factors = store.get(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
+    store, variant = current_factor_store(), ""
+    if settings.basis == "gaussian":
+        factors, variant = drawn_factors(settings.factor_key, module, weight.shape), settings.variant
+    else:
+        factors = store.get(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
     actual = fingerprint(*factors.ab(settings.rank, settings.sigma))
     if module not in fingerprints:
         fingerprints[module] = list(actual)
-        return factors, ""
+        return factors, variant
     expected = fingerprints[module]
-    if not agrees(expected, actual):
+    if not variant and not agrees(expected, actual):
         others = store.variants(weight, rank=settings.factor_rank, basis=settings.basis, driver=settings.driver)
         for name, other in others:
             if agrees(expected, fingerprint(*other.ab(settings.rank, settings.sigma))):
@@ -38,4 +41,4 @@ def checked_factors(
         if refused is not None:
             raise refused
     check_fingerprint(expected, actual, module=module)
-    return factors, ""
+    return factors, variant

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,7 +12,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from loraxs_search.errors import RankError
-from loraxs_search.factors import default_factor_rank, resolve_driver
+from loraxs_search.factors import Factors, default_factor_rank, gaussian_factors, resolve_driver
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.records import Basis, Sigma
 
@@ -42,6 +43,7 @@ class ModuleSettings:
         factor_rank: Rank at which the module's factors are stored; the adapter uses their first `rank` components.
         driver: `exact` or `randomized`, never `auto`.
         variant: Names another machine's factors where this one's are not those of the training; empty means this one's.
+            Of the basis `gaussian`, the seed that A and B are drawn from.
     """
 
     rank: int
@@ -91,6 +93,8 @@ def module_settings(config: LoraXSConfig, module: str, out_features: int, in_fea
             f"`r` must be in 1..{size}, but got r={rank} for {module} ({out_features} x {in_features}).",
             hint=f"use r <= {size}, or give this module its own with rank_pattern",
         )
+    if config.basis == "gaussian":  # its ranks do not nest
+        return ModuleSettings(rank, scale, config.sigma, config.basis, "exact", rank, str(config.init_seed))
     stored = default_factor_rank(rank, out_features, in_features)
     if config.factor_rank is not None:
         stored = min(config.factor_rank, size)
@@ -103,8 +107,17 @@ def initial_r(config: LoraXSConfig, settings: ModuleSettings, module: str) -> Te
 
     Drawn from N(0, init_std^2).
     """
-    generator = None
-    if config.init_seed is not None:
-        digest = hashlib.sha256(f"{config.init_seed}:{module}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator = None if config.init_seed is None else _generator(f"{config.init_seed}:{module}")
     return torch.empty(settings.rank, settings.rank).normal_(std=config.init_std, generator=generator)
+
+
+def drawn_factors(key: FactorKey, module: str, sizes: Sequence[int]) -> Factors:
+    """Return A and B of the basis `gaussian` on a module of these sizes (out, in), drawn from a seed and its name."""
+    out_features, in_features = sizes
+    generator = _generator(f"{key.variant}:{module}:gaussian")
+    return gaussian_factors(out_features, in_features, rank=key.factor_rank, generator=generator)
+
+
+def _generator(of: str) -> torch.Generator:
+    digest = hashlib.sha256(of.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

@@ -49,6 +49,7 @@ def sum_config(
         scale=1.0,
         sigma="none",
         basis=first.basis,
+        init_seed=first.init_seed,
         factor_driver=first.factor_driver,
         factor_rank=max(s.factor_rank for own in settings.values() for s in own),
         # Those of the summed adapters, even if this machine would compute others.

@@ -11,7 +11,7 @@ from peft.config import PeftConfig
 from loraxs_search.errors import UsageError
 from loraxs_search.factors import Driver
 from loraxs_search.methods.loraxs._register import LORAXS
-from loraxs_search.records import BASES, Basis, Sigma
+from loraxs_search.records import SVD_BASES, Basis, Sigma
 
 _RETIRED: Final = {"factor_set": None, "first_step": 0.0}  # of `basis: gradient`
 
@@ -27,13 +27,15 @@ class LoraXSConfig(PeftConfig):
         scale: Factor of the update; 1.0 unless given here or through `loraxs_alpha`.
         loraxs_alpha: Other spelling: scale = loraxs_alpha / r.
         sigma: Where the singular values go: `input` (A = S V^T, B = U), `sqrt`, `output` or `none`.
-        basis: Which singular vectors: `top`, `middle`, `bottom` or `random`.
+        basis: Which singular vectors: `top`, `middle`, `bottom`, or `random`, one fixed permutation of them. Or
+            `gaussian`: A and B are drawn from (init_seed, module name), and W decides nothing.
         factor_driver: How factors are computed: `exact`, `randomized`, or `auto` by size. After an adapter is made it
             says what was used, or stays `auto` when its modules differ.
         factor_rank: Rank at which factors are stored and cut to r; None means the bucket of `default_factor_rank`.
             With the randomised driver it is part of what R means, so keep it when loading.
         init_std: Standard deviation of R at the start; 0 begins at the base model.
-        init_seed: R of each module is drawn from (init_seed, module name) alone; None uses torch's global generator.
+        init_seed: R of each module is drawn from (init_seed, module name) alone; None uses torch's global generator,
+            which `basis: gaussian` cannot.
         start_from: The asset with another adapter's R, from which a fresh one starts; see `methods.starting`.
         target_modules: Names, name endings, a regex, or `all-linear`; None means PEFT's LoRA default for the model.
         exclude_modules: Names, name endings or a regex never adapted.
@@ -111,7 +113,7 @@ class LoraXSConfig(PeftConfig):
         return plain
 
     def _wrong_choices(self) -> list[str]:
-        known = {"sigma": get_args(Sigma), "basis": BASES, "factor_driver": get_args(Driver)}
+        known = {"sigma": get_args(Sigma), "basis": (*SVD_BASES, "gaussian"), "factor_driver": get_args(Driver)}
         known["bias"] = ("none",)
         faults = [
             f"`{name}` must be one of: {', '.join(values)}, but got {getattr(self, name)!r}."
@@ -121,6 +123,8 @@ class LoraXSConfig(PeftConfig):
         if isinstance(self.target_modules, str) and self.layers_to_transform is not None:  # PEFT would adapt all layers
             fault = f"`layers_to_transform` must stand beside a list of modules, but got {self.target_modules!r}."
             faults.append(fault)
+        if self.basis == "gaussian" and self.init_seed is None:
+            faults.append("`init_seed` must be given with `basis` gaussian: A and B are drawn from it.")
         return faults
 
     def _wrong_numbers(self) -> list[str]:

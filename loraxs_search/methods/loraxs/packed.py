@@ -184,7 +184,7 @@ class PackedCores:
     Args:
         slots: None for those of other methods.
         linears: The base's linear layers, by full name.
-        pairs: Of the same layers; those of other ranks are forgotten.
+        pairs: Of the same layers; see `FactorPairs.keep`.
         num_workers: Passes that may be computed at the same time.
     """
 
@@ -203,7 +203,7 @@ class PackedCores:
         index = {name: i for i, name in enumerate(self.modules)}
         self._rows = [torch.tensor([index[name] for name in slot.settings], device=device) for slot in own]
         self._scales = [self._scale(slot) for slot in own]
-        pairs.keep_rank(self._rank)
+        pairs.keep(self._rank, {s.factor_key for slot in own for s in slot.settings.values()})
 
     @property
     def slot_bytes(self) -> int:

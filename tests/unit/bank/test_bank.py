@@ -238,6 +238,9 @@ def test_bulk_is_refused_as_a_whole(bank, folders):
     wrong = dataclasses.replace(config, basis="middle")
     with pytest.raises(FactorMismatchError, match="fingerprints must agree"):
         bank.add(["x", "y"], wrong, task, two)
+    with pytest.raises(UsageError) as refused:
+        bank.add(["x", "y"], dataclasses.replace(config, basis="gaussian", init_seed=1), task, two)
+    assert "load_adapter" in refused.value.hint
     body = body_fingerprint(load_model(bank.base, classifier(2)))
     with pytest.raises(BaseModelError, match="body must have the fingerprint"):
         bank.add(["x", "y"], dataclasses.replace(config, body_fingerprint=[body[0] + 0.01, *body[1:]]), task, two)

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from loraxs_search.errors import RankError
+from loraxs_search.errors import RankError, UsageError
 from loraxs_search.factors import default_factor_rank
 from loraxs_search.methods import LoraXS, get_method
 from loraxs_search.methods._names import file_bytes
@@ -61,3 +61,20 @@ def test_a_parameter_that_is_zero_is_not_left_out() -> None:
 def test_a_method_is_known_without_torch() -> None:
     code = "import sys, loraxs_search.methods as m; m.get_method('lora-xs'); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_trial_with_factors_of_its_own_takes_room_for_them() -> None:
+    modules = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24))
+    needed = {
+        basis: LoraXS().slot_bytes(LoraXS().with_defaults({"rank": 4, "basis": basis}), modules, 2)
+        for basis in ("top", "gaussian")
+    }
+    assert needed["gaussian"] - needed["top"] == 4 * 4 * (24 + 8 + 24 + 24)
+    assert LoraXS().factor_sets({"rank": (4,), "rank_pattern": ("uniform",), "basis": ("gaussian",)}) == ()
+
+
+def test_no_trial_starts_from_an_adapter_whose_factors_were_drawn() -> None:
+    start = dataclasses.replace(HYPER, basis="gaussian")
+    with pytest.raises(UsageError) as refused:
+        LoraXS().check_start(start, LoraXS().params(start), (LinearModule("q", 8, 8),))
+    assert refused.value.hint == "name an adapter of another basis"

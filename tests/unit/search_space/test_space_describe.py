@@ -40,7 +40,7 @@ def test_every_parameter_reaches_the_hyperparameters(parse):
         "rank": 8,
         "scale": 2.0,
         "sigma": "sqrt",
-        "basis": "random",
+        "basis": "gaussian",
         "head": "output",
         "init_std": 1e-4,
         "learning_rate": 1e-3,

@@ -276,7 +276,7 @@ def test_a_space_whose_name_no_file_can_have(name):
 
 
 def test_conditions_may_not_go_in_a_circle(text, faults):
-    circle = "  basis: {choice: [top, random], when: {head: full}}\n  head: {choice: [full], when: {basis: top}}\n"
+    circle = "  basis: {choice: [top, gaussian], when: {head: full}}\n  head: {choice: [full], when: {basis: top}}\n"
     (line,) = faults(text.replace("  weight_decay: 0\n", circle))
     assert "must not lead back to itself, but got" in line
     assert "basis -> head" in line or "head -> basis" in line

@@ -16,12 +16,12 @@ CONDITIONS = """
 task: sst2
 base_model: org/base
 parameters:
-  basis: {choice: [top, random, bottom]}
+  basis: {choice: [top, gaussian, bottom]}
   rank:
     - {choice: [4, 8], when: {basis: top}}
     - {choice: [16, 32]}
   learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
-  sigma: {choice: [input, sqrt], when: {basis: [top, random]}}
+  sigma: {choice: [input, sqrt], when: {basis: [top, gaussian]}}
   batch_size: 8
 """
 METHODS = """
@@ -31,7 +31,7 @@ method: {choice: [lora-xs, lora]}
 parameters:
   rank: {choice: [4, 8]}
   learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
-  basis: {choice: [top, random]}
+  basis: {choice: [top, gaussian]}
 """
 
 
@@ -86,7 +86,7 @@ def test_a_clone_is_its_source_but_for_what_is_given() -> None:
 
 def test_a_clone_may_be_of_another_method() -> None:
     """What the source had of its own method is left behind."""
-    source = {"method": "lora-xs", "rank": 4, "learning_rate": 0.01, "basis": "random"}
+    source = {"method": "lora-xs", "rank": 4, "learning_rate": 0.01, "basis": "gaussian"}
     made = clone_params(space(METHODS), source, {"method": "lora", "rank": 8}, force=False)
     assert (made.params, made.faults) == ({"method": "lora", "rank": 8, "learning_rate": 0.01}, ())
 
@@ -113,7 +113,7 @@ def test_whatever_a_trial_of_the_space_has_can_be_given(data: st.DataObject) -> 
     made = space(data.draw(st.sampled_from([CONDITIONS, METHODS])))
     distributions = {
         "method": st.sampled_from(["lora-xs", "lora"]),
-        "basis": st.sampled_from(["top", "random"]),
+        "basis": st.sampled_from(["top", "gaussian"]),
         "rank": st.sampled_from([4, 8]),
         "rank[1]": st.sampled_from([16, 32]),
         "learning_rate": st.floats(1e-3, 1e-1),

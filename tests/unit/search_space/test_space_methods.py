@@ -266,7 +266,7 @@ VALUES: dict[str, list[Any]] = {
     "rank": [2, 4, 8],
     "side": ["input"],
     "sigma": ["input", "sqrt", "none"],
-    "basis": ["top", "random"],
+    "basis": ["top", "gaussian"],
     "scale": [0.5, 1.0],
     "batch_size": [2, 4],
     "learning_rate": [1e-3, 1e-2],

@@ -129,10 +129,10 @@ task: sst2
 base_model: a/b
 parameters:
   weight_decay: {value: 0.01, when: {sigma: sqrt}}
-  sigma: {choice: [input, sqrt], when: {basis: [top, random], rank: 8}}
+  sigma: {choice: [input, sqrt], when: {basis: [top, gaussian], rank: 8}}
   head_learning_rate: {value: 1.0, when: {head: full}, else: 2.0}
   head: {choice: [full, output]}
-  basis: {choice: [top, middle, random]}
+  basis: {choice: [top, middle, gaussian]}
   rank: {int: [4, 12], step: 4}
   learning_rate: 1e-3
 """
@@ -144,7 +144,7 @@ def test_a_parameter_is_present_only_if_its_condition_holds(parse, seed):
     trial = ask(seed).ask()
     params = space.suggest(trial)
 
-    assert ("sigma" in params) == (params["basis"] in ("top", "random") and params["rank"] == 8)
+    assert ("sigma" in params) == (params["basis"] in ("top", "gaussian") and params["rank"] == 8)
     assert ("weight_decay" in params) == (params.get("sigma") == "sqrt")
     assert params["head_learning_rate"] == (1.0 if params["head"] == "full" else 2.0)
     assert [name for name in space.parameters if name in params] == list(params)
@@ -152,7 +152,7 @@ def test_a_parameter_is_present_only_if_its_condition_holds(parse, seed):
 
 
 def test_conditional_params_can_be_counted(parse):
-    # rank 8 with basis top or random: 2 * 2 sigma; the rest 9 - 2 without; each with either head.
+    # rank 8 with basis top or gaussian: 2 * 2 sigma; the rest 9 - 2 without; each with either head.
     assert parse(CONDITIONS).grid_size() == 2 * (2 * 2 + 7)
     assert parse(CONDITIONS, "parameters.learning_rate={uniform: [1, 2]}").grid_size() is None
     assert parse(CONDITIONS, "parameters.learning_rate={uniform: [1, 2], step: 0.1}").grid_size() == 22 * 11
@@ -166,7 +166,7 @@ def test_the_count_is_the_number_of_different_params(parse, data):
         "rank": [4, 8, 16],
         "head": ["full", "output"],
         "sigma": ["input", "sqrt", "none"],
-        "basis": ["top", "random"],
+        "basis": ["top", "gaussian"],
     }
     section = {"learning_rate": 1e-3, "rank": {"choice": small["rank"]}}
     for name in data.draw(st.permutations(["head", "sigma", "basis"])):

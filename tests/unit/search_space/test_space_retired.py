@@ -65,6 +65,17 @@ def test_a_stored_study_goes_on_without_what_decides_no_trial(parse, text, folde
 
 
 def test_a_trial_that_people_ask_for_cannot_name_it_either(parse, text):
-    space = parse(text.replace("parameters:", "parameters:\n  basis: {choice: [top, random]}"))
+    space = parse(text.replace("parameters:", "parameters:\n  basis: {choice: [top, gaussian]}"))
     (fault,) = place_given(space, {"basis": "gradient"}).faults
     assert "use `basis: top`" in fault
+
+
+def test_a_fixed_permutation_is_no_new_basis_but_stored_studies_go_on_with_it(parse, text, folder):
+    old = text.replace("parameters:", "parameters:\n  basis: {choice: [top, random]}")
+    with pytest.raises(SpaceError) as refused:
+        parse(old)
+    assert "use `basis: gaussian`" in refused.value.hint
+    space = parse_stored(old, source="space.yaml", folder=folder, name="old")
+    assert space.parameters["basis"].possible == ("top", "random")
+    placed = place_given(space, {"basis": "random"})
+    assert (placed.faults, placed.params) == ((), {"basis": "random"})

@@ -80,3 +80,9 @@ def test_keys_that_earlier_versions_stored_go_at_their_defaults_and_are_refused_
         with pytest.raises(UsageError) as refused:
             LoraXSConfig.from_pretrained(str(tmp_path))
         assert refused.value.hint is not None and "train it again" in refused.value.hint
+
+
+def test_factors_that_are_drawn_need_a_seed():
+    assert LoraXSConfig(basis="gaussian", init_seed=0).basis == "gaussian"
+    with pytest.raises(UsageError, match="`init_seed` must be given"):
+        LoraXSConfig(basis="gaussian")

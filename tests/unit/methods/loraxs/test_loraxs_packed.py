@@ -159,7 +159,7 @@ def test_a_pair_is_made_once_and_forgotten_with_its_rank(linears, pairs) -> None
     assert (pair.a.shape, pair.b_t.shape) == ((2, IN), (2, OUT))
     assert pair.a.is_contiguous()
     assert pair.b_t.is_contiguous()
-    pairs.keep_rank(3)
+    pairs.keep(3, [])
     assert pairs.pair("second", key, 2) is not pair
 
 
@@ -180,3 +180,17 @@ def test_a_pair_has_the_bases_dtype_and_a_variant_its_own_factors(linears, pairs
     other = key._replace(variant="elsewhere")
     pairs.add_variant("first", other, pairs.factors("second", key))
     assert torch.equal(pairs.pair("first", other, 2).a, pairs.pair("second", key, 2).a.bfloat16())
+
+
+def test_pairs_that_were_drawn_for_adapters_which_left_are_forgotten(linears, pairs) -> None:
+    own = [ModuleSettings(2, 1.0, "none", "gaussian", "exact", 2, str(seed)) for seed in range(2)]
+    first = pairs.pair("first", own[0].factor_key, 2)
+    assert not torch.equal(first.a, pairs.pair("first", own[1].factor_key, 2).a)
+    kept = pairs.pair("first", own[0].factor_key, 2)
+    assert kept is first
+    pairs.keep(2, [own[0].factor_key])
+    top = pairs.pair("first", settings(2).factor_key, 2)
+    pairs.keep(2, [own[1].factor_key])
+    again = pairs.pair("first", own[0].factor_key, 2)
+    assert again is not first and torch.equal(again.a, first.a)
+    assert pairs.pair("first", settings(2).factor_key, 2) is top, "every trial of the base may use these"
