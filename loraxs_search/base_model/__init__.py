@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from loraxs_search.base_model._library import quiet
     from loraxs_search.base_model.attention import use_padded_attention, uses_padded_attention
     from loraxs_search.base_model.head import (
+        fold_outputs,
         fresh_head,
         head_names,
         init_head,
@@ -40,6 +41,7 @@ __all__ = [
     "close_to",
     "dummy_inputs",
     "end_with_eos",
+    "fold_outputs",
     "fresh_head",
     "head_names",
     "head_shapes",
@@ -77,6 +79,7 @@ _HOMES = {
     "close_to": "probing",
     "dummy_inputs": "probing",
     "end_with_eos": "probing",
+    "fold_outputs": "head",
     "fresh_head": "head",
     "head_names": "head",
     "head_shapes": "layers",

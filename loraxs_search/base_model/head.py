@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model._library import quiet
 from loraxs_search.errors import BaseModelError
+from loraxs_search.records import OutputScale
 
 
 def head_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -43,6 +44,22 @@ def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
         if isinstance(module, nn.Linear) and name.split(".")[0] in head_names(model)
     ]
     return linears[-1], tuple(linears[:-1])
+
+
+@torch.no_grad()
+def fold_outputs(model: PreTrainedModel, outputs: OutputScale) -> None:
+    """Make a trained head give answers in the task's own units: put mean and spread into its output layer.
+
+    Also right on a model that PEFT has wrapped (`get_base_model()`).
+    """
+    if outputs == OutputScale():
+        return
+    layer = model.get_submodule(output_head(model)[0])
+    assert isinstance(layer, nn.Linear)
+    assert layer.weight.requires_grad
+    layer.weight.mul_(outputs.spread)
+    if layer.bias is not None:
+        layer.bias.mul_(outputs.spread).add_(outputs.mean)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.assets import existing_path
 from loraxs_search.methods._names import FILES, ROOT
-from loraxs_search.records import Hyperparameters, Manifest, from_json, to_json
+from loraxs_search.records import Hyperparameters, Manifest, OutputScale, from_json, to_json
 from loraxs_search.safetensors_header import entry_of
 
 if TYPE_CHECKING:
@@ -74,11 +74,14 @@ def start_tensor(digest: str, name: str) -> Tensor | None:
         return tensor
 
 
-def started_head(hyper: Hyperparameters, drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def started_head(
+    hyper: Hyperparameters, drawn: Mapping[str, Tensor], output: str, outputs: OutputScale
+) -> dict[str, Tensor]:
     """Return a trial's head at its start: the adapter's, where the trial trains just what that has stored.
 
     Args:
         drawn: What the trial would start from, by full name in the base.
+        output: The head's output layer, from which `outputs` is taken out again: a stored head has it folded in.
     """
     own = dict(drawn)
     if hyper.start_from is None or set(start_header(hyper.start_from).head) != own.keys():
@@ -86,4 +89,8 @@ def started_head(hyper: Hyperparameters, drawn: Mapping[str, Tensor]) -> dict[st
     stored = {name: start_tensor(hyper.start_from, name) for name in own}
     if any(value is None or value.shape != own[name].shape for name, value in stored.items()):
         return own
-    return {name: value for name, value in stored.items() if value is not None}
+    head = {name: value for name, value in stored.items() if value is not None}
+    for name, mean in ((f"{output}.weight", 0.0), (f"{output}.bias", outputs.mean)):
+        if name in head:
+            head[name] = (head[name] - mean) / outputs.spread
+    return head

@@ -44,7 +44,7 @@ class AdaptableLayers:
         self.sizes = {name: (m.out_features, m.in_features) for name, m in self.modules.items()}  # (out, in)
         self.model = model
         self._heads = head_names(model)
-        self._output, self._idle = output_head(model) if self._heads else ("", ())
+        self.output, self._idle = output_head(model) if self._heads else ("", ())
         self._stack = repeated_layers(model, self.sizes)
 
     @property
@@ -70,9 +70,9 @@ class AdaptableLayers:
         drawn = fresh_head(with_labels(self.model, num_outputs), seed)
         if which == "full" or not self._idle:
             return InitialHead(drawn, {}, self._heads)
-        trained = {name: value for name, value in drawn.items() if name.startswith(f"{self._output}.")}
+        trained = {name: value for name, value in drawn.items() if name.startswith(f"{self.output}.")}
         fixed = {name: value for name, value in drawn.items() if name not in trained}
-        return InitialHead(trained, fixed | self._identities(fixed), (self._output,))
+        return InitialHead(trained, fixed | self._identities(fixed), (self.output,))
 
     def _identities(self, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the parameters that make the layers before the output pass their input on."""

@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 
 from loraxs_search import versions
 from loraxs_search.base_model import (
+    fold_outputs,
     head_names,
+    head_shapes,
     linear_modules,
     load_model,
     load_tokenizer,
@@ -50,7 +52,7 @@ from loraxs_search.records import (
     Yardstick,
     to_json,
 )
-from loraxs_search.tasks import PreparedTask, locate_for, prepare
+from loraxs_search.tasks import PreparedTask, kind_of, locate_for, prepare
 from loraxs_search.tasks.end_tokens import served
 from loraxs_search.tasks.kinds import Asking, RowScores
 from loraxs_search.torch_threads import side_by_side
@@ -59,6 +61,7 @@ from loraxs_search.trial import (
     ask,
     attach,
     bare_body,
+    base_of,
     choose_dtype,
     detach,
     load_parameters,
@@ -112,10 +115,16 @@ class LoadedBase:
         key = to_json(task)
         known = self._prepared.get(key)
         if known is None or anew:
-            fresh = prepare(task, load_tokenizer(self.base))
+            fresh = prepare(task, load_tokenizer(self.base), has_bias=self._has_bias(task))
             if known is None or fresh.data_fingerprint != known.data_fingerprint:
                 self._prepared[key] = fresh
         return self._prepared[key]
+
+    def _has_bias(self, task: Task) -> bool:
+        """Whether the output layer of a task's head has a bias; it is asked for where answers are standardised."""
+        if not task.standardized:
+            return False
+        return any(name.endswith(".bias") for name in head_shapes(self.base, kind_of(task).model, "output"))
 
     def base_changed(self) -> bool:
         """Whether the base's weights on disk differ from those that were loaded."""
@@ -155,8 +164,9 @@ class LoadedBase:
         )  # before weights change
         method = get_method(spec.hyperparameters.method)
         with self._trained(spec, snapshot, task) as (model, exact, data):
+            fold_outputs(base_of(model), data.kind.outputs)
             reference = make_reference_logits(model, exact.config.vocab_size)
-            serving = served(data.kind, data.tokenizer, exact.generation_config)
+            serving = served(data.kind, data.tokenizer, getattr(exact, "generation_config", None))
             ends = serving.ends if serving else ()
             return Confirmation(spec.trial_id, method.files(model, fingerprint), reference, factors, ends)
 

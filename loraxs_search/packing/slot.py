@@ -43,7 +43,7 @@ class Slot:
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         device = adaptable.device
         head = adaptable.draw_head(hyper.head, data.kind.model.num_outputs, hyper.seed)
-        started = started_head(hyper, head.trained)
+        started = started_head(hyper, head.trained, adaptable.output, data.kind.outputs)
         self.head = {name: value.to(device).requires_grad_() for name, value in started.items()}
         self.fixed_head = {name: value.to(device) for name, value in head.fixed.items()}
         self._layout = SlotStateLayout(self.adapter, tuple(self.head), head.owners)

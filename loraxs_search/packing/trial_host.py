@@ -182,7 +182,7 @@ class TrialHost:
         if run is not None and run.spec == spec and run.data is data and run.step == step:
             return run
         self._park()
-        model = attach(self._loaded.model, spec, self._loaded.factors)
+        model = attach(self._loaded.model, spec, self._loaded.factors, data.kind.outputs)
         self._active = TrialRun(spec, model, data, self._loaded.device, self._states.whole(snapshot))
         return self._active
 

@@ -46,7 +46,7 @@ from loraxs_search.records._promotion import (
 )
 from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._start import AdapterRef, StartFrom
-from loraxs_search.records._task import DataSource, Serving, SplitSource, Task, TaskModel
+from loraxs_search.records._task import DataSource, OutputScale, Serving, SplitSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
 from loraxs_search.records._warm_start import EarlierStudy, EarlierTrial, WarmStart, WarmTrial, WarmTrials
 from loraxs_search.records._words import (
@@ -108,6 +108,7 @@ __all__ = [
     "LrSchedule",
     "Manifest",
     "Origin",
+    "OutputScale",
     "PhaseEvent",
     "Precision",
     "Prediction",

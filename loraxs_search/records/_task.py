@@ -63,6 +63,8 @@ class Task:
         settings: The kind's own keys, as JSON knows values.
         report_metric: What running trials are compared by at each report, and its direction; None means `metric`.
             Candidates are always compared by `metric`.
+        standardized: Whether a head learns numbers less their mean, in units of their spread; False in studies that
+            earlier versions launched.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
     report_metric: str | None = None
     report_direction: Direction | None = None
+    standardized: bool = False
 
     @property
     def for_candidates(self) -> Task:
@@ -98,6 +101,14 @@ class Task:
 
 
 _OF_OUTPUTS = ("id2label", "label2id", "num_labels", "problem_type")  # fields of a configuration that no body reads
+
+
+@dataclass(frozen=True)
+class OutputScale:
+    """What the outputs of a head in training mean: an answer is `mean + spread * output`."""
+
+    mean: float = 0.0
+    spread: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from loraxs_search.reports.progress import study_state
 from loraxs_search.studies import StudyFolder
 
 METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their parameters
-_NOT_COMPARED = {"source", "metrics"}  # fields of a task: rows are compared by content; other metrics change no score
+# Fields of a task: rows are compared by content, other metrics change no score, scores are in the labels' own units.
+_NOT_COMPARED = {"source", "metrics", "standardized"}
 
 
 @dataclass(frozen=True)

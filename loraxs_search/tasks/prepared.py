@@ -99,12 +99,15 @@ def load_data(task: Task, cache_dir: Path | None = None) -> TaskData:
     return TaskData(rows, digest, cached_report(rows, digest, cache))
 
 
-def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path | None = None) -> PreparedTask:
+def prepare(
+    task: Task, tokenizer: PreTrainedTokenizerBase, *, has_bias: bool = True, cache_dir: Path | None = None
+) -> PreparedTask:
     """Read a task's rows, check them, carve missing splits, and tokenise.
 
     See `load_data` for the rows. Tokens are cached per (data fingerprint, tokenizer, `max_length`).
 
     Args:
+        has_bias: As `TaskKind.fitted` takes it.
         cache_dir: Where rows and tokens are cached; None means home()/"datasets".
     Raises:
         TaskDataError: the data do not fit the declaration, or rows do not fit the base or `max_length`.
@@ -126,6 +129,7 @@ def prepare(task: Task, tokenizer: PreTrainedTokenizerBase, *, cache_dir: Path |
     scored_rows = {**data.rows, "validation": data.rows["validation"].take(scored)}
     for array in labels.values():
         array.flags.writeable = False
+    kind = kind.fitted(labels["train"], has_bias=has_bias)
     test_fingerprint = fingerprint(dict(data.rows), ("test",))
     report = with_answers(
         replace(data.report, warnings=tuple(kind.warnings(data.rows, splits))),

@@ -17,7 +17,7 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods import HeadPlan, get_method
 from loraxs_search.methods.starting import started_head
-from loraxs_search.records import Head, Hyperparameters, TrialReport, TrialSpec
+from loraxs_search.records import Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
 from loraxs_search.trial.batch_gradient import BatchGradient
 from loraxs_search.trial.evaluate import evaluate
@@ -42,17 +42,20 @@ def check_step(loss: float, norm: float, step: int) -> None:
             )
 
 
-def attach(model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None = None) -> PeftModel | PreTrainedModel:
+def attach(
+    model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None = None, outputs: OutputScale | None = None
+) -> PeftModel | PreTrainedModel:
     """Put a fresh adapter and head on `model`; every number drawn depends on the trial's seed alone.
 
     Args:
         factors: The store that factors come from; None means the one in use.
+        outputs: What the outputs mean in training, for a head that starts from another adapter's.
     """
     hyper = spec.hyperparameters
     trained, idle = start_head(model, hyper.head, hyper.seed)
     if idle:
         _check_distinct(trained[0], idle)
-    _continue_head(model, hyper, trained)
+    _continue_head(model, hyper, trained, outputs or OutputScale())
     # With a task type PEFT would train the whole head by itself.
     task_type = None if idle else "SEQ_CLS" if trained else "CAUSAL_LM"
     plan = HeadPlan(trained, (*idle, *missing_poolers(model)), task_type)
@@ -74,10 +77,13 @@ def start_head(model: PreTrainedModel, head: Head, seed: int) -> tuple[tuple[str
 
 
 @torch.no_grad()
-def _continue_head(model: PreTrainedModel, hyper: Hyperparameters, trained: Sequence[str]) -> None:
+def _continue_head(
+    model: PreTrainedModel, hyper: Hyperparameters, trained: Sequence[str], outputs: OutputScale
+) -> None:
     """Start the head from that of another adapter, where the trial starts from one that has the same."""
     own = {f"{top}.{name}": p for top in trained for name, p in model.get_submodule(top).named_parameters()}
-    for name, value in started_head(hyper, own).items():
+    output = output_head(model)[0] if own else ""
+    for name, value in started_head(hyper, own, output, outputs).items():
         own[name].copy_(value)
 
 

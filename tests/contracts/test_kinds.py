@@ -314,7 +314,7 @@ def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: 
     questions = [(row(200 + i, name)["text"],) for i in range(SIZES["test"])]
     source = RowSource(data.tokenizer)
     shown = [question[0] for question in questions]
-    predictions = ask(model, source, kind.predict(source, encode(kind, data.tokenizer, questions), shown), CPU)
+    predictions = ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, questions), shown), CPU)
     assert [prediction.text for prediction in predictions] == shown
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
     for prediction, answer in zip(predictions, scores.answers.tolist(), strict=True):

@@ -252,7 +252,7 @@ def resume(
     with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
         pass
     space = parse_stored(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
-    space = replace(space, search=extended(space.search, state))
+    space = replace(space, task=info.task, search=extended(space.search, state))
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
 
 

@@ -45,7 +45,17 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import AnswerFact, BaseModelRef, Prediction, Sample, Serving, Split, Task, TaskModel
+from loraxs_search.records import (
+    AnswerFact,
+    BaseModelRef,
+    OutputScale,
+    Prediction,
+    Sample,
+    Serving,
+    Split,
+    Task,
+    TaskModel,
+)
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.base_code import base_argument, finding_code, revision_argument
@@ -94,6 +104,17 @@ class TaskKind(ABC):
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self.outputs = OutputScale()
+
+    def fitted(self, labels: Values, *, has_bias: bool) -> TaskKind:
+        """Return the kind as a search trains and scores it: `outputs` may follow from the labels of its train rows.
+
+        A stored adapter's head has `outputs` folded into it, so whoever loads one asks the kind as it is.
+
+        Args:
+            has_bias: Whether the head's output layer has one; without it, `outputs` must have no mean.
+        """
+        return self
 
     # ---- declaration: light, anywhere --------------------------------------------------------------------------------
     @classmethod
@@ -274,7 +295,7 @@ class TaskKind(ABC):
             )
         rows = {key: value for key, value in task.settings.items() if key not in self.asking}
         own = {key: value for key, value in trained.settings.items() if key in self.asking}
-        return replace(task, settings=rows | own, max_length=trained.max_length)
+        return replace(task, settings=rows | own, max_length=trained.max_length, standardized=False)
 
     def base_alone(
         self,

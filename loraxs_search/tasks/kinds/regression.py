@@ -1,7 +1,8 @@
-"""A number for each text: squared error, and the output is the answer."""
+"""A number for each text: squared error in units of the spread of the train rows."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records import AnswerFact, Prediction, Split, TaskModel
+from loraxs_search.records import AnswerFact, OutputScale, Prediction, Split, TaskModel
 from loraxs_search.tasks._labels import numbers
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows
@@ -30,11 +31,19 @@ def regressor() -> TaskModel:
 
 
 class Regression(LabelledKind):
-    """Outputs (n, 1); labels and answers are numbers, float32."""
+    """Outputs (n, 1); labels and answers are numbers, float32.
+
+    AdamW moves an output by about its learning rate, so a head learns prices of 150,000 only once they are
+    standardised.
+    """
 
     name = "regression"
     section = LabelledSection
     metrics = NUMBER_METRICS
+
+    @classmethod
+    def fields(cls, section: Any) -> dict[str, Any]:
+        return super().fields(section) | {"standardized": True}
 
     @classmethod
     def laws(cls, keys: Keys) -> Iterator[Fault]:
@@ -55,17 +64,30 @@ class Regression(LabelledKind):
         for name, method in {"mean": "mean", "spread": "std", "least": "min", "most": "max"}.items():
             yield AnswerFact(name, {split: float(getattr(own, method)()) for split, own in numbers.items()})
 
+    def fitted(self, labels: Values, *, has_bias: bool) -> Regression:
+        if not self.task.standardized:
+            return self
+        values = labels.astype(np.float64)
+        mean = float(values.mean()) if has_bias else 0.0
+        spread = float(np.sqrt(np.square(values - mean).mean()))
+        fitted = copy.copy(self)
+        fitted.outputs = OutputScale(mean, spread or 1.0)
+        return fitted
+
     def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return (outputs.float().squeeze(-1) - labels.float()).square()
+        scale = self.outputs
+        return (outputs.float().squeeze(-1) - (labels.float() - scale.mean) / scale.spread).square()
 
     def answers(self, outputs: Tensor) -> Values:
-        return outputs.float().squeeze(-1).cpu().numpy()
+        numbers = outputs.squeeze(-1).cpu().double() * self.outputs.spread + self.outputs.mean
+        return numbers.float().numpy()
 
     def targets(self, labels: Values) -> npt.NDArray[np.float32]:
-        return labels.astype(np.float32)[:, None]
+        standard = (labels.astype(np.float64) - self.outputs.mean) / self.outputs.spread
+        return standard.astype(np.float32)[:, None]
 
     def prediction(self, text: str, outputs: Tensor) -> Prediction:
-        return Prediction(text, None, float(outputs[0]))
+        return Prediction(text, None, float(self.answers(outputs[None])[0]))
 
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
         values = labels.astype(np.float64)

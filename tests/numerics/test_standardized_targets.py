@@ -1,0 +1,193 @@
+"""Regression learns standardised numbers; what is written and answered is in the labels' own units."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import toy_language
+
+from loraxs_search import assets
+from loraxs_search.base_model import load_tokenizer, locate
+from loraxs_search.methods import get_method
+from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.packing import PackedHost, TrialHost
+from loraxs_search.records import (
+    AdapterSize,
+    BaseModelRef,
+    DataSource,
+    Hyperparameters,
+    Manifest,
+    Task,
+    TrialSpec,
+    to_json,
+)
+from loraxs_search.search_space import parse_space
+from loraxs_search.tasks import prepare
+from loraxs_search.trial.score_folder import score_folder
+
+pytestmark = pytest.mark.usefixtures("in_warm_home")
+STEPS = 60
+SPREAD, MEAN = 50_000.0, 150_000.0
+
+
+@pytest.fixture(scope="module", params=["bert", "llama"])
+def base(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseModelRef:
+    """A base whose head has a bias, and one whose head has none."""
+    if request.param == "bert":
+        return BaseModelRef(str(tiny_base))
+    folder = tmp_path_factory.mktemp("llama")
+    toy_language.save_base(folder)
+    return BaseModelRef(str(folder))
+
+
+def make_task(folder: Path, spread: float = SPREAD, mean: float = MEAN, **changes: Any) -> Task:
+    """Write rows whose number follows from their words; return the task as a new search has it."""
+    rows = []
+    for i in range(120):
+        words = [toy_language.WORDS[(7 * i + 3 * j) % 20] for j in range(2 + i % 5)]
+        rows.append({"text": " ".join(words), "price": mean + spread * ((i % 5) - 2 + ("w3" in words))})
+    files = {}
+    for split, own in {"train": rows[:80], "validation": rows[80:100], "test": rows[100:]}.items():
+        files[split] = str(folder / f"{spread}-{mean}-{split}.jsonl")
+        Path(files[split]).write_text("".join(json.dumps(row) + "\n" for row in own))
+    text = f"""
+task:
+  name: prices
+  kind: regression
+  data: {{data_files: {json.dumps(files)}}}
+  columns: {{text: text, label: price}}
+  metrics: [mse, pearson]
+  max_length: 16
+base_model: some/base
+parameters: {{rank: 2, learning_rate: 0.01}}
+"""
+    return replace(parse_space(text, source="s.yaml", folder=folder).task, **changes)
+
+
+def make_spec(host: TrialHost | PackedHost, trial_id: str = "1", **changes: Any) -> TrialSpec:
+    values: dict[str, Any] = {
+        "rank": 8,
+        "target_modules": tuple(module.name for module in host.info().modules),
+        "learning_rate": 1e-2,
+        "head_learning_rate": 1e-2,
+        "batch_size": 16,
+        "max_steps": STEPS,
+        "seed": 3,
+    }
+    return TrialSpec(trial_id, {}, Hyperparameters(**{**values, **changes}))
+
+
+def make_host(base: BaseModelRef, task: Task) -> TrialHost:
+    return TrialHost(base, task, precision="float32", device="cpu")
+
+
+def save(folder: Path, host: TrialHost, spec: TrialSpec, state: bytes, task: Task) -> Manifest:
+    """Write a trained adapter as a search keeps it."""
+    confirmed, info = host.confirm(spec, state), host.info()
+    folder.mkdir()
+    for name, content in confirmed.files.items():
+        (folder / name).write_bytes(content)
+    manifest = Manifest(
+        task=task,
+        base_model=BaseModelRef(info.base.path),
+        base_digest=info.base.weight_digest,
+        data_fingerprint=info.data_fingerprint,
+        study="s",
+        trial_id=spec.trial_id,
+        params={},
+        hyperparameters=spec.hyperparameters,
+        validation_metrics={},
+        test_metrics={},
+        size=AdapterSize(0, 0, 0),
+        probe=confirmed.probe,
+        versions={},
+        created_at="",
+    )
+    (folder / "manifest.json").write_text(to_json(manifest))
+    return manifest
+
+
+def test_prices_are_learnt_as_their_standardised_values_are(base: BaseModelRef, tmp_path: Path) -> None:
+    small, large = make_task(tmp_path, 1.0, 3.0), make_task(tmp_path)
+    reports = []
+    for task in (small, large):
+        host = make_host(base, task)
+        reports.append(host.advance(make_spec(host), STEPS, None)[0])
+    assert reports[1].metrics["pearson"] == pytest.approx(reports[0].metrics["pearson"], abs=1e-3)
+    assert reports[1].metrics["pearson"] > 0.8
+    assert reports[1].metrics["mse"] == pytest.approx(reports[0].metrics["mse"] * SPREAD**2, rel=1e-2)
+    assert reports[1].train_loss == pytest.approx(reports[0].train_loss, rel=1e-2)
+
+
+def test_a_task_of_a_study_from_before_learns_the_numbers_as_they_are(base: BaseModelRef, tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    record = json.loads(json.dumps(task.__dict__, default=lambda value: value.__dict__))
+    del record["standardized"]
+    old = Task(**record | {"source": DataSource(**record["source"])})
+    host = make_host(base, old)
+    report, _ = host.advance(make_spec(host), 2, None)
+    assert report.train_loss > SPREAD**2
+
+
+@pytest.mark.parametrize(("method", "head"), [("lora-xs", "full"), ("lora-xs", "output"), ("full", "full")])
+def test_files_answer_in_the_labels_own_units(base: BaseModelRef, tmp_path: Path, method: str, head: str) -> None:
+    task = make_task(tmp_path)
+    host = make_host(base, task)
+    spec = make_spec(host, method=method, head=head)
+    _, state = host.advance(spec, STEPS, None)
+    answers = host.answer(spec, state, range(20))
+    manifest = save(tmp_path / "adapter", host, spec, state, task)
+    model = load_adapter_folder(tmp_path / "adapter")  # compares the reference logits, too
+    data = prepare(task, load_tokenizer(locate(manifest.base_model)))
+    with torch.no_grad():
+        logits = torch.cat([model(**data.collate("test", [i]).inputs).logits for i in range(20)])
+    assert logits.squeeze(-1).tolist() == pytest.approx(list(answers.predictions), rel=1e-4)
+    assert score_folder(tmp_path / "adapter", task).predictions == pytest.approx(answers.predictions, rel=1e-4)
+    assert min(answers.labels) >= MEAN - 2 * SPREAD
+
+
+def test_interrupted_and_packed_trials_are_the_same(base: BaseModelRef, tmp_path: Path) -> None:
+    task = make_task(tmp_path)
+    host = make_host(base, task)
+    spec = make_spec(host)
+    whole, _ = host.advance(spec, 12, None)
+    _, early = make_host(base, task).advance(spec, 5, None)
+    later, _ = make_host(base, task).advance(spec, 12, early)
+    assert later.metrics == whole.metrics
+    packed = PackedHost(base, task, slots=2, precision="float32", device="cpu")
+    try:
+        report, _ = packed.advance(spec, 12, None, task)
+    finally:
+        packed.close()
+    assert report.metrics == pytest.approx(whole.metrics, rel=1e-3)
+    assert report.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
+
+
+def test_trials_start_from_the_answers_of_an_adapter(base: BaseModelRef, tmp_path: Path) -> None:
+    """Its rows may have had another mean and spread."""
+    task, method = make_task(tmp_path), get_method("lora-xs")
+    host = make_host(base, task)
+    spec = make_spec(host)
+    _, state = host.advance(spec, STEPS, None)
+    manifest = save(tmp_path / "adapter", host, spec, state, task)
+    start = assets.keep(method.start_asset(tmp_path / "adapter", manifest, with_head=True))
+    expected = load_adapter_folder(tmp_path / "adapter")
+    other = make_task(tmp_path, 2 * SPREAD, 1000.0)
+    again = make_host(base, other)
+    started = replace(spec, hyperparameters=replace(spec.hyperparameters, start_from=start))
+    report, _ = again.advance(started, 0, None)
+    data = prepare(other, load_tokenizer(locate(manifest.base_model)))
+    with torch.no_grad():
+        logits = torch.cat([expected(**data.collate("validation", [i]).inputs).logits for i in range(20)])
+    mse = float((logits.squeeze(-1) - torch.tensor(data.labels("validation"))).square().mean())
+    assert report.metrics["mse"] == pytest.approx(mse, rel=1e-3)
+    packed = PackedHost(base, other, slots=2, precision="float32", device="cpu")
+    try:
+        assert packed.advance(started, 0, None, other)[0].metrics["mse"] == pytest.approx(mse, rel=1e-3)
+    finally:
+        packed.close()
