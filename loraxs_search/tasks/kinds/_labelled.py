@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from loraxs_search.tasks.batch import Batch, RowSource
 
+_SEPARATOR = "pair_separator"  # in `settings`: stands between two texts; tasks of before it have none
 _HIDDEN = "-1"  # what the hub stores where a benchmark hides its labels
 
 
@@ -49,11 +50,14 @@ class LabelledSection(Section):
 class LabelledKind(TaskKind):
     """One label for each row: a head reads the row, and its output is the answer."""
 
+    asking = frozenset({_SEPARATOR})
+
     @classmethod
     def fields(cls, section: Any) -> dict[str, Any]:
         columns = section.columns
         fields = {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label}
-        return {**fields, "labels": tuple(section.labels)}
+        settings = {} if columns.text_pair is None else {_SEPARATOR: "\n"}
+        return {**fields, "labels": tuple(section.labels), "settings": settings}
 
     def keys(self) -> dict[str, Any]:
         task = self.task
@@ -135,10 +139,18 @@ class LabelledKind(TaskKind):
         pairs = None if self.task.text_pair is None else [row[1] for row in rows]
         return Rows([row[0] for row in rows], pairs, np.zeros(len(rows), np.int64))
 
+    def _pairs(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Sequence[str] | None:
+        """Return second texts as the tokenizer is given them: where it puts nothing between two, behind a separator."""
+        add = tokenizer.num_special_tokens_to_add
+        separator = self.task.settings.get(_SEPARATOR, "")
+        if rows.pairs is None or add(pair=True) > add(pair=False):
+            return rows.pairs
+        return [separator + pair for pair in rows.pairs]
+
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         encoding = tokenizer(
             rows.texts,
-            rows.pairs,
+            self._pairs(rows, tokenizer),
             truncation=True,
             max_length=self.task.max_length,
             padding=False,
@@ -161,7 +173,12 @@ class LabelledKind(TaskKind):
         if len(full):
             whole = rows.take(full)
             encoding = tokenizer(
-                whole.texts, whole.pairs, truncation=False, padding=False, return_attention_mask=False, verbose=False
+                whole.texts,
+                self._pairs(whole, tokenizer),
+                truncation=False,
+                padding=False,
+                return_attention_mask=False,
+                verbose=False,
             )
             lost[full] = np.array([len(ids) for ids in encoding["input_ids"]], np.int32) - lengths[full]
         return lost

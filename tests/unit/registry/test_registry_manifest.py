@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 from support.sealed import seal
@@ -82,10 +83,17 @@ def test_a_manifest_that_names_a_file_outside_is_refused(make_folder, tmp_path):
 def test_a_manifest_of_another_version_is_refused_with_a_remedy(make_folder):
     folder = make_folder("t0")
     content = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(content | {"schema_version": 2}))
-    with pytest.raises(IntegrityError, match="`schema_version` must be 1, but got 2") as refused:
+    (folder / "manifest.json").write_text(json.dumps(content | {"schema_version": 99}))
+    with pytest.raises(IntegrityError, match="`schema_version` must be 1 to 2, but got 99") as refused:
         verify(folder)
     assert "upgrade" in str(refused.value.hint)
+
+
+def test_what_older_versions_would_answer_otherwise_has_a_later_version(make_folder, manifest):
+    plain, made = make_folder("t0"), manifest("t1")
+    folder = make_folder("t1")
+    seal(folder, replace(made, task=replace(made.task, settings={"pair_separator": "\n"})))
+    assert (verify(plain).schema_version, verify(folder).schema_version) == (1, 2)
 
 
 def test_sealing_refuses_what_an_adapter_has_no_use_for(make_folder, manifest):

@@ -10,10 +10,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from support.bases import byte_tokenizer
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource
 from loraxs_search.tasks import RowSource, checked, encode, prepare
+from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification
 
 
 def inputs_of(task, tokenizer, questions):
@@ -28,6 +30,24 @@ def pair_task(make_task, rows):
 
     files = {"train": content(20, "a"), "validation": content(6, "the"), "test": content(6, "dull")}
     return make_task(files, text_pair="second", max_length=12)
+
+
+def test_pairs_stand_apart_where_the_tokenizer_puts_nothing_between_them(make_task, rows, tokenizer):
+    columns = {"text": "text", "text_pair": "second", "label": "label"}
+    fields = SequenceClassification.fields(SequenceClassification.section.model_validate({"columns": columns}))
+    older = pair_task(make_task, rows)
+    task = replace(older, settings=fields["settings"])
+    plain, question = byte_tokenizer(), [("good", "It is bad")]
+
+    def text(task):
+        return plain.decode(inputs_of(task, plain, question)["input_ids"][0])
+
+    task, older = replace(task, max_length=64), replace(older, max_length=64)
+    assert text(task) == "good\nIt is bad"
+    assert text(older) == "goodIt is bad"  # as stored adapters were trained
+    assert text(checked(task).asked_as(older)) == text(older)
+    same = [inputs_of(each, tokenizer, question)["input_ids"].tolist() for each in (task, older)]
+    assert same[0] == same[1]
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
