@@ -20,6 +20,7 @@ from loraxs_search.search_space._faults import KeyPath, asking, must_be, one_of,
 from loraxs_search.search_space._files import find_file, read_file
 from loraxs_search.search_space._objectives import check_objectives, quality_of
 from loraxs_search.search_space._overrides import Overrides, apply_overrides, as_texts
+from loraxs_search.search_space._parameter_specs import defaults_of
 from loraxs_search.search_space._parameters import read_method, read_parameters
 from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._retired import refuse_retired, without_retired
@@ -79,16 +80,18 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     return _space(document, text if not overrides else _rewritten(document, overrides), folder, name)
 
 
-def parse_stored(text: str, *, source: str, folder: Path, name: str) -> Space:
-    """Check the space of a stored study, which an earlier version may have launched.
+def parse_stored(text: str, *, source: str, folder: Path, name: str, resolved: Space | None = None) -> Space:
+    """Return the space of a stored study, which an earlier version may have launched.
 
+    Args:
+        resolved: As it was at launch. Without it the text is read again, with the defaults of this version.
     Raises:
         SpaceError: the text has faults.
         StudyError: it names what this version cannot search.
     """
     document = parse_document(text, source)
     without_retired(document, name)
-    return _space(document, text, folder, name)
+    return replace(resolved, text=text, name=name) if resolved is not None else _space(document, text, folder, name)
 
 
 def _space(document: Document, text: str, folder: Path, name: str | None) -> Space:
@@ -125,6 +128,7 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
         promotion=promotion,
         start_from=start_from,
         warm_start=earlier,
+        defaults={name: defaults_of(name) for name in methods},
     )
 
 

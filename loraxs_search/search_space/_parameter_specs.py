@@ -66,6 +66,12 @@ def required(specs: Mapping[str, ParameterSpec]) -> tuple[str, ...]:
     return tuple(name for name, spec in specs.items() if spec.default is None and name != "head_learning_rate")
 
 
+def defaults_of(method: str) -> dict[str, Scalar]:
+    """Return what each parameter is that a trial of this method leaves out, where it may."""
+    specs = parameter_specs(method)
+    return {name: spec.default for name, spec in specs.items() if spec.default is not None}
+
+
 class MethodSpec(ParameterSpec):
     """The law of `method`: a registered one that can be imported."""
 

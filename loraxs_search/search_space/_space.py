@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from loraxs_search.methods import FactorSet, Method, Possible, get_method
@@ -43,6 +43,8 @@ class Space:
         parameters: By name, in the file's order.
         start_from: The registered adapter that trials start from, as it was named; None where they start anew.
         warm_start: Studies whose best params the first trials have.
+        defaults: By method what a parameter is that a trial leaves out, so that a later version's defaults change no
+            stored study.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Space:
     promotion: PromotionRule
     start_from: str | None = None
     warm_start: EarlierStudies | None = None
+    defaults: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
 
     def suggest(self, trial: BaseTrial) -> dict[str, Scalar]:
         """Draw a trial's params, constants included; a parameter whose condition does not hold is left out."""
@@ -87,7 +90,7 @@ class Space:
     def hyperparameters(
         self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], seed: int
     ) -> Hyperparameters:
-        """Turn drawn params into what decides a trial's numbers; what they leave out takes the record's default.
+        """Turn drawn params into what decides a trial's numbers; what they leave out takes its default.
 
         The head learns at `learning_rate` unless `head_learning_rate` is given.
 
@@ -95,8 +98,8 @@ class Space:
             TargetModulesError: the module group matches nothing in `modules`.
             RankError: the rank is above the smaller side of one of the modules.
         """
-        given: dict[str, Any] = dict(params)
         method = self.method_of(params)
+        given: dict[str, Any] = {**self.defaults.get(method.name, {}), **params}
         given.pop(METHOD, None)
         names = resolve_modules(str(given.pop("target_modules", DEFAULT_TARGET_MODULES)), modules)
         own = {name: given.pop(name) for name in method.parameters if name in given}
@@ -185,7 +188,8 @@ class Space:
 
     def _reachable(self, method: Method, names: Sequence[str]) -> list[dict[str, Scalar]]:
         """Return what these parameters of a method may be together in a trial."""
-        defaults = {name: method.parameters[name].default for name in names}
+        own = self.defaults.get(method.name, {})
+        defaults = {name: own.get(name, method.parameters[name].default) for name in names}
         return reachable_shapes(self.parameters_of(method.name), defaults)
 
     def _possible(self, method: Method) -> Possible:
@@ -195,6 +199,7 @@ class Space:
         }
 
     def _possible_values(self, method: str, name: str, default: Scalar | None) -> Sequence[Scalar] | None:
+        default = self.defaults.get(method, {}).get(name, default)
         parameter = self.parameters_of(method).get(name)
         values = () if parameter is None else parameter.possible
         if values is None or default is None or not (parameter is None or parameter.may_be_absent):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import CommandError, SpaceError, StudyError
@@ -38,12 +37,10 @@ def space_of(study: SteeredStudy) -> Space:
     Raises:
         CommandError: its file is damaged.
     """
-    from loraxs_search.search_space import parse_stored
+    from loraxs_search.studies.stored_space import stored_space
 
-    info = study.folder.info
     with readable():
-        text = study.folder.space_text()
-        return parse_stored(text, source=info.space_source, folder=Path(info.space_folder), name=info.name)
+        return stored_space(study.folder)
 
 
 def refuse(faults: tuple[str, ...], hint: str) -> None:

@@ -3,6 +3,7 @@
 studies/<name>/
     study.json            what is searched, written once, before anything else
     space.yaml            the space as launched
+    space.json            the same with every default as it was then
     journal.jsonl         what the driver decided, one event a line, in order
     snapshots/<id>.safetensors   a trial's whole state at its last report, with all its reports in the header
     snapshots/<id>.step-<n>.safetensors   the same at its best report, where the study keeps that

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraxs_search.assets import digest_of
 from loraxs_search.errors import LoraxsError, StudyError, unknown_name
@@ -36,8 +37,12 @@ from loraxs_search.studies.journal import Journal, trial_states
 from loraxs_search.studies.reading import read_record, read_text
 from loraxs_search.studies.snapshots import check_owner, kept_path, kept_paths, read_reports, snapshot_path
 
+if TYPE_CHECKING:
+    from loraxs_search.search_space import Space
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _WARM_START = "warm_start.json"
+_RESOLVED_SPACE = "space.json"
 _STEPS = "steps.json"
 _PROBE_S = 0.3  # far longer than it takes to ask whether a lock is held
 
@@ -78,10 +83,18 @@ class StudyFolder:
         self.info = read_record(StudyInfo, path / "study.json")
 
     @classmethod
-    def create(cls, info: StudyInfo, space_text: str, warm_trials: WarmTrials | None = None) -> StudyFolder:
+    def create(
+        cls,
+        info: StudyInfo,
+        space_text: str,
+        warm_trials: WarmTrials | None = None,
+        *,
+        resolved: Space | None = None,
+    ) -> StudyFolder:
         """Create the folder beside its place and rename it: a study exists whole or not at all, and once.
 
         Args:
+            resolved: The space with all its defaults; see `stored_space`.
             warm_trials: What its search begins with, where that is not the sampler's.
         Raises:
             StudyError: the name is taken or malformed.
@@ -94,6 +107,8 @@ class StudyFolder:
         try:
             ensure_dir(building / "snapshots")
             write_atomic(building / "space.yaml", space_text)
+            if resolved is not None:
+                write_atomic(building / _RESOLVED_SPACE, to_json(replace(resolved, text=""), indent=2))
             if warm_trials is not None:
                 write_atomic(building / _WARM_START, to_json(warm_trials, indent=2))
             write_atomic(building / "study.json", to_json(info, indent=2))
@@ -161,6 +176,11 @@ class StudyFolder:
     @property
     def space_path(self) -> Path:
         return self.path / "space.yaml"
+
+    @property
+    def resolved_space_path(self) -> Path:
+        """The space with all its defaults; earlier versions wrote none."""
+        return self.path / _RESOLVED_SPACE
 
     @property
     def keep_rule(self) -> KeepRule:

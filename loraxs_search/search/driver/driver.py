@@ -229,7 +229,7 @@ class Driver:
     def _open_folder(self, warm: WarmTrials) -> StudyFolder:
         # `create` refuses a name that was taken in the meantime.
         given = None if self._space.warm_start is None else warm
-        return self._begun_folder() or StudyFolder.create(self._info, self._space.text, given)
+        return self._begun_folder() or StudyFolder.create(self._info, self._space.text, given, resolved=self._space)
 
     def _warm_trials(self, actors: StudyActors) -> WarmTrials:
         """Return what a new search begins with; the study keeps it, so that a resumed one begins with the same."""

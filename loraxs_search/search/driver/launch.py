@@ -24,9 +24,10 @@ from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger.view import SearchView, SilentView
-from loraxs_search.search_space import Overrides, Space, open_space, parse_stored
+from loraxs_search.search_space import Overrides, Space, open_space
 from loraxs_search.steering.plan import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
+from loraxs_search.studies.stored_space import stored_space
 from loraxs_search.tasks import kind_of
 from loraxs_search.tracking import ensure_store, resolve_uri
 
@@ -251,8 +252,8 @@ def resume(
     _check_without_warm_clones(folder)
     with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
         pass
-    space = parse_stored(folder.space_text(), source=info.space_source, folder=Path(info.space_folder), name=info.name)
-    space = replace(space, task=info.task, search=extended(space.search, state))
+    space = stored_space(folder)
+    space = replace(space, search=extended(space.search, state))
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
 
 

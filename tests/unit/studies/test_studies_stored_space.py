@@ -1,0 +1,53 @@
+"""A stored study searches what it was launched with, whatever a later version's defaults are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.studies import study
+
+from loraxs_search.methods import LoraXS
+from loraxs_search.records import LinearModule, from_json, to_json
+from loraxs_search.search_space import Space, _parameter_specs, load_space, parse_space
+from loraxs_search.shipped_spaces import shipped_spaces
+from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.mirror_files import files
+from loraxs_search.studies.stored_space import stored_space
+
+TEXT = "task: sst2\nbase_model: a/b\nparameters:\n  rank: {choice: [2, 4]}\n  learning_rate: 0.001\n"
+MODULES = [LinearModule("layer.0.attention.query", 8, 8)]
+
+
+def launched(fresh_home: Path, resolved: bool) -> tuple[StudyFolder, Space]:
+    space = parse_space(TEXT, source="s.yaml", folder=fresh_home)
+    plan = {"task": space.task, "base_model": space.base_model, "search": space.search, "promotion": space.promotion}
+    info = replace(study("first").info, name="s", space_folder=space.folder, **plan)
+    return StudyFolder.create(info, space.text, resolved=space if resolved else None), space
+
+
+@pytest.mark.parametrize("resolved", [True, False], ids=["launched", "from before"])
+def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.MonkeyPatch, resolved: bool) -> None:
+    folder, space = launched(fresh_home, resolved)
+    params = {"rank": 2, "learning_rate": 0.001}
+    before = space.hyperparameters(params, MODULES, 0)
+    assert stored_space(folder) == space
+    specs = dict(LoraXS.parameters)
+    monkeypatch.setattr(LoraXS, "parameters", specs | {"sigma": replace(specs["sigma"], default="none")})
+    common = _parameter_specs.COMMON
+    monkeypatch.setitem(common, "batch_size", replace(common["batch_size"], default=1024))
+    after = stored_space(folder)
+    assert (after.hyperparameters(params, MODULES, 0) == before) is resolved
+    assert (after.largest() == space.largest()) is resolved
+
+
+def test_it_is_part_of_a_copy(fresh_home: Path) -> None:
+    folder, _ = launched(fresh_home, resolved=True)
+    assert folder.resolved_space_path.name in files(folder.path)
+
+
+@pytest.mark.parametrize("name", shipped_spaces())
+def test_a_space_reads_back_as_it_was(name: str) -> None:
+    space = load_space(name)
+    assert from_json(Space, to_json(space)) == space
