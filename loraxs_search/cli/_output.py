@@ -109,8 +109,8 @@ def write_csv(row: Sequence[object]) -> None:
 def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
     """Print a study's trials as CSV: every field of a row, and every param as a column of its own."""
     names = _names(rows)
-    fields = [field.name for field in dataclasses.fields(LeaderboardRow) if field.name not in ("params", "warm_start")]
-    columns = [*fields, "warm_start", *(f"params.{name}" for name in names)]
+    fields = [field.name for field in dataclasses.fields(LeaderboardRow) if field.name != "params"]
+    columns = [*fields, "from", *(f"params.{name}" for name in names)]
     cells = [
         [*(getattr(row, field) for field in fields), row.origin, *(row.params.get(name) for name in names)]
         for row in rows

@@ -35,8 +35,7 @@ def command(
     """Check a space against its base model; nothing is trained.
 
     Reports every mistake of the file, with its line. For a valid space it prints how many combinations there are, the
-    smallest and the largest adapter, and the layers of each module group. With `warm_start` it says which trials of
-    earlier studies the search begins with, and what is left out.
+    smallest and the largest adapter, and the layers of each module group.
 
     With --data it also reads the rows. It prints how many there are, how many of them two splits share, and how many
     trials would share this machine. It warns if scores would look better than they are, for instance because test rows
@@ -68,11 +67,8 @@ def check(space: str, overrides: Sequence[str], *, data: bool, estimate: bool, a
 
 
 def _show(space: Space, seen: CheckedSpace) -> None:
-    description, warm, time = seen.description, seen.warm_start, seen.estimate
+    description, time = seen.description, seen.estimate
     summary = _summary(space, seen)
-    if space.warm_start is not None:
-        started = f"the first {len(warm.trials)} trials have params of {', '.join(warm.studies)}"
-        summary["warm start"] = "; ".join([*([started] if warm.trials else []), *warm.notes])
     if time is not None:
         summary |= describe_estimate(time)
     elif seen.no_estimate:

@@ -57,7 +57,7 @@ def command(
 
     Sizes: `R/lora` and `bytes/lora` compare the smallest adapters of a group and of LoRA that reach the best score that
     both reach, less `--tolerance`. 0.1 is a tenth. `reached` is the number of the group's first trial as good as the
-    first group's best: with --by study, it shows what a warm start saved.
+    first group's best.
 
     VeRA and TinyLoRA store what a seed gives back: `without projection` is their size without that.
 

@@ -48,7 +48,6 @@ from loraxs_search.records._search import SearchPlan
 from loraxs_search.records._start import AdapterRef, StartFrom
 from loraxs_search.records._task import DataSource, OutputScale, Serving, SplitSource, Task, TaskModel
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
-from loraxs_search.records._warm_start import EarlierStudy, EarlierTrial, WarmStart, WarmTrial, WarmTrials
 from loraxs_search.records._words import (
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
@@ -93,8 +92,6 @@ __all__ = [
     "DataSource",
     "Decision",
     "Direction",
-    "EarlierStudy",
-    "EarlierTrial",
     "FrontTrial",
     "Head",
     "HostInfo",
@@ -144,9 +141,6 @@ __all__ = [
     "TrialStartedEvent",
     "TrialState",
     "TrialsAdvancedEvent",
-    "WarmStart",
-    "WarmTrial",
-    "WarmTrials",
     "WarningEvent",
     "Yardstick",
     "YardstickName",

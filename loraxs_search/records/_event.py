@@ -9,7 +9,6 @@ from typing import Any, Literal
 from loraxs_search.records._command import NOT_STEERED, SteeringStatus
 from loraxs_search.records._data import DataReport
 from loraxs_search.records._trial import TrialState
-from loraxs_search.records._warm_start import WarmStart
 from loraxs_search.records._words import Direction, Scalar, Split
 
 EVENT_VERSION = 1
@@ -105,7 +104,6 @@ class TrialStartedEvent(_Event):
     study: str
     trial: str
     params: Mapping[str, Scalar]
-    warm_start: WarmStart | None = None
     event: Literal["trial_started"] = "trial_started"
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loraxs_search.records._warm_start import WarmStart
-
 
 @dataclass(frozen=True)
 class Lineage:
@@ -34,14 +32,12 @@ class Origin:
     """Where a new trial comes from; by default the sampler proposes it.
 
     Args:
-        warm_start: The trial of an earlier study that its params are from.
         command: Id of the command that asked for it.
         lineage: The trial that it was cloned from.
         is_hidden: Whether the sampler learns nothing from it: its params do not explain its scores, or lie outside of
             the space.
     """
 
-    warm_start: WarmStart | None = None
     command: str = ""
     lineage: Lineage | None = None
     is_hidden: bool = False

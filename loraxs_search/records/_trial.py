@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 from loraxs_search.records._identity import Identity
 from loraxs_search.records._lineage import Lineage
-from loraxs_search.records._warm_start import WarmStart
 from loraxs_search.records._words import Basis, Head, LrSchedule, RankPattern, Scalar, Sigma
 
 
@@ -143,7 +142,6 @@ class TrialRecord:
 
     Args:
         reason: Why it ended, for people.
-        warm_start: The trial of an earlier study that its params are from.
         command: Id of the command that asked for it; empty where the search proposed it.
         lineage: The trial of the study that it was cloned from.
         is_hidden: Whether the sampler learns nothing from it.
@@ -157,7 +155,6 @@ class TrialRecord:
     reports: tuple[TrialReport, ...] = ()
     started_at: float = 0.0
     ended_at: float | None = None
-    warm_start: WarmStart | None = None
     command: str = ""
     lineage: Lineage | None = None
     is_hidden: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from loraxs_search.records import Candidate, KeepRule, Lineage, Scalar, Task, TrialRecord, TrialState, WarmStart
+from loraxs_search.records import Candidate, KeepRule, Lineage, Scalar, Task, TrialRecord, TrialState
 from loraxs_search.reports.front import front
 
 INTERRUPTED: Literal["INTERRUPTED"] = "INTERRUPTED"  # of a trial that has not ended, of a study that nobody works on
@@ -34,7 +34,6 @@ class LeaderboardRow:
         on_front: Whether no other complete trial beats it in score and stored bytes together; None where these are not
             searched for together.
         without_projection: Of `stored_bytes` those that no seed gives back; None where all are such.
-        warm_start: The trial of an earlier study that the params are from.
         lineage: The trial of this study that it was cloned from.
     """
 
@@ -55,15 +54,14 @@ class LeaderboardRow:
     unended: float | None = None
     on_front: bool | None = None
     without_projection: int | None = None
-    warm_start: WarmStart | None = None
     lineage: Lineage | None = None
 
     @property
     def origin(self) -> str:
-        """Where the params are from: a trial of another study, or of this one and the step of its state; or empty."""
-        if self.lineage is not None:
-            return self.lineage.trial_id + (f"@{self.lineage.step}" if self.lineage.is_warm else "")
-        return f"{self.warm_start.study}/{self.warm_start.trial_id}" if self.warm_start else ""
+        """The trial of this study that the params are from, with the step of its state; or empty."""
+        if self.lineage is None:
+            return ""
+        return self.lineage.trial_id + (f"@{self.lineage.step}" if self.lineage.is_warm else "")
 
 
 def leaderboard(
@@ -127,6 +125,5 @@ def _row(
         unparsed=written.get("unparsed"),
         unended=written.get("unended"),
         without_projection=last.size.without_projection if last else None,
-        warm_start=record.warm_start,
         lineage=record.lineage,
     )

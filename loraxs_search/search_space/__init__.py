@@ -47,7 +47,6 @@ from loraxs_search.search_space._portable import portable_text
 from loraxs_search.search_space._retired import warn_of_retired
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import catalogue_task
-from loraxs_search.search_space._warm_start import EarlierStudies
 
 __all__ = [
     "METHOD",
@@ -55,7 +54,6 @@ __all__ = [
     "CatalogueEntry",
     "Choice",
     "Constant",
-    "EarlierStudies",
     "Floats",
     "GroupDescription",
     "Integers",

@@ -17,7 +17,6 @@ from loraxs_search.methods import METHODS, ParameterSpec
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._parameter_specs import method_spec, parameter_specs
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section, task_section
-from loraxs_search.search_space._warm_start import MAX_STUDIES
 from loraxs_search.shipped_spaces import shipped_tasks
 from loraxs_search.tasks.kinds import KINDS
 
@@ -58,10 +57,6 @@ def space_schema() -> Schema:
             "search": _or_nothing(own["search"]),
             "promotion": _or_nothing(own["promotion"]),
             "start_from": _or_nothing(_TEXT),
-            "warm_start": _or_nothing(
-                {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_STUDIES, "uniqueItems": True},
-                {"const": "auto"},
-            ),
         },
         "definitions": {
             **known,

@@ -28,11 +28,10 @@ from loraxs_search.search_space._schedulers import taken_keys
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection, search_section
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import read_task
-from loraxs_search.search_space._warm_start import read_warm_start
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
-_SECTIONS = (*_REQUIRED, "method", "search", "promotion", "start_from", "warm_start")
+_SECTIONS = (*_REQUIRED, "method", "search", "promotion", "start_from")
 _HEAD_PARAMETERS = {"head", "head_learning_rate"}
 
 
@@ -110,8 +109,6 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
     task = _reported(document, sections.get("search") or {}, task)
     promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else (), methods)
     check_objectives(document, sections.get("search") or {}, sections.get("promotion") or {}, task)
-    warm_start = sections.get("warm_start")
-    earlier = None if warm_start is None else read_warm_start(document, warm_start)
     start_from = _start_from(document, sections.get("start_from"))
     if document.faults or task is None or base_model is None or method is None:
         document.faults.fail(source, document.locations)
@@ -127,7 +124,6 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
         search=search,
         promotion=promotion,
         start_from=start_from,
-        warm_start=earlier,
         defaults={name: defaults_of(name) for name in methods},
     )
 

@@ -51,10 +51,6 @@ VALUES: dict[str, dict[str, Retired]] = {  # of a parameter
     },
     METHOD: {"psoft": _OTHER_METHOD, "randlora": _OTHER_METHOD, "vb-lora": _OTHER_METHOD},
 }
-# Each entry leaves this set in the change that removes what it names; at the end the set goes.
-_NOT_YET_REMOVED: set[object] = {
-    ("warm_start",),
-}
 
 
 def retired_value(parameter: str, value: object) -> Retired | None:
@@ -110,7 +106,7 @@ def _found(data: object) -> Iterator[tuple[KeyPath, str, Retired]]:
     sections = data if isinstance(data, dict) else {}
     for path, retired in KEYS.items():
         section = sections if len(path) == 1 else sections.get(path[0])
-        if path not in _NOT_YET_REMOVED and isinstance(section, dict) and path[-1] in section:
+        if isinstance(section, dict) and path[-1] in section:
             says_something = section[path[-1]] is not None
             yield path, "", retired if says_something else replace(retired, decides_trials=False)
     for root in (METHOD, "parameters"):

@@ -23,7 +23,6 @@ from loraxs_search.search_space._counting import count_configurations, reachable
 from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES
-from loraxs_search.search_space._warm_start import EarlierStudies
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -42,7 +41,6 @@ class Space:
         methods: The registered methods that trials train; where there are several, `method` is the first parameter.
         parameters: By name, in the file's order.
         start_from: The registered adapter that trials start from, as it was named; None where they start anew.
-        warm_start: Studies whose best params the first trials have.
         defaults: By method what a parameter is that a trial leaves out, so that a later version's defaults change no
             stored study.
     """
@@ -58,7 +56,6 @@ class Space:
     search: SearchPlan
     promotion: PromotionRule
     start_from: str | None = None
-    warm_start: EarlierStudies | None = None
     defaults: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
 
     def suggest(self, trial: BaseTrial) -> dict[str, Scalar]:

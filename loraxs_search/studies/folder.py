@@ -23,7 +23,6 @@ from loraxs_search.records import (
     TrialReport,
     TrialsAdvancedEvent,
     TrialState,
-    WarmTrials,
     Yardstick,
     check_trial_id,
     to_json,
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from loraxs_search.search_space import Space
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-_WARM_START = "warm_start.json"
 _RESOLVED_SPACE = "space.json"
 _STEPS = "steps.json"
 _PROBE_S = 0.3  # far longer than it takes to ask whether a lock is held
@@ -87,15 +85,12 @@ class StudyFolder:
         cls,
         info: StudyInfo,
         space_text: str,
-        warm_trials: WarmTrials | None = None,
-        *,
         resolved: Space | None = None,
     ) -> StudyFolder:
         """Create the folder beside its place and rename it: a study exists whole or not at all, and once.
 
         Args:
             resolved: The space with all its defaults; see `stored_space`.
-            warm_trials: What its search begins with, where that is not the sampler's.
         Raises:
             StudyError: the name is taken or malformed.
             HomeError: the folder cannot be written.
@@ -109,8 +104,6 @@ class StudyFolder:
             write_atomic(building / "space.yaml", space_text)
             if resolved is not None:
                 write_atomic(building / _RESOLVED_SPACE, to_json(replace(resolved, text=""), indent=2))
-            if warm_trials is not None:
-                write_atomic(building / _WARM_START, to_json(warm_trials, indent=2))
             write_atomic(building / "study.json", to_json(info, indent=2))
             building.rename(path)
         except OSError:
@@ -261,11 +254,6 @@ class StudyFolder:
         """Return the base and the data that the study began with; None where no host has loaded them yet."""
         path = self.path / "identity.json"
         return read_record(Identity, path) if path.exists() else None
-
-    def warm_trials(self) -> WarmTrials:
-        """Return what the search begins with; none where the sampler proposes its first trials too."""
-        path = self.path / _WARM_START
-        return read_record(WarmTrials, path) if path.exists() else WarmTrials()
 
     def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
         """Record what simple models reach on the study's rows."""

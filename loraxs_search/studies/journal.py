@@ -28,7 +28,6 @@ from loraxs_search.records import (
     TrialRecord,
     TrialReport,
     TrialState,
-    WarmStart,
     WarningEvent,
     YardstickScoredEvent,
     from_json,
@@ -204,13 +203,12 @@ class Journal:
         if kind not in _NO_WORK:
             self._work_time.recorded(at)
         if kind == "started":
-            warm, lineage = event.get("warm_start"), event.get("lineage")
+            lineage = event.get("lineage")
             self._records[event["trial_id"]] = TrialRecord(
                 trial_id=event["trial_id"],
                 params=event["params"],
                 state=TrialState.RUNNING,
                 started_at=at,
-                warm_start=warm and WarmStart(warm["study"], warm["trial_id"]),
                 command=event.get("command", ""),
                 lineage=lineage and Lineage(lineage["study"], lineage["trial_id"], lineage["step"]),
                 is_hidden=event.get("is_hidden", False),

@@ -15,7 +15,6 @@ from loraxs_search.records import (
     TrialReportedEvent,
     TrialStartedEvent,
     TrialState,
-    WarmStart,
     from_json,
 )
 from loraxs_search.studies.folder import StudyFolder
@@ -50,14 +49,11 @@ class JournalEvents:
             return from_json(NOTES[kind], json.dumps({**line, "study": self._study}))
         at = line["at"]
         if kind == "started":
-            origin = line.get("warm_start")
-            warm_start = origin and WarmStart(origin["study"], origin["trial_id"])
             return TrialStartedEvent(
                 study=self._study,
                 at=at,
                 trial=line["trial_id"],
                 params=line["params"],
-                warm_start=warm_start,
             )
         if kind == "reported":
             return _reported(self._study, from_json(TrialReport, json.dumps(line["report"])), at)
@@ -74,7 +70,6 @@ def started_event(study: str, record: TrialRecord) -> TrialStartedEvent:
         at=record.started_at,
         trial=record.trial_id,
         params=record.params,
-        warm_start=record.warm_start,
     )
 
 

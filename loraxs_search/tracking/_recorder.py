@@ -35,7 +35,6 @@ REASON = "loraxs.reason"
 MODEL_ID = "loraxs.model_id"
 ON_FRONT = "loraxs.on_front"
 LINEAGE = "loraxs.lineage"  # study and trial that a trial was cloned from, and `@` the step of the state it began with
-WARM_START = "loraxs.warm_start"  # study and trial that a trial's params are from
 _NOT_IN_A_NAME = re.compile(r"[^\w.\- ]")  # of a metric; MLflow takes colons on some systems only
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
@@ -106,9 +105,7 @@ class Recorder:
 
     def _trial_started(self, event: TrialStarted) -> None:
         run_id = self._runs.run(event.trial_id, event.at, run_name(event.trial_id, event.params))
-        origin = event.warm_start
-        tags = {WARM_START: f"{origin.study}/{origin.trial_id}"} if origin else {}
-        tags |= {LINEAGE: str(event.lineage)} if event.lineage else {}
+        tags = {LINEAGE: str(event.lineage)} if event.lineage else {}
         self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params), tags=tags)
         if self._facts is not None:
             self._runs.log_data(run_id, dataset_input(self._facts))

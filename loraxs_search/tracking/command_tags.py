@@ -16,7 +16,7 @@ from loraxs_search.errors import CommandError, StudyError, TrackingError, did_yo
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.tracking._runs import KIND, STUDY_ID, TRIAL_ID
-from loraxs_search.tracking.earlier import existing_client, searches_named
+from loraxs_search.tracking.recorded_searches import existing_client, searches_named
 from loraxs_search.tracking.store import connect
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from loraxs_search.records import (
     Task,
     TrialReport,
     TrialState,
-    WarmStart,
     Yardstick,
     to_json,
 )
@@ -66,7 +65,6 @@ class TrialStarted:
     trial_id: str
     params: Mapping[str, Scalar]
     hyperparameters: Hyperparameters | None
-    warm_start: WarmStart | None = None
     lineage: Lineage | None = None
     event: Literal["trial_started"] = "trial_started"
 

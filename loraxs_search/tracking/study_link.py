@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from loraxs_search.tracking._runs import STUDY_ID
-from loraxs_search.tracking.earlier import METRIC, is_maximized, searches_named
+from loraxs_search.tracking.recorded_searches import METRIC, is_maximized, searches_named
 from loraxs_search.tracking.study_view import USUAL, trials_view, view_key, write_view
 
 if TYPE_CHECKING:

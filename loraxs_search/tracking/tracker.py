@@ -21,7 +21,6 @@ from loraxs_search.records import (
     SearchPlan,
     TrialReport,
     TrialState,
-    WarmStart,
     Yardstick,
 )
 from loraxs_search.tracking import _environment
@@ -125,11 +124,10 @@ class Tracker:
         trial_id: str,
         params: Mapping[str, Scalar],
         hyperparameters: Hyperparameters | None = None,
-        warm_start: WarmStart | None = None,
         lineage: Lineage | None = None,
     ) -> None:
         """A trial starts, or starts again elsewhere; without hyperparameters when its params resolve to none."""
-        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters, warm_start, lineage))
+        self._append(TrialStarted(time.time(), trial_id, dict(params), hyperparameters, lineage))
 
     def trial_reported(self, report: TrialReport) -> None:
         """A trial reports; a step it has reported before is left as it was."""

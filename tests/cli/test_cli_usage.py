@@ -10,10 +10,7 @@ import pytest
 from support.studies import study
 
 import loraxs_search
-from loraxs_search.base_model import locate
 from loraxs_search.cli._main import app, configure_stdout, run
-from loraxs_search.records import AdapterSize, BaseModelRef, Identity, TrialReport, TrialState
-from loraxs_search.search_space import load_space
 from loraxs_search.shipped_spaces import shipped_spaces
 
 REGISTRY = ("promote", "ls", "show", "history", "rollback", "rm", "pull", "predict")
@@ -235,26 +232,3 @@ def test_check_says_how_many_trials_would_train_at_once_and_why(say, tiny_space)
     assert "the 3 trials make one round)" in told
     asked = say("check", str(tiny_space), "--data", "--set", "search.pack_size=2").out
     assert "pack size   2\n" in asked
-
-
-def test_check_says_what_a_search_would_begin_with(say, tiny_space, tiny_base, fresh_home):
-    task, weights = load_space(str(tiny_space)).task, locate(BaseModelRef(str(tiny_base))).weight_digest
-    for name, digest in (("earlier", weights), ("of-another-base", "b" * 64)):
-        folder = study(name, task=task)
-        folder.write_identity(Identity(digest, "data"))
-        journal = folder.journal()
-        for number, rank in enumerate((2, 64)):
-            trial_id = f"{number:05d}"
-            journal.trial_started(trial_id, {"rank": rank, "learning_rate": 0.01, "batch_size": 8})
-            size = AdapterSize(1, 1, 1)
-            journal.trial_reported(TrialReport(trial_id, 8, {"accuracy": 0.5, "f1": 0.5}, 0.1, 1.0, 10, size))
-            journal.trial_ended(trial_id, TrialState.COMPLETE, "")
-        folder.write_candidates([])
-    output = say("check", str(tiny_space), "--set", "warm_start=auto").ok
-    note = "trial 00001 of earlier is left out: rank is 64, and here one of 2, 4"
-    assert f"\nwarm start  the first 1 trials have params of earlier; {note}\n" in output
-    described = json.loads(say("check", str(tiny_space), "--json", "--set", "warm_start=[earlier]").ok)["warm_start"]
-    assert described["trials"][0]["warm_start"] == {"study": "earlier", "trial_id": "00000"}
-    assert described["notes"] == [note]
-    refused = say("check", str(tiny_space), "--set", "warm_start=[of-another-base, earlir]")
-    assert refused.is_error(2, "has 2 faults", "warm_start[0]: must be a study of this base", "but got 'earlir'")

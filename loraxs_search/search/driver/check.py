@@ -8,11 +8,9 @@ from typing import get_args
 
 from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, load_tokenizer, locate
 from loraxs_search.errors import LoraxsError
-from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records import BaseModel, DataReport, Head, LinearModule, Split, WarmTrials
+from loraxs_search.records import BaseModel, DataReport, Head, LinearModule, Split
 from loraxs_search.search.cluster.placement import PackSize
 from loraxs_search.search.driver.estimate import SearchEstimate, estimate_search
-from loraxs_search.search.driver.warm_start import warm_trials
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, describe, open_space
 from loraxs_search.tasks import data_warnings, kind_of, load_data, locate_for, prepare
 
@@ -29,7 +27,6 @@ class CheckedSpace:
         pack_size: How many trials would share this machine; None where no data was read, or it has an accelerator.
         warnings: What of the data may make scores look better than they are.
         description: Combinations, module groups, the smallest and the largest adapter.
-        warm_start: The trials of earlier studies that the search would begin with.
         estimate: What a search would take here, where that was asked for.
         no_estimate: Why that cannot be said.
     """
@@ -41,7 +38,6 @@ class CheckedSpace:
     pack_size: PackSize | None
     warnings: list[str]
     description: SpaceDescription
-    warm_start: WarmTrials
     estimate: SearchEstimate | None
     no_estimate: str
 
@@ -63,7 +59,6 @@ def check(space: str | Space, *, data: bool = False, estimate: bool = False, ove
     reads = data or estimate
     base = _base_and_data(loaded, reads)
     modules, description = _described(loaded, base)
-    warm = warm_trials(loaded, base.weight_digest, resolve_uri())
     rows, report, pack_size, warnings = None, None, None, list[str]()
     if reads:
         prepared = prepare(loaded.task, load_tokenizer(base))
@@ -71,9 +66,7 @@ def check(space: str | Space, *, data: bool = False, estimate: bool = False, ove
         pack_size = _pack_size(loaded, modules, description, float(prepared.lengths("train").mean()))
         warnings = data_warnings(report, rows, loaded.task.metric)
     time, unknown = _estimated(loaded) if estimate else (None, "")
-    return CheckedSpace(
-        loaded.name, base.weight_digest, rows, report, pack_size, warnings, description, warm, time, unknown
-    )
+    return CheckedSpace(loaded.name, base.weight_digest, rows, report, pack_size, warnings, description, time, unknown)
 
 
 def _base_and_data(space: Space, data: bool) -> BaseModel:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import HostInfo, KeepRule, TrialState, WarmTrials
+from loraxs_search.records import HostInfo, KeepRule, TrialState
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.finished import log_adapters, result_of, summary_of
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from loraxs_search.search.tune.searcher import StudySearcher
 
 
-_logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5  # while all that is left is paused
 _LATE = (
     "hosts.study_actors",
@@ -80,9 +78,8 @@ class Driver:
             actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
                 check_start(self._space, self._info, actors.info)
-                warm = self._warm_trials(actors) if folder is None else folder.warm_trials()
                 actors.prepare_factors(self._view.phase)
-                return self._run_with(actors, self._open_folder(warm))
+                return self._run_with(actors, self._open_folder())
             finally:
                 actors.close()
 
@@ -122,8 +119,8 @@ class Driver:
         from loraxs_search.search.tune.searcher import StudySearcher
 
         yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
-        plan, task, warm = self._info.search, self._info.task, folder.warm_trials()
-        params = actors.hardware() | task_params(task, warm)
+        plan, task = self._info.search, self._info.task
+        params = actors.hardware() | task_params(task)
         tracker.search_started(
             self._space.text, plan, params=params, gpus=actors.gpus(), facts=study_facts(self._space, actors.info)
         )
@@ -143,7 +140,7 @@ class Driver:
         scheduler = self._scheduler(ledger, journal)
         self._view.started(self._facts(actors, ledger, study.state, deadline))
         searcher = StudySearcher(
-            Sampler(optuna_study, self._space, warm.trials),
+            Sampler(optuna_study, self._space),
             ledger,
             self._space,
             plan,
@@ -226,25 +223,9 @@ class Driver:
                 return folder
         return None
 
-    def _open_folder(self, warm: WarmTrials) -> StudyFolder:
+    def _open_folder(self) -> StudyFolder:
         # `create` refuses a name that was taken in the meantime.
-        given = None if self._space.warm_start is None else warm
-        return self._begun_folder() or StudyFolder.create(self._info, self._space.text, given, resolved=self._space)
-
-    def _warm_trials(self, actors: StudyActors) -> WarmTrials:
-        """Return what a new search begins with; the study keeps it, so that a resumed one begins with the same."""
-        if self._space.warm_start is None:
-            return WarmTrials()
-        from loraxs_search.search.driver.warm_start import warm_trials
-
-        self._view.phase("reading the studies that the search starts from")
-        warm = warm_trials(self._space, actors.info.identity.base_digest, self._info.tracking_uri)
-        for note in warm.notes:
-            _logger.warning("warm start: %s", note)
-        if warm.trials:
-            studies = ", ".join(warm.studies)
-            self._view.phase(f"warm start: the first {len(warm.trials)} trials have params of {studies}")
-        return warm
+        return self._begun_folder() or StudyFolder.create(self._info, self._space.text, resolved=self._space)
 
     def _reopen(self, study: SteeredStudy, facts: Callable[[], SearchStarted] | None = None) -> bool:
         """Go on with a study whose trials had ended, where people have asked for more; return whether they have.

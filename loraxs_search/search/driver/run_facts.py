@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from loraxs_search.records import HostInfo, Scalar, Task, WarmTrials
+from loraxs_search.records import HostInfo, Scalar, Task
 from loraxs_search.search_space import Space
 from loraxs_search.tracking import StudyFacts
 
@@ -13,11 +13,10 @@ def study_facts(space: Space, info: HostInfo) -> StudyFacts:
     return StudyFacts(space.task, space.base_model.id, parameters, info.num_rows, info.data_fingerprint)
 
 
-def task_params(task: Task, warm: WarmTrials) -> dict[str, Scalar]:
-    """Return what searches of other machines must know to start from this one, and where this one started."""
-    facts: dict[str, Scalar] = {
+def task_params(task: Task) -> dict[str, Scalar]:
+    """Return what the page of a search's run says of its task."""
+    return {
         "search.metric": task.search_metric,
         "search.direction": task.search_direction,
         "task.kind": task.kind,
     }
-    return facts | ({"warm_start": ", ".join(warm.studies)} if warm.trials else {})

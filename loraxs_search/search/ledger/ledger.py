@@ -67,7 +67,7 @@ class Ledger:
         if handle is not None:
             self._handles[trial_id] = handle
         record = self._journal.trial_started(trial_id, params, origin)
-        self._tracker.trial_started(trial_id, params, hyper, record.warm_start, record.lineage)
+        self._tracker.trial_started(trial_id, params, hyper, record.lineage)
         self._view.trial_changed(record)
 
     def reported(self, report: TrialReport) -> None:

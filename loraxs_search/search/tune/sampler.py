@@ -12,7 +12,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from loraxs_search.records import Scalar, WarmStart, WarmTrial
+from loraxs_search.records import Scalar
 from loraxs_search.search.ledger.optuna_storage import as_one, live_trial
 from loraxs_search.search.tune.ended_trials import EndedTrials, latest
 from loraxs_search.search.tune.front_history import FrontHistory
@@ -32,11 +32,11 @@ class Sampler:
     In a space of several methods each method has one of the first trials, with params drawn at random.
 
     Args:
-        warm: What the first trials are to be, in order of their numbers; their params lie in the space.
+        first: Params of the space that the first trials have, in order of their numbers.
     """
 
-    def __init__(self, study: optuna.Study, space: Space, warm: Sequence[WarmTrial] = ()) -> None:
-        self._study, self._space, self._warm = study, space, warm
+    def __init__(self, study: optuna.Study, space: Space, first: Sequence[Mapping[str, Scalar]] = ()) -> None:
+        self._study, self._space, self._first = study, space, first
         self._history = _history(study)
 
     def unknown(self, known: Container[str]) -> list[FrozenTrial]:
@@ -51,10 +51,6 @@ class Sampler:
     def num_trials(self) -> int:
         """How many trials have been asked for: the number of the next one."""
         return len(self._study.get_trials(deepcopy=False))
-
-    def warm_start(self, index: int) -> WarmStart | None:
-        """Return where the params of a proposal are from, by its place among all; None where they are drawn."""
-        return self._warm[index].warm_start if index < len(self._warm) else None
 
     def propose(
         self, seed: int, orphan: FrozenTrial | None = None, *, index: int | None = None
@@ -112,9 +108,9 @@ class Sampler:
             self._study.sampler = before
 
     def _sampler(self, seed: int, index: int) -> BaseSampler:
-        if index < len(self._warm):
-            return PartialFixedSampler(self._space.drawn_params(self._warm[index].params), RandomSampler(seed=seed))
-        turn, methods = index - len(self._warm), self._space.methods
+        if index < len(self._first):
+            return PartialFixedSampler(self._space.drawn_params(self._first[index]), RandomSampler(seed=seed))
+        turn, methods = index - len(self._first), self._space.methods
         if len(methods) > 1 and turn < len(methods):  # by chance alone, one of several would often be tried late
             return PartialFixedSampler(self._space.drawn_params({METHOD: methods[turn]}), RandomSampler(seed=seed))
         trials = self._study.get_trials(deepcopy=False)

@@ -278,9 +278,8 @@ class StudySearcher(Searcher):
         number = self._sampler.num_trials if orphan is None else orphan.number
         seed = self._plan.trial_seed(number)
         if asked is None:
-            index = self._num_proposed()
-            trial, params = self._sampler.propose(seed, orphan, index=index)
-            origin = Origin(self._sampler.warm_start(index))
+            trial, params = self._sampler.propose(seed, orphan, index=self._num_proposed())
+            origin = Origin()
         elif asked.is_hidden:
             trial, params = self._sampler.hide(asked.command_id, orphan), dict(asked.params)
             origin = Origin(command=asked.command_id, lineage=self._lineage(asked), is_hidden=True)

@@ -14,7 +14,7 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK, study
 
-from loraxs_search.records import Origin, TrialState, WarmStart, Yardstick
+from loraxs_search.records import Lineage, Origin, TrialState, Yardstick
 from loraxs_search.reports.html import read_facts, report_page, sections, write_report
 from loraxs_search.studies import StudyFolder
 
@@ -101,10 +101,10 @@ def less_is_better() -> StudyFolder:
     return searched("s", [Tried({"learning_rate": 10.0**-i}, 0.1 * i + 0.1, 100 * i + 9) for i in range(5)], task=task)
 
 
-def warm_started() -> StudyFolder:
+def cloned() -> StudyFolder:
     folder = searched("s", [Tried({"rank": 4}, 0.8)], finished=False)
     journal = folder.journal()
-    journal.trial_started("00001", {"rank": 8}, Origin(WarmStart("earlier", "00007")))
+    journal.trial_started("00001", {"rank": 8}, Origin(command="c", lineage=Lineage("s", "00000", 0)))
     journal.trial_started("00004", {"rank": 2})  # 2 and 3 were asked for and never begun
     return folder
 
@@ -122,7 +122,7 @@ def searched_for_both() -> StudyFolder:
 
 
 STUDIES = (nothing_tried, one_trial, none_complete, only_failed, all_alike, several_methods, less_is_better)
-STUDIES += (warm_started, landed, searched_for_both)
+STUDIES += (cloned, landed, searched_for_both)
 
 
 @pytest.mark.parametrize("make", STUDIES, ids=lambda make: make.__name__)

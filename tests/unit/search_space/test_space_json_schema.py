@@ -57,7 +57,7 @@ def test_a_misspelt_key_of_a_shipped_space_does_not(name):
     "changes",
     [
         {},
-        {"search": None, "promotion": None, "start_from": None, "warm_start": "auto"},
+        {"search": None, "promotion": None, "start_from": None},
         {"task": {"use": "sst2", "max_length": 64, "columns": {"text": "a", "label": "b"}}},
         {"method": {"choice": ["lora", "lora-xs"]}},
         {"search": {"time_budget": "2h", "keep_hosts": 90, "pack_size": "auto", "objectives": ["accuracy", "bytes"]}},
@@ -84,7 +84,6 @@ def test_what_check_takes_validates(changes):
         ({"search": {"trials": 0}}, "search"),
         ({"search": {"scheduler": "ahsa"}}, "search"),
         ({"search": {"time_budget": "soon"}}, "search"),
-        ({"warm_start": []}, "warm_start"),
     ],
 )
 def test_what_check_refuses_does_not(changes, place):

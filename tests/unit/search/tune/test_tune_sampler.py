@@ -11,7 +11,6 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from loraxs_search.records import WarmStart, WarmTrial
 from loraxs_search.search.ledger.optuna_storage import SingleWriterJournal, open_optuna_study
 from loraxs_search.search.tune import sampler
 from loraxs_search.search.tune.sampler import WINDOW, History, Sampler, ShownHistory
@@ -137,33 +136,30 @@ def test_a_driver_killed_while_it_proposes_proposes_the_same_again(
 
 def test_the_first_trials_have_the_params_that_they_are_given(space: Space, tmp_path: Path) -> None:
     drawn = [Sampler(_study(0), space).propose(seed)[1] for seed in range(3)]
-    warm = [WarmTrial(params, WarmStart("earlier", f"{i:05d}")) for i, params in enumerate(drawn)]
     study = open_optuna_study(tmp_path / "optuna.jsonl", "s", "maximize")
     for number in range(2):
-        trial, params = Sampler(study, space, warm).propose(77)
+        trial, params = Sampler(study, space, drawn).propose(77)
         assert (trial.number, params) == (number, drawn[number])
         assert trial.params.items() <= params.items()
         study.tell(trial, 0.5)
     study.ask()  # a driver died before it was recorded
-    resumed = Sampler(open_optuna_study(tmp_path / "optuna.jsonl", "s", "maximize"), space, warm)
+    resumed = Sampler(open_optuna_study(tmp_path / "optuna.jsonl", "s", "maximize"), space, drawn)
     (orphan,) = resumed.unknown({"00000", "00001"})
     assert resumed.propose(78, orphan)[1] == drawn[2]
     trial, params = resumed.propose(79)
     assert params not in drawn
-    assert [resumed.warm_start(n) for n in (2, 3)] == [WarmStart("earlier", "00002"), None]
 
 
-@pytest.mark.parametrize("num_warm", [0, 2])
-def test_each_of_several_methods_has_one_of_the_first_trials(num_warm: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_first", [0, 2])
+def test_each_of_several_methods_has_one_of_the_first_trials(num_first: int, tmp_path: Path) -> None:
     """Drawn by chance, two trials of two methods are of one method half of the time."""
     rivals = load_space("rivals_movie_reviews")
-    drawn = [Sampler(_study(0), rivals).propose(seed)[1] for seed in range(num_warm)]
-    warm = [WarmTrial(params, WarmStart("earlier", f"{i:05d}")) for i, params in enumerate(drawn)]
+    drawn = [Sampler(_study(0), rivals).propose(seed)[1] for seed in range(num_first)]
     study = open_optuna_study(tmp_path / "optuna.jsonl", "s", "maximize")
-    for _ in range(num_warm + len(rivals.methods) + 1):
-        trial, params = Sampler(study, rivals, warm).propose(7)
+    for _ in range(num_first + len(rivals.methods) + 1):
+        trial, params = Sampler(study, rivals, drawn).propose(7)
         assert trial.params["method"] == params["method"]
         study.tell(trial, 0.5)
-    own = [trial.params["method"] for trial in study.trials][num_warm:]
+    own = [trial.params["method"] for trial in study.trials][num_first:]
     assert own[:-1] == ["lora-xs", "lora", "vera", "head-only", "full"]
     assert own[-1] in rivals.methods
