@@ -128,7 +128,7 @@ def test_mlflow_says_what_a_trial_was_cloned_from_and_what_left_the_front(
 
     with Tracker("s", tmp_path / "s", store_uri, "t") as tracker:
         tracker.trial_started("00000", {"rank": 4})
-        tracker.trial_started("00001", {"rank": 4}, None, None, Lineage("s", "00000", 20))
+        tracker.trial_started("00001", {"rank": 4}, None, Lineage("s", "00000", 20))
         tracker.front_found([FrontTrial("00000", 0.5, 100)])
         tracker.front_found([FrontTrial("00001", 0.6, 100)])
         assert tracker.flush(60)
