@@ -66,7 +66,7 @@ def test_a_trial_that_people_ask_for_cannot_name_it_either(parse, text):
 
 
 def test_a_fixed_permutation_is_no_new_basis_but_stored_studies_go_on_with_it(parse, text, folder):
-    old = text.replace("parameters:", "parameters:\n  basis: {choice: [top, bottom]}")
+    old = text.replace("parameters:", "parameters:\n  basis: {choice: [top, random]}")
     with pytest.raises(SpaceError) as refused:
         parse(old)
     assert "use `basis: gaussian`" in refused.value.hint
