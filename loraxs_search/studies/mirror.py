@@ -11,7 +11,7 @@ from loraxs_search.errors import LoraxsError, StorageConflictError, StorageError
 from loraxs_search.studies.clock import Clock
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import LEASE_S, Lease
-from loraxs_search.studies.mirror_files import READ_FIRST, files, is_behind
+from loraxs_search.studies.mirror_files import READ_FIRST, file_of, files, is_behind, parts
 from loraxs_search.studies.snapshots import is_kept, kept_paths
 from loraxs_search.studies.standstill import Standstill
 from loraxs_search.studies.storage import Storage
@@ -43,6 +43,7 @@ class Mirror:
         self._lease = Lease(storage, folder.name, clock)
         self._standstill = Standstill(f"study {folder.name!r} in {storage.uri}", clock)
         self._seen: dict[str, tuple[int, int]] = {}
+        self._copied_bytes: dict[str, int] = {}
         self._versions: dict[str, str] = {}
         self._copied = threading.Event()
         self._held = self._lease.held(self._beat)
@@ -91,8 +92,9 @@ class Mirror:
             kept = {} if changed[key][1] is None else {name: self._changed(name) for name in self._kept_beside(key)}
             for name, (stamp, content) in (kept | changed).items():
                 if content is not None:
-                    self._write(f"{self._folder.name}/{name}", content)
-                    self._seen[name] = stamp
+                    for part, its_content in parts(name, content, self._copied_bytes.get(name, 0)):
+                        self._write(f"{self._folder.name}/{part}", its_content)
+                    self._copied_bytes[name], self._seen[name] = content.rfind(b"\n") + 1, stamp
                     self._say(self._standstill.moved())
         self._say(self._standstill.moved())
 
@@ -120,9 +122,11 @@ class Mirror:
 
     def _forget_foreign(self) -> bool:
         """Have what a driver wrote late, after this one took over, be written anew; return whether there is any."""
-        there = self._storage.versions(self._folder.name)
-        names = {name for name in self._seen if there.get(key := f"{self._folder.name}/{name}") != self._versions[key]}
-        self._seen = {name: stamp for name, stamp in self._seen.items() if name not in names}
+        there, start = self._storage.versions(self._folder.name), f"{self._folder.name}/"
+        foreign = (key.removeprefix(start) for key, version in self._versions.items() if there.get(key) != version)
+        names = {file_of(key) for key in foreign} & self._seen.keys()
+        for name in names:
+            del self._seen[name], self._copied_bytes[name]
         return bool(names)
 
     def _check_ahead(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
@@ -18,6 +19,12 @@ _ORDER = (
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
 # offset before the events, as it may lag behind them and never run ahead.
 READ_FIRST = ("tracking.offset", "tracking.jsonl", "journal.jsonl")
+_GROWING = (
+    "tracking.jsonl",
+    "journal.jsonl",
+)  # lines are only ever appended: copied in parts, of which the last changes
+PART_BYTES = 1 << 17
+_PART = re.compile(r"(?P<file>.+\.jsonl)\.\d{6}")
 
 
 def _copy_order(key: str) -> int | None:
@@ -38,13 +45,45 @@ def in_copy_order(keys: Iterable[str]) -> list[str]:
     return sorted(places, key=lambda key: (places[key], key))
 
 
+def parts(key: str, content: bytes, copied: int) -> Iterator[tuple[str, bytes]]:
+    """Yield the objects that a file's content goes to, last one first, of those behind what was copied before.
+
+    A copy that is cut short is one of an earlier moment: a part counts only behind whole ones.
+    """
+    if key not in _GROWING:
+        yield key, content
+        return
+    whole = content[: content.rfind(b"\n") + 1]
+    for start in reversed(range(copied // PART_BYTES * PART_BYTES, max(len(whole), 1), PART_BYTES)):
+        yield _part_key(key, start // PART_BYTES), whole[start : start + PART_BYTES]
+
+
+def file_of(key: str) -> str:
+    """Return the file that an object is of, or a part of."""
+    return part["file"] if (part := _PART.fullmatch(key)) else key
+
+
+def read_copy(storage: Storage, name: str, key: str) -> bytes | None:
+    """Return a file of a study from its copy; None when there is none. Version 0.1 had one part, of any size."""
+    last = content = storage.get(f"{name}/{key}")
+    number = 1
+    while key in _GROWING and content and last and len(last) == PART_BYTES:
+        last = storage.get(f"{name}/{_part_key(key, number)}")
+        content, number = content + (last or b""), number + 1
+    return content
+
+
+def _part_key(key: str, number: int) -> str:
+    return f"{key}.{number:06d}" if number else key
+
+
 def is_behind(path: Path, storage: Storage, name: str) -> bool:
     """Say whether the folder is behind the storage; a journal only ever grows.
 
     Raises:
         StudyError: each side holds what the other lacks.
     """
-    here, there = _read(path / "journal.jsonl") or b"", storage.get(f"{name}/journal.jsonl") or b""
+    here, there = _read(path / "journal.jsonl") or b"", read_copy(storage, name, "journal.jsonl") or b""
     here, there = here[: here.rfind(b"\n") + 1], there[: there.rfind(b"\n") + 1]
     if here.startswith(there):
         return (

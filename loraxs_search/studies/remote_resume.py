@@ -15,7 +15,7 @@ from loraxs_search.studies.folder import StudyFolder, studies_root
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror_files import in_copy_order, is_behind
+from loraxs_search.studies.mirror_files import file_of, in_copy_order, is_behind, read_copy
 from loraxs_search.studies.storage import Storage
 
 _OF_ONE_MLFLOW_STORE = ("tracking.offset", "tracking.runs.jsonl")
@@ -85,9 +85,9 @@ def _download(name: str, storage: Storage, path: Path) -> None:
     (path / "optuna.jsonl").unlink(missing_ok=True)  # behind the journal that comes, and rebuilt from it
     shutil.rmtree(path / "tune", ignore_errors=True)
     ensure_dir(path / "snapshots")
-    keys = [key.removeprefix(f"{name}/") for key in storage.keys(name)]
+    keys = {file_of(key.removeprefix(f"{name}/")) for key in storage.keys(name)}
     for key in in_copy_order(keys):
-        if key != "study.json" and (content := storage.get(f"{name}/{key}")) is not None:
+        if key != "study.json" and (content := read_copy(storage, name, key)) is not None:
             write_atomic(path / key, content)
     known = Journal(path / "journal.jsonl").records
     for snapshot in (path / "snapshots").iterdir():  # a copy that was cut short may have one of a trial yet unknown:

@@ -21,6 +21,7 @@ from loraxs_search.records import (
 from loraxs_search.studies import Storage, StudyFolder, check_new_in, fetch, lease, mirror
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import Mirror
+from loraxs_search.studies.mirror_files import read_copy
 
 
 @pytest.fixture(autouse=True)
@@ -333,3 +334,62 @@ def test_names_in_the_storage_are_known(storage: Storage, machine: Callable[[str
     study(machine("two"), storage)
     with pytest.raises(StudyError, match="another of its name"):
         fetch("s", storage)
+
+
+def test_a_journal_that_grows_is_copied_by_what_it_grew(
+    storage: Storage, machine: Callable[[str], Path], slow_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copied whole every few seconds, one of 7 MB has been 184 MB to the storage by its end."""
+    first, sent, write = study(machine("one"), storage), list[int](), Storage.write
+
+    def counted(self: Storage, key: str, content: bytes, version: str | None) -> str:
+        sent.append(len(content) if "/journal.jsonl" in key else 0)
+        return write(self, key, content, version)
+
+    monkeypatch.setattr(Storage, "write", counted)
+    journal = first.journal()
+    journal.trial_started("00000", {"rank": 4})
+    line = b'{"event": "commanded later", "at": 1.0, "text": "' + b"x" * 20_000 + b'"}\n'
+    with keep(first, storage) as kept:
+        for _ in range(40):
+            with first.journal_path.open("ab") as file:
+                file.write(line)
+            kept.copy()
+    size = first.journal_path.stat().st_size
+    assert size > 800_000
+    assert sum(sent) < 6 * size
+    with first.journal_path.open("ab") as file:
+        file.write(b'{"event": "cut sho')
+    with keep(first, storage):  # a driver that knows nothing of the first one's copies
+        pass
+    machine("two")
+    there = fetch("s", storage).journal_path.read_bytes()
+    assert first.journal_path.read_bytes() == there + b'{"event": "cut sho'
+
+
+def test_a_copy_that_was_cut_short_between_two_parts_is_one_of_before(
+    storage: Storage, machine: Callable[[str], Path], slow_threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, write = study(machine("one"), storage), Storage.write
+    first.journal().trial_started("00000", {"rank": 4})
+    before = first.journal_path.read_bytes()
+
+    def dying(self: Storage, key: str, content: bytes, version: str | None) -> str:
+        if key == "s/journal.jsonl":
+            raise StorageError("cut off")
+        return write(self, key, content, version)
+
+    with keep(first, storage) as kept, monkeypatch.context() as patched:
+        kept.copy()
+        with first.journal_path.open("ab") as file:
+            file.writelines([b'{"event": "commanded later", "at": 1.0, "x": "' + b"x" * 1000 + b'"}\n'] * 300)
+        patched.setattr(Storage, "write", dying)
+        with pytest.raises(StorageError):
+            kept.copy()
+        assert read_copy(storage, "s", "journal.jsonl") == before
+    assert read_copy(storage, "s", "journal.jsonl") == first.journal_path.read_bytes()
+
+
+def test_a_copy_of_an_earlier_version_is_read_whole(storage: Storage) -> None:
+    storage.create("s/journal.jsonl", b"x" * 300_000)
+    assert read_copy(storage, "s", "journal.jsonl") == b"x" * 300_000
