@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from loraxs_search import assets
-from loraxs_search.errors import BaseModelError, ClusterError, TaskDataError
+from loraxs_search.errors import BaseModelError, ClusterError, HomeError, TaskDataError
 from loraxs_search.home import in_use
 from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
@@ -58,12 +58,10 @@ class HostActor:
         A call on behalf of a trial names it first. It is answered by a host that holds what the trial's study began
         with, and so is any other call with an `identity`.
         """
-        spec = args[0] if args and isinstance(args[0], TrialSpec) else None
-        identity = spec.identity if spec else identity
-        host = self._host_with(task) if spec is None and identity is None else self._host_for(identity, task)
-        if spec is not None:
-            _bring_assets(spec)
-        return getattr(host, method)(*args)
+        try:
+            return self._call(method, task, args, identity)
+        except HomeError as error:
+            raise HomeError(f"On node {self._address}: {error.message}", hint=error.hint) from error
 
     def give_up(self, names: Collection[str]) -> None:
         """End trials before their next step; nothing is to be ended where the host is not built yet."""
@@ -79,6 +77,14 @@ class HostActor:
         return self._address, self._usage.read()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _call(self, method: str, task: Task, args: tuple[Any, ...], identity: Identity | None) -> Any:
+        spec = args[0] if args and isinstance(args[0], TrialSpec) else None
+        identity = spec.identity if spec else identity
+        host = self._host_with(task) if spec is None and identity is None else self._host_for(identity, task)
+        if spec is not None:
+            _bring_assets(spec)
+        return getattr(host, method)(*args)
+
     def _host_for(self, identity: Identity | None, task: Task) -> Host:
         """Return the host if it has the base and rows that a study began with; what differs is read again.
 

@@ -10,7 +10,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
-from loraxs_search.errors import ClusterError, LoraxsError
+from loraxs_search.errors import ClusterError, HomeError, LoraxsError
 from loraxs_search.search.hosts.client import HOST_LOST, HostClient
 
 _MAX_LOST_HOSTS = 3
@@ -53,6 +53,7 @@ def spread(
         finished: Called with how many pieces are done, after each.
     Raises:
         RayActorError: hosts keep dying.
+        ClusterError, HomeError: a node is not fit for the search, or its disk is full.
     """
     waiting, pending = deque(pieces), dict[ObjectRef[Any], tuple[Piece[Any], HostClient]]()
     losses_left, clients = _MAX_LOST_HOSTS * len(pieces), hosts() if pieces else []
@@ -88,7 +89,7 @@ def _has_more(piece: Piece[AnswerT], answer: ObjectRef[AnswerT]) -> bool:
     """Give a piece its answer or its error; return whether there is more to do."""
     try:
         value = ray.get(answer)
-    except (*HOST_LOST, ClusterError):  # the latter is a node's fault, not the piece's
+    except (*HOST_LOST, ClusterError, HomeError):  # the latter two are a node's fault, not the piece's
         raise
     except (LoraxsError, RayTaskError) as error:
         piece.failed(error)

@@ -118,17 +118,15 @@ class TrialTrainable(tune.Trainable):
     def _broken_off(self, step: int, error: LoraxsError | RayTaskError) -> dict[str, Any]:
         if isinstance(error, TrialGivenUpError):
             return {STEP: step, GIVEN_UP: True, "done": True}
-        if isinstance(error, (HomeError, ClusterError)):  # the latter names the node itself
-            address = ray.util.get_node_ip_address()
-            where = f"On node {address}: " if isinstance(error, HomeError) else ""
-            return self._fatal(step, error, where)
+        if isinstance(error, (HomeError, ClusterError)):  # both name their node
+            return self._fatal(step, error)
         if isinstance(error, LoraxsError):
             return self._failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
         return self._failure(step, f"{type(error.cause).__name__}: {error.cause}")
 
-    def _fatal(self, step: int, error: LoraxsError, where: str = "") -> dict[str, Any]:
+    def _fatal(self, step: int, error: LoraxsError) -> dict[str, Any]:
         """Report an error that is not the trial's: the trial continues from its last report once it is fixed."""
-        return {STEP: step, FATAL: [where + error.message, error.hint], "done": True}
+        return {STEP: step, FATAL: [error.message, error.hint], "done": True}
 
     def _failure(self, step: int, reason: str) -> dict[str, Any]:
         return {STEP: step, FAILED: reason, "done": True}

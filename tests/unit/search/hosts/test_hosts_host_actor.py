@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loraxs_search.errors import ClusterError, StudyError, TaskDataError
+from loraxs_search.errors import ClusterError, HomeError, StudyError, TaskDataError
 from loraxs_search.records import (
     BaseModel,
     BaseModelRef,
@@ -243,3 +244,16 @@ def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch:
     assert host.info(TASK) == replace(INFO, num_slots=9)
     monkeypatch.setattr(placement, "available_bytes", lambda: 0)
     assert host.info(TASK).num_slots == 1
+
+
+def test_a_disk_that_is_full_is_named_with_its_node() -> None:
+    disk = Disk()
+
+    def full(*_: object) -> None:
+        raise HomeError("No space left.", hint="free some space")
+
+    disk.make = lambda *_: SimpleNamespace(advance=full, info=lambda *_, **__: INFO)  # type: ignore[method-assign]
+    host = actor(disk)
+    with pytest.raises(HomeError, match=r"On node 10\.0\.0\.7: No space left") as caught:
+        advance(host, SPEC, TASK)
+    assert caught.value.hint == "free some space"
