@@ -11,6 +11,17 @@ def elapsed() -> float:
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
+_BEGAN_AT = time.time() - elapsed()
+
+
+def steady_time() -> float:
+    """Return seconds since 1970, by the machine's clock when this process began and what has passed since then.
+
+    So a clock that is set meanwhile moves no time budget.
+    """
+    return _BEGAN_AT + elapsed()
+
+
 class Clock:
     """Says how long something took, sleep of the machine included; it is compared with no other one."""
 

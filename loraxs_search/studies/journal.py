@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import threading
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from loraxs_search.records import (
     from_json,
     to_json,
 )
+from loraxs_search.studies.clock import steady_time
 from loraxs_search.studies.reading import damaged_event
 from loraxs_search.studies.work_time import WorkTime
 
@@ -94,7 +94,7 @@ class Journal:
     @property
     def spent_by_now_s(self) -> float:
         """The same, of a driver's own journal until now: it may have recorded nothing while all trials were paused."""
-        return self._work_time.until_now(time.time()) if self._is_drivers else self.spent_s
+        return self._work_time.until_now(steady_time()) if self._is_drivers else self.spent_s
 
     @property
     def last_at(self) -> float:
@@ -190,7 +190,7 @@ class Journal:
         return reports[-1].step if reports else 0
 
     def _append(self, event: dict[str, Any], *, sync: bool) -> None:
-        event.setdefault("at", time.time())
+        event.setdefault("at", steady_time())
         with self._lock:
             self._log.append(json.dumps(event).encode() + b"\n", flush_to_device=sync)
             self._apply(event)

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import importlib
 import threading
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, SteeringState, steered
 from loraxs_search.steering.plan import planned
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
+from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Driver:
     def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
         self._info, self._space, self._stop = info, space, OwnStop(stop)
         self._view = Announcer(info.name, view)
-        self._started_at = time.time()
+        self._started_at = steady_time()
 
     def run(self, pool: HostPool) -> SearchResult:
         """Search on the hosts of `pool`, score the best trials, and return the result.
@@ -346,7 +346,7 @@ class Driver:
             why_slots=actors.pack_size.reason,
             keep=plan.keep,
             notes=notes(self._space),
-            at=time.time(),
+            at=steady_time(),
             report_every=plan.report_every,
             num_refits=self._info.promotion.num_refits(plan.trials),
             slots=actors.slots_by_address(),

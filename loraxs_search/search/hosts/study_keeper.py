@@ -19,7 +19,8 @@ from loraxs_search.studies import StudyFolder
 class StudyKeeper:
     """Keeps trial snapshots in the study folder, on the driver's node: no shared file system is needed.
 
-    Hosts on other nodes get the study's assets from it.
+    Hosts on other nodes get the study's assets from it. All that it knows is in the folder, and every call may be
+    repeated: Ray starts a process that dies anew, and asks that one what the first had not answered.
     """
 
     def __init__(self, name: str) -> None:
@@ -51,5 +52,6 @@ def start_keeper(study: str) -> tuple[str, KeeperHandle]:
     name = f"keeper-{uuid.uuid4().hex}"
     # The driver's home, whatever this node's Ray was started with.
     env = {"env_vars": {"LORAXS_HOME": str(home())}}
-    actor = _RemoteKeeper.options(name=name, namespace=NAMESPACE, runtime_env=env, **pinned(here()))
+    again = {"max_restarts": -1, "max_task_retries": -1}
+    actor = _RemoteKeeper.options(name=name, namespace=NAMESPACE, runtime_env=env, **pinned(here()), **again)
     return name, cast("KeeperHandle", actor.remote(study))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Literal
 
@@ -28,6 +27,7 @@ from loraxs_search.records import (
 from loraxs_search.search.ledger.event_view import search_started
 from loraxs_search.search.ledger.view import SearchStarted, SearchView, SilentView
 from loraxs_search.studies import Journal, StudyFolder
+from loraxs_search.studies.clock import steady_time
 
 _PACKAGE = "loraxs_search"
 _logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Announcer:
     def phase(self, text: str) -> None:
         """Other work begins."""
         self._phase = text
-        self._keep(PhaseEvent(study=self._study, at=time.time(), text=text))
+        self._keep(PhaseEvent(study=self._study, at=steady_time(), text=text))
         self._show(lambda view: view.phase(text))
 
     def trial_changed(self, record: TrialRecord) -> None:
@@ -62,7 +62,7 @@ class Announcer:
 
     def commanded(self, text: str, status: SteeringStatus | None = None) -> None:
         """Somebody has sent a command, which was answered so; or the search waits for one."""
-        self._keep(SteeredEvent(study=self._study, at=time.time(), text=text, status=status))
+        self._keep(SteeredEvent(study=self._study, at=steady_time(), text=text, status=status))
         self._show(lambda view: view.commanded(text, status))
 
     def noted(self, event: SearchEvent) -> None:
@@ -72,7 +72,7 @@ class Announcer:
 
     def advanced(self, folder: StudyFolder, steps: Mapping[str, int]) -> None:
         """Trials have got further since their last reports; from any thread."""
-        event = TrialsAdvancedEvent(study=self._study, at=time.time(), steps=steps)
+        event = TrialsAdvancedEvent(study=self._study, at=steady_time(), steps=steps)
         with contextlib.suppress(HomeError):
             folder.write_steps(event)
         self._show(lambda view: view.noted(event))
@@ -83,7 +83,7 @@ class Announcer:
 
     def counted(self, done: int, total: int, unit: str) -> None:
         """The present work has got so far."""
-        self.noted(PhaseEvent(study=self._study, at=time.time(), text=self._phase, done=done, total=total, unit=unit))
+        self.noted(PhaseEvent(study=self._study, at=steady_time(), text=self._phase, done=done, total=total, unit=unit))
 
     def started(self, facts: SearchStarted) -> None:
         """Trials are about to train."""
@@ -93,7 +93,7 @@ class Announcer:
     def data_read(self, task: Task, info: HostInfo) -> None:
         """The rows of the task are read."""
         event = DataReadEvent(
-            study=self._study, at=time.time(), metric=task.metric, num_rows=info.num_rows, report=info.data
+            study=self._study, at=steady_time(), metric=task.metric, num_rows=info.num_rows, report=info.data
         )
         self.noted(event)
 
@@ -103,14 +103,14 @@ class Announcer:
             name, metrics = yardstick.name, yardstick.validation_metrics
             if metrics and name not in self._yardsticks:
                 self._yardsticks.add(name)
-                self.noted(YardstickScoredEvent(study=self._study, at=time.time(), name=name, metrics=metrics))
+                self.noted(YardstickScoredEvent(study=self._study, at=steady_time(), name=name, metrics=metrics))
 
     def candidate_scored(
         self, trial_id: str, split: Literal["validation", "test"], metrics: Mapping[str, float]
     ) -> None:
         """A candidate was scored on all rows of a split."""
         self.noted(
-            CandidateScoredEvent(study=self._study, at=time.time(), trial=trial_id, split=split, metrics=metrics)
+            CandidateScoredEvent(study=self._study, at=steady_time(), trial=trial_id, split=split, metrics=metrics)
         )
 
     @contextlib.contextmanager
@@ -126,7 +126,7 @@ class Announcer:
 
     def warned(self, text: str) -> None:
         """People should know something."""
-        self.noted(WarningEvent(study=self._study, at=time.time(), text=text))
+        self.noted(WarningEvent(study=self._study, at=steady_time(), text=text))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _show(self, show: Callable[[SearchView], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from loraxs_search.records import (
@@ -16,6 +15,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.search.ledger.view import SearchStarted
 from loraxs_search.studies import ended_event, reported_event, started_event
+from loraxs_search.studies.clock import steady_time
 
 
 class EventView:
@@ -41,7 +41,7 @@ class EventView:
 
     def phase(self, text: str) -> None:
         self.is_training = False
-        self._happened(PhaseEvent(study=self.study, at=time.time(), text=text))
+        self._happened(PhaseEvent(study=self.study, at=steady_time(), text=text))
 
     def started(self, facts: SearchStarted) -> None:
         self.study, self.is_training = facts.study, True
@@ -53,7 +53,7 @@ class EventView:
         self._pass_on(record, self._happened)
 
     def commanded(self, text: str, status: SteeringStatus | None = None) -> None:
-        self._happened(SteeredEvent(study=self.study or "", at=time.time(), text=text, status=status))
+        self._happened(SteeredEvent(study=self.study or "", at=steady_time(), text=text, status=status))
 
     def noted(self, event: SearchEvent) -> None:
         self._happened(event)
@@ -78,7 +78,7 @@ def search_started(facts: SearchStarted) -> SearchStartedEvent:
     """Return the event that a search has begun or goes on."""
     return SearchStartedEvent(
         study=facts.study,
-        at=facts.at or time.time(),
+        at=facts.at or steady_time(),
         task=facts.task.name,
         metric=facts.task.search_metric,
         direction=facts.task.search_direction,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import time
-
 from loraxs_search.records import SearchPlan
 from loraxs_search.steering.plan import extended
 from loraxs_search.steering.state import SteeringState
+from loraxs_search.studies.clock import steady_time
 
 
 class Deadline:
@@ -27,7 +26,7 @@ class Deadline:
     @property
     def left_s(self) -> float | None:
         """What is left of the budget; None where there is none."""
-        return None if self.budget_s is None else max(0.0, self._since + self.budget_s - time.time())
+        return None if self.budget_s is None else max(0.0, self._since + self.budget_s - steady_time())
 
     @property
     def is_over(self) -> bool:

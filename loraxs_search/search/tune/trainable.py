@@ -63,7 +63,7 @@ class TrialTrainable(tune.Trainable):
             return self._broken_off(step, error)
         try:
             ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
-        except HomeError as error:
+        except LoraxsError as error:  # of the study's folder, not of the trial
             return self._fatal(step, error)
         self._snapshot, self._reports = snapshot, (*self._reports, report)
         return self._result(replace(report, host=self._place()))

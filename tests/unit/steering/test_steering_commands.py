@@ -269,7 +269,7 @@ def test_time_in_which_all_was_paused_counts_where_time_is_given(
     journal = folder.journal()
     journal.driver_started(now)
     study = steered(folder, journal)
-    monkeypatch.setattr("loraxs_search.studies.journal.time.time", lambda: now + 10_000)
+    monkeypatch.setattr("loraxs_search.studies.journal.steady_time", lambda: now + 10_000)
     answer = decide(Command("a" * 32, "extend", arguments={"time": "1h"}), study)
     assert answer.facts["time_budget_s"] == pytest.approx(13_600, abs=1)
     assert folder.journal().spent_by_now_s < 60, "of a journal that no driver here writes, what was recorded"

@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_read_stops_no_other_command(tmp_path: Path, caplo
 
 def test_commands_to_a_study_that_nobody_searches_are_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("loraxs_search.studies.journal.time.time", lambda: clock[0])
+    monkeypatch.setattr("loraxs_search.studies.journal.steady_time", lambda: clock[0])
     journal = Journal(tmp_path / "journal.jsonl")
     journal.driver_started(1000.0)
     clock[0] = 1010.0

@@ -10,8 +10,11 @@ import pytest
 
 from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
-from loraxs_search.records import AdapterSize, PhaseEvent, TrialReport, TrialState, WarningEvent
+from loraxs_search.records import AdapterSize, PhaseEvent, SearchPlan, TrialReport, TrialState, WarningEvent
+from loraxs_search.search.tune.deadline import Deadline
+from loraxs_search.steering import SteeringState
 from loraxs_search.studies import Journal
+from loraxs_search.studies.clock import steady_time
 
 SIZE = AdapterSize(r_parameters=9216, head_parameters=770, stored_bytes=40000)
 
@@ -89,7 +92,7 @@ def test_damage_in_the_middle_is_an_error_that_names_the_place(path: Path) -> No
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Set what time it is."""
-    return lambda now: monkeypatch.setattr("loraxs_search.studies.journal.time.time", lambda: now)
+    return lambda now: monkeypatch.setattr("loraxs_search.studies.journal.steady_time", lambda: now)
 
 
 def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(
@@ -112,6 +115,25 @@ def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(
     clock(500.0)  # its clock was set back
     second.trial_reported(report("00000", 80))
     assert second.spent_s == 60.0 + 30.0
+
+
+def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a network's time on a machine that woke up without one, forwards or back."""
+    began = steady_time()
+    deadline = Deadline(SearchPlan(time_budget_s=60.0), SteeringState(), began)
+    journal = Journal(path)
+    journal.driver_started(began)
+    for step_s in (100_000.0, -100_000.0):
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time", lambda set_to=began + step_s: set_to)
+            journal.note(PhaseEvent(study="s", at=steady_time(), text="training"))
+            journal.search_ended("")
+            assert not deadline.is_over
+            assert (deadline.left_s or 0) <= 60.0
+            assert journal.spent_by_now_s < 60.0
+    assert Journal(path).spent_s < 60.0
 
 
 def test_a_journal_that_names_no_driver_counts_from_its_first_event(path: Path, clock: Callable[[float], None]) -> None:

@@ -24,7 +24,7 @@ def finished(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
     with Tracker("s", folder.path, store_uri, "t") as tracker:
         tracker.search_started("", folder.info.search)
     with monkeypatch.context() as patch:
-        patch.setattr("loraxs_search.studies.journal.time.time", lambda: ENDED)
+        patch.setattr("loraxs_search.studies.journal.steady_time", lambda: ENDED)
         journal = folder.journal()
         journal.driver_started(BEGAN)
         journal.trial_started("00000", {"rank": 4})
