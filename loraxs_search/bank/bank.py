@@ -18,12 +18,12 @@ from loraxs_search.bank.bank_rows import BankRows
 from loraxs_search.bank.continuing import Wishes, continued
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.bank.texts import Questions
-from loraxs_search.base_model import load_tokenizer, locate
+from loraxs_search.base_model import load_tokenizer, locate, with_setup
 from loraxs_search.errors import IntegrityError, UsageError, one_of
 from loraxs_search.methods import FILES, METHODS, get_method
 from loraxs_search.methods.loading import verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
-from loraxs_search.methods.reference_logits import compare_reference_logits, kept_logits
+from loraxs_search.methods.reference_logits import compare_reference_logits, kept_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import adapter_folder
@@ -60,7 +60,7 @@ class AdapterBank:
         num_labels: int | None = 2,
         device: str = "cpu",
     ) -> None:
-        self.base = base if isinstance(base, BaseModel) else locate(base)
+        self.base = with_setup(base if isinstance(base, BaseModel) else locate(base))
         self._device = torch.device(device)
         task_model = TaskModel("AutoModelForCausalLM") if num_labels is None else classifier(num_labels)
         self._model = BankModel(self.base, task_model, self._device)
@@ -87,8 +87,8 @@ class AdapterBank:
     def load(self, name: str, source: str | Path | None = None, *, tracking_uri: str | None = None) -> None:
         """Load an adapter under a name, in place of the one that has it.
 
-        Files are compared by sha256, the base by weight digest, factors by fingerprint and, where the base is float32,
-        the manifest's reference logits. Whatever is refused leaves the bank as it was.
+        Files, base, factors and reference logits are compared as `load_adapter` does. Whatever is refused leaves the
+        bank as it was.
 
         Args:
             source: What `pull` takes, or a folder, as `load_adapter` does; None means `name` itself.
@@ -105,12 +105,12 @@ class AdapterBank:
         config = LoraXSConfig.from_pretrained(str(folder))
         tensors = {key: value[None] for key, value in load_file(folder / FILES[1]).items()}
         layout, vectors = self._checked_vectors(config, manifest.task, tensors, 1)
-        if self._model.is_float32:
-            token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)
-            rows = BankRows(self._model, [Part((0,), layout, vectors)])
-            inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
-            logits = torch.stack(rows.logits([0] * len(token_ids), inputs)).cpu()
-            compare_reference_logits(logits if self._model.has_head else kept_logits(logits), manifest.probe)
+        token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)
+        rows = BankRows(self._model, [Part((0,), layout, vectors)])
+        inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
+        logits = torch.stack(rows.logits([0] * len(token_ids), inputs)).cpu()
+        kept = logits if self._model.has_head else kept_logits(logits)
+        compare_reference_logits(kept, manifest.probe, tolerance(self._model.model))
         self._put(layout, [name], vectors, manifest.task)
 
     def add(self, names: Sequence[str], config: LoraXSConfig, task: Task, tensors: Mapping[str, Tensor]) -> None:

@@ -119,11 +119,6 @@ class BankModel:
         """Whether rows go through a head; without one, hidden states are read."""
         return self.task_model.num_outputs is not None
 
-    @property
-    def is_float32(self) -> bool:
-        """Whether the whole base is float32, so that another machine's logits differ by rounding only."""
-        return all(parameter.dtype == torch.float32 for parameter in self.model.parameters())
-
     def settings(self, config: LoraXSConfig, modules: Sequence[str]) -> dict[str, ModuleSettings]:
         """Resolve an adapter's settings on each of its modules, in model order, and prepare their factors.
 

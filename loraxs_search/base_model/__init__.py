@@ -15,6 +15,7 @@ from loraxs_search.base_model._packable import Sharing, check_packable, check_sh
 
 if TYPE_CHECKING:
     from loraxs_search.base_model._library import quiet
+    from loraxs_search.base_model._setup import tokenizer_digest, with_setup
     from loraxs_search.base_model.attention import use_padded_attention, uses_padded_attention
     from loraxs_search.base_model.head import (
         fold_outputs,
@@ -65,12 +66,14 @@ __all__ = [
     "repeated_layers",
     "rounding",
     "timing_inputs",
+    "tokenizer_digest",
     "use_padded_attention",
     "uses_padded_attention",
     "weight_bytes",
     "weight_digest",
     "with_known_package",
     "with_labels",
+    "with_setup",
 ]
 
 _HOMES = {
@@ -103,6 +106,8 @@ _HOMES = {
     "uses_padded_attention": "attention",
     "joined": "padding",
     "with_labels": "head",
+    "tokenizer_digest": "_setup",
+    "with_setup": "_setup",
 }
 
 

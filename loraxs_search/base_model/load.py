@@ -90,6 +90,11 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def has_tokenizer(base: BaseModel) -> bool:
+    """Whether a base's folder holds a tokenizer."""
+    return any(file for pattern in _TOKENIZER_FILES for file in Path(base.path).glob(pattern))
+
+
 def _from_files(
     base: BaseModel, task_model: TaskModel, config: PretrainedConfig, dtype: torch.dtype | None, attention: str | None
 ) -> tuple[PreTrainedModel, set[str]]:
@@ -150,7 +155,7 @@ def _pad_of(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> int:
 
 def _tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     # transformers makes an empty tokenizer, without a word, where there is none.
-    if not any(file for pattern in _TOKENIZER_FILES for file in Path(base.path).glob(pattern)):
+    if not has_tokenizer(base):
         raise BaseModelError(
             f"{base.path} must hold a tokenizer, but has none of {', '.join(_TOKENIZER_FILES)}.",
             hint=f"get the tokenizer of {base.id} and save it into the same folder",

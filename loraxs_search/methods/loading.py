@@ -29,8 +29,8 @@ def load_adapter_folder(
 
     The model's config names the task's labels.
 
-    Files are compared by sha256, the base by weight digest, factors by fingerprint, and in float32 the logits of the
-    manifest's reference logits.
+    Files are compared by sha256, the base by weight digest, tokenizer and configuration, factors by fingerprint, and
+    logits with the manifest's reference logits, in half precision with a wide tolerance.
 
     Args:
         folder: Holds manifest.json and the files it lists.
@@ -39,7 +39,7 @@ def load_adapter_folder(
             before the cast; the adapter and the head stay float32.
     Raises:
         IntegrityError: the manifest is missing or unreadable, or a file differs from it.
-        BaseModelError: the base cannot be found, or its weights are not those of the training.
+        BaseModelError: the base cannot be found, or it is not that of the training.
         FactorMismatchError: the factors or the reference logits differ.
         UsageError: its method is not installed here.
     """
@@ -50,8 +50,7 @@ def load_adapter_folder(
         body.config.id2label = dict(enumerate(manifest.task.labels))
         body.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
     model = method.load(body, folder, device)
-    if all(p.dtype == torch.float32 for p in model.parameters()):
-        check_reference_logits(model, manifest.probe)
+    check_reference_logits(model, manifest.probe)
     if dtype is not None:
         _cast_body(body, dtype)
     return model
@@ -68,6 +67,8 @@ def verified_manifest(folder: Path, base: BaseModel | None = None) -> tuple[Mani
     manifest = read_manifest(folder)
     _check_files(folder, manifest)
     located = base if base is not None else base_model.locate(manifest.base_model)
+    if manifest.setup is not None:
+        located = base_model.with_setup(located)
     _check_base(located, manifest)
     return manifest, located
 
@@ -119,4 +120,10 @@ def _check_base(located: BaseModel, manifest: Manifest) -> None:
             f"The adapter of trial {manifest.trial_id} was trained on {manifest.base_model.id}{wanted} with weights "
             f"{manifest.base_digest[:16]}..., but {located.path}{got} holds weights {located.weight_digest[:16]}....",
             hint="it has no meaning on other weights: give the base it was trained on, at the same revision",
+        )
+    if manifest.setup and located.setup and (differs := manifest.setup.difference(located.setup)):
+        raise BaseModelError(
+            f"The adapter of trial {manifest.trial_id} must be used with the tokenizer and configuration that it was"
+            f" trained with, but {located.path} has {differs}.",
+            hint="it answers otherwise with others: give the base it was trained on, at the same revision",
         )

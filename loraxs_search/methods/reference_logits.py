@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import end_with_eos
@@ -14,13 +14,14 @@ from loraxs_search.records import ReferenceLogits
 NUM_ROWS = 4
 NUM_TOKENS = 12
 _NUM_LOGITS = 64
+_WHOLE, _HALF = 1e-4, 1e-1  # of the largest logit, or of 1
 
 
 def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -> ReferenceLogits:
     """Return the reference logits of a model: 4 rows of 12 tokens by a fixed rule, and their logits.
 
     Args:
-        model: A float32 model, so that another machine's logits differ by rounding only.
+        model: The base in its checkpoint's precision, with an adapter on it.
         vocab_size: Rows of the base's embedding; tokens come from its upper half, away from special tokens.
     """
     low = vocab_size // 2
@@ -33,16 +34,21 @@ def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -
     return ReferenceLogits(input_ids=input_ids, logits=tuple(tuple(row) for row in logits.tolist()))
 
 
-def check_reference_logits(model: PeftModel | PreTrainedModel, reference: ReferenceLogits, atol: float = 1e-4) -> None:
-    """Raise unless the model gives the reference logits within `atol`.
+def check_reference_logits(model: PeftModel | PreTrainedModel, reference: ReferenceLogits) -> None:
+    """Raise unless the model gives the reference logits within the rounding of its precision.
 
     Raises:
         FactorMismatchError: logits differ, are not finite, or are of another shape.
     """
-    compare_reference_logits(_logits(model, reference.input_ids), reference, atol)
+    compare_reference_logits(_logits(model, reference.input_ids), reference, tolerance(model))
 
 
-def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: float = 1e-4) -> None:
+def tolerance(model: nn.Module) -> float:
+    """Return by how much the logits of another machine may differ: in half precision, kernels round each layer."""
+    return _HALF if any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters()) else _WHOLE
+
+
+def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: float = _WHOLE) -> None:
     """Raise unless logits, shape (rows, labels), are the reference within `atol`.
 
     Where logits are larger than 1, so is what rounding makes of them (a language model's of 29: 2e-4 in float32), and

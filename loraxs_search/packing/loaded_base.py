@@ -28,6 +28,7 @@ from loraxs_search.base_model import (
     matrix,
     use_padded_attention,
     weight_bytes,
+    with_setup,
 )
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method
@@ -85,7 +86,7 @@ class LoadedBase:
     def __init__(self, base: BaseModelRef, task: Task, *, precision: Precision = "auto", device: str = "auto") -> None:
         self.device = _choose_device(device)
         self._device_name = _device_name(self.device)  # now: another thread of a process may have its own setting
-        self._ref, self.base = base, locate_for(task, base)
+        self._ref, self.base = base, with_setup(locate_for(task, base))
         self.task = task
         self._prepared: dict[str, PreparedTask] = {}
         self._exact: dict[TaskModel, tuple[PreTrainedModel, int]] = {}
@@ -127,8 +128,9 @@ class LoadedBase:
         return any(name.endswith(".bias") for name in head_shapes(self.base, kind_of(task).model, "output"))
 
     def base_changed(self) -> bool:
-        """Whether the base's weights on disk differ from those that were loaded."""
-        return locate(self._ref).weight_digest != self.base.weight_digest
+        """Whether the base on disk, its weights, tokenizer or configuration, differs from what was loaded."""
+        found = with_setup(locate(self._ref))
+        return (found.weight_digest, found.setup) != (self.base.weight_digest, self.base.setup)
 
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
         """Describe base, data and device; see `prepared`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
-from loraxs_search.records._base import BaseModel, BaseModelRef, LinearModule
+from loraxs_search.records._base import BaseModel, BaseModelRef, BaseSetup, LinearModule
 from loraxs_search.records._command import (
     NOT_STEERED,
     AnswerState,
@@ -79,6 +79,7 @@ __all__ = [
     "Answers",
     "BaseModel",
     "BaseModelRef",
+    "BaseSetup",
     "Basis",
     "Candidate",
     "CandidateScoredEvent",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from loraxs_search.records._base import BaseModelRef
+from loraxs_search.records._base import BaseModelRef, BaseSetup
 from loraxs_search.records._lineage import Lineage
 from loraxs_search.records._promotion import Refit
 from loraxs_search.records._start import AdapterRef
@@ -70,6 +70,7 @@ class Manifest:
         kept_step: The step that it is of, where a study keeps the best one; None where it is the last.
         lineage: The trial that its own was cloned from, whose state it may have begun with.
         ends: The tokens that end an answer that it writes, as the tokenizer names them.
+        setup: Its base's; None in older manifests.
     """
 
     task: Task
@@ -99,3 +100,4 @@ class Manifest:
     start_from: AdapterRef | None = None
     lineage: Lineage | None = None
     ends: tuple[str, ...] = ()
+    setup: BaseSetup | None = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,33 @@ class BaseModelRef:
 
 
 @dataclass(frozen=True)
+class BaseSetup:
+    """How a base is set up, beside its weights: nothing of it shows in their digest.
+
+    Args:
+        tokenizer: Digest of what the tokenizer does, its chat template included; empty where there is none.
+        config: What the configuration says of the numbers; a field of a field has both names, with a point between.
+    """
+
+    tokenizer: str
+    config: Mapping[str, str | float | bool | None]
+
+    def difference(self, actual: BaseSetup) -> str:
+        """Describe where another base differs, with both values; empty where it does not.
+
+        Fields that one of them lacks are not compared: versions of transformers add some.
+        """
+        unlike = [
+            f"`{name}` {json.dumps(actual.config[name])}, not {json.dumps(value)}"
+            for name, value in self.config.items()
+            if name in actual.config and actual.config[name] != value
+        ]
+        if "" not in (self.tokenizer, actual.tokenizer) and self.tokenizer != actual.tokenizer:
+            unlike.append(f"tokenizer {actual.tokenizer[:16]}, not {self.tokenizer[:16]}")
+        return " and ".join(unlike)
+
+
+@dataclass(frozen=True)
 class BaseModel:
     """A base model that was found on this machine.
 
@@ -31,12 +60,14 @@ class BaseModel:
         path: Folder with config, weights and tokenizer on this machine.
         weight_digest: sha256 of the weight file; of the sorted list of digests when sharded.
         revision: Hub commit, when it came from the hub.
+        setup: None where tokenizer and configuration were not looked at.
     """
 
     id: str
     path: str
     weight_digest: str
     revision: str | None = None
+    setup: BaseSetup | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class HostInfo:
     @property
     def identity(self) -> Identity:
         """What of base and data a study is held to."""
-        return Identity(self.base.weight_digest, self.data_fingerprint)
+        return Identity(self.base.weight_digest, self.data_fingerprint, self.base.setup)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def cache_key(task: Task, identity: str, data_fingerprint: str, split: str) -> s
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a digest of what a tokenizer does: vocabulary, rules and special tokens, not where it was read from."""
+    """Return a digest of what a tokenizer does: vocabulary, rules, special tokens, chat template; not of its place."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         state: dict[str, Any] = {"vocabulary": tokenizer.get_vocab()}
@@ -36,6 +36,7 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
     state["special"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     state["class"] = type(tokenizer).__name__
     state["inputs"] = sorted(tokenizer.model_input_names)
+    state["chat_template"] = tokenizer.chat_template
     state["truncation_side"] = tokenizer.truncation_side
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 

@@ -85,7 +85,7 @@ class Driver:
 
     def _run_with(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
-            if folder.identity() is None:
+            if (recorded := folder.identity()) is None or recorded.setup is None:
                 folder.write_identity(actors.info.identity)
             actors.start_from = keep_start(folder)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)

@@ -75,4 +75,5 @@ def make_manifest(
         kept_step=adapter.kept_step,
         start_from=folder.info.start_from.adapter if folder.info.start_from and hyper.start_from else None,
         lineage=adapter.lineage,
+        setup=info.base.setup,
     )

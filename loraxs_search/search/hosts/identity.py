@@ -14,11 +14,14 @@ def difference(expected: Identity, actual: Identity) -> str:
         "weight digest": (expected.base_digest, actual.base_digest),
         "data fingerprint": (expected.data_fingerprint, actual.data_fingerprint),
     }
-    return " and ".join(
+    differs = [
         f"{name} {actual_value[:_SHOWN]}, not {wanted[:_SHOWN]}"
         for name, (wanted, actual_value) in values.items()
         if actual_value != wanted
-    )
+    ]
+    if expected.setup and actual.setup and (unlike := expected.setup.difference(actual.setup)):
+        differs.append(f"another base: {unlike}")
+    return " and ".join(differs)
 
 
 def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> None:

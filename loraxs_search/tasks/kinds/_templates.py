@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant")
 _PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_DATE = date(2024, 7, 26)  # what templates that know no clock write, such as Llama 3's
+_DATE_FORMS = [
+    f"%{code}" for code in ("d", "-d", "e", "m", "-m", "b", "B", "y", "Y", "a", "A", "j", "F", "H", "M", "S")
+]
 _WHOLE = 1e15  # floats below it are written without a decimal point where they have no fraction
 
 
@@ -187,10 +192,7 @@ class Prompt:
         contents = [said if content.columns else content.fill({}) for content in self.contents]
         first = [{"role": role, "content": text} for role, text in zip(self.roles, contents, strict=True)]
         later = [{"role": "assistant", "content": said}, *(it for it in first if it["role"] != "system")]
-        texts = [
-            cast("str", tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            for messages in (first, first + later)
-        ]
+        texts = [_chat(messages, tokenizer, asks=True) for messages in (first, first + later)]
         single, behind = token_ids([texts[0], texts[1][len(texts[0]) :].removeprefix(said)], tokenizer)
         same = 0
         while same < min(len(single), len(behind)) and single[-1 - same] == behind[-1 - same]:
@@ -202,10 +204,23 @@ class Prompt:
     ) -> str:
         """Return messages as the chat template writes them, up to where the answer begins, or with an answer."""
         messages = [{"role": role, "content": text} for role, text in zip(self.roles, contents, strict=True)]
-        rendered = tokenizer.apply_chat_template(
-            messages if answer is None else [*messages, answer], tokenize=False, add_generation_prompt=answer is None
-        )
-        return cast("str", rendered)
+        return _chat(messages if answer is None else [*messages, answer], tokenizer, asks=answer is None)
+
+
+def _chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, asks: bool) -> str:
+    """Return messages as the chat template writes them; one that writes today's date always writes the same one.
+
+    Args:
+        asks: Whether an answer is to follow.
+    """
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:  # the library's own function cannot be replaced from outside, but hidden
+        forms = "".join(f" | replace({form!r}, {_DATE.strftime(form)!r})" for form in _DATE_FORMS)
+        template = f"{{%- macro strftime_now(form) -%}}{{{{ form{forms} }}}}{{%- endmacro -%}}{template}"
+    rendered = tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=asks
+    )
+    return cast("str", rendered)
 
 
 def token_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from peft import get_peft_model
 from support.bases import BART
 from support.bases import base as small_base
 
+from loraxs_search.base_model import with_setup
 from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityError
 from loraxs_search.factors import FactorStore
 from loraxs_search.factors._file import write_factors
 from loraxs_search.home import factor_path
-from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.loading import load_adapter_folder, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.reference_logits import check_reference_logits, make_reference_logits
 from loraxs_search.records import BaseModelRef, ReferenceLogits
@@ -146,9 +148,40 @@ def test_a_probe_of_another_shape_or_without_numbers_never_agrees(adapt):
     nan = ReferenceLogits(probe.input_ids, ((float("nan"),) * 2,) * 4)
     with pytest.raises(FactorMismatchError, match="nan"):
         check_reference_logits(model, nan)
-    check_reference_logits(
-        model, dataclasses.replace(probe, logits=tuple(tuple(x + 0.5 for x in r) for r in probe.logits)), atol=1
-    )
+
+
+def test_half_precision_is_compared_too_but_rounds_more(adapt):
+    model = adapt(target_modules=["query"]).bfloat16()
+    probe = make_reference_logits(model, 64)
+    rounded = dataclasses.replace(probe, logits=tuple(tuple(x + 0.05 for x in row) for row in probe.logits))
+    check_reference_logits(model, rounded)
+    other = dataclasses.replace(probe, logits=tuple(tuple(x + 0.5 for x in row) for row in probe.logits))
+    with pytest.raises(FactorMismatchError):
+        check_reference_logits(model, other)
+
+
+def change_config(base, **changes):
+    path = Path(base.path) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_configuration_on_the_same_weights_is_refused(
+    adapt, make_base, targets, tmp_path, save_base, write_adapter, dtype
+):
+    base, folder = save_base(make_base().to(dtype), tmp_path / "base"), tmp_path / "adapter"
+    write_adapter(adapt(target_modules=list(targets)), base, folder, setup=with_setup(base).setup)
+    change_config(base, hidden_dropout_prob=0.5, id2label={"0": "x", "1": "y"})  # neither changes an answer
+    verified_manifest(folder)
+    change_config(base, layer_norm_eps=1e-3)
+    with pytest.raises(BaseModelError, match=r"layer_norm_eps` 0\.001, not 1e-12") as refused:
+        load_adapter_folder(folder)
+    assert refused.value.hint
+    older = {
+        name: value for name, value in json.loads((folder / "manifest.json").read_text()).items() if name != "setup"
+    }
+    (folder / "manifest.json").write_text(json.dumps(older))
+    verified_manifest(folder)
 
 
 def test_a_decoder_without_a_padding_token_has_a_probe(make_base):

@@ -138,6 +138,9 @@ def test_tokens_are_made_once_per_data_tokenizer_and_length(make_task, make_toke
     other.add_tokens(["w1 film"])
     assert prepare(task, other).lengths("train")[1] == prepare(task, used).lengths("train")[1] - 1
     assert len(cached_tokens(loraxs_home)) == 9
+    other.chat_template = "{{ messages[0].content }}"
+    prepare(task, other)
+    assert len(cached_tokens(loraxs_home)) == 12
 
 
 @pytest.mark.parametrize("keep", [0, 100, 0.5])

@@ -82,6 +82,15 @@ def test_messages_go_through_the_chat_template_up_to_the_answer():
     assert said(tokenizer, ids) == "<|system|>be<|end|><|user|>ab▁3<|end|><|assistant|>"
 
 
+def test_a_template_with_a_date_gives_the_same_tokens_every_day():
+    dated = "{{ strftime_now('%d %b %Y') }}" + CHAT
+    tokenizer, messages = characters(chat=dated), [{"role": "user", "content": "{q}"}]
+    ids = Prompt.of({"messages": messages}).ids([["ab"]], tokenizer)[0]
+    assert said(tokenizer, ids) == "26▁Jul▁2024<|user|>ab<|end|><|assistant|>"
+    asked = "{% if strftime_now is defined %}{% set d = strftime_now('%Y-%m-%d') %}{{ d[:4] }}{% endif %}"
+    assert said(tokenizer, Prompt.of({"messages": messages}).ids([["ab"]], characters(chat=asked))[0]) == "2024"
+
+
 def test_an_answer_ends_with_the_turn_of_a_chat_and_else_with_the_end_token():
     tokenizer = characters(chat=CHAT)
     assert Prompt.of({"prompt": "{q}"}).end_id(tokenizer) == tokenizer.eos_token_id
