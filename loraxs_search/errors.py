@@ -179,3 +179,8 @@ def shortened(value: object) -> str:
     """Return how Python writes a value, cut short when that is long."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
+
+
+def counted(number: int, noun: str) -> str:
+    """Return how many there are of something: `1 trial`, `2 trials`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

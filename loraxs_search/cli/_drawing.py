@@ -12,6 +12,7 @@ from rich.text import Text
 
 from loraxs_search.cli._plain import plain
 from loraxs_search.cli._words import browse, clock, params_in_short, progress_in_words, time_left_in_words
+from loraxs_search.errors import counted
 from loraxs_search.records import TrialState
 from loraxs_search.reports import SearchState, TrialLine, sparkline
 
@@ -61,7 +62,7 @@ def _lines(state: SearchState, now: float, notice: str) -> list[RenderableType]:
         pace += "" if host.rows_per_s is None else f"  {host.rows_per_s:.3g} rows/s"
         lines.append(("host", _text(f"{host.address}  {slots}{pace}")))
     if len(hosts) > _MAX_HOSTS:
-        lines.append(("", _text(f"and {len(hosts) - _MAX_HOSTS} more hosts")))
+        lines.append(("", _text(f"and {counted(len(hosts) - _MAX_HOSTS, 'more host')}")))
     if notice:
         lines.append(("notice", _text(notice, style="yellow")))
     return [_labelled(label, text) for label, text in lines]

@@ -9,6 +9,7 @@ from typing import TextIO
 
 from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._words import browse, phase_in_words, time_left_in_words
+from loraxs_search.errors import counted
 from loraxs_search.records import (
     CandidateScoredEvent,
     DataReadEvent,
@@ -93,11 +94,11 @@ class LinesView:
         return [phase_in_words(event)]
 
     def _started(self, event: SearchStartedEvent) -> list[str]:
-        slots = f"{event.num_slots} slot{'s' if event.num_slots != 1 else ''}"
         why = f" ({event.why_slots})" if event.why_slots else ""
-        what = f"{event.num_trials} trials on {event.device} ({event.dtype})"
-        refits = [f"then {event.num_refits} refits of {event.max_steps} steps"] if event.num_refits else []
-        notes = [*refits, *(f"note: {note}" for note in event.notes)]
+        what = f"{counted(event.num_trials, 'trial')} on {event.device} ({event.dtype})"
+        then = f"then {counted(event.num_refits, 'refit')} of {counted(event.max_steps, 'step')}"
+        notes = [*([then] if event.num_refits else []), *(f"note: {note}" for note in event.notes)]
+        slots = counted(event.num_slots, "slot")
         return [f"study {event.study}: {what}, {slots}{why}", *notes, browse(event.study, self._server)]
 
     def _estimate(self, event: TrialReportedEvent) -> list[str]:

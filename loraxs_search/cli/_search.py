@@ -15,7 +15,7 @@ from loraxs_search.cli._event_stream import EventStream
 from loraxs_search.cli._interrupts import interrupts
 from loraxs_search.cli._output import emit, print_leaderboard, print_summary, print_warnings
 from loraxs_search.cli._words import browse
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import UsageError, counted
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import SearchEndedEvent, SearchEvent, to_json
 from loraxs_search.reports import SearchDocument, ended, search_document
@@ -224,7 +224,10 @@ def check_output(as_json: bool, as_events: bool) -> None:
 def _say_what_next(document: SearchDocument, info: StudyInfo) -> None:
     if document.notice:
         print(f"\nnotice: {document.notice}", file=sys.stderr)
-    print(f"\nstudy {document.study}: {len(document.trials)} trials in {document.wall_s:.0f} s", file=sys.stderr)
+    print(
+        f"\nstudy {document.study}: {counted(len(document.trials), 'trial')} in {document.wall_s:.0f} s",
+        file=sys.stderr,
+    )
     print_summary(document.study)
     print_warnings(document.warnings)
     print(browse(document.study, server_of(info.tracking_uri)), file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from loraxs_search.errors import counted
 from loraxs_search.records import PhaseEvent, Scalar, TrialState
 from loraxs_search.reports import SearchState
 
@@ -69,7 +70,7 @@ def _training(state: SearchState) -> str:
     """Return what becomes of the trials, as people have asked for it."""
     paused = len(state.paused)
     if state.is_waiting:
-        what = f"{paused} trial{'' if paused == 1 else 's'}" if paused else "no trial begun"
+        what = counted(paused, "trial") if paused else "no trial begun"
         return f"paused, {what}: `loraxs-search continue {state.study}` goes on"
     if state.steering.finishing:
         return f"finishing, no new trials: {state.num_training} still to end"

@@ -13,6 +13,7 @@ from loraxs_search.cli._completion import SpaceArgument
 from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._estimate import describe as describe_estimate
 from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table
+from loraxs_search.errors import counted
 
 if TYPE_CHECKING:
     from loraxs_search.records import AdapterSize
@@ -83,7 +84,7 @@ def _show(space: Space, seen: CheckedSpace) -> None:
     print()
     _show_extremes(description)
     for group in description.groups:
-        print(f"\n{group.expression}: {len(group.modules)} modules")
+        print(f"\n{group.expression}: {counted(len(group.modules), 'module')}")
         print("\n".join(f"  {name}" for name in fold_layers(group.modules)))
 
 
@@ -128,7 +129,8 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
         "method": ", ".join(get_method(name).title for name in space.methods),
         "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {_combinations(space, description)}",
-        "budget": f"{plan.trials} trials of at most {plan.max_steps} steps, scored every {plan.report_every}",
+        "budget": f"{counted(plan.trials, 'trial')} of at most {counted(plan.max_steps, 'step')}, scored every "
+        f"{plan.report_every}",
         "pack size": _pack_size(plan.pack_size, seen),
     }
     if space.start_from is not None:
@@ -153,9 +155,9 @@ def _end(space: Space, seen: CheckedSpace) -> str:
     best, ways = min(rule.candidates, plan.trials), len(kind_of(space.task).shots)
     refits = rule.num_refits(plan.trials)
     every = "all" if seen.data is None else f"all {seen.data.num_rows['validation']:,}"
-    parts = [f"{refits} refits of {plan.max_steps} steps"] if refits else []
+    parts = [f"{counted(refits, 'refit')} of {counted(plan.max_steps, 'step')}"] if refits else []
     alone = f", and the base alone in {ways} ways," if ways else ""
-    return "; ".join([*parts, f"up to {best + refits} candidates{alone} answer {every} validation rows"])
+    return "; ".join([*parts, f"up to {counted(best + refits, 'candidate')}{alone} answer {every} validation rows"])
 
 
 def _pack_size(asked: int | Literal["auto"], seen: CheckedSpace) -> str:

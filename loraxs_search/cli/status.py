@@ -22,7 +22,8 @@ from loraxs_search.cli._output import (
     print_table,
     print_warnings,
 )
-from loraxs_search.errors import UsageError
+from loraxs_search.cli._words import phase_in_words
+from loraxs_search.errors import UsageError, counted
 from loraxs_search.records import Task
 from loraxs_search.reports import watch as events_of
 from loraxs_search.reports.studies import study_summaries
@@ -58,7 +59,7 @@ def command(
     them. One that a driver on another machine has taken over in its storage is `elsewhere`.
 
     Trials come best first: complete ones, then running ones, those that were stopped early (PRUNED), and failed ones.
-    `--json` has the reason.
+    `--json` has the reason. A trial that somebody has paused is PAUSED.
 
     The scores of the table are of the last report, on at most `validation_rows` rows. With `search.keep: best` those of
     a complete trial are of its best report, and `kept` is its step. At the end, candidates are scored on all validation
@@ -131,8 +132,10 @@ def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
 def _show(study: StudyStatus, task: Task) -> None:
     counts = study.progress
     print_leaderboard(study.trials, task, study.yardsticks)
-    talk = f"\n{study.study}: {study.state}, {counts.ended}/{counts.num_trials} trials ended"
+    talk = f"\n{study.study}: {study.state}, {counts.ended}/{counted(counts.num_trials, 'trial')} ended"
     print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
+    if study.phase is not None:
+        print(f"now: {phase_in_words(study.phase)}", file=sys.stderr)
     if study.paused or study.is_paused:
         trials = ", ".join(study.paused) or "no trial"
         print(f"paused: {trials}{' and all new ones' if study.is_paused else ''}", file=sys.stderr)

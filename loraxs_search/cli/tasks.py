@@ -10,7 +10,7 @@ import typer
 
 from loraxs_search.cli._completion import well_known_tasks, well_known_tasks_and_spaces
 from loraxs_search.cli._output import JsonOption, emit, print_table
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import UsageError, counted
 
 if TYPE_CHECKING:
     from loraxs_search.records import BaseModelRef, Split, Task
@@ -145,13 +145,13 @@ def _print(shown: Preview) -> None:
     for number, row in enumerate(shown.rows, start=1):
         marked = (_marked(part.text, coloured) if part.learnt else part.text for part in row.parts)
         learnt = f", {row.num_learnt} learnt" if row.num_learnt else ""
-        print(f"--- {shown.split} row {number}: {row.num_tokens} tokens{learnt}{', cut' if row.cut else ''}")
+        print(f"--- {shown.split} row {number}: {counted(row.num_tokens, 'token')}{learnt}{', cut' if row.cut else ''}")
         print("".join(marked))
         print(f"--- answer: {row.answer}\n")
-    print(f"{shown.split}: {shown.num_rows:,} rows")
+    print(f"{shown.split}: {counted(shown.num_rows, 'row')}")
     learnt = f", {shown.mean_learnt:.1f} of them learnt" if shown.mean_learnt else ""
-    counted = f"mean {shown.mean_tokens:.1f}{learnt}, most {shown.most_tokens}"
-    print(f"tokens of the first {shown.num_counted:,} rows: {counted}")
+    counts = f"mean {shown.mean_tokens:.1f}{learnt}, most {shown.most_tokens}"
+    print(f"tokens of the first {counted(shown.num_counted, 'row')}: {counts}")
     if shown.num_cut is not None:
         print(f"cut to max_length: {shown.num_cut:,} of these")
 

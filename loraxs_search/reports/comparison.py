@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from loraxs_search.errors import counted
 from loraxs_search.records import Direction, Scalar
 from loraxs_search.registry.criterion import NOISE
 from loraxs_search.registry.seed_statistics import SeedStatistics
@@ -180,7 +181,7 @@ def _notes(studies: Sequence[ComparedStudy], groups: Sequence[Group], by: str) -
     notes += [f"{study.name} has no trial that ended" for study in studies if not study.trials]
     budget, counts = groups[0].budget, [len(group.trials) for group in groups]
     if max(counts) > budget:
-        notes.append(f"equal budgets: the first {budget} of up to {max(counts)} trials of each group")
+        notes.append(f"equal budgets: the first {budget} of up to {counted(max(counts), 'trial')} of each group")
     if budget < _FEW and len(groups) > 1:
         notes.append(_few_trials(budget, by))
     steps = {study.info.search.max_steps for study in studies}
@@ -194,7 +195,7 @@ def _notes(studies: Sequence[ComparedStudy], groups: Sequence[Group], by: str) -
 
 
 def _few_trials(budget: int, by: str) -> str:
-    few = f"{budget} trial{'' if budget == 1 else 's'} of each group {'is' if budget == 1 else 'are'} few"
+    few = f"{counted(budget, 'trial')} of each group {'is' if budget == 1 else 'are'} few"
     if by == STUDY:
         return f"{few}: differences may be chance; add some with `loraxs-search extend`"
     what = by if by == METHOD else f"value of {by}"

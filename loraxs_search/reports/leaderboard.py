@@ -10,7 +10,9 @@ from typing import Literal
 from loraxs_search.records import Candidate, KeepRule, Lineage, Scalar, Task, TrialRecord, TrialState
 from loraxs_search.reports.front import front
 
-INTERRUPTED: Literal["INTERRUPTED"] = "INTERRUPTED"  # of a trial that has not ended, of a study that nobody works on
+# Of trials that have not ended: of a study that nobody works on, and where somebody has paused the trial.
+INTERRUPTED: Literal["INTERRUPTED"] = "INTERRUPTED"
+PAUSED: Literal["PAUSED"] = "PAUSED"
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
 
 
@@ -19,7 +21,7 @@ class LeaderboardRow:
     """One trial as people compare it.
 
     Args:
-        state: `INTERRUPTED` where `interrupted` says so; others are Optuna's words.
+        state: `INTERRUPTED` where nobody works on the study, `PAUSED` where somebody paused the trial; else Optuna's.
         score: Validation value of what trials are compared by: of the report of the step that is kept, and of the last
             one of a trial that has not trained all its steps. None before the first report.
         test_score: The task's metric on the test split, for the trial that the finalist is of.
@@ -38,7 +40,7 @@ class LeaderboardRow:
     """
 
     trial_id: str
-    state: TrialState | Literal["INTERRUPTED"]
+    state: TrialState | Literal["INTERRUPTED", "PAUSED"]
     step: int
     score: float | None
     test_score: float | None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
-from loraxs_search.records import Command, FrontTrial, Yardstick
+from loraxs_search.records import Command, FrontTrial, PhaseEvent, TrialState, Yardstick
+from loraxs_search.reports.following import StudyEvents
 from loraxs_search.reports.front import front
-from loraxs_search.reports.leaderboard import LeaderboardRow, interrupted, leaderboard
+from loraxs_search.reports.leaderboard import PAUSED, LeaderboardRow, interrupted, leaderboard
 from loraxs_search.reports.progress import Progress, progress, state_and_place
 from loraxs_search.reports.score_warnings import score_warnings
+from loraxs_search.reports.search_state import SearchState
 from loraxs_search.reports.studies import StudySummary, study_summaries
 from loraxs_search.reports.yardsticks import shown_yardsticks
 from loraxs_search.steering import open_commands, steered
@@ -31,6 +33,7 @@ class StudyStatus:
         warnings: What people should know of the scores.
         is_paused: Whether new trials wait too.
         place: The machine whose driver has the study, or was killed there; empty where that is this one.
+        phase: What a running search does beside training trials, and how far it is; None while they train.
     """
 
     study: str
@@ -45,6 +48,7 @@ class StudyStatus:
     warnings: list[str]
     is_paused: bool = False
     place: str = ""
+    phase: PhaseEvent | None = None
 
 
 @overload
@@ -66,7 +70,11 @@ def study_status(folder: StudyFolder) -> StudyStatus:
     study, info, candidates = steered(folder, folder.journal()), folder.info, folder.candidates()
     records = study.records
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
-    rows = interrupted(rows) if state == "interrupted" else rows
+    rows, search = interrupted(rows) if state == "interrupted" else rows, SearchState()
+    if state == "running":
+        for event in StudyEvents(folder).new():
+            search.happened(event)
+        rows = [_as_drawn(row, search) for row in rows]
     return StudyStatus(
         study=folder.name,
         state=state,
@@ -80,4 +88,14 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         warnings=score_warnings(rows, info.task),
         is_paused=study.state.is_paused,
         place=place,
+        phase=search.phase,
     )
+
+
+def _as_drawn(row: LeaderboardRow, search: SearchState) -> LeaderboardRow:
+    """Return the row of a trial of a running search with the step and the state that live views show."""
+    trial = search.trials.get(row.trial_id)
+    if trial is None or row.state is not TrialState.RUNNING:
+        return row
+    state = PAUSED if row.trial_id in search.paused else row.state
+    return replace(row, state=state, step=max(row.step, trial.current_step))

@@ -97,7 +97,7 @@ def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
         raise  # the disk, not the command: it is decided on once that is put right
     except Exception as error:  # noqa: BLE001  # what people type must end no search, nor each one that goes on with it
         said = f"{type(error).__name__}: {error}"
-        return CommandAnswer(command.command_id, AnswerState.REFUSED, f"`{command.verb}` cannot be decided on: {said}")
+        return CommandAnswer(command.command_id, AnswerState.REFUSED, f"`{command.verb}` failed: {said}")
     return CommandAnswer(command.command_id, AnswerState.DONE, accepted.text, facts=accepted.facts)
 
 
@@ -112,7 +112,9 @@ def apply(command: Command, answer: CommandAnswer, state: SteeringState) -> None
 
 def _check_trains(verb: Verb, study: SteeredStudy) -> None:
     if study.trials_have_ended and not verb.after_training:
+        hint = f"`loraxs-search status {study.name}` shows them"
+        if study.folder.candidates() is None:
+            hint = f"refits and scores follow: Ctrl-C interrupts them, `loraxs-search resume {study.name}` goes on"
         raise CommandError(
-            f"`{verb.name}` needs a study that still trains, but all trials of {study.name!r} have ended.",
-            hint=f"`loraxs-search status {study.name}` shows them",
+            f"All trials of study {study.name!r} have ended, so there is nothing to {verb.name}.", hint=hint
         )

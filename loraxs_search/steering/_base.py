@@ -131,16 +131,15 @@ def check_unended(command: Command, study: SteeredStudy) -> None:
     for trial_id in command.trial_ids:
         record = study.records[trial_id]
         if record.state is not TrialState.RUNNING:
-            why = f" ({record.reason})" if record.reason else ""
+            why = f": {record.reason}" if record.reason else ""
             raise CommandError(
-                f"`{command.verb}` needs a trial that has not ended, but {trial_id} of study {study.name!r} is "
-                f"{record.state.value}{why}.",
+                f"Trial {trial_id} of study {study.name!r} has already ended, {record.state.value}{why}.",
                 hint=f"`loraxs-search status {study.name}` shows how each trial stands",
             )
 
 
 def check_unstopped(command: Command, study: SteeredStudy) -> None:
-    """Refuse trials that somebody has stopped, and any where the study is told to finish.
+    """Refuse trials that somebody has stopped, and any where the study is to finish.
 
     Raises:
         CommandError: an earlier command says the contrary.
@@ -148,13 +147,11 @@ def check_unstopped(command: Command, study: SteeredStudy) -> None:
     for trial_id in command.trial_ids:
         if trial_id in study.state.stopping:
             raise CommandError(
-                f"`{command.verb}` must not contradict an earlier command, but trial {trial_id} of study "
-                f"{study.name!r} is to stop: {study.state.stopping[trial_id]}.",
+                f"Trial {trial_id} of study {study.name!r} is about to end: {study.state.stopping[trial_id]}.",
                 hint="a stopped trial ends at its next report",
             )
     if study.state.finishing is not None:
         raise CommandError(
-            f"`{command.verb}` must not contradict an earlier command, but study {study.name!r} is to end: "
-            f"{study.state.finishing}.",
-            hint="its running trials train to their ends; `stop` one to end it before",
+            f"Study {study.name!r} is about to end: {study.state.finishing}.",
+            hint="its running trials train to their ends; `stop` ends one earlier",
         )

@@ -23,9 +23,9 @@ class Continue(Verb):
         state = study.state
         running = [trial_id for trial_id in command.trial_ids if trial_id not in state.paused]
         if running or not (command.trial_ids or state.is_paused or study.paused):
+            what = f"Trial {running[0]} is not" if running else "Nothing is"
             raise CommandError(
-                f"`continue` needs what is paused, but {f'trial {running[0]}' if running else 'nothing'} of study "
-                f"{study.name!r} is.",
+                f"{what} paused in study {study.name!r}.",
                 hint=f"`loraxs-search status {study.name}` shows what is paused",
             )
         if not command.trial_ids:

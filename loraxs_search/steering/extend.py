@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-from loraxs_search.errors import CommandError
+from loraxs_search.errors import CommandError, counted
 from loraxs_search.records import Command, Scalar, SearchPlan
 from loraxs_search.steering._base import Accepted, SteeredStudy, Verb
 from loraxs_search.steering.plan import check_time, extended, has_ended, num_proposed
@@ -33,7 +33,7 @@ class Extend(Verb):
         trials, time = command.arguments.get("trials"), command.arguments.get("time")
         if trials is None and time is None:
             raise CommandError(
-                "`extend` must be told by what, but got neither --trials nor --time.",
+                "`extend` needs --trials, --time or both, but got neither.",
                 hint=f"for example `loraxs-search extend {study.name} --trials 12`",
             )
         if trials is not None and (not isinstance(trials, int) or isinstance(trials, bool) or trials < 1):
@@ -43,7 +43,7 @@ class Extend(Verb):
         plan, seconds = extended(study.folder.info.search, study.state), 0.0 if time is None else _seconds(time)
         if trials is None and has_ended(study) and not _wants_new(plan, study):
             raise CommandError(
-                f"`--time` alone needs trials left to propose, but study {study.name!r} has had all {plan.trials}.",
+                f"`--time` alone gives study {study.name!r} nothing to do: it has had all of its {plan.trials}.",
                 hint="add --trials",
             )
         budget_s = _budget_s(plan, study, seconds)
@@ -53,7 +53,7 @@ class Extend(Verb):
             facts["time_budget_s"] = budget_s
         within = "" if budget_s is None else f" within {budget_s:,.0f} s of work"
         so_far = num_proposed(study.records, study.state)
-        text = f"the search is to propose {total} trials{within}, {so_far} of them so far"
+        text = f"the search now proposes {counted(total, 'trial')} in all{within}, {so_far} of them so far"
         return Accepted(text, facts | ({"reopens": True} if has_ended(study) else {}))
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:

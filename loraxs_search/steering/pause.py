@@ -22,9 +22,9 @@ class Pause(Verb):
         check_unstopped(command, study)
         named = [trial_id for trial_id in command.trial_ids if trial_id in study.state.paused]
         if named or (not command.trial_ids and study.state.is_paused):
-            what = f"trial {named[0]}" if named else "all of it"
+            what = f"Trial {named[0]} of study" if named else "Study"
             raise CommandError(
-                f"`pause` needs what is not paused, but {what} of study {study.name!r} is.",
+                f"{what} {study.name!r} is already paused.",
                 hint=f"go on with `loraxs-search continue {study.name}`",
             )
         if not command.trial_ids:

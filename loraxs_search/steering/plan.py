@@ -52,6 +52,6 @@ def check_time(study: SteeredStudy, plan: SearchPlan) -> None:
     budget_s = plan.time_budget_s
     if budget_s is not None and study.journal.spent_by_now_s >= budget_s:
         raise CommandError(
-            f"More trials need time to train, but study {study.name!r} has used up its {budget_s:g} s.",
+            f"Study {study.name!r} has used up its time budget of {budget_s:g} s.",
             hint=f"give it more with `loraxs-search extend {study.name} --time 1h`",
         )

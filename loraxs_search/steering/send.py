@@ -108,8 +108,7 @@ def _send_to(place: str, folder: StudyFolder, command: Command) -> CommandAnswer
     if sqlite_path(uri) is None:
         return _send_away(uri, folder.name, command, place)
     raise CommandError(
-        f"`{command.verb}` must reach the driver of study {folder.name!r}, but that is on {place}, and the study's "
-        "MLflow is a file.",
+        f"Study {folder.name!r} runs on {place}, and its MLflow is a file: `{command.verb}` cannot reach it from here.",
         hint=f"type it on {place}; or if that driver was killed, take the study over: "
         f"`loraxs-search resume {folder.name}`",
     )
@@ -137,16 +136,14 @@ def _send_away(uri: str, study: str, command: Command, place: str = "") -> Comma
             hint=f"type it on {place or 'the machine'}, which runs study {study!r}",
         )
     if tagged.has_ended:
-        raise CommandError(
-            f"`{command.verb}` needs a study that still trains, but {study!r} at {redact(uri)} has ended."
-        )
+        raise CommandError(f"Study {study!r} at {redact(uri)} has ended, so there is nothing to {command.verb}.")
     tagged.write(command.verb, command.trial_ids)
     runs = "the run of each trial" if command.trial_ids else "the search's run"
     return _queued(command, f"`{command.verb}` is on {runs} in MLflow; the search answers there, in the tag `{ANSWER}`")
 
 
 def _not_yet(wait_s: float) -> str:
-    return f"the search has not answered within {wait_s:g} s: it may be starting, scoring candidates, or killed"
+    return f"the search has not answered within {wait_s:g} s: it may be starting, or killed"
 
 
 def _accepted(answer: CommandAnswer) -> CommandAnswer:

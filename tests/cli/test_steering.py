@@ -43,9 +43,9 @@ def test_a_command_is_queued_and_status_names_it(
 @pytest.mark.parametrize(
     ("args", "why", "hint"),
     [
-        (("stop", "s", "00000"), "00000 of study 's' is PRUNED (ASHA stopped it)", "status s"),
+        (("stop", "s", "00000"), "Trial 00000 of study 's' has already ended, PRUNED: ASHA stopped it", "status s"),
         (("stop", "s", "7"), "`trial` must be one of study 's': 00001, 00000, but got '00007'", "status s"),
-        (("continue", "s"), "`continue` needs what is paused, but nothing of study 's' is", "status s"),
+        (("continue", "s"), "Nothing is paused in study 's'", "status s"),
         (("pause", "nothing"), "but there is no 'nothing'", "--tracking-uri"),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
         assert loraxs_search.finish_study(NAME).state is AnswerState.DONE
         _, talk = again.communicate(timeout=300)
     assert again.returncode == 0, talk
-    assert "all that is left is paused" in talk
+    assert "everything left is paused" in talk
     assert "notice: finished by a person" in talk
     agree(NAME, before)
     records = StudyFolder.open(NAME).journal().records

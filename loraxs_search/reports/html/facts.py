@@ -86,11 +86,11 @@ class StudyFacts:
     def stopped(self) -> list[TrialRecord]:
         return [record for record in self.records if record.state is TrialState.PRUNED]
 
-    def word(self, state: TrialState | Literal["INTERRUPTED"]) -> str:
+    def word(self, state: TrialState | Literal["INTERRUPTED", "PAUSED"]) -> str:
         """Return what a trial's state is called for people."""
         if state == "INTERRUPTED" or (state is TrialState.RUNNING and self.state != "running"):
             return "not ended"
-        return _WORDS[state]
+        return "paused" if state == "PAUSED" else _WORDS[state]
 
     @cached_property
     def best(self) -> LeaderboardRow | None:

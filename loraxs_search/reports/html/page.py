@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import UsageError, counted
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.reports.html import tables
 from loraxs_search.reports.html.facts import StudyFacts, read_facts
@@ -89,7 +89,7 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
 
 def _first_caption(facts: StudyFacts, count: int) -> str:
     if count <= tables.FIRST_ROWS:
-        return f"All {count:,} trials, best first by {facts.metric}."
+        return f"All {counted(count, 'trial')}, best first by {facts.metric}."
     return f"The first {tables.FIRST_ROWS} of {count:,} trials, best first by {facts.metric}."
 
 

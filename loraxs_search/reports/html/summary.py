@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from loraxs_search.errors import counted
 from loraxs_search.records import Candidate, Yardstick
 from loraxs_search.registry.seed_statistics import seed_statistics
 from loraxs_search.reports.html.facts import StudyFacts
@@ -171,7 +172,7 @@ def _notes(facts: StudyFacts) -> Iterator[str]:
         counts = facts.counts
         begun = "running" if facts.state == "running" else "begun"
         rest = f"{counts.running} {begun}, {max(0, counts.num_trials - counts.ended - counts.running)} to come"
-        yield f"{_STATES[facts.state]}: {counts.ended} of {counts.num_trials} trials have ended, {rest}."
+        yield f"{_STATES[facts.state]}: {counts.ended} of {counted(counts.num_trials, 'trial')} ended, {rest}."
     if facts.notice:
         yield f"It ended before its budget: {facts.notice}"
     if facts.info.search.objectives and facts.front_ids:

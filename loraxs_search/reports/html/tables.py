@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from loraxs_search.errors import counted
 from loraxs_search.records import Scalar, TrialState
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.spending import duration, spending
@@ -45,7 +46,7 @@ def leaderboard_table(facts: StudyFacts) -> Table:
     empty = {name for name in _OPTIONAL if all(row.get(name, "") == "" for row in cells)}
     columns = tuple(name for name in (cells[0] if cells else {}) if name not in empty)
     return Table(
-        caption=f"All {len(cells):,} trials, best first by {facts.metric}: complete ones, running, stopped, failed.",
+        caption=f"All {counted(len(cells), 'trial')}, best first by {facts.metric}; complete ones come first.",
         columns=columns,
         rows=tuple(tuple(row[name] for name in columns) for row in cells),
         right=frozenset(columns) - {"trial", "state", "front", "from", "reason"} - set(facts.varied),

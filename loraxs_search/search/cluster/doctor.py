@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search import versions as package_versions
 from loraxs_search.base_model import with_known_package
-from loraxs_search.errors import ClusterError, LoraxsError
+from loraxs_search.errors import ClusterError, LoraxsError, counted
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.search.cluster import node_facts, ray_private, runtime_env
 from loraxs_search.search.cluster.connection import connected, living_nodes
@@ -100,7 +100,7 @@ def _storage(uri: str) -> CheckResult:
 def _cluster(address: str | None) -> Iterable[CheckResult]:
     nodes = living_nodes()
     cpus, gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
-    value = f"{len(nodes)} nodes offer {cpus} CPUs and {gpus} GPUs"
+    value = f"{counted(len(nodes), 'node')} with {counted(cpus, 'CPU')} and {counted(gpus, 'GPU')}"
     hint = "" if cpus or gpus else "start Ray with --num-cpus or --num-gpus above 0, or give search.concurrent"
     yield CheckResult(CLUSTER, "ray", "ok" if cpus or gpus else "warn", value, hint)
     if address is not None:

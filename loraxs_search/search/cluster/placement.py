@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.errors import ClusterError
+from loraxs_search.errors import ClusterError, counted
 from loraxs_search.memory import available_bytes
 from loraxs_search.records import SearchDevice
 
@@ -134,11 +134,17 @@ def choose_pack_size(
         num_trials: Of all studies that share the devices.
     """
     if asked != "auto":
-        return PackSize(min(asked, fits), "" if asked <= fits else f"memory holds {fits} trials at once, not {asked}")
+        return PackSize(
+            min(asked, fits), "" if asked <= fits else f"memory holds {counted(fits, 'trial')} at once, not {asked}"
+        )
     full, devices = max(1, min(fills, fits)), max(1, num_devices)
     rounds = math.ceil(num_trials / (full * devices))
     size = math.ceil(num_trials / (rounds * devices))
-    why = f"{fills} trials fill a device" if full == fills else f"memory holds {full} trials at once"
+    why = (
+        f"{counted(fills, 'trial')} fill{'s' if fills == 1 else ''} a device"
+        if full == fills
+        else f"memory holds {counted(full, 'trial')} at once"
+    )
     if size < full:
         several = f"{rounds} even rounds" if rounds > 1 else "one round"
         why += f", and the {num_trials} trials make {several}{f' on {devices} devices' if devices > 1 else ''}"

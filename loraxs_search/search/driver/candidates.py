@@ -60,6 +60,7 @@ class Finish:
             refits, are candidates.
         stop: Ends the work from outside.
         counted: Called with how much of the present work is done, of how much, in which unit.
+        on_turn: Called again and again while hosts work, to answer what people ask.
     """
 
     actors: StudyActors
@@ -68,6 +69,7 @@ class Finish:
     trials: Sequence[TrialRecord]
     stop: threading.Event
     counted: Callable[[int, int, str], None] = lambda _, __, ___: None
+    on_turn: Callable[[], None] = lambda: None
     _adapters: dict[str, Trained] = field(default_factory=dict)
 
     @property
@@ -165,10 +167,16 @@ class Finish:
         spread = functools.partial(self._spread, unit="parts")
         return BaseAlone(self.folder, self.actors, self.space.task, spread)
 
-    def check_stopped(self) -> None:
+    def turn(self) -> None:
+        """Do what is done again and again while hosts work.
+
+        Raises:
+            SearchInterruptedError: stopped from outside.
+        """
+        self.on_turn()
         if self.stop.is_set():
             raise SearchInterruptedError(
-                f"Study {self.folder.name!r} was interrupted: its trials have ended, its candidates are not confirmed.",
+                f"Study {self.folder.name!r} was interrupted after its trials, before its candidates were scored.",
                 hint=f"go on with `loraxs-search resume {self.folder.name}`",
             )
 
@@ -187,7 +195,7 @@ class Finish:
 
         if pieces:
             finished(0)
-        spread(pool.hosts, pieces, self.check_stopped, at_once=at_once, finished=finished)
+        spread(pool.hosts, pieces, self.turn, at_once=at_once, finished=finished)
 
     def _steps_done(self, spec: TrialSpec) -> int:
         """Return how far a refit has got before now."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from loraxs_search.errors import counted
 from loraxs_search.records import HostInfo, KeepRule, TrialState
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
@@ -165,7 +166,7 @@ class Driver:
         def keep_adapters() -> bool:
             tracker.yardsticks_measured(yardsticks.result())
             self._view.yardsticks_scored(yardsticks.known())
-            return self._keep_adapters(folder, actors, ledger, tracker, watch, goes_on)
+            return self._keep_adapters(folder, actors, ledger, tracker, watch, commander.turn, goes_on)
 
         def goes_on() -> bool:
             """Take what people have sent; say whether they ask for more than has been trained."""
@@ -265,7 +266,7 @@ class Driver:
             if not searcher.is_waiting:
                 run()
                 continue
-            self._view.commanded(f"all that is left is paused: `loraxs-search continue {self._info.name}` goes on")
+            self._view.commanded(f"everything left is paused: go on with `loraxs-search continue {self._info.name}`")
             while searcher.is_waiting and not self._stop.wait(_LOOK_EVERY_S):
                 searcher.turn()
         if searcher.fatal_error is not None:
@@ -276,8 +277,8 @@ class Driver:
         is_complete = not left and not searcher.is_short
         if searcher.failing is not None and not is_complete:
             raise TrialsFailError(
-                f"The trials of study {name!r} must be able to train, but {searcher.failing}",
-                hint=f"put that right and go on with `loraxs-search resume {name}`",
+                f"Study {name!r} was interrupted: {searcher.failing}",
+                hint=f"fix that, then go on with `loraxs-search resume {name}`",
             )
         if searcher.out_of_time is not None:
             for record in left:
@@ -285,8 +286,8 @@ class Driver:
         elif not is_complete:
             ended = len(ledger.records) - len(left)
             raise SearchInterruptedError(
-                f"Study {name!r} was interrupted: {ended} of {num_trials} trials have ended, "
-                f"{len(left)} keep their last state.",
+                f"Study {name!r} was interrupted: {ended} of {counted(num_trials, 'trial')} have ended. "
+                "The others keep the state of their last report.",
                 hint=f"go on with `loraxs-search resume {name}`",
             )
 
@@ -297,6 +298,7 @@ class Driver:
         ledger: Ledger,
         tracker: Tracker,
         watch: ScoreWatch,
+        on_turn: Callable[[], None],
         goes_on: Callable[[], bool],
     ) -> bool:
         """Choose the finalist and have adapters written; False where it is left off, since the search goes on.
@@ -306,10 +308,12 @@ class Driver:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
-        finish = Finish(actors, folder, self._space, trials, self._stop, self._view.counted)
+        finish = Finish(actors, folder, self._space, trials, self._stop, self._view.counted, on_turn)
         seeds = self._info.promotion.seeds
         if seeds and finish.best:
-            self._view.phase(f"training the best {len(finish.best)} again from {seeds} fresh seeds")
+            self._view.phase(
+                f"training the best {counted(len(finish.best), 'trial')} again from {counted(seeds, 'fresh seed')}"
+            )
             finish.refit()
         self._view.phase("scoring the candidates on all validation rows")
         candidates = finish.validate()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.errors import counted
 from loraxs_search.records import Candidate, FrontTrial, TrialRecord, TrialState
 from loraxs_search.reports import LeaderboardRow, leaderboard
 from loraxs_search.studies import StudyFolder
@@ -80,9 +81,8 @@ class SearchResult:
     def __repr__(self) -> str:
         complete = sum(record.state is TrialState.COMPLETE for record in self.trials)
         ended = f", {self.notice}" if self.notice else ""
-        return (
-            f"<SearchResult {self.study}: {complete} of {len(self.trials)} trials complete, {self.wall_s:.0f} s{ended}>"
-        )
+        trials = f"{complete} of {counted(len(self.trials), 'trial')} complete"
+        return f"<SearchResult {self.study}: {trials}, {self.wall_s:.0f} s{ended}>"
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the best trials, and how many more there are."""

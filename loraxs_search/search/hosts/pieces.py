@@ -37,7 +37,7 @@ class Piece(Protocol[AnswerT]):
 def spread(
     hosts: Callable[[], Sequence[HostClient]],
     pieces: Sequence[Piece[Any]],
-    check_stopped: Callable[[], None],
+    turn: Callable[[], None],
     *,
     at_once: int = 1,
     finished: Callable[[int], None] = lambda _: None,
@@ -48,7 +48,7 @@ def spread(
 
     Args:
         hosts: Returns the hosts there are, one at least; not asked where there is nothing to do.
-        check_stopped: Raises when the search was stopped from outside.
+        turn: Called several times a second; raises when the search was stopped from outside.
         at_once: More than 1 where pieces share passes.
         finished: Called with how many pieces are done, after each.
     Raises:
@@ -66,7 +66,7 @@ def spread(
         if waiting:
             go_on(waiting.popleft(), host)
     while pending:
-        check_stopped()
+        turn()
         done, _ = ray.wait(list(pending), num_returns=1, timeout=0.5)
         for answer in done:
             piece, host = pending.pop(answer)

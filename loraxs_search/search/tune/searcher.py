@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
-from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.errors import LoraxsError, UsageError, counted
 from loraxs_search.records import (
     Lineage,
     Origin,
@@ -238,7 +238,7 @@ class StudySearcher(Searcher):
         if self.fatal_error is not None:
             return
         if error or result is None:
-            self._fail(trial_id, f"its process was lost more than {self._plan.max_failures} times")
+            self._fail(trial_id, f"its process was lost more than {counted(self._plan.max_failures, 'time')}")
         elif FAILED in result:
             self._fail(trial_id, result[FAILED])
         elif GIVEN_UP in result:
@@ -310,7 +310,7 @@ class StudySearcher(Searcher):
             self._parked.add(trial_id)
             self.follow()  # it may have been continued in the meantime
             return
-        self._ledger.ended(trial_id, TrialState.PRUNED, reason or f"the search's time was up at step {step}")
+        self._ledger.ended(trial_id, TrialState.PRUNED, reason or f"the time budget ended at step {step}")
 
     def _stop_reason(self, trial_id: str) -> str:
         reports = self._ledger.records[trial_id].reports
@@ -319,7 +319,7 @@ class StudySearcher(Searcher):
     def _retrained(self, trial_id: str) -> str:
         reports = self._ledger.records[trial_id].reports
         steps = reports[-1].retrained_steps if reports else 0
-        return f", {steps} of them again from the start: its state stayed on a node that is lost" if steps else ""
+        return f", {steps} of them again from the start: its state was on a node that is lost" if steps else ""
 
     def _fail(self, trial_id: str, reason: str) -> None:
         self._ledger.ended(trial_id, TrialState.FAIL, reason)

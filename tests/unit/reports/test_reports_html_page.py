@@ -193,7 +193,7 @@ def test_a_running_study_says_that_it_runs_and_as_of_when(fresh_home):
     with folder.lock():
         text = parsed(folder).text
     assert re.search(r"s running Task t on b\. .* As of \d{4}-\d\d-\d\d \d\d:\d\d UTC: the search is running", text)
-    assert "The search is running: 9 of 12 trials have ended, 3 running, 0 to come." in text
+    assert "The search is running: 9 of 12 trials ended, 3 running, 0 to come." in text
 
 
 # ---- texts of users --------------------------------------------------------------------------------------------------

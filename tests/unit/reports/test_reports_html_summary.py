@@ -50,7 +50,7 @@ def test_before_the_end_the_best_trial_counts_by_validation_rows(fresh_home):
         "The best so far, trial 00000, reaches accuracy 0.8000 on at most 500 validation rows, in 1,000 bytes."
     )
     assert said.verdict == "It beats no yardstick on at most 500 validation rows: not constant (0.0500 better)."
-    assert said.notes == ("The search was interrupted: 1 of 2 trials have ended, 1 begun, 0 to come.",)
+    assert said.notes == ("The search was interrupted: 1 of 2 trials ended, 1 begun, 0 to come.",)
 
 
 def test_where_less_is_better_a_lower_loss_beats(fresh_home):

@@ -97,7 +97,7 @@ def test_a_trial_that_ends_before_it_pauses_is_not_paused(folder: StudyFolder) -
     take(folder, command("pause", "00001"))
     folder.journal().trial_ended("00001", TrialState.COMPLETE, "trained all 20 steps")
     assert steered(folder, folder.journal()).paused == []
-    assert "but nothing of study 's' is" in take(folder, command("continue", name="c2"))[0]
+    assert "Nothing is paused in study 's'" in take(folder, command("continue", name="c2"))[0]
 
 
 def test_finish_ends_what_is_paused(folder: StudyFolder) -> None:
@@ -109,19 +109,23 @@ def test_finish_ends_what_is_paused(folder: StudyFolder) -> None:
 
 
 REFUSED: list[tuple[list[Command], Command, str]] = [
-    ([], command("stop", "00003", name="c9"), "00003 of study 's' is COMPLETE (trained all 20 steps)"),
+    (
+        [],
+        command("stop", "00003", name="c9"),
+        "00003 of study 's' has already ended, COMPLETE: trained all 20 steps",
+    ),
     ([], command("stop", "00009", name="c9"), "`trial` must be one of study 's': 00003, "),
     ([], command("stop", name="c9"), "`stop` must name one trial or more of study 's', but got none"),
     ([], command("finish", "00001", name="c9"), "`finish` must name no trial of study 's', but got 00001"),
     ([], command("stpo", "00001", name="c9"), "`command` must be one of: stop, "),
-    ([], command("continue", "00001", name="c9"), "needs what is paused, but trial 00001 of study 's' is"),
-    ([], command("continue", name="c9"), "needs what is paused, but nothing of study 's' is"),
-    ([command("pause", "00001")], command("pause", "00001", name="c9"), "is not paused, but trial 00001"),
-    ([command("pause")], command("pause", name="c9"), "is not paused, but all of it"),
-    ([command("stop", "00001")], command("pause", "00001", name="c9"), "trial 00001 of study 's' is to stop"),
-    ([command("stop", "00001")], command("continue", "00001", name="c9"), "trial 00001 of study 's' is to stop"),
-    ([command("finish")], command("pause", name="c9"), "study 's' is to end: finished by a person (ann on host)"),
-    ([command("finish")], command("finish", name="c9"), "study 's' is to end"),
+    ([], command("continue", "00001", name="c9"), "Trial 00001 is not paused in study 's'"),
+    ([], command("continue", name="c9"), "Nothing is paused in study 's'"),
+    ([command("pause", "00001")], command("pause", "00001", name="c9"), "Trial 00001 of study 's' is already paused"),
+    ([command("pause")], command("pause", name="c9"), "Study 's' is already paused"),
+    ([command("stop", "00001")], command("pause", "00001", name="c9"), "Trial 00001 of study 's' is about to end"),
+    ([command("stop", "00001")], command("continue", "00001", name="c9"), "Trial 00001 of study 's' is about to end"),
+    ([command("finish")], command("pause", name="c9"), "Study 's' is about to end: finished by a person (ann on host)"),
+    ([command("finish")], command("finish", name="c9"), "Study 's' is about to end"),
 ]
 
 
@@ -144,7 +148,7 @@ def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(
 def test_a_study_whose_trials_have_ended_takes_no_commands(folder: StudyFolder) -> None:
     folder.journal().search_ended("")
     (line,) = take(folder, command("pause"))
-    assert "all trials of 's' have ended" in line
+    assert "All trials of study 's' have ended, so there is nothing to pause" in line
 
 
 # ---- each once -------------------------------------------------------------------------------------------------------
@@ -223,7 +227,7 @@ def test_a_command_for_a_study_that_nobody_runs_is_queued_and_said(folder: Study
 
 
 def test_what_is_wrong_with_it_is_said_at_once_where_nobody_runs_the_study(folder: StudyFolder) -> None:
-    with pytest.raises(CommandError, match="is COMPLETE"):
+    with pytest.raises(CommandError, match="already ended, COMPLETE"):
         send("s", new_command("stop", ["00003"]))
     assert not list(folder.inbox().waiting())
 
@@ -299,7 +303,7 @@ def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(
     answer = decide(command, seen)
     assert (answer.state, answer.text) == (
         AnswerState.REFUSED,
-        "`finish` cannot be decided on: OverflowError: too large",
+        "`finish` failed: OverflowError: too large",
     )
     failing(HomeError("the disk is full"))
     with pytest.raises(HomeError):

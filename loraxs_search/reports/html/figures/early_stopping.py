@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraxs_search.errors import counted
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure
 from loraxs_search.reports.html.figures._style import ACCENT, GREY, styled
@@ -36,6 +37,6 @@ class EarlyStopping(ReportFigure):
 def _says(facts: StudyFacts) -> str:
     spent, most = spending(facts), facts.info.search.max_steps
     return (
-        f"{len(facts.stopped):,} of {len(facts.records):,} trials were stopped before step {most}. At their own pace"
-        f" they would have needed {duration(spent.saved_s)} more of a device: that saved {spent.saved_share:.0%}."
+        f"{len(facts.stopped):,} of {counted(len(facts.records), 'trial')} were stopped before step {most}. At their"
+        f" own pace they would have needed {duration(spent.saved_s)} more of a device: saved {spent.saved_share:.0%}."
     )

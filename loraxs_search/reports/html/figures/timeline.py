@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from loraxs_search.errors import counted
 from loraxs_search.records import TrialRecord, TrialState
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure, shown
@@ -62,11 +63,11 @@ class Timeline(ReportFigure):
 
 def _says(facts: StudyFacts, stays: Sequence[_Stay], most: int) -> str:
     hosts = {stay.host for stay in stays if stay.host}
-    where = f"{len(hosts)} {'host' if len(hosts) == 1 else 'hosts'}"
+    where = counted(len(hosts), "host")
     at_once = "one trial at a time" if most == 1 else f"at most {most} trials at a time"
     if not hosts:
-        return f"{len(facts.records):,} trials, {at_once}. Which host each ran on was not recorded."
-    return f"{len(facts.records):,} trials on {where}, {at_once}. A bar is a trial, from its start to its end."
+        return f"{counted(len(facts.records), 'trial')}, {at_once}. Which host each ran on was not recorded."
+    return f"{counted(len(facts.records), 'trial')} on {where}, {at_once}. A bar is a trial, from its start to its end."
 
 
 def _stays(record: TrialRecord, now: float) -> Iterator[_Stay]:

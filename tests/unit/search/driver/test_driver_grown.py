@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,12 @@ from loraxs_search.errors import StudyError
 from loraxs_search.records import AnswerState, Command, CommandAnswer, Lineage, Origin, TrialReport, TrialState
 from loraxs_search.reports import compare
 from loraxs_search.reports.study_status import study_status
-from loraxs_search.search.driver.commander import answer_waiting, asks_for_more, foreseen
+from loraxs_search.search.driver.candidates import Finish
+from loraxs_search.search.driver.commander import Commander, InboxSource, answer_waiting, asks_for_more, foreseen
 from loraxs_search.search.driver.driver import Driver, _go_through
+from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.launch import resume
+from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.steering import steered
 from loraxs_search.steering.send import new_command
 from loraxs_search.studies import StudyFolder
@@ -150,3 +154,20 @@ def test_a_study_with_warm_clones_stays_readable_and_is_not_resumed(ended: Study
     with pytest.raises(StudyError) as refused:
         resume("s")
     assert "launch its space again" in str(refused.value.hint)
+
+
+def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path) -> None:
+    folder = searched("s", [Tried({"rank": 4}, 0.9)], space=SPACE, finished=False)
+    folder.journal().search_ended("")
+    folder.inbox().put(new_command("pause"))
+    study = steered(folder, folder.journal())
+    commander = Commander(study, [InboxSource(folder.inbox())], SilentView(), lambda: None)
+    finish = Finish(None, folder, None, (), threading.Event(), on_turn=commander.turn)  # type: ignore[arg-type]
+    finish.turn()  # as `spread` does while hosts work
+    (record,) = study.journal.commands.values()
+    assert record.answer is not None
+    assert record.answer.state is AnswerState.REFUSED
+    assert "Ctrl-C" in record.answer.hint
+    finish.stop.set()
+    with pytest.raises(SearchInterruptedError):
+        finish.turn()
