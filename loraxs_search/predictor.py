@@ -84,24 +84,34 @@ class Predictor:
         self._warn_of_cut(_num_cut(questions), len(rows))
         return self._answer(rows, questions, on_text)
 
-    def in_parts(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation, size: int) -> Iterator[list[Prediction]]:
+    def in_parts(
+        self, rows: Sequence[tuple[Any, ...]], place: SourceLocation, size: int, *, skip_empty: bool = False
+    ) -> Iterator[list[Prediction]]:
         """Yield the answers to rows, `size` at a time: all rows are checked before the first one is answered.
 
         Args:
             rows: Each with the texts of `columns`.
             place: The file that they are from.
+            skip_empty: Whether rows without text have no answer, instead of being refused.
         Raises:
             TaskDataError: a row has nothing to read, or something else than text.
         """
-        check_question(self.task, [_as_texts(row) for row in rows], self.prompts, place)
-        self._kind.questions(rows)
+        kept = [number for number, row in enumerate(rows) if not (skip_empty and _is_empty(row))]
+        full, unanswered = [rows[number] for number in kept], Prediction("", None, None)
+        check_question(self.task, [_as_texts(row) for row in full], self.prompts, place.take(kept))
+        self._kind.questions(full)
         cut = 0
         for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            questions = self._encode(part)
-            cut += _num_cut(questions)
-            yield self._answer(part, questions)
-        self._warn_of_cut(cut, len(rows))
+            places = [number for number in kept if start <= number < start + size]
+            answers = [unanswered] * len(rows[start : start + size])
+            if places:
+                part = [rows[number] for number in places]
+                questions = self._encode(part)
+                cut += _num_cut(questions)
+                for number, answer in zip(places, self._answer(part, questions), strict=True):
+                    answers[number - start] = answer
+            yield answers
+        self._warn_of_cut(cut, len(full))
 
     def __repr__(self) -> str:
         hyper, base = self._manifest.hyperparameters, self._manifest.base_model.id
@@ -176,6 +186,10 @@ class Predictor:
 
 def _num_cut(questions: EncodedRows) -> int:
     return 0 if questions.cut is None else int(questions.cut.sum())
+
+
+def _is_empty(row: Sequence[Any]) -> bool:
+    return all(value is None or (isinstance(value, str) and not value.strip()) for value in row)
 
 
 def _as_texts(row: Sequence[Any]) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,17 +21,31 @@ STDIN = "-"
 _LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})  # to some readers of lines
 
 
-def read_rows(source: str, columns: Sequence[str]) -> QuestionRows:
+def check_source(source: str) -> None:
+    """Refuse a file that is not there, before anything is loaded.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    from loraxs_search.tasks.question_file import question_path
+
+    if source != STDIN:
+        question_path(source)
+
+
+def read_rows(source: str, columns: Sequence[str], *, others: bool) -> QuestionRows:
     """Return the rows of a file, or of standard input (`-`).
 
+    Args:
+        others: Whether further columns are read too.
     Raises:
         UsageError: it cannot be read, or lacks a column.
     """
     from loraxs_search.tasks.question_file import read_questions, read_standard_input
 
     if source == STDIN:
-        return read_standard_input(sys.stdin.buffer.read(), columns)
-    return read_questions(source, columns)
+        return read_standard_input(sys.stdin.buffer.read(), columns, others=others)
+    return read_questions(source, columns, others=others)
 
 
 def type_row(prompts: Sequence[str]) -> Row | None:
@@ -49,21 +63,38 @@ def type_row(prompts: Sequence[str]) -> Row | None:
 
 
 def write_predictions(
-    predictions: Sequence[Prediction], form: Form, *, header: bool, lines: Sequence[int] | None = None
+    predictions: Sequence[Prediction], form: Form, *, header: bool, beside: Sequence[Mapping[str, Any]] = ()
 ) -> None:
     """Write answers to stdout as CSV or JSONL; lines and tabs inside a text survive.
 
     Args:
-        lines: Where in its file each row stands, to join the answers to it.
+        beside: What else is written of each row, such as the line where it stands in its file.
     """
-    places: list[dict[str, int]] = [{} for _ in predictions] if lines is None else [{"line": line} for line in lines]
-    rows = [asdict(prediction) | place for prediction, place in zip(predictions, places, strict=True)]
+    rows = [asdict(prediction) for prediction in predictions]
+    rows = [row | other for row, other in zip(rows, beside, strict=True)] if beside else rows
     if form == "jsonl":
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False).translate(_LINE_ENDS))
+            print(json.dumps(row, ensure_ascii=False, default=str).translate(_LINE_ENDS))
         return
     if header:
-        write_csv(["text", "label", "score", *([] if lines is None else ["line"])])
+        write_csv(list(rows[0]))
     for row in rows:
         score = None if row["score"] is None else f"{row['score']:.6g}"
-        write_csv(list((row | {"score": score}).values()))
+        write_csv([_cell(value) for value in (row | {"score": score}).values()])
+
+
+def beside(rows: QuestionRows, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what is written beside the answers to these rows: their lines, and the other columns of their file.
+
+    A column that has the name of one that is written anyway is `file_NAME`.
+    """
+    taken = ("text", "label", "score", "line")
+    names = {name: f"file_{name}" if name in taken else name for name in rows.others}
+    return [
+        {"line": rows.place.number(number), **{shown: rows.others[name][number] for name, shown in names.items()}}
+        for number in numbers
+    ]
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from loraxs_search.cli._completion import adapters
 from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit
-from loraxs_search.cli._rows import STDIN, Form, read_rows, type_row, write_predictions
+from loraxs_search.cli._rows import STDIN, Form, beside, check_source, read_rows, type_row, write_predictions
 from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _AT_ONCE = 512  # rows between two writes, so that a long file shows answers early
 
 
-def command(
+def command(  # noqa: PLR0913, PLR0917  # each is an option
     name: Annotated[
         str,
         typer.Argument(
@@ -42,6 +42,10 @@ def command(
     repl: Annotated[
         bool, typer.Option("--repl", help="Ask for texts until Ctrl-D, with the base loaded once.")
     ] = False,
+    skip_empty: Annotated[
+        bool,
+        typer.Option("--skip-empty", help="Leave rows of --file that have no text without an answer."),
+    ] = False,
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
@@ -54,9 +58,9 @@ def command(
     answers may have several lines, and so may texts: --format csv, --format jsonl and --json keep each row by itself.
 
     A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
-    line, and other columns are ignored. A .txt has a text in each line. So has standard input, unless its first line is
-    such a header or object. A file with a row that cannot be answered is refused before any row is. With --format csv
-    or jsonl, `line` says where in the file an answer's row begins; of a .parquet it is the row's number, from 1.
+    line. A .txt has a text in each line. So has standard input, unless its first line is such a header or object. A
+    file with a row that cannot be answered is refused before any row is. --format csv and jsonl keep the file's other
+    columns; `line` says where in the file an answer's row begins; of a .parquet it is the row's number, from 1.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.
@@ -68,11 +72,13 @@ def command(
     if texts == [STDIN] and file is None:
         texts, file = None, STDIN
     _check_sources(texts, file, repl, as_json, form)
+    if file is not None:
+        check_source(file)
     answer = predictor(name, base=base, tracking_uri=tracking_uri)
     if repl:
         _converse(answer, form)
     elif file is not None:
-        _answer_file(answer, file, as_json, form)
+        _answer_file(answer, file, as_json, form, skip_empty)
     else:
         _answer_texts(answer, list(texts or ()), as_json, form)
 
@@ -105,16 +111,15 @@ def _answer_texts(answer: Predictor, texts: list[str], as_json: bool, form: Form
         print(f"note: {len(predictions)} rows of one word each; put a text of several words in quotes", file=sys.stderr)
 
 
-def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form) -> None:
-    read = read_rows(file, answer.columns)
-    parts = answer.in_parts(read.rows, read.place, _AT_ONCE)
+def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_empty: bool) -> None:
+    read = read_rows(file, answer.columns, others=form != "text")
+    parts = answer.in_parts(read.rows, read.place, _AT_ONCE, skip_empty=skip_empty)
     if as_json:
         emit(as_json, [prediction for part in parts for prediction in part], lambda: None)
         return
     done = 0
     for predictions in parts:
-        lines = [read.place.number(done + index) for index in range(len(predictions))]
-        _print(predictions, form, header=not done, lines=lines)
+        _print(predictions, form, header=not done, others=beside(read, range(done, done + len(predictions))))
         done += len(predictions)
         sys.stdout.flush()
 
@@ -161,9 +166,11 @@ class _Stream:
         print(flush=True)
 
 
-def _print(predictions: Sequence[Prediction], form: Form, *, header: bool, lines: Sequence[int] | None = None) -> None:
+def _print(
+    predictions: Sequence[Prediction], form: Form, *, header: bool, others: Sequence[Mapping[str, Any]] = ()
+) -> None:
     if form != "text":
-        write_predictions(predictions, form, header=header, lines=lines)
+        write_predictions(predictions, form, header=header, beside=others)
         return
     for prediction in predictions:
         if prediction.score is None and prediction.label is not None:  # it was written

@@ -15,13 +15,14 @@ _LISTED = 5
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
 
-def read_csv(text: str, usual: str, wanted: Sequence[str]) -> Columns:
+def read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> Columns:
     """Read the columns `wanted`; every value stays text, as written.
 
     Lines without anything in them are skipped. Where a column is missing, no row is read.
 
     Args:
         usual: What separates values, unless another separator shows all of `wanted` in the header.
+        optional: Further columns of the header, which are empty where a row ends before them.
     Raises:
         MalformedFileError: a name that stands twice in the header, a row with fields too many or too few, or a quote
             that is not closed.
@@ -38,7 +39,7 @@ def read_csv(text: str, usual: str, wanted: Sequence[str]) -> Columns:
             f"must name each column once, but its header has {', '.join(map(repr, twice))} twice",
             hint="rename or remove one of the two: which one is meant cannot be known",
         )
-    return _columns(rows, names, wanted)
+    return _columns(rows, names, wanted, optional)
 
 
 def _header(text: str, separator: str) -> list[str]:
@@ -65,23 +66,27 @@ def likely_separator(text: str, usual: str) -> str:
     return best if fitting(best)[0] > 0.5 else usual
 
 
-def _columns(rows: Iterator[tuple[int, list[str]]], names: list[str], wanted: Sequence[str]) -> Columns:
-    places = [names.index(name) for name in wanted]
-    lines, values, wrong = list[int](), [list[str]() for _ in wanted], list[str]()
+def _columns(
+    rows: Iterator[tuple[int, list[str]]], names: list[str], wanted: Sequence[str], optional: Sequence[str]
+) -> Columns:
+    columns = [*wanted, *optional]
+    places = [names.index(name) for name in columns]
+    least = max(places[: len(wanted)])
+    lines, values, wrong = list[int](), [list[str]() for _ in columns], list[str]()
     for line, fields in rows:
-        if len(fields) <= max(places) or any(field.strip() for field in fields[len(names) :]):
+        if len(fields) <= least or any(field.strip() for field in fields[len(names) :]):
             wrong.append(f"line {line} has {len(fields)}")
             continue
         lines.append(line)
         for column, place in zip(values, places, strict=True):
-            column.append(fields[place])
+            column.append(fields[place] if place < len(fields) else "")
     if wrong:
         more = f" and {len(wrong) - _LISTED} more lines have others" if len(wrong) > _LISTED else ""
         raise MalformedFileError(
             f"must have a field for each of the {len(names)} columns, but {', '.join(wrong[:_LISTED])}{more}",
             hint="a text with the separator or a line break in it must stand in double quotes",
         )
-    return Columns(names, dict(zip(wanted, values, strict=True)), lines)
+    return Columns(names, dict(zip(columns, values, strict=True)), lines)
 
 
 def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:

@@ -48,19 +48,22 @@ def file_format(path: Path, also: Sequence[str] = ()) -> str:
     return endings[-1]
 
 
-def read_columns(path: Path, content: bytes, wanted: Sequence[str]) -> Columns:
+def read_columns(path: Path, content: bytes, wanted: Sequence[str], optional: Sequence[str] = ()) -> Columns:
     """Read columns of a file whose bytes are `content`; where values nest, also parts of them, as `choices.text`.
 
+    Args:
+        optional: Columns that a row may lack.
     Raises:
         MalformedFileError: it is not what its ending says.
     """
     content = unpacked(path, content)
-    if (ending := file_format(path)) == ".parquet":
-        return with_parts(_read_parquet(content, with_parents(wanted)), wanted)
+    ending, every = file_format(path), with_parents([*optional, *wanted])
+    if ending == ".parquet":
+        return with_parts(_read_parquet(content, every), wanted)
     text = decoded(content)
     if ending in (".csv", ".tsv"):
-        return read_csv(text, "\t" if ending == ".tsv" else ",", wanted)
-    return with_parts(read_json(text, with_parents(wanted)), wanted)
+        return read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional)
+    return with_parts(read_json(text, every), wanted)
 
 
 def unpacked(path: Path, content: bytes) -> bytes:

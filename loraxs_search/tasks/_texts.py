@@ -71,7 +71,7 @@ def check_question(
         raise TaskDataError(
             f"Task {task.name} must be given text to read, but {place.row(blank[0])}{of_file} has none"
             f"{f' ({len(blank)} such rows)' if len(blank) > 1 else ''}.",
-            hint="leave out rows that are empty",
+            hint="leave out rows that are empty; `predict --file` does with --skip-empty",
         )
 
 

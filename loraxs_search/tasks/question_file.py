@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from loraxs_search.home import disk_faults
 from loraxs_search.tasks._columns import Columns, MalformedFileError
 from loraxs_search.tasks._files import decoded, file_format, read_columns, unpacked
 from loraxs_search.tasks._source_location import SourceLocation
+
+log = logging.getLogger(__name__)
 
 _TEXT = ".txt"
 _STDIN = "standard input"
@@ -27,20 +30,19 @@ class QuestionRows:
     Args:
         rows: Each with the values of the adapter's columns.
         place: Where they stand, for messages.
+        others: The values of the other columns, where they were asked for.
     """
 
     rows: list[tuple[Any, ...]]
     place: SourceLocation
+    others: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
-def read_questions(source: str, columns: Sequence[str]) -> QuestionRows:
-    """Return the rows of a file, each with these columns; where both have only one, its name is not asked for.
+def question_path(source: str) -> Path:
+    """Return the path of a file of rows.
 
-    Args:
-        source: The path of a file that training data may stand in, or of a .txt with a text in each line.
     Raises:
-        UsageError: there is no such file, it cannot be read, lacks a column, or has no row.
-        HomeError: the disk fails.
+        UsageError: there is no such file.
     """
     path = Path(source).expanduser()
     if not source or not path.is_file():
@@ -49,17 +51,31 @@ def read_questions(source: str, columns: Sequence[str]) -> QuestionRows:
             f"`--file` must name a file, or - for standard input, but {got}.",
             hint="download it first: only files of this machine are read" if "://" in source else _HINT,
         )
+    return path
+
+
+def read_questions(source: str, columns: Sequence[str], *, others: bool = False) -> QuestionRows:
+    """Return the rows of a file, each with these columns; where both have only one, its name is not asked for.
+
+    Args:
+        source: The path of a file that training data may stand in, or of a .txt with a text in each line.
+        others: Whether the file's other columns are read too.
+    Raises:
+        UsageError: there is no such file, it cannot be read, lacks a column, or has no row.
+        HomeError: the disk fails.
+    """
+    path = question_path(source)
     with disk_faults(path, "--file"):
         content = path.read_bytes()
     try:
         if file_format(path, (_TEXT,)) == _TEXT:
             return _lines(decoded(unpacked(path, content)), source, columns)
-        return _of_columns(_read_file(path, content, columns), source, columns)
+        return _read_table(path, content, source, columns, others)
     except MalformedFileError as error:
         raise UsageError(f"`--file` {error.message}: {source}.", hint=error.hint) from error
 
 
-def read_standard_input(content: bytes, columns: Sequence[str]) -> QuestionRows:
+def read_standard_input(content: bytes, columns: Sequence[str], *, others: bool = False) -> QuestionRows:
     """Return the rows of standard input: a text in each line, or JSONL or CSV where the first line shows the columns.
 
     Raises:
@@ -69,7 +85,7 @@ def read_standard_input(content: bytes, columns: Sequence[str]) -> QuestionRows:
         text = decoded(content)
         if (ending := _shown_form(text, columns)) == _TEXT:
             return _lines(text, _STDIN, columns)
-        return _of_columns(read_columns(Path(f"stdin{ending}"), content, columns), _STDIN, columns)
+        return _read_table(Path(f"stdin{ending}"), content, _STDIN, columns, others)
     except MalformedFileError as error:
         raise UsageError(f"`--file` {error.message}: {_STDIN}.", hint=error.hint) from error
 
@@ -77,12 +93,19 @@ def read_standard_input(content: bytes, columns: Sequence[str]) -> QuestionRows:
 _HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl or .parquet has the columns that the task reads"
 
 
-def _read_file(path: Path, content: bytes, columns: Sequence[str]) -> Columns:
+def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], others: bool) -> QuestionRows:
     read = read_columns(path, content, columns)
-    if len(read.available) == len(columns) == 1 and not read.values:
-        named = read_columns(path, content, read.available)
-        return Columns(list(columns), {columns[0]: named.values[read.available[0]]}, named.lines)
-    return read
+    names = read.available
+    if len(names) == len(columns) == 1 and not read.values and names[0].strip():
+        log.warning("%s: %r is read as the name of its column, not as a text", source, names[0])
+        named = read_columns(path, content, names)
+        return _of_columns(Columns(list(columns), {columns[0]: named.values[names[0]]}, named.lines), source, columns)
+    rows = _of_columns(read, source, columns)
+    further = [name for name in names if others and name.strip() and name not in columns and names.count(name) == 1]
+    if not further:
+        return rows
+    values = read_columns(path, content, columns, further).values
+    return replace(rows, others={name: values[name] for name in further if name in values})
 
 
 def _lines(text: str, source: str, columns: Sequence[str]) -> QuestionRows:
@@ -129,6 +152,6 @@ def _shown_form(text: str, columns: Sequence[str]) -> str:
                 return ".jsonl"
     for separator, ending in ((",", ".csv"), ("\t", ".tsv")):
         names = [name.strip(' "') for name in first.split(separator)]
-        if len(names) > 1 and set(columns) <= set(names):
+        if set(columns) <= set(names):
             return ending
     return _TEXT

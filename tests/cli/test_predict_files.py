@@ -105,6 +105,52 @@ def test_answers_of_a_file_name_the_line_that_their_row_begins_in(
     assert say("predict", str(adapter), "so so", "--format", "csv").ok.startswith("text,label,score\n")
 
 
+def test_csv_keeps_the_columns_and_rows_of_the_file(
+    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
+    rows = [["id", "text", "label", "note"], ["7", "so so", "good", "a, b"], ["8", " ", "bad"], ["9", "fine", "", "c"]]
+    file = table(tmp_path / "rows.csv", rows)
+    said = say("predict", str(adapter), "--file", str(file), "--format", "csv")
+    assert said.is_error(1, "line 3 of", "--skip-empty")
+    printed = say("predict", str(adapter), "--file", str(file), "--format", "csv", "--skip-empty").ok
+    answered = list(csv.DictReader(io.StringIO(printed)))
+    assert list(answered[0]) == ["text", "label", "score", "line", "id", "file_label", "note"]
+    assert [(row["id"], row["line"], row["file_label"], row["note"]) for row in answered] == [
+        ("7", "2", "good", "a, b"),
+        ("8", "3", "bad", ""),
+        ("9", "4", "", "c"),
+    ]
+    expected = [answer.label for answer in loraxs_search.predict(adapter, ["so so", "fine"])]
+    assert [row["label"] for row in answered] == [expected[0], "", expected[1]]
+    lines = say("predict", str(adapter), "--file", str(file), "--skip-empty").ok.splitlines()
+    assert [bool(line) for line in lines] == [True, False, True]
+    (tmp_path / "rows.jsonl").write_text('{"text": "so so", "more": [1]}\n{"text": null, "more": {"a": 2}}\n')
+    printed = say("predict", str(adapter), "--file", str(tmp_path / "rows.jsonl"), "--format", "jsonl", "--skip-empty")
+    assert [json.loads(line)["more"] for line in printed.ok.splitlines()] == [[1], {"a": 2}]
+
+
+def test_a_header_of_one_column_is_read_alike_by_name_and_from_standard_input(
+    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = 'text\n"so so"\nfine\n'
+    (tmp_path / "rows.csv").write_text(content)
+    by_name = say("predict", str(adapter), "--file", str(tmp_path / "rows.csv"), "--json").ok
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    assert say("predict", str(adapter), "-", "--json").ok == by_name
+    assert not caplog.records
+    (tmp_path / "rows.csv").write_text("so so\nfine\n")
+    assert len(json.loads(say("predict", str(adapter), "--file", str(tmp_path / "rows.csv"), "--json").ok)) == 1
+    assert "'so so' is read as the name of its column" in caplog.text
+
+
+def test_a_missing_file_is_refused_before_anything_is_loaded(
+    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loraxs_search.api.predictor", None)
+    assert say("predict", str(adapter), "--file", "x.csv").is_error(2, "there is no x.csv")
+
+
 def test_lines_of_a_text_file_and_of_standard_input_are_rows(
     say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
