@@ -70,8 +70,8 @@ def write_predictions(
     Args:
         beside: What else is written of each row, such as the line where it stands in its file.
     """
-    rows = [asdict(prediction) for prediction in predictions]
-    rows = [row | other for row, other in zip(rows, beside, strict=True)] if beside else rows
+    rows: list[dict[str, Any]] = [asdict(prediction) for prediction in predictions]
+    rows = [{**row, **other} for row, other in zip(rows, beside, strict=True)] if beside else rows
     if form == "jsonl":
         for row in rows:
             print(json.dumps(row, ensure_ascii=False, default=str).translate(_LINE_ENDS))

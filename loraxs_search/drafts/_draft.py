@@ -33,6 +33,8 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     CHOOSING: ("accuracy",),
 }
 _SAMPLE = 2000  # rows whose tokens are counted
+_LONG_ONES = 20  # rows with the longest answers, which are counted too
+_SOME_PROMPT = 8  # tokens of a prompt that stand before the longest answer at least
 _LONGEST = 512  # tokens of a row, unless more is asked for
 _BATCH = {CLASSES: 16, NUMBERS: 16, WRITING: 8, CHOOSING: 8}
 _MOST_STEPS = {CLASSES: 160, NUMBERS: 160, WRITING: 60, CHOOSING: 60}
@@ -209,7 +211,7 @@ def _metrics(roles: Roles, choices: Choices) -> list[str]:
 
 
 def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
-    """Count tokens: 99 of 100 rows are to fit."""
+    """Count tokens: 99 of 100 rows are to fit, and each answer or option, which no base may lose, with some prompt."""
     from loraxs_search.base_model import load_tokenizer  # torch, which faults of the rows need not wait for
 
     try:
@@ -217,18 +219,30 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     except BaseModelError:
         length = choices.max_length or 128
         return _Measured(length, reason=f"the base is not at hand: {length} tokens, not counted")
-    rows = range(0, table.num_rows, max(1, table.num_rows // _SAMPLE))
+    rows = [*range(0, table.num_rows, max(1, table.num_rows // _SAMPLE))]
+    if roles.kind in (WRITING, CHOOSING):
+        rows += sorted(range(table.num_rows), key=lambda row: -max(map(len, _said(table, roles, row))))[:_LONG_ONES]
     texts = [" ".join(str(table.columns[name][row] or "") for name in roles.texts) for row in rows]
-    answers = [f" {table.columns[roles.label][row]}" for row in rows] if roles.kind == WRITING else []
-    extra = 4 + (len(_prompt(roles)) // 3 if answers or roles.kind == CHOOSING else len(roles.texts))
-    lengths, own = _lengths(tokenizer, texts), _lengths(tokenizer, answers)
-    whole = sorted(length + extra + (own[i] if own else 0) for i, length in enumerate(lengths))
+    extra = 4 + (len(_prompt(roles)) // 3 if roles.kind in (WRITING, CHOOSING) else len(roles.texts))
+    lengths = _lengths(tokenizer, texts)
+    own = [max(_lengths(tokenizer, said), default=0) for said in (_said(table, roles, row) for row in rows)]
+    whole = sorted(length + extra + answer for length, answer in zip(lengths, own, strict=True))
     fitting = whole[min(len(whole) - 1, int(len(whole) * 0.99))]
     limit = min(_LONGEST, tokenizer.model_max_length)
-    length = choices.max_length or max(16, min(limit, -(-fitting // 8) * 8))
+    least = max(own, default=0) + _SOME_PROMPT
+    wanted = max(16, min(limit, -(-fitting // 8) * 8), min(least, tokenizer.model_max_length))
+    length = choices.max_length or wanted
     cut = sum(each > length for each in whole) * len(rows) // max(1, len(whole))
     reason = f"{length} tokens: the longest row has about {whole[-1]}, 99 of 100 have at most {fitting}"
-    return _Measured(length, max(own, default=0) + 2, cut, reason)
+    answer_tokens = max(own, default=0) + 2 if roles.kind == WRITING else 0
+    return _Measured(length, answer_tokens, cut, reason)
+
+
+def _said(table: Table, roles: Roles, row: int) -> list[str]:
+    """Return what may stand behind the prompt of a row: its answer, or its options; nothing of a task with a head."""
+    if roles.options is not None:
+        return [f" {option}" for option in table.columns[roles.options][row]]
+    return [f" {table.columns[roles.label][row]}"] if roles.kind == WRITING else []
 
 
 def _lengths(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:

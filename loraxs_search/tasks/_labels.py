@@ -13,6 +13,7 @@ import numpy.typing as npt
 from loraxs_search.errors import TaskDataError, meant, shortened
 from loraxs_search.records import Task
 from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks._texts import composed
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _LISTED = 20  # labels that a message names
@@ -35,19 +36,20 @@ def class_ids(
     Raises:
         TaskDataError: a label is missing or outside the set; every different one is named.
     """
-    ids = {name: index for index, name in enumerate(task.labels)}
+    ids = {composed(name): index for index, name in enumerate(task.labels)}
     numeric = _numeric_names(ids)
     listed, others = list(task.labels[:_LISTED]), len(task.labels) - _LISTED
     allowed = f"one of {', '.join(listed)}{f' and {others} more' if others > 0 else ''}"
     if stored_names is not None:
-        order = [ids[name] for name in stored_names] if set(stored_names) == set(ids) else list(range(len(ids)))
+        stored = [composed(name) for name in stored_names]
+        order = [ids[name] for name in stored] if set(stored) == set(ids) else list(range(len(ids)))
         numeric = dict(enumerate(order))
     elif not any(_number(name) is not None for name in ids):
         numeric = {index: index for index in range(len(ids))}
         allowed += f" or an id in 0..{len(ids) - 1}"
 
     def read(value: Any) -> int | None:
-        text = value.strip() if isinstance(value, str) else str(value)
+        text = composed(value.strip()) if isinstance(value, str) else str(value)
         if text in ids and isinstance(value, str):
             return ids[text]
         word = text.lower()

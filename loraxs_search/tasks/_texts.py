@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,6 +74,11 @@ def check_question(
             f"{f' ({len(blank)} such rows)' if len(blank) > 1 else ''}.",
             hint="leave out rows that are empty; `predict --file` does with --skip-empty",
         )
+
+
+def composed(text: str) -> str:
+    """Return a text in the form in which those are equal that look alike: an accent may be a character of its own."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def is_text(value: Any) -> bool:

@@ -133,6 +133,18 @@ def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(
     ]
 
 
+def test_options_and_long_answers_fit_the_space(say: Say, rows_folder: Path) -> None:
+    """A prompt may lose its beginning; an option or an answer that does not fit would be refused at launch."""
+    long = "so " * 90
+    rows = [{"text": t, "answer": 0, "choices": [t, long if i == 37 else "no"]} for i, t in enumerate(texts(300))]
+    chosen = ("--base", QUICKSTART["id"], "--text", "text", "--label", "answer")
+    assert drafted(say, "choose.jsonl", "\n".join(map(json.dumps, rows)), *chosen).ok
+    rows = [{"text": t, "answer": long if i == 37 else "no"} for i, t in enumerate(texts(300))]
+    assert drafted(say, "write.jsonl", "\n".join(map(json.dumps, rows)), *chosen, "--kind", "text-generation").ok
+    lengths = [load_space(f"./{name}.yaml").task.max_length for name in ("choose", "write")]
+    assert min(lengths) > 90
+
+
 def test_what_is_not_counted_is_not_written(say: Say, rows_folder: Path) -> None:
     rows = "\n".join(json.dumps({"question": t, "answer": t[::-1]}) for t in texts(60))
     assert drafted(say, "rows.jsonl", rows, "--base", "no-such-org/no-such-base").ok

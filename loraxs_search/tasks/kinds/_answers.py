@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import regex
 from pydantic import AfterValidator, Field, PlainValidator, create_model
 
+from loraxs_search.tasks._texts import composed
 from loraxs_search.tasks.kinds._base import Fault
 from loraxs_search.tasks.kinds._math_equality import equal_formulas
 from loraxs_search.tasks.kinds._numbers import first_number, last_number, only_number
@@ -60,8 +62,8 @@ def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
         yield ("extract",), "must have one of: after, regex, but got both."
     choices = extract.get("one_of")
     if choices is not None:
-        folded = [_choice(choice).lower() for choice in choices]
-        if len(set(folded)) < len(folded):
+        texts = [composed(_choice(choice)) for choice in choices]
+        if any(re.fullmatch(re.escape(one), other, re.IGNORECASE) for one, other in combinations(texts, 2)):
             yield ("extract", "one_of"), f"must differ in more than case, but got {choices}."
         if extract.get("as", "text") != "text":
             yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
@@ -143,10 +145,9 @@ class Extraction:
 
     def settled(self, answers: Sequence[str], references: Sequence[str]) -> npt.NDArray[np.str_]:
         """Return answers, (n,), with those that are equal to their reference in another form replaced by it."""
-        if self.form != "math":
-            return np.array(answers, np.str_)
+        equal = equal_formulas if self.form == "math" else _look_alike
         pairs = zip(answers, references, strict=True)
-        return np.array([ref if own and equal_formulas(ref, own) else own for own, ref in pairs], np.str_)
+        return np.array([ref if own and equal(ref, own) else own for own, ref in pairs], np.str_)
 
     def _part(self, text: str) -> str | None:
         """Return the part of a text where its answer is; the text itself where nothing says."""
@@ -166,8 +167,9 @@ class Extraction:
 
     def _first_choice(self, text: str) -> str:
         by_length = sorted(self.one_of, key=len, reverse=True)  # of two that begin alike, the longer one
-        match = re.search(rf"(?<!\w)(?:{'|'.join(map(re.escape, by_length))})(?!\w)", text, re.IGNORECASE)
-        return "" if match is None else next(it for it in self.one_of if it.lower() == match[0].lower())
+        each = "|".join(f"({re.escape(composed(choice))})" for choice in by_length)
+        match = re.search(rf"(?<!\w)(?:{each})(?!\w)", composed(text), re.IGNORECASE)
+        return "" if match is None or match.lastindex is None else by_length[match.lastindex - 1]
 
     def _trimmed(self, text: str) -> str:
         if self.form == "math":
@@ -175,6 +177,10 @@ class Extraction:
         if self.after is None:
             return text.strip(" \t\r\n\0")
         return text.strip().partition("\n")[0].strip().rstrip(_SENTENCE_END)
+
+
+def _look_alike(reference: str, answer: str) -> bool:
+    return composed(reference) == composed(answer)
 
 
 def _formula(text: str) -> str:

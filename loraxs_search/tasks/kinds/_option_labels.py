@@ -13,6 +13,7 @@ from loraxs_search.errors import TaskDataError, shortened
 from loraxs_search.records import Task
 from loraxs_search.tasks._faults import joined
 from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks._texts import composed
 from loraxs_search.tasks.kinds._templates import written
 
 Options = Sequence[str]
@@ -93,7 +94,7 @@ def named_labels(
 
 def _plain(value: Any) -> str:
     try:
-        return written(value).strip()
+        return composed(written(value).strip())
     except ValueError:
         return ""
 
@@ -123,11 +124,8 @@ def _by_letter(value: Any, options: Options) -> int | None:
 
 
 def _by_text(value: Any, options: Options) -> int | None:
-    try:
-        text = written(value).strip()
-    except ValueError:
-        return None
-    return next((index for index, option in enumerate(options) if option.strip() == text), None)
+    text = _plain(value)
+    return next((index for index, option in enumerate(options) if composed(option.strip()) == text), None)
 
 
 _READINGS: dict[str, _Reading] = {"index": _by_index, "letter": _by_letter, "text": _by_text}

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from loraxs_search.tasks._texts import composed
+
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 
@@ -17,13 +19,14 @@ class Section(BaseModel):
 
 
 def distinct(names: list[str]) -> list[str]:
-    """Return names that all differ.
+    """Return names that all look different.
 
     Raises:
         ValueError: one stands twice.
     """
-    for index, name in enumerate(names):
-        if name in names[:index]:
+    shown = [composed(name) for name in names]
+    for index, name in enumerate(shown):
+        if name in shown[:index]:
             raise ValueError(f"must name each once, without a second {name!r}")
     return names
 

@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from loraxs_search.tasks._texts import composed
 from loraxs_search.tasks.metrics import TOKEN_METRICS, Metric, Score, Values
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -41,11 +42,12 @@ def _f1(prediction: str, reference: str) -> float:
 
 @lru_cache(maxsize=4096)
 def _words(text: str) -> list[str]:
-    return _ARTICLES.sub(" ", text.lower().translate(_MARKS)).split()
+    return _ARTICLES.sub(" ", composed(text).lower().translate(_MARKS)).split()
 
 
 def _has(prediction: str, reference: str) -> bool:
-    inside = re.search(rf"(?<!\w){re.escape(reference.lower())}(?!\w)", prediction.lower())
+    prediction, reference = composed(prediction).lower(), composed(reference).lower()
+    inside = re.search(rf"(?<!\w){re.escape(reference)}(?!\w)", prediction)
     return bool(reference) and inside is not None
 
 

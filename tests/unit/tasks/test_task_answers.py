@@ -190,6 +190,27 @@ def test_one_of_takes_the_first_word_whatever_its_case():
     assert find("true? The answer is false", one_of=choices, after="The answer is") == "false"
 
 
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("YE\u015e", "ye\u015f"),
+        ("d\u0131g", "dig"),
+        ("ye\u017f", "yes"),
+        ("\u03bf\u03b4\u03bf\u03c2", "\u03bf\u03b4\u03bf\u03c3"),
+    ],
+)
+def test_one_of_knows_letters_of_several_cases(text, choice):
+    assert find(f"It is {text}.", one_of=["other", choice]) == choice
+
+
+def test_accents_are_equal_however_they_are_stored():
+    composed, apart = "caf\u00e9", "cafe\u0301"
+    extraction = Extraction.of(None)
+    assert extraction.settled([apart, "cafe"], [composed, composed]).tolist() == [composed, "cafe"]
+    assert find(f"a {apart}", one_of=[composed, "tea"]) == composed
+    assert [*extract_laws({"one_of": [composed, apart]})]
+
+
 def test_without_a_place_a_number_is_the_last_one():
     assert find("3 + 4 = 7", **{"as": "number"}) == "7"
 

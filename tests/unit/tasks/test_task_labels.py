@@ -43,6 +43,8 @@ def read(make_task):
         ([0.5, 1], ("0.5", "1.0"), [0, 1]),
         (["1", "1.0"], ("1", "1.0"), [0, 1]),
         ([1, "none"], ("1", "2", "none"), [0, 2]),
+        (["cafe\u0301", "caf\u00e9"], ("tea", "caf\u00e9"), [1, 1]),
+        (["caf\u00e9"], ("tea", "cafe\u0301"), [1]),
     ],
 )
 def test_labels_by_name_or_id(read, stored, names, ids):

@@ -207,6 +207,11 @@ def test_a_test_split_that_hides_its_answers_is_carved(make, write):
 
 
 # ---- options that are equal, and where they begin --------------------------------------------------------------------
+def test_a_label_is_an_option_that_looks_like_it(make):
+    rows = labelled(["cafe\u0301", "tea"], ["tea", "caf\u00e9"])
+    assert load_data(make(rows)).rows["train"].labels.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("label", [1, "B", "x"])
 def test_of_equal_options_the_first_is_right(make, label):
     """Their likelihoods are equal, and the first of the likeliest is the answer."""

@@ -23,6 +23,7 @@ def texts(*values: str):
         ("", "cat", 0.0),
         ("the", "a", 1.0),
         ("cat cat", "cat", 2 / 3),
+        ("cafe\u0301", "caf\u00e9", 1.0),
     ],
 )
 def test_token_f1_is_that_of_squad(prediction, reference, score):
@@ -37,6 +38,7 @@ def test_token_f1_is_that_of_squad(prediction, reference, score):
         ("136", "36", 0),
         ("it is (A).", "(A)", 1),
         ("", "x", 0),
+        ("a cafe\u0301", "caf\u00e9", 1),
     ],
 )
 def test_contains_looks_for_whole_words(prediction, reference, has):
