@@ -51,6 +51,7 @@ from loraxs_search.cli._account import hide_account
 from loraxs_search.cli._bad_values import bad_value
 from loraxs_search.cli._plain import keep_terminals_plain, plain
 from loraxs_search.errors import LoraxsError, UsageError, unknown_name
+from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import to_json
 
 PROGRAM = "loraxs-search"
@@ -204,7 +205,7 @@ def _report_usage(error: TyperException) -> Failure:
     if hasattr(error, "possibilities"):  # an unknown option
         known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
         message = unknown_name("option", getattr(error, "option_name", ""), {*known, "--help", _TRACEBACK})
-    return Failure(message, f"see `{path} --help`", error.exit_code)
+    return Failure(redact(message), f"see `{path} --help`", error.exit_code)
 
 
 class Talk(logging.Handler):

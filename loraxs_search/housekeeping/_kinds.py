@@ -23,6 +23,7 @@ _GOING_ON_S = 24 * 3600.0
 # The names that the product gives. What has another one is somebody's own, and stays.
 _BASE = re.compile(r"[0-9a-f]{16}(-bf16-\d+)?")
 _BY_CONTENT = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?\.safetensors")
+_SNAPSHOT = re.compile(r"[0-9.]+(step-\d+\.)?safetensors")
 _STATE = re.compile(r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors")
 _HALF_MADE = re.compile(
     r"\..+\.([0-9a-f]{32}|[a-z0-9_]{8}\.tmp)"  # a folder and a file on their way to a name
@@ -39,7 +40,7 @@ class Snapshots(Kind):
     """
 
     name = "snapshots"
-    loss = "trials of finished studies can start no other ones from their state"
+    loss = "nothing that a finished study needs"
     folders = ("studies/*/snapshots", "studies/*/clones", "studies/*/tune")
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
@@ -48,11 +49,11 @@ class Snapshots(Kind):
                 continue
             unfinished = f"study {study.name}, which is not finished" if study.name in needs.unfinished else ""
             kept = set() if unfinished else _complete(StudyFolder(study))
-            for path in sorted((study / "snapshots").glob("[!.]*")):
+            for path in filter(lambda path: _SNAPSHOT.fullmatch(path.name), sorted((study / "snapshots").iterdir())):
                 may_be_chosen = path.name.partition(".")[0] in kept
                 candidate = f"study {study.name}, which may be extended" if may_be_chosen else ""
                 yield StoredItem.of(path, needed_by=unfinished or candidate)
-            for path in sorted((study / "clones").glob("[!.]*")):
+            for path in sorted((study / "clones").glob("[!.]*.safetensors")):
                 yield StoredItem.of(path, needed_by=unfinished)
             if (study / "tune").is_dir():
                 yield StoredItem.of(study / "tune", needed_by=unfinished)

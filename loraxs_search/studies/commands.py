@@ -47,9 +47,10 @@ class CommandInbox:
 
     def remove(self, command_id: str) -> None:
         """Take away a command that is answered; one that is not there changes nothing."""
-        path = self._path / f"{command_id}.json"
-        with disk_faults(path):
-            path.unlink(missing_ok=True)
+        name = f"{command_id}.json"
+        if _NAME.fullmatch(name):  # journals of 0.1.0 may have ids from tags, and those lead anywhere
+            with disk_faults(self._path):
+                (self._path / name).unlink(missing_ok=True)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _files(self) -> list[Path]:

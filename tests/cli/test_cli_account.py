@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.said import Said
 
 PROCESSES = pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="processes are listed in /proc")
 
@@ -30,6 +31,12 @@ def test_the_command_line_of_a_running_process_shows_no_password(write: Callable
     assert f"Authorization: Basic {b64encode(b'me:secret').decode()}" in request
     assert f"http://127.0.0.1:{uri.rpartition(':')[2]}" in line
     assert "secret" not in line + said
+
+
+def test_an_address_in_the_wrong_place_is_refused_and_its_account_not_shown(say: Callable[..., Said]) -> None:
+    refused = say("ls", "http://me:secret@mlflow.example")
+    assert "unexpected extra argument" in refused.err
+    assert "secret" not in refused.out + refused.err
 
 
 def test_an_address_that_cannot_be_read_is_refused_as_ever() -> None:

@@ -272,9 +272,11 @@ def test_leftovers_go_after_a_day_and_what_was_being_removed_at_once(fresh_home,
 
 def test_what_people_keep_in_the_home_stays(fresh_home, store_uri):
     study("kept")
+    searched("done", [Tried({"rank": 2}, 0.8)])
     own = [
-        *("studies/.git/config", "studies/kept/.notes/day", "studies/kept/adapters/.00000.old/manifest.json"),
-        *("base_models/.venv/bin", "base_models/my-model/config.json", "datasets/.cache.tmp", "adapters/.DS_Store"),
+        *("studies/.git/config", "studies/done/snapshots/notes.md", "studies/done/clones/notes.md"),
+        *("studies/kept/.notes/day", "studies/kept/adapters/.00000.old/manifest.json", "adapters/.DS_Store"),
+        *("base_models/.venv/bin", "base_models/my-model/config.json", "datasets/.cache.tmp"),
         *("factors/mine.safetensors", "states/mine.safetensors", "assets/mine.safetensors"),
     ]
     for name in own:

@@ -25,6 +25,15 @@ def test_commands_wait_oldest_first_until_they_are_removed(tmp_path: Path) -> No
     assert list(inbox.waiting()) == [STOP]
 
 
+def test_an_id_that_leads_elsewhere_removes_nothing(tmp_path: Path) -> None:
+    """As a journal of 0.1.0 may have from a tag."""
+    other = tmp_path / "snapshots" / "00001.json"
+    other.parent.mkdir()
+    other.write_text("another's")
+    CommandInbox(tmp_path / "commands").remove("../snapshots/00001")
+    assert other.read_text() == "another's"
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"command_id": "other", "verb": "stop"}'])
 def test_what_is_no_command_is_set_aside(content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     inbox = CommandInbox(tmp_path)
