@@ -24,6 +24,7 @@ _GROWING = (
     "journal.jsonl",
 )  # lines are only ever appended: copied in parts, of which the last changes
 PART_BYTES = 1 << 17
+_IN_PARTS = b'"This file is copied in parts."\n'
 _PART = re.compile(r"(?P<file>.+\.jsonl)\.\d{6}")
 
 
@@ -46,16 +47,20 @@ def in_copy_order(keys: Iterable[str]) -> list[str]:
 
 
 def parts(key: str, content: bytes, copied: int) -> Iterator[tuple[str, bytes]]:
-    """Yield the objects that a file's content goes to, last one first, of those behind what was copied before.
+    """Yield the objects that a file's content goes to, in order, of those behind what was copied before.
 
-    A copy that is cut short is one of an earlier moment: a part counts only behind whole ones.
+    One that grows beyond a part is in parts from then on, and its own object says so: cut short before that, the copy
+    is one of an earlier moment. Version 0.1 takes that object for a damaged journal, and does not go on from a part.
     """
-    if key not in _GROWING:
+    whole = content[: content.rfind(b"\n") + 1]
+    if key not in _GROWING or len(whole) <= PART_BYTES:
         yield key, content
         return
-    whole = content[: content.rfind(b"\n") + 1]
-    for start in reversed(range(copied // PART_BYTES * PART_BYTES, max(len(whole), 1), PART_BYTES)):
-        yield _part_key(key, start // PART_BYTES), whole[start : start + PART_BYTES]
+    are_there = copied if copied > PART_BYTES else 0
+    for number in range(are_there // PART_BYTES, -(-len(whole) // PART_BYTES)):
+        yield f"{key}.{number:06d}", whole[number * PART_BYTES : (number + 1) * PART_BYTES]
+    if not are_there:
+        yield key, _IN_PARTS
 
 
 def file_of(key: str) -> str:
@@ -64,17 +69,14 @@ def file_of(key: str) -> str:
 
 
 def read_copy(storage: Storage, name: str, key: str) -> bytes | None:
-    """Return a file of a study from its copy; None when there is none. Version 0.1 had one part, of any size."""
-    last = content = storage.get(f"{name}/{key}")
-    number = 1
-    while key in _GROWING and content and last and len(last) == PART_BYTES:
-        last = storage.get(f"{name}/{_part_key(key, number)}")
-        content, number = content + (last or b""), number + 1
+    """Return a file of a study from its copy; None when there is none."""
+    content = storage.get(f"{name}/{key}")
+    if key not in _GROWING or content != _IN_PARTS:
+        return content
+    content, number = b"", 0
+    while len(content) == number * PART_BYTES and (part := storage.get(f"{name}/{key}.{number:06d}")):
+        content, number = content + part, number + 1
     return content
-
-
-def _part_key(key: str, number: int) -> str:
-    return f"{key}.{number:06d}" if number else key
 
 
 def is_behind(path: Path, storage: Storage, name: str) -> bool:

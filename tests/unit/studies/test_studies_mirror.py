@@ -18,7 +18,7 @@ from loraxs_search.records import (
     TrialState,
     Yardstick,
 )
-from loraxs_search.studies import Storage, StudyFolder, check_new_in, fetch, lease, mirror
+from loraxs_search.studies import Journal, Storage, StudyFolder, check_new_in, fetch, lease, mirror
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import Mirror
 from loraxs_search.studies.mirror_files import read_copy
@@ -337,7 +337,11 @@ def test_names_in_the_storage_are_known(storage: Storage, machine: Callable[[str
 
 
 def test_a_journal_that_grows_is_copied_by_what_it_grew(
-    storage: Storage, machine: Callable[[str], Path], slow_threads: None, monkeypatch: pytest.MonkeyPatch
+    storage: Storage,
+    machine: Callable[[str], Path],
+    slow_threads: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Copied whole every few seconds, one of 7 MB has been 184 MB to the storage by its end."""
     first, sent, write = study(machine("one"), storage), list[int](), Storage.write
@@ -365,6 +369,9 @@ def test_a_journal_that_grows_is_copied_by_what_it_grew(
     machine("two")
     there = fetch("s", storage).journal_path.read_bytes()
     assert first.journal_path.read_bytes() == there + b'{"event": "cut sho'
+    (tmp_path / "as version 0.1 reads it").write_bytes(storage.get("s/journal.jsonl") or b"")
+    with pytest.raises(StudyError, match="must be an event"):
+        Journal(tmp_path / "as version 0.1 reads it")
 
 
 def test_a_copy_that_was_cut_short_between_two_parts_is_one_of_before(
