@@ -39,7 +39,8 @@ def modelfile(base: str, serving: Serving | None) -> str:
         if serving.max_new_tokens is not None:
             lines.append(f"PARAMETER num_predict {serving.max_new_tokens}")
         lines += [f"PARAMETER temperature {serving.temperature:g}", f"PARAMETER top_p {serving.top_p:g}"]
-        lines.append("PARAMETER repeat_penalty 1")  # Ollama's own default changes what is likeliest
+        # Ollama's own defaults change what is likeliest, and draw from the 40 likeliest tokens alone.
+        lines += ["PARAMETER top_k 0", "PARAMETER repeat_penalty 1"]
     return "\n".join(lines) + "\n"
 
 
@@ -66,6 +67,17 @@ def _quoted(text: str) -> str | None:
     return None if _QUOTES in text or text.endswith('"') else f"{_QUOTES}{text}{_QUOTES}"
 
 
+def _flags(serving: Serving | None) -> str:
+    """Return how llama.cpp is told to write as `predict` does: its own defaults draw tokens, and talk in a chat."""
+    if serving is None:
+        return ""
+    drawn = f"--temp {serving.temperature:g}"
+    if serving.temperature:
+        drawn += f" --top-p {serving.top_p:g} --top-k 0 --min-p 0"
+    limit = "" if serving.max_new_tokens is None else f"-n {serving.max_new_tokens} "
+    return f"{'' if serving.prompt is None else '-no-cnv '}{limit}{drawn} "
+
+
 def _readme(manifest: Manifest, title: str, serving: Serving | None) -> str:
     """Return what the two files are for."""
     ref, name = manifest.base_model, manifest.task.name
@@ -80,7 +92,7 @@ A {title} adapter for `{ref.id}` as plain LoRA for llama.cpp, exactly; in float3
 With llama.cpp, where `base.gguf` is the base ({made}):
 
 ```console
-llama-completion -m base.gguf --lora {FILE} -p "..."
+llama-completion -m base.gguf --lora {FILE} {_flags(serving)}-p "..."
 ```
 
 With Ollama, after putting the base's path into `Modelfile`:

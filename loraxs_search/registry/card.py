@@ -235,6 +235,7 @@ def _vllm(manifest: Manifest) -> str:
     ref, rank = manifest.base_model, _lora_rank(manifest)
     base, where = (ref.id, "") if ref.package is None else ("FOLDER", "; FOLDER is `folder` of the code above")
     has_head = _kind(manifest.task).model.num_outputs is not None
+    own = "" if has_head else " --generation-config vllm"  # without the penalties of the base's own settings
     limits = "for a base that vLLM adapts; it does not take a trained head" if has_head else "for a base that it adapts"
     return f"""
 
@@ -243,7 +244,7 @@ With vLLM, as plain LoRA ({limits}{where}):
 ```console
 loraxs-search pull {manifest.task.name} --format lora --out adapters/{manifest.task.name}
 VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver \\
-VLLM_LORA_RESOLVER_CACHE_DIR=adapters vllm serve {base} --enable-lora --max-lora-rank {rank}
+VLLM_LORA_RESOLVER_CACHE_DIR=adapters vllm serve {base} --enable-lora --max-lora-rank {rank}{own}
 ```{"" if has_head else _gguf(manifest)}"""
 
 

@@ -82,6 +82,7 @@ def test_it_loads_as_a_language_model_and_converts(say, writer):
     assert isinstance(model, PeftModelForCausalLM)
     made = converted(writer, "gguf")
     assert {path.name for path in made.iterdir()} == {"adapter.gguf", "Modelfile", "README.md"}
+    assert "--lora adapter.gguf -no-cnv -n 6 --temp 0 -p" in (made / "README.md").read_text()
     merged = type(model.get_base_model()).from_pretrained(converted(writer, "merged"))
     ids = torch.arange(4, 16)[None]
     with torch.no_grad():

@@ -13,6 +13,7 @@ def test_a_prompt_of_one_column_is_the_template():
     assert 'PARAMETER stop """\nQuestion:"""\n' in lines
     assert 'PARAMETER stop """###"""\n' in lines
     assert "PARAMETER num_predict 64\nPARAMETER temperature 0\nPARAMETER top_p 1\n" in lines
+    assert "PARAMETER top_k 0\nPARAMETER repeat_penalty 1\n" in lines
     assert "org/base" in lines
     assert "FROM ./base.gguf\nADAPTER ./adapter.gguf\n" in lines
 

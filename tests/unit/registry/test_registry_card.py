@@ -115,6 +115,7 @@ def test_the_card_of_one_that_writes_says_how_it_is_asked(manifest):
     assert "| stored, R alone | 400 bytes |" in card
     assert "| head |" not in card
     assert "pull turned-words --format gguf" in card
+    assert "--generation-config vllm" in card
     blocks = re.findall(r"```python\n(.*?)```", card, flags=re.S)
     assert 'loraxs_search.predict("turned-words", ["<question>"])' in blocks[0]
     assert "AutoModelForCausalLM.from_pretrained" in blocks[1]
