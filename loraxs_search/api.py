@@ -48,6 +48,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 Form = Literal["native", "lora", "merged", "gguf"]
+MergedDtype = Literal["float32"]
 
 
 def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
@@ -198,6 +199,7 @@ def pull(
     base: str | None = None,
     form: Form = "native",
     rank: int | None = None,
+    dtype: MergedDtype | None = None,
     out: str | Path | None = None,
     tracking_uri: str | None = None,
 ) -> Path:
@@ -208,6 +210,7 @@ def pull(
         form: `native` as it was trained; `lora` the same as plain LoRA; `merged` a whole model;
             `gguf` plain LoRA for llama.cpp and Ollama.
         rank: Rank that `lora` is padded to with zeros.
+        dtype: `float32` for a `merged` model whose base's own type rounds the update away.
         out: Folder to copy it to, new or empty; None returns the cache's own.
     Raises:
         RegistryError: no such task, alias or version, or the task has no champion.
@@ -217,12 +220,14 @@ def pull(
     """
     if rank is not None and form != "lora":
         raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
+    if dtype is not None and form != "merged":
+        raise UsageError(f"`--dtype` must go with --format merged, but got {form!r}.")
     target = None if out is None else new_folder(Path(out))
     folder = _found(registry.pull, name, base, tracking_uri)
     if form != "native":
         from loraxs_search.methods.formats import converted
 
-        folder = converted(folder, form, rank=rank)
+        folder = converted(folder, form, rank=rank, dtype=dtype)
     if target is None:
         return folder
     copy_folder(folder, target)

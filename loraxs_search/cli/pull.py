@@ -21,6 +21,9 @@ def command(
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="Pad --format lora to this rank with zeros.", metavar="N")
     ] = None,
+    dtype: Annotated[
+        Literal["float32"] | None, typer.Option("--dtype", help="Type of --format merged; else the base's own.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Copy it to this folder, new or empty.", metavar="FOLDER")
     ] = None,
@@ -37,10 +40,11 @@ def command(
     `loraxs_search.load_adapter` find the base. On such a model, `merge_and_unload()` returns a plain model, and
     `add_weighted_adapter(names, weights, "sum")` adds up adapters without heads exactly, since all share one basis.
 
-    Formats: `native` is R and head, as trained. `merged` is the whole model with its tokenizer. `lora` is exactly the
-    same function as plain LoRA, and larger: r (in + out) numbers for each layer instead of r x r. Its README.md has the
-    lines that load it with PEFT, head and labels included. --rank N fills it up with zeros, for a server that wants one
-    rank for all adapters; N must be at least the adapter's own rank.
+    Formats: `native` is R and head, as trained. `merged` is the whole model with its tokenizer. A base in bfloat16
+    rounds small updates away: you get a warning, and --dtype float32 keeps them. `lora` is exactly the same function as
+    plain LoRA, and larger: r (in + out) numbers for each layer instead of r x r. It comes with the tokenizer, and its
+    README.md has the lines that load it with PEFT alone, head and labels included. --rank N fills it up with zeros, for
+    a server that wants one rank for all adapters; N must be at least the adapter's own rank.
 
     vLLM loads `lora` folders only of bases that it adapts, and only without a trained head: those of language models,
     such as a text-generation task trains. `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which
@@ -57,5 +61,5 @@ def command(
     """
     from loraxs_search.api import pull
 
-    path = pull(name, base=base, form=form, rank=rank, out=out, tracking_uri=tracking_uri)
+    path = pull(name, base=base, form=form, rank=rank, dtype=dtype, out=out, tracking_uri=tracking_uri)
     emit(as_json, {"name": name, "path": str(path), "format": form}, lambda: print(path))

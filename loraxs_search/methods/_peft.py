@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import logging
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from loraxs_search.errors import TargetModulesError, UsageError
 from loraxs_search.methods._base import Conversion, HeadPlan, Method
 from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
-from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar, Serving
+from loraxs_search.records import AdapterSize, BaseModelRef, Hyperparameters, LinearModule, Manifest, Scalar, Serving
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -27,19 +28,48 @@ if TYPE_CHECKING:
     from loraxs_search.methods._plain_lora import PlainLora
 
 
+_logger = logging.getLogger(__name__)
+_MAX_MERGE_LOSS = 0.05
+_ROUNDED = (
+    "The merged model's logits differ from the adapter's by {:.0%} of what the adapter adds to the base's, since {}"
+    " rounds small updates away. `pull --format merged --dtype float32` keeps them, in a larger file."
+)
+
+
 def merge(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
-    """Write the base with the update added to its weights, and its tokenizer: plain transformers loads it."""
+    """Write the base with the update added to its weights, and its tokenizer: plain transformers loads it.
+
+    A type that rounds the update away is said, in a warning and in the folder's README.md.
+    """
     from loraxs_search import base_model
     from loraxs_search.home import write_atomic
+    from loraxs_search.methods.reference_logits import merge_loss, reference_rows
+    from loraxs_search.tasks import kind_of
     from loraxs_search.tasks.asking import asked_as_in_training
 
-    tokenizer, serving = own_tokenizer(manifest), _served(model, manifest)
-    merged = unloaded(peft_model(model), merge=True)
+    tokenizer, serving, adapted = own_tokenizer(manifest), _served(model, manifest), peft_model(model)
+    with_update = reference_rows(adapted, manifest.probe)
+    with _updates_off(adapted):
+        without = reference_rows(adapted, manifest.probe)
+    merged = unloaded(adapted, merge=True)
+    loss = merge_loss(merged, with_update, without, manifest.probe)
+    notice = _ROUNDED.format(loss, str(merged.dtype).removeprefix("torch.")) if loss > _MAX_MERGE_LOSS else ""
+    if notice:
+        _logger.warning("%s", notice)
     if serving is not None:
         _set_generation(merged, serving, tokenizer)
-        load = 'import transformers\nmodel = transformers.AutoModelForCausalLM.from_pretrained(".").eval()'
-        page = f"# {manifest.task.name}\n\n```python\n{load}\n```\n{asked_as_in_training(serving, None)}"
-        write_atomic(folder / "README.md", page)
+    load = f'model = transformers.{kind_of(manifest.task).model.auto_class}.from_pretrained(".").eval()'
+    page = f"""# {manifest.task.name}
+
+{notice}
+
+```python
+import transformers
+{load}
+tokenizer = transformers.AutoTokenizer.from_pretrained(".")
+```
+{asked_as_in_training(serving)}"""
+    write_atomic(folder / "README.md", page.replace("\n\n\n", "\n"))
     with base_model.quiet():  # of a progress bar
         merged.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
@@ -76,9 +106,10 @@ def plain_lora_forms(plain_lora: Callable[[PeftModel, Manifest], PlainLora]) -> 
     def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
         from loraxs_search.methods._plain_lora import write_plain_lora, write_readme
 
-        lora, base = plain_lora(peft_model(model), manifest), manifest.base_model
+        lora, base = plain_lora(peft_model(model), manifest), _loadable(manifest)
         write_plain_lora(lora, folder, rank=rank, base=base.id, revision=base.revision)
-        write_readme(manifest, _title(manifest), folder, _served(model, manifest))
+        own_tokenizer(manifest).save_pretrained(str(folder))
+        write_readme(manifest, base, _title(manifest), folder, _served(model, manifest))
 
     def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
         from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
@@ -93,13 +124,38 @@ def plain_lora_forms(plain_lora: Callable[[PeftModel, Manifest], PlainLora]) -> 
     return MappingProxyType({"lora": as_lora, "merged": merge, "gguf": as_gguf})
 
 
+@contextlib.contextmanager
+def _updates_off(model: PeftModel) -> Iterator[None]:
+    """Compute without the adapter's update while the block runs, but with its trained head."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _loadable(manifest: Manifest) -> BaseModelRef:
+    """Return an adapter's base as `from_pretrained` takes it: the hub's id and commit, or a folder here."""
+    from loraxs_search import base_model
+
+    located = base_model.locate(manifest.base_model)
+    return BaseModelRef(located.id, located.revision) if located.revision else BaseModelRef(located.path)
+
+
 def _served(model: PeftModel | PreTrainedModel, manifest: Manifest) -> Serving | None:
     from loraxs_search.tasks import kind_of
     from loraxs_search.tasks.end_tokens import served
 
     kind = kind_of(manifest.task)
-    settings = cast("PreTrainedModel", peft_model(model).get_base_model()).generation_config
-    return served(kind, own_tokenizer(manifest), settings) if kind.serving else None
+    if kind.serving is None:
+        return None  # nor has its model settings for writing
+    base = cast("PreTrainedModel", peft_model(model).get_base_model())
+    return served(kind, own_tokenizer(manifest), base.generation_config)
 
 
 def _title(manifest: Manifest) -> str:

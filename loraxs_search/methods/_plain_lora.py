@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from loraxs_search.errors import UsageError
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.methods._names import FILES, ROOT
-from loraxs_search.records import Manifest, Serving
+from loraxs_search.records import BaseModelRef, Manifest, Serving
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.asking import asked_as_in_training
 from loraxs_search.tasks.base_code import where_base_is
@@ -72,27 +72,39 @@ def write_plain_lora(
         config.save_pretrained(str(folder))
 
 
-def write_readme(manifest: Manifest, title: str, folder: Path, serving: Serving | None) -> None:
+def write_readme(manifest: Manifest, base: BaseModelRef, title: str, folder: Path, serving: Serving | None) -> None:
     """Write README.md: how the plain LoRA adapter is loaded with its labels, for which PEFT's files have no place.
 
     Args:
+        base: As `from_pretrained` takes it.
         title: Of the method that trained it.
         serving: How it is asked; None where it writes no text.
     """
-    base, kind = replace(manifest.base_model, sha256=manifest.base_digest), kind_of(manifest.task)
+    where = where_base_is(base) if base.revision else _on_this_machine(manifest)
     page = f"""# {manifest.task.name}
 
-A {title} adapter for `{base.id}` as plain LoRA, exactly.
+A {title} adapter for `{manifest.base_model.id}` as plain LoRA, exactly.
 
-With transformers and PEFT, from this folder, {where_base_is(base)}:
+With transformers and PEFT alone, from this folder, {where}:
 
 ```python
 import peft, transformers
-{kind.loading_code(base)}
+{kind_of(manifest.task).loading_code(base)}
+tokenizer = transformers.AutoTokenizer.from_pretrained(".")
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```
-{asked_as_in_training(serving, base)}"""
+{asked_as_in_training(serving)}"""
     write_atomic(folder / "README.md", page)
+
+
+def _on_this_machine(manifest: Manifest) -> str:
+    """Return where the code runs when it names a folder of this machine."""
+    package = manifest.base_model.package
+    carried = f", which the Python package `{package}` carries: the hub's may differ" if package else ""
+    return (
+        "where the folder of the base is that of this machine. Elsewhere, put its own in, also in adapter_config.json;"
+        f" the adapter fits these weights alone{carried}"
+    )
 
 
 def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:

@@ -8,37 +8,47 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from loraxs_search.errors import UsageError, one_of
 from loraxs_search.home import alone, disk_faults, write_atomic
 from loraxs_search.methods import Conversion, get_method
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 
 Form = Literal["lora", "merged", "gguf"]
+MergedDtype = Literal["float32"]
+_LAYOUT = "2"  # raise when a conversion writes other files: those that are kept are made again
 
 
-def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
+def converted(folder: Path, form: Form, *, rank: int | None = None, dtype: MergedDtype | None = None) -> Path:
     """Return an adapter in another form, made once and kept beside `folder`.
 
     It appears whole, and is made again if its files were changed.
 
     `lora` is the same function as plain LoRA, exactly: stock PEFT loads it, and vLLM's filesystem resolver takes it.
     Its README.md says how with the task's labels: a config.json would have transformers look for the base beside it.
-    `merged` is the base with the update added to its weights, with its tokenizer: plain transformers load it.
+    The tokenizer is there too.
+    `merged` is the base with the update added to its weights, with its tokenizer: plain transformers load it. A warning
+    says where the base's type rounds much of the update away.
     `gguf` is plain LoRA for llama.cpp, with a Modelfile for Ollama.
 
     Args:
         folder: A verified adapter folder.
         rank: Rank that `lora` is padded to, where a server wants one for all; None means the adapter's own.
+        dtype: Type that `merged` has its weights in; None means the base's own.
     Raises:
-        UsageError: `rank` is below the adapter's own, or given with another form; the adapter's method has no such
-            form, or llama.cpp no place for it.
+        UsageError: `rank` is below the adapter's own, or it or `dtype` is given with another form; the adapter's method
+            has no such form, or llama.cpp no place for it.
         BaseModelError, FactorMismatchError: the adapter cannot be loaded here.
     """
     if rank is not None and form != "lora":
         raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
+    if dtype is not None and form != "merged":
+        raise UsageError(f"`--dtype` must go with --format merged, but got {form!r}.")
     manifest = read_manifest(folder)
     conversion = _conversion(manifest.hyperparameters.method, form)
-    target = folder.with_name(f"{folder.name}.{form}" + (f"-r{rank}" if rank is not None else ""))
+    which = f"-r{rank}" if rank is not None else f"-{dtype}" if dtype is not None else ""
+    target = folder.with_name(f"{folder.name}.{form}{which}")
     note = target.with_name(f"{target.name}.json")
     if _is_whole(target, note):
         return target
@@ -49,7 +59,8 @@ def converted(folder: Path, form: Form, *, rank: int | None = None) -> Path:
         shutil.rmtree(building, ignore_errors=True)  # of one that was killed
         building.mkdir()
         try:
-            conversion(load_adapter_folder(folder), manifest, building, rank)
+            model = load_adapter_folder(folder, dtype=torch.float32 if dtype else None)
+            conversion(model, manifest, building, rank)
             write_atomic(note, json.dumps(_digests(building), indent=1))
             shutil.rmtree(target, ignore_errors=True)
             building.rename(target)
@@ -77,7 +88,7 @@ def _is_whole(folder: Path, note: Path) -> bool:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    digests = {}
+    digests = {"layout": _LAYOUT}
     for path in sorted(folder.iterdir()):
         with path.open("rb") as file:
             digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()

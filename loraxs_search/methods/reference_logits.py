@@ -40,7 +40,12 @@ def check_reference_logits(model: PeftModel | PreTrainedModel, reference: Refere
     Raises:
         FactorMismatchError: logits differ, are not finite, or are of another shape.
     """
-    compare_reference_logits(_logits(model, reference.input_ids), reference, tolerance(model))
+    compare_reference_logits(reference_rows(model, reference), reference, tolerance(model))
+
+
+def reference_rows(model: PeftModel | PreTrainedModel, reference: ReferenceLogits) -> Tensor:
+    """Return a model's logits of the reference's rows, float32, on the CPU."""
+    return _logits(model, reference.input_ids)
 
 
 def tolerance(model: nn.Module) -> float:
@@ -68,6 +73,17 @@ def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: f
         f"Logits of the probe must agree within {atol:g}, but got {difference}.",
         hint="the base model, its factors or the adapter's files are not those of the training; pull it again",
     )
+
+
+def merge_loss(merged: PreTrainedModel, adapted: Tensor, alone: Tensor, reference: ReferenceLogits) -> float:
+    """Return how far merging moved the logits, as a share of what the update moves them by at most.
+
+    Args:
+        adapted, alone: Logits of the reference's rows with the update beside the weights, and without it.
+    """
+    effect = float((adapted - alone).abs().max())
+    lost = float((reference_rows(merged, reference) - adapted).abs().max())
+    return lost / effect if effect else 0.0
 
 
 def kept_logits(logits: Tensor) -> Tensor:

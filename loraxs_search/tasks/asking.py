@@ -6,8 +6,7 @@ import json
 import re
 from typing import Any
 
-from loraxs_search.records import BaseModelRef, Serving
-from loraxs_search.tasks.base_code import base_argument, revision_argument
+from loraxs_search.records import Serving
 from loraxs_search.tasks.kinds import Template
 
 
@@ -50,21 +49,14 @@ answer = tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_specia
 print(answer)"""
 
 
-def asked_as_in_training(serving: Serving | None, base: BaseModelRef | None) -> str:
-    """Return the end of a page on an adapter: its prompt, and code that asks; empty where no text is written.
-
-    Args:
-        base: Whose tokenizer the code loads, behind that which loads the base; None where it stands beside the page.
-    """
+def asked_as_in_training(serving: Serving | None) -> str:
+    """Return the end of a page on an adapter: its prompt, and code that asks; empty where no text is written."""
     if serving is None:
         return ""
-    argument = '"."' if base is None else f"{base_argument(base)}{revision_argument(base)}"
-    tokenizer = f"tokenizer = transformers.AutoTokenizer.from_pretrained({argument})"
     return f"""
 {prompt_section(serving)}
 
 ```python
-{tokenizer}
 {asking_code(serving)}
 ```
 """

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
+from loraxs_search.base_model import locate
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import LoraXS
 from loraxs_search.methods.formats import converted
 from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.loraxs import LoraXSConfig
+from loraxs_search.records import BaseModelRef
+
+TOKENIZER = PreTrainedTokenizerFast(
+    tokenizer_object=Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]")), pad_token="[PAD]"
+)
 
 
 @pytest.fixture(params=["bert", "roberta", "roberta, output alone"])
@@ -25,8 +35,7 @@ def sealed(request, adapt, make_base, tmp_path, write_adapter, save_base):
     """An adapter folder on a saved base, with its base; the last kind trains the output layer of its head alone."""
     family = request.param.split(",")[0]
     base = save_base(make_base(family), tmp_path / "base")
-    words = Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]"))
-    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]").save_pretrained(tmp_path / "base")
+    TOKENIZER.save_pretrained(tmp_path / "base")
     only = {"modules_to_save": ["classifier.out_proj"], "pass_through": ["classifier.dense"], "task_type": None}
     model = adapt(family, target_modules=["query", "output.dense"], **(only if "output" in request.param else {}))
     write_adapter(model, base, tmp_path / "adapter")
@@ -63,7 +72,7 @@ def test_it_says_the_names_of_the_labels(sealed, form):
         config = AutoConfig.from_pretrained(made)
         assert (config.id2label, config.label2id) == ({0: "no", 1: "yes"}, {"no": 0, "yes": 1})
         return
-    assert {path.name for path in made.iterdir()} == {"adapter_config.json", "adapter_model.safetensors", "README.md"}
+    assert not (made / "config.json").exists()
     (code,) = re.findall(r"```python\n(.*?)```", (made / "README.md").read_text(), flags=re.S)
     assert "loraxs_search" not in code
     assert 'labels = ["no", "yes"]' in code  # tests/numerics/test_adapter_equivalence.py runs it
@@ -94,6 +103,8 @@ def test_a_rank_below_its_own_or_for_a_merged_model_is_refused(sealed):
         converted(folder, "lora", rank=2)
     with pytest.raises(UsageError, match="--format lora"):
         converted(folder, "merged", rank=8)
+    with pytest.raises(UsageError, match="--format merged"):
+        converted(folder, "lora", dtype="float32")
 
 
 @pytest.mark.parametrize("damage", [b"[not json", b"\xff\xfe", b"[]"])
@@ -122,3 +133,65 @@ def test_of_several_at_once_one_makes_it_and_what_a_killed_one_left_goes(sealed,
     assert made == {folder.with_name(f"{folder.name}.lora")}
     assert len(calls) == 1
     assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+
+
+# ---- a base that rounds, and one that a package carries --------------------------------------------------------------
+@pytest.mark.parametrize(("size", "rounds"), [(1e-2, True), (1.0, False)])
+def test_an_update_that_merging_would_round_away_is_said(
+    make_base, save_base, write_adapter, layers, tmp_path, caplog, size, rounds
+):
+    base = save_base(make_base().bfloat16(), tmp_path / "base")
+    TOKENIZER.save_pretrained(tmp_path / "base")
+    config = LoraXSConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", init_std=size, init_seed=7)
+    write_adapter(get_peft_model(make_base().bfloat16(), config).eval(), base, tmp_path / "adapter")
+    page = (converted(tmp_path / "adapter", "merged") / "README.md").read_text()
+    assert rounds == ("--dtype float32" in caplog.text) == ("--dtype float32" in page)
+    caplog.clear()
+    whole = load_file(converted(tmp_path / "adapter", "merged", dtype="float32") / "model.safetensors")
+    assert not caplog.records
+    model = load_adapter_folder(tmp_path / "adapter", base=base, dtype=torch.float32)
+    for name, layer in layers(model).items():
+        update = whole[f"{name.removeprefix('base_model.model.')}.weight"] - layer.get_base_layer().weight
+        torch.testing.assert_close(update, layer.get_delta_weight("default"), atol=1e-7, rtol=1e-3)
+
+
+def test_the_code_beside_an_export_runs_where_the_base_is_in_a_package(
+    make_base, adapt, write_adapter, tmp_path, monkeypatch, inputs, logits
+):
+    site, info = tmp_path / "site", "carrier_model-1.0.dist-info"
+    make_base().save_pretrained(site / "carried")
+    TOKENIZER.save_pretrained(site / "carried")
+    (site / info).mkdir()
+    (site / info / "METADATA").write_text("Metadata-Version: 2.1\nName: carrier-model\nVersion: 1.0\n")
+    (site / info / "RECORD").write_text("".join(f"carried/{p.name},,\n" for p in (site / "carried").iterdir()))
+    monkeypatch.syspath_prepend(site)
+    ref = BaseModelRef("org/carrier-model", package="carrier-model")
+    write_adapter(adapt(target_modules=["query"]), locate(ref), tmp_path / "adapter", base_model=ref)
+    expected = logits(load_adapter_folder(tmp_path / "adapter"), inputs)
+    forms = [converted(tmp_path / "adapter", form) for form in ("lora", "merged")]
+    config = json.loads((forms[0] / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (str(site / "carried"), None)
+    pages = [str(form) for form in forms]
+    made = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ELSEWHERE, json.dumps([pages, inputs["input_ids"].tolist()])],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": ""},
+    )
+    for answers in map(json.loads, made.stdout.splitlines()):
+        torch.testing.assert_close(torch.tensor(answers), expected, atol=1e-5, rtol=1e-4)
+
+
+ELSEWHERE = """
+import json, os, re, sys
+sys.modules["loraxs_search"] = None
+pages, ids = json.loads(sys.argv[1])
+for page in pages:
+    os.chdir(page)
+    exec("".join(re.findall(r"```python\\n(.*?)```", open("README.md").read(), flags=re.S)), space := {})
+    import torch
+    assert space["tokenizer"]("a").input_ids == [2]
+    print(json.dumps(space["model"](input_ids=torch.tensor(ids)).logits.tolist()))
+"""
