@@ -56,6 +56,7 @@ __all__ = [
     "Sizes",
     "get_method",
     "head_parameter",
+    "words_of",
 ]
 
 _OWN: tuple[type[Method], ...] = (LoraXS, Lora, VeRA, IA3, TinyLoRA, UniLoRA, Full, HeadOnly)
@@ -75,3 +76,11 @@ def get_method(name: str) -> Method:
             hint="use the version of loraxs-search that trained it, or search again with another method",
         )
     return METHODS.get(name)()
+
+
+def words_of(name: str) -> type[Method]:
+    """Return the class whose `symbol` and `description` speak of a method; the contract's where it is gone."""
+    try:
+        return type(get_method(name))
+    except UsageError:
+        return Method

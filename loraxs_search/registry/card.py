@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraxs_search.methods import get_method
+from loraxs_search.methods import get_method, words_of
 from loraxs_search.records import (
     Manifest,
     Scalar,
@@ -144,7 +144,7 @@ def _describe(yardstick: Yardstick, task: Task) -> str:
 def size_table(manifest: Manifest) -> str:
     """Return what is trained and stored, beside plain LoRA and the base."""
     size, lora_parameters = manifest.size, manifest.lora_parameters
-    method = get_method(manifest.hyperparameters.method)
+    method = words_of(manifest.hyperparameters.method)
     has_head = _kind(manifest.task).model.num_outputs is not None
     head = {"head": f"{size.head_parameters:,} parameters"} if has_head else {}
     rows = {

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.recorded_homes import take_up
 from support.shell import Shell
 
 import loraxs_search
@@ -22,18 +20,8 @@ STUDY, TASK = "interrupted", "landed-reviews"
 
 
 @pytest.fixture
-def landed_home(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The recorded state folder as this test's home, the data beside it, and the base installed."""
-    shutil.copytree(LANDED / "home", fresh_home)
-    shutil.copytree(LANDED / "data", tmp_path / "data")
-    study = fresh_home / "studies" / STUDY / "study.json"
-    study.write_text(study.read_text().replace(RECORDED_AT, str(tmp_path)))
-    store = sqlite3.connect(fresh_home / "mlflow.db")
-    store.executescript((LANDED / "store.sql").read_text().replace(RECORDED_AT, str(tmp_path)))
-    store.close()
-    monkeypatch.syspath_prepend(LANDED / "base")
-    path = filter(None, (str(LANDED / "base"), os.environ.get("PYTHONPATH")))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(path))  # for Ray's processes
+def landed_home(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    take_up(LANDED, RECORDED_AT, fresh_home, monkeypatch)
     return fresh_home
 
 
