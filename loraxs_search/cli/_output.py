@@ -110,11 +110,8 @@ def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
     """Print a study's trials as CSV: every field of a row, and every param as a column of its own."""
     names = _names(rows)
     fields = [field.name for field in dataclasses.fields(LeaderboardRow) if field.name != "params"]
-    columns = [*fields, "from", *(f"params.{name}" for name in names)]
-    cells = [
-        [*(getattr(row, field) for field in fields), row.origin, *(row.params.get(name) for name in names)]
-        for row in rows
-    ]
+    columns = [*fields, *(f"params.{name}" for name in names)]
+    cells = [[*(getattr(row, field) for field in fields), *(row.params.get(name) for name in names)] for row in rows]
     print_csv(columns, cells)
 
 
@@ -140,6 +137,9 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     if len(rows) > 1 and (common := [f"{name} {_value(rows[0].params[name])}" for name in _common(rows)]):
         sys.stdout.flush()
         print(f"in all trials: {', '.join(common)}", file=sys.stderr)
+    for yardstick in yardsticks:
+        if yardstick.failed:
+            print(f"no score of {yardstick.name}: {yardstick.failed}", file=sys.stderr)
 
 
 def print_summary(study: str) -> None:

@@ -15,8 +15,10 @@ def time_left_in_words(seconds: float | None) -> str:
     """Return an estimate for people; empty while there is none."""
     if seconds is None:
         return ""
+    if seconds < 10:
+        return "a few seconds left"
     if seconds < 90:
-        return f"about {max(1, round(seconds))} s left"
+        return f"about {round(seconds)} s left"
     if seconds < 90 * 60:
         return f"about {round(seconds / 60)} min left"
     return f"about {seconds / 3600:.1f} h left"

@@ -14,6 +14,7 @@ from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._estimate import describe as describe_estimate
 from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table
 from loraxs_search.errors import counted
+from loraxs_search.records import BASE_ALONE_ROWS
 
 if TYPE_CHECKING:
     from loraxs_search.records import AdapterSize
@@ -156,8 +157,9 @@ def _end(space: Space, seen: CheckedSpace) -> str:
     refits = rule.num_refits(plan.trials)
     every = "all" if seen.data is None else f"all {seen.data.num_rows['validation']:,}"
     parts = [f"{counted(refits, 'refit')} of {counted(plan.max_steps, 'step')}"] if refits else []
-    alone = f", and the base alone in {ways} ways," if ways else ""
-    return "; ".join([*parts, f"up to {counted(best + refits, 'candidate')}{alone} answer {every} validation rows"])
+    parts.append(f"up to {counted(best + refits, 'candidate')} answer {every} validation rows")
+    alone = f"the base alone answers up to {BASE_ALONE_ROWS} of them in {ways} ways, the test rows in the better one"
+    return "; ".join([*parts, *([alone] if ways else [])])
 
 
 def _pack_size(asked: int | Literal["auto"], seen: CheckedSpace) -> str:

@@ -82,7 +82,8 @@ def command(
     are ridge regressions. They are measured once for each study, while trials train. All three take ten seconds of one
     core at most. One that would need more has no score, and `--json` says why. Their test scores appear when the search
     has chosen, also in MLflow, `show` and the model card. Where answers are written, the base alone is asked at the end
-    of the search, without and with worked examples: `zero-shot` and `4-shot`. The better one answers the test rows too.
+    of the search, without and with worked examples: `zero-shot` and `4-shot`. Both answer up to 200 validation rows,
+    and the better one the test rows.
 
     Example: loraxs-search status reviews --watch
     """

@@ -185,7 +185,7 @@ class LoadedBase:
 
     def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
         """Return the answers of the base without an adapter to rows of a split; no trial may be on it."""
-        data, indices = self.prepared((task or self.task).for_candidates), np.arange(rows.start, rows.stop)
+        data, indices = self.prepared((task or self.task).for_candidates), np.arange(rows.start, rows.stop, rows.step)
         exact, _ = self._exact_for(data.task)
         started = time.perf_counter()
         scores = self._ask(exact, exact, data, data.kind.base_alone(data, split, indices, shots))

@@ -63,9 +63,17 @@ from loraxs_search.records._words import (
     Sigma,
     Split,
 )
-from loraxs_search.records._yardstick import Yardstick, YardstickName, alone_yardstick, is_alone, shots_name
+from loraxs_search.records._yardstick import (
+    BASE_ALONE_ROWS,
+    Yardstick,
+    YardstickName,
+    alone_yardstick,
+    is_alone,
+    shots_name,
+)
 
 __all__ = [
+    "BASE_ALONE_ROWS",
     "EVENT_VERSION",
     "MAX_AUTO_PACK_SIZE",
     "MAX_STATE_BYTES",

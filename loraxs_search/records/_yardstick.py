@@ -31,6 +31,9 @@ class Yardstick:
     failed: str = ""
 
 
+BASE_ALONE_ROWS = 200  # validation rows, at most, that choose how the base alone is asked
+
+
 def shots_name(shots: int) -> YardstickName:
     """Return the name of the base alone with this many worked examples in each prompt."""
     return f"{shots or 'zero'}{_SHOTS}"

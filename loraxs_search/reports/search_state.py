@@ -238,19 +238,21 @@ class SearchState:
         if (phase := self.phase) is not None:
             measured = self._work if self._work.per_s() or phase.unit != "steps" else self._pace
             return self._left(measured, (phase.total or 0) - (phase.done or 0), now)
-        pace = self._pace.per_s()
-        if not pace:
-            return None
-        trials_s = (self.trial_steps() - sum(trial.steps for trial in self._trained())) / pace
-        if (budget_s := self.facts.time_left_s) is not None:
-            trials_s = min(trials_s, max(0.0, self.facts.at + budget_s - self._pace.last_at))
-        return max(0.0, trials_s + self.refit_steps / pace - (now - self._pace.last_at))
+        steps = self.trial_steps() - sum(trial.steps for trial in self._trained())
+        left = self._left(self._pace, steps + self.refit_steps, now)
+        pace, budget_s = self._pace.per_s(), self.facts.time_left_s
+        if left is None or not pace or budget_s is None:
+            return left
+        return min(left, max(0.0, self.facts.at + budget_s - now) + self.refit_steps / pace)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @staticmethod
-    def _left(pace: Pace, amount: int, now: float) -> float | None:
-        per_s = pace.per_s()
-        return max(0.0, amount / per_s - (now - pace.last_at)) if per_s else None
+    def _left(pace: Pace, amount: float, now: float) -> float | None:
+        """Return how long an amount takes; where it should be done by now, at the pace that this leaves."""
+        if not (per_s := pace.per_s()):
+            return None
+        left = amount / per_s - (now - pace.last_at)
+        return left if left > 0 else amount / (pace.per_s(now) or per_s)
 
     def _trained(self) -> Sequence[Trained]:
         return self._once("trained", lambda: [Trained(line.step, line.state) for line in self.trials.values()])

@@ -39,7 +39,9 @@ def measured(store_uri):
 
 
 def test_status_shows_yardsticks_below_the_trials_with_test_scores_once_the_search_has_chosen(say, measured):
-    shown = [line.split() for line in say("status", "s").out.splitlines()]
+    said = say("status", "s")
+    assert f"no score of features: {YARDSTICKS[2].failed}\n" in said.err
+    shown = [line.split() for line in said.out.splitlines()]
     assert shown[1][:2] == ["00000", "COMPLETE"]
     assert shown[2:] == [[*row[:4], "-", *row[5:]] for row in CELLS]
     told = json.loads(say("status", "s", "--json").out)

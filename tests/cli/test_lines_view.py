@@ -79,7 +79,7 @@ def test_lines_say_each_event_once() -> None:
         "trial 00000  step 20  pearson 0.5000",
         "about 2 min left, at the pace of the first steps; less where trials are stopped early",
         "trial 00000  COMPLETE  step 20  pearson 0.5000  [1/2]  trained all 20 steps  about 80 s left",
-        "trial 00001  FAIL  step 0  [2/2]  no finite loss  about 1 s left",
+        "trial 00001  FAIL  step 0  [2/2]  no finite loss  a few seconds left",
         "yardstick tfidf  pearson 0.4000",
         "candidate 00000.1  test rows  pearson 0.6000",
         "done",
@@ -147,7 +147,8 @@ def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
     ("seconds", "words"),
     [
         (None, ""),
-        (0.0, "about 1 s left"),
+        (0.0, "a few seconds left"),
+        (9.9, "a few seconds left"),
         (89.4, "about 89 s left"),
         (90.0, "about 2 min left"),
         (3600.0, "about 60 min left"),

@@ -119,7 +119,10 @@ def check_scores(shell: Shell, folder: StudyFolder) -> None:
 def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree: Callable[..., object]) -> None:
     checked = shell.ok("check", "pairs.yaml", "--data")
     assert "maximize exact_match, trials by loss" in checked
-    assert "up to 4 candidates, and the base alone in 2 ways, answer all 20 validation rows" in checked
+    assert (
+        "up to 4 candidates answer all 20 validation rows; the base alone answers up to 200 of them in 2 ways"
+        in checked
+    )
     shell.ok("launch", "pairs.yaml", "--name", "pairs")
     agree("pairs", 4)
     folder = StudyFolder.open("pairs")

@@ -1,7 +1,9 @@
 """The base without an adapter, asked as adapters are: the yardstick of task kinds that declare `shots`.
 
-It is asked with each number of worked examples on all validation rows; the best of these answers the test rows. Parts
-are spread over all hosts, and what was answered before a kill is not asked again.
+A base that writes goes on where an adapter ends, so asking it costs more than a search. It is asked with each number of
+worked examples on `BASE_ALONE_ROWS` validation rows, spread evenly over all of them; the best of these answers the test
+rows, all of them, since promotion compares row by row. Parts are spread over all hosts, and what was answered before a
+kill is not asked again.
 """
 
 from __future__ import annotations
@@ -12,8 +14,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from loraxs_search.records import Answers, Split, Task, Yardstick, alone_yardstick, is_alone, shots_name
-from loraxs_search.search.driver.finishing import AlonePiece, joined, row_pieces
+from loraxs_search.records import (
+    BASE_ALONE_ROWS,
+    Answers,
+    Split,
+    Task,
+    Yardstick,
+    alone_yardstick,
+    is_alone,
+    shots_name,
+)
+from loraxs_search.search.driver.finishing import AlonePiece, in_parts, joined
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.confirmations import Confirmations
@@ -74,18 +85,24 @@ class BaseAlone:
         """Return the rows of a split that are not answered yet, in parts for all hosts."""
         if self._confirmed.alone_failure(shots):
             return []
-        done = list(self._confirmed.alone_answers(shots, split))
-        parts = row_pieces(self._num_rows(split), done, len(self.actors.pool.hosts()))
+        done = self._confirmed.alone_answers(shots, split)
         identity = self.actors.info.identity
-        return [AlonePiece(self.folder, identity, self.task, split, rows, shots) for rows in parts]
+        return [
+            AlonePiece(self.folder, identity, self.task, split, rows, shots)
+            for rows in self._parts(split)
+            if _as_named(rows) not in done
+        ]
 
-    def _num_rows(self, split: Split) -> int:
-        return self.actors.info.data.num_rows[split]  # of the whole split, however many rows reports score
+    def _parts(self, split: Split) -> list[range]:
+        num_rows = self.actors.info.data.num_rows[split]  # of the whole split, however many rows reports score
+        step = max(1, -(-num_rows // BASE_ALONE_ROWS)) if split == "validation" else 1
+        return in_parts(range(0, num_rows, step))
 
     def _answers(self, shots: int, split: Split) -> list[Answers]:
-        """Return the answers to a whole split, in order; none where some could not be had."""
+        """Return the answers to a split, in order; none where some could not be had."""
         answered = self._confirmed.alone_answers(shots, split)
-        return list(answered.values()) if sum(map(len, answered)) == self._num_rows(split) else []
+        parts = [answered[name] for rows in self._parts(split) if (name := _as_named(rows)) in answered]
+        return parts if len(parts) == len(self._parts(split)) else []
 
     def _metrics(self, shots: int, split: Split) -> dict[str, float]:
         answers = self._answers(shots, split)
@@ -112,3 +129,8 @@ class BaseAlone:
 
 
 _SPLITS: tuple[Split, ...] = ("validation", "test")
+
+
+def _as_named(rows: range) -> range:
+    """Return rows as the files of their answers name them, which says nothing of the step between them."""
+    return range(rows.start, rows.stop)

@@ -71,6 +71,7 @@ class Finish:
     counted: Callable[[int, int, str], None] = lambda _, __, ___: None
     on_turn: Callable[[], None] = lambda: None
     _adapters: dict[str, Trained] = field(default_factory=dict)
+    _refit_steps: dict[str, int] = field(default_factory=dict)
 
     @property
     def best(self) -> Sequence[TrialRecord]:
@@ -86,20 +87,24 @@ class Finish:
         """
         confirmed, every = self.folder.confirmations(), self.space.search.report_every
         wanted = [(record, number, spec) for record in self.best for number, spec in enumerate(self._refits(record), 1)]
-        steps = {spec.trial_id: self._steps_done(spec) for _, _, spec in wanted}
-        total = sum(spec.hyperparameters.max_steps for _, _, spec in wanted)
-
-        def reached(name: str, step: int) -> None:
-            steps[name] = step
-            self.counted(sum(steps.values()), total, "steps")
-
-        self.counted(sum(steps.values()), total, "steps")
+        self._refit_steps.update({spec.trial_id: self._steps_done(spec) for _, _, spec in wanted})
+        self._count_refits()
         pieces = [
-            RefitPiece(spec, self.space.task, every, self.folder, reached)
+            RefitPiece(spec, self.space.task, every, self.folder, self.reached)
             for record, number, spec in wanted
             if confirmed.refit(spec.trial_id) is None
         ]
         self._spread(pieces, shared=True)
+
+    def reached(self, name: str, step: int) -> None:
+        """A refit has got to a step, from any thread; a step before the one that is known changes nothing."""
+        if step > self._refit_steps.get(name, step):
+            self._refit_steps[name] = step
+            self._count_refits()
+
+    def _count_refits(self) -> None:
+        total = len(self._refit_steps) * self.space.search.max_steps
+        self.counted(sum(self._refit_steps.values()), total, "steps")
 
     def validate(self) -> list[Candidate]:
         """Score the best trials and their refits on all validation rows; return them, best first."""
@@ -218,7 +223,7 @@ class Finish:
     def _answer_pieces(self, name: str) -> list[AnswerPiece]:
         """Return the test rows that an adapter has yet to answer, in parts for all hosts."""
         confirmed, num_rows = self.folder.confirmations(), self.actors.info.num_rows["test"]
-        parts = row_pieces(num_rows, list(confirmed.answers(name)), len(self.actors.pool.hosts()))
+        parts = row_pieces(num_rows, list(confirmed.answers(name)))
         return [AnswerPiece(self._trained(name), rows, self.space.task) for rows in parts]
 
     def _of_recipe(self, record: TrialRecord) -> list[Trained]:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import importlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import counted
@@ -29,6 +29,7 @@ from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking import Tracker
 
 if TYPE_CHECKING:
+    from loraxs_search.search.driver.candidates import Finish
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.hosts.study_actors import StudyActors
     from loraxs_search.search.ledger.ledger import Ledger
@@ -60,6 +61,7 @@ class Driver:
         self._info, self._space, self._stop = info, space, OwnStop(stop)
         self._view = Announcer(info.name, view)
         self._started_at = steady_time()
+        self._finish: Finish | None = None  # once its trials have ended
 
     def run(self, pool: HostPool) -> SearchResult:
         """Search on the hosts of `pool`, score the best trials, and return the result.
@@ -175,7 +177,7 @@ class Driver:
 
         with actors.watched(
             functools.partial(tracker.hosts_measured, since=self._info.created_at),
-            functools.partial(self._view.advanced, folder),
+            functools.partial(self._advanced, folder),
         ):
             while True:
                 with commands(study, self._info.tracking_uri, self._view, follow) as commander:
@@ -185,6 +187,13 @@ class Driver:
         self._view.write_to(None)
         journal.search_ended(journal.notice or "")
         return result_of(folder, journal)
+
+    def _advanced(self, folder: StudyFolder, steps: Mapping[str, int]) -> None:
+        """Say how far trials and refits have got since their last reports; called from a thread of its own."""
+        self._view.advanced(folder, steps)
+        for name, step in steps.items():
+            if self._finish is not None:
+                self._finish.reached(name, step)
 
     def _begin_journal(self, journal: Journal, info: HostInfo) -> None:
         """Have the journal take what happens, of a new study first what its rows are like."""
@@ -309,6 +318,7 @@ class Driver:
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
         finish = Finish(actors, folder, self._space, trials, self._stop, self._view.counted, on_turn)
+        self._finish = finish
         seeds = self._info.promotion.seeds
         if seeds and finish.best:
             self._view.phase(

@@ -14,7 +14,16 @@ from dataclasses import dataclass
 
 from loraxs_search.errors import UsageError
 from loraxs_search.packing import Host
-from loraxs_search.records import AdapterSize, HostInfo, PromotionRule, SearchPlan, Task, TrialReport, TrialSpec
+from loraxs_search.records import (
+    BASE_ALONE_ROWS,
+    AdapterSize,
+    HostInfo,
+    PromotionRule,
+    SearchPlan,
+    Task,
+    TrialReport,
+    TrialSpec,
+)
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.cluster.placement import choose_pack_size, processes_that_fit
 from loraxs_search.search.hosts.host_config import host_config, training_host
@@ -175,7 +184,8 @@ def _final_s(task: Task, info: HostInfo, measured: Measured, num_candidates: int
     validation, test = (report.get(split, info.num_rows[split]) for split in ("validation", "test"))
     if measured.answer_s:
         alone = len(kind_of(task).shots)
-        return measured.answer_s * (validation * (num_candidates + alone) + test * (1 + bool(alone)))
+        rows = validation * num_candidates + min(validation, BASE_ALONE_ROWS) * alone + test * (1 + bool(alone))
+        return measured.answer_s * rows
     row_s = measured.scoring_s / max(1, info.num_rows["validation"])
     return row_s * (validation * num_candidates + test)
 

@@ -29,7 +29,7 @@ from loraxs_search.search.hosts.pieces import reason_of
 from loraxs_search.studies import StudyFolder, read_reports
 
 _BOTH = ("predictions", "labels")
-_MIN_ROWS = 128  # fewer rows take as long: every piece puts the adapter on the base
+_PART = 128  # rows; a piece of fewer takes as long, since it puts the adapter on the base
 
 
 @dataclass(frozen=True)
@@ -156,14 +156,18 @@ class AdapterPiece:
         raise error
 
 
-def row_pieces(num_rows: int, done: Sequence[range], num_hosts: int) -> list[range]:
-    """Return the unanswered rows of a split, in parts that keep every host busy."""
+def row_pieces(num_rows: int, done: Sequence[range]) -> list[range]:
+    """Return the unanswered rows of a split, in parts that are small enough to show how far the work is."""
     ends = sorted(done, key=lambda rows: rows.start)
     starts = [0, *(rows.stop for rows in ends)]
     stops = [*(rows.start for rows in ends), num_rows]
     gaps = [range(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
-    size = max(_MIN_ROWS, -(-sum(map(len, gaps)) // max(1, num_hosts)))
-    return [gap[start : start + size] for gap in gaps for start in range(0, len(gap), size)]
+    return [part for gap in gaps for part in in_parts(gap)]
+
+
+def in_parts(rows: range) -> list[range]:
+    """Return rows in parts."""
+    return [rows[start : start + _PART] for start in range(0, len(rows), _PART)]
 
 
 def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], ScoredRows]:

@@ -14,7 +14,7 @@ from support.toys import TASK as TOY
 from support.word_pairs import WordPairs
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import Answers, Identity, Task, Yardstick
+from loraxs_search.records import BASE_ALONE_ROWS, Answers, Identity, Task, Yardstick
 from loraxs_search.registry import ScoredRows
 from loraxs_search.search.driver.alone import BaseAlone
 from loraxs_search.search.driver.finishing import AlonePiece
@@ -96,12 +96,12 @@ def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_onc
     assert not measured.is_measured
     measured.measure()
     assert {(shots, split) for shots, split, _ in hosts.asked} == {(0, "validation"), (4, "validation"), (4, "test")}
-    assert len(hosts.asked) == 6, "each split in parts for both hosts"
+    assert len(hosts.asked) == 6, "each split in parts"
     assert all((task.report_metric, task.validation_rows) == (None, None) for task in hosts.tasks)
     constant, zero, four = folder.yardsticks() or ()
     assert constant == CONSTANT
     assert (zero.name, zero.validation_metrics["exact_match"], zero.test_metrics) == ("zero-shot", 0.2, {})
-    assert (four.name, four.validation_metrics["exact_match"]) == ("4-shot", 0.25)
+    assert (four.name, four.validation_metrics["exact_match"]) == ("4-shot", 0.5)
     assert four.test_metrics == {"exact_match": 0.25, "loss": pytest.approx(sum(range(200)) / 400)}
     assert (zero.seconds, four.seconds) == (2.0, 4.0)
     rows = ScoredRows.from_bytes(folder.confirmations().alone_path.read_bytes())
@@ -111,6 +111,20 @@ def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_onc
     before = len(hosts.asked)
     alone(folder, hosts).measure()
     assert len(hosts.asked) == before
+
+
+def test_validation_rows_that_choose_are_few_and_spread_evenly(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking a base that writes costs more than a search; rows may be sorted."""
+    monkeypatch.setitem(ROWS, "validation", 10_050)
+    hosts = Hosts({0: 5, 4: 4})
+    alone(folder, hosts).measure()
+    chosen = sorted(row for shots, split, rows in hosts.asked if (shots, split) == (0, "validation") for row in rows)
+    assert len(chosen) <= BASE_ALONE_ROWS < 2 * len(chosen)
+    assert len(set(np.diff(chosen))) == 1
+    assert (chosen[0], chosen[-1] > 9_900) == (0, True)
+    assert sum(len(rows) for _, split, rows in hosts.asked if split == "test") == ROWS["test"]
 
 
 def test_of_equal_ways_the_one_with_fewer_examples_is_asked(folder: StudyFolder) -> None:
@@ -128,7 +142,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(folder: StudyFolder,
     alone(folder, undisturbed).measure()
     assert len(killed.asked) == pieces
     rows = [(shots, split, row) for shots, split, rows in (*killed.asked, *undisturbed.asked) for row in rows]
-    assert len(rows) == len(set(rows)) == 2 * ROWS["validation"] + ROWS["test"]
+    assert len(rows) == len(set(rows)) == 2 * 150 + ROWS["test"]
     assert (folder.yardsticks() or ())[2].test_metrics["exact_match"] == 0.25
 
 

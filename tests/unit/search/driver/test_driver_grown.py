@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
+from support.studies import study
 
 from loraxs_search.errors import StudyError
-from loraxs_search.records import AnswerState, Command, CommandAnswer, Lineage, Origin, TrialReport, TrialState
+from loraxs_search.records import (
+    AnswerState,
+    Command,
+    CommandAnswer,
+    Lineage,
+    Origin,
+    SearchPlan,
+    TrialReport,
+    TrialState,
+)
 from loraxs_search.reports import compare
 from loraxs_search.reports.study_status import study_status
 from loraxs_search.search.driver.candidates import Finish
@@ -171,3 +183,14 @@ def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path
     finish.stop.set()
     with pytest.raises(SearchInterruptedError):
         finish.turn()
+
+
+def test_refits_count_their_steps_between_reports(fresh_home: Path) -> None:
+    plan, seen = SearchPlan(max_steps=100), list[tuple[int, int, str]]()
+    space: Any = SimpleNamespace(search=plan)
+    counted = lambda *done: seen.append(done)  # noqa: E731
+    finish = Finish(None, study("s"), space, (), threading.Event(), counted)  # type: ignore[arg-type]
+    finish._refit_steps.update({"00000.1": 0, "00001.1": 40})
+    for name, step in (("00000.1", 7), ("00000.1", 20), ("00001.1", 30), ("00007", 99), ("00001.1", 100)):
+        finish.reached(name, step)
+    assert seen == [(47, 200, "steps"), (60, 200, "steps"), (120, 200, "steps")]
