@@ -52,6 +52,11 @@ def check_answers(
             )
 
 
+def as_written(answers: Sequence[str], stop: Sequence[str]) -> list[str]:
+    """Return answers as a model writes them: without the stop string that ends them."""
+    return [next((it.removesuffix(text) for text in stop if it.endswith(text)), it) for it in answers]
+
+
 def check_end_tokens(
     task: Task, rows: Rows, answers: Sequence[Sequence[int]], end: int, tokenizer: PreTrainedTokenizerBase
 ) -> None:

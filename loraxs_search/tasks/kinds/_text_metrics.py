@@ -24,7 +24,7 @@ def _exact_match(predictions: Values, references: Values) -> float:
 
 def token_f1(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
     """Return SQuAD's F1 of each row, (N,): of the words that prediction and reference share, without articles, marks
-    and case. Where one of them has no words, it is 1 if neither has."""
+    and case. A text of nothing but articles and marks has these for words: `A` is not `the`, nor `+` the empty text."""
     return np.array([_f1(*pair) for pair in zip(predictions.tolist(), references.tolist(), strict=True)], np.float64)
 
 
@@ -42,7 +42,9 @@ def _f1(prediction: str, reference: str) -> float:
 
 @lru_cache(maxsize=4096)
 def _words(text: str) -> list[str]:
-    return _ARTICLES.sub(" ", composed(text).lower().translate(_MARKS)).split()
+    plain = composed(text).lower()
+    bare = plain.translate(_MARKS)
+    return _ARTICLES.sub(" ", bare).split() or bare.split() or plain.split()
 
 
 def _has(prediction: str, reference: str) -> bool:

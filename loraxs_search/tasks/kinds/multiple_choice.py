@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import permutations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.batch import RowSource
 
 _OPTIONS = "options"  # their name in `Rows.extras`, where rows have options of their own
+_LOOKED_AT = 1000  # rows of a split whose options are compared
 _UNLEARNT = -1  # the label of a question
 _HIDDEN = ("-1", "", "None")  # what benchmarks store where they hide their labels
 
@@ -207,6 +209,20 @@ class MultipleChoice(LanguageModelKind):
             counts = {split: int(np.count_nonzero(own.labels == option)) for split, own in rows.items()}
             yield AnswerFact(f"right: {self.show(option)}", counts)
 
+    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
+        yield from super().warnings(rows, encoded)
+        if self.task.settings["normalize"] != "none":
+            return
+        for split, own in encoded.items():
+            seen = own.take(np.arange(min(len(own), _LOOKED_AT)))
+            if begun := [row for row, tokens in enumerate(_choices(seen).tokens) if _goes_on(tokens)]:
+                place = rows[split].place or SourceLocation(split)
+                yield (
+                    f"{len(begun):,} of {len(seen):,} {split} rows have an option that goes on where another one ends,"
+                    f" as {place.row(begun[0])}: the shorter one is always likelier; set `normalize: tokens`, or write"
+                    " the same mark behind each option"
+                )
+
     def learnt_texts(self, rows: Rows) -> Sequence[Sequence[str]]:
         fixed = self.options.fixed
         return rows.extras[_OPTIONS] if fixed is None else [fixed] * len(rows)
@@ -278,6 +294,11 @@ class MultipleChoice(LanguageModelKind):
     def show(self, answer: float | str) -> str:
         fixed = self.options.fixed
         return option_letter(int(answer)) if fixed is None else fixed[int(answer)].strip()
+
+
+def _goes_on(options: Sequence[Sequence[int]]) -> bool:
+    """Whether the tokens of an option are the beginning of another one's."""
+    return any(one != other and other[: len(one)] == one for one, other in permutations(options, 2))
 
 
 def _choices(rows: EncodedRows) -> Choices:

@@ -22,6 +22,7 @@ from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._answer_checks import (
+    as_written,
     blank_rows,
     check_answers,
     check_end_tokens,
@@ -133,14 +134,15 @@ class TextGeneration(LanguageModelKind):
         templates, known = self.templates, len(errors)
         stored = [columns.values.get(name) for name in templates["answer"].columns]
         answers = [] if None in stored else self.read_texts(templates["answer"], columns, place, errors)
-        references = answers
+        said = as_written(answers, self.generation.stop)
+        references: Sequence[str] = said
         if "reference" in templates:
             references = self.read_texts(templates["reference"], columns, place, errors)
         labels: npt.NDArray[Any] = np.empty(0)
         if len(errors) == known:
             blank = blank_rows([values for values in stored if values is not None]) if answers else []
             with collected(errors):
-                check_answers(self.task, answers, blank, self.generation.stop, place)
+                check_answers(self.task, said, blank, self.generation.stop, place)
             with collected(errors):
                 labels = self._labels(references, place, frozenset(blank))
         if errors:
@@ -176,8 +178,10 @@ class TextGeneration(LanguageModelKind):
 
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         yield from super().warnings(rows, encoded)
+        if set(self.templates["answer"].columns) <= set(self.prompt.columns):
+            yield "each column of `answer` is in the prompt too, which gives the answer away"
         for split, own in rows.items():
-            answers = own.extras.get(_ANSWERS, [])
+            answers = as_written(own.extras.get(_ANSWERS, []), self.generation.stop)
             yield from stop_warnings(split, answers, self.generation.stop)
             if answers and "reference" in self.task.settings:
                 yield from reference_warnings(split, answers, own.labels.tolist(), self.extraction)

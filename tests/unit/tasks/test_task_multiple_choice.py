@@ -6,11 +6,12 @@ from functools import partial
 
 import numpy as np
 import pytest
+from support.characters import characters
 from support.text_tasks import choosing_task, labelled, refused
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, Task
-from loraxs_search.tasks import checked, load_data
+from loraxs_search.tasks import checked, load_data, prepare
 
 
 @pytest.fixture
@@ -210,6 +211,21 @@ def test_a_test_split_that_hides_its_answers_is_carved(make, write):
 def test_a_label_is_an_option_that_looks_like_it(make):
     rows = labelled(["cafe\u0301", "tea"], ["tea", "caf\u00e9"])
     assert load_data(make(rows)).rows["train"].labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "normalize", "warned"),
+    [
+        (["1", "12"], "none", True),
+        (["1", "12"], "tokens", False),
+        (["1.", "12."], "none", False),
+        (["1", "1"], "none", False),
+    ],
+)
+def test_an_option_that_goes_on_where_another_ends_is_warned_of(make, options, normalize, warned):
+    """A model that writes `12` writes `1` first: the longer one is never the likelier one."""
+    data = prepare(make(labelled([0, 1], options), normalize=normalize), characters())
+    assert any("is always likelier" in warning for warning in data.report.warnings) == warned
 
 
 @pytest.mark.parametrize("label", [1, "B", "x"])

@@ -148,6 +148,20 @@ def test_a_stop_string_in_every_answer_is_refused_and_in_some_warned_of(make):
     assert warnings[0].startswith("3 of 4 train answers have the stop string 'answer is' in them")
 
 
+def test_a_stop_string_may_end_the_answers(make):
+    """The way to end answers where a base has no end token: it is learnt, and no part of what is compared."""
+    task = make(answer=" {a}##", generation={"max_new_tokens": 20, "stop": ["##"]})
+    rows = load_data(task).rows["train"]
+    assert rows.labels.tolist() == [row["a"] for row in SUMS]
+    assert [it for (it,) in checked(task).learnt_texts(rows)] == [f" {row['a']}##" for row in SUMS]
+    assert not warned(task)
+
+
+def test_an_answer_that_the_prompt_gives_away_is_warned_of(make):
+    assert any("gives the answer away" in it for it in warned(make(prompt="{q} {a}:")))
+    assert not any("gives the answer away" in it for it in warned(make(answer=" {q} {a}")))
+
+
 def test_answers_that_are_no_right_answer_are_counted(make):
     rows = [*SUMS, {"q": "x", "a": "The answer is 3", "n": "5"}, {"q": "y", "a": "Who knows", "n": "5"}]
     task = make(rows, **NUMBER)
