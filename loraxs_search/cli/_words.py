@@ -75,7 +75,7 @@ def _training(state: SearchState) -> str:
         what = counted(paused, "trial") if paused else "no trial begun"
         return f"paused, {what}: `loraxs-search continue {state.study}` goes on"
     if state.steering.finishing:
-        return f"finishing, no new trials: {state.num_training} still to end"
+        return f"finishing, no new trials: {state.num_training} still running"
     if state.steering.is_paused:
         return f"pausing, no new trials: {state.num_training} still to report"
     return f"training, {paused} paused" if paused else "training"

@@ -138,15 +138,15 @@ def _show(study: StudyStatus, task: Task) -> None:
     if study.phase is not None:
         print(f"now: {phase_in_words(study.phase)}", file=sys.stderr)
     if study.paused or study.is_paused:
-        trials = ", ".join(study.paused) or "no trial"
-        print(f"paused: {trials}{' and all new ones' if study.is_paused else ''}", file=sys.stderr)
+        what = [*(["the whole search"] if study.is_paused else []), *study.paused]
+        print(f"paused: {', '.join(what)}; go on with `loraxs-search continue {study.study}`", file=sys.stderr)
     if study.finishing:
-        print(f"finishing: {study.finishing}; no new trials, {counts.running} still to end", file=sys.stderr)
+        print(f"finishing: {study.finishing}; no new trials, {counts.running} still running", file=sys.stderr)
     for command in study.commands:
         print(f"not answered yet: {describe(command)}", file=sys.stderr)
     print_warnings(study.warnings)
     if study.place:
-        print(f"a driver on {study.place} has the study, or was killed there; `resume` finds out", file=sys.stderr)
+        print(f"{study.study} runs on {study.place}, or was killed there; `resume` finds out", file=sys.stderr)
 
 
 def _all(as_json: bool, as_csv: bool) -> None:

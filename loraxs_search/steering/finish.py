@@ -16,7 +16,7 @@ class Finish(Verb):
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
         check_unstopped(command, study)
-        return Accepted("no new trials; the study ends once those that run have ended")
+        return Accepted("no new trials; the study ends when the running ones have ended")
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         who = f" ({command.sent_by})" if command.sent_by else ""

@@ -98,7 +98,7 @@ def test_a_trial_shows_the_step_that_it_has_got_to(state: SearchState) -> None:
         ({"paused": ("00002",)}, "training, 1 paused"),
         ({"paused": ("00002",), "is_paused": True}, "pausing, no new trials: 1 still to report"),
         ({"paused": ("00002", "00003"), "is_paused": True}, "paused, 2 trials: `loraxs-search continue mine` goes on"),
-        ({"finishing": "finished by a person (ann)"}, "finishing, no new trials: 2 still to end"),
+        ({"finishing": "finished by a person (ann)"}, "finishing, no new trials: 2 still running"),
     ],
 )
 def test_what_people_have_asked_for_is_what_it_does(state: SearchState, status: dict[str, Any], words: str) -> None:

@@ -64,7 +64,7 @@ def test_a_study_that_another_machine_has_taken_over_is_elsewhere(
     monkeypatch.setattr(lease.platform, "node", lambda: "another")
     assert states(say) == ("elsewhere", "RUNNING")
     host = os.uname().nodename
-    assert f"a driver on {host} has the study, or was killed there" in say("status", "mine").err
+    assert f"mine runs on {host}, or was killed there" in say("status", "mine").err
     refused = say("pause", "mine")
     assert refused.code == 1
     assert f"Study 'mine' runs on {host}, and its MLflow is a file" in refused.err
@@ -92,7 +92,7 @@ def test_a_search_that_is_to_finish_says_what_is_left(driver: ScriptedDriver, sa
         assert json.loads(say("status", "mine", "--json").ok)["finishing"] == "finished by a person (ann)"
         said = say("status", "mine").err
     assert "mine: running, 0/1 trial ended" in said, "of 16 that were planned"
-    assert "finishing: finished by a person (ann); no new trials, 1 still to end" in said
+    assert "finishing: finished by a person (ann); no new trials, 1 still running" in said
 
 
 def test_a_storage_that_is_away_changes_nothing(storage_folder: Path, say: Say) -> None:

@@ -40,9 +40,9 @@ def check_answers(address: str | None) -> None:
 
 def token_error(address: str | None) -> ClusterError:
     """Say that a cluster asks for another token."""
-    sent = "with a token that it does not know" if os.environ.get("RAY_AUTH_MODE") == "token" else "without its token"
+    sent = "another token than its own" if os.environ.get("RAY_AUTH_MODE") == "token" else "no token"
     return ClusterError(
-        f"The Ray cluster at {address} must let us in, but we came {sent}.",
+        f"The Ray cluster at {address} refused the connection: it got {sent}.",
         hint="set RAY_AUTH_MODE=token and the cluster's own token here: RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for a "
         "file (default ~/.ray/auth_token)",
     )

@@ -96,8 +96,8 @@ def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], concurrent: in
     if concurrent is None and not any(node.num_cpus or node.num_gpus for node in (*nodes, *to_come)):
         raise ClusterError(
             "A cluster must have a GPU or a CPU to run trials on, but its nodes offer none.",
-            hint="start Ray with --num-cpus or --num-gpus above 0; where workers are still to be started for the "
-            "search, say how many trials they shall hold with --set search.concurrent=N",
+            hint="start Ray with --num-cpus or --num-gpus above 0; where workers start later, "
+            "give the number of trials that they hold: --set search.concurrent=N",
         )
 
 

@@ -134,7 +134,7 @@ class Announcer:
             show(self._view)
         except Exception as error:  # noqa: BLE001  # of a view that somebody else wrote, or of a pipe without a reader
             self._view = SilentView()
-            _logger.warning("the search is shown no longer: %s: %s", type(error).__name__, error)
+            _logger.warning("the view of the search failed, and shows no more: %s: %s", type(error).__name__, error)
 
     def _keep(self, event: SearchEvent) -> None:
         if self._journal is not None:

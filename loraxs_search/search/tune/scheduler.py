@@ -49,9 +49,9 @@ class TuneScheduler(FIFOScheduler):
             trial_id = json.loads(trial.config[SPEC])["trial_id"]
             self._break_off(
                 LoraxsError(
-                    f"The scheduler {self._scheduler.name!r} must decide about every report, but of trial {trial_id}"
-                    f" it raised {type(error).__name__}: {error}.",
-                    hint="`resume` goes on with the study once the scheduler is put right",
+                    f"The scheduler {self._scheduler.name!r} failed on a report of trial {trial_id}:"
+                    f" {type(error).__name__}: {error}.",
+                    hint="fix the scheduler, then go on with `loraxs-search resume`",
                 )
             )
             return self.CONTINUE

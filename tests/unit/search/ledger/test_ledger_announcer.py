@@ -48,7 +48,7 @@ def test_a_view_that_fails_is_left_out_from_then_on(caplog: pytest.LogCaptureFix
         announcer.commanded("stop 00001: it stops")
         announcer.finished()
     assert view.shown == 1
-    assert caplog.text.count("the search is shown no longer: BrokenPipeError: gone") == 1
+    assert caplog.text.count("the view of the search failed, and shows no more: BrokenPipeError: gone") == 1
 
 
 def test_whoever_warns_goes_on_where_the_warning_cannot_be_passed_on(

@@ -56,4 +56,4 @@ def test_a_scheduler_that_raises_ends_the_search_and_no_trial() -> None:
     errors = list[LoraxsError]()
     scheduler = TuneScheduler(Broken(SchedulerConfig("maximize", 16, 4)), METRIC, errors.append)
     assert asked(scheduler, "00000", 4, 0.8) == "CONTINUE"
-    assert "'broken' must decide about every report, but of trial 00000 it raised KeyError: 'oh'" in str(errors[0])
+    assert "'broken' failed on a report of trial 00000: KeyError: 'oh'" in str(errors[0])
