@@ -18,7 +18,7 @@ from loraxs_search.home import home
 ENV_URI, ENV_USER, ENV_PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 _SQLITE = "sqlite:///"
 _SERVER = ("http://", "https://")
-_ODD = re.compile(r"""[\s"'<>\[\]\\^`{|}\x00-\x1f\x7f]""")  # what an account must not hold as it is
+_ODD = re.compile(r"""[\s"'\[\]\x00-\x1f\x7f]""")  # what an account must not hold as it is
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     # MLflow's own defaults (7 tries, 120 s each) hold a caller for minutes when a server is gone.

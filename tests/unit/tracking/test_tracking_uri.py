@@ -78,7 +78,7 @@ def test_a_study_that_names_its_server_gets_the_account_of_the_environments_addr
     assert account() == ("me", "secret")
 
 
-@pytest.mark.parametrize("odd", [*"/?#[]\\\"'<>^`{|} \t\n\x7f", "[::1]", "12/", "\N{FULLWIDTH NUMBER SIGN}"])
+@pytest.mark.parametrize("odd", [*"/?#[]\"' \t\n\x7f", "[::1]", "12/", "\N{FULLWIDTH NUMBER SIGN}"])
 def test_an_account_that_must_be_percent_encoded_is_refused_and_not_shown(monkeypatch, odd):
     """Taken for a part of the path, it would be stored; Python's own error prints it."""
     uri = f"https://me:se{odd}cret@host:5000"
