@@ -94,10 +94,7 @@ def _store(uri: str) -> S3Store:
             "AWS_SECRET_ACCESS_KEY",
         )
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    server = parts_of(endpoint)
-    if endpoint and (
-        server is None or server.scheme not in ("http", "https") or not server.hostname or "@" in endpoint
-    ):
+    if endpoint and not _is_server(endpoint):  # obstore would panic at it, and print it in each error
         raise StorageError(f"AWS_ENDPOINT_URL must be http(s)://SERVER, but is {shown(endpoint)}.", hint=HINT)
     return S3Store(
         parts.netloc,
@@ -110,6 +107,12 @@ def _store(uri: str) -> S3Store:
         },
         retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
     )
+
+
+def _is_server(endpoint: str) -> bool:
+    parts = parts_of(endpoint)
+    is_server = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+    return is_server and "@" not in endpoint and endpoint.split() == [endpoint]
 
 
 def _config(endpoint: str) -> S3Config:

@@ -400,3 +400,12 @@ def test_a_copy_that_was_cut_short_between_two_parts_is_one_of_before(
 def test_a_copy_of_an_earlier_version_is_read_whole(storage: Storage) -> None:
     storage.create("s/journal.jsonl", b"x" * 300_000)
     assert read_copy(storage, "s", "journal.jsonl") == b"x" * 300_000
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://[host", "http://a host", "http://me:secret@host", "http://"])
+def test_a_server_that_cannot_be_is_refused_before_it_is_asked(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the client itself it is a panic, or an error with the password in it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(StorageError, match="AWS_ENDPOINT_URL") as refused:
+        Storage("s3://bucket/x")
+    assert "secret" not in refused.value.message
