@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from loraxs_search.errors import UsageError, one_of
-from loraxs_search.home import alone, disk_faults, write_atomic
+from loraxs_search.home import alone, disk_faults, remove_whole, write_atomic
 from loraxs_search.methods import Conversion, get_method
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 
@@ -62,7 +62,7 @@ def converted(folder: Path, form: Form, *, rank: int | None = None, dtype: Merge
             model = load_adapter_folder(folder, dtype=torch.float32 if dtype else None)
             conversion(model, manifest, building, rank)
             write_atomic(note, json.dumps(_digests(building), indent=1))
-            shutil.rmtree(target, ignore_errors=True)
+            remove_whole(target)
             building.rename(target)
         finally:
             shutil.rmtree(building, ignore_errors=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError
-from loraxs_search.home import alone, disk_faults, ensure_dir, home, mark_used
+from loraxs_search.home import alone, disk_faults, ensure_dir, home, mark_used, remove_whole
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry._artifacts import Listed, fetch_file, list_files
@@ -154,7 +154,8 @@ def _download(adapter: RegisteredAdapter, uri: str, target: Path) -> Manifest:
                 f"{adapter.task}:{adapter.version} in the registry is not what was registered: {error.message}",
                 hint=f"pull another version of {adapter.task}, and tell whoever keeps the registry",
             ) from error
-        _put(partial, target)
+        remove_whole(target)  # a changed copy
+        partial.rename(target)
         return manifest
 
 
@@ -198,15 +199,6 @@ def _has(path: Path, digest: str) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == digest
-
-
-def _put(fetched: Path, target: Path) -> None:
-    if target.exists():  # a changed copy; renamed first, so that no reader sees half of it gone
-        replaced = target.with_name(f".replaced-{target.name}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        target.rename(replaced)
-        shutil.rmtree(replaced, ignore_errors=True)
-    fetched.rename(target)
 
 
 def _sweep(cache: Path) -> None:
