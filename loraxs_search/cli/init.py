@@ -43,6 +43,12 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
     split: Annotated[
         str | None, typer.Option("--split", help="Split of a data set of the hub to train on; default: train.")
     ] = None,
+    drop_empty: Annotated[
+        bool, typer.Option("--drop-empty", help="Leave out rows without a text or an answer; the file stays.")
+    ] = False,
+    renamed: Annotated[
+        list[str] | None, typer.Option("--map", help="Read a label as another one; may be repeated.", metavar="OLD=NEW")
+    ] = None,
 ) -> None:
     """Write a first space for your rows.
 
@@ -54,14 +60,17 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
     the schema that came with this program.
 
     A file that is not UTF-8 is not changed: a plain copy is written beside the space, which reads that copy alone. Rows
-    that lack a text or an answer, and labels that look misspelt, are errors with their lines.
+    that lack a text or an answer, and labels that look misspelt, are errors with their lines. `--drop-empty` and
+    `--map` take care of them in such a copy.
 
     Example: loraxs-search init reviews.csv
     """
     from loraxs_search.drafts import Choices, task_name
 
     columns, classes = (_split(given) for given in (text, labels))
-    choices = Choices(name, kind, columns, label, classes, metric, base, max_length, config, split)
+    choices = Choices(
+        name, kind, columns, label, classes, metric, base, max_length, config, split, drop_empty, _pairs(renamed)
+    )
     path = out or Path(f"{task_name(data, choices)}.yaml")
     _check_new(path)
     draft = _drafted(data, path, choices)
@@ -112,6 +121,13 @@ def _asked(question: UndecidedError, choices: Choices) -> Choices:
     said = answer.strip() or default
     value: Any = (_split(said) if question.option in _LISTS else said) or None
     return replace(choices, **{question.option: value})
+
+
+def _pairs(given: list[str] | None) -> tuple[tuple[str, str], ...]:
+    pairs = [tuple(part.strip() for part in each.partition("=")[::2]) for each in given or ()]
+    if wrong := [each for each, (old, new) in zip(given or (), pairs, strict=True) if not (old and new)]:
+        raise UsageError(f"`--map` must be OLD=NEW, but got {wrong[0]!r}.", hint='as in --map "billing=Billing"')
+    return tuple((old, new) for old, new in pairs)
 
 
 def _split(given: str | None) -> tuple[str, ...] | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -20,16 +22,23 @@ _MAX_CLASSES = 50  # more need many rows each
 _MANY_ROWS = 20  # so many rows for each different value, and they are classes
 _FEW_NUMBERS = 20  # whole numbers with no more different values are taken for classes
 _MAX_LISTED = 5
+_PADDED = re.compile(r"[-+]?0\d")  # a name, such as a postcode
+_PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 
 
 def different(values: Sequence[Any]) -> Counter[str]:
     """Count the values of a column as texts, without the space around them; empty ones do not count."""
-    return Counter(text for value in values if (text := _text(value)))
+    return Counter(text for value in values if (text := row_text(value)))
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, or written as one."""
-    return finite_number(value) is not None
+    """Whether a value is a finite number, or written as one without zeros before it."""
+    return finite_number(value) is not None and not _PADDED.match(row_text(value))
+
+
+def is_missing(text: str, counts: Mapping[str, int], num_rows: int) -> bool:
+    """Whether an answer says that there is none, in so few rows that it is no class."""
+    return text.lower() in _MISSING and counts[text] <= max(1, num_rows // 100)
 
 
 def has_few(table: Table, label: str) -> bool:
@@ -49,8 +58,8 @@ def guess_kind(table: Table, label: str) -> str:
         return CLASSES
     counts = different(table.columns[label])
     if _mostly_numbers(table, counts):
-        numbers = {number for text in counts if (number := finite_number(text)) is not None}
-        return CLASSES if all(map(float.is_integer, numbers)) and len(numbers) <= _FEW_NUMBERS else NUMBERS
+        values = {float(text) for text in counts if is_number(text)}
+        return CLASSES if all(map(float.is_integer, values)) and len(values) <= _FEW_NUMBERS else NUMBERS
     if has_few(table, label):
         return CLASSES
     if label.lower() in _WRITTEN:
@@ -67,15 +76,23 @@ def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, cho
         UsageError: the labels that were chosen are not all that there are.
     """
     faults = _empty(table, texts, label) if table.is_file else []
-    counts, doubtful = different(table.columns[label]), list[str]()
+    counts, doubtful, meant = different(table.columns[label]), list[str](), dict[str, str]()
+    drops = bool(faults)
     if kind == NUMBERS or (choices.labels is None and _mostly_numbers(table, counts)):
-        doubtful = _no_numbers(table, label, counts)
+        odd = [text for text in counts if not (finite_number(text) is not None if kind == NUMBERS else is_number(text))]
+        doubtful = _no_numbers(table, label, odd)
+        drops |= any(is_missing(text, counts, table.num_rows) for text in odd)
     elif kind == CLASSES and choices.labels is None and label not in table.label_names:
-        doubtful = _misspelt(table, label, counts)
+        meant = _meant(table, counts)
+        missing = [name for name in counts if name not in meant and is_missing(name, counts, table.num_rows)]
+        doubtful = _misspelt(table, label, meant, missing)
+        drops |= bool(missing)
     if faults := faults + doubtful:
         head = [f"{table.name} has {len(faults)} faults:"] if len(faults) > 1 else []
-        can_be_given = doubtful and kind == CLASSES and len(counts) <= _MANY_ROWS
-        way = f"; if all of them are meant: --labels {','.join(sorted(counts))}" if can_be_given else ""
+        asked = replace(choices, drop_empty=drops or choices.drop_empty, renamed=(*choices.renamed, *meant.items()))
+        way = f", or: {asked.command(table.name)}" if asked != choices and table.is_file else ""
+        if doubtful and kind == CLASSES and len(counts) <= _MANY_ROWS:
+            way += f"; if all of them are meant: --labels {','.join(sorted(counts))}"
         raise TaskDataError("\n".join([*head, *faults]), hint=f"correct or remove the rows{way}")
     return _classes(table, label, counts, choices) if kind == CLASSES else {}
 
@@ -83,8 +100,8 @@ def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, cho
 # ---- faults ----------------------------------------------------------------------------------------------------------
 def _empty(table: Table, texts: Sequence[str], label: str) -> list[str]:
     columns = [table.columns[name] for name in texts]
-    no_text = [row for row, values in enumerate(zip(*columns, strict=True)) if not any(map(_text, values))]
-    no_answer = [row for row, value in enumerate(table.columns[label]) if not _text(value)]
+    no_text = [row for row, values in enumerate(zip(*columns, strict=True)) if not any(map(row_text, values))]
+    no_answer = [row for row, value in enumerate(table.columns[label]) if not row_text(value)]
     wanted = ((" and ".join(texts), no_text), (label, no_answer))
     return [
         f"Each row of {table.name} must have a {name}, but {_places(table, rows)} has none."
@@ -93,14 +110,13 @@ def _empty(table: Table, texts: Sequence[str], label: str) -> list[str]:
     ]
 
 
-def _no_numbers(table: Table, label: str, counts: Mapping[str, int]) -> list[str]:
-    odd = [text for text in counts if finite_number(text) is None]
+def _no_numbers(table: Table, label: str, odd: Sequence[str]) -> list[str]:
     listed = [f"{text!r} ({_places(table, _rows_of(table, label, text))})" for text in odd[:_MAX_LISTED]]
     return [f"Each {label} of {table.name} must be a number, but got {', '.join(listed)}."] if odd else []
 
 
-def _misspelt(table: Table, label: str, counts: Mapping[str, int]) -> list[str]:
-    """Name labels that differ in case alone, and rare ones that are written nearly as a frequent one, or say nothing.
+def _meant(table: Table, counts: Mapping[str, int]) -> dict[str, str]:
+    """Return what labels mean that differ in case alone, and rare ones that are written nearly as a frequent one.
 
     As classes of their own they would be wrong.
     """
@@ -113,8 +129,12 @@ def _misspelt(table: Table, label: str, counts: Mapping[str, int]) -> list[str]:
     for folded, names in alike.items():
         if folded not in frequent and (near := get_close_matches(folded, frequent, n=1, cutoff=0.8)):
             meant[names[0]] = frequent[near[0]]
+    return meant
+
+
+def _misspelt(table: Table, label: str, meant: Mapping[str, str], missing: Sequence[str]) -> list[str]:
     faults = {name: f"did you mean {usual!r}?" for name, usual in meant.items()}
-    faults |= {name: "is the answer missing?" for name in counts if name.lower() in _MISSING and counts[name] <= most}
+    faults |= dict.fromkeys(missing, "is the answer missing?")
     return [
         f"Each {label} of {table.name} must be one that it has often, but got {name!r}"
         f" ({_places(table, _rows_of(table, label, name))}): {fault}"
@@ -128,7 +148,8 @@ def _classes(table: Table, label: str, counts: Counter[str], choices: Choices) -
         return _chosen(table, label, counts, choices.labels)
     if label in table.label_names:
         return {name: counts[name] for name in table.label_names[label]}
-    if all(map(is_number, counts)):
+    by_number = all(map(_is_plain, counts))
+    if by_number:
         counts, written = Counter(), counts
         for text, count in written.items():
             counts[_plain(text)] += count
@@ -137,7 +158,6 @@ def _classes(table: Table, label: str, counts: Counter[str], choices: Choices) -
             f"Column {label!r} must have two different answers at least, but has only {next(iter(counts), '')!r}.",
             hint="name another column with --label",
         )
-    by_number = all(map(is_number, counts))
     return {name: counts[name] for name in sorted(counts, key=float if by_number else None)}
 
 
@@ -168,24 +188,30 @@ def _chosen(table: Table, label: str, counts: Counter[str], labels: tuple[str, .
 
 def _mostly_numbers(table: Table, counts: Mapping[str, int]) -> bool:
     """Whether answers are numbers, but for so few that these are mistakes."""
-    odd = sum(count for text, count in counts.items() if finite_number(text) is None)
+    odd = sum(count for text, count in counts.items() if not is_number(text))
     return odd < len(counts) and odd <= (max(1, table.num_rows // 100) if table.num_rows >= _MANY_ROWS else 0)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a class is a number, that may be written in other ways too; `007` and `1e5` are names."""
+    return is_number(text) and bool(_PLAIN.fullmatch(text))
 
 
 def _plain(text: str) -> str:
     """Return a number as it is written plainly, so `1.0` as `1`; other texts as they are."""
-    number = finite_number(text)
-    if number is None:
+    if not _is_plain(text):
         return text
+    number = float(text)
     return str(int(number)) if number.is_integer() else repr(number)
 
 
-def _text(value: Any) -> str:
+def row_text(value: Any) -> str:
+    """Return a value as text, without the space around it; nothing for None."""
     return "" if value is None else str(value).strip()
 
 
 def _rows_of(table: Table, label: str, text: str) -> list[int]:
-    return [row for row, value in enumerate(table.columns[label]) if _text(value) == text]
+    return [row for row, value in enumerate(table.columns[label]) if row_text(value) == text]
 
 
 def _places(table: Table, rows: Sequence[int]) -> str:

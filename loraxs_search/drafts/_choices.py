@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from loraxs_search.errors import UsageError
 
@@ -18,6 +19,8 @@ class Choices:
         labels: The answers that there are, in the order of their ids.
         config: Of a data set of the hub, its configuration.
         split: Of a data set of the hub, what it is trained on.
+        drop_empty: Leave out rows without a text or an answer.
+        renamed: Labels as they are written, each with the label that is meant.
     """
 
     name: str | None = None
@@ -30,6 +33,21 @@ class Choices:
     max_length: int | None = None
     config: str | None = None
     split: str | None = None
+    drop_empty: bool = False
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def command(self, data: str) -> str:
+        """Return the command that makes a space for `data` with these choices."""
+        words = ["loraxs-search", "init", data]
+        for name in (field.name for field in fields(self)):
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            if name == "renamed":
+                words += [word for pair in value for word in ("--map", "=".join(pair))]
+            elif value is True:
+                words.append(option)
+            elif value:
+                words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
+        return shlex.join(words)
 
 
 class UndecidedError(UsageError):

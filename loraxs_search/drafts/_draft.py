@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from loraxs_search.base_model import locate
 from loraxs_search.drafts._answers import CHOOSING, CLASSES, NUMBERS, WRITING
 from loraxs_search.drafts._choices import Choices, UndecidedError
+from loraxs_search.drafts._language import language_warnings
 from loraxs_search.drafts._roles import Roles, guess_roles
 from loraxs_search.drafts._yaml import render
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError, unknown_name
@@ -105,7 +106,8 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
     """
     choices, folder = choices or Choices(), path.absolute().parent
     table, name = _table(str(data), choices), task_name(data, choices)
-    roles = guess_roles(table, choices)
+    roles, table = guess_roles(table, choices)
+    _check_enough(table)
     base = _base(roles, choices, folder)
     metrics = _metrics(roles, choices)
     measured = _measure(table, roles, base, choices)
@@ -113,7 +115,8 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
     if table.is_file:
         read = Path(table.name)
         if not table.is_plain:
-            read = folder / f"{read.name.partition('.')[0]}.plain.csv"
+            ending = "csv" if table.is_separated else "jsonl"
+            read = folder / f"{read.name.partition('.')[0]}.plain.{ending}"
             converted = (table, read)
         source = {"data_files": {"train": _relative(read, folder)}}
     steps, columns = _steps(table, roles), dict(zip(("text", "text_pair"), roles.texts, strict=False))
@@ -142,7 +145,7 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
         }
     )
     warnings = tuple(_warnings(table, roles, measured))
-    guesses = _guesses(table, roles, base, measured, converted[1].name if converted else "")
+    guesses = _guesses(table, roles, base, measured, choices, converted[1].name if converted else "")
     return Draft(name, text, guesses, warnings, converted)
 
 
@@ -172,14 +175,16 @@ def _table(data: str, choices: Choices) -> Table:
             raise UsageError(
                 f"`--{option}` must go with a data set of the hub, but {path} is a file.", hint="leave it out"
             )
-    table = read_table(path)
-    if table.num_rows < _FEWEST:
+    return read_table(path)
+
+
+def _check_enough(table: Table) -> None:
+    if table.is_file and table.num_rows < _FEWEST:
         raise TaskDataError(
-            f"{path} must have at least {_FEWEST} rows, since a tenth each is set aside for validation and the test,"
-            f" but has {table.num_rows}.",
+            f"{table.name} must have at least {_FEWEST} rows, since a tenth each is set aside for validation and the"
+            f" test, but has {table.num_rows}.",
             hint="give more rows: a hundred is little, a thousand is good",
         )
-    return table
 
 
 # ---- what is guessed -------------------------------------------------------------------------------------------------
@@ -235,7 +240,7 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     cut = sum(each > length for each in whole) * len(rows) // max(1, len(whole))
     reason = f"{length} tokens: the longest row has about {whole[-1]}, 99 of 100 have at most {fitting}"
     answer_tokens = max(own, default=0) + 2 if roles.kind == WRITING else 0
-    return _Measured(length, answer_tokens, cut, reason)
+    return _Measured(length, answer_tokens, cut, reason, language_warnings(tokenizer, texts))
 
 
 def _said(table: Table, roles: Roles, row: int) -> list[str]:
@@ -271,20 +276,37 @@ def _prompt(roles: Roles) -> str:
 
 
 # ---- what people read ------------------------------------------------------------------------------------------------
-def _guesses(table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, copy: str) -> dict[str, str]:
+def _guesses(
+    table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, choices: Choices, copy: str
+) -> dict[str, str]:
     counts = _counted(roles.label_counts)
     remark = f" ({table.remark})" if table.remark else ""
     if copy:
         remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)"
     guesses = {
         "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
-        "kind": roles.kind,
+        "kind": roles.kind + ("" if choices.kind else _ratings(roles)),
         "texts": ", ".join(roles.texts),
         "answers": f"{roles.label}: {counts}" if counts else roles.label,
         "base": base.id,
         "max_length": measured.reason,
     }
+    if roles.unused:
+        most = 2 if roles.kind in (CLASSES, NUMBERS) else None
+        more = (*roles.texts, *roles.unused)[:most]
+        way = f" (to read more columns: --text {shlex.quote(','.join(more))})" if more != roles.texts else ""
+        guesses["unused"] = ", ".join(roles.unused) + way
     return guesses | ({"options": roles.options} if roles.options else {})
+
+
+def _ratings(roles: Roles) -> str:
+    """Return a remark where classes are the numbers of a scale."""
+    if roles.kind != CLASSES or len(roles.labels) <= 2 or not all(map(str.isdecimal, roles.labels)):
+        return ""
+    numbers = [int(name) for name in roles.labels]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        return ""
+    return f" (are {numbers[0]} to {numbers[-1]} a scale, as of stars? --kind regression learns their order)"
 
 
 def _counted(counts: Mapping[str, int]) -> str:
@@ -295,7 +317,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 
 
 def _warnings(table: Table, roles: Roles, measured: _Measured) -> list[str]:
-    warnings = []
+    warnings = list(measured.warnings)
     if table.is_file and table.num_rows < _FEW_ROWS:
         held_out = max(1, round(table.num_rows / 10))
         error = f", with a standard error of up to {(0.25 / held_out) ** 0.5:.2f}" if roles.kind != NUMBERS else ""

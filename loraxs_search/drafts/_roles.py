@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraxs_search.drafts._answers import CHOOSING, CLASSES, NUMBERS, check_answers, guess_kind, has_few, is_number
+from loraxs_search.drafts._answers import CHOOSING, CLASSES, NUMBERS, check_answers, guess_kind, has_few
 from loraxs_search.drafts._choices import Choices, UndecidedError
+from loraxs_search.drafts._cleaning import cleaned
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
+from loraxs_search.tasks import finite_number
 from loraxs_search.tasks.kinds import KINDS
 from loraxs_search.tasks.tables import Table
 
@@ -22,6 +24,7 @@ _TEXTS = (
 )
 _PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text_a", "text_b")),
+    *(("context", "question"), ("passage", "question"), ("instruction", "input")),
     *(("text1", "text2"), ("query", "passage"), ("question", "sentence"), ("query", "document")),
 )
 
@@ -35,6 +38,7 @@ class Roles:
         label: The column with answers.
         options: The column with lists to choose from, of multiple choice.
         label_counts: Names of classes, in id order, with the rows that have each.
+        unused: Columns with texts that are not read, unless the columns were chosen.
     """
 
     kind: str
@@ -42,6 +46,7 @@ class Roles:
     label: str
     options: str | None = None
     label_counts: Mapping[str, int] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -49,8 +54,8 @@ class Roles:
         return tuple(self.label_counts)
 
 
-def guess_roles(table: Table, choices: Choices) -> Roles:
-    """Return what the columns of a table are for.
+def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
+    """Return what the columns of a table are for, and the table as the choices clean it.
 
     Raises:
         UndecidedError: that cannot be known.
@@ -64,16 +69,20 @@ def guess_roles(table: Table, choices: Choices) -> Roles:
         if options is None:
             raise UndecidedError("kind", "A multiple-choice task needs a column of lists, but there is none.", _kinds())
         label = choices.label or _label(table, choices, but=(options,))
-        return Roles(CHOOSING, choices.text or (_text(table, but=(label, options)),), label, options)
+        texts = choices.text or (_text(table, but=(label, options)),)
+        unused = _unused(table, choices, (*texts, label))
+        return Roles(CHOOSING, texts, label, options, unused=unused), cleaned(table, texts, label, choices)
     label = choices.label or _label(table, choices)
     texts = choices.text or _texts(table, label)
+    table = cleaned(table, texts, label, choices)
     kind = choices.kind or guess_kind(table, label)
     if kind in (CLASSES, NUMBERS) and len(texts) > 2:
         raise UsageError(
             f"`--text` must name one column, or two for pairs of texts, but got {','.join(texts)}.",
             hint="join them into one column, or use --kind text-generation",
         )
-    return Roles(kind, texts, label, label_counts=check_answers(table, texts, label, kind, choices))
+    counts = check_answers(table, texts, label, kind, choices)
+    return Roles(kind, texts, label, label_counts=counts, unused=_unused(table, choices, (*texts, label))), table
 
 
 def _kinds() -> tuple[str, ...]:
@@ -143,6 +152,14 @@ def _texts(table: Table, label: str) -> tuple[str, ...]:
     return (_text(table, (label,)),)
 
 
+def _unused(table: Table, choices: Choices, used: Sequence[str]) -> tuple[str, ...]:
+    if choices.text is not None:
+        return ()
+    return tuple(
+        name for name, values in table.columns.items() if name not in used and any(values) and _are_texts(values)
+    )
+
+
 def _text(table: Table, but: tuple[str, ...]) -> str:
     others = [name for name in table.columns if name not in but]
     names = [name for name in others if _are_texts(table.columns[name])]
@@ -166,7 +183,8 @@ def _folded(name: str) -> str:
 
 def _are_texts(values: Sequence[Any]) -> bool:
     filled = [value for value in values if value is not None and str(value).strip()]
-    return all(isinstance(value, str) for value in filled) and not (filled and all(map(is_number, filled)))
+    numbers = filled and all(finite_number(value) is not None for value in filled)
+    return all(isinstance(value, str) for value in filled) and not numbers
 
 
 def _are_lists(values: Sequence[Any]) -> bool:

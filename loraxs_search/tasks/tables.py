@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ class Table:
         source: What a task's `data` says to read a data set; empty of a file.
         label_names: Of each column that gives names to its ids, these names; its values are names.
         is_plain: Whether a task reads the file as it is, which must be UTF-8.
+        is_separated: Whether it is a file of separated values.
         remark: What is unusual about it, for people.
     """
 
@@ -41,6 +43,7 @@ class Table:
     source: Mapping[str, Any] = field(default_factory=dict)
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_plain: bool = True
+    is_separated: bool = False
     remark: str = ""
 
     @property
@@ -57,11 +60,15 @@ class Table:
         return f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
 
     def plain_text(self) -> str:
-        """Return the rows as separated by commas."""
+        """Return the rows as lines of JSON, or separated by commas where the file has separated values."""
+        rows = zip(*self.columns.values(), strict=True)
+        if not self.is_separated:
+            lines = (dict(zip(self.columns, row, strict=True)) for row in rows)
+            return "".join(f"{json.dumps(line, ensure_ascii=False, default=str)}\n" for line in lines)
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(self.columns)
-        writer.writerows(zip(*self.columns.values(), strict=True))
+        writer.writerows(rows)
         return text.getvalue()
 
 
@@ -143,7 +150,8 @@ def _separated(path: Path, content: bytes, usual: str) -> Table:
     remarks = [f"{encoding} instead of UTF-8"] if encoding else []
     if separator != usual:
         remarks.append(f"{SEPARATORS[separator]} instead of {SEPARATORS[usual]}")
-    return Table(str(path), read.values, read.lines, is_plain=not encoding, remark=" and ".join(remarks))
+    remark = " and ".join(remarks)
+    return Table(str(path), read.values, read.lines, is_plain=not encoding, is_separated=True, remark=remark)
 
 
 def _decoded(content: bytes) -> tuple[str, str]:

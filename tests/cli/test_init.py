@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,6 +43,77 @@ def test_numbers_that_are_classes_are_counted_however_they_are_written(say: Say,
     assert load_space("./rows.yaml").task.labels == ("0", "1")
     assert "answers     label: 0 (30), 1 (30)" in said.err
     assert "is rare" not in said.err
+
+
+@pytest.mark.parametrize(
+    "labels", [("007", "7"), ("00501", "02139"), ("1_1", "1_2"), ("1e5", "2e5"), ("1e5", "100000")]
+)
+def test_what_only_looks_like_a_number_is_a_name(say: Say, rows_folder: Path, labels: tuple[str, ...]) -> None:
+    assert drafted(say, "rows.csv", csv_of(labels=labels)).ok
+    assert load_space("./rows.yaml").task.labels == tuple(sorted(labels))
+    checked = json.loads(say("check", "rows.yaml", "--data", "--json").ok)
+    assert [sum(fact["values"].values()) for fact in checked["data"]["answers"]] == [30, 30]
+
+
+def test_question_and_context_are_both_read_and_other_texts_named(say: Say, rows_folder: Path) -> None:
+    rows = [{"question": t, "context": t[::-1], "source": f"{t} page", "answer": t[:9]} for t in texts(60)]
+    said = drafted(say, "rows.jsonl", "\n".join(map(json.dumps, rows)), "--kind", "text-generation")
+    assert "Context: {context}\\nQuestion: {question}\\nAnswer:" in Path("rows.yaml").read_text()
+    assert "unused      source" in said.err
+    assert "--text context,question,source" in said.err
+
+
+def test_empty_rows_are_dropped_and_labels_mapped_on_demand(say: Say, rows_folder: Path) -> None:
+    """What the hint says works as it stands."""
+    content = PLAIN + "one,\n,pos\nso,Pos\nsoo,N/A\n"
+    said = drafted(say, "rows.csv", content, "--metric", "macro_f1")
+    (hint,) = (line for line in said.err.splitlines() if line.startswith("hint: "))
+    command = shlex.split(hint.partition("loraxs-search ")[2].partition(";")[0])
+    assert command == ["init", "rows.csv", "--metric", "macro_f1", "--drop-empty", "--map", "Pos=pos"]
+    said = say(*command)
+    assert said.ok
+    assert "answers     label: neg (30), pos (31)" in said.err
+    assert "3 rows without text or answer are left out; Pos is read as pos" in said.err
+    task = load_space("./rows.yaml").task
+    assert (task.labels, task.metric) == (("neg", "pos"), "macro_f1")
+    assert Path("rows.csv").read_text() == content
+    assert say("check", "rows.yaml", "--data").ok
+    said = drafted(say, "rows.csv", content, "--map", "Poss=pos", "--out", "other.yaml")
+    assert said.is_error(2, "`--map` must be one of: ")
+
+
+def test_lines_of_json_stay_what_they_are_in_a_copy(say: Say, rows_folder: Path) -> None:
+    rows = [{"text": text, "label": i % 3, "tags": ["a", "b"]} for i, text in enumerate(texts(60))]
+    rows[7]["label"] = None
+    assert drafted(say, "rows.jsonl", "\n".join(map(json.dumps, rows)), "--kind", "regression", "--drop-empty").ok
+    copied = [json.loads(line) for line in Path("rows.plain.jsonl").read_text().splitlines()]
+    assert copied == rows[:7] + rows[8:]
+    assert json.loads(say("check", "rows.yaml", "--data", "--json").ok)["rows"]["train"] == 47
+
+
+def test_ratings_may_be_a_regression(say: Say, rows_folder: Path) -> None:
+    said = drafted(say, "rows.csv", csv_of(labels=("1", "2", "3", "4", "5")))
+    assert load_space("./rows.yaml").task.kind == "sequence-classification"
+    assert "--kind regression" in said.err
+    assert "--kind regression" not in drafted(say, "two.csv", csv_of(labels=("1", "2"))).err
+
+
+@pytest.mark.parametrize(
+    ("text", "is_warned"),
+    [
+        ("Die Lieferung kam zu spät und niemand hat auf meine Nachricht geantwortet.", True),
+        ("Доставка опоздала, и никто не ответил на мои письма.", True),
+        ("送货晚了没有人回复我的邮件", True),
+        ("The delivery was late and nobody answered my emails about the refund.", False),
+    ],
+    ids=["German", "Russian", "Chinese", "English"],
+)
+def test_a_base_that_does_not_know_the_language_is_named(
+    say: Say, rows_folder: Path, text: str, *, is_warned: bool
+) -> None:
+    said = drafted(say, "rows.csv", csv_of(40).replace(" film", f" {text.replace(',', '')} " * 3))
+    assert said.ok
+    assert ("may not know their language" in said.err) == is_warned
 
 
 def test_a_file_of_another_form_stays_as_it_is(say: Say, rows_folder: Path) -> None:
@@ -153,7 +225,11 @@ def test_what_is_not_counted_is_not_written(say: Say, rows_folder: Path) -> None
 
 def test_rows_are_to_be_corrected_before_a_misspelling_becomes_a_label(say: Say, rows_folder: Path) -> None:
     said = drafted(say, "rows.csv", PLAIN + "so,Pos\n")
-    assert said.is_error(1, "hint: correct or remove the rows; if all of them are meant: --labels Pos,neg,pos")
+    assert said.is_error(
+        1,
+        "hint: correct or remove the rows, or: loraxs-search init rows.csv --map Pos=pos; ",
+        "if all of them are meant: --labels Pos,neg,pos",
+    )
 
 
 def test_editors_are_led_to_the_schema(say: Say, rows_folder: Path) -> None:
