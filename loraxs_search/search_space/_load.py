@@ -14,13 +14,14 @@ from loraxs_search.methods import LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.schedulers import MOASHA
+from loraxs_search.search_space._declared import PARAMETERS
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import Document, parse_document
 from loraxs_search.search_space._faults import KeyPath, asking, must_be, one_of, shown
 from loraxs_search.search_space._files import find_file, read_file
 from loraxs_search.search_space._objectives import check_objectives, quality_of
 from loraxs_search.search_space._overrides import Overrides, apply_overrides, as_texts
-from loraxs_search.search_space._parameter_specs import defaults_of
+from loraxs_search.search_space._parameter_specs import both, defaults_of
 from loraxs_search.search_space._parameters import read_method, read_parameters
 from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._retired import refuse_retired, without_retired
@@ -76,7 +77,9 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     document, overrides = parse_document(text, source), as_texts(overrides)
     apply_overrides(document, overrides)
     refuse_retired(document)
-    return _space(document, text if not overrides else _rewritten(document, overrides), folder, name)
+    space = _space(document, text if not overrides else _rewritten(document, overrides), folder, name)
+    _check_target_modules(document, space)
+    return space
 
 
 def parse_stored(text: str, *, source: str, folder: Path, name: str, resolved: Space | None = None) -> Space:
@@ -126,6 +129,26 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
         start_from=start_from,
         defaults={name: defaults_of(name) for name in methods},
     )
+
+
+def _check_target_modules(document: Document, space: Space) -> None:
+    """Refuse a search over layers in trials that adapt none: params that differ in nothing else are one and the same.
+
+    Studies of earlier versions may have it.
+
+    Raises:
+        SpaceError: with what to do.
+    """
+    idle = [name for name in space.methods if not get_method(name).adapts_layers]
+    searched = [name for name in idle if (own := space.parameters_of(name).get("target_modules")) and own.size != 1]
+    if searched:
+        others = [name for name in space.methods if name not in idle]
+        remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
+        document.faults.add(
+            (PARAMETERS, "target_modules"),
+            f"must have one value in trials of {both(searched)}, which adapt no layers: {remedy}.",
+        )
+        document.faults.fail(document.source, document.locations)
 
 
 def single_method(text: str) -> str:

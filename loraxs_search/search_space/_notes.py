@@ -11,7 +11,7 @@ from loraxs_search.search_space._space import Space
 
 def notes(space: Space) -> tuple[str, ...]:
     """Return what methods ask for, which of them cannot share passes, and what may not be what was meant."""
-    return (*_advice(space), *_starting(space), *_unused(space), *_alone(space), *_objectives(space))
+    return (*_advice(space), *_starting(space), *_alone(space), *_objectives(space))
 
 
 def _advice(space: Space) -> Iterator[str]:
@@ -24,13 +24,6 @@ def _starting(space: Space) -> Iterator[str]:
     anew = [name for name in space.methods if not get_method(name).can_start]
     if space.start_from is not None and anew:
         yield f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter"
-
-
-def _unused(space: Space) -> Iterator[str]:
-    idle = [name for name in space.methods if not get_method(name).adapts_layers]
-    modules = {name: space.parameters_of(name).get("target_modules") for name in idle}
-    if alike := [name for name, searched in modules.items() if searched is not None and searched.size != 1]:
-        yield f"target_modules decides nothing in trials of {both(alike)}: with equal rates these differ by seed alone"
 
 
 def _alone(space: Space) -> Iterator[str]:

@@ -358,9 +358,21 @@ def test_the_best_step_of_a_trial_is_kept_where_asked(parse, text):
 def test_what_says_nothing_to_some_trials_is_noted(parse) -> None:
     head = "task: sst2\nbase_model: a/b\nmethod: {choice: [lora-xs, vera, head-only, full]}\nparameters:\n"
     text = head + "  rank: 4\n  learning_rate: 1.0e-3\n"
-    modules = "  target_modules: {choice: [attention, ffn]}\n"
-    assert not [note for note in notes(parse(text)) if "target_modules" in note]
-    (note,) = [note for note in notes(parse(text + modules)) if "target_modules" in note]
-    assert note.startswith("target_modules decides nothing in trials of head-only and full")
     (note,) = [note for note in notes(parse(text + "start_from: mnli\n")) if "mnli" in note]
     assert note.startswith("trials of vera, head-only and full do not start from mnli")
+
+
+@pytest.mark.parametrize(
+    ("methods", "remedy"),
+    [("[lora-xs, head-only, full]", "add `when: {method: [lora-xs]}`"), ("[full]", "leave it out")],
+)
+def test_layers_are_not_searched_where_none_are_adapted(parse, methods, remedy) -> None:
+    text = f"task: sst2\nbase_model: a/b\nmethod: {{choice: {methods}}}\nparameters:\n  learning_rate: 1.0e-3\n"
+    text += "  rank: 4\n" if "lora-xs" in methods else ""
+    searched = "{choice: [attention, ffn]"
+    with pytest.raises(SpaceError) as refused:
+        parse(f"{text}  target_modules: {searched}}}\n")
+    assert "space.yaml:" in refused.value.message and remedy in refused.value.message
+    assert parse(f"{text}  target_modules: attention\n").methods
+    if "lora-xs" in methods:
+        assert parse(f"{text}  target_modules: {searched}, when: {{method: [lora-xs]}}}}\n").methods
