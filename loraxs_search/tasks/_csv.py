@@ -42,6 +42,11 @@ def read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[st
     return _columns(rows, names, wanted, optional)
 
 
+def shows(text: str, wanted: Sequence[str]) -> bool:
+    """Whether a text begins with a header that has all of `wanted`."""
+    return any(set(wanted) <= set(_header(text, separator)) for separator in SEPARATORS)
+
+
 def _header(text: str, separator: str) -> list[str]:
     try:
         return [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])]

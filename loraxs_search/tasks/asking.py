@@ -45,7 +45,8 @@ def asking_code(serving: Serving) -> str:
     return f"""{_given(serving)}
 model.generation_config = transformers.GenerationConfig({options}, eos_token_id={ends})
 written = model.generate(**inputs{stop})
-answer = tokenizer.decode(written[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True){cut}
+new = written[0, inputs["input_ids"].shape[1]:]
+answer = tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False){cut}
 print(answer)"""
 
 

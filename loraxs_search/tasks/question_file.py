@@ -14,6 +14,7 @@ from typing import Any
 from loraxs_search.errors import UsageError, meant
 from loraxs_search.home import disk_faults
 from loraxs_search.tasks._columns import Columns, MalformedFileError
+from loraxs_search.tasks._csv import shows
 from loraxs_search.tasks._files import decoded, file_format, read_columns, unpacked
 from loraxs_search.tasks._source_location import SourceLocation
 
@@ -143,15 +144,12 @@ def _some(rows: list[tuple[Any, ...]], place: SourceLocation) -> QuestionRows:
 
 
 def _shown_form(text: str, columns: Sequence[str]) -> str:
-    """Return the ending that a file with this text would have: lines of text, unless its first line has all columns."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if first.startswith("{"):
-        with contextlib.suppress(ValueError, RecursionError):
-            keys = json.loads(first)
+    """Return the ending that a file with this text would have: lines of text, unless its first row has all columns."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    if first.startswith(("{", "[")):
+        with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):
+            row = json.loads(first) if first[0] == "{" else json.loads(text)[0]
+            keys = row.keys()
             if all(name in keys or name.partition(".")[0] in keys for name in columns):
                 return ".jsonl"
-    for separator, ending in ((",", ".csv"), ("\t", ".tsv")):
-        names = [name.strip(' "') for name in first.split(separator)]
-        if set(columns) <= set(names):
-            return ending
-    return _TEXT
+    return ".csv" if shows(text.lstrip(), columns) else _TEXT

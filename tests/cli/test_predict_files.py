@@ -174,7 +174,15 @@ def test_only_line_ends_end_a_line(say: Say, adapter: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "content", ["n,text\n1,so so\n", "text\tn\nso so\t1\n", '{"text": "so so", "n": 1}\n', "so so\n"]
+    "content",
+    [
+        "n,text\n1,so so\n",
+        "text\tn\nso so\t1\n",
+        'n;"text"\n1;so so\n',
+        '{"text": "so so", "n": 1}\n',
+        '[{"text": "so so",\n"n": 1}]',
+        "so so\n",
+    ],
 )
 def test_standard_input_may_have_columns(
     say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, content: str
