@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 LIMIT_S = 3.0  # of the processor, for one pair
 _GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d/]| ?/)")  # 3 500, which math-verify reads as 3 + 500
 _MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+) ?/ ?(\d+)(?!\d)")  # 1 1/2, of which math-verify reads 1
-_APART = re.compile(r"(?<![A-Za-z\d])(?<![A-Za-z] )\d+ +\d")
+_POWER = re.compile(r"(\d)[eE]([-+]?\d+)(?![\w.])")  # 1e5, which math-verify reads as 1 * e * 5
+_APART = re.compile(r"(?<![A-Za-z\d])(?<![A-Za-z] )\d+ +\d|\d\.\d+\.\d")  # 2 3 is added up, 2.000.000 is 2 * 0
 _MOST_BYTES = 4 * 2**30  # of address space
 
 
@@ -29,7 +30,8 @@ def parsed(text: str) -> Any:
     from math_verify import parse
 
     plain = _MIXED.sub(r"\1\\frac{\2}{\3}", _GROUPED.sub(lambda it: it[0].replace(" ", ""), text.replace("\\$", "")))
-    if _APART.search(plain):  # math-verify adds up 2 3
+    plain = _POWER.sub(r"\1\\cdot 10^{\2}", plain)
+    if _APART.search(plain):
         return []
     if "\\boxed" not in plain and (plain.count("$") < 2 or plain.count("$") % 2):
         plain = f"${plain.replace('$', '')}$"
