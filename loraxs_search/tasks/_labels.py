@@ -18,7 +18,14 @@ from loraxs_search.tasks._texts import composed
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _LISTED = 20  # labels that a message names
 _MEANT = 5  # values of which it says which label was meant
+_HIDDEN = {"-1", "", "None"}  # what benchmarks store where they hide their labels
 _MOST = float(np.finfo(np.float32).max)
+
+
+def are_hidden(values: Sequence[Any], names: Sequence[str] = ()) -> bool:
+    """Whether a column has no label at all, as where a benchmark keeps its test labels; a task's own names are some."""
+    hidden = _HIDDEN - set(names)
+    return all(str(value).strip() in hidden for value in values)
 
 
 def class_ids(

@@ -85,7 +85,7 @@ def load_data(task: Task, cache_dir: Path | None = None) -> TaskData:
     """Read a task's rows, check them and carve missing splits; no base model is needed.
 
     Missing validation and test splits are carved from train, a tenth each, the same rows always; a test split whose
-    labels are all hidden (-1) counts as missing. The rows of a file are cached by its content.
+    labels are all hidden (-1 or empty) counts as missing. The rows of a file are cached by its content.
 
     Args:
         cache_dir: Where rows are cached; None means home()/"datasets".

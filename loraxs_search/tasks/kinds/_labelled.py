@@ -14,6 +14,7 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Prediction, Split
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
+from loraxs_search.tasks._labels import are_hidden
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks._texts import check_question, check_texts
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.batch import Batch, RowSource
 
 _SEPARATOR = "pair_separator"  # in `settings`: stands between two texts; tasks of before it have none
-_HIDDEN = "-1"  # what the hub stores where a benchmark hides its labels
 
 
 class ColumnsSection(Section):
@@ -127,8 +127,7 @@ class LabelledKind(TaskKind):
         return Rows(texts[task.text], None if task.text_pair is None else texts[task.text_pair], labels)
 
     def hides_answers(self, columns: Columns) -> bool:
-        values = columns.values[self.task.label]
-        return _HIDDEN not in self.task.labels and all(str(value).strip() == _HIDDEN for value in values)
+        return are_hidden(columns.values[self.task.label], self.task.labels)
 
     @property
     def question_texts(self) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.records import AnswerFact, Prediction, Split
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
+from loraxs_search.tasks._labels import are_hidden
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks.encoded import EncodedRows
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 _OPTIONS = "options"  # their name in `Rows.extras`, where rows have options of their own
 _LOOKED_AT = 1000  # rows of a split whose options are compared
 _UNLEARNT = -1  # the label of a question
-_HIDDEN = ("-1", "", "None")  # what benchmarks store where they hide their labels
 
 
 def _options(value: object) -> str | list[str]:
@@ -178,7 +178,7 @@ class MultipleChoice(LanguageModelKind):
         return Rows(texts, [shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
 
     def hides_answers(self, columns: Columns) -> bool:
-        return all(str(value).strip() in _HIDDEN for value in columns.values[self.task.settings["label"]])
+        return are_hidden(columns.values[self.task.settings["label"]])
 
     @property
     def question_texts(self) -> tuple[str, ...]:

@@ -92,8 +92,9 @@ def test_hub_data_set_out_of_reach_names_it(make_task, tokenizer, monkeypatch):
         prepare(task, tokenizer)
 
 
-def test_hidden_test_labels_mean_no_test_split(make_task, tokenizer, rows):
-    hidden = [{**row, "label": -1} for row in rows(9, "bad w")]
+@pytest.mark.parametrize("stored", [-1, "", None])
+def test_hidden_test_labels_mean_no_test_split(make_task, tokenizer, rows, stored):
+    hidden = [{**row, "label": stored} for row in rows(9, "bad w")]
     task = make_task({"train": rows(60), "validation": rows(10, "good w"), "test": hidden})
     prepared = prepare(task, tokenizer)
     assert (prepared.num_rows("train"), prepared.num_rows("test")) == (54, 6)
