@@ -9,12 +9,12 @@ from loraxs_search.errors import UsageError
 from loraxs_search.search import SearchResult, SearchView
 from loraxs_search.search import launch as _launch
 from loraxs_search.search import resume as _resume
-from loraxs_search.search_space import Overrides, Space
+from loraxs_search.search_space import Overrides, SpaceSource
 from loraxs_search.tracking import resolve_uri
 
 
 def launch(  # noqa: PLR0913  # each is a keyword
-    space: str | Space,
+    space: SpaceSource,
     *,
     name: str | None = None,
     address: str | None = None,
@@ -33,7 +33,8 @@ def launch(  # noqa: PLR0913  # each is a keyword
     Nothing is written before the space, the base, the data and the tracker have been checked.
 
     Args:
-        space: A space file, the name of a shipped one, or a loaded `Space`.
+        space: A space file, the name of a shipped one, its sections as a mapping (paths start in the working
+            directory), or a loaded `Space`.
         name: Name of the study; made from the space's name and the time by default.
         address: Ray cluster; None starts one on this machine for the time of the search.
         runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.

@@ -6,6 +6,8 @@ import errno
 import os
 from pathlib import Path
 
+from loraxs_search.errors import did_you_mean
+
 
 def user_path(text: str, folder: Path | None = None) -> Path:
     """Return the absolute path that `text` means; it need not exist.
@@ -28,3 +30,12 @@ def user_path(text: str, folder: Path | None = None) -> Path:
     except RuntimeError as error:  # of a user that does not exist, or links that go in a circle
         raise ValueError(f"the system says: {error}") from None
     return path
+
+
+def meant_file(path: Path) -> str:
+    """Return the question whether a file beside a missing one is meant; empty where none has nearly its name."""
+    try:
+        beside = [str(path.with_name(each.name)) for each in path.parent.iterdir()]
+    except OSError:
+        return ""
+    return did_you_mean(path, beside)

@@ -37,7 +37,14 @@ from loraxs_search.search_space._distributions import (
 from loraxs_search.search_space._faults import fail_with
 from loraxs_search.search_space._given import clone_params, place_given
 from loraxs_search.search_space._json_schema import schema_text, space_schema
-from loraxs_search.search_space._load import load_space, open_space, parse_space, parse_stored, single_method
+from loraxs_search.search_space._load import (
+    SpaceSource,
+    load_space,
+    open_space,
+    parse_space,
+    parse_stored,
+    single_method,
+)
 from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._overrides import Overrides
@@ -63,6 +70,7 @@ __all__ = [
     "ShapeDescription",
     "Space",
     "SpaceDescription",
+    "SpaceSource",
     "catalogue_entry",
     "catalogue_task",
     "clone_params",

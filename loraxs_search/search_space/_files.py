@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraxs_search.errors import SpaceError, UsageError, did_you_mean
-from loraxs_search.paths import user_path
+from loraxs_search.paths import meant_file, user_path
 from loraxs_search.search_space._faults import one_of, shown
 from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 
 _MAX_BYTES = 1_000_000
+_ROWS = {".csv", ".tsv", ".jsonl", ".parquet"}  # JSON is YAML
 
 
 def find_file(path_or_name: str) -> tuple[Path, str]:
@@ -26,6 +27,11 @@ def find_file(path_or_name: str) -> tuple[Path, str]:
             hint=_hint(""),
         ) from None
     if path.is_file():
+        if _ROWS & {ending.lower() for ending in path.suffixes}:
+            raise SpaceError(
+                f"`space` must be a YAML file, but {path_or_name} holds rows.",
+                hint=f"`loraxs-search init {path_or_name}` writes a space for them",
+            )
         return Path(path_or_name).expanduser(), path_or_name
     if path.is_dir():
         raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=_hint(path_or_name))
@@ -36,7 +42,7 @@ def find_file(path_or_name: str) -> tuple[Path, str]:
             pass
         else:
             return shipped, str(shipped)
-    first = did_you_mean(Path(path_or_name).stem, shipped_spaces())
+    first = meant_file(Path(path_or_name)) or did_you_mean(Path(path_or_name).stem, shipped_spaces())
     raise SpaceError(
         f"{first}`space` must be a YAML file or the name of a shipped space, but there is no {path_or_name}.",
         hint=_hint(path_or_name),

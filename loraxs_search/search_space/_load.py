@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from loraxs_search.methods import LoraXS, get_method
+from loraxs_search.errors import UsageError
+from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.schedulers import MOASHA
@@ -21,18 +22,25 @@ from loraxs_search.search_space._faults import KeyPath, asking, must_be, one_of,
 from loraxs_search.search_space._files import find_file, read_file
 from loraxs_search.search_space._objectives import check_objectives, quality_of
 from loraxs_search.search_space._overrides import Overrides, apply_overrides, as_texts
-from loraxs_search.search_space._parameter_specs import both, defaults_of
+from loraxs_search.search_space._parameter_specs import both, defaults_of, parameter_specs
 from loraxs_search.search_space._parameters import read_method, read_parameters
 from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._retired import refuse_retired, without_retired
 from loraxs_search.search_space._schedulers import taken_keys
-from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, SearchSection, search_section
+from loraxs_search.search_space._sections import (
+    BaseModelSection,
+    PromotionSection,
+    SearchSection,
+    TaskSection,
+    search_section,
+)
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import read_task
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
 _SECTIONS = (*_REQUIRED, "method", "search", "promotion", "start_from")
+SpaceSource = str | Path | Mapping[str, Any] | Space  # what `launch` and `check` take
 _HEAD_PARAMETERS = {"head", "head_learning_rate"}
 
 
@@ -50,14 +58,23 @@ def load_space(path_or_name: str, *, overrides: Overrides = ()) -> Space:
     return parse_space(read_file(path, source), source=source, folder=path.parent, name=path.stem, overrides=overrides)
 
 
-def open_space(space: str | Space, overrides: Overrides = ()) -> Space:
-    """Return a space that is given as a file, by the name of a shipped one, or as it is; overrides are put in.
+def open_space(space: SpaceSource, overrides: Overrides = ()) -> Space:
+    """Return a space that is given as a file, by a shipped one's name, as a mapping, or as it is; overrides are put in.
 
     Raises:
         SpaceError: the space has faults.
+        UsageError: it is nothing of these.
     """
-    if isinstance(space, str):
-        return load_space(space, overrides=overrides)
+    if isinstance(space, str | Path):
+        return load_space(str(space), overrides=overrides)
+    if isinstance(space, Mapping):
+        text = yaml.safe_dump(_plain(space), sort_keys=False, allow_unicode=True)
+        return parse_space(text, source="the mapping", folder=Path(), name="space", overrides=overrides)
+    if not isinstance(space, Space):
+        raise UsageError(
+            f"`space` must be a file, a shipped space's name, a mapping or a Space, but got {type(space).__name__}.",
+            hint='a mapping has the keys of a space file: {"task": ..., "base_model": ..., "parameters": {...}}',
+        )
     if not overrides:
         return space
     folder = Path(space.folder)
@@ -151,6 +168,16 @@ def _check_target_modules(document: Document, space: Space) -> None:
         document.faults.fail(document.source, document.locations)
 
 
+def _plain(value: object) -> object:
+    """Return what YAML can write of a mapping's value."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value  # numpy's numbers
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
 def single_method(text: str) -> str:
     """Return the method of a space whose trials do not say theirs, as only those of several methods do.
 
@@ -177,11 +204,20 @@ def _sections(document: Document) -> dict[str, Any]:
         return {}
     for key in data:
         if key not in _SECTIONS:
-            document.faults.add((key,), f"{must_be(key, _SECTIONS)}, but got {key!r}.")
+            inner = " or ".join(f"{section}.{key}" for section, keys in _section_keys().items() if key in keys)
+            law = f"did you mean {inner}? It must be one of: {one_of(_SECTIONS)}" if inner else must_be(key, _SECTIONS)
+            document.faults.add((key,), f"{law}, but got {key!r}.")
     for key in _REQUIRED:
         if key not in data:
             document.faults.add((key,), "is required.")
     return data
+
+
+def _section_keys() -> dict[str, set[str]]:
+    """Return the keys of sections, for who leaves out the section's name."""
+    models = {"search": search_section(), "promotion": PromotionSection, "task": TaskSection}
+    parameters = {name for method in METHODS.importable() for name in parameter_specs(method)}
+    return {"parameters": parameters} | {name: set(model.model_fields) for name, model in models.items()}
 
 
 def _start_from(document: Document, given: object) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from loraxs_search.errors import UsageError, meant
 from loraxs_search.home import disk_faults
+from loraxs_search.paths import meant_file
 from loraxs_search.tasks._columns import Columns, MalformedFileError
 from loraxs_search.tasks._csv import shows
 from loraxs_search.tasks._files import decoded, file_format, read_columns, unpacked
@@ -49,7 +50,7 @@ def question_path(source: str) -> Path:
     if not source or not path.is_file():
         got = f"{source} is a folder" if source and path.is_dir() else f"there is no {source or repr(source)}"
         raise UsageError(
-            f"`--file` must name a file, or - for standard input, but {got}.",
+            f"{meant_file(path)}`--file` must name a file, or - for standard input, but {got}.",
             hint="download it first: only files of this machine are read" if "://" in source else _HINT,
         )
     return path

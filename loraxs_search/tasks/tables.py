@@ -13,6 +13,7 @@ from typing import Any
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults
+from loraxs_search.paths import meant_file
 from loraxs_search.tasks._columns import Columns, MalformedFileError
 from loraxs_search.tasks._csv import SEPARATORS, likely_separator, read_csv
 from loraxs_search.tasks._files import file_format, read_columns, unpacked
@@ -81,7 +82,7 @@ def read_table(path: Path) -> Table:
     """
     if not path.is_file():
         raise UsageError(
-            f"The data must be a file, but there is no {path}.",
+            f"{meant_file(path)}The data must be a file, but there is no {path}.",
             hint="name a .csv, .tsv, .jsonl, .json or .parquet file, or a data set of the hub: OWNER/NAME",
         )
     with disk_faults(path, "the data"):

@@ -11,7 +11,7 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.records import BaseModel, DataReport, Head, LinearModule, Split
 from loraxs_search.search.cluster.placement import PackSize
 from loraxs_search.search.driver.estimate import SearchEstimate, estimate_search
-from loraxs_search.search_space import Overrides, Space, SpaceDescription, describe, open_space
+from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
 from loraxs_search.tasks import data_warnings, kind_of, load_data, locate_for, prepare
 
 
@@ -42,11 +42,12 @@ class CheckedSpace:
     no_estimate: str
 
 
-def check(space: str | Space, *, data: bool = False, estimate: bool = False, overrides: Overrides = ()) -> CheckedSpace:
+def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, overrides: Overrides = ()) -> CheckedSpace:
     """Check a space against its base model.
 
     Args:
-        space: A space file, the name of a shipped one, or a loaded `Space`.
+        space: A space file, the name of a shipped one, its sections as a mapping (paths start in the working
+            directory), or a loaded `Space`.
         data: Read the task's rows as well.
         estimate: Measure a few steps of drawn trials here, which takes a minute or so; reads the rows too.
         overrides: As `launch` takes them.

@@ -24,7 +24,7 @@ from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger.view import SearchView, SilentView
-from loraxs_search.search_space import Overrides, Space, open_space
+from loraxs_search.search_space import Overrides, Space, SpaceSource, open_space
 from loraxs_search.steering.plan import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
 from loraxs_search.studies.stored_space import stored_space
@@ -44,7 +44,7 @@ class Cluster:
 
 
 def launch(  # noqa: PLR0913  # each is a keyword
-    space: str | Space,
+    space: SpaceSource,
     *,
     name: str | None = None,
     address: str | None = None,
@@ -69,7 +69,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
 
 
 def launch_together(
-    spaces: Sequence[str | Space],
+    spaces: Sequence[SpaceSource],
     *,
     address: str | None = None,
     runtime_env: str | None = None,

@@ -5,16 +5,20 @@ import pickle
 import subprocess
 import sys
 from dataclasses import MISSING, fields
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from loraxs_search.errors import SpaceError
+from loraxs_search.errors import LoraxsError, SpaceError, UsageError
 from loraxs_search.methods import FactorSet
 from loraxs_search.records import BaseModelRef, DataSource, LargestTrial, PromotionRule, SearchPlan, Task
-from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, notes, parse_space
+from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, notes, open_space, parse_space
 from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section
+from loraxs_search.tasks.question_file import question_path
+from loraxs_search.tasks.tables import read_table
 
 
 def test_every_section_becomes_its_record(parse, text, folder):
@@ -376,3 +380,57 @@ def test_layers_are_not_searched_where_none_are_adapted(parse, methods, remedy) 
     assert parse(f"{text}  target_modules: attention\n").methods
     if "lora-xs" in methods:
         assert parse(f"{text}  target_modules: {searched}, when: {{method: [lora-xs]}}}}\n").methods
+
+
+# ---- what people give in place of a file -----------------------------------------------------------------------------
+def test_a_mapping_is_a_space(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text('{"s": "fine", "l": 1}\n')
+    task = {"name": "t", "kind": "sequence-classification", "labels": ("no", "yes"), "metrics": ["accuracy"]}
+    task |= {"data": {"data_files": {"train": Path("rows.jsonl")}}, "columns": {"text": "s", "label": "l"}}
+    parameters = {"rank": {"choice": [4, np.int64(8)]}, "learning_rate": np.float32(0.5)}
+    space = open_space({"task": task, "base_model": "a/b", "parameters": parameters}, {"search.trials": 3})
+    assert space.task.labels == ("no", "yes")
+    assert space.task.source.data_files == {"train": str(tmp_path / "rows.jsonl")}
+    assert space.parameters["rank"].possible == (4, 8)
+    assert space.search.trials == 3
+    assert parse_space(space.text, source="s.yaml", folder=tmp_path, name=space.name).parameters == space.parameters
+    with pytest.raises(SpaceError) as caught:
+        open_space({"base_model": "a/b", "parameters": parameters})
+    assert "task: is required" in caught.value.message
+    with pytest.raises(UsageError) as refused:
+        open_space(7)
+    assert "mapping" in str(refused.value.hint)
+
+
+def test_rows_are_no_space(tmp_path) -> None:
+    path = tmp_path / "tickets.csv.gz"
+    path.write_text("text,label\n")
+    with pytest.raises(SpaceError) as caught:
+        load_space(str(path))
+    assert f"loraxs-search init {path}" in str(caught.value.hint)
+
+
+def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reviews.yaml").write_text("")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "tickets.csv").write_text("text,label\n")
+    for use, wrong, right in (
+        (load_space, "reveiws.yaml", "reviews.yaml"),
+        (lambda name: read_table(Path(name)), "data/tikets.csv", "data/tickets.csv"),
+        (question_path, "./data/ticket.csv", "data/tickets.csv"),
+    ):
+        with pytest.raises(LoraxsError) as caught:
+            use(wrong)
+        assert caught.value.message.startswith(f"Did you mean {right}? ")
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [("trials=3", "search.trials"), ("rank=4", "parameters.rank"), ("seeds=1", "promotion.seeds")],
+)
+def test_a_key_without_its_section_is_asked_for_with_it(parse, text, override, meant) -> None:
+    with pytest.raises(SpaceError) as caught:
+        parse(text, override)
+    assert f"did you mean {meant}?" in caught.value.message
