@@ -215,7 +215,7 @@ def _sections(document: Document) -> dict[str, Any]:
 
 def _section_keys() -> dict[str, set[str]]:
     """Return the keys of sections, for who leaves out the section's name."""
-    models = {"search": search_section(), "promotion": PromotionSection, "task": TaskSection}
+    models: dict[str, Any] = {"search": search_section(), "promotion": PromotionSection, "task": TaskSection}
     parameters = {name for method in METHODS.importable() for name in parameter_specs(method)}
     return {"parameters": parameters} | {name: set(model.model_fields) for name, model in models.items()}
 
