@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError, UsageError, unknown_name
-from loraxs_search.promotion_scores import scored_anew, tested
+from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.out_folder import copy_folder, new_folder
 from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
@@ -93,7 +93,7 @@ def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, trac
         force,
         rows,
         rescore=lambda champion: scored_anew(champion, task, uri),
-        study=folder.name,
+        beside=registry.Beside(folder.name, folder.yardstick_answers(), other_finalists(folder, candidates)),
     )
     return decision
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loraxs_search import registry
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import LoraxsError, TaskDataError
 from loraxs_search.records import Candidate, Task
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies import StudyFolder, list_studies
 
 
 def scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:
@@ -52,3 +52,27 @@ def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
     updated = [answered if candidate == finalist else candidate for candidate in candidates]
     folder.write_candidates(updated)
     return updated
+
+
+def other_finalists(folder: StudyFolder, candidates: list[Candidate]) -> list[str]:
+    """Return the keys of finalists of this machine's other studies that have answered the same test rows.
+
+    A study that was never decided on has looked at them all the same.
+    """
+    own = {candidate.test_fingerprint for candidate in candidates if candidate.test_metrics}
+    found = []
+    for name in list_studies():
+        if name != folder.name and (other := _finished_on(name, folder.info.task.name)) is not None:
+            scored = [c for c in other if c.test_metrics and c.test_fingerprint in own - {""}]
+            earlier = [replace(c, trial_id=trial_id) for c in scored for trial_id in c.earlier_finalists]
+            found += [registry.key(candidate) for candidate in (*earlier, *scored)]
+    return found
+
+
+def _finished_on(name: str, task: str) -> list[Candidate] | None:
+    """Return the candidates of a study of the task; None where it has none, or cannot be read."""
+    try:
+        study = StudyFolder.open(name)
+        return study.candidates() if study.info.task.name == task else None
+    except LoraxsError:
+        return None

@@ -143,13 +143,12 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
 
 
 def print_summary(study: str) -> None:
-    """Print to stderr what a study has found, and whether it beats the yardsticks."""
+    """Print to stderr what a study has found, and whether it beats the baselines; where one wins, that comes first."""
     from loraxs_search.reports.html.facts import read_facts
     from loraxs_search.reports.html.summary import summary
     from loraxs_search.studies import StudyFolder
 
-    head = summary(read_facts(StudyFolder.open(study)))
-    print("\n".join(filter(None, (head.found, head.verdict))), file=sys.stderr)
+    print("\n".join(summary(read_facts(StudyFolder.open(study))).opening), file=sys.stderr)
 
 
 def _columns(task: Task) -> list[str]:

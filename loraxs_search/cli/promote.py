@@ -41,16 +41,24 @@ def command(
 
     Champion: only the finalist is scored on the test rows, once, at the end of `launch`. It becomes the champion if it
     is better than the present one, by at least `min_gain`, and if the gain is statistically significant. A paired test
-    on the same rows decides that, at `confidence`: McNemar's exact test for accuracy, a paired bootstrap for other
-    metrics. With `confidence: 0` the numbers count as they are. A first champion must beat the constant answer
-    significantly. No metric under `guards` may fall by more than it says.
+    on the same rows decides that, at `confidence`: McNemar's exact test for accuracy, a paired permutation test for
+    other metrics. Fewer than 10 test rows decide nothing. With `confidence: 0` the numbers count as they are. No metric
+    under `guards` may fall by more than it says.
+
+    Baselines: a first champion must beat every baseline significantly: the constant answer, TF-IDF, frozen features,
+    and for generated text and multiple choice the untouched base. Where a study has not kept a baseline's answers,
+    scores are compared. A later champion must not score below one. A base that could not be asked blocks promotion:
+    `resume` asks again. With `promotion.require: constant`, only the constant answer counts.
 
     Smaller finalist: it may be up to `tolerance` worse than the best champion that these test rows have had. It must
     not be significantly worse than the present one. So small losses do not add up.
 
-    Repeated use of test rows: comparisons on the same test rows are counted. The n-th one needs a confidence of 1 - (1
-    - `confidence`) / n. The card of the version says "Decision 3 on these rows". New test rows start at 1. If you
-    promote the same study again, that is the same comparison.
+    Repeated use of test rows: all comparisons on the same test rows together may err with a probability of 1 -
+    `confidence`: 5 % in total by default, however many there are. The n-th one gets the share 1 / (n (n + 1)) of that,
+    and if the comparison before it found a significant gain, also that one's share. So a better adapter needs a larger
+    gain, the more adapters were tried. Each finalist that was scored on these rows counts once, also if you did not run
+    `promote`. The version's page says "comparison 3 on these test rows". New test rows start at 1. If you promote the
+    same study again, that is the same comparison.
 
     Other test rows or base: a champion that was scored on other test rows, or that has another base, is first scored on
     the present rows, here. If that fails and its recorded scores are of other rows, the champion stays.
@@ -81,10 +89,10 @@ def command(
             print(f"\n  {_last_line(sample.prompt)}")
             print(f"    reference: {_line(sample.reference)}\n    answer: {_line(sample.answer)}")
 
-    emit(as_json, decision, show)
     if decision.winner is not None and decision.study:
-        sys.stdout.flush()
         print_summary(decision.study)
+        sys.stderr.flush()
+    emit(as_json, decision, show)
     if decision.promoted:
         name = decision.task if "champion" in decision.aliases else f"{decision.task}@{decision.aliases[0]}"
         print(f"\nnext: loraxs-search pull {name}", file=sys.stderr)

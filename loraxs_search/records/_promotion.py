@@ -18,10 +18,12 @@ class PromotionRule:
         metric: Metric that decides, on validation rows and then on test rows; None means the task's own.
         direction: Which way it is better; None means as the metric table has it.
         min_gain: What the finalist must gain over the champion, in the metric's unit.
-        confidence: How sure a gain or a loss on the same test rows must be to count as one; the n-th comparison on the
-            same rows is held to 1 - (1 - confidence) / n. 0 asks for no test.
+        confidence: How sure a gain or a loss on the same test rows must be to count as one, over all comparisons on
+            these rows together: the n-th has the share 1 / (n (n + 1)) of 1 - confidence. 0 asks for no test.
         tolerance: Of the candidates within this of the best on validation rows, the smallest stored bytes win. A
             smaller finalist may be this much worse on test rows than the best champion there was.
+        require: Baselines that a champion must beat: the `constant` answer, or `all` that were measured; the base alone
+            must be, where the task's kind asks it.
         guards: Metric to how much it may fall below the champion's, in its own unit.
         max_bytes: Larger adapters are no candidates; None means no limit.
         candidates: How many of the best trials are candidates.
@@ -36,6 +38,7 @@ class PromotionRule:
     min_gain: float = 0.0
     confidence: float = 0.95
     tolerance: float = 0.0
+    require: Literal["constant", "all"] = "all"
     guards: Mapping[str, float] = field(default_factory=dict)
     max_bytes: int | None = None
     candidates: int = 3
@@ -103,7 +106,7 @@ class Look:
     Args:
         alias: The championship that it was about.
         finalist: The finalist's key.
-        opponent: The champion's key, or `constant` where there was none: the best of the yardsticks.
+        opponent: The champion's key, or `constant` where there was none: the required baselines.
         number: Of this comparison among all on these rows; the same two compared again are one comparison.
         confidence: What it was held to.
         p_value: Chance of a gain this large if there were none; None when no test was asked for.
@@ -140,6 +143,8 @@ class Decision:
         at: When, ISO 8601.
         test_fingerprint: Of the test rows that it was made on.
         looks: Comparisons on these rows that it is made of.
+        seen: Digests of finalists that were scored on these rows and compared with nobody, which it was the first to
+            count.
     """
 
     task: str
@@ -159,3 +164,4 @@ class Decision:
     at: str = ""
     test_fingerprint: str = ""
     looks: tuple[Look, ...] = ()
+    seen: tuple[str, ...] = ()

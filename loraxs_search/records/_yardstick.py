@@ -19,6 +19,7 @@ class Yardstick:
             `zero-shot` is the base without an adapter, asked as adapters are, and `4-shot` the same with four worked
             examples in each prompt. Only the better of these on the validation rows answers the test rows.
         answer: What `constant` says: a label id, a number or a text; None for the others.
+        test_answers: Of a linear model, its answer to each test row: label ids or numbers. A study keeps them apart.
         seconds: What it took of one processor core.
         failed: Why it lacks metrics, the test rows' or all; empty when it has both.
     """
@@ -27,6 +28,7 @@ class Yardstick:
     validation_metrics: Mapping[str, float] = field(default_factory=dict)
     test_metrics: Mapping[str, float] = field(default_factory=dict)
     answer: int | float | str | None = None
+    test_answers: tuple[float, ...] = ()
     seconds: float = 0.0
     failed: str = ""
 

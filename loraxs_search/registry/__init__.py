@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.registry.card import model_card
 from loraxs_search.registry.factor_files import factors_at, install_factors
-from loraxs_search.registry.finalist import Choice, choose, trial_of
+from loraxs_search.registry.finalist import Choice, choose, key, trial_of
 from loraxs_search.registry.manifest import sealed, verify
 from loraxs_search.registry.names import check_base, on_base
 from loraxs_search.registry.pull import adapter_folder, pull
-from loraxs_search.registry.store import BASE_ALONE, RegisteredAdapter, Registry, Rescored
+from loraxs_search.registry.store import BASE_ALONE, Beside, RegisteredAdapter, Registry, Rescored
 from loraxs_search.registry.summary import TaskSummary
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASE_ALONE",
+    "Beside",
     "Choice",
     "RegisteredAdapter",
     "Registry",
@@ -29,6 +30,7 @@ __all__ = [
     "choose",
     "factors_at",
     "install_factors",
+    "key",
     "model_card",
     "on_base",
     "pull",

@@ -84,6 +84,7 @@ class Comparison:
 
     Args:
         past: Every decision on the task, oldest first.
+        seen: Keys of other finalists that have answered the test rows.
     """
 
     rule: PromotionRule
@@ -91,6 +92,7 @@ class Comparison:
     finalist: Scored
     forced: bool
     past: Sequence[Decision]
+    seen: Sequence[str] = ()
 
     def decide(self, champions: Mapping[str, ComparedChampion]) -> Decision:
         """Decide whether the finalist becomes champion of the task, and whether it leads its own base.
@@ -98,7 +100,14 @@ class Comparison:
         Args:
             champions: Alias to the champion that holds it.
         """
-        looks = Looks(self.past, self.finalist.candidate.test_fingerprint)
+        own = self.finalist.candidate
+        earlier = [key(replace(own, trial_id=trial_id)) for trial_id in own.earlier_finalists]
+        looks = Looks(self.past, own.test_fingerprint, [*earlier, *self.seen])
+        uncounted, unmet = looks.uncounted(key(own)), looks.unmet(key(own)) if own.test_metrics else ()
+        decision = self._decide(champions, looks, uncounted)
+        return replace(decision, seen=uncounted if decision.looks else (*uncounted, *unmet))
+
+    def _decide(self, champions: Mapping[str, ComparedChampion], looks: Looks, uncounted: tuple[str, ...]) -> Decision:
         overall, own = champions.get(CHAMPION), base_alias(self.finalist.candidate.base_model)
         decision = self._against(CHAMPION, overall, looks, self.forced)
         on_own_base = overall is not None and base_alias(overall.scored.candidate.base_model) == own
@@ -108,7 +117,7 @@ class Comparison:
             return replace(decision, aliases=tuple(dict.fromkeys((CHAMPION, own))))
         if is_one:
             return decision
-        looks.take(decision)
+        looks.take(replace(decision, seen=uncounted))
         second = self._against(own, of_base, looks, self.forced and decision.promoted)
         promoted = {CHAMPION: decision.promoted, own: second.promoted}
         return replace(
@@ -122,20 +131,18 @@ class Comparison:
         return key(champion.adapter.candidate) == key(self.finalist.candidate)
 
     def _against(self, alias: str, champion: ComparedChampion | None, looks: Looks, forced: bool) -> Decision:
+        finalist = key(self.finalist.candidate)
         other = YARDSTICK if champion is None else key(champion.scored.candidate)
         terms = Terms(
             alias=alias,
-            look=looks.number(key(self.finalist.candidate), other, self._earlier_finalists()),
+            look=looks.number(finalist, other),
+            level=looks.level(finalist, other, 1 - self.rule.confidence),
             anchor=self._anchor(alias, champion),
             forced=forced,
         )
         decision = decide(self.rule, self.task, self.finalist, champion.scored if champion else None, terms)
         note = champion.note if champion else ""
         return replace(decision, reasons=(note, *decision.reasons)) if note else decision
-
-    def _earlier_finalists(self) -> list[str]:
-        own = self.finalist.candidate
-        return [key(replace(own, trial_id=trial_id)) for trial_id in own.earlier_finalists]
 
     def _anchor(self, alias: str, champion: ComparedChampion | None) -> Anchor | None:
         criterion, finalist = Criterion.of(self.rule, self.task), self.finalist.candidate

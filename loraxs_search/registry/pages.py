@@ -83,7 +83,7 @@ def _looks(decision: Decision) -> Iterable[str]:
     if decision.looks:
         look = decision.looks[-1]
         sure = f", held to a confidence of {look.confidence:.4g}" if look.confidence else ""
-        yield f"decision {look.number} on these test rows{sure}"
+        yield f"comparison {look.number} on these test rows{sure}"
     if decision.forced:
         yield "promoted by force"
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, Decision, Look, PromotionRule, Task, alone_yardstick
+from loraxs_search.records import Candidate, Decision, Look, PromotionRule, Task
 from loraxs_search.registry.anchor import Anchor
 from loraxs_search.registry.criterion import NOISE, Criterion, better_when
 from loraxs_search.registry.finalist import identity, key, show_bytes
 from loraxs_search.registry.names import CHAMPION
 
 if TYPE_CHECKING:
+    from loraxs_search.registry.baseline_answers import BaselineAnswer
     from loraxs_search.registry.test_predictions import ScoredRows
 
-YARDSTICK = "constant"  # whom a first champion is compared with, whichever of the yardsticks that is
+TRY_NEXT = "Try more steps, other target modules or more trials"
+_CONSTANT = "with `promotion.require: constant` only the constant answer counts"
+YARDSTICK = "constant"  # whom a first champion is compared with: all baselines
 _TINY = 1e-4
 _FORCE = "`--force` promotes it all the same"
 
@@ -25,11 +29,13 @@ class Scored:
 
     Args:
         alone: A finalist's base without an adapter: its answers to the same rows.
+        answers: Those of other baselines of its study, by name.
     """
 
     candidate: Candidate
     rows: ScoredRows | None = None
     alone: ScoredRows | None = None
+    answers: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -39,12 +45,14 @@ class Terms:
     Args:
         alias: The championship that it is about.
         look: The number of this comparison among all on these test rows.
+        level: The chance of error that it may have; None for that of its number alone.
         anchor: What tolerance counts from; None turns tolerance off.
         forced: Promote the finalist whatever the champion.
     """
 
     alias: str = CHAMPION
     look: int = 1
+    level: float | None = None
     anchor: Anchor | None = None
     forced: bool = False
 
@@ -69,7 +77,8 @@ class _AppliedRule:
     @property
     def level(self) -> float:
         """The chance of error that this look may have: looks at the same rows share what is allowed."""
-        return (1 - self.rule.confidence) / self.terms.look
+        number, level = self.terms.look, self.terms.level
+        return (1 - self.rule.confidence) / (number * (number + 1)) if level is None else level
 
     def look(self, opponent: str, p: float | None) -> Look:
         anchor, finalist = self.terms.anchor, key(self.finalist.candidate)
@@ -88,40 +97,78 @@ class _AppliedRule:
     def sureness(self, p: float) -> str:
         number = self.terms.look
         chance = f"p={p:.3g}" if p >= _TINY else f"p<{_TINY:f}".rstrip("0")
-        return f"{chance}; decision {number} on these rows, confidence {1 - self.level:.4g}"
+        return f"{chance}; comparison {number} on these rows, confidence {1 - self.level:.4g}"
 
     # ---- the two comparisons -----------------------------------------------------------------------------------------
-    def with_yardstick(self) -> _Verdict:
-        """Hold a first champion against the better of the constant answer and the base alone."""
-        rows, criterion, alone = self.finalist.rows, self.criterion, self.finalist.alone
-        yardsticks = self.finalist.candidate.yardsticks
+    def with_baselines(self) -> _Verdict:
+        """Hold a first champion against each baseline that the rule requires."""
+        first, criterion, rows = "there was no champion", self.criterion, self.finalist.rows
         if rows is None:
-            untested = "there was no champion, and answers to test rows to hold against the constant answer are missing"
+            untested = f"{first}, and answers to test rows to hold against the constant answer are missing"
             return _Verdict(not self.rule.confidence, untested if not self.rule.confidence else f"{untested}: {_FORCE}")
-        if alone is None and (measured := alone_yardstick(yardsticks)):
-            return _Verdict(False, f"there was no champion, and the answers of {measured.name} are missing: {_FORCE}")
-        from loraxs_search.registry.yardstick_answer import hardest_answer
+        baselines = self._baselines(rows)
+        if not baselines:
+            return _Verdict(False, f"{criterion.metric} of the constant answer cannot be computed: {_FORCE}")
+        chances = [self.p_value(rows, each.rows) if self.rule.confidence else None for each in baselines]
+        for baseline, p in zip(baselines, chances, strict=True):
+            if self.rule.confidence and p is None and baseline.rows is not None:
+                why = f"{baseline.name}, whose answers are to other rows, or of other tokens"
+                return _Verdict(False, f"{first} to beat but {why}: {_FORCE}")
+        known = [p for p in chances if p is not None]
+        look = self.look(YARDSTICK, max(known, default=None))
+        unbeaten = [
+            (each, p)
+            for each, p in zip(baselines, chances, strict=True)
+            if self._gain_over(each) <= NOISE or (p is not None and p > self.level + NOISE)
+        ]
+        hardest, p = min(unbeaten or list(zip(baselines, chances, strict=True)), key=lambda it: self._gain_over(it[0]))
+        gain = self._gain_over(hardest)
+        against = f"{first}; {_beside(gain, f'{hardest.name} ({criterion.metric} {hardest.score:.4f})')}"
+        sureness = f" ({self.sureness(p)})" if p is not None else ""
+        if unbeaten:
+            unsure = ", not significantly better" if gain > NOISE else ""
+            return _Verdict(False, f"{against}{unsure}{sureness}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}", look)
+        return _Verdict(True, f"{against}{', significant' if p is not None else ''}{sureness}", look)
+
+    def beaten_by_baseline(self) -> str:
+        """Say which baseline scores higher than the finalist; empty where none does."""
+        rows = self.finalist.rows
+        better = [each for each in self._baselines(rows) if self._gain_over(each) < -NOISE] if rows is not None else []
+        if not better:
+            return ""
+        best = min(better, key=self._gain_over)
+        scored = f"{best.name} ({self.criterion.metric} {best.score:.4f})"
+        return f"{-self._gain_over(best):.4f} worse than {scored}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
+
+    def unready(self) -> str:
+        """Say why nothing can be decided on these test rows, and what to do; empty where it can."""
+        rows, rule = self.finalist.rows, self.rule
+        if rows is None:
+            return ""
+        from loraxs_search.registry.baseline_answers import unmeasured
+        from loraxs_search.registry.significance import MIN_ROWS
+
+        if rule.confidence and len(rows.labels) < MIN_ROWS:
+            few = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {len(rows.labels)}"
+            return f"{few}: add test rows and search anew; {_FORCE}"
+        if why := unmeasured(rule, self.task, self.finalist.candidate.yardsticks, self.finalist.alone):
+            study = self.finalist.candidate.study
+            return f"{why}. `loraxs-search resume {study}` asks it again; {_FORCE}"
+        return ""
+
+    def _baselines(self, rows: ScoredRows) -> list[BaselineAnswer]:
+        from loraxs_search.registry.baseline_answers import baseline_answers
         from loraxs_search.tasks.kinds import find_metric
 
-        metric = find_metric(criterion.metric)
-        hardest = None
-        if metric is not None:
-            hardest = hardest_answer(self.task, metric, criterion.sign, rows, yardsticks, alone)
-        if hardest is None:
-            return _Verdict(False, f"{criterion.metric} of the constant answer cannot be computed: {_FORCE}")
-        gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.sign * hardest.score
-        over = f"{hardest.name} ({criterion.metric} {hardest.score:.4f})"
-        against = f"there was no champion; {_beside(gain, over)}"
-        if not self.rule.confidence:
-            return _Verdict(gain > NOISE, against, self.look(YARDSTICK, None))
-        p = self.p_value(rows, hardest.rows)
-        if p is None:
-            return _Verdict(False, f"{against}, whose answers are to other rows, or of other tokens: {_FORCE}")
-        promoted = gain > NOISE and p <= self.level + NOISE
-        unsure = ", not significantly better" if gain > NOISE else ""
-        no_use = f"{unsure}: the search found nothing that can be shown to be of use"
-        verdict = ", significant" if promoted else no_use
-        return _Verdict(promoted, f"{against}{verdict} ({self.sureness(p)})", self.look(YARDSTICK, p))
+        metric, finalist = find_metric(self.criterion.metric), self.finalist
+        if metric is None:
+            return []
+        of_study = (finalist.candidate.yardsticks, finalist.alone, finalist.answers)
+        return baseline_answers(self.rule, self.task, metric, self.criterion.sign, rows, *of_study)
+
+    def _gain_over(self, baseline: BaselineAnswer) -> float:
+        finalist = self.criterion.value(self.finalist.candidate.test_metrics)
+        return finalist - self.criterion.sign * baseline.score
 
     def with_champion(self, champion: Scored) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
@@ -194,13 +241,14 @@ def decide(
 ) -> Decision:
     """Say whether a finalist becomes champion.
 
-    Without a champion it must significantly beat the constant answer, and the base alone where that was asked. With one
-    it is promoted when it gains at least `min_gain` over it, more than nothing, and significantly; or when it stores
-    strictly fewer bytes, is at most `tolerance` worse than the anchor, and not significantly worse than the champion.
-    Not when a guarded metric falls by more than it may.
-    "Significantly" is a paired test over the test rows at `confidence`, the n-th look at 1 - (1 - confidence) / n;
-    with a confidence of 0 numbers are taken as they stand. A champion that was measured on other test rows is not
-    comparable, and stays.
+    Without a champion it must significantly beat each baseline that the rule requires; by score alone where the study
+    has not kept the baseline's answers. With one it is promoted when it gains at least `min_gain` over it, more than
+    nothing, and significantly; or when it stores strictly fewer bytes, is at most `tolerance` worse than the anchor,
+    and not significantly worse than the champion. Not when a guarded metric falls by more than it may, nor when a
+    required baseline scores higher.
+    "Significantly" is a paired test over the test rows; all looks at them together are held to `confidence` (`Looks`),
+    and fewer than ten rows decide nothing. With a confidence of 0 numbers are taken as they stand. A champion that was
+    measured on other test rows is not comparable, and stays.
 
     Args:
         rule: `metric` defaults to the task's.
@@ -213,12 +261,16 @@ def decide(
     forcible = True
     if fault := criterion.fault(candidate.test_metrics, "test"):
         verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
-    elif champion is None:
-        verdict = applied.with_yardstick()
-    elif key(candidate) == key(champion.candidate):
+    elif champion is not None and key(candidate) == key(champion.candidate):
         verdict, forcible = _Verdict(False, f"{identity(candidate)} already is the champion"), False
+    elif why := applied.unready():
+        verdict = _Verdict(False, why)
+    elif champion is None:
+        verdict = applied.with_baselines()
     else:
         verdict = applied.with_champion(champion)
+        if verdict.promoted and (why := applied.beaten_by_baseline()):
+            verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
     forced = terms.forced and forcible and not verdict.promoted
     score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
     return Decision(

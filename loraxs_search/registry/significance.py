@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.registry.test_predictions import ScoredRows
+from loraxs_search.registry.test_predictions import ScoredRows, Values
 from loraxs_search.tasks.kinds import Metric, find_metric
 
+MIN_ROWS = 10  # fewer test rows decide nothing
 NUM_RESAMPLES = 2000
-_BEYOND = 20  # resamples that make up a chance equal to the level: with fewer it could not be told from zero
+_EXACT = 11  # rows that differ: 2^11 exchanges are all there are, and about as many as are drawn
+_BEYOND, _MANY = 20, 200_000  # exchanges that make up a chance equal to the level: with fewer it could look like zero
 _CHUNK_BYTES = 16 * 2**20
 _SEED = 0
 
@@ -24,14 +26,16 @@ Ids = npt.NDArray[np.int64]
 def p_value(metric: str, sign: float, first: ScoredRows, second: ScoredRows, level: float = 0.05) -> float | None:
     """Return the chance of seeing `first` ahead by this much if it were no better; None where rows cannot tell.
 
-    Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired bootstrap over rows;
-    the share of resamples in which `first` is not ahead. The same rows give the same number, on every machine.
+    Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired permutation test. If
+    neither is better, it is chance which of the two gave which answer to a row. So the two answers to each row are
+    exchanged or left, and the result is the share of exchanges in which `first` is ahead by as much: of all exchanges
+    where few rows differ, of a sample elsewhere. The same rows give the same number, on every machine.
 
     What is a mean over tokens, such as the loss, can only be compared where both have as many in each row.
 
     Args:
         sign: 1 when more is better, -1 when less is.
-        level: The chance that the result is compared with: a small one needs more resamples.
+        level: The chance that the result is compared with: a small one needs more exchanges.
     """
     known = find_metric(metric)
     if known is None or not first.same_rows(second) or not len(first.labels):
@@ -40,9 +44,13 @@ def p_value(metric: str, sign: float, first: ScoredRows, second: ScoredRows, lev
         return None
     if known.is_share:
         return _mcnemar(first, second)
-    num_resamples = max(NUM_RESAMPLES, math.ceil(_BEYOND / level))
-    gains = sign * _resampled_gains(known, first, second, num_resamples)
-    return float((1 + np.count_nonzero(gains <= 0)) / (1 + len(gains)))
+    pairs = _pairs(known, first, second)
+    if int(pairs.counts[pairs.differ].sum()) <= _EXACT:
+        ahead, drawn = _count_ahead(pairs, sign, _all_exchanges(pairs))
+        return ahead / drawn
+    total = max(NUM_RESAMPLES, math.ceil(min(_BEYOND / level, max(_MANY, 2 / level))))
+    ahead, drawn = _count_ahead(pairs, sign, _drawn_exchanges(pairs, total), enough=level * total)
+    return (1 + ahead) / (1 + drawn)
 
 
 def score_of(metric: Metric, rows: ScoredRows) -> float | None:
@@ -65,95 +73,136 @@ def _mcnemar(first: ScoredRows, second: ScoredRows) -> float:
     return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
 
 
-def _resampled_gains(metric: Metric, first: ScoredRows, second: ScoredRows, num_resamples: int) -> Numbers:
-    random = np.random.default_rng(_SEED)
+# ---- exchanges of two answers ----------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Two answers to each row; rows that are answered alike may be one item.
+
+    Args:
+        counts: How many rows each item stands for, (items,).
+        differ: Whether its two answers differ, (items,).
+        gains: What `first` gains where so many rows of each item are exchanged, (exchanges, items) to (exchanges,).
+        width: Numbers that an exchange takes.
+    """
+
+    counts: Ids
+    differ: npt.NDArray[np.bool_]
+    gains: Callable[[Numbers], Numbers]
+    width: int
+
+
+def _count_ahead(pairs: _Pairs, sign: float, exchanges: Iterator[Numbers], enough: float = math.inf) -> tuple[int, int]:
+    """Return how many exchanges put `first` ahead by as much as it is, of how many.
+
+    Args:
+        enough: With more of them than this, more exchanges would not change what is decided.
+    """
+    observed, ahead, drawn = sign * float(pairs.gains(np.zeros((1, len(pairs.counts))))[0]), 0, 0
+    for exchanged in exchanges:
+        gains = sign * pairs.gains(exchanged)
+        rounding = 1e-9 * max(abs(observed), float(np.abs(gains).max()))
+        ahead += int(np.count_nonzero(gains >= observed - rounding))
+        drawn += len(exchanged)
+        if ahead > enough and drawn >= NUM_RESAMPLES:
+            break
+    return ahead, drawn
+
+
+def _all_exchanges(pairs: _Pairs) -> Iterator[Numbers]:
+    places = np.flatnonzero(pairs.differ)
+    for numbers in _chunks(2 ** len(places), pairs.width):
+        exchanged = np.zeros((len(numbers), len(pairs.counts)))
+        exchanged[:, places] = numbers[:, None] >> np.arange(len(places)) & 1
+        yield exchanged
+
+
+def _drawn_exchanges(pairs: _Pairs, total: int) -> Iterator[Numbers]:
+    random, is_single = np.random.default_rng(_SEED), bool((pairs.counts == 1).all())
+    for numbers in _chunks(total, pairs.width):
+        shape = (len(numbers), len(pairs.counts))
+        drawn = random.integers(0, 2, shape, np.int8) if is_single else random.binomial(pairs.counts, 0.5, shape)
+        yield drawn.astype(np.float64)
+
+
+def _chunks(total: int, width: int) -> Iterator[Ids]:
+    size = max(1, _CHUNK_BYTES // (8 * max(1, width)))
+    for start in range(0, total, size):
+        yield np.arange(start, min(start + size, total))
+
+
+def _pairs(metric: Metric, first: ScoredRows, second: ScoredRows) -> _Pairs:
+    labels = first.labels
     if metric.column != "predictions":
         assert first.counts is not None  # `p_value` has seen to it
         sums, others = (np.asarray(rows.column(metric.column), np.float64) for rows in (first, second))
-        return _gains_of_sums(sums, others, first.counts.astype(np.float64), random, num_resamples)
+        return _pairs_of_sums(sums - others, float(first.counts.sum()))
     if metric.of_rows is not None:
-        scores, others = (metric.of_rows(rows.predictions, rows.labels) for rows in (first, second))
-        return _gains_of_sums(scores, others, np.ones(len(first.labels)), random, num_resamples)
-    if metric.name in OF_COUNTS and first.labels.dtype.kind == "i":
-        return _gains_of_counts(OF_COUNTS[metric.name], first, second, random, num_resamples)
-    if metric.name in OF_NUMBERS and first.labels.dtype.kind == "f":
-        return _gains_of_numbers(OF_NUMBERS[metric.name], first, second, random, num_resamples)
-    score, size, labels = metric.score, len(first.labels), first.labels
-    gains = []
-    for _ in range(num_resamples):
-        rows = random.integers(size, size=size)
-        gains.append(score(first.predictions[rows], labels[rows]) - score(second.predictions[rows], labels[rows]))
-    return np.array(gains)
+        scores, others = (metric.of_rows(rows.predictions, labels) for rows in (first, second))
+        return _pairs_of_sums(scores - others, float(len(labels)))
+    if metric.name in OF_COUNTS and labels.dtype.kind == "i":
+        return _pairs_of_ids(OF_COUNTS[metric.name], first, second)
+    score, answers = _one_by_one(metric), (first.predictions, second.predictions)
+    if metric.name in OF_NUMBERS and labels.dtype.kind == "f":
+        score, answers = OF_NUMBERS[metric.name], (answers[0].astype(np.float64), answers[1].astype(np.float64))
+        labels = labels.astype(np.float64)
+
+    def gains(exchanged: Numbers) -> Numbers:
+        is_first, true = exchanged == 0, np.broadcast_to(labels, exchanged.shape)
+        return score(np.where(is_first, *answers), true) - score(np.where(is_first, *answers[::-1]), true)
+
+    return _Pairs(np.ones(len(labels), np.int64), answers[0] != answers[1], gains, len(labels))
 
 
-# ---- sums over rows, of many resamples at once -----------------------------------------------------------------------
-def _gains_of_sums(
-    first: Numbers, second: Numbers, counts: Numbers, random: np.random.Generator, num_resamples: int
-) -> Numbers:
-    """Resample what each row adds, (N,), to a sum that is divided by the sum of `counts`, (N,)."""
-    gains, share = [], np.full(len(counts), 1 / len(counts))
-    for size in _chunks(num_resamples, len(counts)):
-        drawn = random.multinomial(len(counts), share, size=size).astype(np.float64)  # how often each row is drawn
-        gains.append(_ratio(drawn @ first - drawn @ second, drawn @ counts))
-    return np.concatenate(gains)
+def _pairs_of_sums(differences: Numbers, total: float) -> _Pairs:
+    """Pair what rows add, (N,), to a sum that is divided by `total`."""
+    differences = differences[differences != 0]
+    counts = np.ones(len(differences), np.int64)
+    return _Pairs(counts, counts > 0, lambda e: (1 - 2 * e) @ differences / (total or 1.0), len(differences))
 
 
-# ---- metrics of classes, of many resamples at once -------------------------------------------------------------------
+def _one_by_one(metric: Metric) -> Callable[[Values, Values], Numbers]:
+    return lambda answered, true: np.array([metric.score(*both) for both in zip(answered, true, strict=True)])
+
+
+# ---- metrics of classes, of many exchanges at once -------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """How often each label is true, answered, and both; each of shape (resamples, labels)."""
+    """How often each label is true, answered, and both; each of shape (exchanges, labels), `true` maybe (1, labels)."""
 
     true: Numbers
     answered: Numbers
     hits: Numbers
 
 
-def _gains_of_counts(
-    score: Callable[[Counts], Numbers],
-    first: ScoredRows,
-    second: ScoredRows,
-    random: np.random.Generator,
-    num_resamples: int,
-) -> Numbers:
-    """Resample all rows at once: how often each (label, first answer, second answer) is drawn is multinomial.
+def _pairs_of_ids(score: Callable[[Counts], Numbers], first: ScoredRows, second: ScoredRows) -> _Pairs:
+    """Pair label ids: rows with the same label and the same two answers are one item, unless few rows differ."""
+    triples, counts = np.stack([first.labels, first.predictions, second.predictions]), np.ones(len(first.labels), int)
+    if np.count_nonzero(triples[1] != triples[2]) > _EXACT:
+        triples, counts = np.unique(triples, axis=1, return_counts=True)  # (3, items)
+    labels, *answers = triples
+    n = 1 + int(triples.max())
+    true = _summed(counts[None].astype(np.float64), labels, n)
 
-    Only combinations that occur take part, at most one a row, and resamples are drawn in chunks: memory grows with
-    neither the number of labels nor that of resamples.
-    """
-    triples = np.stack([first.labels, first.predictions, second.predictions])
-    cells, counts = np.unique(triples, axis=1, return_counts=True)  # (3, cells)
-    labels, first_answers, second_answers = cells
-    n, gains = 1 + int(cells.max()), []
-    for size in _chunks(num_resamples, max(len(counts), n)):
-        drawn = random.multinomial(counts.sum(), counts / counts.sum(), size=size).astype(np.float64)
-        true = _summed(drawn, labels, n)
-        first_scores, second_scores = (
-            score(
-                Counts(
-                    true,
-                    _summed(drawn, answered, n),
-                    _summed(drawn[:, answered == labels], labels[answered == labels], n),
-                )
-            )
-            for answered in (first_answers, second_answers)
-        )
-        gains.append(first_scores - second_scores)
-    return np.concatenate(gains)
+    def hits(rows_of: Numbers, answered: Ids) -> Numbers:
+        return _summed(rows_of[:, answered == labels], labels[answered == labels], n)
+
+    def scored(own: tuple[Numbers, Ids], other: tuple[Numbers, Ids]) -> Numbers:
+        return score(Counts(true, _summed(*own, n) + _summed(*other, n), hits(*own) + hits(*other)))
+
+    def gains(exchanged: Numbers) -> Numbers:
+        left, (one, two) = counts - exchanged, answers
+        return scored((left, one), (exchanged, two)) - scored((left, two), (exchanged, one))
+
+    return _Pairs(counts, answers[0] != answers[1], gains, max(len(counts), n))
 
 
-def _chunks(total: int, width: int) -> Iterator[int]:
-    size = max(1, _CHUNK_BYTES // (8 * width))
-    for start in range(0, total, size):
-        yield min(size, total - start)
-
-
-def _summed(drawn: Numbers, ids: Ids, n: int) -> Numbers:
-    """Return the sum of `drawn`, shape (resamples, cells), over the cells of each id, shape (resamples, n)."""
-    sums = np.zeros((len(drawn), n))
+def _summed(rows_of: Numbers, ids: Ids, n: int) -> Numbers:
+    """Return the sum of `rows_of`, shape (exchanges, items), over the items of each id, shape (exchanges, n)."""
+    sums = np.zeros((len(rows_of), n))
     if len(ids):
         order = np.argsort(ids, kind="stable")
         present, starts = np.unique(ids[order], return_index=True)
-        sums[:, present] = np.add.reduceat(drawn[:, order], starts, axis=1)
+        sums[:, present] = np.add.reduceat(rows_of[:, order], starts, axis=1)
     return sums
 
 
@@ -187,28 +236,9 @@ def _matthews(counts: Counts) -> Numbers:
 OF_COUNTS: dict[str, Callable[[Counts], Numbers]] = {"f1": _f1, "macro_f1": _macro_f1, "matthews": _matthews}
 
 
-# ---- metrics of numbers, of many resamples at once -------------------------------------------------------------------
-def _gains_of_numbers(
-    score: Callable[[Numbers, Numbers], Numbers],
-    first: ScoredRows,
-    second: ScoredRows,
-    random: np.random.Generator,
-    num_resamples: int,
-) -> Numbers:
-    """Resample rows in chunks: the same rows as if they were drawn one resample after another, scored in float64."""
-    first_answers, second_answers, labels = (
-        x.astype(np.float64) for x in (first.predictions, second.predictions, first.labels)
-    )
-    gains = []
-    for size in _chunks(num_resamples, len(labels)):
-        rows = random.integers(len(labels), size=(size, len(labels)))
-        true = labels[rows]
-        gains.append(score(first_answers[rows], true) - score(second_answers[rows], true))
-    return np.concatenate(gains)
-
-
+# ---- metrics of numbers, of many exchanges at once -------------------------------------------------------------------
 def _pearson(answered: Numbers, true: Numbers) -> Numbers:
-    """Return the correlation of each row of two arrays of shape (resamples, N); 0 where one of them is constant."""
+    """Return the correlation of each row of two arrays of shape (exchanges, N); 0 where one of them is constant."""
     answered_apart, true_apart = (x - x.mean(1, keepdims=True) for x in (answered, true))
     top = np.einsum("rn,rn->r", answered_apart, true_apart)
     bottom = _length(answered_apart, answered) * _length(true_apart, true)

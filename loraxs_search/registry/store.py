@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +30,29 @@ from loraxs_search.registry.tags import DECISIONS, PAGE, SUMMARY
 if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
 
-__all__ = ["BASE_ALONE", "RegisteredAdapter", "Registry", "Rescored"]
+__all__ = ["BASE_ALONE", "Beside", "RegisteredAdapter", "Registry", "Rescored"]
 
 BASE_ALONE = "base"  # in place of a trial id
 _MAX_TRIES = 5
 _NO_PREDICTIONS: Mapping[str, Path] = {}
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a decision needs beside candidates.
+
+    Args:
+        study: Whose candidates they are, for the record where there are none.
+        answers: Of the study's linear models to the test rows, by name.
+        seen: Keys of other finalists that have answered the test rows: each counts as a look at them.
+    """
+
+    study: str = ""
+    answers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    seen: Sequence[str] = ()
+
+
+_NOTHING = Beside()
 
 
 class Registry(RegistryReader):
@@ -54,7 +72,7 @@ class Registry(RegistryReader):
         forced: bool = False,
         predictions: Mapping[str, Path] = _NO_PREDICTIONS,
         rescore: Rescore | None = None,
-        study: str = "",
+        beside: Beside = _NOTHING,
     ) -> tuple[Decision, int | None]:
         """Choose the finalist among `candidates`, decide between it and the champion, and act on it.
 
@@ -65,13 +83,15 @@ class Registry(RegistryReader):
             predictions: Trial id to the file of its answers to the test rows; under `BASE_ALONE` those of the base
                 without an adapter.
             rescore: Scores a champion anew where it has no answers to these test rows, or stands on another base.
-            study: Whose candidates they are, for the record where there are none.
+            beside: What else is known of the study and of the test rows.
         Returns:
             The decision, and the version it made champion.
         """
         choice = choose(rule, task, candidates)
         if choice.finalist is None:
-            decision = self._refusal(rule, task, study or ", ".join(sorted({c.study for c in candidates})), choice)
+            decision = self._refusal(
+                rule, task, beside.study or ", ".join(sorted({c.study for c in candidates})), choice
+            )
             with self._locked(task.name):
                 self._record(decision)
             return decision, None
@@ -79,13 +99,13 @@ class Registry(RegistryReader):
         answers = file.read_bytes() if file is not None else None
         alone = predictions.get(BASE_ALONE)
         of_base = alone.read_bytes() if alone is not None else None
-        finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base))
+        finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
         for _ in range(_MAX_TRIES):
             champions = self._champions(task.name, finalist.candidate, rescore)  # may take minutes: before the lock
             with self._locked(task.name) as check:
                 if self._moved(task.name, champions):
                     continue
-                comparison = Comparison(rule, task, finalist, forced, self.history(task.name))
+                comparison = Comparison(rule, task, finalist, forced, self.history(task.name), beside.seen)
                 decision = comparison.decide({alias: one for alias, one in champions.items() if one is not None})
                 decision = replace(decision, reasons=(*choice.reasons, *decision.reasons), at=_now())
                 if not decision.promoted:

@@ -67,7 +67,7 @@ def _why_not_paired(first: Evidence, second: Evidence) -> str:
 
 def _of_rows(first: Evidence, second: Evidence) -> Difference | None:
     from loraxs_search.registry import ScoredRows
-    from loraxs_search.registry.significance import p_value
+    from loraxs_search.registry.significance import MIN_ROWS, p_value
 
     assert first.tested is not None
     assert second.tested is not None
@@ -75,6 +75,8 @@ def _of_rows(first: Evidence, second: Evidence) -> Difference | None:
     assert second.rows is not None
     metric, sign = first.task.metric, _sign(first.task)
     one, other = (ScoredRows.from_bytes(path.read_bytes()) for path in (first.rows, second.rows))
+    if len(one.labels) < MIN_ROWS:
+        return _of_seeds(first, second, f"no paired rows: at least {MIN_ROWS} test rows tell, not {len(one.labels)}")
     sides = [p_value(metric, sign, *pair) for pair in ((one, other), (other, one))]
     smaller = min((p for p in sides if p is not None), default=None)
     gain = sign * (second.tested.test_metrics[metric] - first.tested.test_metrics[metric])

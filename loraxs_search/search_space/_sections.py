@@ -110,6 +110,7 @@ class PromotionSection(Section):
     min_gain: Annotated[Number, Field(ge=0)] = PromotionRule.min_gain
     confidence: Annotated[Number, Field(ge=0, lt=1)] = PromotionRule.confidence
     tolerance: Annotated[Number, Field(ge=0)] = PromotionRule.tolerance
+    require: Literal["constant", "all"] = PromotionRule.require
     guards: dict[str, Annotated[Number, Field(ge=0)]] = {}  # noqa: RUF012  # pydantic copies it
     max_bytes: Count | None = None
     choose: Literal["best", "smallest"] = PromotionRule.choose

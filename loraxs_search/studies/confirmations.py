@@ -90,6 +90,11 @@ class Confirmations:
         path = self._path / f"base-{shots}.failed.json"
         return from_json(_FailureFile, path.read_bytes()).reason if path.exists() else ""
 
+    def forget_alone_failures(self) -> None:
+        """Have the base alone asked again for what it could not answer."""
+        for path in self._path.glob("base-*.failed.json"):
+            path.unlink()
+
     def write_alone_failure(self, shots: int, reason: str) -> None:
         """Keep why the base alone could not answer."""
         write_atomic(self._path / f"base-{shots}.failed.json", to_json(_FailureFile(reason)))

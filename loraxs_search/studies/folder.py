@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESOLVED_SPACE = "space.json"
+_YARDSTICK_ANSWERS = "yardsticks.answers.json"
 _STEPS = "steps.json"
 _PROBE_S = 0.3  # far longer than it takes to ask whether a lock is held
 
@@ -256,8 +257,16 @@ class StudyFolder:
         return read_record(Identity, path) if path.exists() else None
 
     def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
-        """Record what simple models reach on the study's rows."""
-        write_atomic(self.path / "yardsticks.json", to_json({"yardsticks": list(yardsticks)}, indent=2))
+        """Record what simple models reach on the study's rows, and the answers to test rows that they bring."""
+        if answers := {one.name: one.test_answers for one in yardsticks if one.test_answers}:
+            write_atomic(self.path / _YARDSTICK_ANSWERS, to_json(_YardstickAnswers(answers)))
+        scores = [replace(one, test_answers=()) for one in yardsticks]
+        write_atomic(self.path / "yardsticks.json", to_json({"yardsticks": scores}, indent=2))
+
+    def yardstick_answers(self) -> Mapping[str, tuple[float, ...]]:
+        """Return the answers of simple models to the test rows, by yardstick; none where they were not kept."""
+        path = self.path / _YARDSTICK_ANSWERS
+        return read_record(_YardstickAnswers, path).answers if path.exists() else {}
 
     def yardsticks(self) -> tuple[Yardstick, ...] | None:
         """Return what simple models reach, or None when that has not been computed."""
@@ -394,3 +403,8 @@ class _AssetFile:
 @dataclass(frozen=True)
 class _YardstickFile:
     yardsticks: tuple[Yardstick, ...]
+
+
+@dataclass(frozen=True)
+class _YardstickAnswers:
+    answers: Mapping[str, tuple[float, ...]]

@@ -12,7 +12,7 @@ from loraxs_search.studies.storage import Storage
 # What is copied, in this order: a copy that was cut short is one of an earlier moment. The sampler's database is not
 # among it, as it is rebuilt from the journal, nor what belongs to one machine.
 _ORDER = (
-    *("tracking.", "space.", "identity.json", "assets/", "assets.json", "yardsticks.json"),
+    *("tracking.", "space.", "identity.json", "assets/", "assets.json", "yardsticks."),
     *("snapshots/", "adapters/", "candidates-", "round.json", "journal.jsonl", "confirmed/"),
     *("candidates.json", "study.json"),
 )

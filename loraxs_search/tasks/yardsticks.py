@@ -78,14 +78,18 @@ def scored(name: YardstickName, data: PreparedTask, form: LinearForm, outputs: C
     """
     started = time.thread_time()
     metrics: dict[Split, dict[str, float]] = {}
+    answers: tuple[float, ...] = ()
     failed = ""
     try:
         for split, values in outputs():
-            metrics[split] = data.kind.measure(form.answers(values), data.labels(split))
+            said = form.answers(values)
+            metrics[split] = data.kind.measure(said, data.labels(split))
+            answers = tuple(said.tolist()) if split == "test" else ()
     except Exception as error:  # noqa: BLE001  # a yardstick stops no search
         failed = failure(error)
     seconds = time.thread_time() - started
-    return Yardstick(name, metrics.get("validation", {}), metrics.get("test", {}), seconds=seconds, failed=failed)
+    both = metrics.get("validation", {}), metrics.get("test", {})
+    return Yardstick(name, *both, test_answers=answers, seconds=seconds, failed=failed)
 
 
 def failure(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from support.in_process import InProcess
 from loraxs_search.base_model import locate
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, Task
-from loraxs_search.registry import Registry
+from loraxs_search.registry import Beside, Registry
 from loraxs_search.studies import list_studies
 
 
@@ -177,7 +177,7 @@ def test_a_task_that_nobody_knows(say, store_uri):
 
 def test_a_task_without_a_champion(say, store_uri):
     task = Task("hopeless", "regression", DataSource(hub="a/b"), "text", "label", "pearson", "maximize", ("pearson",))
-    decision, version = Registry(store_uri).promote(PromotionRule(), task, [], {}, study="in-vain")
+    decision, version = Registry(store_uri).promote(PromotionRule(), task, [], {}, beside=Beside("in-vain"))
     assert (decision.promoted, version, decision.study) == (False, None, "in-vain")
     assert say("pull", "hopeless").is_error(1, "Task hopeless has no champion", "promote")
     told = say("history", "hopeless").out

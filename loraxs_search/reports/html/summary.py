@@ -1,4 +1,4 @@
-"""What a search found, in sentences and key numbers, and whether it beats the yardsticks."""
+"""What a search found, in sentences and key numbers, and whether it beats the baselines."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from loraxs_search.errors import counted
 from loraxs_search.records import Candidate, Yardstick
+from loraxs_search.registry.promotion import TRY_NEXT
 from loraxs_search.registry.seed_statistics import seed_statistics
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.spending import duration, spending
 from loraxs_search.reports.score_warnings import score_warnings
 
+_VISIBLE = 5e-5  # a smaller gain does not show in four digits
 _STATES = {"running": "The search is running", "interrupted": "The search was interrupted"}
 
 
@@ -60,16 +62,24 @@ class Summary:
 
     Args:
         found: What the search found.
-        verdict: Whether that beats the yardsticks; empty where nothing can be compared.
+        verdict: Whether that beats the baselines, and what to try if not; empty where nothing can be compared.
+        is_beaten: Whether a baseline scores higher.
         notes: What a reader should know of the study.
     """
 
     found: str
     verdict: str
+    is_beaten: bool
     result: Result | None
     against: tuple[AgainstYardstick, ...]
     numbers: tuple[KeyNumber, ...]
     notes: tuple[str, ...]
+
+    @property
+    def opening(self) -> tuple[str, ...]:
+        """What was found, and the verdict: that a baseline wins comes first."""
+        both = (self.verdict, self.found) if self.is_beaten else (self.found, self.verdict)
+        return tuple(filter(None, both))
 
 
 def summary(facts: StudyFacts) -> Summary:
@@ -79,6 +89,7 @@ def summary(facts: StudyFacts) -> Summary:
     return Summary(
         found=_found(facts, result),
         verdict=_verdict(result, against),
+        is_beaten=any(each.gain is not None and each.gain < 0 for each in against),
         result=result,
         against=against,
         numbers=tuple(_numbers(facts, result)),
@@ -122,22 +133,23 @@ def _compare(facts: StudyFacts, result: Result | None, yardstick: Yardstick) -> 
 
 
 def _verdict(result: Result | None, against: tuple[AgainstYardstick, ...]) -> str:
-    compared = [(each.yardstick.name, each.gain) for each in against if each.gain is not None]
+    compared = [(each.yardstick.name, each.score, each.gain) for each in against if each.gain is not None]
     if result is None or not compared:
         return ""
-    beaten = [name for name, gain in compared if gain > 0]
-    others = [f"{name} ({_ahead(-gain)})" for name, gain in compared if gain <= 0]
-    where = f"on {result.rows}"
-    if not others:
-        nearest, gain = min(compared, key=lambda item: item[1])
-        return f"It beats every yardstick {where}; the nearest, {nearest}, by {gain:.4f}."
-    if not beaten:
-        return f"It beats no yardstick {where}: not {_listed(others)}."
-    return f"It beats {_listed(beaten)} {where}, but not {_listed(others)}."
-
-
-def _ahead(lead: float) -> str:
-    return f"{lead:.4f} better" if lead >= 5e-5 else "as good"
+    where = f"{result.metric} {result.score:.4f} on {result.rows}"
+    better, as_good, worse = (
+        [(f"{name} ({score:.4f})", gain) for name, score, gain in compared if keep(gain)]
+        for keep in (lambda gain: gain <= -_VISIBLE, lambda gain: abs(gain) < _VISIBLE, lambda gain: gain >= _VISIBLE)
+    )
+    if not better and not as_good:
+        nearest, gain = min(worse, key=lambda item: item[1])
+        return f"It beats every baseline on {result.rows}; the nearest, {nearest}, by {gain:.4f}."
+    parts = [f"{-gain:.4f} worse than {name}" for name, gain in better]
+    parts += [f"as good as {name}" for name, _ in as_good]
+    if worse:
+        parts.append(f"better than {_listed([name for name, _ in worse])}")
+    head, advice = ("A baseline wins", f" {TRY_NEXT}.") if better else ("No gain over every baseline", "")
+    return f"{head}: {where} is {'; '.join(parts)}.{advice}"
 
 
 # ---- numbers and notes -----------------------------------------------------------------------------------------------

@@ -54,9 +54,9 @@ class BaseAlone:
 
     @property
     def is_measured(self) -> bool:
-        """Whether there is no more to do."""
+        """Whether there is no more to do; what has failed is asked again."""
         known = self.folder.yardsticks() or ()
-        if not {shots_name(shots) for shots in self.shots} <= {yardstick.name for yardstick in known}:
+        if not {shots_name(shots) for shots in self.shots} <= {each.name for each in known if not each.failed}:
             return False
         return alone_yardstick(known) is None or self._confirmed.alone_path.exists()
 
@@ -64,6 +64,7 @@ class BaseAlone:
         """Have the base answer what it has not answered yet, and write its yardsticks."""
         if self.is_measured:
             return
+        self._confirmed.forget_alone_failures()
         self.spread([piece for shots in self.shots for piece in self._pieces("validation", shots)])
         scores = {shots: self._metrics(shots, "validation") for shots in self.shots}
         sign = 1.0 if self.task.direction == "maximize" else -1.0

@@ -130,8 +130,11 @@ class Finish:
         confirmed = self.folder.confirmations()
         chosen = choose(self.space.promotion, self.space.task, candidates).finalist
         name = chosen.trial_id if chosen else ""
-        if name and (done := confirmed.candidate(name)):
-            chosen = done
+        # Others may have answered the test rows before the end was interrupted, or before more trials were asked for.
+        others = (other for other in confirmed.finalists() if other != name)
+        earlier = tuple(dict.fromkeys((*self.folder.earlier_finalists(), *others)))
+        if chosen and (done := confirmed.candidate(name)):
+            chosen = replace(done, yardsticks=self.folder.yardsticks() or (), earlier_finalists=earlier)
         known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()
 
         def keep(adapter: Trained, confirmation: Confirmation) -> None:
@@ -153,13 +156,8 @@ class Finish:
         if chosen is not None and untested:
             parts = list(confirmed.answers(name).values())
             metrics, rows = joined(parts, self.space.task)
-            # Another one may have answered them before the end was interrupted, and more trials were asked for.
-            others = (other for other in confirmed.finalists() if other != name)
             chosen = replace(
-                chosen,
-                test_metrics=metrics,
-                yardsticks=self.folder.yardsticks() or (),
-                earlier_finalists=tuple(dict.fromkeys((*self.folder.earlier_finalists(), *others))),
+                chosen, test_metrics=metrics, yardsticks=self.folder.yardsticks() or (), earlier_finalists=earlier
             )
             for confirmation in finalist:  # none where it was written before the driver was killed
                 self._write(self._trained(name), confirmation, chosen, run_of, samples_of(parts))

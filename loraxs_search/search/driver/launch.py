@@ -19,7 +19,7 @@ from loraxs_search.records import AnswerState
 from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.commander import asks_for_more, foreseen
 from loraxs_search.search.driver.driver import Driver
-from loraxs_search.search.driver.finished import close_finished
+from loraxs_search.search.driver.finished import close_finished, lacks_baseline
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import resolve_start
@@ -248,7 +248,10 @@ def resume(
     has_ended = folder.candidates() is not None
     state = foreseen(folder)
     if has_ended and not asks_for_more(folder, state):
-        return close_finished(folder)
+        if not lacks_baseline(folder):
+            return close_finished(folder)
+        with folder.lock():
+            folder.set_candidates_aside()
     _check_without_warm_clones(folder)
     with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
         pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 from dataclasses import replace
 
@@ -54,7 +55,7 @@ def test_sure_gains_are_told_from_luck(metric):
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("pearson", 1.0), ("mse", -1.0)])
-def test_numbers_are_resampled_in_pairs(metric, sign):
+def test_numbers_are_compared_in_pairs(metric, sign):
     random = np.random.default_rng(0)
     labels = random.normal(size=80)
     good, bad = (rows((labels + random.normal(size=80) * size).tolist(), labels.tolist()) for size in (0.3, 1.5))
@@ -62,33 +63,72 @@ def test_numbers_are_resampled_in_pairs(metric, sign):
     assert p_value(metric, sign, bad, good) > 0.99
 
 
-def one_by_one(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows, num_resamples: int) -> float:
-    """The plain formula: rows are drawn and scored by the metric table, one resample after another."""
-    random, score, labels, behind = np.random.default_rng(0), METRICS[metric].score, ours.labels, 0
-    for _ in range(num_resamples):
-        drawn = random.integers(len(labels), size=len(labels))
-        gain = score(ours.predictions[drawn], labels[drawn]) - score(theirs.predictions[drawn], labels[drawn])
-        behind += sign * gain <= 0
-    return (1 + behind) / (1 + num_resamples)
+def by_definition(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows) -> float:
+    """The plain formula: of all ways to exchange the two answers to a row, those that put `ours` as far ahead."""
+    score, labels = METRICS[metric].score, ours.labels
+
+    def gain(exchanged: np.ndarray) -> float:
+        first = np.where(exchanged, theirs.predictions, ours.predictions)
+        second = np.where(exchanged, ours.predictions, theirs.predictions)
+        return sign * (score(first, labels) - score(second, labels))
+
+    ways = [np.array(way) for way in itertools.product((False, True), repeat=len(labels))]
+    return float(np.mean([gain(way) >= gain(ways[0]) - 1e-9 for way in ways]))
 
 
-@pytest.mark.parametrize(("metric", "sign"), [("pearson", 1.0), ("mse", -1.0)])
-def test_resampled_numbers_give_the_chance_of_the_plain_formula(metric, sign, monkeypatch):
-    monkeypatch.setattr(significance, "NUM_RESAMPLES", 150)
-    monkeypatch.setattr(significance, "_CHUNK_BYTES", 8 * 5 * 40)  # many chunks, and one that is not full
-    for seed in range(3):
+@pytest.mark.parametrize(
+    ("metric", "sign"), [("f1", 1.0), ("macro_f1", 1.0), ("matthews", 1.0), ("pearson", 1.0), ("mse", -1.0)]
+)
+def test_few_rows_give_the_exact_chance_of_the_permutation_test(metric, sign, monkeypatch):
+    monkeypatch.setattr(significance, "_CHUNK_BYTES", 8 * 7 * 40)  # many chunks, and one that is not full
+    for seed in range(2):
         random = np.random.default_rng(seed)
-        labels = random.normal(3, size=40)
-        answers = labels + random.normal(size=(2, 40)) * np.array([[0.8], [0.9]])
-        ours, theirs = (rows(values.tolist(), labels.tolist()) for values in answers)
-        chance = p_value(metric, sign, ours, theirs, level=0.5)
-        assert 1 / 151 < chance < 1, "else the number of resamples says it"
-        assert chance == one_by_one(metric, sign, ours, theirs, 150)
+        if metric in OF_NUMBERS:
+            labels = random.normal(3, size=7)
+            both = labels + random.normal(size=(2, 7)) * np.array([[0.5], [0.9]])
+        else:
+            labels = random.integers(0, 2, 7)
+            both = np.where(random.random((2, 7)) < np.array([[0.8], [0.5]]), labels, 1 - labels)
+        ours, theirs = (rows(values.tolist(), labels.tolist()) for values in both)
+        assert p_value(metric, sign, ours, theirs) == pytest.approx(by_definition(metric, sign, ours, theirs))
+
+
+@pytest.mark.parametrize("metric", ["macro_f1", "mse"])
+def test_a_sample_of_exchanges_gives_nearly_the_chance_of_all(metric, monkeypatch):
+    random = np.random.default_rng(2)
+    labels = random.integers(0, 2, 40) if metric == "macro_f1" else random.normal(size=40)
+    if metric == "macro_f1":
+        both = np.where(random.random((2, 40)) < np.array([[0.75], [0.6]]), labels, 1 - labels)
+    else:
+        both = labels + random.normal(size=(2, 40)) * np.array([[0.8], [1.0]])
+        both[:, 11:] = both[0, 11:]
+    ours, theirs = (rows(values.tolist(), labels.tolist()) for values in both)
+    num_differ = int((ours.predictions != theirs.predictions).sum())
+    monkeypatch.setattr(significance, "_EXACT", num_differ)
+    exact = p_value(metric, 1.0, ours, theirs)
+    monkeypatch.setattr(significance, "_EXACT", 0)
+    assert p_value(metric, 1.0, ours, theirs) == pytest.approx(exact, abs=0.03)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 5, 10, 20, 50])
+@pytest.mark.parametrize(("metric", "sign"), [("macro_f1", 1.0), ("mse", -1.0)])
+def test_equal_adapters_differ_no_more_often_than_the_level_says_however_few_rows_there_are(metric, sign, num_rows):
+    random, found = np.random.default_rng(num_rows), 0
+    for _ in range(200):
+        if metric == "mse":
+            labels = random.normal(size=num_rows)
+            both = labels + random.normal(size=(2, num_rows))
+        else:
+            labels = random.integers(0, 2, num_rows)
+            both = np.where(random.random((2, num_rows)) < 0.7, labels, 1 - labels)
+        ours, theirs = (rows(values.tolist(), labels.tolist()) for values in both)
+        found += p_value(metric, sign, ours, theirs) <= 0.05
+    assert found <= 200 * 0.05 + 3 * (200 * 0.05 * 0.95) ** 0.5
 
 
 @pytest.mark.parametrize("metric", ["pearson", "mse"])
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=20))
-def test_resampled_numbers_are_scored_as_the_metric_table_does(metric, pairs):
+def test_exchanged_numbers_are_scored_as_the_metric_table_does(metric, pairs):
     predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
     (score,) = OF_NUMBERS[metric](predictions[None], labels[None])
     assert score == pytest.approx(METRICS[metric].score(predictions, labels), rel=1e-6, abs=1e-6)
@@ -101,7 +141,7 @@ def test_adapters_that_answer_alike_never_gain():
     for metric, sign in (("pearson", 1.0), ("mse", -1.0)):
         assert p_value(metric, sign, alike, alike) == 1.0
     assert p_value("pearson", 1.0, flat, flat) == 1.0
-    assert p_value("pearson", 1.0, alike, flat) == 1 / (1 + significance.NUM_RESAMPLES)
+    assert p_value("pearson", 1.0, alike, flat) < 0.01
 
 
 # ---- texts and tokens ------------------------------------------------------------------------------------------------
@@ -111,26 +151,21 @@ def tokens(losses: np.ndarray, counts: np.ndarray, correct: np.ndarray) -> Score
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("loss", -1.0), ("token_accuracy", 1.0)])
-def test_means_over_tokens_are_resampled_as_ratios_of_sums(metric, sign, monkeypatch):
-    monkeypatch.setattr(significance, "NUM_RESAMPLES", 4000)
-    monkeypatch.setattr(significance, "_CHUNK_BYTES", 8 * 60 * 70)  # many chunks, and one that is not full
+def test_means_over_tokens_are_exchanged_as_sums_of_rows(metric, sign):
     random = np.random.default_rng(4)
-    counts = random.integers(1, 12, 60)
+    counts = random.integers(1, 12, 8)
     ours, theirs = (
-        tokens(random.exponential(mean, 60) * counts, counts, random.binomial(counts, share))
+        tokens(random.exponential(mean, 8) * counts, counts, random.binomial(counts, share))
         for mean, share in ((1.0, 0.52), (1.05, 0.5))
     )
-    score, behind = TOKEN_METRICS[metric].score, 0
-    for _ in range(4000):
-        drawn = random.integers(60, size=60)
-        gain = score(ours.column(TOKEN_METRICS[metric].column)[drawn], counts[drawn])
-        gain -= score(theirs.column(TOKEN_METRICS[metric].column)[drawn], counts[drawn])
-        behind += sign * gain <= 0
+    one, other = (rows_of.column(TOKEN_METRICS[metric].column).astype(float) for rows_of in (ours, theirs))
+    signs = np.array(list(itertools.product((1, -1), repeat=8)))
+    gains = sign * signs @ (one - other)
     chance = p_value(metric, sign, ours, theirs)
+    assert chance == np.mean(gains >= gains[0] - 1e-9)
     assert 0.05 < chance < 0.95, "else there is nothing to compare"
-    assert chance == pytest.approx(behind / 4000, abs=0.03)
     assert p_value(metric, sign, ours, ours) == 1.0
-    assert p_value(metric, sign, ours, theirs) + p_value(metric, sign, theirs, ours) >= 1, "ties count against both"
+    assert chance + p_value(metric, sign, theirs, ours) >= 1, "ties count against both"
 
 
 def test_means_over_other_tokens_cannot_be_compared():
@@ -149,7 +184,7 @@ def test_shares_of_right_texts_are_mcnemars_exact_test(word_pairs):
     assert p_value("exact_match", 1.0, ours, theirs) == binomtest(27, 27, alternative="greater").pvalue
 
 
-def test_scores_of_texts_are_taken_once_for_all_resamples(word_pairs, monkeypatch):
+def test_scores_of_texts_are_taken_once_for_all_exchanges(word_pairs, monkeypatch):
     random = np.random.default_rng(6)
     labels = [f"w{i % 7} w{i % 5}" for i in range(1000)]
     ours, theirs = (
@@ -165,7 +200,7 @@ def test_scores_of_texts_are_taken_once_for_all_resamples(word_pairs, monkeypatc
     monkeypatch.setitem(word_pairs.metrics, "one_word", counted)
     assert p_value("one_word", 1.0, ours, theirs) < 0.01
     assert p_value("one_word", 1.0, theirs, ours) > 0.99
-    assert asked == [1000] * 4, "once for each of the two rows, whatever the number of resamples"
+    assert asked == [1000] * 4, "once for each of the two rows, whatever the number of exchanges"
 
 
 @pytest.fixture
@@ -189,7 +224,7 @@ def test_rows_with_tokens_survive_their_file_and_old_files_are_read():
 
 
 def by_counts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The metric as resamples compute it, of the rows as they are."""
+    """The metric as exchanges compute it, of the rows as they are."""
     n = 1 + max(predictions.max(), labels.max(), 1)
     true, said, hits = (
         np.bincount(ids, minlength=n).astype(np.float64)[None]
@@ -200,7 +235,7 @@ def by_counts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> float
 
 @pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews"])
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
-def test_resampled_tables_are_scored_as_the_metric_table_does(metric, pairs):
+def test_exchanged_tables_are_scored_as_the_metric_table_does(metric, pairs):
     predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
     assert by_counts(metric, predictions, labels) == pytest.approx(METRICS[metric].score(predictions, labels))
 

@@ -35,7 +35,11 @@ def test_the_finalist_counts_by_the_test_rows_and_is_compared_there(folder):
     folder.write_yardsticks([Yardstick(name, {"accuracy": val}, {"accuracy": test}) for name, val, test in marks])
     said = of(folder)
     assert said.found == "The finalist, trial 00000, reaches accuracy 0.7500 on the test rows, in 1,000 bytes."
-    assert said.verdict == ("It beats constant on the test rows, but not tfidf (as good) and features (0.0500 better).")
+    assert said.verdict == (
+        "A baseline wins: accuracy 0.7500 on the test rows is 0.0500 worse than features (0.8000); as good as tfidf"
+        " (0.7500); better than constant (0.5000). Try more steps, other target modules or more trials."
+    )
+    assert said.opening == (said.verdict, said.found)
     numbers = {number.label: number for number in said.numbers}
     assert numbers["mean over seeds"].value == "0.7800"
     assert numbers["mean over seeds"].note == "± 0.0141, 2 seeds, validation rows"
@@ -49,7 +53,10 @@ def test_before_the_end_the_best_trial_counts_by_validation_rows(fresh_home):
     assert said.found == (
         "The best so far, trial 00000, reaches accuracy 0.8000 on at most 500 validation rows, in 1,000 bytes."
     )
-    assert said.verdict == "It beats no yardstick on at most 500 validation rows: not constant (0.0500 better)."
+    assert said.verdict == (
+        "A baseline wins: accuracy 0.8000 on at most 500 validation rows is 0.0500 worse than constant (0.8500)."
+        " Try more steps, other target modules or more trials."
+    )
     assert said.notes == ("The search was interrupted: 1 of 2 trials ended, 1 begun, 0 to come.",)
 
 
@@ -57,7 +64,9 @@ def test_where_less_is_better_a_lower_loss_beats(fresh_home):
     task = replace(TASK, report_metric="loss", report_direction="minimize")
     folder = searched("s", [Tried({}, 0.3), Tried({}, 0.2)], task=task, finished=False)
     folder.write_yardsticks([Yardstick("zero-shot", {"loss": 0.5}), Yardstick("tfidf", {"accuracy": 0.9})])
-    assert of(folder).verdict == "It beats every yardstick on the validation rows; the nearest, zero-shot, by 0.3000."
+    said = of(folder)
+    assert said.verdict == "It beats every baseline on the validation rows; the nearest, zero-shot (0.5000), by 0.3000."
+    assert said.opening == (said.found, said.verdict)
 
 
 def test_where_nothing_has_a_score_nothing_was_found(fresh_home):

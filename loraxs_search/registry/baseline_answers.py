@@ -1,0 +1,106 @@
+"""What a champion must beat: one answer for every test row, linear models of the texts, the base without an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from loraxs_search.records import PromotionRule, Task, Yardstick, alone_yardstick, is_alone
+from loraxs_search.registry.significance import score_of
+from loraxs_search.registry.test_predictions import ScoredRows
+from loraxs_search.tasks.kinds import Metric, kind_of
+
+CONSTANT = "constant"
+
+
+@dataclass(frozen=True, eq=False)
+class BaselineAnswer:
+    """A baseline's score on the test rows, and its answers; None where the study has kept none. People read `name`."""
+
+    name: str
+    score: float
+    rows: ScoredRows | None
+
+
+def baseline_answers(
+    rule: PromotionRule,
+    task: Task,
+    metric: Metric,
+    sign: float,
+    rows: ScoredRows,
+    yardsticks: Sequence[Yardstick],
+    alone: ScoredRows | None,
+    answers: Mapping[str, Sequence[float]],
+) -> list[BaselineAnswer]:
+    """Return the baselines that the rule requires an adapter to beat, as far as they have a score.
+
+    Args:
+        metric: It decides; `sign` is 1 when more of it is better, -1 when less is.
+        rows: Of the adapter that they are held against.
+        yardsticks: The study's.
+        alone: Answers of the base alone, where the study has them.
+        answers: Those of other baselines, by name.
+    """
+    found = [_scored("the constant answer", metric, _constant(task, metric, sign, rows, yardsticks))]
+    if rule.require == "all":
+        if alone is not None:
+            measured = alone_yardstick(yardsticks)
+            found.append(_scored(f"the base alone{f' ({measured.name})' if measured else ''}", metric, alone))
+        for one in yardsticks:
+            if one.name != CONSTANT and not is_alone(one.name) and metric.name in one.test_metrics:
+                said = _said(answers.get(one.name), rows)
+                found.append(BaselineAnswer(one.name, one.test_metrics[metric.name], said))
+    return [answer for answer in found if answer is not None]
+
+
+def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick], alone: ScoredRows | None) -> str:
+    """Say which required baseline was not measured, and why; empty where all were.
+
+    A linear model that takes too long counts for nothing. The base alone is what an adapter of its kind is for.
+    """
+    asked = [one for one in yardsticks if is_alone(one.name)]
+    if rule.require != "all" or (not asked and not kind_of(task).shots):
+        return ""
+    if failed := next((one for one in asked if one.failed), None):
+        return f"the base alone ({failed.name}) could not be asked: {failed.failed}"
+    if (measured := alone_yardstick(yardsticks)) and alone is None:
+        return f"the answers of the base alone ({measured.name}) are missing"
+    return "" if alone is not None else "the base alone was not asked"
+
+
+def _scored(name: str, metric: Metric, rows: ScoredRows | None) -> BaselineAnswer | None:
+    score = None if rows is None else score_of(metric, rows)
+    return None if rows is None or score is None else BaselineAnswer(name, score, rows)
+
+
+def _constant(
+    task: Task, metric: Metric, sign: float, rows: ScoredRows, yardsticks: Sequence[Yardstick]
+) -> ScoredRows | None:
+    """Return the constant answer to the rows that an adapter was scored on; None where it has no such score.
+
+    It is the study's own, the best one on the train rows. A study that has none is given the best one on the test rows
+    themselves, which is harder to beat.
+    """
+    if metric.column != "predictions":
+        return None
+    known = next((y.answer for y in yardsticks if y.name == CONSTANT and not y.failed), None)
+    if known is not None:
+        return _always(rows, known)
+    answers = kind_of(task).constants(rows.labels)
+    return max(
+        (_always(rows, answer) for answer in answers),
+        key=lambda said: sign * metric.score(said.predictions, said.labels),
+    )
+
+
+def _always(rows: ScoredRows, answer: float | str) -> ScoredRows:
+    dtype = None if isinstance(answer, str) else rows.labels.dtype  # a text may be longer than any label
+    return ScoredRows(np.full(len(rows.labels), answer, dtype=dtype), rows.labels)
+
+
+def _said(answers: Sequence[float] | None, rows: ScoredRows) -> ScoredRows | None:
+    if answers is None or len(answers) != len(rows.labels):
+        return None
+    return ScoredRows(np.asarray(answers, rows.labels.dtype), rows.labels)
