@@ -51,8 +51,9 @@ def command(
     the group's finalist on the test rows.
 
     Differences: `gain` is what a group gains over the first one, and `p` the chance of such a difference if there were
-    none. Where both groups have a finalist, its answers to the test rows are compared one by one (McNemar's test, or a paired permutation test). Only finalists' answers are kept. So otherwise the means over seeds are compared (Welch's test),
-    if they are on the same validation rows. `by` says `seeds` then. Three seeds show large differences only.
+    none. Where both groups have a finalist, its answers to the test rows are compared one by one (McNemar's test, or a
+    paired permutation test). Only finalists' answers are kept. So otherwise the means over seeds are compared (Welch's
+    test), if they are on the same validation rows. `by` says `seeds` then. Three seeds show large differences only.
 
     Sizes: `R/lora` and `bytes/lora` compare the smallest adapters of a group and of LoRA that reach the best score that
     both reach, less `--tolerance`. 0.1 is a tenth. `reached` is the number of the group's first trial as good as the

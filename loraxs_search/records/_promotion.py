@@ -140,7 +140,8 @@ class Decision:
         p_value: Chance of a gain this large if there were none; None when rows were not compared.
         aliases: What the winner is called now.
         version: Its version in the registry.
-        at: When, ISO 8601.
+        at: When, ISO 8601, by the clock of its promoter.
+        number: Of this decision among those on the task; 0 in version 0.1, which counted none.
         test_fingerprint: Of the test rows that it was made on.
         looks: Comparisons on these rows that it is made of.
         seen: Digests of finalists that were scored on these rows and compared with nobody, which it was the first to
@@ -162,6 +163,7 @@ class Decision:
     aliases: tuple[str, ...] = ()
     version: int | None = None
     at: str = ""
+    number: int = 0
     test_fingerprint: str = ""
     looks: tuple[Look, ...] = ()
     seen: tuple[str, ...] = ()

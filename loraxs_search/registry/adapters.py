@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.records import Candidate, Decision, Manifest, to_json
+from loraxs_search.records import Candidate, Decision, Manifest, Refit, to_json
 from loraxs_search.registry._versions import EVIDENCE
 from loraxs_search.registry.names import is_sha256
 from loraxs_search.registry.tags import CANDIDATE, DECISION, adapter_records, adapter_tag
@@ -100,28 +99,37 @@ def record_tags(candidate: Candidate, decision: Decision, digest: str) -> dict[s
 
 
 def _fitted(candidate: Candidate) -> str:
-    """Return the candidate as JSON short enough for a tag: an answer that `constant` gives may be a long text."""
+    """Return the candidate as JSON short enough for a tag: its own scores whole, what is beside them shortened."""
     text, limit = to_json(candidate), _MAX_TAG
     while len(text) > _MAX_TAG and limit > 1:
         limit //= 2
-        yardsticks = [
-            dataclasses.replace(
-                each,
-                answer=each.answer[:limit] if isinstance(each.answer, str) else each.answer,
-                failed=each.failed[:limit],
-            )
-            for each in candidate.yardsticks
-        ]
-        text = to_json(dataclasses.replace(candidate, yardsticks=tuple(yardsticks)))
+        text = to_json(_shortened(candidate, limit))
     return text
+
+
+def _shortened(candidate: Candidate, limit: int) -> Candidate:
+    """Cut texts to `limit` characters, and round and count off refits."""
+    yardsticks = [
+        replace(
+            each,
+            answer=each.answer[:limit] if isinstance(each.answer, str) else each.answer,
+            failed=each.failed[:limit],
+        )
+        for each in candidate.yardsticks
+    ]
+    refits = [
+        Refit(each.seed, {name: float(f"{x:.6g}") for name, x in each.validation_metrics.items()}, each.failed[:limit])
+        for each in candidate.refits[: max(1, limit // 25)]
+    ]
+    earlier = candidate.earlier_finalists[: limit // 25]
+    return replace(candidate, yardsticks=tuple(yardsticks), refits=tuple(refits), earlier_finalists=earlier)
 
 
 def fitted(decision: Decision) -> str:
     """Return the decision as JSON short enough for a tag, the last reasons kept: they say what was decided."""
-    reasons = decision.reasons
-    text = to_json(decision)
-    while len(text) > _MAX_TAG and reasons:
-        reasons = reasons[1:]
-        left_out = len(decision.reasons) - len(reasons)
-        text = to_json(dataclasses.replace(decision, reasons=(f"({left_out} more reasons)", *reasons)))
+    text, short = to_json(decision), decision
+    while len(text) > _MAX_TAG and (short.reasons or short.seen):
+        short = replace(short, reasons=short.reasons[1:], seen=short.seen if short.reasons else short.seen[:-20])
+        left_out = f"({len(decision.reasons) - len(short.reasons)} more reasons)"
+        text = to_json(replace(short, reasons=(left_out, *short.reasons)))
     return text

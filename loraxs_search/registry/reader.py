@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from loraxs_search.errors import IntegrityError, RegistryError, UnknownTaskError, unknown_name
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Decision, from_json
-from loraxs_search.registry import _artifacts, _listing, _rest, _versions
+from loraxs_search.registry import _artifacts, _decisions, _listing, _rest, _versions
 from loraxs_search.registry._client import connect, exists, is_denied, is_missing, speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, read_version
 from loraxs_search.registry.names import CHAMPION, AdapterName, check_task, is_champion, parse_name
 from loraxs_search.registry.summary import TaskSummary, summarise
-from loraxs_search.registry.tags import DECISIONS, SUMMARY, record, records
+from loraxs_search.registry.tags import SUMMARY, record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
 
 ResultT = TypeVar("ResultT")
+_logger = logging.getLogger(__name__)
 
 
 class RegistryReader:
@@ -84,25 +86,31 @@ class RegistryReader:
             aliases.setdefault(int(number), []).append(alias)
         with speaking(self.uri):
             listed = _versions.versions(self._client, task)
-        adapters = [read_version(version, model.tags) for version in listed if "loraxs.digest" in version.tags]
+        adapters = list(_readable(listed, model.tags))
         return [replace(version, aliases=tuple(sorted(aliases.get(version.version, ())))) for version in adapters]
 
     def history(self, task: str) -> list[Decision]:
-        """Return every decision on the task, refusals too, oldest first.
+        """Return every decision on the task, refusals too, oldest first; one that cannot be read is left out.
 
         One that moved a name and was killed before it was written down is taken from the version it promoted.
         """
-        if not exists(self.uri):
-            return []
+        return self._decisions(task, lambda tags: _decisions.every(self._client, tags, task))
+
+    def latest_decisions(self, task: str) -> list[Decision]:
+        """Return what `history` does without older refusals: what a decision needs of those before it."""
+        return self._decisions(task, lambda tags: _decisions.latest(tags, task))
+
+    def _decisions(self, task: str, read: Callable[[Mapping[str, str]], list[Decision]]) -> list[Decision]:
         model = self._model(task)
-        values = records(model.tags, DECISIONS) if model is not None else []
-        recorded = [from_json(Decision, value) for value in values]
-        aliases = model.aliases if model is not None else {}
-        named = {int(number) for alias, number in aliases.items() if is_champion(alias)}  # people may name others
+        if model is None:
+            return []
+        with speaking(self.uri):
+            recorded = read(model.tags)
+        named = {int(number) for alias, number in model.aliases.items() if is_champion(alias)}  # people may name others
         unrecorded = named - {decision.version for decision in recorded}
         adapters = [self.resolve(f"{task}:{number}") for number in unrecorded]
-        decisions = [*recorded, *(replace(adapter.decision, version=adapter.version) for adapter in adapters)]
-        return sorted(decisions, key=lambda decision: decision.at) if adapters else recorded
+        made = [replace(adapter.decision, version=adapter.version) for adapter in adapters]
+        return _decisions.in_order([*recorded, *made]) if made else recorded
 
     def test_predictions(self, adapter: RegisteredAdapter) -> ScoredRows | None:
         """Return an adapter's answers to the test rows it was scored on; None when none were kept.
@@ -212,3 +220,13 @@ class RegistryReader:
             f"{unknown_name('adapter', str(name), have)} Registry: {place}.",
             hint=f"`loraxs-search show {name.task}` has every version, with its base",
         )
+
+
+def _readable(versions: Iterable[Any], model_tags: Mapping[str, str]) -> Iterator[RegisteredAdapter]:
+    """Read versions; one whose records cannot be read is left out, with a warning, as are silently those of others."""
+    for version in versions:
+        if "loraxs.digest" in version.tags:
+            try:
+                yield read_version(version, model_tags)
+            except RegistryError as error:
+                _logger.warning("version %s of %s is left out: %s", version.version, version.name, error.message)

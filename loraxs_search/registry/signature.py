@@ -58,7 +58,8 @@ def signed_sequence(task: str, alias: str, version: int, digest: str, signature:
     if not number.isdecimal() or len(number) > 18:
         return None
     statement = Statement(task, alias, version, int(number), digest)
-    return statement.sequence if hmac.compare_digest(sign(statement), signature) else None
+    is_same = hmac.compare_digest(sign(statement).encode(), signature.encode(errors="replace"))
+    return statement.sequence if is_same else None
 
 
 def is_vouched_for(task: str, version: int, digest: str, signatures: Mapping[str, str]) -> bool:

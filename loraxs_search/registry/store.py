@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Candidate, Decision, PromotionRule, Task, to_json
-from loraxs_search.registry import _promotion_lock, _signing, _versions, factor_sets
+from loraxs_search.registry import _decisions, _promotion_lock, _signing, _versions, factor_sets
 from loraxs_search.registry._client import speaking
-from loraxs_search.registry.adapters import RegisteredAdapter, fitted, record_tags, version_tags
+from loraxs_search.registry.adapters import RegisteredAdapter, record_tags, version_tags
 from loraxs_search.registry.comparison import ComparedChampion, Comparison, Rescore, Rescored, comparable
 from loraxs_search.registry.criterion import Criterion
 from loraxs_search.registry.finalist import Choice, choose, identity, key
@@ -25,7 +25,7 @@ from loraxs_search.registry.pages import task_page, version_page
 from loraxs_search.registry.promotion import Scored
 from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.registry.summary import SHOWN, TaskSummary, shown, summarise
-from loraxs_search.registry.tags import DECISIONS, PAGE, SUMMARY
+from loraxs_search.registry.tags import PAGE, SUMMARY
 
 if TYPE_CHECKING:
     from loraxs_search.registry.test_predictions import ScoredRows
@@ -93,6 +93,7 @@ class Registry(RegistryReader):
                 rule, task, beside.study or ", ".join(sorted({c.study for c in candidates})), choice
             )
             with self._locked(task.name):
+                decision = replace(decision, number=_next(self.latest_decisions(task.name)))
                 self._record(decision)
             return decision, None
         file = predictions.get(choice.finalist.trial_id)
@@ -105,9 +106,11 @@ class Registry(RegistryReader):
             with self._locked(task.name) as check:
                 if self._moved(task.name, champions):
                     continue
-                comparison = Comparison(rule, task, finalist, forced, self.history(task.name), beside.seen)
+                past = self.latest_decisions(task.name)
+                comparison = Comparison(rule, task, finalist, forced, past, beside.seen)
                 decision = comparison.decide({alias: one for alias, one in champions.items() if one is not None})
-                decision = replace(decision, reasons=(*choice.reasons, *decision.reasons), at=_now())
+                reasons = (*choice.reasons, *decision.reasons)
+                decision = replace(decision, reasons=reasons, at=_now(), number=_next(past))
                 if not decision.promoted:
                     self._sign_present(champions, finalist.candidate, folders)
                     self._record(decision)
@@ -241,12 +244,13 @@ class Registry(RegistryReader):
             aliases=aliases,
             version=target.version,
             at=_now(),
+            number=_next(self.latest_decisions(target.task)),
         )
 
     def _previous(self, task: str, champion: int, known: Mapping[int, RegisteredAdapter]) -> int:
         """Return who was champion before; whom a rollback has left behind is not it."""
         reigns: list[int] = []
-        for decision in self.history(task):
+        for decision in self.latest_decisions(task):
             number = decision.version
             if not decision.promoted or CHAMPION not in decision.aliases or number is None:
                 continue
@@ -315,8 +319,7 @@ class Registry(RegistryReader):
     def _record(self, decision: Decision) -> None:
         with speaking(self.uri):
             _versions.ensure_model(self._client, check_task(decision.task))
-            key = f"{DECISIONS}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-            self._client.set_registered_model_tag(decision.task, key, fitted(decision))
+            _decisions.write(self._client, self.uri, decision)
             self._describe(decision.task)
 
     def _describe(self, task: str) -> None:
@@ -325,7 +328,7 @@ class Registry(RegistryReader):
         present = model.description or ""
         if present and model.tags.get(PAGE) != _digest(present):
             return
-        page = task_page(task, self.champion(task), self.history(task))
+        page = task_page(task, self.champion(task), self.latest_decisions(task))
         self._client.set_registered_model_tag(task, PAGE, _digest(page))
         self._client.update_registered_model(task, page)
 
@@ -362,6 +365,11 @@ def _read_predictions(content: bytes | None) -> ScoredRows | None:
     from loraxs_search.registry.test_predictions import ScoredRows
 
     return ScoredRows.from_bytes(content)
+
+
+def _next(past: Sequence[Decision]) -> int:
+    """Return the number of the next decision. Promoters' clocks differ; they take turns, so the count does not."""
+    return 1 + max((decision.number for decision in past), default=0)
 
 
 def _last(numbers: Sequence[int], number: int) -> int:

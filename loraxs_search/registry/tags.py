@@ -48,9 +48,9 @@ def record(tags: Mapping[str, str], name: str) -> str:
     return tags[name] if name in tags else tags[name.removeprefix(_HIDDEN)]
 
 
-def records(tags: Mapping[str, str], prefix: str) -> list[str]:
-    """Return the records whose names begin so, today's and those of version 0.1, in the order of what is behind it."""
+def named_records(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Return the records whose names begin so, by today's names, those of version 0.1 too; in order of their names."""
     old = prefix.removeprefix(_HIDDEN)
-    values = [(key.removeprefix(prefix), value) for key, value in tags.items() if key.startswith(prefix)]
-    values += [(key.removeprefix(old), value) for key, value in tags.items() if key.startswith(old)]
-    return [value for _, value in sorted(values)]
+    found = {name: text for name, text in tags.items() if name.startswith(prefix)}
+    found |= {f"{_HIDDEN}{name}": text for name, text in tags.items() if name.startswith(old)}
+    return dict(sorted(found.items()))

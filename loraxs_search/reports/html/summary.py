@@ -137,15 +137,15 @@ def _verdict(result: Result | None, against: tuple[AgainstYardstick, ...]) -> st
     if result is None or not compared:
         return ""
     where = f"{result.metric} {result.score:.4f} on {result.rows}"
-    better, as_good, worse = (
-        [(f"{name} ({score:.4f})", gain) for name, score, gain in compared if keep(gain)]
-        for keep in (lambda gain: gain <= -_VISIBLE, lambda gain: abs(gain) < _VISIBLE, lambda gain: gain >= _VISIBLE)
-    )
+    marked = [(f"{name} ({score:.4f})", gain) for name, score, gain in compared]
+    better = [(name, gain) for name, gain in marked if gain <= -_VISIBLE]
+    worse = [(name, gain) for name, gain in marked if gain >= _VISIBLE]
+    as_good = [name for name, gain in marked if abs(gain) < _VISIBLE]
     if not better and not as_good:
         nearest, gain = min(worse, key=lambda item: item[1])
         return f"It beats every baseline on {result.rows}; the nearest, {nearest}, by {gain:.4f}."
     parts = [f"{-gain:.4f} worse than {name}" for name, gain in better]
-    parts += [f"as good as {name}" for name, _ in as_good]
+    parts += [f"as good as {name}" for name in as_good]
     if worse:
         parts.append(f"better than {_listed([name for name, _ in worse])}")
     head, advice = ("A baseline wins", f" {TRY_NEXT}.") if better else ("No gain over every baseline", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from mlflow import MlflowClient
 
 from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
-from loraxs_search.registry import Registry, Rescored, ScoredRows, check_base, on_base
+from loraxs_search.registry import Beside, Registry, Rescored, ScoredRows, check_base, on_base
 from loraxs_search.registry._client import connect
 from loraxs_search.registry.names import base_alias
+from loraxs_search.registry.tags import DECISIONS
 
 RULE = PromotionRule()
 LABELS = np.arange(400) % 2
@@ -32,14 +34,15 @@ def registry(store_uri):
 def promote(registry, task, candidate, make_folder, tmp_path):
     """Promote one candidate with its answers to 400 rows; returns the decision and the version."""
 
-    def promote(trial_id, right, *, base="org/Tiny", rule=RULE, rescore=None, forced=False, data="data", **other):
+    def promote(trial_id, right, *, base="org/Tiny", rescore=None, forced=False, data="data", seen=(), **other):
         digest = f"digest of {base}"
         own = {"base_model": base, "base_digest": digest, "data_fingerprint": data, "test_fingerprint": data} | other
         found = candidate(trial_id, right / len(LABELS), **own)
         path = tmp_path / f"{trial_id}.safetensors"
         path.write_bytes(rows(right).to_bytes())
         folders = {trial_id: make_folder(trial_id, base_digest=digest, data_fingerprint=data)}
-        return registry.promote(rule, task, [found], folders, forced, {trial_id: path}, rescore)
+        rows_of = {trial_id: path}
+        return registry.promote(RULE, task, [found], folders, forced, rows_of, rescore, Beside(seen=seen))
 
     return promote
 
@@ -299,6 +302,59 @@ def test_an_old_version_that_is_promoted_again_comes_after_those_between(registr
     again, version = registry.promote(RULE, task, [first], {"t0": tmp_path / "made" / "t0"}, True)
     assert (again.promoted, version) == (True, 1)
     assert registry.rollback("movie-reviews").version == 2
+
+
+def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_have(registry, promote, monkeypatch):
+    class FastClock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime.now(tz) + timedelta(hours=1)
+
+    promote("t0", 300)
+    with monkeypatch.context() as patch:
+        for room in ("store", "_decisions"):
+            patch.setattr(f"loraxs_search.registry.{room}.datetime", FastClock)
+        promote("t1", 340)
+    promote("t2", 380)
+    assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 3]
+    assert registry.rollback("movie-reviews").version == 2
+
+
+def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, promote, store_uri, caplog):
+    promote("t0", 300)
+    promote("t1", 340)
+    connect(store_uri).set_registered_model_tag("movie-reviews", f"{DECISIONS}n000000001.broken", "{")
+    assert [past.version for past in registry.history("movie-reviews")] == [1, 2]
+    assert "cannot be read" in caplog.text
+    assert registry.rollback("movie-reviews").version == 1
+
+
+def test_refusals_lie_on_pages_and_what_a_promotion_reads_is_bounded(registry, promote, store_uri, monkeypatch):
+    monkeypatch.setattr("loraxs_search.registry._decisions.PAGE", 3)
+    promote("t0", 320)
+    for number in range(1, 9):
+        promote(f"t{number}", 320 - number)
+    tags = connect(store_uri).get_registered_model("movie-reviews").tags
+    assert len([name for name in tags if name.startswith(DECISIONS)]) < 2 * 3
+    history = registry.history("movie-reviews")
+    assert [past.winner for past in history] == [f"t{number}" for number in range(9)]
+    assert [look.number for past in history for look in past.looks] == list(range(1, 10))
+    assert len(registry.latest_decisions("movie-reviews")) < 2 * 3
+    promoted, _ = promote("t9", 390)
+    assert [look.number for look in promoted.looks] == [10]
+    assert registry.rollback("movie-reviews").version == 1
+
+
+def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, store_uri):
+    refits = tuple(Refit(2**31 + n, {"accuracy": 0.8 + n / 7e5, "f1": 0.7 + n / 7e5, "loss": 0.3}) for n in range(24))
+    promoted, _ = promote("t0", 320, refits=refits, seen=tuple(f"s/t{number}" for number in range(400)))
+    assert promoted.promoted
+    tags = connect(store_uri).get_registered_model("movie-reviews").tags
+    assert max(map(len, tags.values())) <= 5000
+    kept = registry.champion("movie-reviews").candidate
+    assert [refit.seed for refit in kept.refits] == [refit.seed for refit in refits]
+    assert kept.test_metrics == {"accuracy": 0.8, "f1": pytest.approx(0.79)}
+    assert kept.refits[3].validation_metrics["accuracy"] == pytest.approx(0.8 + 3 / 7e5, abs=1e-6)
 
 
 def test_names_that_people_give_to_versions_of_theirs_are_passed_over(registry, promote, store_uri):

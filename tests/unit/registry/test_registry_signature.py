@@ -289,6 +289,22 @@ def test_the_highest_number_stays_whoever_comes_last(store_uri, fresh_home):
 
 
 # ---- what is signed anew ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("forged", ["1 \u00fc\u03b1", "\u0661 " + "0" * 64, "1"])
+def test_a_signature_that_is_no_plain_text_is_refused_as_any_forged_one(key, promote, store_uri, forged):
+    key()
+    promote("t0", 0.8)
+    promote("t1", 0.9)
+    client = connect(store_uri)
+    for version in ("1", "2"):
+        client.set_model_version_tag("movie-reviews", version, "loraxs.signature.champion", forged)
+    with pytest.raises(IntegrityError, match="must be made with the key"):
+        pulled(store_uri)
+    with pytest.raises(IntegrityError, match="must be signed with the key"):
+        Registry(store_uri).rollback("movie-reviews")
+    with pytest.raises(IntegrityError, match="must be made with the key"):
+        check_signature(AdapterName("movie-reviews"), 2, "0" * 64, {"champion": f"{forged}\ud800"})
+
+
 def test_what_only_the_registry_vouches_for_is_never_signed(key, promote, store_uri):
     key(None)
     promote()

@@ -1,0 +1,96 @@
+"""Decisions on a task, in order: the latest are tags of its registered model, older refusals lie on pages, as runs.
+
+A registered model is read whole whenever a champion is looked up, so it holds a bounded number of refusals. Decisions
+that moved a name stay there, and so does the latest one on each set of test rows, which counts those before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from loraxs_search.records import Decision, from_json
+from loraxs_search.registry._versions import ensure_experiment
+from loraxs_search.registry.adapters import fitted
+from loraxs_search.registry.tags import DECISIONS, named_records
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_logger = logging.getLogger(__name__)
+PAGE = 100  # refusals
+_RUNS = 50  # asked for at once
+_EXPERIMENT = "loraxs-search decisions"
+_NOTE = "Older refusals of `loraxs-search promote`, in pages. `loraxs-search history TASK` reads them."
+_TASK = "loraxs.task"
+
+
+def latest(tags: Mapping[str, str], task: str) -> list[Decision]:
+    """Return the decisions among the tags of a registered model, oldest first; what cannot be read is left out."""
+    return _read(named_records(tags, DECISIONS), task)
+
+
+def every(client: MlflowClient, tags: Mapping[str, str], task: str) -> list[Decision]:
+    """Return all decisions, those on pages too; one that was being moved when its promoter was killed counts once."""
+    return _read(_on_pages(client, task) | named_records(tags, DECISIONS), task)
+
+
+def in_order(decisions: Iterable[Decision]) -> list[Decision]:
+    """Return decisions as they were made. Those of version 0.1 have no number: they come first, by their time."""
+    return sorted(decisions, key=lambda decision: (decision.number, "" if decision.number else decision.at))
+
+
+def _read(records: Mapping[str, str], task: str) -> list[Decision]:
+    decisions = []
+    for name in sorted(records):
+        try:
+            decisions.append(from_json(Decision, records[name]))
+        except ValueError as error:  # pydantic's ValidationError is one
+            reason = next(iter(str(error).splitlines()), "")
+            _logger.warning("a decision on %s is left out, since it cannot be read (tag %s: %s)", task, name, reason)
+    return in_order(decisions)
+
+
+def write(client: MlflowClient, uri: str, decision: Decision) -> None:
+    """Record a decision; of many refusals, move the oldest to a page."""
+    name = f"{DECISIONS}n{decision.number:09d}.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+    client.set_registered_model_tag(decision.task, name, fitted(decision))
+    records = named_records(client.get_registered_model(decision.task).tags, DECISIONS)
+    if len(records) >= 2 * PAGE and len(movable := _movable(records)) >= PAGE:
+        _move(client, uri, decision.task, dict(list(movable.items())[:PAGE]))
+
+
+def _movable(records: Mapping[str, str]) -> dict[str, str]:
+    """Return the refusals that are not the latest decision on their test rows, oldest first."""
+    latest_on, refusals = dict[str, str](), dict[str, str]()
+    for name, text in records.items():
+        with contextlib.suppress(ValueError):  # of what cannot be read nothing is moved
+            decision = from_json(Decision, text)
+            latest_on[decision.test_fingerprint] = name
+            if not decision.promoted and decision.action == "promote":
+                refusals[name] = text
+    return {name: text for name, text in refusals.items() if name not in latest_on.values()}
+
+
+def _move(client: MlflowClient, uri: str, task: str, page: Mapping[str, str]) -> None:
+    experiment = ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
+    run = client.create_run(experiment, tags={**page, _TASK: task}, run_name=task)
+    client.set_terminated(run.info.run_id)
+    for name in page:
+        client.delete_registered_model_tag(task, name)
+
+
+def _on_pages(client: MlflowClient, task: str) -> dict[str, str]:
+    experiment = client.get_experiment_by_name(_EXPERIMENT)
+    found, token = dict[str, str](), ""
+    while experiment is not None and token is not None:
+        runs = client.search_runs(
+            [experiment.experiment_id], f"tags.`{_TASK}` = '{task}'", max_results=_RUNS, page_token=token or None
+        )
+        for run in runs:
+            found |= named_records(run.data.tags, DECISIONS)
+        token = runs.token
+    return found
