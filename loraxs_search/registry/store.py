@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from loraxs_search.registry import _decisions, _promotion_lock, _signing, _versi
 from loraxs_search.registry._client import speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, record_tags, version_tags
 from loraxs_search.registry.comparison import ComparedChampion, Comparison, Rescore, Rescored, comparable
-from loraxs_search.registry.criterion import Criterion
+from loraxs_search.registry.criterion import Criterion, better_when
 from loraxs_search.registry.finalist import Choice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.names import CHAMPION, AdapterName, base_alias, check_task, parse_name
@@ -194,10 +195,12 @@ class Registry(RegistryReader):
             return decision
 
     def remove(self, name: str, forced: bool = False) -> Decision:
-        """Delete one version, named `TASK:3`; a champion only when `forced`, and its task then has none.
+        """Delete one version, named `TASK:3`; a champion, or the best version, only when `forced`.
+
+        A task whose champion is deleted has none.
 
         Raises:
-            RegistryError: no such version, or it is a champion.
+            RegistryError: no such version, or it is a champion or the best.
         """
         parsed = parse_name(name)
         if parsed.version is None:
@@ -211,6 +214,11 @@ class Registry(RegistryReader):
                     f"A champion must not be removed, but {name} is {' and '.join(target.aliases)}.",
                     hint=other if CHAMPION in target.aliases else "add --force: its base has no champion then",
                 )
+            if not forced and self._is_best(target):
+                raise RegistryError(
+                    f"The best version must not be removed, but {name} has the best test {target.decision.metric}.",
+                    hint="add --force: its files are deleted for good",
+                )
             decision = replace(self._decision_on(target, champion, "remove", target.aliases), forced=forced)
             check()
             with speaking(self.uri):
@@ -222,6 +230,18 @@ class Registry(RegistryReader):
                 self._summarise(TaskSummary(parsed.task))
             self._record(decision)
             return decision
+
+    def _is_best(self, target: RegisteredAdapter) -> bool:
+        """Whether no other version scores as well on the same test rows, by the metric that promoted this one."""
+        metric, rows = target.decision.metric, target.candidate.test_fingerprint
+        sign = 1.0 if better_when(metric, "maximize") == "maximize" else -1.0
+        scores = {
+            version.version: sign * version.candidate.test_metrics.get(metric, -sign * math.inf)
+            for version in self.versions(target.task)
+            if version.candidate.test_fingerprint == rows
+        }
+        own = scores.pop(target.version, -math.inf)
+        return all(own > other for other in scores.values())
 
     def _decision_on(
         self, target: RegisteredAdapter, champion: RegisteredAdapter | None, action: Any, aliases: tuple[str, ...]

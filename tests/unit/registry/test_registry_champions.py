@@ -260,6 +260,17 @@ def test_a_champion_is_removed_by_force_only(registry, promote):
         registry.remove("movie-reviews")
 
 
+def test_the_best_version_is_removed_by_force_only(registry, promote):
+    promote("t0", 300)
+    promote("t1", 380)
+    promote("t2", 340, forced=True)
+    with pytest.raises(RegistryError, match="best test accuracy") as best:
+        registry.remove("movie-reviews:2")
+    assert "--force" in str(best.value.hint)
+    assert registry.remove("movie-reviews:1").action == "remove"
+    assert registry.remove("movie-reviews:2", forced=True).action == "remove"
+
+
 def test_whoever_leads_the_task_leads_its_base_only_if_it_beats_the_one_that_does(registry, promote):
     """After the champion is removed, the best of another base need not be the best of its own."""
     scored = {"rescore": lambda _: Rescored({"accuracy": 0.85}, "data", rows(340), "data")}

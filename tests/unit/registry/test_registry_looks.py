@@ -182,7 +182,7 @@ def test_a_champion_that_was_removed_is_no_anchor(registry, promote):
     promote("t0", 330, rule=SMALLER)
     promote("t1", 340, rule=SMALLER)
     promote("t2", 338, rule=SMALLER, stored_bytes=900)
-    registry.remove("movie-reviews:2")
+    registry.remove("movie-reviews:2", forced=True)
     assert promote("t3", 334, rule=SMALLER, stored_bytes=800).looks[0].anchor_version == 3
 
 
