@@ -158,6 +158,7 @@ __all__ = [
     "check_trial_id",
     "from_json",
     "is_alone",
+    "is_unmeasured",
     "shots_name",
     "to_json",
 ]

@@ -22,6 +22,7 @@ class Yardstick:
         test_answers: Of a linear model, its answer to each test row: label ids or numbers. A study keeps them apart.
         seconds: What it took of one processor core.
         failed: Why it lacks metrics, the test rows' or all; empty when it has both.
+        applies: Whether it could have been measured: worked examples may not fit into the base's context.
     """
 
     name: YardstickName
@@ -31,6 +32,7 @@ class Yardstick:
     test_answers: tuple[float, ...] = ()
     seconds: float = 0.0
     failed: str = ""
+    applies: bool = True
 
 
 BASE_ALONE_ROWS = 200  # validation rows, at most, that choose how the base alone is asked
@@ -44,6 +46,11 @@ def shots_name(shots: int) -> YardstickName:
 def is_alone(name: YardstickName) -> bool:
     """Whether a yardstick is the base without an adapter, asked as adapters are."""
     return name.endswith(_SHOTS)
+
+
+def is_unmeasured(yardstick: Yardstick) -> bool:
+    """Whether a yardstick is the base alone, which could not be asked for a reason that may pass."""
+    return is_alone(yardstick.name) and bool(yardstick.failed) and yardstick.applies
 
 
 def alone_yardstick(yardsticks: Iterable[Yardstick]) -> Yardstick | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loraxs_search.records import PromotionRule, Task, Yardstick, alone_yardstick, is_alone
+from loraxs_search.records import PromotionRule, Task, Yardstick, alone_yardstick, is_alone, is_unmeasured
 from loraxs_search.registry.significance import score_of
 from loraxs_search.registry.test_predictions import ScoredRows
 from loraxs_search.tasks.kinds import Metric, kind_of
@@ -63,7 +63,7 @@ def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick],
     asked = [one for one in yardsticks if is_alone(one.name)]
     if rule.require != "all" or (not asked and not kind_of(task).shots):
         return ""
-    if failed := next((one for one in asked if one.failed), None):
+    if failed := next(filter(is_unmeasured, asked), None):
         return f"the base alone ({failed.name}) could not be asked: {failed.failed}"
     if (measured := alone_yardstick(yardsticks)) and alone is None:
         return f"the answers of the base alone ({measured.name}) are missing"

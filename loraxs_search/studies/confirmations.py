@@ -10,6 +10,14 @@ from loraxs_search.home import write_atomic
 from loraxs_search.records import Answers, Candidate, Refit, Split, check_trial_id, from_json, to_json
 
 
+@dataclass(frozen=True)
+class AloneFailure:
+    """Why the base alone could not be asked, and whether it could have been."""
+
+    reason: str
+    applies: bool = True
+
+
 class Confirmations:
     """Refits, scores on all validation rows, answers to test rows, and the finalist, in `confirmed/` of a study.
 
@@ -85,19 +93,19 @@ class Confirmations:
         """Keep answers of the base alone to these rows."""
         write_atomic(self._path / f"base-{shots}.{split}-{rows.start}-{rows.stop}.json", to_json(answers))
 
-    def alone_failure(self, shots: int) -> str:
-        """Return why the base alone could not answer; empty where that is not known."""
+    def alone_failure(self, shots: int) -> AloneFailure | None:
+        """Return why the base alone could not answer; None where that is not known."""
         path = self._path / f"base-{shots}.failed.json"
-        return from_json(_FailureFile, path.read_bytes()).reason if path.exists() else ""
+        return from_json(AloneFailure, path.read_bytes()) if path.exists() else None
 
     def forget_alone_failures(self) -> None:
         """Have the base alone asked again for what it could not answer."""
         for path in self._path.glob("base-*.failed.json"):
             path.unlink()
 
-    def write_alone_failure(self, shots: int, reason: str) -> None:
-        """Keep why the base alone could not answer."""
-        write_atomic(self._path / f"base-{shots}.failed.json", to_json(_FailureFile(reason)))
+    def write_alone_failure(self, shots: int, reason: str, *, applies: bool = True) -> None:
+        """Keep why the base alone could not answer, and whether it could have."""
+        write_atomic(self._path / f"base-{shots}.failed.json", to_json(AloneFailure(reason, applies)))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _answers(self, start: str) -> dict[range, Answers]:
@@ -106,11 +114,6 @@ class Confirmations:
             start, stop = path.stem.rpartition(".")[2].split("-")[1:]
             by_rows[range(int(start), int(stop))] = from_json(Answers, path.read_bytes())
         return dict(sorted(by_rows.items(), key=lambda item: item[0].start))
-
-
-@dataclass(frozen=True)
-class _FailureFile:
-    reason: str
 
 
 @dataclass(frozen=True)

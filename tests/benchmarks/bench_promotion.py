@@ -16,6 +16,8 @@ and two refits of each are scored on validation rows; the best there is scored o
 A chain is 20 searches one after another on the same rows, from no champion. Its drift is the last champion's announced
 score above the truth. In a chain of losses ten finalists come, each smaller and half a point worse than the champion of
 its time; what counts is how much worse the last champion is than the first, with a tolerance of 2 points.
+
+On few test rows two equally good adapters meet once: how often is the difference significant, and is one promoted?
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from loraxs_search.registry import RegisteredAdapter, ScoredRows, choose
 from loraxs_search.registry.anchor import Anchor
 from loraxs_search.registry.comparison import ComparedChampion, Comparison
 from loraxs_search.registry.promotion import Scored, Terms, decide
+from loraxs_search.registry.significance import p_value
+from loraxs_search.tasks import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
 SEEDS, CHAIN = 2, 20
@@ -196,6 +200,34 @@ def chain_of_losses(rule: Rule, num_chains: int, seed: int) -> dict[str, float]:
     return {"loss": statistics.fmean(losses), "largest_loss": max(losses)}
 
 
+def few_rows(num_pairs: int, seed: int) -> dict[str, dict[str, float]]:
+    """Return how often an adapter replaces an equally good one on few test rows, and how often `p_value` is <= 0.05."""
+    found: dict[str, dict[str, float]] = {}
+    for metric, sign in (("accuracy", 1.0), ("macro_f1", 1.0), ("mse", -1.0)):
+        rule = PromotionRule(metric=metric)
+        for num_rows in (1, 3, 5, 10, 20, 50):
+            random, significant, promoted = np.random.default_rng((seed, num_rows)), 0, 0
+            for _ in range(num_pairs):
+                one, other = _two_alike(metric, num_rows, random)
+                significant += (p_value(metric, sign, one, other) or 0) <= 0.05
+                promoted += decide(rule, TASK, _tested("a", metric, one), _tested("b", metric, other)).promoted
+            found[f"{metric}, {num_rows} rows"] = {"p<=0.05": significant / num_pairs, "error": promoted / num_pairs}
+    return found
+
+
+def _two_alike(metric: str, num_rows: int, random: np.random.Generator) -> list[ScoredRows]:
+    if metric == "mse":
+        numbers = random.normal(size=num_rows)
+        return [ScoredRows(numbers + random.normal(size=num_rows), numbers) for _ in range(2)]
+    labels = random.integers(0, 2, num_rows)
+    return [ScoredRows(np.where(random.random(num_rows) < 0.7, labels, 1 - labels), labels) for _ in range(2)]
+
+
+def _tested(name: str, metric: str, rows: ScoredRows) -> Scored:
+    scores = {metric: float(METRICS[metric].score(rows.predictions, rows.labels))}
+    return Scored(Candidate(name, name, TASK.name, scores, scores, 1000, "data", "base"), rows)
+
+
 def measure(num_searches: int, num_chains: int, seed: int) -> dict[str, Any]:
     """Return every number, by rule and by the number of trials that are candidates."""
     return {
@@ -218,7 +250,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     sizes = (200, 40) if arguments.quick else (arguments.searches, arguments.chains)
-    found = measure(*sizes, arguments.seed)
+    found = measure(*sizes, arguments.seed) | {"equal adapters, few test rows": few_rows(sizes[0] // 4, arguments.seed)}
     for rule, rows in found.items():
         print(f"\n{rule}")
         for name, values in rows.items():

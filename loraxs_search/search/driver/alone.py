@@ -22,6 +22,7 @@ from loraxs_search.records import (
     Yardstick,
     alone_yardstick,
     is_alone,
+    is_unmeasured,
     shots_name,
 )
 from loraxs_search.search.driver.finishing import AlonePiece, in_parts, joined
@@ -56,7 +57,7 @@ class BaseAlone:
     def is_measured(self) -> bool:
         """Whether there is no more to do; what has failed is asked again."""
         known = self.folder.yardsticks() or ()
-        if not {shots_name(shots) for shots in self.shots} <= {each.name for each in known if not each.failed}:
+        if not {shots_name(shots) for shots in self.shots} <= {each.name for each in known if not is_unmeasured(each)}:
             return False
         return alone_yardstick(known) is None or self._confirmed.alone_path.exists()
 
@@ -121,12 +122,12 @@ class BaseAlone:
 
     def _yardstick(self, shots: int, validation: dict[str, float], test: dict[str, float]) -> Yardstick:
         parts = (answers for split in _SPLITS for answers in self._confirmed.alone_answers(shots, split).values())
-        failed = self._confirmed.alone_failure(shots)[:200]
+        failure = self._confirmed.alone_failure(shots)
+        failed, applies = ("", True) if failure is None else (failure.reason[:200], failure.applies)
         if failed:
             log.warning("the base alone cannot be asked with %d worked examples: %s", shots, failed)
-        return Yardstick(
-            shots_name(shots), validation, test, seconds=sum(part.seconds for part in parts), failed=failed
-        )
+        seconds = sum(part.seconds for part in parts)
+        return Yardstick(shots_name(shots), validation, test, seconds=seconds, failed=failed, applies=applies)
 
 
 _SPLITS: tuple[Split, ...] = ("validation", "test")

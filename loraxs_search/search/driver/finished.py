@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState, is_alone
+from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState, is_unmeasured
 from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.search.driver.commander import answer_waiting
@@ -30,7 +30,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
 
 def lacks_baseline(folder: StudyFolder) -> bool:
     """Whether the base alone could not be asked: resuming asks again, since nothing is promoted without it."""
-    return any(is_alone(yardstick.name) and yardstick.failed for yardstick in folder.yardsticks() or ())
+    return any(map(is_unmeasured, folder.yardsticks() or ()))
 
 
 def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ray import ObjectRef
 
-from loraxs_search.errors import StudyError, TrialDivergedError
+from loraxs_search.errors import StudyError, TaskDataError, TrialDivergedError
 from loraxs_search.records import (
     AdapterSize,
     Answers,
@@ -133,8 +133,9 @@ class AlonePiece:
         return False
 
     def failed(self, error: Exception) -> None:
-        """Keep the reason: a yardstick stops no search."""
-        self.folder.confirmations().write_alone_failure(self.shots, reason_of(error))
+        """Keep the reason: a yardstick stops no search. Worked examples may not fit, which no second try changes."""
+        applies = not (self.shots and isinstance(error, TaskDataError))
+        self.folder.confirmations().write_alone_failure(self.shots, reason_of(error), applies=applies)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.records import BASE_ALONE_ROWS, Answers, Identity, Task, Yardstick
 from loraxs_search.registry import ScoredRows
 from loraxs_search.search.driver.alone import BaseAlone
+from loraxs_search.search.driver.finished import lacks_baseline
 from loraxs_search.search.driver.finishing import AlonePiece
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tasks.kinds import KINDS
@@ -173,12 +174,21 @@ def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(
     assert len(hosts.asked) == before, "what has failed is not asked again"
 
 
-def test_a_base_that_cannot_be_asked_at_all_leaves_no_mark(folder: StudyFolder) -> None:
-    hosts = Hosts({})
+def test_a_base_that_could_not_be_asked_is_asked_again(folder: StudyFolder) -> None:
+    hosts = Hosts({4: 4})
     alone(folder, hosts).measure()
-    assert all(yardstick.failed for yardstick in (folder.yardsticks() or ())[1:])
+    assert [(each.failed != "", each.applies) for each in (folder.yardsticks() or ())[1:]] == [
+        (True, True),
+        (False, True),
+    ]
+    assert lacks_baseline(folder)
+    hosts.every[0] = 2
+    assert not alone(folder, hosts).is_measured
+    alone(folder, hosts).measure()
+    _, zero, four = folder.yardsticks() or ()
+    assert (zero.failed, zero.test_metrics["exact_match"], four.test_metrics) == ("", 0.5, {})
     assert alone(folder, hosts).is_measured
-    assert not folder.confirmations().alone_path.exists()
+    assert not lacks_baseline(folder)
 
 
 def test_other_kinds_ask_no_base_alone(folder: StudyFolder) -> None:

@@ -63,7 +63,7 @@ def test_a_full_disk_of_a_node_ends_the_search_and_is_blamed_on_no_refit(
         with pytest.raises(HomeError):
             spread_over_a_host_that_raises(monkeypatch, full, piece)
     assert folder.confirmations().refit("00000.1") is None
-    assert folder.confirmations().alone_failure(0) == ""
+    assert folder.confirmations().alone_failure(0) is None
 
 
 def test_a_refit_that_diverges_has_failed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
