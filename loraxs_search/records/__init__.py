@@ -69,6 +69,7 @@ from loraxs_search.records._yardstick import (
     YardstickName,
     alone_yardstick,
     is_alone,
+    is_unmeasured,
     shots_name,
 )
 
