@@ -129,7 +129,7 @@ def test_what_breaks_a_table_does_not(manifest, candidate):
     assert "a &#124; b c |" in page
     third = dataclasses.replace(MADE, looks=(Look("champion", "s/t7", "s/t1", 3, 1 - 0.05 / 3),), forced=True)
     page = version_page(manifest(), candidate("t0", 0.8), third, 1)
-    assert "- decision 3 on these test rows, held to a confidence of 0.9833\n- promoted by force" in page
+    assert "- comparison 3 on these test rows, held to a confidence of 0.9833\n- promoted by force" in page
 
 
 def test_a_summary_needs_no_record_to_be_shown(promote, store_uri):
