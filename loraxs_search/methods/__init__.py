@@ -38,6 +38,7 @@ from loraxs_search.plugins import Registry
 
 __all__ = [
     "FILES",
+    "GONE",
     "METHODS",
     "Conversion",
     "FactorRequest",
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 _OWN: tuple[type[Method], ...] = (LoraXS, Lora, VeRA, IA3, TinyLoRA, UniLoRA, Full, HeadOnly)
-_GONE = ("psoft", "randlora", "vb-lora")  # an adapter of an earlier version may be of one of them
+GONE = ("psoft", "randlora", "vb-lora")  # an adapter of an earlier version may be of one of them
 METHODS: Registry[type[Method]] = Registry("method", "loraxs_search.methods", {entry.name: entry for entry in _OWN})
 
 
@@ -70,7 +71,7 @@ def get_method(name: str) -> Method:
     Raises:
         UsageError: nothing has this name, or the distribution's class cannot be imported.
     """
-    if name in _GONE:
+    if name in GONE:
         raise UsageError(
             f"`method` must be one that this version has, but got {name!r}.",
             hint="use the version of loraxs-search that trained it, or search again with another method",

@@ -34,7 +34,6 @@ from loraxs_search.search_space._distributions import (
     Parameter,
     plain_name,
 )
-from loraxs_search.search_space._faults import fail_with
 from loraxs_search.search_space._given import clone_params, place_given
 from loraxs_search.search_space._json_schema import schema_text, space_schema
 from loraxs_search.search_space._load import (
@@ -49,7 +48,6 @@ from loraxs_search.search_space._modules import resolve_modules
 from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._overrides import Overrides
 from loraxs_search.search_space._parameter_specs import parameter_specs
-from loraxs_search.search_space._placing import Placed, place_params
 from loraxs_search.search_space._portable import portable_text
 from loraxs_search.search_space._retired import warn_of_retired
 from loraxs_search.search_space._space import Space
@@ -66,7 +64,6 @@ __all__ = [
     "Integers",
     "Overrides",
     "Parameter",
-    "Placed",
     "ShapeDescription",
     "Space",
     "SpaceDescription",
@@ -75,7 +72,6 @@ __all__ = [
     "catalogue_task",
     "clone_params",
     "describe",
-    "fail_with",
     "load_space",
     "notes",
     "open_space",
@@ -83,7 +79,6 @@ __all__ = [
     "parse_space",
     "parse_stored",
     "place_given",
-    "place_params",
     "plain_name",
     "portable_text",
     "resolve_modules",

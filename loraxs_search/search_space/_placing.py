@@ -1,9 +1,9 @@
-"""Params of another space's trial in this one: whether a trial of this space could have them."""
+"""Whether a trial of a space could have some params."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraxs_search.methods import ParameterSpec
 from loraxs_search.records import Scalar
@@ -28,18 +28,15 @@ class Placed:
 
 
 def place_params(space: Space, params: Mapping[str, Scalar]) -> Placed:
-    """Find the params of this space that mean what those of another trial do.
-
-    A parameter that only one of the two spaces has is at its default in the other.
+    """Find the params of this space that mean these; what they leave out is at its default.
 
     Args:
-        params: Of the other trial, `method` among them; texts may stand for numbers, and names that are no parameters
-            of its method are passed over.
+        params: Those of a trial, one of the space's methods among them; texts may stand for numbers, and names that are
+            no parameters of its method are passed over.
     """
     method = str(params[METHOD])
-    if method not in space.methods:
-        return Placed({}, (f"method is {method}, and here {' or '.join(space.methods)}",), (METHOD,))
-    specs = parameter_specs(method)
+    own = space.defaults.get(method, {})
+    specs = {name: replace(spec, default=own.get(name, spec.default)) for name, spec in parameter_specs(method).items()}
     values = {name: as_number(specs[name], value) for name, value in params.items() if name in specs}
     wanted = {name: spec.default for name, spec in specs.items()} | values
     wanted.setdefault("head_learning_rate", None)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from loraxs_search.errors import StudyError
+from loraxs_search.methods import GONE
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import Document, parse_document
 from loraxs_search.search_space._faults import Faults, KeyPath, dotted, shown
@@ -30,7 +31,6 @@ class Retired:
     in_stored: bool = False
 
 
-_OTHER_METHOD = Retired("use `method: lora-xs`, or lora, vera, ia3, tinylora or unilora")
 KEYS: dict[KeyPath, Retired] = {
     ("warm_start",): Retired(
         "leave `warm_start` out; `loraxs-search add STUDY --set NAME=VALUE` gives a trial its params"
@@ -49,7 +49,7 @@ VALUES: dict[str, dict[str, Retired]] = {  # of a parameter
         "gradient": Retired("use `basis: top`, which scores as well"),
         "random": Retired("use `basis: gaussian`, which draws A and B anew for each seed", in_stored=True),
     },
-    METHOD: {"psoft": _OTHER_METHOD, "randlora": _OTHER_METHOD, "vb-lora": _OTHER_METHOD},
+    METHOD: dict.fromkeys(GONE, Retired("use `method: lora-xs`, or lora, vera, ia3, tinylora or unilora")),
 }
 
 
