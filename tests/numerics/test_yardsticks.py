@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -38,6 +39,9 @@ def test_all_three_are_measured_on_validation_and_test(host: Host, world: Any) -
     assert [yardstick.name for yardstick in found] == ["constant", "tfidf", "features"]
     assert [yardstick.failed for yardstick in found] == ["", "", ""]
     assert all(y.validation_metrics.keys() == y.test_metrics.keys() == {"accuracy"} for y in found)
+    for linear in found[1:]:
+        right = np.mean(np.array(linear.test_answers) == world.data.labels("test"))
+        assert linear.test_metrics["accuracy"] == pytest.approx(right)
     constant, tfidf, features = (yardstick.validation_metrics["accuracy"] for yardstick in found)
     assert constant == pytest.approx(17 / 33)
     assert tfidf == 1.0  # the first word is the label's

@@ -181,6 +181,13 @@ def test_finalists_are_compared_row_by_row(methods):
     assert (backwards.gain, backwards.p_value) == (-0.5, pytest.approx(2 * 0.5**20))
 
 
+def test_few_test_rows_tell_nothing(methods):
+    for folder, answers in zip(methods, (BAD[:8], LABELS[:8]), strict=True):
+        confirm(folder, "00001", [0.8, 0.7], answers, LABELS[:8])
+    found = compare(["xs", "lora"]).groups[1].difference
+    assert (found.by, found.why) == ("seeds", "no paired rows: at least 10 test rows tell, not 8")
+
+
 def test_equal_answers_differ_by_chance_alone(methods):
     for folder in methods:
         confirm(folder, "00001", [0.8], BAD, LABELS)
