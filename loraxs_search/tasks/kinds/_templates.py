@@ -188,12 +188,13 @@ class Prompt:
         The first are what a template writes once, such as a system message. Where it differs from row to row, no prompt
         begins with them.
         """
-        said = "\N{INVISIBLE SEPARATOR}"
+        said, answer = "\N{INVISIBLE SEPARATOR}", "\N{INVISIBLE PLUS}"
         contents = [said if content.columns else content.fill({}) for content in self.contents]
         first = [{"role": role, "content": text} for role, text in zip(self.roles, contents, strict=True)]
-        later = [{"role": "assistant", "content": said}, *(it for it in first if it["role"] != "system")]
+        later = [{"role": "assistant", "content": answer}, *(it for it in first if it["role"] != "system")]
         texts = [_chat(messages, tokenizer, asks=True) for messages in (first, first + later)]
-        single, behind = token_ids([texts[0], texts[1][len(texts[0]) :].removeprefix(said)], tokenizer)
+        # A template may write a space before an answer, or thoughts before the last one alone.
+        single, behind = token_ids([texts[0], texts[1].rpartition(answer)[2]], tokenizer)
         same = 0
         while same < min(len(single), len(behind)) and single[-1 - same] == behind[-1 - same]:
             same += 1

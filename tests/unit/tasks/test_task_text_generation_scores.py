@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from support.characters import CHAT, characters
+from support.characters import CHAT, SPACED, THINKING, characters
 from support.text_tasks import NUMBER, SUMS, writing_task
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
@@ -178,6 +178,19 @@ def test_worked_examples_are_turns_of_a_chat(make):
     turns = [f"<|user|>{row['q']}<|end|><|assistant|>{row['a']}<|end|>" for row in SUMS]
     last = "<|user|>One and six<|end|><|assistant|>"
     assert shown(data, 1) in [f"<|system|>Say it<|end|>{turn}{last}" for turn in turns]
+
+
+@pytest.mark.parametrize(
+    ("template", "turns"),
+    [
+        (SPACED, "<s><|user|>{q}<|assistant|>{a}</s><|user|>One and six<|assistant|>"),
+        (THINKING, "<|user|>{q}<|end|><|assistant|>::{a}<|end|><|user|>One and six<|end|><|assistant|>::"),
+    ],
+    ids=["spaced", "thinking"],
+)
+def test_templates_that_write_something_before_an_answer_make_turns_too(make, template, turns):
+    task = make(prompt=None, messages=[{"role": "user", "content": "{q}"}], answer="{a}")
+    assert shown(prepare(task, characters(chat=template)), 1) in [turns.format(**row) for row in SUMS]
 
 
 def test_a_system_message_of_the_row_is_kept(make):
