@@ -32,6 +32,8 @@ from loraxs_search.studies.confirmations import Confirmations
 
 log = logging.getLogger(__name__)
 
+_PART = 32  # rows; a slow machine may write each for seconds, and says after each part how far it is
+
 
 @dataclass(frozen=True)
 class BaseAlone:
@@ -98,7 +100,7 @@ class BaseAlone:
     def _parts(self, split: Split) -> list[range]:
         num_rows = self.actors.info.data.num_rows[split]  # of the whole split, however many rows reports score
         step = max(1, -(-num_rows // BASE_ALONE_ROWS)) if split == "validation" else 1
-        return in_parts(range(0, num_rows, step))
+        return in_parts(range(0, num_rows, step), _PART)
 
     def _answers(self, shots: int, split: Split) -> list[Answers]:
         """Return the answers to a split, in order; none where some could not be had."""

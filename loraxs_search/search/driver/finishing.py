@@ -163,12 +163,12 @@ def row_pieces(num_rows: int, done: Sequence[range]) -> list[range]:
     starts = [0, *(rows.stop for rows in ends)]
     stops = [*(rows.start for rows in ends), num_rows]
     gaps = [range(start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
-    return [part for gap in gaps for part in in_parts(gap)]
+    return [part for gap in gaps for part in in_parts(gap, _PART)]
 
 
-def in_parts(rows: range) -> list[range]:
-    """Return rows in parts."""
-    return [rows[start : start + _PART] for start in range(0, len(rows), _PART)]
+def in_parts(rows: range, size: int) -> list[range]:
+    """Return rows in parts of at most `size`."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], ScoredRows]:
