@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TextIO
 
 from loraxs_search.cli._data import data_lines
+from loraxs_search.cli._plain import plain
 from loraxs_search.cli._words import browse, phase_in_words, time_left_in_words
 from loraxs_search.errors import counted
 from loraxs_search.records import (
@@ -125,7 +126,7 @@ class LinesView:
         return [f"step {trial.step}", *score]
 
     def _line(self, text: str, at: float) -> str:
-        return f"{max(0.0, at - self._began):6.1f}s  {self._label}{text}\n"
+        return f"{max(0.0, at - self._began):6.1f}s  {self._label}{plain(text)}\n"
 
 
 def _scores(metrics: Mapping[str, float]) -> list[str]:

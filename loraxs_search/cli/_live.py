@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from types import TracebackType
@@ -33,7 +34,7 @@ class LiveView:
     def __init__(self, server: str, began: float | None = None) -> None:
         self._server, self._state, self._lock = server, SearchState(), threading.RLock()
         self._began, self._notice = time.time() if began is None else began, ""
-        self._console = Console(file=drawing_stream())
+        self._console = Console(file=drawing_stream(sys.stderr))
         self._live = _ResizedLive(
             console=self._console,
             get_renderable=self.__rich__,

@@ -49,7 +49,7 @@ from loraxs_search.cli import (
 )
 from loraxs_search.cli._account import hide_account
 from loraxs_search.cli._bad_values import bad_value
-from loraxs_search.cli._plain import keep_terminals_plain, plain
+from loraxs_search.cli._plain import keep_output_plain, plain
 from loraxs_search.errors import LoraxsError, UsageError, unknown_name
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import to_json
@@ -118,7 +118,7 @@ def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
     hide_account(sys.argv[1:])
     configure_stdout()
-    keep_terminals_plain()
+    keep_output_plain()
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
     set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
     sys.exit(run(sys.argv[1:]))

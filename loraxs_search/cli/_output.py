@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import sys
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from loraxs_search.cli._plain import plain_stream
 from loraxs_search.records import Decision, Scalar, Task, Yardstick, to_json
 from loraxs_search.reports import LeaderboardRow
 
@@ -59,11 +61,12 @@ _OPTIONAL = ("front", "kept", "unparsed", "unended", "learnt bytes", "from")  # 
 
 
 def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
-    """Print `value` as JSON, or call `show`."""
+    """Print `value` as JSON, or call `show`, whose text steers no terminal, through a pipe or straight."""
     if as_json:
         print(to_json(value, indent=2))
     else:
-        show()
+        with contextlib.redirect_stdout(plain_stream(sys.stdout)):
+            show()
 
 
 def describe_decision(decision: Decision) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import re
 import sys
-from typing import TextIO
+from typing import Any, TextIO, cast
 
 # Control characters but tabs and ends of lines, and those that turn the direction of writing.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -16,25 +15,33 @@ def plain(text: str) -> str:
     return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
 
 
-class PlainText(io.TextIOWrapper):
-    """A stream of a terminal to which all text goes as `plain` returns it."""
+class PlainText:
+    """A stream to which all text goes as `plain` returns it."""
 
-    def __init__(self, stream: io.TextIOWrapper) -> None:
-        super().__init__(stream.buffer, stream.encoding, stream.errors, line_buffering=True)
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        return super().write(plain(text))
+        return self.stream.write(plain(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
-def keep_terminals_plain() -> None:
-    """Have nothing steer the terminal that stdout and stderr go to; pipes and files get all as it is."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper) and stream.isatty():
-            setattr(sys, name, PlainText(stream))
+def plain_stream(stream: TextIO) -> TextIO:
+    """Return a stream for text that people read."""
+    return cast("TextIO", PlainText(stream))
 
 
-def drawing_stream() -> TextIO:
-    """Return stderr for what draws on a terminal, and so has to steer it."""
-    return sys.stderr.stream if isinstance(sys.stderr, PlainText) else sys.stderr
+def keep_output_plain() -> None:
+    """Have nothing that is said steer a terminal; data on stdout goes as it is, but to a terminal."""
+    sys.stderr = plain_stream(sys.stderr)
+    if sys.stdout.isatty():
+        sys.stdout = plain_stream(sys.stdout)
+
+
+def drawing_stream(stream: TextIO) -> TextIO:
+    """Return what is below a plain stream, for what draws on a terminal and so has to steer it."""
+    while isinstance(stream, PlainText):
+        stream = stream.stream
+    return stream

@@ -10,6 +10,7 @@ import typer
 
 from loraxs_search.cli._completion import well_known_tasks, well_known_tasks_and_spaces
 from loraxs_search.cli._output import JsonOption, emit, print_table
+from loraxs_search.cli._plain import drawing_stream, plain
 from loraxs_search.errors import UsageError, counted
 
 if TYPE_CHECKING:
@@ -143,10 +144,11 @@ def _facts(entry: CatalogueEntry) -> dict[str, Any]:
 def _print(shown: Preview) -> None:
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     for number, row in enumerate(shown.rows, start=1):
-        marked = (_marked(part.text, coloured) if part.learnt else part.text for part in row.parts)
+        texts = ((part, plain(part.text)) for part in row.parts)
+        marked = (_marked(text, coloured) if part.learnt else text for part, text in texts)
         learnt = f", {row.num_learnt} learnt" if row.num_learnt else ""
         print(f"--- {shown.split} row {number}: {counted(row.num_tokens, 'token')}{learnt}{', cut' if row.cut else ''}")
-        print("".join(marked))
+        print("".join(marked), file=drawing_stream(sys.stdout))
         print(f"--- answer: {row.answer}\n")
     print(f"{shown.split}: {counted(shown.num_rows, 'row')}")
     learnt = f", {shown.mean_learnt:.1f} of them learnt" if shown.mean_learnt else ""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from support.said import Said
+from support.searched_studies import Tried, searched
 from support.studies import study
 from support.terminal import Terminal
 
-from loraxs_search.cli._plain import PlainText, plain
+from loraxs_search.cli._plain import drawing_stream, plain, plain_stream
 from loraxs_search.records import Command
 
 
@@ -21,11 +24,20 @@ def test_control_characters_are_written_out_and_text_stays() -> None:
     assert plain("Größe\t日本\n") == "Größe\t日本\n"
 
 
-def test_a_terminals_stream_takes_all_text_plain() -> None:
-    raw = io.BytesIO()
-    stream = PlainText(io.TextIOWrapper(raw, "utf-8"))
+def test_a_plain_stream_writes_plain_text_and_is_else_the_one_below() -> None:
+    below = io.StringIO()
+    stream = plain_stream(plain_stream(below))
     print("a\x1b[31mb", "c", file=stream)
-    assert raw.getvalue() == b"a\\x1b[31mb c\n"
+    assert (stream.getvalue(), stream.isatty()) == ("a\\x1b[31mb c\n", False)  # type: ignore[attr-defined]
+    assert drawing_stream(stream) is below
+
+
+def test_a_table_in_a_pipe_steers_no_terminal_behind_it(fresh_home: Any, say: Callable[..., Said]) -> None:
+    searched("s", [Tried({"rank": 4, "target_modules": module}, 0.5) for module in ("ffn", "\x1b[2J\x9b31m")])
+    shown = say("status", "s").ok
+    assert "\\x1b[2J\\x9b31m" in shown
+    assert not {"\x1b", "\x9b"} & set(shown)
+    assert json.loads(say("status", "s", "--json").ok)["trials"][1]["params"]["target_modules"] == "\x1b[2J\x9b31m"
 
 
 def test_a_command_of_somebody_else_in_status(fresh_home: Any, terminal: Callable[..., Terminal]) -> None:
