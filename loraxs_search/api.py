@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraxs_search import registry
-from loraxs_search.errors import StudyError, UnknownTaskError, UsageError, unknown_name
+from loraxs_search.errors import StudyError, UnknownTaskError, UsageError
 from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.out_folder import copy_folder, new_folder
-from loraxs_search.studies import StudyFolder, list_studies, next_step, next_step_of_task
+from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task
 from loraxs_search.tracking import resolve_uri
 
 if TYPE_CHECKING:
@@ -354,23 +354,14 @@ def _found(find: Callable[..., Path], name: str | Path, base: str | None, tracki
 
 def _adapter_folder(name: str | Path, base: str | None, tracking_uri: str | None) -> Path:
     """Return the folder of an adapter that is promoted, that a study has kept, or that is a folder."""
-    study, slash, trial = name.partition("/") if isinstance(name, str) else ("", "", "")
-    if not study or not slash or study.startswith((".", "~")):
-        try:
-            return _found(registry.adapter_folder, name, base, tracking_uri)
-        except UnknownTaskError as error:
-            if name in list_studies():
-                error.hint = f"{name} is a study: write {name}/TRIAL for one of its trials; {error.hint}"
-            raise
-    if study not in (studies := list_studies()):
-        hint = f"STUDY/TRIAL is a trial of a study on this machine; write ./{name} for the folder"
-        raise StudyError(unknown_name("study", study, studies), hint=hint)
-    adapters = StudyFolder.open(study).adapters_path
-    kept = sorted(path.parent.name for path in adapters.glob("*/manifest.json"))
-    if trial not in kept:
-        hint = f"a search keeps the adapters of its best trials, at its end: see `loraxs-search status {study}`"
-        raise StudyError(unknown_name(f"{study}/TRIAL", trial, kept), hint=hint)
-    return _on_base(adapters / trial, base)
+    if isinstance(name, str) and (kept := kept_adapter(name)):
+        return _on_base(kept, base)
+    try:
+        return _found(registry.adapter_folder, name, base, tracking_uri)
+    except UnknownTaskError as error:
+        if name in list_studies():
+            error.hint = f"{name} is a study: write {name}/TRIAL for one of its trials; {error.hint}"
+        raise
 
 
 def _on_base(folder: Path, base: str | None) -> Path:

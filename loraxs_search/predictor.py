@@ -78,8 +78,10 @@ class Predictor:
         *,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[Prediction]:
-        """Return the answer to each text, or to each row of texts, as `predict` does."""
+        """Return the answer to each text, or to each row of texts, as `predict` does; to none, none."""
         rows = self._rows(question_rows(texts))
+        if not rows:
+            return []
         questions = self._encode(rows)
         self._warn_of_cut(_num_cut(questions), len(rows))
         return self._answer(rows, questions, on_text)

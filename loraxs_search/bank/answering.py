@@ -34,7 +34,7 @@ def computed(
     """Return what requests come to, by adapter.
 
     Args:
-        owners: Of each request, a question that names its adapter.
+        owners: Of each request, which of the bank's adapters is its own.
     """
     reads = {name: request for name, request in requests.items() if isinstance(request, Read)}
     writes = {name: request for name, request in requests.items() if isinstance(request, Write)}
@@ -52,7 +52,7 @@ def write_all(
     """Continue the prompts of several requests side by side.
 
     Args:
-        owners: Of each request, a question that names its adapter.
+        owners: Of each request, which of the bank's adapters is its own.
         on_text: Called with a request's name, a row's number in it, and each piece of its text.
     """
     model = bank.model.model
@@ -69,17 +69,21 @@ def write_all(
 def _read_outputs(
     reads: Mapping[str, Read], owners: Mapping[str, int], bank: BankRows, source: RowSource
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Compute what heads give for the rows of all requests, in one pass."""
-    if not reads:
-        return {}
-    batches = {name: source.collate(read.source, read.rows) for name, read in reads.items()}
-    rows = [owners[name] for name, batch in batches.items() for _ in range(len(batch.counts))]
-    logits, start, results = bank.logits(rows, _joined(list(batches.values()), source)), 0, {}
-    for name, batch in batches.items():
-        own = torch.stack(logits[start : start + len(batch.counts)]).cpu()
-        results[name] = reads[name].reduce(PassOutputs(own), batch)
-        start += len(own)
-    return results
+    """Compute what heads give for the rows of all requests, in passes of rows of like lengths."""
+
+    def compute(places: Places) -> dict[str, tuple[Tensor, ...]]:
+        batches = {name: source.collate(reads[name].source, reads[name].rows[own]) for name, own in places.items()}
+        rows = [owners[name] for name, batch in batches.items() for _ in range(len(batch.counts))]
+        logits, start, results = bank.logits(rows, _joined(list(batches.values()), source)), 0, {}
+        for name, batch in batches.items():
+            own = torch.stack(logits[start : start + len(batch.counts)]).cpu()
+            results[name] = reads[name].reduce(PassOutputs(own), batch)
+            start += len(own)
+        return results
+
+    return _in_batches(
+        *_single_rows(reads, {name: source.encoded(read.source) for name, read in reads.items()}), compute
+    )
 
 
 def _read_states(
@@ -100,7 +104,7 @@ class _StateReader:
     """Computes requests of bases without a head.
 
     Args:
-        owners: Of each request, a question that names its adapter.
+        owners: Of each request, which of the bank's adapters is its own.
     """
 
     def __init__(self, owners: Mapping[str, int], bank: BankRows, source: RowSource) -> None:
@@ -116,9 +120,7 @@ class _StateReader:
                 name: reads[name].reduce(outputs[name], batch.to(self._bank.device)) for name, batch in batches.items()
             }
 
-        every = [(name, np.array([place])) for name, read in reads.items() for place in range(len(read.rows))]
-        lengths = [sources[name].lengths[reads[name].rows[own]].item() for name, own in every]
-        return _in_batches(every, lengths, compute)
+        return _in_batches(*_single_rows(reads, sources), compute)
 
     def shared(self, reads: Mapping[str, Read], sources: Mapping[str, EncodedRows]) -> dict[str, tuple[Tensor, ...]]:
         """Compute requests prompt by prompt, each with all rows that continue it."""
@@ -135,6 +137,14 @@ class _StateReader:
 
         groups = [(name, *group) for name, read in reads.items() for group in prompt_groups(sources[name], read.rows)]
         return _in_batches([(name, own) for name, _, own in groups], [tokens for _, tokens, _ in groups], compute)
+
+
+def _single_rows(
+    reads: Mapping[str, Read], sources: Mapping[str, EncodedRows]
+) -> tuple[list[tuple[str, Indices]], list[int]]:
+    """Return each row of some requests as an item, and its length."""
+    items = [(name, np.array([place])) for name, read in reads.items() for place in range(len(read.rows))]
+    return items, [int(tokens) for name, read in reads.items() for tokens in sources[name].lengths[read.rows]]
 
 
 def _in_batches(

@@ -27,6 +27,7 @@ from loraxs_search.methods.reference_logits import compare_reference_logits, kep
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import adapter_folder
+from loraxs_search.studies import kept_adapter
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.kinds import Sampling, classifier
 from loraxs_search.tasks.questions import listed, question_rows
@@ -76,7 +77,7 @@ class AdapterBank:
         """Return a bank of these adapters, as `load` takes them, on the base that the first one was trained on."""
         if not names:
             raise UsageError("A bank must be made of one adapter at least, or of a base.")
-        manifest, base = verified_manifest(adapter_folder(names[0], uri=resolve_uri(tracking_uri)))
+        manifest, base = verified_manifest(_folder_of(names[0], tracking_uri))
         num_labels = None if kind_of(manifest.task).model.num_outputs is None else 2
         bank = cls(base, max_bytes=max_bytes, num_labels=num_labels, device=device)
         for name in names:
@@ -91,13 +92,13 @@ class AdapterBank:
         bank as it was.
 
         Args:
-            source: What `pull` takes, or a folder, as `load_adapter` does; None means `name` itself.
+            source: What `pull` takes, `STUDY/TRIAL`, or a folder, as `load_adapter` does; None means `name` itself.
         Raises:
             RegistryError, IntegrityError, BaseModelError, FactorMismatchError: as `pull` and `load_adapter`; what the
                 adapter stores must be R and head alone.
             UsageError: it does not fit into `max_bytes`, or is of a method that a bank does not serve.
         """
-        folder = adapter_folder(source or name, uri=resolve_uri(tracking_uri))
+        folder = _folder_of(source or name, tracking_uri)
         manifest, _ = verified_manifest(folder, self.base)
         _check_method(name, manifest)
         if missing := [file for file in FILES if file not in manifest.files]:
@@ -202,7 +203,6 @@ class AdapterBank:
         names = [names] * len(rows) if isinstance(names, str) else names
         if len(names) != len(rows):
             raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(rows)}.")
-        _check_rows(names)
         if None in names:
             raise UsageError(
                 f"A text must name an adapter, whose task says what it is asked, but None is none of {len(self)}.",
@@ -210,7 +210,7 @@ class AdapterBank:
             )
         with self._lock:  # once: an adapter that is replaced meanwhile has other labels for other numbers
             tasks = [self._store.task(name) for name in names]
-            parts = self._store.take(names)
+            parts = self._store.take(list(dict.fromkeys(names)))
         questions = Questions(tasks, names, rows, self._tokenizer)
         return questions.predict(BankRows(self._model, parts))
 
@@ -250,10 +250,9 @@ class AdapterBank:
         names = [names] * len(prompts) if isinstance(names, str) else names
         if len(names) != len(prompts):
             raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")
-        _check_rows(names)
         with self._lock:
             tasks = {name: None if name is None else self._store.task(name) for name in names}
-            parts = self._store.take(names)
+            parts = self._store.take(list(tasks))
         wishes = Wishes.of(max_new_tokens, stop, sampling)
         return continued(names, prompts, tasks, wishes, BankRows(self._model, parts), self._tokenizer, on_text)
 
@@ -308,6 +307,11 @@ class AdapterBank:
         with self._lock:
             self._store.free_space(layout, names)
             self._store.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
+
+
+def _folder_of(source: str | Path, tracking_uri: str | None) -> Path:
+    kept = kept_adapter(source) if isinstance(source, str) else None
+    return kept or adapter_folder(source, uri=resolve_uri(tracking_uri))
 
 
 def _check_method(name: str, manifest: Manifest) -> None:

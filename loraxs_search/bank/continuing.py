@@ -63,7 +63,7 @@ def continued(
         assert on_text is not None  # else nobody listens
         on_text(rows[name][number], piece)
 
-    owners = {name: own[0] for name, own in rows.items()}
+    owners = {name: number for number, name in enumerate(tasks)}
     texts = [""] * len(prompts)
     for name, written in write_all(writes, owners, bank, tokenizer, heard if on_text else None).items():
         if not np.isfinite(written.margins).all():

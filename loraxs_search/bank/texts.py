@@ -36,6 +36,7 @@ class Questions:
     ) -> None:
         self._source = RowSource(tokenizer)
         self._num = len(rows)
+        self._owners = {name: number for number, name in enumerate(dict.fromkeys(names))}
         self._rows: dict[str, list[int]] = {}  # of each adapter
         self._asking: dict[str, Asking[list[Prediction]]] = {}
         self._add(tasks, names, rows)
@@ -43,6 +44,8 @@ class Questions:
     def predict(self, bank: BankRows) -> list[Prediction]:
         """Return the answers, in the order of the questions; each adapter's are its own task's.
 
+        Args:
+            bank: Has each adapter once, in the order in which they are named first.
         Raises:
             TrialDivergedError: some output is not finite.
         """
@@ -72,6 +75,4 @@ class Questions:
                 self._asking[name] = kind.predict(self._source, encoded.take(np.array(own)), shown)
 
     def _compute(self, requests: Mapping[str, Request], bank: BankRows) -> dict[str, Any]:
-        # An adapter's first question stands for it: fresh rows of a request belong to no question.
-        owners = {name: self._rows[name][0] for name in requests}
-        return computed(requests, owners, bank, self._source)
+        return computed(requests, self._owners, bank, self._source)

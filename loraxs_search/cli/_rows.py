@@ -71,6 +71,8 @@ def write_predictions(
         beside: What else is written of each row, such as the line where it stands in its file.
     """
     rows: list[dict[str, Any]] = [asdict(prediction) for prediction in predictions]
+    if form == "csv":
+        rows = [{name: value for name, value in row.items() if name != "probabilities"} for row in rows]
     rows = [{**row, **other} for row, other in zip(rows, beside, strict=True)] if beside else rows
     if form == "jsonl":
         for row in rows:
@@ -88,7 +90,7 @@ def beside(rows: QuestionRows, numbers: Sequence[int]) -> list[dict[str, Any]]:
 
     A column that has the name of one that is written anyway is `file_NAME`.
     """
-    taken = ("text", "label", "score", "line")
+    taken = ("text", "label", "score", "probabilities", "line")
     names = {name: f"file_{name}" if name in taken else name for name in rows.others}
     return [
         {"line": rows.place.number(number), **{shown: rows.others[name][number] for name, shown in names.items()}}

@@ -31,11 +31,13 @@ class Prediction:
         text: The row as people read it.
         label: The answer in words: the most likely label, or a text that was written.
         score: How likely it is; where the answer is a number, that number.
+        probabilities: Of each label of the task, where the answer is one of them.
     """
 
     text: str
     label: str | None
     score: float | None
+    probabilities: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True)

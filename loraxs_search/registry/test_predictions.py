@@ -49,7 +49,7 @@ class ScoredRows:
         some = [*predictions[:1], *labels[:1]]
         kind: npt.DTypeLike = np.float32 if any(isinstance(value, float) for value in some) else np.int64
         if any(isinstance(value, str) for value in some):
-            kind = np.str_
+            kind = object  # a text as long as it is, not as the longest one
         tokens = {"losses": losses, "counts": counts, "correct": correct}
         arrays = {name: None if column is None else np.asarray(column, _TYPES[name]) for name, column in tokens.items()}
         return cls(np.asarray(predictions, kind), np.asarray(labels, kind), **arrays)
@@ -75,7 +75,7 @@ class ScoredRows:
         from safetensors.numpy import save
 
         tensors = {"predictions": _stored(self.predictions), "labels": _stored(self.labels)}
-        if self.labels.dtype.kind in "iU":
+        if self.labels.dtype.kind in "iO":
             tensors["correct"] = (self.predictions == self.labels).astype(np.uint8)
         tensors |= {f"token_{name}": values for name in _TYPES if (values := self.column(name)) is not None}
         return save(tensors, {"rows": json.dumps({"order": "test"})})
@@ -104,10 +104,10 @@ class ScoredRows:
 
 
 def _stored(values: Values) -> Values:
-    if values.dtype.kind != "U":
+    if values.dtype.kind != "O":
         return values
     return np.frombuffer(json.dumps(values.tolist()).encode(), np.uint8)
 
 
 def _values(stored: Values) -> Values:
-    return np.array(json.loads(stored.tobytes()), np.str_) if stored.dtype == np.uint8 else stored
+    return np.array(json.loads(stored.tobytes()), object) if stored.dtype == np.uint8 else stored

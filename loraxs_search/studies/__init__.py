@@ -24,6 +24,7 @@ from loraxs_search.studies.folder import StudyFolder, list_studies, studied_task
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.journal_events import JournalEvents, ended_event, reported_event, started_event
+from loraxs_search.studies.kept_adapter import kept_adapter
 from loraxs_search.studies.lease import holder_elsewhere, idle_elsewhere
 from loraxs_search.studies.mirror import mirrored
 from loraxs_search.studies.mirror_files import is_behind
@@ -45,6 +46,7 @@ __all__ = [
     "holder_elsewhere",
     "idle_elsewhere",
     "is_behind",
+    "kept_adapter",
     "list_studies",
     "mirrored",
     "next_step",

@@ -21,7 +21,7 @@ from loraxs_search.records import (
     from_json,
     to_json,
 )
-from loraxs_search.tasks._constant_answer import constant_answer
+from loraxs_search.tasks._constant_answer import constant_answer, repeated
 from loraxs_search.tasks._standard_error import standard_error
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind
@@ -74,7 +74,7 @@ def _count(kind: TaskKind, rows: Mapping[Split, Rows], encoded: Mapping[Split, E
     best = constant_answer(kind, rows["train"].labels)
     constant = None
     if names:
-        scores = {split: kind.measure(np.full(len(rows[split]), best), rows[split].labels) for split in _SCORED}
+        scores = {split: kind.measure(repeated(best, len(rows[split])), rows[split].labels) for split in _SCORED}
         constant = ConstantAnswer(kind.show(best), scores)
     return _Counted(
         cut={split: int(own.cut.sum()) for split, own in encoded.items() if own.cut is not None},

@@ -22,5 +22,10 @@ def constant_answer(kind: TaskKind, train: Values) -> int | float | str:
     answers = kind.constants(train)[:_MAX_CONSTANTS]
     if metric.column != "predictions":  # the likeliest: no answer has such a score
         return answers[0]
-    gains = [sign * metric.score(np.full(len(train), answer), train) for answer in answers]
+    gains = [sign * metric.score(repeated(answer, len(train)), train) for answer in answers]
     return answers[int(np.argmax(gains))]
+
+
+def repeated(answer: float | str, num_rows: int) -> Values:
+    """Return the same answer for so many rows, (num_rows,)."""
+    return np.full(num_rows, answer, object if isinstance(answer, str) else None)

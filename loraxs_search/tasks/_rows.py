@@ -68,7 +68,7 @@ def fingerprint(rows: dict[Split, Rows], splits: Sequence[Split] = SPLITS) -> st
 
 
 def _label_digest(labels: npt.NDArray[Any]) -> bytes:
-    if labels.dtype.kind == "U":
+    if labels.dtype.kind in "UO":
         return _column_digest(labels.tolist())
     return labels.astype("<i8" if labels.dtype.kind == "i" else "<f4").tobytes()
 

@@ -69,4 +69,4 @@ def store_rows(path: Path, rows: Rows) -> None:
 
 
 def _labels(column: pa.Array) -> npt.NDArray[Any]:
-    return np.array(column.to_pylist()) if pa.types.is_string(column.type) else numbers_of(column).copy()
+    return np.array(column.to_pylist(), object) if pa.types.is_string(column.type) else numbers_of(column).copy()

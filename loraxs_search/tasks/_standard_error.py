@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.records import StandardError
+from loraxs_search.tasks._constant_answer import repeated
 from loraxs_search.tasks.metrics import Metric, Values
 
 _RESAMPLES, _MOST_ROWS = 100, 1000  # of the bootstrap; an error falls with the square root of the rows
@@ -21,7 +22,7 @@ def standard_error(metric: Metric, labels: Values, constant: float | str) -> Sta
         metric: One that is taken of answers.
         labels: Of the rows, (N,).
     """
-    guesses = np.full(len(labels), constant)
+    guesses = repeated(constant, len(labels))
     reach = abs(metric.score(labels, labels) - metric.score(guesses, labels))
     if (rows := _row_scores(metric, labels, labels)) is not None:
         both = np.concatenate([rows, _row_scores(metric, guesses, labels)])

@@ -21,7 +21,8 @@ class Rows:
     Args:
         texts: What an adapter is asked.
         pairs: A second text of each row; None where the task has none.
-        labels: What an answer is held against, shape (N,): int64 ids, float32 numbers, or texts (dtype U).
+        labels: What an answer is held against, shape (N,): int64 ids, float32 numbers, or texts (dtype
+            object: in one of fixed width, a single long text would take its length for every row).
         extras: What else the kind needs of its columns, by a name of its own: one value a row, each a text or a list
             of texts.
         place: Where the rows are from, for messages; None of rows that are in no source. No part of their content.

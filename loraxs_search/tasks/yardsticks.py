@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import LoraxsError, TaskDataError
 from loraxs_search.records import Split, Yardstick, YardstickName
-from loraxs_search.tasks._constant_answer import constant_answer
+from loraxs_search.tasks._constant_answer import constant_answer, repeated
 from loraxs_search.tasks._rows import fixed_subset
 from loraxs_search.tasks.kinds import LinearForm
 from loraxs_search.tasks.prepared import PreparedTask, load_data
@@ -65,7 +65,7 @@ def constant(data: PreparedTask) -> Yardstick:
     started = time.thread_time()
     kind, best = data.kind, constant_answer(data.kind, data.labels("train"))
     validation, test = (
-        kind.measure(np.full(len(labels), best), labels) for labels in (data.labels("validation"), data.labels("test"))
+        kind.measure(repeated(best, len(labels)), labels) for labels in (data.labels("validation"), data.labels("test"))
     )
     return Yardstick("constant", validation, test, answer=best, seconds=time.thread_time() - started)
 

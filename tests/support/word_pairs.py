@@ -104,7 +104,7 @@ class WordPairs(TaskKind):
                 f" {place.values(answers, faults)}.",
                 hint="correct the rows",
             )
-        return Rows(list(map(str, columns.values[self.columns["ask"]])), None, np.array(answers, np.str_))
+        return Rows(list(map(str, columns.values[self.columns["ask"]])), None, np.array(answers, object))
 
     @property
     def question_texts(self) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ class WordPairs(TaskKind):
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
         if not rows or any(len(row) != 1 or not str(row[0]).strip() for row in rows):
             raise TaskDataError(f"Task {self.task.name} must be given one text per row, with something to read.")
-        return Rows([row[0] for row in rows], None, np.array([""] * len(rows), np.str_))
+        return Rows([row[0] for row in rows], None, np.array([""] * len(rows), object))
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         asked = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in rows.texts]
@@ -192,6 +192,6 @@ def _logits(outputs: PassOutputs) -> Tensor:
     return outputs.project(outputs.read)
 
 
-def _said(data: RowSource, first: Tensor, second: Tensor) -> npt.NDArray[np.str_]:
+def _said(data: RowSource, first: Tensor, second: Tensor) -> npt.NDArray[np.object_]:
     words = [data.tokenizer.convert_ids_to_tokens(ids.tolist()) for ids in (first, second)]
-    return np.array([" ".join(pair) for pair in zip(*words, strict=True)], np.str_)
+    return np.array([" ".join(pair) for pair in zip(*words, strict=True)], object)

@@ -143,11 +143,11 @@ class Extraction:
             return found
         return [self.bare(text) for text in texts]
 
-    def settled(self, answers: Sequence[str], references: Sequence[str]) -> npt.NDArray[np.str_]:
+    def settled(self, answers: Sequence[str], references: Sequence[str]) -> npt.NDArray[np.object_]:
         """Return answers, (n,), with those that are equal to their reference in another form replaced by it."""
         equal = equal_formulas if self.form == "math" else _look_alike
         pairs = zip(answers, references, strict=True)
-        return np.array([ref if own and equal(ref, own) else own for own, ref in pairs], np.str_)
+        return np.array([ref if own and equal(ref, own) else own for own, ref in pairs], object)
 
     def _part(self, text: str) -> str | None:
         """Return the part of a text where its answer is; the text itself where nothing says."""

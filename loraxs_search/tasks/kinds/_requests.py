@@ -153,8 +153,8 @@ class RowScores:
     """The results of scoring rows, in their order.
 
     Args:
-        predictions: The answer to each row, (n,): ids int64, numbers float32, or texts (dtype U), an empty one where a
-            text has no answer in it. None where a report asks for no answers.
+        predictions: The answer to each row, (n,): ids int64, numbers float32, or texts (dtype object), an empty one
+            where a text has no answer in it. None where a report asks for no answers.
         losses: The sum of each row's loss, (n,), float32.
         counts: What these are sums of, (n,), int64.
         correct: How many of these were predicted, (n,), int64; None where the kind does not count them.
@@ -177,7 +177,7 @@ class RowScores:
         """Return the predictions, or where no metric needs any, as many that are none: empty texts, or -1."""
         if self.predictions is not None:
             return self.predictions
-        return np.full(len(labels), "" if labels.dtype.kind == "U" else -1)
+        return np.full(len(labels), "", object) if labels.dtype.kind in "UO" else np.full(len(labels), -1)
 
     @property
     def loss(self) -> float:

@@ -94,12 +94,14 @@ class SequenceClassification(LabelledKind):
         return outputs.argmax(-1).cpu().numpy()
 
     def targets(self, labels: Values) -> npt.NDArray[np.float32]:
-        return np.eye(len(self.task.labels), dtype=np.float32)[labels.astype(np.int64)]
+        targets = np.zeros((len(labels), len(self.task.labels)), np.float32)
+        targets[np.arange(len(labels)), labels.astype(np.int64)] = 1
+        return targets
 
     def prediction(self, text: str, outputs: Tensor) -> Prediction:
-        probabilities = outputs.softmax(-1)
-        best = int(probabilities.argmax())
-        return Prediction(text, self.task.labels[best], float(probabilities[best]))
+        probabilities = dict(zip(self.task.labels, outputs.softmax(-1).tolist(), strict=True))
+        best = max(probabilities, key=probabilities.__getitem__)
+        return Prediction(text, best, probabilities[best], probabilities)
 
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
         return [int(label) for label in np.argsort(-self._counts(labels), kind="stable")]

@@ -149,7 +149,7 @@ class TextGeneration(LanguageModelKind):
             raise joined(self.task, errors)
         return Rows(texts, None, labels, {**extras, _ANSWERS: answers} if answers else extras)
 
-    def _labels(self, references: Sequence[str], place: SourceLocation, blank: frozenset[int]) -> npt.NDArray[np.str_]:
+    def _labels(self, references: Sequence[str], place: SourceLocation, blank: frozenset[int]) -> Values:
         """Return the answers in the references; rows of `blank` have none, which is said of them already."""
         try:
             labels = self.extraction.references(references, whole="reference" not in self.task.settings)
@@ -166,7 +166,7 @@ class TextGeneration(LanguageModelKind):
                 f" finds nothing in {place.values(references, lost)}.",
                 hint="correct `extract` or `reference`, or correct or remove the rows",
             )
-        return np.array(labels, np.str_)
+        return np.array(labels, object)
 
     def hides_answers(self, columns: Columns) -> bool:
         templates = self.templates
@@ -174,7 +174,7 @@ class TextGeneration(LanguageModelKind):
         return all(value is None or not str(value).strip() for column in stored for value in column)
 
     def no_labels(self, num_rows: int) -> npt.NDArray[Any]:
-        return np.array([""] * num_rows, np.str_)
+        return np.full(num_rows, "", object)
 
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         yield from super().warnings(rows, encoded)

@@ -13,10 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.sealed import seal
+from support.studies import study
 
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.bank.adapter_store import AdapterStore
+from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.bank.texts import Questions
 from loraxs_search.base_model import load_model
 from loraxs_search.errors import (
@@ -24,6 +26,7 @@ from loraxs_search.errors import (
     FactorMismatchError,
     IntegrityError,
     RegistryError,
+    StudyError,
     TargetModulesError,
     TaskDataError,
     UsageError,
@@ -166,11 +169,50 @@ def test_a_pair_for_a_task_of_one_text_is_refused(bank):
         bank.predict(["a"], ["one", "two"])
 
 
+def test_many_texts_are_answered_in_passes_of_like_lengths(bank, monkeypatch):
+    texts = ["word " * (1 + 7 * i % 30) for i in range(40)]
+    names = ["abd"[i % 3] for i in range(40)]
+    expected = bank.predict(names, texts)
+    sizes, run = [], BankModel.run
+
+    def watched(self, inputs, *others):
+        sizes.append(inputs["input_ids"].shape)
+        return run(self, inputs, *others)
+
+    monkeypatch.setattr(BankModel, "run", watched)
+    monkeypatch.setattr("loraxs_search.bank.answering.EVAL_TOKENS", 128)
+    found = bank.predict(names, texts)
+    assert [p.text for p in found] == texts
+    assert [p.score for p in found] == pytest.approx([p.score for p in expected], abs=1e-5)
+    assert sum(rows for rows, _ in sizes) == len(texts)
+    assert max(rows * tokens for rows, tokens in sizes) <= 128
+
+
+def test_an_answer_has_the_probability_of_each_label(bank, folders):
+    for answer in (*bank.predict(["a", "d"], ["one", "two"]), *loraxs_search.load(folders["d"])(["two"])):
+        assert sum(answer.probabilities.values()) == pytest.approx(1)
+        assert answer.score == answer.probabilities[answer.label] == max(answer.probabilities.values())
+    assert len(answer.probabilities) == 3
+
+
+def test_to_no_text_there_is_no_answer(bank, folders):
+    assert bank.predict([], []) == bank.predict("a", []) == loraxs_search.load(folders["a"])([]) == []
+
+
+def test_an_adapter_that_a_study_has_kept_is_loaded_by_its_trial(base, folders, inputs, bank):
+    shutil.copytree(folders["a"], study("found").adapters_path / "00003")
+    mine = AdapterBank(base)
+    mine.load("x", "found/00003")
+    assert close(mine.logits(["x"] * 6, inputs), bank.logits(["a"] * 6, inputs))
+    assert AdapterBank.of("found/00003").names == ["found/00003"]
+    with pytest.raises(StudyError, match="00004") as refused:
+        mine.load("x", "found/00004")
+    assert "loraxs-search status found" in refused.value.hint
+
+
 def test_a_batch_without_rows_or_without_a_task_is_refused(bank):
     with pytest.raises(UsageError, match="at least one row"):
         bank.logits([], {})
-    with pytest.raises(UsageError, match="at least one row"):
-        bank.predict([], [])
     with pytest.raises(UsageError, match="None is none of 4") as bare:
         bank.predict(["a", None], ["one", "two"])
     assert "logits" in str(bare.value.hint)

@@ -229,7 +229,7 @@ def test_answers_settle_as_their_equal_references():
     number, formula = Extraction.of({"as": "number"}), Extraction.of({"as": "math"})
     assert number.settled(["3", ""], ["4", "5"]).tolist() == ["3", ""]
     assert formula.settled(["0.5", "x", ""], ["\\frac{1}{2}", "y", "z"]).tolist() == ["\\frac{1}{2}", "x", ""]
-    assert formula.settled([], []).dtype.kind == "U"
+    assert formula.settled([], []).dtype.kind == "O"
 
 
 # ---- keys ------------------------------------------------------------------------------------------------------------

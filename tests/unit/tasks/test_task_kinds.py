@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,16 @@ def test_metrics_come_in_the_tasks_order(classes, numbers):
     metrics = checked(classes).measure(np.array([1, 0]), np.array([1, 1]))
     assert list(metrics.items()) == [("accuracy", 0.5), ("f1", pytest.approx(2 / 3))]
     assert list(checked(numbers).measure(np.array([1.0, 2.0]), np.array([2.0, 4.0]))) == ["pearson", "mse"]
+
+
+def test_targets_of_many_labels_take_the_memory_of_their_rows(classes):
+    kind = checked(replace(classes, labels=tuple(map(str, range(20_000))), metrics=("accuracy",)))
+    tracemalloc.start()
+    targets = kind.linear().targets(np.array([3, 19_999]))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert targets.shape == (2, 20_000) and targets.argmax(1).tolist() == [3, 19_999] and targets.sum() == 2
+    assert peak < 2_000_000  # 1.6 GB for a square of the labels
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

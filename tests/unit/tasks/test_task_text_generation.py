@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from functools import partial
 
@@ -29,7 +30,18 @@ def test_labels_are_references_in_canonical_form(make):
     rows = load_data(make(**NUMBER)).rows["train"]
     assert rows.texts == ["Two and two?", "Six and six?", "One and six?"]
     assert rows.extras == {"answer": [" The answer is 4", " The answer is 12", " The answer is 7"]}
-    assert (rows.labels.tolist(), rows.labels.dtype.kind) == (["4", "12", "7"], "U")
+    assert (rows.labels.tolist(), rows.labels.dtype.kind) == (["4", "12", "7"], "O")
+
+
+def test_one_long_answer_takes_its_memory_once(make):
+    answers = ["x" * 100_000, *map(str, range(200))]
+    rows = [{"q": f"q{i}", "a": answer} for i, answer in enumerate(answers)]
+    tracemalloc.start()
+    labels = load_data(make(rows=rows)).rows["train"].labels
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(labels) > 100
+    assert peak < 20_000_000  # 80 MB where each text is as wide as the longest
 
 
 def test_without_reference_the_answer_is_held_against_itself(make):

@@ -211,8 +211,8 @@ def test_examples_that_do_not_fit_lose_their_beginning(make):
 
 def test_constants_are_the_most_frequent_references(make):
     kind = checked(make())
-    assert kind.constants(np.array(["a", "b", "b", "c"], np.str_))[0] == "b"
-    assert len(kind.constants(np.array([str(i) for i in range(100)], np.str_))) == 8
+    assert kind.constants(np.array(["a", "b", "b", "c"], object))[0] == "b"
+    assert len(kind.constants(np.array([str(i) for i in range(100)], object))) == 8
 
 
 def test_an_adapter_is_served_as_it_was_trained(make):

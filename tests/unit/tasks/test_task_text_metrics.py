@@ -11,7 +11,7 @@ from loraxs_search.tasks.kinds._text_metrics import TEXT_METRICS, contains, toke
 
 
 def texts(*values: str):
-    return np.array(values, np.str_)
+    return np.array(values, object)
 
 
 @pytest.mark.parametrize(
