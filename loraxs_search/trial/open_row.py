@@ -35,7 +35,7 @@ class OpenRow:
         self.prompt: npt.NDArray[np.int32] = request.source.ids.row(int(request.rows[number]))
         self._request, self._tokenizer, self._ends, self._on_text = request, tokenizer, ends, on_text
         sampling = request.sampling
-        self._numbers = None if sampling is None else uniform_numbers(sampling, number, request.max_new_tokens)
+        self._numbers = None if sampling is None else uniform_numbers(sampling, self.prompt, request.max_new_tokens)
         self.begin()
 
     def begin(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -20,10 +22,11 @@ def two_largest(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
     return tokens_n2[:, 0], torch.where(largest_n.isfinite(), margin_n, torch.nan)
 
 
-def uniform_numbers(sampling: Sampling, row: int, count: int) -> npt.NDArray[np.float64]:
-    """Return what a row draws with, one number in [0, 1) for each step, (count,): of seed, row and step alone."""
+def uniform_numbers(sampling: Sampling, prompt: npt.NDArray[np.integer], count: int) -> npt.NDArray[np.float64]:
+    """Return what a row draws with, one number in [0, 1) for each step, (count,): of seed, prompt and step alone."""
+    digest = hashlib.sha256(f"{sampling.seed} {prompt.tolist()}".encode()).digest()
     # Raw draws, since numpy keeps those stable for ever but not what Generator makes of them.
-    bits = np.random.PCG64(np.random.SeedSequence([sampling.seed & (2**64 - 1), row]))
+    bits = np.random.PCG64(np.random.SeedSequence(int.from_bytes(digest, "little")))
     return (bits.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

@@ -159,7 +159,7 @@ def test_each_row_is_written_as_its_adapter_alone_writes_it(adapters):
 def test_drawn_rows_do_not_depend_on_their_company(adapters):
     bank, sampling = adapters.bank(), Sampling(seed=5, temperature=2.0)
     wishes = {"max_new_tokens": NEW_TOKENS, "sampling": sampling}
-    names, prompts = ["all", "first", "all-too"], PROMPTS[:3]
+    names, prompts = ["all", "first", "all", "all"], [*PROMPTS[:3], PROMPTS[0]]
     together = bank.generate(names, prompts, **wishes)
     assert together == [bank.generate(*row, **wishes)[0] for row in zip(names, prompts, strict=True)]
     assert together != bank.generate(names, prompts, max_new_tokens=NEW_TOKENS)

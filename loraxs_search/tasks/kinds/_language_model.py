@@ -200,7 +200,8 @@ class LanguageModelKind(TaskKind):
         """Return rows of prompt and answer, of which the answer is learnt; without answers, prompts that are asked.
 
         A prompt that is too long loses tokens from its left, but for the begin token. What is read of a prompt without
-        answer is its last token.
+        answer is its last token. Where room for its answer cost a prompt tokens, the one that a question would have is
+        in `extras`: scores are of the answers that `predict` gives, which knows no answer's length.
 
         Args:
             answers: The tokens of each answer.
@@ -213,6 +214,8 @@ class LanguageModelKind(TaskKind):
         limits = [self.task.max_length - size for size in free]
         self._check_lengths(rows, prompts, answers, limits, tokenizer)
         kept = [_cut(ids, limit, tokenizer) for ids, limit in zip(prompts, limits, strict=True)]
+        asked = [_cut(ids, self.task.max_length - 1, tokenizer) for ids in prompts]
+        longer = [ids if len(ids) > len(own) else [] for ids, own in zip(asked, kept, strict=True)]
         learnt = answers or [[0]] * len(rows)  # of a question, one place is read, and nothing learnt
         places = [range(len(p) - 1, len(p) + len(a) - 1) for p, a in zip(kept, learnt, strict=True)]
         return EncodedRows(
@@ -220,6 +223,7 @@ class LanguageModelKind(TaskKind):
             positions=Ragged.of([*map(list, places)], np.int32),
             targets=None if answers is None else Ragged.of(answers, np.int64),
             lost=np.array([len(all_) - len(ids) for ids, all_ in zip(kept, prompts, strict=True)], np.int32),
+            extras=None if answers is None else Ragged.of(longer, np.int32),
         )
 
     def _check_lengths(

@@ -81,7 +81,7 @@ class Sampling:
     """How tokens are drawn instead of taking the likeliest.
 
     Args:
-        seed: With it and its number in the request, a row draws the same tokens in any company.
+        seed: With it, a prompt draws the same tokens at any place of any request; equal prompts draw the same.
         temperature: Logits are divided by it; above 0.
         top_p: Only the likeliest tokens that have this share of the probability together are drawn from.
     Raises:

@@ -20,7 +20,7 @@ from loraxs_search.records import AnswerFact, Prediction, Serving, Split, Task
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
-from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._answer_checks import (
     as_written,
     blank_rows,
@@ -276,7 +276,11 @@ class TextGeneration(LanguageModelKind):
         return RowScores(answers, scores.losses, scores.counts, scores.correct, written.ended)
 
     def asked_again(self, rows: EncodedRows) -> EncodedRows:
-        return EncodedRows(prompts_of(rows))
+        prompts = prompts_of(rows)
+        if rows.extras is None:  # worked examples stand before them
+            return EncodedRows(prompts)
+        pairs = [(rows.extras.row(number), prompts.row(number)) for number in range(len(rows))]
+        return EncodedRows(Ragged.of([longer if len(longer) else own for longer, own in pairs], np.int32))
 
     def _write(self, data: RowSource, prompts: EncodedRows) -> Asking[Written]:
         settings, sampling = self.generation, None

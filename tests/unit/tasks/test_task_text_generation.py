@@ -12,7 +12,7 @@ from support.text_tasks import NUMBER, SUMS, refused, writing_task
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, Task
-from loraxs_search.tasks import checked, data_warnings, load_data, prepare
+from loraxs_search.tasks import checked, data_warnings, encode, load_data, prepare
 
 
 @pytest.fixture
@@ -31,6 +31,17 @@ def test_labels_are_references_in_canonical_form(make):
     assert rows.texts == ["Two and two?", "Six and six?", "One and six?"]
     assert rows.extras == {"answer": [" The answer is 4", " The answer is 12", " The answer is 7"]}
     assert (rows.labels.tolist(), rows.labels.dtype.kind) == (["4", "12", "7"], "O")
+
+
+def test_a_prompt_that_is_scored_is_as_long_as_one_that_is_asked(make):
+    rows = [{"q": "a" * size, "a": "b" * 9} for size in (3, 25, 40)]
+    task = make(rows=rows, max_length=32)
+    data = prepare(task, characters())
+    scored = data.kind.asked_again(data.encoded("test")).ids
+    asked = encode(data.kind, data.tokenizer, [(row["q"],) for row in rows]).ids
+    assert [scored.row(i).tolist() for i in range(3)] == [asked.row(i).tolist() for i in range(3)]
+    assert scored.lengths.tolist() == [4, 26, 31]
+    assert data.lengths("test").max() <= 32  # with the answers, which are learnt
 
 
 def test_one_long_answer_takes_its_memory_once(make):
