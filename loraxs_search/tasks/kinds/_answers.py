@@ -161,7 +161,7 @@ class Extraction:
             return text
         _, marker, behind = text.rpartition(self.after)
         behind = behind.lstrip(" \t\r\n:")
-        if self.form == "number":
+        if self.form != "math":
             behind = behind.partition("\n")[0]
         return behind if marker else None
 
@@ -176,7 +176,7 @@ class Extraction:
             return _formula(text)
         if self.after is None:
             return text.strip(" \t\r\n\0")
-        return text.strip().partition("\n")[0].strip().rstrip(_SENTENCE_END)
+        return text.strip().partition("\n")[0].rstrip(_SENTENCE_END)
 
 
 def _look_alike(reference: str, answer: str) -> bool:

@@ -165,7 +165,9 @@ def test_braces_in_a_box_are_its_own(inner):
     assert find(f"\\boxed{{1}} or \\boxed{{{inner}}}.", **{"as": "math"}) == inner
 
 
-def test_a_number_behind_a_marker_is_on_its_line():
+def test_what_stands_behind_a_marker_is_on_its_line():
+    assert find("The answer is unclear.\nIs it true?", after="The answer is", one_of=["true", "false"]) == ""
+    assert find("The answer is:\n\n True.\nfalse", after="The answer is", one_of=["true", "false"]) == "true"
     assert find("The answer is unknown.\nQuestion: 8", after="The answer is", **{"as": "number"}) == ""
     assert find("The answer is:\r\n8 apples\r\n9", after="The answer is", **{"as": "number"}) == "8"
 
