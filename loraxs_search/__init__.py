@@ -1,5 +1,6 @@
 """Find, keep and hand out tiny adapters.
 
+    loraxs_search.init("reviews.csv")              # a space for your rows, or for a DataFrame
     loraxs_search.launch("movie_reviews")          # search
     loraxs_search.promote()                        # let the rule decide
     loraxs_search.pull("movie-reviews")            # a folder that PEFT loads
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         show,
     )
     from loraxs_search.bank import AdapterBank
+    from loraxs_search.drafts import init
     from loraxs_search.interactive import launch, resume
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
@@ -76,6 +78,7 @@ __all__ = [
     "figures",
     "finish_study",
     "history",
+    "init",
     "launch",
     "load",
     "load_adapter",
@@ -119,6 +122,7 @@ _HOMES = {
     "StudyStatus": "reports.study_status",
     "check": "search.driver.check",
     "figures": "reports.html.plots",
+    "init": "drafts",
     "launch": "interactive",
     "resume": "interactive",
     "spaces": "shipped_spaces",

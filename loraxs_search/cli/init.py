@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.errors import UsageError
 
 if TYPE_CHECKING:
     from loraxs_search.drafts import Choices, Draft, UndecidedError
@@ -65,7 +65,7 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
 
     Example: loraxs-search init reviews.csv
     """
-    from loraxs_search.drafts import Choices, task_name
+    from loraxs_search.drafts import Choices, save_draft, task_name
 
     columns, classes = (_split(given) for given in (text, labels))
     choices = Choices(
@@ -74,14 +74,7 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
     path = out or Path(f"{task_name(data, choices)}.yaml")
     _check_new(path)
     draft = _drafted(data, path, choices)
-    draft.write(path)
-    from loraxs_search.search_space import load_space
-
-    try:
-        load_space(str(path) if path.is_absolute() else f"./{path}")
-    except LoraxsError:
-        path.unlink()  # else the next try would find it there
-        raise
+    save_draft(draft, path)
     _show(draft, path)
 
 

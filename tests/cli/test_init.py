@@ -7,15 +7,20 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from support.rows import csv_of, texts
 from support.said import Said
 from support.spaces import QUICKSTART
 
+import loraxs_search
 from loraxs_search.drafts import Choices, UndecidedError, draft_space
+from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.search_space import load_space
 from loraxs_search.shipped_spaces import schema_path
+from loraxs_search.tasks import load_data
 
 Say = Callable[..., Said]
 PLAIN = csv_of()
@@ -287,6 +292,50 @@ def test_python_says_what_it_needs_to_know(rows_folder: Path) -> None:
     assert (question.value.option, question.value.possible) == ("text", ("a", "b"))
     draft = draft_space(Path("rows.csv"), rows_folder / "rows.yaml", Choices(text=("a",)))
     assert "columns: {text: a, label: c}" in draft.text
+
+
+def frame(rows: int = 60, **changes: Any) -> Any:
+    import pandas as pd
+
+    numbers = [1 / (i + 3) for i in range(rows)]
+    return pd.DataFrame({"review": texts(rows), "verdict": ["good", "bad"] * (rows // 2), "number": numbers, **changes})
+
+
+def test_python_makes_a_space_of_a_frame(fresh_home: Path) -> None:
+    space = loraxs_search.init(frame(), text="review", label="verdict", name="films")
+    assert (space.task.name, space.task.text, space.task.labels) == ("films", "review", ("bad", "good"))
+    data = load_data(space.task)
+    assert sum(map(len, data.rows.values())) == 60
+    assert fresh_home in Path(space.source).parents
+    again = loraxs_search.init(frame(), text="review", label="verdict", name="films")
+    assert again == space, "the same rows and choices are the same space"
+    numbers = loraxs_search.init(frame(), text="review", label="number", name="numbers")
+    assert numbers.task.kind == "regression"
+    (_, *_, last) = sorted(np.concatenate([rows.labels for rows in load_data(numbers.task).rows.values()]))
+    assert last == np.float32(1 / 3)
+
+
+def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home: Path) -> None:
+    gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 28), "Bad", "good"])
+    with pytest.raises(TaskDataError):
+        loraxs_search.init(gaps, text="review", label="verdict", name="films")
+    space = loraxs_search.init(gaps, label="verdict", name="films", drop_empty=True, renamed={"Bad": "bad"})
+    assert space.task.labels == ("bad", "good")
+    assert sum(map(len, load_data(space.task).rows.values())) == 58
+    with pytest.raises(UsageError, match="name"):
+        loraxs_search.init(gaps, label="verdict")
+    with pytest.raises(UsageError, match="DataFrame"):
+        loraxs_search.init([{"text": "a"}], name="films")
+
+
+def test_python_launches_a_frame(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("loraxs_search.interactive._launch", lambda space, **others: seen.append((space, others)))
+    loraxs_search.launch(frame(), text="review", label="verdict", name="films")
+    ((space, others),) = seen
+    assert (space.task.name, others["name"]) == ("films", "films")
+    with pytest.raises(UsageError, match="DataFrame"):
+        loraxs_search.launch("movie_reviews", text="review")
 
 
 # ---- data sets of the hub --------------------------------------------------------------------------------------------
