@@ -1,4 +1,4 @@
-"""Files that the trials of a study start from, by content: what was estimated on its rows, an adapter's matrices.
+"""Files that the trials of a study start from, by content: such as an adapter's matrices.
 
 A study keeps its own in its folder; a host puts them here, in the state folder of its node, where trials find them.
 """
