@@ -18,6 +18,7 @@ from loraxs_search.tasks.kinds._base import Fault
 from loraxs_search.tasks.kinds._math_equality import equal_formulas
 from loraxs_search.tasks.kinds._numbers import first_number, last_number, only_number
 from loraxs_search.tasks.kinds._section import Section, Text
+from loraxs_search.tasks.kinds._words import first_of
 
 AnswerType = Literal["text", "number", "math"]
 MATCH_SECONDS = 1.0  # a regular expression may take ages on a short text: what takes longer finds nothing
@@ -167,9 +168,8 @@ class Extraction:
 
     def _first_choice(self, text: str) -> str:
         by_length = sorted(self.one_of, key=len, reverse=True)  # of two that begin alike, the longer one
-        each = "|".join(f"({re.escape(composed(choice))})" for choice in by_length)
-        match = re.search(rf"(?<!\w)(?:{each})(?!\w)", composed(text), re.IGNORECASE)
-        return "" if match is None or match.lastindex is None else by_length[match.lastindex - 1]
+        found = first_of(by_length, text)
+        return "" if found is None else by_length[found]
 
     def _trimmed(self, text: str) -> str:
         if self.form == "math":

@@ -30,6 +30,8 @@ _GROUPED = re.compile(
     r"|(?P<plain>[0-9]*)(?:[.,](?P<plain_part>[0-9]+))?"
 )
 _VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+_LATEX_COMMA = re.compile(r"(?<=[0-9])(?:\{,\}|\\[,!])(?=[0-9]{3})")
+_IN_LATEX = re.compile(r"(?:(?:frac|sqrt)\{?|\}\{)$")  # a number that is a part of a formula
 
 
 def first_number(text: str) -> str:
@@ -53,11 +55,14 @@ def _numbers(text: str) -> Iterator[str]:
 
     Read are signs, thousands `1,234`, `1 234` or `1.234.567`, decimals, also behind a comma where it cannot stand for
     thousands, `1e3`, fractions `3/4` and `1 1/2`; currency signs before and percent signs after a number are left out.
-    What has digits in another order, such as a date, a time, a ratio or a power, is no number. LaTeX is not read: that
-    is what `math` is for.
+    What has digits in another order, such as a date, a time, a ratio or a power, is no number, nor is a part of a
+    fraction or root in LaTeX: `math` reads those.
     """
-    for match in _NUMBER.finditer(_VULGAR.sub(_spelled, text)):
-        value = None if len(match[0]) > _MOST_DIGITS or match["more"] else _value(match)
+    text = _VULGAR.sub(_spelled, _LATEX_COMMA.sub(",", text))
+    for match in _NUMBER.finditer(text):
+        before = text[max(0, match.start() - 5) : match.start()]
+        is_odd = len(match[0]) > _MOST_DIGITS or match["more"] or _IN_LATEX.search(before)
+        value = None if is_odd else _value(match)
         yield "" if value is None else canonical(value)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.tasks._texts import composed
+from loraxs_search.tasks.kinds._words import first_of
 from loraxs_search.tasks.metrics import TOKEN_METRICS, Metric, Score, Values
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -48,9 +49,7 @@ def _words(text: str) -> list[str]:
 
 
 def _has(prediction: str, reference: str) -> bool:
-    prediction, reference = composed(prediction).lower(), composed(reference).lower()
-    inside = re.search(rf"(?<!\w){re.escape(reference)}(?!\w)", prediction)
-    return bool(reference) and inside is not None
+    return bool(reference.strip()) and first_of((reference,), prediction) is not None
 
 
 def _mean_of(of_rows: Callable[[Values, Values], npt.NDArray[np.float64]]) -> Score:

@@ -48,6 +48,11 @@ from loraxs_search.tasks.kinds._numbers import canonical, first_number, last_num
         ("\u00be", "0.75"),
         ("3/4.", "0.75"),
         ("1 3/2", ""),
+        ("$\\boxed{36}$", "36"),
+        ("1{,}234", "1234"),
+        ("12\\,345\\%", "12345"),
+        ("\\frac{1}{2}", ""),
+        ("\\sqrt2", ""),
         ("\N{EN DASH}5", "-5"),
         ("-5", "-5"),
         ("\N{MINUS SIGN}5", "-5"),
@@ -196,13 +201,28 @@ def test_one_of_takes_the_first_word_whatever_its_case():
     ("text", "choice"),
     [
         ("YE\u015e", "ye\u015f"),
-        ("d\u0131g", "dig"),
         ("ye\u017f", "yes"),
         ("\u03bf\u03b4\u03bf\u03c2", "\u03bf\u03b4\u03bf\u03c3"),
     ],
 )
 def test_one_of_knows_letters_of_several_cases(text, choice):
     assert find(f"It is {text}.", one_of=["other", choice]) == choice
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "choice"),
+    [
+        ("\u7b54\u6848\u662f\u6b63\u9762\u7684", ["\u6b63\u9762", "\u8d1f\u9762"], "\u6b63\u9762"),
+        ("\u7b54\u6848\u662fB", ["A", "B"], "B"),
+        ("d\u0131g", ["dig", "dag"], ""),
+        ("1.5", ["1", "5"], ""),
+        ("It is 5.", ["1", "5"], "5"),
+        ("3.A", ["A", "B"], "A"),
+        ("very\ngood", ["good", "very good"], "very good"),
+    ],
+)
+def test_one_of_finds_words_of_their_own(text, choices, choice):
+    assert find(text, one_of=choices) == choice
 
 
 def test_accents_are_equal_however_they_are_stored():

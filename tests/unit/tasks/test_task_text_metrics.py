@@ -42,6 +42,11 @@ def test_token_f1_is_that_of_squad(prediction, reference, score):
         ("136", "36", 0),
         ("it is (A).", "(A)", 1),
         ("", "x", 0),
+        ("1.5 or 1,500", "5", 0),
+        ("It is -5", "5", 0),
+        ("from 3-5", "5", 1),
+        ("New\n York", "new york", 1),
+        ("\u6211\u5728\u5317\u4eac\u5e02", "\u5317\u4eac", 1),
         ("a cafe\u0301", "caf\u00e9", 1),
     ],
 )

@@ -1,0 +1,29 @@
+"""Where some words stand in a text, as words of their own. Light."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import regex
+
+from loraxs_search.tasks._texts import composed
+
+# Letters of scripts that write no spaces between words begin and end anywhere.
+_LETTER = r"[\w--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]"
+# Digits are no part of a longer number, nor of a negative one: 5 is not in 1.5, 1,500 or -5.
+_BEFORE = rf"(?<!{_LETTER})(?!(?<=[0-9][.,]|(?<!\w)[-\u2212])[0-9])"
+_BEHIND = rf"(?!{_LETTER})(?!(?<=[0-9])[.,][0-9])"
+
+
+@lru_cache(maxsize=4096)
+def _pattern(phrases: tuple[str, ...]) -> regex.Pattern[str]:
+    words = ([regex.escape(word) for word in composed(phrase).split()] for phrase in phrases)
+    each = "|".join("(" + r"\s+".join(own) + ")" for own in words)
+    return regex.compile(f"(?V1){_BEFORE}(?:{each}){_BEHIND}", regex.IGNORECASE)
+
+
+def first_of(phrases: Sequence[str], text: str) -> int | None:
+    """Return which phrase is the first in a text, whatever its case; where two begin alike, the first of the two."""
+    match = _pattern(tuple(phrases)).search(composed(text))
+    return None if match is None or match.lastindex is None else match.lastindex - 1
