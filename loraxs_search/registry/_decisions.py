@@ -1,7 +1,7 @@
 """Decisions on a task, in order: the latest are tags of its registered model, older refusals lie on pages, as runs.
 
 A registered model is read whole whenever a champion is looked up, so it holds a bounded number of refusals. Decisions
-that moved a name stay there, and so does the latest one on each set of test rows, which counts those before it.
+that moved a name stay there, and so does the last comparison on each set of test rows, which counts those before it.
 """
 
 from __future__ import annotations
@@ -58,21 +58,24 @@ def write(client: MlflowClient, uri: str, decision: Decision) -> None:
     """Record a decision; of many refusals, move the oldest to a page."""
     name = f"{DECISIONS}n{decision.number:09d}.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     client.set_registered_model_tag(decision.task, name, fitted(decision))
-    records = named_records(client.get_registered_model(decision.task).tags, DECISIONS)
+    tags = client.get_registered_model(decision.task).tags
+    records = {name: tags[name] for name in sorted(tags) if name.startswith(DECISIONS)}
     if len(records) >= 2 * PAGE and len(movable := _movable(records)) >= PAGE:
         _move(client, uri, decision.task, dict(list(movable.items())[:PAGE]))
 
 
 def _movable(records: Mapping[str, str]) -> dict[str, str]:
-    """Return the refusals that are not the latest decision on their test rows, oldest first."""
-    latest_on, refusals = dict[str, str](), dict[str, str]()
+    """Return the refusals without which comparisons on the same test rows are counted all the same, oldest first."""
+    highest, refusals = dict[str, tuple[int, str]](), dict[str, str]()
     for name, text in records.items():
-        with contextlib.suppress(ValueError):  # of what cannot be read nothing is moved
+        with contextlib.suppress(ValueError):  # what cannot be read is not moved
             decision = from_json(Decision, text)
-            latest_on[decision.test_fingerprint] = name
-            if not decision.promoted and decision.action == "promote":
+            number = max((look.number for look in decision.looks), default=0)
+            highest[decision.test_fingerprint] = max((number, name), highest.get(decision.test_fingerprint, (0, "")))
+            if not decision.promoted and decision.action == "promote" and (decision.looks or not decision.seen):
                 refusals[name] = text
-    return {name: text for name, text in refusals.items() if name not in latest_on.values()}
+    needed = {name for _, name in highest.values()}
+    return {name: text for name, text in refusals.items() if name not in needed}
 
 
 def _move(client: MlflowClient, uri: str, task: str, page: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +145,6 @@ class TestRowsChoose(ValidationRowsChoose):
 
 
 def _of_version(decision: Decision, version: int) -> Decision:
-    from dataclasses import replace
-
     return replace(decision, version=version)
 
 
@@ -204,13 +202,15 @@ def few_rows(num_pairs: int, seed: int) -> dict[str, dict[str, float]]:
     """Return how often an adapter replaces an equally good one on few test rows, and how often `p_value` is <= 0.05."""
     found: dict[str, dict[str, float]] = {}
     for metric, sign in (("accuracy", 1.0), ("macro_f1", 1.0), ("mse", -1.0)):
-        rule = PromotionRule(metric=metric)
+        rule, task = PromotionRule(metric=metric), TASK
+        if metric == "mse":
+            task = replace(TASK, kind="regression", labels=(), metric="mse", direction="minimize", metrics=("mse",))
         for num_rows in (1, 3, 5, 10, 20, 50):
             random, significant, promoted = np.random.default_rng((seed, num_rows)), 0, 0
             for _ in range(num_pairs):
                 one, other = _two_alike(metric, num_rows, random)
                 significant += (p_value(metric, sign, one, other) or 0) <= 0.05
-                promoted += decide(rule, TASK, _tested("a", metric, one), _tested("b", metric, other)).promoted
+                promoted += decide(rule, task, _tested("a", metric, one), _tested("b", metric, other)).promoted
             found[f"{metric}, {num_rows} rows"] = {"p<=0.05": significant / num_pairs, "error": promoted / num_pairs}
     return found
 

@@ -40,7 +40,10 @@ def promote(registry, task, candidate, make_folder, tmp_path):
         found = candidate(trial_id, right / len(LABELS), **own)
         path = tmp_path / f"{trial_id}.safetensors"
         path.write_bytes(rows(right).to_bytes())
-        folders = {trial_id: make_folder(trial_id, base_digest=digest, data_fingerprint=data)}
+        folder = tmp_path / "made" / trial_id
+        if not folder.exists():
+            make_folder(trial_id, base_digest=digest, data_fingerprint=data)
+        folders = {trial_id: folder}
         rows_of = {trial_id: path}
         return registry.promote(RULE, task, [found], folders, forced, rows_of, rescore, Beside(seen=seen))
 
@@ -351,6 +354,8 @@ def test_refusals_lie_on_pages_and_what_a_promotion_reads_is_bounded(registry, p
     assert [past.winner for past in history] == [f"t{number}" for number in range(9)]
     assert [look.number for past in history for look in past.looks] == list(range(1, 10))
     assert len(registry.latest_decisions("movie-reviews")) < 2 * 3
+    for _ in range(8):  # the same comparison again, whose number is an old one
+        promote("t8", 312)
     promoted, _ = promote("t9", 390)
     assert [look.number for look in promoted.looks] == [10]
     assert registry.rollback("movie-reviews").version == 1
