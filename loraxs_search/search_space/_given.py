@@ -138,7 +138,7 @@ def _unknown(space: Space, method: str, given: Mapping[str, Scalar]) -> dict[str
 def _checked(spec: ParameterSpec, name: str, value: Scalar, faults: dict[str, str]) -> Scalar | None:
     """Return a value in the parameter's own type; None where it breaks the law, which goes to the faults."""
     if (gone := retired_value(name, value)) is not None:
-        faults[name] = f"`{name}` must not be {value}, which this version has no more: {gone.remedy}."
+        faults[name] = f"`{name}` must not be {value}, which this version no longer supports: {gone.remedy}."
         return None
     try:
         return spec.check(as_number(spec, value))

@@ -67,7 +67,7 @@ def refuse_retired(document: Document) -> None:
     """
     faults, remedies = Faults(), list[str]()
     for path, got, retired in _found(document.data):
-        faults.add(path, f"must be left out, since this version has it no more{got}.")
+        faults.add(path, f"must be left out: this version no longer supports {got or 'it'}.")
         remedies.append(retired.remedy)
     if faults:
         faults.fail(document.source, document.locations, hint="\n".join(dict.fromkeys(remedies)))
@@ -80,7 +80,9 @@ def without_retired(document: Document, study: str) -> None:
         StudyError: it names what the search cannot go on without.
     """
     found = [each for each in _found(document.data) if not each[2].in_stored]
-    needed = [(dotted(path) + got, retired.remedy) for path, got, retired in found if retired.decides_trials]
+    needed = [
+        (f"{dotted(path)} {got}".strip(), retired.remedy) for path, got, retired in found if retired.decides_trials
+    ]
     if needed:
         names, remedies = zip(*needed, strict=True)
         raise StudyError(
@@ -89,7 +91,7 @@ def without_retired(document: Document, study: str) -> None:
             " launched it. `status`, `report` and `promote` work here, too",
         )
     for path, _, _ in found:
-        _logger.warning("study %s: `%s` is ignored: this version has it no more", study, dotted(path))
+        _logger.warning("study %s: `%s` is ignored: this version no longer supports it", study, dotted(path))
         section = document.data if len(path) == 1 else document.data[path[0]]
         del section[path[-1]]
 
@@ -98,7 +100,7 @@ def warn_of_retired(text: str, study: str) -> None:
     """Warn of keys in a stored study's space that a promotion does not heed any more."""
     for path, _, retired in _found(parse_document(text, "space.yaml").data):
         if not retired.decides_trials:
-            _logger.warning("study %s: `%s` is ignored: this version has it no more", study, dotted(path))
+            _logger.warning("study %s: `%s` is ignored: this version no longer supports it", study, dotted(path))
 
 
 def _found(data: object) -> Iterator[tuple[KeyPath, str, Retired]]:
@@ -112,7 +114,7 @@ def _found(data: object) -> Iterator[tuple[KeyPath, str, Retired]]:
     for root in (METHOD, "parameters"):
         for path, value in _scalars(sections.get(root), (root,)):
             if (gone := VALUES.get(_parameter_of(path), {}).get(str(value))) is not None:
-                yield path, f" ({shown(value)})", gone
+                yield path, shown(value), gone
 
 
 def _scalars(value: object, path: KeyPath) -> Iterator[tuple[KeyPath, object]]:
