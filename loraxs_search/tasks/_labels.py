@@ -19,6 +19,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _LISTED = 20  # labels that a message names
 _MEANT = 5  # values of which it says which label was meant
 _HIDDEN = {"-1", "", "None"}  # what benchmarks store where they hide their labels
+_ROUNDED = 1e-3  # share of the labels' spread that rounding may take
 _MOST = float(np.finfo(np.float32).max)
 
 
@@ -39,7 +40,8 @@ def class_ids(
 
     Args:
         stored_names: Label names that the data themselves give to their ids, which are then ids whatever the task's
-            names are. Where they are the task's in another order, they decide; otherwise ids count as the task's.
+            names are. Where some of them are the task's, in another place there, names decide; otherwise ids count as
+            the task's. Case does not matter.
     Raises:
         TaskDataError: a label is missing or outside the set; every different one is named.
     """
@@ -48,9 +50,7 @@ def class_ids(
     listed, others = list(task.labels[:_LISTED]), len(task.labels) - _LISTED
     allowed = f"one of {', '.join(listed)}{f' and {others} more' if others > 0 else ''}"
     if stored_names is not None:
-        stored = [composed(name) for name in stored_names]
-        order = [ids[name] for name in stored] if set(stored) == set(ids) else list(range(len(ids)))
-        numeric = dict(enumerate(order))
+        numeric = _meant_by_ids(stored_names, ids)
     elif not any(_number(name) is not None for name in ids):
         numeric = {index: index for index in range(len(ids))}
         allowed += f" or an id in 0..{len(ids) - 1}"
@@ -69,18 +69,39 @@ def class_ids(
     return _read(values, read, np.int64, task, place, allowed, names=task.labels)
 
 
+def _meant_by_ids(stored_names: Sequence[str], ids: Mapping[str, int]) -> dict[int | float, int]:
+    """Return the task's id of each id of the data, which give names to theirs."""
+    folded = {name.casefold(): index for name, index in ids.items()}
+    known = folded if len(folded) == len(ids) else {}
+    meant = {id_: ids.get(name, known.get(name.casefold())) for id_, name in enumerate(map(composed, stored_names))}
+    if all(index in (None, id_) for id_, index in meant.items()):
+        return {index: index for index in range(len(ids))}
+    return {id_: index for id_, index in meant.items() if index is not None}
+
+
 def numbers(values: Sequence[Any], task: Task, place: SourceLocation) -> npt.NDArray[np.float32]:
     """Return regression targets, shape (N,).
 
     Raises:
-        TaskDataError: a label is missing, not a number, or not finite in float32; every different one is named.
+        TaskDataError: a label is missing, not a number, or not finite in float32; every different one is named. Or
+            float32 cannot tell labels apart, which are large and close together.
     """
 
     def read(value: Any) -> float | None:
         number = finite_number(value)
         return number if number is not None and abs(number) <= _MOST else None
 
-    return _read(values, read, np.float32, task, place, "a finite number")
+    exact = _read(values, read, np.float64, task, place, "a finite number")
+    labels = exact.astype(np.float32)
+    if np.abs(exact - labels).max(initial=0) > _ROUNDED * exact.std() and len(np.unique(labels)) < len(
+        np.unique(exact)
+    ):
+        raise TaskDataError(
+            f"Task {task.name}: `{task.label}` must have numbers that differ by more than float32 rounds them, but"
+            f" {place.name} has numbers from {exact.min():.12g} to {exact.max():.12g}.",
+            hint=f"subtract a number such as {exact.min():.12g} from all of them",
+        )
+    return labels
 
 
 def finite_number(value: Any) -> float | None:

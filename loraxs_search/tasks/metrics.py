@@ -61,7 +61,9 @@ def _matthews(predictions: Values, labels: Values) -> float:
 def _pearson(predictions: Values, labels: Values) -> float:
     from scipy.stats import pearsonr
 
-    return 0.0 if _constant(predictions) or _constant(labels) else float(pearsonr(predictions, labels).statistic)
+    if _constant(predictions) or _constant(labels):
+        return 0.0
+    return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
 def _spearman(predictions: Values, labels: Values) -> float:
@@ -71,9 +73,7 @@ def _spearman(predictions: Values, labels: Values) -> float:
 
 
 def _mse(predictions: Values, labels: Values) -> float:
-    from sklearn.metrics import mean_squared_error
-
-    return float(mean_squared_error(labels, predictions))
+    return float(np.square(predictions.astype(np.float64) - labels.astype(np.float64)).mean())
 
 
 def _ratio(sums: Values, counts: Values) -> float:
@@ -81,10 +81,11 @@ def _ratio(sums: Values, counts: Values) -> float:
 
 
 def _constant(values: Values) -> bool:
-    """Say whether all values are the same, up to float64's resolution: no correlation is defined then."""
+    """Say whether all values are the same, up to their own resolution: no correlation is defined then."""
+    rounding = 4 * float(np.finfo(np.float32).eps) if values.dtype == np.float32 else 0.0
     numbers = values.astype(np.float64)
     spread = np.abs(numbers - numbers.mean()).max()
-    return bool(spread <= 1e-12 * np.abs(numbers).max())
+    return bool(spread <= max(1e-12, rounding) * np.abs(numbers).max())
 
 
 # Where a metric is undefined its value here is: f1 0 without true or predicted positives; matthews, pearson and

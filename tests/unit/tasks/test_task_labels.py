@@ -77,6 +77,33 @@ def test_ids_that_the_data_themselves_name_are_ids(read):
         read([0, 2], ("1", "2"), ["one", "two"])
 
 
+@pytest.mark.parametrize(
+    ("names", "stored", "values", "ids"),
+    [
+        (("negative", "positive"), ["Positive", "Negative"], [0, 1], [1, 0]),
+        (("a", "b"), ["c", "a", "b"], [1, 2], [0, 1]),
+        (("a", "b", "c"), ["b", "a"], [0, 1], [1, 0]),
+        (("negative", "neutral", "positive"), ["neg", "neutral", "pos"], [0, 1, 2], [0, 1, 2]),
+    ],
+)
+def test_names_of_the_data_that_are_some_of_the_tasks_decide(read, names, stored, values, ids):
+    assert read(values, names, stored) == ids
+
+
+def test_ids_of_names_that_the_task_lacks_are_refused_where_names_decide(read):
+    with pytest.raises(TaskDataError, match=r"has 0 \(line 2\)"):
+        read([0, 1], ("a", "b"), ["c", "a", "b"])
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_refused(make_task):
+    task = make_task(kind="regression", labels=(), metric="mse", metrics=("mse",))
+    assert len(set(numbers([1_700_000_000 + 3_600 * i for i in range(1000)], task, PLACE).tolist())) == 1000
+    assert len(set(numbers([0.1, 0.1, 0.1], task, PLACE).tolist())) == 1
+    with pytest.raises(TaskDataError) as caught:
+        numbers([1_700_000_000 + i for i in range(10)], task, PLACE)
+    assert "subtract" in (caught.value.hint or "")
+
+
 @pytest.mark.parametrize("value", [2, -1, "neutral", 0.5, None, float("nan"), "", [1], 10**400, "1e0", "\u0661", "1_0"])
 def test_what_is_no_label_is_told_with_its_line_and_what_is_allowed(read, value):
     with pytest.raises(TaskDataError) as caught:

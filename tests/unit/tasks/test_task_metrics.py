@@ -29,6 +29,26 @@ def test_regression_metrics_by_hand():
     assert METRICS["pearson"].score(predicted, true) == pytest.approx(np.corrcoef(predicted, true)[0, 1])
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(1e7, 10.0), (0.0, 1e25), (0.0, 1e-25)])
+def test_numbers_of_any_size_are_scored_in_float64(mean, spread):
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((2, 1000))
+    true = (mean + spread * noise[0]).astype(np.float32)
+    predicted = (mean + spread * noise.sum(0)).astype(np.float32)
+    exact = predicted.astype(np.float64), true.astype(np.float64)
+    assert METRICS["mse"].score(predicted, true) == pytest.approx(np.square(exact[0] - exact[1]).mean(), rel=1e-9)
+    assert METRICS["pearson"].score(predicted, true) == pytest.approx(np.corrcoef(*exact)[0, 1], rel=1e-9)
+
+
+def test_answers_that_differ_by_rounding_alone_are_constant():
+    same = np.full(100, 0.3, np.float32)
+    same[::3] = np.nextafter(same[0], np.float32(1))
+    labels = np.arange(100, dtype=np.float32)
+    assert METRICS["pearson"].score(same, labels) == METRICS["spearman"].score(same, labels) == 0.0
+    close = 150_000 + labels
+    assert METRICS["pearson"].score(close, labels) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("name", METRICS)
 @pytest.mark.parametrize("constant", [0, 1])
 def test_constant_predictions_or_labels_give_a_number_without_warning(name, constant):
