@@ -234,7 +234,9 @@ def resume(
     view: SearchView | None = None,
     stop: threading.Event | None = None,
 ) -> SearchResult:
-    """Go on with a study where its last reports left it; a finished one is returned as it is.
+    """Go on with a study where its last reports left it.
+
+    A finished one is returned as it is; where its base alone could not be asked, it is asked again.
 
     Args:
         storage: Where the study was copied to, when another machine began it; one that began here knows.
@@ -247,15 +249,14 @@ def resume(
     info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
     has_ended = folder.candidates() is not None
     state = foreseen(folder)
-    if has_ended and not asks_for_more(folder, state):
-        if not lacks_baseline(folder):
-            return close_finished(folder)
-        with folder.lock():
-            folder.set_candidates_aside()
+    is_done = has_ended and not asks_for_more(folder, state)
+    if is_done and not lacks_baseline(folder):
+        return close_finished(folder)
     _check_without_warm_clones(folder)
-    with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
-        pass
     space = stored_space(folder)
+    with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
+        if is_done:
+            folder.set_candidates_aside()
     space = replace(space, search=extended(space.search, state))
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
 

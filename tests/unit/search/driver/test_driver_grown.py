@@ -21,6 +21,7 @@ from loraxs_search.records import (
     SearchPlan,
     TrialReport,
     TrialState,
+    Yardstick,
 )
 from loraxs_search.reports import compare
 from loraxs_search.reports.study_status import study_status
@@ -30,6 +31,7 @@ from loraxs_search.search.driver.driver import Driver, _go_through
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.launch import resume
 from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search_space import load_space
 from loraxs_search.steering import steered
 from loraxs_search.steering.send import new_command
 from loraxs_search.studies import StudyFolder
@@ -87,6 +89,20 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: St
     assert not asks_for_more(ended, foreseen(ended))
     assert not reopen(ended)
     assert ended.candidates() == []
+
+
+def test_a_finished_study_whose_base_alone_could_not_be_asked_does_its_end_again(
+    ended: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = "loraxs_search.search.driver.launch."
+    monkeypatch.setattr(f"{launched}stored_space", lambda _: load_space("movie_reviews"))
+    monkeypatch.setattr(f"{launched}_run_one", lambda *_: ended.candidates())
+    ended.write_yardsticks([Yardstick("zero-shot", failed="disk full")])
+    assert resume("s") is None
+    assert ended.earlier_finalists() == ("00000",)
+    done = list[str]()
+    _go_through(ended, ended.journal(), lambda: done.append("train"), lambda: bool(done.append("end")) or True, bool)
+    assert done == ["end"], "its trials have ended"
 
 
 def test_a_study_of_an_earlier_version_whose_journal_names_no_end_goes_on_too(fresh_home: Path) -> None:
