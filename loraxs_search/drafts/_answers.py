@@ -12,6 +12,7 @@ from typing import Any
 from loraxs_search.drafts._choices import Choices, UndecidedError
 from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.tasks import finite_number
+from loraxs_search.tasks.questions import composed
 from loraxs_search.tasks.tables import Table
 
 CLASSES, NUMBERS, WRITING, CHOOSING = "sequence-classification", "regression", "text-generation", "multiple-choice"
@@ -206,8 +207,8 @@ def _plain(text: str) -> str:
 
 
 def row_text(value: Any) -> str:
-    """Return a value as text, without the space around it; nothing for None."""
-    return "" if value is None else str(value).strip()
+    """Return a value as text that looks alike, without the space around it; nothing for None."""
+    return "" if value is None else composed(str(value).strip())
 
 
 def _rows_of(table: Table, label: str, text: str) -> list[int]:

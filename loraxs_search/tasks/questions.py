@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks._texts import check_question, is_text
+from loraxs_search.tasks._texts import check_question, composed, is_text
 
-__all__ = ["check_question", "is_text", "listed", "question_rows", "shown_question"]
+__all__ = ["check_question", "composed", "is_text", "listed", "question_rows", "shown_question"]
 
 
 def question_rows(texts: Any) -> list[tuple[Any, ...]]:

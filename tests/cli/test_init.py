@@ -228,6 +228,13 @@ def test_what_is_not_counted_is_not_written(say: Say, rows_folder: Path) -> None
     assert "generation:" not in Path("rows.yaml").read_text()
 
 
+def test_labels_that_look_alike_are_one(say: Say, rows_folder: Path) -> None:
+    labels = ("caf\u00e9", "cafe\u0301", "tea")
+    rows = "".join(f"{text},{labels[i % 3]}\n" for i, text in enumerate(texts(60)))
+    assert drafted(say, "rows.csv", "text,label\n" + rows, "--base", QUICKSTART["id"]).ok
+    assert load_space("./rows.yaml").task.labels == ("caf\u00e9", "tea")
+
+
 def test_rows_are_to_be_corrected_before_a_misspelling_becomes_a_label(say: Say, rows_folder: Path) -> None:
     said = drafted(say, "rows.csv", PLAIN + "so,Pos\n")
     assert said.is_error(
