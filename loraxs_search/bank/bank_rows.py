@@ -49,7 +49,9 @@ class BankRows:
             lines = self.model.run(mine, None, self._segments(parts)).read
             widths = [self.model.num_labels(part.layout) for part in parts for _ in part.rows]
         else:
-            outputs = self.model.run(mine, _last_tokens(mine["attention_mask"]), self._segments(parts))
+            mask = mine.get("attention_mask")  # models take rows without one whole
+            last = _last_tokens(torch.ones_like(mine["input_ids"]) if mask is None else mask)
+            outputs = self.model.run(mine, last, self._segments(parts))
             assert outputs.project is not None  # there is no head
             lines = outputs.project(outputs.read)
             widths = [lines.shape[-1]] * len(order)

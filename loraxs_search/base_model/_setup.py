@@ -47,8 +47,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     does = {
         "vocabulary": tokenizer.get_vocab(),
         "special": {name: getattr(tokenizer, f"{name}_token_id", None) for name in special},
-        "text": tokenizer(_TEXT)["input_ids"],
-        "pair": tokenizer(_TEXT, _TEXT.lower())["input_ids"],
+        "text": tokenizer(_TEXT, verbose=False)["input_ids"],
+        "pair": tokenizer(_TEXT, _TEXT.lower(), verbose=False)["input_ids"],
         "template": tokenizer.chat_template,
     }
     return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()

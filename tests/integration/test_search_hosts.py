@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import json
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -69,11 +71,14 @@ def own_files(tiny_space: Path, tiny_base: Path, tmp_path: Path) -> dict[str, Pa
     rows.write_bytes(gzip.decompress((REVIEWS / "validation.jsonl.gz").read_bytes()))
     text = tiny_space.read_text().replace(str(tiny_base), str(base))
     tiny_space.write_text(text.replace(str(REVIEWS / "validation.jsonl.gz"), str(rows)))
-    return {"rows": rows, "weights": base / "model.safetensors"}
+    return {"rows": rows, "weights": base / "model.safetensors", "config": base / "config.json"}
 
 
 def change(what: str, file: Path) -> None:
-    """Swap the labels, or halve one weight."""
+    """Swap the labels, halve one weight, or divide by another number."""
+    if what == "config":
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"layer_norm_eps": 0.5}))
+        return
     if what == "rows":
         text = file.read_text().replace('"label": 0', '"label": #').replace('"label": 1', '"label": 0')
         file.write_text(text.replace('"label": #', '"label": 1'))
@@ -122,16 +127,17 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
         launch(str(tiny_space), name="changed", view=Stopping(), stop=stop, overrides=plan)
     begun = StudyFolder.open("changed").identity()
     assert begun is not None
-    for what, which, value in (
-        ("rows", "data fingerprint", begun.data_fingerprint),
-        ("weights", "weight digest", begun.base_digest),
+    for what, differs in (
+        ("rows", f"data fingerprint [0-9a-f]{{16}}, not {begun.data_fingerprint[:16]}"),
+        ("weights", f"weight digest [0-9a-f]{{16}}, not {begun.base_digest[:16]}"),
+        ("config", "`layer_norm_eps` 0.5, not 1e-12"),
     ):
         before = own_files[what].read_bytes()
         change(what, own_files[what])
-        with pytest.raises(StudyError, match=rf"must go on with .* {which} [0-9a-f]{{16}}, not {value[:16]}\."):
+        with pytest.raises(StudyError, match=rf"must go on with .* {differs}\."):
             resume("changed")
         own_files[what].write_bytes(before)
-    (StudyFolder.open("changed").path / "identity.json").unlink()  # as an older version began it
+    StudyFolder.open("changed").write_identity(replace(begun, setup=None))  # as an older version began it
     assert len(resume("changed").trials) == 3
     assert StudyFolder.open("changed").identity() == begun
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from support.toy_language import choosing, save_base, writing
 
 from loraxs_search import AdapterBank, Sampling
@@ -90,6 +91,13 @@ def test_a_prompt_or_a_setting_that_cannot_be_is_named(bank, prompts, changes, m
     with pytest.raises(UsageError) as error:
         bank.generate("one", prompts, **changes)
     assert message in str(error.value)
+
+
+def test_rows_without_a_mask_are_whole(bank):
+    ids = torch.tensor([[3, 4, 5], [6, 7, 8]])
+    masked = bank.logits(["one", None], {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    for found, expected in zip(bank.logits(["one", None], {"input_ids": ids}), masked, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def test_one_text_may_be_the_stop(bank):
