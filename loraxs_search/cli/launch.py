@@ -66,8 +66,8 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
     Several spaces with one base are searched together, each in a study of its own. Their trials share the passes over
     the base. `resume` continues one study at a time.
 
-    A study accepts only the rows and the base weights that it began with. Every host and every `resume` compares their
-    content. If it differs, the error shows the expected and the actual digest.
+    A study accepts only the rows and the base that it began with: weights, tokenizer, configuration. Every host and
+    every `resume` compares their content. If it differs, the error shows the expected and the actual digest.
 
     A trial fails alone if its numbers become NaN. If nearly all of the latest trials fail for one reason, and at least
     five, the search stops and names it. A full disk, here or on a node, stops the search too, and no trial is blamed.
