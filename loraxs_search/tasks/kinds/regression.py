@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
+
+
 def regressor() -> TaskModel:
     """Return a model with one output."""
     config = (("num_labels", 1), ("problem_type", "regression"))
@@ -73,6 +76,17 @@ class Regression(LabelledKind):
         fitted = copy.copy(self)
         fitted.outputs = OutputScale(mean, spread or 1.0)
         return fitted
+
+    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
+        values = rows["train"].labels.astype(np.float64)
+        mean, spread = float(values.mean()), float(values.std())
+        if np.ptp(values) == 0:
+            yield f"every train row has the number {mean:.4g}, so nothing can be learnt"
+        elif self.outputs.mean == 0 and self.task.standardized and abs(mean) > _FAR * spread:
+            yield (
+                f"the numbers are {mean:.4g} with a spread of {spread:.4g}, and the head of this base has no bias:"
+                f" subtract {mean:.4g} from them, or use a base with one"
+            )
 
     def row_losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
         scale = self.outputs

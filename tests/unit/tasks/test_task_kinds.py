@@ -13,6 +13,7 @@ from torch.nn import functional
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.tasks import checked
 from loraxs_search.tasks.kinds import KINDS, metric_fault
+from loraxs_search.tasks.rows import Rows
 
 
 @pytest.fixture
@@ -130,3 +131,19 @@ def test_an_adapter_reads_as_much_of_a_text_as_in_training(classes):
     """It is served so; cut where another task cuts, it would be scored on less than it answers by."""
     assert checked(classes).asked_as(replace(classes, max_length=999)).max_length == 999
     assert checked(classes).asked_as(classes) == classes
+
+
+@pytest.mark.parametrize(
+    ("labels", "has_bias", "said"),
+    [
+        ([3.5, 3.5, 3.5], True, "3.5"),
+        ([1990.0, 2000.0, 2010.0], False, "no bias"),
+        ([1990.0, 2000.0, 2010.0], True, None),
+        ([1.0, 2.0, 3.0], False, None),
+    ],
+)
+def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers, labels, has_bias, said):
+    values = np.array(labels, np.float32)
+    kind = checked(replace(numbers, standardized=True)).fitted(values, has_bias=has_bias)
+    warnings = list(kind.warnings({"train": Rows([""] * 3, None, values)}, {}))
+    assert [said in warning for warning in warnings] == [True] * (said is not None)
