@@ -1,7 +1,7 @@
 """What lies in the state folder, whether anybody needs it, and removing what nobody does.
 
 `_base.py` is the contract: each kind of thing that the product writes there is one file behind it. What no kind names
-stays for good: MLflow's store with its artifacts, and the sequence numbers seen.
+stays for good: MLflow's store with its artifacts, the sequence numbers seen, and the spaces and rows of `init`.
 """
 
 from __future__ import annotations
