@@ -14,7 +14,7 @@ from loraxs_search.records import ReferenceLogits
 NUM_ROWS = 4
 NUM_TOKENS = 12
 _NUM_LOGITS = 64
-_WHOLE, _HALF = 1e-4, 1e-1  # of the largest logit, or of 1
+_WHOLE, _HALF = 1e-4, 2e-1  # of the largest logit, or of 1; in bfloat16, kernels of attention alone make 0.05
 
 
 def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -> ReferenceLogits:
