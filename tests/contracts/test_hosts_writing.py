@@ -113,6 +113,11 @@ def test_candidates_are_scored_by_what_they_write(host: Host, space: Space, spec
     assert set(report.metrics) == {"exact_match", "unparsed", "unended", "loss"}
 
 
+def test_an_adapter_knows_what_ends_its_answers(host: Host, space: Space, spec: TrialSpec) -> None:
+    _, state = host.advance(spec, 2, None, space.task)
+    assert host.confirm(spec, state, space.task).ends == ("[END]",)
+
+
 def test_a_task_that_is_measured_by_its_tokens_alone_writes_nothing(host: Host, space: Space, spec: TrialSpec) -> None:
     task = replace(space.task, metric="loss", direction="minimize", metrics=("loss", "token_accuracy"))
     task = replace(task, report_metric=None, report_direction=None)

@@ -10,10 +10,12 @@ import pytest
 import torch
 from support.characters import CHAT, SPACED, THINKING, characters
 from support.text_tasks import NUMBER, SUMS, writing_task
+from transformers import GenerationConfig
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Task
 from loraxs_search.tasks import RowSource, checked, encode, load_data, prepare
+from loraxs_search.tasks.end_tokens import served
 from loraxs_search.tasks.kinds import Ragged, Read, Write, Written
 
 
@@ -221,6 +223,14 @@ def test_an_adapter_is_served_as_it_was_trained(make):
     assert (serving.max_new_tokens, serving.temperature, serving.top_p) == (9, 0.5, 1.0)
     chat = checked(make(prompt=None, messages=[{"role": "user", "content": "{q}"}])).serving
     assert (chat.prompt, chat.messages) == (None, (("user", "{q}"),))
+
+
+def test_what_ends_an_answer_is_of_base_tokenizer_and_chat(make):
+    chat = checked(make(prompt=None, messages=[{"role": "user", "content": "{q}"}]))
+    tokenizer, settings = characters(chat=CHAT), GenerationConfig(eos_token_id=[2, 3])
+    assert served(checked(make()), tokenizer, None).ends == ("</s>",)
+    assert served(chat, tokenizer, settings).ends == ("<s>", "</s>", "<|end|>")
+    assert served(chat, tokenizer, None).messages == (("user", "{q}"),)
 
 
 # ---- a champion that was trained to be asked in another way ----------------------------------------------------------
