@@ -173,7 +173,7 @@ def test_two_extensions_add_up_and_survive_a_kill(folder: StudyFolder) -> None:
 @pytest.mark.parametrize(
     ("arguments", "law"),
     [
-        ({}, "got neither --trials nor --time"),
+        ({}, "got neither"),
         ({"trials": 0}, "`--trials` must be a whole number of at least 1, but got 0"),
         ({"time": "soon"}, "`--time` must be a time such as 1h, 90m, 1h30m or 45s, but got soon"),
         ({"time": "-1"}, "`--time` must be a time"),
