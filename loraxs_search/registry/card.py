@@ -183,7 +183,16 @@ import loraxs_search, peft, transformers
 {kind.loading_code(base)}
 tokenizer = transformers.AutoTokenizer.from_pretrained({base_argument(base)}{revision_argument(base)})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{_asking(manifest)}{_vllm(manifest)}"""
+```{_pairs(manifest)}{_asking(manifest)}{_vllm(manifest)}"""
+
+
+def _pairs(manifest: Manifest) -> str:
+    """Return how two texts are put to a tokenizer that joins them with nothing between; nothing of one text."""
+    task, separator = manifest.task, manifest.task.settings.get("pair_separator")
+    if task.text_pair is None or not separator:
+        return ""
+    where = f"Where the tokenizer puts nothing between {task.text} and {task.text_pair}"
+    return f"\n\n{where}, the second one begins with {json.dumps(separator)}."
 
 
 def _samples(manifest: Manifest) -> list[str]:

@@ -97,6 +97,13 @@ def test_its_code_is_python_in_a_few_lines(manifest, task):
     assert 'from_pretrained("org/base", num_labels=1, revision="abc123")' in number
 
 
+def test_the_card_says_what_stands_between_two_texts(manifest):
+    task = replace(manifest().task, text="first", text_pair="second", settings={"pair_separator": "\n"})
+    between = r'nothing between first and second, the second one begins with "\n".'
+    assert between in model_card(manifest(task=task))
+    assert between not in model_card(manifest(task=replace(task, settings={})))
+
+
 # ---- adapters without a head -----------------------------------------------------------------------------------------
 def test_the_card_of_one_that_writes_says_how_it_is_asked(manifest):
     generation = {"max_new_tokens": 64, "stop": ["\nQuestion:"]}
