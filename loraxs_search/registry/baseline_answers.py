@@ -96,8 +96,7 @@ def _constant(
 
 
 def _always(rows: ScoredRows, answer: float | str) -> ScoredRows:
-    dtype = None if isinstance(answer, str) else rows.labels.dtype  # a text may be longer than any label
-    return ScoredRows(np.full(len(rows.labels), answer, dtype=dtype), rows.labels)
+    return ScoredRows(np.full(len(rows.labels), answer, rows.labels.dtype), rows.labels)
 
 
 def _said(answers: Sequence[float] | None, rows: ScoredRows) -> ScoredRows | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import LoraxsError
@@ -32,6 +32,21 @@ class Rescored:
 
 Rescore = Callable[[RegisteredAdapter], Rescored]
 ReadRows = Callable[[RegisteredAdapter], "ScoredRows | None"]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a decision needs beside candidates.
+
+    Args:
+        study: Whose candidates they are, for the record where there are none.
+        answers: Of the study's linear models to the test rows, by name.
+        seen: Keys of other finalists that have answered the test rows: each counts as a look at them.
+    """
+
+    study: str = ""
+    answers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    seen: Sequence[str] = ()
 
 
 @dataclass(frozen=True, eq=False)

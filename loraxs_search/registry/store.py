@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from loraxs_search.records import Candidate, Decision, PromotionRule, Task, to_j
 from loraxs_search.registry import _decisions, _promotion_lock, _signing, _versions, factor_sets
 from loraxs_search.registry._client import speaking
 from loraxs_search.registry.adapters import RegisteredAdapter, record_tags, version_tags
-from loraxs_search.registry.comparison import ComparedChampion, Comparison, Rescore, Rescored, comparable
+from loraxs_search.registry.comparison import Beside, ComparedChampion, Comparison, Rescore, Rescored, comparable
 from loraxs_search.registry.criterion import Criterion, better_when
 from loraxs_search.registry.finalist import Choice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
@@ -36,23 +36,6 @@ __all__ = ["BASE_ALONE", "Beside", "RegisteredAdapter", "Registry", "Rescored"]
 BASE_ALONE = "base"  # in place of a trial id
 _MAX_TRIES = 5
 _NO_PREDICTIONS: Mapping[str, Path] = {}
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What a decision needs beside candidates.
-
-    Args:
-        study: Whose candidates they are, for the record where there are none.
-        answers: Of the study's linear models to the test rows, by name.
-        seen: Keys of other finalists that have answered the test rows: each counts as a look at them.
-    """
-
-    study: str = ""
-    answers: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    seen: Sequence[str] = ()
-
-
 _NOTHING = Beside()
 
 
