@@ -35,7 +35,7 @@ def user_path(text: str, folder: Path | None = None) -> Path:
 def meant_file(path: Path) -> str:
     """Return the question whether a file beside a missing one is meant; empty where none has nearly its name."""
     try:
-        beside = [str(path.with_name(each.name)) for each in path.parent.iterdir()]
+        beside = [str(path.parent / each.name) for each in path.parent.iterdir()]
     except OSError:
         return ""
     return did_you_mean(path, beside)

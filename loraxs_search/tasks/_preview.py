@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -113,10 +113,10 @@ def _row(
     learnt: set[int],
 ) -> PreviewRow:
     runs = groupby(range(len(tokens)), key=learnt.__contains__)
-    label: Any = rows.labels[row]
+    (label,) = rows.labels[row : row + 1].tolist()
     return PreviewRow(
         parts=tuple(PreviewPart(_text([tokens[i] for i in run], tokenizer), is_learnt) for is_learnt, run in runs),
-        answer=kind.show(label.item()),
+        answer=kind.show(label),
         num_tokens=len(tokens),
         num_learnt=len(learnt),
         cut=None if encoded.cut is None else bool(encoded.cut[row]),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +11,6 @@ from loraxs_search.records import TrialState
 from loraxs_search.registry.seed_statistics import seed_statistics
 from loraxs_search.reports import Comparison
 from loraxs_search.search import SearchResult
-from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
@@ -60,17 +57,6 @@ def test_finalists_of_two_studies_are_compared_row_by_row(comparison: Comparison
     assert second.difference.by == "rows"
     assert second.difference.gain == pytest.approx((second.test_score or 0) - (first.test_score or 0))
     assert 0 < (second.difference.p_value or 0) <= 1
-
-
-def test_a_result_has_the_adapters_own_config(results: dict[str, SearchResult], tmp_path: Path) -> None:
-    compared = loraxs_search.compare("top", peft_folder=tmp_path / "results")
-    (path,) = (tmp_path / "results").iterdir()
-    written = json.loads(path.read_text())
-    study, _, trial_id = compared.groups[0].best.trial.partition("/")
-    adapter = StudyFolder.open(study).adapter_path(trial_id)
-    assert written["run_info"]["peft_config"] == json.loads((adapter / "adapter_config.json").read_text())
-    assert written["train_info"]["file_size"] == (adapter / "adapter_model.safetensors").stat().st_size
-    assert written["meta_info"]["package_info"]["torch-version"]
 
 
 def test_importances_need_more_trials(comparison: Comparison) -> None:
