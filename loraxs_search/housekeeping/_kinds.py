@@ -25,6 +25,7 @@ _BASE = re.compile(r"[0-9a-f]{16}(-bf16-\d+)?")
 _BY_CONTENT = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?\.safetensors")
 _SNAPSHOT = re.compile(r"[0-9.]+(step-\d+\.)?safetensors")
 _STATE = re.compile(r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors")
+_ROWS = ("rows", "tokens", "reports", "folders")
 _HALF_MADE = re.compile(
     r"\..+\.([0-9a-f]{32}|[a-z0-9_]{8}\.tmp)"  # a folder and a file on their way to a name
     r"|\.\d+(\.\d+)?\.\d+"  # an adapter of a study, by version 0.1
@@ -49,7 +50,7 @@ class Snapshots(Kind):
                 continue
             unfinished = f"study {study.name}, which is not finished" if study.name in needs.unfinished else ""
             kept = set() if unfinished else _complete(StudyFolder(study))
-            for path in filter(lambda path: _SNAPSHOT.fullmatch(path.name), sorted((study / "snapshots").iterdir())):
+            for path in filter(lambda path: _SNAPSHOT.fullmatch(path.name), sorted((study / "snapshots").glob("*"))):
                 may_be_chosen = path.name.partition(".")[0] in kept
                 candidate = f"study {study.name}, which may be extended" if may_be_chosen else ""
                 yield StoredItem.of(path, needed_by=unfinished or candidate)
@@ -115,9 +116,12 @@ class DataSets(Kind):
     used_by_searches = True
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / "datasets").rglob("[!.]*")):
-            if path.is_file():
-                yield StoredItem.of(path)
+        root = home / "datasets"
+        of_hub = {info.parents[3] for info in root.glob("*/*/*/*/dataset_info.json")}  # NAME/CONFIG/VERSION/COMMIT
+        for folder in sorted(of_hub | {root / name for name in _ROWS}):
+            for path in sorted(folder.rglob("[!.]*")):
+                if path.is_file():
+                    yield StoredItem.of(path)
 
 
 class PulledAdapters(Kind):

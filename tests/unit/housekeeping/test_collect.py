@@ -277,11 +277,25 @@ def test_what_people_keep_in_the_home_stays(fresh_home, store_uri):
         *("studies/.git/config", "studies/done/snapshots/notes.md", "studies/done/clones/notes.md"),
         *("studies/kept/.notes/day", "studies/kept/adapters/.00000.old/manifest.json", "adapters/.DS_Store"),
         *("base_models/.venv/bin", "base_models/my-model/config.json", "datasets/.cache.tmp"),
+        *("datasets/mine/tickets.csv", "datasets/gold.parquet"),
         *("factors/mine.safetensors", "states/mine.safetensors", "assets/mine.safetensors"),
     ]
     for name in own:
         write_atomic(fresh_home / name, "x")
     age(fresh_home)
+    assert gone() == []
+
+
+def test_what_the_hub_s_datasets_left_goes(fresh_home):
+    files = {"dataset_info.json", "glue-train.arrow"}
+    for name in files:
+        write_atomic(fresh_home / "datasets" / "glue" / "sst2" / "0.0.0" / "c0ffee" / name, "x")
+    age(fresh_home)
+    assert {path.name for path in gone()} == files
+
+
+def test_a_study_that_lost_its_empty_folders_is_looked_through(fresh_home, store_uri):
+    (searched("done", [Tried({"rank": 2}, 0.8)]).path / "snapshots").rename(fresh_home / "snapshots")
     assert gone() == []
 
 
