@@ -51,10 +51,20 @@ def test_numbers_that_are_classes_are_counted_however_they_are_written(say: Say,
 
 
 @pytest.mark.parametrize(
-    "labels", [("007", "7"), ("00501", "02139"), ("1_1", "1_2"), ("1e5", "2e5"), ("1e5", "100000")]
+    "labels",
+    [
+        ("007", "7"),
+        ("00501", "02139"),
+        ("1_1", "1_2"),
+        ("1e5", "2e5"),
+        ("1e5", "100000"),
+        ("3.1", "3.10"),
+        ("1.0", "1.20"),
+        ("1234567890123456788", "1234567890123456789"),
+    ],
 )
 def test_what_only_looks_like_a_number_is_a_name(say: Say, rows_folder: Path, labels: tuple[str, ...]) -> None:
-    assert drafted(say, "rows.csv", csv_of(labels=labels)).ok
+    assert drafted(say, "rows.csv", csv_of(labels=labels), "--kind", "sequence-classification").ok
     assert load_space("./rows.yaml").task.labels == tuple(sorted(labels))
     checked = json.loads(say("check", "rows.yaml", "--data", "--json").ok)
     assert [sum(fact["values"].values()) for fact in checked["data"]["answers"]] == [30, 30]
