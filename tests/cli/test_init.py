@@ -345,6 +345,25 @@ def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home: Path) -> None:
         loraxs_search.init([{"text": "a"}], name="films")
 
 
+def test_a_frame_keeps_every_digit_and_takes_numbers_as_labels(fresh_home: Path) -> None:
+    tiny = [1.23456789e-13 * (i + 1) for i in range(60)]
+    space = loraxs_search.init(frame(number=tiny), text="review", label="number", name="tiny")
+    labels = np.concatenate([rows.labels for rows in load_data(space.task).rows.values()])
+    assert sorted(labels) == sorted(np.float32(tiny))
+    space = loraxs_search.init(frame(verdict=[0, 1] * 30), text="review", label="verdict", labels=[1, 0], name="ids")
+    assert space.task.labels == ("1", "0")
+
+
+def test_a_frame_that_cannot_be_written_is_refused(fresh_home: Path) -> None:
+    import pandas as pd
+
+    twice = frame()
+    twice.columns = ["review", "verdict", "verdict"]
+    for rows in (twice, frame(review=pd.Series(["\ud800 so"] * 60, dtype=object))):
+        with pytest.raises(UsageError):
+            loraxs_search.init(rows, text="review", label="verdict", name="films")
+
+
 def test_python_launches_a_frame(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("loraxs_search.interactive._launch", lambda space, **others: seen.append((space, others)))
