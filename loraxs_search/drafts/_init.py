@@ -12,7 +12,7 @@ from typing import Any
 from loraxs_search.drafts._choices import Choices
 from loraxs_search.drafts._draft import Draft, draft_space, task_name
 from loraxs_search.errors import LoraxsError, UsageError
-from loraxs_search.home import home, write_atomic
+from loraxs_search.home import disk_faults, home, write_atomic
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.tasks.questions import is_text
 
@@ -78,7 +78,7 @@ def init(  # noqa: PLR0913  # each is a keyword
         raise UsageError(f"`out` must not exist, but {out} does.", hint="give another file, or remove it")
     frame = _lines(rows, name)
     data = frame if frame is not None else str(rows)
-    digest = hashlib.sha256(f"{data}\n{choices}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{data if frame is not None else _identity(data)}\n{choices}".encode()).hexdigest()[:16]
     path = home() / "drafts" / digest / f"{task_name(name or data, choices)}.yaml" if out is None else Path(out)
     if frame is not None:
         data = str(path.with_suffix(".jsonl"))
@@ -102,6 +102,15 @@ def save_draft(draft: Draft, path: Path) -> Space:
     except LoraxsError:
         path.unlink()  # else the next try would find it there
         raise
+
+
+def _identity(data: str) -> str:
+    """Return what tells rows from others: where a file is and what it holds; of a data set of the hub its id."""
+    path = Path(data).expanduser()
+    if not path.exists():
+        return data
+    with disk_faults(path, "the data"):
+        return f"{path.absolute()} {hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''}"
 
 
 def _lines(rows: Any, name: str | None) -> str | None:

@@ -364,6 +364,23 @@ def test_a_frame_that_cannot_be_written_is_refused(fresh_home: Path) -> None:
             loraxs_search.init(rows, text="review", label="verdict", name="films")
 
 
+def test_python_reads_a_file_that_has_changed_and_another_of_its_name(
+    rows_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drafted_from(content: str) -> Any:
+        Path("rows.csv").write_text(content)
+        return loraxs_search.init("rows.csv", drop_empty=True)
+
+    first = drafted_from(PLAIN + ",neg\n")
+    corrected = drafted_from(PLAIN + "so,neg\n,pos\n")
+    (rows_folder / "other").mkdir()
+    monkeypatch.chdir(rows_folder / "other")
+    elsewhere = drafted_from(PLAIN + ",neg\n")
+    counts = [sum(map(len, load_data(space.task).rows.values())) for space in (first, corrected, elsewhere)]
+    assert counts == [60, 61, 60]
+    assert len({space.source for space in (first, corrected, elsewhere)}) == 3
+
+
 def test_python_launches_a_frame(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("loraxs_search.interactive._launch", lambda space, **others: seen.append((space, others)))
