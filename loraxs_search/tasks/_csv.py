@@ -47,6 +47,19 @@ def shows(text: str, wanted: Sequence[str]) -> bool:
     return any(set(wanted) <= set(_header(text, separator)) for separator in SEPARATORS)
 
 
+def is_table(text: str) -> bool:
+    """Whether a text begins with names, and all rows have as many fields, which are several, as few lines of prose."""
+    separator = likely_separator(text, ",")
+    names = _header(text, separator)
+    if len(names) < 2 or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
+        return False
+    try:
+        widths = [len(row) for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    except csv.Error:
+        return False
+    return len(widths) > 1 and set(widths) == {len(names)}
+
+
 def _header(text: str, separator: str) -> list[str]:
     try:
         return [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])]

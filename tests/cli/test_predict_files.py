@@ -194,6 +194,24 @@ def test_standard_input_may_have_columns(
     assert answer["text"] == "so so"
 
 
+@pytest.mark.parametrize("content", ['{"review": "so so"}\n', '[{"review": "so so"}]'])
+def test_standard_input_may_name_its_one_column_otherwise(
+    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    (answer,) = json.loads(say("predict", str(adapter), "-", "--json").ok)
+    assert answer["text"] == "so so"
+    assert "'review' is read as the name of its column" in caplog.text
+
+
+@pytest.mark.parametrize("content", ['{"txt": "so", "n": 1}\n', "txt,n\nso so,1\nfine,2\n", "txt\tn\nso\t1\nfine\t2\n"])
+def test_standard_input_of_other_columns_is_refused(
+    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    assert say("predict", str(adapter), "-").is_error(2, "must have the column text", "rename the column txt to text")
+
+
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"caf\xe9\n", b'{"text": "so"}\nso\n', b"s\0o\n"])
 def test_standard_input_that_cannot_be_read(
     say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
