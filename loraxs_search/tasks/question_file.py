@@ -103,11 +103,17 @@ def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str],
         named = read_columns(path, content, names)
         return _of_columns(Columns(list(columns), {columns[0]: named.values[names[0]]}, named.lines), source, columns)
     rows = _of_columns(read, source, columns)
-    further = [name for name in names if others and name.strip() and name not in columns and names.count(name) == 1]
+    further = [name for name in dict.fromkeys(names) if others and name not in columns]
+    if twice := [name for name in further if names.count(name) > 1]:
+        raise MalformedFileError(
+            f"must name each column once where answers keep all, but has {', '.join(map(repr, twice))} twice",
+            hint="rename or remove one of the two",
+        )
     if not further:
         return rows
     values = read_columns(path, content, columns, further).values
-    return replace(rows, others={name: values[name] for name in further if name in values})
+    kept = [name for name in further if name in values and (name or any(values[name]))]
+    return replace(rows, others={name: values[name] for name in kept})
 
 
 def _lines(text: str, source: str, columns: Sequence[str]) -> QuestionRows:
