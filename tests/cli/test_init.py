@@ -70,6 +70,14 @@ def test_what_only_looks_like_a_number_is_a_name(say: Say, rows_folder: Path, la
     assert [sum(fact["values"].values()) for fact in checked["data"]["answers"]] == [30, 30]
 
 
+@pytest.mark.parametrize("label", ["a  # b", "x\x85y", "p\u2028q", "k\x7f"])
+def test_a_label_is_written_as_it_is(say: Say, rows_folder: Path, label: str) -> None:
+    assert drafted(say, "rows.csv", csv_of(labels=(label, "other"))).ok
+    assert set(load_space("./rows.yaml").task.labels) == {label, "other"}
+    assert say("check", "rows.yaml", "--data").ok
+    assert "  # tokens of a row" in Path("rows.yaml").read_text(), "comments stay aligned"
+
+
 def test_question_and_context_are_both_read_and_other_texts_named(say: Say, rows_folder: Path) -> None:
     rows = [{"question": t, "context": t[::-1], "source": f"{t} page", "answer": t[:9]} for t in texts(60)]
     said = drafted(say, "rows.jsonl", "\n".join(map(json.dumps, rows)), "--kind", "text-generation")
