@@ -100,8 +100,9 @@ class Predictor:
         """
         kept = [number for number, row in enumerate(rows) if not (skip_empty and _is_empty(row))]
         full, unanswered = [rows[number] for number in kept], Prediction("", None, None)
-        check_question(self.task, [_as_texts(row) for row in full], self.prompts, place.take(kept))
-        self._kind.questions(full)
+        if full or not skip_empty:
+            check_question(self.task, [_as_texts(row) for row in full], self.prompts, place.take(kept))
+            self._kind.questions(full)
         cut = 0
         for start in range(0, len(rows), size):
             places = [number for number in kept if start <= number < start + size]

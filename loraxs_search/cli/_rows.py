@@ -88,10 +88,12 @@ def write_predictions(
 def beside(rows: QuestionRows, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """Return what is written beside the answers to these rows: their lines, and the other columns of their file.
 
-    A column that has the name of one that is written anyway is `file_NAME`.
+    A column that has the name of one that is written anyway is `file_NAME`, with `file_` again until no other has it.
     """
-    taken = ("text", "label", "score", "probabilities", "line")
-    names = {name: f"file_{name}" if name in taken else name for name in rows.others}
+    names = {name: name for name in rows.others}
+    for name in {"text", "label", "score", "probabilities", "line"} & names.keys():
+        while names[name] == name or names[name] in rows.others:
+            names[name] = f"file_{names[name]}"
     return [
         {"line": rows.place.number(number), **{shown: rows.others[name][number] for name, shown in names.items()}}
         for number in numbers

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,7 +25,7 @@ _MANY_ROWS = 20  # so many rows for each different value, and they are classes
 _FEW_NUMBERS = 20  # whole numbers with no more different values are taken for classes
 _MAX_LISTED = 5
 _PADDED = re.compile(r"[-+]?0\d")  # a name, such as a postcode
-_PLAIN = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
+_PLAIN = re.compile(r"[-+]?(\d+\.?0*|\d*\.\d*[1-9])", re.ASCII)
 
 
 def different(values: Sequence[Any]) -> Counter[str]:
@@ -159,7 +160,7 @@ def _classes(table: Table, label: str, counts: Counter[str], choices: Choices) -
             f"Column {label!r} must have two different answers at least, but has only {next(iter(counts), '')!r}.",
             hint="name another column with --label",
         )
-    return {name: counts[name] for name in sorted(counts, key=float if by_number else None)}
+    return {name: counts[name] for name in sorted(counts, key=Decimal if by_number else None)}
 
 
 def _chosen(table: Table, label: str, counts: Counter[str], labels: tuple[str, ...]) -> dict[str, int]:
@@ -194,16 +195,14 @@ def _mostly_numbers(table: Table, counts: Mapping[str, int]) -> bool:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a class is a number, that may be written in other ways too; `007` and `1e5` are names."""
+    """Whether a class is a number, that may be written in other ways too; `007`, `1e5` and `3.10` are names."""
     return is_number(text) and bool(_PLAIN.fullmatch(text))
 
 
 def _plain(text: str) -> str:
-    """Return a number as it is written plainly, so `1.0` as `1`; other texts as they are."""
-    if not _is_plain(text):
-        return text
-    number = float(text)
-    return str(int(number)) if number.is_integer() else repr(number)
+    """Return a whole number as it is written plainly, so `1.0` as `1`; other texts as they are."""
+    whole, _, fraction = text.partition(".")
+    return text if fraction.strip("0") or not _is_plain(text) else str(int(whole))
 
 
 def row_text(value: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import Any
 from loraxs_search.drafts._choices import Choices
 from loraxs_search.drafts._draft import Draft, draft_space, task_name
 from loraxs_search.errors import LoraxsError, UsageError
-from loraxs_search.home import home, write_atomic
+from loraxs_search.home import disk_faults, home, write_atomic
 from loraxs_search.search_space import Space, load_space
+from loraxs_search.tasks.questions import is_text
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ def init(  # noqa: PLR0913  # each is a keyword
     *,
     text: str | Sequence[str] | None = None,
     label: str | None = None,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[Any] | None = None,
     kind: str | None = None,
     name: str | None = None,
     metric: str | None = None,
@@ -65,7 +67,7 @@ def init(  # noqa: PLR0913  # each is a keyword
         kind=kind,
         text=texts or None,
         label=label,
-        labels=None if labels is None else tuple(labels),
+        labels=None if labels is None else tuple(map(str, labels)),
         metric=metric,
         base=base,
         max_length=max_length,
@@ -76,7 +78,7 @@ def init(  # noqa: PLR0913  # each is a keyword
         raise UsageError(f"`out` must not exist, but {out} does.", hint="give another file, or remove it")
     frame = _lines(rows, name)
     data = frame if frame is not None else str(rows)
-    digest = hashlib.sha256(f"{data}\n{choices}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{data if frame is not None else _identity(data)}\n{choices}".encode()).hexdigest()[:16]
     path = home() / "drafts" / digest / f"{task_name(name or data, choices)}.yaml" if out is None else Path(out)
     if frame is not None:
         data = str(path.with_suffix(".jsonl"))
@@ -102,15 +104,44 @@ def save_draft(draft: Draft, path: Path) -> Space:
         raise
 
 
+def _identity(data: str) -> str:
+    """Return what tells rows from others: where a file is and what it holds; of a data set of the hub its id."""
+    path = Path(data).expanduser()
+    if not path.exists():
+        return data
+    with disk_faults(path, "the data"):
+        return f"{path.absolute()} {hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ''}"
+
+
 def _lines(rows: Any, name: str | None) -> str | None:
     """Return a DataFrame's rows as lines of JSON; None of what is no DataFrame."""
     if isinstance(rows, str | Path):
         return None
-    if not (hasattr(rows, "to_json") and hasattr(rows, "columns")):
+    if not (hasattr(rows, "to_dict") and hasattr(rows, "columns")):
         raise UsageError(
             f"`rows` must be a pandas DataFrame, a file or a data set of the hub, but got {type(rows).__name__}.",
             hint="give a path, or pandas.DataFrame(rows)",
         )
     if name is None:
         raise UsageError("`name` must be given with a DataFrame: it names the task.", hint='as in name="reviews"')
-    return str(rows.to_json(orient="records", lines=True, force_ascii=False, date_format="iso", double_precision=15))
+    names = [str(column) for column in rows.columns]
+    if twice := [column for column in dict.fromkeys(names) if names.count(column) > 1]:
+        raise UsageError(
+            f"`rows` must name each column once, but has {', '.join(map(repr, twice))} twice.",
+            hint="rename or remove one of the two",
+        )
+    records = rows.astype(object).where(rows.notna(), None).set_axis(names, axis=1).to_dict("records")
+    lines = [json.dumps(record, ensure_ascii=False, default=_plain) for record in records]
+    if faults := [row for row, line in enumerate(lines) if not is_text(line)]:
+        raise UsageError(
+            f"`rows` must be valid Unicode, but row {faults[0]} has half of a surrogate pair.",
+            hint="encode it again, or remove it",
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has no form for: numpy's values as Python's, times as ISO writes them, others as text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)

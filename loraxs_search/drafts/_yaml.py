@@ -12,7 +12,7 @@ import jinja2
 
 def render(facts: Mapping[str, Any]) -> str:
     """Return the YAML; lines without a comment end without space."""
-    lines = _TEMPLATE.render(scalar=scalar, flow=flow, listed=listed, **facts).splitlines()
+    lines = _TEMPLATE.render(scalar=scalar, flow=flow, listed=listed, **facts).split("\n")
     return "".join(f"{_aligned(line)}\n" for line in lines)
 
 
@@ -23,7 +23,7 @@ def listed(values: Sequence[Any]) -> str:
 
 def _aligned(line: str) -> str:
     """Put a comment behind a value where the others begin."""
-    value, mark, comment = line.partition("  # ")
+    value, mark, comment = line.partition(_MARK)
     return f"{value.rstrip():<{_COMMENTS_AT}}  # {comment}" if mark and value.strip() else line.rstrip()
 
 
@@ -37,10 +37,14 @@ def scalar(value: Any) -> str:
     """Return a value as YAML that no reader takes for something else."""
     text = str(value)
     plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", text) and text.lower() not in _WORDS
-    return text if plain else json.dumps(text, ensure_ascii=False)
+    if plain:
+        return text
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
 
 
 _COMMENTS_AT = 36
+_MARK = "\0"  # before the comments of the template: no value has it
+_CONTROL = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")  # refused by YAML, or ends of lines to it
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "nan", "inf"}
 _TEMPLATE = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=False).from_string(
     """\
@@ -110,5 +114,5 @@ search:
 promotion:
   candidates: {{ 2 if writes or chooses else 3 }}
   seeds: {{ 0 if writes or chooses else 2 }}  # the best trials are trained again from so many seeds
-"""
+""".replace("  # ", _MARK)
 )

@@ -174,7 +174,8 @@ def _plain(value: object) -> object:
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value  # numpy's numbers
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        return _plain(value.tolist())
     return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.paths import user_path
-from loraxs_search.search_space._document import Document
+from loraxs_search.search_space._document import Document, as_written
 from loraxs_search.search_space._faults import KeyPath, asking, one_of, shown
 from loraxs_search.tasks.kinds import TaskKind
 
@@ -20,12 +20,22 @@ class TaskLaws:
 
     def check(self) -> None:
         """Report every broken law to the document."""
+        self._check_names()
         if self._kind is not None:
             for path, message in list(self._kind.laws(self._own_keys(self._kind))):
                 if not self._faulty(*path):
                     self._fault(path, message)
             self._check_metrics(self._kind, self._own_keys(self._kind))
         self._check_data()
+
+    def _check_names(self) -> None:
+        """Refuse names that YAML reads as true or false though they are written otherwise."""
+        for key in (("extract", "one_of"), ("option_names",)):
+            names = self._sound(*key)
+            for index, name in enumerate(names if isinstance(names, list) else ()):
+                got = as_written(self._document, ("task", *key, index), name)
+                if isinstance(name, bool) and got != shown(name):
+                    self._fault((*key, index), f"must be text, but got {got}; quote it to mean the text.")
 
     def _own_keys(self, kind: type[TaskKind]) -> dict[str, Any]:
         """Return the kind's keys that are sound, with their defaults where they are left out."""

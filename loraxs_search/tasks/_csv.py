@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from loraxs_search.tasks._columns import Columns, MalformedFileError
 
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}  # and how messages call them
 _LISTED = 5
+_QUOTES = 'a field that begins with a double quote ends with one, and has "" for each one in it'
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
 
@@ -30,7 +32,7 @@ def read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[st
     csv.field_size_limit(sys.maxsize)  # of the process: a text may be longer than csv's 128 KiB
     shown = (each for each in (usual, *SEPARATORS) if set(wanted) <= set(_header(text, each)))
     separator = next(shown, None) or likely_separator(text, usual)
-    rows = _rows(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    rows = _rows(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), separator)
     names = [name.strip() for name in next(rows, (1, []))[1]]
     if not set(wanted) <= set(names):
         return Columns(names, {}, [])
@@ -45,6 +47,19 @@ def read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[st
 def shows(text: str, wanted: Sequence[str]) -> bool:
     """Whether a text begins with a header that has all of `wanted`."""
     return any(set(wanted) <= set(_header(text, separator)) for separator in SEPARATORS)
+
+
+def is_table(text: str) -> bool:
+    """Whether a text begins with names, and all rows have as many fields, which are several, as few lines of prose."""
+    separator = likely_separator(text, ",")
+    names = _header(text, separator)
+    if len(names) < 2 or len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
+        return False
+    try:
+        widths = [len(row) for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    except csv.Error:
+        return False
+    return len(widths) > 1 and set(widths) == {len(names)}
 
 
 def _header(text: str, separator: str) -> list[str]:
@@ -94,16 +109,40 @@ def _columns(
     return Columns(names, dict(zip(columns, values, strict=True)), lines)
 
 
-def _rows(reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+def _rows(reader: Iterator[list[str]], separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the line that a row begins in, and its fields."""
-    line = 1
+    line, width = 1, 0
     try:
         for fields in reader:
             begin, line = line, reader.line_num + 1  # type: ignore[attr-defined]
+            width = width or len(fields)
+            if line - begin > 1 and any(_swallows(fields, at, width, separator) for at in range(len(fields))):
+                raise MalformedFileError(
+                    f"must close a quote in its row, but the one in line {begin} goes on to line {line - 1}, over lines"
+                    " that are rows by themselves",
+                    hint=_QUOTES,
+                )
             if any(field.strip() for field in fields):
                 yield begin, fields
     except csv.Error as error:
         raise MalformedFileError(
             f"must be separated values, but the row in line {line} cannot be read: {error}",
-            hint='a field that begins with a double quote ends with one, and has "" for each one in it',
+            hint=_QUOTES,
         ) from error
+
+
+def _swallows(fields: list[str], at: int, width: int, separator: str) -> bool:
+    """Whether the lines of a field are rows by themselves, which a quote that stands for itself has joined.
+
+    A text has tabs rarely, so one line with as many as the header is enough. It has commas often, in numbers too: there
+    all lines must have as many, none with space behind it, and be three at least.
+    """
+    lines = fields[at].splitlines()
+    if len(lines) < 2 or width < 2:
+        return False
+    counts = [line.count(separator) for line in lines]
+    counts[0] += at
+    counts[-1] += len(fields) - 1 - at
+    if separator == "\t":
+        return any(separator in line and count == width - 1 for line, count in zip(lines, counts, strict=True))
+    return len(lines) > 2 and set(counts) == {width - 1} and not re.search(rf"{re.escape(separator)}(\s|$)", fields[at])

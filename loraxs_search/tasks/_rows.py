@@ -95,25 +95,23 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
 def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path) -> Rows | None:
     """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
     spare = kind.spare_in_test if name == "test" else frozenset[str]()
-    path = None if split.digest is None else rows_path(kind.task, split.digest, cache_dir, spare)
+    most = kind.task.source.max_characters if name == "train" else None
+    path = None if split.digest is None else rows_path(kind.task, split.digest, cache_dir, spare, most)
     if path is not None and (known := load_rows(path, split.name)) is not None:
         return known
     columns = split.read(kind.task, spare)
     if name == "test" and kind.hides_answers(columns):
         return None
-    if name == "train":
-        columns = _short_rows(kind.task, columns)
+    if most is not None:
+        columns = _short_rows(kind.task, columns, most)
     rows = _validated(kind, columns, split)
     if path is not None:
         store_rows(path, rows)
     return rows
 
 
-def _short_rows(task: Task, columns: Columns) -> Columns:
+def _short_rows(task: Task, columns: Columns, limit: int) -> Columns:
     """Leave out rows of more characters than the task allows, in all columns that it reads."""
-    limit = task.source.max_characters
-    if limit is None:
-        return columns
     read = [columns.values[name] for name in wanted_columns(task)]
     kept = [i for i, row in enumerate(zip(*read, strict=True)) if sum(map(_characters, row)) <= limit]
     if not kept:

@@ -17,7 +17,7 @@ from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.rows import Rows
 
 _EXTRA = "extra."  # before the names of columns that a kind adds
-_VERSION = "4"  # raised whenever the same bytes are read as other rows
+_VERSION = "5"  # raised whenever the same bytes are read as other rows
 
 
 def rows_cache(cache_dir: Path | None) -> Path:
@@ -25,17 +25,18 @@ def rows_cache(cache_dir: Path | None) -> Path:
     return ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")
 
 
-def rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str] = frozenset()) -> Path:
+def rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str], most: int | None) -> Path:
     """Return where the rows of a file are kept: all that decides them is in the name.
 
     Args:
         spare: Columns that may be missing.
+        most: Characters of the longest row; None where all rows are read.
     """
     parts = (_VERSION, digest, task.text, task.text_pair, task.label, task.kind, *task.labels)
     if task.settings:
         parts += (to_json(task.settings),)
-    if task.source.max_characters is not None:
-        parts += (f"max_characters={task.source.max_characters}",)
+    if most is not None:
+        parts += (f"max_characters={most}",)
     if spare:
         parts += (f"without {sorted(spare)}",)
     return cache_dir / "rows" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.arrow"

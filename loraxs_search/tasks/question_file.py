@@ -15,7 +15,7 @@ from loraxs_search.errors import UsageError, meant
 from loraxs_search.home import disk_faults
 from loraxs_search.paths import meant_file
 from loraxs_search.tasks._columns import Columns, MalformedFileError
-from loraxs_search.tasks._csv import shows
+from loraxs_search.tasks._csv import is_table, shows
 from loraxs_search.tasks._files import decoded, file_format, read_columns, unpacked
 from loraxs_search.tasks._source_location import SourceLocation
 
@@ -78,7 +78,7 @@ def read_questions(source: str, columns: Sequence[str], *, others: bool = False)
 
 
 def read_standard_input(content: bytes, columns: Sequence[str], *, others: bool = False) -> QuestionRows:
-    """Return the rows of standard input: a text in each line, or JSONL or CSV where the first line shows the columns.
+    """Return the rows of standard input: a text in each line, or JSONL or CSV where the first line shows it.
 
     Raises:
         UsageError: it is no UTF-8, it lacks a column, or has no row.
@@ -103,11 +103,17 @@ def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str],
         named = read_columns(path, content, names)
         return _of_columns(Columns(list(columns), {columns[0]: named.values[names[0]]}, named.lines), source, columns)
     rows = _of_columns(read, source, columns)
-    further = [name for name in names if others and name.strip() and name not in columns and names.count(name) == 1]
+    further = [name for name in dict.fromkeys(names) if others and name not in columns]
+    if twice := [name for name in further if names.count(name) > 1]:
+        raise MalformedFileError(
+            f"must name each column once where answers keep all, but has {', '.join(map(repr, twice))} twice",
+            hint="rename or remove one of the two",
+        )
     if not further:
         return rows
     values = read_columns(path, content, columns, further).values
-    return replace(rows, others={name: values[name] for name in further if name in values})
+    kept = [name for name in further if name in values and (name or any(values[name]))]
+    return replace(rows, others={name: values[name] for name in kept})
 
 
 def _lines(text: str, source: str, columns: Sequence[str]) -> QuestionRows:
@@ -145,12 +151,10 @@ def _some(rows: list[tuple[Any, ...]], place: SourceLocation) -> QuestionRows:
 
 
 def _shown_form(text: str, columns: Sequence[str]) -> str:
-    """Return the ending that a file with this text would have: lines of text, unless its first row has all columns."""
+    """Return the ending that a file with this text would have: lines of text, unless it begins as another form does."""
     first = next((line for line in text.split("\n") if line.strip()), "")
     if first.startswith(("{", "[")):
-        with contextlib.suppress(ValueError, RecursionError, AttributeError, TypeError):
-            row = json.loads(first) if first[0] == "{" else json.loads(text)[0]
-            keys = row.keys()
-            if all(name in keys or name.partition(".")[0] in keys for name in columns):
-                return ".jsonl"
-    return ".csv" if shows(text.lstrip(), columns) else _TEXT
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(first if first[0] == "{" else text)
+            return ".jsonl"
+    return ".csv" if shows(text.lstrip(), columns) or is_table(text.lstrip()) else _TEXT

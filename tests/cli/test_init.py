@@ -51,13 +51,31 @@ def test_numbers_that_are_classes_are_counted_however_they_are_written(say: Say,
 
 
 @pytest.mark.parametrize(
-    "labels", [("007", "7"), ("00501", "02139"), ("1_1", "1_2"), ("1e5", "2e5"), ("1e5", "100000")]
+    "labels",
+    [
+        ("007", "7"),
+        ("00501", "02139"),
+        ("1_1", "1_2"),
+        ("1e5", "2e5"),
+        ("1e5", "100000"),
+        ("3.1", "3.10"),
+        ("1.0", "1.20"),
+        ("1234567890123456788", "1234567890123456789"),
+    ],
 )
 def test_what_only_looks_like_a_number_is_a_name(say: Say, rows_folder: Path, labels: tuple[str, ...]) -> None:
-    assert drafted(say, "rows.csv", csv_of(labels=labels)).ok
+    assert drafted(say, "rows.csv", csv_of(labels=labels), "--kind", "sequence-classification").ok
     assert load_space("./rows.yaml").task.labels == tuple(sorted(labels))
     checked = json.loads(say("check", "rows.yaml", "--data", "--json").ok)
     assert [sum(fact["values"].values()) for fact in checked["data"]["answers"]] == [30, 30]
+
+
+@pytest.mark.parametrize("label", ["a  # b", "x\x85y", "p\u2028q", "k\x7f"])
+def test_a_label_is_written_as_it_is(say: Say, rows_folder: Path, label: str) -> None:
+    assert drafted(say, "rows.csv", csv_of(labels=(label, "other"))).ok
+    assert set(load_space("./rows.yaml").task.labels) == {label, "other"}
+    assert say("check", "rows.yaml", "--data").ok
+    assert "  # tokens of a row" in Path("rows.yaml").read_text(), "comments stay aligned"
 
 
 def test_question_and_context_are_both_read_and_other_texts_named(say: Say, rows_folder: Path) -> None:
@@ -333,6 +351,42 @@ def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home: Path) -> None:
         loraxs_search.init(gaps, label="verdict")
     with pytest.raises(UsageError, match="DataFrame"):
         loraxs_search.init([{"text": "a"}], name="films")
+
+
+def test_a_frame_keeps_every_digit_and_takes_numbers_as_labels(fresh_home: Path) -> None:
+    tiny = [1.23456789e-13 * (i + 1) for i in range(60)]
+    space = loraxs_search.init(frame(number=tiny), text="review", label="number", name="tiny")
+    labels = np.concatenate([rows.labels for rows in load_data(space.task).rows.values()])
+    assert sorted(labels) == sorted(np.float32(tiny))
+    space = loraxs_search.init(frame(verdict=[0, 1] * 30), text="review", label="verdict", labels=[1, 0], name="ids")
+    assert space.task.labels == ("1", "0")
+
+
+def test_a_frame_that_cannot_be_written_is_refused(fresh_home: Path) -> None:
+    import pandas as pd
+
+    twice = frame()
+    twice.columns = ["review", "verdict", "verdict"]
+    for rows in (twice, frame(review=pd.Series(["\ud800 so"] * 60, dtype=object))):
+        with pytest.raises(UsageError):
+            loraxs_search.init(rows, text="review", label="verdict", name="films")
+
+
+def test_python_reads_a_file_that_has_changed_and_another_of_its_name(
+    rows_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drafted_from(content: str) -> Any:
+        Path("rows.csv").write_text(content)
+        return loraxs_search.init("rows.csv", drop_empty=True)
+
+    first = drafted_from(PLAIN + ",neg\n")
+    corrected = drafted_from(PLAIN + "so,neg\n,pos\n")
+    (rows_folder / "other").mkdir()
+    monkeypatch.chdir(rows_folder / "other")
+    elsewhere = drafted_from(PLAIN + ",neg\n")
+    counts = [sum(map(len, load_data(space.task).rows.values())) for space in (first, corrected, elsewhere)]
+    assert counts == [60, 61, 60]
+    assert len({space.source for space in (first, corrected, elsewhere)}) == 3
 
 
 def test_python_launches_a_frame(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

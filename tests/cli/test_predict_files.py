@@ -132,6 +132,25 @@ def test_csv_keeps_the_columns_and_rows_of_the_file(
     assert [json.loads(line)["more"] for line in printed.ok.splitlines()] == [[1], {"a": 2}]
 
 
+def test_no_column_of_the_file_is_lost(say: Say, adapter: Path, tmp_path: Path) -> None:
+    header = ["", "text", "label", "file_label"]
+    file = table(tmp_path / "rows.csv", [header, ["0", "so so", "a", "b"], ["1", "fine", "c", "d"]])
+    for form in ("csv", "jsonl"):
+        printed = say("predict", str(adapter), "--file", str(file), "--format", form).ok
+        rows = list(csv.DictReader(io.StringIO(printed))) if form == "csv" else map(json.loads, printed.splitlines())
+        kept = [(row[""], row["file_file_label"], row["file_label"]) for row in rows]
+        assert kept == [("0", "a", "b"), ("1", "c", "d")]
+    file = table(tmp_path / "twice.csv", [["text", "n", "n"], ["so so", "1", "2"]])
+    assert say("predict", str(adapter), "--file", str(file), "--format", "csv").is_error(2, "'n' twice")
+    assert say("predict", str(adapter), "--file", str(file)).ok
+
+
+def test_a_file_of_empty_rows_has_empty_answers(say: Say, adapter: Path, tmp_path: Path) -> None:
+    file = table(tmp_path / "rows.csv", [["text", "n"], [" ", "1"], ["", "2"]])
+    answers = json.loads(say("predict", str(adapter), "--file", str(file), "--skip-empty", "--json").ok)
+    assert [answer["label"] for answer in answers] == [None, None]
+
+
 def test_a_header_of_one_column_is_read_alike_by_name_and_from_standard_input(
     say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -192,6 +211,24 @@ def test_standard_input_may_have_columns(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
     (answer,) = json.loads(say("predict", str(adapter), "-", "--json").ok)
     assert answer["text"] == "so so"
+
+
+@pytest.mark.parametrize("content", ['{"review": "so so"}\n', '[{"review": "so so"}]'])
+def test_standard_input_may_name_its_one_column_otherwise(
+    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    (answer,) = json.loads(say("predict", str(adapter), "-", "--json").ok)
+    assert answer["text"] == "so so"
+    assert "'review' is read as the name of its column" in caplog.text
+
+
+@pytest.mark.parametrize("content", ['{"txt": "so", "n": 1}\n', "txt,n\nso so,1\nfine,2\n", "txt\tn\nso\t1\nfine\t2\n"])
+def test_standard_input_of_other_columns_is_refused(
+    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    assert say("predict", str(adapter), "-").is_error(2, "must have the column text", "rename the column txt to text")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"caf\xe9\n", b'{"text": "so"}\nso\n', b"s\0o\n"])

@@ -375,6 +375,11 @@ parameters: {rank: 4, learning_rate: 0.001}
         ("  metrics", "  generation: {temperature: 1, top_p: 2}\n  metrics", "top_p: must be at most 1.0, but got 2."),
         ("  metrics", "  extract: {one_of: [a]}\n  metrics", "one_of: must hold at least 2 items, but got"),
         (
+            "  metrics",
+            "  extract: {one_of: [yes, no]}\n  metrics",
+            "task.extract.one_of[1]: must be text, but got false (so YAML reads an unquoted no); quote it",
+        ),
+        (
             "rank: 4,",
             "rank: 4, head: full,",
             "parameters.head: must be left out: an adapter for text-generation has no",
@@ -390,3 +395,15 @@ def test_faults_of_a_task_that_writes(tmp_path, old, new, told):
     with pytest.raises(SpaceError) as error:
         load_space(str(file))
     assert told in str(error.value)
+
+
+def test_names_of_options_that_yaml_reads_as_booleans(tmp_path):
+    options = "  options: [a, b]\n  label: l\n  option_names: [on, off]\n  metrics: [accuracy]\n"
+    file = tmp_path / "options.yaml"
+    text = WRITING.replace("text-generation", "multiple-choice").replace('  answer: " {a}"\n', "")
+    file.write_text(text.replace("  metrics: [exact_match]\n", options))
+    with pytest.raises(SpaceError) as error:
+        load_space(str(file))
+    assert "option_names[0]: must be text, but got true (so YAML reads an unquoted on); quote it" in str(error.value)
+    file.write_text(file.read_text().replace("[on, off]", "[true, false]"))
+    assert load_space(str(file)).task.settings["option_names"] == ["true", "false"]

@@ -388,7 +388,8 @@ def test_a_mapping_is_a_space(tmp_path, monkeypatch) -> None:
     (tmp_path / "rows.jsonl").write_text('{"s": "fine", "l": 1}\n')
     task = {"name": "t", "kind": "sequence-classification", "labels": ("no", "yes"), "metrics": ["accuracy"]}
     task |= {"data": {"data_files": {"train": Path("rows.jsonl")}}, "columns": {"text": "s", "label": "l"}}
-    parameters = {"rank": {"choice": [4, np.int64(8)]}, "learning_rate": np.float32(0.5)}
+    parameters = {"rank": {"choice": np.array([4, np.int64(8)])}, "learning_rate": np.float32(0.5)}
+    task["labels"] = np.array(task["labels"])
     space = open_space({"task": task, "base_model": "a/b", "parameters": parameters}, {"search.trials": 3})
     assert space.task.labels == ("no", "yes")
     assert space.task.source.data_files == {"train": str(tmp_path / "rows.jsonl")}

@@ -74,6 +74,16 @@ def test_a_text_may_hold_separators_quotes_and_lines(load):
     assert {text for text, _ in rows} - {text for text, _ in WANTED} == {"a, b", 'say "so"', "one\ntwo"}
 
 
+TEXTS = ["Dear Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_in_the_lines_of_a_text_is_its_own(load, text):
+    assert (text, 1) in load("d.csv", f'{CSV}"{text}",1\n')
+    turned = "".join(f"{i % 2}\tw{i}\n" for i in range(30))
+    assert (text, 1) in load("d.tsv", f'label\ttext\n{turned}1\t"{text}"\n')
+
+
 def test_a_label_column_may_change_its_kind_after_many_rows(load):
     many = "".join(f"w{i},{i % 2}\n" for i in range(20_000))
     assert ("late", 1) in load("d.csv", f"text,label\n{many}late,positive\n")
@@ -95,6 +105,9 @@ FAULTS = [
     ("d.csv", CSV + "a,b,c\n" * 7, r"line 36 has 3 and 2 more lines have others"),
     ("d.csv", CSV + '"a\nb",1\n"never,1\nc,0\n', r"the row in line 34 cannot be read: unexpected end"),
     ("d.csv", CSV + '"a" b,1\n', r"the row in line 32 cannot be read"),
+    ("d.tsv", CSV.replace(",", "\t") + '"bad\t1\nend"\t1\n', r"the one in line 32 goes on to line 33"),
+    ("d.tsv", "label\ttext\n" + "1\tso\n" * 30 + '1\t"bad\n0\tend"\n', r"the one in line 32 goes on to line 33"),
+    ("d.csv", "n," + CSV.replace("\n", "\n1,")[:-2] + '1,"bad,1\n2,so,1\n3,end",1\n', r"in line 32 goes on to line 34"),
     ("d.csv", CSV + '"a\nb",1\nc,2\n', r"has '2' \(line 34\)"),
     ("d.csv", "\n\n" + CSV + ",1\n", r"each row must have text, but .* has '' \(line 34\)"),
     ("d.csv", "sentence,stars\n", r"`columns.text` must be one of: .* `columns.label` must be one of: "),

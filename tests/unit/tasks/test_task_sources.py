@@ -113,6 +113,18 @@ def test_long_training_rows_are_left_out_and_others_stay(make_task, rows):
         load_data(replace(task, source=replace(task.source, max_characters=1)))
 
 
+@pytest.mark.parametrize("same", [False, True])
+def test_the_cache_knows_which_split_was_shortened(make_task, rows, same):
+    """A file may be train in one task and validation in another, or both in one."""
+    long = [{"text": "film " * 30, "label": 1}, *rows(30)]
+    task = make_task({"train": long, "validation": long, "test": rows(9)})
+    task = replace(task, source=replace(task.source, max_characters=60))
+    if not same:
+        files = dict(task.source.data_files)
+        load_data(replace(task, source=replace(task.source, data_files={**files, "train": files["test"]})))
+    assert {split: len(it) for split, it in load_data(task).rows.items()} == {"train": 30, "validation": 31, "test": 9}
+
+
 def test_as_many_rows_are_carved_as_asked(make_task, rows):
     task = make_task({"train": rows(100)})
     data = load_data(replace(task, source=replace(task.source, carved_rows=7)))
