@@ -191,11 +191,16 @@ def _formula(text: str) -> str:
 
 
 def _boxed(text: str) -> Iterator[str]:
-    """Yield what is in each box of a text, the last one first: in braces, or up to the end of a formula or line."""
+    """Yield what is in each box of a text, the last one first: in braces, or up to the end of a formula or line.
+
+    One whose brace is never closed was cut, and is passed over.
+    """
     for match in reversed([*_BOX.finditer(text)]):
         behind = text[match.end() :]
-        end = next((at for at, depth in _depths(behind) if not depth), len(behind))
-        yield behind[1:end] if behind.startswith("{") else re.split(r"[$\n]", behind)[0].strip(" .")
+        if not behind.startswith("{"):
+            yield re.split(r"[$\n]", behind)[0].strip(" .")
+        elif end := next((at for at, depth in _depths(behind) if not depth), 0):
+            yield behind[1:end]
 
 
 def _depths(text: str) -> Iterator[tuple[int, int]]:

@@ -153,6 +153,8 @@ def test_a_formula_goes_over_lines():
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
         ("\\boxed{4} and then \\boxed{\\frac{1}{2", "4"),
         ("only \\boxed{\\frac{1}{2", ""),
+        ("so \\boxed{12", ""),
+        ("\\boxed{125} hmm \\boxed{12", "125"),
         ("\\frac{1}{2", ""),
         ("10^{2", ""),
     ],
