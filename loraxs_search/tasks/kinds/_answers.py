@@ -63,9 +63,9 @@ def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
         yield ("extract",), "must have one of: after, regex, but got both."
     choices = extract.get("one_of")
     if choices is not None:
-        texts = [composed(_choice(choice)) for choice in choices]
+        texts = [" ".join(composed(_choice(choice)).split()) for choice in choices]
         if any(re.fullmatch(re.escape(one), other, re.IGNORECASE) for one, other in combinations(texts, 2)):
-            yield ("extract", "one_of"), f"must differ in more than case, but got {choices}."
+            yield ("extract", "one_of"), f"must differ in more than case and white space, but got {choices}."
         if extract.get("as", "text") != "text":
             yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
 

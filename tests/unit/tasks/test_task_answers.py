@@ -237,6 +237,8 @@ def test_one_of_knows_letters_of_several_cases(text, choice):
         ("It is 5.", ["1", "5"], "5"),
         ("3.A", ["A", "B"], "A"),
         ("very\ngood", ["good", "very good"], "very good"),
+        ("ma\u00dfe", ["Ma\u00dfe", "Masse"], "Ma\u00dfe"),
+        ("MA\u1e9eE", ["Masse", "Ma\u00dfe"], "Ma\u00dfe"),
     ],
 )
 def test_one_of_finds_words_of_their_own(text, choices, choice):
@@ -299,6 +301,7 @@ def test_wrong_keys_are_refused(keys, message):
     [
         ({"after": "a", "regex": "(b)"}, ("extract",)),
         ({"one_of": ["a", "A"]}, ("extract", "one_of")),
+        ({"one_of": ["not  a", "Not\na"]}, ("extract", "one_of")),
         ({"one_of": ["a", "b"], "as": "number"}, ("extract", "as")),
     ],
 )
