@@ -221,6 +221,14 @@ def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path
     assert answers == json.loads(say("predict", str(writer), "w1", "w2 w3", "w4", "w5", "--json").ok)
 
 
+def test_numbers_of_a_file_are_written_as_in_training(say: Say, writer: Path, tmp_path: Path) -> None:
+    numbers, texts = tmp_path / "numbers.jsonl", tmp_path / "texts.jsonl"
+    numbers.write_text('{"first": 1, "second": 2.0}\n')
+    texts.write_text('{"first": "1", "second": "2"}\n')
+    answers = [json.loads(say("predict", str(writer), "--file", str(file), "--json").ok) for file in (numbers, texts)]
+    assert answers[0][0]["label"] == answers[1][0]["label"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -218,6 +218,10 @@ class TaskKind(ABC):
         """The columns of a file that has questions, one for each text."""
         return self.question_texts
 
+    def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        """Return a question's values as the data's are read; what is no text then is refused."""
+        return tuple(row)
+
     @abstractmethod
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
         """Return rows that are not in the data: questions to an adapter. Their labels are never read.

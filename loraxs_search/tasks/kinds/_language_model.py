@@ -121,8 +121,11 @@ class LanguageModelKind(TaskKind):
     def question_texts(self) -> tuple[str, ...]:
         return self.prompt.columns
 
+    def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(map(_as_text, row))
+
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
-        check_question(self.task, rows, self.question_texts)
+        check_question(self.task, [self.as_texts(row) for row in rows], self.question_texts)
         named = [dict(zip(self.question_texts, row, strict=True)) for row in rows]
         texts, extras = self.held([self.prompt.fill(row) for row in named])
         return Rows(texts, None, self.no_labels(len(rows)), extras)
@@ -352,3 +355,10 @@ def _cut(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list
         return ids
     begin = _num_begin(ids, tokenizer)
     return ids[:begin] + ids[len(ids) - (limit - begin) :]
+
+
+def _as_text(value: Any) -> Any:
+    try:
+        return written(value) if isinstance(value, int | float) else value
+    except ValueError:
+        return value

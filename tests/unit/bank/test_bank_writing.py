@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from support.toy_language import choosing, save_base, writing
@@ -38,7 +39,8 @@ def bank(make_adapter, tmp_path_factory):
     ("name", "row", "message", "hint"),
     [
         ("one", "", "must be given text to read, but row 1 has none", "leave out"),
-        ("one", 3, "must be given one text per row, but got 3", "as a str in Python"),
+        ("one", None, "must be given one text per row, but got None", "as a str in Python"),
+        ("one", float("nan"), "must be given one text per row, but got nan", "as a str in Python"),
         ("two", "w1", "must be given two texts per row, but got 'w1'", "a row is first then second"),
         ("two", ("w1", "w2", "w3"), "must be given two texts per row, but got ('w1', 'w2', 'w3')", "first then second"),
         ("two", {"first": "w1", "second": "w2"}, "two texts per row, but got {'first'", "a row is first then second"),
@@ -59,6 +61,13 @@ def test_a_row_that_does_not_fit_its_task_is_named(bank, name, row, message, hin
         bank.predict(name, [row])
     assert message in str(error.value)
     assert hint in str(error.value.hint)
+
+
+def test_numbers_are_written_as_in_training(bank):
+    for number, text in ((3, "3"), (2.0, "2"), (np.float64(2.5), "2.5"), (True, "true")):
+        assert [one.label for one in bank.predict("one", [number])] == [bank.predict("one", [text])[0].label]
+    assert bank.predict("two", [("w1", 4)])[0].label == bank.predict("two", [("w1", "4")])[0].label
+    assert bank.predict("listed", [(3, "w2 | w3")])[0].label == bank.predict("listed", [("3", "w2 | w3")])[0].label
 
 
 def test_options_may_be_a_list(bank):
