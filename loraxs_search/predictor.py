@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -104,7 +105,7 @@ class Predictor:
         self._kind.questions(full)
         cut = 0
         for start in range(0, len(rows), size):
-            places = [number for number in kept if start <= number < start + size]
+            places = kept[bisect_left(kept, start) : bisect_left(kept, start + size)]
             answers = [unanswered] * len(rows[start : start + size])
             if places:
                 part = [rows[number] for number in places]
