@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.characters import characters
 from support.toy_language import choosing, save_base, writing
 
 from loraxs_search import AdapterBank, Sampling
+from loraxs_search.bank.continuing import encoded_prompts
 from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.records import BaseModelRef, TaskModel
@@ -61,6 +63,12 @@ def test_a_row_that_does_not_fit_its_task_is_named(bank, name, row, message, hin
         bank.predict(name, [row])
     assert message in str(error.value)
     assert hint in str(error.value.hint)
+
+
+def test_a_rendered_chat_begins_once():
+    tokenizer = characters(begins=True)
+    plain, rendered = (encoded_prompts([text], tokenizer).ids.row(0).tolist() for text in ("ab", "<s>ab"))
+    assert plain == rendered == [2, *tokenizer.convert_tokens_to_ids(["a", "b"])]
 
 
 def test_numbers_are_written_as_in_training(bank):
