@@ -21,6 +21,7 @@ from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._answer_checks import blank_rows
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, RowScores
 from loraxs_search.tasks.kinds._templates import Prompt, Template, written
@@ -74,6 +75,9 @@ class LanguageModelKind(TaskKind):
         prompt = self.prompt
         rows = self.written_rows(prompt.columns, columns, place, errors)
         return self.held([prompt.fill(row) for row in rows])
+
+    def blank_rows(self, columns: Columns, rows: Rows) -> list[int]:
+        return blank_rows([columns.values[name] for name in self.prompt.columns])
 
     def read_texts(
         self, template: Template, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
