@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -101,11 +102,11 @@ class Predictor:
         kept = [number for number, row in enumerate(rows) if not (skip_empty and _is_empty(row))]
         full, unanswered = [rows[number] for number in kept], Prediction("", None, None)
         if full or not skip_empty:
-            check_question(self.task, [_as_texts(row) for row in full], self.prompts, place.take(kept))
+            check_question(self.task, [self._kind.as_texts(row) for row in full], self.prompts, place.take(kept))
             self._kind.questions(full)
         cut = 0
         for start in range(0, len(rows), size):
-            places = [number for number in kept if start <= number < start + size]
+            places = kept[bisect_left(kept, start) : bisect_left(kept, start + size)]
             answers = [unanswered] * len(rows[start : start + size])
             if places:
                 part = [rows[number] for number in places]
@@ -193,11 +194,6 @@ def _num_cut(questions: EncodedRows) -> int:
 
 def _is_empty(row: Sequence[Any]) -> bool:
     return all(value is None or (isinstance(value, str) and not value.strip()) for value in row)
-
-
-def _as_texts(row: Sequence[Any]) -> tuple[Any, ...]:
-    """Return a row with the lists that a column may hold as text."""
-    return tuple(str(value) if isinstance(value, list) else value for value in row)
 
 
 def _heard(on_text: Callable[[int, str], None], row: int, _: int, piece: str) -> None:

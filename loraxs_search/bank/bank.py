@@ -21,7 +21,7 @@ from loraxs_search.bank.texts import Questions
 from loraxs_search.base_model import load_tokenizer, locate, with_setup
 from loraxs_search.errors import IntegrityError, UsageError, one_of
 from loraxs_search.methods import FILES, METHODS, get_method
-from loraxs_search.methods.loading import verified_manifest
+from loraxs_search.methods.loading import check_ends, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
 from loraxs_search.methods.reference_logits import compare_reference_logits, kept_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
@@ -100,6 +100,7 @@ class AdapterBank:
         """
         folder = _folder_of(source or name, tracking_uri)
         manifest, _ = verified_manifest(folder, self.base)
+        check_ends(manifest, self.base, self._model.model)
         _check_method(name, manifest)
         if missing := [file for file in FILES if file not in manifest.files]:
             raise IntegrityError(f"A manifest must vouch for {missing[0]}, but that of {folder} does not.")

@@ -14,7 +14,7 @@ from loraxs_search.errors import TrialDivergedError, UsageError, shortened
 from loraxs_search.records import Task
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import Prompt, Sampling, Write
+from loraxs_search.tasks.kinds import Sampling, Write, begin_ids, token_ids
 from loraxs_search.tasks.questions import is_text
 
 
@@ -51,7 +51,7 @@ def continued(
     on_text: Callable[[int, str], None] | None,
 ) -> list[str]:
     """Return what is written after each prompt; see `AdapterBank.generate`."""
-    encoded = _encoded(prompts, tokenizer)
+    encoded = encoded_prompts(prompts, tokenizer)
     rows: dict[str | None, list[int]] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, []).append(row)
@@ -73,13 +73,19 @@ def continued(
     return texts
 
 
-def _encoded(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+def encoded_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+    """Return the tokens of prompts. One that has the tokenizer's beginning already, as a rendered chat has, keeps it.
+
+    Raises:
+        UsageError: a prompt is no text, or has no token.
+    """
     if wrong := [row for row, prompt in enumerate(prompts) if not is_text(prompt)]:
         raise UsageError(
             f"A prompt must be text, but that of row {wrong[0] + 1} is {shortened(prompts[wrong[0]])}.",
             hint="give each prompt as a str; `predict` makes it of a row's columns",
         )
-    ids = Prompt.of({"prompt": "{text}"}).ids([(text,) for text in prompts], tokenizer)
+    begin = begin_ids(tokenizer)
+    ids = [own if own[: len(begin)] == begin else begin + own for own in token_ids(prompts, tokenizer)]
     if blank := [row for row, own in enumerate(ids) if not own]:
         raise UsageError(f"A prompt must have a token, but that of row {blank[0] + 1} has none.")
     return EncodedRows(Ragged.of(ids, np.int32))

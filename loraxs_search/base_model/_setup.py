@@ -51,6 +51,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         "pair": tokenizer(_TEXT, _TEXT.lower(), verbose=False)["input_ids"],
         "template": tokenizer.chat_template,
     }
+    if tokenizer.truncation_side != "right":  # only then, so that digests from before it was looked at stay
+        does["truncation"] = tokenizer.truncation_side
     return hashlib.sha256(json.dumps(does, sort_keys=True).encode()).hexdigest()
 
 

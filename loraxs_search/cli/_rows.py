@@ -81,7 +81,7 @@ def write_predictions(
     if header:
         write_csv(list(rows[0]))
     for row in rows:
-        score = None if row["score"] is None else f"{row['score']:.6g}"
+        score = None if row["score"] is None else format(row["score"], ".9g" if row["label"] is None else ".6g")
         write_csv([_cell(value) for value in (row | {"score": score}).values()])
 
 

@@ -176,6 +176,7 @@ def _print(
         if prediction.score is None and prediction.label is not None:  # it was written
             print(prediction.label)
             continue
-        score = None if prediction.score is None else f"{prediction.score:.3f}"
+        form_of_score = ".9g" if prediction.label is None else ".3f"  # a number is the answer itself
+        score = None if prediction.score is None else format(prediction.score, form_of_score)
         parts = (part for part in (prediction.label, score, prediction.text) if part is not None)
         print(*(" ".join(part.splitlines()) for part in parts), sep="\t")

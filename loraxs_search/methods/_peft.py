@@ -45,7 +45,7 @@ def merge(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, 
     from loraxs_search.home import write_atomic
     from loraxs_search.methods.reference_logits import merge_loss, reference_rows
     from loraxs_search.tasks import kind_of
-    from loraxs_search.tasks.asking import asked_as_in_training
+    from loraxs_search.tasks.asking import asked_as_in_training, between_texts
 
     tokenizer, serving, adapted = own_tokenizer(manifest), _served(model, manifest), peft_model(model)
     with_update = reference_rows(adapted, manifest.probe)
@@ -67,7 +67,7 @@ def merge(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, 
 import transformers
 {load}
 tokenizer = transformers.AutoTokenizer.from_pretrained(".")
-```
+```{between_texts(manifest.task)}
 {asked_as_in_training(serving)}"""
     write_atomic(folder / "README.md", page.replace("\n\n\n", "\n"))
     with base_model.quiet():  # of a progress bar

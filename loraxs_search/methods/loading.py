@@ -18,6 +18,7 @@ from loraxs_search.methods import get_method
 from loraxs_search.methods.reference_logits import check_reference_logits
 from loraxs_search.records import BaseModel, Manifest, from_json
 from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.end_tokens import served
 
 MANIFEST = "manifest.json"
 
@@ -49,6 +50,7 @@ def load_adapter_folder(
     if manifest.task.labels:
         body.config.id2label = dict(enumerate(manifest.task.labels))
         body.config.label2id = {label: number for number, label in enumerate(manifest.task.labels)}
+    check_ends(manifest, located, body)
     model = method.load(body, folder, device)
     check_reference_logits(model, manifest.probe)
     if dtype is not None:
@@ -71,6 +73,26 @@ def verified_manifest(folder: Path, base: BaseModel | None = None) -> tuple[Mani
         located = base_model.with_setup(located)
     _check_base(located, manifest)
     return manifest, located
+
+
+def check_ends(manifest: Manifest, base: BaseModel, model: PreTrainedModel) -> None:
+    """Refuse a base that ends answers at other tokens than in training: generation_config.json is in no digest.
+
+    Args:
+        model: Of the base.
+    Raises:
+        BaseModelError: it does; not where an older version has stored no tokens.
+    """
+    if not manifest.ends:
+        return
+    settings = getattr(model, "generation_config", None)
+    serving = served(kind_of(manifest.task), base_model.load_tokenizer(base), settings)
+    if serving is not None and {*serving.ends} != {*manifest.ends}:
+        raise BaseModelError(
+            f"The adapter of trial {manifest.trial_id} must end its answers at {' or '.join(manifest.ends)}, as in its"
+            f" training, but {base.path} says {' or '.join(serving.ends) or 'nothing'}.",
+            hint="give the base it was trained on, at the same revision, with its generation_config.json",
+        )
 
 
 def read_manifest(folder: Path) -> Manifest:

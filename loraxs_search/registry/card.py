@@ -165,6 +165,7 @@ def size_table(manifest: Manifest) -> str:
 
 
 def _loading(manifest: Manifest) -> str:
+    from loraxs_search.tasks.asking import between_texts
     from loraxs_search.tasks.base_code import base_argument, revision_argument, where_base_is
 
     base, kind = replace(manifest.base_model, sha256=manifest.base_digest), _kind(manifest.task)
@@ -183,16 +184,7 @@ import loraxs_search, peft, transformers
 {kind.loading_code(base)}
 tokenizer = transformers.AutoTokenizer.from_pretrained({base_argument(base)}{revision_argument(base)})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{_pairs(manifest)}{_asking(manifest)}{_vllm(manifest)}"""
-
-
-def _pairs(manifest: Manifest) -> str:
-    """Return how two texts are put to a tokenizer that joins them with nothing between; nothing of one text."""
-    task, separator = manifest.task, manifest.task.settings.get("pair_separator")
-    if task.text_pair is None or not separator:
-        return ""
-    where = f"Where the tokenizer puts nothing between {task.text} and {task.text_pair}"
-    return f"\n\n{where}, the second one begins with {json.dumps(separator)}."
+```{between_texts(manifest.task)}{_asking(manifest)}{_vllm(manifest)}"""
 
 
 def _samples(manifest: Manifest) -> list[str]:

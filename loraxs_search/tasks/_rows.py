@@ -21,7 +21,6 @@ from loraxs_search.tasks._hub_splits import hub_splits, splits_elsewhere
 from loraxs_search.tasks._rows_cache import load_rows, rows_path, store_rows
 from loraxs_search.tasks._source import StoredSplit, wanted_columns
 from loraxs_search.tasks._source_location import SourceLocation
-from loraxs_search.tasks._texts import blank_rows
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.rows import Rows
 
@@ -131,7 +130,7 @@ def _characters(value: object) -> int:
 def _validated(kind: TaskKind, columns: Columns, split: StoredSplit) -> Rows:
     place = SourceLocation(split.name, columns.lines)
     rows = replace(kind.read(columns, place), place=place)
-    if split.is_file and (blank := blank_rows(rows.texts, rows.pairs)):
+    if split.is_file and (blank := kind.blank_rows(columns, rows)):
         raise TaskDataError(
             f"Task {kind.task.name}: each row must have text, but {place.name} has {place.values(rows.texts, blank)}.",
             hint="remove the rows, or write their text",

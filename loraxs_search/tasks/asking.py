@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from loraxs_search.records import Serving
+from loraxs_search.records import Serving, Task
 from loraxs_search.tasks.kinds import Template
 
 
@@ -61,6 +61,15 @@ def asked_as_in_training(serving: Serving | None) -> str:
 {asking_code(serving)}
 ```
 """
+
+
+def between_texts(task: Task) -> str:
+    """Return how two texts are put to a tokenizer that joins them with nothing between; nothing of one text."""
+    separator = task.settings.get("pair_separator")
+    if task.text_pair is None or not separator:
+        return ""
+    where = f"Where the tokenizer puts nothing between {task.text} and {task.text_pair}"
+    return f"\n\n{where}, the second one begins with {json.dumps(separator)}."
 
 
 def _given(serving: Serving) -> str:

@@ -34,6 +34,11 @@ def listed(texts: Any, name: str) -> list[Any]:
     """
     if isinstance(texts, str):
         return [texts]
+    if hasattr(texts, "columns"):  # it lists the names of its columns
+        raise UsageError(
+            f"`{name}` must be a text or a list of texts, but got {type(texts).__name__}.",
+            hint='give one column, such as df["sentence"], or the rows as a list of tuples',
+        )
     is_list = hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
     if not is_list or isinstance(texts, bytes | Mapping):
         raise UsageError(

@@ -18,7 +18,7 @@ from support.toy_language import save_base, writing
 import loraxs_search
 from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.errors import StudyError, TaskDataError, UsageError
-from loraxs_search.records import BaseModelRef, TaskModel
+from loraxs_search.records import BaseModelRef, Prediction, TaskModel
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
 Say = Callable[..., Said]
@@ -256,6 +256,24 @@ def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path
     file = table(tmp_path / "rows.csv", [["second", "first"], ["w2 w3", "w1"], ["w5", "w4"]])
     answers = json.loads(say("predict", str(writer), "--file", str(file), "--json").ok)
     assert answers == json.loads(say("predict", str(writer), "w1", "w2 w3", "w4", "w5", "--json").ok)
+
+
+@pytest.mark.parametrize("number", [0.0000123, 1234567.89])
+def test_an_answer_that_is_a_number_keeps_its_digits(say: Say, monkeypatch: pytest.MonkeyPatch, number: float) -> None:
+    monkeypatch.setattr(
+        "loraxs_search.api.predictor", lambda *_, **__: lambda *_, **__: [Prediction("so", None, number)]
+    )
+    assert float(say("predict", "scores", "so").ok.split("\t")[0]) == number
+    (row,) = csv.DictReader(io.StringIO(say("predict", "scores", "so", "--format", "csv").ok))
+    assert float(row["score"]) == number
+
+
+def test_numbers_of_a_file_are_written_as_in_training(say: Say, writer: Path, tmp_path: Path) -> None:
+    numbers, texts = tmp_path / "numbers.jsonl", tmp_path / "texts.jsonl"
+    numbers.write_text('{"first": 1, "second": 2.0}\n')
+    texts.write_text('{"first": "1", "second": "2"}\n')
+    answers = [json.loads(say("predict", str(writer), "--file", str(file), "--json").ok) for file in (numbers, texts)]
+    assert answers[0][0]["label"] == answers[1][0]["label"]
 
 
 @pytest.mark.parametrize(

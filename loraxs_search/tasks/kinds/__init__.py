@@ -24,7 +24,7 @@ from loraxs_search.tasks.kinds._requests import (
     drive,
 )
 from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
-from loraxs_search.tasks.kinds._templates import Prompt, Template
+from loraxs_search.tasks.kinds._templates import Prompt, Template, begin_ids, token_ids
 from loraxs_search.tasks.kinds._text_metrics import TEXT_METRICS
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
@@ -61,6 +61,7 @@ __all__ = [
     "Text",
     "Write",
     "Written",
+    "begin_ids",
     "checked",
     "classifier",
     "distinct",
@@ -69,6 +70,7 @@ __all__ = [
     "kind_of",
     "metric_fault",
     "regressor",
+    "token_ids",
 ]
 
 KINDS: Registry[type[TaskKind]] = Registry(

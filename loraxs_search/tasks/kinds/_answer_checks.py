@@ -22,7 +22,7 @@ _OFTEN = 0.1  # a share of answers that cannot be chance or a few odd rows
 
 
 def blank_rows(columns: Sequence[Sequence[Any]]) -> list[int]:
-    """Return the rows in which each of the columns that answers are made of is blank."""
+    """Return the rows in which each of the columns that a text is made of is blank."""
     return [row for row, values in enumerate(zip(*columns, strict=True)) if not any(str(it).strip() for it in values)]
 
 

@@ -63,9 +63,9 @@ def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:
         yield ("extract",), "must have one of: after, regex, but got both."
     choices = extract.get("one_of")
     if choices is not None:
-        texts = [composed(_choice(choice)) for choice in choices]
+        texts = [" ".join(composed(_choice(choice)).split()) for choice in choices]
         if any(re.fullmatch(re.escape(one), other, re.IGNORECASE) for one, other in combinations(texts, 2)):
-            yield ("extract", "one_of"), f"must differ in more than case, but got {choices}."
+            yield ("extract", "one_of"), f"must differ in more than case and white space, but got {choices}."
         if extract.get("as", "text") != "text":
             yield ("extract", "as"), f"must be text beside one_of, but got {extract['as']}."
 
@@ -191,11 +191,16 @@ def _formula(text: str) -> str:
 
 
 def _boxed(text: str) -> Iterator[str]:
-    """Yield what is in each box of a text, the last one first: in braces, or up to the end of a formula or line."""
+    """Yield what is in each box of a text, the last one first: in braces, or up to the end of a formula or line.
+
+    One whose brace is never closed was cut, and is passed over.
+    """
     for match in reversed([*_BOX.finditer(text)]):
         behind = text[match.end() :]
-        end = next((at for at, depth in _depths(behind) if not depth), len(behind))
-        yield behind[1:end] if behind.startswith("{") else re.split(r"[$\n]", behind)[0].strip(" .")
+        if not behind.startswith("{"):
+            yield re.split(r"[$\n]", behind)[0].strip(" .")
+        elif end := next((at for at, depth in _depths(behind) if not depth), 0):
+            yield behind[1:end]
 
 
 def _depths(text: str) -> Iterator[tuple[int, int]]:

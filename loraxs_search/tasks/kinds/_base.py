@@ -58,6 +58,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks._texts import blank_rows
 from loraxs_search.tasks.base_code import base_argument, finding_code, revision_argument
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, RowScores, Values
@@ -182,6 +183,10 @@ class TaskKind(ABC):
             TaskDataError: a value is not what it should be; every different one is named, of all columns at once.
         """
 
+    def blank_rows(self, columns: Columns, rows: Rows) -> list[int]:  # for kinds to use
+        """Return the rows without anything to read: each of their texts is empty or white space."""
+        return blank_rows(rows.texts, rows.pairs)
+
     def hides_answers(self, columns: Columns) -> bool:
         """Whether a test split with these columns hides its labels; then it counts as missing."""
         return False
@@ -217,6 +222,10 @@ class TaskKind(ABC):
     def question_columns(self) -> tuple[str, ...]:
         """The columns of a file that has questions, one for each text."""
         return self.question_texts
+
+    def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        """Return a question's values as the data's are read; what is no text then is refused."""
+        return tuple(row)
 
     @abstractmethod
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:

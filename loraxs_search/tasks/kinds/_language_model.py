@@ -21,6 +21,7 @@ from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._answer_checks import blank_rows
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, RowScores
 from loraxs_search.tasks.kinds._templates import Prompt, Template, written
@@ -75,6 +76,9 @@ class LanguageModelKind(TaskKind):
         rows = self.written_rows(prompt.columns, columns, place, errors)
         return self.held([prompt.fill(row) for row in rows])
 
+    def blank_rows(self, columns: Columns, rows: Rows) -> list[int]:
+        return blank_rows([columns.values[name] for name in self.prompt.columns])
+
     def read_texts(
         self, template: Template, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
     ) -> list[str]:
@@ -121,8 +125,11 @@ class LanguageModelKind(TaskKind):
     def question_texts(self) -> tuple[str, ...]:
         return self.prompt.columns
 
+    def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(map(_as_text, row))
+
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
-        check_question(self.task, rows, self.question_texts)
+        check_question(self.task, [self.as_texts(row) for row in rows], self.question_texts)
         named = [dict(zip(self.question_texts, row, strict=True)) for row in rows]
         texts, extras = self.held([self.prompt.fill(row) for row in named])
         return Rows(texts, None, self.no_labels(len(rows)), extras)
@@ -352,3 +359,10 @@ def _cut(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list
         return ids
     begin = _num_begin(ids, tokenizer)
     return ids[:begin] + ids[len(ids) - (limit - begin) :]
+
+
+def _as_text(value: Any) -> Any:
+    try:
+        return written(value) if isinstance(value, int | float) else value
+    except ValueError:
+        return value

@@ -13,12 +13,16 @@ _RUN = rf"(?:[0-9]{{1,3}}(?:{_SPACE}[0-9]{{3}}(?![0-9]))+|[0-9]+)(?:[.,:'\N{{RIG
 _MINUS = ("-", "\N{MINUS SIGN}", "\N{EN DASH}")
 _SIGN = f"[+{''.join(_MINUS[1:])}-]"
 _CURRENCY = rf"(?:\\?[$€£¥][ ]?(?P<inner>{_SIGN})?)?"
+_WHOLE = rf"[0-9]{{1,3}}(?:{_SPACE}[0-9]{{3}}|,[0-9]{{3}})*|[0-9]+"
+# Digits on both sides of a hyphen are a date, a range, a telephone number or a difference.
+_HYPHENED = rf"(?:[{''.join(_MINUS[1:])}-](?:\\?[$€£¥])?[0-9]+(?:[.,:/T][0-9]+)*)+"
 # A sign after a word, a digit or a bracket is a minus between two things: `x-5` has the number 5.
 _NUMBER = re.compile(
     rf"(?:(?<![\w)\]}}])(?P<sign>{_SIGN}))?{_CURRENCY}"
-    rf"(?:(?P<whole>[0-9]+)[ ](?=[0-9]+[ ]?/))?(?P<top>{_RUN}|\.[0-9]+)"
+    rf"(?:(?P<whole>{_WHOLE})[ ](?=[0-9]+[ ]?/))?(?P<top>{_RUN}|\.[0-9]+)"
     rf"(?:[eE](?P<exponent>[-+]?[0-9]{{1,2}})(?!\w)|[ ]?/[ ]?(?P<bottom>[0-9]+)(?![0-9]|[.,][0-9]))?"
-    r"(?P<more>(?:\^|[ ]?/[ ]?[0-9]|[eE][-+]?[0-9]|[\u00b2\u00b3\u00b9\u2070-\u2079])\S*)?"
+    r"(?P<more>(?:\^|[ ]?/[ ]?[0-9]|[eE][-+]?[0-9]|[\u00b2\u00b3\u00b9\u2070-\u2079])\S*"
+    rf"|\*\*-?[0-9]+|!(?=[ ]?[=*/+^-])|{_HYPHENED})?"
 )
 # How digits may be grouped and where their decimals begin: 1,234.5; 1 234,5 and 1'234.5; 1.234.567 and 1.234,5; 0,5.
 _GROUPED = re.compile(
@@ -55,8 +59,8 @@ def _numbers(text: str) -> Iterator[str]:
 
     Read are signs, thousands `1,234`, `1 234` or `1.234.567`, decimals, also behind a comma where it cannot stand for
     thousands, `1e3`, fractions `3/4` and `1 1/2`; currency signs before and percent signs after a number are left out.
-    What has digits in another order, such as a date, a time, a ratio or a power, is no number, nor is a part of a
-    fraction or root in LaTeX: `math` reads those.
+    What has digits in another order, such as a date, a time, a range, a ratio or a power, is no number, nor is a part
+    of a fraction or root in LaTeX: `math` reads those.
     """
     text = _VULGAR.sub(_spelled, _LATEX_COMMA.sub(",", text))
     for match in _NUMBER.finditer(text):
@@ -85,7 +89,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
         value /= bottom
     elif match["whole"]:
         return None
-    value += int(match["whole"] or 0)
+    value += int(re.sub("[^0-9]", "", match["whole"] or "0"))
     value *= Fraction(10) ** int(match["exponent"] or 0)
     return -value if (match["sign"] in _MINUS) != (match["inner"] in _MINUS) else value
 

@@ -99,7 +99,7 @@ def _json(value: Any) -> str:
 def _number(value: float) -> str:
     if not math.isfinite(value):
         raise ValueError("be finite")
-    return str(int(value)) if value.is_integer() and abs(value) < _WHOLE else repr(value)
+    return str(int(value)) if value.is_integer() and abs(value) < _WHOLE else repr(float(value))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ _BEHIND = rf"(?!{_LETTER})(?!(?<=[0-9])[.,][0-9])"
 def _pattern(phrases: tuple[str, ...]) -> regex.Pattern[str]:
     words = ([regex.escape(word) for word in composed(phrase).split()] for phrase in phrases)
     each = "|".join("(" + r"\s+".join(own) + ")" for own in words)
-    return regex.compile(f"(?V1){_BEFORE}(?:{each}){_BEHIND}", regex.IGNORECASE)
+    # (?-f) folds letter by letter: a sharp s is another letter than two of them, which V1 takes it for.
+    return regex.compile(f"(?V1)(?-f){_BEFORE}(?:{each}){_BEHIND}", regex.IGNORECASE)
 
 
 def first_of(phrases: Sequence[str], text: str) -> int | None:

@@ -189,10 +189,15 @@ class MultipleChoice(LanguageModelKind):
     def question_columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.prompt.columns, *self.options.columns)))
 
+    def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        column, values = self.options.column, list(super().as_texts(row))
+        if column is not None and (place := self.question_columns.index(column)) < len(row):
+            values[place] = str(row[place]) if isinstance(row[place], list) else row[place]
+        return tuple(values)
+
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
         form = self.options
-        listed = None if form.column is None else self.question_columns.index(form.column)
-        texts = [tuple(str(v) if i == listed and isinstance(v, list) else v for i, v in enumerate(row)) for row in rows]
+        texts = [self.as_texts(row) for row in rows]
         check_question(self.task, texts, self.question_texts)
         asked = [dict(zip(self.question_columns, row, strict=True)) for row in rows]
         if form.column is not None:

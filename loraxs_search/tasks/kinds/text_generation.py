@@ -251,8 +251,15 @@ class TextGeneration(LanguageModelKind):
         if task == self.task and extract == held:
             return task
         others = {key: value for key, value in task.settings.items() if key != "extract"}
-        settings = {"reference": self.task.settings["answer"], **others}
+        settings = {"reference": self._answer_as_written(), **others}
         return replace(task, settings=settings | ({"extract": extract} if extract else {}))
+
+    def _answer_as_written(self) -> str:
+        """Return the template of answers without the stop string that ends it."""
+        literal, answer = self.templates["answer"].parts[-1][0], self.task.settings["answer"]
+        (kept,) = as_written([literal], self.generation.stop)
+        stop = literal[len(kept) :].replace("{", "{{").replace("}", "}}")
+        return str(answer.removesuffix(stop))
 
     def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
         asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
+import numpy as np
 import pytest
 import torch
+from support.characters import characters
 from support.toy_language import choosing, save_base, writing
+from transformers import GenerationConfig
 
 from loraxs_search import AdapterBank, Sampling
+from loraxs_search.bank.continuing import encoded_prompts
 from loraxs_search.base_model import linear_modules, locate
-from loraxs_search.errors import TaskDataError, UsageError
+from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
+from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.predictor import Predictor
 from loraxs_search.records import BaseModelRef, TaskModel
 
 TASKS = {
@@ -38,7 +46,8 @@ def bank(make_adapter, tmp_path_factory):
     ("name", "row", "message", "hint"),
     [
         ("one", "", "must be given text to read, but row 1 has none", "leave out"),
-        ("one", 3, "must be given one text per row, but got 3", "as a str in Python"),
+        ("one", None, "must be given one text per row, but got None", "as a str in Python"),
+        ("one", float("nan"), "must be given one text per row, but got nan", "as a str in Python"),
         ("two", "w1", "must be given two texts per row, but got 'w1'", "a row is first then second"),
         ("two", ("w1", "w2", "w3"), "must be given two texts per row, but got ('w1', 'w2', 'w3')", "first then second"),
         ("two", {"first": "w1", "second": "w2"}, "two texts per row, but got {'first'", "a row is first then second"),
@@ -59,6 +68,40 @@ def test_a_row_that_does_not_fit_its_task_is_named(bank, name, row, message, hin
         bank.predict(name, [row])
     assert message in str(error.value)
     assert hint in str(error.value.hint)
+
+
+def test_a_base_that_ends_answers_elsewhere_is_refused(make_adapter, tmp_path):
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    modules = (linear_modules(base, TaskModel("AutoModelForCausalLM"))[0].name,)
+    old = make_adapter(tmp_path / "old", base, task=TASKS["one"], rank=4, target_modules=modules)
+    new = make_adapter(tmp_path / "new", base, task=TASKS["one"], rank=4, target_modules=modules)
+    written = json.loads((new / "manifest.json").read_text()) | {"ends": ["[END]"]}
+    (new / "manifest.json").write_text(json.dumps(written))
+    Predictor(new).load()
+    AdapterBank(base, num_labels=None).load("new", new)
+    GenerationConfig(eos_token_id=[2, 3]).save_pretrained(base.path)
+    Predictor(old).load()  # of a version that stored no ends
+    bank = AdapterBank(base, num_labels=None)
+    bank.load("old", old)
+    for load in (Predictor(new).load, lambda: bank.load("new", new), lambda: load_adapter_folder(new)):
+        with pytest.raises(BaseModelError, match="must end its answers at") as error:
+            load()
+        assert "revision" in str(error.value.hint)
+    assert bank.names == ["old"]
+
+
+def test_a_rendered_chat_begins_once():
+    tokenizer = characters(begins=True)
+    plain, rendered = (encoded_prompts([text], tokenizer).ids.row(0).tolist() for text in ("ab", "<s>ab"))
+    assert plain == rendered == [2, *tokenizer.convert_tokens_to_ids(["a", "b"])]
+
+
+def test_numbers_are_written_as_in_training(bank):
+    for number, text in ((3, "3"), (2.0, "2"), (np.float64(2.5), "2.5"), (True, "true")):
+        assert [one.label for one in bank.predict("one", [number])] == [bank.predict("one", [text])[0].label]
+    assert bank.predict("two", [("w1", 4)])[0].label == bank.predict("two", [("w1", "4")])[0].label
+    assert bank.predict("listed", [(3, "w2 | w3")])[0].label == bank.predict("listed", [("3", "w2 | w3")])[0].label
 
 
 def test_options_may_be_a_list(bank):

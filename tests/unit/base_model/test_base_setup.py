@@ -18,7 +18,8 @@ from loraxs_search.search.hosts.identity import check_unchanged
 
 
 def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
-    other_end = characters()
+    other_end, left = characters(), characters()
+    left.truncation_side = "left"
     other_end.eos_token = "<|end|>"
     return {
         "plain": characters(),
@@ -27,6 +28,7 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
         "chat": characters(chat=CHAT),
         "other chat": characters(chat=CHAT + "."),
         "other end": other_end,
+        "left": left,
     }
 
 
@@ -39,6 +41,10 @@ def test_a_digest_is_of_what_a_tokenizer_does(tmp_path: Path, capfd: pytest.Capt
         again = AutoTokenizer.from_pretrained(tmp_path / name, model_max_length=16)
         assert tokenizer_digest(again) == digests[name]
     assert capfd.readouterr().err == ""
+
+
+def test_a_digest_stays_what_it_was() -> None:
+    assert tokenizer_digest(characters()) == "6867a832f2870ad9ef88386c5a72727f4d02e88cb5164b297614b022d718a3bb"
 
 
 def test_what_differs_is_named_with_both_values(make_base: Callable[[str], BaseModel]) -> None:

@@ -79,6 +79,15 @@ def test_it_says_the_names_of_the_labels(sealed, form):
 
 
 @pytest.mark.parametrize("form", ["lora", "merged"])
+def test_its_page_says_what_stands_between_two_texts(sealed, form):
+    path = sealed[0] / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["task"] |= {"text": "one", "text_pair": "two", "settings": {"pair_separator": "\n"}}
+    path.write_text(json.dumps(manifest))
+    assert 'the second one begins with "\\n".' in (converted(sealed[0], form) / "README.md").read_text()
+
+
+@pytest.mark.parametrize("form", ["lora", "merged"])
 def test_nothing_is_said_of_it(sealed, form, capfd):
     capfd.readouterr()
     converted(sealed[0], form)

@@ -59,7 +59,21 @@ from loraxs_search.tasks.kinds._numbers import canonical, first_number, last_num
         ("-$5", "-5"),
         ("$-5", "-5"),
         ("x-5", "5"),
-        ("10-5", "10"),
+        ("10-5", ""),
+        ("10\N{EN DASH}20 or 5", ""),
+        ("2024-05-01", ""),
+        ("2024-05-01T10:30", ""),
+        ("555-1234.", ""),
+        ("$10-$20", ""),
+        ("10 - 5", "10"),
+        ("a 5-year-old", "5"),
+        ("2**5", ""),
+        ("**12**", "12"),
+        ("5! = 120", ""),
+        ("5!", "5"),
+        ("1 000 1/2", "1000.5"),
+        ("1,000 1/2", "1000.5"),
+        ("1000 1/2", "1000.5"),
         ("50%", "50"),
         (".5", "0.5"),
         ("3/4 of it", "0.75"),
@@ -85,7 +99,9 @@ def test_the_first_number_of_a_text_has_one_form(text, number):
 
 def test_other_numbers_of_a_text():
     assert last_number("3 + 4 = 7.0 apples") == "7"
-    assert last_number("10-5") == "5"
+    assert last_number("10-5 = 5") == last_number("10-5=5") == "5"
+    assert last_number("2024-05-01") == last_number("from 3 to 10-20") == ""
+    assert last_number("1 000 1/2") == "1000.5"
     assert only_number("12 apples") == "12"
     assert only_number("5 arms and 3 legs") == ""
 
@@ -153,6 +169,8 @@ def test_a_formula_goes_over_lines():
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
         ("\\boxed{4} and then \\boxed{\\frac{1}{2", "4"),
         ("only \\boxed{\\frac{1}{2", ""),
+        ("so \\boxed{12", ""),
+        ("\\boxed{125} hmm \\boxed{12", "125"),
         ("\\frac{1}{2", ""),
         ("10^{2", ""),
     ],
@@ -219,6 +237,8 @@ def test_one_of_knows_letters_of_several_cases(text, choice):
         ("It is 5.", ["1", "5"], "5"),
         ("3.A", ["A", "B"], "A"),
         ("very\ngood", ["good", "very good"], "very good"),
+        ("ma\u00dfe", ["Ma\u00dfe", "Masse"], "Ma\u00dfe"),
+        ("MA\u1e9eE", ["Masse", "Ma\u00dfe"], "Ma\u00dfe"),
     ],
 )
 def test_one_of_finds_words_of_their_own(text, choices, choice):
@@ -281,6 +301,7 @@ def test_wrong_keys_are_refused(keys, message):
     [
         ({"after": "a", "regex": "(b)"}, ("extract",)),
         ({"one_of": ["a", "A"]}, ("extract", "one_of")),
+        ({"one_of": ["not  a", "Not\na"]}, ("extract", "one_of")),
         ({"one_of": ["a", "b"], "as": "number"}, ("extract", "as")),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from loraxs_search.errors import UsageError
@@ -23,6 +24,14 @@ def test_what_is_no_list_is_refused(texts):
         question_rows(texts)
     assert type(texts).__name__ in str(error.value)
     assert "as a tuple" in str(error.value.hint)
+
+
+def test_a_table_is_no_list_of_its_column_names():
+    table = pd.DataFrame({"sentence": ["one", "two"]})
+    with pytest.raises(UsageError, match="DataFrame") as error:
+        question_rows(table)
+    assert 'df["sentence"]' in str(error.value.hint)
+    assert question_rows(table["sentence"]) == [("one",), ("two",)]
 
 
 def test_people_read_columns_and_options_side_by_side():

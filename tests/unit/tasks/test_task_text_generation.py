@@ -245,6 +245,14 @@ def test_a_blank_answer_is_one_fault(make):
     assert "extract" not in said
 
 
+def test_a_row_with_nothing_in_its_prompt_but_the_templates_words_is_refused(make):
+    blank = {"q": " ", "a": "x", "n": ""}
+    assert "each row must have text, but" in refused(make([*SUMS, blank]))
+    assert "(line 4)" in refused(make([*SUMS, {**blank, "n": "\n"}], prompt="{q} and {n}?"))
+    assert "(line 4)" in refused(make([*SUMS, blank], prompt=None, messages=[{"role": "user", "content": "So {q}"}]))
+    assert len(load_data(make([*SUMS, {**blank, "n": "4"}], prompt="{q} and {n}?")).rows["train"]) == 4
+
+
 @pytest.mark.parametrize(
     ("value", "law"),
     [

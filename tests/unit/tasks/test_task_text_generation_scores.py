@@ -277,6 +277,16 @@ def test_references_that_are_the_whole_answer_stay_the_tasks_own(make):
     assert other != load_data(task).rows["test"].labels.tolist(), "then the two cannot be compared, and that is said"
 
 
+@pytest.mark.parametrize("stop", ["END", "}"])
+def test_references_that_are_the_whole_answer_lack_the_stop_string(make, stop):
+    answer = " {a}" + stop.replace("}", "}}")
+    task = make(answer=answer, generation={"max_new_tokens": 20, "stop": [stop]})
+    own = load_data(asked(task, make(prompt="Q: {q}"))).rows["test"]
+    assert own.labels.tolist() == load_data(task).rows["test"].labels.tolist() == [row["a"] for row in SUMS]
+    bare = make(generation={"max_new_tokens": 20, "stop": ["}"]})
+    assert asked(bare, make(prompt="Q: {q}")).settings["reference"] == " {a}"
+
+
 def test_an_adapter_that_writes_nothing_but_its_answer_is_searched_for_no_other_place(make):
     bare = make(**NUMBER)
     bare = replace(bare, settings={k: v for k, v in bare.settings.items() if k != "extract"})
