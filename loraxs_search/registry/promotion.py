@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -154,6 +155,9 @@ class _AppliedRule:
         if why := unmeasured(rule, self.task, self.finalist.candidate.yardsticks, self.finalist.alone):
             study = self.finalist.candidate.study
             return f"{why}. `loraxs-search resume {study}` asks it again; {_FORCE}"
+        if unscored := next((each for each in self._baselines(rows) if not math.isfinite(each.score)), None):
+            metric = self.criterion.metric
+            return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
         return ""
 
     def _baselines(self, rows: ScoredRows) -> list[BaselineAnswer]:

@@ -404,6 +404,24 @@ def test_a_loss_is_held_against_the_base_alone_as_no_constant_answer_has_one():
         assert f"{'over' if promoted else 'worse than'} the base alone (loss 0." in decision.reasons[-1]
 
 
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_baseline_whose_score_is_not_finite_is_not_beaten(score):
+    finalist, losses = _by_loss("t0", 4.0), _by_loss("base", 2.0).rows.losses.copy()
+    losses[0] = score
+    alone = dataclasses.replace(_by_loss("base", 2.0).rows, losses=losses)
+    by_loss = dataclasses.replace(finalist, alone=alone)
+    unscored = (Yardstick("constant", answer=0), Yardstick("tfidf", test_metrics={"accuracy": score}))
+    beside_tfidf = _scored("t0", 800, yardsticks=unscored)
+    for rule, one in ((PromotionRule(metric="loss"), by_loss), (PromotionRule(), beside_tfidf)):
+        for champion in (None, _old(700) if one is beside_tfidf else _by_loss("old", 5.0, study="s0")):
+            decision = decide(rule, TASK, one, champion)
+            assert not decision.promoted
+            assert "must be finite" in decision.reasons[-1]
+            assert not decision.looks
+            assert decide(rule, TASK, one, champion, Terms(forced=True)).forced
+    assert decide(PromotionRule(require="constant"), TASK, beside_tfidf, None).promoted
+
+
 def test_losses_of_other_tokens_are_not_comparable():
     rule, champion = PromotionRule(metric="loss"), _by_loss("old", 0.6, counts=4, study="s0")
     decision = decide(rule, TASK, _by_loss("t0", 0.5), champion)
