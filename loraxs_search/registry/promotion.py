@@ -154,11 +154,19 @@ class _AppliedRule:
             return f"{few}: add test rows and search anew; {_FORCE}"
         if why := unmeasured(rule, self.task, self.finalist.candidate.yardsticks, self.finalist.alone):
             study = self.finalist.candidate.study
-            return f"{why}. `loraxs-search resume {study}` asks it again; {_FORCE}"
+            return f"{why}. `loraxs-search resume {study}` asks it again; {_CONSTANT}; {_FORCE}"
         if unscored := next((each for each in self._baselines(rows) if not math.isfinite(each.score)), None):
             metric = self.criterion.metric
             return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
         return ""
+
+    def left_out(self) -> list[str]:
+        """Say which baselines count for nothing, and why."""
+        if self.finalist.rows is None:
+            return []
+        from loraxs_search.registry.baseline_answers import left_out
+
+        return left_out(self.rule, self.finalist.candidate.yardsticks)
 
     def _baselines(self, rows: ScoredRows) -> list[BaselineAnswer]:
         from loraxs_search.registry.baseline_answers import baseline_answers
@@ -277,6 +285,7 @@ def decide(
             verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
     forced = terms.forced and forcible and not verdict.promoted
     score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
+    reasons = (score, *applied.left_out(), verdict.reason, "promoted by force" if forced else "")
     return Decision(
         task=task.name,
         study=candidate.study,
@@ -285,7 +294,7 @@ def decide(
         winner_metric=candidate.test_metrics.get(criterion.metric),
         champion_metric=champion.candidate.test_metrics.get(criterion.metric) if champion else None,
         metric=criterion.metric,
-        reasons=tuple(filter(None, (score, verdict.reason, "promoted by force" if forced else ""))),
+        reasons=tuple(filter(None, reasons)),
         forced=forced,
         champion=identity(champion.candidate) if champion else None,
         p_value=verdict.look.p_value if verdict.look else None,
