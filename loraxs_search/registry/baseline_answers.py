@@ -55,10 +55,13 @@ def baseline_answers(
     return [answer for answer in found if answer is not None]
 
 
-def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick], alone: ScoredRows | None) -> str:
+def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick], *, has_alone: bool) -> str:
     """Say which required baseline was not measured, and why; empty where all were.
 
     A linear model that takes too long counts for nothing. The base alone is what an adapter of its kind is for.
+
+    Args:
+        has_alone: Whether the study has the answers of the base alone to the test rows.
     """
     if rule.require != "all":
         return ""
@@ -70,9 +73,9 @@ def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick],
         return f"{failed.name} could not be measured: {failed.failed}"
     if not asked and not kind.shots:
         return ""
-    if (measured := alone_yardstick(yardsticks)) and alone is None:
+    if (measured := alone_yardstick(yardsticks)) and not has_alone:
         return f"the answers of the base alone ({measured.name}) are missing"
-    return "" if alone is not None else "the base alone was not asked"
+    return "" if has_alone else "the base alone was not asked"
 
 
 def left_out(rule: PromotionRule, yardsticks: Sequence[Yardstick]) -> list[str]:

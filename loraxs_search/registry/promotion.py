@@ -152,8 +152,9 @@ class _AppliedRule:
         if rule.confidence and len(rows.labels) < MIN_ROWS:
             few = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {len(rows.labels)}"
             return f"{few}: add test rows and search anew; {_FORCE}"
-        if why := unmeasured(rule, self.task, self.finalist.candidate.yardsticks, self.finalist.alone):
-            study = self.finalist.candidate.study
+        candidate, has_alone = self.finalist.candidate, self.finalist.alone is not None
+        if why := unmeasured(rule, self.task, candidate.yardsticks, has_alone=has_alone):
+            study = candidate.study
             return f"{why}. `loraxs-search resume {study}` asks it again; {_CONSTANT}; {_FORCE}"
         if unscored := next((each for each in self._baselines(rows) if not math.isfinite(each.score)), None):
             metric = self.criterion.metric
