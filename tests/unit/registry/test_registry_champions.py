@@ -334,6 +334,19 @@ def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_
     assert registry.rollback("movie-reviews").version == 2
 
 
+def test_a_promotion_by_version_0_1_after_numbered_ones_is_rolled_back_to_whom_it_replaced(
+    registry, promote, monkeypatch
+):
+    promote("t0", 300)
+    promote("t1", 340)
+    with monkeypatch.context() as patch:
+        patch.setattr("loraxs_search.registry.store._next", lambda _: 0)
+        promote("t2", 380)
+    assert [(past.version, past.number) for past in registry.history("movie-reviews")] == [(1, 1), (2, 2), (3, 0)]
+    assert registry.rollback("movie-reviews").version == 2
+    assert [past.number for past in registry.history("movie-reviews")] == [1, 2, 0, 3]
+
+
 def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, promote, store_uri, caplog):
     promote("t0", 300)
     promote("t1", 340)
