@@ -186,11 +186,8 @@ class _AppliedRule:
     def with_champion(self, champion: Scored) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
         criterion, held, name = self.criterion, champion.candidate.test_metrics, key(champion.candidate)
-        if fault := _incomparable(criterion, self.finalist.candidate, champion.candidate):
+        if fault := _incomparable(criterion, self.finalist.candidate, champion.candidate) or self._unlike(champion):
             return _Verdict(False, f"not comparable: {fault}")
-        if self._other_tokens(champion):
-            counted = f"{criterion.metric} is a mean over tokens, and the champion's rows have others"
-            return _Verdict(False, f"not comparable: {counted}; compare by another metric, or {_FORCE}")
         p = self.p_value(self.finalist.rows, champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
             return _Verdict(False, f"not comparable: answers to test rows are missing; {_FORCE}")
@@ -211,15 +208,25 @@ class _AppliedRule:
         return _Verdict(tolerated, against + (f", {why}" if tolerated else shortfall + why), look)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _other_tokens(self, champion: Scored) -> bool:
-        """Whether the metric is of tokens, and these are others: of another tokenizer, or of answers written so."""
+    def _unlike(self, champion: Scored) -> str:
+        """Say why answers to the same rows are unlike: texts were read otherwise, or the metric is of other tokens.
+
+        Tokens are others by another tokenizer, or where answers are written so.
+        """
         rows, held = self.finalist.rows, champion.rows
-        if rows is None or held is None or rows.counts is None or held.counts is None:
-            return False
+        if rows is None or held is None:
+            return ""
+        if not rows.read_alike(held):
+            return f"answers were read by the rules of two versions; {_FORCE}"
+        if rows.counts is None or held.counts is None:
+            return ""
         from loraxs_search.tasks.kinds import find_metric
 
         metric = find_metric(self.criterion.metric)
-        return metric is not None and metric.column != "predictions" and not rows.same_tokens(held)
+        if metric is None or metric.column == "predictions" or rows.same_tokens(held):
+            return ""
+        counted = f"{metric.name} is a mean over tokens, and the champion's rows have others"
+        return f"{counted}; compare by another metric, or {_FORCE}"
 
     def _tolerated(self, champion: Scored) -> tuple[bool, str]:
         """Say whether a smaller finalist replaces the champion although its gain is not significant."""

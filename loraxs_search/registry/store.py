@@ -86,7 +86,7 @@ class Registry(RegistryReader):
         of_base = alone.read_bytes() if alone is not None else None
         finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
         for _ in range(_MAX_TRIES):
-            champions = self._champions(task.name, finalist.candidate, rescore)  # may take minutes: before the lock
+            champions = self._champions(task.name, finalist, rescore)  # may take minutes: before the lock
             with self._locked(task.name) as check:
                 if self._moved(task.name, champions):
                     continue
@@ -269,11 +269,11 @@ class Registry(RegistryReader):
         )
 
     # ---- below -------------------------------------------------------------------------------------------------------
-    def _champions(self, task: str, finalist: Candidate, rescore: Rescore | None) -> dict[str, ComparedChampion | None]:
+    def _champions(self, task: str, finalist: Scored, rescore: Rescore | None) -> dict[str, ComparedChampion | None]:
         """Return the champions that a finalist is compared with: the task's, and that of its base."""
         by_version: dict[int, ComparedChampion] = {}
         by_alias: dict[str, ComparedChampion | None] = {}
-        for alias in dict.fromkeys((CHAMPION, base_alias(finalist.base_model))):
+        for alias in dict.fromkeys((CHAMPION, base_alias(finalist.candidate.base_model))):
             champion = self.champion(task, alias)
             if champion is not None and champion.version not in by_version:
                 by_version[champion.version] = comparable(champion, finalist, rescore, self.test_predictions)
