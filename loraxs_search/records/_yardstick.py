@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 YardstickName = str  # `constant`, `tfidf`, `features`; `zero-shot`, `4-shot` and the like
 _SHOTS = "-shot"
+_TOO_SLOW = "it needs "  # so begins what earlier versions say of a linear model that would take too long
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Yardstick:
         test_answers: Of a linear model, its answer to each test row: label ids or numbers. A study keeps them apart.
         seconds: What it took of one processor core.
         failed: Why it lacks metrics, the test rows' or all; empty when it has both.
-        applies: Whether it could have been measured: worked examples may not fit into the base's context.
+        applies: Whether one that failed could have been measured: worked examples may not fit into the base's context,
+            and a linear model may take too long. None in files of earlier versions, which do not say.
     """
 
     name: YardstickName
@@ -32,7 +34,7 @@ class Yardstick:
     test_answers: tuple[float, ...] = ()
     seconds: float = 0.0
     failed: str = ""
-    applies: bool = True
+    applies: bool | None = None
 
 
 BASE_ALONE_ROWS = 200  # validation rows, at most, that choose how the base alone is asked
@@ -49,8 +51,11 @@ def is_alone(name: YardstickName) -> bool:
 
 
 def is_unmeasured(yardstick: Yardstick) -> bool:
-    """Whether a yardstick is the base alone, which could not be asked for a reason that may pass."""
-    return is_alone(yardstick.name) and bool(yardstick.failed) and yardstick.applies
+    """Whether a yardstick could not be measured for a reason that may pass; a constant answer can always be had."""
+    name, failed, applies = yardstick.name, yardstick.failed, yardstick.applies
+    if applies is None:
+        applies = name == shots_name(0) if is_alone(name) else not failed.startswith(_TOO_SLOW)
+    return name != "constant" and bool(failed) and applies
 
 
 def alone_yardstick(yardsticks: Iterable[Yardstick]) -> Yardstick | None:

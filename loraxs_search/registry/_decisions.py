@@ -39,8 +39,15 @@ def every(client: MlflowClient, tags: Mapping[str, str], task: str) -> list[Deci
 
 
 def in_order(decisions: Iterable[Decision]) -> list[Decision]:
-    """Return decisions as they were made. Those of version 0.1 have no number: they come first, by their time."""
-    return sorted(decisions, key=lambda decision: (decision.number, "" if decision.number else decision.at))
+    """Return decisions as they were made; those of version 0.1 have no number, and are placed by their time."""
+    decisions = list(decisions)
+    numbered = [decision for decision in decisions if decision.number]
+
+    def place(decision: Decision) -> tuple[int, str]:
+        before = (other.number for other in numbered if other.at <= decision.at)
+        return (decision.number, "") if decision.number else (max(before, default=0), decision.at)
+
+    return sorted(decisions, key=place)
 
 
 def _read(records: Mapping[str, str], task: str) -> list[Decision]:

@@ -20,21 +20,29 @@ _MAX_DIGITS = 15  # of a count that is taken from the registry; a longer one is 
 SEQUENCE = "loraxs.sequence"  # a tag of the registered model: the last number that was signed
 
 
-def sign_aliases(client: MlflowClient, uri: str, task: str, aliases: Iterable[str], version: int, digest: str) -> None:
+def sign_aliases(client: MlflowClient, uri: str, task: str, aliases: Iterable[str], version: int, digest: str) -> int:
     """Sign that these aliases mean this version from now on, with a number above all before; without a key do nothing.
+
+    The number is returned, 0 without a key: once the aliases are moved, `accept` refuses older ones here.
 
     The registry's own count and what was seen here are both outbidden: a registry that was set back stays usable for
     who knew it before.
     """
     if not has_key():
-        return
+        return 0
     seen, wanted = SeenSequences(uri), tuple(aliases)
     number = 1 + max(_last_sequence(client, task), *(seen.highest(task, alias) for alias in wanted))
     client.set_registered_model_tag(task, SEQUENCE, str(number))
     for alias in wanted:
         signature = sign(Statement(task, alias, version, number, digest))
         client.set_model_version_tag(task, str(version), f"{SIGNATURE}{alias}", signature)
-        seen.accept(task, alias, number)
+    return number
+
+
+def accept(uri: str, task: str, aliases: Iterable[str], number: int) -> None:
+    """Remember the number that aliases were signed with; 0 is none."""
+    for alias in aliases if number else ():
+        SeenSequences(uri).accept(task, alias, number)
 
 
 def _last_sequence(client: MlflowClient, task: str) -> int:
@@ -77,4 +85,5 @@ def sign_present(
             continue
         verify(folder)
         if folder_digest(folder) == adapter.digest:
-            sign_aliases(client, uri, adapter.task, (alias,), adapter.version, adapter.digest)
+            number = sign_aliases(client, uri, adapter.task, (alias,), adapter.version, adapter.digest)
+            accept(uri, adapter.task, (alias,), number)

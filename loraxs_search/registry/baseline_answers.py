@@ -55,19 +55,33 @@ def baseline_answers(
     return [answer for answer in found if answer is not None]
 
 
-def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick], alone: ScoredRows | None) -> str:
+def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick], *, has_alone: bool) -> str:
     """Say which required baseline was not measured, and why; empty where all were.
 
     A linear model that takes too long counts for nothing. The base alone is what an adapter of its kind is for.
+
+    Args:
+        has_alone: Whether the study has the answers of the base alone to the test rows.
     """
-    asked = [one for one in yardsticks if is_alone(one.name)]
-    if rule.require != "all" or (not asked and not kind_of(task).shots):
+    if rule.require != "all":
         return ""
+    asked, kind = [one for one in yardsticks if is_alone(one.name)], kind_of(task)
     if failed := next(filter(is_unmeasured, asked), None):
         return f"the base alone ({failed.name}) could not be asked: {failed.failed}"
-    if (measured := alone_yardstick(yardsticks)) and alone is None:
+    linear = (one for one in yardsticks if not is_alone(one.name)) if kind.linear() is not None else ()
+    if failed := next(filter(is_unmeasured, linear), None):
+        return f"{failed.name} could not be measured: {failed.failed}"
+    if not asked and not kind.shots:
+        return ""
+    if (measured := alone_yardstick(yardsticks)) and not has_alone:
         return f"the answers of the base alone ({measured.name}) are missing"
-    return "" if alone is not None else "the base alone was not asked"
+    return "" if has_alone else "the base alone was not asked"
+
+
+def left_out(rule: PromotionRule, yardsticks: Sequence[Yardstick]) -> list[str]:
+    """Say which baselines the rule would require, had they not failed for good."""
+    failed = [one for one in yardsticks if one.failed and one.name != CONSTANT and not is_unmeasured(one)]
+    return [f"{one.name} is not required: {one.failed}" for one in failed if rule.require == "all"]
 
 
 def _scored(name: str, metric: Metric, rows: ScoredRows | None) -> BaselineAnswer | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records import Candidate, Decision, PromotionRule, Task
+from loraxs_search.records import Decision, PromotionRule, Task
 from loraxs_search.registry.adapters import RegisteredAdapter
 from loraxs_search.registry.anchor import Anchor, find_anchor
 from loraxs_search.registry.criterion import Criterion
@@ -63,19 +63,23 @@ class ComparedChampion:
 
 
 def comparable(
-    champion: RegisteredAdapter, finalist: Candidate, rescore: Rescore | None, read_rows: ReadRows
+    champion: RegisteredAdapter, finalist: Scored, rescore: Rescore | None, read_rows: ReadRows
 ) -> ComparedChampion:
-    """Make a champion comparable: one of other test rows or another base, or without answers, is scored anew.
+    """Make a champion comparable: scored anew are those of other test rows or another base, without answers, or whose
+    texts were read by other rules.
 
     Where it cannot be, its recorded scores serve if they are on the same rows; otherwise it stays as it is, and the
     rule says that it is not comparable.
     """
-    recorded = champion.candidate
-    rows = read_rows(champion) if recorded.test_fingerprint == finalist.test_fingerprint else None
-    if key(recorded) == key(finalist) or (rows is not None and recorded.base_digest == finalist.base_digest):
+    recorded, own = champion.candidate, finalist.candidate
+    rows = read_rows(champion) if recorded.test_fingerprint == own.test_fingerprint else None
+    is_read_alike = rows is None or finalist.rows is None or rows.read_alike(finalist.rows)
+    is_ready = rows is not None and recorded.base_digest == own.base_digest and is_read_alike
+    if key(recorded) == key(own) or is_ready:
         return ComparedChampion(champion, Scored(recorded, rows))
     name = f"{champion.task}:{champion.version}"
-    reason = "is of another base" if rows is not None else "has no answers to these test rows"
+    reason = "is of another base" if is_read_alike else "has answers that were read by other rules"
+    reason = reason if rows is not None else "has no answers to these test rows"
     try:
         if rescore is None:
             raise LoraxsError("nobody here can score it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -151,10 +152,22 @@ class _AppliedRule:
         if rule.confidence and len(rows.labels) < MIN_ROWS:
             few = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {len(rows.labels)}"
             return f"{few}: add test rows and search anew; {_FORCE}"
-        if why := unmeasured(rule, self.task, self.finalist.candidate.yardsticks, self.finalist.alone):
-            study = self.finalist.candidate.study
-            return f"{why}. `loraxs-search resume {study}` asks it again; {_FORCE}"
+        candidate, has_alone = self.finalist.candidate, self.finalist.alone is not None
+        if why := unmeasured(rule, self.task, candidate.yardsticks, has_alone=has_alone):
+            study = candidate.study
+            return f"{why}. `loraxs-search resume {study}` asks it again; {_CONSTANT}; {_FORCE}"
+        if unscored := next((each for each in self._baselines(rows) if not math.isfinite(each.score)), None):
+            metric = self.criterion.metric
+            return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
         return ""
+
+    def left_out(self) -> list[str]:
+        """Say which baselines count for nothing, and why."""
+        if self.finalist.rows is None:
+            return []
+        from loraxs_search.registry.baseline_answers import left_out
+
+        return left_out(self.rule, self.finalist.candidate.yardsticks)
 
     def _baselines(self, rows: ScoredRows) -> list[BaselineAnswer]:
         from loraxs_search.registry.baseline_answers import baseline_answers
@@ -173,11 +186,8 @@ class _AppliedRule:
     def with_champion(self, champion: Scored) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
         criterion, held, name = self.criterion, champion.candidate.test_metrics, key(champion.candidate)
-        if fault := _incomparable(criterion, self.finalist.candidate, champion.candidate):
+        if fault := _incomparable(criterion, self.finalist.candidate, champion.candidate) or self._unlike(champion):
             return _Verdict(False, f"not comparable: {fault}")
-        if self._other_tokens(champion):
-            counted = f"{criterion.metric} is a mean over tokens, and the champion's rows have others"
-            return _Verdict(False, f"not comparable: {counted}; compare by another metric, or {_FORCE}")
         p = self.p_value(self.finalist.rows, champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
             return _Verdict(False, f"not comparable: answers to test rows are missing; {_FORCE}")
@@ -198,15 +208,25 @@ class _AppliedRule:
         return _Verdict(tolerated, against + (f", {why}" if tolerated else shortfall + why), look)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _other_tokens(self, champion: Scored) -> bool:
-        """Whether the metric is of tokens, and these are others: of another tokenizer, or of answers written so."""
+    def _unlike(self, champion: Scored) -> str:
+        """Say why answers to the same rows are unlike: texts were read otherwise, or the metric is of other tokens.
+
+        Tokens are others by another tokenizer, or where answers are written so.
+        """
         rows, held = self.finalist.rows, champion.rows
-        if rows is None or held is None or rows.counts is None or held.counts is None:
-            return False
+        if rows is None or held is None:
+            return ""
+        if not rows.read_alike(held):
+            return f"answers were read by the rules of two versions; {_FORCE}"
+        if rows.counts is None or held.counts is None:
+            return ""
         from loraxs_search.tasks.kinds import find_metric
 
         metric = find_metric(self.criterion.metric)
-        return metric is not None and metric.column != "predictions" and not rows.same_tokens(held)
+        if metric is None or metric.column == "predictions" or rows.same_tokens(held):
+            return ""
+        counted = f"{metric.name} is a mean over tokens, and the champion's rows have others"
+        return f"{counted}; compare by another metric, or {_FORCE}"
 
     def _tolerated(self, champion: Scored) -> tuple[bool, str]:
         """Say whether a smaller finalist replaces the champion although its gain is not significant."""
@@ -273,6 +293,7 @@ def decide(
             verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
     forced = terms.forced and forcible and not verdict.promoted
     score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
+    reasons = (score, *applied.left_out(), verdict.reason, "promoted by force" if forced else "")
     return Decision(
         task=task.name,
         study=candidate.study,
@@ -281,7 +302,7 @@ def decide(
         winner_metric=candidate.test_metrics.get(criterion.metric),
         champion_metric=champion.candidate.test_metrics.get(criterion.metric) if champion else None,
         metric=criterion.metric,
-        reasons=tuple(filter(None, (score, verdict.reason, "promoted by force" if forced else ""))),
+        reasons=tuple(filter(None, reasons)),
         forced=forced,
         champion=identity(champion.candidate) if champion else None,
         p_value=verdict.look.p_value if verdict.look else None,

@@ -86,7 +86,7 @@ class Registry(RegistryReader):
         of_base = alone.read_bytes() if alone is not None else None
         finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
         for _ in range(_MAX_TRIES):
-            champions = self._champions(task.name, finalist.candidate, rescore)  # may take minutes: before the lock
+            champions = self._champions(task.name, finalist, rescore)  # may take minutes: before the lock
             with self._locked(task.name) as check:
                 if self._moved(task.name, champions):
                     continue
@@ -134,9 +134,7 @@ class Registry(RegistryReader):
                 _versions.add_test_predictions(client, task, version, FILE, answers)
             factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
             check()  # registering took a while, and a server has other clients
-            _signing.sign_aliases(client, self.uri, task, aliases, version, digest)
-            for alias in reversed(aliases):  # `champion` last: killed in between, the same call does it again
-                client.set_registered_model_alias(task, alias, str(version))
+            self._move(task, aliases, version, digest)
         made = replace(decision, aliases=aliases, version=version)
         if CHAMPION in aliases:
             self._summarise(summarise(task, version, candidate, made))
@@ -170,9 +168,7 @@ class Registry(RegistryReader):
             decision = self._decision_on(target, champion, "rollback", aliases)
             check()
             with speaking(self.uri):
-                _signing.sign_aliases(self._client, self.uri, task, aliases, target.version, target.digest)
-                for alias in reversed(aliases):  # `champion` last: killed in between, the same call does it again
-                    self._client.set_registered_model_alias(task, alias, str(target.version))
+                self._move(task, aliases, target.version, target.digest)
             self._summarise(summarise(task, target.version, target.candidate, decision))
             self._record(decision)
             return decision
@@ -273,11 +269,11 @@ class Registry(RegistryReader):
         )
 
     # ---- below -------------------------------------------------------------------------------------------------------
-    def _champions(self, task: str, finalist: Candidate, rescore: Rescore | None) -> dict[str, ComparedChampion | None]:
+    def _champions(self, task: str, finalist: Scored, rescore: Rescore | None) -> dict[str, ComparedChampion | None]:
         """Return the champions that a finalist is compared with: the task's, and that of its base."""
         by_version: dict[int, ComparedChampion] = {}
         by_alias: dict[str, ComparedChampion | None] = {}
-        for alias in dict.fromkeys((CHAMPION, base_alias(finalist.base_model))):
+        for alias in dict.fromkeys((CHAMPION, base_alias(finalist.candidate.base_model))):
             champion = self.champion(task, alias)
             if champion is not None and champion.version not in by_version:
                 by_version[champion.version] = comparable(champion, finalist, rescore, self.test_predictions)
@@ -334,6 +330,13 @@ class Registry(RegistryReader):
         page = task_page(task, self.champion(task), self.latest_decisions(task))
         self._client.set_registered_model_tag(task, PAGE, _digest(page))
         self._client.update_registered_model(task, page)
+
+    def _move(self, task: str, aliases: Sequence[str], version: int, digest: str) -> None:
+        """Have aliases mean a version, signed where the team signs."""
+        number = _signing.sign_aliases(self._client, self.uri, task, aliases, version, digest)
+        for alias in reversed(aliases):  # `champion` last: killed in between, the same call does it again
+            self._client.set_registered_model_alias(task, alias, str(version))
+        _signing.accept(self.uri, task, aliases, number)
 
     def _forget(self, removed: RegisteredAdapter) -> None:
         """Drop the records of a version that is no more."""

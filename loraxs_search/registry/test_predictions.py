@@ -15,6 +15,7 @@ from loraxs_search.errors import IntegrityError
 Values = npt.NDArray[Any]
 FILE = "test_rows.safetensors"
 MAX_BYTES = 2**30  # a row is 17 bytes, and 20 for tokens: thirty million rows
+SCORING = 1  # how texts become answers: where they end, which number they name; 0 in files that do not say
 _TYPES = {"losses": np.float32, "counts": np.int64, "correct": np.int64}  # columns that speak of tokens
 
 
@@ -28,6 +29,7 @@ class ScoredRows:
         losses: The sum of each row's loss, (N,), float32; None where metrics need none, as the next two.
         counts: What these are sums of, (N,), int64.
         correct: How many of these were predicted, (N,), int64.
+        scoring: By which `SCORING` texts were read; 0 is that of earlier versions.
     """
 
     predictions: Values
@@ -35,6 +37,7 @@ class ScoredRows:
     losses: npt.NDArray[np.float32] | None = None
     counts: npt.NDArray[np.int64] | None = None
     correct: npt.NDArray[np.int64] | None = None
+    scoring: int = 0
 
     @classmethod
     def of(
@@ -52,7 +55,7 @@ class ScoredRows:
             kind = object  # a text as long as it is, not as the longest one
         tokens = {"losses": losses, "counts": counts, "correct": correct}
         arrays = {name: None if column is None else np.asarray(column, _TYPES[name]) for name, column in tokens.items()}
-        return cls(np.asarray(predictions, kind), np.asarray(labels, kind), **arrays)
+        return cls(np.asarray(predictions, kind), np.asarray(labels, kind), **arrays, scoring=SCORING)
 
     def column(self, name: str) -> Values | None:
         """Return what a metric is taken of, by its `Metric.column`; None where these rows lack it."""
@@ -62,6 +65,10 @@ class ScoredRows:
     def same_tokens(self, other: ScoredRows) -> bool:
         """Whether as many tokens were learnt of each row: sums over them can be compared then."""
         return self.counts is not None and other.counts is not None and np.array_equal(self.counts, other.counts)
+
+    def read_alike(self, other: ScoredRows) -> bool:
+        """Whether the same rules made answers of what was written; ids and numbers are not written."""
+        return self.labels.dtype.kind != "O" or self.scoring == other.scoring
 
     def same_rows(self, other: ScoredRows) -> bool:
         """Whether both are answers to the same rows, as far as labels can tell."""
@@ -78,6 +85,8 @@ class ScoredRows:
         if self.labels.dtype.kind in "iO":
             tensors["correct"] = (self.predictions == self.labels).astype(np.uint8)
         tensors |= {f"token_{name}": values for name in _TYPES if (values := self.column(name)) is not None}
+        if self.labels.dtype.kind == "O":
+            tensors["scoring"] = np.array([self.scoring])
         return save(tensors, {"rows": json.dumps({"order": "test"})})
 
     @classmethod
@@ -93,8 +102,9 @@ class ScoredRows:
         try:
             tensors = load(content)
             tokens = {name: tensors.get(f"token_{name}") for name in _TYPES}
-            rows = cls(_values(tensors["predictions"]), _values(tensors["labels"]), **tokens)
-        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            scoring = int(tensors["scoring"][0]) if "scoring" in tensors else 0
+            rows = cls(_values(tensors["predictions"]), _values(tensors["labels"]), **tokens, scoring=scoring)
+        except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
             raise IntegrityError(f"{FILE} must hold predictions and labels, but: {error}.") from error
         columns = (rows.column(name) for name in ("predictions", "labels", *_TYPES))
         shapes = {values.shape for values in columns if values is not None}

@@ -25,6 +25,7 @@ from loraxs_search.records import (
     TrialState,
     Yardstick,
     check_trial_id,
+    is_alone,
     to_json,
 )
 from loraxs_search.studies.adapter_files import are_aside, replace_folder, restore_folders
@@ -257,7 +258,12 @@ class StudyFolder:
         return read_record(Identity, path) if path.exists() else None
 
     def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
-        """Record what simple models reach on the study's rows, and the answers to test rows that they bring."""
+        """Record what simple models reach on the study's rows, and the answers to test rows that they bring.
+
+        What the base alone reaches stays unless it is among them.
+        """
+        if not any(is_alone(one.name) for one in yardsticks):
+            yardsticks = [*yardsticks, *(one for one in self.yardsticks() or () if is_alone(one.name))]
         if answers := {one.name: one.test_answers for one in yardsticks if one.test_answers}:
             write_atomic(self.path / _YARDSTICK_ANSWERS, to_json(_YardstickAnswers(answers)))
         scores = [replace(one, test_answers=()) for one in yardsticks]

@@ -79,17 +79,17 @@ def scored(name: YardstickName, data: PreparedTask, form: LinearForm, outputs: C
     started = time.thread_time()
     metrics: dict[Split, dict[str, float]] = {}
     answers: tuple[float, ...] = ()
-    failed = ""
+    failed, applies = "", True
     try:
         for split, values in outputs():
             said = form.answers(values)
             metrics[split] = data.kind.measure(said, data.labels(split))
             answers = tuple(said.tolist()) if split == "test" else ()
     except Exception as error:  # noqa: BLE001  # a yardstick stops no search
-        failed = failure(error)
+        failed, applies = failure(error), not isinstance(error, OutOfTimeError)
     seconds = time.thread_time() - started
     both = metrics.get("validation", {}), metrics.get("test", {})
-    return Yardstick(name, *both, test_answers=answers, seconds=seconds, failed=failed)
+    return Yardstick(name, *both, test_answers=answers, seconds=seconds, failed=failed, applies=applies)
 
 
 def failure(error: BaseException) -> str:

@@ -20,7 +20,6 @@ from loraxs_search.records import (
     Split,
     Task,
     Yardstick,
-    alone_yardstick,
     is_alone,
     is_unmeasured,
     shots_name,
@@ -61,7 +60,7 @@ class BaseAlone:
         known = self.folder.yardsticks() or ()
         if not {shots_name(shots) for shots in self.shots} <= {each.name for each in known if not is_unmeasured(each)}:
             return False
-        return alone_yardstick(known) is None or self._confirmed.alone_path.exists()
+        return self._confirmed.alone_path.exists() or all(each.failed for each in known if is_alone(each.name))
 
     def measure(self) -> None:
         """Have the base answer what it has not answered yet, and write its yardsticks."""
@@ -71,10 +70,9 @@ class BaseAlone:
         self.spread([piece for shots in self.shots for piece in self._pieces("validation", shots)])
         scores = {shots: self._metrics(shots, "validation") for shots in self.shots}
         sign = 1.0 if self.task.direction == "maximize" else -1.0
-        values = {shots: metrics[self.task.metric] for shots, metrics in scores.items() if metrics}
-        finite = {shots: sign * value for shots, value in values.items() if math.isfinite(value)}
-        if finite:
-            best = max(finite, key=lambda shots: (finite[shots], -shots))
+        values = {shots: sign * metrics[self.task.metric] for shots, metrics in scores.items() if metrics}
+        if values:  # none may be finite, which is a result
+            best = max(values, key=lambda shots: (values[shots] if math.isfinite(values[shots]) else -math.inf, -shots))
             self.spread(self._pieces("test", best))
             self._write(scores, best)
         else:

@@ -13,7 +13,7 @@ from loraxs_search.errors import counted
 from loraxs_search.records import HostInfo, KeepRule, TrialState
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
-from loraxs_search.search.driver.finished import log_adapters, result_of, summary_of
+from loraxs_search.search.driver.finished import lacks_baseline, log_adapters, result_of, summary_of
 from loraxs_search.search.driver.interrupted import OwnStop, SearchInterruptedError, TrialsFailError
 from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.search.driver.result import SearchResult
@@ -90,6 +90,8 @@ class Driver:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if (recorded := folder.identity()) is None or recorded.setup is None:
                 folder.write_identity(actors.info.identity)
+            if lacks_baseline(folder):
+                folder.set_candidates_aside()
             actors.start_from = keep_start(folder)
             tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState, is_unmeasured
+from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.reports import front
 from loraxs_search.search.driver.commander import answer_waiting
@@ -29,8 +29,11 @@ def close_finished(folder: StudyFolder) -> SearchResult:
 
 
 def lacks_baseline(folder: StudyFolder) -> bool:
-    """Whether the base alone could not be asked: resuming asks again, since nothing is promoted without it."""
-    return any(map(is_unmeasured, folder.yardsticks() or ()))
+    """Whether a required baseline was not measured: resuming measures it, since nothing is promoted without it."""
+    from loraxs_search.registry.baseline_answers import unmeasured  # numpy
+
+    info, has_alone = folder.info, folder.confirmations().alone_path.is_file()
+    return bool(unmeasured(info.promotion, info.task, folder.yardsticks() or (), has_alone=has_alone))
 
 
 def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:

@@ -236,7 +236,7 @@ def resume(
 ) -> SearchResult:
     """Go on with a study where its last reports left it.
 
-    A finished one is returned as it is; where its base alone could not be asked, it is asked again.
+    A finished one is returned as it is; where it lacks a required baseline, that is measured.
 
     Args:
         storage: Where the study was copied to, when another machine began it; one that began here knows.
@@ -255,8 +255,7 @@ def resume(
     _check_without_warm_clones(folder)
     space = stored_space(folder)
     with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
-        if is_done:
-            folder.set_candidates_aside()
+        pass
     space = replace(space, search=extended(space.search, state))
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
 

@@ -10,7 +10,7 @@ from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import HomeError
-from loraxs_search.records import Task, Yardstick, YardstickName
+from loraxs_search.records import Task, Yardstick, YardstickName, is_alone, is_unmeasured
 from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies import StudyFolder
@@ -23,6 +23,8 @@ _NAMES: tuple[YardstickName, ...] = ("constant", "tfidf", "features")
 class StudyYardsticks:
     """Begins to measure a study's yardsticks, unless they are in its folder, and waits for them at the end.
 
+    Those that failed are measured again; `BaseAlone` sees to the base alone.
+
     The first host measures, and Ray hands its answer to the keeper, which writes it: what the driver itself asks of the
     keeper later waits for that.
     """
@@ -31,7 +33,8 @@ class StudyYardsticks:
         self._folder, self._actors, self._task = folder, actors, task
         self._written: ObjectRef[None] | None = None
         self._known: tuple[Yardstick, ...] = ()
-        if folder.yardsticks() is None:
+        known = folder.yardsticks()
+        if known is None or any(is_unmeasured(one) for one in known if not is_alone(one.name)):
             self._written = actors.keeper.write_yardsticks.remote(actors.pool.host().yardsticks(task))
 
     def known(self) -> tuple[Yardstick, ...]:
@@ -52,7 +55,7 @@ class StudyYardsticks:
         return self._folder.yardsticks() or ()
 
     def _finish(self, *ways: Callable[[], object]) -> None:
-        """Go the first way that leads to yardsticks in the folder; where none does, write that they failed."""
+        """Go the first way that leads to yardsticks in the folder; where none does, write which failed."""
         reason = ""
         for way in ways:
             try:
@@ -64,7 +67,9 @@ class StudyYardsticks:
             else:
                 return
         log.warning("the study's yardsticks cannot be measured: %s", reason)
-        self._folder.write_yardsticks([Yardstick(name, failed=reason[:200]) for name in _NAMES])
+        measured = {one.name: one for one in self._folder.yardsticks() or () if not one.failed}
+        failed = (Yardstick(name, failed=reason[:200], applies=True) for name in _NAMES)
+        self._folder.write_yardsticks([measured.get(one.name, one) for one in failed])
 
     def _measure_again(self) -> None:
         measured = self._actors.pool.host().result(lambda host: host.yardsticks(self._task))

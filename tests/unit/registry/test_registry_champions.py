@@ -13,7 +13,9 @@ from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
 from loraxs_search.registry import Beside, Registry, Rescored, ScoredRows, check_base, on_base
 from loraxs_search.registry._client import connect
+from loraxs_search.registry.comparison import comparable
 from loraxs_search.registry.names import base_alias
+from loraxs_search.registry.promotion import Scored, decide
 from loraxs_search.registry.tags import DECISIONS
 
 RULE = PromotionRule()
@@ -154,6 +156,36 @@ def test_a_champion_on_another_base_that_is_not_here_is_met_with_its_recorded_ro
     assert decision.promoted
     assert "nobody here can score it" in decision.reasons[1]
     assert decision.p_value == pytest.approx(2**-40)
+
+
+def written(right: int, *, earlier: bool) -> ScoredRows:
+    """Texts as today's rules read them, or as a file of an earlier version has them."""
+    labels = [f"{row}" for row in range(400)]
+    read = ScoredRows.of([label if row < right else "" for row, label in enumerate(labels)], labels)
+    return ScoredRows(read.predictions, read.labels) if earlier else ScoredRows.from_bytes(read.to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("champion_earlier", "finalist_earlier"), [(False, False), (True, False), (False, True), (True, True)]
+)
+def test_a_champion_whose_texts_were_read_by_other_rules_is_scored_anew(
+    registry, promote, task, candidate, champion_earlier, finalist_earlier
+):
+    promote("t0", 320)
+    champion, rows_of = registry.champion("movie-reviews"), written(200, earlier=champion_earlier)
+    own = {"base_digest": "digest of org/Tiny", "data_fingerprint": "data", "test_fingerprint": "data"}
+    finalist = Scored(candidate("t1", 0.75, **own), written(300, earlier=finalist_earlier))
+
+    def rescore(_):
+        return Rescored({"accuracy": 0.9}, "data", written(360, earlier=False), "data")
+
+    anew = comparable(champion, finalist, rescore, lambda _: rows_of)
+    assert bool(anew.note) is (champion_earlier != finalist_earlier)
+    alone = comparable(champion, finalist, None, lambda _: rows_of)
+    for compared, alike in ((anew, champion_earlier or not finalist_earlier), (alone, not alone.note)):
+        decision = decide(PromotionRule(require="constant"), task, finalist, compared.scored)
+        assert ("not comparable" in decision.reasons[-1]) is not alike
+        assert bool(decision.looks) is alike
 
 
 def test_answers_that_were_exchanged_are_refused(registry, promote, store_uri):
@@ -332,6 +364,19 @@ def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_
     promote("t2", 380)
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 3]
     assert registry.rollback("movie-reviews").version == 2
+
+
+def test_a_promotion_by_version_0_1_after_numbered_ones_is_rolled_back_to_whom_it_replaced(
+    registry, promote, monkeypatch
+):
+    promote("t0", 300)
+    promote("t1", 340)
+    with monkeypatch.context() as patch:
+        patch.setattr("loraxs_search.registry.store._next", lambda _: 0)
+        promote("t2", 380)
+    assert [(past.version, past.number) for past in registry.history("movie-reviews")] == [(1, 1), (2, 2), (3, 0)]
+    assert registry.rollback("movie-reviews").version == 2
+    assert [past.number for past in registry.history("movie-reviews")] == [1, 2, 0, 3]
 
 
 def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, promote, store_uri, caplog):

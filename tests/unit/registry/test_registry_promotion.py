@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraxs_search.records import Candidate, DataSource, PromotionRule, Task, Yardstick
+from loraxs_search.records import Candidate, DataSource, PromotionRule, Task, Yardstick, from_json
 from loraxs_search.registry import ScoredRows
 from loraxs_search.registry.anchor import Anchor
 from loraxs_search.registry.promotion import Scored, Terms, decide
@@ -378,6 +378,33 @@ def test_a_later_champion_may_not_score_below_a_baseline(tfidf, promoted):
     assert decide(PromotionRule(require="constant"), TASK, finalist, champion).promoted
 
 
+@pytest.mark.parametrize("champion", [None, _old(700)])
+@pytest.mark.parametrize(
+    ("failed", "applies", "promoted"),
+    [
+        ("OSError: no space", True, False),
+        ("OSError: no space", None, False),
+        ("it needs 12 s of a core or more, and has 10", False, True),
+        ("it needs 12 s of a core or more, and has 10", None, True),
+    ],
+)
+def test_a_linear_model_that_failed_is_required_unless_it_takes_too_long(failed, applies, promoted, champion):
+    yardsticks = (Yardstick("constant", answer=0), Yardstick("features", failed=failed, applies=applies))
+    finalist = _scored("t0", 800, yardsticks=yardsticks)
+    decision = decide(PromotionRule(), TASK, finalist, champion)
+    assert decision.promoted is promoted
+    assert any("features" in reason and failed in reason for reason in decision.reasons)
+    assert ("`loraxs-search resume s1`" in decision.reasons[-1]) is not promoted
+    assert decide(PromotionRule(require="constant"), TASK, finalist, champion).promoted
+
+
+@pytest.mark.parametrize(("known", "promoted"), [("", True), (', "applies": true', False)])
+def test_worked_examples_that_did_not_fit_an_earlier_version_are_not_required(known, promoted):
+    failed = from_json(Yardstick, f'{{"name": "4-shot", "failed": "they do not fit"{known}}}')
+    finalist = _scored("t0", 800, yardsticks=(*_measured(zero_shot=0.6), failed))
+    assert decide(PromotionRule(), TASK, dataclasses.replace(finalist, alone=_alone(600)), None).promoted is promoted
+
+
 def test_numbers_as_they_stand_are_held_against_the_base_too():
     finalist = dataclasses.replace(_scored("t0", 800), alone=_alone(801))
     assert not decide(NUMBERS, TASK, finalist, None).promoted
@@ -402,6 +429,24 @@ def test_a_loss_is_held_against_the_base_alone_as_no_constant_answer_has_one():
         decision = decide(rule, TASK, against, None)
         assert decision.promoted is promoted
         assert f"{'over' if promoted else 'worse than'} the base alone (loss 0." in decision.reasons[-1]
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_baseline_whose_score_is_not_finite_is_not_beaten(score):
+    finalist, losses = _by_loss("t0", 4.0), _by_loss("base", 2.0).rows.losses.copy()
+    losses[0] = score
+    alone = dataclasses.replace(_by_loss("base", 2.0).rows, losses=losses)
+    by_loss = dataclasses.replace(finalist, alone=alone)
+    unscored = (Yardstick("constant", answer=0), Yardstick("tfidf", test_metrics={"accuracy": score}))
+    beside_tfidf = _scored("t0", 800, yardsticks=unscored)
+    for rule, one in ((PromotionRule(metric="loss"), by_loss), (PromotionRule(), beside_tfidf)):
+        for champion in (None, _old(700) if one is beside_tfidf else _by_loss("old", 5.0, study="s0")):
+            decision = decide(rule, TASK, one, champion)
+            assert not decision.promoted
+            assert "must be finite" in decision.reasons[-1]
+            assert not decision.looks
+            assert decide(rule, TASK, one, champion, Terms(forced=True)).forced
+    assert decide(PromotionRule(require="constant"), TASK, beside_tfidf, None).promoted
 
 
 def test_losses_of_other_tokens_are_not_comparable():

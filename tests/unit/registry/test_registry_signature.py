@@ -127,6 +127,16 @@ def test_a_key_that_is_none_is_said(key, tmp_path):
         sign(statement)
 
 
+def test_a_promotion_that_fails_before_the_alias_moves_leaves_the_champion_as_it_was(
+    key, promote, store_uri, killed_at, fresh_home
+):
+    key()
+    promote("t0", 0.8)
+    with killed_at("set_registered_model_alias"):
+        promote("t1", 0.9)
+    assert pulled(store_uri) == "t0"
+
+
 def test_without_a_key_nothing_is_signed_or_kept(key, promote, store_uri, fresh_home):
     key(None)
     promote()

@@ -145,7 +145,7 @@ def test_what_would_take_too_long_says_so(prepared):
     ticks = itertools.count()
     form = data.kind.linear()
     found = scored("tfidf", data, form, lambda: tfidf(data, form, TimeLimit(2, now=lambda: next(ticks))))
-    assert found.failed == "it needs 3 s of a core or more, and has 2"
+    assert (found.failed, found.applies) == ("it needs 3 s of a core or more, and has 2", False)
     limit = TimeLimit(4, now=lambda: 1.0)
     limit.check(4.0)
     with pytest.raises(OutOfTimeError, match="needs 5 s of a core or more, and has 4"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from support.toys import TASK as TOY
 from support.word_pairs import WordPairs
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import BASE_ALONE_ROWS, Answers, Identity, Task, Yardstick
+from loraxs_search.records import BASE_ALONE_ROWS, Answers, Identity, PromotionRule, Task, Yardstick
 from loraxs_search.registry import ScoredRows
 from loraxs_search.search.driver.alone import BaseAlone
 from loraxs_search.search.driver.finished import lacks_baseline
@@ -50,6 +51,7 @@ class Hosts:
 
     def __init__(self, every: dict[int, int], dies_after: int = 1000) -> None:
         self.every, self.left = every, dies_after
+        self.loss = 1.0
         self.asked: list[tuple[int, str, range]] = []
         self.tasks: list[Task] = []
 
@@ -73,7 +75,7 @@ class Hosts:
             raise TaskDataError("four examples do not fit")
         said = tuple("a b" if row % self.every[shots] == 0 else "" for row in rows)
         counts = (2,) * len(rows)
-        losses = tuple(float(row) for row in rows)
+        losses = tuple(row * self.loss for row in rows)
         return Answers(said, ("a b",) * len(rows), sum(losses), 2 * len(rows), losses, counts, counts, seconds=1.0)
 
 
@@ -188,6 +190,30 @@ def test_a_base_that_could_not_be_asked_is_asked_again(folder: StudyFolder) -> N
     _, zero, four = folder.yardsticks() or ()
     assert (zero.failed, zero.test_metrics["exact_match"], four.test_metrics) == ("", 0.5, {})
     assert alone(folder, hosts).is_measured
+    assert not lacks_baseline(folder)
+
+
+def test_what_a_promotion_lacks_is_what_resuming_measures(folder: StudyFolder) -> None:
+    folder.write_yardsticks([CONSTANT])
+    assert lacks_baseline(folder), "it was never asked"
+    alone(folder, Hosts({0: 5, 4: 4})).measure()
+    assert not lacks_baseline(folder)
+    folder.confirmations().alone_path.unlink()
+    assert lacks_baseline(folder)
+    asks_less = replace(folder.info, name="c", promotion=PromotionRule(require="constant"))
+    assert not lacks_baseline(StudyFolder.create(asks_less, "task: sst2\n"))
+
+
+def test_a_base_without_a_finite_score_has_answered(folder: StudyFolder) -> None:
+    folder.write_yardsticks([CONSTANT, *(Yardstick(f"{name}-shot", {"loss": math.nan}) for name in ("zero", "4"))])
+    assert lacks_baseline(folder)
+    by_loss, hosts = replace(TASK, metric="loss", direction="minimize", metrics=("loss",)), Hosts({0: 5, 4: 4})
+    hosts.loss = math.nan
+    assert not alone(folder, hosts, by_loss).is_measured
+    alone(folder, hosts, by_loss).measure()
+    assert alone(folder, hosts, by_loss).is_measured
+    _, zero, _ = folder.yardsticks() or ()
+    assert math.isnan(zero.test_metrics["loss"])
     assert not lacks_baseline(folder)
 
 

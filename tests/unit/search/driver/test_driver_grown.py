@@ -11,11 +11,12 @@ import pytest
 from support.searched_studies import Tried, confirm, searched
 from support.studies import study
 
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import ClusterError, StudyError
 from loraxs_search.records import (
     AnswerState,
     Command,
     CommandAnswer,
+    Identity,
     Lineage,
     Origin,
     SearchPlan,
@@ -96,9 +97,24 @@ def test_a_finished_study_whose_base_alone_could_not_be_asked_does_its_end_again
 ) -> None:
     launched = "loraxs_search.search.driver.launch."
     monkeypatch.setattr(f"{launched}stored_space", lambda _: load_space("movie_reviews"))
-    monkeypatch.setattr(f"{launched}_run_one", lambda *_: ended.candidates())
     ended.write_yardsticks([Yardstick("zero-shot", failed="disk full")])
-    assert resume("s") is None
+    before = ended.candidates()
+
+    def no_ray(*_: object) -> None:
+        raise ClusterError("no Ray here")
+
+    monkeypatch.setattr(f"{launched}_run_one", no_ray)
+    with pytest.raises(ClusterError):
+        resume("s")
+    assert ended.candidates() == before is not None
+
+    def searched(self: Driver, folder: StudyFolder, *_: object) -> None:
+        raise SearchInterruptedError(str(folder.candidates()))
+
+    actors: Any = SimpleNamespace(info=SimpleNamespace(identity=Identity("base", "data")))
+    monkeypatch.setattr(Driver, "_search", searched)
+    with pytest.raises(SearchInterruptedError, match="None"):
+        Driver(ended.info, actors, SilentView(), threading.Event())._run_with(actors, ended)
     assert ended.earlier_finalists() == ("00000",)
     done = list[str]()
     _go_through(ended, ended.journal(), lambda: done.append("train"), lambda: bool(done.append("end")) or True, bool)
