@@ -7,7 +7,12 @@ import re
 from typing import Any
 
 from loraxs_search.records import Serving, Task
-from loraxs_search.tasks.kinds import Template
+from loraxs_search.tasks.kinds import DATE, Template
+
+_DATED = r"""import datetime, re
+day = datetime.date.fromisoformat("{}")  # that of training, where the template writes one
+dated = re.compile(r"strftime_now\((['\"])(.*?)\1\)")
+template = dated.sub(lambda call: repr(day.strftime(call[2])), tokenizer.get_chat_template())"""
 
 
 def prompt_section(serving: Serving) -> str:
@@ -81,8 +86,10 @@ def _given(serving: Serving) -> str:
 
     if serving.prompt is None:
         messages = [{"role": role, "content": filled(content)} for role, content in serving.messages]
-        options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
-        return f"messages = {messages!r}\ninputs = tokenizer.apply_chat_template(messages, {options})"
+        options = 'chat_template=template, add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+        return f"""{_DATED.format(DATE)}
+messages = {messages!r}
+inputs = tokenizer.apply_chat_template(messages, {options})"""
     prompt = filled(serving.prompt)
     return f'prompt = {prompt!r}\ninputs = tokenizer(prompt, return_tensors="pt")'
 

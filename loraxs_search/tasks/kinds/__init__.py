@@ -24,7 +24,7 @@ from loraxs_search.tasks.kinds._requests import (
     drive,
 )
 from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
-from loraxs_search.tasks.kinds._templates import Prompt, Template, begin_ids, token_ids
+from loraxs_search.tasks.kinds._templates import DATE, Prompt, Template, begin_ids, token_ids
 from loraxs_search.tasks.kinds._text_metrics import TEXT_METRICS
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
@@ -34,6 +34,7 @@ from loraxs_search.tasks.metrics import METRICS, TOKEN_METRICS, Metric
 from loraxs_search.tasks.rows import Rows
 
 __all__ = [
+    "DATE",
     "KINDS",
     "TEXT_METRICS",
     "Asking",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant")
 _PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-_DATE = date(2024, 7, 26)  # what templates that know no clock write, such as Llama 3's
+DATE = date(2024, 7, 26)  # what templates that know no clock write, such as Llama 3's
 _DATE_FORMS = [
     f"%{code}" for code in ("d", "-d", "e", "m", "-m", "b", "B", "y", "Y", "a", "A", "j", "F", "H", "M", "S")
 ]
@@ -216,7 +216,7 @@ def _chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *,
     """
     template = tokenizer.get_chat_template()
     if "strftime_now" in template:  # the library's own function cannot be replaced from outside, but hidden
-        forms = "".join(f" | replace({form!r}, {_DATE.strftime(form)!r})" for form in _DATE_FORMS)
+        forms = "".join(f" | replace({form!r}, {DATE.strftime(form)!r})" for form in _DATE_FORMS)
         template = f"{{%- macro strftime_now(form) -%}}{{{{ form{forms} }}}}{{%- endmacro -%}}{template}"
     rendered = tokenizer.apply_chat_template(
         messages, chat_template=template, tokenize=False, add_generation_prompt=asks

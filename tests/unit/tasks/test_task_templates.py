@@ -8,6 +8,8 @@ import pytest
 from support.characters import CHAT, characters
 from transformers import PreTrainedTokenizerFast
 
+from loraxs_search.records import Serving
+from loraxs_search.tasks.asking import asking_code
 from loraxs_search.tasks.kinds._templates import Prompt, Template, begin_ids, continued_ids, token_ids, written
 
 
@@ -89,6 +91,16 @@ def test_a_template_with_a_date_gives_the_same_tokens_every_day():
     assert said(tokenizer, ids) == "26▁Jul▁2024<|user|>ab<|end|><|assistant|>"
     asked = "{% if strftime_now is defined %}{% set d = strftime_now('%Y-%m-%d') %}{{ d[:4] }}{% endif %}"
     assert said(tokenizer, Prompt.of({"messages": messages}).ids([["ab"]], characters(chat=asked))[0]) == "2024"
+
+
+def test_the_code_of_an_export_writes_the_date_of_training():
+    dated = (
+        "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{{ strftime_now(\"%-m\") }}{% endif %}" + CHAT
+    )
+    tokenizer, messages = characters(chat=dated), [{"role": "user", "content": "a"}]
+    code = asking_code(Serving(prompt=None, messages=(("user", "a"),), max_new_tokens=3))
+    exec(code.partition("model.generation_config")[0], space := {"tokenizer": tokenizer})
+    assert space["inputs"]["input_ids"][0].tolist() == Prompt.of({"messages": messages}).ids([["a"]], tokenizer)[0]
 
 
 def test_an_answer_ends_with_the_turn_of_a_chat_and_else_with_the_end_token():
