@@ -57,22 +57,23 @@ def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
 def other_finalists(folder: StudyFolder, candidates: list[Candidate]) -> list[str]:
     """Return the keys of finalists of this machine's other studies that have answered the same test rows.
 
-    A study that was never decided on has looked at them all the same.
+    A study that was never decided on has looked at them all the same, and so has one that goes on or was interrupted.
     """
-    own = {candidate.test_fingerprint for candidate in candidates if candidate.test_metrics}
-    found = []
-    for name in list_studies():
-        if name != folder.name and (other := _finished_on(name, folder.info.task.name)) is not None:
-            scored = [c for c in other if c.test_metrics and c.test_fingerprint in own - {""}]
-            earlier = [replace(c, trial_id=trial_id) for c in scored for trial_id in c.earlier_finalists]
-            found += [registry.key(candidate) for candidate in (*earlier, *scored)]
-    return found
+    own = {candidate.test_fingerprint for candidate in candidates if candidate.test_metrics} - {""}
+    others = (name for name in list_studies() if name != folder.name)
+    tested = (c for name in others for c in _tested_on(name, folder.info.task.name) if c.test_fingerprint in own)
+    return list(dict.fromkeys(map(registry.key, tested)))
 
 
-def _finished_on(name: str, task: str) -> list[Candidate] | None:
-    """Return the candidates of a study of the task; None where it has none, or cannot be read."""
+def _tested_on(name: str, task: str) -> list[Candidate]:
+    """Return the finalists of a study of the task, ended or not; none where it cannot be read."""
     try:
         study = StudyFolder.open(name)
-        return study.candidates() if study.info.task.name == task else None
-    except LoraxsError:
-        return None
+        confirmed = study.confirmations()
+        kept = (confirmed.candidate(trial_id) for trial_id in confirmed.finalists())
+        scored = [c for c in (*(study.candidates() or ()), *kept) if c is not None and c.test_metrics]
+        before = study.earlier_finalists()
+    except (LoraxsError, ValueError):
+        return []
+    earlier = [replace(c, trial_id=trial_id) for c in scored for trial_id in (*c.earlier_finalists, *before)]
+    return [*earlier, *scored] if study.info.task.name == task else []

@@ -29,7 +29,7 @@ def baseline_answers(
     task: Task,
     metric: Metric,
     sign: float,
-    rows: ScoredRows,
+    rows: ScoredRows | None,
     yardsticks: Sequence[Yardstick],
     alone: ScoredRows | None,
     answers: Mapping[str, Sequence[float]],
@@ -38,20 +38,22 @@ def baseline_answers(
 
     Args:
         metric: It decides; `sign` is 1 when more of it is better, -1 when less is.
-        rows: Of the adapter that they are held against.
+        rows: Of the adapter that they are held against; None where they were not kept: recorded scores serve then.
         yardsticks: The study's.
         alone: Answers of the base alone, where the study has them.
         answers: Those of other baselines, by name.
     """
-    found = [_scored("the constant answer", metric, _constant(task, metric, sign, rows, yardsticks))]
+    if rows is None:
+        constant = _recorded("the constant answer", metric, next((y for y in yardsticks if y.name == CONSTANT), None))
+    else:
+        constant = _scored("the constant answer", metric, _constant(task, metric, sign, rows, yardsticks))
+    found = [constant]
     if rule.require == "all":
-        if alone is not None:
-            measured = alone_yardstick(yardsticks)
-            found.append(_scored(f"the base alone{f' ({measured.name})' if measured else ''}", metric, alone))
-        for one in yardsticks:
-            if one.name != CONSTANT and not is_alone(one.name) and metric.name in one.test_metrics:
-                said = _said(answers.get(one.name), rows)
-                found.append(BaselineAnswer(one.name, one.test_metrics[metric.name], said))
+        measured = alone_yardstick(yardsticks)
+        name = f"the base alone{f' ({measured.name})' if measured else ''}"
+        found.append(_scored(name, metric, alone) if alone is not None else _recorded(name, metric, measured))
+        linear = (one for one in yardsticks if one.name != CONSTANT and not is_alone(one.name))
+        found += [_recorded(one.name, metric, one, _said(answers.get(one.name), rows)) for one in linear]
     return [answer for answer in found if answer is not None]
 
 
@@ -89,6 +91,13 @@ def _scored(name: str, metric: Metric, rows: ScoredRows | None) -> BaselineAnswe
     return None if rows is None or score is None else BaselineAnswer(name, score, rows)
 
 
+def _recorded(
+    name: str, metric: Metric, yardstick: Yardstick | None, rows: ScoredRows | None = None
+) -> BaselineAnswer | None:
+    score = yardstick.test_metrics.get(metric.name) if yardstick is not None else None
+    return None if score is None else BaselineAnswer(name, score, rows)
+
+
 def _constant(
     task: Task, metric: Metric, sign: float, rows: ScoredRows, yardsticks: Sequence[Yardstick]
 ) -> ScoredRows | None:
@@ -113,7 +122,7 @@ def _always(rows: ScoredRows, answer: float | str) -> ScoredRows:
     return ScoredRows(np.full(len(rows.labels), answer, rows.labels.dtype), rows.labels)
 
 
-def _said(answers: Sequence[float] | None, rows: ScoredRows) -> ScoredRows | None:
-    if answers is None or len(answers) != len(rows.labels):
+def _said(answers: Sequence[float] | None, rows: ScoredRows | None) -> ScoredRows | None:
+    if answers is None or rows is None or len(answers) != len(rows.labels):
         return None
     return ScoredRows(np.asarray(answers, rows.labels.dtype), rows.labels)

@@ -104,10 +104,12 @@ class _AppliedRule:
     def with_baselines(self) -> _Verdict:
         """Hold a first champion against each baseline that the rule requires."""
         first, criterion, rows = "there was no champion", self.criterion, self.finalist.rows
-        if rows is None:
-            untested = f"{first}, and answers to test rows to hold against the constant answer are missing"
-            return _Verdict(not self.rule.confidence, untested if not self.rule.confidence else f"{untested}: {_FORCE}")
-        baselines = self._baselines(rows)
+        untested = f"{first}, and answers to test rows to hold against the constant answer are missing"
+        if rows is None and self.rule.confidence:
+            return _Verdict(False, f"{untested}: {_FORCE}")
+        baselines = self._baselines()
+        if not baselines and rows is None:
+            return _Verdict(True, untested)
         if not baselines:
             return _Verdict(False, f"{criterion.metric} of the constant answer cannot be computed: {_FORCE}")
         chances = [self.p_value(rows, each.rows) if self.rule.confidence else None for each in baselines]
@@ -133,8 +135,7 @@ class _AppliedRule:
 
     def beaten_by_baseline(self) -> str:
         """Say which baseline scores higher than the finalist; empty where none does."""
-        rows = self.finalist.rows
-        better = [each for each in self._baselines(rows) if self._gain_over(each) < -NOISE] if rows is not None else []
+        better = [each for each in self._baselines() if self._gain_over(each) < -NOISE]
         if not better:
             return ""
         best = min(better, key=self._gain_over)
@@ -144,32 +145,30 @@ class _AppliedRule:
     def unready(self) -> str:
         """Say why nothing can be decided on these test rows, and what to do; empty where it can."""
         rows, rule = self.finalist.rows, self.rule
-        if rows is None:
-            return ""
+        if rows is None and rule.confidence:
+            return ""  # which the comparison says
         from loraxs_search.registry.baseline_answers import unmeasured
         from loraxs_search.registry.significance import MIN_ROWS
 
-        if rule.confidence and len(rows.labels) < MIN_ROWS:
+        if rule.confidence and rows is not None and len(rows.labels) < MIN_ROWS:
             few = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {len(rows.labels)}"
             return f"{few}: add test rows and search anew; {_FORCE}"
         candidate, has_alone = self.finalist.candidate, self.finalist.alone is not None
         if why := unmeasured(rule, self.task, candidate.yardsticks, has_alone=has_alone):
             study = candidate.study
             return f"{why}. `loraxs-search resume {study}` asks it again; {_CONSTANT}; {_FORCE}"
-        if unscored := next((each for each in self._baselines(rows) if not math.isfinite(each.score)), None):
+        if unscored := next((each for each in self._baselines() if not math.isfinite(each.score)), None):
             metric = self.criterion.metric
             return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
         return ""
 
     def left_out(self) -> list[str]:
         """Say which baselines count for nothing, and why."""
-        if self.finalist.rows is None:
-            return []
         from loraxs_search.registry.baseline_answers import left_out
 
         return left_out(self.rule, self.finalist.candidate.yardsticks)
 
-    def _baselines(self, rows: ScoredRows) -> list[BaselineAnswer]:
+    def _baselines(self) -> list[BaselineAnswer]:
         from loraxs_search.registry.baseline_answers import baseline_answers
         from loraxs_search.tasks.kinds import find_metric
 
@@ -177,7 +176,7 @@ class _AppliedRule:
         if metric is None:
             return []
         of_study = (finalist.candidate.yardsticks, finalist.alone, finalist.answers)
-        return baseline_answers(self.rule, self.task, metric, self.criterion.sign, rows, *of_study)
+        return baseline_answers(self.rule, self.task, metric, self.criterion.sign, finalist.rows, *of_study)
 
     def _gain_over(self, baseline: BaselineAnswer) -> float:
         finalist = self.criterion.value(self.finalist.candidate.test_metrics)

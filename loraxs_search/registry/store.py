@@ -145,26 +145,29 @@ class Registry(RegistryReader):
     def rollback(self, task: str, to: int | None = None) -> Decision:
         """Make an earlier version champion again; by default the one before the present champion.
 
+        With `to`, also where the task has no champion.
+
         Where the team signs, only what it has signed before is signed anew; the present champion too, where its
         signature is an older version's.
 
         Raises:
-            RegistryError: there is no champion, no such version, or none before it.
+            RegistryError: there is no such version, or no champion to go back from, or none before it.
             IntegrityError: the team has never signed that version.
         """
         with self._locked(check_task(task)) as check:
-            champion = self.resolve(task)
-            known = {version.version: version for version in self.versions(task)}
-            number = to if to is not None else self._previous(task, champion.version, known)
+            champion = self.champion(task) if to is not None else self.resolve(task)
+            held = champion.version if champion else None
+            number = to if to is not None or held is None else self._previous(task, held)
             target = self.resolve(f"{task}:{number}")
             _signing.check_vouched_for(target)
-            if target.version == champion.version and _signing.is_signed(champion, CHAMPION):
+            if champion is not None and target.version == held and _signing.is_signed(champion, CHAMPION):
                 raise RegistryError(
                     f"{task}:{number} already is the champion.", hint=f"see `loraxs-search show {task}`"
                 )
             own = base_alias(target.candidate.base_model)
             of_base = self.champion(task, own) if own != CHAMPION else None
-            aliases = (CHAMPION, own) if of_base and of_base.version == champion.version else (CHAMPION,)
+            leads_base = (of_base.version if of_base else None) == held
+            aliases = tuple(dict.fromkeys((CHAMPION, own) if leads_base else (CHAMPION,)))
             decision = self._decision_on(target, champion, "rollback", aliases)
             check()
             with speaking(self.uri):
@@ -246,8 +249,9 @@ class Registry(RegistryReader):
             number=_next(self.latest_decisions(target.task)),
         )
 
-    def _previous(self, task: str, champion: int, known: Mapping[int, RegisteredAdapter]) -> int:
+    def _previous(self, task: str, champion: int) -> int:
         """Return who was champion before; whom a rollback has left behind is not it."""
+        known = {version.version for version in self.versions(task)}
         reigns: list[int] = []
         for decision in self.latest_decisions(task):
             number = decision.version

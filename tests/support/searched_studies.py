@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loraxs_search.home import write_atomic
 from loraxs_search.records import (
     AdapterSize,
     Candidate,
@@ -105,5 +104,5 @@ def confirm(
         test_fingerprint=test_fingerprint,
     )
     if answers is not None:
-        write_atomic(folder.confirmations().rows_path(trial_id), ScoredRows.of(answers, labels).to_bytes())
+        folder.confirmations().write_candidate(candidate, ScoredRows.of(answers, labels).to_bytes())
     folder.write_candidates([*candidates, candidate])

@@ -9,6 +9,7 @@ from support.searched_studies import Tried, confirm, searched
 
 import loraxs_search
 from loraxs_search.records import Yardstick
+from loraxs_search.studies import StudyFolder
 
 LABELS = [0, 1] * 20
 
@@ -41,6 +42,19 @@ def test_finalists_of_other_studies_have_looked_at_the_test_rows_whether_or_not_
     assert number("second") == 2
     finalist("third", 20)
     assert number("third") == 3
+
+
+def test_finalists_of_studies_that_go_on_count_too(finalist, store_uri):
+    for name in ("first", "second"):
+        finalist(name, 20)
+    goes_on = StudyFolder.open("first")
+    goes_on.set_candidates_aside()
+    assert goes_on.candidates() is None
+    assert loraxs_search.promote("second", tracking_uri=store_uri).looks[0].number == 2
+    finalist("third", 20)
+    (StudyFolder.open("third").path / "candidates.json").unlink()  # interrupted before it came to its end
+    finalist("fourth", 20)
+    assert loraxs_search.promote("fourth", tracking_uri=store_uri).looks[0].number == 4
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -295,6 +295,18 @@ def test_a_champion_is_removed_by_force_only(registry, promote):
         registry.remove("movie-reviews")
 
 
+def test_a_task_whose_champion_was_removed_is_rolled_back_to_a_version_that_is_named(registry, promote):
+    promote("t0", 300)
+    promote("t1", 340)
+    registry.remove("movie-reviews:2", forced=True)
+    with pytest.raises(RegistryError):
+        registry.rollback("movie-reviews")
+    decision = registry.rollback("movie-reviews", to=1)
+    assert (decision.version, decision.champion) == (1, None)
+    assert registry.champion("movie-reviews").aliases == ("champion", "champion-tiny")
+    assert registry.summaries()[0].version == 1
+
+
 def test_the_best_version_is_removed_by_force_only(registry, promote):
     promote("t0", 300)
     promote("t1", 380)

@@ -405,6 +405,16 @@ def test_worked_examples_that_did_not_fit_an_earlier_version_are_not_required(kn
     assert decide(PromotionRule(), TASK, dataclasses.replace(finalist, alone=_alone(600)), None).promoted is promoted
 
 
+@pytest.mark.parametrize("name", ["constant", "tfidf", "4-shot"])
+@pytest.mark.parametrize("champion", [None, _old(700)])
+@pytest.mark.parametrize(("score", "promoted"), [(0.79, True), (0.81, False), (math.nan, False)])
+def test_numbers_as_they_stand_are_held_against_recorded_scores_without_answers(name, champion, score, promoted):
+    measured = Yardstick(name, {"accuracy": score}, {"accuracy": score})
+    alone = _alone(round(1000 * score)) if name == "4-shot" and math.isfinite(score) else None
+    finalist = Scored(_candidate("t0", 0.8, yardsticks=(measured,)), alone=alone)
+    assert decide(NUMBERS, TASK, finalist, champion).promoted is promoted
+
+
 def test_numbers_as_they_stand_are_held_against_the_base_too():
     finalist = dataclasses.replace(_scored("t0", 800), alone=_alone(801))
     assert not decide(NUMBERS, TASK, finalist, None).promoted
