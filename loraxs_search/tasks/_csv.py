@@ -134,8 +134,8 @@ def _rows(reader: Iterator[list[str]], separator: str) -> Iterator[tuple[int, li
 def _swallows(fields: list[str], at: int, width: int, separator: str) -> bool:
     """Whether the lines of a field are rows by themselves, which a quote that stands for itself has joined.
 
-    A text has tabs rarely, so one line with as many as the header is enough. It has commas often, in numbers too: there
-    all lines must have as many, none with space behind it, and be three at least.
+    Then each has as many separators as the header. A text has commas often, in numbers too: of other separators than
+    tabs none may have space behind it, and the lines must be three at least.
     """
     lines = fields[at].splitlines()
     if len(lines) < 2 or width < 2:
@@ -143,6 +143,6 @@ def _swallows(fields: list[str], at: int, width: int, separator: str) -> bool:
     counts = [line.count(separator) for line in lines]
     counts[0] += at
     counts[-1] += len(fields) - 1 - at
-    if separator == "\t":
-        return any(separator in line and count == width - 1 for line, count in zip(lines, counts, strict=True))
-    return len(lines) > 2 and set(counts) == {width - 1} and not re.search(rf"{re.escape(separator)}(\s|$)", fields[at])
+    if set(counts) != {width - 1}:
+        return False
+    return separator == "\t" or (len(lines) > 2 and not re.search(rf"{re.escape(separator)}(\s|$)", fields[at]))

@@ -74,7 +74,7 @@ def test_a_text_may_hold_separators_quotes_and_lines(load):
     assert {text for text, _ in rows} - {text for text, _ in WANTED} == {"a, b", 'say "so"', "one\ntwo"}
 
 
-TEXTS = ["Dear Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo"]
+TEXTS = ["Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo", "a\n\nb\tc"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
