@@ -251,8 +251,19 @@ def _length(apart: Numbers, values: Numbers) -> Numbers:
     return np.where(constant, 0.0, np.sqrt(np.einsum("rn,rn->r", apart, apart)))
 
 
+def _spearman(answered: Numbers, true: Numbers) -> Numbers:
+    """Return what `_pearson` does, of ranks; `true` is the same in each exchange."""
+    from scipy.stats import rankdata
+
+    return _pearson(rankdata(answered, axis=1), rankdata(true[:1], axis=1))
+
+
 def _mse(answered: Numbers, true: Numbers) -> Numbers:
     return np.asarray(((answered - true) ** 2).mean(1))
 
 
-OF_NUMBERS: dict[str, Callable[[Numbers, Numbers], Numbers]] = {"pearson": _pearson, "mse": _mse}
+OF_NUMBERS: dict[str, Callable[[Numbers, Numbers], Numbers]] = {
+    "pearson": _pearson,
+    "spearman": _spearman,
+    "mse": _mse,
+}

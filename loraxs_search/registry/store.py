@@ -76,8 +76,9 @@ class Registry(RegistryReader):
             decision = self._refusal(
                 rule, task, beside.study or ", ".join(sorted({c.study for c in candidates})), choice
             )
-            with self._locked(task.name):
+            with self._locked(task.name) as check:
                 decision = replace(decision, number=_next(self.latest_decisions(task.name)))
+                check()
                 self._record(decision)
             return decision, None
         file = predictions.get(choice.finalist.trial_id)
@@ -96,6 +97,7 @@ class Registry(RegistryReader):
                 reasons = (*choice.reasons, *decision.reasons)
                 decision = replace(decision, reasons=reasons, at=_now(), number=_next(past))
                 if not decision.promoted:
+                    check()  # else its number is another's by now
                     self._sign_present(champions, finalist.candidate, folders)
                     self._record(decision)
                     return decision, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 
@@ -11,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from loraxs_search.errors import RegistryError
 from loraxs_search.records import Decision, Look, PromotionRule
-from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, ScoredRows
+from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, ScoredRows, _promotion_lock
 from loraxs_search.registry._client import connect
 from loraxs_search.registry.anchor import Anchor, find_anchor
 from loraxs_search.registry.comparison import ComparedChampion, Comparison
@@ -118,6 +120,21 @@ def test_the_number_stands_on_the_version(registry, promote, store_uri):
     # The first one was won, so the second has its share, too.
     assert f"comparison 2 on these test rows, held to a confidence of {1 - 0.05 / 2 - 0.05 / 6:.4g}" in described
     assert registry.champion("movie-reviews").decision.looks[0].number == 2
+
+
+def test_a_refusal_of_a_promoter_that_has_lost_the_lease_is_not_written_down(registry, promote, task, monkeypatch):
+    promote("t0", 320)
+
+    def lost() -> None:
+        raise RegistryError("another holds it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_promotion_lock, "file_promotion_lock", lambda _: contextlib.nullcontext(lost))
+        with pytest.raises(RegistryError):
+            promote("t1", 321)
+        with pytest.raises(RegistryError):
+            registry.promote(PromotionRule(), task, [], {})
+    assert [decision.number for decision in registry.history("movie-reviews")] == [1]
 
 
 def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote, killed_at):

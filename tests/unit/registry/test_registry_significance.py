@@ -77,7 +77,8 @@ def by_definition(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows
 
 
 @pytest.mark.parametrize(
-    ("metric", "sign"), [("f1", 1.0), ("macro_f1", 1.0), ("matthews", 1.0), ("pearson", 1.0), ("mse", -1.0)]
+    ("metric", "sign"),
+    [("f1", 1.0), ("macro_f1", 1.0), ("matthews", 1.0), ("pearson", 1.0), ("spearman", 1.0), ("mse", -1.0)],
 )
 def test_few_rows_give_the_exact_chance_of_the_permutation_test(metric, sign, monkeypatch):
     monkeypatch.setattr(significance, "_CHUNK_BYTES", 8 * 7 * 40)  # many chunks, and one that is not full
@@ -126,12 +127,20 @@ def test_equal_adapters_differ_no_more_often_than_the_level_says_however_few_row
     assert found <= 200 * 0.05 + 3 * (200 * 0.05 * 0.95) ** 0.5
 
 
-@pytest.mark.parametrize("metric", ["pearson", "mse"])
+@pytest.mark.parametrize("metric", ["pearson", "spearman", "mse"])
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=20))
 def test_exchanged_numbers_are_scored_as_the_metric_table_does(metric, pairs):
     predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
     (score,) = OF_NUMBERS[metric](predictions[None], labels[None])
     assert score == pytest.approx(METRICS[metric].score(predictions, labels), rel=1e-6, abs=1e-6)
+
+
+def test_ranks_of_many_exchanges_are_taken_at_once(monkeypatch):
+    random = np.random.default_rng(0)
+    labels = random.normal(size=80)
+    ours, theirs = (rows((labels + random.normal(size=80) * size).tolist(), labels.tolist()) for size in (0.3, 1.5))
+    monkeypatch.setattr(significance, "find_metric", lambda name: replace(METRICS[name], score=None))
+    assert p_value("spearman", 1.0, ours, theirs, 0.05 / 110) < 0.01
 
 
 def test_adapters_that_answer_alike_never_gain():
