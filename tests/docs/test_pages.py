@@ -1,4 +1,4 @@
-"""What holds for every page: links lead somewhere, options and targets exist, sentences are short and plain."""
+"""What holds for every page: links lead somewhere, what is named exists, and examples parse."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ from support.pages import BENCHMARKS, PAGES, README, ROOT, SEARCH_SPACES
 from loraxs_search.cli._main import app
 
 SCRIPTS = ROOT / "tests" / "benchmarks"
-LONGEST_SENTENCE = 30  # words
-# Words that names.md and style.md give up, and turns that have to be read twice.
-OUTDATED = r"told|tells|amiss|mended|anew|hence|thereof|beforehand|of itself|of themselves|in order(?! to)"
-YAML_FILES = [path for folder in ("search_spaces", "cluster") for path in sorted((ROOT / folder).rglob("*.yaml"))]
 GROUP: Any = typer.main.get_command(app)
 
 
@@ -88,33 +84,10 @@ def test_the_page_has_every_benchmark_and_its_command():
     assert {Path(command[0]).name for command in benchmark_commands()} == scripts
 
 
-# ---- language --------------------------------------------------------------------------------------------------------
+# ---- reading ---------------------------------------------------------------------------------------------------------
 def test_the_readme_is_short():
     assert len(README.text.splitlines()) <= 220
-    first_screen = README.text.splitlines()[:50]
-    assert all(any(f"`make {target}`" in line for line in first_screen) for target in ("demo", "test"))
-
-
-def sentences(text: str) -> list[str]:
-    """Return the sentences of a text; what stands between backticks is one word."""
-    text = re.sub(r"\]\([^)]*\)", "]", re.sub(r"`[^`]*`", "CODE", text))
-    parts = re.split(r"\n\s*\n|\n(?=\s*(?:[-*#]|\d+\.) )", text)
-    return [s for part in parts for s in re.split(r"(?<=[.:?!;])\s+", " ".join(part.split())) if s]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
-def test_sentences_are_short_and_plain(page):
-    said = sentences(page.prose)
-    assert len(said) > 20
-    assert [s for s in said if len(s.split()) > LONGEST_SENTENCE] == []
-    assert [s for s in said if re.search(rf"\b({OUTDATED})\b", s)] == []
-
-
-@pytest.mark.parametrize("verb", GROUP.commands)
-def test_help_is_short_and_plain(verb):
-    said = sentences(GROUP.commands[verb].help)
-    assert [s for s in said if len(s.split()) > LONGEST_SENTENCE] == []
-    assert [s for s in said if re.search(rf"\b({OUTDATED})\b", s)] == []
+    assert any("`make demo`" in line for line in README.text.splitlines()[:50])
 
 
 def every_verb() -> dict[str, Any]:
@@ -133,11 +106,3 @@ def test_help_ends_with_an_example_that_parses(verb):
     assert last.startswith(f"Example: loraxs-search {verb}")
     line, _, _ = last.removeprefix(f"Example: loraxs-search {verb}").partition(">")
     command.make_context(verb, shlex.split(line))
-
-
-@pytest.mark.parametrize("path", YAML_FILES, ids=lambda path: path.name)
-def test_the_head_of_a_yaml_is_short_and_plain(path):
-    head = re.sub(r"^# ?", "", path.read_text().partition("\n\n")[0], flags=re.MULTILINE)
-    said = sentences(re.sub(r"^( {4,}|\w+: {3,}).*$", "", head, flags=re.MULTILINE))
-    assert [s for s in said if len(s.split()) > LONGEST_SENTENCE] == []
-    assert [s for s in said if re.search(rf"\b({OUTDATED})\b", s)] == []
