@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from loraxs_search.records._adapter import Manifest, Prediction, ReferenceLogits, Sample
-from loraxs_search.records._base import BaseModel, BaseModelRef, BaseSetup, LinearModule
+from loraxs_search.records._adapter import (
+    AdapterRef,
+    Manifest,
+    Prediction,
+    ReferenceLogits,
+    Sample,
+    StartFrom,
+)
+from loraxs_search.records._base import BaseModel, BaseModelRef, BaseSetup, Identity, LinearModule
 from loraxs_search.records._command import (
     NOT_STEERED,
     AnswerState,
@@ -12,7 +19,6 @@ from loraxs_search.records._command import (
     CommandRecord,
     SteeringStatus,
 )
-from loraxs_search.records._data import AnswerFact, ConstantAnswer, DataReport, SplitOverlap, StandardError, TokenCounts
 from loraxs_search.records._event import (
     EVENT_VERSION,
     CandidateScoredEvent,
@@ -29,26 +35,9 @@ from loraxs_search.records._event import (
     WarningEvent,
     YardstickScoredEvent,
 )
-from loraxs_search.records._front import FrontTrial
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
-from loraxs_search.records._identity import Identity
-from loraxs_search.records._ids import check_trial_id
-from loraxs_search.records._json import RecordT, from_json, to_json
-from loraxs_search.records._keep import KeepRule
-from loraxs_search.records._lineage import Lineage, Origin
-from loraxs_search.records._promotion import (
-    Action,
-    Candidate,
-    Decision,
-    Look,
-    PromotionRule,
-    Refit,
-)
-from loraxs_search.records._search import SearchPlan
-from loraxs_search.records._start import AdapterRef, StartFrom
-from loraxs_search.records._task import DataSource, OutputScale, Serving, SplitSource, Task, TaskModel
-from loraxs_search.records._trial import AdapterSize, Hyperparameters, TrialRecord, TrialReport, TrialSpec, TrialState
-from loraxs_search.records._words import (
+from loraxs_search.records._json import RecordT, check_trial_id, from_json, to_json
+from loraxs_search.records._literals import (
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
     SVD_BASES,
@@ -63,14 +52,45 @@ from loraxs_search.records._words import (
     Sigma,
     Split,
 )
-from loraxs_search.records._yardstick import (
+from loraxs_search.records._promotion import (
     BASE_ALONE_ROWS,
+    Action,
+    Candidate,
+    Decision,
+    Look,
+    PromotionRule,
+    Refit,
     Yardstick,
     YardstickName,
     alone_yardstick,
     is_alone,
     is_unmeasured,
     shots_name,
+)
+from loraxs_search.records._search import FrontTrial, KeepRule, SearchPlan
+from loraxs_search.records._task import (
+    AnswerFact,
+    ConstantAnswer,
+    DataReport,
+    DataSource,
+    OutputScale,
+    Serving,
+    SplitOverlap,
+    SplitSource,
+    StandardError,
+    Task,
+    TaskModel,
+    TokenCounts,
+)
+from loraxs_search.records._trial import (
+    AdapterSize,
+    Hyperparameters,
+    Lineage,
+    Origin,
+    TrialRecord,
+    TrialReport,
+    TrialSpec,
+    TrialState,
 )
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What goes with an adapter, and what comes out of it."""
+"""An adapter: what is stored beside it, where trials can start from it, and what it answers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,37 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records._base import BaseModelRef, BaseSetup
-from loraxs_search.records._lineage import Lineage
-from loraxs_search.records._promotion import Refit
-from loraxs_search.records._start import AdapterRef
+from loraxs_search.records._literals import Scalar
+from loraxs_search.records._promotion import Refit, Yardstick
 from loraxs_search.records._task import Task
-from loraxs_search.records._trial import AdapterSize, Hyperparameters
-from loraxs_search.records._words import Scalar
-from loraxs_search.records._yardstick import Yardstick
+from loraxs_search.records._trial import AdapterSize, Hyperparameters, Lineage
+
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """One version of a task's adapters, by name and by content.
+
+    Args:
+        name: `TASK:3`.
+        digest: Content address of its folder.
+    """
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class StartFrom:
+    """What a study's trials start from, as it was when the study was launched.
+
+    Args:
+        with_head: Whether they start from its head too: it answers with the same labels.
+    """
+
+    adapter: AdapterRef
+    base_digest: str
+    hyperparameters: Hyperparameters
+    with_head: bool = False
 
 
 @dataclass(frozen=True)

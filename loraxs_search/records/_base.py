@@ -1,4 +1,4 @@
-"""The base model, as named and as found."""
+"""The base model as named and as found, and the identity of what a study was measured on."""
 
 from __future__ import annotations
 
@@ -82,3 +82,18 @@ class LinearModule:
     def smaller_side(self) -> int:
         """The largest rank that its weight can have."""
         return min(self.in_features, self.out_features)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Base and data by content, as a study began with them: a path, a name or a version identifies nothing.
+
+    Args:
+        base_digest: Of the base's weights.
+        data_fingerprint: Of the texts and labels of all splits.
+        setup: The base's; None in studies that did not record it.
+    """
+
+    base_digest: str
+    data_fingerprint: str
+    setup: BaseSetup | None = None

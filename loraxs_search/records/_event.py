@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from loraxs_search.records._command import NOT_STEERED, SteeringStatus
-from loraxs_search.records._data import DataReport
+from loraxs_search.records._literals import Direction, Scalar, Split
+from loraxs_search.records._task import DataReport
 from loraxs_search.records._trial import TrialState
-from loraxs_search.records._words import Direction, Scalar, Split
 
 EVENT_VERSION = 1
 

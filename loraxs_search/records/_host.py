@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records._adapter import ReferenceLogits, Sample
-from loraxs_search.records._base import BaseModel, LinearModule
-from loraxs_search.records._data import DataReport
-from loraxs_search.records._identity import Identity
-from loraxs_search.records._words import Scalar, Split
+from loraxs_search.records._base import BaseModel, Identity, LinearModule
+from loraxs_search.records._literals import Scalar, Split
+from loraxs_search.records._task import DataReport
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
-"""Records as JSON."""
+"""Records as JSON, and the check of ids that become file names."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
+
+from loraxs_search.errors import StudyError, shortened
 
 RecordT = TypeVar("RecordT")
 
@@ -38,3 +41,20 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not a record")
+
+
+_TRIAL = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
+
+
+def check_trial_id(trial_id: str) -> str:
+    """Return the id of a trial, `00007`, or of a refit, `00007.1`.
+
+    Raises:
+        StudyError: it is another text.
+    """
+    if not _TRIAL.fullmatch(trial_id):
+        raise StudyError(
+            f"A trial's id must be digits, as `status` shows them, but got {shortened(trial_id)}.",
+            hint="`loraxs-search status` lists trials by id",
+        )
+    return trial_id

@@ -1,12 +1,14 @@
-"""How a search spends its budget."""
+"""How a search spends its budget, which of a trial's reports its adapter keeps, and the front of two objectives."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.records._words import MAX_STATE_BYTES, Precision, Scalar, SearchDevice
+from loraxs_search.records._literals import MAX_STATE_BYTES, Direction, Precision, Scalar, SearchDevice
+from loraxs_search.records._task import Task
+from loraxs_search.records._trial import TrialReport
 
 
 @dataclass(frozen=True)
@@ -54,3 +56,43 @@ class SearchPlan:
     def trial_seed(self, number: int) -> int:
         """Return the seed of the trial with this number: its start and the order of its rows."""
         return self.seed * 1_000_003 + number
+
+
+@dataclass(frozen=True)
+class FrontTrial:
+    """A complete trial that no other one beats in score and stored bytes together.
+
+    Args:
+        score: Of the report of the step that is kept, by what trials are compared by.
+        stored_bytes: Of its adapter's file, with the head.
+    """
+
+    trial_id: str
+    score: float
+    stored_bytes: int
+
+
+@dataclass(frozen=True)
+class KeepRule:
+    """Which step of a trial that has trained all its steps becomes its adapter.
+
+    Args:
+        metric: What reports are compared by; of equal ones the earlier is kept.
+        keep: `last` takes the last step, whatever its report.
+    """
+
+    metric: str
+    direction: Direction
+    keep: Literal["last", "best"] = "last"
+
+    @classmethod
+    def of(cls, task: Task, plan: SearchPlan) -> KeepRule:
+        """Return the rule of a study."""
+        return cls(task.search_metric, task.search_direction, plan.keep)
+
+    def kept(self, reports: Sequence[TrialReport]) -> TrialReport:
+        """Return the report of the step that is kept, of at least one."""
+        if self.keep == "last":
+            return reports[-1]
+        sign = 1.0 if self.direction == "maximize" else -1.0
+        return max(reports, key=lambda report: (sign * report.metrics[self.metric], -report.step))
