@@ -13,7 +13,7 @@ from loraxs_search.errors import UsageError, unknown_name
 EntryT = TypeVar("EntryT")
 
 
-class Registry(Generic[EntryT]):
+class EntryPoints(Generic[EntryT]):
     """What is known under which name. Reading is safe from any thread; `register` belongs to a program's start.
 
     A distribution adds an entry by an entry point: its name, and the object that it loads. The package's own names

@@ -34,7 +34,7 @@ from loraxs_search.methods.head_only import HeadOnly
 from loraxs_search.methods.lora import Lora
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.methods.peft_methods import IA3, TinyLoRA, UniLoRA, VeRA
-from loraxs_search.plugins import Registry
+from loraxs_search.plugins import EntryPoints
 
 __all__ = [
     "FILES",
@@ -62,7 +62,9 @@ __all__ = [
 
 _OWN: tuple[type[Method], ...] = (LoraXS, Lora, VeRA, IA3, TinyLoRA, UniLoRA, Full, HeadOnly)
 GONE = ("psoft", "randlora", "vb-lora")  # an adapter of an earlier version may be of one of them
-METHODS: Registry[type[Method]] = Registry("method", "loraxs_search.methods", {entry.name: entry for entry in _OWN})
+METHODS: EntryPoints[type[Method]] = EntryPoints(
+    "method", "loraxs_search.methods", {entry.name: entry for entry in _OWN}
+)
 
 
 def get_method(name: str) -> Method:

@@ -9,7 +9,7 @@ none.py      every trial trains all its steps
 
 from __future__ import annotations
 
-from loraxs_search.plugins import Registry
+from loraxs_search.plugins import EntryPoints
 from loraxs_search.records import Direction, Scalar, SearchPlan
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, SchedulerParameter, ScoredTrial
 from loraxs_search.schedulers.asha import ASHA
@@ -28,7 +28,7 @@ __all__ = [
     "make_scheduler",
 ]
 
-SCHEDULERS: Registry[type[Scheduler]] = Registry(
+SCHEDULERS: EntryPoints[type[Scheduler]] = EntryPoints(
     "search.scheduler", "loraxs_search.schedulers", {entry.name: entry for entry in (ASHA, MOASHA, NoScheduler)}
 )
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from loraxs_search.errors import UsageError
-from loraxs_search.plugins import Registry
+from loraxs_search.plugins import EntryPoints
 from loraxs_search.search_space._faults import must_be
 
 
-def known_entry(registry: Registry[Any], noun: str) -> Callable[[Any], str]:
+def known_entry(registry: EntryPoints[Any], noun: str) -> Callable[[Any], str]:
     """Return a validator that refuses a name that no entry has, or whose entry cannot be imported.
 
     Args:

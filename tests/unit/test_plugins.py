@@ -8,47 +8,47 @@ import pytest
 from support.plugins import write_distribution
 
 from loraxs_search.errors import UsageError
-from loraxs_search.plugins import Registry
+from loraxs_search.plugins import EntryPoints
 
 GROUP = "loraxs_search.test_entries"
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry[str]:
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EntryPoints[str]:
     """One entry of the package's own, and a distribution that brings three, of which one cannot be imported."""
     entries = {"theirs": "WORD", "gone": "NOTHING", "own": "WORD"}
     write_distribution(tmp_path / "site", "toy_entries", "WORD = 'from outside'\n", {GROUP: entries})
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    return Registry("toy", GROUP, {"own": "built in"})
+    return EntryPoints("toy", GROUP, {"own": "built in"})
 
 
-def test_own_entries_come_first_and_cannot_be_taken(registry: Registry[str]) -> None:
+def test_own_entries_come_first_and_cannot_be_taken(registry: EntryPoints[str]) -> None:
     assert registry.names() == ["own", "theirs", "gone"]
     assert registry.get("own") == "built in"
     with pytest.raises(ValueError, match="`toy` must have a name of its own, but 'own' is taken"):
         registry.register("own", "another")
 
 
-def test_what_a_distribution_brings_is_had_by_its_name(registry: Registry[str]) -> None:
+def test_what_a_distribution_brings_is_had_by_its_name(registry: EntryPoints[str]) -> None:
     assert registry.get("theirs") == "from outside"
 
 
-def test_what_is_registered_here_is_had_too(registry: Registry[str]) -> None:
+def test_what_is_registered_here_is_had_too(registry: EntryPoints[str]) -> None:
     registry.register("mine", "registered")
     registry.register("mine", "registered")  # as when a notebook's cell runs twice
     assert registry.names() == ["own", "mine", "theirs", "gone"]
     assert registry.get("mine") == "registered"
 
 
-def test_an_unknown_name_is_refused_with_the_nearest_first(registry: Registry[str]) -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_first(registry: EntryPoints[str]) -> None:
     with pytest.raises(UsageError, match="`toy` must be one of: theirs, gone, own, but got 'their'"):
         registry.get("their")
 
 
-def test_an_entry_that_cannot_be_imported_says_from_where(registry: Registry[str]) -> None:
+def test_an_entry_that_cannot_be_imported_says_from_where(registry: EntryPoints[str]) -> None:
     with pytest.raises(UsageError, match=r"`toy` gone must be importable from toy_entries:NOTHING, but: .*NOTHING"):
         registry.get("gone")
 
 
-def test_what_cannot_be_imported_is_left_out_of_the_importable(registry: Registry[str]) -> None:
+def test_what_cannot_be_imported_is_left_out_of_the_importable(registry: EntryPoints[str]) -> None:
     assert registry.importable() == {"own": "built in", "theirs": "from outside"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
-from loraxs_search.plugins import Registry
+from loraxs_search.plugins import EntryPoints
 from loraxs_search.records import Task
 from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
@@ -74,7 +74,7 @@ __all__ = [
     "token_ids",
 ]
 
-KINDS: Registry[type[TaskKind]] = Registry(
+KINDS: EntryPoints[type[TaskKind]] = EntryPoints(
     "task.kind",
     "loraxs_search.task_kinds",
     {kind.name: kind for kind in (SequenceClassification, Regression, MultipleChoice, TextGeneration)},
