@@ -8,14 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.base_model._digest import numbers_by_dtype, weight_bytes, weight_digest
-from loraxs_search.base_model._known import with_known_package
+from loraxs_search.base_model._files import numbers_by_dtype, weight_bytes, weight_digest
 from loraxs_search.base_model._locate import locate
 from loraxs_search.base_model._packable import Sharing, check_packable, check_shared
+from loraxs_search.base_model._package import with_known_package
 
 if TYPE_CHECKING:
     from loraxs_search.base_model._library import quiet
-    from loraxs_search.base_model._setup import tokenizer_digest, with_setup
     from loraxs_search.base_model.attention import use_padded_attention, uses_padded_attention
     from loraxs_search.base_model.head import (
         fold_outputs,
@@ -28,10 +27,19 @@ if TYPE_CHECKING:
         with_labels,
     )
     from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules, matrix, repeated_layers
-    from loraxs_search.base_model.load import load_model, load_tokenizer
-    from loraxs_search.base_model.padding import joined, padding_side
-    from loraxs_search.base_model.probing import close_to, dummy_inputs, end_with_eos, rounding, timing_inputs
-    from loraxs_search.base_model.reading import last_states, projection, readable
+    from loraxs_search.base_model.load import load_model, load_tokenizer, tokenizer_digest, with_setup
+    from loraxs_search.base_model.reading import (
+        close_to,
+        dummy_inputs,
+        end_with_eos,
+        joined,
+        last_states,
+        padding_side,
+        projection,
+        readable,
+        rounding,
+        timing_inputs,
+    )
     from loraxs_search.base_model.sharing import probe_sharing
 
 __all__ = [
@@ -79,9 +87,9 @@ __all__ = [
 _HOMES = {
     "body_shapes": "layers",
     "missing_poolers": "head",
-    "close_to": "probing",
-    "dummy_inputs": "probing",
-    "end_with_eos": "probing",
+    "close_to": "reading",
+    "dummy_inputs": "reading",
+    "end_with_eos": "reading",
     "fold_outputs": "head",
     "fresh_head": "head",
     "head_names": "head",
@@ -90,10 +98,10 @@ _HOMES = {
     "linear_modules": "layers",
     "load_model": "load",
     "load_tokenizer": "load",
-    "timing_inputs": "probing",
+    "timing_inputs": "reading",
     "matrix": "layers",
     "output_head": "head",
-    "padding_side": "padding",
+    "padding_side": "reading",
     "make_identity": "head",
     "last_states": "reading",
     "probe_sharing": "sharing",
@@ -101,13 +109,13 @@ _HOMES = {
     "readable": "reading",
     "repeated_layers": "layers",
     "quiet": "_library",
-    "rounding": "probing",
+    "rounding": "reading",
     "use_padded_attention": "attention",
     "uses_padded_attention": "attention",
-    "joined": "padding",
+    "joined": "reading",
     "with_labels": "head",
-    "tokenizer_digest": "_setup",
-    "with_setup": "_setup",
+    "tokenizer_digest": "load",
+    "with_setup": "load",
 }
 
 

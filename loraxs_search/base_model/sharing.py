@@ -17,9 +17,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model._packable import Sharing
 from loraxs_search.base_model.head import head_names
-from loraxs_search.base_model.padding import padding_side
-from loraxs_search.base_model.probing import close_to, dummy_inputs, rounding
-from loraxs_search.base_model.reading import readable
+from loraxs_search.base_model.reading import close_to, dummy_inputs, padding_side, readable, rounding
 
 _ROWS, _WIDTH, _WIDER = 3, 7, 20
 _FEWER = [2, 0]  # rows of other batches

@@ -10,9 +10,8 @@ from loraxs_search.factors._compute import (
     gaussian_factors,
     resolve_driver,
 )
-from loraxs_search.factors._file import checksum
-from loraxs_search.factors._fingerprint import agrees, check_fingerprint, fingerprint, fingerprint_of_all
-from loraxs_search.factors._store import FactorStore
+from loraxs_search.factors._store import FactorStore, checksum
+from loraxs_search.factors._verify import agrees, check_fingerprint, fingerprint, fingerprint_of_all
 
 __all__ = [
     "Driver",

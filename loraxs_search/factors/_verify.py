@@ -1,23 +1,32 @@
-"""Checks that factors from another machine belong to a weight: a checksum proves only that they arrived unchanged.
+"""Whether factors are those of a weight, and those that an R was trained in.
 
-An exact decomposition is checked in full: the vectors are orthonormal, each triplet is one of the weight, and the
-singular values are the ones that the basis names, in its order. Signs, and rotations among equal singular values, are
-free: LAPACK leaves them open. The randomised driver finds the largest values up to a few percent, so there, the
-values left out must not be larger than those kept.
+Factors from another machine are checked against the weight: a checksum proves only that they arrived unchanged. An
+exact decomposition is checked in full: the vectors are orthonormal, each triplet is one of the weight, and the singular
+values are the ones that the basis names, in its order. Signs, and rotations among equal singular values, are free:
+LAPACK leaves them open. The randomised driver finds the largest values up to a few percent, so there, the values left
+out must not be larger than those kept.
+
+R has a meaning only between the factors it was trained in, so a few numbers identify a pair A, B. Each is w^T D x: D
+holds the directions (rows of A, columns of B, each scaled to length one), x is a probe over features and w weighs the
+components, both from fixed fractional parts. All are of order one whatever the rank and the size, so one absolute
+tolerance serves. A flipped sign, a swap or a rotation moves them by far more than rounding does.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from loraxs_search.errors import FactorMismatchError
 from loraxs_search.factors._compute import Factors, component_order
 from loraxs_search.records import Basis
 from loraxs_search.torch_threads import single_thread
 
-TOLERANCE = 1e-5  # of the largest singular value; float32 rounding moves honest factors by less than 1e-7
+_SPECTRUM_TOLERANCE = 1e-5  # of the largest singular value; float32 rounding moves honest factors by less than 1e-7
 SLACK = 1.15  # what the randomised driver leaves out may exceed what it keeps by this; 1.04 was seen, flat spectra
 _COLUMNS, _ITERATIONS = 8, 12
 
@@ -31,7 +40,7 @@ def fault(weight: Tensor, factors: Factors, *, rank: int, basis: Basis, driver: 
     u, s, vt = (t.to(torch.float64) for t in (factors.left, factors.singular_values, factors.right))
     with single_thread():
         for name, vectors in (("left", u.T), ("right", vt)):
-            if not (vectors @ vectors.T - torch.eye(rank, dtype=w.dtype)).abs().max() <= TOLERANCE:
+            if not (vectors @ vectors.T - torch.eye(rank, dtype=w.dtype)).abs().max() <= _SPECTRUM_TOLERANCE:
                 return f"its {name} vectors are not orthonormal"
         if driver == "exact":
             return _exact_fault(w, u, s, vt, basis)
@@ -52,7 +61,7 @@ def _malformed(weight: Tensor, factors: Factors, rank: int, basis: Basis, driver
 
 def _exact_fault(w: Tensor, u: Tensor, s: Tensor, vt: Tensor, basis: Basis) -> str | None:
     spectrum = _singular_values(w)
-    limit = TOLERANCE * spectrum[0]
+    limit = _SPECTRUM_TOLERANCE * spectrum[0]
     if not max(_distance(w @ vt.T, u * s), _distance(w.T @ u, vt.T * s)) <= limit:
         return _NO_TRIPLETS
     named = spectrum[component_order(len(spectrum), basis)[: len(s)]]
@@ -63,7 +72,7 @@ def _exact_fault(w: Tensor, u: Tensor, s: Tensor, vt: Tensor, basis: Basis) -> s
 
 
 def _randomized_fault(w: Tensor, u: Tensor, s: Tensor, vt: Tensor) -> str | None:
-    limit = TOLERANCE * s[0]
+    limit = _SPECTRUM_TOLERANCE * s[0]
     # The side on which the driver projects last is exact, the other only as good as its subspace.
     tall = w.shape[0] >= w.shape[1]
     if not (_distance(w.T @ u, vt.T * s) if tall else _distance(w @ vt.T, u * s)) <= limit or (s.diff() > limit).any():
@@ -103,3 +112,103 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     """Return how far the furthest column of one is from that of the other."""
     lengths: Tensor = (a - b).norm(dim=0)
     return lengths.max()
+
+
+# Another machine's LAPACK moves the numbers by less than 1e-5; one flipped sign by about 1/sqrt(rank).
+FINGERPRINT_TOLERANCE = 1e-3
+DIGITS = 6
+_SAMPLE = 2**16
+# Multiples of these have fractional parts that never repeat: one seed per probe, per sign pattern, per weighing.
+_PROBES = (math.sqrt(2), math.sqrt(3))
+_SIGNS = (math.sqrt(7), math.sqrt(11))
+_WEIGHTS = (math.sqrt(5), math.sqrt(13), math.sqrt(17))
+
+
+def fingerprint(a: Tensor, b: Tensor) -> tuple[float, ...]:
+    """Return six numbers of A (r, in) and B (out, r), computed in float64 and rounded to six decimals.
+
+    In order: two probes of A's directions, two of B's, and log2 of the weighted lengths of A's rows and B's columns.
+    """
+    return (*_side(a.detach()), *_side(b.detach().T))
+
+
+def fingerprint_of_all(tensors: Sequence[Tensor]) -> tuple[float, float, float]:
+    """Return three numbers of many tensors of any shape, in their order: two probes, and their weighted log2 lengths.
+
+    Of each, up to 65,536 elements spread over its rows and columns are read, rounded to bfloat16: so the numbers are
+    those of the checkpoint whether it was loaded in float32 or in bfloat16.
+    """
+    if not tensors:
+        return (0.0, 0.0, 0.0)
+    sides = torch.tensor([_side(_sample(tensor)[None]) for tensor in tensors], dtype=torch.float64)  # (tensors, 3)
+    weighed = (torch.dot(_weights(len(sides), w), column) for w, column in zip(_WEIGHTS, sides.T, strict=True))
+    first, second, third = (round(float(value), DIGITS) + 0.0 for value in weighed)
+    return first, second, third
+
+
+def agrees(expected: Sequence[float], actual: Sequence[float], *, tolerance: float = FINGERPRINT_TOLERANCE) -> bool:
+    """Whether two fingerprints are of the same factors."""
+    return len(expected) == len(actual) and all(
+        abs(e - a) <= tolerance
+        for e, a in zip(expected, actual, strict=True)  # False for NaN
+    )
+
+
+def check_fingerprint(
+    expected: Sequence[float], actual: Sequence[float], *, module: str, tolerance: float = FINGERPRINT_TOLERANCE
+) -> None:
+    """Raise unless two fingerprints are the same within `tolerance`.
+
+    Raises:
+        FactorMismatchError: they differ, or one is not finite; names the module, the numbers and the remedy.
+    """
+    if not agrees(expected, actual, tolerance=tolerance):
+        raise FactorMismatchError(
+            f"Factor fingerprints must agree within {tolerance:g}, but {module} got {_show(actual)} "
+            f"where the adapter was trained in {_show(expected)}.",
+            hint="load the base model the adapter was trained on (same weights, precision and quantisation), and get "
+            "the factors it was trained in with `loraxs-search pull`; "
+            "to start a new adapter from this config instead, clear its `factor_fingerprints` and `body_fingerprint`",
+        )
+
+
+def _side(directions: Tensor) -> tuple[float, ...]:
+    d = directions.to("cpu", torch.float64)  # (r, n)
+    tiny = torch.finfo(torch.float64).tiny
+    length = d.norm(dim=1)  # (r,)
+    unit = d / length.clamp_min(tiny)[:, None]
+    rank, size = d.shape
+    probes = [
+        torch.dot(_weights(rank, w), unit @ _probe(size, x, sign))
+        for w, x, sign in zip(_WEIGHTS[:2], _PROBES, _SIGNS, strict=True)
+    ]
+    log_length = torch.dot(_weights(rank, _WEIGHTS[2]), length).clamp_min(tiny).log2()
+    return tuple(round(float(value), DIGITS) + 0.0 for value in (*probes, log_length))  # + 0.0 turns -0.0 into 0.0
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Shape (n,), bfloat16, on the CPU."""
+    step, columns = max(1, -(-tensor.numel() // _SAMPLE)), max(1, tensor.shape[-1] if tensor.ndim else 1)
+    while math.gcd(step, columns) > 1:  # else some columns would never be read
+        step += 1
+    return tensor.detach().reshape(-1)[::step].to("cpu", torch.bfloat16)
+
+
+def _probe(size: int, seed: float, sign_seed: float) -> Tensor:
+    """Entries +-(0.5 .. 1.5), none near zero, so that every direction counts; shape (size,)."""
+    magnitude = 0.5 + _fraction(size, seed)
+    return torch.where(_fraction(size, sign_seed) < 0.5, magnitude, -magnitude)
+
+
+def _weights(rank: int, seed: float) -> Tensor:
+    """Positive, pairwise different weights of components, of length one; shape (rank,)."""
+    w = 0.5 + _fraction(rank, seed)
+    return torch.div(w, w.norm())
+
+
+def _fraction(size: int, seed: float) -> Tensor:
+    return torch.frac(torch.mul(torch.arange(1, size + 1, dtype=torch.float64), seed))
+
+
+def _show(numbers: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{n:.6g}" for n in numbers) + "]"

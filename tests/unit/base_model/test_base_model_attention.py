@@ -12,8 +12,7 @@ from transformers import Gemma2Config, PretrainedConfig
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from loraxs_search.base_model import end_with_eos, load_model, locate
-from loraxs_search.base_model.attention import PADDED, padded_attention, use_padded_attention
-from loraxs_search.base_model.blocked_attention import _spans
+from loraxs_search.base_model.attention import PADDED, _spans, padded_attention, use_padded_attention
 from loraxs_search.records import BaseModelRef
 from loraxs_search.tasks.kinds import classifier
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model import head_names, padding, probe_sharing, sharing
+from loraxs_search.base_model import head_names, padding_side, probe_sharing, sharing
 
 SHARED_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True)
 OWN_POSITIONS = DebertaV2Config(**SMALL, relative_attention=True, pos_att_type=["c2p"])
@@ -87,8 +87,8 @@ def test_a_head_that_reads_the_last_position_is_given_a_token_there(monkeypatch:
     assert probe_sharing(model, ()).fault == ""
     first = copy.deepcopy(XLNET)
     first.summary_type = "first"
-    assert padding.padding_side(first) == padding.padding_side(BERT) == "right"
-    monkeypatch.setattr("loraxs_search.base_model.probing.padding_side", lambda _: "right")
+    assert padding_side(first) == padding_side(BERT) == "right"
+    monkeypatch.setattr("loraxs_search.base_model.reading.padding_side", lambda _: "right")
     monkeypatch.setattr(sharing, "padding_side", lambda _: "right")
     assert probe_sharing(model, ()).fault == "what a row gives depends on its padding"
 

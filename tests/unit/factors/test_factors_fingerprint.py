@@ -10,7 +10,7 @@ import torch
 
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.factors import check_fingerprint, compute_factors, fingerprint
-from loraxs_search.factors._fingerprint import TOLERANCE
+from loraxs_search.factors._verify import FINGERPRINT_TOLERANCE
 
 RANK = 16
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -43,14 +43,14 @@ def test_every_flipped_sign_shows(pair):
         flip[i, i] = -1
         both = turned(pair, flip)
         for changed in (both, (both[0], pair[1]), (pair[0], both[1])):
-            assert distance(pair, changed) > 5 * TOLERANCE
+            assert distance(pair, changed) > 5 * FINGERPRINT_TOLERANCE
 
 
 def test_every_swap_shows(pair):
     for i, j in itertools.combinations(range(RANK), 2):
         swap = torch.eye(RANK)
         swap[[i, j]] = swap[[j, i]]
-        assert distance(pair, turned(pair, swap)) > 5 * TOLERANCE
+        assert distance(pair, turned(pair, swap)) > 5 * FINGERPRINT_TOLERANCE
 
 
 @pytest.mark.parametrize("angle", [0.05, 0.5])
@@ -59,7 +59,7 @@ def test_every_rotation_of_neighbours_shows(pair, angle):
         rotation = torch.eye(RANK)
         c, s = math.cos(angle), math.sin(angle)
         rotation[i : i + 2, i : i + 2] = torch.tensor([[c, -s], [s, c]])
-        assert distance(pair, turned(pair, rotation)) > TOLERANCE
+        assert distance(pair, turned(pair, rotation)) > FINGERPRINT_TOLERANCE
 
 
 def test_another_sigma_basis_or_weight_shows():
@@ -104,5 +104,5 @@ def test_incomplete_or_undefined_numbers_never_agree(actual):
 
 
 def test_agreement_is_within_the_tolerance():
-    check_fingerprint([1.0, 2.0], [1.0 + TOLERANCE / 2, 2.0], module="m")
+    check_fingerprint([1.0, 2.0], [1.0 + FINGERPRINT_TOLERANCE / 2, 2.0], module="m")
     check_fingerprint([1.0, 2.0], [1.4, 2.0], module="m", tolerance=0.5)

@@ -11,7 +11,7 @@ import torch
 
 from loraxs_search.errors import BaseModelError, HomeError, RankError
 from loraxs_search.factors import Factors, FactorStore, _store, compute_factors
-from loraxs_search.factors._file import write_factors
+from loraxs_search.factors._store import write_factors
 from loraxs_search.home import factor_path, factor_variant_path
 
 

@@ -14,7 +14,7 @@ import torch
 from loraxs_search.factors import Factors, FactorStore, compute_factors
 from loraxs_search.factors import _store as store_module
 from loraxs_search.factors._compute import component_order
-from loraxs_search.factors._file import checksum, content_key, write_factors
+from loraxs_search.factors._store import checksum, content_key, write_factors
 from loraxs_search.factors._verify import fault
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path
 
