@@ -16,7 +16,7 @@ from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError, UsageError
 from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
-from loraxs_search.registry.out_folder import copy_folder, new_folder
+from loraxs_search.registry.pull import copy_folder, new_folder
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task
 from loraxs_search.tracking import resolve_uri
 
@@ -61,7 +61,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
     """
     folder = StudyFolder.open(study or _newest())
     _finished(folder)
-    with folder.lock():  # nobody extends the study, removes it or decides about it meanwhile
+    with folder.unchanged():  # nobody extends the study, removes it or decides about it meanwhile
         return _promote(folder, _finished(folder), force, tracking_uri)
 
 

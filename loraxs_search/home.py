@@ -195,16 +195,22 @@ def is_locked(path: Path) -> bool:
 
     filelock can only ask by taking the lock, which needs the right to write and would refuse two who ask at once.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:  # nobody has ever held it
-        return False
-    with file:
+    with shared_lock(path) as is_free:
+        return not is_free
+
+
+@contextlib.contextmanager
+def shared_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file beside others that read, without writing; yields whether nobody holds it alone."""
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:  # nobody has ever held it
+            pass
         except BlockingIOError:
-            return True
-        return False
+            yield False
+            return
+        yield True
 
 
 @contextlib.contextmanager

@@ -41,12 +41,8 @@ def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
             hint="restore the file, or search anew on the rows there are now",
         )
     answered = replace(finalist, test_metrics=scores.metrics, yardsticks=folder.yardsticks() or ())
-    path = folder.adapter_path(finalist.trial_id)
-    manifest = replace(registry.verify(path), test_metrics=scores.metrics, yardsticks=answered.yardsticks)
-    manifest = replace(manifest, samples=scores.samples)
-    files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "manifest.json"}
-    files["README.md"] = registry.model_card(manifest).encode()
-    folder.write_adapter(finalist.trial_id, registry.sealed(files, manifest))
+    new = {"test_metrics": scores.metrics, "yardsticks": answered.yardsticks, "samples": scores.samples}
+    folder.write_adapter(finalist.trial_id, registry.resealed(folder.adapter_path(finalist.trial_id), **new))
     rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
     folder.confirmations().write_candidate(answered, rows.to_bytes())
     updated = [answered if candidate == finalist else candidate for candidate in candidates]

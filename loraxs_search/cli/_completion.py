@@ -40,7 +40,7 @@ def trials(ctx: typer.Context, incomplete: str) -> Offered:
 def tasks(ctx: typer.Context, incomplete: str) -> Offered:
     """Offer the tasks of the registry and of the studies of this machine."""
     from loraxs_search.mlflow_uri import resolve_uri
-    from loraxs_search.registry.known_tasks import known_tasks
+    from loraxs_search.registry.names import known_tasks
     from loraxs_search.studies import studied_tasks
 
     names = set(studied_tasks())

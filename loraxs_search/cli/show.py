@@ -77,6 +77,6 @@ def _shown_metrics(version: RegisteredAdapter) -> list[str]:
 
 
 def _spreads(version: RegisteredAdapter) -> dict[str, str]:
-    from loraxs_search.registry.seed_statistics import seed_statistics
+    from loraxs_search.registry.finalist import seed_statistics
 
     return {name: str(spread) for name, spread in seed_statistics(version.candidate).items() if spread.count > 1}

@@ -11,7 +11,7 @@ from loraxs_search.errors import LoraxsError, StudyError
 from loraxs_search.mlflow_uri import redact, resolve_uri, without_account
 from loraxs_search.records import Manifest
 from loraxs_search.registry import manifest as manifests
-from loraxs_search.registry.registered import registered_manifests
+from loraxs_search.registry.reader import registered_manifests
 from loraxs_search.studies import StudyFolder, list_studies
 
 

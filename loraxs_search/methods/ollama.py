@@ -30,11 +30,11 @@ def modelfile(base: str, serving: Serving | None) -> str:
 
     A prompt of one column becomes the template, so that a user gives the column alone. One of several columns, and one
     that the parser cannot quote, is left to the user: then what is given is the whole prompt. Messages go through the
-    chat template of the base's own file.
+    chat template of the base's own file: all but the last are written down, and the last one is what a user gives.
     """
     lines = [f"# The base as a GGUF file, {base}: put its path here.", "FROM ./base.gguf", f"ADAPTER ./{FILE}"]
     if serving is not None:
-        lines += _template(serving)
+        lines += _messages(serving) if serving.prompt is None else _template(serving.prompt)
         lines += [f"PARAMETER stop {quoted}" for text in (*serving.stop, *serving.ends) if (quoted := _quoted(text))]
         if serving.max_new_tokens is not None:
             lines.append(f"PARAMETER num_predict {serving.max_new_tokens}")
@@ -44,15 +44,26 @@ def modelfile(base: str, serving: Serving | None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _template(serving: Serving) -> list[str]:
-    if serving.prompt is None:
-        return []
-    template = Template.of(serving.prompt)
+def _messages(serving: Serving) -> list[str]:
+    *before, (_, last) = serving.messages
+    lines = []
+    for number, (role, content) in enumerate(before):
+        template = Template.of(content)
+        quoted = None if template.columns else _quoted(template.fill({}))
+        keyword = "SYSTEM" if role == "system" and not number else f"MESSAGE {role}"
+        lines.append(f"{keyword} {quoted}" if quoted else f"# Give this message of the {role} before: {content!r}")
+    if last not in {f"{{{name}}}" for name in Template.of(last).columns}:
+        lines.append(f"# Give the whole message of the user, which was in training: {last!r}")
+    return lines
+
+
+def _template(prompt: str) -> list[str]:
+    template = Template.of(prompt)
     column = template.columns[0] if len(template.columns) == 1 else None
     if column is not None and (quoted := _quoted(_go(template.fill({column: _COLUMN})).replace(_COLUMN, _GIVEN))):
         return [f"TEMPLATE {quoted}"]
     return [
-        f"# Give the whole prompt, which was in training: {serving.prompt!r}",
+        f"# Give the whole prompt, which was in training: {prompt!r}",
         f"TEMPLATE {_QUOTES}{_GIVEN}{_QUOTES}",
     ]
 

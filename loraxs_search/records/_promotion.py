@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -24,6 +24,7 @@ class Yardstick:
             examples in each prompt. Only the better of these on the validation rows answers the test rows.
         answer: What `constant` says: a label id, a number or a text; None for the others.
         test_answers: Of a linear model, its answer to each test row: label ids or numbers. A study keeps them apart.
+        test_rows: Fingerprint of the test rows that these answer.
         seconds: What it took of one processor core.
         failed: Why it lacks metrics, the test rows' or all; empty when it has both.
         applies: Whether one that failed could have been measured: worked examples may not fit into the base's context,
@@ -35,9 +36,24 @@ class Yardstick:
     test_metrics: Mapping[str, float] = field(default_factory=dict)
     answer: int | float | str | None = None
     test_answers: tuple[float, ...] = ()
+    test_rows: str = ""
     seconds: float = 0.0
     failed: str = ""
     applies: bool | None = None
+
+
+@dataclass(frozen=True)
+class KeptAnswers:
+    """What a linear model answers to each test row.
+
+    Args:
+        task: The task's name.
+        test_rows: Fingerprint of the rows. Files of earlier versions say neither.
+    """
+
+    values: Sequence[float]
+    task: str = ""
+    test_rows: str = ""
 
 
 BASE_ALONE_ROWS = 200  # validation rows, at most, that choose how the base alone is asked
@@ -156,7 +172,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Look:
+class ComparisonRecord:
     """A finalist was compared with what it must beat, on test rows.
 
     Args:
@@ -221,5 +237,5 @@ class Decision:
     at: str = ""
     number: int = 0
     test_fingerprint: str = ""
-    looks: tuple[Look, ...] = ()
+    looks: tuple[ComparisonRecord, ...] = ()
     seen: tuple[str, ...] = ()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.registry.card import model_card
-from loraxs_search.registry.factor_files import factors_at, install_factors
+from loraxs_search.registry.card import model_card, resealed
+from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.finalist import Choice, choose, key, trial_of
 from loraxs_search.registry.manifest import sealed, verify
 from loraxs_search.registry.names import check_base, on_base
+from loraxs_search.registry.pages import TaskSummary
 from loraxs_search.registry.pull import adapter_folder, pull
 from loraxs_search.registry.store import BASE_ALONE, Beside, RegisteredAdapter, Registry, Rescored
-from loraxs_search.registry.summary import TaskSummary
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.test_predictions import ScoredRows
+    from loraxs_search.registry.significance import ScoredRows
 
 __all__ = [
     "BASE_ALONE",
@@ -34,6 +34,7 @@ __all__ = [
     "model_card",
     "on_base",
     "pull",
+    "resealed",
     "sealed",
     "trial_of",
     "verify",
@@ -42,7 +43,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "ScoredRows":  # numpy, which pulling does without
-        from loraxs_search.registry.test_predictions import ScoredRows
+        from loraxs_search.registry.significance import ScoredRows
 
         return ScoredRows
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

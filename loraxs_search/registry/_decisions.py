@@ -13,9 +13,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import Decision, from_json
-from loraxs_search.registry._versions import ensure_experiment
-from loraxs_search.registry.adapters import fitted
-from loraxs_search.registry.tags import DECISIONS, named_records
+from loraxs_search.registry._versions import DECISIONS, ensure_experiment, fitted, named_records
+from loraxs_search.registry.test_set_reuse import digest_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,6 +25,7 @@ _RUNS = 50  # asked for at once
 _EXPERIMENT = "loraxs-search decisions"
 _NOTE = "Older refusals of `loraxs-search promote`, in pages. `loraxs-search history TASK` reads them."
 _TASK = "loraxs.task"
+_FINALISTS = "loraxs.finalists"  # digests of those that a page has comparisons of
 
 
 def latest(tags: Mapping[str, str], task: str) -> list[Decision]:
@@ -36,6 +36,15 @@ def latest(tags: Mapping[str, str], task: str) -> list[Decision]:
 def every(client: MlflowClient, tags: Mapping[str, str], task: str) -> list[Decision]:
     """Return all decisions, those on pages too; one that was being moved when its promoter was killed counts once."""
     return _read(_on_pages(client, task) | named_records(tags, DECISIONS), task)
+
+
+def of_finalist(client: MlflowClient, task: str, finalist: str) -> list[Decision]:
+    """Return the decisions on pages that a finalist was compared in, and others of those pages, oldest first.
+
+    Args:
+        finalist: Its key.
+    """
+    return _read(_on_pages(client, task, f" and tags.`{_FINALISTS}` LIKE '%{digest_of(finalist)}%'"), task)
 
 
 def in_order(decisions: Iterable[Decision]) -> list[Decision]:
@@ -87,18 +96,20 @@ def _movable(records: Mapping[str, str]) -> dict[str, str]:
 
 def _move(client: MlflowClient, uri: str, task: str, page: Mapping[str, str]) -> None:
     experiment = ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
-    run = client.create_run(experiment, tags={**page, _TASK: task}, run_name=task)
+    finalists = {look.finalist for text in page.values() for look in from_json(Decision, text).looks}
+    index = " ".join(sorted(map(digest_of, finalists)))
+    run = client.create_run(experiment, tags={**page, _TASK: task, _FINALISTS: index}, run_name=task)
     client.set_terminated(run.info.run_id)
     for name in page:
         client.delete_registered_model_tag(task, name)
 
 
-def _on_pages(client: MlflowClient, task: str) -> dict[str, str]:
+def _on_pages(client: MlflowClient, task: str, only: str = "") -> dict[str, str]:
     experiment = client.get_experiment_by_name(_EXPERIMENT)
     found, token = dict[str, str](), ""
     while experiment is not None and token is not None:
         runs = client.search_runs(
-            [experiment.experiment_id], f"tags.`{_TASK}` = '{task}'", max_results=_RUNS, page_token=token or None
+            [experiment.experiment_id], f"tags.`{_TASK}` = '{task}'{only}", max_results=_RUNS, page_token=token or None
         )
         for run in runs:
             found |= named_records(run.data.tags, DECISIONS)

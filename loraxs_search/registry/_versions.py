@@ -1,4 +1,8 @@
-"""Registered models and their versions, in MLflow's calls."""
+"""A task's registered model, its versions, and the tags that hold their records.
+
+MLflow's pages hide tags of a registered model that begin with `mlflow.`. They show every tag of a version, so the
+records of a version are kept on the model too, by the adapter's digest.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,68 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.errors import RegistryError
 from loraxs_search.mlflow_uri import artifact_root
-from loraxs_search.records import Manifest
-from loraxs_search.registry._client import is_missing
-from loraxs_search.registry._listing import ADAPTER, KIND
+from loraxs_search.records import Candidate, Decision, Manifest, Refit, from_json, to_json
+from loraxs_search.registry._mlflow import is_missing
+from loraxs_search.registry.names import ADAPTER, KIND, is_sha256
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+_HIDDEN = "mlflow."
+DECISIONS = f"{_HIDDEN}loraxs.decision."  # the time of each decision stands behind it
+SUMMARY = f"{_HIDDEN}loraxs.champion"
+PAGE = f"{_HIDDEN}loraxs.page"  # sha256 of the description that we wrote
+CHANGE = f"{_HIDDEN}loraxs.change"  # a rollback or a removal that has begun and is not recorded yet
+_ADAPTER = f"{_HIDDEN}loraxs.adapter."
+CANDIDATE, DECISION = "candidate", "decision"
+
+
+def adapter_tag(digest: str, kind: str) -> str:
+    """Return the tag that holds the `CANDIDATE` or `DECISION` of an adapter."""
+    return f"{_ADAPTER}{digest[:32]}.{kind}"
+
+
+def adapter_records(version: Mapping[str, str], model: Mapping[str, str], digest: str) -> tuple[Candidate, Decision]:
+    """Read the records of a version; version 0.1 kept them among the version's own tags.
+
+    Args:
+        version: Its tags.
+        model: Those of the registered model.
+    Raises:
+        KeyError, ValueError: somebody else registered it.
+    """
+
+    def text(kind: str) -> str:
+        key = adapter_tag(digest, kind)
+        return model[key] if key in model else version[f"loraxs.{kind}"]
+
+    return from_json(Candidate, text(CANDIDATE)), from_json(Decision, text(DECISION))
+
+
+def record(tags: Mapping[str, str], name: str) -> str:
+    """Return the record under `name`, or under the name that version 0.1 gave it, in sight.
+
+    Raises:
+        KeyError: there is neither.
+    """
+    return tags[name] if name in tags else tags[name.removeprefix(_HIDDEN)]
+
+
+def named_records(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
+    """Return the records whose names begin so, by today's names, those of version 0.1 too; in order of their names."""
+    old = prefix.removeprefix(_HIDDEN)
+    found = {name: text for name, text in tags.items() if name.startswith(prefix)}
+    found |= {f"{_HIDDEN}{name}": text for name, text in tags.items() if name.startswith(old)}
+    return dict(sorted(found.items()))
+
 
 _EXPERIMENT = "loraxs-search adapters"  # for adapters whose run is not in this store
 _NOTE = "Adapters that were promoted here and trained elsewhere: their runs are in another store."
@@ -172,3 +228,125 @@ def _link(client: MlflowClient, model: Any, task: str, version: int) -> None:
     client.set_logged_model_tags(
         model.model_id, {_MODEL_VERSIONS: json.dumps([*listed, {"name": task, "version": version}])}
     )
+
+
+_MAX_TAG = 5000  # characters a registered model's tag may have in MLflow's tables
+SIGNATURE = "loraxs.signature."  # of a version: with the alias that was signed behind it
+
+
+@dataclass(frozen=True)
+class RegisteredAdapter:
+    """A version of a task's adapters.
+
+    Args:
+        digest: Content address of its folder, as `folder_digest` gives it.
+        candidate: The scores it was promoted with.
+        decision: Why it was.
+        source: Where its files lie, as MLflow names it.
+        evidence: sha256 of its answers to the test rows; None when there are none.
+        signatures: Alias to what `signature.sign` has made for it.
+        created_at: ISO 8601.
+    """
+
+    task: str
+    version: int
+    aliases: tuple[str, ...]
+    digest: str
+    candidate: Candidate
+    decision: Decision
+    source: str
+    run_id: str | None = None
+    evidence: str | None = None
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    created_at: str = ""
+
+
+def read_version(version: Any, model_tags: Mapping[str, str]) -> RegisteredAdapter:
+    """Rebuild a record from MLflow's model version and the tags of its registered model.
+
+    Raises:
+        RegistryError: somebody else registered it.
+    """
+    tags = version.tags
+    try:
+        digest = _digest(tags["loraxs.digest"])
+        candidate, decision = adapter_records(tags, model_tags, digest)
+        return RegisteredAdapter(
+            task=version.name,
+            version=int(version.version),
+            aliases=tuple(sorted(version.aliases)),
+            digest=digest,
+            candidate=candidate,
+            decision=decision,
+            source=version.source,
+            run_id=version.run_id or None,
+            evidence=tags.get(EVIDENCE),
+            signatures={k.removeprefix(SIGNATURE): v for k, v in tags.items() if k.startswith(SIGNATURE)},
+            created_at=datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC).isoformat("T", "seconds"),
+        )
+    except (KeyError, ValueError) as error:
+        raise RegistryError(
+            f"Version {version.version} of {version.name} was not registered by loraxs-search: {error}.",
+            hint="name another version, or promote an adapter of this task",
+        ) from error
+
+
+def _digest(tag: str) -> str:
+    if not is_sha256(tag):  # it names a folder of the cache
+        raise ValueError(f"`digest` must be 64 hex digits, but got {tag!r}")
+    return tag
+
+
+def version_tags(manifest: Manifest, candidate: Candidate, digest: str) -> dict[str, str]:
+    """Return the tags of a new version: what people look for in the UI."""
+    scores = {f"test.{name}": f"{value:.6g}" for name, value in candidate.test_metrics.items()}
+    scores |= {f"validation.{name}": f"{value:.6g}" for name, value in candidate.validation_metrics.items()}
+    return scores | {
+        "loraxs.study": candidate.study,
+        "trial_id": candidate.trial_id,
+        "stored_bytes": str(candidate.stored_bytes),
+        "loraxs.base_model": manifest.base_model.id,
+        "loraxs.digest": digest,
+    }
+
+
+def record_tags(candidate: Candidate, decision: Decision, digest: str) -> dict[str, str]:
+    """Return the tags of the registered model that hold the records of a new version."""
+    return {adapter_tag(digest, CANDIDATE): _fitted(candidate), adapter_tag(digest, DECISION): fitted(decision)}
+
+
+def _fitted(candidate: Candidate) -> str:
+    """Return the candidate as JSON short enough for a tag: its own scores whole, what is beside them shortened."""
+    text, limit = to_json(candidate), _MAX_TAG
+    while len(text) > _MAX_TAG and limit > 1:
+        limit //= 2
+        text = to_json(_shortened(candidate, limit))
+    return text
+
+
+def _shortened(candidate: Candidate, limit: int) -> Candidate:
+    """Cut texts to `limit` characters, and round and count off refits."""
+    yardsticks = [
+        replace(
+            each,
+            answer=each.answer[:limit] if isinstance(each.answer, str) else each.answer,
+            failed=each.failed[:limit],
+        )
+        for each in candidate.yardsticks
+    ]
+    refits = [
+        Refit(each.seed, {name: float(f"{x:.6g}") for name, x in each.validation_metrics.items()}, each.failed[:limit])
+        for each in candidate.refits[: max(1, limit // 25)]
+    ]
+    earlier = candidate.earlier_finalists[: limit // 25]
+    return replace(candidate, yardsticks=tuple(yardsticks), refits=tuple(refits), earlier_finalists=earlier)
+
+
+def fitted(decision: Decision) -> str:
+    """Return the decision as JSON short enough for a tag, the last reasons kept: they say what was decided."""
+    text, short = to_json(decision), decision
+    while len(text) > _MAX_TAG and (short.reasons or short.seen):
+        short = replace(short, reasons=short.reasons[1:], seen=short.seen if short.reasons else short.seen[:-20])
+        left_out = f"({len(decision.reasons) - len(short.reasons)} more reasons)"
+        text = to_json(replace(short, reasons=(left_out, *short.reasons)))
+    return text

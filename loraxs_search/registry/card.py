@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.methods import get_method, words_of
 from loraxs_search.records import (
@@ -17,7 +18,8 @@ from loraxs_search.records import (
     YardstickName,
     is_alone,
 )
-from loraxs_search.registry.seed_statistics import seed_statistics
+from loraxs_search.registry.finalist import seed_statistics
+from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 
 if TYPE_CHECKING:
     from loraxs_search.tasks.kinds import TaskKind
@@ -64,6 +66,17 @@ def model_card(manifest: Manifest) -> str:
         "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())) + ".",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def resealed(folder: Path, **changes: Any) -> dict[str, bytes]:
+    """Return the files of a sealed adapter folder with other fields in its manifest, and a card that follows them.
+
+    Raises:
+        IntegrityError: the folder is not what its manifest says.
+    """
+    manifest = replace(verify(folder), **changes)
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
+    return sealed(files | {"README.md": model_card(manifest).encode()}, manifest)
 
 
 def _front_matter(manifest: Manifest) -> str:

@@ -7,17 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.records import Decision, PromotionRule, Task
-from loraxs_search.registry.adapters import RegisteredAdapter
-from loraxs_search.registry.anchor import Anchor, find_anchor
-from loraxs_search.registry.criterion import Criterion
-from loraxs_search.registry.finalist import key
-from loraxs_search.registry.looks import Looks
+from loraxs_search.records import Decision, KeptAnswers, PromotionRule, Task
+from loraxs_search.registry._versions import RegisteredAdapter
+from loraxs_search.registry.finalist import Criterion, key
 from loraxs_search.registry.names import CHAMPION, base_alias
-from loraxs_search.registry.promotion import YARDSTICK, Scored, Terms, decide
+from loraxs_search.registry.promotion import YARDSTICK, ComparisonSetup, Scored, decide
+from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.test_predictions import ScoredRows
+    from loraxs_search.registry.significance import ScoredRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +39,11 @@ class Beside:
     Args:
         study: Whose candidates they are, for the record where there are none.
         answers: Of the study's linear models to the test rows, by name.
-        seen: Keys of other finalists that have answered the test rows: each counts as a look at them.
+        seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
     """
 
     study: str = ""
-    answers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
     seen: Sequence[str] = ()
 
 
@@ -121,14 +119,16 @@ class Comparison:
         """
         own = self.finalist.candidate
         earlier = [key(replace(own, trial_id=trial_id)) for trial_id in own.earlier_finalists]
-        looks = Looks(self.past, own.test_fingerprint, [*earlier, *self.seen])
-        uncounted, unmet = looks.uncounted(key(own)), looks.unmet(key(own)) if own.test_metrics else ()
-        decision = self._decide(champions, looks, uncounted)
+        history = ComparisonHistory(self.past, own.test_fingerprint, [*earlier, *self.seen])
+        uncounted, unmet = history.uncounted(key(own)), history.unmet(key(own)) if own.test_metrics else ()
+        decision = self._decide(champions, history, uncounted)
         return replace(decision, seen=uncounted if decision.looks else (*uncounted, *unmet))
 
-    def _decide(self, champions: Mapping[str, ComparedChampion], looks: Looks, uncounted: tuple[str, ...]) -> Decision:
+    def _decide(
+        self, champions: Mapping[str, ComparedChampion], history: ComparisonHistory, uncounted: tuple[str, ...]
+    ) -> Decision:
         overall, own = champions.get(CHAMPION), base_alias(self.finalist.candidate.base_model)
-        decision = self._against(CHAMPION, overall, looks, self.forced)
+        decision = self._against(CHAMPION, overall, history, self.forced)
         on_own_base = overall is not None and base_alias(overall.scored.candidate.base_model) == own
         of_base = champions.get(own, overall if on_own_base else None)
         is_one = own == CHAMPION or _version(of_base) == _version(overall)
@@ -136,8 +136,8 @@ class Comparison:
             return replace(decision, aliases=tuple(dict.fromkeys((CHAMPION, own))))
         if is_one:
             return decision
-        looks.take(replace(decision, seen=uncounted))
-        second = self._against(own, of_base, looks, self.forced and decision.promoted)
+        history.take(replace(decision, seen=uncounted))
+        second = self._against(own, of_base, history, self.forced and decision.promoted)
         promoted = {CHAMPION: decision.promoted, own: second.promoted}
         return replace(
             second if second.promoted and not decision.promoted else decision,
@@ -149,28 +149,30 @@ class Comparison:
     def _is_finalist(self, champion: ComparedChampion) -> bool:
         return key(champion.adapter.candidate) == key(self.finalist.candidate)
 
-    def _against(self, alias: str, champion: ComparedChampion | None, looks: Looks, forced: bool) -> Decision:
+    def _against(
+        self, alias: str, champion: ComparedChampion | None, history: ComparisonHistory, forced: bool
+    ) -> Decision:
         finalist = key(self.finalist.candidate)
         other = YARDSTICK if champion is None else key(champion.scored.candidate)
-        terms = Terms(
+        setup = ComparisonSetup(
             alias=alias,
-            look=looks.number(finalist, other),
-            level=looks.level(finalist, other, 1 - self.rule.confidence),
-            anchor=self._anchor(alias, champion),
+            number=history.number(finalist, other),
+            level=history.level(finalist, other, 1 - self.rule.confidence),
+            reference=self._reference(alias, champion),
             forced=forced,
         )
-        decision = decide(self.rule, self.task, self.finalist, champion.scored if champion else None, terms)
+        decision = decide(self.rule, self.task, self.finalist, champion.scored if champion else None, setup)
         note = champion.note if champion else ""
         return replace(decision, reasons=(note, *decision.reasons)) if note else decision
 
-    def _anchor(self, alias: str, champion: ComparedChampion | None) -> Anchor | None:
+    def _reference(self, alias: str, champion: ComparedChampion | None) -> ToleranceReference | None:
         criterion, finalist = Criterion.of(self.rule, self.task), self.finalist.candidate
         present = None
         if champion is not None and champion.scored.candidate.test_fingerprint == finalist.test_fingerprint:
             metrics = champion.scored.candidate.test_metrics
             if criterion.fault(metrics, "test") is None:
-                present = Anchor(champion.adapter.version, metrics[criterion.metric])
-        return find_anchor(alias, criterion, finalist.test_fingerprint, self.past, present)
+                present = ToleranceReference(champion.adapter.version, metrics[criterion.metric])
+        return find_tolerance_reference(alias, criterion, finalist.test_fingerprint, self.past, present)
 
 
 def _version(champion: ComparedChampion | None) -> int | None:

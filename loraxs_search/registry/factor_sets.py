@@ -1,13 +1,14 @@
-"""Factor sets: the factors of a base's weights, registered once for all adapters on it.
+"""Factor sets: the factors of a base's weights, registered once for all adapters on it; and their files here.
 
 Nearly equal singular values leave singular vectors free to rotate, so two machines may decompose one weight into
 factors that differ. An R trained in one means another model in the other: who loads it needs the very factors. A set is
 a logged model in an experiment of its own, not a registered one: those are tasks. Its files are named by key and
-checksum; it only grows. A tag of the experiment says where the set of a base lies.
+checksum; it only grows. A tag of the experiment says where the set of a base lies. No torch here.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import tempfile
 from collections.abc import Mapping
@@ -17,13 +18,98 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import IntegrityError, RegistryError
-from loraxs_search.registry import _rest, _versions
-from loraxs_search.registry._artifacts import fetch_file, list_files
-from loraxs_search.registry._client import connect
-from loraxs_search.registry.factor_files import factors_at, keep_unchecked, lacks_factors
+from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
+from loraxs_search.registry import _mlflow, _versions
+from loraxs_search.registry._mlflow import connect, fetch_file, list_files
+from loraxs_search.registry.names import is_sha256
+from loraxs_search.safetensors_header import entry_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+
+_NAMES = ("left", "singular_values", "right")
+
+
+def lacks_factors(key: str, checksum: str) -> bool:
+    """Whether this machine has no factors of that key with these numbers, checked or not."""
+    if factors_at(key, checksum) is not None:
+        return False
+    return _recorded_checksum(unchecked_factor_path(key, checksum)) != checksum
+
+
+def factors_at(key: str, checksum: str, root: Path | None = None) -> Path | None:
+    """Return the file with these factors: this machine's own, or another machine's that were checked here."""
+    _checked(checksum, "factor checksum")
+    for path in (factor_path(_checked(key), root), factor_variant_path(key, checksum, root)):
+        if _recorded_checksum(path) == checksum:
+            return path
+    return None
+
+
+def install_factors(key: str, content: bytes, root: Path | None = None) -> Path:
+    """Put factors that a host of this search has used where they are looked for, and return the file.
+
+    They become this machine's own where it has none of that key; beside its own where it has. Either way what was
+    trained here keeps its meaning.
+
+    Raises:
+        IntegrityError: the content is no factor file, or its checksum is not that of its numbers.
+        HomeError: the folder cannot be written.
+    """
+    checksum = _true_checksum(content)
+    own = factor_path(_checked(key), root)
+    path = factor_variant_path(key, checksum, root) if own.exists() else own
+    if _recorded_checksum(own) == checksum:
+        return own
+    write_atomic(path, content)
+    return path
+
+
+def keep_unchecked(key: str, content: bytes, root: Path | None = None) -> Path:
+    """Put factors from a registry aside until somebody has the weight to check them against, and return the file.
+
+    Raises:
+        IntegrityError: the content is no factor file, or its checksum is not that of its numbers.
+        HomeError: the folder cannot be written.
+    """
+    path = unchecked_factor_path(_checked(key), _true_checksum(content), root)
+    write_atomic(path, content)
+    return path
+
+
+def _checked(digest: str, what: str = "factor key") -> str:
+    if not is_sha256(digest):
+        raise IntegrityError(f"`{what}` must be 64 hex digits, but got {digest!r}.", hint="pull the adapter again")
+    return digest
+
+
+def _recorded_checksum(path: Path) -> str | None:
+    """Return the checksum in a factor file's header; None when there is no such file."""
+    try:
+        return str(entry_of(path, "factors")["checksum"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # a damaged file is made anew by whoever needs it
+
+
+def _true_checksum(content: bytes) -> str:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        recorded = entry_of(content, "factors")["checksum"]
+        tensors = load(content)
+        digest = hashlib.sha256()
+        for name in _NAMES:
+            digest.update(tensors[name].tobytes())
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"A factor file must be safetensors with a checksum, but: {error}.") from error
+    if digest.hexdigest() != recorded:
+        raise IntegrityError(
+            f"A factor file must have checksum {recorded[:16]}..., but got {digest.hexdigest()[:16]}..."
+        )
+    return str(recorded)
+
 
 _logger = logging.getLogger(__name__)
 _EXPERIMENT = "loraxs-search factors"
@@ -115,11 +201,11 @@ def sets_of(uri: str, base_digest: str) -> list[FactorSet]:
 
     A server is asked without MLflow.
     """
-    return _rest.plainly(
+    return _mlflow.plainly(
         uri,
         lambda: (
-            _read(_rest.find_experiment(uri, _EXPERIMENT), base_digest)
-            + _registered(_rest.find_first_version(uri, _set_name(base_digest)), base_digest)
+            _read(_mlflow.find_experiment(uri, _EXPERIMENT), base_digest)
+            + _registered(_mlflow.find_first_version(uri, _set_name(base_digest)), base_digest)
         ),
         lambda: _find(connect(uri), base_digest),
     )

@@ -1,13 +1,18 @@
-"""What MLflow's registry shows of a task and of a version, in Markdown: scores, yardsticks, size, reasons, history."""
+"""What MLflow's registry shows of a task and of a version, in Markdown, and a task's line in lists.
+
+The line is kept as a tag, so that a list needs no more than the registered model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from loraxs_search.records import Candidate, Decision, Manifest
-from loraxs_search.registry.adapters import RegisteredAdapter
+from loraxs_search.registry._versions import RegisteredAdapter
 from loraxs_search.registry.card import score_table, size_table, yardstick_title
-from loraxs_search.registry.seed_statistics import seed_statistics
+from loraxs_search.registry.finalist import SeedStatistics, seed_statistics
+from loraxs_search.registry.promotion import show_confidence
 
 MAX_PAGE = 5000  # characters of a description in MLflow's tables
 _MAX_LINE = 300
@@ -32,7 +37,7 @@ def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, v
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`. How to load it with PEFT and others: `README.md` "
         "among its files.",
     ]
-    reasons = [f"- {_line(reason)}" for reason in (*decision.reasons, *_looks(decision))]
+    reasons = [f"- {_line(reason)}" for reason in (*decision.reasons, *_compared(decision))]
     return _page(before, list(reversed(reasons)), after, newest_last=True)
 
 
@@ -78,12 +83,12 @@ def _yardsticks(candidate: Candidate, metric: str) -> list[str]:
     return [_NEWLINE.join([f"| on the same test rows | {metric} |", "|---|---|", *rows])]
 
 
-def _looks(decision: Decision) -> Iterable[str]:
+def _compared(decision: Decision) -> Iterable[str]:
     """Say how often its test rows were looked at: the more often, the less the next score says."""
     if decision.looks:
-        look = decision.looks[-1]
-        sure = f", held to a confidence of {look.confidence:.4g}" if look.confidence else ""
-        yield f"comparison {look.number} on these test rows{sure}"
+        last = decision.looks[-1]
+        sure = f", held to a confidence of {show_confidence(last.confidence)}" if last.confidence else ""
+        yield f"comparison {last.number} on these test rows{sure}"
     if decision.forced:
         yield "promoted by force"
 
@@ -132,3 +137,56 @@ def _page(
     left_out = [f"{more} more are left out; `loraxs-search history` has all."] if more else []
     body = _NEWLINE.join(filter(None, [head, *(reversed(kept) if newest_last else kept)]))
     return "\n\n".join([*before, body, *left_out, *after])[:MAX_PAGE]
+
+
+SHOWN = "loraxs.champion"  # a tag that says the same to people
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """A task and its champion; without a champion all but the task is empty.
+
+    Args:
+        score: The champion's test value of `metric`, as it was promoted.
+        mean: Mean validation value of `metric` over the champion and the same recipe from other seeds.
+        spread: Their sample standard deviation; None when there are no refits.
+        promoted_at: ISO 8601.
+        aliases: Alias to version, other champions included.
+    """
+
+    task: str
+    version: int | None = None
+    metric: str = ""
+    score: float | None = None
+    mean: float | None = None
+    spread: float | None = None
+    stored_bytes: int | None = None
+    base_model: str = ""
+    promoted_at: str = ""
+    aliases: Mapping[str, int] = field(default_factory=dict)
+
+
+def summarise(task: str, version: int, candidate: Candidate, decision: Decision) -> TaskSummary:
+    """Return the line of a task whose champion is `version`."""
+    over_seeds = seed_statistics(candidate).get(decision.metric)
+    return TaskSummary(
+        task=task,
+        version=version,
+        metric=decision.metric,
+        score=candidate.test_metrics.get(decision.metric),
+        mean=over_seeds.mean if over_seeds else None,
+        spread=over_seeds.deviation if over_seeds else None,
+        stored_bytes=candidate.stored_bytes,
+        base_model=candidate.base_model,
+        promoted_at=decision.at,
+    )
+
+
+def shown(summary: TaskSummary) -> str:
+    """Return the line as people read it among a registered model's tags."""
+    if summary.version is None:
+        return "none"
+    over_seeds = f" ({SeedStatistics(summary.mean, summary.spread, 0)} over seeds)" if summary.mean is not None else ""
+    score = "-" if summary.score is None else f"{summary.score:.4f}"
+    size = "" if summary.stored_bytes is None else f", {summary.stored_bytes:,} bytes"
+    return f"version {summary.version}, {summary.metric} {score}{over_seeds}{size}"

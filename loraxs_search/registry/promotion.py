@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, Decision, Look, PromotionRule, Task
-from loraxs_search.registry.anchor import Anchor
-from loraxs_search.registry.criterion import NOISE, Criterion, better_when
-from loraxs_search.registry.finalist import identity, key, show_bytes
+from loraxs_search.records import Candidate, ComparisonRecord, Decision, KeptAnswers, PromotionRule, Task
+from loraxs_search.registry.finalist import NOISE, Criterion, better_when, identity, key, show_bytes
 from loraxs_search.registry.names import CHAMPION
+from loraxs_search.registry.test_set_reuse import ToleranceReference
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.baseline_answers import BaselineAnswer
-    from loraxs_search.registry.test_predictions import ScoredRows
+    from loraxs_search.registry.baselines import BaselineAnswer
+    from loraxs_search.registry.significance import ScoredRows
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
 _CONSTANT = "with `promotion.require: constant` only the constant answer counts"
@@ -36,25 +35,25 @@ class Scored:
     candidate: Candidate
     rows: ScoredRows | None = None
     alone: ScoredRows | None = None
-    answers: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Terms:
-    """On what terms a finalist meets a champion.
+class ComparisonSetup:
+    """How a finalist is compared with a champion.
 
     Args:
         alias: The championship that it is about.
-        look: The number of this comparison among all on these test rows.
+        number: Of this comparison among all on these test rows.
         level: The chance of error that it may have; None for that of its number alone.
-        anchor: What tolerance counts from; None turns tolerance off.
+        reference: What tolerance is measured from; None turns tolerance off.
         forced: Promote the finalist whatever the champion.
     """
 
     alias: str = CHAMPION
-    look: int = 1
+    number: int = 1
     level: float | None = None
-    anchor: Anchor | None = None
+    reference: ToleranceReference | None = None
     forced: bool = False
 
 
@@ -62,30 +61,30 @@ class Terms:
 class _Verdict:
     promoted: bool
     reason: str
-    look: Look | None = None
+    comparison: ComparisonRecord | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class _AppliedRule:
-    """A rule, as it is applied to one finalist on stated terms."""
+class _PromotionTest:
+    """A rule, as it is applied to one finalist."""
 
     rule: PromotionRule
     task: Task
     criterion: Criterion
-    terms: Terms
+    setup: ComparisonSetup
     finalist: Scored
 
     @property
     def level(self) -> float:
-        """The chance of error that this look may have: looks at the same rows share what is allowed."""
-        number, level = self.terms.look, self.terms.level
+        """The chance of error that this comparison may have: those on the same rows share what is allowed."""
+        number, level = self.setup.number, self.setup.level
         return (1 - self.rule.confidence) / (number * (number + 1)) if level is None else level
 
-    def look(self, opponent: str, p: float | None) -> Look:
-        anchor, finalist = self.terms.anchor, key(self.finalist.candidate)
-        known = (None, None) if anchor is None else (anchor.version, anchor.metric)
+    def record(self, opponent: str, p: float | None) -> ComparisonRecord:
+        reference, finalist = self.setup.reference, key(self.finalist.candidate)
+        known = (None, None) if reference is None else (reference.version, reference.metric)
         confidence = 1 - self.level if self.rule.confidence else 0.0
-        return Look(self.terms.alias, finalist, opponent, self.terms.look, confidence, p, *known)
+        return ComparisonRecord(self.setup.alias, finalist, opponent, self.setup.number, confidence, p, *known)
 
     def p_value(self, better: ScoredRows | None, worse: ScoredRows | None) -> float | None:
         """Return the chance that `better` is ahead by luck; None where rows cannot tell."""
@@ -95,13 +94,14 @@ class _AppliedRule:
 
         return p_value(self.criterion.metric, self.criterion.sign, better, worse, self.level)
 
-    def sureness(self, p: float) -> str:
-        number = self.terms.look
-        chance = f"p={p:.3g}" if p >= _TINY else f"p<{_TINY:f}".rstrip("0")
-        return f"{chance}; comparison {number} on these rows, confidence {1 - self.level:.4g}"
+    def describe_p_value(self, p: float) -> str:
+        number = self.setup.number
+        tiny = min(_TINY, self.level / 10)
+        chance = f"p={p:.3g}" if p >= tiny else f"p<{tiny:.1g}" if tiny < _TINY else f"p<{tiny:f}".rstrip("0")
+        return f"{chance}; comparison {number} on these rows, confidence {show_confidence(1 - self.level)}"
 
     # ---- the two comparisons -----------------------------------------------------------------------------------------
-    def with_baselines(self) -> _Verdict:
+    def compare_with_baselines(self) -> _Verdict:
         """Hold a first champion against each baseline that the rule requires."""
         first, criterion, rows = "there was no champion", self.criterion, self.finalist.rows
         untested = f"{first}, and answers to test rows to hold against the constant answer are missing"
@@ -118,20 +118,23 @@ class _AppliedRule:
                 why = f"{baseline.name}, whose answers are to other rows, or of other tokens"
                 return _Verdict(False, f"{first} to beat but {why}: {_FORCE}")
         known = [p for p in chances if p is not None]
-        look = self.look(YARDSTICK, max(known, default=None))
+        comparison = self.record(YARDSTICK, max(known, default=None))
         unbeaten = [
             (each, p)
             for each, p in zip(baselines, chances, strict=True)
             if self._gain_over(each) <= NOISE or (p is not None and p > self.level + NOISE)
         ]
-        hardest, p = min(unbeaten or list(zip(baselines, chances, strict=True)), key=lambda it: self._gain_over(it[0]))
-        gain = self._gain_over(hardest)
-        against = f"{first}; {_beside(gain, f'{hardest.name} ({criterion.metric} {hardest.score:.4f})')}"
-        sureness = f" ({self.sureness(p)})" if p is not None else ""
+        strongest_baseline, p = min(
+            unbeaten or list(zip(baselines, chances, strict=True)), key=lambda it: self._gain_over(it[0])
+        )
+        gain = self._gain_over(strongest_baseline)
+        scored = f"{strongest_baseline.name} ({criterion.metric} {strongest_baseline.score:.4f})"
+        against = f"{first}; {_beside(gain, scored)}"
+        described = f" ({self.describe_p_value(p)})" if p is not None else ""
         if unbeaten:
             unsure = ", not significantly better" if gain > NOISE else ""
-            return _Verdict(False, f"{against}{unsure}{sureness}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}", look)
-        return _Verdict(True, f"{against}{', significant' if p is not None else ''}{sureness}", look)
+            return _Verdict(False, f"{against}{unsure}{described}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}", comparison)
+        return _Verdict(True, f"{against}{', significant' if p is not None else ''}{described}", comparison)
 
     def beaten_by_baseline(self) -> str:
         """Say which baseline scores higher than the finalist; empty where none does."""
@@ -144,19 +147,21 @@ class _AppliedRule:
 
     def unready(self) -> str:
         """Say why nothing can be decided on these test rows, and what to do; empty where it can."""
-        rows, rule = self.finalist.rows, self.rule
+        finalist, rows, rule = self.finalist, self.finalist.rows, self.rule
         if rows is None and rule.confidence:
             return ""  # which the comparison says
-        from loraxs_search.registry.baseline_answers import unmeasured
+        from loraxs_search.registry.baselines import unlike_rows, unmeasured
         from loraxs_search.registry.significance import MIN_ROWS
 
         if rule.confidence and rows is not None and len(rows.labels) < MIN_ROWS:
             few = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {len(rows.labels)}"
             return f"{few}: add test rows and search anew; {_FORCE}"
-        candidate, has_alone = self.finalist.candidate, self.finalist.alone is not None
+        candidate, has_alone = finalist.candidate, finalist.alone is not None
         if why := unmeasured(rule, self.task, candidate.yardsticks, has_alone=has_alone):
             study = candidate.study
             return f"{why}. `loraxs-search resume {study}` asks it again; {_CONSTANT}; {_FORCE}"
+        if why := unlike_rows(rule, finalist.candidate, finalist.answers, rows):
+            return f"{why}: {_CONSTANT}; {_FORCE}"
         if unscored := next((each for each in self._baselines() if not math.isfinite(each.score)), None):
             metric = self.criterion.metric
             return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
@@ -164,12 +169,12 @@ class _AppliedRule:
 
     def left_out(self) -> list[str]:
         """Say which baselines count for nothing, and why."""
-        from loraxs_search.registry.baseline_answers import left_out
+        from loraxs_search.registry.baselines import left_out
 
         return left_out(self.rule, self.finalist.candidate.yardsticks)
 
     def _baselines(self) -> list[BaselineAnswer]:
-        from loraxs_search.registry.baseline_answers import baseline_answers
+        from loraxs_search.registry.baselines import baseline_answers
         from loraxs_search.tasks.kinds import find_metric
 
         metric, finalist = find_metric(self.criterion.metric), self.finalist
@@ -182,29 +187,29 @@ class _AppliedRule:
         finalist = self.criterion.value(self.finalist.candidate.test_metrics)
         return finalist - self.criterion.sign * baseline.score
 
-    def with_champion(self, champion: Scored) -> _Verdict:
+    def compare_with_champion(self, champion: Scored) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
-        criterion, held, name = self.criterion, champion.candidate.test_metrics, key(champion.candidate)
+        criterion, champion_scores, name = self.criterion, champion.candidate.test_metrics, key(champion.candidate)
         if fault := _incomparable(criterion, self.finalist.candidate, champion.candidate) or self._unlike(champion):
             return _Verdict(False, f"not comparable: {fault}")
         p = self.p_value(self.finalist.rows, champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
             return _Verdict(False, f"not comparable: answers to test rows are missing; {_FORCE}")
-        look = self.look(name, p)
-        if fallen := self._fallen(champion.candidate):
-            return _Verdict(False, fallen, look)
-        gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.value(held)
-        scores = f"{criterion.show(held)}, {show_bytes(champion.candidate)}"
+        comparison = self.record(name, p)
+        if violated := self._violated_guard(champion.candidate):
+            return _Verdict(False, violated, comparison)
+        gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.value(champion_scores)
+        scores = f"{criterion.show(champion_scores)}, {show_bytes(champion.candidate)}"
         against = _beside(gain, f"the champion {identity(champion.candidate)} ({scores})")
-        sureness = f" ({self.sureness(p)})" if p is not None else ""
+        described = f" ({self.describe_p_value(p)})" if p is not None else ""
         if gain > NOISE and gain >= self.rule.min_gain - NOISE:
             if p is None or p <= self.level + NOISE:
-                return _Verdict(True, f"{against}, at least min_gain={self.rule.min_gain:g}{sureness}", look)
-            shortfall = f", not significant{sureness}"
+                return _Verdict(True, f"{against}, at least min_gain={self.rule.min_gain:g}{described}", comparison)
+            shortfall = f", not significant{described}"
         else:
             shortfall = f", less than min_gain={self.rule.min_gain:g}" if gain > NOISE else ""
         tolerated, why = self._tolerated(champion)
-        return _Verdict(tolerated, against + (f", {why}" if tolerated else shortfall + why), look)
+        return _Verdict(tolerated, against + (f", {why}" if tolerated else shortfall + why), comparison)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _unlike(self, champion: Scored) -> str:
@@ -212,37 +217,37 @@ class _AppliedRule:
 
         Tokens are others by another tokenizer, or where answers are written so.
         """
-        rows, held = self.finalist.rows, champion.rows
-        if rows is None or held is None:
+        rows, others = self.finalist.rows, champion.rows
+        if rows is None or others is None:
             return ""
-        if not rows.read_alike(held):
+        if not rows.read_alike(others):
             return f"answers were read by the rules of two versions; {_FORCE}"
-        if rows.counts is None or held.counts is None:
+        if rows.counts is None or others.counts is None:
             return ""
         from loraxs_search.tasks.kinds import find_metric
 
         metric = find_metric(self.criterion.metric)
-        if metric is None or metric.column == "predictions" or rows.same_tokens(held):
+        if metric is None or metric.column == "predictions" or rows.same_tokens(others):
             return ""
         counted = f"{metric.name} is a mean over tokens, and the champion's rows have others"
         return f"{counted}; compare by another metric, or {_FORCE}"
 
     def _tolerated(self, champion: Scored) -> tuple[bool, str]:
         """Say whether a smaller finalist replaces the champion although its gain is not significant."""
-        anchor, rule = self.terms.anchor, self.rule
+        reference, rule = self.setup.reference, self.rule
         if self.finalist.candidate.stored_bytes >= champion.candidate.stored_bytes:
             return False, ""
-        if anchor is None:
+        if reference is None:
             return False, ", smaller but there is no score that tolerance could count from"
-        loss = self.criterion.sign * anchor.metric - self.criterion.value(self.finalist.candidate.test_metrics)
+        loss = self.criterion.sign * reference.metric - self.criterion.value(self.finalist.candidate.test_metrics)
         if loss > rule.tolerance + NOISE:
-            return False, f", smaller but {loss:.4f} below version {anchor.version}, which tolerance counts from"
+            return False, f", smaller but {loss:.4f} below version {reference.version}, which tolerance counts from"
         p = self.p_value(champion.rows, self.finalist.rows) if rule.confidence else None
         if p is not None and p <= 1 - rule.confidence + NOISE:
             return False, ", smaller but significantly worse"
-        return True, f"within tolerance={rule.tolerance:g} of version {anchor.version}, and smaller"
+        return True, f"within tolerance={rule.tolerance:g} of version {reference.version}, and smaller"
 
-    def _fallen(self, champion: Candidate) -> str | None:
+    def _violated_guard(self, champion: Candidate) -> str | None:
         """Say which guarded metric falls too far."""
         finalist = self.finalist.candidate
         for name, allowed in sorted(self.rule.guards.items()):
@@ -256,27 +261,28 @@ class _AppliedRule:
 
 
 def decide(
-    rule: PromotionRule, task: Task, finalist: Scored, champion: Scored | None, terms: Terms | None = None
+    rule: PromotionRule, task: Task, finalist: Scored, champion: Scored | None, setup: ComparisonSetup | None = None
 ) -> Decision:
     """Say whether a finalist becomes champion.
 
     Without a champion it must significantly beat each baseline that the rule requires; by score alone where the study
     has not kept the baseline's answers. With one it is promoted when it gains at least `min_gain` over it, more than
-    nothing, and significantly; or when it stores strictly fewer bytes, is at most `tolerance` worse than the anchor,
-    and not significantly worse than the champion. Not when a guarded metric falls by more than it may, nor when a
-    required baseline scores higher.
-    "Significantly" is a paired test over the test rows; all looks at them together are held to `confidence` (`Looks`),
+    nothing, and significantly; or when it stores strictly fewer bytes, is at most `tolerance` worse than the best
+    champion there was, and not significantly worse than the champion. Not when a guarded metric falls by more than it
+    may, nor when a required baseline scores higher.
+    "Significantly" is a paired test over the test rows; all comparisons on them together are held to `confidence`
+    (`ComparisonHistory`),
     and fewer than ten rows decide nothing. With a confidence of 0 numbers are taken as they stand. A champion that was
     measured on other test rows is not comparable, and stays.
 
     Args:
         rule: `metric` defaults to the task's.
         champion: The current champion as it was scored on these test rows; None when there is none.
-        terms: By default this is the first look, without anchor.
+        setup: By default this is the first comparison, and tolerance is off.
     """
-    criterion, terms = Criterion.of(rule, task), terms or Terms()
+    criterion, setup = Criterion.of(rule, task), setup or ComparisonSetup()
     candidate = finalist.candidate
-    applied = _AppliedRule(rule, task, criterion, terms, finalist)
+    applied = _PromotionTest(rule, task, criterion, setup, finalist)
     forcible = True
     if fault := criterion.fault(candidate.test_metrics, "test"):
         verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
@@ -285,12 +291,12 @@ def decide(
     elif why := applied.unready():
         verdict = _Verdict(False, why)
     elif champion is None:
-        verdict = applied.with_baselines()
+        verdict = applied.compare_with_baselines()
     else:
-        verdict = applied.with_champion(champion)
+        verdict = applied.compare_with_champion(champion)
         if verdict.promoted and (why := applied.beaten_by_baseline()):
             verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
-    forced = terms.forced and forcible and not verdict.promoted
+    forced = setup.forced and forcible and not verdict.promoted
     score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
     reasons = (score, *applied.left_out(), verdict.reason, "promoted by force" if forced else "")
     return Decision(
@@ -304,10 +310,16 @@ def decide(
         reasons=tuple(filter(None, reasons)),
         forced=forced,
         champion=identity(champion.candidate) if champion else None,
-        p_value=verdict.look.p_value if verdict.look else None,
+        p_value=verdict.comparison.p_value if verdict.comparison else None,
         test_fingerprint=candidate.test_fingerprint,
-        looks=(verdict.look,) if verdict.look else (),
+        looks=(verdict.comparison,) if verdict.comparison else (),
     )
+
+
+def show_confidence(confidence: float) -> str:
+    """Return a confidence with as many digits as tell it from certainty: 0.9917, 0.999995."""
+    error = max(1 - confidence, 1e-15)
+    return f"{confidence:.{max(4, 1 - math.floor(math.log10(error)))}f}".rstrip("0").rstrip(".")
 
 
 def _incomparable(criterion: Criterion, finalist: Candidate, champion: Candidate) -> str | None:

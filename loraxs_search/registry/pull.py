@@ -1,4 +1,7 @@
-"""Pulling an adapter by name into a content-addressed cache: verified, atomic, resumable, quick when it is there."""
+"""Pulling an adapter by name into a content-addressed cache: verified, atomic, resumable, quick when it is there.
+
+Copies for people are made from the cache, where they want them.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,16 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError
+from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError, UsageError
 from loraxs_search.home import alone, disk_faults, ensure_dir, home, mark_used, remove_whole
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
-from loraxs_search.registry._artifacts import Listed, fetch_file, list_files
-from loraxs_search.registry._resolved import Resolved, ResolvedNames, store_stamp
-from loraxs_search.registry._sequences import SeenSequences
-from loraxs_search.registry.adapters import RegisteredAdapter
+from loraxs_search.registry._mlflow import Listed, fetch_file, list_files
+from loraxs_search.registry._signing import SeenSequences, check_signature
+from loraxs_search.registry._versions import RegisteredAdapter
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, check_file, check_link, folder_digest, read, verify
-from loraxs_search.registry.names import AdapterName, parse_name
+from loraxs_search.registry.names import AdapterName, Resolved, ResolvedNames, parse_name, store_stamp
 from loraxs_search.registry.reader import RegistryReader
-from loraxs_search.registry.signature import check_signature
 
 _logger = logging.getLogger(__name__)
 _MAX_FILES = 16
@@ -206,3 +207,35 @@ def _sweep(cache: Path) -> None:
     for path in cache.glob(".pull-*"):
         if path.is_dir() and path.stat().st_mtime < time.time() - _STALE_S:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def new_folder(path: Path) -> Path:
+    """Return a folder for a copy.
+
+    Raises:
+        UsageError: it holds something, or is none.
+    """
+    with disk_faults(path, "--out"):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"`--out` must name a new or empty folder, but {path} holds something.")
+    return path
+
+
+def copy_folder(folder: Path, target: Path) -> None:
+    """Copy a flat folder to one that is new or empty; of a copy that fails nothing is left."""
+    is_new = not target.exists()
+    place = target.with_name(f".{target.name}.{os.getpid()}") if is_new else target  # may be where a volume is mounted
+    with disk_faults(target, "--out"):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                shutil.copyfile(path, place / path.name)
+            if is_new:
+                place.rename(target)
+        except BaseException:
+            if is_new:
+                shutil.rmtree(place, ignore_errors=True)
+            else:
+                for path in folder.iterdir():
+                    (place / path.name).unlink(missing_ok=True)
+            raise

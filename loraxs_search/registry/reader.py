@@ -1,30 +1,36 @@
-"""Reading the registry: champions, versions, decisions. Reading creates nothing."""
+"""Reading the registry: champions, versions, decisions, lists of tasks. Reading creates nothing.
+
+Lists are read page by page, at a cost that other people's models do not raise.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import itertools
 import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from loraxs_search.errors import IntegrityError, RegistryError, UnknownTaskError, unknown_name
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import Decision, from_json
-from loraxs_search.registry import _artifacts, _decisions, _listing, _rest, _versions
-from loraxs_search.registry._client import connect, exists, is_denied, is_missing, speaking
-from loraxs_search.registry.adapters import RegisteredAdapter, read_version
-from loraxs_search.registry.names import CHAMPION, AdapterName, check_task, is_champion, parse_name
-from loraxs_search.registry.summary import TaskSummary, summarise
-from loraxs_search.registry.tags import SUMMARY, record
+from loraxs_search.records import Decision, Manifest, from_json
+from loraxs_search.registry import _decisions, _mlflow, _versions
+from loraxs_search.registry._mlflow import connect, exists, is_denied, is_missing, speaking
+from loraxs_search.registry._versions import SUMMARY, RegisteredAdapter, read_version, record
+from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, read
+from loraxs_search.registry.names import ADAPTER, CHAMPION, KIND, AdapterName, check_task, is_champion, parse_name
+from loraxs_search.registry.pages import TaskSummary, summarise
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from loraxs_search.registry.test_predictions import ScoredRows
+    from loraxs_search.registry.significance import ScoredRows
+
 
 ResultT = TypeVar("ResultT")
 _logger = logging.getLogger(__name__)
@@ -71,7 +77,7 @@ class RegistryReader:
         """Return every task with its champion, by name; the first `limit` of them."""
         if not exists(self.uri):
             return []
-        summaries = [self._summary(model) for model in _listing.models(self._ask, limit)]
+        summaries = [self._summary(model) for model in models(self._ask, limit)]
         return sorted(summaries, key=lambda summary: summary.task)
 
     def versions(self, task: str) -> list[RegisteredAdapter]:
@@ -100,6 +106,18 @@ class RegistryReader:
         """Return what `history` does without older refusals: what a decision needs of those before it."""
         return self._decisions(task, lambda tags: _decisions.latest(tags, task))
 
+    def decisions_before(self, task: str, finalist: str) -> list[Decision]:
+        """Return what a decision on a finalist needs of those before it: the latest, and earlier ones on itself.
+
+        Args:
+            finalist: Its key.
+        """
+        latest = self.latest_decisions(task)
+        if any(look.finalist == finalist for decision in latest for look in decision.looks):
+            return latest
+        with speaking(self.uri):
+            return _decisions.in_order([*_decisions.of_finalist(self._client, task, finalist), *latest])
+
     def _decisions(self, task: str, read: Callable[[Mapping[str, str]], list[Decision]]) -> list[Decision]:
         model = self._model(task)
         if model is None:
@@ -120,18 +138,14 @@ class RegistryReader:
         """
         if adapter.evidence is None:
             return None
-        from loraxs_search.registry import test_predictions
+        from loraxs_search.registry.significance import FILE, MAX_ROWS_BYTES, ScoredRows
 
         with tempfile.TemporaryDirectory() as folder:
             source = f"{adapter.source.rstrip('/')}/evidence"
-            content = _artifacts.fetch_file(
-                self.uri, source, test_predictions.FILE, Path(folder), test_predictions.MAX_BYTES
-            ).read_bytes()
+            content = _mlflow.fetch_file(self.uri, source, FILE, Path(folder), MAX_ROWS_BYTES).read_bytes()
         if hashlib.sha256(content).hexdigest() != adapter.evidence:
-            raise IntegrityError(
-                f"{test_predictions.FILE} of {adapter.task}:{adapter.version} is not what was registered."
-            )
-        return test_predictions.ScoredRows.from_bytes(content)
+            raise IntegrityError(f"{FILE} of {adapter.task}:{adapter.version} is not what was registered.")
+        return ScoredRows.from_bytes(content)
 
     # ---- below -------------------------------------------------------------------------------------------------------
     @property
@@ -155,12 +169,12 @@ class RegistryReader:
         return replace(summarise(model.name, champion, adapter.candidate, adapter.decision), aliases=aliases)
 
     def _plainly(self, ask: Callable[[], ResultT], by_client: Callable[[], ResultT]) -> ResultT:
-        return _rest.plainly(self.uri, ask, by_client, when=self._connected is None)
+        return _mlflow.plainly(self.uri, ask, by_client, when=self._connected is None)
 
-    def _ask(self, only: str | None, size: int, token: str | None) -> _listing.Page:
-        page: _listing.Page = self._plainly(
-            lambda: _rest.find_models(self.uri, only, size, token),
-            lambda: _listing.asking(self._client)(only, size, token),
+    def _ask(self, only: str | None, size: int, token: str | None) -> Page:
+        page: Page = self._plainly(
+            lambda: _mlflow.find_models(self.uri, only, size, token),
+            lambda: asking(self._client)(only, size, token),
         )
         return page
 
@@ -178,11 +192,11 @@ class RegistryReader:
         return model
 
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
-        version = self._plainly(lambda: _rest.find_version(self.uri, name), lambda: self._version(name))
+        version = self._plainly(lambda: _mlflow.find_version(self.uri, name), lambda: self._version(name))
         if version is None:
             return None
         tags = self._plainly(
-            lambda: _rest.find_model(self.uri, name.task).tags,
+            lambda: _mlflow.find_model(self.uri, name.task).tags,
             lambda: self._client.get_registered_model(name.task).tags,
         )
         return read_version(version, tags)
@@ -206,7 +220,7 @@ class RegistryReader:
         place = redact(self.uri)
         model = _versions.registered_model(self._client, name.task) if exists(self.uri) else None
         if model is None:
-            known = _listing.near(self._ask, name.task) if exists(self.uri) else []
+            known = near(self._ask, name.task) if exists(self.uri) else []
             hint = "`loraxs-search ls` has every task" if known else "run `loraxs-search launch SPACE` to find one"
             return UnknownTaskError(f"{unknown_name('task', name.task, known)} Registry: {place}.", hint=hint)
         if name.alias == CHAMPION:
@@ -230,3 +244,104 @@ def _readable(versions: Iterable[Any], model_tags: Mapping[str, str]) -> Iterato
                 yield read_version(version, model_tags)
             except RegistryError as error:
                 _logger.warning("version %s of %s is left out: %s", version.version, version.name, error.message)
+
+
+_ADAPTERS = f"tags.`{KIND}` = '{ADAPTER}'"
+_MAX_PAGE = 1000  # MLflow's own limit
+_OTHERS = 20  # factor sets and models of others among these, for which no second page is asked
+_NEAR = 100
+
+
+class Page(Protocol):
+    """Registered models by name, each with its tags, aliases and latest versions, and how to ask for the next ones."""
+
+    token: str | None
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+# Filter, number of models, and the token of the page before.
+Ask = Callable[[str | None, int, str | None], Page]
+
+
+def asking(client: MlflowClient) -> Ask:
+    """Return how MLflow's client asks for a page."""
+
+    def ask(only: str | None, size: int, token: str | None) -> Page:
+        with _uncollected():
+            answer: Page = client.search_registered_models(
+                only, max_results=size, order_by=["name ASC"], page_token=token
+            )
+            return answer
+
+    return ask
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause garbage collection: a page of an embedded store makes tens of thousands of objects, no garbage."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def models(ask: Ask, limit: int | None = None) -> Iterator[Any]:
+    """Yield the registered models of our adapters, by name; the first `limit` of them.
+
+    Without a filter MLflow reads a page along its index, with one it looks at the tags of all models, three times for
+    each page. So a store is asked with the filter only where most of it is somebody else's, as its first page tells.
+    """
+    size = _MAX_PAGE if limit is None else min(limit + _OTHERS, _MAX_PAGE)
+    yield from itertools.islice(_pages(ask, size), limit)
+
+
+def near(ask: Ask, task: str) -> list[str]:
+    """Return names of tasks to suggest for an unknown one: those with the same beginning, and the first ones."""
+    alike = f"name ILIKE '{task[:3]}%'"
+    pages = ask(alike, _NEAR, None), ask(None, _NEAR, None)
+    return sorted({model.name for page in pages for model in page if _is_adapter(model)})
+
+
+def _is_adapter(model: Any) -> bool:
+    return bool(model.tags.get(KIND) == ADAPTER)
+
+
+def _pages(ask: Ask, size: int) -> Iterator[Any]:
+    only, token, first = None, None, True
+    while first or token:
+        page = ask(only, size, token)
+        models_of_page = list(page)
+        adapters = [model for model in models_of_page if _is_adapter(model)]
+        if first and page.token and 2 * len(adapters) < len(models_of_page):
+            page = ask(only := _ADAPTERS, size, None)
+            adapters = list(page)
+        yield from adapters
+        token, first = page.token, False
+
+
+def registered_manifests(uri: str) -> Iterator[tuple[str, Manifest]]:
+    """Yield `TASK:3` and the manifest of every version of every task.
+
+    Raises:
+        TrackingError: the server does not answer.
+        RegistryError, IntegrityError: a version's files cannot be read.
+    """
+    if not exists(uri):
+        return
+    with speaking(uri):
+        client = connect(uri)
+        for model in models(asking(client)):
+            for version in _versions.all_versions(client, model.name):
+                if "loraxs.digest" in version.tags:
+                    yield f"{model.name}:{version.version}", _manifest(uri, version.source)
+
+
+def _manifest(uri: str, source: str) -> Manifest:
+    with tempfile.TemporaryDirectory() as folder:
+        _mlflow.fetch_file(uri, source, MANIFEST, Path(folder), MAX_BYTES[".json"])
+        return read(Path(folder))

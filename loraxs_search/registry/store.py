@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraxs_search.errors import IntegrityError, RegistryError
-from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records import Candidate, Decision, PromotionRule, Task, to_json
-from loraxs_search.registry import _decisions, _promotion_lock, _signing, _versions, factor_sets
-from loraxs_search.registry._client import speaking
-from loraxs_search.registry.adapters import RegisteredAdapter, record_tags, version_tags
+from loraxs_search.records import Candidate, Decision, PromotionRule, Task
+from loraxs_search.registry import _promotion_lock, _signing, _versions, factor_sets
+from loraxs_search.registry._mlflow import speaking
+from loraxs_search.registry._versions import (
+    RegisteredAdapter,
+    record_tags,
+    version_tags,
+)
 from loraxs_search.registry.comparison import Beside, ComparedChampion, Comparison, Rescore, Rescored, comparable
-from loraxs_search.registry.criterion import Criterion, better_when
-from loraxs_search.registry.finalist import Choice, choose, identity, key
+from loraxs_search.registry.finalist import Choice, Criterion, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
-from loraxs_search.registry.names import CHAMPION, AdapterName, base_alias, check_task, parse_name
-from loraxs_search.registry.pages import task_page, version_page
+from loraxs_search.registry.names import CHAMPION, base_alias, check_task
+from loraxs_search.registry.pages import summarise, version_page
 from loraxs_search.registry.promotion import Scored
-from loraxs_search.registry.reader import RegistryReader
-from loraxs_search.registry.summary import SHOWN, TaskSummary, shown, summarise
-from loraxs_search.registry.tags import PAGE, SUMMARY
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.test_predictions import ScoredRows
+    from loraxs_search.registry.significance import ScoredRows
+
+from loraxs_search.registry.changes import ChangingRegistry, next_number, now
 
 __all__ = ["BASE_ALONE", "Beside", "RegisteredAdapter", "Registry", "Rescored"]
 
@@ -39,14 +36,12 @@ _NO_PREDICTIONS: Mapping[str, Path] = {}
 _NOTHING = Beside()
 
 
-class Registry(RegistryReader):
+class Registry(ChangingRegistry):
     """The adapters registered in the MLflow store at `uri`, and changing who is champion.
 
-    One promotion of a task runs at a time: under a file lock on an embedded store, under a lease on a server; and the
-    champion is read again before it is replaced.
+    The champion is read again, under the task's lock, before it is replaced.
     """
 
-    # ---- deciding ----------------------------------------------------------------------------------------------------
     def promote(
         self,
         rule: PromotionRule,
@@ -77,7 +72,8 @@ class Registry(RegistryReader):
                 rule, task, beside.study or ", ".join(sorted({c.study for c in candidates})), choice
             )
             with self._locked(task.name) as check:
-                decision = replace(decision, number=_next(self.latest_decisions(task.name)))
+                self._finish_begun(task.name, check)
+                decision = replace(decision, number=next_number(self.latest_decisions(task.name)))
                 check()
                 self._record(decision)
             return decision, None
@@ -89,13 +85,14 @@ class Registry(RegistryReader):
         for _ in range(_MAX_TRIES):
             champions = self._champions(task.name, finalist, rescore)  # may take minutes: before the lock
             with self._locked(task.name) as check:
+                self._finish_begun(task.name, check)
                 if self._moved(task.name, champions):
                     continue
-                past = self.latest_decisions(task.name)
+                past = self.decisions_before(task.name, key(finalist.candidate))
                 comparison = Comparison(rule, task, finalist, forced, past, beside.seen)
                 decision = comparison.decide({alias: one for alias, one in champions.items() if one is not None})
                 reasons = (*choice.reasons, *decision.reasons)
-                decision = replace(decision, reasons=reasons, at=_now(), number=_next(past))
+                decision = replace(decision, reasons=reasons, at=now(), number=next_number(past))
                 if not decision.promoted:
                     check()  # else its number is another's by now
                     self._sign_present(champions, finalist.candidate, folders)
@@ -131,7 +128,7 @@ class Registry(RegistryReader):
             page = version_page(manifest, candidate, decision, version)
             client.update_model_version(task, str(version), page)
             if answers is not None:
-                from loraxs_search.registry.test_predictions import FILE
+                from loraxs_search.registry.significance import FILE
 
                 _versions.add_test_predictions(client, task, version, FILE, answers)
             factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
@@ -143,138 +140,6 @@ class Registry(RegistryReader):
         self._record(made)
         return made, version
 
-    # ---- changing your mind ------------------------------------------------------------------------------------------
-    def rollback(self, task: str, to: int | None = None) -> Decision:
-        """Make an earlier version champion again; by default the one before the present champion.
-
-        With `to`, also where the task has no champion.
-
-        Where the team signs, only what it has signed before is signed anew; the present champion too, where its
-        signature is an older version's.
-
-        Raises:
-            RegistryError: there is no such version, or no champion to go back from, or none before it.
-            IntegrityError: the team has never signed that version.
-        """
-        with self._locked(check_task(task)) as check:
-            champion = self.champion(task) if to is not None else self.resolve(task)
-            held = champion.version if champion else None
-            number = to if to is not None or held is None else self._previous(task, held)
-            target = self.resolve(f"{task}:{number}")
-            _signing.check_vouched_for(target)
-            if champion is not None and target.version == held and _signing.is_signed(champion, CHAMPION):
-                raise RegistryError(
-                    f"{task}:{number} already is the champion.", hint=f"see `loraxs-search show {task}`"
-                )
-            own = base_alias(target.candidate.base_model)
-            of_base = self.champion(task, own) if own != CHAMPION else None
-            leads_base = (of_base.version if of_base else None) == held
-            aliases = tuple(dict.fromkeys((CHAMPION, own) if leads_base else (CHAMPION,)))
-            decision = self._decision_on(target, champion, "rollback", aliases)
-            check()
-            with speaking(self.uri):
-                self._move(task, aliases, target.version, target.digest)
-            self._summarise(summarise(task, target.version, target.candidate, decision))
-            self._record(decision)
-            return decision
-
-    def remove(self, name: str, forced: bool = False) -> Decision:
-        """Delete one version, named `TASK:3`; a champion, or the best version, only when `forced`.
-
-        A task whose champion is deleted has none.
-
-        Raises:
-            RegistryError: no such version, or it is a champion or the best.
-        """
-        parsed = parse_name(name)
-        if parsed.version is None:
-            raise RegistryError(f"`version` must be given to remove one, but got {name!r}.", hint="write TASK:3")
-        with self._locked(parsed.task) as check:
-            target = self.resolve(name)
-            champion = self.champion(parsed.task)
-            if target.aliases and not forced:
-                other = f"make another one champion with `loraxs-search rollback {parsed.task}`, or add --force"
-                raise RegistryError(
-                    f"A champion must not be removed, but {name} is {' and '.join(target.aliases)}.",
-                    hint=other if CHAMPION in target.aliases else "add --force: its base has no champion then",
-                )
-            if not forced and self._is_best(target):
-                raise RegistryError(
-                    f"The best version must not be removed, but {name} has the best test {target.decision.metric}.",
-                    hint="add --force: its files are deleted for good",
-                )
-            decision = replace(self._decision_on(target, champion, "remove", target.aliases), forced=forced)
-            check()
-            with speaking(self.uri):
-                for alias in target.aliases:
-                    self._client.delete_registered_model_alias(parsed.task, alias)
-                self._client.delete_model_version(parsed.task, str(target.version))
-                self._forget(target)
-            if CHAMPION in target.aliases:
-                self._summarise(TaskSummary(parsed.task))
-            self._record(decision)
-            return decision
-
-    def _is_best(self, target: RegisteredAdapter) -> bool:
-        """Whether no other version scores as well on the same test rows, by the metric that promoted this one."""
-        metric, rows = target.decision.metric, target.candidate.test_fingerprint
-        sign = 1.0 if better_when(metric, "maximize") == "maximize" else -1.0
-        scores = {
-            version.version: sign * version.candidate.test_metrics.get(metric, -sign * math.inf)
-            for version in self.versions(target.task)
-            if version.candidate.test_fingerprint == rows
-        }
-        own = scores.pop(target.version, -math.inf)
-        return all(own > other for other in scores.values())
-
-    def _decision_on(
-        self, target: RegisteredAdapter, champion: RegisteredAdapter | None, action: Any, aliases: tuple[str, ...]
-    ) -> Decision:
-        metric, before = target.decision.metric, champion.candidate if champion else None
-        reason = {"rollback": f"from version {champion.version if champion else '-'} back to", "remove": "removed"}[
-            action
-        ]
-        return Decision(
-            task=target.task,
-            study=target.candidate.study,
-            promoted=action == "rollback",
-            winner=target.candidate.trial_id,
-            winner_metric=target.candidate.test_metrics.get(metric),
-            champion_metric=before.test_metrics.get(metric) if before else None,
-            metric=metric,
-            reasons=(f"{reason} version {target.version}",),
-            champion=identity(before) if before else None,
-            action=action,
-            aliases=aliases,
-            version=target.version,
-            at=_now(),
-            number=_next(self.latest_decisions(target.task)),
-        )
-
-    def _previous(self, task: str, champion: int) -> int:
-        """Return who was champion before; whom a rollback has left behind is not it."""
-        known = {version.version for version in self.versions(task)}
-        reigns: list[int] = []
-        for decision in self.latest_decisions(task):
-            number = decision.version
-            if not decision.promoted or CHAMPION not in decision.aliases or number is None:
-                continue
-            if decision.action == "rollback" and number in reigns:
-                del reigns[_last(reigns, number) :]
-            reigns.append(number)
-        before = reigns[: _last(reigns, champion)] if champion in reigns else sorted(n for n in known if n < champion)
-        for number in reversed(before):  # `known` are the last hundred
-            if number == champion:
-                continue
-            if number in known or self._find(AdapterName(task, None, number)) is not None:
-                return number
-        have = ", ".join(f"{task}:{number}" for number in sorted(known))
-        raise RegistryError(
-            f"{task}:{champion} must have a champion before it, but it has none. There are: {have}.",
-            hint=f"name one: `loraxs-search rollback {task} --to N`",
-        )
-
-    # ---- below -------------------------------------------------------------------------------------------------------
     def _champions(self, task: str, finalist: Scored, rescore: Rescore | None) -> dict[str, ComparedChampion | None]:
         """Return the champions that a finalist is compared with: the task's, and that of its base."""
         by_version: dict[int, ComparedChampion] = {}
@@ -318,80 +183,13 @@ class Registry(RegistryReader):
             metric=metric,
             reasons=choice.reasons,
             champion=identity(champion.candidate) if champion else None,
-            at=_now(),
+            at=now(),
         )
-
-    def _record(self, decision: Decision) -> None:
-        with speaking(self.uri):
-            _versions.ensure_model(self._client, check_task(decision.task))
-            _decisions.write(self._client, self.uri, decision)
-            self._describe(decision.task)
-
-    def _describe(self, task: str) -> None:
-        """Describe a task's registered model, unless somebody has written a description of their own."""
-        model = self._known_model(task)
-        present = model.description or ""
-        if present and model.tags.get(PAGE) != _digest(present):
-            return
-        page = task_page(task, self.champion(task), self.latest_decisions(task))
-        self._client.set_registered_model_tag(task, PAGE, _digest(page))
-        self._client.update_registered_model(task, page)
-
-    def _move(self, task: str, aliases: Sequence[str], version: int, digest: str) -> None:
-        """Have aliases mean a version, signed where the team signs."""
-        number = _signing.sign_aliases(self._client, self.uri, task, aliases, version, digest)
-        for alias in reversed(aliases):  # `champion` last: killed in between, the same call does it again
-            self._client.set_registered_model_alias(task, alias, str(version))
-        _signing.accept(self.uri, task, aliases, number)
-
-    def _forget(self, removed: RegisteredAdapter) -> None:
-        """Drop the records of a version that is no more."""
-        tags = self._known_model(removed.task).tags
-        for tag in record_tags(removed.candidate, removed.decision, removed.digest):
-            if tag in tags:
-                self._client.delete_registered_model_tag(removed.task, tag)
-
-    def _summarise(self, summary: TaskSummary) -> None:
-        with speaking(self.uri):
-            self._client.set_registered_model_tag(summary.task, SUMMARY, to_json(summary))
-            self._client.set_registered_model_tag(summary.task, SHOWN, shown(summary))
-
-    @contextlib.contextmanager
-    def _locked(self, task: str) -> Iterator[_promotion_lock.Check]:
-        """Wait until no other promotion of the task runs; yields what raises once the lock is lost."""
-        database = sqlite_path(self.uri)
-        if database is not None:
-            self._client  # noqa: B018  # refuses a store that is not there before a lock is made beside it
-            with _promotion_lock.file_promotion_lock(database) as check:
-                yield check
-            return
-        with speaking(self.uri):
-            _versions.ensure_model(self._client, check_task(task))
-        with speaking(self.uri), _promotion_lock.lease_promotion_lock(self._client, task) as check:
-            yield check
 
 
 def _read_predictions(content: bytes | None) -> ScoredRows | None:
     if content is None:
         return None
-    from loraxs_search.registry.test_predictions import ScoredRows
+    from loraxs_search.registry.significance import ScoredRows
 
     return ScoredRows.from_bytes(content)
-
-
-def _next(past: Sequence[Decision]) -> int:
-    """Return the number of the next decision. Promoters' clocks differ; they take turns, so the count does not."""
-    return 1 + max((decision.number for decision in past), default=0)
-
-
-def _last(numbers: Sequence[int], number: int) -> int:
-    """Return the last place of a number."""
-    return len(numbers) - 1 - numbers[::-1].index(number)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -10,7 +10,7 @@ from functools import cached_property
 from loraxs_search.errors import StudyError, UsageError, shortened, unknown_name
 from loraxs_search.records import AdapterSize, Candidate, Scalar
 from loraxs_search.registry import trial_of
-from loraxs_search.registry.seed_statistics import SeedStatistics
+from loraxs_search.registry.finalist import SeedStatistics
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, ComparedTrial
 from loraxs_search.reports.differences import Evidence
 from loraxs_search.reports.size_ratio import Point

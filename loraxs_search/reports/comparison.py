@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from loraxs_search.errors import counted
 from loraxs_search.records import Direction, Scalar
-from loraxs_search.registry.criterion import NOISE
-from loraxs_search.registry.seed_statistics import SeedStatistics
+from loraxs_search.registry.finalist import NOISE, SeedStatistics
 from loraxs_search.reports.compared_group import Group, group_trials
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, read_studies
 from loraxs_search.reports.differences import Difference, difference

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraxs_search.records import Candidate, Task
-from loraxs_search.registry.criterion import NOISE
+from loraxs_search.registry.finalist import NOISE
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from loraxs_search.pareto import Fronts
-from loraxs_search.registry.criterion import NOISE
+from loraxs_search.registry.finalist import NOISE
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,19 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.assets import digest_of
-from loraxs_search.errors import LoraxsError, StudyError, unknown_name
-from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, write_atomic
+from loraxs_search.errors import HomeError, LoraxsError, StudyError, unknown_name
+from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, shared_lock, write_atomic
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
     Candidate,
     Identity,
     KeepRule,
+    KeptAnswers,
     TrialReport,
     TrialsAdvancedEvent,
     TrialState,
@@ -205,7 +206,7 @@ class StudyFolder:
 
     def is_running(self) -> bool:
         """Say whether a driver on this machine holds the study now; nothing is written, and none is kept out."""
-        return is_locked(self.path / "study.lock")
+        return is_locked(self._lock_path)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -218,20 +219,42 @@ class StudyFolder:
         """
         from filelock import Timeout
 
-        lock = file_lock(self.path / "study.lock")
+        lock = file_lock(self._lock_path)
         try:
             with disk_faults(self.path):
                 held = lock.acquire(timeout=_PROBE_S)
         except Timeout as error:
-            raise StudyError(
-                f"Study {self.name!r} must have one driver at a time, but another process is at work on it.",
-                hint=f"watch it with `loraxs-search status {self.name}`",
-            ) from error
+            raise self._held_by_another() from error
         with held:
             self._check_there()
             with disk_faults(self.path):
                 restore_folders(self.adapters_path)
             yield
+
+    @contextlib.contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Keep drivers out while a study is read. One that this process may not write to can be read, too.
+
+        Raises:
+            StudyError: another process is at work on it, or the study is gone.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.lock())
+            except HomeError:
+                if not stack.enter_context(shared_lock(self._lock_path)):
+                    raise self._held_by_another() from None
+            yield
+
+    @property
+    def _lock_path(self) -> Path:
+        return self.path / "study.lock"
+
+    def _held_by_another(self) -> StudyError:
+        return StudyError(
+            f"Study {self.name!r} must have one driver at a time, but another process is at work on it.",
+            hint=f"watch it with `loraxs-search status {self.name}`",
+        )
 
     def _check_there(self) -> None:
         """Refuse a study that was removed between its opening and its lock, and take away what the lock has made.
@@ -265,14 +288,18 @@ class StudyFolder:
         if not any(is_alone(one.name) for one in yardsticks):
             yardsticks = [*yardsticks, *(one for one in self.yardsticks() or () if is_alone(one.name))]
         if answers := {one.name: one.test_answers for one in yardsticks if one.test_answers}:
-            write_atomic(self.path / _YARDSTICK_ANSWERS, to_json(_YardstickAnswers(answers)))
-        scores = [replace(one, test_answers=()) for one in yardsticks]
+            rows = {one.name: one.test_rows for one in yardsticks if one.test_answers}
+            write_atomic(self.path / _YARDSTICK_ANSWERS, to_json(_YardstickAnswers(answers, self.info.task.name, rows)))
+        scores = [replace(one, test_answers=(), test_rows="") for one in yardsticks]
         write_atomic(self.path / "yardsticks.json", to_json({"yardsticks": scores}, indent=2))
 
-    def yardstick_answers(self) -> Mapping[str, tuple[float, ...]]:
+    def yardstick_answers(self) -> Mapping[str, KeptAnswers]:
         """Return the answers of simple models to the test rows, by yardstick; none where they were not kept."""
         path = self.path / _YARDSTICK_ANSWERS
-        return read_record(_YardstickAnswers, path).answers if path.exists() else {}
+        if not path.exists():
+            return {}
+        kept = read_record(_YardstickAnswers, path)
+        return {name: KeptAnswers(said, kept.task, kept.rows.get(name, "")) for name, said in kept.answers.items()}
 
     def yardsticks(self) -> tuple[Yardstick, ...] | None:
         """Return what simple models reach, or None when that has not been computed."""
@@ -414,3 +441,5 @@ class _YardstickFile:
 @dataclass(frozen=True)
 class _YardstickAnswers:
     answers: Mapping[str, tuple[float, ...]]
+    task: str = ""
+    rows: Mapping[str, str] = field(default_factory=dict)

@@ -89,7 +89,8 @@ def scored(name: YardstickName, data: PreparedTask, form: LinearForm, outputs: C
         failed, applies = failure(error), not isinstance(error, OutOfTimeError)
     seconds = time.thread_time() - started
     both = metrics.get("validation", {}), metrics.get("test", {})
-    return Yardstick(name, *both, test_answers=answers, seconds=seconds, failed=failed, applies=applies)
+    rows = data.test_fingerprint if answers else ""
+    return Yardstick(name, *both, test_answers=answers, test_rows=rows, seconds=seconds, failed=failed, applies=applies)
 
 
 def failure(error: BaseException) -> str:

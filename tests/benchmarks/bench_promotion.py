@@ -36,10 +36,10 @@ import numpy.typing as npt
 
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
 from loraxs_search.registry import RegisteredAdapter, ScoredRows, choose
-from loraxs_search.registry.anchor import Anchor
 from loraxs_search.registry.comparison import ComparedChampion, Comparison
 from loraxs_search.registry.promotion import Scored, Terms, decide
 from loraxs_search.registry.significance import p_value
+from loraxs_search.registry.test_set_reuse import Anchor
 from loraxs_search.tasks import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 
+import filelock
 import pytest
 from support.searched_studies import Tried, confirm, searched
 
 import loraxs_search
-from loraxs_search.records import Yardstick
+from loraxs_search.errors import StudyError
+from loraxs_search.records import KeptAnswers, Yardstick
 from loraxs_search.studies import StudyFolder
 
 LABELS = [0, 1] * 20
@@ -62,10 +65,33 @@ def test_what_a_baseline_answered_is_kept_apart_and_held_against_the_finalist(fi
     folder = finalist("s", 36)
     answers = (*map(float, LABELS[:38]), 1.0, 0.0)  # right in 38 rows
     scores = ({"accuracy": 0.95}, {"accuracy": 0.95})
-    folder.write_yardsticks([Yardstick("tfidf", *scores, test_answers=answers if kept else ())])
+    folder.write_yardsticks([Yardstick("tfidf", *scores, test_answers=answers if kept else (), test_rows="test")])
     assert [one.test_answers for one in folder.yardsticks() or ()] == [()]
-    assert folder.yardstick_answers() == ({"tfidf": answers} if kept else {})
+    assert folder.yardstick_answers() == ({"tfidf": KeptAnswers(answers, "t", "test")} if kept else {})
     folder.write_candidates([replace(one, yardsticks=folder.yardsticks() or ()) for one in folder.candidates() or []])
     decision = loraxs_search.promote("s", tracking_uri=store_uri)
     assert not decision.promoted
     assert "worse than tfidf (accuracy 0.9500)" in decision.reasons[-1]
+
+
+def test_what_a_baseline_answered_in_another_study_is_not_compared(finalist, store_uri):
+    folder = finalist("s", 36)
+    folder.write_yardsticks([Yardstick("tfidf", {}, {"accuracy": 0.5}, test_answers=(1.0,) * 40, test_rows="others")])
+    folder.write_candidates([replace(one, yardsticks=folder.yardsticks() or ()) for one in folder.candidates() or []])
+    decision = loraxs_search.promote("s", tracking_uri=store_uri)
+    assert not decision.promoted
+    assert "the answers of tfidf are to test rows of t with fingerprint others" in decision.reasons[-1]
+
+
+def test_a_study_that_may_not_be_written_is_decided_on_unless_a_driver_holds_it(finalist, store_uri, monkeypatch):
+    folder = finalist("s", 20)
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with folder.lock():
+        monkeypatch.setattr(filelock.UnixFileLock, "_acquire", denied)  # root may write everywhere
+        with pytest.raises(StudyError, match="one driver at a time"):
+            loraxs_search.promote("s", tracking_uri=store_uri)
+    monkeypatch.setattr("loraxs_search.registry._promotion_lock.file_lock", lambda _: contextlib.nullcontext())
+    assert loraxs_search.promote("s", tracking_uri=store_uri).looks[0].number == 1

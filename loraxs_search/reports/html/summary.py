@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from loraxs_search.errors import counted
 from loraxs_search.records import Candidate, Yardstick
+from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT
-from loraxs_search.registry.seed_statistics import seed_statistics
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.spending import duration, spending
 from loraxs_search.reports.score_warnings import score_warnings

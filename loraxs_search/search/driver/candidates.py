@@ -14,7 +14,7 @@ from typing import Any
 
 from loraxs_search.methods import Method
 from loraxs_search.records import Candidate, Confirmation, KeepRule, Refit, Sample, TrialRecord, TrialSpec, TrialState
-from loraxs_search.registry import choose, factors_at, install_factors, model_card, sealed, trial_of, verify
+from loraxs_search.registry import choose, factors_at, install_factors, model_card, resealed, sealed, trial_of, verify
 from loraxs_search.registry.manifest import MANIFEST
 from loraxs_search.search.driver.alone import BaseAlone
 from loraxs_search.search.driver.candidate_trials import candidate_trials
@@ -153,15 +153,17 @@ class Finish:
             if not self._is_sealed(i, tested=i == name)
         ]
         self._spread([*answers, *adapters], unit="parts")
-        if chosen is not None and untested:
-            parts = list(confirmed.answers(name).values())
-            metrics, rows = joined(parts, self.space.task)
-            chosen = replace(
-                chosen, test_metrics=metrics, yardsticks=self.folder.yardsticks() or (), earlier_finalists=earlier
-            )
+        if chosen is not None:
+            parts, rows = list(confirmed.answers(name).values()), b""
+            if untested:
+                metrics, answered = joined(parts, self.space.task)
+                rows, yardsticks = answered.to_bytes(), self.folder.yardsticks() or ()
+                chosen = replace(chosen, test_metrics=metrics, yardsticks=yardsticks, earlier_finalists=earlier)
             for confirmation in finalist:  # none where it was written before the driver was killed
                 self._write(self._trained(name), confirmation, chosen, run_of, samples_of(parts))
-            confirmed.write_candidate(chosen, rows.to_bytes())
+            self._update_baselines(chosen)
+            if untested:
+                confirmed.write_candidate(chosen, rows)
         return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
 
     @property
@@ -288,6 +290,12 @@ class Finish:
         manifest = replace(manifest, samples=samples)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
         self.folder.write_adapter(adapter.trial_id, sealed(files, manifest))
+
+    def _update_baselines(self, finalist: Candidate) -> None:
+        """Have a finalist's folder say what baselines score that were measured after it was sealed."""
+        path = self.folder.adapter_path(finalist.trial_id)
+        if verify(path).yardsticks != finalist.yardsticks:
+            self.folder.write_adapter(finalist.trial_id, resealed(path, yardsticks=finalist.yardsticks))
 
     def _bring_factors(self, confirmation: Confirmation) -> None:
         """Copy the adapter's factors into this machine's cache: promotion registers them."""

@@ -30,7 +30,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
 
 def lacks_baseline(folder: StudyFolder) -> bool:
     """Whether a required baseline was not measured: resuming measures it, since nothing is promoted without it."""
-    from loraxs_search.registry.baseline_answers import unmeasured  # numpy
+    from loraxs_search.registry.baselines import unmeasured  # numpy
 
     info, has_alone = folder.info, folder.confirmations().alone_path.is_file()
     return bool(unmeasured(info.promotion, info.task, folder.yardsticks() or (), has_alone=has_alone))

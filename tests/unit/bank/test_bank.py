@@ -32,7 +32,7 @@ from loraxs_search.errors import (
     UsageError,
 )
 from loraxs_search.factors import Factors, FactorStore, default_factor_rank
-from loraxs_search.factors._file import write_factors
+from loraxs_search.factors._store import write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method
 from loraxs_search.methods.body import body_fingerprint

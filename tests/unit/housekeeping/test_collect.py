@@ -77,7 +77,7 @@ def test_using_something_shows(fresh_home, factors):
     factors(1)
     factors(0)  # read again, in another store, then aged again: so read it once more
     age(path)
-    from loraxs_search.factors._file import read_factors
+    from loraxs_search.factors._store import read_factors
 
     read_factors(path)
     assert why(path) == "used not long ago"

@@ -15,14 +15,14 @@ from support.bases import base as small_base
 from loraxs_search.base_model import with_setup
 from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityError
 from loraxs_search.factors import FactorStore
-from loraxs_search.factors._file import write_factors
+from loraxs_search.factors._store import write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods.loading import load_adapter_folder, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.reference_logits import check_reference_logits, make_reference_logits
 from loraxs_search.records import BaseModelRef, ReferenceLogits
 from loraxs_search.registry import install_factors
-from loraxs_search.registry.factor_files import keep_unchecked
+from loraxs_search.registry.factor_sets import keep_unchecked
 
 
 @pytest.fixture

@@ -38,5 +38,20 @@ def test_messages_go_through_the_bases_own_template():
     assert "PARAMETER temperature 0.7\nPARAMETER top_p 0.9\n" in lines
 
 
+def test_messages_before_the_users_are_written_down():
+    few = (("system", "Say {{a}} word."), ("user", "1 + 1"), ("assistant", "2"), ("user", "{question}"))
+    lines = modelfile("b", Serving(None, few))
+    assert 'SYSTEM """Say {a} word."""\nMESSAGE user """1 + 1"""\nMESSAGE assistant """2"""\n' in lines
+    assert "# Give" not in lines, "the column is all that a user types"
+
+
+def test_what_ollama_cannot_fill_in_is_left_to_the_user():
+    serving = Serving(None, (("system", "You know {topic}."), ("user", "Answer in a word: {question}")))
+    lines = modelfile("b", serving)
+    assert "# Give this message of the system before: 'You know {topic}.'\n" in lines
+    assert "# Give the whole message of the user, which was in training: 'Answer in a word: {question}'\n" in lines
+    assert "SYSTEM" not in lines
+
+
 def test_an_adapter_that_is_not_asked_by_a_prompt_has_no_settings():
     assert "PARAMETER" not in modelfile("b", None)

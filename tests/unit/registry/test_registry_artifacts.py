@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import HomeError, IntegrityError
-from loraxs_search.registry._artifacts import fetch_file
+from loraxs_search.registry._mlflow import fetch_file
 
 SOURCE, NAME = "mlflow-artifacts:/1/models/m/artifacts", "README.md"
 CHUNK, MAX_CHUNKS = bytes(2**16), 2**9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -12,11 +13,11 @@ from mlflow import MlflowClient
 from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
 from loraxs_search.registry import Beside, Registry, Rescored, ScoredRows, check_base, on_base
-from loraxs_search.registry._client import connect
+from loraxs_search.registry._mlflow import connect
+from loraxs_search.registry._versions import DECISIONS
 from loraxs_search.registry.comparison import comparable
 from loraxs_search.registry.names import base_alias
 from loraxs_search.registry.promotion import Scored, decide
-from loraxs_search.registry.tags import DECISIONS
 
 RULE = PromotionRule()
 LABELS = np.arange(400) % 2
@@ -36,7 +37,9 @@ def registry(store_uri):
 def promote(registry, task, candidate, make_folder, tmp_path):
     """Promote one candidate with its answers to 400 rows; returns the decision and the version."""
 
-    def promote(trial_id, right, *, base="org/Tiny", rescore=None, forced=False, data="data", seen=(), **other):
+    def promote(
+        trial_id, right, *, base="org/Tiny", rescore=None, forced=False, data="data", seen=(), rule=RULE, **other
+    ):
         digest = f"digest of {base}"
         own = {"base_model": base, "base_digest": digest, "data_fingerprint": data, "test_fingerprint": data} | other
         found = candidate(trial_id, right / len(LABELS), **own)
@@ -47,7 +50,7 @@ def promote(registry, task, candidate, make_folder, tmp_path):
             make_folder(trial_id, base_digest=digest, data_fingerprint=data)
         folders = {trial_id: folder}
         rows_of = {trial_id: path}
-        return registry.promote(RULE, task, [found], folders, forced, rows_of, rescore, Beside(seen=seen))
+        return registry.promote(rule, task, [found], folders, forced, rows_of, rescore, Beside(seen=seen))
 
     return promote
 
@@ -353,6 +356,98 @@ def test_a_rollback_that_was_killed_between_two_names_is_done_by_the_next(regist
     assert registry.champion("movie-reviews").aliases == ("champion", "champion-tiny")
 
 
+WRITES = (
+    "set_registered_model_tag",
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+    "delete_model_version",
+    "delete_registered_model_tag",
+    "update_registered_model",
+)
+
+
+def killed_before_write(number, act):
+    """Do something and be killed before the write of this number; returns whether it came to its end before."""
+    writes = 0
+
+    def killing(original):
+        def write(*arguments, **named):
+            nonlocal writes
+            writes += 1
+            if writes == number:
+                raise KeyboardInterrupt
+            return original(*arguments, **named)
+
+        return write
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in WRITES:
+            patch.setattr(MlflowClient, name, killing(getattr(MlflowClient, name)))
+        try:
+            act()
+        except KeyboardInterrupt:
+            return False
+    return True
+
+
+def test_a_rollback_goes_back_by_one_wherever_it_is_killed(registry, promote):
+    for trial_id, right in (("t0", 320), ("t1", 340), ("t2", 360)):
+        promote(trial_id, right)
+    for number in range(1, 30):
+        is_whole = killed_before_write(number, lambda: registry.rollback("movie-reviews"))
+        if not is_whole:
+            assert registry.rollback("movie-reviews").version == 2
+        assert registry.champion("movie-reviews").version == 2
+        rollbacks = [one for one in registry.history("movie-reviews") if one.action == "rollback"]
+        assert [one.version for one in rollbacks[1::2]] == [3] * (number - 1)
+        assert [one.version for one in rollbacks[::2]] == [2] * number
+        if is_whole:
+            break
+        registry.rollback("movie-reviews", to=3)
+    assert number > 6
+
+
+def test_a_removal_is_recorded_once_wherever_it_is_killed(registry, promote):
+    promote("t0", 320)
+    for number in range(1, 30):
+        promote(f"t{number}", 321 + number, rule=PromotionRule(confidence=0))
+        version = registry.champion("movie-reviews").version
+        remove = functools.partial(registry.remove, f"movie-reviews:{version}", forced=True)
+        is_whole = killed_before_write(number, remove)
+        if not is_whole:
+            assert remove().version == version
+        removals = [one.version for one in registry.history("movie-reviews") if one.action == "remove"]
+        assert removals.count(version) == 1
+        assert version not in [one.version for one in registry.versions("movie-reviews")]
+        assert registry.champion("movie-reviews") is None
+        registry.rollback("movie-reviews", to=1)
+        if is_whole:
+            break
+    assert number > 6
+
+
+def test_a_promotion_finishes_a_rollback_that_was_killed_before_it_decides(registry, promote):
+    promote("t0", 320)
+    promote("t1", 340)
+    for number in (2, 5):  # before a name is moved, and after
+        killed_before_write(number, lambda: registry.rollback("movie-reviews"))
+        promote("t1", 340)
+        assert registry.history("movie-reviews")[-2].action == "rollback"
+        assert registry.champion("movie-reviews").version == 2, "it beats the first version again"
+
+
+def test_a_rollback_that_was_killed_is_dropped_where_the_champion_was_changed_by_hand(
+    registry, promote, store_uri, caplog
+):
+    for trial_id, right in (("t0", 320), ("t1", 340), ("t2", 360)):
+        promote(trial_id, right)
+    killed_before_write(2, lambda: registry.rollback("movie-reviews"))
+    connect(store_uri).set_registered_model_alias("movie-reviews", "champion", "1")
+    assert registry.rollback("movie-reviews", to=3).version == 3
+    assert [one.version for one in registry.history("movie-reviews") if one.action == "rollback"] == [3]
+    assert "cut short" in caplog.text
+
+
 def test_an_old_version_that_is_promoted_again_comes_after_those_between(registry, promote, task, tmp_path):
     promote("t0", 300)
     promote("t1", 340)
@@ -370,7 +465,7 @@ def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_
 
     promote("t0", 300)
     with monkeypatch.context() as patch:
-        for room in ("store", "_decisions"):
+        for room in ("changes", "_decisions"):
             patch.setattr(f"loraxs_search.registry.{room}.datetime", FastClock)
         promote("t1", 340)
     promote("t2", 380)
@@ -384,7 +479,7 @@ def test_a_promotion_by_version_0_1_after_numbered_ones_is_rolled_back_to_whom_i
     promote("t0", 300)
     promote("t1", 340)
     with monkeypatch.context() as patch:
-        patch.setattr("loraxs_search.registry.store._next", lambda _: 0)
+        patch.setattr("loraxs_search.registry.store.next_number", lambda _: 0)
         promote("t2", 380)
     assert [(past.version, past.number) for past in registry.history("movie-reviews")] == [(1, 1), (2, 2), (3, 0)]
     assert registry.rollback("movie-reviews").version == 2
@@ -411,6 +506,8 @@ def test_refusals_lie_on_pages_and_what_a_promotion_reads_is_bounded(registry, p
     assert [past.winner for past in history] == [f"t{number}" for number in range(9)]
     assert [look.number for past in history for look in past.looks] == list(range(1, 10))
     assert len(registry.latest_decisions("movie-reviews")) < 2 * 3
+    assert "t1" not in [past.winner for past in registry.latest_decisions("movie-reviews")]
+    assert [look.number for look in promote("t1", 319)[0].looks] == [2], "the comparison that lies on a page"
     for _ in range(8):  # the same comparison again, whose number is an old one
         promote("t8", 312)
     promoted, _ = promote("t9", 390)

@@ -4,9 +4,9 @@ import pytest
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, _listing, _versions
-from loraxs_search.registry._client import connect
-from loraxs_search.registry.tags import SUMMARY as TAG
+from loraxs_search.registry import Registry, _versions, reader
+from loraxs_search.registry._mlflow import connect
+from loraxs_search.registry._versions import SUMMARY as TAG
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ class _Asked:
     """Asks a real client, and keeps how."""
 
     def __init__(self, client) -> None:
-        self._ask = _listing.asking(client)
+        self._ask = reader.asking(client)
         self.calls: list[tuple[bool, int]] = []
 
     def __call__(self, only, size, token):
@@ -38,7 +38,7 @@ def test_our_models_come_by_name_as_many_as_are_wanted(client, limit):
     fill(client, ours=25, others=5)
     asked = _Asked(client)
     expected = [f"task-{number:02d}" for number in range(25)][:limit]
-    assert [model.name for model in _listing.models(asked, limit)] == expected
+    assert [model.name for model in reader.models(asked, limit)] == expected
     assert not any(filtered for filtered, _ in asked.calls), "the store is ours: it is read along its index"
     assert len(asked.calls) == 1, "a few others among ours cost no second page"
 
@@ -47,15 +47,15 @@ def test_our_models_come_by_name_as_many_as_are_wanted(client, limit):
 def test_a_store_that_is_mostly_someone_elses_is_asked_for_ours(client, limit):
     fill(client, ours=3, others=23)
     asked = _Asked(client)
-    assert [model.name for model in _listing.models(asked, limit)] == ["task-00", "task-01", "task-02"][:limit]
+    assert [model.name for model in reader.models(asked, limit)] == ["task-00", "task-01", "task-02"][:limit]
     assert asked.calls == ([(False, 1000)] if limit is None else [(False, 22), (True, 22)])
 
 
 def test_pages_follow_each_other(client, monkeypatch):
-    monkeypatch.setattr(_listing, "_MAX_PAGE", 10)
+    monkeypatch.setattr(reader, "_MAX_PAGE", 10)
     fill(client, ours=25, others=3)
     asked = _Asked(client)
-    assert [model.name for model in _listing.models(asked)] == [f"task-{number:02d}" for number in range(25)]
+    assert [model.name for model in reader.models(asked)] == [f"task-{number:02d}" for number in range(25)]
     assert asked.calls == [(False, 10)] * 3
 
 

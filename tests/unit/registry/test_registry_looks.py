@@ -1,4 +1,4 @@
-"""Looks at the same test rows, and what tolerance counts from: through the registry, and as pure functions."""
+"""Comparisons on the same test rows, and what tolerance counts from: through the registry, and as pure functions."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.records import Decision, Look, PromotionRule
+from loraxs_search.records import ComparisonRecord, Decision, PromotionRule
 from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, ScoredRows, _promotion_lock
-from loraxs_search.registry._client import connect
-from loraxs_search.registry.anchor import Anchor, find_anchor
+from loraxs_search.registry._mlflow import connect
+from loraxs_search.registry._versions import DECISIONS
 from loraxs_search.registry.comparison import ComparedChampion, Comparison
-from loraxs_search.registry.criterion import Criterion
-from loraxs_search.registry.looks import Looks
+from loraxs_search.registry.finalist import Criterion
 from loraxs_search.registry.promotion import Scored
-from loraxs_search.registry.tags import DECISIONS
+from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 
 RULE = PromotionRule()
 LABELS = np.arange(400) % 2
@@ -239,20 +238,26 @@ def test_the_anchor_is_the_best_that_held_this_name_on_these_rows():
         made(5, 0.81),
         made(6, 0.79),
     ]
-    assert find_anchor("champion", criterion, "rows", past, Anchor(6, 0.79)) == Anchor(5, 0.81)
-    assert find_anchor("champion", Criterion("accuracy", -1.0), "rows", past, None) == Anchor(6, 0.79)
-    assert find_anchor("champion", criterion, "nowhere", past, None) is None
+    assert find_tolerance_reference(
+        "champion", criterion, "rows", past, ToleranceReference(6, 0.79)
+    ) == ToleranceReference(5, 0.81)
+    assert find_tolerance_reference("champion", Criterion("accuracy", -1.0), "rows", past, None) == ToleranceReference(
+        6, 0.79
+    )
+    assert find_tolerance_reference("champion", criterion, "nowhere", past, None) is None
     back = [*past, made(5, 0.81, action="rollback"), made(6, 0.79, action="rollback")]
-    assert find_anchor("champion", criterion, "rows", back, Anchor(6, 0.79)) == Anchor(1, 0.80)
+    assert find_tolerance_reference(
+        "champion", criterion, "rows", back, ToleranceReference(6, 0.79)
+    ) == ToleranceReference(1, 0.80)
 
 
 def test_looks_of_other_rows_and_the_same_two_again_are_not_counted():
-    look = Look("champion", "s/t1", "s/t0", 1, 0.95)
+    look = ComparisonRecord("champion", "s/t1", "s/t0", 1, 0.95)
     past = [made(1, 0.8, looks=(look,)), made(1, 0.8, looks=(look,)), made(2, 0.8, test_fingerprint="x", looks=(look,))]
-    looks = Looks(past, "rows")
+    looks = ComparisonHistory(past, "rows")
     assert looks.number("s/t1", "s/t0") == 1
     assert looks.number("s/t2", "s/t0") == 2
-    assert Looks([], "rows").number("s/t2", "s/t0") == 1
+    assert ComparisonHistory([], "rows").number("s/t2", "s/t0") == 1
 
 
 @settings(deadline=None, max_examples=50)
@@ -281,12 +286,12 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
     assert sorted(numbers.values()) == list(range(1, len(numbers) + 1))
 
 
-def decided(finalist: str, looks: Looks, opponent: str = "constant", p: float | None = 0.5) -> Decision:
+def decided(finalist: str, looks: ComparisonHistory, opponent: str = "constant", p: float | None = 0.5) -> Decision:
     """A comparison as it is recorded."""
     look = looks.number(finalist, opponent), 1 - looks.level(finalist, opponent, 0.05)
     seen = looks.uncounted(finalist)
     decision = dataclasses.replace(
-        made(0, 0.5), version=None, seen=seen, looks=(Look("champion", finalist, opponent, *look, p),)
+        made(0, 0.5), version=None, seen=seen, looks=(ComparisonRecord("champion", finalist, opponent, *look, p),)
     )
     looks.take(decision)
     return decision
@@ -294,14 +299,14 @@ def decided(finalist: str, looks: Looks, opponent: str = "constant", p: float | 
 
 def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened_next() -> None:
     seen = ["s/t1", "s/t2", "s/t3"]
-    assert Looks([], "rows", seen).number("s/t3", "constant") == 3
-    assert Looks([], "rows", ["s/t1"]).number("s/t1", "constant") == 1, "the same finalist is the same look"
-    past = [decided("s/t3", Looks([], "rows", seen))]
+    assert ComparisonHistory([], "rows", seen).number("s/t3", "constant") == 3
+    assert ComparisonHistory([], "rows", ["s/t1"]).number("s/t1", "constant") == 1, "the same finalist is the same look"
+    past = [decided("s/t3", ComparisonHistory([], "rows", seen))]
     assert (past[0].looks[0].number, len(past[0].seen)) == (3, 2)
-    assert Looks(past, "rows", seen).number("s/t4", "constant") == 4
-    past.append(decided("s/t2", Looks(past, "rows", seen)))
+    assert ComparisonHistory(past, "rows", seen).number("s/t4", "constant") == 4
+    past.append(decided("s/t2", ComparisonHistory(past, "rows", seen)))
     assert past[1].looks[0].number == 3, "it was counted already"
-    assert Looks(past, "rows", seen).number("s/t4", "constant") == 4
+    assert ComparisonHistory(past, "rows", seen).number("s/t4", "constant") == 4
 
 
 def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
@@ -316,15 +321,15 @@ def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
 
 
 def test_a_comparison_that_finds_a_gain_hands_its_share_on() -> None:
-    looks = Looks([], "rows")
+    looks = ComparisonHistory([], "rows")
     levels = [1 - decided(f"s/t{n}", looks, p=p).looks[0].confidence for n, p in enumerate((0.001, 0.001, 0.9, 0.9))]
     shares = [0.05 / (n * (n + 1)) for n in (1, 2, 3, 4)]
     assert levels == pytest.approx([shares[0], sum(shares[:2]), sum(shares[:3]), shares[3]])
 
 
 def test_what_was_decided_before_keeps_its_number_and_its_level() -> None:
-    old = made(1, 0.8, looks=(Look("champion", "s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))
-    looks = Looks([old], "rows")
+    old = made(1, 0.8, looks=(ComparisonRecord("champion", "s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))
+    looks = ComparisonHistory([old], "rows")
     assert looks.number("s/t1", "s/t0") == 3
     assert looks.level("s/t1", "s/t0", 0.05) == pytest.approx(0.05 / 3)
     assert looks.number("s/t2", "s/t0") == 4
@@ -335,7 +340,7 @@ def test_fifty_comparisons_of_equal_adapters_promote_by_luck_no_more_often_than_
     """With the n-th held to 1/n of the level it was 14 % for ten comparisons, and 20 % for fifty."""
     random, num_chains, num_false = np.random.default_rng(0), 300, 0
     for _ in range(num_chains):
-        looks, champion, is_false = Looks([], "rows"), "s/t0", False
+        looks, champion, is_false = ComparisonHistory([], "rows"), "s/t0", False
         decided(champion, looks, p=1e-9)  # a true gain over the constant answer
         for number in range(1, 50):
             won = random.binomial(170, 0.5)

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from loraxs_search.records import Decision, Look, PromotionRule, Refit, Yardstick
+from loraxs_search.records import ComparisonRecord, Decision, PromotionRule, Refit, Yardstick
 from loraxs_search.registry import Registry
-from loraxs_search.registry._client import connect
+from loraxs_search.registry._mlflow import connect
+from loraxs_search.registry._versions import CANDIDATE, DECISION, DECISIONS, SUMMARY, adapter_tag
 from loraxs_search.registry.pages import MAX_PAGE, task_page, version_page
-from loraxs_search.registry.tags import CANDIDATE, DECISION, DECISIONS, SUMMARY, adapter_tag
 
 RULE = PromotionRule(confidence=0)
 REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, {"accuracy": 0.82}))
@@ -127,7 +127,9 @@ def test_a_page_fits_however_much_was_decided(manifest, candidate):
 def test_what_breaks_a_table_does_not(manifest, candidate):
     page = task_page("t", None, [dataclasses.replace(MADE, reasons=("a | b\nc",))])
     assert "a &#124; b c |" in page
-    third = dataclasses.replace(MADE, looks=(Look("champion", "s/t7", "s/t1", 3, 1 - 0.05 / 3),), forced=True)
+    third = dataclasses.replace(
+        MADE, looks=(ComparisonRecord("champion", "s/t7", "s/t1", 3, 1 - 0.05 / 3),), forced=True
+    )
     page = version_page(manifest(), candidate("t0", 0.8), third, 1)
     assert "- comparison 3 on these test rows, held to a confidence of 0.9833\n- promoted by force" in page
 

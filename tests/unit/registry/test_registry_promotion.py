@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraxs_search.records import Candidate, DataSource, PromotionRule, Task, Yardstick, from_json
+from loraxs_search.records import Candidate, DataSource, KeptAnswers, PromotionRule, Task, Yardstick, from_json
 from loraxs_search.registry import ScoredRows
-from loraxs_search.registry.anchor import Anchor
-from loraxs_search.registry.promotion import Scored, Terms, decide
+from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
+from loraxs_search.registry.test_set_reuse import ToleranceReference
 
 TASK = Task(
     name="toy",
@@ -69,7 +69,9 @@ def test_a_first_champion_must_beat_the_constant_answer_significantly(right, pro
     assert f"{beside} the constant answer (accuracy 0.5000)" in decision.reasons[-1]
     assert ("more steps, other target modules or more trials" in decision.reasons[-1]) is not promoted
     assert (decision.looks[0].opponent, decision.looks[0].number) == ("constant", 1)
-    forced = decide(PromotionRule(), TASK, _scored("t0", right, yardsticks=(constant,)), None, Terms(forced=True))
+    forced = decide(
+        PromotionRule(), TASK, _scored("t0", right, yardsticks=(constant,)), None, ComparisonSetup(forced=True)
+    )
     assert (forced.promoted, forced.forced) == (True, not promoted), "what the rule promotes is not forced"
 
 
@@ -87,7 +89,7 @@ def test_without_rows_a_first_champion_takes_force():
     refused = decide(PromotionRule(), TASK, finalist, None)
     assert not refused.promoted
     assert "--force" in refused.reasons[-1]
-    assert decide(PromotionRule(), TASK, finalist, None, Terms(forced=True)).forced
+    assert decide(PromotionRule(), TASK, finalist, None, ComparisonSetup(forced=True)).forced
     assert decide(NUMBERS, TASK, finalist, None).promoted
 
 
@@ -130,10 +132,15 @@ def test_a_gain_on_the_same_rows_must_be_sure(confidence, right, promoted):
 
 def test_the_nth_look_at_the_same_rows_is_held_to_more():
     finalist, champion = _scored("t0", 806), _old(800)  # p = 1/64
-    decisions = [decide(PromotionRule(), TASK, finalist, champion, Terms(look=n)) for n in (1, 2)]
+    decisions = [decide(PromotionRule(), TASK, finalist, champion, ComparisonSetup(number=n)) for n in (1, 2)]
     assert [d.promoted for d in decisions] == [True, False]
     assert [d.looks[0].confidence for d in decisions] == pytest.approx([1 - 0.05 / 2, 1 - 0.05 / 6])
-    assert decide(PromotionRule(), TASK, finalist, champion, Terms(look=2, level=0.02)).promoted
+    assert decide(PromotionRule(), TASK, finalist, champion, ComparisonSetup(number=2, level=0.02)).promoted
+
+
+def test_however_late_a_comparison_its_confidence_is_told_from_certainty():
+    reason = decide(PromotionRule(), TASK, _scored("t0", 810), _old(800), ComparisonSetup(number=100)).reasons[-1]
+    assert "comparison 100 on these rows, confidence 0.999995" in reason
 
 
 @pytest.mark.parametrize("champion", [None, "old"])
@@ -145,7 +152,7 @@ def test_few_test_rows_decide_nothing(champion):
     assert "at least 10 test rows are needed" in refused.reasons[-1]
     assert "there are 9" in refused.reasons[-1]
     assert refused.looks == ()
-    assert decide(PromotionRule(), TASK, few, held, Terms(forced=True)).forced
+    assert decide(PromotionRule(), TASK, few, held, ComparisonSetup(forced=True)).forced
     assert decide(NUMBERS, TASK, few, held).promoted
     assert decide(PromotionRule(), TASK, enough, None).promoted
 
@@ -174,7 +181,7 @@ def test_a_guarded_metric_must_not_fall_further_than_it_may(f1, promoted):
     decision = decide(rule, TASK, found, champion)
     assert decision.promoted is promoted
     assert ("guard: f1" in decision.reasons[-1]) is not promoted
-    assert decide(rule, TASK, found, champion, Terms(forced=True)).promoted
+    assert decide(rule, TASK, found, champion, ComparisonSetup(forced=True)).promoted
 
 
 # ---- tolerance -------------------------------------------------------------------------------------------------------
@@ -183,7 +190,13 @@ def test_a_guarded_metric_must_not_fall_further_than_it_may(f1, promoted):
 )
 def test_within_tolerance_of_the_anchor_a_strictly_smaller_one_replaces_the_champion(right, stored_bytes, promoted):
     rule = PromotionRule(min_gain=0.01, tolerance=0.005)
-    decision = decide(rule, TASK, _scored("t0", right, stored_bytes), _old(800), Terms(anchor=Anchor(1, 0.80)))
+    decision = decide(
+        rule,
+        TASK,
+        _scored("t0", right, stored_bytes),
+        _old(800),
+        ComparisonSetup(reference=ToleranceReference(1, 0.80)),
+    )
     assert decision.promoted is promoted
     assert ("of version 1, and smaller" in decision.reasons[-1]) is promoted
     assert (decision.looks[0].anchor_version, decision.looks[0].anchor_metric) == (1, 0.80)
@@ -192,16 +205,16 @@ def test_within_tolerance_of_the_anchor_a_strictly_smaller_one_replaces_the_cham
 def test_small_losses_do_not_add_up():
     rule = PromotionRule(tolerance=0.005)
     smaller, champion = _scored("t0", 794, 900), _old(797)
-    assert decide(rule, TASK, smaller, champion, Terms(anchor=Anchor(2, 0.797))).promoted
-    refused = decide(rule, TASK, smaller, champion, Terms(anchor=Anchor(1, 0.80)))
+    assert decide(rule, TASK, smaller, champion, ComparisonSetup(reference=ToleranceReference(2, 0.797))).promoted
+    refused = decide(rule, TASK, smaller, champion, ComparisonSetup(reference=ToleranceReference(1, 0.80)))
     assert not refused.promoted
     assert "0.0060 below version 1, which tolerance counts from" in refused.reasons[-1]
-    unanchored = decide(rule, TASK, smaller, champion, Terms())
+    unanchored = decide(rule, TASK, smaller, champion, ComparisonSetup())
     assert not unanchored.promoted
 
 
 def test_a_smaller_one_that_is_significantly_worse_stays_out():
-    rule, anchor = PromotionRule(tolerance=0.02), Terms(anchor=Anchor(1, 0.81))
+    rule, anchor = PromotionRule(tolerance=0.02), ComparisonSetup(reference=ToleranceReference(1, 0.81))
     refused = decide(rule, TASK, _scored("t0", 800, 10), _old(810), anchor)
     assert not refused.promoted
     assert "smaller but significantly worse" in refused.reasons[-1]
@@ -219,7 +232,7 @@ def test_a_champion_that_cannot_be_compared_stays_unless_forced(other, why):
     assert refused.looks == (), "nothing was looked at"
     assert "not comparable" in refused.reasons[-1]
     assert why in refused.reasons[-1]
-    forced = decide(PromotionRule(), TASK, _scored("t0", 900), champion, Terms(forced=True))
+    forced = decide(PromotionRule(), TASK, _scored("t0", 900), champion, ComparisonSetup(forced=True))
     assert forced.promoted
     assert forced.forced
     assert forced.reasons[-2:] == (refused.reasons[-1], "promoted by force")
@@ -234,7 +247,7 @@ def test_the_test_rows_make_two_comparable_whatever_the_others_are():
 def test_the_champion_is_not_promoted_again_even_by_force():
     champion = _scored("t0", 900)
     for forced in (False, True):
-        decision = decide(PromotionRule(), TASK, champion, champion, Terms(forced=forced))
+        decision = decide(PromotionRule(), TASK, champion, champion, ComparisonSetup(forced=forced))
         assert not decision.promoted
         assert decision.looks == ()
         assert decision.reasons[-1] == "s1/t0 already is the champion"
@@ -250,7 +263,9 @@ def test_the_same_name_in_another_study_is_another_candidate():
 
 @pytest.mark.parametrize("metrics", [{}, {"accuracy": math.nan}])
 def test_a_finalist_without_a_test_score_is_not_promoted_even_by_force(metrics):
-    decision = decide(PromotionRule(), TASK, _scored("t0", 900, test_metrics=metrics), None, Terms(forced=True))
+    decision = decide(
+        PromotionRule(), TASK, _scored("t0", 900, test_metrics=metrics), None, ComparisonSetup(forced=True)
+    )
     assert not decision.promoted
     assert "cannot be judged" in decision.reasons[-1]
 
@@ -281,16 +296,16 @@ finalists, champions = answered("t0", "s1"), answered("old", "s0")
 @law
 @given(rules, finalists, st.one_of(st.none(), champions), st.booleans(), st.integers(1, 20))
 def test_deciding_again_after_acting_changes_nothing(rule, finalist, champion, forced, look):
-    terms = Terms(look=look, forced=forced)
-    if decide(rule, TASK, finalist, champion, terms).promoted:
-        assert not decide(rule, TASK, finalist, finalist, terms).promoted
+    setup = ComparisonSetup(number=look, forced=forced)
+    if decide(rule, TASK, finalist, champion, setup).promoted:
+        assert not decide(rule, TASK, finalist, finalist, setup).promoted
 
 
 @law
 @given(rules, finalists, champions, st.integers(1, 20))
 def test_unforced_promotion_never_loses_more_than_tolerance(rule, finalist, champion, look):
-    anchor = Anchor(1, champion.candidate.test_metrics["accuracy"])
-    decision = decide(rule, TASK, finalist, champion, Terms(look=look, anchor=anchor))
+    anchor = ToleranceReference(1, champion.candidate.test_metrics["accuracy"])
+    decision = decide(rule, TASK, finalist, champion, ComparisonSetup(number=look, reference=anchor))
     if decision.promoted:
         assert decision.winner_metric is not None
         assert decision.winner_metric >= anchor.metric - rule.tolerance - 1e-6
@@ -299,9 +314,9 @@ def test_unforced_promotion_never_loses_more_than_tolerance(rule, finalist, cham
 @law
 @given(rules, finalists, st.one_of(st.none(), champions), st.integers(1, 20))
 def test_a_later_look_promotes_nothing_that_an_earlier_one_does_not(rule, finalist, champion, look):
-    later = decide(rule, TASK, finalist, champion, Terms(look=look + 1))
+    later = decide(rule, TASK, finalist, champion, ComparisonSetup(number=look + 1))
     if later.promoted:
-        assert decide(rule, TASK, finalist, champion, Terms(look=look)).promoted
+        assert decide(rule, TASK, finalist, champion, ComparisonSetup(number=look)).promoted
 
 
 # ---- the base alone --------------------------------------------------------------------------------------------------
@@ -343,7 +358,7 @@ def test_a_base_alone_that_was_not_measured_leaves_the_place_empty():
             assert not decision.promoted
             assert why in decision.reasons[-1]
             assert "`loraxs-search resume s1`" in decision.reasons[-1]
-            assert decide(PromotionRule(), task, finalist, champion, Terms(forced=True)).promoted
+            assert decide(PromotionRule(), task, finalist, champion, ComparisonSetup(forced=True)).promoted
     assert decide(PromotionRule(require="constant"), TASK, finalist, _old(700)).promoted
 
 
@@ -351,7 +366,7 @@ def test_a_base_alone_that_was_not_measured_leaves_the_place_empty():
 def _beside_tfidf(right: int, tfidf: int, *, kept: bool = True) -> Scored:
     """An adapter beside TF-IDF, which is right in the first `tfidf` of 1000 rows."""
     yardsticks = (Yardstick("constant", answer=0), Yardstick("tfidf", test_metrics={"accuracy": tfidf / 1000}))
-    answers = {"tfidf": _rows(tfidf, 1000 - tfidf).predictions.tolist()} if kept else {}
+    answers = {"tfidf": KeptAnswers(_rows(tfidf, 1000 - tfidf).predictions.tolist())} if kept else {}
     return dataclasses.replace(_scored("t0", right, yardsticks=yardsticks), answers=answers)
 
 
@@ -366,6 +381,38 @@ def test_a_first_champion_must_beat_every_baseline_significantly_or_by_score_wit
     assert promoted or f"tfidf (accuracy 0.{tfidf}0)" in decision.reasons[-1]
     assert len(decision.looks) == 1, "all baselines together are one comparison, each held to the whole of its level"
     assert decide(PromotionRule(require="constant"), TASK, finalist, None).promoted
+
+
+@pytest.mark.parametrize("champion", [None, _old(700, test_fingerprint="rows")])
+@pytest.mark.parametrize(
+    ("num_rows", "about", "why"),
+    [
+        (999, {}, "to 999 test rows, but there are 1000"),
+        (1000, {"test_rows": "others"}, "with fingerprint others"),
+        (1000, {"task": "another", "test_rows": "rows"}, "to test rows of another"),
+        (1000, {"task": "toy", "test_rows": "rows"}, ""),
+    ],
+)
+def test_answers_of_a_baseline_to_other_rows_decide_nothing(num_rows, about, why, champion):
+    yardsticks = (Yardstick("constant", answer=0), Yardstick("tfidf", test_metrics={"accuracy": 0.6}))
+    finalist = _scored("t0", 800, yardsticks=yardsticks, test_fingerprint="rows")
+    answers = {"tfidf": KeptAnswers(_rows(600, num_rows - 600).predictions.tolist(), **about)}
+    decision = decide(PromotionRule(), TASK, dataclasses.replace(finalist, answers=answers), champion)
+    assert decision.promoted is not bool(why)
+    assert why in decision.reasons[-1]
+    assert decision.looks or why
+
+
+def test_the_constant_answer_is_the_best_one_for_the_metric_that_decides():
+    """Always `a` is right in 60 of 100 rows, always `b` has the better F1 of `b`."""
+    labels = (np.arange(100) % 5 >= 3).astype(int)  # 40 are `b`
+    task = dataclasses.replace(TASK, metrics=("accuracy", "f1"))
+    constant = Yardstick("constant", test_metrics={"accuracy": 0.6, "f1": 0.0}, answer=0)
+    said = ScoredRows(np.where(np.arange(100) < 45, labels, 0), labels)
+    finalist = _candidate("t0", 0.7, test_metrics={"accuracy": 0.78, "f1": 0.62}, yardsticks=(constant,))
+    decision = decide(PromotionRule(metric="f1"), task, Scored(finalist, said), None)
+    assert not decision.promoted
+    assert "the constant answer (f1 0.5714)" in decision.reasons[-1]
 
 
 @pytest.mark.parametrize(("tfidf", "promoted"), [(790, True), (800, True), (809, False)])
@@ -455,7 +502,7 @@ def test_a_baseline_whose_score_is_not_finite_is_not_beaten(score):
             assert not decision.promoted
             assert "must be finite" in decision.reasons[-1]
             assert not decision.looks
-            assert decide(rule, TASK, one, champion, Terms(forced=True)).forced
+            assert decide(rule, TASK, one, champion, ComparisonSetup(forced=True)).forced
     assert decide(PromotionRule(require="constant"), TASK, beside_tfidf, None).promoted
 
 

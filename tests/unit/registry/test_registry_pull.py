@@ -18,10 +18,9 @@ from loraxs_search.errors import HomeError, IntegrityError, RegistryError, Track
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, pull, verify
-from loraxs_search.registry._artifacts import Listed, list_files
-from loraxs_search.registry._client import connect
-from loraxs_search.registry._resolved import store_stamp
+from loraxs_search.registry._mlflow import Listed, connect, list_files
 from loraxs_search.registry.manifest import folder_digest
+from loraxs_search.registry.names import store_stamp
 from loraxs_search.registry.reader import RegistryReader
 
 

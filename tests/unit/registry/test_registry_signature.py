@@ -13,12 +13,10 @@ import pytest
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, pull, verify
-from loraxs_search.registry._client import connect
-from loraxs_search.registry._sequences import FILE, SeenSequences
-from loraxs_search.registry._signing import SEQUENCE
+from loraxs_search.registry._mlflow import connect
+from loraxs_search.registry._signing import ENV_KEY, FILE, SEQUENCE, SeenSequences, Statement, check_signature, sign
+from loraxs_search.registry._versions import CANDIDATE, DECISION, adapter_tag
 from loraxs_search.registry.names import AdapterName
-from loraxs_search.registry.signature import ENV_KEY, Statement, check_signature, sign
-from loraxs_search.registry.tags import CANDIDATE, DECISION, adapter_tag
 
 KEY = "a key of the team's own"
 RULE = PromotionRule(confidence=0)  # no test rows are needed

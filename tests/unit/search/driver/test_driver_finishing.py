@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import studies
+from support.searched_studies import Tried, confirm, searched
 from support.toys import HYPERPARAMETERS, TASK
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import AdapterSize, Answers, Refit, TrialSpec
+from loraxs_search.records import (
+    AdapterSize,
+    Answers,
+    BaseModelRef,
+    Manifest,
+    PromotionRule,
+    ReferenceLogits,
+    Refit,
+    TrialSpec,
+    Yardstick,
+)
+from loraxs_search.registry import sealed, verify
+from loraxs_search.registry.manifest import folder_digest
+from loraxs_search.search.driver.candidates import Finish
 from loraxs_search.search.driver.finishing import AnswerPiece, Trained, ValidationPiece, joined, row_pieces
 from loraxs_search.studies.confirmations import Confirmations
 
@@ -75,3 +91,27 @@ def test_only_divergence_leaves_a_candidate_without_validation_scores(tmp_path, 
     assert study.confirmations().validation("00001") is None, "it is scored by the search that goes on"
     piece.failed(TrialDivergedError("Logits must be finite."))
     assert study.confirmations().validation("00001") == {}
+
+
+def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    folder = searched("s", [Tried({"rank": 4}, 0.9)], finished=False)
+    confirm(folder, "00000", [0.9], [1, 0], [1, 1])
+    found = folder.confirmations().candidate("00000")
+    made = Manifest(
+        task=TASK, base_model=BaseModelRef("b"), base_digest="base", data_fingerprint="data", study="s",
+        trial_id="00000", params={}, hyperparameters=HYPERPARAMETERS, validation_metrics={}, size=AdapterSize(1, 1, 1),
+        test_metrics={TASK.metric: 0.5}, probe=ReferenceLogits((), ()), versions={}, created_at="2026-01-01",
+    )  # fmt: skip
+    folder.write_adapter("00000", sealed({"adapter_model.safetensors": b"R"}, made))
+    folder.write_yardsticks([Yardstick("zero-shot", {TASK.metric: 0.4}, {TASK.metric: 0.4321})])
+    space = SimpleNamespace(promotion=PromotionRule(), task=folder.info.task)
+    actors = SimpleNamespace(pool=SimpleNamespace(hosts=[], config=SimpleNamespace(max_trials=1)))
+    finish = Finish(actors, folder, space, (), threading.Event())
+    (chosen,) = finish.seal([found], lambda _: None)
+    path = folder.adapter_path("00000")
+    assert verify(path).yardsticks == chosen.yardsticks == folder.yardsticks()
+    assert "0.4321" in (path / "README.md").read_text()
+    digest = folder_digest(path)
+    finish.seal([found], lambda _: None)
+    assert folder_digest(path) == digest, "nothing is new"

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from loraxs_search.records import PromotionRule, Task, Yardstick, alone_yardstick, is_alone, is_unmeasured
-from loraxs_search.registry.significance import score_of
-from loraxs_search.registry.test_predictions import ScoredRows
+from loraxs_search.records import (
+    Candidate,
+    KeptAnswers,
+    PromotionRule,
+    Task,
+    Yardstick,
+    alone_yardstick,
+    is_alone,
+    is_unmeasured,
+)
+from loraxs_search.registry.significance import ScoredRows, score_of
 from loraxs_search.tasks.kinds import Metric, kind_of
 
 CONSTANT = "constant"
+_MAX_CONSTANTS = 32  # the likeliest ones; the metric is computed for each
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +41,7 @@ def baseline_answers(
     rows: ScoredRows | None,
     yardsticks: Sequence[Yardstick],
     alone: ScoredRows | None,
-    answers: Mapping[str, Sequence[float]],
+    answers: Mapping[str, KeptAnswers],
 ) -> list[BaselineAnswer]:
     """Return the baselines that the rule requires an adapter to beat, as far as they have a score.
 
@@ -80,6 +89,22 @@ def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick],
     return "" if has_alone else "the base alone was not asked"
 
 
+def unlike_rows(
+    rule: PromotionRule, finalist: Candidate, answers: Mapping[str, KeptAnswers], rows: ScoredRows | None
+) -> str:
+    """Say which required linear model has answered other test rows than the finalist; empty where none has."""
+    for one in finalist.yardsticks if rule.require == "all" else ():
+        said = answers.get(one.name)
+        if said is None or one.failed:
+            continue
+        about = (said.task or finalist.task, said.test_rows or finalist.test_fingerprint)
+        if about != (finalist.task, finalist.test_fingerprint):
+            return f"the answers of {one.name} are to test rows of {about[0]} with fingerprint {about[1][:16]}"
+        if rows is not None and len(said.values) != len(rows.labels):
+            return f"the answers of {one.name} are to {len(said.values)} test rows, but there are {len(rows.labels)}"
+    return ""
+
+
 def left_out(rule: PromotionRule, yardsticks: Sequence[Yardstick]) -> list[str]:
     """Say which baselines the rule would require, had they not failed for good."""
     failed = [one for one in yardsticks if one.failed and one.name != CONSTANT and not is_unmeasured(one)]
@@ -103,15 +128,15 @@ def _constant(
 ) -> ScoredRows | None:
     """Return the constant answer to the rows that an adapter was scored on; None where it has no such score.
 
-    It is the study's own, the best one on the train rows. A study that has none is given the best one on the test rows
-    themselves, which is harder to beat.
+    It is the study's own, the best one for the task's metric on the train rows. Where the study has none, or another
+    metric decides, it is the best one on the test rows themselves, which is harder to beat.
     """
     if metric.column != "predictions":
         return None
     known = next((y.answer for y in yardsticks if y.name == CONSTANT and not y.failed), None)
-    if known is not None:
+    if known is not None and metric.name == task.metric:
         return _always(rows, known)
-    answers = kind_of(task).constants(rows.labels)
+    answers = [*kind_of(task).constants(rows.labels)[:_MAX_CONSTANTS], *([] if known is None else [known])]
     return max(
         (_always(rows, answer) for answer in answers),
         key=lambda said: sign * metric.score(said.predictions, said.labels),
@@ -122,7 +147,7 @@ def _always(rows: ScoredRows, answer: float | str) -> ScoredRows:
     return ScoredRows(np.full(len(rows.labels), answer, rows.labels.dtype), rows.labels)
 
 
-def _said(answers: Sequence[float] | None, rows: ScoredRows | None) -> ScoredRows | None:
-    if answers is None or rows is None or len(answers) != len(rows.labels):
+def _said(answers: KeptAnswers | None, rows: ScoredRows | None) -> ScoredRows | None:
+    if answers is None or rows is None:
         return None
-    return ScoredRows(np.asarray(answers, rows.labels.dtype), rows.labels)
+    return ScoredRows(np.asarray(answers.values, rows.labels.dtype), rows.labels)

@@ -1,24 +1,142 @@
-"""Calls of a server's REST API, for what `pull` and `ls` ask: importing MLflow takes longer."""
+"""How the registry is asked: MLflow's client, with its errors as ours, and plain requests where they are quicker.
+
+`pull` and `ls` ask a server's REST API and fetch the files that it hands out: importing MLflow takes longer.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import urllib.parse
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loraxs_search.errors import IntegrityError
+from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
 from loraxs_search.home import disk_faults
-from loraxs_search.mlflow_http import get
-from loraxs_search.mlflow_uri import redact, sqlite_path
-from loraxs_search.registry._client import speaking
+from loraxs_search.mlflow_http import check_server, get
+from loraxs_search.mlflow_uri import prepare_environment, redact, sqlite_path
 from loraxs_search.registry.names import AdapterName
 
 if TYPE_CHECKING:
     import requests
+    from mlflow import MlflowClient
+
+
+def exists(uri: str) -> bool:
+    """Whether the store exists: a server, or a database file. Creates nothing."""
+    path = sqlite_path(uri)
+    return path is None or path.exists()
+
+
+def connect(uri: str) -> MlflowClient:
+    """Return a client for runs and models of the store at `uri`, independent of the environment.
+
+    Raises:
+        TrackingError: no server answers.
+        RegistryError: the embedded database does not exist.
+    """
+    path = sqlite_path(uri)
+    if path is None:
+        check_server(uri)
+    elif not path.exists():
+        raise RegistryError(
+            f"There is no registry at {path}: nothing has been recorded yet.",
+            hint="run `loraxs-search launch SPACE`, or name a server with --tracking-uri",
+        )
+    with speaking(uri):
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextlib.contextmanager
+def speaking(uri: str) -> Iterator[None]:
+    """Turn MLflow's exceptions into our errors, without passwords.
+
+    Raises:
+        TrackingError: a server answers that it cannot.
+        RegistryError: anything else.
+    """
+    prepare_environment()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if sqlite_path(uri) is None and error.get_http_status_code() >= 500:
+            raise TrackingError(
+                f"The MLflow server at {redact(uri)} must answer, but: {redact(str(error))}",
+                hint="see its log: its database or its artifact store may be away",
+            ) from error
+        old_schema = "out-of-date database schema" in str(error)
+        raise RegistryError(
+            f"The registry at {redact(uri)} failed: {redact(str(error))}",
+            hint=f"run `mlflow db upgrade {redact(uri)}` after a backup" if old_schema else None,
+        ) from error
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether an MLflow error says that a model, version or alias does not exist."""
+    code = getattr(error, "error_code", None)
+    # A missing alias is reported as an invalid parameter.
+    return code == "RESOURCE_DOES_NOT_EXIST" or (code == "INVALID_PARAMETER_VALUE" and "not found" in str(error))
+
+
+def is_denied(error: Exception) -> bool:
+    """Whether an MLflow error says that the user may not; MLflow also says so of versions of a model that is not."""
+    return getattr(error, "error_code", None) == "PERMISSION_DENIED"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file, or a folder, as the store lists it; a store that does not know a file's size says 0."""
+
+    name: str
+    num_bytes: int
+    is_dir: bool
+
+
+def list_files(uri: str, source: str) -> list[Listed]:
+    """Return what lies in `source`; nothing where nothing has been logged yet."""
+
+    def ask() -> list[Listed]:
+        files = list_plainly(uri, source)
+        return [Listed(str(f["path"]), int(f.get("file_size", 0)), bool(f.get("is_dir"))) for f in files]
+
+    def by_client() -> list[Listed]:
+        from mlflow.artifacts import list_artifacts
+
+        listed = list_artifacts(artifact_uri=source, tracking_uri=uri)
+        return [Listed(PurePosixPath(file.path).name, file.file_size or 0, file.is_dir) for file in listed]
+
+    return plainly(uri, ask, by_client)
+
+
+def fetch_file(uri: str, source: str, name: str, folder: Path, max_bytes: int) -> Path:
+    """Fetch a file of `source` into `folder`, and return it there.
+
+    Raises:
+        IntegrityError: it has more than `max_bytes`; a plain download ends there, MLflow's is measured afterwards.
+        HomeError: `folder` cannot be written.
+    """
+
+    def ask() -> Path:
+        fetch_plainly(uri, source, name, folder / name, max_bytes)
+        return folder / name
+
+    def by_client() -> Path:
+        from mlflow.artifacts import download_artifacts
+
+        place = f"{source.rstrip('/')}/{name}"
+        path = Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=uri))
+        check_size(uri, name, path.stat().st_size, max_bytes)
+        return path
+
+    return plainly(uri, ask, by_client)
+
 
 _T = TypeVar("_T")
 _FILES, _SCHEME = "mlflow-artifacts/artifacts", "mlflow-artifacts:"
@@ -101,7 +219,7 @@ def find_experiment(uri: str, name: str) -> Any | None:
     return None if answer is None else SimpleNamespace(tags=_tags(answer["experiment"]))
 
 
-def list_files(uri: str, source: str) -> list[Mapping[str, Any]]:
+def list_plainly(uri: str, source: str) -> list[Mapping[str, Any]]:
     """Return the files that a server hands out itself, each with `path`, `file_size` and `is_dir`.
 
     Raises:
@@ -111,11 +229,11 @@ def list_files(uri: str, source: str) -> list[Mapping[str, Any]]:
     return _answered(lambda: list(_get(uri, _FILES, place, _PAGE_TIMEOUT_S).get("files", [])))
 
 
-def fetch_file(uri: str, source: str, name: str, target: Path, max_bytes: int) -> None:
+def fetch_plainly(uri: str, source: str, name: str, target: Path, max_bytes: int) -> None:
     """Write a file that a server hands out itself, and no more of it than it may have: a server can send without end.
 
     Raises:
-        UnansweredError: as `list_files`.
+        UnansweredError: as `list_plainly`.
         IntegrityError: the server sends more than `max_bytes`.
         HomeError: `target` cannot be written, which no other way to ask would change.
     """
