@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from loraxs_search.cli._plain import plain
 from loraxs_search.cli._search import server_of
-from loraxs_search.records import SearchEvent, WarningEvent
+from loraxs_search.log import ShownEvent, Warned
 from loraxs_search.reports import study_state, watch
 from loraxs_search.studies import StudyFolder
 
@@ -27,17 +27,17 @@ def follow(study: str) -> None:
         print(f"\nleft the view; `loraxs-search status {study} --watch` comes back to it", file=sys.stderr)
 
 
-def _draw(folder: StudyFolder, events: Iterable[SearchEvent]) -> None:
+def _draw(folder: StudyFolder, events: Iterable[ShownEvent]) -> None:
     from loraxs_search.cli._live import LiveView
 
     with LiveView(server_of(folder.info.tracking_uri), folder.info.created_at) as view:
         for event in events:
             view.happened(event)
-            if isinstance(event, WarningEvent):
+            if isinstance(event, Warned):
                 print(f"warning: {plain(event.text)}", file=sys.stderr)  # above what is drawn
 
 
-def _write(folder: StudyFolder, events: Iterable[SearchEvent]) -> None:
+def _write(folder: StudyFolder, events: Iterable[ShownEvent]) -> None:
     from loraxs_search.cli._lines import LinesView
 
     view = LinesView(sys.stdout, server_of(folder.info.tracking_uri), began=folder.info.created_at, warns=True)

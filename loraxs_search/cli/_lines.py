@@ -11,19 +11,19 @@ from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._plain import plain
 from loraxs_search.cli._words import browse, phase_in_words, time_left_in_words
 from loraxs_search.errors import counted
-from loraxs_search.records import (
-    CandidateScoredEvent,
-    DataReadEvent,
-    PhaseEvent,
-    SearchEvent,
-    SearchStartedEvent,
-    SteeredEvent,
-    TrialEndedEvent,
-    TrialReportedEvent,
-    TrialState,
-    WarningEvent,
-    YardstickScoredEvent,
+from loraxs_search.log import (
+    CandidateScored,
+    DataRead,
+    Phase,
+    SearchStarted,
+    ShownEvent,
+    Steered,
+    TrialEnded,
+    TrialReported,
+    Warned,
+    YardstickScored,
 )
+from loraxs_search.records import TrialState
 from loraxs_search.reports import SearchState
 
 _COUNT_EVERY_S = 10.0
@@ -48,13 +48,13 @@ class LinesView:
         self._state = SearchState()
         self._counted_at, self._is_estimated = 0.0, False
 
-    def happened(self, event: SearchEvent) -> None:
+    def happened(self, event: ShownEvent) -> None:
         """Take the next event."""
         self._state.happened(event)
         for text in self._texts(event):
             print(self._line(text, event.at), end="", file=self._out, flush=True)
 
-    def known(self, event: SearchEvent) -> None:
+    def known(self, event: ShownEvent) -> None:
         """Take an event of an earlier driver: it counts, and has no line."""
         self._state.happened(event)
 
@@ -63,30 +63,31 @@ class LinesView:
         os.write(self._out.fileno(), self._line(text, time.time()).encode())
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _texts(self, event: SearchEvent) -> list[str]:
+    def _texts(self, event: ShownEvent) -> list[str]:
         texts: list[str] = []
         match event:
-            case PhaseEvent():
+            case Phase():
                 texts = self._phase(event)
-            case DataReadEvent():
+            case DataRead():
                 texts = data_lines(event.report, event.num_rows, event.metric, short=True)
-            case SearchStartedEvent():
+            case SearchStarted():
                 texts = self._started(event)
-            case TrialReportedEvent():
-                texts = ["  ".join([f"trial {event.trial}", *self._last_report(event.trial)]), *self._estimate(event)]
-            case TrialEndedEvent():
+            case TrialReported():
+                texts = ["  ".join([f"trial {event.trial_id}", *self._last_report(event.trial_id)])]
+                texts += self._estimate(event)
+            case TrialEnded():
                 texts = [self._ended(event)]
-            case YardstickScoredEvent():
+            case YardstickScored():
                 texts = ["  ".join([f"yardstick {event.name}", *_scores(event.metrics)])]
-            case CandidateScoredEvent():
+            case CandidateScored():
                 texts = ["  ".join([f"candidate {event.trial}", f"{event.split} rows", *_scores(event.metrics)])]
-            case SteeredEvent():
+            case Steered():
                 texts = [event.text]
-            case WarningEvent() if self._warns:
+            case Warned() if self._warns:
                 texts = [f"warning: {event.text}"]
         return texts
 
-    def _phase(self, event: PhaseEvent) -> list[str]:
+    def _phase(self, event: Phase) -> list[str]:
         """Of what is counted, write a line now and then, and the last one."""
         if event.total is not None:
             if not event.done or (event.done != event.total and event.at - self._counted_at < _COUNT_EVERY_S):
@@ -94,15 +95,15 @@ class LinesView:
             self._counted_at = event.at
         return [phase_in_words(event)]
 
-    def _started(self, event: SearchStartedEvent) -> list[str]:
+    def _started(self, event: SearchStarted) -> list[str]:
         why = f" ({event.why_slots})" if event.why_slots else ""
         what = f"{counted(event.num_trials, 'trial')} on {event.device} ({event.dtype})"
         then = f"then {counted(event.num_refits, 'refit')} of {counted(event.max_steps, 'step')}"
         notes = [*([then] if event.num_refits else []), *(f"note: {note}" for note in event.notes)]
         slots = counted(event.num_slots, "slot")
-        return [f"study {event.study}: {what}, {slots}{why}", *notes, browse(event.study, self._server)]
+        return [f"study {event.study}: {what}, {slots}{why}", *notes, browse(event.study or "", self._server)]
 
-    def _estimate(self, event: TrialReportedEvent) -> list[str]:
+    def _estimate(self, event: TrialReported) -> list[str]:
         """Say once how long the whole search takes, as soon as all trials that run side by side have a pace."""
         facts, trials = self._state.facts, self._state.trials.values()
         left = "" if self._is_estimated else time_left_in_words(self._state.seconds_left(event.at))
@@ -114,10 +115,11 @@ class LinesView:
         refits = ", refits included" if self._state.refit_steps else ""
         return [f"{left}{refits}, at the pace of the first steps; less where trials are stopped early"]
 
-    def _ended(self, event: TrialEndedEvent) -> str:
+    def _ended(self, event: TrialEnded) -> str:
         left = time_left_in_words(self._state.seconds_left(event.at))
         counted = f"[{self._state.num_ended}/{self._state.num_trials}]"
-        parts = [f"trial {event.trial}", event.state.value, *self._last_report(event.trial), counted, event.reason]
+        name = event.trial_id
+        parts = [f"trial {name}", event.state.value, *self._last_report(name), counted, event.reason]
         return "  ".join([*parts, *([left] if left else [])])
 
     def _last_report(self, name: str) -> list[str]:

@@ -15,7 +15,7 @@ from rich.segment import ControlType
 from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._drawing import draw
 from loraxs_search.cli._plain import drawing_stream, plain
-from loraxs_search.records import DataReadEvent, SearchEvent
+from loraxs_search.log import DataRead, ShownEvent
 from loraxs_search.reports import SearchState
 
 _A_SECOND = 2.0  # drawings: one takes some 10 ms of what the driver computes with
@@ -52,11 +52,11 @@ class LiveView:
     ) -> None:
         self._live.stop()
 
-    def happened(self, event: SearchEvent) -> None:
+    def happened(self, event: ShownEvent) -> None:
         """Take the next event."""
         with self._lock:
             self._state.happened(event)
-        if isinstance(event, DataReadEvent):  # not in the lock: a drawing waits for it while it holds the console
+        if isinstance(event, DataRead):  # not in the lock: a drawing waits for it while it holds the console
             lines = map(plain, data_lines(event.report, event.num_rows, event.metric, short=True))
             self._console.print(*lines, sep="\n", end="\n\n", markup=False, highlight=False, soft_wrap=True)
 

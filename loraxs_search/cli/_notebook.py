@@ -12,7 +12,7 @@ from rich.console import Console
 
 from loraxs_search.cli._data import data_lines
 from loraxs_search.cli._drawing import draw
-from loraxs_search.records import DataReadEvent, SearchEvent
+from loraxs_search.log import DataRead, ShownEvent
 from loraxs_search.reports import SearchState
 
 _EVERY_S = 0.5  # between two drawings
@@ -52,18 +52,18 @@ class NotebookView:
     ) -> None:
         self._draw()
 
-    def happened(self, event: SearchEvent) -> None:
+    def happened(self, event: ShownEvent) -> None:
         """Take the next event, from whatever thread."""
         with self._lock:
             self._state.happened(event)
-            if isinstance(event, DataReadEvent):
+            if isinstance(event, DataRead):
                 self._rows = data_lines(event.report, event.num_rows, event.metric, short=True)
             if event.at - self._drawn_at < _EVERY_S:
                 return
             self._drawn_at = event.at
         self._draw()
 
-    def known(self, event: SearchEvent) -> None:
+    def known(self, event: ShownEvent) -> None:
         """Take an event of an earlier driver."""
         with self._lock:
             self._state.happened(event)

@@ -16,23 +16,23 @@ from loraxs_search.cli._interrupts import interrupts
 from loraxs_search.cli._output import emit, print_leaderboard, print_summary, print_warnings
 from loraxs_search.cli._words import browse
 from loraxs_search.errors import UsageError, counted
+from loraxs_search.log import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, sqlite_path
-from loraxs_search.records import SearchEndedEvent, SearchEvent, to_json
+from loraxs_search.records import to_json
 from loraxs_search.reports import SearchDocument, ended, search_document
 from loraxs_search.studies import StudyFolder, StudyInfo
 
 if TYPE_CHECKING:
     from loraxs_search.search import SearchResult
-    from loraxs_search.search.ledger.event_view import EventView
 
 
 class Sink(Protocol):
     """What takes the events of a search: a view, or a stream of lines for programs."""
 
-    def happened(self, event: SearchEvent) -> None:
+    def happened(self, event: ShownEvent) -> None:
         """Take the next event."""
 
-    def known(self, event: SearchEvent) -> None:
+    def known(self, event: ShownEvent) -> None:
         """Take an event of an earlier driver."""
 
     def say(self, text: str) -> None:
@@ -45,11 +45,11 @@ class Sinks:
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
 
-    def happened(self, event: SearchEvent) -> None:
+    def happened(self, event: ShownEvent) -> None:
         for sink in self._sinks:
             sink.happened(event)
 
-    def known(self, event: SearchEvent) -> None:
+    def known(self, event: ShownEvent) -> None:
         for sink in self._sinks:
             sink.known(event)
 
@@ -58,10 +58,32 @@ class Sinks:
             sink.say(text)
 
 
+class WatchedSearch:
+    """A `SearchView` that passes events on, and knows whether the search trains.
+
+    Args:
+        study: Its name, where that is known before the search begins.
+    """
+
+    def __init__(self, sink: Sink, study: str | None = None) -> None:
+        self._sink = sink
+        self.study, self.is_training = study, False
+
+    def happened(self, event: ShownEvent) -> None:
+        if isinstance(event, SearchStarted):
+            self.study, self.is_training = event.study, True
+        elif isinstance(event, Phase):
+            self.is_training = False
+        self._sink.happened(event)
+
+    def known(self, event: ShownEvent) -> None:
+        self._sink.known(event)
+
+
 @contextlib.contextmanager
 def watched(
     tracking_uri: str, *, study: str | None = None, as_events: bool = False
-) -> Iterator[tuple[EventView, threading.Event]]:
+) -> Iterator[tuple[WatchedSearch, threading.Event]]:
     """Yield a view of a search, and an event that Ctrl-C sets.
 
     It is a live table on a terminal, plain lines in a pipe, and for programs a stream of events on stdout beside the
@@ -74,11 +96,10 @@ def watched(
     Raises:
         SearchInterruptedError: Ctrl-C was pressed; says how to go on.
     """
-    from loraxs_search.search.ledger.event_view import EventView
 
     stop = threading.Event()
     with _sinks(server_of(tracking_uri), as_events) as sinks:
-        view = EventView(sinks.happened, sinks.known, study)
+        view = WatchedSearch(sinks, study)
         with _ending(lambda: [view], sinks), interrupts(sinks.say, lambda: view.is_training, stop):
             try:
                 yield view, stop
@@ -89,17 +110,16 @@ def watched(
 @contextlib.contextmanager
 def watched_together(
     tracking_uri: str, *, as_events: bool = False
-) -> Iterator[tuple[Callable[[str], EventView], threading.Event]]:
+) -> Iterator[tuple[Callable[[str], WatchedSearch], threading.Event]]:
     """Yield what makes a view of a study, and an event that Ctrl-C sets; for several studies, in plain lines."""
     from loraxs_search.cli._lines import LinesView
-    from loraxs_search.search.ledger.event_view import EventView
 
-    stop, views, server = threading.Event(), list[EventView](), server_of(tracking_uri)
+    stop, views, server = threading.Event(), list[WatchedSearch](), server_of(tracking_uri)
     stream = [EventStream(sys.stdout)] if as_events else []
 
-    def view(study: str) -> EventView:
+    def view(study: str) -> WatchedSearch:
         sinks = Sinks(*stream, LinesView(sys.stderr, server, label=study))
-        views.append(EventView(sinks.happened, sinks.known))
+        views.append(WatchedSearch(sinks))
         return views[-1]
 
     # The main thread only waits, so it may be interrupted at any time.
@@ -111,7 +131,7 @@ def watched_together(
 
 
 @contextlib.contextmanager
-def shown(tracking_uri: str) -> Iterator[EventView]:
+def shown(tracking_uri: str) -> Iterator[WatchedSearch]:
     """Yield a view of a search that a Python program has begun; signals stay the program's own.
 
     It is drawn in a notebook and on a terminal; elsewhere stderr gets plain lines.
@@ -120,14 +140,13 @@ def shown(tracking_uri: str) -> Iterator[EventView]:
         tracking_uri: Where the trials are recorded, for the hint.
     """
     from loraxs_search.cli._notebook import NotebookView, in_notebook
-    from loraxs_search.search.ledger.event_view import EventView
 
     server = server_of(tracking_uri)
     view_of: contextlib.AbstractContextManager[Sink] = (
         NotebookView(server) if in_notebook() else _sinks(server, as_events=False)
     )
     with view_of as sinks:
-        view = EventView(sinks.happened, sinks.known)
+        view = WatchedSearch(sinks)
         with _ending(lambda: [view], sinks):
             yield view
 
@@ -148,7 +167,7 @@ def _sinks(server: str, as_events: bool) -> Iterator[Sinks]:
 
 
 @contextlib.contextmanager
-def _ending(views: Callable[[], Sequence[EventView]], sinks: Sink) -> Iterator[None]:
+def _ending(views: Callable[[], Sequence[WatchedSearch]], sinks: Sink) -> Iterator[None]:
     """Have each study's last event follow, when nobody works on it any more."""
     notice = ""
     try:
@@ -159,7 +178,7 @@ def _ending(views: Callable[[], Sequence[EventView]], sinks: Sink) -> Iterator[N
     finally:
         for study in [view.study for view in views()] or [None]:
             if study is None or not StudyFolder.exists(study):
-                sinks.happened(SearchEndedEvent(study=study, at=time.time(), state="interrupted", notice=notice))
+                sinks.happened(SearchEnded(study=study, at=time.time(), state="interrupted", notice=notice))
             else:
                 last = ended(StudyFolder.open(study))
                 sinks.happened(replace(last, notice=last.notice or notice))

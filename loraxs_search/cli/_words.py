@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraxs_search.errors import counted
-from loraxs_search.records import PhaseEvent, Scalar, TrialState
+from loraxs_search.log import Phase
+from loraxs_search.records import Scalar, TrialState
 from loraxs_search.reports import SearchState
 
 _SHORT_NAMES = {"learning_rate": "lr", "head_learning_rate": "head_lr", "target_modules": "modules"}
@@ -31,7 +32,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def phase_in_words(phase: PhaseEvent) -> str:
+def phase_in_words(phase: Phase) -> str:
     """Return what is being done, and how far it is where that is counted."""
     return phase.text if phase.total is None else f"{phase.text}: {phase.done:,} of {phase.total:,} {phase.unit}"
 

@@ -1,10 +1,11 @@
-"""loraxs-search studies ls|show|rm"""
+"""loraxs-search studies ls|show|export|rm"""
 
 from __future__ import annotations
 
 import sys
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +14,9 @@ from loraxs_search.cli._bytes import shown_bytes
 from loraxs_search.cli._completion import StudiesArgument, StudyArgument
 from loraxs_search.cli._output import JsonOption, emit, print_table
 
-app = typer.Typer(help="The studies of this machine: list, look, remove.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="The studies of this machine: list, look, export, remove.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command("ls")
@@ -53,9 +56,28 @@ def show(study: StudyArgument, as_json: JsonOption = False) -> None:
         for name, value in facts.items():
             print(f"{name.replace('_', ' '):<13} {_shown(name, value)}")
         print(f"\ntrials: loraxs-search status {study}", file=sys.stderr)
-        print(f"in Optuna Dashboard: optuna-dashboard {facts['optuna_storage']}", file=sys.stderr)
+        print(f"for Optuna Dashboard: loraxs-search studies export {study} --optuna FILE", file=sys.stderr)
 
     emit(as_json, facts, show_facts)
+
+
+@app.command("export")
+def export(
+    study: StudyArgument,
+    optuna: Annotated[Path, typer.Option("--optuna", help="The new file, an Optuna journal.", show_default=False)],
+) -> None:
+    """Write a study's trials into a file for Optuna's tools.
+
+    `optuna-dashboard FILE` opens it. Changes that you make there are not in the study.
+
+    Example: loraxs-search studies export reviews --optuna reviews.optuna.jsonl
+    """
+    from loraxs_search.errors import counted
+    from loraxs_search.reports.optuna_study import export_optuna
+
+    number = export_optuna(study, optuna)
+    print(f"wrote {counted(number, 'trial')} to {optuna}", file=sys.stderr)
+    print(f"next: optuna-dashboard {optuna}", file=sys.stderr)
 
 
 @app.command("rm")

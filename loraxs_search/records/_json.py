@@ -14,9 +14,9 @@ from loraxs_search.errors import StudyError, shortened
 RecordT = TypeVar("RecordT")
 
 
-def to_json(record: Any, *, indent: int | None = None) -> str:
-    """Return a record (or a list of them) as JSON with sorted keys."""
-    return json.dumps(record, default=_plain, indent=indent, sort_keys=True)
+def to_json(record: Any, *, indent: int | None = None, sort_keys: bool = True) -> str:
+    """Return a record (or a list of them) as JSON; without `sort_keys` in the order of fields and mappings."""
+    return json.dumps(record, default=_plain, indent=indent, sort_keys=sort_keys)
 
 
 def from_json(cls: type[RecordT], text: str | bytes) -> RecordT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from loraxs_search.records._base import Identity
 from loraxs_search.records._literals import Basis, Head, LrSchedule, RankPattern, Scalar, Sigma
@@ -46,6 +47,23 @@ class Origin:
     command: str = ""
     lineage: Lineage | None = None
     is_hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A trial as Optuna has it.
+
+    Args:
+        params: By the names that they are drawn by.
+        distributions: What each was drawn from, in Optuna's JSON.
+        attributes: The trial's system attributes, in which samplers keep their state.
+        study_attributes: The study's, where this proposal has changed them.
+    """
+
+    params: Mapping[str, Scalar]
+    distributions: Mapping[str, Mapping[str, Any]]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    study_attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

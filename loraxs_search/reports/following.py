@@ -6,10 +6,11 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from loraxs_search.records import SearchEndedEvent, SearchEvent, SearchStartedEvent, to_json
+from loraxs_search.log import SearchEnded, SearchStarted, ShownEvent
+from loraxs_search.records import to_json
 from loraxs_search.reports.progress import study_state
 from loraxs_search.reports.search_document import search_document
-from loraxs_search.studies import JournalEvents, StudyFolder
+from loraxs_search.studies import StudyFolder
 
 POLL_S = 0.5
 
@@ -18,12 +19,12 @@ class StudyEvents:
     """Reads the events of a study that were recorded since the last look."""
 
     def __init__(self, folder: StudyFolder) -> None:
-        self._folder, self._journal = folder, JournalEvents(folder)
+        self._folder, self._log = folder, folder.log()
         self._quiet = False  # nobody held the study at the last look, and nothing was new
         self._began_at = self._steps_at = 0.0  # when its driver began to train, and was heard of last
 
-    def new(self) -> list[SearchEvent]:
-        """Return what is new; `SearchEndedEvent` is the last of all.
+    def new(self) -> list[ShownEvent]:
+        """Return what is new; `SearchEnded` is the last of all.
 
         Nobody may hold a study for a moment, as before its driver begins. So it takes two looks to see that it ended,
         unless its candidates are there.
@@ -32,16 +33,16 @@ class StudyEvents:
             StudyError: the study is damaged.
         """
         state = study_state(self._folder)  # first: what an ended driver wrote is there by now
-        events: list[SearchEvent] = list(self._journal.new())
+        events: list[ShownEvent] = [event for event in self._log.new() if isinstance(event, ShownEvent)]
         events += self._steps(events) if state == "running" else []
         if state == "running" or (state == "interrupted" and (events or not self._quiet)):
             self._quiet = state != "running"
             return events
         return [*events, ended(self._folder)]
 
-    def _steps(self, new: Iterable[SearchEvent]) -> list[SearchEvent]:
+    def _steps(self, new: Iterable[ShownEvent]) -> list[ShownEvent]:
         """Return how far trials are where that is news; what an earlier driver said of them is not."""
-        self._began_at = max([self._began_at, *(each.at for each in new if isinstance(each, SearchStartedEvent))])
+        self._began_at = max([self._began_at, *(each.at for each in new if isinstance(each, SearchStarted))])
         steps = self._folder.read_steps()
         if steps is None or not self._began_at or steps.at <= max(self._began_at, self._steps_at):
             return []
@@ -49,11 +50,11 @@ class StudyEvents:
         return [steps]
 
 
-def watch(study: str, *, poll_s: float = POLL_S, sleep: Callable[[float], None] = time.sleep) -> Iterator[SearchEvent]:
+def watch(study: str, *, poll_s: float = POLL_S, sleep: Callable[[float], None] = time.sleep) -> Iterator[ShownEvent]:
     """Yield the events of a study of this machine, from its first one on, and then those that follow as they happen.
 
-    It ends with a `SearchEndedEvent`, once nobody works on the study. It reads the study's folder alone, so it may run
-    in another process than the search. The events and their fields are in `loraxs_search.records`.
+    It ends with a `SearchEnded`, once nobody works on the study. It reads the study's folder alone, so it may run
+    in another process than the search. The events and their fields are in `loraxs_search.log`.
 
     Args:
         poll_s: Seconds between two looks.
@@ -65,18 +66,18 @@ def watch(study: str, *, poll_s: float = POLL_S, sleep: Callable[[float], None] 
     while True:
         for event in events.new():
             yield event
-            if isinstance(event, SearchEndedEvent):
+            if isinstance(event, SearchEnded):
                 return
         sleep(poll_s)
 
 
-def ended(folder: StudyFolder) -> SearchEndedEvent:
+def ended(folder: StudyFolder) -> SearchEnded:
     """Return the last event of a study that nobody works on."""
     journal = folder.journal()
     if folder.candidates() is None:
-        return SearchEndedEvent(study=folder.name, at=journal.last_at, state="interrupted")
+        return SearchEnded(study=folder.name, at=journal.last_at, state="interrupted")
     document = search_document(folder, journal)
-    return SearchEndedEvent(
+    return SearchEnded(
         study=folder.name,
         at=journal.last_at,
         state="finished",

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from loraxs_search.errors import LoraxsError
+from loraxs_search.reports.optuna_study import study_trials
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:
@@ -36,9 +38,7 @@ class Importances:
 
 
 def importances(folder: StudyFolder) -> Importances:
-    """Return a study's importances, from the sampler's memory; nothing is written."""
-    if not folder.optuna_path.is_file():
-        return Importances(folder.name, why="the sampler's memory is not on this machine")
+    """Return a study's importances, from its log; nothing is written."""
     import optuna
 
     with warnings.catch_warnings():
@@ -46,8 +46,8 @@ def importances(folder: StudyFolder) -> Importances:
         warnings.simplefilter("ignore", UserWarning)  # of groups of trials that are small: `num_trials` says so
         try:
             study = _complete_trials(folder)
-        except (ValueError, KeyError, TypeError) as error:  # no JSON, or no events of Optuna's
-            return Importances(folder.name, why=f"the sampler's memory cannot be read: {error}")
+        except (LoraxsError, ValueError) as error:  # of an older version, whose space this one cannot draw from
+            return Importances(folder.name, why=f"what its params were drawn from is not known: {error}")
         count = len(study.trials)
         if count < MIN_TRIALS:
             return Importances(folder.name, num_trials=count, why=f"they need {MIN_TRIALS} complete trials")
@@ -60,17 +60,16 @@ def importances(folder: StudyFolder) -> Importances:
 def _complete_trials(folder: StudyFolder) -> optuna.Study:
     """Return the complete trials in memory, each parameter under its own name."""
     import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
     from loraxs_search.search_space import plain_name
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    stored = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(folder.optuna_path))))
+    stored = study_trials(folder)
     study = optuna.create_study(directions=stored.directions)
-    for trial in stored.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        params = {plain_name(name): value for name, value in trial.params.items()}
-        distributions = {plain_name(name): value for name, value in trial.distributions.items()}
-        study.add_trial(optuna.trial.create_trial(values=trial.values, params=params, distributions=distributions))
+    for trial in stored.trials:
+        if trial.state is TrialState.COMPLETE:
+            params = {plain_name(name): value for name, value in trial.params.items()}
+            distributions = {plain_name(name): value for name, value in trial.distributions.items()}
+            study.add_trial(optuna.trial.create_trial(values=trial.values, params=params, distributions=distributions))
     return study

@@ -9,25 +9,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from loraxs_search.records import (
-    CandidateScoredEvent,
-    DataReadEvent,
-    Hyperparameters,
-    PhaseEvent,
-    Scalar,
-    SearchEndedEvent,
-    SearchEvent,
-    SearchStartedEvent,
-    SteeredEvent,
-    SteeringStatus,
-    TrialEndedEvent,
-    TrialReportedEvent,
-    TrialsAdvancedEvent,
-    TrialStartedEvent,
-    TrialState,
-    WarningEvent,
-    YardstickScoredEvent,
+from loraxs_search.log import (
+    CandidateScored,
+    DataRead,
+    Phase,
+    SearchEnded,
+    SearchStarted,
+    ShownEvent,
+    Steered,
+    TrialEnded,
+    TrialReported,
+    TrialsAdvanced,
+    TrialStarted,
+    Warned,
+    YardstickScored,
 )
+from loraxs_search.records import Hyperparameters, Scalar, SteeringStatus, TrialState
 from loraxs_search.reports.time_left import Pace, Trained, expected_steps
 
 _T = TypeVar("_T")
@@ -100,22 +97,22 @@ class SearchState:
 
     def __init__(self, study: str = "") -> None:
         self.study = study
-        self.facts: SearchStartedEvent | None = None
-        self.phase: PhaseEvent | None = None
+        self.facts: SearchStarted | None = None
+        self.phase: Phase | None = None
         self.trials: dict[str, TrialLine] = {}
         self.yardsticks: dict[str, Mapping[str, float]] = {}
         self.candidates: dict[str, Mapping[str, float]] = {}
         self.warnings: list[str] = []
         self.steered = ""  # the last that people asked of the search, and its answer
         self.steering = SteeringStatus()
-        self.ended: SearchEndedEvent | None = None
+        self.ended: SearchEnded | None = None
         self._pace = self._work = Pace(0.0)
         self._hosts: dict[str, tuple[Pace, Pace]] = {}  # steps and rows
         self._refit_steps, self._refit_total = 0, 0
         self._low, self._high = math.inf, -math.inf
         self._derived: dict[str, Any] = {}  # what was computed since the last event: views ask often
 
-    def happened(self, event: SearchEvent) -> None:
+    def happened(self, event: ShownEvent) -> None:
         """Take the next event."""
         self._derived.clear()
         self.study = event.study or self.study
@@ -280,7 +277,7 @@ class SearchState:
         return _ORDER.index(trial.state), -trial.step if is_running else 0.0, score, trial.trial
 
     # ---- events ------------------------------------------------------------------------------------------------------
-    def _phase_begun(self, event: PhaseEvent) -> None:
+    def _phase_begun(self, event: Phase) -> None:
         if self.phase is None or self.phase.text != event.text or self.phase.unit != event.unit:
             self._work = Pace(event.at)
         elif event.done is not None:
@@ -289,22 +286,22 @@ class SearchState:
         if event.unit == "steps":
             self._refit_steps, self._refit_total = event.done or 0, event.total or 0
 
-    def _started(self, event: SearchStartedEvent) -> None:
+    def _started(self, event: SearchStarted) -> None:
         self.facts, self.phase, self.ended = event, None, None
         self._pace, self._hosts, self.steering = Pace(event.at), {}, event.steering
         for trial in self.trials.values():
             trial.metric, trial.current_step = event.metric, 0
             self._widen(trial.scores)
 
-    def _trial_started(self, event: TrialStartedEvent) -> None:
+    def _trial_started(self, event: TrialStarted) -> None:
         metric = self.facts.metric if self.facts else ""
-        self.trials[event.trial] = TrialLine(event.trial, event.params, metric)
+        self.trials[event.trial_id] = TrialLine(event.trial_id, event.params, metric)
 
-    def _reported(self, event: TrialReportedEvent) -> None:
-        trial = self.trials[event.trial]
-        steps, trial.step, trial.host = event.step - trial.step, event.step, event.host.partition(" ")[0]
-        trial.stored_bytes = event.stored_bytes
-        trial.reports.append(event.metrics)
+    def _reported(self, event: TrialReported) -> None:
+        report, trial = event.report, self.trials[event.trial_id]
+        steps, trial.step, trial.host = report.step - trial.step, report.step, report.host.partition(" ")[0]
+        trial.stored_bytes = report.size.stored_bytes
+        trial.reports.append(report.metrics)
         self._widen(trial.scores[-1:])
         if self.facts is not None and event.at >= self.facts.at:
             self._pace.add(event.at, steps)
@@ -314,7 +311,7 @@ class SearchState:
                 paces[0].add(event.at, steps)
                 paces[1].add(event.at, steps * trial.rows_per_step)
 
-    def _advanced(self, event: TrialsAdvancedEvent) -> None:
+    def _advanced(self, event: TrialsAdvanced) -> None:
         for name, step in event.steps.items():
             trial = self.trials.get(name)
             if trial is not None and trial.state is TrialState.RUNNING:
@@ -324,45 +321,45 @@ class SearchState:
         for score in filter(math.isfinite, scores):
             self._low, self._high = min(self._low, score), max(self._high, score)
 
-    def _trial_ended(self, event: TrialEndedEvent) -> None:
-        trial = self.trials[event.trial]
+    def _trial_ended(self, event: TrialEnded) -> None:
+        trial = self.trials[event.trial_id]
         trial.state, trial.current_step = event.state, 0
 
-    def _warned(self, event: WarningEvent) -> None:
+    def _warned(self, event: Warned) -> None:
         self.warnings.append(event.text)
 
-    def _steered(self, event: SteeredEvent) -> None:
+    def _steered(self, event: Steered) -> None:
         self.steered = event.text
         if event.status is not None:
             if self.steering.is_paused and not event.status.is_paused:
                 self._pace = Pace(event.at)  # the time that the search stood still says nothing of its speed
             self.steering = event.status
 
-    def _yardstick_scored(self, event: YardstickScoredEvent) -> None:
+    def _yardstick_scored(self, event: YardstickScored) -> None:
         self.yardsticks[event.name] = event.metrics
 
-    def _candidate_scored(self, event: CandidateScoredEvent) -> None:
+    def _candidate_scored(self, event: CandidateScored) -> None:
         if event.split == "validation":
             self.candidates[event.trial] = event.metrics
 
-    def _data_read(self, event: DataReadEvent) -> None:
+    def _data_read(self, event: DataRead) -> None:
         """Say nothing of how the search stands: views show it once, as it comes."""
 
-    def _search_ended(self, event: SearchEndedEvent) -> None:
+    def _search_ended(self, event: SearchEnded) -> None:
         self.ended = event
 
 
-_TAKE: Mapping[type[SearchEvent], Callable[[SearchState, Any], None]] = {
-    PhaseEvent: SearchState._phase_begun,
-    SearchStartedEvent: SearchState._started,
-    TrialStartedEvent: SearchState._trial_started,
-    TrialReportedEvent: SearchState._reported,
-    TrialEndedEvent: SearchState._trial_ended,
-    TrialsAdvancedEvent: SearchState._advanced,
-    WarningEvent: SearchState._warned,
-    SteeredEvent: SearchState._steered,
-    YardstickScoredEvent: SearchState._yardstick_scored,
-    CandidateScoredEvent: SearchState._candidate_scored,
-    SearchEndedEvent: SearchState._search_ended,
-    DataReadEvent: SearchState._data_read,
+_TAKE: Mapping[type[ShownEvent], Callable[[SearchState, Any], None]] = {
+    Phase: SearchState._phase_begun,
+    SearchStarted: SearchState._started,
+    TrialStarted: SearchState._trial_started,
+    TrialReported: SearchState._reported,
+    TrialEnded: SearchState._trial_ended,
+    TrialsAdvanced: SearchState._advanced,
+    Warned: SearchState._warned,
+    Steered: SearchState._steered,
+    YardstickScored: SearchState._yardstick_scored,
+    CandidateScored: SearchState._candidate_scored,
+    SearchEnded: SearchState._search_ended,
+    DataRead: SearchState._data_read,
 }

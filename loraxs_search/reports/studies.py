@@ -83,7 +83,6 @@ def study_facts(name: str) -> dict[str, Any]:
         "space": info.space_source,
         "MLflow": redact(info.tracking_uri),
         "storage": info.storage,
-        "optuna_storage": str(folder.optuna_path),
         "bytes": _sizes(folder.path),
     }
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import overload
 
-from loraxs_search.records import Command, FrontTrial, PhaseEvent, TrialState, Yardstick
+from loraxs_search.log import Phase
+from loraxs_search.records import Command, FrontTrial, TrialState, Yardstick
 from loraxs_search.reports.following import StudyEvents
 from loraxs_search.reports.front import front
 from loraxs_search.reports.leaderboard import PAUSED, LeaderboardRow, interrupted, leaderboard
@@ -48,7 +49,7 @@ class StudyStatus:
     warnings: list[str]
     is_paused: bool = False
     place: str = ""
-    phase: PhaseEvent | None = None
+    phase: Phase | None = None
 
 
 @overload

@@ -12,12 +12,11 @@ if TYPE_CHECKING:
     from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
     from loraxs_search.search.driver.launch import launch, launch_together, resume
     from loraxs_search.search.driver.result import SearchResult
-    from loraxs_search.search.ledger.view import SearchStarted, SearchView, SilentView
+    from loraxs_search.search.ledger.view import SearchView, SilentView
 
 __all__ = [
     "SearchInterruptedError",
     "SearchResult",
-    "SearchStarted",
     "SearchView",
     "SilentView",
     "TrialsFailError",
@@ -29,7 +28,6 @@ __all__ = [
 _HOMES = {
     "SearchInterruptedError": "driver.interrupted",
     "SearchResult": "driver.result",
-    "SearchStarted": "ledger.view",
     "SearchView": "ledger.view",
     "SilentView": "ledger.view",
     "TrialsFailError": "driver.interrupted",

@@ -4,14 +4,13 @@ studies/<name>/
     study.json            what is searched, written once, before anything else
     space.yaml            the space as launched
     space.json            the same with every default as it was then
-    journal.jsonl         what the driver decided, one event a line, in order
+    journal.jsonl         the log: all that happened, one event a line, in order
     snapshots/<id>.safetensors   a trial's whole state at its last report, with all its reports in the header
     snapshots/<id>.step-<n>.safetensors   the same at its best report, where the study keeps that
     adapters/<id>/        sealed adapter folders of completed trials and of candidates
     confirmed/            refits, scores on all validation rows, the finalist and its answers to the test rows
     round.json, candidates-<n>.json   how often the search went on after its end, and its candidates of before
     commands/             commands to the driver that it has not answered yet, one file each
-    optuna.jsonl          the sampler's memory, in Optuna's journal format
     study.lock            held by the one driver at work
 
 What of it is not rebuilt from the rest can be mirrored in a storage (a shared folder, a bucket) beside a lease.
@@ -23,7 +22,6 @@ from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.folder import StudyFolder, list_studies, studied_tasks, studies_root, trials_of
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
-from loraxs_search.studies.journal_events import JournalEvents, ended_event, reported_event, started_event
 from loraxs_search.studies.kept_adapter import kept_adapter
 from loraxs_search.studies.lease import holder_elsewhere, idle_elsewhere
 from loraxs_search.studies.mirror import mirrored
@@ -36,12 +34,10 @@ from loraxs_search.studies.storage import Storage
 __all__ = [
     "CommandInbox",
     "Journal",
-    "JournalEvents",
     "Storage",
     "StudyFolder",
     "StudyInfo",
     "check_new_in",
-    "ended_event",
     "fetch",
     "holder_elsewhere",
     "idle_elsewhere",
@@ -52,8 +48,6 @@ __all__ = [
     "next_step",
     "next_step_of_task",
     "read_reports",
-    "reported_event",
-    "started_event",
     "studied_tasks",
     "studies_root",
     "trials_of",

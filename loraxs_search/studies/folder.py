@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from loraxs_search.assets import digest_of
 from loraxs_search.errors import HomeError, LoraxsError, StudyError, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, shared_lock, write_atomic
+from loraxs_search.log import EventLog, TrialsAdvanced
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
     Candidate,
@@ -22,7 +23,6 @@ from loraxs_search.records import (
     KeepRule,
     KeptAnswers,
     TrialReport,
-    TrialsAdvancedEvent,
     TrialState,
     Yardstick,
     check_trial_id,
@@ -188,17 +188,16 @@ class StudyFolder:
         return read_text(self.space_path)
 
     @property
-    def optuna_path(self) -> Path:
-        """The sampler's memory, in Optuna's own journal format."""
-        return self.path / "optuna.jsonl"
-
-    @property
     def journal_path(self) -> Path:
         return self.path / "journal.jsonl"
 
     def journal(self) -> Journal:
         """Read the journal as it stands now."""
-        return Journal(self.journal_path)
+        return Journal(self.journal_path, self.name)
+
+    def log(self) -> EventLog:
+        """Return the study's log, to be read from its first event on."""
+        return EventLog(self.journal_path, self.name)
 
     def inbox(self) -> CommandInbox:
         """Return the commands of people on this machine that no driver has answered yet."""
@@ -306,14 +305,14 @@ class StudyFolder:
         path = self.path / "yardsticks.json"
         return read_record(_YardstickFile, path).yardsticks if path.exists() else None
 
-    def write_steps(self, steps: TrialsAdvancedEvent) -> None:
+    def write_steps(self, steps: TrialsAdvanced) -> None:
         """Say how far trials are, in place of what was said before."""
         write_atomic(self.path / _STEPS, to_json(steps))
 
-    def read_steps(self) -> TrialsAdvancedEvent | None:
+    def read_steps(self) -> TrialsAdvanced | None:
         """Return how far trials were when somebody last said so; None where nobody has."""
         path = self.path / _STEPS
-        return read_record(TrialsAdvancedEvent, path) if path.exists() else None
+        return read_record(TrialsAdvanced, path) if path.exists() else None
 
     def write_asset(self, name: str, content: bytes) -> str:
         """Keep what trials start from, under a name and its digest, which is returned."""

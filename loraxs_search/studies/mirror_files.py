@@ -9,8 +9,8 @@ from pathlib import Path
 from loraxs_search.errors import StudyError
 from loraxs_search.studies.storage import Storage
 
-# What is copied, in this order: a copy that was cut short is one of an earlier moment. The sampler's database is not
-# among it, as it is rebuilt from the journal, nor what belongs to one machine.
+# What is copied, in this order: a copy that was cut short is one of an earlier moment. What belongs to one machine is
+# not among it.
 _ORDER = (
     *("tracking.", "space.", "identity.json", "assets/", "assets.json", "yardsticks."),
     *("snapshots/", "adapters/", "candidates-", "round.json", "journal.jsonl", "confirmed/"),

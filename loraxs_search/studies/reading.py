@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TypeVar
 
-from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults
+from loraxs_search.log import DAMAGED_HINT
 from loraxs_search.records import from_json
 
 RecordT = TypeVar("RecordT")
-DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"
 
 
 def read_record(cls: type[RecordT], path: Path) -> RecordT:
@@ -40,13 +39,6 @@ def read_text(path: Path) -> str:
         raise _damaged(path, "it is missing") from error
     except UnicodeDecodeError as error:
         raise _damaged(path, f"it holds bytes that are no text at {error.start}") from error
-
-
-def damaged_event(log: AppendLog) -> StudyError:
-    """Return what is said of a journal whose line that was read last is no event."""
-    return StudyError(
-        f"Every line of a journal must be an event, but {log.path} is damaged at byte {log.end}.", hint=DAMAGED_HINT
-    )
 
 
 def _first_fault(text: str) -> str:

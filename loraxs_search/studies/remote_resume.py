@@ -82,7 +82,6 @@ def _is_at(info: StudyInfo, storage: Storage) -> bool:
 
 
 def _download(name: str, storage: Storage, path: Path) -> None:
-    (path / "optuna.jsonl").unlink(missing_ok=True)  # behind the journal that comes, and rebuilt from it
     shutil.rmtree(path / "tune", ignore_errors=True)
     ensure_dir(path / "snapshots")
     keys = {file_of(key.removeprefix(f"{name}/")) for key in storage.keys(name)}

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.append_log import AppendLog
 from loraxs_search.home import disk_faults
+from loraxs_search.log import AppendLog
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import artifact_root
 from loraxs_search.tracking._task_note import write_note

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from loraxs_search.append_log import AppendLog, lines_from
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults, ensure_dir, file_lock, write_atomic
+from loraxs_search.log import AppendLog, lines_from
 from loraxs_search.tracking.events import FINAL, Event, from_line, to_line
 
 _logger = logging.getLogger(__name__)

@@ -32,13 +32,13 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
 
-from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialSpec
+from loraxs_search.log import TrialEnded, TrialReported, TrialStarted
+from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialSpec, TrialState
 from loraxs_search.reports import hypervolume
+from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.ledger.optuna_values import directions, final_values, tell_report
-from loraxs_search.search.tune.sampler import Sampler
 from loraxs_search.search_space import Space, parse_space
 
 REVIEWS = Path(__file__).parents[2] / "search_spaces" / "data" / "movie_reviews"
@@ -180,11 +180,11 @@ class Replay:
             objectives=policy.objectives,
         )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        both = directions(table.space.task, self._plan)
-        self._study = optuna.create_study(directions=both, sampler=optuna.samplers.RandomSampler(seed=seed))
-        self._sampler = Sampler(self._study, table.space)
+        self._trials = StudyTrials(table.space.task, self._plan, lambda: table.space)
+        self._sampler = Sampler(self._trials, table.space)
+        self._random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         self._scheduler = make_scheduler(self._plan, "maximize")
-        self._running: list[tuple[optuna.trial.Trial, dict[str, Scalar], int]] = []  # with the step each is at
+        self._running: list[tuple[str, dict[str, Scalar], int]] = []  # with the step each is at
         self.complete: list[tuple[float, float]] = []
 
     def run(self) -> list[tuple[float, float]]:
@@ -197,11 +197,15 @@ class Replay:
                 return self.complete
             self._report_together()
 
-    def _propose(self) -> tuple[optuna.trial.Trial, dict[str, Scalar]]:
+    def _propose(self) -> tuple[str, dict[str, Scalar]]:
+        number = self._sampler.next_number
         if self._policy.is_random:
-            trial = self._study.ask()
-            return trial, self._table.space.suggest(trial)
-        return self._sampler.propose(self._seed * 1_000_003 + len(self._study.trials))
+            params, proposal = self._table.space.suggest(self._random.ask()), None
+        else:
+            params, proposal = self._sampler.propose(self._seed * 1_000_003 + number)
+        name = f"{number:05d}"
+        self._trials.apply(TrialStarted(at=0.0, trial_id=name, params=params, proposal=proposal))
+        return name, params
 
     def _report_together(self) -> None:
         every = self._plan.report_every
@@ -211,21 +215,24 @@ class Replay:
             others = {other.trial_id: other for other in reports if other is not report}
             peers = {name: (other.step, other.metrics[METRIC]) for name, other in others.items()}
             sizes = {name: other.size.stored_bytes for name, other in others.items()}
-            tell_report(trial, report, METRIC)
+            self._trials.apply(TrialReported(at=0.0, report=report))
             stopped = self._scheduler.report(with_peers(report, peers, sizes), METRIC)
             if report.step >= self._plan.max_steps:
-                self._study.tell(trial, final_values(self._study, report, METRIC))
+                self._end(trial, TrialState.COMPLETE)
                 self.complete.append((report.metrics[METRIC], report.size.stored_bytes))
             elif stopped is not None:
-                self._study.tell(trial, state=TrialState.PRUNED)
+                self._end(trial, TrialState.PRUNED)
                 self._left += self._plan.max_steps - report.step
             else:
                 going_on.append((trial, params, step + every))
         self._running = going_on
 
-    def _reported(self, trial: optuna.trial.Trial, params: dict[str, Scalar], step: int) -> TrialReport:
+    def _end(self, trial: str, state: TrialState) -> None:
+        self._trials.apply(TrialEnded(at=0.0, trial_id=trial, state=state, reason=""))
+
+    def _reported(self, trial: str, params: dict[str, Scalar], step: int) -> TrialReport:
         score, stored = self._table.of(params, step)
-        return TrialReport(f"{trial.number:05d}", step, {METRIC: score}, 0.0, 0.0, 0, AdapterSize(0, 0, stored))
+        return TrialReport(trial, step, {METRIC: score}, 0.0, 0.0, 0, AdapterSize(0, 0, stored))
 
 
 def with_peers(report: TrialReport, peers: dict[str, tuple[int, float]], sizes: dict[str, int]) -> TrialReport:

@@ -11,15 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import optuna
 import psutil
 
 from loraxs_search.records import AdapterSize, Hyperparameters, KeepRule, TrialReport, TrialState, to_json
+from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.optuna_storage import open_optuna_study
 from loraxs_search.search.ledger.view import SilentView
-from loraxs_search.search.tune.sampler import Sampler
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tracking import Tracker
@@ -51,16 +50,20 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
         folder = write(space, num_trials, f"sqlite:///{home}/mlflow.db")
         with laps.lap("tracker"):
             tracker = Tracker(folder.name, folder.path, folder.info.tracking_uri, space.task.name)
-        with laps.lap("optuna"):
-            study = open_optuna_study(folder.optuna_path, folder.name, space.task.direction)
         with laps.lap("journal"):
             journal = folder.journal()
-            ledger = Ledger(journal, study, tracker, SilentView(), KeepRule.of(space.task, space.search))
+        with laps.lap("optuna"):
+            trials = StudyTrials(space.task, space.search, lambda: space)
+            for event in journal.history():
+                trials.apply(event)
         with laps.lap("reconcile"):
-            ledger.reconcile(folder)
+            ledger = Ledger(folder.name, SilentView())
+            ledger.open(journal, trials, tracker, KeepRule.of(space.task, space.search))
+            ledger.recover(folder)
+            ledger.reconcile()
         with laps.lap("asha"):
             make_scheduler(space.search, space.task.direction).replay(journal.reports, space.task.metric)
-        proposer = Sampler(study, space)
+        proposer = Sampler(trials, space)
         proposer.propose(seed=0)  # the first one ranks the history
         with laps.lap("proposals"):
             for seed in range(num_proposals):
@@ -76,7 +79,7 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
 
 
 def write(space: Space, num_trials: int, uri: str) -> StudyFolder:
-    """Write the study as a driver would have: journal, Optuna's log, and a spool that has been carried to MLflow."""
+    """Write the study as a driver would have: the log, and a spool that has been carried to MLflow."""
     info = StudyInfo(
         "recorded", "id", space.task, space.base_model, space.search, space.promotion, "", "/", uri, time.time()
     )
@@ -87,9 +90,6 @@ def write(space: Space, num_trials: int, uri: str) -> StudyFolder:
     spool = folder.path / "tracking.jsonl"
     spool.write_bytes(b"".join(line for trial in trials for line in _spool(*trial)))
     (folder.path / "tracking.offset").write_text(str(spool.stat().st_size))
-    study = open_optuna_study(folder.optuna_path, folder.name, space.task.direction)
-    distributions = space.distributions()
-    study.add_trials([_optunas(*trial, distributions) for trial in trials])
     return folder
 
 
@@ -118,16 +118,3 @@ def _spool(trial_id: str, params: dict[str, Any], reports: list[TrialReport], st
     for report in reports:
         yield to_line(TrialReported(1.5, report, first=report.step == 40))
     yield to_line(TrialFinished(2.0, trial_id, state, "so", 1.0, 1.0))
-
-
-def _optunas(
-    trial_id: str, params: dict[str, Any], reports: list[TrialReport], state: TrialState, distributions: Any
-) -> optuna.trial.FrozenTrial:
-    return optuna.trial.create_trial(
-        state=optuna.trial.TrialState[state.value],
-        value=reports[-1].metrics["accuracy"],
-        params=params,
-        distributions=distributions,
-        intermediate_values={report.step: report.metrics["accuracy"] for report in reports},
-        user_attrs={"reason": "so"},
-    )

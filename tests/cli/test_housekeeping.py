@@ -38,11 +38,11 @@ def test_a_damaged_study_is_listed(say, reviews):
     assert "A study's files must be whole" in said.err
 
 
-def test_a_study_is_shown_with_the_storage_of_its_sampler(say, reviews):
+def test_a_study_is_shown_with_where_it_lies(say, reviews):
     said = say("studies", "show", "reviews")
     assert f"path          {reviews.path}\n" in said.ok
-    assert f"optuna-dashboard {reviews.optuna_path}\n" in said.err
-    assert json.loads(say("studies", "show", "reviews", "--json").ok)["optuna_storage"] == str(reviews.optuna_path)
+    assert "loraxs-search studies export reviews --optuna FILE\n" in said.err
+    assert json.loads(say("studies", "show", "reviews", "--json").ok)["path"] == str(reviews.path)
     assert say("studies", "show", "revews").is_error(1, "`study` must be one of: reviews")
 
 

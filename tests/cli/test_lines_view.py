@@ -6,30 +6,18 @@ import io
 from dataclasses import replace
 
 import pytest
-from support.recorded_search import FACTS, begun, closed, reported
+from support.recorded_search import FACTS, Teller, begun, closed, reported
 
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import LiveView
 from loraxs_search.cli._words import clock, time_left_in_words
-from loraxs_search.records import (
-    AnswerFact,
-    CandidateScoredEvent,
-    ConstantAnswer,
-    DataReadEvent,
-    DataReport,
-    PhaseEvent,
-    StandardError,
-    TokenCounts,
-    TrialState,
-    WarningEvent,
-    YardstickScoredEvent,
-)
-from loraxs_search.search.ledger.event_view import EventView
+from loraxs_search.log import CandidateScored, DataRead, Phase, Warned, YardstickScored
+from loraxs_search.records import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts, TrialState
 
 SIZES = {"train": 8373, "validation": 1000, "test": 1000}
 ERRORS = {"validation": {"accuracy": StandardError(0.02, 0.99)}, "test": {"accuracy": StandardError(0.016, 0.99)}}
 LABELS = [f"label-{number:03d}" for number in range(499)]
-DATA = DataReadEvent(
+DATA = DataRead(
     study="mine",
     at=1001.0,
     metric="accuracy",
@@ -55,10 +43,9 @@ def texts(out: io.StringIO) -> list[str]:
 def test_lines_say_each_event_once() -> None:
     out = io.StringIO()
     lines = LinesView(out, "", began=1000.0)
-    view = EventView(lines.happened, lines.known)
+    view = Teller(lines.happened, lines.known)
     view.phase("starting Ray")
     view.started(replace(FACTS, num_trials=2, num_slots=1, num_refits=0, notes=("one thing",)))
-    assert view.is_training
     first = begun(0, 1000.0)
     view.trial_changed(first)
     view.trial_changed(reported(first, 20, 0.5, 1020.0))
@@ -66,11 +53,10 @@ def test_lines_say_each_event_once() -> None:
         end = closed(reported(first, 20, 0.5, 1020.0), TrialState.COMPLETE, 1020.0, "trained all 20 steps")
         view.trial_changed(end)
     view.trial_changed(closed(begun(1, 1001.0), TrialState.FAIL, 1030.0, "no finite loss"))
-    view.noted(YardstickScoredEvent(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}))
-    view.noted(CandidateScoredEvent(study="mine", at=1032.0, trial="00000.1", split="test", metrics={"pearson": 0.6}))
-    view.noted(WarningEvent(study="mine", at=1033.0, text="logging has said so"))
+    view.noted(YardstickScored(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}))
+    view.noted(CandidateScored(study="mine", at=1032.0, trial="00000.1", split="test", metrics={"pearson": 0.6}))
+    view.noted(Warned(study="mine", at=1033.0, text="logging has said so"))
     view.phase("done")
-    assert not view.is_training
     assert texts(out) == [
         "starting Ray",
         "study mine: 2 trials on cpu (float32), 1 slot",
@@ -89,7 +75,7 @@ def test_lines_say_each_event_once() -> None:
 
 def test_lines_say_how_long_all_takes_once_every_trial_has_a_pace() -> None:
     out = io.StringIO()
-    view = EventView(LinesView(out, "ui", began=1000.0).happened)
+    view = Teller(LinesView(out, "ui", began=1000.0).happened)
     view.started(replace(FACTS, num_trials=4, num_slots=2))
     first, second = begun(0, 1000.0), begun(1, 1000.0)
     view.trial_changed(first)
@@ -131,10 +117,10 @@ def test_a_search_begins_with_what_its_rows_are_like(capsys: pytest.CaptureFixtu
 def test_what_is_counted_has_a_line_now_and_then_and_at_its_end() -> None:
     out = io.StringIO()
     lines = LinesView(out, "http://h:1", label="mine", warns=True)
-    phase = PhaseEvent(study="mine", at=100.0, text="training again", done=0, total=40, unit="steps")
+    phase = Phase(study="mine", at=100.0, text="training again", done=0, total=40, unit="steps")
     for done, at in ((0, 100.0), (10, 101.0), (20, 111.0), (30, 112.0), (40, 113.0)):
         lines.happened(replace(phase, done=done, at=at))
-    lines.happened(WarningEvent(study="mine", at=114.0, text="look"))
+    lines.happened(Warned(study="mine", at=114.0, text="look"))
     assert texts(out) == [
         "mine  training again: 10 of 40 steps",
         "mine  training again: 20 of 40 steps",

@@ -18,23 +18,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 from support.in_process import InProcess
-from support.recorded_search import FACTS, begun, closed, finishing, training
+from support.recorded_search import FACTS, Teller, begun, closed, finishing, training
 from support.scripted_driver import ScriptedDriver
 from support.studies import study
 from support.terminal import Terminal
 
 from loraxs_search.cli._drawing import draw
 from loraxs_search.cli._lines import LinesView
-from loraxs_search.records import (
-    PhaseEvent,
-    SearchEvent,
-    SteeredEvent,
-    SteeringStatus,
-    TrialsAdvancedEvent,
-    TrialState,
-)
+from loraxs_search.log import Phase, ShownEvent, Steered, TrialsAdvanced
+from loraxs_search.records import SteeringStatus, TrialState
 from loraxs_search.reports import SearchState
-from loraxs_search.search.ledger.event_view import EventView
 
 
 # ---- how it looks ----------------------------------------------------------------------------------------------------
@@ -86,7 +79,7 @@ def test_a_search_fits_every_width(state: SearchState, columns: int) -> None:
 
 
 def test_a_trial_shows_the_step_that_it_has_got_to(state: SearchState) -> None:
-    state.happened(TrialsAdvancedEvent(study="mine", at=1080.0, steps={"00003": 61}))
+    state.happened(TrialsAdvanced(study="mine", at=1080.0, steps={"00003": 61}))
     rows = [line.split() for line in drawn(state, 80).splitlines()]
     assert ["00003", "RUNNING", "61/80"] in [row[:3] for row in rows]
     assert "201" in next(row for row in rows if row[:1] == ["steps"]), "180 and what has come since"
@@ -102,7 +95,7 @@ def test_a_trial_shows_the_step_that_it_has_got_to(state: SearchState) -> None:
     ],
 )
 def test_what_people_have_asked_for_is_what_it_does(state: SearchState, status: dict[str, Any], words: str) -> None:
-    state.happened(SteeredEvent(study="mine", at=1080.0, text="so", status=SteeringStatus(**status)))
+    state.happened(Steered(study="mine", at=1080.0, text="so", status=SteeringStatus(**status)))
     lines = drawn(state, 80).splitlines()
     assert lines[2].rstrip() == f"now      {words}"
     shown = {line.split()[0]: line.split()[1] for line in lines if line.startswith("0000")}
@@ -123,7 +116,7 @@ def test_refits_are_counted(state: SearchState) -> None:
 def test_before_the_first_trial_there_is_a_line(state: SearchState) -> None:
     early = SearchState()
     assert drawn(early, 60).split() == ["1:20", "waiting", "for", "the", "search"]
-    early.happened(PhaseEvent(study=None, at=1.0, text="starting Ray"))
+    early.happened(Phase(study=None, at=1.0, text="starting Ray"))
     assert drawn(early, 60).strip() == "1:20  starting Ray"
     assert drawn(early, 60, notice="stopping").strip() == "1:20  stopping"
 
@@ -142,7 +135,7 @@ def test_many_hosts_are_summed_up(state: SearchState) -> None:
 
 def test_without_a_yardstick_or_a_score_there_is_no_comparison() -> None:
     state = SearchState()
-    EventView(state.happened).started(FACTS)
+    Teller(state.happened).started(FACTS)
     assert "best" not in drawn(state, 80)
 
 
@@ -151,16 +144,16 @@ def test_a_search_that_goes_on_counts_what_had_ended(known: tuple) -> None:
     out, state = io.StringIO(), SearchState()
     lines = LinesView(out, "http://h:1")
 
-    def happened(event: SearchEvent) -> None:
+    def happened(event: ShownEvent) -> None:
         lines.happened(event)
         state.happened(event)
 
-    def before(event: SearchEvent) -> None:
+    def before(event: ShownEvent) -> None:
         lines.known(event)
         state.happened(event)
 
-    view = EventView(happened, before)
-    view.started(replace(FACTS, trials=known))
+    view = Teller(happened, before)
+    view.started(FACTS, *known)
     view.trial_changed(closed(begun(1, 1.0), TrialState.COMPLETE, 3.0))
     ended = len(known) or 1
     assert f"[{ended}/4]" in out.getvalue()

@@ -25,11 +25,11 @@ def cells(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_progress_is_drawn_below_its_cell_and_stays_there(cells: Notebook) -> None:
     cells.run(
         "from loraxs_search.cli._notebook import NotebookView, in_notebook\n"
-        "from loraxs_search.records import PhaseEvent\n"
+        "from loraxs_search.log import Phase\n"
         "known = in_notebook()\n"
         "with NotebookView('the UI') as view:\n"
-        "    view.happened(PhaseEvent(study='s', at=1000.0, text='loading the base'))\n"
-        "    view.happened(PhaseEvent(study='s', at=1000.1, text='scoring the candidates'))\n"
+        "    view.happened(Phase(study='s', at=1000.0, text='loading the base'))\n"
+        "    view.happened(Phase(study='s', at=1000.1, text='scoring the candidates'))\n"
     )
     assert cells["known"]
     first, loading, last = cells.shown
@@ -42,12 +42,13 @@ def test_progress_is_drawn_below_its_cell_and_stays_there(cells: Notebook) -> No
 def test_what_rows_are_like_stays_above_the_progress(cells: Notebook) -> None:
     cells.run(
         "from loraxs_search.cli._notebook import NotebookView\n"
-        "from loraxs_search.records import DataReadEvent, DataReport, PhaseEvent\n"
+        "from loraxs_search.log import DataRead, Phase\n"
+        "from loraxs_search.records import DataReport\n"
         "sizes = {'train': 8373, 'validation': 1000, 'test': 1000}\n"
-        "read = DataReadEvent(study='s', at=1000.0, metric='f1', num_rows=sizes, report=DataReport(sizes))\n"
+        "read = DataRead(study='s', at=1000.0, metric='f1', num_rows=sizes, report=DataReport(sizes))\n"
         "with NotebookView('') as view:\n"
         "    view.happened(read)\n"
-        "    view.happened(PhaseEvent(study='s', at=1001.0, text='scoring the candidates'))\n"
+        "    view.happened(Phase(study='s', at=1001.0, text='scoring the candidates'))\n"
     )
     rows, progress, _ = cells.shown[-1].partition("scoring the candidates")
     assert "8,373" in rows

@@ -17,6 +17,7 @@ from support.scripted_driver import ScriptedDriver
 from support.searched_studies import Tried, searched
 from support.studies import study
 
+from loraxs_search.log import printed
 from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState, to_json
 from loraxs_search.studies import Storage, lease
 
@@ -148,7 +149,7 @@ def test_events_follow_a_search_to_its_end(driver: ScriptedDriver) -> None:
         driver.finish()
     rest, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
-    told = [to_json(replace(event, at=0.0)) for event in driver.seen if event.event != "phase"]
+    told = [to_json(printed(replace(event, at=0.0))) for event in driver.seen if event.event != "phase"]
     events = [json.loads(line) for line in (*lines, *rest.splitlines())]
     assert [json.dumps({**e, "at": 0.0}, sort_keys=True) for e in events[:-1] if e["event"] != "phase"] == told
     assert events[-1]["event"] == "search_ended"

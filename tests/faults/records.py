@@ -46,13 +46,13 @@ def read_records(study: str) -> Records:
     """Read all three of a study in this process's home."""
     from mlflow import MlflowClient
 
-    from loraxs_search.search.ledger.optuna_storage import open_optuna_study
+    from loraxs_search.reports.optuna_study import study_trials
     from loraxs_search.studies import StudyFolder
 
     folder = StudyFolder.open(study)
     task = folder.info.task
     journal = {k: (r.state.value, len(r.reports)) for k, r in folder.journal().records.items()}
-    trials = open_optuna_study(folder.optuna_path, study, task.direction).get_trials()
+    trials = study_trials(folder).trials
     client = MlflowClient(folder.info.tracking_uri)
     experiment = client.get_experiment_by_name(task.name)
     assert experiment is not None

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from loraxs_search.records import TrialRecord, TrialState
-from loraxs_search.search import SearchResult, SearchStarted, SilentView, launch
+from loraxs_search.log import SearchStarted, ShownEvent, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.records import TrialState
+from loraxs_search.search import SearchResult, SilentView, launch
 from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 
 pytestmark = [
@@ -51,18 +52,18 @@ class Watching(SilentView):
         self.most_at_once = 0
         self.facts: SearchStarted | None = None
 
-    def started(self, facts: SearchStarted) -> None:
-        self.facts = facts
-        self.begun.set()
-
-    def trial_changed(self, record: TrialRecord) -> None:
-        if record.state is TrialState.RUNNING:
-            self.running.add(record.trial_id)
-        else:
-            self.running.discard(record.trial_id)
+    def happened(self, event: ShownEvent) -> None:
+        match event:
+            case SearchStarted():
+                self.facts = event
+                self.begun.set()
+            case TrialStarted():
+                self.running.add(event.trial_id)
+            case TrialReported():
+                self.reported.set()
+            case TrialEnded():
+                self.running.discard(event.trial_id)
         self.most_at_once = max(self.most_at_once, len(self.running))
-        if record.reports:
-            self.reported.set()
 
 
 class Search:

@@ -15,6 +15,7 @@ import pytest
 from support.notebook import Notebook, notebook
 
 import loraxs_search
+from loraxs_search.log import Phase, ShownEvent
 from loraxs_search.records import Decision, TrialState
 from loraxs_search.registry import ScoredRows, choose, verify
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, launch, resume
@@ -301,8 +302,9 @@ def test_long_work_before_the_first_trial_says_how_far_it_is(
     phases: list[str] = []
 
     class Watching(SilentView):
-        def phase(self, text: str) -> None:
-            phases.append(text)
+        def happened(self, event: ShownEvent) -> None:
+            if isinstance(event, Phase):
+                phases.append(event.text)
 
     monkeypatch.setattr(study_actors, "_SAY_EVERY_S", -1.0)
     monkeypatch.setattr(study_actors, "_SHORT_WORK", 0.0)

@@ -15,7 +15,8 @@ import pytest
 from support.spaces import REVIEWS
 
 from loraxs_search.errors import BaseModelError, StudyError, TaskDataError
-from loraxs_search.records import TrialRecord, TrialState
+from loraxs_search.log import ShownEvent, TrialReported
+from loraxs_search.records import TrialState
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, launch, resume
 from loraxs_search.studies import StudyFolder
 
@@ -118,8 +119,8 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
     stop = threading.Event()
 
     class Stopping(SilentView):
-        def trial_changed(self, record: TrialRecord) -> None:
-            if record.reports:
+        def happened(self, event: ShownEvent) -> None:
+            if isinstance(event, TrialReported):
                 stop.set()
 
     plan = ("search.scheduler=none", "search.trials=3", "search.max_steps=40", "promotion.seeds=0")

@@ -30,8 +30,8 @@ import os, sys
 from loraxs_search.cli import main
 from loraxs_search.search.ledger.ledger import Ledger
 
-whole = Ledger.ended
-Ledger.ended = lambda self, trial_id, state, reason: (
+whole = Ledger.trial_ended
+Ledger.trial_ended = lambda self, trial_id, state, reason: (
     os._exit(9) if state.value == "PRUNED" else whole(self, trial_id, state, reason)
 )
 sys.exit(main())

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
+from loraxs_search.log import SearchStarted, ShownEvent
 from loraxs_search.records import TrialState
-from loraxs_search.search import SearchStarted, SilentView, launch, launch_together
+from loraxs_search.search import SilentView, launch, launch_together
 from loraxs_search.studies import list_studies
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -106,8 +107,9 @@ def test_studies_that_are_searched_together_share_a_full_device(
     facts: list[SearchStarted] = []
 
     class Watching(SilentView):
-        def started(self, facts_known: SearchStarted) -> None:
-            facts.append(facts_known)
+        def happened(self, event: ShownEvent) -> None:
+            if isinstance(event, SearchStarted):
+                facts.append(event)
 
     plan = ("search.trials=3", "search.max_steps=4", "promotion.seeds=0", "search.keep_hosts=60s")
     for result in launch_together([str(tiny_space), str(ratings)], overrides=plan, views=lambda _: Watching()):

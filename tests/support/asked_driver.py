@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import optuna
 from ray.tune.search import Searcher
 
 from loraxs_search.records import (
@@ -19,14 +18,13 @@ from loraxs_search.records import (
     TrialReport,
     to_json,
 )
+from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.commander import Commander, InboxSource
 from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.optuna_storage import open_optuna_study
-from loraxs_search.search.ledger.rebuild import rebuild
 from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.search.tune.deadline import Deadline
-from loraxs_search.search.tune.sampler import Sampler
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search.tune.trainable import REPORT, STEP
 from loraxs_search.search_space import parse_space
@@ -54,7 +52,7 @@ class Driver:
     folder: StudyFolder
     searcher: StudySearcher
     commander: Commander
-    optuna_study: optuna.Study
+    trials: StudyTrials
 
     def begin(self) -> str | None:
         """Have a trial begin; return its id, or what Tune is told where none does."""
@@ -95,11 +93,10 @@ def drive(folder: StudyFolder) -> Driver:
     """Return a driver that goes on with a study, as after a kill."""
     space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
     journal, info = folder.journal(), folder.info
-    optuna_study = open_optuna_study(folder.optuna_path, "s", "maximize")
-    rebuild(optuna_study, space, journal.records)
-    tracker = Silent()
-    ledger = Ledger(journal, optuna_study, tracker, SilentView(), KeepRule("accuracy", "maximize"))  # type: ignore[arg-type]
-    ledger.reconcile(folder)
+    trials = trials_of(folder)
+    ledger = Ledger("s", SilentView())
+    ledger.open(journal, trials, Silent(), KeepRule("accuracy", "maximize"))  # type: ignore[arg-type]
+    ledger.recover(folder)
     steered_study = steered(folder, journal)
 
     def spec(trial_id: str, params: Any, seed_of: str = "") -> Any:
@@ -111,20 +108,28 @@ def drive(folder: StudyFolder) -> Driver:
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
     searcher = StudySearcher(
-        Sampler(optuna_study, space),
+        Sampler(trials, space),
         ledger,
         space,
         info.search,
         actors,
         make_scheduler(info.search, "maximize"),
         Deadline(info.search, steered_study.state, time.time()),
-        folder.optuna_path,
         folder=folder,
         state=steered_study.state,
     )
-    commander = Commander(steered_study, [InboxSource(folder.inbox())], SilentView(), searcher.follow)
+    commander = Commander(steered_study, [InboxSource(folder.inbox())], lambda *_: None, searcher.follow)
     searcher.on_turn = commander.take_all
-    return Driver(folder, searcher, commander, optuna_study)
+    return Driver(folder, searcher, commander, trials)
+
+
+def trials_of(folder: StudyFolder) -> StudyTrials:
+    """Return what the sampler has of a study with plain params, whose space nobody wrote."""
+    space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
+    trials = StudyTrials(folder.info.task, folder.info.search, lambda: space)
+    for event in folder.log().new():
+        trials.apply(event)
+    return trials
 
 
 class Silent:

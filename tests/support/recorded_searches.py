@@ -9,8 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    distribution_to_json,
+)
 
 from loraxs_search.records import (
     AdapterSize,
@@ -23,7 +27,6 @@ from loraxs_search.records import (
     Yardstick,
     to_json,
 )
-from loraxs_search.search.ledger.optuna_storage import open_optuna_study
 from loraxs_search.studies import StudyFolder
 from support.searched_studies import IDENTITY
 from support.studies import TASK, study
@@ -78,7 +81,6 @@ def recorded_search(
     started = {"event": "driver_started", "since": BEGAN, "at": BEGAN + 15.0}
     lines = [started, *events, *([{"event": "search_ended", "notice": "", "at": events[-1]["at"]}] if finished else [])]
     (folder.path / "journal.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    _remember(folder, objectives)
     _choose(folder, finished)
     return folder
 
@@ -101,7 +103,12 @@ def _events(
 ) -> Iterator[dict[str, Any]]:
     """Yield what a journal has of a trial. The best rate is 0.01, more rank and more modules help a little."""
     at, host = slots.take()
-    yield {"event": "started", "trial_id": trial_id, "params": params, "at": at}
+    drawn = {name: params[name] for name in DISTRIBUTIONS}
+    proposal = {
+        "params": drawn,
+        "distributions": {name: json.loads(distribution_to_json(DISTRIBUTIONS[name])) for name in drawn},
+    }
+    yield {"event": "started", "trial_id": trial_id, "params": params, "proposal": proposal, "at": at}
     miss = abs(math.log10(params["learning_rate"]) + 2)
     ceiling = 0.8 - 0.12 * miss + 0.03 * math.log2(params["rank"] / 4) * 0.5 + 0.02 * MODULES[params["target_modules"]]
     stored = round(9000 * params["rank"] / 4 * MODULES[params["target_modules"]])
@@ -132,22 +139,6 @@ def _events(
             break
     slots.free_at.append((at + 0.5, host))
     yield {"event": "ended", "trial_id": trial_id, "state": state.value, "reason": reason, "at": at}
-
-
-def _remember(folder: StudyFolder, objectives: tuple[str, ...]) -> None:
-    """Have the sampler remember the complete trials under their numbers."""
-    task = folder.info.task
-    both = (task.search_direction, "minimize") if objectives else (task.search_direction,)
-    memory, trials = open_optuna_study(folder.optuna_path, folder.name, *both), []
-    for record in folder.journal().records.values():
-        if record.state is TrialState.COMPLETE:
-            last = record.reports[-1]
-            values = [last.metrics[task.search_metric], float(last.size.stored_bytes)][: len(both)]
-            params = {name: record.params[name] for name in DISTRIBUTIONS}
-            trials.append(optuna.trial.create_trial(values=values, params=params, distributions=DISTRIBUTIONS))
-        else:
-            trials.append(optuna.trial.create_trial(state=optuna.trial.TrialState.FAIL))
-    memory.add_trials(trials)
 
 
 def _choose(folder: StudyFolder, finished: bool) -> None:

@@ -1,46 +1,67 @@
-"""A driver that trains nothing: it does to a study's journal, and to its view, what a search does."""
+"""A driver that trains nothing: a study's log, and whoever watches, get what a search tells them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any
 
-from loraxs_search.records import AdapterSize, SearchEvent, TrialReport, TrialState, Yardstick
-from loraxs_search.search import SearchStarted
-from loraxs_search.search.ledger.announcer import Announcer
-from loraxs_search.search.ledger.event_view import EventView
+from loraxs_search.log import SearchStarted, ShownEvent
+from loraxs_search.records import AdapterSize, TrialReport, TrialState, Yardstick
+from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.studies import StudyFolder
+from support.asked_driver import Silent
 from support.searched_studies import confirm
+from support.toys import HYPERPARAMETERS
 
 
 def facts(folder: StudyFolder) -> SearchStarted:
-    plan = folder.info.search
-    return SearchStarted(folder.name, folder.info.task, plan.trials, plan.max_steps, "cpu", "float32", 2, at=100.0)
+    plan, task = folder.info.search, folder.info.task
+    return SearchStarted(
+        study=folder.name,
+        at=100.0,
+        task=task.name,
+        metric=task.search_metric,
+        direction=task.search_direction,
+        num_trials=plan.trials,
+        max_steps=plan.max_steps,
+        report_every=1,
+        num_refits=0,
+        device="cpu",
+        dtype="float32",
+        num_slots=2,
+    )
 
 
 class ScriptedDriver:
-    """Does to a study's journal and to its view what a search does, without training."""
+    """Has happen to a study, and to who watches it, what a search does, without training."""
 
     def __init__(self, folder: StudyFolder) -> None:
-        self.seen: list[SearchEvent] = []
-        self.folder, self.view = folder, EventView(self.seen.append)
-        self.journal = folder.journal()
-        self.say = Announcer(folder.name, self.view)
+        self.seen: list[ShownEvent] = []
+        self.folder, self.journal = folder, folder.journal()
+        self.say = Ledger(folder.name, self)
+        self._open()
+
+    def happened(self, event: ShownEvent) -> None:
+        self.seen.append(event)
+
+    def known(self, event: ShownEvent) -> None:
+        """Pass over an event of an earlier driver."""
+
+    def _open(self) -> None:
+        nobody: tuple[Any, Any] = (Silent(), Silent())
+        self.say.open(self.journal, *nobody, self.folder.keep_rule)
 
     def begin(self) -> None:
         self.journal.driver_started(1.0)
-        self.say.write_to(self.journal)
-        self.say.started(replace(facts(self.folder), trials=tuple(self.journal.records.values())))
+        self.say.search_started(facts(self.folder))
 
     def train(self, trial_id: str, steps: int) -> None:
-        self.view.trial_changed(self.journal.trial_started(trial_id, {"rank": 4}))
+        self.say.trial_started(trial_id, {"rank": 4}, HYPERPARAMETERS)
         for step in range(20, steps + 1, 20):
             report = TrialReport(trial_id, step, {"accuracy": 0.5}, 1.0, 1.0, 10, AdapterSize(16, 4, 80), host="a")
-            self.journal.trial_reported(report)
-            self.view.trial_changed(self.journal.records[trial_id])
+            self.say.trial_reported(report)
 
     def end(self, trial_id: str, state: TrialState) -> None:
-        self.journal.trial_ended(trial_id, state, "so")
-        self.view.trial_changed(self.journal.records[trial_id])
+        self.say.trial_ended(trial_id, state, "so")
 
     def finish(self) -> None:
         self.journal.search_ended("")
@@ -49,7 +70,7 @@ class ScriptedDriver:
         self.say.warned("many answers were cut")
         self.say.yardsticks_scored([Yardstick("constant", {"accuracy": 0.4}), Yardstick("tfidf", failed="too long")])
         self.say.candidate_scored("00000", "validation", {"accuracy": 0.6})
-        self.say.write_to(None)
+        self.say.close()
         self.say.phase("writing the last records to MLflow")
         self.journal.search_ended("")
         confirm(self.folder, "00000", [0.6])

@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from loraxs_search.records import AnswerState, Command, CommandAnswer
+from loraxs_search.records import AnswerState, Command, CommandAnswer, SteeringStatus
 from loraxs_search.search.driver.tag_source import TagSource
-from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, open_commands, steered
 from loraxs_search.studies import CommandInbox, StudyFolder
 from loraxs_search.tracking import recorded_id
 from loraxs_search.tracking.command_tags import CommandTags
 
 _EVERY_S = 0.2  # between two looks at what people have sent
+Said = Callable[[str, SteeringStatus], None]
 
 
 class CommandSource(Protocol):
@@ -44,9 +44,7 @@ class InboxSource:
 
 
 @contextlib.contextmanager
-def commands(
-    study: SteeredStudy, tracking_uri: str, view: SearchView, follow: Callable[[], None]
-) -> Iterator[Commander]:
+def commands(study: SteeredStudy, tracking_uri: str, say: Said, follow: Callable[[], None]) -> Iterator[Commander]:
     """Yield the commander of a study, which hears the people on this machine and those who may write to MLflow.
 
     Where the search comes to its end, whatever waits then is answered.
@@ -54,7 +52,7 @@ def commands(
     folder = study.folder
     tags = CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.name)
     with contextlib.closing(TagSource(tags)) as tag_source:
-        commander = Commander(study, [InboxSource(folder.inbox()), tag_source], view, follow)
+        commander = Commander(study, [InboxSource(folder.inbox()), tag_source], say, follow)
         yield commander
         tag_source.settle()  # a search may end before it has looked once
         commander.take_all()
@@ -70,13 +68,14 @@ class Commander:
     knows.
 
     Args:
+        say: Called with each answer, and with what commands have come to.
         follow: Called when the state has changed: the search acts by it.
     """
 
     def __init__(
-        self, study: SteeredStudy, sources: Iterable[CommandSource], view: SearchView, follow: Callable[[], None]
+        self, study: SteeredStudy, sources: Iterable[CommandSource], say: Said, follow: Callable[[], None]
     ) -> None:
-        self._study, self._sources, self._view, self._follow = study, tuple(sources), view, follow
+        self._study, self._sources, self._say, self._follow = study, tuple(sources), say, follow
         self._next_look = 0.0
 
     def turn(self) -> None:
@@ -113,7 +112,7 @@ class Commander:
         answer = decide(command, self._study)
         journal.answered(answer)
         apply(command, answer, self._study.state)
-        self._view.commanded(_line(command, answer), self._study.state.status)
+        self._say(_line(command, answer), self._study.state.status)
         return True
 
 
@@ -128,7 +127,7 @@ def foreseen(folder: StudyFolder) -> SteeringState:
 def answer_waiting(folder: StudyFolder, tracking_uri: str) -> None:
     """Answer what people have sent to a study that is not searched any further; its lock is held."""
     study = steered(folder, folder.journal())
-    with commands(study, tracking_uri, SilentView(), lambda: None):
+    with commands(study, tracking_uri, lambda *_: None, lambda: None):
         pass  # at its end it answers all that waits
 
 

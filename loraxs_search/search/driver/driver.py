@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import counted
+from loraxs_search.log import SearchStarted
 from loraxs_search.records import HostInfo, KeepRule, TrialState
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
@@ -19,8 +20,8 @@ from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.run_facts import study_facts, task_params
 from loraxs_search.search.driver.start_from import check_start, keep_start
-from loraxs_search.search.ledger.announcer import Announcer
-from loraxs_search.search.ledger.view import SearchStarted, SearchView
+from loraxs_search.search.ledger.ledger import Ledger
+from loraxs_search.search.ledger.view import SearchView
 from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, SteeringState, steered
 from loraxs_search.steering.plan import planned
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from loraxs_search.search.driver.candidates import Finish
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.hosts.study_actors import StudyActors
-    from loraxs_search.search.ledger.ledger import Ledger
     from loraxs_search.search.ledger.score_watch import ScoreWatch
     from loraxs_search.search.tune.deadline import Deadline
     from loraxs_search.search.tune.searcher import StudySearcher
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 _LOOK_EVERY_S = 0.5  # while all that is left is paused
 _LATE = (
     "hosts.study_actors",
-    "ledger.ledger",
-    "ledger.optuna_storage",
-    "ledger.rebuild",
     "tune.searcher",
     "tune.scheduler",
     "tune.runner",
@@ -59,7 +56,7 @@ class Driver:
 
     def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
         self._info, self._space, self._stop = info, space, OwnStop(stop)
-        self._view = Announcer(info.name, view)
+        self._ledger = Ledger(info.name, view)
         self._started_at = steady_time()
         self._finish: Finish | None = None  # once its trials have ended
 
@@ -70,18 +67,17 @@ class Driver:
             SearchInterruptedError: stopped before the budget was used.
             TrialsFailError: nearly all of the latest trials failed for the same reason.
         """
-        self._view.phase("loading the base model and the data")
+        self._ledger.phase("loading the base model and the data")
         for name in _LATE:  # while the host loads
             importlib.import_module(f"loraxs_search.search.{name}")
         from loraxs_search.search.hosts.study_actors import StudyActors
 
-        with self._view.hearing_warnings(), contextlib.ExitStack() as at_the_end:
-            at_the_end.callback(self._view.finished)
+        with self._ledger.hearing_warnings():
             folder = self._begun_folder()
             actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
                 check_start(self._space, self._info, actors.info)
-                actors.prepare_factors(self._view.phase)
+                actors.prepare_factors(self._ledger.phase)
                 return self._run_with(actors, self._open_folder())
             finally:
                 actors.close()
@@ -107,19 +103,16 @@ class Driver:
                 tracker.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
                 raise
             finally:
-                self._view.phase("writing the last records to MLflow")
+                self._ledger.phase("writing the last records to MLflow")
                 tracker.close()
 
     def _search(self, folder: StudyFolder, actors: StudyActors, tracker: Tracker) -> SearchResult:
+        from loraxs_search.samplers.sampler import Sampler
+        from loraxs_search.samplers.trials import StudyTrials
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
-        from loraxs_search.search.ledger.ledger import Ledger
-        from loraxs_search.search.ledger.optuna_storage import open_optuna_study
-        from loraxs_search.search.ledger.optuna_values import directions
-        from loraxs_search.search.ledger.rebuild import rebuild
         from loraxs_search.search.ledger.score_watch import ScoreWatch
         from loraxs_search.search.tune.deadline import Deadline
         from loraxs_search.search.tune.runner import run_tuner
-        from loraxs_search.search.tune.sampler import Sampler
         from loraxs_search.search.tune.scheduler import TuneScheduler
         from loraxs_search.search.tune.searcher import StudySearcher
 
@@ -133,26 +126,28 @@ class Driver:
         study = steered(folder, journal)
         self._reopen(study)
         deadline = Deadline(plan, study.state, self._started_at - journal.spent_s)
-        self._begin_journal(journal, actors.info)
-        optuna_study = open_optuna_study(folder.optuna_path, folder.name, *directions(task, plan))
-        rebuild(optuna_study, self._space, journal.records)
+        trials = StudyTrials(task, plan, lambda: self._space)
+        for event in journal.history():
+            trials.apply(event)
         watch = ScoreWatch(task, plan.max_steps)
-        ledger = Ledger(
-            *(journal, optuna_study, tracker, self._view, KeepRule.of(task, plan), watch),
-            after_report=lambda: self._view.yardsticks_scored(yardsticks.known()),
+        ledger = self._ledger
+        ledger.open(
+            *(journal, trials, tracker, KeepRule.of(task, plan), watch),
+            after_report=lambda: ledger.yardsticks_scored(yardsticks.known()),
         )
-        ledger.reconcile(folder)
+        self._begin_journal(journal, actors.info)
+        ledger.recover(folder)
+        ledger.reconcile()
         scheduler = self._scheduler(ledger, journal)
-        self._view.started(self._facts(actors, ledger, study.state, deadline))
+        self._ledger.search_started(self._facts(actors, ledger, study.state, deadline))
         searcher = StudySearcher(
-            Sampler(optuna_study, self._space),
+            Sampler(trials, self._space),
             ledger,
             self._space,
             plan,
             actors,
             scheduler,
             deadline,
-            folder.optuna_path,
             folder=folder,
             state=study.state,
         )
@@ -169,7 +164,7 @@ class Driver:
 
         def keep_adapters() -> bool:
             tracker.yardsticks_measured(yardsticks.result())
-            self._view.yardsticks_scored(yardsticks.known())
+            self._ledger.yardsticks_scored(yardsticks.known())
             return self._keep_adapters(folder, actors, ledger, tracker, watch, commander.turn, goes_on)
 
         def goes_on() -> bool:
@@ -182,17 +177,17 @@ class Driver:
             functools.partial(self._advanced, folder),
         ):
             while True:
-                with commands(study, self._info.tracking_uri, self._view, follow) as commander:
+                with commands(study, self._info.tracking_uri, ledger.steered, follow) as commander:
                     _go_through(folder, journal, train_all, keep_adapters, goes_on)
                 if not self._reopen(study):  # by what was answered last
                     break
-        self._view.write_to(None)
+        ledger.close()
         journal.search_ended(journal.notice or "")
         return result_of(folder, journal)
 
     def _advanced(self, folder: StudyFolder, steps: Mapping[str, int]) -> None:
         """Say how far trials and refits have got since their last reports; called from a thread of its own."""
-        self._view.advanced(folder, steps)
+        self._ledger.advanced(folder, steps)
         for name, step in steps.items():
             if self._finish is not None:
                 self._finish.reached(name, step)
@@ -200,9 +195,8 @@ class Driver:
     def _begin_journal(self, journal: Journal, info: HostInfo) -> None:
         """Have the journal take what happens, of a new study first what its rows are like."""
         journal.driver_started(self._started_at)
-        self._view.write_to(journal)
         if not journal.records:
-            self._view.data_read(self._info.task, info)
+            self._ledger.data_read(self._info.task, info)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
     def _follower(
@@ -215,7 +209,7 @@ class Driver:
             nonlocal shown
             searcher.follow()
             if shown != (shown := planned(self._info.search, study.state, study.records)):
-                self._view.started(facts())
+                self._ledger.search_started(facts())
 
         return follow
 
@@ -224,7 +218,7 @@ class Driver:
         scheduler = make_scheduler(self._info.search, self._info.task.search_direction)
         scheduler.replay(journal.reports, self._info.task.search_metric)
         for trial_id, reason in scheduler.stopped.items():
-            ledger.ended(trial_id, TrialState.PRUNED, reason)
+            ledger.trial_ended(trial_id, TrialState.PRUNED, reason)
         return scheduler
 
     def _begun_folder(self) -> StudyFolder | None:
@@ -253,7 +247,7 @@ class Driver:
         if study.journal.is_reopened:
             study.folder.set_candidates_aside()
         if has_more and facts is not None:
-            self._view.started(facts())
+            self._ledger.search_started(facts())
         return has_more
 
     def _train(self, run: Callable[[], None], searcher: StudySearcher, commander: Commander, pool: HostPool) -> None:
@@ -277,7 +271,7 @@ class Driver:
             if not searcher.is_waiting:
                 run()
                 continue
-            self._view.commanded(f"everything left is paused: go on with `loraxs-search continue {self._info.name}`")
+            self._ledger.steered(f"everything left is paused: go on with `loraxs-search continue {self._info.name}`")
             while searcher.is_waiting and not self._stop.wait(_LOOK_EVERY_S):
                 searcher.turn()
         if searcher.fatal_error is not None:
@@ -293,7 +287,7 @@ class Driver:
             )
         if searcher.out_of_time is not None:
             for record in left:
-                ledger.ended(record.trial_id, TrialState.PRUNED, searcher.out_of_time)
+                ledger.trial_ended(record.trial_id, TrialState.PRUNED, searcher.out_of_time)
         elif not is_complete:
             ended = len(ledger.records) - len(left)
             raise SearchInterruptedError(
@@ -319,54 +313,55 @@ class Driver:
         from loraxs_search.search.driver.candidates import Finish, completed_trials
 
         trials = completed_trials(ledger.records.values(), folder.keep_rule)
-        finish = Finish(actors, folder, self._space, trials, self._stop, self._view.counted, on_turn)
+        finish = Finish(actors, folder, self._space, trials, self._stop, self._ledger.counted, on_turn)
         self._finish = finish
         seeds = self._info.promotion.seeds
         if seeds and finish.best:
-            self._view.phase(
+            self._ledger.phase(
                 f"training the best {counted(len(finish.best), 'trial')} again from {counted(seeds, 'fresh seed')}"
             )
             finish.refit()
-        self._view.phase("scoring the candidates on all validation rows")
+        self._ledger.phase("scoring the candidates on all validation rows")
         candidates = finish.validate()
         for candidate in candidates:
-            self._view.candidate_scored(candidate.trial_id, "validation", candidate.validation_metrics)
+            self._ledger.candidate_scored(candidate.trial_id, "validation", candidate.validation_metrics)
         for candidate in candidates[:1]:
             watch.scored(candidate.trial_id, candidate.validation_metrics)
         if goes_on():
             return False
         if not finish.alone.is_measured:
-            self._view.phase("asking the base alone, on validation and test rows")
+            self._ledger.phase("asking the base alone, on validation and test rows")
             finish.alone.measure()
-        self._view.phase("scoring the finalist on the test rows, writing adapters")
+        self._ledger.phase("scoring the finalist on the test rows, writing adapters")
         candidates = finish.seal(candidates, tracker.run_id)
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
-            self._view.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
+            self._ledger.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
         log_adapters(folder, tracker, trials, candidates)
         tracker.yardsticks_measured(folder.yardsticks() or ())
-        self._view.yardsticks_scored(folder.yardsticks() or ())
+        self._ledger.yardsticks_scored(folder.yardsticks() or ())
         folder.write_candidates(candidates)
         return True
 
     def _facts(self, actors: StudyActors, ledger: Ledger, state: SteeringState, deadline: Deadline) -> SearchStarted:
         plan = planned(self._info.search, state, ledger.records)
+        task = self._info.task
         return SearchStarted(
             study=self._info.name,
-            task=self._info.task,
+            at=steady_time(),
+            task=task.name,
+            metric=task.search_metric,
+            direction=task.search_direction,
             num_trials=plan.trials,
             max_steps=plan.max_steps,
+            report_every=plan.report_every,
+            num_refits=self._info.promotion.num_refits(plan.trials),
             device=actors.info.device,
             dtype=actors.info.dtype,
             num_slots=actors.slot_counter.max_concurrent,
-            trials=tuple(ledger.records.values()),
-            why_slots=actors.pack_size.reason,
-            keep=plan.keep,
-            notes=notes(self._space),
-            at=steady_time(),
-            report_every=plan.report_every,
-            num_refits=self._info.promotion.num_refits(plan.trials),
             slots=actors.slots_by_address(),
+            why_slots=actors.pack_size.reason,
             time_left_s=deadline.left_s,
+            notes=notes(self._space),
             steering=state.status,
         )
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from loraxs_search import versions
 from loraxs_search.errors import LoraxsError, StudyError, UsageError
 from loraxs_search.home import in_use
+from loraxs_search.log import Phase
 from loraxs_search.records import AnswerState
 from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.commander import asks_for_more, foreseen
@@ -27,6 +28,7 @@ from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.search_space import Overrides, Space, SpaceSource, open_space
 from loraxs_search.steering.plan import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
+from loraxs_search.studies.clock import steady_time
 from loraxs_search.studies.stored_space import stored_space
 from loraxs_search.tasks import kind_of
 from loraxs_search.tracking import ensure_store, resolve_uri
@@ -191,7 +193,7 @@ def _run_one(
     info: StudyInfo, space: Space, cluster: Cluster, view: SearchView, stop: threading.Event | None
 ) -> SearchResult:
     installing = ", which first makes the environment on every node" if cluster.runtime_env else ""
-    view.phase(f"starting Ray{installing}")
+    view.happened(Phase(at=steady_time(), text=f"starting Ray{installing}"))
     with _ready([space], info.tracking_uri, cluster) as pool:
         return Driver(info, space, view, stop or threading.Event()).run(pool)
 

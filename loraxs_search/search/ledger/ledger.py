@@ -1,145 +1,250 @@
-"""The one place where events of trials are recorded: journal first, then the sampler's study, then tracker and view."""
+"""The one place where a driver says what happens: to the log first, then to the sampler, tracker and view."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
 
-from loraxs_search.records import Hyperparameters, KeepRule, Origin, Scalar, TrialRecord, TrialReport, TrialState
+from loraxs_search.errors import HomeError
+from loraxs_search.log import (
+    CandidateScored,
+    DataRead,
+    Phase,
+    SearchStarted,
+    ShownEvent,
+    Steered,
+    TrialEnded,
+    TrialReported,
+    TrialsAdvanced,
+    TrialStarted,
+    Warned,
+    YardstickScored,
+)
+from loraxs_search.records import (
+    HostInfo,
+    Hyperparameters,
+    KeepRule,
+    Origin,
+    Proposal,
+    Scalar,
+    SteeringStatus,
+    Task,
+    TrialRecord,
+    TrialReport,
+    TrialState,
+    Yardstick,
+)
 from loraxs_search.search.ledger.score_watch import ScoreWatch
-from loraxs_search.search.ledger.view import SearchView
+from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.studies import Journal, StudyFolder, read_reports
+from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking import Tracker
 
 if TYPE_CHECKING:
-    import optuna
+    from loraxs_search.samplers.trials import StudyTrials
+
+_PACKAGE = "loraxs_search"
+_STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
+_logger = logging.getLogger(__name__)
 
 
 class Ledger:
-    """Writes every event once and in one order.
+    """Says each event once and in one order.
 
-    The journal is the truth: an event it already holds goes to nobody again, and after a kill between two of the
-    writes `reconcile` brings the others up to it.
+    What happens to trials is in the log before anything acts on it, and what keeps it out of there stops the search.
+    The rest is for watchers alone, and stops nothing: neither does a view that raises, as one whose reader went away.
 
     Args:
-        keep: What trials are compared by, and which step of a complete one counts.
-        watch: Looks at each report; None where nobody is to be warned.
-        after_report: Called after each report.
+        study: The study's name.
+        view: Where events are shown, before there is a log, too.
     """
 
-    def __init__(
+    def __init__(self, study: str, view: SearchView) -> None:
+        self._study, self._view = study, view
+        self._journal: Journal | None = None
+        self._has_started = False
+        self._phase = ""
+        self._yardsticks: set[str] = set()
+
+    def open(
         self,
         journal: Journal,
-        study: optuna.Study,
+        trials: StudyTrials,
         tracker: Tracker,
-        view: SearchView,
         keep: KeepRule,
         watch: ScoreWatch | None = None,
         after_report: Callable[[], None] = lambda: None,
     ) -> None:
-        self._journal, self._study, self._tracker, self._view = journal, study, tracker, view
-        self._keep, self._metric, self._watch, self._after_report = keep, keep.metric, watch, after_report
-        self._handles: dict[str, optuna.trial.Trial] = {}  # of unfinished trials
+        """Write what follows to the study's log.
+
+        Args:
+            trials: The sampler's, which has all that the log has.
+            keep: What trials are compared by, and which step of a complete one counts.
+            watch: Looks at each report; None where nobody is to be warned.
+            after_report: Called after each report.
+        """
+        self._journal, self._trials, self._tracker = journal, trials, tracker
+        self._keep, self._watch, self._after_report = keep, watch, after_report
+
+    def close(self) -> None:
+        """Write no more to the log; what follows is shown only."""
+        self._journal = None
+
+    @property
+    def journal(self) -> Journal:
+        """The open log."""
+        assert self._journal is not None
+        return self._journal
 
     @property
     def records(self) -> dict[str, TrialRecord]:
-        return self._journal.records
+        return self.journal.records
 
     def unfinished(self) -> list[TrialRecord]:
         """Return the trials that were started and have not ended."""
         return [r for r in self.records.values() if r.state is TrialState.RUNNING]
 
-    def started(
+    # ---- trials ------------------------------------------------------------------------------------------------------
+    def trial_started(
         self,
         trial_id: str,
         params: Mapping[str, Scalar],
         hyper: Hyperparameters | None,
-        handle: optuna.trial.Trial | None = None,
         origin: Origin | None = None,
+        proposal: Proposal | None = None,
     ) -> None:
         """Record that a trial starts or continues.
 
         Args:
             hyper: None of a trial that cannot be, which ends at once.
-            handle: Optuna's, when the caller has it.
             origin: Where a new trial comes from.
+            proposal: How the sampler came to the params of a new trial.
         """
-        if handle is not None:
-            self._handles[trial_id] = handle
-        record = self._journal.trial_started(trial_id, params, origin)
-        self._tracker.trial_started(trial_id, params, hyper, record.lineage)
-        self._view.trial_changed(record)
+        event = self.journal.trial_started(trial_id, params, origin, proposal)
+        self._tracker.trial_started(trial_id, params, hyper, self.records[trial_id].lineage)
+        self._pass_on(event)
 
-    def reported(self, report: TrialReport) -> None:
-        if self._journal.trial_reported(report):
+    def trial_reported(self, report: TrialReport) -> None:
+        if event := self.journal.trial_reported(report):
             self._tracker.trial_reported(report)
-            self._tell(report)
-            self._view.trial_changed(self.records[report.trial_id])
+            self._pass_on(event)
             if self._watch is not None:
                 self._watch.reported(report)
             self._after_report()
 
-    def ended(self, trial_id: str, state: TrialState, reason: str) -> None:
-        if self._journal.trial_ended(trial_id, state, reason):
-            self._end_in_study(self.records[trial_id])
+    def trial_ended(self, trial_id: str, state: TrialState, reason: str) -> None:
+        if event := self.journal.trial_ended(trial_id, state, reason):
             self._end_in_tracker(self.records[trial_id])
-            self._view.trial_changed(self.records[trial_id])
+            self._pass_on(event)
 
-    def reconcile(self, folder: StudyFolder) -> None:
-        """Bring journal, sampler's study and tracker into step after a restart.
-
-        A snapshot may hold a report that the driver died before journaling; the journal takes it up first.
-        """
+    def recover(self, folder: StudyFolder) -> None:
+        """Take up the reports that a killed driver left in snapshots, which are written before the log."""
         for record in self.unfinished():
             snapshot = folder.read_snapshot(record.trial_id)
             for report in read_reports(snapshot) if snapshot else ():
-                self._journal.trial_reported(report)
-        from loraxs_search.search.ledger.optuna_values import has_report
+                self.trial_reported(report)
 
-        optunas = self._study.get_trials(deepcopy=False)
+    def reconcile(self) -> None:
+        """Bring the tracker up to the log after a restart."""
         for record in self.records.values():
-            frozen = optunas[int(record.trial_id)]
             for report in record.reports:
-                if not frozen.state.is_finished() and not has_report(frozen, report.step):
-                    self._tell(report)
                 self._tracker.trial_reported(report)
             if record.state is not TrialState.RUNNING:
-                if not frozen.state.is_finished():
-                    self._end_in_study(record)
                 self._end_in_tracker(record)
 
+    # ---- what watchers alone are shown -------------------------------------------------------------------------------
+    def search_started(self, event: SearchStarted) -> None:
+        """Trials are about to train; the view is shown what there is of them already, once."""
+        earlier = () if self._has_started else tuple(self.journal.history())
+        self._has_started = True
+        self._say(event)
+        for one in earlier:
+            if isinstance(one, TrialStarted | TrialReported | TrialEnded):
+                self._show(one, is_known=True)
+
+    def phase(self, text: str) -> None:
+        """Other work begins."""
+        self._phase = text
+        self._say(Phase(study=self._study, at=steady_time(), text=text))
+
+    def counted(self, done: int, total: int, unit: str) -> None:
+        """The present work has got so far."""
+        self._say(Phase(study=self._study, at=steady_time(), text=self._phase, done=done, total=total, unit=unit))
+
+    def steered(self, text: str, status: SteeringStatus | None = None) -> None:
+        """A command was answered with this text, or the search waits for one.
+
+        Args:
+            status: What commands have come to; None where nothing has changed.
+        """
+        self._say(Steered(study=self._study, at=steady_time(), text=text, status=status))
+
+    def advanced(self, folder: StudyFolder, steps: Mapping[str, int]) -> None:
+        """Trials have got further since their last reports; from any thread."""
+        event = TrialsAdvanced(study=self._study, at=steady_time(), steps=steps)
+        with contextlib.suppress(HomeError):
+            folder.write_steps(event)
+        self._show(event)
+
+    def data_read(self, task: Task, info: HostInfo) -> None:
+        """The rows of the task are read."""
+        metric, rows = task.metric, info.num_rows
+        self._say(DataRead(study=self._study, at=steady_time(), metric=metric, num_rows=rows, report=info.data))
+
+    def yardsticks_scored(self, yardsticks: Iterable[Yardstick]) -> None:
+        """Yardsticks were scored; each is said once."""
+        for yardstick in yardsticks:
+            name, metrics = yardstick.name, yardstick.validation_metrics
+            if metrics and name not in self._yardsticks:
+                self._yardsticks.add(name)
+                self._say(YardstickScored(study=self._study, at=steady_time(), name=name, metrics=metrics))
+
+    def candidate_scored(
+        self, trial_id: str, split: Literal["validation", "test"], metrics: Mapping[str, float]
+    ) -> None:
+        """A candidate was scored on all rows of a split."""
+        self._say(CandidateScored(study=self._study, at=steady_time(), trial=trial_id, split=split, metrics=metrics))
+
+    def warned(self, text: str) -> None:
+        """People should know something."""
+        self._say(Warned(study=self._study, at=steady_time(), text=text))
+
+    @contextlib.contextmanager
+    def hearing_warnings(self) -> Iterator[None]:
+        """Take what this package warns of, from any thread but those of other studies, for news of the search."""
+        handler = _Warnings(self)
+        logger = logging.getLogger(_PACKAGE)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _handle(self, trial_id: str) -> optuna.trial.Trial:
-        from loraxs_search.search.ledger.optuna_storage import live_trial
+    def _say(
+        self, event: Phase | SearchStarted | DataRead | Steered | Warned | YardstickScored | CandidateScored
+    ) -> None:
+        if self._journal is not None:
+            with contextlib.suppress(HomeError):
+                self._journal.append(event)
+        self._show(event)
 
-        if trial_id not in self._handles:  # an earlier process asked for it
-            frozen = self._study.get_trials(deepcopy=False)[int(trial_id)]
-            self._handles[trial_id] = live_trial(self._study, frozen)
-        return self._handles[trial_id]
+    def _pass_on(self, event: TrialStarted | TrialReported | TrialEnded | None) -> None:
+        """Pass on what the log has now; before the search has started, views are shown it as what was known before."""
+        if event is not None:
+            self._trials.apply(event)
+            if self._has_started:
+                self._show(event)
 
-    def _tell(self, report: TrialReport) -> None:
-        from loraxs_search.search.ledger.optuna_values import tell_report
-
-        if self.records[report.trial_id].is_hidden:
-            return
-        tell_report(self._handle(report.trial_id), report, self._metric)
-
-    def _end_in_study(self, record: TrialRecord) -> None:
-        from optuna.trial import TrialState as OptunaState
-
-        from loraxs_search.search.ledger.optuna_values import final_values
-
-        handle = self._handle(record.trial_id)
-        handle.set_user_attr("reason", record.reason)
-        if record.is_hidden:  # samplers pass over what has failed
-            handle.set_user_attr("state", record.state.value)
-            self._study.tell(handle, state=OptunaState.FAIL)
-            del self._handles[record.trial_id]
-            return
-        complete = record.state is TrialState.COMPLETE
-        value = final_values(self._study, self._keep.kept(record.reports), self._metric) if complete else None
-        self._study.tell(handle, value, state=OptunaState[record.state.value])
-        del self._handles[record.trial_id]
+    def _show(self, event: ShownEvent, *, is_known: bool = False) -> None:
+        try:
+            (self._view.known if is_known else self._view.happened)(event)
+        except Exception as error:  # noqa: BLE001  # of a view that somebody else wrote, or of a pipe without a reader
+            self._view = SilentView()
+            _logger.warning("the view of the search failed, and shows no more: %s: %s", type(error).__name__, error)
 
     def _end_in_tracker(self, record: TrialRecord) -> None:
         wall_s = (record.ended_at or record.started_at) - record.started_at
@@ -151,3 +256,17 @@ class Ledger:
         """Return the step whose state became the adapter, where that is not the last one as a matter of course."""
         chosen = self._keep.keep == "best" and record.state is TrialState.COMPLETE
         return self._keep.kept(record.reports).step if chosen else None
+
+
+class _Warnings(logging.Handler):
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__(logging.WARNING)
+        self._ledger, self._thread = ledger, threading.current_thread().name
+
+    def emit(self, record: logging.LogRecord) -> None:
+        other = str(record.threadName)
+        if other == self._thread or not other.startswith(_STUDY_THREADS):
+            try:
+                self._ledger.warned(record.getMessage())
+            except Exception:  # noqa: BLE001  # whoever warns goes on, as with logging's own handlers
+                self.handleError(record)

@@ -1,19 +1,17 @@
-"""Our searcher: asks a persistent Optuna study for params and passes Tune's events to the ledger."""
+"""Our searcher: asks the sampler for params and passes Tune's events to the ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
-import optuna
-from optuna.trial import FrozenTrial
 from ray.tune.search import Searcher
 
 from loraxs_search.errors import LoraxsError, UsageError, counted
 from loraxs_search.records import (
     Lineage,
     Origin,
+    Proposal,
     SearchPlan,
     TrialReport,
     TrialSpec,
@@ -21,13 +19,12 @@ from loraxs_search.records import (
     from_json,
     to_json,
 )
+from loraxs_search.samplers.sampler import Sampler
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.optuna_storage import sync
 from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.search.tune.failures import Outcomes
-from loraxs_search.search.tune.sampler import Sampler, command_of, trial_name
 from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 from loraxs_search.steering import SteeringState
@@ -41,7 +38,7 @@ _ResultT = TypeVar("_ResultT")
 class StudySearcher(Searcher):
     """Proposes unfinished trials first, then new ones; records how each ends.
 
-    A trial's id is its Optuna number, so study, journal, MLflow and Tune speak of the same trial. Proposals depend on
+    A trial's id is its Optuna number, so sampler, log, MLflow and Tune speak of the same trial. Proposals depend on
     the plan's seed, the number and the history only: a resumed search proposes what an undisturbed one would.
 
     Tune takes an exception of its searcher for a failure of the trial. What keeps this one from recording is in
@@ -52,7 +49,6 @@ class StudySearcher(Searcher):
 
     Args:
         deadline: When the time budget is used up.
-        path: The study's storage.
         folder: Of the study, whose name lineages have.
         state: What commands have come to; whoever changes it calls `follow`.
     """
@@ -69,7 +65,6 @@ class StudySearcher(Searcher):
         actors: StudyActors,
         scheduler: Scheduler,
         deadline: Deadline | None,
-        path: Path,
         *,
         folder: StudyFolder | None = None,
         state: SteeringState | None = None,
@@ -79,11 +74,10 @@ class StudySearcher(Searcher):
         self._state = state or SteeringState()
         self._leaving: set[str] = set()  # trials that a report ended in Tune since somebody paused them
         self._parked: set[str] = set()  # trials that are paused, and no longer in Tune
-        self._path, self._sampler, self._folder = path, sampler, folder
+        self._sampler, self._folder = sampler, folder
         self._ledger, self._space, self._plan, self._actors = ledger, space, plan, actors
         self._scheduler, self._deadline = scheduler, deadline
         self._pending = [record.trial_id for record in ledger.unfinished()]
-        self._orphans = sampler.unknown(ledger.records)
         self._task_json = to_json(space.task)
         self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         self._outcomes = Outcomes()
@@ -145,7 +139,7 @@ class StudySearcher(Searcher):
         self._pending, self._parked = [], set()
         for trial_id in outside:
             if trial_id in self._state.stopping:
-                self._ledger.ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
+                self._ledger.trial_ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
             elif trial_id in self._state.paused:
                 self._parked.add(trial_id)
             else:
@@ -199,18 +193,18 @@ class StudySearcher(Searcher):
             return None
         if self._pending:
             trial_id = self._pending.pop(0)
-            trial, origin, params = None, None, dict(self._ledger.records[trial_id].params)
+            params, origin, proposal = dict(self._ledger.records[trial_id].params), None, None
         else:
-            trial, params, origin = self._new()
-            trial_id = trial_name(trial.number)
+            trial_id = f"{self._sampler.next_number:05d}"
+            params, origin, proposal = self._new()
         spec: TrialSpec | None = None
         try:
             spec = self._actors.spec(trial_id, params)
         except UsageError as error:  # params that no trial can have: the others are none the worse
-            self._ledger.started(trial_id, params, spec.hyperparameters if spec else None, trial, origin)
-            self._ledger.ended(trial_id, TrialState.FAIL, error.message)
+            self._ledger.trial_started(trial_id, params, spec.hyperparameters if spec else None, origin, proposal)
+            self._ledger.trial_ended(trial_id, TrialState.FAIL, error.message)
             return None
-        self._ledger.started(trial_id, params, spec.hyperparameters, trial, origin)
+        self._ledger.trial_started(trial_id, params, spec.hyperparameters, origin, proposal)
         self._trial_ids[tune_id] = trial_id
         return {
             SPEC: to_json(spec),
@@ -225,7 +219,7 @@ class StudySearcher(Searcher):
     def _reported(self, result: dict[str, Any]) -> None:
         if REPORT in result and self.fatal_error is None:
             report = from_json(TrialReport, result[REPORT])
-            self._ledger.reported(report)
+            self._ledger.trial_reported(report)
             self._outcomes.went_on(report.trial_id)
 
     def _completed(self, tune_id: str, result: dict[str, Any] | None, error: bool) -> None:
@@ -271,38 +265,26 @@ class StudySearcher(Searcher):
         nothing_left = not (self._pending or self._trial_ids or self._may_propose_new())
         return nothing_left or self.early_end is not None
 
-    def _new(self) -> tuple[optuna.trial.Trial, dict[str, Any], Origin]:
-        """Ask for the next trial; return its handle and params, and where it comes from."""
-        asked = self._asked()
-        orphan = self._orphan(asked.command_id if asked else "")
-        number = self._sampler.num_trials if orphan is None else orphan.number
-        seed = self._plan.trial_seed(number)
+    def _new(self) -> tuple[dict[str, Any], Origin, Proposal | None]:
+        """Return the params of the next trial, where it comes from, and how the sampler came to them."""
+        seed, asked = self._plan.trial_seed(self._sampler.next_number), self._asked()
         if asked is None:
-            trial, params = self._sampler.propose(seed, orphan, index=self._num_proposed())
-            origin = Origin()
-        elif asked.is_hidden:
-            trial, params = self._sampler.hide(asked.command_id, orphan), dict(asked.params)
-            origin = Origin(command=asked.command_id, lineage=self._lineage(asked), is_hidden=True)
-        else:
-            trial, params = self._sampler.add(asked.params, seed, asked.command_id, orphan)
-            origin = Origin(command=asked.command_id, lineage=self._lineage(asked))
-        sync(self._path)  # of whatever trial the journal has an event, Optuna knows it
-        return trial, params, origin
-
-    def _orphan(self, command: str) -> FrozenTrial | None:
-        """Take a trial that an earlier driver asked for, for this command or a proposal, and died."""
-        for orphan in self._orphans:
-            if command_of(orphan) == command:
-                self._orphans.remove(orphan)
-                return orphan
-        return None
+            params, proposal = self._sampler.propose(seed, index=self._num_proposed())
+            return params, Origin(), proposal
+        origin = Origin(command=asked.command_id, lineage=self._lineage(asked), is_hidden=asked.is_hidden)
+        if asked.is_hidden:
+            return dict(asked.params), origin, None
+        params, proposal = self._sampler.add(asked.params, seed)
+        return params, origin, proposal
 
     def _lineage(self, asked: AskedTrial) -> Lineage | None:
         return Lineage(self._folder.name if self._folder else "", asked.source) if asked.source else None
 
     def _end(self, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:
-            self._ledger.ended(trial_id, TrialState.COMPLETE, f"trained all {step} steps{self._retrained(trial_id)}")
+            self._ledger.trial_ended(
+                trial_id, TrialState.COMPLETE, f"trained all {step} steps{self._retrained(trial_id)}"
+            )
             return
         if (reason := self._scheduler.stopped.get(trial_id)) is None and trial_id in self._state.stopping:
             reason = self._stop_reason(trial_id)
@@ -310,7 +292,7 @@ class StudySearcher(Searcher):
             self._parked.add(trial_id)
             self.follow()  # it may have been continued in the meantime
             return
-        self._ledger.ended(trial_id, TrialState.PRUNED, reason or f"the time budget ended at step {step}")
+        self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason or f"the time budget ended at step {step}")
 
     def _stop_reason(self, trial_id: str) -> str:
         reports = self._ledger.records[trial_id].reports
@@ -322,7 +304,7 @@ class StudySearcher(Searcher):
         return f", {steps} of them again from the start: its state was on a node that is lost" if steps else ""
 
     def _fail(self, trial_id: str, reason: str) -> None:
-        self._ledger.ended(trial_id, TrialState.FAIL, reason)
+        self._ledger.trial_ended(trial_id, TrialState.FAIL, reason)
         self._outcomes.failed(trial_id, reason)
         common = self._outcomes.common_failure(self._actors.slot_counter.max_concurrent)
         if common is not None and self.failing is None:

@@ -144,7 +144,7 @@ def test_what_was_steered_is_beside_it(folder):
     folder.inbox().put(Command("e", "add", params={"rank": 16}))
     facts = read_facts(folder)
     assert steering_commands(facts) == [
-        "loraxs-search extend s-again --time 1h --trials 3",
+        "loraxs-search extend s-again --trials 3 --time 1h",
         "loraxs-search clone s-again 00000 --force --set rank=8",
         "loraxs-search add s-again --set rank=16  # waits to be answered",
     ]

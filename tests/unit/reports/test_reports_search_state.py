@@ -6,20 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from support.recorded_search import FACTS, NODES, begun, closed, finishing, reported, training
+from support.recorded_search import FACTS, NODES, Teller, begun, closed, finishing, reported, training
 
-from loraxs_search.records import (
-    PhaseEvent,
-    SearchEndedEvent,
-    SteeredEvent,
-    SteeringStatus,
-    TrialsAdvancedEvent,
-    TrialState,
-    WarningEvent,
-    YardstickScoredEvent,
+from loraxs_search.log import (
+    Phase,
+    SearchEnded,
+    ShownEvent,
+    Steered,
+    TrialReported,
+    TrialsAdvanced,
+    Warned,
+    YardstickScored,
 )
+from loraxs_search.records import SteeringStatus, TrialState
 from loraxs_search.reports import HostLine, SearchState
-from loraxs_search.search.ledger.event_view import EventView
 
 
 @pytest.fixture
@@ -48,19 +48,19 @@ def test_who_has_seen_the_events_knows_how_the_trials_stand(state: SearchState) 
 
 def test_steps_since_the_last_report_count_until_the_next_one(state: SearchState) -> None:
     steps = state.steps_done
-    advanced = TrialsAdvancedEvent(study="mine", at=1081.0, steps={"00002": 57, "00003": 39, "00001": 99, "unknown": 5})
+    advanced = TrialsAdvanced(study="mine", at=1081.0, steps={"00002": 57, "00003": 39, "00001": 99, "unknown": 5})
     state.happened(advanced)
     assert (state.trials["00002"].step, state.trials["00002"].current_step) == (40, 57)
     assert state.steps_done == steps + 17, "an older answer, one of a trial that has ended and one of a refit add none"
-    last = [event for event in training() if event.event == "trial_reported" and event.trial == "00002"][-1]
-    state.happened(replace(last, step=60, at=1090.0))
+    last = [event for event in training() if event.event == "reported" and event.trial_id == "00002"][-1]
+    state.happened(replace(last, report=replace(last.report, step=60), at=1090.0))
     assert state.steps_done == steps + 20
     assert [line.trial for line in state.lines()][:2] == ["00002", "00003"]
 
 
 def test_steps_that_a_killed_driver_has_heard_of_are_forgotten(state: SearchState) -> None:
     steps = state.steps_done
-    state.happened(TrialsAdvancedEvent(study="mine", at=1081.0, steps={"00002": 57}))
+    state.happened(TrialsAdvanced(study="mine", at=1081.0, steps={"00002": 57}))
     again = next(event for event in training() if event.event == "search_started")
     state.happened(replace(again, at=1100.0))
     assert state.steps_done == steps
@@ -82,9 +82,9 @@ def test_the_best_is_held_against_the_best_yardstick(direction: str, best: int, 
 def test_a_yardstick_by_another_metric_and_a_score_that_is_no_number_are_not_compared(state: SearchState) -> None:
     state.yardsticks.clear()
     assert (state.best_yardstick, state.lead) == (None, None)
-    state.happened(YardstickScoredEvent(study="mine", at=0.0, name="tfidf", metrics={"mse": 1.0}))
+    state.happened(YardstickScored(study="mine", at=0.0, name="tfidf", metrics={"mse": 1.0}))
     assert (state.best_yardstick, state.lead) == (None, None)
-    state.happened(YardstickScoredEvent(study="mine", at=0.0, name="odd", metrics={"pearson": float("nan")}))
+    state.happened(YardstickScored(study="mine", at=0.0, name="odd", metrics={"pearson": float("nan")}))
     assert state.best_yardstick is None
 
 
@@ -110,7 +110,7 @@ def test_a_time_budget_limits_what_trials_take_and_not_the_refits() -> None:
 def test_before_the_first_report_no_time_is_named() -> None:
     state = SearchState("mine")
     assert (state.share_done(), state.seconds_left(0.0), state.best) == (0.0, None, None)
-    EventView(state.happened).started(FACTS)
+    Teller(state.happened).started(FACTS)
     assert state.trial_steps() == 4 * 80, "none has been stopped: it is the most that there can be"
     assert (state.share_done(), state.seconds_left(1010.0)) == (0.0, None)
 
@@ -125,7 +125,7 @@ def test_hosts_have_trials_slots_and_a_pace_of_their_own(state: SearchState) -> 
 
 def test_rows_a_second_are_of_each_trials_own_batches() -> None:
     state = SearchState()
-    view = EventView(state.happened)
+    view = Teller(state.happened)
     view.started(FACTS)
     for number, rows in ((0, 8), (2, 32)):
         trial = replace(begun(number, 1000.0), params={"batch_size": rows})
@@ -135,7 +135,7 @@ def test_rows_a_second_are_of_each_trials_own_batches() -> None:
 
 def commanded(state: SearchState, at: float = 1080.0, **status: Any) -> None:
     """Let the search have been steered so."""
-    state.happened(SteeredEvent(study="mine", at=at, text="so", status=SteeringStatus(**status)))
+    state.happened(Steered(study="mine", at=at, text="so", status=SteeringStatus(**status)))
 
 
 def test_paused_trials_take_no_slots_and_wait(state: SearchState) -> None:
@@ -156,29 +156,34 @@ def test_the_time_that_a_search_stood_still_says_nothing_of_its_speed(state: Sea
     commanded(state, at=9000.0)
     assert state.seconds_left(9000.0) is None, "until the next report"
     line = state.trials["00002"]
-    view = EventView(state.happened)
-    view.study, view._reported["00002"] = "mine", 0
-    view.trial_changed(reported(begun(2, 1000.0), 60, line.scores[-1], 9010.0))
+    last = reported(begun(2, 1000.0), 60, line.scores[-1], 9010.0).reports[-1]
+    state.happened(TrialReported(study="mine", at=9010.0, report=last))
     assert state.seconds_left(9010.0) == pytest.approx((20 + 40 + 160) / 2.0)
 
 
 def test_a_search_that_is_to_finish_counts_the_trials_that_there_are(state: SearchState) -> None:
-    view = EventView(state.happened)
+    view = Teller(state.happened)
     steering = SteeringStatus(finishing="finished by a person")
     view.started(replace(FACTS, at=1080.0, num_trials=4, steering=steering))
     assert (state.steering, state.num_trials, state.num_training) == (steering, 4, 2)
 
 
+def on_a_device(event: ShownEvent) -> ShownEvent:
+    if not isinstance(event, TrialReported):
+        return event
+    return replace(event, report=replace(event.report, host=f"{event.report.host} GPU 1"))
+
+
 def test_the_devices_of_a_node_are_one_host() -> None:
     state = SearchState()
     for event in training():
-        state.happened(replace(event, host=f"{event.host} GPU 1") if event.event == "trial_reported" else event)
+        state.happened(on_a_device(event))
     assert [host.address for host in state.hosts(1080.0)] == list(NODES)
 
 
 def test_trials_are_on_the_only_host_before_they_report() -> None:
     state = SearchState()
-    view = EventView(state.happened)
+    view = Teller(state.happened)
     view.started(replace(FACTS, slots={NODES[0]: 4}))
     view.trial_changed(begun(0, 1000.0))
     assert state.hosts(1001.0) == [HostLine(NODES[0], 1, 4, None)]
@@ -188,13 +193,13 @@ def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pac
     events, known = [], []
     before = closed(reported(begun(0, 10.0), 80, 0.5, 20.0), TrialState.COMPLETE, 20.0)
     half = reported(begun(1, 10.0), 40, 0.4, 20.0)
-    view = EventView(events.append, known.append)
-    view.started(replace(FACTS, trials=(before, half), slots={}))
+    view = Teller(events.append, known.append)
+    view.started(replace(FACTS, slots={}), before, half)
     view.trial_changed(half)
     assert [event.event for event in events] == ["search_started"], "nothing is said twice"
     assert [event.event for event in known] == [
-        *("trial_started", "trial_reported", "trial_ended"),
-        *("trial_started", "trial_reported"),
+        *("started", "reported", "ended"),
+        *("started", "reported"),
     ]
     state = SearchState()
     for event in [*events, *known]:
@@ -210,7 +215,7 @@ def test_a_search_that_goes_on_counts_what_was_trained_before_but_not_as_its_pac
 def test_the_same_events_in_the_order_of_a_journal_say_the_same() -> None:
     """A journal has an earlier driver's trials before the second `search_started`, and a launch after it."""
     told, known = [], []
-    EventView(told.append, known.append).started(replace(FACTS, trials=(reported(begun(0, 10.0), 40, 0.5, 20.0),)))
+    Teller(told.append, known.append).started(FACTS, reported(begun(0, 10.0), 40, 0.5, 20.0))
     states = [SearchState(), SearchState()]
     for state, events in zip(states, ([*told, *known], [*known, *told]), strict=True):
         for event in events:
@@ -230,13 +235,13 @@ def test_refits_are_counted_and_their_time_measured_by_themselves(state: SearchS
     assert state.share_done() == (180 + 80) / (180 + 160)
     assert state.seconds_left(1120.0) == pytest.approx(80 / 4.0)
     assert state.candidates == {"00000": {"pearson": 0.61}}
-    state.happened(PhaseEvent(study="mine", at=1140.0, text="scoring the candidates"))
+    state.happened(Phase(study="mine", at=1140.0, text="scoring the candidates"))
     assert state.seconds_left(1140.0) is None
     assert state.refit_steps == 160
 
 
 def test_the_end_ends_every_estimate(state: SearchState) -> None:
-    state.happened(WarningEvent(study="mine", at=1090.0, text="many answers were cut"))
-    state.happened(SearchEndedEvent(study="mine", at=1100.0, state="finished"))
+    state.happened(Warned(study="mine", at=1090.0, text="many answers were cut"))
+    state.happened(SearchEnded(study="mine", at=1100.0, state="finished"))
     assert (state.share_done(), state.seconds_left(1100.0), state.is_training) == (1.0, None, False)
     assert state.warnings == ["many answers were cut"]

@@ -42,7 +42,7 @@ def test_a_running_search_stands_as_live_views_draw_it(fresh_home: Path, say: Ca
     driver.train("00000", 20)
     driver.train("00001", 40)
     paused = SteeringStatus(("00000",))
-    driver.say.commanded("pause 00000: it pauses", paused)
+    driver.say.steered("pause 00000: it pauses", paused)
     driver.say.advanced(driver.folder, {"00000": 33, "00001": 47})
     with driver.folder.lock():
         rows = {row.trial_id: (row.state, row.step) for row in loraxs_search.status("s").trials}

@@ -16,20 +16,9 @@ from support.studies import study as new_study
 from loraxs_search.errors import CommandError, HomeError
 from loraxs_search.records import AnswerState, Command, TrialState
 from loraxs_search.search.driver.commander import Commander, InboxSource
-from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.steering import VERBS, SteeringState, decide, get_verb, steered
 from loraxs_search.steering.send import new_command, send
 from loraxs_search.studies import Journal, StudyFolder
-
-
-class Heard(SilentView):
-    """Keeps what is said of commands."""
-
-    def __init__(self) -> None:
-        self.lines = list[str]()
-
-    def commanded(self, text: str, status: object = None) -> None:
-        self.lines.append(text)
 
 
 class KilledError(BaseException):
@@ -63,10 +52,15 @@ def take(folder: StudyFolder, *commands: Command) -> list[str]:
     """Have a driver of its own take commands; return what was said of them."""
     for each in commands:
         folder.inbox().put(each)
-    view = Heard()
-    Commander(steered(folder, folder.journal()), [InboxSource(folder.inbox())], view, lambda: None).take_all()
+    lines = list[str]()
+    Commander(
+        steered(folder, folder.journal()),
+        [InboxSource(folder.inbox())],
+        lambda text, _: lines.append(text),
+        lambda: None,
+    ).take_all()
     assert not list(folder.inbox().waiting())
-    return view.lines
+    return lines
 
 
 # ---- verbs -----------------------------------------------------------------------------------------------------------

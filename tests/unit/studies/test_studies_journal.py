@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.append_log import AppendLog
 from loraxs_search.errors import StudyError
-from loraxs_search.records import AdapterSize, PhaseEvent, SearchPlan, TrialReport, TrialState, WarningEvent
+from loraxs_search.log import AppendLog, Phase, Warned
+from loraxs_search.records import AdapterSize, SearchPlan, TrialReport, TrialState
 from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.steering import SteeringState
 from loraxs_search.studies import Journal
@@ -128,7 +128,7 @@ def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(
     for step_s in (100_000.0, -100_000.0):
         with monkeypatch.context() as patch:
             patch.setattr("time.time", lambda set_to=began + step_s: set_to)
-            journal.note(PhaseEvent(study="s", at=steady_time(), text="training"))
+            journal.append(Phase(study="s", at=steady_time(), text="training"))
             journal.search_ended("")
             assert not deadline.is_over
             assert (deadline.left_s or 0) <= 60.0
@@ -156,8 +156,8 @@ def test_notes_are_events_for_who_watches_and_change_no_trial(path: Path, caplog
     journal = Journal(path)
     journal.trial_started("00000", {"rank": 8})
     records = dict(journal.records)
-    journal.note(PhaseEvent(study="mine", at=7.5, text="training again", done=1, total=2, unit="steps"))
-    journal.note(WarningEvent(study="mine", at=8.5, text="look"))
+    journal.append(Phase(study="mine", at=7.5, text="training again", done=1, total=2, unit="steps"))
+    journal.append(Warned(study="mine", at=8.5, text="look"))
     assert journal.records == Journal(path).records == records
     assert [json.loads(line)["at"] for line in path.read_text().splitlines()[1:]] == [7.5, 8.5]
     assert caplog.records == []
@@ -188,7 +188,7 @@ def test_threads_may_note_while_the_driver_records(path: Path, monkeypatch: pyte
 
     def note(number: int) -> None:
         for _ in range(50):
-            journal.note(WarningEvent(study="mine", at=1.0, text=f"from thread {number} " + "x" * 500))
+            journal.append(Warned(study="mine", at=1.0, text=f"from thread {number} " + "x" * 500))
 
     threads = [threading.Thread(target=note, args=(number,)) for number in range(4)]
     for thread in threads:

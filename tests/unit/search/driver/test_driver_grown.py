@@ -205,7 +205,7 @@ def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path
     folder.journal().search_ended("")
     folder.inbox().put(new_command("pause"))
     study = steered(folder, folder.journal())
-    commander = Commander(study, [InboxSource(folder.inbox())], SilentView(), lambda: None)
+    commander = Commander(study, [InboxSource(folder.inbox())], lambda *_: None, lambda: None)
     finish = Finish(None, folder, None, (), threading.Event(), on_turn=commander.turn)  # type: ignore[arg-type]
     finish.turn()  # as `spread` does while hosts work
     (record,) = study.journal.commands.values()

@@ -15,7 +15,6 @@ from loraxs_search.errors import CommandError, StudyError, TrackingError
 from loraxs_search.records import AnswerState
 from loraxs_search.search.driver import tag_source
 from loraxs_search.search.driver.commander import Commander, commands
-from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.steering import SteeringState, steered
 from loraxs_search.steering.send import new_command, send
 from loraxs_search.studies import StudyFolder
@@ -51,7 +50,7 @@ class RecordedStudy:
 
     def driver(self) -> AbstractContextManager[Commander]:
         """Return a driver's part in commands, which ends as a search does."""
-        return commands(steered(self.folder, self.folder.journal()), self.uri, SilentView(), lambda: None)
+        return commands(steered(self.folder, self.folder.journal()), self.uri, lambda *_: None, lambda: None)
 
     def drive(self, *answered: str) -> None:
         """Run it until these runs have answers."""

@@ -1,133 +1,180 @@
-"""The ledger keeps Optuna in step with the journal, whatever a killed driver left behind."""
+"""The ledger says each event once: to the log first, then to whoever follows it."""
 
 from __future__ import annotations
 
-import pytest
-from support.studies import study as new_study
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import pytest
+from support.asked_driver import Silent
+from support.studies import study as new_study
+from support.toys import HYPERPARAMETERS
+
+from loraxs_search.errors import HomeError
+from loraxs_search.log import DataRead, SearchStarted, ShownEvent
 from loraxs_search.records import (
     AdapterSize,
-    Direction,
-    Hyperparameters,
+    AnswerFact,
+    ConstantAnswer,
+    DataReport,
+    HostInfo,
     KeepRule,
+    SearchPlan,
+    StandardError,
+    TokenCounts,
     TrialReport,
     TrialState,
 )
+from loraxs_search.samplers.trials import StudyTrials
+from loraxs_search.search import SilentView
 from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.optuna_storage import open_optuna_study
-from loraxs_search.search.ledger.optuna_values import has_report, last_report
-from loraxs_search.search.ledger.view import SilentView
-from loraxs_search.tracking import Tracker
+from loraxs_search.search_space import load_space
+from loraxs_search.studies import Journal, StudyFolder
 from loraxs_search.trial import Snapshot
 
-HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
+STARTED = SearchStarted(
+    **{"study": "s", "at": 9.0, "task": "t", "metric": "accuracy", "direction": "maximize", "num_trials": 3},
+    **{"max_steps": 8, "report_every": 4, "num_refits": 0, "device": "cpu", "dtype": "float32", "num_slots": 1},
+)
+
+
+class Watching(SilentView):
+    def __init__(self) -> None:
+        self.new, self.old = list[str](), list[str]()
+
+    def happened(self, event: ShownEvent) -> None:
+        self.new.append(event.event)
+
+    def known(self, event: ShownEvent) -> None:
+        self.old.append(event.event)
 
 
 def report(trial_id: str, step: int, score: float) -> TrialReport:
     return TrialReport(trial_id, step, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
 
 
-class Desk:
-    """A study folder with all that a ledger writes to."""
-
-    def __init__(self, uri: str, *directions: Direction) -> None:
-        self.folder = new_study("s", uri)
-        self.study = open_optuna_study(self.folder.optuna_path, "s", *directions)
-        self.tracker = Tracker("s", self.folder.path, uri, "t")
-
-    def ledger(self) -> Ledger:
-        return Ledger(self.folder.journal(), self.study, self.tracker, SilentView(), KeepRule("accuracy", "maximize"))
-
-    def states(self) -> list[str]:
-        return [trial.state.name for trial in self.study.get_trials()]
-
-
 @pytest.fixture
-def desk(store_uri: str) -> Desk:
-    return Desk(store_uri, "maximize")
+def folder(store_uri: str) -> StudyFolder:
+    return new_study("s", store_uri)
 
 
-def ask(desk: Desk) -> None:
-    trial = desk.study.ask()
-    trial.suggest_float("lr", 0, 1)
+def ledger_on(folder: StudyFolder, view: Any = None) -> tuple[Ledger, StudyTrials]:
+    """Return a ledger as a driver opens it, and what the sampler has."""
+    journal = folder.journal()
+    trials = StudyTrials(folder.info.task, SearchPlan(), lambda: load_space("movie_reviews"))
+    for event in journal.history():
+        trials.apply(event)
+    ledger = Ledger("s", view or SilentView())
+    ledger.open(journal, trials, cast("Any", Silent()), KeepRule("accuracy", "maximize"))
+    return ledger, trials
 
 
-def test_the_ends_reach_optuna_with_value_and_reason(desk: Desk) -> None:
-    ledger = desk.ledger()
-    for number, state in enumerate((TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)):
-        ask(desk)
-        ledger.started(f"{number:05d}", {}, HYPER)
-        ledger.reported(report(f"{number:05d}", 4, 0.5 + number / 10))
-        ledger.ended(f"{number:05d}", state, f"because {number}")
-    trials = desk.study.get_trials()
-    assert [t.state.name for t in trials] == ["COMPLETE", "PRUNED", "FAIL"]
-    assert [t.user_attrs["reason"] for t in trials] == ["because 0", "because 1", "because 2"]
-    assert trials[0].value == 0.5
-    assert [t.intermediate_values for t in trials] == [{4: 0.5}, {4: 0.6}, {4: 0.7}]
+def start(ledger: Ledger, trial_id: str) -> None:
+    params = {"rank": 8, "scale": 1.0, "target_modules": "ffn", "learning_rate": 0.01, "head_learning_rate": 0.01}
+    ledger.trial_started(trial_id, params, HYPERPARAMETERS)
 
 
-def test_optuna_behind_the_journal_is_brought_up(desk: Desk) -> None:
-    ask(desk)
-    journal = desk.folder.journal()
-    journal.trial_started("00000", {})
-    journal.trial_reported(report("00000", 4, 0.7))
-    journal.trial_ended("00000", TrialState.COMPLETE, "trained")
-    assert desk.states() == ["RUNNING"]
-    desk.ledger().reconcile(desk.folder)
-    desk.ledger().reconcile(desk.folder)
-    assert desk.states() == ["COMPLETE"]
-    assert desk.study.get_trials()[0].intermediate_values == {4: 0.7}
+def test_what_happens_to_a_trial_reaches_log_sampler_and_view(folder: StudyFolder) -> None:
+    view = Watching()
+    ledger, trials = ledger_on(folder, view)
+    ledger.search_started(STARTED)
+    start(ledger, "00000")
+    for _ in range(2):  # what is said twice counts once
+        ledger.trial_reported(report("00000", 4, 0.5))
+        ledger.trial_ended("00000", TrialState.COMPLETE, "trained")
+    assert [event.event for event in folder.log().new()] == ["search_started", "started", "reported", "ended"]
+    assert view.new == ["search_started", "started", "reported", "ended"]
+    assert [trial.value for trial in trials.trials] == [0.5]
 
 
-def test_a_report_that_only_the_snapshot_holds_is_taken_up(desk: Desk) -> None:
-    ask(desk)
-    desk.folder.journal().trial_started("00000", {})
+def test_what_the_log_cannot_take_has_not_happened(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = Watching()
+    ledger, trials = ledger_on(folder, view)
+    ledger.search_started(STARTED)
+
+    def full(*_: object) -> None:
+        raise HomeError("No space left to write it.")
+
+    monkeypatch.setattr(Journal, "append", full)
+    with pytest.raises(HomeError):
+        start(ledger, "00000")
+    assert (ledger.records, trials.trials, trials.next_number, view.new) == ({}, [], 0, ["search_started"])
+    ledger.warned("look")  # of what only watchers are told the search does not end
+    assert view.new == ["search_started", "warning"]
+
+
+def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder: StudyFolder) -> None:
+    ledger, _ = ledger_on(folder)
+    start(ledger, "00000")
+    ledger.trial_reported(report("00000", 4, 0.6))
     reports = (report("00000", 4, 0.6), report("00000", 8, 0.7))
-    desk.folder.write_snapshot("00000", Snapshot("00000", 8, {}, {}, reports, 1.0, 10).to_bytes())
-    ledger = desk.ledger()
-    ledger.reconcile(desk.folder)
-    assert ledger.records["00000"].reports == reports
-    assert desk.study.get_trials()[0].intermediate_values == {4: 0.6, 8: 0.7}
-    assert desk.states() == ["RUNNING"]
+    folder.write_snapshot("00000", Snapshot("00000", 8, {}, {}, reports, 1.0, 10).to_bytes())
+    view = Watching()
+    again, trials = ledger_on(folder, view)
+    again.recover(folder)
+    assert folder.journal().records["00000"].reports == reports
+    assert trials.trials[0].intermediate_values == {4: 0.6, 8: 0.7}
+    again.search_started(STARTED)
+    assert (view.new, view.old) == (["search_started"], ["started", "reported", "reported"])
+    again.search_started(STARTED)
+    assert len(view.old) == 3, "once"
 
 
-# ---- two objectives --------------------------------------------------------------------------------------------------
-@pytest.fixture
-def two(store_uri: str) -> Desk:
-    return Desk(store_uri, "maximize", "minimize")
+# ---- what fails in front of people stops no search -------------------------------------------------------------------
+class ClosedView(SilentView):
+    """A view whose reader went away."""
+
+    shown = 0
+
+    def happened(self, event: ShownEvent) -> None:
+        self.shown += 1
+        raise BrokenPipeError("gone")
 
 
-def test_of_two_objectives_reports_are_attributes_and_only_complete_trials_have_values(two: Desk) -> None:
-    ledger = two.ledger()
-    for number, state in enumerate((TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)):
-        ask(two)
-        ledger.started(f"{number:05d}", {}, HYPER)
-        ledger.reported(report(f"{number:05d}", 4, 0.5 + number / 10))
-        ledger.reported(report(f"{number:05d}", 8, 0.6 + number / 10))
-        ledger.ended(f"{number:05d}", state, f"because {number}")
-    trials = open_optuna_study(two.folder.optuna_path, "s", "maximize", "minimize").get_trials()
-    assert [t.state.name for t in trials] == ["COMPLETE", "PRUNED", "FAIL"]
-    assert [t.values for t in trials] == [[0.6, 1.0], None, None]
-    assert [last_report(t) for t in trials] == [(8, (0.6, 1)), (8, (0.7, 1)), (8, (0.8, 1))]
-    assert [has_report(trials[0], step) for step in (4, 6, 8)] == [True, False, True]
-    assert [t.user_attrs["reason"] for t in trials] == ["because 0", "because 1", "because 2"]
+def test_a_view_that_fails_is_left_out_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
+    view = ClosedView()
+    ledger = Ledger("s", view)
+    with ledger.hearing_warnings():
+        ledger.phase("loading")
+        ledger.steered("stop 00001: it stops")
+    assert view.shown == 1
+    assert caplog.text.count("the view of the search failed, and shows no more: BrokenPipeError: gone") == 1
 
 
-def test_of_two_objectives_too_optuna_is_brought_up_and_nothing_is_recorded_twice(two: Desk) -> None:
-    for number in range(3):
-        ask(two)
-        two.folder.journal().trial_started(f"{number:05d}", {})
-    journal = two.folder.journal()
-    for number, state in ((0, TrialState.COMPLETE), (1, TrialState.PRUNED)):
-        journal.trial_reported(report(f"{number:05d}", 4, 0.7))
-        journal.trial_ended(f"{number:05d}", state, "ended")
-    journal.trial_reported(report("00002", 4, 0.8))
-    assert two.states() == ["RUNNING"] * 3
-    two.ledger().reconcile(two.folder)
-    size = two.folder.optuna_path.stat().st_size
-    two.ledger().reconcile(two.folder)
-    assert two.folder.optuna_path.stat().st_size == size
-    assert two.states() == ["COMPLETE", "PRUNED", "RUNNING"]
-    trials = two.study.get_trials()
-    assert [t.values for t in trials] == [[0.7, 1.0], None, None]
-    assert [last_report(t) for t in trials] == [(4, (0.7, 1)), (4, (0.7, 1)), (4, (0.8, 1))]
+def test_whoever_warns_goes_on_where_the_warning_cannot_be_passed_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = Ledger("s", SilentView())
+
+    def failing(_: str) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(ledger, "warned", failing)
+    with ledger.hearing_warnings():
+        logging.getLogger("loraxs_search.tracking").warning("MLflow is away")
+    assert "ValueError: no" in capsys.readouterr().err
+
+
+def test_what_rows_are_like_is_kept_for_who_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    folder, heard = new_study("s"), list[ShownEvent]()
+
+    class Hearing(SilentView):
+        def happened(self, event: ShownEvent) -> None:
+            heard.append(event)
+
+    ledger, _ = ledger_on(folder, Hearing())
+    data = DataReport(
+        {"train": 8, "validation": 2, "test": 2},
+        tokens={"train": TokenCounts(3, 9)},
+        answers=(AnswerFact("b", {"train": 5}), AnswerFact("a", {"train": 0.5})),
+        constant=ConstantAnswer("b", {"test": {"accuracy": 0.5}}),
+        standard_errors={"test": {"accuracy": StandardError(0.1, 0.5)}},
+    )
+    ledger.data_read(folder.info.task, cast("HostInfo", SimpleNamespace(num_rows=data.num_rows, data=data)))
+    (event,) = heard
+    assert isinstance(event, DataRead)
+    assert (event.metric, event.report) == (folder.info.task.metric, data)
+    assert list(folder.log().new()) == heard

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
+from support.asked_driver import Silent
 from support.reports import measured
 from support.studies import study
 from support.toy_language import writing
@@ -10,10 +13,8 @@ from support.toys import HYPERPARAMETERS
 
 from loraxs_search.records import KeepRule
 from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.optuna_storage import open_optuna_study
 from loraxs_search.search.ledger.score_watch import ScoreWatch
 from loraxs_search.search.ledger.view import SilentView
-from loraxs_search.tracking import Tracker
 
 CUT = {"exact_match": 0.1, "unparsed": 0.0, "unended": 0.5}
 
@@ -33,11 +34,8 @@ def test_a_young_trial_proves_nothing_and_one_warning_is_enough(caplog: pytest.L
 
 def test_the_ledger_has_each_report_looked_at(store_uri: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = study("s", store_uri, task=writing())
-    optunas, keep = open_optuna_study(folder.optuna_path, "s", "maximize"), KeepRule("exact_match", "maximize")
-    tracker = Tracker("s", folder.path, store_uri, "t")
-    ledger = Ledger(folder.journal(), optunas, tracker, SilentView(), keep, ScoreWatch(writing(), max_steps=8))
-    optunas.ask()
-    ledger.started("00000", {}, HYPERPARAMETERS)
-    ledger.reported(measured("00000", 8, CUT))
+    ledger, keep, nobody = Ledger("s", SilentView()), KeepRule("exact_match", "maximize"), cast("Any", Silent())
+    ledger.open(folder.journal(), nobody, nobody, keep, ScoreWatch(writing(), max_steps=8))
+    ledger.trial_started("00000", {}, HYPERPARAMETERS)
+    ledger.trial_reported(measured("00000", 8, CUT))
     assert "trial 00000: 50% of the answers were cut" in caplog.text
-    tracker.close()

@@ -31,7 +31,7 @@ def test_an_added_trial_comes_first_and_on_top_of_the_budget(folder: StudyFolder
     assert (added.command, added.is_hidden, added.lineage) == (command, False, None)
     assert (added.params["rank"], added.params["learning_rate"], added.params["batch_size"]) == (16, 0.05, 8)
     assert [record.command for record in records.values()].count("") == PLAN.trials
-    in_optuna = driver.optuna_study.get_trials()[1]
+    in_optuna = driver.trials.trials[1]
     assert in_optuna.params == {name: value for name, value in added.params.items() if name != "batch_size"}
     assert in_optuna.value == pytest.approx(0.51), "the sampler learns from it"
 
@@ -98,7 +98,7 @@ def test_killed_between_any_two_writes_a_command_is_carried_out_once(
 
         return write_or_die
 
-    from loraxs_search import append_log
+    from loraxs_search.log import append_log
     from loraxs_search.studies import commands
     from loraxs_search.studies import folder as study_folder
 

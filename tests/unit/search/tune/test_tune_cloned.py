@@ -55,4 +55,4 @@ def test_force_takes_an_optimizer_out_of_the_space_and_the_sampler_does_not_see_
     assert driver.begin() == "00001"
     record = folder.journal().records["00001"]
     assert (record.params["learning_rate"], record.params["weight_decay"], record.is_hidden) == (1.0, 0.1, True)
-    assert driver.optuna_study.get_trials()[1].params == {}
+    assert driver.trials.trials[1].params == {}

@@ -8,17 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import optuna
 import pytest
 from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError, RankError
 from loraxs_search.records import AdapterSize, Hyperparameters, KeepRule, TrialReport, TrialState, to_json
+from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import NoScheduler, SchedulerConfig
 from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.optuna_storage import open_optuna_study
 from loraxs_search.search.ledger.view import SilentView
-from loraxs_search.search.tune.sampler import Sampler
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, STEP
 from loraxs_search.search_space import load_space
@@ -27,16 +26,6 @@ from loraxs_search.studies import Journal
 from loraxs_search.tracking import Tracker
 
 HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
-
-
-class FullView(SilentView):
-    """Raises where a full disk would, once it is full."""
-
-    full = False
-
-    def trial_changed(self, record: Any) -> None:
-        if self.full:
-            raise HomeError("No space left to write it.", hint="free some space")
 
 
 @pytest.fixture
@@ -53,10 +42,10 @@ def searcher(make_searcher: Callable[..., StudySearcher]) -> StudySearcher:
 
 def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudySearcher:
     space = load_space("movie_reviews")
-    path = tmp_path / "optuna.jsonl"
-    study = open_optuna_study(path, "s", "maximize")
+    trials = StudyTrials(space.task, space.search, lambda: space)
     tracker = Tracker("s", tmp_path / "s", store_uri, "t")
-    ledger = Ledger(Journal(tmp_path / "journal.jsonl"), study, tracker, FullView(), KeepRule("accuracy", "maximize"))
+    ledger = Ledger("s", SilentView())
+    ledger.open(Journal(tmp_path / "journal.jsonl"), trials, tracker, KeepRule("accuracy", "maximize"))
     # What of the actors needs no cluster: the names of actors, what params resolve to, and room for two trials.
     actors: Any = SimpleNamespace(
         actor_names={},
@@ -65,7 +54,7 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
     )
     state, scheduler = SteeringState(), NoScheduler(SchedulerConfig("maximize", 160, 40))
     plan = replace(space.search, **changes)
-    return StudySearcher(Sampler(study, space), ledger, space, plan, actors, scheduler, None, path, state=state)
+    return StudySearcher(Sampler(trials, space), ledger, space, plan, actors, scheduler, None, state=state)
 
 
 @pytest.fixture
@@ -97,11 +86,16 @@ def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySear
     assert started.suggest("z") is None
 
 
-def test_what_the_ledger_cannot_write_is_left_to_the_driver(started: StudySearcher) -> None:
-    started._ledger._view.full = True
-    started.on_trial_result("x", _result(40))
+def test_what_the_ledger_cannot_write_is_left_to_the_driver(
+    started: StudySearcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise HomeError("No space left to write it.", hint="free some space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", full)
+        started.on_trial_result("x", _result(40))
     assert "No space left" in str(started.fatal_error)
-    started._ledger._view.full = False
     first = started.fatal_error
     started.on_trial_complete("y", {STEP: 0, FATAL: ["other", ""]})
     assert started.fatal_error is first, "the first cause is the one to tell"
@@ -149,8 +143,8 @@ def test_every_seed_that_a_space_may_have_proposes(make_searcher: Callable[..., 
 def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., StudySearcher]) -> None:
     searcher = make_searcher(seed=3)
     searcher.suggest("x")
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    _, params = Sampler(study, load_space("movie_reviews")).propose(3_000_009)
+    space = load_space("movie_reviews")
+    params, _ = Sampler(StudyTrials(space.task, space.search, lambda: space), space).propose(3_000_009)
     assert searcher._ledger.records["00000"].params == params
 
 

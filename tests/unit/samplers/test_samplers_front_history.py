@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 
-import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from loraxs_search.search.tune import sampler
-from loraxs_search.search.tune.front_history import FrontHistory
-from loraxs_search.search.tune.sampler import Sampler
+from loraxs_search.records import SearchPlan
+from loraxs_search.samplers import sampler
+from loraxs_search.samplers.history import FrontHistory
+from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space import Space, parse_space
 
 SPACE = "task: sst2\nbase_model: org/base\nparameters: {rank: 4, learning_rate: {uniform: [0.01, 1.0]}}\n"
@@ -43,15 +44,15 @@ def history_of(*trials: FrozenTrial) -> list[FrozenTrial]:
     return list(trials)
 
 
-def study_of(*trials: FrozenTrial) -> optuna.Study:
-    study = optuna.create_study(directions=("maximize", "minimize"), sampler=optuna.samplers.RandomSampler(seed=0))
-    study.add_trials(trials)
-    return study
+def seen(space: Space, *trials: FrozenTrial) -> Sampler:
+    """Return a sampler that sees these trials."""
+    history = StudyTrials(space.task, SearchPlan(objectives=("accuracy", "stored_bytes")), lambda: space)
+    history.trials = history_of(*trials)
+    return Sampler(history, space)
 
 
-def middle(study: optuna.Study, space: Space) -> float:
-    proposer = Sampler(study, space)
-    rates = sorted(float(proposer.propose(seed)[1]["learning_rate"]) for seed in range(15))
+def middle(proposer: Sampler) -> float:
+    rates = sorted(float(proposer.propose(seed)[0]["learning_rate"]) for seed in range(15))
     return rates[len(rates) // 2]
 
 
@@ -101,9 +102,9 @@ def test_proposals_depend_on_seed_and_history_alone(
 ) -> None:
     monkeypatch.setattr(sampler, "MAX_HISTORY", longest)
     trials = [complete(i * 37 % 101 / 101, 1000 * (1 + i % 7), (1 + i) / 61) for i in range(60)]
-    _, params = Sampler(study_of(*trials), space).propose(5)
-    assert Sampler(study_of(*trials), space).propose(5)[1] == params
-    assert Sampler(study_of(*trials), space).propose(6)[1] != params
+    params, _ = seen(space, *trials).propose(5)
+    assert seen(space, *trials).propose(5)[0] == params
+    assert seen(space, *trials).propose(6)[0] != params
 
 
 @pytest.mark.parametrize("longest", [1000, 30])
@@ -112,17 +113,17 @@ def test_it_learns_from_the_front(longest: int, space: Space, monkeypatch: pytes
     monkeypatch.setattr(sampler, "MAX_HISTORY", longest)
     rates = [(2 + i * 37 % 101) / 103 for i in range(100)]
     trials = [complete(0.1 * (i % 3) - abs(rate - 0.8), 1000 * (1 + i % 3), rate) for i, rate in enumerate(rates)]
-    assert math.isclose(middle(study_of(*trials), space), 0.8, abs_tol=0.1)
+    assert math.isclose(middle(seen(space, *trials)), 0.8, abs_tol=0.1)
 
 
 def test_while_no_trial_is_complete_it_learns_from_the_best_of_those_that_were_stopped(space: Space) -> None:
     """Optuna takes pruned trials without values as equal, and the first that it sees for the best: holds it to that."""
     rates = [(2 + i * 37 % 101) / 103 for i in range(60)]
     trials = [pruned(40, -abs(rate - 0.8), 1000, rate) for rate in rates]
-    assert math.isclose(middle(study_of(*trials), space), 0.8, abs_tol=0.1)
+    assert math.isclose(middle(seen(space, *trials)), 0.8, abs_tol=0.1)
 
 
 def test_a_complete_trial_is_better_than_one_that_was_stopped(space: Space) -> None:
     stopped = [pruned(40, 0.9, 1000, 0.05 + i / 1000) for i in range(40)]
     trials = [*stopped, *(complete(0.5 + i / 100, 5000 + 1000 * i, 0.9) for i in range(8))]
-    assert middle(study_of(*trials), space) > 0.8
+    assert middle(seen(space, *trials)) > 0.8

@@ -1,7 +1,8 @@
-"""Which trials the sampler sees in a study of two objectives, and in which order."""
+"""Which trials the sampler sees of a long history, or of one with two objectives, and in which order."""
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
@@ -9,8 +10,68 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from loraxs_search.pareto import Fronts
-from loraxs_search.search.ledger.optuna_values import last_report
-from loraxs_search.search.tune.ended_trials import EndedTrials, latest
+from loraxs_search.samplers.trials import last_report
+
+INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
+
+
+class EndedTrials:
+    """Follows a history from call to call. `running` are the numbers of those that had not ended at the last one."""
+
+    def __init__(self) -> None:
+        self.running: list[int] = []
+        self._num_seen = 0
+
+    def new(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return those that have ended since the last call and say something.
+
+        Args:
+            trials: The whole history, by number; at least what it was at the last call.
+        """
+        fresh = [*self.running, *range(self._num_seen, len(trials))]
+        self._num_seen = len(trials)
+        self.running = [number for number in fresh if not trials[number].state.is_finished()]
+        return [trials[number] for number in fresh if trials[number].state in INFORMATIVE]
+
+
+def latest(trials: Sequence[FrozenTrial], limit: int) -> Iterator[int]:
+    """Yield the numbers of the latest ones that say something, last first."""
+    return islice((trial.number for trial in reversed(trials) if trial.state in INFORMATIVE), limit)
+
+
+class History:
+    """Knows which trials stand for a history of any length; each is ranked once, when it has ended.
+
+    The best are ranked as TPE does: complete ones by value, then pruned ones by how far they came.
+
+    Args:
+        limit: How many of the best, and how many of the latest, stand for a longer history.
+    """
+
+    def __init__(self, direction: StudyDirection, limit: int) -> None:
+        self._limit = limit
+        self._sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
+        self._ranked: list[tuple[tuple[bool, int, float], int]] = []
+        self._ended = EndedTrials()
+
+    def window(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+        """Return the best, the latest and those that run, in the order of their numbers.
+
+        Args:
+            trials: The whole history, by number; at least what it was at the last call.
+        """
+        for trial in self._ended.new(trials):
+            bisect.insort(self._ranked, (self._rank(trial), trial.number))
+        window = {
+            *latest(trials, self._limit),
+            *(number for _, number in self._ranked[: self._limit]),
+            *self._ended.running,
+        }
+        return [trials[number] for number in sorted(window)]
+
+    def _rank(self, trial: FrozenTrial) -> tuple[bool, int, float]:
+        pruned = trial.state is TrialState.PRUNED
+        return pruned, -(trial.last_step or 0) if pruned else 0, self._sign * (trial.value or 0.0)
 
 
 class FrontHistory:

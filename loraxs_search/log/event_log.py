@@ -1,0 +1,129 @@
+"""The log of a study: typed events, appended by its driver, read on by anyone from where they stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from loraxs_search.errors import StudyError
+from loraxs_search.log.append_log import AppendLog
+from loraxs_search.log.events import EVENT_VERSION, LoggedEvent
+from loraxs_search.records import to_json
+
+DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"
+_OBSOLETE = frozenset({"command_cleared"})  # in journals of versions that read whole commands from tags of MLflow
+_OF_NO_LINE = ("event", "at", "study")
+_logger = logging.getLogger(__name__)
+
+
+class EventLog:
+    """A study's `journal.jsonl`.
+
+    One process appends, which holds the study's lock, from one object: a line that a kill has torn is cut off by the
+    next append. Anyone reads, each object from its own offset.
+
+    Args:
+        study: Its name, which the events that are read carry.
+    """
+
+    def __init__(self, path: Path, study: str | None = None) -> None:
+        self._file, self._study = AppendLog(path), study
+
+    @property
+    def offset(self) -> int:
+        """The place behind the last event that was read or appended, in bytes."""
+        return self._file.end
+
+    def new(self) -> Iterator[LoggedEvent]:
+        """Yield the events behind the offset, which moves behind an event once the next one is asked for.
+
+        Raises:
+            StudyError: the log is damaged, or a later version has written it.
+        """
+        for line in self._file.new_lines():
+            event = self._event(line)
+            if event is not None:
+                yield event
+
+    def append(self, event: LoggedEvent) -> None:
+        """Write an event behind the last one that was read; it survives a kill of this process.
+
+        Raises:
+            HomeError: no space left, or no right to write; the log is as it was.
+        """
+        self._file.append(to_line(event), flush_to_device=event.is_flushed)
+
+    def damaged(self) -> StudyError:
+        """Return the error of a log whose line behind the offset is no event."""
+        return StudyError(
+            f"Every line of a journal must be an event, but {self._file.path} is damaged at byte {self._file.end}.",
+            hint=DAMAGED_HINT,
+        )
+
+    def _event(self, line: bytes) -> LoggedEvent | None:
+        try:
+            event = from_line(line, self._study)
+        except _UnknownKindError as error:
+            if error.kind not in _OBSOLETE:
+                _logger.warning("journal %s holds an unknown event %r; it is ignored", self._file.path, error.kind)
+            return None
+        except (ValueError, TypeError) as error:
+            raise self.damaged() from error
+        if event.version > EVENT_VERSION:
+            raise StudyError(
+                f"Events must be of version {EVENT_VERSION} at most, but {self._file.path} has one of version "
+                f"{event.version} at byte {self._file.end}: a later loraxs-search has written it.",
+                hint="update loraxs-search",
+            )
+        return event
+
+
+class _UnknownKindError(Exception):
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+def to_line(event: LoggedEvent) -> bytes:
+    """Return an event as its line, newline included."""
+    fields = {
+        each.name: getattr(event, each.name) for each in dataclasses.fields(event) if not _is_default(event, each)
+    }
+    line = {"event": event.event, **fields, "at": event.at}
+    return to_json(line, sort_keys=False).encode() + b"\n"  # samplers go by the order of parameters
+
+
+def from_line(line: bytes, study: str | None = None) -> LoggedEvent:
+    """Rebuild an event from its line.
+
+    Raises:
+        ValueError: the line is no event.
+    """
+    from pydantic import ValidationError
+
+    try:
+        event: LoggedEvent = _adapter().validate_json(line)
+    except ValidationError as error:
+        if error.errors()[0]["type"] != "union_tag_invalid":
+            raise
+        raise _UnknownKindError(json.loads(line)["event"]) from None
+    return dataclasses.replace(event, study=study)
+
+
+def _is_default(event: LoggedEvent, each: dataclasses.Field[Any]) -> bool:
+    if each.name in _OF_NO_LINE:
+        return True
+    default = each.default_factory() if each.default_factory is not dataclasses.MISSING else each.default
+    return bool(getattr(event, each.name) == default)
+
+
+@functools.cache
+def _adapter() -> Any:
+    from pydantic import Field, TypeAdapter  # late: costs a tenth of a second
+
+    return TypeAdapter(Annotated[LoggedEvent, Field(discriminator="event")])

@@ -1,0 +1,312 @@
+"""The events of a study. Each class is one kind of line in `journal.jsonl`; a dozen of them are shown to watchers, too.
+
+A line holds the kind under `event`, the time under `at`, and every field that differs from its default. The version of
+a line is 1 where it has none. A field is added without a new version, and has a default, since older lines lack it; a
+field that changes its meaning, or goes, needs a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from loraxs_search.records import (
+    NOT_STEERED,
+    Command,
+    CommandAnswer,
+    DataReport,
+    Direction,
+    Lineage,
+    Proposal,
+    Scalar,
+    Split,
+    SteeringStatus,
+    TrialReport,
+    TrialState,
+)
+
+EVENT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What all events have.
+
+    Args:
+        at: When it happened, seconds since 1970.
+        study: The study's name, which a line does not repeat; None before the study has one.
+        version: Of the form of the event.
+    """
+
+    at: float
+    study: str | None = None
+    version: int = EVENT_VERSION
+    is_flushed: ClassVar[bool] = False  # to the device, before anything acts on it
+    is_work: ClassVar[bool] = True  # whether a driver was at work until then
+
+
+# ---- what the state of a search is made of ---------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class DriverStarted(Event):
+    """A driver has been at work on the study since then."""
+
+    since: float
+    event: Literal["driver_started"] = "driver_started"
+    is_flushed: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialStarted(Event):
+    """A trial was proposed with these params.
+
+    Args:
+        command: Id of the command that asked for it; empty where the search proposed it.
+        lineage: The trial that it was cloned from.
+        is_hidden: Whether the sampler learns nothing from it.
+        proposal: How the sampler came to the params; None in events of older versions, and of one that is hidden.
+    """
+
+    trial_id: str
+    params: Mapping[str, Scalar]
+    command: str = ""
+    lineage: Lineage | None = None
+    is_hidden: bool = False
+    proposal: Proposal | None = None
+    event: Literal["started"] = "started"
+    is_flushed: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialReported(Event):
+    """A trial was scored on validation rows."""
+
+    report: TrialReport
+    event: Literal["reported"] = "reported"
+
+    @property
+    def trial_id(self) -> str:
+        return self.report.trial_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded(Event):
+    """A trial trained all its steps, was stopped early, or failed."""
+
+    trial_id: str
+    state: TrialState
+    reason: str
+    event: Literal["ended"] = "ended"
+    is_flushed: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingEnded(Event):
+    """There is no more to train; `notice` says why where the budget is not used up."""
+
+    notice: str
+    event: Literal["search_ended"] = "search_ended"
+    is_flushed: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reopened(Event):
+    """The search goes on after its trials had ended, for as many commands so far."""
+
+    number: int
+    event: Literal["reopened"] = "reopened"
+    is_flushed: ClassVar[bool] = True
+    is_work: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commanded(Event):
+    """The driver has taken a command, and has not decided on it."""
+
+    command: Command
+    event: Literal["commanded"] = "commanded"
+    is_flushed: ClassVar[bool] = True
+    is_work: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered(Event):
+    """The driver has decided on a command; the answer is its effect, too."""
+
+    answer: CommandAnswer
+    event: Literal["answered"] = "answered"
+    is_flushed: ClassVar[bool] = True
+    is_work: ClassVar[bool] = False
+
+
+# ---- what watchers alone are shown -----------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class Phase(Event):
+    """Other work than training trials begins, or has got further.
+
+    Args:
+        text: What is being done, in a few words.
+        done, total: How much of it, in `unit`; None where that is not counted.
+    """
+
+    text: str
+    done: int | None = None
+    total: int | None = None
+    unit: str = ""
+    event: Literal["phase"] = "phase"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStarted(Event):
+    """Trials are about to train, for the first time or again after an interruption.
+
+    Args:
+        metric: What trials are compared by.
+        num_trials: Trials that the search will end with.
+        num_refits: Trainings of the best trials from new seeds that follow, at most.
+        report_every: Steps between two reports of a trial.
+        device, dtype: Of the first host.
+        num_slots: Trials at once. `slots` has those of each node, by its address.
+        why_slots: Why so many; empty where that was asked for.
+        time_left_s: What is left of the time budget for trials; None where there is none.
+        notes: What of the space may not be what was meant.
+        steering: What people have asked of the search so far.
+    """
+
+    task: str
+    metric: str
+    direction: Direction
+    num_trials: int
+    max_steps: int
+    report_every: int
+    num_refits: int
+    device: str
+    dtype: str
+    num_slots: int
+    slots: Mapping[str, int] = field(default_factory=dict)
+    why_slots: str = ""
+    time_left_s: float | None = None
+    notes: tuple[str, ...] = ()
+    steering: SteeringStatus = NOT_STEERED
+    event: Literal["search_started"] = "search_started"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRead(Event):
+    """The rows of the task are read, and what is known of them; once for a study.
+
+    Args:
+        metric: The task's.
+        num_rows: Of each split, of validation those that reports score.
+    """
+
+    metric: str
+    num_rows: Mapping[Split, int]
+    report: DataReport
+    event: Literal["data_read"] = "data_read"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something that people should know; the search goes on."""
+
+    text: str
+    event: Literal["warning"] = "warning"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steered(Event):
+    """A command was answered with this text, or the search waits for one.
+
+    Args:
+        status: What commands have come to now; None in events of older versions.
+    """
+
+    text: str
+    status: SteeringStatus | None = None
+    event: Literal["steered"] = "steered"
+
+
+@dataclass(frozen=True, kw_only=True)
+class YardstickScored(Event):
+    """A simple model was scored on the validation rows."""
+
+    name: str
+    metrics: Mapping[str, float]
+    event: Literal["yardstick_scored"] = "yardstick_scored"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateScored(Event):
+    """A candidate was scored on all rows of a split: each on `validation`, the finalist on `test` too.
+
+    Args:
+        trial: A trial's id, or a refit's, such as `00002.1`.
+    """
+
+    trial: str
+    split: Literal["validation", "test"]
+    metrics: Mapping[str, float]
+    event: Literal["candidate_scored"] = "candidate_scored"
+
+
+# ---- what watchers are shown, and no line holds ----------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class TrialsAdvanced(Event):
+    """Trials have got further since their last reports; comes every few seconds, and only the latest is kept.
+
+    Args:
+        steps: That trials have taken, by trial, or by refit (`00004.1`); some may be missing.
+    """
+
+    steps: Mapping[str, int]
+    event: Literal["trials_advanced"] = "trials_advanced"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchEnded(Event):
+    """Nobody works on the study any more; always the last event.
+
+    Args:
+        state: `interrupted` also after an error; `loraxs-search resume` goes on then.
+        notice: Why it ended before its budget was used, for people; empty where it was used.
+        result: What `launch --json` prints; None where the search was interrupted.
+    """
+
+    state: Literal["finished", "interrupted"]
+    notice: str = ""
+    result: Mapping[str, Any] | None = None
+    event: Literal["search_ended"] = "search_ended"
+
+
+LoggedEvent = (
+    DriverStarted
+    | TrialStarted
+    | TrialReported
+    | TrialEnded
+    | TrainingEnded
+    | Reopened
+    | Commanded
+    | Answered
+    | Phase
+    | SearchStarted
+    | DataRead
+    | Warned
+    | Steered
+    | YardstickScored
+    | CandidateScored
+)
+ShownEvent = (
+    TrialStarted
+    | TrialReported
+    | TrialEnded
+    | Phase
+    | SearchStarted
+    | DataRead
+    | Warned
+    | Steered
+    | YardstickScored
+    | CandidateScored
+    | TrialsAdvanced
+    | SearchEnded
+)

@@ -1,0 +1,142 @@
+"""Draws params for the next trial, in a time that does not grow with the study."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Container, Mapping, Sequence
+
+import optuna
+from optuna.distributions import distribution_to_json
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.storages import InMemoryStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from loraxs_search.records import Proposal, Scalar
+from loraxs_search.samplers.history import FrontHistory, History
+from loraxs_search.samplers.trials import StudyTrials
+from loraxs_search.search_space import METHOD, Space
+
+# TPE looks at every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
+# MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
+# the 25 best ones at most (of two objectives a tenth), so these stay the same; the rest stand for all others.
+MAX_HISTORY, WINDOW = 500, 200
+# Samplers write a trial's params into these attributes while some of them are still to be drawn; an event has them all.
+_RELATIVE_PARAMS = "relative_params"
+
+
+class Sampler:
+    """Draws params that depend on a seed and the study's history only. What it draws changes nothing.
+
+    In a space of several methods each method has one of the first trials, with params drawn at random.
+
+    Args:
+        trials: The history.
+    """
+
+    def __init__(self, trials: StudyTrials, space: Space) -> None:
+        self._trials, self._space = trials, space
+        score, *others = trials.directions
+        self._history = FrontHistory(score, MAX_HISTORY, WINDOW) if others else History(score, WINDOW)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    @property
+    def next_number(self) -> int:
+        """The number of the trial that is drawn next."""
+        return self._trials.next_number
+
+    def propose(self, seed: int, *, index: int | None = None) -> tuple[dict[str, Scalar], Proposal]:
+        """Return the params of the next trial, and how the sampler came to them.
+
+        Args:
+            seed: Any whole number; the 32 bits that samplers take of it differ between the seeds of all plans.
+            index: Place among the search's own proposals, where people have added trials; by default its number.
+        """
+        seed, turn, methods = seed % 2**32, self.next_number if index is None else index, self._space.methods
+        if len(methods) > 1 and turn < len(methods):  # by chance alone, one of several would often be tried late
+            return self._draw(_fixed(self._space.drawn_params({METHOD: methods[turn]}), seed))
+        return self._draw(_tpe(seed))
+
+    def add(self, given: Mapping[str, Scalar], seed: int) -> tuple[dict[str, Scalar], Proposal]:
+        """Return the params of a trial that a person asked for; the sampler learns from it.
+
+        Params that are not given are those that it would have if the sampler proposed it; what that lacks, since other
+        values of the given ones would decide whether a trial has it, is drawn at random.
+
+        Args:
+            given: Values of the space, by name, with those that decide whether a trial has them.
+        """
+        _, proposed = self._draw(_tpe(seed % 2**32))
+        fixed = dict(proposed.params)
+        for name, value in given.items():
+            parameter = self._space.parameters[name]
+            fixed |= {parameter.drawn_name(index): value for index in range(len(parameter.alternatives))}
+        return self._draw(_fixed(fixed, seed % 2**32))
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _draw(self, sampler: BaseSampler) -> tuple[dict[str, Scalar], Proposal]:
+        """Draw on a study that shows the history, and keeps the new trial and its attributes to itself."""
+        storage = ShownHistory(self._shown(), self._trials.next_number)
+        study = optuna.create_study(storage=storage, directions=self._trials.directions, sampler=sampler)
+        study_id = storage.get_study_id_from_name(study.study_name)
+        for key, value in self._trials.attributes.items():
+            storage.set_study_system_attr(study_id, key, value)
+        trial = study.ask()
+        params = self._space.suggest(trial)
+        (own,) = storage.own_trials(study_id)
+        known, now = self._trials.attributes, storage.get_study_system_attrs(study_id)
+        return params, Proposal(
+            params=own.params,
+            distributions={name: json.loads(distribution_to_json(each)) for name, each in own.distributions.items()},
+            attributes={key: value for key, value in own.system_attrs.items() if _RELATIVE_PARAMS not in key},
+            study_attributes={key: value for key, value in now.items() if known.get(key) != value},
+        )
+
+    def _shown(self) -> list[FrozenTrial]:
+        trials = self._trials.trials
+        is_whole = len(trials) <= MAX_HISTORY and len(self._trials.directions) == 1
+        shown = trials if is_whole else self._history.window(trials)
+        return [trial for trial in shown if trial.state is not TrialState.WAITING]  # Optuna would take that one up
+
+
+def _tpe(seed: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        # `group` is what conditional spaces need; Optuna has called it experimental since 2.8.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+
+
+def _fixed(params: Mapping[str, Scalar], seed: int) -> BaseSampler:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since 2.4
+        return PartialFixedSampler(dict(params), RandomSampler(seed=seed))
+
+
+class ShownHistory(InMemoryStorage):
+    """A storage that shows the trials it is given, uncopied, beside its own: adding them would copy each.
+
+    Args:
+        trials: In the order in which they are shown.
+        first_number: Of its own trials; TPE leaves out of a history the trial whose number is that of its own.
+    """
+
+    def __init__(self, trials: Sequence[FrozenTrial], first_number: int) -> None:
+        super().__init__()
+        self._shown, self._first_number = trials, first_number
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Add a trial of its own."""
+        trial_id = super().create_new_trial(study_id, template_trial)
+        self.get_trial(trial_id).number += self._first_number
+        return trial_id
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Return the trials shown, then the storage's own."""
+        shown = [trial for trial in self._shown if states is None or trial.state in states]
+        return shown + super().get_all_trials(study_id, deepcopy, states)
+
+    def own_trials(self, study_id: int) -> list[FrozenTrial]:
+        """Return the storage's own trials."""
+        return super().get_all_trials(study_id, deepcopy=False)

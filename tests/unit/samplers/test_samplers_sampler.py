@@ -1,0 +1,130 @@
+"""What the sampler proposes: by seed and history alone, and in a time that does not grow with the history."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+import pytest
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from loraxs_search.log import TrialStarted
+from loraxs_search.records import Proposal, SearchPlan
+from loraxs_search.samplers import sampler
+from loraxs_search.samplers.history import History
+from loraxs_search.samplers.sampler import WINDOW, Sampler, ShownHistory
+from loraxs_search.samplers.trials import StudyTrials
+from loraxs_search.search_space import Space, load_space
+
+DISTRIBUTIONS = {
+    "rank": CategoricalDistribution((4, 8, 16)),
+    "scale": CategoricalDistribution((0.5, 1.0, 2.0)),
+    "target_modules": CategoricalDistribution(("attention", "ffn", "all-linear")),
+    "learning_rate": FloatDistribution(3e-3, 3e-2, log=True),
+    "head_learning_rate": FloatDistribution(3e-3, 2e-2, log=True),
+}
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return load_space("movie_reviews")
+
+
+def _ended(value: float, state: TrialState = TrialState.COMPLETE, last_step: int = 160) -> FrozenTrial:
+    """A trial whose score is its place between the bounds of the learning rate."""
+    params = {"rank": 8, "scale": 1.0, "target_modules": "ffn", "head_learning_rate": 0.01}
+    return create_trial(
+        state=state,
+        value=value,
+        params={**params, "learning_rate": 3e-3 + 2.7e-2 * value},
+        distributions=DISTRIBUTIONS,
+        intermediate_values={last_step: value},
+    )
+
+
+def _history(num_trials: int) -> StudyTrials:
+    history = StudyTrials(load_space("movie_reviews").task, SearchPlan(), lambda: load_space("movie_reviews"))
+    history.trials = [_ended(i * 37 % 101 / 101) for i in range(num_trials)]
+    for number, trial in enumerate(history.trials):
+        trial.number = number
+    return history
+
+
+def test_a_window_holds_the_best_the_latest_and_those_that_run() -> None:
+    history = [_ended(i * 37 % 1009 / 1009) for i in range(1009)]
+    history.insert(100, create_trial(state=TrialState.RUNNING))
+    history.insert(200, _ended(0.999, TrialState.PRUNED, last_step=40))
+    for number, trial in enumerate(history):
+        trial.number = number
+    window = History(StudyDirection.MAXIMIZE, WINDOW).window(history)
+    values = sorted((t.value for t in history if t.state is TrialState.COMPLETE), reverse=True)
+    assert history[100] in window
+    assert history[200] not in window, "a pruned trial is behind every complete one"
+    assert {t.value for t in window} >= set(values[:WINDOW])
+    assert set(map(id, window)) >= set(map(id, history[-WINDOW:]))
+    assert len(window) <= 2 * WINDOW + 1
+    assert [t.number for t in window] == sorted(t.number for t in window)
+    grown = History(StudyDirection.MAXIMIZE, WINDOW)
+    for length in (1, 150, 600):
+        grown.window(history[:length])
+    assert grown.window(history) == window, "what was looked at before makes no difference"
+    worst = History(StudyDirection.MINIMIZE, WINDOW).window(history)
+    assert {t.value for t in worst} >= set(values[-WINDOW:])
+
+
+@pytest.mark.parametrize("longest", [1000, 30])
+def test_proposals_depend_on_seed_and_history_alone(
+    longest: int, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "MAX_HISTORY", longest)
+    first, second = _history(60), _history(60)
+    params, proposal = Sampler(first, space).propose(5)
+    assert Sampler(second, space).propose(5) == (params, proposal)
+    assert Sampler(_history(0), space).propose(6)[0] != params
+    assert proposal.params.items() <= params.items()
+    assert set(proposal.params) == set(proposal.distributions) == set(space.distributions())
+
+
+def test_a_short_history_proposes_what_optuna_itself_would(space: Space) -> None:
+    with pytest.warns(optuna.exceptions.ExperimentalWarning):
+        itself = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=5)
+    study = optuna.create_study(direction="maximize", sampler=itself)
+    study.add_trials(_history(60).trials)
+    assert Sampler(_history(60), space).propose(5)[0] == space.suggest(study.ask())
+
+
+def test_a_long_history_still_teaches(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler, "MAX_HISTORY", 30)
+    proposer = Sampler(_history(300), space)
+    rates = [float(proposer.propose(seed)[0]["learning_rate"]) for seed in range(12)]
+    assert sorted(rates)[len(rates) // 2] > 0.02, "the best trials have the highest rates"
+
+
+def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown() -> None:
+    """TPE leaves out the trial whose number is that of the one it is asked for."""
+    shown = ShownHistory(_history(3).trials, 3)
+    study = optuna.create_study(storage=shown)
+    trial = study.ask()
+    trial.suggest_float("lr", 0, 1)
+    assert trial.number == 3
+    assert [t.number for t in study.get_trials()] == [0, 1, 2, 3]
+    assert study.get_trials()[3].params == trial.params
+
+
+def test_each_of_several_methods_has_one_of_the_first_trials() -> None:
+    """Drawn by chance, two trials of two methods are of one method half of the time."""
+    rivals = load_space("rivals_movie_reviews")
+    history = StudyTrials(rivals.task, rivals.search, lambda: rivals)
+    own = []
+    for number in range(len(rivals.methods) + 1):
+        params, proposal = Sampler(history, rivals).propose(7)
+        history.apply(started(number, params, proposal))
+        own.append(params["method"])
+    assert own[:-1] == ["lora-xs", "lora", "vera", "head-only", "full"]
+    assert own[-1] in rivals.methods
+
+
+def started(number: int, params: dict[str, Any], proposal: Proposal) -> TrialStarted:
+    return TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal)

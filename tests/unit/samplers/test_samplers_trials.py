@@ -1,0 +1,272 @@
+"""The trials of a study as Optuna has them, read from its log: whoever reads it again proposes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+from optuna.samplers import GPSampler, QMCSampler, RandomSampler
+from optuna.trial import TrialState as OptunaState
+from support.studies import study as new_study
+from support.toy_ia3 import ToyIA3
+
+from loraxs_search.log import LoggedEvent, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.methods import METHODS
+from loraxs_search.records import AdapterSize, SearchPlan, Task, TrialReport, TrialState
+from loraxs_search.samplers import sampler as samplers
+from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.trials import StudyTrials, last_report
+from loraxs_search.search_space import Space, parse_space
+from loraxs_search.studies import Journal, StudyFolder
+
+SPACE = """
+task: sst2
+base_model: org/base
+parameters:
+  rank: {choice: [4, 8]}
+  learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
+  sigma: {choice: [input, sqrt]}
+  init_std: {uniform: [1.0e-5, 1.0e-3], when: {sigma: sqrt}}
+  batch_size: 8
+"""
+PLAN = SearchPlan()
+BOTH = SearchPlan(objectives=("accuracy", "stored_bytes"))
+
+
+def report(trial_id: str, step: int, score: float, stored: int = 1) -> TrialReport:
+    return TrialReport(trial_id, step, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, stored))
+
+
+def read(folder: StudyFolder, space: Space, plan: SearchPlan = PLAN) -> StudyTrials:
+    """Read a study's log from its beginning, as a driver does that begins."""
+    trials = StudyTrials(folder.info.task, plan, lambda: space)
+    for event in folder.log().new():
+        trials.apply(event)
+    return trials
+
+
+class Search:
+    """Proposes trials and has them end, each event in the log and then in what Optuna has."""
+
+    def __init__(self, folder: StudyFolder, space: Space, plan: SearchPlan = PLAN) -> None:
+        self.journal, self.trials = folder.journal(), read(folder, space, plan)
+        self.sampler = Sampler(self.trials, space)
+
+    def take(self, event: LoggedEvent | None) -> None:
+        assert event is not None
+        self.trials.apply(event)
+
+    def propose(self, seed: int) -> tuple[str, dict[str, object]]:
+        name = f"{self.sampler.next_number:05d}"
+        params, proposal = self.sampler.propose(seed)
+        self.take(self.journal.trial_started(name, params, None, proposal))
+        return name, params
+
+    def train(self, name: str, params: dict[str, object], state: TrialState, *steps: int) -> None:
+        for step in steps:
+            score = -abs(float(str(params["learning_rate"])) - 0.01) + step / 1000
+            self.take(self.journal.trial_reported(report(name, step, score, 100 * int(str(params.get("rank", 1))))))
+        if state is not TrialState.RUNNING:
+            self.take(self.journal.trial_ended(name, state, "ended"))
+
+    def run(self, num_trials: int) -> None:
+        for number in range(num_trials):
+            state = TrialState.PRUNED if number % 3 else TrialState.COMPLETE
+            name, params = self.propose(number)
+            self.train(name, params, state if number < num_trials - 2 else TrialState.RUNNING, 8, 16)
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> Space:
+    return parse_space(SPACE, source="s.yaml", folder=tmp_path)
+
+
+@pytest.fixture
+def folder(store_uri: str) -> StudyFolder:
+    return new_study("s", store_uri)
+
+
+def same(first: StudyTrials, second: StudyTrials) -> bool:
+    return [vars(trial) for trial in first.trials] == [vars(trial) for trial in second.trials]
+
+
+@pytest.mark.parametrize("plan", [SearchPlan(), BOTH], ids=["score", "score and bytes"])
+def test_whoever_reads_the_log_again_has_the_same_trials_and_proposes_the_same(
+    plan: SearchPlan, folder: StudyFolder, space: Space
+) -> None:
+    search = Search(folder, space, plan)
+    search.run(30)
+    again = Search(folder, space, plan)
+    assert same(again.trials, search.trials)
+    assert [again.sampler.propose(seed) for seed in range(4)] == [search.sampler.propose(seed) for seed in range(4)]
+
+
+def test_drawing_changes_nothing(folder: StudyFolder, space: Space) -> None:
+    """What is not in the log does not exist: a driver that dies, or whose disk is full, proposes the same again."""
+    search = Search(folder, space)
+    search.run(12)
+    before, number = [vars(trial).copy() for trial in search.trials.trials], search.sampler.next_number
+    assert search.sampler.propose(7) == search.sampler.propose(7)
+    assert [vars(trial) for trial in search.trials.trials] == before
+    assert search.sampler.next_number == number == 12
+
+
+def test_trials_of_older_versions_say_through_the_space_what_they_were_drawn_from(
+    folder: StudyFolder, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Journal, "trial_started", _without_proposals(Journal.trial_started))
+    Search(folder, space).run(30)
+    events = list(folder.log().new())
+    assert all(event.proposal is None for event in events if isinstance(event, TrialStarted))
+    old = read(folder, space)
+    assert all(trial.distributions.keys() == trial.params.keys() for trial in old.trials)
+    assert (
+        old.trials[0].distributions["learning_rate"]
+        == space.parameters["learning_rate"].alternatives[0].distribution.to_optuna()
+    )
+    assert Sampler(old, space).propose(3) == Sampler(read(folder, space), space).propose(3)
+
+
+def _without_proposals(whole):
+    return lambda self, trial_id, params, origin=None, proposal=None: whole(self, trial_id, params, origin)
+
+
+METHODS_SPACE = """
+task: sst2
+base_model: org/base
+method: {choice: [lora-xs, toy-ia3]}
+parameters:
+  rank: {choice: [4, 8]}
+  side: {choice: [input, output]}
+  learning_rate:
+    - {log_uniform: [1.0e-3, 1.0e-1], when: {method: lora-xs}}
+    - {log_uniform: [1.0e-5, 1.0e-4], when: {side: input}}
+    - 1.0e-3
+"""
+
+
+@pytest.mark.parametrize("has_proposals", [True, False])
+def test_of_several_methods_too(
+    has_proposals: bool, folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
+    space = parse_space(METHODS_SPACE, source="s.yaml", folder=tmp_path)
+    search = Search(folder, space)
+    if not has_proposals:
+        monkeypatch.setattr(Journal, "trial_started", _without_proposals(Journal.trial_started))
+    search.run(30)
+    again = Search(folder, space)
+    assert {record.params["method"] for record in again.journal.records.values()} == {"lora-xs", "toy-ia3"}
+    for before, after in zip(search.trials.trials, again.trials.trials, strict=True):
+        assert (before.params, before.distributions) == (after.params, after.distributions)
+    assert [again.sampler.propose(seed) for seed in range(5)] == [search.sampler.propose(seed) for seed in range(5)]
+
+
+class Walk(RandomSampler):
+    """Goes on from where its last trial was; as CMA-ES does, it keeps its state in trials."""
+
+    def infer_relative_search_space(self, study, trial):
+        return {name: FloatDistribution(0.01, 1.0) for name in ("learning_rate", "head_learning_rate")}
+
+    def sample_relative(self, study, trial, search_space):
+        states = [
+            t.system_attrs["walk:state"] for t in study.get_trials(deepcopy=False, states=(OptunaState.COMPLETE,))
+        ]
+        place = (states[-1] if states else 0.01) * 1.2
+        study._storage.set_trial_system_attr(trial._trial_id, "walk:state", place)
+        return {"learning_rate": min(place, 1.0), "head_learning_rate": 0.5}
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("kind", [Walk, GPSampler, QMCSampler])
+def test_samplers_that_keep_state_go_on_from_the_log(
+    kind: type, folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some keep it in trials, QMC keeps its place in the study; a driver that is killed has neither."""
+    text = "task: sst2\nbase_model: org/base\nparameters: {rank: 4, learning_rate: {uniform: [0.01, 1.0]}, "
+    text += "head_learning_rate: {uniform: [0.01, 1.0]}}\n"
+    space = parse_space(text, source="s.yaml", folder=tmp_path)
+    monkeypatch.setattr(samplers, "_tpe", lambda seed: _quiet(kind, seed))
+    given = list[object]()
+    whole, cut = Search(folder, space), new_study("cut", folder.info.tracking_uri)
+    for number in range(14):
+        name, params = whole.propose(number)
+        whole.train(name, params, TrialState.COMPLETE, 8)
+        search = Search(cut, space)  # a new driver for each trial
+        assert search.propose(number) == (name, params)
+        search.train(name, params, TrialState.COMPLETE, 8)
+        given.append(params["learning_rate"])
+    assert len(set(given)) > 4
+
+
+def _quiet(kind: type, seed: int) -> optuna.samplers.BaseSampler:
+    if kind is QMCSampler:
+        return QMCSampler(seed=1, warn_asynchronous_seeding=False, warn_independent_sampling=False)
+    return kind(seed=seed, **({"n_startup_trials": 3} if kind is GPSampler else {}))
+
+
+def test_a_number_that_the_log_lacks_stays_free_and_is_the_next_one(folder: StudyFolder, space: Space) -> None:
+    """A driver of an older version asked for it, and died before it was recorded."""
+    search = Search(folder, space)
+    search.run(3)
+    journal = folder.journal()
+    journal.trial_started("00004", journal.records["00000"].params)
+    again = Search(folder, space)
+    assert again.sampler.next_number == 3
+    name, _ = again.propose(9)
+    assert (name, again.sampler.next_number) == ("00003", 5)
+    assert [trial.number for trial in again.trials.trials] == list(range(5))
+    assert same(read(folder, space), again.trials)
+
+
+# ---- what Optuna hears of a trial ------------------------------------------------------------------------------------
+ENDS = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+def ended(folder: StudyFolder, space: Space, plan: SearchPlan) -> StudyTrials:
+    journal = folder.journal()
+    for number, state in enumerate(ENDS):
+        name = f"{number:05d}"
+        journal.trial_started(name, {"rank": 4, "learning_rate": 0.01, "sigma": "input"})
+        journal.trial_reported(report(name, 4, 0.5 + number / 10))
+        journal.trial_reported(report(name, 8, 0.6 + number / 10))
+        journal.trial_ended(name, state, f"because {number}")
+    return read(folder, space, plan)
+
+
+def test_the_ends_reach_optuna_with_value_and_reason(folder: StudyFolder, space: Space) -> None:
+    trials = ended(folder, space, SearchPlan()).trials
+    assert [t.state.name for t in trials] == ["COMPLETE", "PRUNED", "FAIL"]
+    assert [t.user_attrs["reason"] for t in trials] == ["because 0", "because 1", "because 2"]
+    assert [t.value for t in trials] == [0.6, 0.7, None], "of a pruned trial Optuna takes the last report"
+    assert [t.intermediate_values for t in trials] == [{4: 0.5, 8: 0.6}, {4: 0.6, 8: 0.7}, {4: 0.7, 8: 0.8}]
+
+
+def test_of_two_objectives_reports_are_attributes_and_only_complete_trials_have_values(
+    folder: StudyFolder, space: Space
+) -> None:
+    trials = ended(folder, space, BOTH).trials
+    assert [t.values for t in trials] == [[0.6, 1.0], None, None]
+    assert [last_report(t) for t in trials] == [(8, (0.6, 1)), (8, (0.7, 1)), (8, (0.8, 1))]
+
+
+def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder: StudyFolder, space: Space) -> None:
+    journal = folder.journal()
+    journal.trial_started("00000", {"rank": 4, "learning_rate": 0.01, "sigma": "input"})
+    for step, score in ((4, 0.9), (8, 0.6)):
+        journal.trial_reported(report("00000", step, score))
+    journal.trial_ended("00000", TrialState.COMPLETE, "so")
+    assert [trial.value for trial in read(folder, space, SearchPlan(keep="best")).trials] == [0.9]
+
+
+def test_a_hidden_trial_has_a_number_and_nothing_else(folder: StudyFolder, space: Space) -> None:
+    task: Task = folder.info.task
+    trials = StudyTrials(task, SearchPlan(), lambda: space)
+    trials.apply(TrialStarted(at=1.0, trial_id="00000", params={"rank": 64}, is_hidden=True))
+    trials.apply(TrialReported(at=2.0, report=report("00000", 4, 0.9)))
+    (trial,) = trials.trials
+    assert (trial.params, trial.intermediate_values, trial.state) == ({}, {}, OptunaState.RUNNING)
+    trials.apply(TrialEnded(at=3.0, trial_id="00000", state=TrialState.COMPLETE, reason="trained"))
+    assert (trial.state, trial.user_attrs["state"]) == (OptunaState.FAIL, "COMPLETE")
