@@ -148,5 +148,5 @@ def test_what_was_steered_is_beside_it(folder):
         "loraxs-search clone s-again 00000 --force --set rank=8",
         "loraxs-search add s-again --set rank=16  # waits to be answered",
     ]
-    assert "loraxs-search extend s-again --time 1h" in report_page(facts)
+    assert "loraxs-search extend s-again --trials 3 --time 1h" in report_page(facts)
     assert "People steered it" not in report_page(read_facts(searched("t", [Tried({}, 0.8)])))
