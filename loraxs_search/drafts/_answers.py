@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from difflib import get_close_matches
@@ -19,7 +19,8 @@ from loraxs_search.tasks.tables import Table
 CLASSES, NUMBERS, WRITING, CHOOSING = "sequence-classification", "regression", "text-generation", "multiple-choice"
 
 _WRITTEN = ("completion", "response", "output", "answer", "target", "summary", "translation")
-_MISSING = ("nan", "null", "n/a", "na", "#n/a", "<na>", "nat", "?", "-")
+_NEVER_MEANT = ("nan", "null", "#n/a", "<na>", "nat")  # what programs write for a value that is missing
+_MISSING = (*_NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
 _MAX_CLASSES = 50  # more need many rows each
 _MANY_ROWS = 20  # so many rows for each different value, and they are classes
 _FEW_NUMBERS = 20  # whole numbers with no more different values are taken for classes
@@ -39,8 +40,14 @@ def is_number(value: Any) -> bool:
 
 
 def is_missing(text: str, counts: Mapping[str, int], num_rows: int) -> bool:
-    """Whether an answer says that there is none, in so few rows that it is no class."""
-    return text.lower() in _MISSING and counts[text] <= max(1, num_rows // 100)
+    """Whether an answer says that there is none; of a word that may be a class, in so few rows that it is none."""
+    word = text.lower()
+    return word in _NEVER_MEANT or (word in _MISSING and counts[text] <= max(1, num_rows // 100))
+
+
+def doubtful_classes(labels: Iterable[str]) -> list[str]:
+    """Return classes whose names may say that an answer is missing."""
+    return [name for name in labels if name.lower() in _MISSING]
 
 
 def has_few(table: Table, label: str) -> bool:
@@ -189,9 +196,10 @@ def _chosen(table: Table, label: str, counts: Counter[str], labels: tuple[str, .
 
 
 def _mostly_numbers(table: Table, counts: Mapping[str, int]) -> bool:
-    """Whether answers are numbers, but for so few that these are mistakes."""
-    odd = sum(count for text, count in counts.items() if not is_number(text))
-    return odd < len(counts) and odd <= (max(1, table.num_rows // 100) if table.num_rows >= _MANY_ROWS else 0)
+    """Whether answers are numbers, but for so few that these are mistakes, and for those that are missing."""
+    given = {text: count for text, count in counts.items() if text.lower() not in _NEVER_MEANT}
+    odd = sum(count for text, count in given.items() if not is_number(text))
+    return odd < len(given) and odd <= (max(1, table.num_rows // 100) if table.num_rows >= _MANY_ROWS else 0)
 
 
 def _is_plain(text: str) -> bool:

@@ -31,13 +31,13 @@ def cleaned(table: Table, texts: tuple[str, ...], label: str, choices: Choices) 
     columns = table.columns | {label: answers}
     kept = list(range(table.num_rows))
     if choices.drop_empty:
-        counts = different(answers)
+        counts, meant = different(answers), choices.labels or ()
         kept = [
             row
             for row in kept
             if any(row_text(columns[name][row]) for name in texts)
             and row_text(answers[row])
-            and not is_missing(row_text(answers[row]), counts, table.num_rows)
+            and (row_text(answers[row]) in meant or not is_missing(row_text(answers[row]), counts, table.num_rows))
         ]
     remarks = [table.remark] if table.remark else []
     if dropped := table.num_rows - len(kept):

@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.base_model import locate
-from loraxs_search.drafts._answers import CHOOSING, CLASSES, NUMBERS, WRITING
+from loraxs_search.drafts._answers import CHOOSING, CLASSES, NUMBERS, WRITING, doubtful_classes
 from loraxs_search.drafts._choices import Choices, UndecidedError
 from loraxs_search.drafts._language import language_warnings
 from loraxs_search.drafts._roles import Roles, guess_roles
-from loraxs_search.drafts._yaml import render
+from loraxs_search.drafts._yaml import in_one_line, render
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError, unknown_name
 from loraxs_search.home import write_atomic
 from loraxs_search.records import BaseModelRef
 from loraxs_search.shipped_spaces import schema_path
-from loraxs_search.tasks.kinds import KINDS
+from loraxs_search.tasks.kinds import KINDS, items_of
 from loraxs_search.tasks.tables import Table, read_hub_table, read_table
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
     steps, columns = _steps(table, roles), dict(zip(("text", "text_pair"), roles.texts, strict=False))
     text = render(
         {
-            "source": Path(table.name).name if table.is_file else table.name,
-            "copy": converted[1].name if converted else "",
-            "path": shlex.quote(str(path)),
+            "source": in_one_line(Path(table.name).name if table.is_file else table.name),
+            "copy": in_one_line(converted[1].name if converted else ""),
+            "path": in_one_line(shlex.quote(str(path))),
             "schema": schema_path(),
             "name": name,
             "roles": roles,
@@ -144,7 +144,7 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
             "chooses": roles.kind == CHOOSING,
         }
     )
-    warnings = tuple(_warnings(table, roles, measured))
+    warnings = tuple(_warnings(table, roles, measured, choices))
     guesses = _guesses(table, roles, base, measured, choices, converted[1].name if converted else "")
     return Draft(name, text, guesses, warnings, converted)
 
@@ -246,7 +246,7 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
 def _said(table: Table, roles: Roles, row: int) -> list[str]:
     """Return what may stand behind the prompt of a row: its answer, or its options; nothing of a task with a head."""
     if roles.options is not None:
-        return [f" {option}" for option in table.columns[roles.options][row]]
+        return [f" {option}" for option in items_of(table.columns[roles.options][row])]
     return [f" {table.columns[roles.label][row]}"] if roles.kind == WRITING else []
 
 
@@ -316,7 +316,7 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({number})" for name, number in counts.items())
 
 
-def _warnings(table: Table, roles: Roles, measured: _Measured) -> list[str]:
+def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices) -> list[str]:
     warnings = list(measured.warnings)
     if table.is_file and table.num_rows < _FEW_ROWS:
         held_out = max(1, round(table.num_rows / 10))
@@ -325,6 +325,10 @@ def _warnings(table: Table, roles: Roles, measured: _Measured) -> list[str]:
     if measured.cut:
         lost = "ends are cut off" if roles.kind in (CLASSES, NUMBERS) else "prompts lose their beginnings"
         warnings.append(f"about {_rows(measured.cut)} longer than max_length: their {lost}")
+    warnings += [
+        f"label {name!r} ({_rows(roles.label_counts[name])}) may say that the answer is missing: if so, remove the rows"
+        for name in doubtful_classes(roles.label_counts if choices.labels is None else ())
+    ]
     if counts := roles.label_counts:
         rarest, number = min(counts.items(), key=lambda each: each[1])
         if number * 10 < table.num_rows / len(counts):

@@ -11,17 +11,15 @@ from loraxs_search.drafts._choices import Choices, UndecidedError
 from loraxs_search.drafts._cleaning import cleaned
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.tasks import finite_number
-from loraxs_search.tasks.kinds import KINDS
+from loraxs_search.tasks.kinds import KINDS, items_of
+from loraxs_search.tasks.rows import TEXT_NAMES
 from loraxs_search.tasks.tables import Table
 
 _LABELS = (
     *("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "gold", "y", "score"),
     *("rating", "stars", "answer", "answerkey", "correct", "output", "completion", "response"),
 )
-_TEXTS = (
-    *("text", "sentence", "review", "content", "body", "comment", "message", "document", "question", "prompt"),
-    *("instruction", "input", "title", "description", "utterance", "query", "tweet", "abstract"),
-)
+_OPTIONS = ("options", "choices", "answers", "endings", "candidates", "alternatives", "completions")
 _PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text_a", "text_b")),
     *(("context", "question"), ("passage", "question"), ("instruction", "input")),
@@ -64,7 +62,7 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
     """
     _check_header(table, choices)
     _check_named(table, choices)
-    options = next((name for name, values in table.columns.items() if _are_lists(values)), None)
+    options = _options(table, choices)
     if choices.kind == CHOOSING or (choices.kind is None and options is not None):
         if options is None:
             raise UndecidedError("kind", "A multiple-choice task needs a column of lists, but there is none.", _kinds())
@@ -94,7 +92,7 @@ def _check_header(table: Table, choices: Choices) -> None:
     """Refuse a first line that is itself a row: none of its words is usual for a column, and one is a value below."""
     if table.lines is None or choices.text or choices.label:
         return
-    usual = {*_LABELS, *_TEXTS, *(name for pair in _PAIRS for name in pair)}
+    usual = {*_LABELS, *TEXT_NAMES, *(name for pair in _PAIRS for name in pair)}
     if any(_folded(name) in usual for name in table.columns):
         return
     if values := [name for name, column in table.columns.items() if name in column]:
@@ -152,6 +150,16 @@ def _texts(table: Table, label: str) -> tuple[str, ...]:
     return (_text(table, (label,)),)
 
 
+def _options(table: Table, choices: Choices) -> str | None:
+    """Return the column whose lists are what answers are chosen from; None where lists seem to be something else.
+
+    Lists with another name, such as tags, are options only where the kind says so.
+    """
+    lists = [name for name, values in table.columns.items() if _are_lists(values)]
+    named = [name for name in lists if _folded(name).rpartition("_")[2] in _OPTIONS]
+    return next(iter(named or (lists if choices.kind == CHOOSING else ())), None)
+
+
 def _unused(table: Table, choices: Choices, used: Sequence[str]) -> tuple[str, ...]:
     if choices.text is not None:
         return ()
@@ -166,7 +174,7 @@ def _text(table: Table, but: tuple[str, ...]) -> str:
     if not names:
         message = f"A column of {table.name} must have texts beside the answers, but none seems to have."
         raise UndecidedError("text", message, others)
-    named = [name for wanted in _TEXTS for name in names if _folded(name) == wanted]
+    named = [name for wanted in TEXT_NAMES for name in names if _folded(name) == wanted]
     longest = sorted(names, key=lambda name: -_mean_length(table.columns[name]))
     if named or len(names) == 1:
         return (named or names)[0]
@@ -184,15 +192,16 @@ def _folded(name: str) -> str:
 def _are_texts(values: Sequence[Any]) -> bool:
     filled = [value for value in values if value is not None and str(value).strip()]
     numbers = filled and all(finite_number(value) is not None for value in filled)
-    return all(isinstance(value, str) for value in filled) and not numbers
+    return all(isinstance(value, str) for value in filled) and not numbers and not _are_lists(filled)
 
 
 def _are_lists(values: Sequence[Any]) -> bool:
-    return bool(values) and all(isinstance(value, list) and len(value) > 1 for value in values)
+    """Whether each value is a list of several items, or such a list in JSON's form, as a .csv has it."""
+    return bool(values) and all(isinstance(own, list) and len(own) > 1 for own in map(items_of, values))
 
 
 def _are_scalars(values: Sequence[Any]) -> bool:
-    return not any(isinstance(value, (list, dict)) for value in values)
+    return not any(isinstance(value, (list, dict)) for value in values) and not _are_lists(values)
 
 
 def _mean_length(values: Sequence[Any]) -> float:

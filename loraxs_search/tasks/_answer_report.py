@@ -27,7 +27,7 @@ from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.rows import Rows
 
-_VERSION = "1"  # raise when the same rows are counted in another way
+_VERSION = "2"  # raise when the same rows are counted in another way, or a metric has another value
 _SCORED: tuple[Split, ...] = ("validation", "test")
 
 

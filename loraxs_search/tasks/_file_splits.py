@@ -11,7 +11,7 @@ from loraxs_search.paths import user_path
 from loraxs_search.records import Split, Task
 from loraxs_search.tasks._columns import Columns, MalformedFileError
 from loraxs_search.tasks._faults import collected, joined
-from loraxs_search.tasks._files import file_format, read_columns
+from loraxs_search.tasks._files import file_format, label_names, read_columns
 from loraxs_search.tasks._source import StoredSplit, check_columns, split_names, wanted_columns
 
 
@@ -45,6 +45,12 @@ class _FileSplit:
     @property
     def digest(self) -> str:
         return f"{file_format(self.path)} {self.path.suffix.lower()} {hashlib.sha256(self.content).hexdigest()}"
+
+    def label_names(self, task: Task) -> list[str] | None:
+        try:
+            return label_names(self.path, self.content, wanted_columns(task)[-1])
+        except MalformedFileError:  # said when it is read
+            return None
 
     def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
         try:

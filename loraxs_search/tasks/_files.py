@@ -123,8 +123,24 @@ def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
     return Columns(list(schema.names), values, stored_names=_label_names(schema, wanted[-1]))
 
 
+def label_names(path: Path, content: bytes, label: str) -> list[str] | None:
+    """Return the names that `datasets` has written into a Parquet file for a label column's ids; None without any.
+
+    Raises:
+        MalformedFileError: it is not compressed as it says.
+    """
+    if file_format(path) != ".parquet":
+        return None
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(pa.BufferReader(unpacked(path, content)))
+    except (pa.ArrowException, OSError):
+        return None
+    return _label_names(schema, label)
+
+
 def _label_names(schema: pa.Schema, label: str) -> list[str] | None:
-    """Return the names that `datasets` has written down for a label column's ids."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]

@@ -115,18 +115,23 @@ class _HubSplit:
     def name(self) -> str:
         return self.place
 
-    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
+    def label_names(self, task: Task) -> list[str] | None:
         import datasets
 
-        wanted = wanted_columns(task)
-        rows = self.rows.rename_columns({old: new for old, new in self.rename.items() if old in self.rows.column_names})
+        feature = self._renamed().features.get(wanted_columns(task)[-1])
+        return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
+        wanted, rows = wanted_columns(task), self._renamed()
         available = list(rows.column_names)
         values = rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
         columns = with_parts(Columns(available, values), wanted)
         check_columns(task, columns, self.name, spare)
-        feature = rows.features.get(wanted[-1])
-        names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
-        return replace(columns, stored_names=names)
+        return replace(columns, stored_names=self.label_names(task))
+
+    def _renamed(self) -> datasets.Dataset:
+        names = self.rows.column_names
+        return self.rows.rename_columns({old: new for old, new in self.rename.items() if old in names})
 
 
 def _cache_for(hub: str, cache_dir: Path) -> Path:

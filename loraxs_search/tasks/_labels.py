@@ -18,7 +18,8 @@ from loraxs_search.tasks._texts import composed
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _LISTED = 20  # labels that a message names
 _MEANT = 5  # values of which it says which label was meant
-_HIDDEN = {"-1", "", "None"}  # what benchmarks store where they hide their labels
+_HIDDEN = {"-1", "-1.0", "", "None", "nan"}  # what benchmarks store where they hide their labels
+_PADDED = re.compile(r"\s*[-+]?0\d")  # a name, such as a postcode
 _ROUNDED = 1e-3  # share of the labels' spread that rounding may take
 _MOST = float(np.finfo(np.float32).max)
 
@@ -26,6 +27,8 @@ _MOST = float(np.finfo(np.float32).max)
 def are_hidden(values: Sequence[Any], names: Sequence[str] = ()) -> bool:
     """Whether a column has no label at all, as where a benchmark keeps its test labels; a task's own names are some."""
     hidden = _HIDDEN - set(names)
+    if any(_number(name) == -1 for name in names):
+        hidden -= {"-1", "-1.0"}
     return all(str(value).strip() in hidden for value in values)
 
 
@@ -35,8 +38,8 @@ def class_ids(
     """Return label ids, shape (N,), from label names or ids.
 
     A label is a name of the task, letter for letter. A number is the id of a label, unless some name is itself a
-    number: then numbers are names, and never ids. `1.0` is the number 1, in a file too. A boolean is the name `true` or
-    `false`, else 1 or 0.
+    number: then numbers are names, and never ids. `1.0` is the number 1, in a file too; `007` is a name alone. A
+    boolean is the name `true` or `false`, else 1 or 0.
 
     Args:
         stored_names: Label names that the data themselves give to their ids, which are then ids whatever the task's
@@ -51,6 +54,7 @@ def class_ids(
     allowed = f"one of {', '.join(listed)}{f' and {others} more' if others > 0 else ''}"
     if stored_names is not None:
         numeric = _meant_by_ids(stored_names, ids)
+        allowed += f" (the data name their ids {', '.join(stored_names[:_LISTED])})"
     elif not any(_number(name) is not None for name in ids):
         numeric = {index: index for index in range(len(ids))}
         allowed += f" or an id in 0..{len(ids) - 1}"
@@ -63,7 +67,7 @@ def class_ids(
         if word in ("true", "false"):
             named = {name.lower(): index for name, index in ids.items()}
             return named[word] if word in named else numeric.get(int(word == "true"))
-        number = _number(value)
+        number = None if _PADDED.match(text) else _number(value)
         return None if number is None else numeric.get(number)
 
     return _read(values, read, np.int64, task, place, allowed, names=task.labels)
@@ -116,10 +120,10 @@ def finite_number(value: Any) -> float | None:
 
 
 def _numeric_names(ids: Mapping[str, int]) -> dict[int | float, int]:
-    """Return the names that are numbers; two ways to write the same number, as `1` and `1.0`, are none."""
+    """Return the names that are numbers: `007` is none, nor are two ways to write one number, as `1` and `1.0`."""
     places: dict[int | float, list[int]] = {}
     for name, index in ids.items():
-        if (number := _number(name)) is not None:
+        if (number := _number(name)) is not None and not _PADDED.match(name):
             places.setdefault(number, []).append(index)
     return {number: indices[0] for number, indices in places.items() if len(indices) == 1}
 

@@ -19,7 +19,7 @@ from loraxs_search.tasks._faults import collected, joined
 from loraxs_search.tasks._file_splits import local_splits
 from loraxs_search.tasks._hub_splits import hub_splits, splits_elsewhere
 from loraxs_search.tasks._rows_cache import load_rows, rows_path, store_rows
-from loraxs_search.tasks._source import StoredSplit, wanted_columns
+from loraxs_search.tasks._source import StoredSplit, check_numbering, wanted_columns
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.rows import Rows
@@ -41,6 +41,7 @@ def read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
     task = kind.task
     stored = local_splits(task) if task.source.data_files else hub_splits(task, cache_dir)
     stored |= splits_elsewhere(task, cache_dir)
+    check_numbering(task, stored)
     rows: dict[Split, Rows] = {}
     errors: list[TaskDataError] = []
     for name, split in stored.items():

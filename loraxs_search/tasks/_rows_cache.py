@@ -17,7 +17,7 @@ from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.rows import Rows
 
 _EXTRA = "extra."  # before the names of columns that a kind adds
-_VERSION = "5"  # raised whenever the same bytes are read as other rows
+_VERSION = "6"  # raised whenever the same bytes are read as other rows
 
 
 def rows_cache(cache_dir: Path | None) -> Path:

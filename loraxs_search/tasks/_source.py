@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from loraxs_search.errors import TaskDataError, unknown_name
 from loraxs_search.records import Split, Task
 from loraxs_search.tasks._columns import Columns
+from loraxs_search.tasks._texts import composed
 from loraxs_search.tasks.kinds import kind_of
 
 
@@ -27,6 +29,10 @@ class StoredSplit(Protocol):
     @property
     def digest(self) -> str | None:
         """What identifies its rows in the cache; None where something else caches them."""
+        ...
+
+    def label_names(self, task: Task) -> Sequence[str] | None:
+        """Return the names that the data give to the ids of the column that may have some; None without any."""
         ...
 
     def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
@@ -59,6 +65,27 @@ def split_names(task: Task, available: list[str], place: str) -> dict[Split, str
                 hint="map the source's names under `splits`; only train is required, the others are carved from it",
             )
     return declared
+
+
+def check_numbering(task: Task, splits: Mapping[Split, StoredSplit]) -> None:
+    """Refuse splits in which an id has different names, unless all names are the task's, which then decide.
+
+    Raises:
+        TaskDataError: two splits differ.
+    """
+    if not task.labels:
+        return
+    known = {composed(name).casefold() for name in task.labels}
+    named = [(split, names) for split in splits.values() if (names := split.label_names(task)) is not None]
+    for split, names in named[1:]:
+        first, others = named[0]
+        differing = next((id_ for id_, pair in enumerate(zip(others, names, strict=False)) if pair[0] != pair[1]), None)
+        if differing is not None and not {composed(name).casefold() for name in (*others, *names)} <= known:
+            raise TaskDataError(
+                f"Task {task.name}: an id must have one name in all splits, but {differing} is {others[differing]!r} in"
+                f" {first.name} and {names[differing]!r} in {split.name}.",
+                hint="give the task's `labels` the names of the data, which then decide, or number the splits alike",
+            )
 
 
 def check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str]) -> None:

@@ -12,7 +12,7 @@ from loraxs_search.records import Task, to_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_VERSION = "4"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
+_VERSION = "5"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
 _UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from loraxs_search.tasks._columns import Columns, MalformedFileError
 from loraxs_search.tasks._csv import is_table, shows
 from loraxs_search.tasks._files import decoded, file_format, read_columns, unpacked
 from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.tasks.rows import TEXT_NAMES
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +122,8 @@ def _lines(text: str, source: str, columns: Sequence[str]) -> QuestionRows:
             f"A row of this task has {', '.join(columns)}, but a line of {source} has one text.",
             hint="give a .csv with these columns, or a .jsonl with these keys",
         )
-    lines = [(number, line.rstrip("\n")) for number, line in enumerate(io.StringIO(text, newline=None), start=1)]
+    end = "\n" if "\n" in text else "\r"  # a lone return ends lines only where nothing else does, as on an old Mac
+    lines = enumerate((line.rstrip("\r") for line in text.split(end)), start=1)
     kept = [(number, line) for number, line in lines if line.strip()]
     return _some([(line,) for _, line in kept], SourceLocation(source, [number for number, _ in kept]))
 
@@ -134,12 +135,14 @@ def _of_columns(read: Columns, source: str, columns: Sequence[str]) -> QuestionR
     for name in columns:
         if name not in read.values:
             near = meant(name, read.available)
+            way = f"rename the column {near or 'of the texts'} to {name}"
+            if not near and len(columns) == 1:
+                way += ", or leave only that one: then its name does not matter"
+            if source == _STDIN and len(columns) == 1:
+                way += "; lines of text that look like a table are read as they are from a .txt"
             raise UsageError(
                 f"{source} must have the column {name}, which the task reads, but has: {', '.join(read.available)}.",
-                hint=f"rename the column {near} to {name}"
-                if near
-                else f"rename the column of the texts to {name}"
-                + (", or leave only that one: then its name does not matter" if len(columns) == 1 else ""),
+                hint=way,
             )
     return _some(list(zip(*(read.values[name] for name in columns), strict=True)), place)
 
@@ -157,4 +160,5 @@ def _shown_form(text: str, columns: Sequence[str]) -> str:
         with contextlib.suppress(ValueError, RecursionError):
             json.loads(first if first[0] == "{" else text)
             return ".jsonl"
-    return ".csv" if shows(text.lstrip(), columns) or is_table(text.lstrip()) else _TEXT
+    is_name = len(columns) == 1 and first.strip().strip('"').lower() in TEXT_NAMES
+    return ".csv" if is_name or shows(text.lstrip(), columns) or is_table(text.lstrip()) else _TEXT

@@ -11,6 +11,12 @@ import numpy.typing as npt
 
 from loraxs_search.tasks._source_location import SourceLocation
 
+# What people call a column with texts.
+TEXT_NAMES = (
+    *("text", "sentence", "review", "content", "body", "comment", "message", "document", "question", "prompt"),
+    *("instruction", "input", "title", "description", "utterance", "query", "tweet", "abstract"),
+)
+
 
 @dataclass(frozen=True)
 class Rows:

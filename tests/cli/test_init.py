@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import shlex
@@ -112,6 +113,45 @@ def test_lines_of_json_stay_what_they_are_in_a_copy(say: Say, rows_folder: Path)
     copied = [json.loads(line) for line in Path("rows.plain.jsonl").read_text().splitlines()]
     assert copied == rows[:7] + rows[8:]
     assert json.loads(say("check", "rows.yaml", "--data", "--json").ok)["rows"]["train"] == 47
+
+
+def test_a_word_for_nothing_is_dropped_or_meant(say: Say, rows_folder: Path) -> None:
+    """Programs write nan; `none` may be a class, so it is one where many rows have it."""
+    content = csv_of(labels=("a", "nan", "None", "b"))
+    assert drafted(say, "rows.csv", content, "--drop-empty").err.count("15 rows without text or answer") == 1
+    assert load_space("./rows.yaml").task.labels == ("None", "a", "b")
+    said = drafted(say, "rows.csv", content, "--labels", "nan,None,a,b", "--drop-empty", "--out", "all.yaml")
+    assert load_space("./all.yaml").task.labels == ("nan", "None", "a", "b")
+    assert "may say that the answer is missing" not in said.err
+    said = drafted(say, "some.csv", csv_of(labels=("a", "None", "b")))
+    assert "warning: label 'None' (20 rows) may say that the answer is missing: if so, remove the rows" in said.err
+
+
+def test_options_are_known_by_their_name_in_json_too(say: Say, rows_folder: Path) -> None:
+    rows = [{"q": t, "answer": i % 2, "choices": [t, "no, never"]} for i, t in enumerate(texts(60))]
+    assert drafted(say, "lines.jsonl", "\n".join(map(json.dumps, rows))).ok
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerows([["q", "answer", "choices"], *([r["q"], r["answer"], json.dumps(r["choices"])] for r in rows)])
+    assert drafted(say, "rows.csv", text.getvalue()).ok
+    for name in ("lines", "rows"):
+        task = load_space(f"./{name}.yaml").task
+        assert (task.kind, task.settings["options"]) == ("multiple-choice", "choices")
+        assert say("check", f"{name}.yaml", "--data").ok
+
+
+def test_lists_of_tags_are_no_options(say: Say, rows_folder: Path) -> None:
+    rows = [{"text": t, "label": "ab"[i % 2], "tags": ["x", t]} for i, t in enumerate(texts(60))]
+    content, chosen = "\n".join(map(json.dumps, rows)), ("--kind", "multiple-choice", "--out", "b.yaml")
+    assert drafted(say, "rows.jsonl", content).ok
+    assert load_space("./rows.yaml").task.kind == "sequence-classification"
+    assert drafted(say, "rows.jsonl", content, *chosen).ok
+    assert load_space("./b.yaml").task.settings["options"] == "tags"
+
+
+def test_a_file_may_have_any_name(say: Say, rows_folder: Path) -> None:
+    assert drafted(say, "new\nrows: [.csv", PLAIN).ok
+    assert load_space("./new-rows.yaml").task.labels == ("neg", "pos")
 
 
 def test_ratings_may_be_a_regression(say: Say, rows_folder: Path) -> None:

@@ -73,6 +73,8 @@ BAD = {
     "an empty text": (PLAIN + " ,pos\n", "Each row of rows.csv must have a text, but line 62 has none."),
     "nan as label": (csv_of(labels=("0", "1")) + "so,nan\n", "must be a number, but got 'nan' (line 62)"),
     "N/A as label": (PLAIN + "so,N/A\n", "'N/A' (line 62): is the answer missing?"),
+    "nan as label, often": (csv_of(labels=("a", "nan", "b", "a")), "'nan' (line 3, "),
+    "null beside numbers": (csv_of(labels=("1", "2", "NULL", "3")), "must be a number, but got 'NULL' (line 4, "),
     "another case": (PLAIN + "one more,Pos\n", "'Pos' (line 62): did you mean 'pos'?"),
     "another case, often": (csv_of(labels=("a", "b", "A", "b")), "'A' (line 4, line 8, line 12, line 16, line 20 and"),
     "a misspelt label": (csv_of(labels=("worst", "best")) + "so,wrost\n", "'wrost' (line 62): did you mean 'worst'?"),

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -229,6 +230,26 @@ def test_standard_input_of_other_columns_is_refused(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
     assert say("predict", str(adapter), "-").is_error(2, "must have the column text", "rename the column txt to text")
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("review\nso so\nfine\n", ["so so", "fine"]),
+        ('"Review"\n"so, so"\nfine\n', ["so, so", "fine"]),
+        ("我很喜欢这部很长的电影,真好看\n这部电影不好看也很无聊,不要看\n", None),
+        ("so,so\n", None),
+        ("so\rso\nfine\r\n\r\r\nok", ["so\rso", "fine", "ok"]),
+        ("so\rfine", ["so", "fine"]),
+    ],
+)
+def test_standard_input_is_lines_of_text_unless_it_begins_with_a_name(
+    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str, rows: Any
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
+    answers = json.loads(say("predict", str(adapter), "-", "--json").ok)
+    assert [answer["text"] for answer in answers] == (rows or content.splitlines())
+    assert ("is read as the name of its column" in caplog.text) == ("eview" in content)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"caf\xe9\n", b'{"text": "so"}\nso\n', b"s\0o\n"])

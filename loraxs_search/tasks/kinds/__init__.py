@@ -11,6 +11,7 @@ from loraxs_search.tasks._columns import Columns
 from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, TaskKind
+from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import (
     Asking,
     PassOutputs,
@@ -68,6 +69,7 @@ __all__ = [
     "distinct",
     "drive",
     "find_metric",
+    "items_of",
     "kind_of",
     "metric_fault",
     "regressor",

@@ -82,12 +82,12 @@ class Choices:
 
     Args:
         tokens: Of each option of each row.
-        num_bytes: Of each option of each row, without white space around it.
+        texts: Each option of each row, without white space around it.
         labels: Which option is right, (n,); -1 where that is not known.
     """
 
     tokens: list[list[list[int]]]
-    num_bytes: list[list[int]]
+    texts: list[list[str]]
     labels: list[int]
 
     @classmethod
@@ -97,19 +97,16 @@ class Choices:
         """Return the tokens of each row's options as they continue a prompt."""
         texts = list(dict.fromkeys(text for own in options for text in own))
         ids = dict(zip(texts, continued_ids(texts, tokenizer), strict=True))
-        sizes = {text: len(text.strip().encode()) for text in texts}
-        tokens, num_bytes = (
-            [[ids[text] for text in own] for own in options],
-            [[sizes[text] for text in own] for own in options],
-        )
-        return cls(tokens, num_bytes, labels.tolist())
+        tokens = [[ids[text] for text in own] for own in options]
+        return cls(tokens, [[text.strip() for text in own] for own in options], labels.tolist())
 
     def packed(self) -> Ragged:
-        """Return each row's options as numbers: label, how many, tokens and bytes of each, then the tokens."""
+        """Return each row's options as numbers: label, how many, tokens and bytes of each, the tokens, the bytes."""
         rows = []
-        for label, tokens, num_bytes in zip(self.labels, self.tokens, self.num_bytes, strict=True):
-            flat = [token for option in tokens for token in option]
-            rows.append([label, len(tokens), *map(len, tokens), *num_bytes, *flat])
+        for label, tokens, texts in zip(self.labels, self.tokens, self.texts, strict=True):
+            flat, encoded = [token for option in tokens for token in option], [text.encode() for text in texts]
+            written = np.frombuffer(b"".join([*encoded, b"\0" * (-sum(map(len, encoded)) % 4)]), "<i4").tolist()
+            rows.append([label, len(tokens), *map(len, tokens), *map(len, encoded), *flat, *written])
         return Ragged.of(rows, np.int32)
 
     @classmethod
@@ -119,10 +116,10 @@ class Choices:
         for i in range(len(rows)):
             label, num_options, *rest = rows.row(i).tolist()
             lengths, num_bytes, flat = rest[:num_options], rest[num_options : 2 * num_options], rest[2 * num_options :]
-            ends = np.cumsum(lengths).tolist()
+            written = np.array(flat[sum(lengths) :], "<i4").tobytes()
             choices.labels.append(label)
-            choices.num_bytes.append(num_bytes)
-            choices.tokens.append([flat[end - size : end] for end, size in zip(ends, lengths, strict=True)])
+            choices.tokens.append(_parts(flat, lengths))
+            choices.texts.append([text.decode() for text in _parts(written, num_bytes)])
         return choices
 
     @property
@@ -175,8 +172,14 @@ class Choices:
         return np.split(likelihoods / sizes, self.starts[1:])
 
     def _sizes(self, normalize: str) -> Iterator[int]:
-        for tokens, num_bytes in zip(self.tokens, self.num_bytes, strict=True):
-            yield from map(len, tokens) if normalize == "tokens" else num_bytes
+        for tokens, texts in zip(self.tokens, self.texts, strict=True):
+            yield from map(len, tokens) if normalize == "tokens" else (len(text.encode()) for text in texts)
+
+
+def _parts(values: Any, sizes: Sequence[int]) -> list[Any]:
+    """Return the parts of a sequence that have these sizes, one behind the other."""
+    ends = np.cumsum(sizes).tolist()
+    return [values[end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
 
 def _groups(options: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.tasks._texts import composed
-from loraxs_search.tasks.kinds._words import first_of
+from loraxs_search.tasks.kinds._words import first_of, words_of
 from loraxs_search.tasks.metrics import TOKEN_METRICS, Metric, Score, Values
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_MARKS = str.maketrans("", "", string.punctuation)
+# Those of ASCII, as SQuAD has them, and those of East Asian texts.
+_MARKS = str.maketrans("", "", string.punctuation + "、。〈〉《》「」『』【】〔〕・！（），．：；？～｡｢｣､")  # noqa: RUF001
 
 
 def _exact_match(predictions: Values, references: Values) -> float:
@@ -25,7 +26,8 @@ def _exact_match(predictions: Values, references: Values) -> float:
 
 def token_f1(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
     """Return SQuAD's F1 of each row, (N,): of the words that prediction and reference share, without articles, marks
-    and case. A text of nothing but articles and marks has these for words: `A` is not `the`, nor `+` the empty text."""
+    and case. Of Chinese and other scripts without spaces each character is a word, as SQuAD's followers have it. A text
+    of nothing but articles and marks has these for words: `A` is not `the`, nor `+` the empty text."""
     return np.array([_f1(*pair) for pair in zip(predictions.tolist(), references.tolist(), strict=True)], np.float64)
 
 
@@ -45,7 +47,7 @@ def _f1(prediction: str, reference: str) -> float:
 def _words(text: str) -> list[str]:
     plain = composed(text).lower()
     bare = plain.translate(_MARKS)
-    return _ARTICLES.sub(" ", bare).split() or bare.split() or plain.split()
+    return words_of(_ARTICLES.sub(" ", bare)) or words_of(bare) or words_of(plain)
 
 
 def _has(prediction: str, reference: str) -> bool:

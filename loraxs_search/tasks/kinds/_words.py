@@ -9,11 +9,20 @@ import regex
 
 from loraxs_search.tasks._texts import composed
 
-# Letters of scripts that write no spaces between words begin and end anywhere.
-_LETTER = r"[\w--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]]"
+# Scripts that write no spaces between words: a word of theirs begins and ends anywhere.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_LETTER = rf"[\w--{_UNSPACED}]"
 # Digits are no part of a longer number, nor of a negative one: 5 is not in 1.5, 1,500 or -5.
 _BEFORE = rf"(?<!{_LETTER})(?!(?<=[0-9][.,]|(?<!\w)[-\u2212])[0-9])"
 _BEHIND = rf"(?!{_LETTER})(?!(?<=[0-9])[.,][0-9])"
+
+
+_WORD = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|[^\s{_UNSPACED}]+")
+
+
+def words_of(text: str) -> list[str]:
+    """Return what stands between white space; of scripts that write none between words, each character."""
+    return text.split() if text.isascii() else _WORD.findall(text)
 
 
 @lru_cache(maxsize=4096)

@@ -178,7 +178,14 @@ class MultipleChoice(LanguageModelKind):
         return Rows(texts, [shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
 
     def hides_answers(self, columns: Columns) -> bool:
-        return are_hidden(columns.values[self.task.settings["label"]])
+        names, form = self.task.settings.get("option_names"), self.options
+        known = list(names) if isinstance(names, list | tuple) else []
+        if isinstance(names, str) or form.column is not None:
+            listed = columns.values[names if isinstance(names, str) else str(form.column)]
+            known += [str(item) for own in map(items_of, listed) if isinstance(own, list | tuple) for item in own]
+        else:
+            known += form.fixed or []
+        return are_hidden(columns.values[self.task.settings["label"]], [name.strip() for name in known])
 
     @property
     def question_texts(self) -> tuple[str, ...]:
@@ -260,10 +267,10 @@ class MultipleChoice(LanguageModelKind):
         choices = _choices(questions)
         losses, _ = yield from self._option_losses(questions, choices)
         predictions = []
-        for text, tokens, own in zip(shown, choices.tokens, self._scores(choices, losses), strict=True):
+        for text, options, own in zip(shown, choices.texts, self._scores(choices, losses), strict=True):
             best = int(own.argmax())
             share = float(1 / np.exp(own - own[best]).sum())
-            predictions.append(Prediction(text, self._said(best, tokens[best], data), share))
+            predictions.append(Prediction(text, options[best], share))
         return predictions
 
     def _scored(self, asked: EncodedRows) -> Asking[RowScores]:
@@ -288,12 +295,7 @@ class MultipleChoice(LanguageModelKind):
         return choices.scores(losses, self.task.settings["normalize"])
 
     def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
-        tokens = _choices(rows).tokens
-        return [self._said(label, own[label], data) for label, own in zip(labels.tolist(), tokens, strict=True)]
-
-    def _said(self, option: int, tokens: Sequence[int], data: RowSource) -> str:
-        fixed = self.options.fixed
-        return str(data.tokenizer.decode(list(tokens)) if fixed is None else fixed[option]).strip()
+        return [own[label] for label, own in zip(labels.tolist(), _choices(rows).texts, strict=True)]
 
     # ---- what people read --------------------------------------------------------------------------------------------
     def show(self, answer: float | str) -> str:

@@ -92,7 +92,7 @@ def test_hub_data_set_out_of_reach_names_it(make_task, tokenizer, monkeypatch):
         prepare(task, tokenizer)
 
 
-@pytest.mark.parametrize("stored", [-1, "", None])
+@pytest.mark.parametrize("stored", [-1, -1.0, "", None, float("nan")])
 def test_hidden_test_labels_mean_no_test_split(make_task, tokenizer, rows, stored):
     hidden = [{**row, "label": stored} for row in rows(9, "bad w")]
     task = make_task({"train": rows(60), "validation": rows(10, "good w"), "test": hidden})

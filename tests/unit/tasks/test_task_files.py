@@ -22,6 +22,7 @@ from loraxs_search.tasks._files import read_columns
 
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
 CSV = f"text,label\n{ROWS}"
+NUMBERED = "n,text,label\n" + "".join(f"{i},w{i},{i % 2}\n" for i in range(30))
 
 
 @pytest.fixture
@@ -74,11 +75,15 @@ def test_a_text_may_hold_separators_quotes_and_lines(load):
     assert {text for text, _ in rows} - {text for text, _ in WANTED} == {"a, b", 'say "so"', "one\ntwo"}
 
 
-TEXTS = ["Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo", "a\n\nb\tc"]
+TEXTS = [
+    *("Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo", "a\n\nb\tc"),
+    *("x,y\n3,4\nend", "f(a,b)\nf(c,d)\nend", "one\tthing\nmore", "I came,\nI saw"),
+]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_is_in_the_lines_of_a_text_is_its_own(load, text):
+    """Lines that are rows by themselves have the label of a row."""
     assert (text, 1) in load("d.csv", f'{CSV}"{text}",1\n')
     turned = "".join(f"{i % 2}\tw{i}\n" for i in range(30))
     assert (text, 1) in load("d.tsv", f'label\ttext\n{turned}1\t"{text}"\n')
@@ -106,8 +111,15 @@ FAULTS = [
     ("d.csv", CSV + '"a\nb",1\n"never,1\nc,0\n', r"the row in line 34 cannot be read: unexpected end"),
     ("d.csv", CSV + '"a" b,1\n', r"the row in line 32 cannot be read"),
     ("d.tsv", CSV.replace(",", "\t") + '"bad\t1\nend"\t1\n', r"the one in line 32 goes on to line 33"),
-    ("d.tsv", "label\ttext\n" + "1\tso\n" * 30 + '1\t"bad\n0\tend"\n', r"the one in line 32 goes on to line 33"),
-    ("d.csv", "n," + CSV.replace("\n", "\n1,")[:-2] + '1,"bad,1\n2,so,1\n3,end",1\n', r"in line 32 goes on to line 34"),
+    (
+        "d.tsv",
+        "label\ttext\n" + "1\tso\n0\tfine\n" * 15 + '1\t"bad\n0\tend"\n',
+        r"the one in line 32 goes on to line 33",
+    ),
+    ("d.csv", CSV + '"bad,1\nend",0\n', r"the one in line 32 goes on to line 33"),
+    ("d.csv", NUMBERED + 'a,"bad,1\nb,so,1\nc,end",1\n', r"in line 32 goes on to line 34"),
+    ("d.csv", "label,text\n" + "0,so\n1,fine\n" * 15 + '0,"bad\n1,end"\n', r"in line 32 goes on to line 33"),
+    ("d.csv", "text,label\n" + "".join(f"w{i},{i}\n" for i in range(30)) + '"a,b\nc,d\ne",1\n', r"in line 32 goes on"),
     ("d.csv", CSV + '"a\nb",1\nc,2\n', r"has '2' \(line 34\)"),
     ("d.csv", "\n\n" + CSV + ",1\n", r"each row must have text, but .* has '' \(line 34\)"),
     ("d.csv", "sentence,stars\n", r"`columns.text` must be one of: .* `columns.label` must be one of: "),

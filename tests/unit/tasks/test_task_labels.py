@@ -45,6 +45,7 @@ def read(make_task):
         ([1, "none"], ("1", "2", "none"), [0, 2]),
         (["cafe\u0301", "caf\u00e9"], ("tea", "caf\u00e9"), [1, 1]),
         (["caf\u00e9"], ("tea", "cafe\u0301"), [1]),
+        (["007", 8, "8.0"], ("007", "8"), [0, 1, 1]),
     ],
 )
 def test_labels_by_name_or_id(read, stored, names, ids):
@@ -62,6 +63,9 @@ def test_labels_by_name_or_id(read, stored, names, ids):
         (2, ("1", "3", "none")),
         (1, ("1", "1.0")),
         (1.5, ("1", "2")),
+        (7, ("007", "8")),
+        ("007", ("7", "8")),
+        (1, ("00501", "02139")),
     ],
 )
 def test_where_a_name_is_a_number_numbers_are_names_and_never_ids(read, value, names):
@@ -92,6 +96,8 @@ def test_names_of_the_data_that_are_some_of_the_tasks_decide(read, names, stored
 
 def test_ids_of_names_that_the_task_lacks_are_refused_where_names_decide(read):
     with pytest.raises(TaskDataError, match=r"has 0 \(line 2\)"):
+        read([0, 1], ("a", "b"), ["c", "a", "b"])
+    with pytest.raises(TaskDataError, match=r"one of a, b \(the data name their ids c, a, b\)"):
         read([0, 1], ("a", "b"), ["c", "a", "b"])
 
 

@@ -207,6 +207,21 @@ def test_a_test_split_that_hides_its_answers_is_carved(make, write):
     assert [len(rows[split]) for split in ("train", "validation", "test")] == [32, 4, 4]
 
 
+@pytest.mark.parametrize(
+    ("label", "keys"),
+    [
+        ("None", {"options": [" None", " Some"]}),
+        (-1, {"options": ["x", "y"], "option_names": ["-1", "1"]}),
+        ("None", {}),
+        ("-1", {"option_names": "names"}),
+    ],
+)
+def test_a_label_that_names_an_option_is_not_hidden(make, write, label, keys):
+    rows = [row | {"names": ["-1", "1"]} for row in labelled([label] * 40, ["None", "Some"])]
+    task = make(rows, **keys)
+    assert [len(own) for own in load_data(task).rows.values()] == [40, 40, 40]
+
+
 # ---- options that are equal, and where they begin --------------------------------------------------------------------
 def test_a_label_is_an_option_that_looks_like_it(make):
     rows = labelled(["cafe\u0301", "tea"], ["tea", "caf\u00e9"])

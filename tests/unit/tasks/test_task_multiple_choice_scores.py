@@ -177,5 +177,8 @@ def test_an_answer_is_the_options_text_and_its_share_among_them(make):
     assert second.score == pytest.approx(1 / 3)
     assert kind.show(1) == "B"
     assert checked(make(labelled([0]), options=[" no", " yes"])).show(1) == "yes"
+    unknown = encode(kind, tokenizer, [("z", "Z\u00fcrich  2|b")])
+    _, (own,) = answered(kind.predict(source, unknown, ["z"]), tokenizer, b=9)
+    assert own.label == "Z\u00fcrich  2", "whatever the tokenizer makes of it"
     assert kind.linear() is None
     assert kind.constants(np.array([2, 0, 2])) == [2, 0]

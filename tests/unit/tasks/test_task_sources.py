@@ -101,6 +101,29 @@ def test_local_files_may_stand_beside_a_split_of_the_hub(tmp_path, make_task, ro
     assert len(data.rows["test"]) == 11
 
 
+def numbered(folder: Path, **splits: list[str]) -> str:
+    """Write splits whose ids have these names; each row's text is the name of its id."""
+    for split, names in splits.items():
+        features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=names))
+        rows = [{"text": f"{names[i % 2]} {i}", "label": i % 2} for i in range(20)]
+        datasets.Dataset.from_list(rows, features).to_parquet(folder / f"{split}.parquet")
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["folder", "files"])
+def test_an_id_has_one_name_in_all_splits(tmp_path, make_task, kind):
+    folder = numbered(tmp_path / "set", train=["neg", "pos"], test=["pos", "neg"])
+    files = {split: f"{folder}/{split}.parquet" for split in ("train", "test")}
+    source = DataSource(hub=folder) if kind == "folder" else DataSource(data_files=files)
+    task = replace(make_task(), source=source)
+    with pytest.raises(TaskDataError, match=r"0 is 'neg' in .*train.* and 'pos' in .*test"):
+        load_data(task)
+    for labels in (("neg", "pos"), ("pos", "neg"), ("Neg", "Pos")):
+        for split in load_data(replace(task, labels=labels)).rows.values():
+            own = [labels[label].lower() for label in split.labels.tolist()]
+            assert own == [text.split()[0] for text in split.texts]
+
+
 # ---- which rows ------------------------------------------------------------------------------------------------------
 def test_long_training_rows_are_left_out_and_others_stay(make_task, rows):
     long, short = [{"text": "film " * 30, "label": 1}], rows(30)

@@ -28,6 +28,11 @@ def texts(*values: str):
         ("", "?!", 0.0),
         ("cat cat", "cat", 2 / 3),
         ("cafe\u0301", "caf\u00e9", 1.0),
+        ("我喜欢北京", "北京", 4 / 7),
+        ("在北京。", "在 北京", 1.0),
+        ("iPhone15很好", "iphone15 很好", 1.0),
+        ("、", "。", 0.0),
+        ("ที่นี่", "ที่", 2 / 3),
     ],
 )
 def test_token_f1_is_that_of_squad(prediction, reference, score):
