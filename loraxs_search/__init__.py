@@ -34,13 +34,13 @@ if TYPE_CHECKING:
         show,
     )
     from loraxs_search.bank import AdapterBank
-    from loraxs_search.drafts import init
     from loraxs_search.interactive import launch, resume
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
     from loraxs_search.reports import watch
     from loraxs_search.reports.html.plots import figures
     from loraxs_search.reports.study_status import StudyStatus, status
+    from loraxs_search.scaffold import init
     from loraxs_search.search import SearchResult
     from loraxs_search.search.driver.check import CheckedSpace, check
     from loraxs_search.shipped_spaces import ShippedSpace, spaces
@@ -122,7 +122,7 @@ _HOMES = {
     "StudyStatus": "reports.study_status",
     "check": "search.driver.check",
     "figures": "reports.html.plots",
-    "init": "drafts",
+    "init": "scaffold",
     "launch": "interactive",
     "resume": "interactive",
     "spaces": "shipped_spaces",

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from loraxs_search.drafts import init
 from loraxs_search.errors import UsageError
+from loraxs_search.scaffold import init
 from loraxs_search.search import SearchResult, SearchView
 from loraxs_search.search import launch as _launch
 from loraxs_search.search import resume as _resume

@@ -12,7 +12,7 @@ from loraxs_search.cli._output import write_csv
 
 if TYPE_CHECKING:
     from loraxs_search.records import Prediction
-    from loraxs_search.tasks.question_file import QuestionRows
+    from loraxs_search.tasks.questions import QuestionRows
 
 Row = tuple[Any, ...]
 Form = Literal["text", "csv", "jsonl"]
@@ -27,7 +27,7 @@ def check_source(source: str) -> None:
     Raises:
         UsageError: there is no such file.
     """
-    from loraxs_search.tasks.question_file import question_path
+    from loraxs_search.tasks.questions import question_path
 
     if source != STDIN:
         question_path(source)
@@ -41,7 +41,7 @@ def read_rows(source: str, columns: Sequence[str], *, others: bool) -> QuestionR
     Raises:
         UsageError: it cannot be read, or lacks a column.
     """
-    from loraxs_search.tasks.question_file import read_questions, read_standard_input
+    from loraxs_search.tasks.questions import read_questions, read_standard_input
 
     if source == STDIN:
         return read_standard_input(sys.stdin.buffer.read(), columns, others=others)

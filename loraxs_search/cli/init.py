@@ -13,7 +13,7 @@ import typer
 from loraxs_search.errors import UsageError
 
 if TYPE_CHECKING:
-    from loraxs_search.drafts import Choices, Draft, UndecidedError
+    from loraxs_search.scaffold import Choices, Draft, UndecidedError
 
 _LISTS = ("text", "labels")
 
@@ -65,7 +65,7 @@ def command(  # noqa: PLR0913, PLR0917  # each an option
 
     Example: loraxs-search init reviews.csv
     """
-    from loraxs_search.drafts import Choices, save_draft, task_name
+    from loraxs_search.scaffold import Choices, save_draft, task_name
 
     columns, classes = (_split(given) for given in (text, labels))
     choices = Choices(
@@ -85,7 +85,7 @@ def _check_new(path: Path) -> None:
 
 def _drafted(data: str, path: Path, choices: Choices) -> Draft:
     """Return the draft; on a terminal, what is not known is asked for, again where an answer does not fit."""
-    from loraxs_search.drafts import UndecidedError, draft_space
+    from loraxs_search.scaffold import UndecidedError, draft_space
 
     known, question = choices, None
     while True:

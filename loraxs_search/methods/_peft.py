@@ -149,7 +149,7 @@ def _loadable(manifest: Manifest) -> BaseModelRef:
 
 def _served(model: PeftModel | PreTrainedModel, manifest: Manifest) -> Serving | None:
     from loraxs_search.tasks import kind_of
-    from loraxs_search.tasks.end_tokens import served
+    from loraxs_search.tasks.tokens import served
 
     kind = kind_of(manifest.task)
     if kind.serving is None:

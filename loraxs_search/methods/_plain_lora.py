@@ -16,8 +16,7 @@ from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.methods._names import FILES, ROOT
 from loraxs_search.records import BaseModelRef, Manifest, Serving
 from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.asking import asked_as_in_training, between_texts
-from loraxs_search.tasks.base_code import where_base_is
+from loraxs_search.tasks.asking import asked_as_in_training, between_texts, loading_code, where_base_is
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -89,7 +88,7 @@ With transformers and PEFT alone, from this folder, {where}:
 
 ```python
 import peft, transformers
-{kind_of(manifest.task).loading_code(base)}
+{loading_code(kind_of(manifest.task), base)}
 tokenizer = transformers.AutoTokenizer.from_pretrained(".")
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{between_texts(manifest.task)}

@@ -18,7 +18,7 @@ from loraxs_search.methods import get_method
 from loraxs_search.methods.reference_logits import check_reference_logits
 from loraxs_search.records import BaseModel, Manifest, from_json
 from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.end_tokens import served
+from loraxs_search.tasks.tokens import served
 
 MANIFEST = "manifest.json"
 

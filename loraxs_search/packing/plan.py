@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks.batches import RUN_TOKENS, cheapest_runs
+from loraxs_search.tasks.encoded import RUN_TOKENS, cheapest_runs
 
 Indices = npt.NDArray[np.int64]
 

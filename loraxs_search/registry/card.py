@@ -178,8 +178,7 @@ def size_table(manifest: Manifest) -> str:
 
 
 def _loading(manifest: Manifest) -> str:
-    from loraxs_search.tasks.asking import between_texts
-    from loraxs_search.tasks.base_code import base_argument, revision_argument, where_base_is
+    from loraxs_search.tasks.asking import base_argument, between_texts, loading_code, revision_argument, where_base_is
 
     base, kind = replace(manifest.base_model, sha256=manifest.base_digest), _kind(manifest.task)
     return f"""With this package, wherever the search found its base:
@@ -194,7 +193,7 @@ With transformers and PEFT, from this folder, {where_base_is(base)}:
 
 ```python
 import loraxs_search, peft, transformers
-{kind.loading_code(base)}
+{loading_code(kind, base)}
 tokenizer = transformers.AutoTokenizer.from_pretrained({base_argument(base)}{revision_argument(base)})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{between_texts(manifest.task)}{_asking(manifest)}{_vllm(manifest)}"""
@@ -291,7 +290,7 @@ def _lora_rank(manifest: Manifest) -> int:
 
 
 def _data(task: Task) -> str:
-    from loraxs_search.tasks.source_names import source_names
+    from loraxs_search.tasks.asking import source_names
 
     names = source_names(task.source)
     return ", ".join(names if task.source.hub else [f"`{name}`" for name in names]) or "not named"

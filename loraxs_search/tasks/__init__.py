@@ -1,7 +1,6 @@
 """What is learnt: the rows, their tokens and batches, and how an answer is scored.
 
-The metric table and the batch plans need neither torch nor `datasets`; the other names
-load them on first use.
+Names are loaded on first use: the metric table and the batch plans need neither torch nor `datasets`.
 """
 
 from __future__ import annotations
@@ -9,19 +8,24 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.tasks.data_warnings import data_warnings, overlap_counts
-
 if TYPE_CHECKING:
-    from loraxs_search.tasks._labels import finite_number
-    from loraxs_search.tasks._located import locate_for
-    from loraxs_search.tasks._preview import Preview, preview
-    from loraxs_search.tasks._rows import fixed_subset
     from loraxs_search.tasks.batch import Batch, RowSource
-    from loraxs_search.tasks.batches import TrainingBatches, batch_at, epoch_batches, eval_batches
-    from loraxs_search.tasks.encoded import EncodedRows
+    from loraxs_search.tasks.encoded import EncodedRows, TrainingBatches, batch_at, epoch_batches, eval_batches
     from loraxs_search.tasks.kinds import TaskKind, checked, kind_of
+    from loraxs_search.tasks.kinds._labelled import finite_number
     from loraxs_search.tasks.metrics import METRICS, Metric
-    from loraxs_search.tasks.prepared import PreparedTask, TaskData, encode, load_data, prepare
+    from loraxs_search.tasks.prepared import (
+        PreparedTask,
+        Preview,
+        TaskData,
+        encode,
+        load_data,
+        locate_for,
+        prepare,
+        preview,
+    )
+    from loraxs_search.tasks.read import fixed_subset
+    from loraxs_search.tasks.report import data_warnings, overlap_counts
 
 __all__ = [
     "METRICS",
@@ -50,30 +54,45 @@ __all__ = [
     "preview",
 ]
 
-_HOMES = {
-    "METRICS": "metrics",
-    "Batch": "batch",
-    "EncodedRows": "encoded",
-    "Metric": "metrics",
-    "PreparedTask": "prepared",
-    "RowSource": "batch",
-    "TaskData": "prepared",
-    "TaskKind": "kinds",
-    "TrainingBatches": "batches",
-    "batch_at": "batches",
-    "checked": "kinds",
-    "encode": "prepared",
-    "epoch_batches": "batches",
-    "eval_batches": "batches",
-    "finite_number": "_labels",
-    "fixed_subset": "_rows",
-    "kind_of": "kinds",
-    "load_data": "prepared",
-    "locate_for": "_located",
-    "prepare": "prepared",
-    "Preview": "_preview",
-    "preview": "_preview",
+_NAMES = {
+    "batch": (
+        "Batch",
+        "RowSource",
+    ),
+    "encoded": (
+        "EncodedRows",
+        "TrainingBatches",
+        "batch_at",
+        "epoch_batches",
+        "eval_batches",
+    ),
+    "kinds": (
+        "TaskKind",
+        "checked",
+        "kind_of",
+    ),
+    "kinds._labelled": ("finite_number",),
+    "metrics": (
+        "METRICS",
+        "Metric",
+    ),
+    "prepared": (
+        "PreparedTask",
+        "Preview",
+        "TaskData",
+        "encode",
+        "load_data",
+        "locate_for",
+        "prepare",
+        "preview",
+    ),
+    "read": ("fixed_subset",),
+    "report": (
+        "data_warnings",
+        "overlap_counts",
+    ),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,10 @@
-"""For people: how an adapter that writes text is asked as in training. Markdown, without torch."""
+"""What pages on an adapter say: how it is asked, how its base is found, what its data are called.
+
+Markdown and Python code, made without torch.
+
+A base that an installed distribution carries may have other weights than the hub's model of its id: they are rounded in
+a GGUF file. There the code asks for that very folder.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,8 @@ import json
 import re
 from typing import Any
 
-from loraxs_search.records import Serving, Task
-from loraxs_search.tasks.kinds import DATE, Template
+from loraxs_search.records import BaseModelRef, DataSource, Serving, Task
+from loraxs_search.tasks.kinds import DATE, TaskKind, Template
 
 _DATED = r"""import datetime, re
 day = datetime.date.fromisoformat("{}")  # that of training, where the template writes one
@@ -99,3 +105,57 @@ def fenced(text: str) -> str:
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
+
+
+def loading_code(kind: TaskKind, base: BaseModelRef) -> str:
+    """Return the lines of Python that load a base for this task with transformers, as `base`."""
+    model, labels, before, options = kind.model, kind.task.labels, "", ""
+    if model.num_outputs is not None and labels:
+        before = f"labels = {json.dumps(labels, ensure_ascii=False)}\n"
+        ids = "label2id={label: number for number, label in enumerate(labels)}"
+        options = f", id2label=dict(enumerate(labels)), {ids}"
+    elif model.num_outputs is not None:
+        options = f", num_labels={model.num_outputs}"
+    arguments = f"{base_argument(base)}{options}{revision_argument(base)}"
+    return f"{finding_code(base)}{before}base = transformers.{model.auto_class}.from_pretrained({arguments})"
+
+
+def finding_code(base: BaseModelRef) -> str:
+    """Return the lines that must run before `base_argument` means something; empty where the base's id says it."""
+    if base.package is None:
+        return ""
+    sha256 = f', sha256="{base.sha256}"' if base.sha256 else ""
+    return f"""from loraxs_search.base_model import locate
+from loraxs_search.records import BaseModelRef
+folder = locate(BaseModelRef("{base.id}", package="{base.package}"{sha256})).path
+"""
+
+
+def base_argument(base: BaseModelRef) -> str:
+    """Return what `from_pretrained` is given first."""
+    return f'"{base.id}"' if base.package is None else "folder"
+
+
+def revision_argument(base: BaseModelRef) -> str:
+    """Return what `from_pretrained` is given last; empty where there is no commit."""
+    return f', revision="{base.revision}"' if base.revision and base.package is None else ""
+
+
+def where_base_is(base: BaseModelRef) -> str:
+    """Return the condition under which the code runs."""
+    if base.package is None:
+        return "where the hub or its cache has the base"
+    return (
+        f"where the Python package `{base.package}` is installed. The base's weights are those in it: the hub's may"
+        " differ, and this adapter fits no others"
+    )
+
+
+def source_names(source: DataSource) -> list[str]:
+    """Return the data sets of the hub or the files that rows come from; files without their folders."""
+    if source.hub:
+        names = ["/".join(filter(None, (source.hub, source.config)))]
+    else:
+        names = sorted({path.rpartition("/")[2] for path in source.data_files.values()})
+    elsewhere = sorted(source.elsewhere.items())
+    return names + [f"{'/'.join(filter(None, (it.hub, it.config)))} ({split})" for split, it in elsewhere]

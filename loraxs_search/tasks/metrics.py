@@ -1,15 +1,24 @@
-"""How an answer is scored: the metric table. Importing it is light; scikit-learn and scipy load at the first score."""
+"""How an answer is scored: the metric tables. Importing them is light; scikit-learn and scipy load at the first score.
+
+A metric with another value than before makes cached reports stale: raise `_ANSWER_VERSION` in `report`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import regex
 
 from loraxs_search.records import Direction
+from loraxs_search.tasks.rows import composed
 
 Values = npt.NDArray[np.generic]
 Score = Callable[[Values, Values], float]
@@ -40,7 +49,7 @@ def _accuracy(predictions: Values, labels: Values) -> float:
     return float(np.mean(predictions == labels))
 
 
-def _f1(predictions: Values, labels: Values) -> float:
+def _binary_f1(predictions: Values, labels: Values) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, pos_label=1, average="binary", zero_division=0.0))
@@ -94,7 +103,7 @@ CLASS_METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("accuracy", "maximize", _accuracy, is_share=True),
-        Metric("f1", "maximize", _f1),
+        Metric("f1", "maximize", _binary_f1),
         Metric("macro_f1", "maximize", _macro_f1),
         Metric("matthews", "maximize", _matthews),
     )
@@ -115,3 +124,86 @@ TOKEN_METRICS: dict[str, Metric] = {
     )
 }
 METRICS = CLASS_METRICS | NUMBER_METRICS
+
+
+# Scripts that write no spaces between words: a word of theirs begins and ends anywhere.
+_UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+_LETTER = rf"[\w--{_UNSPACED}]"
+# Digits are no part of a longer number, nor of a negative one: 5 is not in 1.5, 1,500 or -5.
+_BEFORE = rf"(?<!{_LETTER})(?!(?<=[0-9][.,]|(?<!\w)[-\u2212])[0-9])"
+_BEHIND = rf"(?!{_LETTER})(?!(?<=[0-9])[.,][0-9])"
+
+
+_WORD = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|[^\s{_UNSPACED}]+")
+
+
+def words_of(text: str) -> list[str]:
+    """Return what stands between white space; of scripts that write none between words, each character."""
+    return text.split() if text.isascii() else _WORD.findall(text)
+
+
+@lru_cache(maxsize=4096)
+def _pattern(phrases: tuple[str, ...]) -> regex.Pattern[str]:
+    words = ([regex.escape(word) for word in composed(phrase).split()] for phrase in phrases)
+    each = "|".join("(" + r"\s+".join(own) + ")" for own in words)
+    # (?-f) folds letter by letter: a sharp s is another letter than two of them, which V1 takes it for.
+    return regex.compile(f"(?V1)(?-f){_BEFORE}(?:{each}){_BEHIND}", regex.IGNORECASE)
+
+
+def first_of(phrases: Sequence[str], text: str) -> int | None:
+    """Return which phrase is the first in a text, whatever its case; where two begin alike, the first of the two."""
+    match = _pattern(tuple(phrases)).search(composed(text))
+    return None if match is None or match.lastindex is None else match.lastindex - 1
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+# Those of ASCII, as SQuAD has them, and those of East Asian texts.
+_MARKS = str.maketrans("", "", string.punctuation + "、。〈〉《》「」『』【】〔〕・！（），．：；？～｡｢｣､")  # noqa: RUF001
+
+
+def _exact_match(predictions: Values, references: Values) -> float:
+    return float(np.mean(predictions == references))
+
+
+def token_f1(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
+    """Return SQuAD's F1 of each row, (N,): of the words that prediction and reference share, without articles, marks
+    and case. Of Chinese and other scripts without spaces each character is a word, as SQuAD's followers have it. A text
+    of nothing but articles and marks has these for words: `A` is not `the`, nor `+` the empty text."""
+    return np.array([_f1(*pair) for pair in zip(predictions.tolist(), references.tolist(), strict=True)], np.float64)
+
+
+def contains(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
+    """Return 1 for each row whose prediction has the reference in it, as whole words, whatever their case; (N,)."""
+    pairs = zip(predictions.tolist(), references.tolist(), strict=True)
+    return np.array([_has(prediction, reference) for prediction, reference in pairs], np.float64)
+
+
+def _f1(prediction: str, reference: str) -> float:
+    ours, theirs = _words(prediction), _words(reference)
+    shared = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * shared / (len(ours) + len(theirs)) if ours and theirs else float(ours == theirs)
+
+
+@lru_cache(maxsize=4096)
+def _words(text: str) -> list[str]:
+    plain = composed(text).lower()
+    bare = plain.translate(_MARKS)
+    return words_of(_ARTICLES.sub(" ", bare)) or words_of(bare) or words_of(plain)
+
+
+def _has(prediction: str, reference: str) -> bool:
+    return bool(reference.strip()) and first_of((reference,), prediction) is not None
+
+
+def _mean_of(of_rows: Callable[[Values, Values], npt.NDArray[np.float64]]) -> Score:
+    return lambda predictions, references: float(of_rows(predictions, references).mean())
+
+
+TEXT_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("exact_match", "maximize", _exact_match, is_share=True),
+        Metric("token_f1", "maximize", _mean_of(token_f1), of_rows=token_f1),
+        Metric("contains", "maximize", _mean_of(contains), of_rows=contains),
+    )
+} | TOKEN_METRICS

@@ -1,28 +1,33 @@
-"""A task ready to train on: rows read, checked, carved and tokenised; batches on demand."""
+"""A task ready to train on: rows read, checked, carved and tokenised; batches on demand.
+
+And a preview: its first rows as the model sees them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.errors import TaskDataError
-from loraxs_search.records import DataReport, Split, Task
-from loraxs_search.tasks._answer_report import with_answers
-from loraxs_search.tasks._faults import collected, joined
-from loraxs_search.tasks._report import cached_report
-from loraxs_search.tasks._rows import SPLITS, fingerprint, fixed_subset, read_rows
-from loraxs_search.tasks._rows_cache import rows_cache
-from loraxs_search.tasks._tokenizer import cache_key, tokenizer_identity
-from loraxs_search.tasks._tokens import encode_questions, tokenize
+from loraxs_search.base_model import locate
+from loraxs_search.errors import BaseModelError, TaskDataError
+from loraxs_search.records import BaseModel, BaseModelRef, DataReport, Split, Task
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind, checked
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.read import SPLITS, fingerprint, fixed_subset, read_rows, rows_cache
+from loraxs_search.tasks.report import cached_report, with_answers
+from loraxs_search.tasks.rows import Rows, collected, joined
+from loraxs_search.tasks.tokens import cache_key, encode_questions, tokenize, tokenizer_identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class PreparedTask(RowSource):
@@ -150,3 +155,145 @@ def encode(kind: TaskKind, tokenizer: PreTrainedTokenizerBase, questions: Sequen
             texts per row.
     """
     return encode_questions(kind, kind.questions(questions), tokenizer)
+
+
+def locate_for(task: Task, ref: BaseModelRef) -> BaseModel:
+    """Find a base model as `locate` does; a user who must fix that sees at once what else is wrong.
+
+    Raises:
+        BaseModelError: it is not found, or not what it should be; its message has the faults of the task's rows too.
+    """
+    try:
+        return locate(ref)
+    except BaseModelError as error:
+        try:
+            load_data(task)
+        except TaskDataError as other:
+            hints = [hint for hint in (error.hint, other.hint) if hint]
+            raise BaseModelError(f"{error}\n{other}", hint="; ".join(hints)) from error
+        raise
+
+
+_COUNTED = 1_000  # rows that are tokenised for the counts: a large set takes minutes
+
+
+@dataclass(frozen=True)
+class PreviewPart:
+    """A run of tokens as text, special tokens included."""
+
+    text: str
+    learnt: bool
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """A row as the model sees it.
+
+    Args:
+        parts: Its text, one part for each run of learnt or other tokens.
+        answer: What an answer is held against, as people read it.
+        cut: Whether tokens were left out to keep `max_length`; None where that is not known.
+    """
+
+    parts: tuple[PreviewPart, ...]
+    answer: str
+    num_tokens: int
+    num_learnt: int
+    cut: bool | None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The first rows of a split, and counts of more of them.
+
+    Args:
+        num_rows: Rows of the whole split.
+        num_counted: Rows, from the first one, that the following numbers are of.
+        mean_learnt: Learnt tokens of a row; 0 where a head gives the answer.
+        num_cut: Rows that were cut; None where that is not known.
+    """
+
+    task: str
+    split: Split
+    rows: tuple[PreviewRow, ...]
+    num_rows: int
+    num_counted: int
+    mean_tokens: float
+    most_tokens: int
+    mean_learnt: float
+    num_cut: int | None
+
+
+def preview(
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    split: Split = "train",
+    num_rows: int = 3,
+    cache_dir: Path | None = None,
+) -> Preview:
+    """Read a task's rows, and tokenise the first ones as for training.
+
+    Raises:
+        TaskDataError: the data do not fit the declaration, or the tokenizer does not fit the task.
+    """
+    kind = checked(task)
+    kind.check_tokenizer(tokenizer)
+    rows = load_data(task, cache_dir).rows[split]
+    counted = rows.take(range(min(len(rows), max(_COUNTED, num_rows))))
+    encoded = kind.encode(counted, tokenizer)
+    ids = [_row_tokens(encoded, row) for row in range(len(counted))]
+    return Preview(
+        task=task.name,
+        split=split,
+        rows=tuple(
+            _row(kind, counted, encoded, row, tokenizer, *ids[row]) for row in range(min(num_rows, len(counted)))
+        ),
+        num_rows=len(rows),
+        num_counted=len(counted),
+        mean_tokens=float(np.mean([len(tokens) for tokens, _ in ids])),
+        most_tokens=max(len(tokens) for tokens, _ in ids),
+        mean_learnt=float(np.mean([len(learnt) for _, learnt in ids])),
+        num_cut=None if encoded.cut is None else int(encoded.cut.sum()),
+    )
+
+
+def _row(
+    kind: TaskKind,
+    rows: Rows,
+    encoded: EncodedRows,
+    row: int,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: list[int],
+    learnt: set[int],
+) -> PreviewRow:
+    runs = groupby(range(len(tokens)), key=learnt.__contains__)
+    (label,) = rows.labels[row : row + 1].tolist()
+    return PreviewRow(
+        parts=tuple(PreviewPart(_text([tokens[i] for i in run], tokenizer), is_learnt) for is_learnt, run in runs),
+        answer=kind.show(label),
+        num_tokens=len(tokens),
+        num_learnt=len(learnt),
+        cut=None if encoded.cut is None else bool(encoded.cut[row]),
+    )
+
+
+def _row_tokens(encoded: EncodedRows, row: int) -> tuple[list[int], set[int]]:
+    """Return the tokens of a row, and the places among them of those that are learnt.
+
+    The last learnt token is no part of what the model reads: it is what is read of the last position.
+    """
+    tokens: list[int] = encoded.ids.row(row).tolist()
+    if encoded.positions is None or encoded.targets is None:
+        return tokens, set()
+    places = [int(position) + 1 for position in encoded.positions.row(row)]
+    targets: list[int] = encoded.targets.row(row).tolist()
+    whole = [*tokens, targets[-1]] if places[-1:] == [len(tokens)] else tokens
+    if [whole[place] for place in places] != targets:  # something else than the next token is learnt
+        return tokens, set()
+    return whole, set(places)
+
+
+def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(text)

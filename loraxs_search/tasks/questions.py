@@ -1,12 +1,32 @@
-"""Questions to an adapter, in the forms in which callers give them."""
+"""Questions to an adapter: as callers give them, from a file, or from standard input.
+
+Files are read as training data are, with an adapter's columns.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from loraxs_search.errors import UsageError
-from loraxs_search.tasks._texts import check_question, composed, is_text
+from loraxs_search.errors import UsageError, meant
+from loraxs_search.home import disk_faults
+from loraxs_search.paths import meant_file
+from loraxs_search.tasks.files import decoded, file_format, read_columns, unpacked
+from loraxs_search.tasks.rows import (
+    TEXT_NAMES,
+    Columns,
+    MalformedFileError,
+    SourceLocation,
+    check_question,
+    composed,
+    is_text,
+)
+from loraxs_search.tasks.separated import is_table, shows
 
 __all__ = ["check_question", "composed", "is_text", "listed", "question_rows", "shown_question"]
 
@@ -51,3 +71,148 @@ def listed(texts: Any, name: str) -> list[Any]:
 def shown_question(row: Sequence[Any]) -> str:
     """Return a row as people read it."""
     return " | ".join(shown_question(value) if isinstance(value, list) else str(value) for value in row)
+
+
+log = logging.getLogger(__name__)
+
+_TEXT = ".txt"
+_STDIN = "standard input"
+
+
+@dataclass(frozen=True)
+class QuestionRows:
+    """Rows to be answered.
+
+    Args:
+        rows: Each with the values of the adapter's columns.
+        place: Where they stand, for messages.
+        others: The values of the other columns, where they were asked for.
+    """
+
+    rows: list[tuple[Any, ...]]
+    place: SourceLocation
+    others: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+def question_path(source: str) -> Path:
+    """Return the path of a file of rows.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    path = Path(source).expanduser()
+    if not source or not path.is_file():
+        got = f"{source} is a folder" if source and path.is_dir() else f"there is no {source or repr(source)}"
+        raise UsageError(
+            f"{meant_file(path)}`--file` must name a file, or - for standard input, but {got}.",
+            hint="download it first: only files of this machine are read" if "://" in source else _HINT,
+        )
+    return path
+
+
+def read_questions(source: str, columns: Sequence[str], *, others: bool = False) -> QuestionRows:
+    """Return the rows of a file, each with these columns; where both have only one, its name is not asked for.
+
+    Args:
+        source: The path of a file that training data may stand in, or of a .txt with a text in each line.
+        others: Whether the file's other columns are read too.
+    Raises:
+        UsageError: there is no such file, it cannot be read, lacks a column, or has no row.
+        HomeError: the disk fails.
+    """
+    path = question_path(source)
+    with disk_faults(path, "--file"):
+        content = path.read_bytes()
+    try:
+        if file_format(path, (_TEXT,)) == _TEXT:
+            return _lines(decoded(unpacked(path, content)), source, columns)
+        return _read_table(path, content, source, columns, others)
+    except MalformedFileError as error:
+        raise UsageError(f"`--file` {error.message}: {source}.", hint=error.hint) from error
+
+
+def read_standard_input(content: bytes, columns: Sequence[str], *, others: bool = False) -> QuestionRows:
+    """Return the rows of standard input: a text in each line, or JSONL or CSV where the first line shows it.
+
+    Raises:
+        UsageError: it is no UTF-8, it lacks a column, or has no row.
+    """
+    try:
+        text = decoded(content)
+        if (ending := _shown_form(text, columns)) == _TEXT:
+            return _lines(text, _STDIN, columns)
+        return _read_table(Path(f"stdin{ending}"), content, _STDIN, columns, others)
+    except MalformedFileError as error:
+        raise UsageError(f"`--file` {error.message}: {_STDIN}.", hint=error.hint) from error
+
+
+_HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl or .parquet has the columns that the task reads"
+
+
+def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], others: bool) -> QuestionRows:
+    read = read_columns(path, content, columns)
+    names = read.available
+    if len(names) == len(columns) == 1 and not read.values and names[0].strip():
+        log.warning("%s: %r is read as the name of its column, not as a text", source, names[0])
+        named = read_columns(path, content, names)
+        return _of_columns(Columns(list(columns), {columns[0]: named.values[names[0]]}, named.lines), source, columns)
+    rows = _of_columns(read, source, columns)
+    further = [name for name in dict.fromkeys(names) if others and name not in columns]
+    if twice := [name for name in further if names.count(name) > 1]:
+        raise MalformedFileError(
+            f"must name each column once where answers keep all, but has {', '.join(map(repr, twice))} twice",
+            hint="rename or remove one of the two",
+        )
+    if not further:
+        return rows
+    values = read_columns(path, content, columns, further).values
+    kept = [name for name in further if name in values and (name or any(values[name]))]
+    return replace(rows, others={name: values[name] for name in kept})
+
+
+def _lines(text: str, source: str, columns: Sequence[str]) -> QuestionRows:
+    if len(columns) > 1:
+        raise UsageError(
+            f"A row of this task has {', '.join(columns)}, but a line of {source} has one text.",
+            hint="give a .csv with these columns, or a .jsonl with these keys",
+        )
+    end = "\n" if "\n" in text else "\r"  # a lone return ends lines only where nothing else does, as on an old Mac
+    lines = enumerate((line.rstrip("\r") for line in text.split(end)), start=1)
+    kept = [(number, line) for number, line in lines if line.strip()]
+    return _some([(line,) for _, line in kept], SourceLocation(source, [number for number, _ in kept]))
+
+
+def _of_columns(read: Columns, source: str, columns: Sequence[str]) -> QuestionRows:
+    place = SourceLocation(source, read.lines)
+    if not any(name.strip() for name in read.available):
+        return _some([], place)
+    for name in columns:
+        if name not in read.values:
+            near = meant(name, read.available)
+            way = f"rename the column {near or 'of the texts'} to {name}"
+            if not near and len(columns) == 1:
+                way += ", or leave only that one: then its name does not matter"
+            if source == _STDIN and len(columns) == 1:
+                way += "; lines of text that look like a table are read as they are from a .txt"
+            raise UsageError(
+                f"{source} must have the column {name}, which the task reads, but has: {', '.join(read.available)}.",
+                hint=way,
+            )
+    return _some(list(zip(*(read.values[name] for name in columns), strict=True)), place)
+
+
+def _some(rows: list[tuple[Any, ...]], place: SourceLocation) -> QuestionRows:
+    if not rows:
+        raise UsageError(f"`--file` must have a row at least, but {place.name} has none.", hint=_HINT)
+    return QuestionRows(rows, place)
+
+
+def _shown_form(text: str, columns: Sequence[str]) -> str:
+    """Return the ending that a file with this text would have: lines of text, unless it begins as another form does."""
+    first = next((line for line in text.split("\n") if line.strip()), "")
+    if first.startswith(("{", "[")):
+        with contextlib.suppress(ValueError, RecursionError):
+            json.loads(first if first[0] == "{" else text)
+            return ".jsonl"
+    is_name = len(columns) == 1 and first.strip().strip('"').lower() in TEXT_NAMES
+    return ".csv" if is_name or shows(text.lstrip(), columns) or is_table(text.lstrip()) else _TEXT

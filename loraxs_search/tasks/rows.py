@@ -1,15 +1,156 @@
-"""A task's rows as they were read and checked, before any tokenizer has seen them."""
+"""Rows as they are read: stored columns, where they stand, what a text must be, and all faults in one error."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import contextlib
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.tasks._source_location import SourceLocation
+from loraxs_search.errors import TaskDataError, shortened
+from loraxs_search.records import Task
+
+_LISTED = 5  # different values that a message names
+
+
+@dataclass(frozen=True)
+class SourceLocation:
+    """A file or a split of the hub, and where in it rows stand.
+
+    Args:
+        lines: The line of each row; None where rows have no lines.
+        numbers: The number of each row, from 0; None where rows stand as they do in the source.
+    """
+
+    name: str
+    lines: Sequence[int] | None = field(default=None, repr=False)
+    numbers: Sequence[int] | None = field(default=None, repr=False)
+
+    def row(self, index: int) -> str:
+        """Return what people call a row: its line in the file, or its number from 1."""
+        return f"{'row' if self.lines is None else 'line'} {self.number(index)}"
+
+    def number(self, index: int) -> int:
+        """Return the line of a row, or its number from 1 where rows have no lines."""
+        if self.lines is not None:
+            return self.lines[index]
+        return (index if self.numbers is None else self.numbers[index]) + 1
+
+    def take(self, indices: Sequence[int] | npt.NDArray[np.int64]) -> SourceLocation:
+        """Return where these rows stand, in that order."""
+        numbers = [int(i) for i in indices]
+        if self.lines is not None:
+            return SourceLocation(self.name, [self.lines[i] for i in numbers])
+        return SourceLocation(self.name, None, numbers if self.numbers is None else [self.numbers[i] for i in numbers])
+
+    def values(self, values: Sequence[Any], rows: Sequence[int]) -> str:
+        """Return the different values of `rows` and where each is first: `'2' (line 5 and 3 more rows), 'q' (line 9)`.
+
+        Five of them at most, then how many others there are.
+        """
+        by_value: dict[str, list[int]] = {}
+        for row in rows:
+            by_value.setdefault(shortened(values[row]), []).append(row)
+        parts = [f"{value} ({self._first(where)})" for value, where in list(by_value.items())[:_LISTED]]
+        others = len(by_value) - len(parts)
+        return ", ".join(parts) + (f" and {others} other value{'s' * (others > 1)}" if others else "")
+
+    def _first(self, rows: Sequence[int]) -> str:
+        more = len(rows) - 1
+        return self.row(rows[0]) + (f" and {more} more row{'s' * (more > 1)}" if more else "")
+
+
+class MalformedFileError(Exception):
+    """A file is not of the format that its ending names; the message leaves the file's name to the caller."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns read from one file, or from one split of the hub.
+
+    Args:
+        available: Every column of the source.
+        values: The requested columns that exist, each with one value a row.
+        lines: The line where each row begins in its file; None where rows have no lines.
+        stored_names: Label names that the data themselves give to their ids.
+    """
+
+    available: list[str]
+    values: dict[str, list[Any]]
+    lines: list[int] | None = None
+    stored_names: list[str] | None = None
+
+
+def with_parents(wanted: Sequence[str]) -> list[str]:
+    """Return the columns to read for `wanted`: with `choices.text` also `choices`, which may hold it; the last stays
+    last."""
+    parents = [name.partition(".")[0] for name in wanted if "." in name]
+    return [*dict.fromkeys(parent for parent in parents if parent not in wanted), *wanted]
+
+
+def with_parts(columns: Columns, wanted: Sequence[str]) -> Columns:
+    """Add the parts that `wanted` names with a dot: `choices.text` is what `text` holds in each value of `choices`.
+
+    A column whose own name has the dot stays as it is. A part that no row has is not added.
+    """
+    values = dict(columns.values)
+    for name in wanted:
+        parent, *path = name.split(".")
+        if name not in values and path and parent in values:
+            parts = [_part(value, path) for value in values[parent]]
+            if any(part is not None for part in parts):
+                values[name] = parts
+    added = [name for name in values if name not in columns.values]
+    return replace(columns, available=[*columns.available, *added], values=values)
+
+
+def _part(value: Any, path: Sequence[str]) -> Any:
+    """Return what stands at `path` in a value; of a list of objects, a list of what stands there in each."""
+    for key in path:
+        if isinstance(value, Mapping):
+            value = value.get(key)
+        elif isinstance(value, list) and all(isinstance(item, Mapping) for item in value):
+            value = [item.get(key) for item in value]
+        else:
+            return None
+    return value
+
+
+class JoinedDataError(TaskDataError):
+    """Several faults of one task's data; the message lists all of them."""
+
+    def __init__(self, task: Task, errors: Sequence[TaskDataError]) -> None:
+        messages = [error.message.removeprefix(f"Task {task.name}: ") for error in errors]
+        hints = dict.fromkeys(error.hint for error in errors if error.hint)
+        super().__init__(
+            "\n".join([f"Task {task.name} has {len(messages)} faults:", *messages]), hint="; ".join(hints) or None
+        )
+        self.errors = tuple(errors)
+
+
+@contextlib.contextmanager
+def collected(errors: list[TaskDataError]) -> Iterator[None]:
+    """Put the faults that the block raises into `errors`, and go on behind it."""
+    try:
+        yield
+    except JoinedDataError as error:
+        errors += error.errors
+    except TaskDataError as error:
+        errors.append(error)
+
+
+def joined(task: Task, errors: Sequence[TaskDataError]) -> TaskDataError:
+    """Return one error that lists all of them."""
+    return errors[0] if len(errors) == 1 else JoinedDataError(task, errors)
+
 
 # What people call a column with texts.
 TEXT_NAMES = (
@@ -49,3 +190,87 @@ class Rows:
         extras = {name: [column[i] for i in indices] for name, column in self.extras.items()}
         place = None if self.place is None else self.place.take(indices)
         return Rows([self.texts[i] for i in indices], pairs, self.labels[indices], extras, place)
+
+
+_NUMBERS = {1: "one", 2: "two", 3: "three"}
+
+
+def check_texts(values: Sequence[Any], task: Task, column: str, place: SourceLocation) -> list[str]:
+    """Return a text column.
+
+    Raises:
+        TaskDataError: something is no text, or no valid Unicode; every different one is named.
+    """
+    faults = [row for row, value in enumerate(values) if not is_text(value)]
+    if faults:
+        raise TaskDataError(
+            f"Task {task.name}: `{column}` must be text, but {place.name} has {place.values(values, faults)}.",
+            hint="correct or remove the rows",
+        )
+    return list(values)
+
+
+def blank_rows(texts: Sequence[str], pairs: Sequence[str] | None) -> list[int]:
+    """Return the rows without anything to read: each of their texts is empty or white space."""
+    empty = [row for row, text in enumerate(texts) if not text.strip()]
+    return empty if pairs is None else [row for row in empty if not pairs[row].strip()]
+
+
+def check_question(
+    task: Task, rows: Sequence[tuple[Any, ...]], names: Sequence[str], place: SourceLocation | None = None
+) -> None:
+    """Refuse what nobody can judge.
+
+    Args:
+        names: Of the texts of a row.
+        place: The file that rows are from; None where somebody gave them as they are.
+    Raises:
+        TaskDataError: there is no row, one has another number of texts than the task takes, or none to read.
+    """
+    takes = f"{_NUMBERS.get(len(names), len(names))} text{'s' * (len(names) > 1)}"
+    if not rows:
+        raise TaskDataError(f"Task {task.name} must be given at least one row.")
+    if wrong := [row for row in rows if len(row) != len(names)]:
+        got = wrong[0][0] if len(wrong[0]) == 1 else wrong[0]
+        raise TaskDataError(
+            f"Task {task.name} must be given {takes} per row, but got {shortened(got)}.",
+            hint=f"a row is {' then '.join(names)}",
+        )
+    got, of_file = ("got", "") if place is None else (f"{place.name} has", f" of {place.name}")
+    place = place or SourceLocation("the request")
+    columns = [[row[i] for row in rows] for i in range(len(names))]
+    for values in columns:
+        if faults := [row for row, value in enumerate(values) if not isinstance(value, str)]:
+            raise TaskDataError(
+                f"Task {task.name} must be given {takes} per row, but {got} {place.values(values, faults)}.",
+                hint="give each text as text: in quotes in JSON, as a str in Python",
+            )
+        if faults := [row for row, value in enumerate(values) if not is_text(value)]:
+            raise TaskDataError(
+                f"Task {task.name} must be given valid Unicode, but {got} {place.values(values, faults)}.",
+                hint="it has bytes that are not UTF-8, or half of a surrogate pair: write it as UTF-8",
+            )
+    if blank := [number for number, row in enumerate(rows) if not "".join(row).strip()]:
+        raise TaskDataError(
+            f"Task {task.name} must be given text to read, but {place.row(blank[0])}{of_file} has none"
+            f"{f' ({len(blank)} such rows)' if len(blank) > 1 else ''}.",
+            hint="leave out rows that are empty; `predict --file` does with --skip-empty",
+        )
+
+
+def composed(text: str) -> str:
+    """Return a text in the form in which those are equal that look alike: an accent may be a character of its own."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a text that a tokenizer takes."""
+    return isinstance(value, str) and (value.isascii() or _is_unicode(value))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: neither a tokenizer nor a file takes it
+        return False
+    return True

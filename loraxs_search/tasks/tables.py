@@ -14,11 +14,11 @@ from typing import Any
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults
 from loraxs_search.paths import meant_file
-from loraxs_search.tasks._columns import Columns, MalformedFileError
-from loraxs_search.tasks._csv import SEPARATORS, likely_separator, read_csv
-from loraxs_search.tasks._files import file_format, read_columns, unpacked
-from loraxs_search.tasks._hub_splits import load_splits
-from loraxs_search.tasks._rows_cache import rows_cache
+from loraxs_search.tasks.files import file_format, read_columns, unpacked
+from loraxs_search.tasks.read import rows_cache
+from loraxs_search.tasks.rows import Columns, MalformedFileError
+from loraxs_search.tasks.separated import SEPARATORS, likely_separator, read_csv
+from loraxs_search.tasks.splits import load_splits
 
 _MOST_OF_HUB = 100_000  # rows of a data set that are looked at
 

@@ -20,7 +20,7 @@ def dataset_input(facts: StudyFacts) -> DatasetInput:
     """Return the data of a study: all splits are one data set, whose digest is of all their texts and labels."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    from loraxs_search.tasks.source_names import source_names
+    from loraxs_search.tasks.asking import source_names
 
     task = facts.task
     kind, source = _source(task.source)
@@ -42,7 +42,7 @@ def _by_split(num_rows: Mapping[Any, int]) -> dict[str, int]:
 
 def _source(source: DataSource) -> tuple[str, dict[str, Any]]:
     """Return how MLflow names the kind of a source, and the source: files without the folders of this machine."""
-    from loraxs_search.tasks.source_names import source_names
+    from loraxs_search.tasks.asking import source_names
 
     if source.hub:
         named = {"path": source.hub, "config_name": source.config, "revision": source.revision}

@@ -63,7 +63,7 @@ def _searched(task: Task) -> str:
 
 
 def _data(facts: StudyFacts) -> str:
-    from loraxs_search.tasks.source_names import source_names
+    from loraxs_search.tasks.asking import source_names
 
     rows = ", ".join(f"{facts.num_rows[split]:,} {split}" for split in get_args(Split) if split in facts.num_rows)
     names = ", ".join(f"`{name}`" for name in source_names(facts.task.source)) or "not named"

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.tasks.end_tokens import end_ids
 from loraxs_search.tasks.kinds import Write, Written
+from loraxs_search.tasks.tokens import end_ids
 from loraxs_search.trial.decoding import base_of
 from loraxs_search.trial.open_row import OpenRow, written
 from loraxs_search.trial.prompt_passes import Computing, Indices, read_prompts

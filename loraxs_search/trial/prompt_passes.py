@@ -16,8 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from loraxs_search.tasks.batches import RUN_TOKENS, cheapest_runs
-from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.encoded import RUN_TOKENS, EncodedRows, Ragged, cheapest_runs
 from loraxs_search.trial.decoding import Decoding
 from loraxs_search.trial.shared_beginning import common_beginning, is_worth_beginning
 from loraxs_search.trial.shared_prompts import padded

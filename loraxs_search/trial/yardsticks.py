@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from loraxs_search.records import Split, Yardstick
 from loraxs_search.tasks import PreparedTask, eval_batches, fixed_subset
+from loraxs_search.tasks.baselines import SplitOutputs, TimeLimit, constant, scored, tfidf
 from loraxs_search.tasks.kinds import LinearForm
-from loraxs_search.tasks.yardsticks import SplitOutputs, TimeLimit, constant, scored, tfidf
 from loraxs_search.torch_threads import single_thread
 
 LIMIT_S = 10.0  # of one core, all yardsticks together

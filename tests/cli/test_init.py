@@ -17,8 +17,8 @@ from support.said import Said
 from support.spaces import QUICKSTART
 
 import loraxs_search
-from loraxs_search.drafts import Choices, UndecidedError, draft_space
 from loraxs_search.errors import TaskDataError, UsageError
+from loraxs_search.scaffold import Choices, UndecidedError, draft_space
 from loraxs_search.search_space import load_space
 from loraxs_search.shipped_spaces import schema_path
 from loraxs_search.tasks import load_data

@@ -13,7 +13,7 @@ import torch
 
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import BaseModelRef, Yardstick
-from loraxs_search.tasks.yardsticks import OutOfTimeError
+from loraxs_search.tasks.baselines import OutOfTimeError
 from loraxs_search.trial import Snapshot, bare_body, measure_yardsticks, yardsticks
 
 Host = TrialHost | PackedHost

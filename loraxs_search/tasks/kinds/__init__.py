@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records import Task
-from loraxs_search.tasks._columns import Columns
-from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, TaskKind
 from loraxs_search.tasks.kinds._options import items_of
@@ -26,13 +24,12 @@ from loraxs_search.tasks.kinds._requests import (
 )
 from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
 from loraxs_search.tasks.kinds._templates import DATE, Prompt, Template, begin_ids, token_ids
-from loraxs_search.tasks.kinds._text_metrics import TEXT_METRICS
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
 from loraxs_search.tasks.kinds.text_generation import TextGeneration
-from loraxs_search.tasks.metrics import METRICS, TOKEN_METRICS, Metric
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.metrics import METRICS, TEXT_METRICS, TOKEN_METRICS, Metric
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation
 
 __all__ = [
     "DATE",

@@ -35,7 +35,6 @@ entry point group `loraxs_search.task_kinds`; `KINDS.register` adds one to this 
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +46,6 @@ import numpy.typing as npt
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import (
     AnswerFact,
-    BaseModelRef,
     OutputScale,
     Prediction,
     Sample,
@@ -56,15 +54,11 @@ from loraxs_search.records import (
     Task,
     TaskModel,
 )
-from loraxs_search.tasks._columns import Columns
-from loraxs_search.tasks._source_location import SourceLocation
-from loraxs_search.tasks._texts import blank_rows
-from loraxs_search.tasks.base_code import base_argument, finding_code, revision_argument
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section
 from loraxs_search.tasks.metrics import Metric
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,13 +66,14 @@ if TYPE_CHECKING:
 
     from loraxs_search.tasks.batch import Batch, RowSource
 
+_UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
 Keys = Mapping[str, Any]
 Fault = tuple[tuple[str, ...], str]  # the key, and the broken rule: what follows "must ..."
 
 
 @dataclass(frozen=True)
 class LinearForm:
-    """How a linear model of features answers such a task, for yardsticks.
+    """How a linear model of features answers such a task, for baselines.
 
     Args:
         num_outputs: What the model gives for each row.
@@ -236,14 +231,20 @@ class TaskKind(ABC):
         """
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer, or a `max_length`, with which nothing of a row is read.
+        """Refuse a tokenizer, or a `max_length` that leaves no space for text or that the base cannot take.
 
         Raises:
             TaskDataError: with what is allowed.
         """
-        from loraxs_search.tasks._tokenizer import check_max_length
-
-        check_max_length(self.task, tokenizer)
+        task, high = self.task, tokenizer.model_max_length
+        low = tokenizer.num_special_tokens_to_add(pair=task.text_pair is not None) + 1
+        if not low <= task.max_length <= high:
+            allowed = f"{low}..{high}" if high < _UNLIMITED else f"at least {low}"
+            raise TaskDataError(
+                f"Task {task.name}: `max_length` must be {allowed} with this base model, but got"
+                f" max_length={task.max_length}.",
+                hint="change `max_length`, or choose another base model",
+            )
 
     @abstractmethod
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
@@ -374,7 +375,7 @@ class TaskKind(ABC):
         remedy."""
         yield from ()
 
-    # ---- yardsticks, and what people read ----------------------------------------------------------------------------
+    # ---- baselines, and what people read -----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
         """Return the answers that are worth giving to every row, the likeliest first; by default the most frequent."""
         values, counts = np.unique(labels, return_counts=True)
@@ -382,7 +383,7 @@ class TaskKind(ABC):
         return answers
 
     def linear(self) -> LinearForm | None:
-        """Return how a linear model answers such a task; None where none can; the yardsticks then leave it out."""
+        """Return how a linear model answers such a task; None where none can; the baselines then leave it out."""
         return None
 
     def show(self, answer: float | str) -> str:
@@ -397,15 +398,3 @@ class TaskKind(ABC):
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         """Return tokens that end what an adapter of this task writes, beside those that its base ends with."""
         return ()
-
-    def loading_code(self, base: BaseModelRef) -> str:
-        """Return the lines of Python that load a base for this task with transformers, as `base`."""
-        model, labels, before, options = self.model, self.task.labels, "", ""
-        if model.num_outputs is not None and labels:
-            before = f"labels = {json.dumps(labels, ensure_ascii=False)}\n"
-            ids = "label2id={label: number for number, label in enumerate(labels)}"
-            options = f", id2label=dict(enumerate(labels)), {ids}"
-        elif model.num_outputs is not None:
-            options = f", num_labels={model.num_outputs}"
-        arguments = f"{base_argument(base)}{options}{revision_argument(base)}"
-        return f"{finding_code(base)}{before}base = transformers.{model.auto_class}.from_pretrained({arguments})"

@@ -16,16 +16,12 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Sample, Split, TaskModel
-from loraxs_search.tasks._columns import Columns
-from loraxs_search.tasks._faults import collected, joined
-from loraxs_search.tasks._source_location import SourceLocation
-from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._answer_checks import blank_rows
+from loraxs_search.tasks.kinds._answers import blank_rows
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, RowScores
 from loraxs_search.tasks.kinds._templates import Prompt, Template, written
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, joined
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,17 +1,26 @@
-"""Texts with columns in braces, and prompts made of them: what a language model is given of a row."""
+"""Texts with columns in braces, and prompts made of them: what a language model is given of a row.
+
+The keys of a space file for prompts are here, too.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from pydantic import Field
+
+from loraxs_search.tasks.kinds._base import Fault, Keys
+from loraxs_search.tasks.kinds._section import Section, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
 
 ROLES = ("system", "user", "assistant")
 _PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -260,3 +269,42 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     tokens: Iterable[str] = tokenizer.convert_ids_to_tokens(token_ids(["a"], tokenizer)[0])
     return next(iter(tokens), "").startswith(("▁", "Ġ"))
+
+
+class MessageSection(Section):
+    """`task.messages[]`: who says what."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Text
+
+
+class PromptSection(Section):
+    """The keys of `task:` that make a prompt: one of the two."""
+
+    prompt: Text | None = None
+    messages: Annotated[list[MessageSection], Field(min_length=1)] | None = None
+
+
+def prompt_fields(section: PromptSection) -> dict[str, Any]:
+    """Return the keys of a prompt as `Task.settings` has them."""
+    return section.model_dump(include={"prompt", "messages"}, exclude_none=True)
+
+
+def prompt_laws(keys: Keys) -> Iterator[Fault]:
+    """Yield what is wrong with the keys of a prompt."""
+    if "prompt" not in keys or "messages" not in keys:  # one is faulty, and that is said
+        given = [key for key in ("prompt", "messages") if keys.get(key) is not None]
+    else:
+        given = [key for key in ("prompt", "messages") if keys[key] is not None]
+        if len(given) != 1:
+            yield ("prompt",), f"must be given, or else `messages`, but got {'both' if given else 'neither'}."
+    for key in given:
+        try:
+            prompt = Prompt.of({key: keys[key]})
+        except ValueError as error:
+            yield (key,), f"{error}."
+        else:
+            if not prompt.columns:
+                yield (key,), f"must name a column in braces, as in {{question}}, but got {keys[key]!r}."
+            if prompt.roles and prompt.roles[-1] != "user":
+                yield (key,), f"must end with a message of the user, but the last one is of the {prompt.roles[-1]}."

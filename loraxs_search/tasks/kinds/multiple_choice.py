@@ -18,31 +18,29 @@ from pydantic import PlainValidator
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import AnswerFact, Prediction, Split
-from loraxs_search.tasks._columns import Columns
-from loraxs_search.tasks._faults import collected, joined
-from loraxs_search.tasks._labels import are_hidden
-from loraxs_search.tasks._source_location import SourceLocation
-from loraxs_search.tasks._texts import check_question
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._choices import Choices, ReadLosses
 from loraxs_search.tasks.kinds._examples import with_examples
+from loraxs_search.tasks.kinds._labelled import are_hidden
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of
-from loraxs_search.tasks.kinds._option_labels import named_labels, option_labels, option_letter
 from loraxs_search.tasks.kinds._options import (
     SEPARATOR,
     OptionTexts,
     items_of,
+    named_labels,
+    option_labels,
     option_laws,
+    option_letter,
     read_options,
     shown_options,
     split_options,
 )
-from loraxs_search.tasks.kinds._prompt_section import PromptSection, prompt_fields, prompt_laws
 from loraxs_search.tasks.kinds._requests import Asking, Read, RowScores
 from loraxs_search.tasks.kinds._section import Text
+from loraxs_search.tasks.kinds._templates import PromptSection, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,14 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.records import AnswerFact, OutputScale, Prediction, Split, TaskModel
-from loraxs_search.tasks._labels import numbers
-from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection
+from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection, numbers
 from loraxs_search.tasks.kinds._requests import Values
 from loraxs_search.tasks.metrics import NUMBER_METRICS
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.rows import Rows, SourceLocation
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,14 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.records import AnswerFact, Prediction, Split, TaskModel
-from loraxs_search.tasks._labels import class_ids
-from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection
+from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection, class_ids
 from loraxs_search.tasks.kinds._requests import Values
 from loraxs_search.tasks.metrics import CLASS_METRICS
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.rows import Rows, SourceLocation
 
 if TYPE_CHECKING:
     from torch import Tensor

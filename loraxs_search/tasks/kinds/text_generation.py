@@ -17,30 +17,30 @@ from pydantic import AfterValidator, Field
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import AnswerFact, Prediction, Serving, Split, Task
-from loraxs_search.tasks._columns import Columns
-from loraxs_search.tasks._faults import collected, joined
-from loraxs_search.tasks._source_location import SourceLocation
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._answer_checks import (
+from loraxs_search.tasks.kinds._answers import (
+    MATCH_SECONDS,
+    Extraction,
+    ExtractSection,
+    SlowPatternError,
     as_written,
     blank_rows,
     check_answers,
     check_end_tokens,
+    extract_laws,
     length_warnings,
     reference_warnings,
     share_warnings,
     stop_warnings,
 )
-from loraxs_search.tasks.kinds._answers import MATCH_SECONDS, Extraction, ExtractSection, SlowPatternError, extract_laws
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._examples import with_examples
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, prompts_of
-from loraxs_search.tasks.kinds._prompt_section import PromptSection, prompt_fields, prompt_laws
 from loraxs_search.tasks.kinds._requests import Asking, RowScores, Sampling, Values, Write, Written
 from loraxs_search.tasks.kinds._section import Count, Section, Text, distinct
-from loraxs_search.tasks.kinds._templates import Template, continued_ids
-from loraxs_search.tasks.kinds._text_metrics import TEXT_METRICS
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.kinds._templates import PromptSection, Template, continued_ids, prompt_fields, prompt_laws
+from loraxs_search.tasks.metrics import TEXT_METRICS
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -303,7 +303,7 @@ class TextGeneration(LanguageModelKind):
     def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         return share_warnings(metrics, self.generation.max_new_tokens, extracts="extract" in self.task.settings)
 
-    # ---- yardsticks, and what people read ----------------------------------------------------------------------------
+    # ---- baselines, and what people read -----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
         return super().constants(labels)[:_MOST_CONSTANTS]
 

@@ -18,7 +18,7 @@ from loraxs_search.records import (
     Yardstick,
 )
 from loraxs_search.registry import model_card
-from loraxs_search.tasks.base_code import finding_code
+from loraxs_search.tasks.asking import finding_code
 
 REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, failed="diverged"))
 

@@ -1,9 +1,0 @@
-"""A first space for rows that somebody has: which columns, what kind of task, how long a search."""
-
-from __future__ import annotations
-
-from loraxs_search.drafts._choices import Choices, UndecidedError
-from loraxs_search.drafts._draft import Draft, draft_space, task_name
-from loraxs_search.drafts._init import init, save_draft
-
-__all__ = ["Choices", "Draft", "UndecidedError", "draft_space", "init", "save_draft", "task_name"]

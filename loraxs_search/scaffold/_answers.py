@@ -1,0 +1,328 @@
+"""What the answers of rows are, classes, numbers or words; which of them are wrong; rows without what is wrong.
+
+What people say of their rows themselves is in `Choices`; the rest is guessed.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from decimal import Decimal
+from difflib import get_close_matches
+from typing import Any
+
+from loraxs_search.errors import TaskDataError, UsageError, unknown_name
+from loraxs_search.tasks import finite_number
+from loraxs_search.tasks.questions import composed
+from loraxs_search.tasks.tables import Table
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What is known; None is guessed.
+
+    Args:
+        text: Columns that an answer is given to.
+        label: The column with answers.
+        labels: The answers that there are, in the order of their ids.
+        config: Of a data set of the hub, its configuration.
+        split: Of a data set of the hub, what it is trained on.
+        drop_empty: Leave out rows without a text or an answer.
+        renamed: Labels as they are written, each with the label that is meant.
+    """
+
+    name: str | None = None
+    kind: str | None = None
+    text: tuple[str, ...] | None = None
+    label: str | None = None
+    labels: tuple[str, ...] | None = None
+    metric: str | None = None
+    base: str | None = None
+    max_length: int | None = None
+    config: str | None = None
+    split: str | None = None
+    drop_empty: bool = False
+    renamed: tuple[tuple[str, str], ...] = ()
+
+    def command(self, data: str) -> str:
+        """Return the command that makes a space for `data` with these choices."""
+        words = ["loraxs-search", "init", data]
+        for name in (field.name for field in fields(self)):
+            value, option = getattr(self, name), f"--{name.replace('_', '-')}"
+            if name == "renamed":
+                words += [word for pair in value for word in ("--map", "=".join(pair))]
+            elif value is True:
+                words.append(option)
+            elif value:
+                words += [option, ",".join(value) if isinstance(value, tuple) else str(value)]
+        return shlex.join(words)
+
+
+class UndecidedError(UsageError):
+    """Something cannot be guessed: whoever knows it must say it.
+
+    Args:
+        option: The field of `Choices`, and the command line's option, that says it.
+        possible: What may be said, likeliest first; empty where that is open.
+    """
+
+    def __init__(self, option: str, message: str, possible: Sequence[str] = ()) -> None:
+        known = f" (one of: {', '.join(possible)})" if possible else ""
+        super().__init__(message, hint=f"say it with --{option}{known}")
+        self.option, self.possible = option, tuple(possible)
+
+
+CLASSES, NUMBERS, WRITING, CHOOSING = "sequence-classification", "regression", "text-generation", "multiple-choice"
+
+_WRITTEN = ("completion", "response", "output", "answer", "target", "summary", "translation")
+_NEVER_MEANT = ("nan", "null", "#n/a", "<na>", "nat")  # what programs write for a value that is missing
+_MISSING = (*_NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
+_MAX_CLASSES = 50  # more need many rows each
+_MANY_ROWS = 20  # so many rows for each different value, and they are classes
+_FEW_NUMBERS = 20  # whole numbers with no more different values are taken for classes
+_MAX_LISTED = 5
+_PADDED = re.compile(r"[-+]?0\d")  # a name, such as a postcode
+_PLAIN = re.compile(r"[-+]?(\d+\.?0*|\d*\.\d*[1-9])", re.ASCII)
+
+
+def different(values: Sequence[Any]) -> Counter[str]:
+    """Count the values of a column as texts, without the space around them; empty ones do not count."""
+    return Counter(text for value in values if (text := row_text(value)))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, or written as one without zeros before it."""
+    return finite_number(value) is not None and not _PADDED.match(row_text(value))
+
+
+def is_missing(text: str, counts: Mapping[str, int], num_rows: int) -> bool:
+    """Whether an answer says that there is none; of a word that may be a class, in so few rows that it is none."""
+    word = text.lower()
+    return word in _NEVER_MEANT or (word in _MISSING and counts[text] <= max(1, num_rows // 100))
+
+
+def doubtful_classes(labels: Iterable[str]) -> list[str]:
+    """Return classes whose names may say that an answer is missing."""
+    return [name for name in labels if name.lower() in _MISSING]
+
+
+def has_few(table: Table, label: str) -> bool:
+    """Whether the values of a column are few enough to be classes."""
+    number = len(different(table.columns[label]))
+    few = min(_MAX_CLASSES, max(2, table.num_rows // 4))
+    return number <= few or number * _MANY_ROWS <= table.num_rows
+
+
+def guess_kind(table: Table, label: str) -> str:
+    """Return the kind of task that the answers are for.
+
+    Raises:
+        UndecidedError: they may be classes or words.
+    """
+    if label in table.label_names:
+        return CLASSES
+    counts = different(table.columns[label])
+    if _mostly_numbers(table, counts):
+        values = {float(text) for text in counts if is_number(text)}
+        return CLASSES if all(map(float.is_integer, values)) and len(values) <= _FEW_NUMBERS else NUMBERS
+    if has_few(table, label):
+        return CLASSES
+    if label.lower() in _WRITTEN:
+        return WRITING
+    message = f"What is learnt must be known, but column {label!r} has {len(counts)} different values in"
+    raise UndecidedError("kind", f"{message} {table.num_rows} rows: classes, or answers in words?", (WRITING, CLASSES))
+
+
+def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, choices: Choices) -> dict[str, int]:
+    """Return the classes in id order with the rows that have each; no class where the kind has none.
+
+    Raises:
+        TaskDataError: rows lack a text or an answer, or answers look wrong; all of these are named.
+        UsageError: the labels that were chosen are not all that there are.
+    """
+    faults = _empty(table, texts, label) if table.is_file else []
+    counts, doubtful, meant = different(table.columns[label]), list[str](), dict[str, str]()
+    drops = bool(faults)
+    if kind == NUMBERS or (choices.labels is None and _mostly_numbers(table, counts)):
+        odd = [text for text in counts if not (finite_number(text) is not None if kind == NUMBERS else is_number(text))]
+        doubtful = _no_numbers(table, label, odd)
+        drops |= any(is_missing(text, counts, table.num_rows) for text in odd)
+    elif kind == CLASSES and choices.labels is None and label not in table.label_names:
+        meant = _meant(table, counts)
+        missing = [name for name in counts if name not in meant and is_missing(name, counts, table.num_rows)]
+        doubtful = _misspelt(table, label, meant, missing)
+        drops |= bool(missing)
+    if faults := faults + doubtful:
+        head = [f"{table.name} has {len(faults)} faults:"] if len(faults) > 1 else []
+        asked = replace(choices, drop_empty=drops or choices.drop_empty, renamed=(*choices.renamed, *meant.items()))
+        way = f", or: {asked.command(table.name)}" if asked != choices and table.is_file else ""
+        if doubtful and kind == CLASSES and len(counts) <= _MANY_ROWS:
+            way += f"; if all of them are meant: --labels {','.join(sorted(counts))}"
+        raise TaskDataError("\n".join([*head, *faults]), hint=f"correct or remove the rows{way}")
+    return _classes(table, label, counts, choices) if kind == CLASSES else {}
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+def _empty(table: Table, texts: Sequence[str], label: str) -> list[str]:
+    columns = [table.columns[name] for name in texts]
+    no_text = [row for row, values in enumerate(zip(*columns, strict=True)) if not any(map(row_text, values))]
+    no_answer = [row for row, value in enumerate(table.columns[label]) if not row_text(value)]
+    wanted = ((" and ".join(texts), no_text), (label, no_answer))
+    return [
+        f"Each row of {table.name} must have a {name}, but {_places(table, rows)} has none."
+        for name, rows in wanted
+        if rows
+    ]
+
+
+def _no_numbers(table: Table, label: str, odd: Sequence[str]) -> list[str]:
+    listed = [f"{text!r} ({_places(table, _rows_of(table, label, text))})" for text in odd[:_MAX_LISTED]]
+    return [f"Each {label} of {table.name} must be a number, but got {', '.join(listed)}."] if odd else []
+
+
+def _meant(table: Table, counts: Mapping[str, int]) -> dict[str, str]:
+    """Return what labels mean that differ in case alone, and rare ones that are written nearly as a frequent one.
+
+    As classes of their own they would be wrong.
+    """
+    most = max(1, table.num_rows // 100)
+    alike: dict[str, list[str]] = {}  # the most frequent one first
+    for name in sorted(counts, key=lambda name: -counts[name]):
+        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
+    meant = {name: usual for usual, *others in alike.values() for name in others}
+    frequent = {folded: names[0] for folded, names in alike.items() if counts[names[0]] > most}
+    for folded, names in alike.items():
+        if folded not in frequent and (near := get_close_matches(folded, frequent, n=1, cutoff=0.8)):
+            meant[names[0]] = frequent[near[0]]
+    return meant
+
+
+def _misspelt(table: Table, label: str, meant: Mapping[str, str], missing: Sequence[str]) -> list[str]:
+    faults = {name: f"did you mean {usual!r}?" for name, usual in meant.items()}
+    faults |= dict.fromkeys(missing, "is the answer missing?")
+    return [
+        f"Each {label} of {table.name} must be one that it has often, but got {name!r}"
+        f" ({_places(table, _rows_of(table, label, name))}): {fault}"
+        for name, fault in faults.items()
+    ]
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+def _classes(table: Table, label: str, counts: Counter[str], choices: Choices) -> dict[str, int]:
+    if choices.labels is not None:
+        return _chosen(table, label, counts, choices.labels)
+    if label in table.label_names:
+        return {name: counts[name] for name in table.label_names[label]}
+    by_number = all(map(_is_plain, counts))
+    if by_number:
+        counts, written = Counter(), counts
+        for text, count in written.items():
+            counts[_plain(text)] += count
+    if len(counts) < 2:
+        raise TaskDataError(
+            f"Column {label!r} must have two different answers at least, but has only {next(iter(counts), '')!r}.",
+            hint="name another column with --label",
+        )
+    return {name: counts[name] for name in sorted(counts, key=Decimal if by_number else None)}
+
+
+def _chosen(table: Table, label: str, counts: Counter[str], labels: tuple[str, ...]) -> dict[str, int]:
+    """Return the rows of each label that was chosen; numbers are the same however they are written."""
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise UsageError(
+            f"`--labels` must name two different labels at least, each once, but got {','.join(labels) or 'none'}.",
+            hint=f"labels of {table.name}: {','.join(sorted(counts))[:200]}",
+        )
+    by_plain = {_plain(name): name for name in labels}
+    chosen = Counter(dict.fromkeys(labels, 0))
+    unknown = []
+    for text, count in counts.items():
+        name = text if text in chosen else by_plain.get(_plain(text))
+        if name is None:
+            unknown.append(f"{text!r} ({_places(table, _rows_of(table, label, text))})")
+        else:
+            chosen[name] += count
+    if unknown:
+        more = f" and {len(unknown) - _MAX_LISTED} others" if len(unknown) > _MAX_LISTED else ""
+        raise UsageError(
+            f"`--labels` must name every {label} of {table.name}, but lacks {', '.join(unknown[:_MAX_LISTED])}{more}.",
+            hint="add them, or correct the rows",
+        )
+    return dict(chosen)
+
+
+def _mostly_numbers(table: Table, counts: Mapping[str, int]) -> bool:
+    """Whether answers are numbers, but for so few that these are mistakes, and for those that are missing."""
+    given = {text: count for text, count in counts.items() if text.lower() not in _NEVER_MEANT}
+    odd = sum(count for text, count in given.items() if not is_number(text))
+    return odd < len(given) and odd <= (max(1, table.num_rows // 100) if table.num_rows >= _MANY_ROWS else 0)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a class is a number, that may be written in other ways too; `007`, `1e5` and `3.10` are names."""
+    return is_number(text) and bool(_PLAIN.fullmatch(text))
+
+
+def _plain(text: str) -> str:
+    """Return a whole number as it is written plainly, so `1.0` as `1`; other texts as they are."""
+    whole, _, fraction = text.partition(".")
+    return text if fraction.strip("0") or not _is_plain(text) else str(int(whole))
+
+
+def row_text(value: Any) -> str:
+    """Return a value as text that looks alike, without the space around it; nothing for None."""
+    return "" if value is None else composed(str(value).strip())
+
+
+def _rows_of(table: Table, label: str, text: str) -> list[int]:
+    return [row for row, value in enumerate(table.columns[label]) if row_text(value) == text]
+
+
+def _places(table: Table, rows: Sequence[int]) -> str:
+    more = f" and {len(rows) - _MAX_LISTED} more" if len(rows) > _MAX_LISTED else ""
+    return ", ".join(table.place(row) for row in rows[:_MAX_LISTED]) + more
+
+
+def cleaned(table: Table, texts: tuple[str, ...], label: str, choices: Choices) -> Table:
+    """Return a table as `choices.drop_empty` and `choices.renamed` ask for it; without them, as it is.
+
+    Raises:
+        UsageError: a label that is renamed is not there, or the rows are not in a file.
+    """
+    if not (choices.drop_empty or choices.renamed):
+        return table
+    if not table.is_file:
+        raise UsageError(
+            f"`--drop-empty` and `--map` must go with a file, but {table.name} is a data set of the hub.",
+            hint="save its rows as a file first",
+        )
+    counts, new = different(table.columns[label]), dict(choices.renamed)
+    for old in new:
+        if old not in counts:
+            raise UsageError(unknown_name("--map", old, counts), hint=f"labels of {table.name}")
+    answers = [new.get(row_text(value), value) for value in table.columns[label]]
+    columns = table.columns | {label: answers}
+    kept = list(range(table.num_rows))
+    if choices.drop_empty:
+        counts, meant = different(answers), choices.labels or ()
+        kept = [
+            row
+            for row in kept
+            if any(row_text(columns[name][row]) for name in texts)
+            and row_text(answers[row])
+            and (row_text(answers[row]) in meant or not is_missing(row_text(answers[row]), counts, table.num_rows))
+        ]
+    remarks = [table.remark] if table.remark else []
+    if dropped := table.num_rows - len(kept):
+        remarks.append(f"{dropped} row{'s' * (dropped != 1)} without text or answer are left out")
+    remarks += [f"{old} is read as {name}" for old, name in choices.renamed]
+    return replace(
+        table,
+        columns={name: [values[row] for row in kept] for name, values in columns.items()},
+        lines=None if table.lines is None else [table.lines[row] for row in kept],
+        is_plain=False,
+        remark="; ".join(remarks),
+    )

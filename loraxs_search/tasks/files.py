@@ -1,0 +1,222 @@
+"""Local data files, read by the format that their ending names; rows of JSON, each with its line."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from loraxs_search.errors import shortened
+from loraxs_search.tasks.rows import Columns, MalformedFileError, with_parents, with_parts
+from loraxs_search.tasks.separated import read_csv
+
+_SPACE = re.compile(r"\s*")
+_HINT = "write one object a line, or all of them as one list"
+
+
+def read_json(text: str, wanted: Sequence[str]) -> Columns:
+    """Read the keys `wanted` of every object; one that lacks a key has None there.
+
+    Raises:
+        MalformedFileError: something is no JSON, no object, or names a key twice.
+    """
+    lines, rows = list[int](), list[dict[str, Any]]()
+    for line, item in _items(text) if text.lstrip().startswith("[") else _lines(text):
+        if not isinstance(item, dict):
+            raise MalformedFileError(f"must hold objects, but line {line} has {shortened(item)}", hint=_HINT)
+        lines.append(line)
+        rows.append(item)
+    available = dict.fromkeys(key for row in rows for key in row)
+    values = {name: [row.get(name) for row in rows] for name in wanted if name in available}
+    return Columns(list(available), values, lines)
+
+
+def _lines(text: str) -> Iterator[tuple[int, Any]]:
+    for line, content in enumerate(text.split("\n"), start=1):
+        if content.strip():
+            try:
+                yield line, json.loads(content, object_pairs_hook=_object)
+            except (ValueError, RecursionError) as error:
+                raise _no_json(line, error) from error
+
+
+def _items(text: str) -> Iterator[tuple[int, Any]]:
+    decoder = json.JSONDecoder(object_pairs_hook=_object)
+    position, line = 0, 1
+
+    def skip(to: int) -> None:
+        nonlocal position, line
+        end = _SPACE.match(text, to).end()  # type: ignore[union-attr]
+        line += text.count("\n", position, end)
+        position = end
+
+    skip(text.index("[") + 1)
+    try:
+        while text[position : position + 1] != "]":
+            begin = line
+            item, end = decoder.raw_decode(text, position)
+            skip(end)
+            yield begin, item
+            if text[position : position + 1] == ",":
+                skip(position + 1)
+            elif text[position : position + 1] != "]":
+                raise ValueError("a list must go on with a comma, or end with ]")
+        skip(position + 1)
+        if position < len(text):
+            raise ValueError("nothing may follow the list")
+    except (ValueError, RecursionError) as error:
+        raise _no_json(line, error) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("an object names a key twice")
+    return row
+
+
+def _no_json(line: int, error: Exception) -> MalformedFileError:
+    reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+    if isinstance(error, RecursionError):
+        reason = "it is nested too deep"
+    return MalformedFileError(f"must be JSON, but line {line} cannot be read: {reason}", hint=_HINT)
+
+
+def _zstd(content: bytes) -> bytes:
+    return bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read())
+
+
+_COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+    ".zst": _zstd,
+}
+_FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+
+
+def file_format(path: Path, also: Sequence[str] = ()) -> str:
+    """Return the ending that names a file's format.
+
+    Args:
+        also: Endings that the caller reads beside those of data files.
+    Raises:
+        MalformedFileError: it is none that can be read.
+    """
+    endings = [ending.lower() for ending in path.suffixes if ending.lower() not in _COMPRESSIONS]
+    known = (*also, *_FORMATS)
+    if not endings or endings[-1] not in known:
+        raise MalformedFileError(
+            f"must end in one of {', '.join(known)} (optionally compressed: {', '.join(_COMPRESSIONS)})",
+            hint="convert it, or give it the ending of what it holds",
+        )
+    return endings[-1]
+
+
+def read_columns(path: Path, content: bytes, wanted: Sequence[str], optional: Sequence[str] = ()) -> Columns:
+    """Read columns of a file whose bytes are `content`; where values nest, also parts of them, as `choices.text`.
+
+    Args:
+        optional: Columns that a row may lack.
+    Raises:
+        MalformedFileError: it is not what its ending says.
+    """
+    content = unpacked(path, content)
+    ending, every = file_format(path), with_parents([*optional, *wanted])
+    if ending == ".parquet":
+        return with_parts(_read_parquet(content, every), wanted)
+    text = decoded(content)
+    if ending in (".csv", ".tsv"):
+        return read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional)
+    return with_parts(read_json(text, every), wanted)
+
+
+def unpacked(path: Path, content: bytes) -> bytes:
+    """Return what a file holds, decompressed where its ending says that it is compressed.
+
+    Raises:
+        MalformedFileError: it is not compressed as it says.
+    """
+    decompress = _COMPRESSIONS.get(path.suffix.lower())
+    if decompress is None:
+        return content
+    try:
+        return decompress(content)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError, pa.ArrowException) as error:
+        raise MalformedFileError(
+            f"must be compressed as {path.suffix} says, but: {error}", hint="compress it again, or rename it"
+        ) from error
+
+
+def decoded(content: bytes) -> str:
+    """Return the text that a file holds.
+
+    Raises:
+        MalformedFileError: it is not in UTF-8, or has zero bytes, as UTF-16 has beside every Latin letter.
+    """
+    try:
+        text = content.decode("utf-8-sig")
+        wrong = content.find(b"\0")
+    except UnicodeDecodeError as error:
+        text, wrong = "", error.start
+    if wrong < 0:
+        return text
+    is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content
+    line = content.count(b"\n", 0, wrong) + 1
+    name, encoding = ("UTF-16", "utf-16") if is_utf_16 else ("Latin-1", "latin1")
+    raise MalformedFileError(
+        f"must be text in UTF-8, but line {line} has the byte 0x{content[wrong]:02x}",
+        hint=f"save it as UTF-8; `iconv -f {encoding} -t utf-8` does that to a file in {name}",
+    )
+
+
+def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(pa.BufferReader(content))
+        present = [name for name in wanted if name in schema.names]
+        if twice := [name for name in present if schema.names.count(name) > 1]:
+            raise MalformedFileError(
+                f"must name each column once, but has {', '.join(map(repr, twice))} twice", hint="rename one of the two"
+            )
+        table = parquet.read_table(pa.BufferReader(content), columns=present)
+        values = {name: table.column(name).to_pylist() for name in present}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+        raise MalformedFileError(f"must be a Parquet file, but: {reason}", hint="write it again") from error
+    return Columns(list(schema.names), values, stored_names=_label_names(schema, wanted[-1]))
+
+
+def label_names(path: Path, content: bytes, label: str) -> list[str] | None:
+    """Return the names that `datasets` has written into a Parquet file for a label column's ids; None without any.
+
+    Raises:
+        MalformedFileError: it is not compressed as it says.
+    """
+    if file_format(path) != ".parquet":
+        return None
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(pa.BufferReader(unpacked(path, content)))
+    except (pa.ArrowException, OSError):
+        return None
+    return _label_names(schema, label)
+
+
+def _label_names(schema: pa.Schema, label: str) -> list[str] | None:
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[label]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names]

@@ -1,0 +1,273 @@
+"""A task's rows in memory: read, validated, carved into splits, with a fingerprint of their content.
+
+The checked rows of a file are cached by its content: it is parsed once, whatever its name and time. A table in the
+cache is a file that is whole or not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from loraxs_search.errors import TaskDataError
+from loraxs_search.home import ensure_dir, home, mark_used, write_atomic
+from loraxs_search.records import Split, Task, to_json
+from loraxs_search.tasks.kinds import TaskKind
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, joined
+from loraxs_search.tasks.splits import (
+    StoredSplit,
+    check_numbering,
+    hub_splits,
+    local_splits,
+    splits_elsewhere,
+    wanted_columns,
+)
+
+
+def load_table(path: Path) -> pa.Table | None:
+    """Map a table into memory; None when there is none, or it is damaged."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (FileNotFoundError, pa.ArrowInvalid, OSError):  # Arrow says either of a file that is cut short
+        return None
+    mark_used(path)
+    return table
+
+
+def numbers_of(column: pa.Array) -> npt.NDArray[Any]:
+    """Return a column of numbers without a copy, read-only; Arrow's own `to_numpy` imports pandas: half a second."""
+    return np.from_dlpack(column)
+
+
+def store_table(path: Path, table: pa.Table) -> None:
+    """Write a table.
+
+    Raises:
+        HomeError: the file cannot be written.
+    """
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    write_atomic(path, sink.getvalue().to_pybytes())
+
+
+_EXTRA = "extra."  # before the names of columns that a kind adds
+_VERSION = "6"  # raised whenever the same bytes are read as other rows
+
+
+def rows_cache(cache_dir: Path | None) -> Path:
+    """Return the folder of cached rows, which is there then; None means home()/"datasets"."""
+    return ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")
+
+
+def rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str], most: int | None) -> Path:
+    """Return where the rows of a file are kept: all that decides them is in the name.
+
+    Args:
+        spare: Columns that may be missing.
+        most: Characters of the longest row; None where all rows are read.
+    """
+    parts = (_VERSION, digest, task.text, task.text_pair, task.label, task.kind, *task.labels)
+    if task.settings:
+        parts += (to_json(task.settings),)
+    if most is not None:
+        parts += (f"max_characters={most}",)
+    if spare:
+        parts += (f"without {sorted(spare)}",)
+    return cache_dir / "rows" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.arrow"
+
+
+def load_rows(path: Path, source: str) -> Rows | None:
+    """Return rows, as those of a file of this name; None when they are not there."""
+    table = load_table(path)
+    if table is None:
+        return None
+    columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "label"}
+    extras = {name.removeprefix(_EXTRA): values for name, values in columns.items() if name.startswith(_EXTRA)}
+    labels, place = _labels(table.column("label").combine_chunks()), SourceLocation(source, columns.get("line"))
+    return Rows(columns["text"], columns.get("pair"), labels, extras, place)
+
+
+def store_rows(path: Path, rows: Rows) -> None:
+    """Keep rows.
+
+    Raises:
+        HomeError: the cache cannot be written.
+    """
+    columns: dict[str, pa.Array] = {"text": pa.array(rows.texts, pa.large_string())}
+    if rows.pairs is not None:
+        columns["pair"] = pa.array(rows.pairs, pa.large_string())
+    if rows.place is not None and rows.place.lines is not None:
+        columns["line"] = pa.array(rows.place.lines, pa.int32())
+    extras = {f"{_EXTRA}{name}": pa.array(values) for name, values in rows.extras.items()}
+    ensure_dir(path.parent)
+    store_table(path, pa.table({**columns, "label": pa.array(rows.labels), **extras}))
+
+
+def _labels(column: pa.Array) -> npt.NDArray[Any]:
+    return np.array(column.to_pylist(), object) if pa.types.is_string(column.type) else numbers_of(column).copy()
+
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+_CARVED_SHARE, _FEWEST = 0.1, 10  # of train, and rows of which that share is a whole row
+_CARVE_SEED = "loraxs-search carve 1"
+
+
+def read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
+    """Read and validate the splits that exist, and carve the others from train.
+
+    The rows of a file are cached by its content, so that it is parsed once.
+
+    Raises:
+        TaskDataError: texts or labels do not fit the declaration, or a split is empty; all faults of all splits.
+        HomeError: the cache cannot be written.
+    """
+    task = kind.task
+    stored = local_splits(task) if task.source.data_files else hub_splits(task, cache_dir)
+    stored |= splits_elsewhere(task, cache_dir)
+    check_numbering(task, stored)
+    rows: dict[Split, Rows] = {}
+    errors: list[TaskDataError] = []
+    for name, split in stored.items():
+        with collected(errors):
+            if (read := _read(kind, name, split, cache_dir)) is not None:
+                rows[name] = read
+    if errors:
+        raise joined(task, errors)
+    return _carve(task, rows, stored["train"].name)
+
+
+def fingerprint(rows: dict[Split, Rows], splits: Sequence[Split] = SPLITS) -> str:
+    """Return the sha256 of these splits' texts and labels: the same on every machine, whatever the files are called."""
+    digest = hashlib.sha256()
+    for name in splits:
+        split = rows[name]
+        digest.update(f"{name} {len(split)}\n".encode())
+        for column in (split.texts, split.pairs or []):
+            digest.update(_column_digest(column))
+        digest.update(_label_digest(split.labels))
+        for extra in sorted(split.extras):
+            digest.update(_column_digest([extra, *map(_text, split.extras[extra])]))
+    return digest.hexdigest()
+
+
+def _label_digest(labels: npt.NDArray[Any]) -> bytes:
+    if labels.dtype.kind in "UO":
+        return _column_digest(labels.tolist())
+    return labels.astype("<i8" if labels.dtype.kind == "i" else "<f4").tobytes()
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _column_digest(column: list[str]) -> bytes:
+    encoded = [text.encode() for text in column]
+    lengths = np.fromiter(map(len, encoded), dtype="<i8", count=len(encoded))
+    return hashlib.sha256(lengths.tobytes() + b"".join(encoded)).digest()
+
+
+def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
+    """Return at most `limit` of n row numbers, ascending: always the same ones, drawn by a hash of the number."""
+    if limit is None or limit >= n:
+        return np.arange(n, dtype=np.int64)
+    keys = [hashlib.blake2b(str(row).encode(), digest_size=8).digest() for row in range(n)]
+    return np.array(sorted(sorted(range(n), key=keys.__getitem__)[:limit]), dtype=np.int64)
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path) -> Rows | None:
+    """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
+    spare = kind.spare_in_test if name == "test" else frozenset[str]()
+    most = kind.task.source.max_characters if name == "train" else None
+    path = None if split.digest is None else rows_path(kind.task, split.digest, cache_dir, spare, most)
+    if path is not None and (known := load_rows(path, split.name)) is not None:
+        return known
+    columns = split.read(kind.task, spare)
+    if name == "test" and kind.hides_answers(columns):
+        return None
+    if most is not None:
+        columns = _short_rows(kind.task, columns, most)
+    rows = _validated(kind, columns, split)
+    if path is not None:
+        store_rows(path, rows)
+    return rows
+
+
+def _short_rows(task: Task, columns: Columns, limit: int) -> Columns:
+    """Leave out rows of more characters than the task allows, in all columns that it reads."""
+    read = [columns.values[name] for name in wanted_columns(task)]
+    kept = [i for i, row in enumerate(zip(*read, strict=True)) if sum(map(_characters, row)) <= limit]
+    if not kept:
+        raise TaskDataError(
+            f"Task {task.name}: some training row must have at most max_characters={limit} characters, but none has.",
+            hint="raise `max_characters`",
+        )
+    lines = None if columns.lines is None else [columns.lines[i] for i in kept]
+    values = {name: [column[i] for i in kept] for name, column in columns.values.items()}
+    return replace(columns, lines=lines, values=values)
+
+
+def _characters(value: object) -> int:
+    return sum(map(_characters, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
+
+
+def _validated(kind: TaskKind, columns: Columns, split: StoredSplit) -> Rows:
+    place = SourceLocation(split.name, columns.lines)
+    rows = replace(kind.read(columns, place), place=place)
+    if split.is_file and (blank := kind.blank_rows(columns, rows)):
+        raise TaskDataError(
+            f"Task {kind.task.name}: each row must have text, but {place.name} has {place.values(rows.texts, blank)}.",
+            hint="remove the rows, or write their text",
+        )
+    return rows
+
+
+# ---- carving ---------------------------------------------------------------------------------------------------------
+def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]:
+    """Take the missing splits out of train: test first, then validation, a tenth of train each or `carved_rows`.
+
+    A row goes where a hash of its text says, so equal texts stay on one side, and neither the order of rows nor any
+    library's generator plays a part.
+    """
+    train = rows["train"]
+    order: tuple[Split, ...] = ("test", "validation")
+    missing = [name for name in order if name not in rows]
+    if missing and len(train) < _FEWEST:
+        raise TaskDataError(
+            f"Task {task.name}: train must have at least {_FEWEST} rows where {' and '.join(missing)} are carved from "
+            f"it, a tenth each, but {place} gives {len(train)}.",
+            hint="give more rows, or the other splits as files of their own",
+        )
+    keys = np.array(_content_keys(train))
+    size = task.source.carved_rows or max(1, round(len(train) * _CARVED_SHARE))
+    ranked = np.sort(keys)
+    carved, low = dict(rows), ""
+    for position, name in enumerate(missing, start=1):
+        high = str(ranked[min(position * size, len(ranked)) - 1])
+        carved[name] = train.take(np.flatnonzero((keys > low) & (keys <= high)))
+        low = high
+    carved["train"] = train.take(np.flatnonzero(keys > low)) if missing else train
+    for name in SPLITS:
+        if not len(carved[name]):
+            raise TaskDataError(
+                f"Task {task.name}: the {name} split must have rows, but {place} (carved from it) gives none.",
+                hint="check the file, or the splits of the data set: rows of one text stay together",
+            )
+    return {name: carved[name] for name in SPLITS}
+
+
+def _content_keys(rows: Rows) -> list[str]:
+    pairs = rows.pairs if rows.pairs is not None else [""] * len(rows)
+    return [
+        hashlib.blake2b(f"{_CARVE_SEED}\0{text}\0{pair}".encode(), digest_size=8).hexdigest()
+        for text, pair in zip(rows.texts, pairs, strict=True)
+    ]

@@ -1,0 +1,359 @@
+"""The stored splits of a task: in local files, or in data sets of the hub and folders that are laid out as one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from loraxs_search.errors import TaskDataError, unknown_name
+from loraxs_search.home import disk_faults
+from loraxs_search.paths import user_path
+from loraxs_search.records import Split, SplitSource, Task
+from loraxs_search.tasks.files import file_format, label_names, read_columns
+from loraxs_search.tasks.kinds import kind_of
+from loraxs_search.tasks.rows import Columns, MalformedFileError, collected, composed, joined, with_parents, with_parts
+
+if TYPE_CHECKING:
+    import datasets
+
+
+class StoredSplit(Protocol):
+    """A split that can be read.
+
+    Args:
+        is_file: Whether it is the user's own file, which they can correct.
+    """
+
+    is_file: bool
+
+    @property
+    def name(self) -> str:
+        """Its source, for messages."""
+        ...
+
+    @property
+    def digest(self) -> str | None:
+        """What identifies its rows in the cache; None where something else caches them."""
+        ...
+
+    def label_names(self, task: Task) -> Sequence[str] | None:
+        """Return the names that the data give to the ids of the column that may have some; None without any."""
+        ...
+
+    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
+        """Return the columns that the task names.
+
+        Args:
+            spare: Those that may be missing.
+        Raises:
+            TaskDataError: it cannot be read, or a column is missing.
+        """
+        ...
+
+
+def wanted_columns(task: Task) -> list[str]:
+    """Return the columns that a task names, each once, the one that may have label names last."""
+    return list(dict.fromkeys(kind_of(task).columns.values()))
+
+
+def split_names(task: Task, available: list[str], place: str) -> dict[Split, str]:
+    """Return our split names to the source's: as declared, or all that go by our names."""
+    declared: dict[Split, str] = dict(task.source.splits)
+    if not declared:
+        splits: tuple[Split, ...] = ("train", "validation", "test")
+        declared = {name: name for name in splits if name in available}
+    declared.setdefault("train", "train")
+    for split, name in declared.items():
+        if name not in available:
+            raise TaskDataError(
+                f"Task {task.name}: {unknown_name(f'splits.{split}', name, available)} Place: {place}.",
+                hint="map the source's names under `splits`; only train is required, the others are carved from it",
+            )
+    return declared
+
+
+def check_numbering(task: Task, splits: Mapping[Split, StoredSplit]) -> None:
+    """Refuse splits in which an id has different names, unless all names are the task's, which then decide.
+
+    Raises:
+        TaskDataError: two splits differ.
+    """
+    if not task.labels:
+        return
+    known = {composed(name).casefold() for name in task.labels}
+    named = [(split, names) for split in splits.values() if (names := split.label_names(task)) is not None]
+    for split, names in named[1:]:
+        first, others = named[0]
+        differing = next((id_ for id_, pair in enumerate(zip(others, names, strict=False)) if pair[0] != pair[1]), None)
+        if differing is not None and not {composed(name).casefold() for name in (*others, *names)} <= known:
+            raise TaskDataError(
+                f"Task {task.name}: an id must have one name in all splits, but {differing} is {others[differing]!r} in"
+                f" {first.name} and {names[differing]!r} in {split.name}.",
+                hint="give the task's `labels` the names of the data, which then decide, or number the splits alike",
+            )
+
+
+def check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str]) -> None:
+    if not columns.available:
+        raise no_rows(task, place)
+    wanted = kind_of(task).columns
+    missing = [(key, name) for key, name in wanted.items() if name not in {*columns.available, *spare}]
+    if missing:
+        laws = " ".join(unknown_name(key, name, columns.available) for key, name in missing)
+        section = missing[0][0].partition(".")[0]
+        raise TaskDataError(
+            f"Task {task.name}: {laws} Place: {place}.", hint=f"name the data's own columns under `{section}`"
+        )
+    if not columns.values[list(wanted.values())[-1]]:
+        raise no_rows(task, place)
+
+
+def no_rows(task: Task | None, place: str) -> TaskDataError:
+    who = "" if task is None else f"Task {task.name}: "
+    return TaskDataError(
+        f"{who}a split must have rows, but {place} gives none.",
+        hint="check the file; a split that is left out of the space is carved from train",
+    )
+
+
+def local_splits(task: Task) -> dict[Split, StoredSplit]:
+    """Find the files of a task's splits; those that it lacks are not in the result.
+
+    Raises:
+        TaskDataError: a file or a split is missing; the message lists all of them.
+    """
+    files = task.source.data_files
+    splits: dict[Split, StoredSplit] = {}
+    errors: list[TaskDataError] = []
+    for split, name in split_names(task, list(files), "data_files").items():
+        with collected(errors):
+            splits[split] = _file_split(task, split, files[name])
+    if errors:
+        raise joined(task, errors)
+    return splits
+
+
+@dataclass(frozen=True)
+class _FileSplit:
+    path: Path
+    content: bytes
+    is_file = True
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def digest(self) -> str:
+        return f"{file_format(self.path)} {self.path.suffix.lower()} {hashlib.sha256(self.content).hexdigest()}"
+
+    def label_names(self, task: Task) -> list[str] | None:
+        try:
+            return label_names(self.path, self.content, wanted_columns(task)[-1])
+        except MalformedFileError:  # said when it is read
+            return None
+
+    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
+        try:
+            columns = read_columns(self.path, self.content, wanted_columns(task))
+        except MalformedFileError as error:
+            raise TaskDataError(f"Task {task.name}: {self.path} {error.message}.", hint=error.hint) from error
+        check_columns(task, columns, self.name, spare)
+        return columns
+
+
+def _file_split(task: Task, split: Split, name: str) -> _FileSplit:
+    try:
+        path = user_path(name)
+        file_format(path)
+        if not path.is_file():
+            raise ValueError("there is none")
+        return _FileSplit(path, path.read_bytes())
+    except MalformedFileError as error:
+        raise TaskDataError(
+            f"Task {task.name}: a data file {error.message}, but got {path}.", hint=error.hint
+        ) from None
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise TaskDataError(
+            f"Task {task.name}: the {split} split must be a readable file, but {name[:300]} is not: {reason}.",
+            hint="paths in `data_files` are relative to the file that declares the task",
+        ) from error
+
+
+_CONFIGS = re.compile(r"pick one among the available configs: \[(?P<names>[^\]]*)\]")
+_SLICE = re.compile(r"(?P<split>[^\[\]]+)(\[(?P<first>\d*):(?P<end>\d*)\])?")  # `train`, `train[:1000]`
+
+
+def hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
+    """Load the splits that a data set has; those it lacks are not in the result.
+
+    Raises:
+        TaskDataError: the data set or a split is missing.
+        HomeError: the cache cannot be written.
+    """
+    source = task.source
+    place = _place(source.hub, source.config)
+    loaded = _load(task, source.hub, source.config, source.revision, cache_dir)
+    declared = {split: _split_name(name) for split, name in source.splits.items()}
+    names = split_names(replace(task, source=replace(source, splits=declared)), list(loaded), place)
+    return {
+        split: _HubSplit(_slice(loaded[name], source.splits.get(split, name)), f"{place}, split {name}")
+        for split, name in names.items()
+    }
+
+
+def splits_elsewhere(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
+    """Load the splits that come from other data sets than the rest.
+
+    Raises:
+        TaskDataError: a data set or a split is missing.
+        HomeError: the cache cannot be written.
+    """
+    return {split: _split_elsewhere(task, split, other, cache_dir) for split, other in task.source.elsewhere.items()}
+
+
+def _split_elsewhere(task: Task, split: Split, other: SplitSource, cache_dir: Path) -> StoredSplit:
+    place, name = _place(other.hub, other.config), _split_name(other.split)
+    loaded = _load(task, other.hub, other.config, other.revision, cache_dir)
+    if name not in loaded:
+        raise TaskDataError(
+            f"Task {task.name}: {unknown_name(f'data.{split}.split', name, list(loaded))} Place: {place}.",
+            hint="name a split that the data set has",
+        )
+    return _HubSplit(_slice(loaded[name], other.split), f"{place}, split {name}", other.rename)
+
+
+def load_splits(hub: str, config: str | None, cache_dir: Path) -> datasets.DatasetDict:
+    """Load a data set that no task has been declared for yet.
+
+    Raises:
+        TaskDataError: it is missing, or has several configurations and none was named.
+        HomeError: the cache cannot be written.
+    """
+    return _load(None, hub, config, None, cache_dir)
+
+
+def _load(
+    task: Task | None, hub: str | None, config: str | None, revision: str | None, cache_dir: Path
+) -> datasets.DatasetDict:
+    import datasets
+
+    with _faults(task, _place(hub, config), cache_dir), _no_bars():
+        cache = _cache_for(str(hub), cache_dir)
+        return datasets.load_dataset(hub, config, revision=revision, cache_dir=str(cache))
+
+
+def _place(hub: str | None, config: str | None) -> str:
+    return f"{hub}{f' ({config})' if config else ''}"
+
+
+def _split_name(written: str) -> str:
+    match = _SLICE.fullmatch(written)
+    return match["split"] if match else written
+
+
+def _slice(rows: datasets.Dataset, written: str) -> datasets.Dataset:
+    """Return the rows that a name such as `train[:1000]` takes; all of them where it has no slice."""
+    match = _SLICE.fullmatch(written)
+    if match is None or match["first"] is None:
+        return rows
+    first, end = int(match["first"] or 0), int(match["end"] or len(rows))
+    return rows.select(range(min(first, len(rows)), min(end, len(rows))))
+
+
+@dataclass(frozen=True)
+class _HubSplit:
+    rows: datasets.Dataset
+    place: str
+    rename: Mapping[str, str] = field(default_factory=dict)  # its names to the task's
+    is_file = False
+    digest = None  # `datasets` has a cache of its own, by commit
+
+    @property
+    def name(self) -> str:
+        return self.place
+
+    def label_names(self, task: Task) -> list[str] | None:
+        import datasets
+
+        feature = self._renamed().features.get(wanted_columns(task)[-1])
+        return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
+        wanted, rows = wanted_columns(task), self._renamed()
+        available = list(rows.column_names)
+        values = rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
+        columns = with_parts(Columns(available, values), wanted)
+        check_columns(task, columns, self.name, spare)
+        return replace(columns, stored_names=self.label_names(task))
+
+    def _renamed(self) -> datasets.Dataset:
+        names = self.rows.column_names
+        return self.rows.rename_columns({old: new for old, new in self.rename.items() if old in names})
+
+
+def _cache_for(hub: str, cache_dir: Path) -> Path:
+    """Return where `datasets` may keep what it reads: apart for each content of a local folder.
+
+    It knows a folder's files by path and time, which a copy that keeps times leaves as they were.
+    """
+    try:
+        folder = user_path(hub)
+        files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    except ValueError:  # no folder can have that name
+        files = []
+    if not files:
+        return cache_dir
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder)}\0{content}\n".encode("utf-8", "surrogatepass"))
+    return cache_dir / "folders" / digest.hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _no_bars() -> Iterator[None]:
+    """Hide the progress bars of `datasets` inside the block."""
+    import datasets
+
+    hidden = datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _faults(task: Task | None, place: str, cache_dir: Path) -> Iterator[None]:
+    """Turn what `datasets` raises into our errors; a full disk hides in the cause of its own error."""
+    who = "" if task is None else f"Task {task.name}: "
+    with disk_faults(cache_dir):
+        try:
+            yield
+        except Exception as error:
+            # Parsers, decompressors, file systems and the hub's client each have their own family of errors.
+            cause = error.__cause__ or error
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise cause from error
+            if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
+                raise no_rows(task, place) from error
+            if configs := _CONFIGS.search(str(cause)):
+                raise TaskDataError(
+                    f"{who}{place} must be read in one of its configurations: {configs['names'].replace(chr(39), '')}.",
+                    hint="name it: `data.config` in a space, --config for `init`",
+                ) from error
+            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            raise TaskDataError(
+                f"{who}{place} must be a readable data set, but: {reason}",
+                hint="check the id and the network, or name local files under `data_files`",
+            ) from error

@@ -1,0 +1,165 @@
+"""What rows give without an adapter: the best constant answer, and TF-IDF with a linear model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loraxs_search.records import Yardstick, from_json, to_json
+from loraxs_search.tasks import prepare, yardsticks
+from loraxs_search.tasks.baselines import OutOfTimeError, TimeLimit, constant, scored, tfidf
+
+
+@pytest.fixture
+def prepared(make_task, tokenizer):
+    """Prepare rows given by split, each a tuple of text (or two) and label."""
+
+    def make(train, validation=None, test=None, **changes):
+        parts = {"train": train, "validation": validation or train, "test": test or train}
+        files = {
+            name: [dict(zip(("text", "label") if len(row) == 2 else ("text", "second", "label"), row)) for row in rows]  # noqa: B905
+            for name, rows in parts.items()
+        }
+        pair = {"text_pair": "second"} if len(train[0]) == 3 else {}
+        return prepare(make_task(files, **pair, **changes), tokenizer)
+
+    return make
+
+
+def of_tfidf(data) -> Yardstick:
+    return scored("tfidf", data, form := data.kind.linear(), lambda: tfidf(data, form, TimeLimit(60)))
+
+
+def labelled(*counts: int) -> list[tuple[str, int]]:
+    """As many rows of each label as `counts` says, all of other words."""
+    words = itertools.count()
+    return [(f"w{next(words)}", label) for label, count in enumerate(counts) for _ in range(count)]
+
+
+# ---- the constant answer ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("counts", "metric", "answer"),
+    [
+        ((3, 5), "accuracy", 1),
+        ((4, 4), "accuracy", 0),
+        ((6, 2), "f1", 1),  # whatever is more frequent, F1 is of label 1
+        ((6, 2), "macro_f1", 0),
+        ((2, 6), "matthews", 1),  # 0 for any constant: the likeliest of them
+        ((2, 3, 3), "macro_f1", 1),
+    ],
+)
+def test_the_constant_is_the_best_on_the_train_rows_by_the_tasks_metric(prepared, counts, metric, answer):
+    labels = tuple(f"label {i}" for i in range(len(counts)))
+    data = prepared(labelled(*counts), labelled(*reversed(counts)), metric=metric, metrics=(metric,), labels=labels)
+    found = constant(data)
+    assert (found.name, found.answer, found.failed) == ("constant", answer, "")
+    for split, metrics in (("validation", found.validation_metrics), ("test", found.test_metrics)):
+        labels = data.labels(split)
+        assert metrics == data.kind.measure(np.full(len(labels), answer), labels)
+    assert json.loads(to_json(found))["answer"] == answer
+
+
+@pytest.mark.parametrize(("metric", "direction"), [("mse", "minimize"), ("pearson", "maximize")])
+def test_the_constant_of_a_regression_is_the_mean_and_has_finite_scores(prepared, metric, direction):
+    rows = [("w1", 1.0), ("w2", 2.0), ("w3", 6.0)]
+    changes = {"kind": "regression", "labels": (), "metric": metric, "direction": direction}
+    found = constant(prepared(rows, **changes, metrics=("pearson", "spearman", "mse")))
+    assert found.answer == 3.0
+    assert found.test_metrics == {"pearson": 0.0, "spearman": 0.0, "mse": pytest.approx(14 / 3)}
+    assert from_json(Yardstick, to_json(found)) == found
+
+
+# ---- TF-IDF ----------------------------------------------------------------------------------------------------------
+def numbered(texts: dict[str, float], num_rows: int) -> list[tuple[str, float]]:
+    """Rows that say one of `texts` among words that say nothing."""
+    return [(f"w{i % 50} {text} w{(7 * i) % 50}", label) for i in range(num_rows) for text, label in texts.items()]
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"bad": 0, "good": 1},
+        {"good film": 0, "film good": 1},  # only the order tells
+        {"dull": 0, "fine": 1, "very": 2},
+        {"这部电影很好看": 0, "这部电影不好看": 1},
+        {"?!": 0, "!?": 1},
+    ],
+    ids=["words", "order", "three labels", "no spaces", "marks"],
+)
+def test_tfidf_learns_what_the_words_tell(prepared, texts):
+    labels = tuple(f"label {i}" for i in range(len(texts)))
+    data = prepared(numbered(texts, 30), numbered(texts, 9), numbered(texts, 11), labels=labels, max_length=32)
+    found = of_tfidf(data)
+    assert found.failed == ""
+    assert (found.validation_metrics, found.test_metrics) == ({"accuracy": 1.0}, {"accuracy": 1.0})
+
+
+def test_tfidf_of_pairs_sees_what_both_share(prepared):
+    def rows(distance):
+        pairs = [(i, (i + j) % 100) for i in range(100) for j in (0, distance)]
+        return [(f"w{i} w{i + 1} film", f"a w{j} w{j + 1}", int(i == j)) for i, j in pairs]
+
+    found = of_tfidf(prepared(rows(9), rows(40), rows(50), max_length=32))
+    assert found.test_metrics["accuracy"] == 1.0
+
+
+def test_tfidf_predicts_numbers(prepared):
+    texts = {"dull": -1.0, "fine": 2.0, "very fine": 3.0}
+    changes = {"kind": "regression", "labels": (), "metric": "pearson", "metrics": ("pearson", "mse")}
+    found = of_tfidf(prepared(numbered(texts, 40), numbered(texts, 9), **changes))
+    assert found.validation_metrics["pearson"] > 0.98
+
+
+def test_one_label_in_train_is_what_all_rows_get(prepared):
+    found = of_tfidf(prepared(labelled(0, 8), labelled(2, 6), labelled(4, 4)))
+    assert (found.failed, found.validation_metrics, found.test_metrics) == ("", {"accuracy": 0.75}, {"accuracy": 0.5})
+
+
+def test_the_same_rows_give_the_same_numbers(prepared, monkeypatch):
+    data = prepared(numbered({"bad w1": 0, "good w2": 1}, 30), labelled(9, 9), validation_rows=8)
+    first, second = of_tfidf(data), of_tfidf(data)
+    assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
+    monkeypatch.setattr(yardsticks, "_MAX_CHARACTERS", 200)  # fewer train rows, and the same ones
+    first, second = of_tfidf(data), of_tfidf(data)
+    assert first.failed == ""
+    assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+def test_rows_that_have_changed_are_not_scored(prepared):
+    data = prepared(numbered({"bad": 0, "good": 1}, 10))
+    path = Path(data.task.source.data_files["train"])
+    path.write_text(path.read_text().replace("good", "bad"))
+    found = of_tfidf(data)
+    assert found.failed.startswith("The rows must stay as the search began with them, but their fingerprint ")
+    assert (found.validation_metrics, found.test_metrics) == ({}, {})
+
+
+def test_what_would_take_too_long_says_so(prepared):
+    data = prepared(numbered({"bad": 0, "good": 1}, 10))
+    ticks = itertools.count()
+    form = data.kind.linear()
+    found = scored("tfidf", data, form, lambda: tfidf(data, form, TimeLimit(2, now=lambda: next(ticks))))
+    assert (found.failed, found.applies) == ("it needs 3 s of a core or more, and has 2", False)
+    limit = TimeLimit(4, now=lambda: 1.0)
+    limit.check(4.0)
+    with pytest.raises(OutOfTimeError, match="needs 5 s of a core or more, and has 4"):
+        limit.check(5.0)
+
+
+def test_a_model_that_fails_at_the_test_rows_keeps_its_validation_scores(prepared):
+    data = prepared(labelled(2, 2))
+    form = data.kind.linear()
+
+    def outputs():
+        yield "validation", form.targets(data.labels("validation"))
+        raise ValueError("no\nmore")
+
+    found = scored("features", data, form, outputs)
+    assert (found.validation_metrics, found.test_metrics) == ({"accuracy": 1.0}, {})
+    assert found.failed == "ValueError: no"

@@ -1,0 +1,187 @@
+"""Files as people have them: each fault is told with its line, and what is clear is taken."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from loraxs_search.errors import TaskDataError
+from loraxs_search.records import DataSource
+from loraxs_search.tasks import load_data
+from loraxs_search.tasks.files import read_columns
+from loraxs_search.tasks.rows import MalformedFileError
+
+ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
+CSV = f"text,label\n{ROWS}"
+NUMBERED = "n,text,label\n" + "".join(f"{i},w{i},{i % 2}\n" for i in range(30))
+
+
+@pytest.fixture
+def load(make_task, tmp_path):
+    """Load a task from one file of these bytes, in a folder of its own."""
+
+    def rows(name: str, content: str | bytes, **changes):
+        path = tmp_path / "files" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        task = replace(make_task(), source=DataSource(data_files={"train": str(path)}), **changes)
+        data = load_data(task)
+        return sorted(
+            (text, int(label)) for it in data.rows.values() for text, label in zip(it.texts, it.labels, strict=True)
+        )
+
+    return rows
+
+
+WANTED = sorted((f"w{i}", i % 2) for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    {
+        "byte order mark": ("d.csv", "\ufeff" + CSV),
+        "old Mac": ("d.csv", CSV.replace("\n", "\r")),
+        "Windows": ("d.csv", CSV.replace("\n", "\r\n")),
+        "blank lines": ("d.csv", CSV.replace("w3,", "\n  \n,\nw3,")),
+        "names with space": ("d.csv", CSV.replace("text,label", "text , label")),
+        "floats": ("d.csv", CSV.replace(",1", ",1.0").replace(",0", ",0.0")),
+        "another column twice": ("d.csv", "text,label,x,x\n" + ROWS.replace("\n", ",a,b\n")),
+        "an empty field at the end": ("d.csv", "text,label\n" + ROWS.replace("\n", ",\n")),
+        "fields left out that nobody asked for": ("d.csv", CSV.replace("text,label", "text,label,note")),
+        "list": ("d.json", "[" + ",\n ".join(f'{{"text": "w{i}", "label": {i % 2}}}' for i in range(30)) + "]\n"),
+        "blank lines of JSON": ("d.jsonl", "".join(f'{{"text": "w{i}", "label": {i % 2}}}\n\n' for i in range(30))),
+        "bzip2": ("d.csv.bz2", bz2.compress(CSV.encode())),
+        "xz": ("d.csv.xz", lzma.compress(CSV.encode())),
+        "zstd": ("d.csv.zst", pa.compress(CSV.encode(), codec="zstd", asbytes=True)),
+        "ending in capitals": ("D.CSV.GZ", gzip.compress(CSV.encode(), mtime=0)),
+    }.values(),
+)
+def test_what_is_clear_is_taken(load, name, content):
+    assert load(name, content) == WANTED
+
+
+def test_a_text_may_hold_separators_quotes_and_lines(load):
+    texts = ["a, b", 'say ""so""', "one\ntwo"]
+    rows = load("d.csv", CSV + "".join(f'"{text}",1\n' for text in texts))
+    assert {text for text, _ in rows} - {text for text, _ in WANTED} == {"a, b", 'say "so"', "one\ntwo"}
+
+
+TEXTS = [
+    *("Tom,\nso, so\nyours, Ann", "for 10,000\nonly", "a,b\n\nc,d\nend", "1,2,3\n4,5\n6", "one\ntwo", "a\n\nb\tc"),
+    *("x,y\n3,4\nend", "f(a,b)\nf(c,d)\nend", "one\tthing\nmore", "I came,\nI saw"),
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_in_the_lines_of_a_text_is_its_own(load, text):
+    """Lines that are rows by themselves have the label of a row."""
+    assert (text, 1) in load("d.csv", f'{CSV}"{text}",1\n')
+    turned = "".join(f"{i % 2}\tw{i}\n" for i in range(30))
+    assert (text, 1) in load("d.tsv", f'label\ttext\n{turned}1\t"{text}"\n')
+
+
+def test_a_label_column_may_change_its_kind_after_many_rows(load):
+    many = "".join(f"w{i},{i % 2}\n" for i in range(20_000))
+    assert ("late", 1) in load("d.csv", f"text,label\n{many}late,positive\n")
+
+
+def test_a_text_may_be_longer_than_csv_takes_by_default(load):
+    assert ("x" * 200_000, 1) in load("d.csv", CSV + "x" * 200_000 + ",1\n")
+
+
+@pytest.mark.parametrize(("name", "separator"), [("d.csv", ";"), ("d.csv", "\t"), ("d.tsv", ","), ("d.csv", "|")])
+def test_the_header_shows_what_separates_values(load, name, separator):
+    assert load(name, CSV.replace(",", separator)) == load("usual.csv", CSV)
+
+
+FAULTS = [
+    ("d.csv", CSV + "caf\u00e9,1\n", r"must be text in UTF-8, but line 32 has the byte 0xe9"),
+    ("d.csv", "text,label,label\n" + ROWS.replace("\n", ",1\n"), r"its header has 'label' twice"),
+    ("d.csv", CSV + "a, b,1\nc,0\nd\n", r"a field for each of the 2 columns, but line 32 has 3, line 34 has 1\."),
+    ("d.csv", CSV + "a,b,c\n" * 7, r"line 36 has 3 and 2 more lines have others"),
+    ("d.csv", CSV + '"a\nb",1\n"never,1\nc,0\n', r"the row in line 34 cannot be read: unexpected end"),
+    ("d.csv", CSV + '"a" b,1\n', r"the row in line 32 cannot be read"),
+    ("d.tsv", CSV.replace(",", "\t") + '"bad\t1\nend"\t1\n', r"the one in line 32 goes on to line 33"),
+    (
+        "d.tsv",
+        "label\ttext\n" + "1\tso\n0\tfine\n" * 15 + '1\t"bad\n0\tend"\n',
+        r"the one in line 32 goes on to line 33",
+    ),
+    ("d.csv", CSV + '"bad,1\nend",0\n', r"the one in line 32 goes on to line 33"),
+    ("d.csv", NUMBERED + 'a,"bad,1\nb,so,1\nc,end",1\n', r"in line 32 goes on to line 34"),
+    ("d.csv", "label,text\n" + "0,so\n1,fine\n" * 15 + '0,"bad\n1,end"\n', r"in line 32 goes on to line 33"),
+    ("d.csv", "text,label\n" + "".join(f"w{i},{i}\n" for i in range(30)) + '"a,b\nc,d\ne",1\n', r"in line 32 goes on"),
+    ("d.csv", CSV + '"a\nb",1\nc,2\n', r"has '2' \(line 34\)"),
+    ("d.csv", "\n\n" + CSV + ",1\n", r"each row must have text, but .* has '' \(line 34\)"),
+    ("d.csv", "sentence,stars\n", r"`columns.text` must be one of: .* `columns.label` must be one of: "),
+    ("d.jsonl", '{"text": "a", "label": 1}\n\n{"text": "b" "label": 1}\n', r"line 3 cannot be read: Expecting"),
+    ("d.jsonl", '{"text": "a", "label": 1}\n[1]\n', r"must hold objects, but line 2 has \[1\]"),
+    ("d.jsonl", '{"text": "a", "text": "b", "label": 1}\n', r"line 1 cannot be read: an object names a key twice"),
+    ("d.jsonl", '{"text": "a", "label": 1}\n' * 2 + '{"text": "b"}\n', r"has None \(line 3\)"),
+    ("d.jsonl", "[" * 100_000, r"line 1 cannot be read"),
+    ("d.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}\n", r"line 1 cannot be read"),
+    ("d.json", '[{"text": "a", "label": 1},\n\n{"text": "b", "label": 7}]', r"has 7 \(line 3\)"),
+    ("d.json", '[{"text": "a", "label": 1}\n{"text": "b", "label": 7}]', r"line 2 cannot be read: a list must go on"),
+    ("d.json", '[{"text": "a", "label": 1}]\n[]', r"line 2 cannot be read: nothing may follow"),
+    ("d.json", '[{"text": "a", "label": 1},', r"line 1 cannot be read"),
+    ("d.csv.gz", b"not gzip", r"must be compressed as \.gz says"),
+    ("d.csv.xz", lzma.compress(CSV.encode())[:-9], r"must be compressed as \.xz says"),
+    ("d.csv.zst", b"not zstd", r"must be compressed as \.zst says"),
+    ("d.csv.bz2", b"not bz2", r"must be compressed as \.bz2 says"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"), FAULTS, ids=[f"{i}-{fault[0]}" for i, fault in enumerate(FAULTS)]
+)
+def test_a_faulty_file_is_told_with_the_place(load, capfd, name, content, message):
+    capfd.readouterr()
+    with pytest.raises(TaskDataError, match=message) as caught:
+        load(name, content.encode("latin-1") if isinstance(content, str) else content)
+    assert caught.value.hint
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_column_that_parquet_has_twice(load, tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array([0]), pa.array([1])], names=["text", "label", "label"])
+    parquet.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(TaskDataError, match="has 'label' twice"):
+        load("d.parquet", (tmp_path / "d.parquet").read_bytes())
+
+
+def test_a_text_of_parquet_that_is_no_text(load, tmp_path):
+    table = pa.table({"text": [f"word{i}" for i in range(30)], "label": [0, 1] * 15})
+    parquet.write_table(table, tmp_path / "d.parquet", compression="none", use_dictionary=False)
+    content = (tmp_path / "d.parquet").read_bytes()
+    with pytest.raises(TaskDataError, match="must be a Parquet file, but: 'utf-8' codec"):
+        load("d.parquet", content.replace(b"word7", b"wor\xff7"))
+
+
+@given(st.sampled_from(["d.csv", "d.tsv", "d.json", "d.jsonl", "d.parquet", "d.csv.gz", "d.json.zst"]), st.binary())
+def test_whatever_a_file_holds_is_read_or_told(name, content):
+    try:
+        columns = read_columns(Path(name), content, ["text", "label"])
+    except MalformedFileError as error:
+        assert error.message and error.hint
+    else:
+        assert set(columns.values) <= set(columns.available)
+
+
+@given(st.sampled_from(["d.csv", "d.tsv", "d.jsonl", "d.json"]), st.text())
+def test_whatever_text_a_file_holds_is_read_or_told(name, text):
+    header = {"d.csv": "text,label\n", "d.tsv": "text\tlabel\n", "d.jsonl": "", "d.json": "["}[name]
+    try:
+        columns = read_columns(Path(name), (header + text).encode(), ["text", "label"])
+    except MalformedFileError as error:
+        assert error.message and error.hint
+    else:
+        assert all(len(values) == len(columns.lines or ()) for values in columns.values.values())

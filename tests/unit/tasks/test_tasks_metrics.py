@@ -1,0 +1,150 @@
+"""Metrics of texts, row by row and over all rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from loraxs_search.registry import ScoredRows
+from loraxs_search.registry.significance import p_value
+from loraxs_search.tasks import METRICS
+from loraxs_search.tasks.metrics import TEXT_METRICS, contains, token_f1
+
+PREDICTED = np.array([0, 1, 1, 0, 1, 1])
+TRUE = np.array([0, 1, 0, 1, 1, 1])  # 1 true negative, 3 true positives, 1 false positive, 1 false negative
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("accuracy", 4 / 6),
+        ("f1", 2 * 3 / (2 * 3 + 1 + 1)),
+        ("macro_f1", (3 / 4 + 2 * 1 / (2 * 1 + 1 + 1)) / 2),
+        ("matthews", (3 * 1 - 1 * 1) / np.sqrt((3 + 1) * (3 + 1) * (1 + 1) * (1 + 1))),
+    ],
+)
+def test_classification_metrics_by_hand(name, expected):
+    assert METRICS[name].score(PREDICTED, TRUE) == pytest.approx(expected)
+
+
+def test_regression_metrics_by_hand():
+    predicted, true = np.array([1.0, 2.0, 4.0], dtype=np.float32), np.array([1.0, 3.0, 2.0], dtype=np.float32)
+    assert METRICS["mse"].score(predicted, true) == pytest.approx((0 + 1 + 4) / 3)
+    assert METRICS["spearman"].score(predicted, true) == pytest.approx(0.5)
+    assert METRICS["pearson"].score(predicted, true) == pytest.approx(np.corrcoef(predicted, true)[0, 1])
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(1e7, 10.0), (0.0, 1e25), (0.0, 1e-25)])
+def test_numbers_of_any_size_are_scored_in_float64(mean, spread):
+    random = np.random.default_rng(0)
+    noise = random.standard_normal((2, 1000))
+    true = (mean + spread * noise[0]).astype(np.float32)
+    predicted = (mean + spread * noise.sum(0)).astype(np.float32)
+    exact = predicted.astype(np.float64), true.astype(np.float64)
+    assert METRICS["mse"].score(predicted, true) == pytest.approx(np.square(exact[0] - exact[1]).mean(), rel=1e-9)
+    assert METRICS["pearson"].score(predicted, true) == pytest.approx(np.corrcoef(*exact)[0, 1], rel=1e-9)
+
+
+def test_answers_that_differ_by_rounding_alone_are_constant():
+    same = np.full(100, 0.3, np.float32)
+    same[::3] = np.nextafter(same[0], np.float32(1))
+    labels = np.arange(100, dtype=np.float32)
+    assert METRICS["pearson"].score(same, labels) == METRICS["spearman"].score(same, labels) == 0.0
+    close = 150_000 + labels
+    assert METRICS["pearson"].score(close, labels) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("constant", [0, 1])
+def test_constant_predictions_or_labels_give_a_number_without_warning(name, constant):
+    same = np.full(6, constant)
+    expected = {"accuracy", "f1", "macro_f1", "mse"}
+    for predictions, labels in ((same, TRUE), (TRUE, same), (same, same), (same[:1], same[:1])):
+        value = METRICS[name].score(predictions, labels)
+        assert np.isfinite(value)
+        if name not in expected:
+            assert value == 0.0
+
+
+def test_predictions_that_differ_by_rounding_only_have_no_correlation():
+    nearly = np.array([1.0, 1.0 + 1e-15, 1.0, 1.0])
+    assert METRICS["pearson"].score(nearly, np.array([1.0, 2.0, 3.0, 4.0])) == 0.0
+
+
+def test_directions():
+    assert {name: metric.direction for name, metric in METRICS.items()} == {
+        "accuracy": "maximize",
+        "f1": "maximize",
+        "macro_f1": "maximize",
+        "matthews": "maximize",
+        "pearson": "maximize",
+        "spearman": "maximize",
+        "mse": "minimize",
+    }
+
+
+def texts(*values: str):
+    return np.array(values, object)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "score"),
+    [
+        ("The cat, sat.", "a cat sat", 1.0),
+        ("cat sat down", "cat sat", 0.8),
+        ("dog", "cat", 0.0),
+        ("", "cat", 0.0),
+        ("the", "a", 0.0),
+        ("", "A", 0.0),
+        ("A.", "a", 1.0),
+        ("-", "+", 0.0),
+        ("", "?!", 0.0),
+        ("cat cat", "cat", 2 / 3),
+        ("cafe\u0301", "caf\u00e9", 1.0),
+        ("我喜欢北京", "北京", 4 / 7),
+        ("在北京。", "在 北京", 1.0),
+        ("iPhone15很好", "iphone15 很好", 1.0),
+        ("、", "。", 0.0),
+        ("ที่นี่", "ที่", 2 / 3),
+    ],
+)
+def test_token_f1_is_that_of_squad(prediction, reference, score):
+    assert token_f1(texts(prediction), texts(reference)) == pytest.approx([score])
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "has"),
+    [
+        ("It is Paris, of course", "paris", 1),
+        ("Parisian", "Paris", 0),
+        ("136", "36", 0),
+        ("it is (A).", "(A)", 1),
+        ("", "x", 0),
+        ("1.5 or 1,500", "5", 0),
+        ("It is -5", "5", 0),
+        ("from 3-5", "5", 1),
+        ("New\n York", "new york", 1),
+        ("\u6211\u5728\u5317\u4eac\u5e02", "\u5317\u4eac", 1),
+        ("a cafe\u0301", "caf\u00e9", 1),
+    ],
+)
+def test_contains_looks_for_whole_words(prediction, reference, has):
+    assert contains(texts(prediction), texts(reference)).tolist() == [has]
+
+
+def test_metrics_are_means_over_rows():
+    predictions, references = texts("a b", "c", ""), texts("a b", "c d", "e")
+    assert TEXT_METRICS["exact_match"].score(predictions, references) == pytest.approx(1 / 3)
+    for name in ("token_f1", "contains"):
+        metric = TEXT_METRICS[name]
+        assert metric.of_rows is not None
+        assert metric.score(predictions, references) == pytest.approx(metric.of_rows(predictions, references).mean())
+
+
+@pytest.mark.parametrize("metric", ["exact_match", "token_f1", "contains"])
+def test_adapters_are_compared_row_by_row(metric):
+    references = texts(*(f"word {i}" for i in range(60)))
+    better = ScoredRows(np.where(np.arange(60) < 40, references, "wrong"), references)
+    worse = ScoredRows(np.where(np.arange(60) < 10, references, "wrong"), references)
+    assert p_value(metric, 1.0, better, worse) < 0.01
+    assert p_value(metric, 1.0, worse, better) > 0.9

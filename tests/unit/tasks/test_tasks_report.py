@@ -1,0 +1,192 @@
+"""What splits share and repeat is counted, and told where a score would mean less than it seems to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from loraxs_search.records import AnswerFact, DataReport, SplitOverlap, StandardError, TokenCounts
+from loraxs_search.tasks import data_warnings, load_data, overlap_counts, prepare
+from loraxs_search.tasks.metrics import METRICS
+from loraxs_search.tasks.report import standard_error
+
+
+def content(*texts, label=0):
+    return [{"text": text, "label": label} for text in texts]
+
+
+def test_rows_shared_between_splits_are_counted_exactly_and_folded(make_task, tokenizer):
+    files = {
+        "train": content("a good film", "dull", "very fine", "w1", label=1),
+        "validation": content("Dull", "w5", "w6"),
+        "test": content("a good film", "a good film", "A  Good film\n", "w5", "w7"),
+    }
+    report = prepare(make_task(files), tokenizer).report
+    assert report.num_rows == {"train": 4, "validation": 3, "test": 5}
+    assert report.overlaps == (
+        SplitOverlap("validation", "train", 0, 1),
+        SplitOverlap("test", "train", 2, 3),  # labels play no part
+        SplitOverlap("test", "validation", 1, 1),
+    )
+    assert report.repeated == {"train": 0, "validation": 0, "test": 1}
+    assert overlap_counts(report) == {
+        "validation_rows_in_train": 0,
+        "validation_rows_in_train_folded": 1,
+        "test_rows_in_train": 2,
+        "test_rows_in_train_folded": 3,
+        "test_rows_in_validation": 1,
+        "test_rows_in_validation_folded": 1,
+        **{f"{split}_rows_cut": 0 for split in files},
+    }
+
+
+@pytest.mark.parametrize("damaged", [b"", b"[]", b"{}", b'{"overlaps": [{}]}'])
+def test_rows_are_counted_once_for_each_content(make_task, rows, loraxs_home, damaged):
+    task = make_task()
+    first = load_data(task).report
+    (path,) = (loraxs_home / "datasets" / "reports").iterdir()
+    written = path.stat().st_mtime_ns
+    again = load_data(task).report
+    assert (again, path.stat().st_mtime_ns) == (first, written)
+    assert list(again.repeated) == list(first.repeated) == ["train", "validation", "test"]
+    path.write_bytes(damaged)
+    assert load_data(task).report == first
+    load_data(make_task({"train": rows(41)}))
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_of_a_pair_both_texts_count(make_task):
+    def pairs(*seconds):
+        return [{"text": "a film", "second": second, "label": 0} for second in seconds]
+
+    files = {"train": pairs("one", "two"), "validation": pairs("three"), "test": pairs("two", "four")}
+    report = load_data(make_task(files, text_pair="second")).report
+    assert [(it.exact, it.folded) for it in report.overlaps] == [(0, 0), (1, 1), (0, 0)]
+
+
+def test_carved_splits_share_no_text_letter_for_letter(make_task, rows):
+    report = load_data(make_task({"train": rows(50) * 3})).report
+    assert all(it.folded == 0 for it in report.overlaps)
+    assert sum(report.repeated.values()) == 100
+
+
+def test_rows_that_a_file_has_twice_are_named_where_splits_were_carved_out_of_it(make_task, rows):
+    """Texts that differ in case alone are rows of their own, so carving may part them."""
+    task = make_task({"train": [{**row, "text": row["text"].upper()} for row in rows(60)] + rows(60)})
+    shared = [warning for warning in data_warnings(load_data(task).report, {}, "none") if "are also in" in warning]
+    report = load_data(task).report  # from the cache
+    assert [warning for warning in data_warnings(report, {}, "none") if "are also in" in warning] == shared
+    first = report.overlaps[0]
+    own, other = first.examples[0]
+    loaded = load_data(task).rows
+    assert loaded["validation"].texts[own].casefold() == loaded["train"].texts[other].casefold()
+    places = f"{loaded['validation'].place.row(own)} and {loaded['train'].place.row(other)}, "
+    assert shared[0].startswith(
+        f"{first.folded} of 12 validation rows are also in train up to case and white space,"
+        f" since {first.source} has them twice, such as {places}"
+    )
+    assert first.source == "train.jsonl"
+    assert shared[0].endswith("a score on them measures memory; remove them there")
+
+
+def test_a_task_that_shares_nothing_has_no_warning(make_task, rows):
+    files = {"train": rows(400), "validation": rows(40, "good w"), "test": rows(40, "bad w")}
+    report = load_data(make_task(files)).report
+    assert data_warnings(report, report.num_rows, "accuracy") == []
+
+
+def test_each_warning_says_what_and_how_much():
+    report = DataReport(
+        num_rows={"train": 500, "validation": 60, "test": 100},
+        overlaps=(SplitOverlap("test", "train", 80, 89), SplitOverlap("test", "validation", 2, 2)),
+        repeated={"train": 5, "validation": 0, "test": 0},
+        blank={"train": 3, "validation": 0, "test": 0},
+        cut={"train": 4, "validation": 3, "test": 0},
+        standard_errors={
+            "validation": {"accuracy": StandardError(0.08, 0.5)},
+            "test": {"accuracy": StandardError(0.0, 0.0)},
+        },
+    )
+    scored = {"train": 500, "validation": 29, "test": 1}
+    shared, also, repeated, blank, cut, nothing, few = data_warnings(report, scored, "accuracy")
+    assert shared == (
+        "89 of 100 test rows are also in train (80 letter for letter, the others up to case and white space): "
+        "a score on them measures memory; take them out of one of the two"
+    )
+    assert also.startswith("2 of 100 test rows are also in validation: trials are chosen by these rows")
+    assert repeated == "5 of 500 train rows repeat the text of an earlier one"
+    assert blank == "3 of 500 train rows have an empty text"
+    assert cut == "3 of 29 validation rows are longer than `max_length`: their beginnings are lost"
+    assert nothing.startswith("accuracy of the 1 test row is the same for right answers and for the constant one")
+    assert few == (
+        "accuracy has a standard error of about 0.08 on the 29 validation rows: scores less than 0.16 apart say little;"
+        " some 50 rows would do"
+    )
+    # A few repeated texts among many rows are usual.
+    assert (
+        data_warnings(
+            replace(report, overlaps=(), blank={}, cut={}, standard_errors={}, repeated={"train": 4}),
+            scored,
+            "accuracy",
+        )
+        == []
+    )
+
+
+# ---- lengths, answers, what a score is worth -------------------------------------------------------------------------
+def test_a_report_says_how_long_rows_are_and_what_their_answers_are(make_task, tokenizer):
+    files = {
+        "train": [*content(*(f"w{i}" for i in range(6))), *content("good " * 30, label=1)],
+        "validation": content("w7", "w8 w9"),
+        "test": [*content("w10"), *content("w11 w12 w13", label=1)],
+    }
+    report = prepare(make_task(files, max_length=8), tokenizer).report
+    assert report.tokens["train"] == TokenCounts(3, 32)  # with the tokens that begin and end a text
+    assert (report.cut, report.cut_part) == ({"train": 1, "validation": 0, "test": 0}, "ends")
+    assert report.answers == (
+        AnswerFact("negative", {"train": 6, "validation": 2, "test": 1}),
+        AnswerFact("positive", {"train": 1, "validation": 0, "test": 1}),
+    )
+    assert report.warnings == ("no validation row has the label positive, of which nothing is scored",)
+    assert report.constant is not None
+    assert (report.constant.answer, report.constant.scores["test"]) == ("negative", {"accuracy": 0.5})
+    assert report.standard_errors["validation"]["accuracy"].reach == 0
+    assert any("1 of 7 train rows are longer" in it for it in data_warnings(report, report.num_rows, "accuracy"))
+
+
+def test_of_validation_the_rows_that_are_scored_count(make_task, tokenizer, rows):
+    files = {"train": rows(40), "validation": rows(30, "good w"), "test": rows(12, "bad w")}
+    report = prepare(make_task(files, validation_rows=10), tokenizer).report
+    assert sum(fact.values["validation"] for fact in report.answers) == 10
+    assert report.num_rows["validation"] == 30
+
+
+def test_what_is_counted_of_tokens_is_counted_once(make_task, tokenizer, loraxs_home, monkeypatch):
+    first = prepare(make_task(), tokenizer).report
+    monkeypatch.setattr("loraxs_search.tasks.report._count", None)
+    assert prepare(make_task(), tokenizer).report == first
+
+
+def test_a_share_has_the_error_of_a_share():
+    labels = np.array([0, 1] * 50)
+    known = standard_error(METRICS["accuracy"], labels, 0)
+    assert known.reach == 0.5
+    assert known.error == pytest.approx(np.sqrt(0.75 * 0.25 / 100))
+    # Rows that are nearly all alike need more of them: little lies between the constant answer and the right one.
+    rare = standard_error(METRICS["accuracy"], np.array([0] * 95 + [1] * 5), 0)
+    assert rare.error / rare.reach > 3 * known.error / known.reach
+
+
+@pytest.mark.parametrize("name", ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse"])
+def test_other_errors_are_those_of_other_draws_of_rows(name):
+    draw, metric = np.random.default_rng(1), METRICS[name]
+    is_number = name in ("pearson", "spearman", "mse")
+    every = draw.normal(size=20_000) if is_number else draw.integers(2, size=20_000)
+    constant = 0.0 if is_number else 1
+    answers = np.where(draw.random(len(every)) < 0.5, every, constant)
+    draws = [draw.integers(len(every), size=200) for _ in range(300)]
+    spread = np.std([metric.score(answers[rows], every[rows]) for rows in draws])
+    assert standard_error(metric, every[:200], constant).error == pytest.approx(spread, rel=0.3)
+    assert standard_error(metric, every, constant).error == pytest.approx(spread / 10, rel=0.3)
