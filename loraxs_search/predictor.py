@@ -13,7 +13,8 @@ from loraxs_search.errors import UsageError
 from loraxs_search.records import BaseModel, Prediction, Task
 from loraxs_search.registry import verify
 from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.questions import check_question, question_rows, shown_question
+from loraxs_search.tasks.questions import question_rows, shown_question
+from loraxs_search.tasks.rows import check_question
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from loraxs_search.records import Task
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import Sampling, Write, begin_ids, token_ids
-from loraxs_search.tasks.questions import is_text
+from loraxs_search.tasks.rows import is_text
 
 
 @dataclass(frozen=True)

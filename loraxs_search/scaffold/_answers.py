@@ -16,7 +16,7 @@ from typing import Any
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.tasks import finite_number
-from loraxs_search.tasks.questions import composed
+from loraxs_search.tasks.rows import composed
 from loraxs_search.tasks.tables import Table
 
 
@@ -88,17 +88,17 @@ _PADDED = re.compile(r"[-+]?0\d")  # a name, such as a postcode
 _PLAIN = re.compile(r"[-+]?(\d+\.?0*|\d*\.\d*[1-9])", re.ASCII)
 
 
-def different(values: Sequence[Any]) -> Counter[str]:
+def _different(values: Sequence[Any]) -> Counter[str]:
     """Count the values of a column as texts, without the space around them; empty ones do not count."""
-    return Counter(text for value in values if (text := row_text(value)))
+    return Counter(text for value in values if (text := _row_text(value)))
 
 
-def is_number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
     """Whether a value is a finite number, or written as one without zeros before it."""
-    return finite_number(value) is not None and not _PADDED.match(row_text(value))
+    return finite_number(value) is not None and not _PADDED.match(_row_text(value))
 
 
-def is_missing(text: str, counts: Mapping[str, int], num_rows: int) -> bool:
+def _is_missing(text: str, counts: Mapping[str, int], num_rows: int) -> bool:
     """Whether an answer says that there is none; of a word that may be a class, in so few rows that it is none."""
     word = text.lower()
     return word in _NEVER_MEANT or (word in _MISSING and counts[text] <= max(1, num_rows // 100))
@@ -111,7 +111,7 @@ def doubtful_classes(labels: Iterable[str]) -> list[str]:
 
 def has_few(table: Table, label: str) -> bool:
     """Whether the values of a column are few enough to be classes."""
-    number = len(different(table.columns[label]))
+    number = len(_different(table.columns[label]))
     few = min(_MAX_CLASSES, max(2, table.num_rows // 4))
     return number <= few or number * _MANY_ROWS <= table.num_rows
 
@@ -124,9 +124,9 @@ def guess_kind(table: Table, label: str) -> str:
     """
     if label in table.label_names:
         return CLASSES
-    counts = different(table.columns[label])
+    counts = _different(table.columns[label])
     if _mostly_numbers(table, counts):
-        values = {float(text) for text in counts if is_number(text)}
+        values = {float(text) for text in counts if _is_number(text)}
         return CLASSES if all(map(float.is_integer, values)) and len(values) <= _FEW_NUMBERS else NUMBERS
     if has_few(table, label):
         return CLASSES
@@ -144,15 +144,16 @@ def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, cho
         UsageError: the labels that were chosen are not all that there are.
     """
     faults = _empty(table, texts, label) if table.is_file else []
-    counts, doubtful, meant = different(table.columns[label]), list[str](), dict[str, str]()
+    counts, doubtful, meant = _different(table.columns[label]), list[str](), dict[str, str]()
     drops = bool(faults)
     if kind == NUMBERS or (choices.labels is None and _mostly_numbers(table, counts)):
-        odd = [text for text in counts if not (finite_number(text) is not None if kind == NUMBERS else is_number(text))]
+        fits = (lambda text: finite_number(text) is not None) if kind == NUMBERS else _is_number
+        odd = [text for text in counts if not fits(text)]
         doubtful = _no_numbers(table, label, odd)
-        drops |= any(is_missing(text, counts, table.num_rows) for text in odd)
+        drops |= any(_is_missing(text, counts, table.num_rows) for text in odd)
     elif kind == CLASSES and choices.labels is None and label not in table.label_names:
         meant = _meant(table, counts)
-        missing = [name for name in counts if name not in meant and is_missing(name, counts, table.num_rows)]
+        missing = [name for name in counts if name not in meant and _is_missing(name, counts, table.num_rows)]
         doubtful = _misspelt(table, label, meant, missing)
         drops |= bool(missing)
     if faults := faults + doubtful:
@@ -168,8 +169,8 @@ def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, cho
 # ---- faults ----------------------------------------------------------------------------------------------------------
 def _empty(table: Table, texts: Sequence[str], label: str) -> list[str]:
     columns = [table.columns[name] for name in texts]
-    no_text = [row for row, values in enumerate(zip(*columns, strict=True)) if not any(map(row_text, values))]
-    no_answer = [row for row, value in enumerate(table.columns[label]) if not row_text(value)]
+    no_text = [row for row, values in enumerate(zip(*columns, strict=True)) if not any(map(_row_text, values))]
+    no_answer = [row for row, value in enumerate(table.columns[label]) if not _row_text(value)]
     wanted = ((" and ".join(texts), no_text), (label, no_answer))
     return [
         f"Each row of {table.name} must have a {name}, but {_places(table, rows)} has none."
@@ -257,13 +258,13 @@ def _chosen(table: Table, label: str, counts: Counter[str], labels: tuple[str, .
 def _mostly_numbers(table: Table, counts: Mapping[str, int]) -> bool:
     """Whether answers are numbers, but for so few that these are mistakes, and for those that are missing."""
     given = {text: count for text, count in counts.items() if text.lower() not in _NEVER_MEANT}
-    odd = sum(count for text, count in given.items() if not is_number(text))
+    odd = sum(count for text, count in given.items() if not _is_number(text))
     return odd < len(given) and odd <= (max(1, table.num_rows // 100) if table.num_rows >= _MANY_ROWS else 0)
 
 
 def _is_plain(text: str) -> bool:
     """Whether a class is a number, that may be written in other ways too; `007`, `1e5` and `3.10` are names."""
-    return is_number(text) and bool(_PLAIN.fullmatch(text))
+    return _is_number(text) and bool(_PLAIN.fullmatch(text))
 
 
 def _plain(text: str) -> str:
@@ -272,13 +273,13 @@ def _plain(text: str) -> str:
     return text if fraction.strip("0") or not _is_plain(text) else str(int(whole))
 
 
-def row_text(value: Any) -> str:
+def _row_text(value: Any) -> str:
     """Return a value as text that looks alike, without the space around it; nothing for None."""
     return "" if value is None else composed(str(value).strip())
 
 
 def _rows_of(table: Table, label: str, text: str) -> list[int]:
-    return [row for row, value in enumerate(table.columns[label]) if row_text(value) == text]
+    return [row for row, value in enumerate(table.columns[label]) if _row_text(value) == text]
 
 
 def _places(table: Table, rows: Sequence[int]) -> str:
@@ -299,21 +300,21 @@ def cleaned(table: Table, texts: tuple[str, ...], label: str, choices: Choices) 
             f"`--drop-empty` and `--map` must go with a file, but {table.name} is a data set of the hub.",
             hint="save its rows as a file first",
         )
-    counts, new = different(table.columns[label]), dict(choices.renamed)
+    counts, new = _different(table.columns[label]), dict(choices.renamed)
     for old in new:
         if old not in counts:
             raise UsageError(unknown_name("--map", old, counts), hint=f"labels of {table.name}")
-    answers = [new.get(row_text(value), value) for value in table.columns[label]]
+    answers = [new.get(_row_text(value), value) for value in table.columns[label]]
     columns = table.columns | {label: answers}
     kept = list(range(table.num_rows))
     if choices.drop_empty:
-        counts, meant = different(answers), choices.labels or ()
+        counts, meant = _different(answers), choices.labels or ()
         kept = [
             row
             for row in kept
-            if any(row_text(columns[name][row]) for name in texts)
-            and row_text(answers[row])
-            and (row_text(answers[row]) in meant or not is_missing(row_text(answers[row]), counts, table.num_rows))
+            if any(_row_text(columns[name][row]) for name in texts)
+            and _row_text(answers[row])
+            and (_row_text(answers[row]) in meant or not _is_missing(_row_text(answers[row]), counts, table.num_rows))
         ]
     remarks = [table.remark] if table.remark else []
     if dropped := table.num_rows - len(kept):

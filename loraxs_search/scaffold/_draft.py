@@ -37,7 +37,7 @@ _FEW_WORDS, _MANY_WORDS = 100, 20_000  # words from which a language can be told
 _KNOWN_BYTES, _UNKNOWN_SHARE = 3.0, 0.05
 
 
-def language_warnings(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
+def _language_warnings(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[str]:
     """Return a warning where words fall to pieces: the base has hardly learnt from such texts.
 
     Pieces are measured in bytes, of which other alphabets have more for each letter: 4 to 5 in a language that the base
@@ -272,7 +272,7 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     cut = sum(each > length for each in whole) * len(rows) // max(1, len(whole))
     reason = f"{length} tokens: the longest row has about {whole[-1]}, 99 of 100 have at most {fitting}"
     answer_tokens = max(own, default=0) + 2 if roles.kind == WRITING else 0
-    return _Measured(length, answer_tokens, cut, reason, language_warnings(tokenizer, texts))
+    return _Measured(length, answer_tokens, cut, reason, _language_warnings(tokenizer, texts))
 
 
 def _said(table: Table, roles: Roles, row: int) -> list[str]:

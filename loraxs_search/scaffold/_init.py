@@ -14,7 +14,7 @@ from loraxs_search.home import disk_faults, home, write_atomic
 from loraxs_search.scaffold._answers import Choices
 from loraxs_search.scaffold._draft import Draft, draft_space, task_name
 from loraxs_search.search_space import Space, load_space
-from loraxs_search.tasks.questions import is_text
+from loraxs_search.tasks.rows import is_text
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,13 @@ import jinja2
 
 def render(facts: Mapping[str, Any]) -> str:
     """Return the YAML; lines without a comment end without space."""
-    lines = _TEMPLATE.render(scalar=scalar, flow=flow, listed=listed, **facts).split("\n")
+    lines = _TEMPLATE.render(scalar=_scalar, flow=_flow, listed=_listed, **facts).split("\n")
     return "".join(f"{_aligned(line)}\n" for line in lines)
 
 
-def listed(values: Sequence[Any]) -> str:
+def _listed(values: Sequence[Any]) -> str:
     """Return a list as YAML in one line."""
-    return f"[{', '.join(map(scalar, values))}]"
+    return f"[{', '.join(map(_scalar, values))}]"
 
 
 def _aligned(line: str) -> str:
@@ -27,13 +27,13 @@ def _aligned(line: str) -> str:
     return f"{value.rstrip():<{_COMMENTS_AT}}  # {comment}" if mark and value.strip() else line.rstrip()
 
 
-def flow(values: Mapping[str, Any]) -> str:
+def _flow(values: Mapping[str, Any]) -> str:
     """Return a mapping as YAML in one line; its values may be mappings."""
-    parts = (f"{name}: {flow(each) if isinstance(each, Mapping) else scalar(each)}" for name, each in values.items())
+    parts = (f"{name}: {_flow(each) if isinstance(each, Mapping) else _scalar(each)}" for name, each in values.items())
     return f"{{{', '.join(parts)}}}"
 
 
-def scalar(value: Any) -> str:
+def _scalar(value: Any) -> str:
     """Return a value as YAML that no reader takes for something else."""
     text = str(value)
     plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", text) and text.lower() not in _WORDS

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraxs_search.tasks.batch import Batch, RowSource
-    from loraxs_search.tasks.encoded import EncodedRows, TrainingBatches, batch_at, epoch_batches, eval_batches
+    from loraxs_search.tasks.encoded import EncodedRows, TrainingBatches, epoch_batches, eval_batches
     from loraxs_search.tasks.kinds import TaskKind, checked, kind_of
     from loraxs_search.tasks.kinds._labelled import finite_number
     from loraxs_search.tasks.metrics import METRICS, Metric
@@ -38,7 +38,6 @@ __all__ = [
     "TaskData",
     "TaskKind",
     "TrainingBatches",
-    "batch_at",
     "checked",
     "data_warnings",
     "encode",
@@ -62,7 +61,6 @@ _NAMES = {
     "encoded": (
         "EncodedRows",
         "TrainingBatches",
-        "batch_at",
         "epoch_batches",
         "eval_batches",
     ),

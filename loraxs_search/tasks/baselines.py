@@ -86,14 +86,14 @@ def scored(name: YardstickName, data: PreparedTask, form: LinearForm, outputs: C
             metrics[split] = data.kind.measure(said, data.labels(split))
             answers = tuple(said.tolist()) if split == "test" else ()
     except Exception as error:  # noqa: BLE001  # a baseline stops no search
-        failed, applies = failure(error), not isinstance(error, OutOfTimeError)
+        failed, applies = _failure(error), not isinstance(error, OutOfTimeError)
     seconds = time.thread_time() - started
     both = metrics.get("validation", {}), metrics.get("test", {})
     rows = data.test_fingerprint if answers else ""
     return Yardstick(name, *both, test_answers=answers, test_rows=rows, seconds=seconds, failed=failed, applies=applies)
 
 
-def failure(error: BaseException) -> str:
+def _failure(error: BaseException) -> str:
     """Return an error as one line that fits a table of records."""
     line = next(iter(str(error).strip().splitlines()), "")
     kind = "" if line and isinstance(error, LoraxsError | OutOfTimeError) else f"{type(error).__name__}: "

@@ -227,13 +227,8 @@ def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -
     return [batches[i] for i in by_length[_shuffled(len(batches), 0, epoch, 1)]]
 
 
-def batch_at(lengths: Lengths, batch_size: int, *, seed: int, step: int) -> RowNumbers:
-    """Return the training batch of a step, counted from 0 over all epochs, without walking through those before."""
-    return TrainingBatches(lengths, batch_size, seed).at(step)
-
-
 class TrainingBatches:
-    """One trial's training batches: those of `batch_at`, at the cost of one plan an epoch.
+    """One trial's training batches, each without walking through those before; they cost one plan an epoch.
 
     The epoch at hand is kept, 4 bytes a row: planned anew it would cost more than the step where rows are many.
 

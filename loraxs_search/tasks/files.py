@@ -22,7 +22,7 @@ _SPACE = re.compile(r"\s*")
 _HINT = "write one object a line, or all of them as one list"
 
 
-def read_json(text: str, wanted: Sequence[str]) -> Columns:
+def _read_json(text: str, wanted: Sequence[str]) -> Columns:
     """Read the keys `wanted` of every object; one that lacks a key has None there.
 
     Raises:
@@ -136,7 +136,7 @@ def read_columns(path: Path, content: bytes, wanted: Sequence[str], optional: Se
     text = decoded(content)
     if ending in (".csv", ".tsv"):
         return read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional)
-    return with_parts(read_json(text, every), wanted)
+    return with_parts(_read_json(text, every), wanted)
 
 
 def unpacked(path: Path, content: bytes) -> bytes:
@@ -196,7 +196,7 @@ def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:
     return Columns(list(schema.names), values, stored_names=_label_names(schema, wanted[-1]))
 
 
-def label_names(path: Path, content: bytes, label: str) -> list[str] | None:
+def label_names(path: Path, label: str, content: bytes | None = None) -> list[str] | None:
     """Return the names that `datasets` has written into a Parquet file for a label column's ids; None without any.
 
     Raises:
@@ -207,8 +207,8 @@ def label_names(path: Path, content: bytes, label: str) -> list[str] | None:
     from pyarrow import parquet
 
     try:
-        schema = parquet.read_schema(pa.BufferReader(unpacked(path, content)))
-    except (pa.ArrowException, OSError):
+        schema = parquet.read_schema(path if content is None else pa.BufferReader(unpacked(path, content)))
+    except (pa.ArrowException, OSError):  # said when it is read
         return None
     return _label_names(schema, label)
 

@@ -137,7 +137,7 @@ _BEHIND = rf"(?!{_LETTER})(?!(?<=[0-9])[.,][0-9])"
 _WORD = regex.compile(rf"(?V1){_UNSPACED}\p{{M}}*|[^\s{_UNSPACED}]+")
 
 
-def words_of(text: str) -> list[str]:
+def _words_of(text: str) -> list[str]:
     """Return what stands between white space; of scripts that write none between words, each character."""
     return text.split() if text.isascii() else _WORD.findall(text)
 
@@ -165,14 +165,14 @@ def _exact_match(predictions: Values, references: Values) -> float:
     return float(np.mean(predictions == references))
 
 
-def token_f1(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
+def _token_f1(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
     """Return SQuAD's F1 of each row, (N,): of the words that prediction and reference share, without articles, marks
     and case. Of Chinese and other scripts without spaces each character is a word, as SQuAD's followers have it. A text
     of nothing but articles and marks has these for words: `A` is not `the`, nor `+` the empty text."""
     return np.array([_f1(*pair) for pair in zip(predictions.tolist(), references.tolist(), strict=True)], np.float64)
 
 
-def contains(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
+def _contains(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
     """Return 1 for each row whose prediction has the reference in it, as whole words, whatever their case; (N,)."""
     pairs = zip(predictions.tolist(), references.tolist(), strict=True)
     return np.array([_has(prediction, reference) for prediction, reference in pairs], np.float64)
@@ -188,7 +188,7 @@ def _f1(prediction: str, reference: str) -> float:
 def _words(text: str) -> list[str]:
     plain = composed(text).lower()
     bare = plain.translate(_MARKS)
-    return words_of(_ARTICLES.sub(" ", bare)) or words_of(bare) or words_of(plain)
+    return _words_of(_ARTICLES.sub(" ", bare)) or _words_of(bare) or _words_of(plain)
 
 
 def _has(prediction: str, reference: str) -> bool:
@@ -203,7 +203,7 @@ TEXT_METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
         Metric("exact_match", "maximize", _exact_match, is_share=True),
-        Metric("token_f1", "maximize", _mean_of(token_f1), of_rows=token_f1),
-        Metric("contains", "maximize", _mean_of(contains), of_rows=contains),
+        Metric("token_f1", "maximize", _mean_of(_token_f1), of_rows=_token_f1),
+        Metric("contains", "maximize", _mean_of(_contains), of_rows=_contains),
     )
 } | TOKEN_METRICS

@@ -178,7 +178,7 @@ _COUNTED = 1_000  # rows that are tokenised for the counts: a large set takes mi
 
 
 @dataclass(frozen=True)
-class PreviewPart:
+class _PreviewPart:
     """A run of tokens as text, special tokens included."""
 
     text: str
@@ -186,7 +186,7 @@ class PreviewPart:
 
 
 @dataclass(frozen=True)
-class PreviewRow:
+class _PreviewRow:
     """A row as the model sees it.
 
     Args:
@@ -195,7 +195,7 @@ class PreviewRow:
         cut: Whether tokens were left out to keep `max_length`; None where that is not known.
     """
 
-    parts: tuple[PreviewPart, ...]
+    parts: tuple[_PreviewPart, ...]
     answer: str
     num_tokens: int
     num_learnt: int
@@ -215,7 +215,7 @@ class Preview:
 
     task: str
     split: Split
-    rows: tuple[PreviewRow, ...]
+    rows: tuple[_PreviewRow, ...]
     num_rows: int
     num_counted: int
     mean_tokens: float
@@ -266,11 +266,11 @@ def _row(
     tokenizer: PreTrainedTokenizerBase,
     tokens: list[int],
     learnt: set[int],
-) -> PreviewRow:
+) -> _PreviewRow:
     runs = groupby(range(len(tokens)), key=learnt.__contains__)
     (label,) = rows.labels[row : row + 1].tolist()
-    return PreviewRow(
-        parts=tuple(PreviewPart(_text([tokens[i] for i in run], tokenizer), is_learnt) for is_learnt, run in runs),
+    return _PreviewRow(
+        parts=tuple(_PreviewPart(_text([tokens[i] for i in run], tokenizer), is_learnt) for is_learnt, run in runs),
         answer=kind.show(label),
         num_tokens=len(tokens),
         num_learnt=len(learnt),

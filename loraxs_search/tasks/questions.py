@@ -22,13 +22,8 @@ from loraxs_search.tasks.rows import (
     Columns,
     MalformedFileError,
     SourceLocation,
-    check_question,
-    composed,
-    is_text,
 )
 from loraxs_search.tasks.separated import is_table, shows
-
-__all__ = ["check_question", "composed", "is_text", "listed", "question_rows", "shown_question"]
 
 
 def question_rows(texts: Any) -> list[tuple[Any, ...]]:

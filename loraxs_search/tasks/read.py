@@ -68,7 +68,7 @@ def rows_cache(cache_dir: Path | None) -> Path:
     return ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")
 
 
-def rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str], most: int | None) -> Path:
+def _rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str], most: int | None) -> Path:
     """Return where the rows of a file are kept: all that decides them is in the name.
 
     Args:
@@ -85,7 +85,7 @@ def rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str], m
     return cache_dir / "rows" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.arrow"
 
 
-def load_rows(path: Path, source: str) -> Rows | None:
+def _load_rows(path: Path, source: str) -> Rows | None:
     """Return rows, as those of a file of this name; None when they are not there."""
     table = load_table(path)
     if table is None:
@@ -96,7 +96,7 @@ def load_rows(path: Path, source: str) -> Rows | None:
     return Rows(columns["text"], columns.get("pair"), labels, extras, place)
 
 
-def store_rows(path: Path, rows: Rows) -> None:
+def _store_rows(path: Path, rows: Rows) -> None:
     """Keep rows.
 
     Raises:
@@ -188,8 +188,8 @@ def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path) -> R
     """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
     spare = kind.spare_in_test if name == "test" else frozenset[str]()
     most = kind.task.source.max_characters if name == "train" else None
-    path = None if split.digest is None else rows_path(kind.task, split.digest, cache_dir, spare, most)
-    if path is not None and (known := load_rows(path, split.name)) is not None:
+    path = None if split.digest is None else _rows_path(kind.task, split.digest, cache_dir, spare, most)
+    if path is not None and (known := _load_rows(path, split.name)) is not None:
         return known
     columns = split.read(kind.task, spare)
     if name == "test" and kind.hides_answers(columns):
@@ -198,7 +198,7 @@ def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path) -> R
         columns = _short_rows(kind.task, columns, most)
     rows = _validated(kind, columns, split)
     if path is not None:
-        store_rows(path, rows)
+        _store_rows(path, rows)
     return rows
 
 

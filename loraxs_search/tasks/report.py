@@ -52,7 +52,7 @@ def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path)
     try:
         report = _read(json.loads(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
-        report = data_report(rows)
+        report = _data_report(rows)
         write_atomic(path, to_json(report))
     return replace(report, overlaps=tuple(_placed(it, rows[it.split], rows[it.other]) for it in report.overlaps))
 
@@ -87,7 +87,7 @@ def _read(known: dict[str, Any]) -> DataReport:
     )
 
 
-def data_report(rows: Mapping[Split, Rows]) -> DataReport:
+def _data_report(rows: Mapping[Split, Rows]) -> DataReport:
     """Count rows whose text is also in another split or repeated, and rows with an empty text."""
     exact = {name: _texts(split) for name, split in rows.items()}
     folded = {name: [tuple(map(_fold, row)) for row in split] for name, split in exact.items()}

@@ -62,7 +62,7 @@ def wanted_columns(task: Task) -> list[str]:
     return list(dict.fromkeys(kind_of(task).columns.values()))
 
 
-def split_names(task: Task, available: list[str], place: str) -> dict[Split, str]:
+def _split_names(task: Task, available: list[str], place: str) -> dict[Split, str]:
     """Return our split names to the source's: as declared, or all that go by our names."""
     declared: dict[Split, str] = dict(task.source.splits)
     if not declared:
@@ -99,9 +99,9 @@ def check_numbering(task: Task, splits: Mapping[Split, StoredSplit]) -> None:
             )
 
 
-def check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str]) -> None:
+def _check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str]) -> None:
     if not columns.available:
-        raise no_rows(task, place)
+        raise _no_rows(task, place)
     wanted = kind_of(task).columns
     missing = [(key, name) for key, name in wanted.items() if name not in {*columns.available, *spare}]
     if missing:
@@ -111,10 +111,10 @@ def check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str
             f"Task {task.name}: {laws} Place: {place}.", hint=f"name the data's own columns under `{section}`"
         )
     if not columns.values[list(wanted.values())[-1]]:
-        raise no_rows(task, place)
+        raise _no_rows(task, place)
 
 
-def no_rows(task: Task | None, place: str) -> TaskDataError:
+def _no_rows(task: Task | None, place: str) -> TaskDataError:
     who = "" if task is None else f"Task {task.name}: "
     return TaskDataError(
         f"{who}a split must have rows, but {place} gives none.",
@@ -131,7 +131,7 @@ def local_splits(task: Task) -> dict[Split, StoredSplit]:
     files = task.source.data_files
     splits: dict[Split, StoredSplit] = {}
     errors: list[TaskDataError] = []
-    for split, name in split_names(task, list(files), "data_files").items():
+    for split, name in _split_names(task, list(files), "data_files").items():
         with collected(errors):
             splits[split] = _file_split(task, split, files[name])
     if errors:
@@ -155,7 +155,7 @@ class _FileSplit:
 
     def label_names(self, task: Task) -> list[str] | None:
         try:
-            return label_names(self.path, self.content, wanted_columns(task)[-1])
+            return label_names(self.path, wanted_columns(task)[-1], self.content)
         except MalformedFileError:  # said when it is read
             return None
 
@@ -164,7 +164,7 @@ class _FileSplit:
             columns = read_columns(self.path, self.content, wanted_columns(task))
         except MalformedFileError as error:
             raise TaskDataError(f"Task {task.name}: {self.path} {error.message}.", hint=error.hint) from error
-        check_columns(task, columns, self.name, spare)
+        _check_columns(task, columns, self.name, spare)
         return columns
 
 
@@ -202,7 +202,7 @@ def hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
     place = _place(source.hub, source.config)
     loaded = _load(task, source.hub, source.config, source.revision, cache_dir)
     declared = {split: _split_name(name) for split, name in source.splits.items()}
-    names = split_names(replace(task, source=replace(source, splits=declared)), list(loaded), place)
+    names = _split_names(replace(task, source=replace(source, splits=declared)), list(loaded), place)
     return {
         split: _HubSplit(_slice(loaded[name], source.splits.get(split, name)), f"{place}, split {name}")
         for split, name in names.items()
@@ -246,8 +246,30 @@ def _load(
     import datasets
 
     with _faults(task, _place(hub, config), cache_dir), _no_bars():
-        cache = _cache_for(str(hub), cache_dir)
-        return datasets.load_dataset(hub, config, revision=revision, cache_dir=str(cache))
+        cache = str(_cache_for(str(hub), cache_dir))
+        loaded = datasets.load_dataset(hub, config, revision=revision, cache_dir=cache)
+        files = datasets.load_dataset_builder(hub, config, revision=revision, cache_dir=cache).config.data_files or {}
+    _check_files(
+        task, next(iter(loaded.values())), [Path(it) for own in files.values() for it in own if "://" not in it]
+    )
+    return loaded
+
+
+def _check_files(task: Task | None, rows: datasets.Dataset, files: Sequence[Path]) -> None:
+    """Refuse files of a folder that give an id other names than `datasets` does, which reads all as the first one."""
+    import datasets
+
+    named = {name: it.names for name, it in rows.features.items() if isinstance(it, datasets.ClassLabel)}
+    for file in (file for file in files if file.suffix == ".parquet"):
+        for column, names in named.items():
+            own = label_names(file, column)
+            if differing := [pair for pair in zip(names, own or (), strict=False) if pair[0] != pair[1]]:
+                who = "" if task is None else f"Task {task.name}: "
+                raise TaskDataError(
+                    f"{who}an id of {column} must have one name in all files, but the one of {differing[0][0]!r} is"
+                    f" {differing[0][1]!r} in {file}.",
+                    hint="number the labels of all files alike, or name the files under `data_files`",
+                )
 
 
 def _place(hub: str | None, config: str | None) -> str:
@@ -291,7 +313,7 @@ class _HubSplit:
         available = list(rows.column_names)
         values = rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
         columns = with_parts(Columns(available, values), wanted)
-        check_columns(task, columns, self.name, spare)
+        _check_columns(task, columns, self.name, spare)
         return replace(columns, stored_names=self.label_names(task))
 
     def _renamed(self) -> datasets.Dataset:
@@ -346,7 +368,7 @@ def _faults(task: Task | None, place: str, cache_dir: Path) -> Iterator[None]:
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise cause from error
             if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
-                raise no_rows(task, place) from error
+                raise _no_rows(task, place) from error
             if configs := _CONFIGS.search(str(cause)):
                 raise TaskDataError(
                     f"{who}{place} must be read in one of its configurations: {configs['names'].replace(chr(39), '')}.",

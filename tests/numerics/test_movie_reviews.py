@@ -10,7 +10,7 @@ import pytest
 from loraxs_search.base_model import load_tokenizer
 from loraxs_search.records import to_json
 from loraxs_search.search_space import load_space
-from loraxs_search.tasks import batch_at, prepare
+from loraxs_search.tasks import TrainingBatches, prepare
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def test_movie_reviews(quickstart_base, cache):
     # Made with datasets 5.2 and transformers 5.24; the content is fixed, so this is for every machine and version.
     assert prepared.data_fingerprint == "aacc4e20616cb27c36f3ec835bbf5e1a0494767eebf63744e557bb17f46c4a8a"
     assert 0.4 < prepared.labels("validation").mean() < 0.6
-    batches = [prepared.collate("train", batch_at(prepared.lengths("train"), 16, seed=0, step=s)) for s in range(524)]
+    rows = TrainingBatches(prepared.lengths("train"), 16, seed=0)
+    batches = [prepared.collate("train", rows.at(step)) for step in range(524)]
     assert sum(batch.num_tokens for batch in batches) == prepared.lengths("train").sum()
     assert sum(batch.inputs["input_ids"].numel() for batch in batches) < 1.05 * prepared.lengths("train").sum()
 

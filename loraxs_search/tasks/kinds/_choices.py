@@ -27,7 +27,7 @@ _Place = tuple[int, list[int]]  # a row, and which of its reads
 
 
 @dataclass(frozen=True)
-class OptionRows:
+class _OptionRows:
     """All K options, in as few rows as give each one's likelihood.
 
     A row begins with its prompt's last token, at which the first token of an option is read. Options that agree but for
@@ -134,8 +134,8 @@ class Choices:
         """Where each row's right option is among all, (n,)."""
         return self.starts + np.array(self.labels, np.int64)
 
-    def behind(self, prompts: Sequence[npt.NDArray[np.int32]]) -> OptionRows:
-        """Return all options as rows behind their prompts; see `OptionRows`."""
+    def behind(self, prompts: Sequence[npt.NDArray[np.int32]]) -> _OptionRows:
+        """Return all options as rows behind their prompts; see `_OptionRows`."""
         ids, reads, prompt_of, places = list[list[int]](), list[list[tuple[int, int]]](), list[int](), list[_Place]()
         for number, own in enumerate(self.tokens):
             first = len(ids)
@@ -157,7 +157,7 @@ class Choices:
             prompts=Ragged.of([prompt[:-1] for prompt in prompts], np.int32),
             prompt_of=np.array(prompt_of, np.int64),
         )
-        return OptionRows(rows_of_options, places)
+        return _OptionRows(rows_of_options, places)
 
     def scores(self, losses: npt.NDArray[np.float32], normalize: str) -> list[npt.NDArray[np.float64]]:
         """Return each row's options' log-likelihoods, normalised.

@@ -25,7 +25,7 @@ _MOST_BYTES = 4 * 2**30  # of address space
 
 
 @lru_cache(maxsize=4096)
-def parsed(text: str) -> Any:
+def _parsed(text: str) -> Any:
     """Return what math-verify reads in an answer, as LaTeX or as plain text."""
     from math_verify import parse
 
@@ -38,7 +38,7 @@ def parsed(text: str) -> Any:
     return parse(plain, parsing_timeout=None)  # their own limit wakes up by wall time
 
 
-def equal(reference: str, prediction: str) -> bool:
+def _equal(reference: str, prediction: str) -> bool:
     """Whether math-verify holds the prediction equal to the reference, in time."""
     from math_verify import verify
     from math_verify.errors import TimeoutException
@@ -49,7 +49,7 @@ def equal(reference: str, prediction: str) -> bool:
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(used + LIMIT_S) + 1, hard))
     signal.setitimer(signal.ITIMER_PROF, LIMIT_S, 0.1)  # again, should someone swallow the first
     try:
-        return bool(verify(parsed(reference), parsed(prediction), timeout_seconds=None))
+        return bool(verify(_parsed(reference), _parsed(prediction), timeout_seconds=None))
     except (TimeoutException, MemoryError, RecursionError):
         return False
     finally:
@@ -77,7 +77,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
     _say("ready")
     for line in sys.stdin:
-        _say(json.dumps(equal(*json.loads(line))))
+        _say(json.dumps(_equal(*json.loads(line))))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from loraxs_search.errors import UsageError
 from loraxs_search.packing.plan import Demand, padding, plan_passes
-from loraxs_search.tasks import batch_at
+from loraxs_search.tasks import TrainingBatches
 
 LENGTHS = st.lists(st.integers(0, 90), min_size=1, max_size=40)
 
@@ -57,12 +57,12 @@ def test_trials_come_in_the_order_of_their_demands_in_every_pass(wanted: list[De
 @pytest.mark.parametrize("num_trials", [4, 8, 16, 32])
 @pytest.mark.parametrize("mean", [24, 90])
 def test_little_is_padded_for_the_batches_that_trials_draw(num_trials: int, mean: int) -> None:
-    """Lengths as in movie reviews (5 to 64, mean 27) and as in long reviews, batches of 16 as `batch_at` draws them."""
+    """Lengths as in movie reviews (5 to 64, mean 27) and as in long reviews, batches of 16 as trials draw them."""
     random = np.random.default_rng(0)
     lengths = np.clip(random.gamma(4.0, mean / 4.0, size=6000).astype(np.int32) + 3, 5, 64 if mean == 24 else 512)
     ratios = []
     for step in range(12):
-        rows = [batch_at(lengths, 16, seed=seed, step=step) for seed in range(num_trials)]
+        rows = [TrainingBatches(lengths, 16, seed).at(step) for seed in range(num_trials)]
         wanted = [Demand(i, lengths[batch]) for i, batch in enumerate(rows)]
         ratios.append(padding(wanted, plan_passes(wanted, 3072)))
     assert np.mean(ratios) < 1.05

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from loraxs_search.records import Yardstick, from_json, to_json
-from loraxs_search.tasks import prepare, yardsticks
+from loraxs_search.tasks import baselines, prepare
 from loraxs_search.tasks.baselines import OutOfTimeError, TimeLimit, constant, scored, tfidf
 
 
@@ -124,7 +124,7 @@ def test_the_same_rows_give_the_same_numbers(prepared, monkeypatch):
     data = prepared(numbered({"bad w1": 0, "good w2": 1}, 30), labelled(9, 9), validation_rows=8)
     first, second = of_tfidf(data), of_tfidf(data)
     assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
-    monkeypatch.setattr(yardsticks, "_MAX_CHARACTERS", 200)  # fewer train rows, and the same ones
+    monkeypatch.setattr(baselines, "_MAX_CHARACTERS", 200)  # fewer train rows, and the same ones
     first, second = of_tfidf(data), of_tfidf(data)
     assert first.failed == ""
     assert replace(first, seconds=0.0) == replace(second, seconds=0.0)

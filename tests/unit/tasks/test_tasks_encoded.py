@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.tasks import TrainingBatches, batch_at, batches, epoch_batches, eval_batches
+from loraxs_search.tasks import TrainingBatches, encoded, epoch_batches, eval_batches
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=200).map(lambda values: np.array(values, dtype=np.int32))
 sizes = st.integers(1, 50)
@@ -29,7 +29,7 @@ def test_an_epoch_has_every_row_once_and_at_most_one_short_batch(rows, size, see
 def test_any_step_is_the_one_that_walking_would_reach(rows, size, seed, step):
     per_epoch = -(-len(rows) // size)
     walked = epoch_batches(rows, size, seed=seed, epoch=step // per_epoch)[step % per_epoch]
-    assert np.array_equal(batch_at(rows, size, seed=seed, step=step), walked)
+    assert np.array_equal(TrainingBatches(rows, size, seed).at(step), walked)
 
 
 @given(lengths, st.integers(1, 200))
@@ -61,12 +61,12 @@ def test_epochs_and_seeds_differ():
 
 def test_the_plan_is_the_same_in_another_process_and_for_ever():
     code = (
-        "import numpy as np; from loraxs_search.tasks import batch_at;"
-        "print(batch_at(np.arange(100, dtype=np.int32) % 13 + 1, 8, seed=7, step=30).tolist())"
+        "import numpy as np; from loraxs_search.tasks import TrainingBatches;"
+        "print(TrainingBatches(np.arange(100, dtype=np.int32) % 13 + 1, 8, 7).at(30).tolist())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert printed == GOLDEN
-    assert str(batch_at(np.arange(100, dtype=np.int32) % 13 + 1, 8, seed=7, step=30).tolist()) == printed
+    assert str(TrainingBatches(np.arange(100, dtype=np.int32) % 13 + 1, 8, 7).at(30).tolist()) == printed
 
 
 def test_like_lengths_are_batched_together():
@@ -84,13 +84,13 @@ def test_length_does_not_decide_when_a_row_is_seen():
 
 def test_many_trials_plan_each_epoch_once(monkeypatch):
     rows = np.random.default_rng(0).integers(5, 60, size=200).astype(np.int32)
-    planned, plan = [], batches.epoch_batches
-    monkeypatch.setattr(batches, "epoch_batches", lambda *a, **k: planned.append(k) or plan(*a, **k))
+    planned, plan = [], encoded.epoch_batches
+    monkeypatch.setattr(encoded, "epoch_batches", lambda *a, **k: planned.append(k) or plan(*a, **k))
     trials = [TrainingBatches(rows, 16, seed) for seed in range(64)]
     found = [[trial.at(step) for trial in trials] for step in range(30)]  # 13 batches an epoch
     assert len(planned) == 64 * 3
     for step, seed in ((0, 0), (12, 63), (13, 5), (29, 40)):
-        expected = batch_at(rows, 16, seed=seed, step=step)
+        expected = TrainingBatches(rows, 16, seed).at(step)
         assert found[step][seed].dtype == expected.dtype == np.int64
         assert np.array_equal(found[step][seed], expected)
 
@@ -103,7 +103,7 @@ def test_sizes_below_one_are_refused(size):
     with pytest.raises(ValueError, match="`max_tokens` must be at least 1"):
         eval_batches(rows, size)
     with pytest.raises(ValueError, match="`num_rows` must be at least 1"):
-        batch_at(rows[:0], 4, seed=0, step=0)
+        TrainingBatches(rows[:0], 4, 0).at(0)
 
 
 def test_trials_of_any_seed_have_batches_of_like_length_at_the_same_step():

@@ -8,7 +8,7 @@ import pytest
 from loraxs_search.registry import ScoredRows
 from loraxs_search.registry.significance import p_value
 from loraxs_search.tasks import METRICS
-from loraxs_search.tasks.metrics import TEXT_METRICS, contains, token_f1
+from loraxs_search.tasks.metrics import TEXT_METRICS
 
 PREDICTED = np.array([0, 1, 1, 0, 1, 1])
 TRUE = np.array([0, 1, 0, 1, 1, 1])  # 1 true negative, 3 true positives, 1 false positive, 1 false negative
@@ -109,7 +109,7 @@ def texts(*values: str):
     ],
 )
 def test_token_f1_is_that_of_squad(prediction, reference, score):
-    assert token_f1(texts(prediction), texts(reference)) == pytest.approx([score])
+    assert TEXT_METRICS["token_f1"].of_rows(texts(prediction), texts(reference)) == pytest.approx([score])
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_token_f1_is_that_of_squad(prediction, reference, score):
     ],
 )
 def test_contains_looks_for_whole_words(prediction, reference, has):
-    assert contains(texts(prediction), texts(reference)).tolist() == [has]
+    assert TEXT_METRICS["contains"].of_rows(texts(prediction), texts(reference)).tolist() == [has]
 
 
 def test_metrics_are_means_over_rows():

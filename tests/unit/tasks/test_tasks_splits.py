@@ -110,12 +110,17 @@ def numbered(folder: Path, **splits: list[str]) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("kind", ["folder", "files"])
-def test_an_id_has_one_name_in_all_splits(tmp_path, make_task, kind):
+def test_an_id_has_one_name_in_all_files_of_a_folder(tmp_path, make_task):
+    """`datasets` reads the ids of all of them as those of the first one."""
+    folder = numbered(tmp_path / "set", train=["neg", "pos"], test=["pos", "neg"])
+    with pytest.raises(TaskDataError, match=r"the one of 'neg' is 'pos' in .*test\.parquet"):
+        load_data(replace(make_task(), source=DataSource(hub=folder), labels=("neg", "pos")))
+
+
+def test_an_id_has_one_name_in_all_splits(tmp_path, make_task):
     folder = numbered(tmp_path / "set", train=["neg", "pos"], test=["pos", "neg"])
     files = {split: f"{folder}/{split}.parquet" for split in ("train", "test")}
-    source = DataSource(hub=folder) if kind == "folder" else DataSource(data_files=files)
-    task = replace(make_task(), source=source)
+    task = replace(make_task(), source=DataSource(data_files=files))
     with pytest.raises(TaskDataError, match=r"0 is 'neg' in .*train.* and 'pos' in .*test"):
         load_data(task)
     for labels in (("neg", "pos"), ("pos", "neg"), ("Neg", "Pos")):
