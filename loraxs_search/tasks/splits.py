@@ -246,12 +246,11 @@ def _load(
     import datasets
 
     with _faults(task, _place(hub, config), cache_dir), _no_bars():
-        cache = str(_cache_for(str(hub), cache_dir))
-        loaded = datasets.load_dataset(hub, config, revision=revision, cache_dir=cache)
-        files = datasets.load_dataset_builder(hub, config, revision=revision, cache_dir=cache).config.data_files or {}
-    _check_files(
-        task, next(iter(loaded.values())), [Path(it) for own in files.values() for it in own if "://" not in it]
-    )
+        cache, files = _cache_for(str(hub), cache_dir), dict[str, list[str]]()
+        loaded = datasets.load_dataset(hub, config, revision=revision, cache_dir=str(cache))
+        if cache != cache_dir:  # a folder of this machine
+            files = datasets.load_dataset_builder(hub, config, cache_dir=str(cache)).config.data_files or {}
+    _check_files(task, next(iter(loaded.values())), [Path(file) for own in files.values() for file in own])
     return loaded
 
 

@@ -120,7 +120,7 @@ def test_a_word_for_nothing_is_dropped_or_meant(say: Say, rows_folder: Path) -> 
     content = csv_of(labels=("a", "nan", "None", "b"))
     assert drafted(say, "rows.csv", content, "--drop-empty").err.count("15 rows without text or answer") == 1
     assert load_space("./rows.yaml").task.labels == ("None", "a", "b")
-    said = drafted(say, "rows.csv", content, "--labels", "nan,None,a,b", "--drop-empty", "--out", "all.yaml")
+    said = drafted(say, "all.csv", content, "--labels", "nan,None,a,b", "--drop-empty")
     assert load_space("./all.yaml").task.labels == ("nan", "None", "a", "b")
     assert "may say that the answer is missing" not in said.err
     said = drafted(say, "some.csv", csv_of(labels=("a", "None", "b")))
