@@ -140,12 +140,12 @@ class Predictor:
 
         model, source, shown = self._model, self._source, [shown_question(row) for row in rows]
         if on_text is None:
-            return ask(model, source, self._kind.predict(source, questions, shown), model.device)
+            return ask(model, source, self._kind.predict(source, questions, shown))
         predictions = []
         for number, text in enumerate(shown):
             asking = self._kind.predict(source, questions.take(np.array([number])), [text])
             heard = partial(_heard, on_text, number)
-            predictions += ask(model, source, asking, model.device, on_text=heard)
+            predictions += ask(model, source, asking, on_text=heard)
         return predictions
 
     def _warn_of_cut(self, cut: int, num_rows: int) -> None:
@@ -169,8 +169,8 @@ class Predictor:
     @cached_property
     def _model(self) -> PeftModel | PreTrainedModel:
         from loraxs_search.base_model import use_padded_attention
+        from loraxs_search.engine.base import base_of
         from loraxs_search.methods.loading import load_adapter_folder
-        from loraxs_search.trial import base_of
 
         model = load_adapter_folder(self.folder, base=self._base, dtype=self._dtype, device=self._device)
         use_padded_attention(base_of(model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,15 +12,82 @@ import torch
 from torch import Tensor
 
 from loraxs_search.bank.layout import Layout
-from loraxs_search.bank.vector_pool import VectorPool
 from loraxs_search.errors import UsageError
 from loraxs_search.records import Task
+
+_SLAB_BYTES = 1 << 26  # limit of a slab, so that little memory stays unused when vectors are removed
+_GROWTH = 20  # a new slab has this fraction of the vectors held, so that little is allocated ahead
+
+
+class VectorPool:
+    """Holds vectors at positions 0..n-1 without gaps; unused memory is a twentieth of theirs, or one slab of 64 MiB.
+
+    Args:
+        width: Numbers in a vector.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self._width, self._device = max(1, width), device
+        self._slabs: list[Tensor] = []  # each (vectors, width)
+        self._starts: list[int] = []
+        self._len = 0
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Allocated memory, free space for new vectors included."""
+        return sum(slab.nbytes for slab in self._slabs)
+
+    def append(self, vectors: Tensor) -> range:
+        """Add vectors (n, width) at the end and return their positions."""
+        first, done = self._len, 0
+        while done < len(vectors):
+            if self._len == self._capacity:
+                self._add_slab(len(vectors) - done)
+            slab, at = self._locate(self._len)
+            count = min(len(vectors) - done, len(slab) - at)
+            slab[at : at + count] = vectors[done : done + count]
+            self._len, done = self._len + count, done + count
+        return range(first, self._len)
+
+    def remove(self, position: int) -> int:
+        """Remove a vector; the last one moves to its position. Return the last one's position, which is now free."""
+        last = self._len - 1
+        if position != last:
+            (slab, at), (last_slab, last_at) = self._locate(position), self._locate(last)
+            slab[at] = last_slab[last_at]
+        self._len = last
+        if self._slabs and self._len <= self._starts[-1]:
+            self._slabs.pop()
+            self._starts.pop()
+        return last
+
+    def gather(self, positions: Sequence[int]) -> Tensor:
+        """Return copies of the vectors at these positions, shape (n, width)."""
+        if len(self._slabs) == 1:
+            return self._slabs[0].index_select(0, torch.tensor(positions, device=self._device))
+        return torch.stack([slab[at] for slab, at in map(self._locate, positions)])
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @property
+    def _capacity(self) -> int:
+        return self._starts[-1] + len(self._slabs[-1]) if self._slabs else 0
+
+    def _add_slab(self, wanted: int) -> None:
+        most = max(1, _SLAB_BYTES // (4 * self._width))
+        size = min(most, max(wanted, self._len // _GROWTH))
+        self._starts.append(self._capacity)
+        self._slabs.append(torch.empty(size, self._width, device=self._device))
+
+    def _locate(self, position: int) -> tuple[Tensor, int]:
+        index = bisect_right(self._starts, position) - 1
+        return self._slabs[index], position - self._starts[index]
+
 
 _MANY = 10_000  # with more names, the nearest is not searched
 
 
 @dataclass(eq=False)
-class LayoutGroup:
+class _LayoutGroup:
     """The adapters of one layout.
 
     Args:
@@ -35,7 +103,7 @@ class LayoutGroup:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    group: LayoutGroup
+    group: _LayoutGroup
     position: int
     task: Task
 
@@ -64,7 +132,7 @@ class AdapterStore:
     def __init__(self, max_bytes: int | None, device: torch.device) -> None:
         self._max_bytes, self._device = max_bytes, device
         self._entries: OrderedDict[str, _Entry] = OrderedDict()  # least recently used first
-        self._groups: dict[Layout, LayoutGroup] = {}
+        self._groups: dict[Layout, _LayoutGroup] = {}
         self.num_bytes = 0
 
     def __len__(self) -> int:
@@ -142,7 +210,7 @@ class AdapterStore:
         entries = {name: self._entry(name) for name in dict.fromkeys(names) if name is not None}
         for used in entries:
             self._entries.move_to_end(used)
-        rows_of: dict[LayoutGroup, list[int]] = {}
+        rows_of: dict[_LayoutGroup, list[int]] = {}
         for row, name in enumerate(names):
             if name is not None:
                 rows_of.setdefault(entries[name].group, []).append(row)
@@ -168,8 +236,8 @@ class AdapterStore:
         nearest = f", the nearest being {', '.join(near)}" if near else ""
         return f"A row must name an adapter that is in the bank, but {name!r} is none of {len(self)}{nearest}."
 
-    def _open(self, layout: Layout) -> LayoutGroup:
-        group = self._groups[layout] = LayoutGroup(layout, VectorPool(layout.width, self._device))
+    def _open(self, layout: Layout) -> _LayoutGroup:
+        group = self._groups[layout] = _LayoutGroup(layout, VectorPool(layout.width, self._device))
         for rank, known in enumerate(sorted(self._groups.values(), key=lambda group: group.layout.sort_key)):
             known.rank = rank
         return group

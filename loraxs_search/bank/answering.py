@@ -1,198 +1,248 @@
-"""The requests of several adapters' tasks, computed side by side."""
+"""Rows of many adapters in one batch: the answers of their tasks to texts, and what they write after prompts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from loraxs_search.bank.bank_rows import BankRows
-from loraxs_search.base_model import joined
-from loraxs_search.tasks import Batch, RowSource, eval_batches
-from loraxs_search.tasks.encoded import EncodedRows
-from loraxs_search.tasks.kinds import PassOutputs, Read, Request, Write, Written
-from loraxs_search.trial.evaluate import EVAL_TOKENS, in_row_order
-from loraxs_search.trial.generate import default_rows, open_rows, writing_batches
-from loraxs_search.trial.open_row import written
-from loraxs_search.trial.shared_prompts import is_worth_sharing, prompt_groups
+from loraxs_search.bank.adapter_store import Part
+from loraxs_search.bank.bank_model import BankModel, StoredRows
+from loraxs_search.engine.base import AdaptedBase, Owners
+from loraxs_search.engine.passes import Requester, forward
+from loraxs_search.engine.requests import Engine
+from loraxs_search.engine.rows import RowMap, RowSegment
+from loraxs_search.errors import TrialDivergedError, UsageError, shortened
+from loraxs_search.records import Prediction, Task
+from loraxs_search.tasks import RowSource, encode, kind_of
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, token_ids
+from loraxs_search.tasks.questions import shown_question
+from loraxs_search.tasks.rows import is_text
 
-OnText = Callable[[str | None, int, str], None]
-Indices = npt.NDArray[np.int64]
-Places = Mapping[str, Indices]  # of rows, by request
-NameT = TypeVar("NameT", bound=str | None)
 
-
-def computed(
-    requests: Mapping[str, Request], owners: Mapping[str, int], bank: BankRows, source: RowSource
-) -> dict[str, Any]:
-    """Return what requests come to, by adapter.
+class BankRows(AdaptedBase):
+    """The adapters of some questions, taken out of the bank: it may lose them meanwhile. Owners are the questions.
 
     Args:
-        owners: Of each request, which of the bank's adapters is its own.
+        parts: Of these questions, each row of which is a question.
     """
-    reads = {name: request for name, request in requests.items() if isinstance(request, Read)}
-    writes = {name: request for name, request in requests.items() if isinstance(request, Write)}
-    read = _read_outputs if bank.model.has_head else _read_states
-    return {**read(reads, owners, bank, source), **write_all(writes, owners, bank, source.tokenizer)}
+
+    def __init__(self, bank: BankModel, parts: Sequence[Part]) -> None:
+        super().__init__(bank.model, bank.context)
+        self._bank, self._parts = bank, parts
+        self._places = {row: (n, place) for n, part in enumerate(parts) for place, row in enumerate(part.rows)}
+
+    def row_map(self, owners: Owners) -> RowMap[StoredRows]:
+        segments, start = list[RowSegment[StoredRows]](), 0
+        for number, run in groupby((self._places[owner] for owner in owners.tolist()), key=lambda place: place[0]):
+            part, places = self._parts[number], [place for _, place in run]
+            vectors = part.vectors
+            if part.layout is not None and len(vectors) > 1:
+                own = places[:1] if len(set(places)) == 1 else places
+                vectors = vectors[torch.tensor(own, device=vectors.device)]
+            segments.append(self._bank.segment(start, start + len(places), part.layout, vectors))
+            start += len(places)
+        return RowMap(segments)
+
+    def requesters(self, data: RowSource, models: Mapping[str, int | None]) -> dict[str, Requester]:
+        """Return who asks: one adapter a question; those of one layout stand side by side.
+
+        Args:
+            models: The number of outputs of each question's head, by the adapter's name, in their order.
+        """
+        names = list(models)
+        return {names[owner]: Requester(owner, data, models[names[owner]]) for owner in self._places}
+
+    @torch.inference_mode()
+    def logits(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return each question's logits, float32: its head's (labels,), or those after its last token (vocabulary,)."""
+        order = list(self._places)
+        mine = {name: value[torch.tensor(order)].to(self.device) for name, value in inputs.items()}
+        mask = mine.get("attention_mask")  # models take rows without one whole
+        reads = (
+            None if self._bank.has_head else _last_tokens(torch.ones_like(mine["input_ids"]) if mask is None else mask)
+        )
+        with self.computing(self.row_map(np.array(order))):
+            outputs = forward(self.model, mine, reads)
+        if outputs.project is None:
+            widths = [self._bank.num_labels(part.layout) for part in self._parts for _ in part.rows]
+            lines = [line[:width] for line, width in zip(outputs.read, widths, strict=True)]
+        else:
+            lines = list(outputs.project(outputs.read))
+        by_row = dict(zip(order, lines, strict=True))
+        return [by_row[row] for row in range(len(order))]
 
 
-def write_all(
-    writes: Mapping[NameT, Write],
-    owners: Mapping[NameT, int],
+class Questions:
+    """One question to each adapter that is named, which may be named more than once.
+
+    Args:
+        tasks: Of each question's adapter.
+        names: Its name.
+        rows: Its texts.
+    Raises:
+        TaskDataError: a row is not what its task takes.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        names: Sequence[str],
+        rows: Sequence[tuple[Any, ...]],
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> None:
+        self._source = RowSource(tokenizer)
+        self._outputs = {name: kind_of(task).model.num_outputs for name, task in zip(names, tasks, strict=True)}
+        self._rows: dict[str, list[int]] = {}  # of each adapter
+        self._asking: dict[str, RequestGenerator[list[Prediction]]] = {}
+        self._add(tasks, names, rows)
+
+    def predict(self, bank: BankRows) -> list[Prediction]:
+        """Return the answers, in the order of the questions; each adapter's are its own task's.
+
+        Args:
+            bank: Has each adapter once, in the order in which they are named first.
+        Raises:
+            TrialDivergedError: some output is not finite.
+        """
+        predictions: dict[int, Prediction] = {}
+        for name, answers in Engine(bank).run(bank.requesters(self._source, self._outputs), self._asking).items():
+            if isinstance(answers, Exception):
+                raise answers
+            predictions |= zip(self._rows[name], answers, strict=True)
+        return [predictions[row] for row in range(len(predictions))]
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _add(self, tasks: Sequence[Task], names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+        """Tokenise each task's questions at once, and begin to ask each adapter its own."""
+        of_task: dict[int, list[int]] = {}
+        for row, task in enumerate(tasks):
+            of_task.setdefault(id(task), []).append(row)
+        for numbers in of_task.values():
+            kind = kind_of(tasks[numbers[0]])
+            encoded = encode(kind, self._source.tokenizer, [rows[row] for row in numbers])
+            places: dict[str, list[int]] = {}
+            for place, row in enumerate(numbers):
+                places.setdefault(names[row], []).append(place)
+            for name, own in places.items():
+                self._rows[name] = [numbers[place] for place in own]
+                shown = [shown_question(rows[row]) for row in self._rows[name]]
+                self._asking[name] = kind.predict(self._source, encoded.take(np.array(own)), shown)
+
+
+def _last_tokens(mask_nT: Tensor) -> Tensor:
+    """Return row and column of each row's last token, (n, 2), whichever side padding is on."""
+    columns_T = torch.arange(1, mask_nT.shape[1] + 1, device=mask_nT.device)
+    rows_n = torch.arange(len(mask_nT), device=mask_nT.device)
+    return torch.stack([rows_n, (mask_nT * columns_T).argmax(1)], dim=1)
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How a caller wants answers; None is left to each adapter's task."""
+
+    max_new_tokens: int | None
+    stop: tuple[str, ...] | None
+    sampling: Sampling | None
+
+    @classmethod
+    def of(
+        cls, max_new_tokens: int | None, stop: str | Sequence[str] | None, sampling: Sampling | None
+    ) -> GenerateOptions:
+        """Check what a caller gives.
+
+        Raises:
+            UsageError: a value is not what it should be.
+        """
+        if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
+            raise UsageError(f"`max_new_tokens` must be a whole number from 1, but got {max_new_tokens!r}.")
+        texts = (stop,) if isinstance(stop, str) else None if stop is None else tuple(stop)
+        if not all(isinstance(text, str) and text for text in texts or ()):
+            raise UsageError(f"`stop` must be texts that are not empty, but got {stop!r}.")
+        return cls(max_new_tokens, texts, sampling)
+
+
+def generate(
+    names: Sequence[str | None],
+    prompts: Sequence[str],
+    tasks: Mapping[str | None, Task | None],
+    options: GenerateOptions,
     bank: BankRows,
     tokenizer: PreTrainedTokenizerBase,
-    on_text: OnText | None = None,
-) -> dict[NameT, Written]:
-    """Continue the prompts of several requests side by side.
+    on_text: Callable[[int, str], None] | None,
+) -> list[str]:
+    """Return what is written after each prompt; see `AdapterBank.generate`."""
+    encoded = encoded_prompts(prompts, tokenizer)
+    keys = {name: str(number) for number, name in enumerate(tasks)}  # the base has no name
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(keys[name], []).append(row)
+    writes = {keys[name]: _write(encoded, rows[keys[name]], task, options, tokenizer) for name, task in tasks.items()}
+    for write in writes.values():
+        _check_length(write, tokenizer.model_max_length)
+    heard = None if on_text is None else lambda key, number, piece: on_text(rows[key][number], piece)
+    requesters = bank.requesters(RowSource(tokenizer), dict.fromkeys(keys.values()))
+    texts = [""] * len(prompts)
+    for key, written in Engine(bank).compute(requesters, writes, heard).items():
+        if not np.isfinite(written.margins).all():
+            name = list(tasks)[int(key)]
+            raise TrialDivergedError(f"Logits must be finite, but those of adapter {name!r} are not.")
+        for row, text in zip(rows[key], written.texts, strict=True):
+            texts[row] = text
+    return texts
 
-    Args:
-        owners: Of each request, which of the bank's adapters is its own.
-        on_text: Called with a request's name, a row's number in it, and each piece of its text.
+
+def encoded_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+    """Return the tokens of prompts. One that has the tokenizer's beginning already, as a rendered chat has, keeps it.
+
+    Raises:
+        UsageError: a prompt is no text, or has no token.
     """
-    model = bank.model.model
-    listening = {name: None if on_text is None else partial(on_text, name) for name in writes}
-    rows = {name: open_rows(write, tokenizer, model, listening[name]) for name, write in writes.items()}
-    every = [(name, row) for name, own in rows.items() for row in own]
-    if every:
-        lengths = np.array([len(row.prompt) + writes[name].max_new_tokens for name, row in every])
-        for batch in writing_batches(lengths, default_rows(bank.device)):
-            bank.write([owners[every[i][0]] for i in batch], [every[i][1] for i in batch])
-    return {name: written(own) for name, own in rows.items()}
+    if wrong := [row for row, prompt in enumerate(prompts) if not is_text(prompt)]:
+        raise UsageError(
+            f"A prompt must be text, but that of row {wrong[0] + 1} is {shortened(prompts[wrong[0]])}.",
+            hint="give each prompt as a str; `predict` makes it of a row's columns",
+        )
+    begin = begin_ids(tokenizer)
+    ids = [own if own[: len(begin)] == begin else begin + own for own in token_ids(prompts, tokenizer)]
+    if blank := [row for row, own in enumerate(ids) if not own]:
+        raise UsageError(f"A prompt must have a token, but that of row {blank[0] + 1} has none.")
+    return EncodedRows(Ragged.of(ids, np.int32))
 
 
-def _read_outputs(
-    reads: Mapping[str, Read], owners: Mapping[str, int], bank: BankRows, source: RowSource
-) -> dict[str, tuple[Tensor, ...]]:
-    """Compute what heads give for the rows of all requests, in passes of rows of like lengths."""
-
-    def compute(places: Places) -> dict[str, tuple[Tensor, ...]]:
-        batches = {name: source.collate(reads[name].source, reads[name].rows[own]) for name, own in places.items()}
-        rows = [owners[name] for name, batch in batches.items() for _ in range(len(batch.counts))]
-        logits, start, results = bank.logits(rows, _joined(list(batches.values()), source)), 0, {}
-        for name, batch in batches.items():
-            own = torch.stack(logits[start : start + len(batch.counts)]).cpu()
-            results[name] = reads[name].reduce(PassOutputs(own), batch)
-            start += len(own)
-        return results
-
-    return _in_batches(
-        *_single_rows(reads, {name: source.encoded(read.source) for name, read in reads.items()}), compute
-    )
-
-
-def _read_states(
-    reads: Mapping[str, Read], owners: Mapping[str, int], bank: BankRows, source: RowSource
-) -> dict[str, tuple[Tensor, ...]]:
-    """Compute last hidden states for the rows of all requests; prompts that many rows share are computed once."""
-    sources = {name: source.encoded(read.source) for name, read in reads.items()}
-    shared = {name: read for name, read in reads.items() if is_worth_sharing(sources[name], read.rows)}
-    whole = {name: read for name, read in reads.items() if name not in shared}
-    reader = _StateReader(owners, bank, source)
-    return {
-        **reader.whole(whole, {name: sources[name].with_prompts() for name in whole}),
-        **reader.shared(shared, sources),
-    }
+def _write(
+    encoded: EncodedRows,
+    rows: Sequence[int],
+    task: Task | None,
+    options: GenerateOptions,
+    tokenizer: PreTrainedTokenizerBase,
+) -> GenerateRequest:
+    kind = None if task is None else kind_of(task)
+    serving = kind and kind.serving
+    limit = options.max_new_tokens or (serving and serving.max_new_tokens)
+    if not limit:
+        model = "the bare base" if task is None else f"task {task.name}, of kind {task.kind},"
+        raise UsageError(
+            f"`max_new_tokens` must say how long an answer may be, but got None, and {model} says nothing.",
+            hint="give max_new_tokens=128, for example",
+        )
+    stop = options.stop if options.stop is not None else serving.stop if serving else ()
+    ends = kind.end_ids(tokenizer) if kind else ()
+    return GenerateRequest(encoded, np.array(rows), limit, stop, options.sampling, ends)
 
 
-class _StateReader:
-    """Computes requests of bases without a head.
-
-    Args:
-        owners: Of each request, which of the bank's adapters is its own.
-    """
-
-    def __init__(self, owners: Mapping[str, int], bank: BankRows, source: RowSource) -> None:
-        self._owners, self._bank, self._source = owners, bank, source
-
-    def whole(self, reads: Mapping[str, Read], sources: Mapping[str, EncodedRows]) -> dict[str, tuple[Tensor, ...]]:
-        """Compute requests in passes of rows of like lengths."""
-
-        def compute(places: Places) -> dict[str, tuple[Tensor, ...]]:
-            batches = {name: self._source.collate(sources[name], reads[name].rows[own]) for name, own in places.items()}
-            outputs = _states_of(batches, self._owners, self._bank, self._source)
-            return {
-                name: reads[name].reduce(outputs[name], batch.to(self._bank.device)) for name, batch in batches.items()
-            }
-
-        return _in_batches(*_single_rows(reads, sources), compute)
-
-    def shared(self, reads: Mapping[str, Read], sources: Mapping[str, EncodedRows]) -> dict[str, tuple[Tensor, ...]]:
-        """Compute requests prompt by prompt, each with all rows that continue it."""
-
-        def compute(places: Places) -> dict[str, tuple[Tensor, ...]]:
-            rows = {name: reads[name].rows[own] for name, own in places.items()}
-            parts = [sources[name].take(own) for name, own in rows.items()]
-            outputs = self._bank.read_shared([self._owners[name] for name in rows], parts)
-            batches = [self._source.collate(sources[name], own).to(self._bank.device) for name, own in rows.items()]
-            return {
-                name: reads[name].reduce(output, batch)
-                for name, output, batch in zip(rows, outputs, batches, strict=True)
-            }
-
-        groups = [(name, *group) for name, read in reads.items() for group in prompt_groups(sources[name], read.rows)]
-        return _in_batches([(name, own) for name, _, own in groups], [tokens for _, tokens, _ in groups], compute)
-
-
-def _single_rows(
-    reads: Mapping[str, Read], sources: Mapping[str, EncodedRows]
-) -> tuple[list[tuple[str, Indices]], list[int]]:
-    """Return each row of some requests as an item, and its length."""
-    items = [(name, np.array([place])) for name, read in reads.items() for place in range(len(read.rows))]
-    return items, [int(tokens) for name, read in reads.items() for tokens in sources[name].lengths[read.rows]]
-
-
-def _in_batches(
-    items: Sequence[tuple[str, Indices]],
-    lengths: Sequence[int],
-    compute: Callable[[Places], Mapping[str, tuple[Tensor, ...]]],
-) -> dict[str, tuple[Tensor, ...]]:
-    """Compute places of requests, those of an item together; return each request's results in the order of its rows.
-
-    Args:
-        items: The name of a request, and places in its rows.
-        lengths: Tokens of each item.
-    """
-    parts: dict[str, list[tuple[Tensor, ...]]] = {}
-    places: dict[str, list[Indices]] = {}
-    for chosen in eval_batches(np.array(lengths), EVAL_TOKENS) if items else ():
-        of_name: dict[str, list[Indices]] = {}
-        for number in chosen:
-            name, own = items[number]
-            of_name.setdefault(name, []).append(own)
-        together = {name: np.concatenate(own) for name, own in of_name.items()}
-        for name, values in compute(together).items():
-            parts.setdefault(name, []).append(tuple(part.cpu() for part in values))
-            places.setdefault(name, []).append(together[name])
-    return {name: in_row_order(places[name], own) for name, own in parts.items()}
-
-
-def _states_of(
-    batches: Mapping[str, Batch], owners: Mapping[str, int], bank: BankRows, source: RowSource
-) -> dict[str, PassOutputs]:
-    """Compute the batches of several adapters as one; return what each of them reads."""
-    inputs = _joined(list(batches.values()), source)
-    num_columns, first_row, moved = inputs["input_ids"].shape[1], 0, []
-    for batch in batches.values():
-        assert batch.reads is not None  # there is no head
-        padding = num_columns - batch.inputs["input_ids"].shape[1] if _side(source) == "left" else 0
-        moved.append(batch.reads + torch.tensor([first_row, padding]))
-        first_row += len(batch.counts)
-    rows = [owners[name] for name, batch in batches.items() for _ in range(len(batch.counts))]
-    outputs = bank.read(rows, inputs, torch.cat(moved))
-    states = torch.split(outputs.read, [len(own) for own in moved])
-    return {name: PassOutputs(own, outputs.project) for name, own in zip(batches, states, strict=True)}
-
-
-def _joined(batches: Sequence[Batch], source: RowSource) -> dict[str, Tensor]:
-    width = max(batch.inputs["input_ids"].shape[1] for batch in batches)
-    return joined([batch.inputs for batch in batches], width, int(source.tokenizer.pad_token_id), _side(source))
-
-
-def _side(source: RowSource) -> Literal["left", "right"]:
-    return "left" if source.tokenizer.padding_side == "left" else "right"
+def _check_length(write: GenerateRequest, context: int) -> None:
+    lengths = write.source.lengths[write.rows]
+    if (longest := int(lengths.max())) + write.max_new_tokens > context:
+        raise UsageError(
+            f"A prompt and what may be written after it must be at most {context} tokens with this base, but row"
+            f" {write.rows[lengths.argmax()] + 1} has {longest}, and max_new_tokens={write.max_new_tokens}.",
+            hint="shorten the prompt, or lower max_new_tokens",
+        )

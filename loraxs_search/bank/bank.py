@@ -13,11 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.adapter_store import AdapterStore, Part
+from loraxs_search.bank.answering import BankRows, GenerateOptions, Questions, generate
 from loraxs_search.bank.bank_model import BankModel
-from loraxs_search.bank.bank_rows import BankRows
-from loraxs_search.bank.continuing import Wishes, continued
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
-from loraxs_search.bank.texts import Questions
 from loraxs_search.base_model import load_tokenizer, locate, with_setup
 from loraxs_search.errors import IntegrityError, UsageError, one_of
 from loraxs_search.methods import FILES, METHODS, get_method
@@ -108,9 +106,9 @@ class AdapterBank:
         tensors = {key: value[None] for key, value in load_file(folder / FILES[1]).items()}
         layout, vectors = self._checked_vectors(config, manifest.task, tensors, 1)
         token_ids = torch.tensor(manifest.probe.input_ids, device=self._device)
-        rows = BankRows(self._model, [Part((0,), layout, vectors)])
+        rows = BankRows(self._model, [Part(tuple(range(len(token_ids))), layout, vectors)])
         inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
-        logits = torch.stack(rows.logits([0] * len(token_ids), inputs)).cpu()
+        logits = torch.stack(rows.logits(inputs)).cpu()
         kept = logits if self._model.has_head else kept_logits(logits)
         compare_reference_logits(kept, manifest.probe, tolerance(self._model.model))
         self._put(layout, [name], vectors, manifest.task)
@@ -187,7 +185,7 @@ class AdapterBank:
             raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
         with self._lock:
             parts = self._store.take(names)
-        return BankRows(self._model, parts).logits(None, inputs)
+        return BankRows(self._model, parts).logits(inputs)
 
     def predict(self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, ...]]) -> list[Prediction]:
         """Apply to each text the adapter that is named for it.
@@ -254,8 +252,8 @@ class AdapterBank:
         with self._lock:
             tasks = {name: None if name is None else self._store.task(name) for name in names}
             parts = self._store.take(list(tasks))
-        wishes = Wishes.of(max_new_tokens, stop, sampling)
-        return continued(names, prompts, tasks, wishes, BankRows(self._model, parts), self._tokenizer, on_text)
+        options = GenerateOptions.of(max_new_tokens, stop, sampling)
+        return generate(names, prompts, tasks, options, BankRows(self._model, parts), self._tokenizer, on_text)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @cached_property

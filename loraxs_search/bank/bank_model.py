@@ -1,11 +1,10 @@
-"""The base of a bank: layers in place, factors loaded, and the heads that adapters start from."""
+"""The base of a bank: layers in place, factors loaded, and heads that adapters start from."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.bank.layout import Layout
-from loraxs_search.bank.stored_rows import StoredCores, StoredRows
 from loraxs_search.base_model import (
     check_shared,
     head_names,
@@ -25,6 +23,8 @@ from loraxs_search.base_model import (
     use_padded_attention,
     with_labels,
 )
+from loraxs_search.engine.layers import AdaptedHead, AdaptedLinear, HeadState, LayerRows
+from loraxs_search.engine.rows import PassContext, RowMap, RowSegment
 from loraxs_search.errors import IntegrityError, TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors import agrees, fingerprint
 from loraxs_search.methods.body import check_body
@@ -36,11 +36,60 @@ from loraxs_search.methods.loraxs import (
     current_factor_store,
     module_settings,
 )
-from loraxs_search.methods.loraxs.packed import FactorPairs
-from loraxs_search.multiplexed import AdaptedHead, AdaptedLinear, HeadState, PassContext, RowMap, RowSegment
+from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
 from loraxs_search.records import BaseModel, Sigma, TaskModel
-from loraxs_search.tasks.kinds import PassOutputs
-from loraxs_search.trial import forward
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """The adapters of neighbouring rows, all of one layout.
+
+    Args:
+        layout: None where rows name no adapter.
+        vectors: Shape (rows, width), or (1, width) where all rows name the same adapter.
+        heads: Modules by name that a layer of the head takes its shape and what is not stored from.
+    """
+
+    layout: Layout | None
+    vectors: Tensor
+    heads: Mapping[str, nn.Module]
+
+    def adapts(self, module: str) -> bool:
+        """Whether these adapters have an R for a module."""
+        return self.layout is not None and module in self.layout.cores
+
+    def head_state(self, name: str) -> HeadState:
+        """Return a module of the head with what is stored of it."""
+        stored = {} if self.layout is None else self.layout.head_parameters(self.vectors, name)
+        if len(self.vectors) == 1:
+            return HeadState(self.heads[name], {key: value[0] for key, value in stored.items()})
+        return HeadState(self.heads[name], stored, per_row=True)
+
+
+class _StoredCores:
+    """What the adapters of a bank add to one layer; a `LayerUpdate`.
+
+    Args:
+        module: Full name of the layer.
+    """
+
+    def __init__(self, module: str, pairs: FactorPairs) -> None:
+        self._module, self._pairs = module, pairs
+
+    def adapts(self, row_map: RowMap[StoredRows]) -> bool:
+        return any(segment.adapter.adapts(self._module) for segment in row_map.segments)
+
+    def add_(self, x: Tensor, y: Tensor, rows: LayerRows[RowMap[StoredRows]]) -> tuple[Tensor, ...]:
+        for segment in rows.row_map.segments:
+            stored = segment.adapter
+            if stored.layout is None or not stored.adapts(self._module):
+                continue
+            place = stored.layout.cores[self._module]
+            cores = stored.layout.core(stored.vectors, self._module).to(x.dtype)  # (m or 1, r, r)
+            at = rows.positions(segment.start, segment.stop)
+            add_core_update_(x[at], y[at], self._pairs.pair(self._module, place.factor_key, place.rank), cores)
+        return ()
+
 
 _Heads = Mapping[str, nn.Module]
 
@@ -48,7 +97,7 @@ _Heads = Mapping[str, nn.Module]
 class BankModel:
     """A frozen base that computes batches whose rows name adapters.
 
-    `run` may be called by several threads at once; the rest by one at a time.
+    Several threads may compute batches at once; what is called here is called by one at a time.
 
     Args:
         task_model: How the base is loaded; rows without an adapter go through this head, where it has one.
@@ -60,7 +109,7 @@ class BankModel:
         self.base, self.device, self.task_model = base, device, task_model
         self.model = load_model(base, task_model, device=device)
         use_padded_attention(self.model)
-        self._context: PassContext[RowMap[StoredRows]] = PassContext()
+        self.context: PassContext[RowMap[StoredRows]] = PassContext()
         self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
         self._bodies: set[tuple[float, ...]] = set()  # fingerprints that have been checked
         self._templates: dict[tuple[object, ...], _Heads] = {}
@@ -80,26 +129,9 @@ class BankModel:
         self._pairs = FactorPairs(self._linears, current_factor_store)
         self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
         for name, layer in self._linears.items():
-            self.model.set_submodule(name, AdaptedLinear(layer, self._context, [StoredCores(name, self._pairs)]))
+            self.model.set_submodule(name, AdaptedLinear(layer, self.context, [_StoredCores(name, self._pairs)]))
         for name, head in self.own_heads.items():
-            self.model.set_submodule(name, AdaptedHead(head, self._context, partial(_head_state, name)))
-
-    @torch.inference_mode()
-    def run(
-        self, inputs: dict[str, Tensor], reads: Tensor | None, segments: Sequence[RowSegment[StoredRows]]
-    ) -> PassOutputs:
-        """Compute rows that the segments cover one after another.
-
-        Args:
-            reads: Row and column of each read, (M, 2), of a base without a head; None where there is one, and then the
-                outputs are logits (n, widest).
-        """
-        with self.computing(segments):
-            return forward(self.model, inputs, reads)
-
-    def computing(self, segments: Sequence[RowSegment[StoredRows]]) -> AbstractContextManager[None]:
-        """Set whose rows the passes of this thread are, until the context ends."""
-        return self._context.computing(RowMap(segments))
+            self.model.set_submodule(name, AdaptedHead(head, self.context, partial(_head_state, name)))
 
     def segment(self, start: int, stop: int, layout: Layout | None, vectors: Tensor) -> RowSegment[StoredRows]:
         """Return these rows with their adapters."""

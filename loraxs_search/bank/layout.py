@@ -16,7 +16,7 @@ from loraxs_search.records import TaskModel
 
 
 @dataclass(frozen=True)
-class CoreSlice:
+class _CoreSlice:
     """Where one module's C (r, r) is stored: R multiplied by its scale and singular values."""
 
     rank: int
@@ -48,11 +48,11 @@ class Layout:
         return self.model.num_outputs or 0
 
     @cached_property
-    def cores(self) -> dict[str, CoreSlice]:
+    def cores(self) -> dict[str, _CoreSlice]:
         """Module name to its slice."""
         slices, start = {}, 0
         for name, rank, factor_key in self.modules:
-            slices[name] = CoreSlice(rank, factor_key, start)
+            slices[name] = _CoreSlice(rank, factor_key, start)
             start += rank * rank
         return slices
 

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+    from loraxs_search.engine.layers import SlotUpdates
     from loraxs_search.factors import FactorStore
-    from loraxs_search.multiplexed import SlotUpdates
 
 Possible = Mapping[str, Sequence[Scalar] | None]  # of each own parameter: all that a trial may have; None is a range
 Sizes = Mapping[str, tuple[int, int]]  # of linear layers: full name to (out, in)

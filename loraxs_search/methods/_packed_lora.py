@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from loraxs_search.engine.layers import LayerRows
+from loraxs_search.engine.rows import RowSegment, SlotRowMap
 from loraxs_search.methods._base import PackedAdapter, Sizes
 from loraxs_search.methods._names import ADAPTER, ROOT
 from loraxs_search.methods._plain_lora import Pair
 from loraxs_search.methods._trained_lora import initial_pairs, scaling_of
-from loraxs_search.multiplexed import LayerRows, RowSegment, SlotRowMap
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search import versions
@@ -30,15 +31,16 @@ from loraxs_search.base_model import (
     weight_bytes,
     with_setup,
 )
+from loraxs_search.engine.base import base_of
+from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.engine.pruning import LastLayerPruning
+from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method
 from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.reference_logits import make_reference_logits
-from loraxs_search.packing.adaptable import AdaptableLayers
-from loraxs_search.packing.base_memory import check_fits
-from loraxs_search.packing.last_layer import LastLayerPruning
-from loraxs_search.packing.loaded_factors import LoadedFactors
-from loraxs_search.packing.pass_executor import workers_for
+from loraxs_search.packing.capacity import check_fits, choose_dtype
+from loraxs_search.packing.slot import AdaptableLayers
 from loraxs_search.records import (
     Answers,
     BaseModelRef,
@@ -54,7 +56,7 @@ from loraxs_search.records import (
     to_json,
 )
 from loraxs_search.tasks import PreparedTask, kind_of, locate_for, prepare
-from loraxs_search.tasks.kinds import Asking, RowScores
+from loraxs_search.tasks.kinds import RequestGenerator, RowScores
 from loraxs_search.tasks.tokens import served
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import (
@@ -62,13 +64,40 @@ from loraxs_search.trial import (
     ask,
     attach,
     bare_body,
-    base_of,
-    choose_dtype,
     detach,
     load_parameters,
     measure_yardsticks,
     sample_answers,
 )
+
+
+class LoadedFactors(FactorStore):
+    """A factor store that decomposes the checkpoint's weight when it is asked for the loaded one's.
+
+    Rounding a weight to bfloat16 rotates nearly equal singular vectors, and an R trained in that basis would mean
+    another model to those who load the checkpoint unrounded.
+
+    Args:
+        loaded: The base that trials run on.
+        exact: The same base in the checkpoint's own precision.
+        modules: Names of the linear layers, the same in both.
+    """
+
+    def __init__(self, loaded: PreTrainedModel, exact: PreTrainedModel, modules: Iterable[str]) -> None:
+        super().__init__()
+        self._exact: dict[int, Tensor] = {}
+        for name in modules:
+            weight = loaded.get_submodule(name).get_parameter("weight")
+            self._exact[weight.data_ptr()] = exact.get_submodule(name).get_parameter("weight").detach()
+
+    def checkpoint_weight(self, weight: Tensor) -> Tensor:
+        return self._exact.get(weight.data_ptr(), weight)
+
+    def get(self, weight: Tensor, **request: Any) -> Factors:
+        exact = self.checkpoint_weight(weight)
+        transposed = weight.shape != exact.shape or weight.stride() != exact.stride()
+        return super().get(exact.T if transposed else exact, **request)
+
 
 ResultT = TypeVar("ResultT")
 
@@ -209,7 +238,7 @@ class LoadedBase:
         model: PeftModel | PreTrainedModel,
         exact: PreTrainedModel,
         data: PreparedTask,
-        asking: Asking[ResultT],
+        asking: RequestGenerator[ResultT],
     ) -> ResultT:
         """Return what a kind makes of its requests; of the topmost layer only what is read is computed.
 
@@ -220,7 +249,7 @@ class LoadedBase:
         if exact not in self._pruned:
             self._pruned[exact] = LastLayerPruning(exact, AdaptableLayers(exact, self.modules).layers)
         with self._pruned[exact].placed(), side_by_side(count, threads) as pool:
-            return ask(model, data, asking, self.device, pool if count > 1 else None)
+            return ask(model, data, asking, PassExecutor(count, pool=pool))
 
     @contextlib.contextmanager
     def _trained(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,22 +15,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import Sharing, check_packable, check_shared, probe_sharing, readable, timing_inputs
+from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, is_out_of_memory
+from loraxs_search.engine.passes import ForwardRequests, Reduced
+from loraxs_search.engine.planning import Indices, PassExecutor, padding
+from loraxs_search.engine.prefix_cache import PrefixCache
+from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import LoraxsError, TrialDivergedError
 from loraxs_search.factors import FactorStore
 from loraxs_search.packing.adamw import AdamWUpdate, adamw, gradient_norms
-from loraxs_search.packing.adaptable import AdaptableLayers
-from loraxs_search.packing.pack_answers import PackAnswers
 from loraxs_search.packing.packed_model import PackedModel
-from loraxs_search.packing.pass_executor import PassExecutor
-from loraxs_search.packing.pass_runner import PassRunner
-from loraxs_search.packing.passes import Reads, Reduced
-from loraxs_search.packing.plan import Indices, padding
-from loraxs_search.packing.prefix_cache import PrefixCache
-from loraxs_search.packing.slot import Slot
+from loraxs_search.packing.slot import AdaptableLayers, Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
 from loraxs_search.tasks import Batch, PreparedTask
-from loraxs_search.tasks.kinds import PassOutputs, Read, Request, TaskKind, drive
-from loraxs_search.trial import MEMORY_ERRORS, Snapshot, is_out_of_memory, split_metrics
+from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Request, TaskKind
+from loraxs_search.trial import Snapshot, split_metrics
 
 Rows = Mapping[str, Indices]  # of each trial, by its name
 
@@ -45,8 +42,7 @@ class Pack:
         model: The frozen base as all tasks load it, whatever their number of outputs.
         factors: The store that factors come from; `LoadedFactors` when the base is not in its checkpoint's precision.
         modules: The linear layers that may be adapted.
-        max_tokens: Padded tokens of one pass; halved, and halved again, when memory runs out. A longer row is computed
-            by itself; where memory runs out even then, training checkpoints the layers.
+        max_tokens: Padded tokens of one pass; see `Engine`.
         executor: Threads for passes side by side; None computes one pass at a time in the caller's thread.
         cache_bytes: Memory for the hidden states below the lowest adapted layer, which are computed once for each row
             and then looked up; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 computes them in every pass.
@@ -75,13 +71,12 @@ class Pack:
         sharing = sharing or probe_sharing(model, tuple(adaptable.sizes))
         check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
         self.unpackable = sharing.unpackable
-        self._runner = PassRunner(self._packed, executor, max_tokens)
-        self._answers = PackAnswers(self._packed, executor, self._runner)
+        self._engine = Engine(self._packed, executor, max_tokens)
 
     @property
     def max_tokens(self) -> int:
         """Padded tokens that one pass may have from now on."""
-        return self._runner.max_tokens
+        return self._engine.max_tokens
 
     def join(self, spec: TrialSpec, data: PreparedTask, snapshot: Snapshot | None = None) -> Slot:
         """Make a slot for a trial, at its start or in the state of its snapshot.
@@ -103,7 +98,7 @@ class Pack:
         rows = {slot.name: slot.next_rows() for slot in slots}
         tokens = [int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots]
         longest = max(int(slot.data.lengths("train")[rows[slot.name]].max()) for slot in slots)
-        losses = self._runner.within_memory(longest, lambda: self._gradients(slots, rows), learns=True)
+        losses = self._engine.within_memory(longest, lambda: self._gradients(slots, rows), learns=True)
         norms = gradient_norms([slot.parameters for slot in slots])
         numbers = torch.stack([torch.stack([losses[slot.name] for slot in slots]), norms]).tolist()
         errors: dict[str, LoraxsError] = {}
@@ -124,7 +119,8 @@ class Pack:
         """Score each slot on every row of a split; return by trial id the metrics of `trial.evaluate`, or the error."""
         started = time.perf_counter()
         requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
-        scores = drive(requests, functools.partial(self.answer, slots))
+        self._packed.place(slots)
+        scores = self._engine.run(self._packed.requesters(), requests)
         results: dict[str, dict[str, float] | LoraxsError] = {}
         for slot in slots:
             score = scores[slot.name]
@@ -142,14 +138,15 @@ class Pack:
 
         All slots stay in place, also those that ask for nothing.
         """
-        return self._answers.answer(slots, requests)
+        self._packed.place(slots)
+        return self._engine.compute(self._packed.requesters(), requests)
 
     def shape_of_round(self, slots: Sequence[Slot]) -> tuple[int, float]:
         """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
         self._packed.place(slots)
         rows = {slot.name: slot.next_rows() for slot in slots}
-        demands = self._runner.demands(_training(slots, rows))
-        passes = self._runner.plan(demands)
+        demands = self._engine.demands(self._packed.requesters(), _training(slots, rows))
+        passes = self._engine.plan(demands)
         return len(passes), padding(demands, passes)
 
     @torch.no_grad()
@@ -189,8 +186,7 @@ class Pack:
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _gradients(self, slots: Sequence[Slot], rows: Rows) -> dict[str, Tensor]:
         """Set each slot's whole gradient, and return each slot's mean loss, a scalar on the device."""
-        reads = _training(slots, rows)
-        self._runner.begin(slots, reads)
+        self._packed.place(slots)
         losses = {slot.name: torch.zeros((), device=slot.parameters[0].device) for slot in slots}
         counts = {s.name: int(s.data.encoded("train").counts(rows[s.name]).sum()) for s in slots}
 
@@ -198,9 +194,9 @@ class Pack:
             weights = [_per_row(part, counts) for part in reduced]
             torch.autograd.backward([part.parts[0] for part in reduced], weights)
 
-        outputs = self._runner.run(reads, backward)
+        outputs = self._engine.run_passes(self._packed.requesters(), _training(slots, rows), backward)
         for reduced in chain.from_iterable(own for _, own in outputs):
-            for (trial, _), part in zip(reduced.trials, reduced.split(reduced.parts[0]), strict=True):
+            for (trial, _), part in zip(reduced.names, reduced.split(reduced.parts[0]), strict=True):
                 losses[trial] += part.sum() / counts[trial]
         self._packed.collect()
         return losses
@@ -214,9 +210,9 @@ def _seconds(compute: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _training(slots: Sequence[Slot], rows: Rows) -> Reads:
+def _training(slots: Sequence[Slot], rows: Rows) -> ForwardRequests:
     """Return the requests of a training step: the loss of each slot's rows."""
-    return {slot.name: Read("train", rows[slot.name], _Losses(slot.data.kind)) for slot in slots}
+    return {slot.name: ForwardRequest("train", rows[slot.name], _Losses(slot.data.kind)) for slot in slots}
 
 
 @dataclass(frozen=True)
@@ -231,7 +227,7 @@ class _Losses:
 
 def _per_row(reduced: Reduced, counts: Mapping[str, int]) -> Tensor:
     """Return one over each row's trial's count, shape (n,), float32."""
-    values = [np.full(num_rows, 1 / counts[trial], dtype=np.float32) for trial, num_rows in reduced.trials]
+    values = [np.full(num_rows, 1 / counts[trial], dtype=np.float32) for trial, num_rows in reduced.names]
     return torch.from_numpy(np.concatenate(values)).to(reduced.parts[0].device)
 
 

@@ -14,16 +14,15 @@ from typing import TypeVar
 import torch
 
 from loraxs_search.base_model import Sharing, probe_sharing
+from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import get_method
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
-from loraxs_search.packing.node_states import NodeStates
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.packing.slot import Slot
-from loraxs_search.packing.trial_host import TrialHost, given_up
+from loraxs_search.packing.trial_host import NodeStates, TrialHost, given_up
 from loraxs_search.records import (
     MAX_STATE_BYTES,
     Answers,

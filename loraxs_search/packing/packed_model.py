@@ -1,35 +1,82 @@
-"""Slots side by side on a base: adapted layers in place, and every slot's numbers where its layers read them."""
+"""Slots side by side on a base: adapted layers and heads, which read every slot's numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from loraxs_search.base_model import head_names
+from loraxs_search.engine.base import AdaptedBase, Owners
+from loraxs_search.engine.layers import AdaptedHead, HeadState, SlotUpdates, TrainedLinear
+from loraxs_search.engine.out_of_memory import GradientCheckpointing
+from loraxs_search.engine.passes import Requester
+from loraxs_search.engine.prefix_cache import PrefixCache
+from loraxs_search.engine.pruning import LastLayerPruning, ReadPruning
+from loraxs_search.engine.rows import PassContext, RowSegment, SlotRowMap, segments_of
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods import PackedBase, get_method
-from loraxs_search.multiplexed import AdaptedHead, PassContext, SlotRowMap, SlotUpdates, TrainedLinear
-from loraxs_search.packing.adaptable import AdaptableLayers
-from loraxs_search.packing.last_layer import LastLayerPruning
-from loraxs_search.packing.packed_heads import PackedHeads
-from loraxs_search.packing.prefix_cache import PrefixCache
-from loraxs_search.packing.read_pruning import ReadPruning
-from loraxs_search.packing.slot import Slot
+from loraxs_search.packing.slot import AdaptableLayers, Slot
 from loraxs_search.records import Hyperparameters
-from loraxs_search.trial import GradientCheckpointing
 
 
-class PackedModel:
-    """Puts adapted layers on a base for some slots, and takes them off again.
+class _PackedHeads:
+    """Gives rows their slot's head, through leaves on the same memory whose gradients are a worker's own."""
+
+    def __init__(self, slots: Sequence[Slot], num_workers: int) -> None:
+        self._slots = slots
+        self._leaves = [[_leaves(slot.head) for slot in slots] for _ in range(num_workers)]
+
+    def state(self, name: str, module: nn.Module) -> Callable[[RowSegment[int], int], HeadState]:
+        """Return the function that gives `AdaptedHead`, in place of a module of this name, the head of some rows."""
+        states = [
+            [
+                HeadState(module, _within(f"{name}.", {**leaves, **slot.fixed_head}))
+                for leaves, slot in zip(worker, self._slots, strict=True)
+            ]
+            for worker in self._leaves
+        ]
+        return lambda segment, worker: states[worker][segment.adapter]
+
+    def begin(self) -> None:
+        """Clear the gradients."""
+        for leaf in (leaf for worker in self._leaves for leaves in worker for leaf in leaves.values()):
+            leaf.grad = None
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Set the gradient of every slot's head, summed over the workers in their order; None where no row had it."""
+        for i, slot in enumerate(self._slots):
+            for name, parameter in slot.head.items():
+                grads = [grad for worker in self._leaves if (grad := worker[i][name].grad) is not None]
+                parameter.grad = functools.reduce(torch.add, grads) if grads else None
+
+
+def _leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().requires_grad_() for name, value in tensors.items()}
+
+
+def _within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+class PackedModel(AdaptedBase):
+    """Puts adapted layers on a base for some slots, and takes them off again; owners of rows are the slots' places.
 
     Args:
         adaptable: Layers and head of the base, with nothing of a trial on it.
         num_workers: Passes that may be computed at the same time.
         prefix: Skips the layers below the lowest one that a slot in place adapts.
     """
+
+    shares_beginnings = False  # passes skip and prune layers, which a cache needs whole
+    model: PreTrainedModel
+    context: PassContext[SlotRowMap]
+    prefix: PrefixCache
 
     def __init__(
         self,
@@ -38,10 +85,10 @@ class PackedModel:
         num_workers: int,
         prefix: PrefixCache,
     ) -> None:
-        self.context: PassContext[SlotRowMap] = PassContext()
-        self.prefix = prefix
+        context: PassContext[SlotRowMap] = PassContext()
+        super().__init__(adaptable.model, context)
+        self.context, self.prefix, self.adaptable = context, prefix, adaptable
         self.slots: tuple[Slot, ...] = ()  # a slot's index is its place here
-        self.model, self.adaptable = adaptable.model, adaptable
         self._factors, self._num_workers = factors, num_workers
         self._checkpointing = GradientCheckpointing(adaptable.layers, self.context)
         self._linears = {name: self.model.get_submodule(name) for name in adaptable.sizes}
@@ -50,11 +97,6 @@ class PackedModel:
         self._reads = ReadPruning(self.model, None if self._head_modules else adaptable.layers)
         self._originals: list[tuple[str, nn.Module]] = []
         self._bases: dict[str, PackedBase] = {}  # by method
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the base."""
-        return self.adaptable.device
 
     def check(self, hyper: Hyperparameters) -> None:
         """Hold what a trial starts from against the base.
@@ -71,7 +113,7 @@ class PackedModel:
             return
         self.clear()
         self._updates = self._slot_updates(wanted)
-        self._heads = PackedHeads(wanted, self._num_workers)
+        self._heads = _PackedHeads(wanted, self._num_workers)
         modules = [name for name in self._linears if any(name in updates.modules for updates in self._updates)]
         lowest = self.adaptable.lowest(modules)
         self.prefix.place(lowest, (slot.data for slot in wanted))
@@ -86,7 +128,6 @@ class PackedModel:
         self.slots = wanted
 
     def checkpoint_gradients(self) -> bool:
-        """Compute layers again in backward from now on, to save memory; return whether that is new and possible."""
         if turned_on := self._checkpointing.turn_on():
             self.clear()  # what is in place was put there without it
         return turned_on
@@ -108,7 +149,6 @@ class PackedModel:
         self.slots = ()
 
     def begin(self) -> None:
-        """Read every slot's current numbers, and set gradients to zero."""
         for updates in self._updates:
             updates.begin()
         self._heads.begin()
@@ -119,18 +159,22 @@ class PackedModel:
             updates.collect()
         self._heads.collect()
 
-    @contextmanager
-    def reading(self, reads: Tensor | None, width: int, read_map: SlotRowMap) -> Iterator[bool]:
-        """Compute no more of the topmost layer than this thread's pass reads, where that can be; yield whether it is.
+    def requesters(self) -> dict[str, Requester]:
+        """Return who may ask: the slots in place, by name."""
+        return {
+            slot.name: Requester(index, slot.data, slot.data.kind.model.num_outputs)
+            for index, slot in enumerate(self.slots)
+        }
 
-        Args:
-            reads: Row and column of each read, (M, 2); None where a head reads.
-            width: T, the tokens of each row, padding included.
-            read_map: Whose each read is.
-        """
+    def row_map(self, owners: Owners) -> SlotRowMap:
+        return SlotRowMap(segments_of(owners), self.device)
+
+    @contextmanager
+    def reading(self, reads: Tensor | None, width: int, owners: Owners) -> Iterator[bool]:
         if reads is None:
             yield False
             return
+        read_map = self.row_map(owners)
         with self._reads.reading(reads, width, lambda: self.context.narrow(read_map)) as is_cut:
             yield is_cut
 

@@ -1,25 +1,170 @@
-"""One trial in a pack: its adapter, head and optimizer, apart from the layers that serve it."""
+"""One trial in a pack: its adapter, head and optimizer, apart from the layers that serve it.
+
+A slot's tensors have the names in a snapshot that they have in the lone trial's model, so that snapshots fit both.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain, repeat
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from loraxs_search.errors import UsageError
-from loraxs_search.methods import PackedAdapter, get_method
+from loraxs_search.base_model import fresh_head, head_names, output_head, repeated_layers, with_labels
+from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
+from loraxs_search.lr_schedule import lr_factor
+from loraxs_search.methods import PackedAdapter, get_method, head_parameter
 from loraxs_search.methods.starting import started_head
-from loraxs_search.packing._checks import check_target_modules
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
-from loraxs_search.packing.adaptable import AdaptableLayers
-from loraxs_search.packing.slot_state import SlotStateLayout
-from loraxs_search.records import AdapterSize, TrialReport, TrialSpec
+from loraxs_search.records import AdapterSize, Head, LinearModule, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
-from loraxs_search.trial import Snapshot, check_step, lr_factor, make_report
+from loraxs_search.trial import Snapshot, check_step, make_report
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+Moments = Sequence[tuple[Tensor, Tensor]]  # AdamW's of each tensor, in the order of `_MOMENTS`
+
+
+@dataclass(frozen=True)
+class _SlotStateLayout:
+    """Order of a slot's tensors: the adapter's, then the head's parameters.
+
+    Args:
+        head: Full names of the head's trained parameters.
+        owners: Full names of the head modules that they belong to, which are stored whole.
+    """
+
+    adapter: PackedAdapter
+    head: tuple[str, ...]
+    owners: tuple[str, ...]
+
+    def named(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return copies of tensors that are shaped like the slot's, on the CPU, by their names in a snapshot."""
+        num_own = len(self.adapter.tensors)
+        names = self._head_names()
+        named = self.adapter.named(tensors[:num_own]) | dict(zip(names, tensors[num_own:], strict=True))
+        return {name: value.detach().to("cpu", copy=True) for name, value in named.items()}
+
+    def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the tensors of `named` in the slot's order and shapes."""
+        return [*self.adapter.stacked(named), *(named[name] for name in self._head_names())]
+
+    def moments(self, moments: Moments) -> dict[str, Tensor]:
+        """Return the optimizer's moments as a snapshot holds them."""
+        named: dict[str, Tensor] = {}
+        for key, values in zip(_MOMENTS, zip(*moments, strict=True), strict=True):
+            named |= {f"{key}/{name}": value for name, value in self.named(values).items()}
+        return named
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot, parameters: Sequence[Tensor], moments: Moments) -> None:
+        """Set parameters and moments to those of a snapshot."""
+        for parameter, value in zip(parameters, self.stacked(snapshot.parameters), strict=True):
+            parameter.copy_(value)
+        if not snapshot.moments:
+            return
+        for key, values in zip(_MOMENTS, zip(*moments, strict=True), strict=True):
+            named = {name: snapshot.moments[f"{key}/{name}"] for name in snapshot.parameters}
+            for moment, value in zip(values, self.stacked(named), strict=True):
+                moment.copy_(value)
+
+    def _head_names(self) -> list[str]:
+        return [head_parameter(name, self.owners) for name in self.head]
+
+
+def check_target_modules(spec: TrialSpec, known: Collection[str]) -> None:
+    """Refuse a trial that adapts no layer, or one that the base does not have.
+
+    Raises:
+        TargetModulesError: with the layers that there are.
+    """
+    names = spec.hyperparameters.target_modules
+    if not names:
+        raise TargetModulesError(f"`target_modules` must name a layer, but trial {spec.trial_id} names none.")
+    if unknown := sorted(set(names) - set(known)):
+        raise TargetModulesError(unknown_name("target_modules", unknown[0], known))
+
+
+@dataclass(frozen=True)
+class _InitialHead:
+    """A trial's head as it starts; names are full parameter names, values float32 on the CPU.
+
+    Args:
+        trained: In model order.
+        fixed: Parameters that stay as they are and are not stored.
+        owners: The modules that PEFT stores whole, by full name.
+    """
+
+    trained: Mapping[str, Tensor]
+    fixed: Mapping[str, Tensor]
+    owners: tuple[str, ...]
+
+
+class AdaptableLayers:
+    """The layers that may be adapted and the head of a base.
+
+    Args:
+        model: The base, with nothing of a trial on it.
+        modules: The linear layers that may be adapted.
+    """
+
+    def __init__(self, model: PreTrainedModel, modules: Iterable[LinearModule]) -> None:
+        self.device = next(model.parameters()).device
+        self.modules = {module.name: module for module in modules}
+        self.sizes = {name: (m.out_features, m.in_features) for name, m in self.modules.items()}  # (out, in)
+        self.model = model
+        self._heads = head_names(model)
+        self.output, self._idle = output_head(model) if self._heads else ("", ())
+        self._stack = repeated_layers(model, self.sizes)
+
+    @property
+    def layers(self) -> nn.ModuleList | None:
+        """The layers that the base repeats, None when it has more than one list of them or none."""
+        layers = self.model.get_submodule(self._stack) if self._stack else None
+        return layers if isinstance(layers, nn.ModuleList) else None
+
+    def lowest(self, modules: Iterable[str]) -> int:
+        """Return the index of the lowest repeated layer that has one of these modules; 0 where one is in none."""
+        inside = re.compile(rf"{re.escape(self._stack)}\.(\d+)\.")
+        matches = [inside.match(name) for name in modules]
+        return min((int(match[1]) if match else 0 for match in matches), default=0)
+
+    def draw_head(self, which: Head, num_outputs: int | None, seed: int) -> _InitialHead:
+        """Draw the head that the lone trial starts with, for any number of outputs; an empty one for None.
+
+        Raises:
+            BaseModelError: with `head: output`, a layer before the output cannot be the identity.
+        """
+        if num_outputs is None:
+            return _InitialHead({}, {}, ())
+        drawn = fresh_head(with_labels(self.model, num_outputs), seed)
+        if which == "full" or not self._idle:
+            return _InitialHead(drawn, {}, self._heads)
+        trained = {name: value for name, value in drawn.items() if name.startswith(f"{self.output}.")}
+        fixed = {name: value for name, value in drawn.items() if name not in trained}
+        return _InitialHead(trained, fixed | self._identities(fixed), (self.output,))
+
+    def _identities(self, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the parameters that make the layers before the output pass their input on."""
+        identities = {}
+        for layer in self._idle:
+            weight = fixed[f"{layer}.weight"]
+            if weight.shape[0] != weight.shape[1]:
+                raise BaseModelError(
+                    f"A head layer that is not trained must be a square linear layer, but {layer} is"
+                    f" {tuple(weight.shape)}.",
+                    hint="use `head: full` with this base",
+                )
+            identities[f"{layer}.weight"] = torch.eye(weight.shape[0])
+            if (bias := fixed.get(f"{layer}.bias")) is not None:
+                identities[f"{layer}.bias"] = torch.zeros_like(bias)
+        return identities
 
 
 class Slot:
@@ -46,7 +191,7 @@ class Slot:
         started = started_head(hyper, head.trained, adaptable.output, data.kind.outputs)
         self.head = {name: value.to(device).requires_grad_() for name, value in started.items()}
         self.fixed_head = {name: value.to(device) for name, value in head.fixed.items()}
-        self._layout = SlotStateLayout(self.adapter, tuple(self.head), head.owners)
+        self._layout = _SlotStateLayout(self.adapter, tuple(self.head), head.owners)
         self._moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in self.parameters]
         self.size = self._measure(adaptable)
         self.step, self.device_s, self.num_tokens = 0, 0.0, 0

@@ -1,43 +1,38 @@
-"""Scoring one adapter: its task's requests, computed batch by batch."""
+"""Scoring one adapter: a trial's as it trains, and a stored one on a task's test rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
-from loraxs_search.errors import TrialDivergedError
-from loraxs_search.records import Sample, Split
-from loraxs_search.tasks import PreparedTask, RowSource, eval_batches
-from loraxs_search.tasks.encoded import EncodedRows
-from loraxs_search.tasks.kinds import Asking, Read, Request, RowScores, Write, Written, drive
-from loraxs_search.trial.decoding import Decoding
-from loraxs_search.trial.forward import forward_batch
-from loraxs_search.trial.generate import OnText, write
-from loraxs_search.trial.shared_beginning import beginning_of
-from loraxs_search.trial.shared_prompts import is_worth_sharing, prompt_groups, read_shared
+from loraxs_search import base_model
+from loraxs_search.engine.base import AdaptedBase, base_of
+from loraxs_search.engine.passes import Requester
+from loraxs_search.engine.planning import PassExecutor
+from loraxs_search.engine.requests import Engine
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.methods.loading import load_adapter_folder, read_manifest
+from loraxs_search.records import Sample, Split, Task
+from loraxs_search.tasks import PreparedTask, RowSource, load_data, prepare
+from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
 
-EVAL_TOKENS = 4096
 NUM_SAMPLES = 3  # rows that cards show
 ResultT = TypeVar("ResultT")
-Indices = npt.NDArray[np.int64]
 
 
-def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split, device: torch.device) -> dict[str, float]:
+def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split) -> dict[str, float]:
     """Return the task's metrics and the mean loss of `model` on every row of `split`.
-
-    Rows are grouped by length and padded to the longest of their group, at most `EVAL_TOKENS` tokens a pass.
 
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
-    return split_metrics(data, split, score_rows(model, data, split, np.arange(data.num_rows(split)), device))
+    return split_metrics(data, split, score_rows(model, data, split, np.arange(data.num_rows(split))))
 
 
 def split_metrics(data: PreparedTask, split: Split, scores: RowScores) -> dict[str, float]:
@@ -54,25 +49,16 @@ def split_metrics(data: PreparedTask, split: Split, scores: RowScores) -> dict[s
     return metrics
 
 
-def score_rows(
-    model: torch.nn.Module,
-    data: PreparedTask,
-    split: Split,
-    rows: npt.NDArray[np.int64],
-    device: torch.device,
-    pool: Executor | None = None,
-) -> RowScores:
+def score_rows(model: torch.nn.Module, data: PreparedTask, split: Split, rows: npt.NDArray[np.int64]) -> RowScores:
     """Return the answers to these rows and their losses, in their order.
 
-    Args:
-        pool: Computes batches side by side; None computes one at a time in the caller's thread.
     Raises:
         TrialDivergedError: some output is not finite.
     """
-    return ask(model, data, data.kind.score(data, split, rows), device, pool)
+    return ask(model, data, data.kind.score(data, split, rows))
 
 
-def sample_answers(data: PreparedTask) -> Asking[list[Sample]]:
+def sample_answers(data: PreparedTask) -> RequestGenerator[list[Sample]]:
     """Yield requests, and return the first test rows with the answers to them, for people."""
     return data.kind.samples(data, "test", np.arange(min(NUM_SAMPLES, data.num_rows("test"))))
 
@@ -80,85 +66,96 @@ def sample_answers(data: PreparedTask) -> Asking[list[Sample]]:
 def ask(
     model: torch.nn.Module,
     data: RowSource,
-    asking: Asking[ResultT],
-    device: torch.device,
-    pool: Executor | None = None,
-    on_text: OnText | None = None,
+    asking: RequestGenerator[ResultT],
+    executor: PassExecutor | None = None,
+    on_text: Callable[[int, str], None] | None = None,
 ) -> ResultT:
     """Compute the requests of a task kind until it returns its result.
 
     Args:
+        model: A base as its task loads it, with one adapter on it or none.
+        executor: Computes passes side by side; None computes one at a time in the caller's thread.
         on_text: Called with a row's number in its request and each piece of text, as it is written.
     Raises:
         TrialDivergedError: a number is not finite.
     """
-    reader = _Reader(model, data, device, pool, on_text)
-    result = drive({"": asking}, reader.compute)[""]
+    listener = None if on_text is None else lambda _, row, piece: on_text(row, piece)
+    (result,) = Engine(AdaptedBase(model), executor).run({"": Requester(0, data)}, {"": asking}, listener).values()
     if isinstance(result, TrialDivergedError):
         raise result
     return result
 
 
 @dataclass(frozen=True)
-class _Reader:
-    model: torch.nn.Module
-    data: RowSource
-    device: torch.device
-    pool: Executor | None
-    on_text: OnText | None
+class FolderScores:
+    """An adapter's metrics on a task's test split, and its answer to each row.
 
-    def compute(self, requests: Mapping[str, Request]) -> dict[str, Any]:
-        return {
-            key: self._read(request) if isinstance(request, Read) else self._write(request)
-            for key, request in requests.items()
-        }
+    Args:
+        losses: The sum of each row's loss, with `counts` and `correct` where metrics of the kind are taken of them.
+        samples: The first rows, for people.
+    """
 
-    def _write(self, request: Write) -> Written:
-        return write(self.model, request, self.data.tokenizer, on_text=self.on_text)
-
-    def _read(self, request: Read) -> tuple[Tensor, ...]:
-        begun, rows = self._begun(self.data.encoded(request.source).take(request.rows))
-        shares = is_worth_sharing(rows, np.arange(len(rows)))
-        if not shares:
-            rows = rows.with_prompts()
-
-        @torch.inference_mode()
-        def compute(positions: Indices) -> tuple[Tensor, ...]:
-            batch = self.data.collate(rows, positions).to(self.device)
-            if shares or begun:
-                (outputs,) = read_shared(self.model, [rows.take(positions)], begun=begun)
-            else:
-                outputs = forward_batch(self.model, batch)
-            return tuple(part.cpu() for part in request.reduce(outputs, batch))
-
-        batches = self._prompt_batches(rows) if shares else eval_batches(rows.lengths, self._max_tokens)
-        return in_row_order(batches, (self.pool.map if self.pool else map)(compute, batches))
-
-    def _begun(self, rows: EncodedRows) -> tuple[Decoding | None, EncodedRows]:
-        """Compute what all rows begin with, where that is worth it; return it, and what follows of each row."""
-        size = beginning_of(rows)
-        if not size:
-            return None, rows
-        decoding = Decoding(self.model)
-        if rows.prompts is not None and not decoding.allows_gaps:
-            return None, rows
-        ids = torch.from_numpy((rows.ids if rows.prompts is None else rows.prompts).row(0)[:size].astype(np.int64))
-        decoding.compute(ids[None].to(self.device), torch.ones(1, size, dtype=torch.int64, device=self.device))
-        return decoding, rows.behind(size)
-
-    def _prompt_batches(self, rows: EncodedRows) -> list[Indices]:
-        """Return the rows of whole prompts in batches."""
-        groups = prompt_groups(rows, np.arange(len(rows)))
-        batches = eval_batches(np.array([tokens for tokens, _ in groups]), self._max_tokens)
-        return [np.concatenate([groups[i][1] for i in batch.tolist()]) for batch in batches]
-
-    @property
-    def _max_tokens(self) -> int:
-        # With more and smaller batches, threads end at about the same time.
-        return EVAL_TOKENS // 2 if self.pool else EVAL_TOKENS
+    metrics: dict[str, float]
+    predictions: tuple[float, ...] | tuple[str, ...]
+    labels: tuple[float, ...] | tuple[str, ...]
+    data_fingerprint: str
+    test_fingerprint: str
+    losses: tuple[float, ...] | None = None
+    counts: tuple[int, ...] | None = None
+    correct: tuple[int, ...] | None = None
+    samples: tuple[Sample, ...] = ()
 
 
-def in_row_order(positions: Sequence[npt.NDArray[np.int64]], parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Return what was computed for these positions, part by part, in the order of the rows."""
-    order = torch.from_numpy(np.argsort(np.concatenate(positions)))
-    return tuple(torch.cat(column)[order] for column in zip(*parts, strict=True))
+def score_folder(folder: Path, task: Task) -> FolderScores:
+    """Load an adapter folder on its base, and score it on the test rows of `task`.
+
+    Texts are tokenised for the adapter's own base, and cut where they were in its training. An adapter whose kind can
+    be asked in several ways is asked as it was then; what its answers are held against is the task's own.
+
+    Raises:
+        TaskDataError: its labels are not the task's, or asked in its own way the rows are others.
+        BaseModelError: its base is not on this machine.
+    """
+    manifest = read_manifest(folder)
+    task = task.for_candidates
+    asked = kind_of(task).asked_as(manifest.task)
+    base = base_model.locate(manifest.base_model)
+    data = prepare(asked, base_model.load_tokenizer(base))
+    fingerprints = (data.data_fingerprint, data.test_fingerprint)
+    if asked != task:
+        fingerprints = _own_fingerprints(task, data)
+    model = load_adapter_folder(folder, base=base)
+    base_model.use_padded_attention(base_of(model))
+    scores = score_rows(model, data, "test", np.arange(data.num_rows("test")))
+    losses, counts, correct = (None if column is None else tuple(column.tolist()) for column in _tokens(data, scores))
+    return FolderScores(
+        split_metrics(data, "test", scores),
+        tuple(scores.answers_like(data.labels("test")).tolist()),
+        tuple(data.labels("test").tolist()),
+        *fingerprints,
+        losses=losses,
+        counts=counts,
+        correct=correct,
+        samples=tuple(ask(model, data, sample_answers(data))),
+    )
+
+
+def _own_fingerprints(task: Task, asked: PreparedTask) -> tuple[str, str]:
+    """Return the fingerprints of a task's rows, which an adapter was asked about in its own way.
+
+    Raises:
+        TaskDataError: asked so, they are other rows, or have other answers.
+    """
+    own = load_data(task)
+    if not np.array_equal(own.rows["test"].labels, asked.labels("test")):
+        raise TaskDataError(
+            f"Task {task.name} must have the same answers to its test rows however they are asked, but has others when"
+            " they are asked and read as this adapter was trained.",
+            hint="its answers have another form, or the test rows were cut from the train rows by their prompts",
+        )
+    return own.fingerprint, own.test_fingerprint
+
+
+def _tokens(data: PreparedTask, scores: RowScores) -> tuple[npt.NDArray[Any] | None, ...]:
+    wanted = any(metric.column != "predictions" for metric in data.kind.metrics.values())
+    return (scores.losses, scores.counts, scores.correct) if wanted else (None, None, None)

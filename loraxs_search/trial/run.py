@@ -2,27 +2,138 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from peft import PeftModel
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names, init_head, make_identity, missing_poolers, output_head
+from loraxs_search.base_model import head_names, init_head, make_identity, missing_poolers, output_head, repeated_layers
+from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, GradientCheckpointing, is_out_of_memory, row_too_long
+from loraxs_search.engine.passes import forward
 from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.factors import FactorStore
 from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods import HeadPlan, get_method
 from loraxs_search.methods.starting import started_head
-from loraxs_search.records import Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
+from loraxs_search.records import AdapterSize, Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
 from loraxs_search.tasks import PreparedTask, TrainingBatches
-from loraxs_search.trial.batch_gradient import BatchGradient
 from loraxs_search.trial.evaluate import evaluate
-from loraxs_search.trial.report import make_report
 from loraxs_search.trial.snapshot import Snapshot
+
+
+def make_report(
+    spec: TrialSpec,
+    metrics: Mapping[str, float],
+    losses: Sequence[float],
+    *,
+    step: int,
+    device_s: float,
+    num_tokens: int,
+    size: AdapterSize,
+    retrained_steps: int = 0,
+) -> TrialReport:
+    """Return a trial's report at a step.
+
+    Args:
+        metrics: Of the validation rows, finite.
+        losses: Of each training step since the report before.
+        device_s: Seconds of computation spent on the trial so far.
+        num_tokens: Real (unpadded) training tokens so far.
+        retrained_steps: As `TrialReport` has them.
+    """
+    return TrialReport(
+        trial_id=spec.trial_id,
+        step=step,
+        metrics=metrics,
+        train_loss=sum(losses) / max(1, len(losses)),
+        device_s=device_s,
+        num_tokens=num_tokens,
+        size=size,
+        retrained_steps=retrained_steps,
+    )
+
+
+log = logging.getLogger(__name__)
+Indices = npt.NDArray[np.int64]
+
+
+class _BatchGradient:
+    """Computes gradients of a model's trained parameters.
+
+    Where memory runs out, a batch is computed in twice as many passes, from then on; and where one row is too much, the
+    layers are computed again in backward.
+    """
+
+    def __init__(
+        self, model: PeftModel | PreTrainedModel, parameters: Sequence[Tensor], data: PreparedTask, device: torch.device
+    ) -> None:
+        self._model, self._parameters, self._data, self._device = model, parameters, data, device
+        self._checkpointing = GradientCheckpointing(_layers(model))
+        self._num_passes = 1
+
+    def compute(self, rows: Indices) -> tuple[float, int]:
+        """Add the gradient of the mean loss of train rows; return that loss, and the rows' real tokens.
+
+        Raises:
+            UsageError: memory does not hold one row.
+        """
+        while True:
+            try:
+                with self._checkpointing.placed():
+                    return self._sum(rows)
+            except MEMORY_ERRORS as error:
+                if not is_out_of_memory(error):
+                    raise
+                for parameter in self._parameters:
+                    parameter.grad = None
+                if not self._save_memory(len(rows)):
+                    raise row_too_long(int(self._data.lengths("train")[rows].max())) from error
+            torch.cuda.empty_cache()
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _sum(self, rows: Indices) -> tuple[float, int]:
+        count = int(self._data.encoded("train").counts(rows).sum())
+        loss, num_tokens = 0.0, 0
+        for part in self._passes(rows):
+            batch = self._data.collate("train", part).to(self._device)
+            own = self._data.kind.loss(forward(self._model, batch.inputs, batch.reads), batch).sum() / count
+            own.backward()  # type: ignore[no-untyped-call]
+            loss, num_tokens = loss + float(own.detach()), num_tokens + batch.num_tokens
+        return loss, num_tokens
+
+    def _passes(self, rows: Indices) -> Iterator[Indices]:
+        if self._num_passes == 1:
+            yield rows
+            return
+        by_length = rows[np.argsort(self._data.lengths("train")[rows], kind="stable")]
+        yield from np.array_split(by_length, min(self._num_passes, len(rows)))
+
+    def _save_memory(self, num_rows: int) -> bool:
+        """Do what makes the next try need less memory; return False where there is nothing left to do."""
+        if self._num_passes < num_rows:
+            self._num_passes *= 2
+            log.warning("Memory ran out; a batch takes %d passes from now on.", min(self._num_passes, num_rows))
+            return True
+        if self._checkpointing.turn_on():
+            self._num_passes = 1  # a row takes much less now
+            log.warning("Memory ran out with one row; layers are computed again in backward from now on.")
+            return True
+        return False
+
+
+def _layers(model: PeftModel | PreTrainedModel) -> nn.ModuleList | None:
+    """Return the layers that the base repeats; None where it has several lists of them or none."""
+    base = cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
+    name = repeated_layers(base, (name for name, _ in base.named_modules()))
+    return cast("nn.ModuleList", base.get_submodule(name)) if name else None
 
 
 def check_step(loss: float, norm: float, step: int) -> None:
@@ -52,7 +163,7 @@ def attach(
         outputs: What the outputs mean in training, for a head that starts from another adapter's.
     """
     hyper = spec.hyperparameters
-    trained, idle = start_head(model, hyper.head, hyper.seed)
+    trained, idle = _start_head(model, hyper.head, hyper.seed)
     if idle:
         _check_distinct(trained[0], idle)
     _continue_head(model, hyper, trained, outputs or OutputScale())
@@ -64,7 +175,7 @@ def attach(
     return adapted
 
 
-def start_head(model: PreTrainedModel, head: Head, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _start_head(model: PreTrainedModel, head: Head, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Draw the head of a base; return the modules of it that are trained, and the layers that are made the identity."""
     init_head(model, seed)
     trained: tuple[str, ...] = head_names(model)
@@ -127,7 +238,7 @@ class TrialRun:
         self._method = get_method(hyper.method)
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._gradient = BatchGradient(model, list(self._parameters.values()), data, device)
+        self._gradient = _BatchGradient(model, list(self._parameters.values()), data, device)
         self._optimizer = self._make_optimizer()
         self.step, self._device_s, self._num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
@@ -151,7 +262,7 @@ class TrialRun:
         started, first = time.perf_counter(), self.step
         losses = self.train(until, before_step)
         since = max(0, self._reports[-1].step - first) if self._reports else 0
-        metrics = evaluate(self.model, self.data, "validation", self._device)
+        metrics = evaluate(self.model, self.data, "validation")
         self._device_s += time.perf_counter() - started
         report = make_report(
             self.spec,

@@ -31,14 +31,18 @@ import numpy as np
 import torch
 from bench_packing import table
 
+from loraxs_search.engine.base import AdaptedBase
+from loraxs_search.engine.passes import Requester
+from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.engine.requests import Engine
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.records import Hyperparameters, TrialSpec
 from loraxs_search.search_space import parse_space
+from loraxs_search.tasks import RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import Write, Written
-from loraxs_search.trial import attach, detach, write
+from loraxs_search.tasks.kinds import Generated, GenerateRequest
+from loraxs_search.trial import attach, detach
 
 SPACE = """
 task:
@@ -104,7 +108,8 @@ class Bench:
                 spec = self._spec(index)
                 model = attach(self.base.model, spec, self.base.factors)
                 try:
-                    total += _size(write(model, self._request(index), self.tokenizer))
+                    asker, engine = Requester(0, RowSource(self.tokenizer)), Engine(AdaptedBase(model))
+                    total += _size(engine.compute({"": asker}, {"": self._request(index)})[""])
                 finally:
                     detach(model, spec)
             return total
@@ -142,12 +147,12 @@ class Bench:
         hyper = Hyperparameters(names, 1e-3, rank=32, head_learning_rate=1e-3, seed=index, max_steps=1)
         return TrialSpec(str(index), {}, hyper)
 
-    def _request(self, index: int) -> Write:
+    def _request(self, index: int) -> GenerateRequest:
         rows, data = self._arguments.rows, self.base.data.encoded("train")
         assert data.positions is not None
         chosen = range(index * rows, (index + 1) * rows)
         prompts = [data.ids.row(i)[: data.positions.row(i)[0] + 1] for i in chosen]
-        return Write(EncodedRows(Ragged.of(prompts, np.int32)), np.arange(rows), self._arguments.new_tokens)
+        return GenerateRequest(EncodedRows(Ragged.of(prompts, np.int32)), np.arange(rows), self._arguments.new_tokens)
 
     def _timed(
         self, side: str, trials: int, run: Callable[[], int], *, repeats: int | None = None, warm: bool = True
@@ -170,7 +175,7 @@ class Bench:
         print(f"  {side}, {trials}: {rate:.0f} tokens/s", file=sys.stderr)
 
 
-def _size(written: Written) -> int:
+def _size(written: Generated) -> int:
     return int(written.tokens.lengths.sum())
 
 

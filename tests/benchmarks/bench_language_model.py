@@ -33,9 +33,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 from bench_packing import peak_memory, table
 
+from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import Hyperparameters, TrialSpec
 from loraxs_search.search_space import parse_space

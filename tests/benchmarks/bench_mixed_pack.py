@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from bench_packing import MAX_STEPS, Bench, Row, common_parser, table  # sets what must be set before torch is imported
 
+from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor, workers_for
 from loraxs_search.records import TrialSpec
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 

@@ -32,11 +32,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
+from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.adaptable import AdaptableLayers
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor, workers_for
+from loraxs_search.packing.slot import AdaptableLayers
 from loraxs_search.records import BaseModelRef, Hyperparameters, TrialSpec
 from loraxs_search.search_space import load_space
 from loraxs_search.trial import TrialRun, attach, detach

@@ -111,8 +111,8 @@ def efficiency(found: dict[str, Any], space: Any) -> dict[str, Any]:
     from bench_packing import gemm_peak
 
     from loraxs_search.base_model import linear_modules, load_tokenizer, locate
+    from loraxs_search.packing.capacity import choose_dtype
     from loraxs_search.tasks import prepare
-    from loraxs_search.trial import choose_dtype
 
     task, base = space.task, locate(space.base_model)
     tokens = prepare(task, load_tokenizer(base))

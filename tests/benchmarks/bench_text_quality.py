@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from loraxs_search.base_model import load_model, load_tokenizer, locate
 from loraxs_search.records import Task
@@ -167,7 +166,7 @@ def of_base(space: Space, task: Task) -> dict[str, float]:
     data = prepare(task.for_candidates, load_tokenizer(base))
     model, rows, scores = load_model(base, data.kind.model), np.arange(data.num_rows("test")), {}
     for shots in data.kind.shots:
-        scored = ask(model, data, data.kind.base_alone(data, "test", rows, shots), torch.device("cpu"))
+        scored = ask(model, data, data.kind.base_alone(data, "test", rows, shots))
         scores[f"{shots}-shot"] = data.kind.measure_scores(scored, data.labels("test"))[task.metric]
     return scores
 

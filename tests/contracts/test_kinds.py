@@ -21,17 +21,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrain
 
 from loraxs_search.base_model import linear_modules, load_model
 from loraxs_search.cli._data import data_lines
+from loraxs_search.engine.passes import forward
+from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.errors import TaskDataError
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.loaded_factors import LoadedFactors
+from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.records import Answers, BaseModel, DataSource, Task, TrialSpec, from_json, to_json
 from loraxs_search.registry import ScoredRows
 from loraxs_search.tasks import PreparedTask, RowSource, checked, encode, kind_of, prepare
-from loraxs_search.tasks.kinds import KINDS, Asking, PassOutputs, Section, TaskKind, find_metric
+from loraxs_search.tasks.kinds import KINDS, PassOutputs, RequestGenerator, Section, TaskKind, find_metric
 from loraxs_search.trial import TrialRun, ask, attach, detach, score_rows, split_metrics
-from loraxs_search.trial.forward import forward_batch
 
 CPU = torch.device("cpu")
 SIZES = {"train": 40, "validation": 13, "test": 11}
@@ -209,7 +209,7 @@ def test_it_says_of_its_answers_what_fits_a_few_columns(name: str, data: Prepare
 # ---- training --------------------------------------------------------------------------------------------------------
 def losses(kind: TaskKind, model: Any, data: PreparedTask, rows: list[int]) -> torch.Tensor:
     batch = data.collate("train", rows)
-    return kind.loss(forward_batch(model, batch), batch)
+    return kind.loss(forward(model, batch.inputs, batch.reads), batch)
 
 
 @every_kind
@@ -233,8 +233,8 @@ def test_its_loss_trains_an_adapter(name: str, kind: TaskKind, model: Any, data:
 # ---- scoring ---------------------------------------------------------------------------------------------------------
 @every_kind
 def test_scores_come_in_the_order_asked_for(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
-    every = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
-    some = score_rows(model, data, "test", np.array([9, 2, 4]), CPU)
+    every = score_rows(model, data, "test", np.arange(SIZES["test"]))
+    some = score_rows(model, data, "test", np.array([9, 2, 4]))
     assert every.answers[[9, 2, 4]].tolist() == pytest.approx(some.answers.tolist(), abs=1e-5)
     np.testing.assert_allclose(every.losses[[9, 2, 4]], some.losses, rtol=1e-5)
     assert every.counts[[9, 2, 4]].tolist() == some.counts.tolist()
@@ -245,7 +245,7 @@ def test_scores_come_in_the_order_asked_for(name: str, kind: TaskKind, model: An
 def test_answers_survive_the_study_folder_and_the_registry(
     name: str, kind: TaskKind, model: Any, data: PreparedTask
 ) -> None:
-    scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
+    scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
     labels = data.labels("test")
     answers = Answers(tuple(scores.answers.tolist()), tuple(labels.tolist()), 1.5, 3)
     read = from_json(Answers, to_json(answers))
@@ -260,7 +260,7 @@ def test_answers_survive_the_study_folder_and_the_registry(
 
 @every_kind
 def test_every_metric_is_measured_in_the_tasks_order(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
-    scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
+    scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
     measured = split_metrics(data, "test", scores)
     written = {"unparsed", "unended"} if scores.ended is not None else set()
     assert set(measured) == {*kind.task.metrics, "loss"} | written
@@ -272,10 +272,10 @@ def test_every_metric_is_measured_in_the_tasks_order(name: str, kind: TaskKind, 
 @pytest.mark.parametrize("name", [name for name in KINDS.names() if "loss" in KINDS.get(name).metrics], scope="module")
 def test_a_cheap_report_has_the_losses_of_a_whole_one(name: str, task: Task, model: Any, data: PreparedTask) -> None:
     """Where trials are compared by the loss, answers that cost more are left out, and nothing else changes."""
-    whole = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
+    whole = score_rows(model, data, "test", np.arange(SIZES["test"]))
     cheap_task = replace(task, report_metric="loss", report_direction="minimize")
     cheap_data = prepare(cheap_task, data.tokenizer)
-    cheap = score_rows(model, cheap_data, "test", np.arange(SIZES["test"]), CPU)
+    cheap = score_rows(model, cheap_data, "test", np.arange(SIZES["test"]))
     np.testing.assert_allclose(cheap.losses, whole.losses, rtol=1e-5)
     assert cheap.counts.tolist() == whole.counts.tolist()
     assert cheap.predictions is None
@@ -284,7 +284,7 @@ def test_a_cheap_report_has_the_losses_of_a_whole_one(name: str, task: Task, mod
 
 @every_kind
 def test_asking_may_be_ended_early(name: str, kind: TaskKind, data: PreparedTask) -> None:
-    asking: Asking[Any] = kind.score(data, "test", np.arange(3))
+    asking: RequestGenerator[Any] = kind.score(data, "test", np.arange(3))
     request = next(asking)
     assert len(request.rows)
     asking.close()
@@ -300,7 +300,7 @@ def test_a_batch_of_outputs_is_reduced_row_by_row(name: str, kind: TaskKind, mod
     @torch.inference_mode()
     def reduced(rows: list[int]) -> tuple[torch.Tensor, ...]:
         batch = data.collate(request.source, request.rows[rows])
-        outputs = forward_batch(model, batch)
+        outputs = forward(model, batch.inputs, batch.reads)
         assert isinstance(outputs, PassOutputs)
         return request.reduce(outputs, batch)
 
@@ -314,9 +314,9 @@ def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: 
     questions = [(row(200 + i, name)["text"],) for i in range(SIZES["test"])]
     source = RowSource(data.tokenizer)
     shown = [question[0] for question in questions]
-    predictions = ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, questions), shown), CPU)
+    predictions = ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, questions), shown))
     assert [prediction.text for prediction in predictions] == shown
-    scores = score_rows(model, data, "test", np.arange(SIZES["test"]), CPU)
+    scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
     for prediction, answer in zip(predictions, scores.answers.tolist(), strict=True):
         said = prediction.label if prediction.label is not None else f"{prediction.score:.4g}"
         assert said == kind.show(answer)

@@ -23,6 +23,7 @@ import yaml
 from support.environments import Environment, environment, version
 from support.spaces import REVIEWS, SMOLLM2
 from support.toy_language import choosing, writing
+from support.trials import write
 
 from loraxs_search.base_model import linear_modules, load_tokenizer
 from loraxs_search.methods.formats import converted
@@ -30,9 +31,8 @@ from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
 from loraxs_search.tasks import RowSource, encode, kind_of
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import Prompt, Write
+from loraxs_search.tasks.kinds import GenerateRequest, Prompt
 from loraxs_search.trial import ask
-from loraxs_search.trial.generate import write
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
@@ -141,7 +141,7 @@ def make(smollm2: BaseModel, make_adapter: Callable[..., Path], in_warm_home: Pa
 def answers_of(folder: Path, base: BaseModel) -> Answers:
     tokenizer = load_tokenizer(base)
     prompts = Prompt.of({"prompt": "{text}"}).ids([(prompt,) for prompt in PROMPTS], tokenizer)
-    request = Write(EncodedRows(Ragged.of(prompts, np.int32)), np.arange(len(prompts)), NEW_TOKENS)
+    request = GenerateRequest(EncodedRows(Ragged.of(prompts, np.int32)), np.arange(len(prompts)), NEW_TOKENS)
     written = write(load_adapter_folder(folder, base=base, dtype=torch.float32), request, tokenizer)
     tokens = [written.tokens.row(row).tolist() for row in range(len(prompts))]
     return Answers(prompts, tokens, written.margins.tolist(), int(tokenizer.eos_token_id))
@@ -227,7 +227,7 @@ def likelihoods_of(folder: Path, base: BaseModel, texts: list[str]) -> list[Pred
     kind, source = kind_of(read_manifest(folder).task), RowSource(load_tokenizer(base))
     model = load_adapter_folder(folder, base=base, dtype=torch.float32)
     questions = encode(kind, source.tokenizer, [(text,) for text in texts])
-    return ask(model, source, kind.predict(source, questions, texts), torch.device("cpu"))
+    return ask(model, source, kind.predict(source, questions, texts))
 
 
 def test_lm_eval_finds_the_same_likelihoods(make, smollm2, tmp_path, tmp_path_factory):

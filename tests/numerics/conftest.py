@@ -29,10 +29,10 @@ from transformers import (
 )
 
 from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.factors import FactorStore
-from loraxs_search.packing.loaded_factors import LoadedFactors
+from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import BaseModel, DataSource, LinearModule, Task, TrialSpec
 from loraxs_search.search_space import load_space

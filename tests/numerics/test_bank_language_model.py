@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from transformers import (
 import loraxs_search
 from loraxs_search import AdapterBank, Sampling
 from loraxs_search.bank import answering
-from loraxs_search.bank.bank_rows import BankRows
 from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.engine import requests
+from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import UsageError
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loading import load_adapter_folder
@@ -260,19 +262,19 @@ def test_options_of_several_adapters_share_their_prompts(make_adapter, tmp_path,
     texts = [
         (" ".join(f"w{(number + i) % 20}" for i in range(9)), "w1 | w2 w4 | w8 w9 w3 | w5") for number in range(11)
     ]
-    passes, read = list[list[int]](), BankRows.read_shared
+    passes, read = list[list[int]](), requests.read_shared
 
-    def counted(self: BankRows, owners: Sequence[int], parts: Sequence[EncodedRows]) -> list[PassOutputs]:
+    def counted(bank: Any, parts: Sequence[EncodedRows], *others: Any) -> list[PassOutputs]:
         passes.append([len(part) for part in parts])
-        return read(self, owners, parts)
+        return read(bank, parts, *others)
 
-    monkeypatch.setattr(BankRows, "read_shared", counted)
-    monkeypatch.setattr(answering, "EVAL_TOKENS", 120)  # several passes
+    monkeypatch.setattr(requests, "read_shared", counted)
+    monkeypatch.setattr(answering, "Engine", partial(Engine, max_tokens=120))  # several passes
     shared = bank.predict(names, texts)
     assert sum(map(sum, passes)) > len(names)  # several rows behind each prompt
     assert len(passes) > 1
     assert max(map(len, passes)) > 1  # of several adapters
-    monkeypatch.setattr(answering, "is_worth_sharing", lambda source, rows: False)
+    monkeypatch.setattr(requests, "is_worth_sharing", lambda source, rows: False)
     whole = bank.predict(names, texts)
     assert [answer.label for answer in shared] == [answer.label for answer in whole]
     assert [answer.score for answer in shared] == pytest.approx([answer.score for answer in whole], rel=1e-5)

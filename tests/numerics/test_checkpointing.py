@@ -13,9 +13,9 @@ import torch
 from support.decoders import DecoderWorld
 from torch import nn
 
+from loraxs_search.engine.out_of_memory import _CheckpointedLayer
 from loraxs_search.errors import UsageError
 from loraxs_search.trial import Snapshot
-from loraxs_search.trial.checkpointing import _CheckpointedLayer
 
 TOLERANCE = 1e-5
 

@@ -16,21 +16,30 @@ import numpy as np
 import pytest
 import torch
 from support.decoders import VOCABULARY, DecoderWorld, tokenizer
+from support.trials import write
 
+from loraxs_search.engine.base import AdaptedBase
+from loraxs_search.engine.generation import Generation, open_sequences
+from loraxs_search.engine.kv_cache import Decoding
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import TrialSpec
 from loraxs_search.tasks import Batch, RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import Asking, PassOutputs, Read, Sampling, Write, Written
-from loraxs_search.trial import ask, attach, detach, write
-from loraxs_search.trial.decoding import Decoding
+from loraxs_search.tasks.kinds import (
+    ForwardRequest,
+    Generated,
+    GenerateRequest,
+    PassOutputs,
+    RequestGenerator,
+    Sampling,
+)
+from loraxs_search.trial import ask, attach, detach
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
 NEW = 20
 MARGIN = 1e-4
 ENDS = [2, 11, 20, 29, 38, 47, 56]  # so many that random models end rows at different steps
-CPU = torch.device("cpu")
 
 
 def prompts(seed: int = 0, count: int = 24) -> EncodedRows:
@@ -39,8 +48,8 @@ def prompts(seed: int = 0, count: int = 24) -> EncodedRows:
     return EncodedRows(Ragged.of(rows, np.int32))
 
 
-def request(source: EncodedRows, rows: Sequence[int] | None = None, **changes: Any) -> Write:
-    return Write(
+def request(source: EncodedRows, rows: Sequence[int] | None = None, **changes: Any) -> GenerateRequest:
+    return GenerateRequest(
         source, np.arange(len(source)) if rows is None else np.array(rows), **{"max_new_tokens": NEW} | changes
     )
 
@@ -75,7 +84,7 @@ def generated(model: Any, prompt: Any) -> list[int]:
     return out[0, len(prompt) :].tolist()
 
 
-def tokens_of(written: Written) -> list[list[int]]:
+def tokens_of(written: Generated) -> list[list[int]]:
     return [written.tokens.row(i).tolist() for i in range(len(written.tokens))]
 
 
@@ -84,7 +93,7 @@ def plain_row(rows: Sequence[Sequence[int]]) -> int:
     return next(i for i, row in enumerate(rows) if min(row[:6]) > 3 and len(set(row[:4])) == 4)
 
 
-def check_sure(actual: Written, expected: Sequence[Sequence[int]]) -> None:
+def check_sure(actual: Generated, expected: Sequence[Sequence[int]]) -> None:
     """Assert that rows are equal, but for a few whose likeliest tokens are nearly equally likely."""
     sure = actual.margins > MARGIN
     assert sure.mean() > 0.9
@@ -92,7 +101,7 @@ def check_sure(actual: Written, expected: Sequence[Sequence[int]]) -> None:
     assert not different
 
 
-def check_lively(written: Written) -> None:
+def check_lively(written: Generated) -> None:
     """Assert that rows differ, and that some end at different steps."""
     assert len(set(map(tuple, tokens_of(written)))) > len(written.tokens) // 2
     assert len(set(written.tokens.lengths.tolist())) > 1
@@ -180,20 +189,53 @@ def test_drawn_tokens_follow_from_seed_and_prompt_at_any_place(make_world: Calla
     assert tokens_of(moved) == [tokens_of(first)[row] for row in (4, 0, 4, 2)]
 
 
+@pytest.mark.parametrize("can_be_joined", [True, False])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+def test_sequences_join_and_leave_between_tokens(
+    make_world: Callable[..., Any], family: str, can_be_joined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some models have layers whose states cannot stand side by side once rows differ in length."""
+    world, asked = make_world(family), request(prompts(count=15))
+    start = Decoding.__init__
+
+    def started(self: Decoding, model: Any) -> None:
+        start(self, model)
+        self.can_be_joined = can_be_joined
+
+    with adapted(world) as model:
+        expected = write(model, asked, tokenizer())
+        monkeypatch.setattr(Decoding, "__init__", started)
+        generation, sequences = Generation(AdaptedBase(model)), open_sequences(asked, tokenizer(), model)
+        left, sizes = [], []
+        for chosen in np.split(np.arange(15), [6, 7, 12]):
+            owners = np.arange(len(chosen)) % 3  # rows of one owner stand side by side, old ones and new ones
+            left += generation.join([sequences[i] for i in chosen.tolist()], np.sort(owners))
+            for _ in range(3):
+                sizes.append(len(generation))
+                left += generation.step()
+        while len(generation):
+            left += generation.step()
+    assert max(sizes) > 6 and sorted(map(id, left)) == sorted(map(id, sequences))
+    sure = expected.margins > MARGIN
+    for number, sequence in enumerate(sequences):
+        assert not sure[number] or sequence.tokens == expected.tokens.row(number).tolist()
+        assert sequence.margin == pytest.approx(expected.margins[number], abs=1e-4) or not sure[number]
+
+
 def test_texts_stream_without_what_follows_a_stop_string(make_world: Callable[..., Any]) -> None:
     world, source = make_world("llama", [2]), prompts()
     pieces: dict[int, list[str]] = {}
 
-    def asking(stop: tuple[str, ...]) -> Asking[Written]:
-        written: Written = yield request(source, stop=stop)
+    def asking(stop: tuple[str, ...]) -> RequestGenerator[Generated]:
+        written: Generated = yield request(source, stop=stop)
         return written
 
     rows = RowSource(tokenizer())
     with adapted(world) as model:
-        free = ask(model, rows, asking(()), CPU)
+        free = ask(model, rows, asking(()))
         stop = " ".join(free.texts[plain_row(tokens_of(free))].split()[2:4])
         listen = lambda row, piece: pieces.setdefault(row, []).append(piece)  # noqa: E731
-        actual = ask(model, rows, asking((stop,)), CPU, on_text=listen)
+        actual = ask(model, rows, asking((stop,)), on_text=listen)
     assert ["".join(pieces.get(row, [])) for row in range(len(source))] == list(actual.texts)
     assert max(map(len, pieces.values())) > 5
     assert all(stop not in "".join(own) for own in pieces.values())
@@ -208,7 +250,7 @@ def lively(world: DecoderWorld) -> list[Any]:
     ]
 
 
-def lone(world: DecoderWorld, spec: TrialSpec, asked: Write) -> Written:
+def lone(world: DecoderWorld, spec: TrialSpec, asked: GenerateRequest) -> Generated:
     with use_factor_store(world.factors):
         model = attach(world.model, spec)
     try:
@@ -251,7 +293,7 @@ def test_some_slots_write_while_others_read_or_rest(make_world: Callable[..., An
     specs = [world.spec(str(i), init_std=0.3, rank=2 + i, target_modules=top) for i in range(4)]
     data, pack = world.tasks[0], world.pack(num_workers=2)
     slots = [pack.join(spec, data) for spec in specs]
-    read = Read("validation", np.arange(33), sums)
+    read = ForwardRequest("validation", np.arange(33), sums)
     first = pack.answer(slots, {"0": request(prompts(3)), "1": read, "3": request(prompts(4))})
     assert pack.num_skipped == 1
     second = pack.answer(slots, {"0": read, "1": request(prompts(3))})

@@ -15,7 +15,7 @@ from support.decoders import DECODERS, DecoderWorld
 from torch.nn.functional import cross_entropy
 
 from loraxs_search.base_model import load_tokenizer
-from loraxs_search.packing import pass_runner
+from loraxs_search.engine import requests
 from loraxs_search.records import BaseModel, DataSource
 from loraxs_search.tasks import prepare
 
@@ -103,13 +103,14 @@ def test_tasks_of_both_kinds_share_passes_and_equal_lone_trials(
     pack = world.pack(max_tokens=400)
     trials = [(world.spec(str(i), rank=4 + 2 * i, init_std=1e-2), data[i % 2]) for i in range(4)]
     slots = [pack.join(spec, own) for spec, own in trials]
-    run, company = pass_runner.run_pass, set[frozenset[str]]()
+    run, company = requests.run_pass, set[frozenset[str]]()
 
     def watched(packed: Any, shared: Any, *others: Any) -> Any:
-        company.add(frozenset(world.tasks[int(share.trial) % 2].task.kind for share in shared.shares))
+        names = [int(share.name) for share in shared.shares if share.name]  # lone trials have none
+        company.add(frozenset(world.tasks[name % 2].task.kind for name in names))
         return run(packed, shared, *others)
 
-    monkeypatch.setattr(pass_runner, "run_pass", watched)
+    monkeypatch.setattr(requests, "run_pass", watched)
     for _ in range(NUM_STEPS):
         assert pack.step(slots) == {}
     metrics = pack.evaluate(slots, "validation")

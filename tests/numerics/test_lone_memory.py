@@ -12,8 +12,8 @@ import torch
 from support.decoders import DecoderWorld
 from torch import nn
 
+from loraxs_search.engine.out_of_memory import _CheckpointedLayer
 from loraxs_search.errors import UsageError
-from loraxs_search.trial.checkpointing import _CheckpointedLayer
 
 TOLERANCE, NUM_STEPS = 5e-5, 6  # AdamW divides by the size of a gradient, so rounding counts where that is small
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from loraxs_search.base_model import linear_modules, load_model
+from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.loaded_factors import LoadedFactors
+from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.pass_executor import PassExecutor
 from loraxs_search.records import BaseModel, DataSource, Hyperparameters, Task, TrialSpec
 from loraxs_search.tasks import PreparedTask, load_data, prepare
 from loraxs_search.tasks.kinds import kind_of
@@ -117,7 +117,7 @@ def test_options_of_the_base_are_as_likely_as_in_whole_rows(
     model = load_model(base, data.kind.model)
     assert data.report.cut["test"] > 0
     likelihoods, answers = plain(model, data, "test")
-    scores = score_rows(model, data, "test", np.arange(14), CPU)
+    scores = score_rows(model, data, "test", np.arange(14))
     check(likelihoods, seen[0])
     assert scores.answers.tolist() == answers
     right = [own[label] for own, label in zip(likelihoods, data.labels("test"), strict=True)]

@@ -242,7 +242,7 @@ def test_with_r_zero_a_slot_scores_as_the_base(world: Any) -> None:
     pack.clear()
     for spec in specs:
         init_head(world.model, spec.hyperparameters.seed)
-        expected = evaluate(world.model, world.data, "validation", torch.device("cpu"))
+        expected = evaluate(world.model, world.data, "validation")
         assert found[spec.name] == pytest.approx(expected, rel=1e-6)
 
 

@@ -14,7 +14,7 @@ from support.toy_ia3 import ToyIA3
 
 from loraxs_search.errors import BaseModelError, StudyError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.methods import METHODS, get_method
-from loraxs_search.packing import PackedHost, TrialHost, base_memory, loaded_base
+from loraxs_search.packing import PackedHost, TrialHost, capacity, loaded_base
 from loraxs_search.records import BaseModelRef
 from loraxs_search.trial import Snapshot
 
@@ -45,7 +45,7 @@ def distance(world: Any) -> Callable[[bytes, bytes], float]:
 def test_a_base_that_memory_cannot_hold_is_refused_before_it_is_loaded(
     make_host: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base_memory, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(loaded_base, "load_model", lambda *_, **__: pytest.fail("it is loaded"))
     with pytest.raises(BaseModelError, match=r"0\.00 GiB of cpu are free"):
         make_host()

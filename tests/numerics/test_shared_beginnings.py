@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +14,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.decoders import VOCABULARY, DecoderWorld, tokenizer
+from support.trials import write
 from torch import Tensor
 
+from loraxs_search.engine.planning import PassExecutor
+from loraxs_search.engine.prefix_sharing import beginning_of, common_beginning
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.tasks import Batch, RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import PassOutputs, Read, Write
-from loraxs_search.trial import ask, attach, detach, write
-from loraxs_search.trial.shared_beginning import beginning_of, common_beginning
+from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, PassOutputs
+from loraxs_search.trial import ask, attach, detach
 
 FAMILIES = ["llama", "qwen3", "mistral", "gemma2", "gpt2"]
 GAPLESS = {"mistral", "gemma2"}  # their layers have windows
-CPU = torch.device("cpu")
 SIZE = 14
 
 
@@ -78,7 +78,7 @@ def plain(model: Any, source: EncodedRows) -> tuple[Tensor, ...]:
     return torch.stack(last), torch.stack(first)
 
 
-def asking(read: Read) -> Any:
+def asking(read: ForwardRequest) -> Any:
     return (yield read)
 
 
@@ -121,9 +121,9 @@ def test_reads_are_those_of_whole_rows(
     if make is options:
         chosen = np.sort(chosen)  # prompts ascend
     taken = source.take(chosen)
-    with adapted(world) as model, ThreadPoolExecutor(2) as pool, counted(model) as sizes:
-        read = Read(source, chosen, logits)
-        actual = ask(model, RowSource(tokenizer()), asking(read), CPU, pool if side_by_side else None)
+    with adapted(world) as model, counted(model) as sizes:
+        read = ForwardRequest(source, chosen, logits)
+        actual = ask(model, RowSource(tokenizer()), asking(read), PassExecutor(2) if side_by_side else None)
         num_tokens = sum(sizes)
         expected = plain(model, taken)
     for own, other in zip(actual, expected, strict=True):
@@ -136,9 +136,9 @@ def test_reads_are_those_of_whole_rows(
 def test_what_is_written_is_written_behind_whole_prompts(make_world: Callable[..., Any], family: str) -> None:
     world, source = make_world(family), rows(23, alike=SIZE)
     with adapted(world) as model, counted(model) as sizes:
-        actual = write(model, Write(source, np.arange(23), 9), tokenizer())
+        actual = write(model, GenerateRequest(source, np.arange(23), 9), tokenizer())
         first = sum(sizes[:2])
-        alone = [write(model, Write(source, np.array([row]), 9), tokenizer()) for row in range(23)]
+        alone = [write(model, GenerateRequest(source, np.array([row]), 9), tokenizer()) for row in range(23)]
     sure = actual.margins > 1e-4
     assert sure.mean() > 0.9
     assert len(set(actual.margins.tolist())) > 11
@@ -161,7 +161,7 @@ def test_packs_write_behind_what_each_trials_prompts_begin_with(
     pack = world.pack(num_workers=num_workers)
     slots = [pack.join(spec, data) for spec, data in trials]
     sources = {spec.name: rows(9, alike=SIZE - 2 * i, seed=i) for i, (spec, _) in enumerate(trials)}
-    requests = {name: Write(source, np.arange(9), 9) for name, source in sources.items()}
+    requests = {name: GenerateRequest(source, np.arange(9), 9) for name, source in sources.items()}
     with counted(world.model) as sizes:
         written = pack.answer(slots, requests)
     pack.clear()
@@ -170,7 +170,7 @@ def test_packs_write_behind_what_each_trials_prompts_begin_with(
         with use_factor_store(world.factors):
             model = attach(world.model, spec)
         for row in np.flatnonzero(written[spec.name].margins > 1e-4):
-            alone = write(model, Write(sources[spec.name], np.array([row]), 9), tokenizer())
+            alone = write(model, GenerateRequest(sources[spec.name], np.array([row]), 9), tokenizer())
             assert written[spec.name].tokens.row(row).tolist() == alone.tokens.row(0).tolist()
         detach(model, spec)
 

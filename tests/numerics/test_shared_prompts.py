@@ -13,15 +13,15 @@ import torch
 from support.decoders import VOCABULARY, DecoderWorld
 from torch import Tensor
 
+from loraxs_search.engine import requests
+from loraxs_search.engine.prefix_sharing import is_worth_sharing, read_shared
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.packing.prompt_reading import PromptReader
 from loraxs_search.tasks import Batch
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import PassOutputs, Read
-from loraxs_search.trial import ask, attach, detach, is_worth_sharing, read_shared
+from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
+from loraxs_search.trial import ask, attach, detach
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gpt2"]
-CPU = torch.device("cpu")
 
 
 def options(seed: int, num_prompts: int = 9, longest: int = 20) -> EncodedRows:
@@ -63,7 +63,7 @@ def plain(model: Any, source: EncodedRows, rows: Any) -> Tensor:
     return torch.stack(losses)
 
 
-def asking(read: Read) -> Any:
+def asking(read: ForwardRequest) -> Any:
     return (yield read)
 
 
@@ -84,7 +84,7 @@ def test_lone_trials_read_what_whole_rows_give(make_world: Callable[..., Any], f
     with use_factor_store(world.factors):
         model = attach(world.model, spec)
     assert is_worth_sharing(source, rows)
-    losses, _ = ask(model, data, asking(Read(source, rows, sums)), CPU)
+    losses, _ = ask(model, data, asking(ForwardRequest(source, rows, sums)))
     expected = plain(model, source, rows)
     detach(model, spec)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
@@ -98,7 +98,7 @@ def test_packs_read_what_whole_rows_give(make_world: Callable[..., Any], family:
     slots = [pack.join(spec, data) for spec, data in trials]
     reads = {spec.name: options(i, 4 + i) for i, (spec, _) in enumerate(trials)}
     read = pack.answer(
-        slots, {n: Read(source, np.arange(len(source))[::-1].copy(), sums) for n, source in reads.items()}
+        slots, {n: ForwardRequest(source, np.arange(len(source))[::-1].copy(), sums) for n, source in reads.items()}
     )
     pack.clear()
     for spec, _ in trials:
@@ -114,7 +114,7 @@ def test_layers_that_others_skip_are_computed(make_world: Callable[..., Any]) ->
     spec = world.spec("1", init_std=0.2, target_modules=tuple(name for name in world.names if ".1." in name))
     data, pack = world.tasks[0], world.pack()
     slots = [pack.join(spec, data)]
-    requests = [Read("validation", np.arange(33), sums), Read(source, np.arange(len(source)), sums)]
+    requests = [ForwardRequest("validation", np.arange(33), sums), ForwardRequest(source, np.arange(len(source)), sums)]
     split, read, again = (pack.answer(slots, {"1": requests[i]})["1"][0] for i in (0, 1, 0))
     assert pack.num_skipped == 1
     pack.clear()
@@ -130,15 +130,15 @@ def test_prompts_that_save_little_are_computed_whole(
     make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world, source = make_world("llama"), options(1, longest=2)
-    monkeypatch.setattr(PromptReader, "read", None)
+    monkeypatch.setattr(requests, "read_shared", None)
     ((spec, data), *_), pack = lively(world), world.pack()
     rows = np.arange(len(source))
     assert not is_worth_sharing(source, rows)
-    (read, _) = pack.answer([pack.join(spec, data)], {spec.name: Read(source, rows, sums)})[spec.name]
+    (read, _) = pack.answer([pack.join(spec, data)], {spec.name: ForwardRequest(source, rows, sums)})[spec.name]
     pack.clear()
     with use_factor_store(world.factors):
         model = attach(world.model, spec)
-    lone, _ = ask(model, data, asking(Read(source, rows, sums)), CPU)
+    lone, _ = ask(model, data, asking(ForwardRequest(source, rows, sums)))
     expected = plain(model, source, rows)
     detach(model, spec)
     torch.testing.assert_close(read, expected, rtol=1e-5, atol=1e-5)
@@ -151,17 +151,17 @@ def test_passes_that_memory_cannot_hold_are_made_smaller(
 ) -> None:
     world, source, sizes = make_world("llama"), options(4), list[int]()
 
-    def within_memory(model: Any, parts: Any, computing: Any = None) -> Any:
+    def within_memory(base: Any, parts: Any, *others: Any) -> Any:
         sizes.append(sum(len(part) for part in parts))
         if sizes[-1] > 12:
             raise MemoryError
-        return read_shared(model, parts, computing)
+        return read_shared(base, parts, *others)
 
-    monkeypatch.setattr("loraxs_search.packing.prompt_reading.read_shared", within_memory)
+    monkeypatch.setattr(requests, "read_shared", within_memory)
     trials, pack = lively(world)[:2], world.pack(max_tokens=2000, num_workers=num_workers)
     slots = [pack.join(spec, data) for spec, data in trials]
     rows = np.arange(len(source))
-    read = pack.answer(slots, {spec.name: Read(source, rows, sums) for spec, _ in trials})
+    read = pack.answer(slots, {spec.name: ForwardRequest(source, rows, sums) for spec, _ in trials})
     pack.clear()
     assert max(sizes) > 12 and pack.max_tokens < 2000
     for spec, _ in trials:

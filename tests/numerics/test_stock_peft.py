@@ -14,6 +14,7 @@ import pytest
 from support.bases import save_language_model
 from support.sealed import seal
 from support.toy_language import WORDS, save_base, writing
+from support.trials import write
 from transformers import GenerationConfig
 
 import loraxs_search
@@ -23,8 +24,7 @@ from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
 from loraxs_search.registry import model_card
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import Prompt, Write
-from loraxs_search.trial.generate import write
+from loraxs_search.tasks.kinds import GenerateRequest, Prompt
 
 NEW_TOKENS = 12
 NEAR = 1e-4  # two tokens this close may change places by rounding
@@ -77,7 +77,7 @@ def test_stock_peft_writes_the_same_tokens(adapter):
     base = locate(BaseModelRef(read_manifest(adapter).base_model.id))
     tokenizer = load_tokenizer(base)
     ids = Prompt.of({"prompt": "{text}"}).ids([(prompt,) for prompt in PROMPTS], tokenizer)
-    request = Write(EncodedRows(Ragged.of(ids, np.int32)), np.arange(len(ids)), NEW_TOKENS)
+    request = GenerateRequest(EncodedRows(Ragged.of(ids, np.int32)), np.arange(len(ids)), NEW_TOKENS)
     ours = write(load_adapter_folder(adapter, base=base), request, tokenizer)
     stock = json.loads(run(STOCK, base.path, str(converted(adapter, "lora", rank=16)), PROMPTS, NEW_TOKENS))
     close = ours.margins < NEAR

@@ -6,12 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loraxs_search.engine.base import AdaptedBase
+from loraxs_search.engine.passes import Requester
+from loraxs_search.engine.requests import Engine
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import Hyperparameters, TrialSpec
-from loraxs_search.tasks import PreparedTask
+from loraxs_search.tasks import PreparedTask, RowSource
+from loraxs_search.tasks.kinds import Generated, GenerateRequest
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
 
@@ -52,3 +56,17 @@ def run_alone(
         return run.snapshot()
     finally:
         detach(attached, spec)
+
+
+def write(
+    model: torch.nn.Module, request: GenerateRequest, tokenizer: PreTrainedTokenizerBase, *, max_rows: int | None = None
+) -> Generated:
+    """Continue the prompts of a request with the adapter that is on a model.
+
+    Args:
+        max_rows: That are written together; what suits the device unless given.
+    """
+    engine = Engine(AdaptedBase(model))
+    engine.max_rows = max_rows or engine.max_rows
+    written: Generated = engine.compute({"": Requester(0, RowSource(tokenizer))}, {"": request})[""]
+    return written

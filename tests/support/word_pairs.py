@@ -18,15 +18,15 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Prediction, Split, TaskModel
 from loraxs_search.tasks.kinds import (
     TEXT_METRICS,
-    Asking,
     Columns,
     EncodedRows,
     Fault,
+    ForwardRequest,
     Keys,
     Metric,
     PassOutputs,
     Ragged,
-    Read,
+    RequestGenerator,
     Rows,
     RowScores,
     Section,
@@ -136,8 +136,8 @@ class WordPairs(TaskKind):
         rows_M = torch.arange(len(batch.counts), device=losses_M.device).repeat_interleave(batch.counts)
         return losses_M.new_zeros(len(batch.counts)).index_add(0, rows_M, losses_M)
 
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
-        first, losses, correct = yield Read(split, rows, self._first_word_and_loss)
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
+        first, losses, correct = yield ForwardRequest(split, rows, self._first_word_and_loss)
         counts = data.encoded(split).counts(rows)
         scores = RowScores(None, losses.numpy(), counts, correct.numpy())
         if not self.reports_answers:
@@ -145,7 +145,9 @@ class WordPairs(TaskKind):
         second = yield from self._second_words(_questions(data.encoded(split).take(rows)), first)
         return replace(scores, predictions=_said(data, first, second), ended=np.ones(len(rows), np.bool_))
 
-    def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
+    def base_alone(
+        self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
+    ) -> RequestGenerator[RowScores]:
         learnt = data.encoded("train")
         examples = [learnt.ids.row(i) for i in range(shots)]
         shown = np.concatenate([np.empty(0, np.int32), *examples])[-(self.task.max_length - NUM_WORDS) :]
@@ -154,20 +156,22 @@ class WordPairs(TaskKind):
         source = EncodedRows(
             Ragged.of(asked, np.int32), positions=Ragged.of([[len(ids) - 1] for ids in asked], np.int32)
         )
-        (first,) = yield Read(source, np.arange(len(source)), _first_words)
+        (first,) = yield ForwardRequest(source, np.arange(len(source)), _first_words)
         second = yield from self._second_words(asked, first)
         return replace(scores, predictions=_said(data, first, second))
 
-    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
-        (first,) = yield Read(questions, np.arange(len(questions)), _first_words)
+    def predict(
+        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
+    ) -> RequestGenerator[list[Prediction]]:
+        (first,) = yield ForwardRequest(questions, np.arange(len(questions)), _first_words)
         second = yield from self._second_words([questions.ids.row(i) for i in range(len(questions))], first)
         answers = _said(data, first, second).tolist()
         return [Prediction(text, answer, None) for text, answer in zip(shown, answers, strict=True)]
 
-    def _second_words(self, asked: Sequence[npt.NDArray[np.int32]], first: Tensor) -> Asking[Tensor]:
+    def _second_words(self, asked: Sequence[npt.NDArray[np.int32]], first: Tensor) -> RequestGenerator[Tensor]:
         rows = Ragged.of([np.append(ids, word) for ids, word in zip(asked, first.tolist(), strict=True)], np.int32)
         fresh = EncodedRows(rows, positions=Ragged.single((rows.lengths - 1).astype(np.int32)))
-        (second,) = yield Read(fresh, np.arange(len(fresh)), _first_words)
+        (second,) = yield ForwardRequest(fresh, np.arange(len(fresh)), _first_words)
         return second
 
     def _first_word_and_loss(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:

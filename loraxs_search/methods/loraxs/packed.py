@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from loraxs_search.engine.layers import LayerRows
+from loraxs_search.engine.rows import RowRun, RowSegment, SlotRowMap
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods._base import PackedAdapter
 from loraxs_search.methods.loraxs._factor_pairs import FactorPair, FactorPairs
 from loraxs_search.methods.loraxs._packed_r import PackedR
 from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings
-from loraxs_search.multiplexed import LayerRows, RowRun, RowSegment, SlotRowMap
 
 __all__ = [
     "FactorPair",

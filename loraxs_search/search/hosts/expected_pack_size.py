@@ -20,8 +20,8 @@ def expected_pack_size(
     """
     import torch
 
+    from loraxs_search.engine.planning import workers_for
     from loraxs_search.packing.capacity import fitting_slots, full_slots, full_tokens, slot_bytes, token_budget
-    from loraxs_search.packing.pass_executor import workers_for
 
     if not space.is_packable:
         return unshared(space.methods)

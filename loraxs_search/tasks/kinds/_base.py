@@ -26,8 +26,8 @@ over passes.
 **Errors.** Declarations and data that do not fit raise `TaskDataError` with the law, the values and the place; numbers
 that are not finite raise `TrialDivergedError`, which ends that trial and no other.
 
-There are two kinds of request: `Read` computes rows, `Write` continues prompts. The lone trial (`trial.evaluate`), the
-pack and the bank answer them: they have the model and its cache.
+There are two kinds of request: `ForwardRequest` computes rows, `GenerateRequest` continues prompts. `engine.requests`
+computes both for trials, packs and banks: it has the model and its cache.
 
 An entry is a class in a file of this folder and a word in `kinds.KINDS`, or a class in another distribution under the
 entry point group `loraxs_search.task_kinds`; `KINDS.register` adds one to this process alone.
@@ -55,7 +55,7 @@ from loraxs_search.records import (
     TaskModel,
 )
 from loraxs_search.tasks.encoded import EncodedRows
-from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, RowScores, Values
+from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section
 from loraxs_search.tasks.metrics import Metric
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows
@@ -268,7 +268,7 @@ class TaskKind(ABC):
 
     # ---- scoring: generators, between passes -------------------------------------------------------------------------
     @abstractmethod
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
         """Yield requests, and return the answers to these rows of a split, and their losses.
 
         Where `reports_answers` is False, answers that cost more than the losses are left out.
@@ -313,7 +313,7 @@ class TaskKind(ABC):
         split: Split,
         rows: npt.NDArray[np.int64],
         shots: int,  # for kinds to use
-    ) -> Asking[RowScores]:
+    ) -> RequestGenerator[RowScores]:
         """Yield requests, and return the scores of the base without an adapter, with worked examples in each prompt.
 
         Args:
@@ -323,7 +323,9 @@ class TaskKind(ABC):
         raise NotImplementedError(f"{self.name} declares no `shots`.")
 
     @abstractmethod
-    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
+    def predict(
+        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
+    ) -> RequestGenerator[list[Prediction]]:
         """Yield requests, and return the answer to each question.
 
         Args:
@@ -337,7 +339,7 @@ class TaskKind(ABC):
         data: RowSource,  # for kinds to use
         split: Split,
         rows: npt.NDArray[np.int64],
-    ) -> Asking[list[Sample]]:
+    ) -> RequestGenerator[list[Sample]]:
         """Yield requests, and return these rows of a split with the answers to them, for people.
 
         None by default: where an answer is a label or a number, scores say enough.

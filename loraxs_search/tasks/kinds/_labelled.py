@@ -18,7 +18,7 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError, meant, short
 from loraxs_search.records import Prediction, Split, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import LinearForm, TaskKind
-from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, RowScores, Values
+from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section, Text, distinct
 from loraxs_search.tasks.rows import (
     Columns,
@@ -361,12 +361,14 @@ class LabelledKind(TaskKind):
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
         return self.row_losses(outputs.read, batch.targets)
 
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
-        outputs, losses = yield Read(split, rows, self._outputs_and_losses)
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
+        outputs, losses = yield ForwardRequest(split, rows, self._outputs_and_losses)
         return RowScores(self.predictions(outputs), losses.numpy(), np.ones(len(rows), np.int64))
 
-    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
-        (outputs,) = yield Read(questions, np.arange(len(questions)), _outputs)
+    def predict(
+        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
+    ) -> RequestGenerator[list[Prediction]]:
+        (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), _outputs)
         return [self.prediction(text, row) for text, row in zip(shown, outputs, strict=True)]
 
     def _outputs_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ from loraxs_search.records import Sample, Split, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._answers import blank_rows
 from loraxs_search.tasks.kinds._base import TaskKind
-from loraxs_search.tasks.kinds._requests import Asking, PassOutputs, Read, RowScores
+from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores
 from loraxs_search.tasks.kinds._templates import Prompt, Template, written
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, joined
 
@@ -263,7 +263,7 @@ class LanguageModelKind(TaskKind):
             raise joined(self.task, errors)
 
     # ---- for people --------------------------------------------------------------------------------------------------
-    def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[list[Sample]]:
+    def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
         asked = data.encoded(split).take(rows)
         prompts = prompts_of(asked)
         every = range(len(asked))
@@ -294,7 +294,7 @@ class LanguageModelKind(TaskKind):
 
         return row_sums(token_losses(outputs, batch)[0], batch)
 
-    def score_tokens(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
+    def score_tokens(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
         """Yield one pass over these rows, and return losses and how many tokens were predicted, but no answers.
 
         Raises:
@@ -304,12 +304,12 @@ class LanguageModelKind(TaskKind):
 
     def _token_scores(
         self, source: Split | EncodedRows, encoded: EncodedRows, rows: npt.NDArray[np.int64]
-    ) -> Asking[RowScores]:
+    ) -> RequestGenerator[RowScores]:
         """Yield one pass over rows of a source, which is encoded so; none where nothing of them is learnt."""
         if encoded.targets is None:
             none = np.zeros(len(rows), np.int64)
             return RowScores(None, none.astype(np.float32), none, none)
-        losses, correct = yield Read(source, rows, self.sums)
+        losses, correct = yield ForwardRequest(source, rows, self.sums)
         return RowScores(None, finite(losses), encoded.counts(rows), correct.numpy())
 
     def sums(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:

@@ -58,7 +58,7 @@ Reduce = Callable[[PassOutputs, "Batch"], "tuple[Tensor, ...]"]
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class ForwardRequest:
     """A request: compute rows with the adapter, and reduce the outputs to something small.
 
     Rows are spread over passes as lengths allow and may be computed again, whole passes at a time, when memory runs
@@ -105,7 +105,7 @@ class Sampling:
 
 
 @dataclass(frozen=True, eq=False)
-class Write:
+class GenerateRequest:
     """A request: continue prompts token by token, until each has ended.
 
     A row ends with an end token of the base or of `ends`, with a stop string, or after `max_new_tokens`; then it leaves
@@ -129,8 +129,8 @@ class Write:
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
-    """What was written after each prompt of a `Write`, in the order of its rows.
+class Generated:
+    """What was written after each prompt of a `GenerateRequest`, in the order of its rows.
 
     Args:
         texts: Without special tokens, cut before the stop string.
@@ -145,7 +145,7 @@ class Written:
     margins: npt.NDArray[np.float32]
 
 
-Request = Read | Write
+Request = ForwardRequest | GenerateRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,19 +185,19 @@ class RowScores:
         return float(self.losses.sum() / np.float32(self.counts.sum()))
 
 
-# A `Read` is answered with a tuple of tensors, a `Write` with a `Written`.
-Asking = Generator[Request, Any, ResultT]
+# A `ForwardRequest` is answered with a tuple of tensors, a `GenerateRequest` with a `Generated`.
+RequestGenerator = Generator[Request, Any, ResultT]
 
 
-def drive(
-    asking: Mapping[KeyT, Asking[ResultT]],
+def run_requests(
+    generators: Mapping[KeyT, RequestGenerator[ResultT]],
     compute: Callable[[Mapping[KeyT, Request]], Mapping[KeyT, Any]],
 ) -> dict[KeyT, ResultT | TrialDivergedError]:
     """Drive generators side by side: the requests of all generators that wait are computed at once.
 
     Args:
-        compute: Returns what the requests come to: tensors with the rows first, in their order, on the CPU, for `Read`;
-            `Written` for `Write`.
+        compute: Returns what the requests come to: for `ForwardRequest` tensors with the rows first, in their order, on
+            the CPU; `Generated` for `GenerateRequest`.
     Returns:
         What each generator returned, or why it diverged; any other error is raised.
     """
@@ -206,13 +206,13 @@ def drive(
 
     def go_on(key: KeyT, result: Any) -> None:
         try:
-            waiting[key] = next(asking[key]) if result is None else asking[key].send(result)
+            waiting[key] = next(generators[key]) if result is None else generators[key].send(result)
         except StopIteration as stop:
             done[key] = stop.value
         except TrialDivergedError as error:
             done[key] = error
 
-    for key in asking:
+    for key in generators:
         go_on(key, None)
     while waiting:
         results = compute(dict(waiting))

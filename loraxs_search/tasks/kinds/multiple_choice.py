@@ -36,7 +36,7 @@ from loraxs_search.tasks.kinds._options import (
     shown_options,
     split_options,
 )
-from loraxs_search.tasks.kinds._requests import Asking, Read, RowScores
+from loraxs_search.tasks.kinds._requests import ForwardRequest, RequestGenerator, RowScores
 from loraxs_search.tasks.kinds._section import Text
 from loraxs_search.tasks.kinds._templates import PromptSection, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
@@ -248,12 +248,14 @@ class MultipleChoice(LanguageModelKind):
         return replace(encoded, extras=choices.packed())
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
         if not self.reports_answers:
             return (yield from self.score_tokens(data, split, rows))
         return (yield from self._scored(data.encoded(split).take(rows)))
 
-    def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
+    def base_alone(
+        self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
+    ) -> RequestGenerator[RowScores]:
         asked = data.encoded(split).take(rows)
         if shots:
             room = max(len(option) for own in _choices(asked).tokens for option in own)
@@ -261,7 +263,9 @@ class MultipleChoice(LanguageModelKind):
             asked = replace(longer, extras=asked.extras)
         return (yield from self._scored(asked))
 
-    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
+    def predict(
+        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
+    ) -> RequestGenerator[list[Prediction]]:
         choices = _choices(questions)
         losses, _ = yield from self._option_losses(questions, choices)
         predictions = []
@@ -271,7 +275,7 @@ class MultipleChoice(LanguageModelKind):
             predictions.append(Prediction(text, options[best], share))
         return predictions
 
-    def _scored(self, asked: EncodedRows) -> Asking[RowScores]:
+    def _scored(self, asked: EncodedRows) -> RequestGenerator[RowScores]:
         """Yield what scores all options of these rows, and return answers and the losses of the right options."""
         choices = _choices(asked)
         losses, correct = yield from self._option_losses(asked, choices)
@@ -281,12 +285,12 @@ class MultipleChoice(LanguageModelKind):
 
     def _option_losses(
         self, asked: EncodedRows, choices: Choices
-    ) -> Asking[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    ) -> RequestGenerator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
         """Yield a pass over all options, and return each one's loss and how many of its tokens were the likeliest."""
         prompts = prompts_of(asked)
         options = choices.behind([prompts.row(row) for row in range(len(asked))])
         every = np.arange(len(options.rows))
-        losses, correct = yield Read(options.rows, every, ReadLosses(options.width))
+        losses, correct = yield ForwardRequest(options.rows, every, ReadLosses(options.width))
         return options.sums(finite(losses)), options.sums(correct.numpy())
 
     def _scores(self, choices: Choices, losses: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:

@@ -36,7 +36,14 @@ from loraxs_search.tasks.kinds._answers import (
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._examples import with_examples
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, prompts_of
-from loraxs_search.tasks.kinds._requests import Asking, RowScores, Sampling, Values, Write, Written
+from loraxs_search.tasks.kinds._requests import (
+    Generated,
+    GenerateRequest,
+    RequestGenerator,
+    RowScores,
+    Sampling,
+    Values,
+)
 from loraxs_search.tasks.kinds._section import Count, Section, Text, distinct
 from loraxs_search.tasks.kinds._templates import PromptSection, Template, continued_ids, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import TEXT_METRICS
@@ -236,7 +243,7 @@ class TextGeneration(LanguageModelKind):
         return self.joined(rows, tokenizer, [[*ids, *ends] for ids in answers])
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> Asking[RowScores]:
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
         scores = yield from self.score_tokens(data, split, rows)
         if not self.reports_answers:
             return scores
@@ -261,7 +268,9 @@ class TextGeneration(LanguageModelKind):
         stop = literal[len(kept) :].replace("{", "{{").replace("}", "}}")
         return str(answer.removesuffix(stop))
 
-    def base_alone(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int) -> Asking[RowScores]:
+    def base_alone(
+        self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
+    ) -> RequestGenerator[RowScores]:
         asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens
         if shots:
             asked = with_examples(asked, self.prompt, data, shots=shots, room=room)
@@ -270,13 +279,15 @@ class TextGeneration(LanguageModelKind):
             return scores
         return (yield from self._with_answers(scores, data, asked, data.labels(split)[rows]))
 
-    def predict(self, data: RowSource, questions: EncodedRows, shown: Sequence[str]) -> Asking[list[Prediction]]:
+    def predict(
+        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
+    ) -> RequestGenerator[list[Prediction]]:
         written = yield from self._write(data, questions)
         return [Prediction(row, text.strip(), None) for row, text in zip(shown, written.texts, strict=True)]
 
     def _with_answers(
         self, scores: RowScores, data: RowSource, rows: EncodedRows, references: Values
-    ) -> Asking[RowScores]:
+    ) -> RequestGenerator[RowScores]:
         """Yield what writes the answers to rows, whose prompts end where their answers begin; add them to scores."""
         written = yield from self._write(data, self.asked_again(rows))
         answers = self.extraction.settled([self.extraction.find(text) for text in written.texts], references.tolist())
@@ -289,13 +300,15 @@ class TextGeneration(LanguageModelKind):
         pairs = [(rows.extras.row(number), prompts.row(number)) for number in range(len(rows))]
         return EncodedRows(Ragged.of([longer if len(longer) else own for longer, own in pairs], np.int32))
 
-    def _write(self, data: RowSource, prompts: EncodedRows) -> Asking[Written]:
+    def _write(self, data: RowSource, prompts: EncodedRows) -> RequestGenerator[Generated]:
         settings, sampling = self.generation, None
         if settings.temperature:
             top_p = 1.0 if settings.top_p is None else settings.top_p
             sampling = Sampling(settings.seed or 0, settings.temperature, top_p)
         stop, ends = tuple(settings.stop), self.end_ids(data.tokenizer)
-        written: Written = yield Write(prompts, np.arange(len(prompts)), settings.max_new_tokens, stop, sampling, ends)
+        written: Generated = yield GenerateRequest(
+            prompts, np.arange(len(prompts)), settings.max_new_tokens, stop, sampling, ends
+        )
         if np.isnan(written.margins).any():
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         return written

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from support.studies import study
 import loraxs_search
 from loraxs_search import AdapterBank
 from loraxs_search.bank.adapter_store import AdapterStore
-from loraxs_search.bank.bank_model import BankModel
-from loraxs_search.bank.texts import Questions
+from loraxs_search.bank.answering import Questions
 from loraxs_search.base_model import load_model
+from loraxs_search.engine import passes
+from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import (
     BaseModelError,
     FactorMismatchError,
@@ -173,14 +175,14 @@ def test_many_texts_are_answered_in_passes_of_like_lengths(bank, monkeypatch):
     texts = ["word " * (1 + 7 * i % 30) for i in range(40)]
     names = ["abd"[i % 3] for i in range(40)]
     expected = bank.predict(names, texts)
-    sizes, run = [], BankModel.run
+    sizes, run = [], passes.forward
 
-    def watched(self, inputs, *others):
+    def watched(model, inputs, *others, **more):
         sizes.append(inputs["input_ids"].shape)
-        return run(self, inputs, *others)
+        return run(model, inputs, *others, **more)
 
-    monkeypatch.setattr(BankModel, "run", watched)
-    monkeypatch.setattr("loraxs_search.bank.answering.EVAL_TOKENS", 128)
+    monkeypatch.setattr(passes, "forward", watched)
+    monkeypatch.setattr("loraxs_search.bank.answering.Engine", partial(Engine, max_tokens=128))
     found = bank.predict(names, texts)
     assert [p.text for p in found] == texts
     assert [p.score for p in found] == pytest.approx([p.score for p in expected], abs=1e-5)

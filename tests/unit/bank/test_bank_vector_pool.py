@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.bank import vector_pool
-from loraxs_search.bank.vector_pool import VectorPool
+from loraxs_search.bank import adapter_store as vector_pool
+from loraxs_search.bank.adapter_store import VectorPool
 
 CPU = torch.device("cpu")
 

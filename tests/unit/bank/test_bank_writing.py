@@ -12,7 +12,7 @@ from support.toy_language import choosing, save_base, writing
 from transformers import GenerationConfig
 
 from loraxs_search import AdapterBank, Sampling
-from loraxs_search.bank.continuing import encoded_prompts
+from loraxs_search.bank.answering import encoded_prompts
 from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
 from loraxs_search.methods.loading import load_adapter_folder

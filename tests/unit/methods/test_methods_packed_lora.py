@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from loraxs_search.engine.layers import LayerRows
+from loraxs_search.engine.rows import RowSegment, SlotRowMap
 from loraxs_search.methods import get_method
 from loraxs_search.methods._packed_lora import LoraBase, PackedPairs
-from loraxs_search.multiplexed import LayerRows, RowSegment, SlotRowMap
 from loraxs_search.records import Hyperparameters
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ from support.bases import SMOLLM, save_language_model
 
 from loraxs_search.base_model import load_model, locate
 from loraxs_search.errors import BaseModelError
-from loraxs_search.packing import base_memory
-from loraxs_search.packing.base_memory import check_fits, needed_bytes
+from loraxs_search.packing import capacity as base_memory
+from loraxs_search.packing.capacity import check_fits, needed_bytes
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
 
 CPU = torch.device("cpu")

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from loraxs_search.engine.layers import LayerRows, TrainedLinear
+from loraxs_search.engine.rows import PassContext, RowSegment, SlotRowMap
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loraxs import ModuleSettings, packed
 from loraxs_search.methods.loraxs.packed import (
@@ -21,7 +23,6 @@ from loraxs_search.methods.loraxs.packed import (
     add_core_update_,
     core_update_backward_,
 )
-from loraxs_search.multiplexed import LayerRows, PassContext, RowSegment, SlotRowMap, TrainedLinear
 
 IN, OUT = 8, 6
 

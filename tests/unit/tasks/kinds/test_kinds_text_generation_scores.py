@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Task
 from loraxs_search.tasks import RowSource, checked, encode, load_data, prepare
-from loraxs_search.tasks.kinds import Ragged, Read, Write, Written
+from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, Ragged
 from loraxs_search.tasks.tokens import served
 
 
@@ -48,15 +48,15 @@ def test_a_chat_ends_as_the_template_ends_a_turn(make):
 def texts_written(*texts, ended=True, margins=1.0):
     n = len(texts)
     tokens = Ragged.of([[1]] * n, np.int32)
-    return Written(list(texts), tokens, np.full(n, ended), np.full(n, margins, np.float32))
+    return Generated(list(texts), tokens, np.full(n, ended), np.full(n, margins, np.float32))
 
 
 def answered(asking, data, texts, **changes):
-    """Answer the loss with 1 a row, and what is written with texts; return the scores and the `Write`."""
+    """Answer the loss with 1 a row, and what is written with texts; return the scores and the `GenerateRequest`."""
     request, write = next(asking), None
     try:
         while True:
-            if isinstance(request, Read):
+            if isinstance(request, ForwardRequest):
                 n = len(request.rows)
                 request = asking.send((torch.ones(n), torch.zeros(n, dtype=torch.int64)))
             else:
@@ -70,7 +70,7 @@ def test_what_is_written_is_scored_by_its_answer(make):
     data = prepare(make(**NUMBER), characters())
     texts = ["Well, The answer is $4.00.", "The answer is 13", "no"]
     scores, write = answered(data.kind.score(data, "test", np.array([0, 1, 2])), data, texts, ended=False)
-    assert isinstance(write, Write)
+    assert isinstance(write, GenerateRequest)
     assert [data.tokenizer.decode(write.source.ids.row(i)) for i in range(2)] == ["Two and two?", "Six and six?"]
     assert (write.max_new_tokens, write.stop, write.sampling) == (20, (), None)
     assert scores.predictions.tolist() == ["4", "13", ""]
@@ -88,7 +88,7 @@ def test_rows_without_answers_are_written_for_and_have_no_loss(make):
         data.kind.score(data, "test", every),
         *(data.kind.base_alone(data, "test", every, n) for n in (0, 4)),
     ):
-        assert isinstance(next(asking), Write)  # no pass for losses
+        assert isinstance(next(asking), GenerateRequest)  # no pass for losses
         asking.close()
     scores, write = answered(data.kind.score(data, "test", every), data, ["The answer is 4", "The answer is 12", "no"])
     assert [data.tokenizer.decode(write.source.ids.row(i)) for i in range(2)] == ["Two and two?", "Six and six?"]

@@ -1,0 +1,263 @@
+"""Writing: sequences that a base continues token by token; they join and leave between tokens.
+
+Prompts are computed in passes of like length, with little padding; what those of one owner begin with is computed once.
+Each pass has a cache of its own, and caches are joined so that every row ends in the same column.
+
+Letters: n rows, T tokens of each with padding, V tokens of the vocabulary, D the width of hidden states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from loraxs_search.engine.base import AdaptedBase, Owners, base_of
+from loraxs_search.engine.kv_cache import Decoding
+from loraxs_search.engine.prefix_sharing import common_beginning, is_worth_beginning, padded
+from loraxs_search.engine.rows import RowMap
+from loraxs_search.engine.sequence import OpenSequence, two_largest
+from loraxs_search.tasks.encoded import RUN_TOKENS, EncodedRows, Ragged, cheapest_runs
+from loraxs_search.tasks.kinds import GenerateRequest
+from loraxs_search.tasks.tokens import end_ids
+
+Indices = npt.NDArray[np.int64]
+Prompts = Sequence[npt.NDArray[np.int32]]
+
+CPU_ROWS, DEVICE_ROWS = 64, 256  # of a batch
+MAX_TOKENS = 32768  # of a batch, prompts and what may be written
+_CPU_TOKENS = 4096  # of a pass; larger ones are no faster
+# What one more pass costs on an accelerator, in tokens: a guess, as all that one row takes there is calls.
+_DEVICE_RUN_TOKENS, _DEVICE_TOKENS = 4096, 65536
+
+
+class Generation:
+    """Sequences that are continued together. For one thread.
+
+    What is written follows from a sequence and its adapter alone, whatever its company.
+
+    Args:
+        base: A base without a head.
+        worker: Which of the threads that compute passes side by side this is.
+    """
+
+    def __init__(self, base: AdaptedBase, worker: int = 0) -> None:
+        self._base, self._worker = base, worker
+        self._cohorts: list[_Cohort] = []
+
+    def __len__(self) -> int:
+        return sum(len(cohort.sequences) for cohort in self._cohorts)
+
+    @torch.inference_mode()
+    def join(self, sequences: Sequence[OpenSequence], owners: Owners) -> list[OpenSequence]:
+        """Compute the prompts of further sequences and give each its first token; return those that ended with it.
+
+        Args:
+            owners: Whose adapter each has, (n,); those of one owner stand side by side.
+        """
+        for sequence in sequences:
+            sequence.begin()
+        prompts = [sequence.prompt for sequence in sequences]
+        decoding, states_nD = _read_prompts(self._base, prompts, owners, self._worker)
+        tokens_n, stays = _next_tokens(decoding.project(states_nD), sequences)
+        joining = _Cohort(decoding, list(sequences), np.asarray(owners), tokens_n)
+        ended = joining.leave(stays)
+        if joining.sequences:
+            can_join = self._cohorts and decoding.can_be_joined
+            cohort = _Cohort.joined(self._cohorts.pop(), joining) if can_join else joining
+            self._cohorts.append(cohort.placed(self._base))
+        return ended
+
+    @torch.inference_mode()
+    def step(self) -> list[OpenSequence]:
+        """Give each sequence one more token; return those that have ended with it, which leave."""
+        ended = []
+        for cohort in self._cohorts:
+            with self._base.computing_whole(cohort.row_map, self._worker):
+                logits_nV = cohort.decoding.project(cohort.decoding.follow(cohort.tokens_n))
+            cohort.tokens_n, stays = _next_tokens(logits_nV, cohort.sequences)
+            if not stays.all():
+                ended += cohort.leave(stays)
+                if cohort.sequences:
+                    cohort.placed(self._base)
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.sequences]
+        return ended
+
+
+def generate(base: AdaptedBase, sequences: Sequence[OpenSequence], owners: Owners, worker: int = 0) -> None:
+    """Continue sequences until each has ended; see `Generation`."""
+    generation = Generation(base, worker)
+    generation.join(sequences, owners)
+    while len(generation):
+        generation.step()
+
+
+@dataclass
+class _Cohort:
+    """Sequences with one cache, each with the token that the next step begins with."""
+
+    decoding: Decoding
+    sequences: list[OpenSequence]
+    owners: Owners
+    tokens_n: Indices
+    row_map: RowMap[Any] | None = None
+
+    def placed(self, base: AdaptedBase) -> _Cohort:
+        """Find the rows anew once some have come or gone; return itself."""
+        self.row_map = base.row_map(self.owners)
+        return self
+
+    def leave(self, stays: npt.NDArray[np.bool_]) -> list[OpenSequence]:
+        """Keep these sequences; return the others."""
+        ended = [sequence for sequence, stay in zip(self.sequences, stays.tolist(), strict=True) if not stay]
+        if ended:
+            order = closed_up(stays, self.owners)
+            if len(order):
+                self.decoding.select(order)
+            self.sequences = [self.sequences[i] for i in order.tolist()]
+            self.owners, self.tokens_n = self.owners[order], self.tokens_n[order]
+        return ended
+
+    @classmethod
+    def joined(cls, first: _Cohort, second: _Cohort) -> _Cohort:
+        """Return the sequences of both, each owner's side by side; both are used up."""
+        owners = np.concatenate([first.owners, second.owners])
+        order = np.argsort(owners, kind="stable")
+        places = np.split(np.argsort(order), [len(first.owners)])
+        decoding = Decoding.joined([first.decoding, second.decoding], places)
+        every = [*first.sequences, *second.sequences]
+        tokens_n = np.concatenate([first.tokens_n, second.tokens_n])[order]
+        return cls(decoding, [every[i] for i in order.tolist()], owners[order], tokens_n)
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+def default_rows(device: torch.device) -> int:
+    """Return how many rows a batch may have."""
+    return CPU_ROWS if device.type == "cpu" else DEVICE_ROWS
+
+
+def open_sequences(
+    request: GenerateRequest,
+    tokenizer: PreTrainedTokenizerBase,
+    model: nn.Module,
+    on_text: Callable[[int, str], None] | None = None,
+) -> list[OpenSequence]:
+    """Return the rows of a request with nothing written.
+
+    Args:
+        on_text: Called with a row's number in the request and each piece of its text, as it is written.
+    """
+    ends = {*end_ids(tokenizer, base_of(model).generation_config), *request.ends}
+    listeners = [partial(on_text, number) if on_text else None for number in range(len(request.rows))]
+    return [OpenSequence(request, number, tokenizer, ends, listener) for number, listener in enumerate(listeners)]
+
+
+def generation_batches(lengths: Indices, max_rows: int, num_workers: int = 1) -> list[Indices]:
+    """Plan batches: every row exactly once, longest first, as few as may be, and as even as may be.
+
+    Args:
+        lengths: Tokens that each row may have in the end, (n,).
+        max_rows: No batch has more rows; nor more padded tokens than `MAX_TOKENS`, unless it is one row.
+        num_workers: Batches that are written side by side: none of these workers is left without rows.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches: list[Indices] = []
+    start = 0
+    while start < len(order):
+        num_left = len(order) - start
+        fitting = max(1, min(max_rows, MAX_TOKENS // int(lengths[order[start]])))
+        num_batches = max(-(-num_left // fitting), num_workers - len(batches))
+        size = -(-num_left // num_batches)
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def closed_up(stays: npt.NDArray[np.bool_], owners: Owners) -> Indices:
+    """Return which row stands where once others have left: each owner's side by side, and few rows in another place.
+
+    A cache copies the rows that move, and no others.
+
+    Args:
+        stays: Which rows go on, (n,).
+        owners: Whose each row is, (n,).
+    """
+    order = np.empty(int(stays.sum()), np.int64)
+    start = 0
+    for owner in dict.fromkeys(owners.tolist()):
+        own = np.flatnonzero(stays & (owners == owner))
+        places = np.arange(start, start + len(own))
+        kept = np.intersect1d(own, places)
+        order[kept] = kept
+        order[np.setdiff1d(places, kept)] = np.setdiff1d(own, kept)
+        start += len(own)
+    return order
+
+
+def _next_tokens(logits_nV: Tensor, sequences: Sequence[OpenSequence]) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """Give each sequence its next token; return these, (n,) int64, and which go on, (n,) bool."""
+    likeliest_n, margins_n = two_largest(logits_nV)
+    tokens, margins = likeliest_n.tolist(), margins_n.tolist()
+    for i, sequence in enumerate(sequences):
+        if sequence.samples and not np.isnan(margins[i]):
+            tokens[i] = sequence.drawn(logits_nV[i])
+    stays = [own.add(token, margin) for own, token, margin in zip(sequences, tokens, margins, strict=True)]
+    return np.array(tokens, np.int64), np.array(stays, bool)
+
+
+# ---- prompts ---------------------------------------------------------------------------------------------------------
+def _read_prompts(base: AdaptedBase, prompts: Prompts, owners: Owners, worker: int) -> tuple[Decoding, Tensor]:
+    """Compute the prompts of all rows; return the rows as they go on, and the last token's states, (n, D)."""
+    device = base.device
+    begun, rest, begun_of_n = _begun(base, prompts, owners, worker)
+    parts, states = list[Decoding](), list[Tensor]()
+    runs = _runs(rest, device) if Decoding(base.model).can_be_joined else [np.arange(len(prompts))]
+    for rows in runs:
+        decoding = Decoding(base.model) if begun is None else begun.forked(begun_of_n[rows])
+        with base.computing_whole(base.row_map(owners[rows]), worker):
+            states.append(decoding.compute(*_left_padded([rest[row] for row in rows], device))[:, -1])
+        parts.append(decoding)
+    order = torch.from_numpy(np.argsort(np.concatenate(runs))).to(device)
+    return Decoding.joined(parts, runs), torch.cat(states)[order]
+
+
+def _runs(prompts: Prompts, device: torch.device) -> list[Indices]:
+    """Return the rows of each pass, ascending."""
+    lengths = np.array([len(prompt) for prompt in prompts])
+    order = np.argsort(-lengths, kind="stable")
+    max_tokens, cost = (_CPU_TOKENS, RUN_TOKENS) if device.type == "cpu" else (_DEVICE_TOKENS, _DEVICE_RUN_TOKENS)
+    return [np.sort(order[run]) for run in cheapest_runs(lengths[order].tolist(), max_tokens, cost)]
+
+
+def _begun(
+    base: AdaptedBase, prompts: Prompts, owners: Owners, worker: int
+) -> tuple[Decoding | None, list[npt.NDArray[np.int32]], Indices]:
+    """Compute what the prompts of each owner begin with, where that is worth it.
+
+    Returns:
+        A row for each owner, or None; what follows of each prompt; and the row that each goes on from, (n,).
+    """
+    decoding = Decoding(base.model)
+    _, first, group_of_n = np.unique(owners, return_index=True, return_inverse=True)
+    own = [[prompts[i] for i in np.flatnonzero(group_of_n == group).tolist()] for group in range(len(first))]
+    # What the last token gives is read, so that one follows.
+    sizes = [min(common_beginning(rows), min(map(len, rows)) - 1) for rows in own]
+    saved = sum(size * (len(rows) - 1) for size, rows in zip(sizes, own, strict=True))
+    if not (decoding.allows_gaps and is_worth_beginning(sum(map(len, prompts)), saved)):
+        return None, list(prompts), group_of_n
+    order = np.argsort(first)  # owners as they stand
+    with base.computing_whole(base.row_map(owners[first[order]]), worker):
+        decoding.compute(*_left_padded([prompts[first[group]][: sizes[group]] for group in order], base.device))
+    rest = [prompt[sizes[group] :] for prompt, group in zip(prompts, group_of_n.tolist(), strict=True)]
+    return decoding, rest, np.argsort(order)[group_of_n]
+
+
+def _left_padded(prompts: Prompts, device: torch.device) -> tuple[Tensor, Tensor]:
+    return padded(EncodedRows(Ragged.of(prompts, np.int32)), "left", device)

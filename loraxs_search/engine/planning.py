@@ -1,0 +1,190 @@
+"""Which rows share a pass over the base, and which thread computes which pass.
+
+Rows are spread over as few passes as their lengths allow: rows of similar length share a pass, whoever asks for them.
+Passes are computed side by side: on a CPU, whole passes share cores better than the operations in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from loraxs_search.errors import UsageError
+from loraxs_search.tasks.encoded import RUN_TOKENS, cheapest_runs
+
+Indices = npt.NDArray[np.int64]
+
+PASS_TOKENS = RUN_TOKENS  # what one more pass costs beside its tokens
+
+
+@dataclass(frozen=True)
+class Demand:
+    """The rows that one requester wants computed.
+
+    Args:
+        name: Unique among the demands of a plan.
+        lengths: Tokens of each row, shape (n,).
+    """
+
+    name: str
+    lengths: npt.NDArray[np.integer]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a pass computes for one requester: `positions` into the demand's rows, ascending, at least one."""
+
+    name: str
+    positions: Indices
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Rows that go through the base together, padded to `width` tokens; each requester's rows are one block of it."""
+
+    width: int
+    shares: tuple[Share, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(len(share.positions) for share in self.shares)
+
+    @property
+    def num_tokens(self) -> int:
+        """Padded tokens, which is what the base computes."""
+        return self.num_rows * self.width
+
+
+def plan_passes(demands: Sequence[Demand], max_tokens: int, pass_tokens: int = PASS_TOKENS) -> list[Pass]:
+    """Plan passes that compute every row of every demand exactly once, the longest rows first.
+
+    The plan minimises padded tokens plus `pass_tokens` for each pass, and follows from the arguments alone. Within a
+    pass the requesters come in the order of `demands`.
+
+    Args:
+        max_tokens: No pass has more padded tokens than this.
+    Raises:
+        UsageError: a row is longer than `max_tokens`.
+    """
+    for demand in demands:
+        if len(demand.lengths) and (longest := int(demand.lengths.max())) > max_tokens:
+            raise UsageError(
+                f"`max_tokens` must hold the longest row, but got max_tokens={max_tokens} for a row of {longest} tokens"
+                f", asked by {demand.name}.",
+                hint=f"lower the task's `max_length` to {max_tokens}, or give the host a budget of {longest} or more",
+            )
+    return _planned(demands, max_tokens, pass_tokens) if any(len(demand.lengths) for demand in demands) else []
+
+
+def padding(demands: Sequence[Demand], passes: Sequence[Pass]) -> float:
+    """Return padded tokens over real ones; 1.0 when there are none."""
+    real = sum(int(demand.lengths.sum()) for demand in demands)
+    return sum(shared.num_tokens for shared in passes) / real if real else 1.0
+
+
+def _planned(demands: Sequence[Demand], max_tokens: int, pass_tokens: int) -> list[Pass]:
+    lengths = np.concatenate([np.maximum(demand.lengths, 1) for demand in demands]).astype(np.int64)
+    owners = np.repeat(np.arange(len(demands)), [len(demand.lengths) for demand in demands])
+    positions = np.concatenate([np.arange(len(demand.lengths)) for demand in demands])
+    order = np.argsort(-lengths, kind="stable")
+    passes = []
+    for rows in _cut(lengths[order], max_tokens, pass_tokens):
+        chosen = np.sort(order[rows])  # back to the order of demands, so that each requester's rows are one block
+        shares = tuple(
+            Share(demands[owner].name, positions[chosen[owners[chosen] == owner]])
+            for owner in dict.fromkeys(owners[chosen].tolist())
+        )
+        passes.append(Pass(round_up(int(lengths[chosen].max()), max_tokens), shares))
+    return passes
+
+
+def _cut(lengths: Indices, max_tokens: int, pass_tokens: int) -> list[slice]:
+    """Cut rows, sorted longest first, into the cheapest runs of 2^i rows."""
+    widths = {int(length): round_up(int(length), max_tokens) for length in np.unique(lengths)}
+    return cheapest_runs([widths[length] for length in lengths.tolist()], max_tokens, pass_tokens, few_sizes=True)
+
+
+def round_up(width: int, max_tokens: int) -> int:
+    """Return the next width that passes are padded to: 16 steps to each doubling, at most `max_tokens`.
+
+    Together with rows in powers of two it keeps the shapes of passes few: a CPU's matrix kernels are built for
+    each shape, which costs as much as a pass.
+    """
+    step = 1 << max(0, width.bit_length() - 5)
+    return min(max_tokens, -(-width // step) * step)
+
+
+ResultT = TypeVar("ResultT")
+
+_MAX_WORKERS = 4  # more would wait for each other to call into torch
+
+
+class PassExecutor:
+    """A fixed number of workers; which computes which pass follows from the plan alone, never from timing.
+
+    So gradients are summed in the same order each time, and a round's numbers are reproducible to the bit.
+
+    Args:
+        num_workers: 1 computes in the caller's thread.
+        threads: Threads that each worker's operations use.
+        pool: Computes the passes, instead of threads of its own.
+    """
+
+    def __init__(self, num_workers: int, threads: int = 1, pool: ThreadPoolExecutor | None = None) -> None:
+        self.num_workers = num_workers
+        self._pool = pool if num_workers > 1 else None
+        if num_workers > 1 and pool is None:
+            # The number of threads is a setting of the calling thread's own.
+            self._pool = ThreadPoolExecutor(
+                num_workers, "pass-worker", initializer=torch.set_num_threads, initargs=(threads,)
+            )
+
+    def makespan(self, passes: Sequence[Pass]) -> int:
+        """Return what the worker with most to do computes, in tokens, the cost of each pass included."""
+        shares = _assign(passes, self.num_workers)
+        return max(sum(passes[i].num_tokens + PASS_TOKENS for i in share) for share in shares)
+
+    def run(self, passes: Sequence[Pass], compute: Callable[[int, Pass], ResultT]) -> list[ResultT]:
+        """Call `compute(worker, pass)` for every pass and return the results in the order of `passes`.
+
+        An exception of any worker is raised once all workers are done.
+        """
+        shares = _assign(passes, self.num_workers)
+
+        def work(worker: int) -> list[tuple[int, ResultT]]:
+            return [(index, compute(worker, passes[index])) for index in shares[worker]]
+
+        if self._pool is None:
+            return [result for _, result in work(0)]
+        futures: list[Future[list[tuple[int, ResultT]]]] = [
+            self._pool.submit(work, worker) for worker in range(self.num_workers) if shares[worker]
+        ]
+        wait(futures)
+        results = dict(item for future in futures for item in future.result())
+        return [results[index] for index in range(len(passes))]
+
+
+def workers_for(device: torch.device) -> tuple[int, int]:
+    """Return how many workers suit a device, and the threads of each: on a CPU up to four share its threads."""
+    if device.type != "cpu":
+        return 1, 1
+    threads = torch.get_num_threads()
+    num_workers = min(threads, _MAX_WORKERS)
+    return num_workers, threads // num_workers
+
+
+def _assign(passes: Sequence[Pass], num_workers: int) -> list[list[int]]:
+    """Give each pass, largest first, to the worker with least to do; each keeps the order of `passes`."""
+    shares: list[list[int]] = [[] for _ in range(num_workers)]
+    loads = [0] * num_workers
+    for index in sorted(range(len(passes)), key=lambda i: -passes[i].num_tokens):
+        worker = loads.index(min(loads))
+        shares[worker].append(index)
+        loads[worker] += passes[index].num_tokens
+    return [sorted(share) for share in shares]

@@ -1,0 +1,317 @@
+"""The frozen layers below the lowest adapted one: computed once for each row, skipped by every pass.
+
+While dropout is off and no slot adapts a layer below j, what enters layer j depends on a row's tokens alone. Shapes:
+states (n, T, width), each row's real tokens on the left; kept without padding, (tokens, width) for each row.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model import close_to, dummy_inputs, padding_side, readable, rounding
+from loraxs_search.engine.planning import Indices
+from loraxs_search.records import Split
+from loraxs_search.tasks import EncodedRows, RowSource
+
+
+class LayerSkipping:
+    """Lets passes skip the layers below a depth j. The base's layers are hidden, not changed.
+
+    Args:
+        layers: The repeated layers of `model`.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList) -> None:
+        self._model, self._layers = model, layers
+        self._state = _SkipState()
+        self._widths: dict[int, int] = {}  # by depth: bytes of one token's state, 0 where layers cannot be skipped
+        self.depth = 0
+
+    @property
+    def token_bytes(self) -> int:
+        """Memory of what enters layer j for one token."""
+        return self._widths[self.depth]
+
+    def place(self, depth: int) -> None:
+        """Skip the layers below `depth` if that changes nothing; the base must be as it was loaded.
+
+        A probe checks that: not every base is a chain in which each layer takes one tensor from the one before.
+        """
+        if depth not in self._widths:
+            self._widths[depth] = self._probe(depth)
+        if self._widths[depth]:
+            self._skip(depth)
+
+    def remove(self) -> None:
+        """Put the layers back."""
+        for index in range(self.depth):
+            self._layers[index] = self._layers[index].get_submodule("layer")
+        self.depth = 0
+
+    @torch.no_grad()
+    def entering(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Compute what enters layer j for the model's inputs, shape (n, T, width), and nothing above."""
+        try:
+            self._model(**inputs)
+        except _Reached as reached:
+            return reached.states
+        raise AssertionError("a skipped layer has let a pass through")
+
+    @contextmanager
+    def given(self, states: Tensor) -> Iterator[None]:
+        """Let passes of this thread begin at layer j with these states."""
+        self._state.states = states
+        try:
+            yield
+        finally:
+            self._state.states = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let passes of this thread compute every layer."""
+        self._state.paused = True
+        try:
+            yield
+        finally:
+            self._state.paused = False
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _skip(self, depth: int) -> None:
+        for index in range(depth):
+            self._layers[index] = _SkippedLayer(self._layers[index], self._state, index == 0, index == depth - 1)
+        self.depth = depth
+
+    @torch.no_grad()
+    def _probe(self, depth: int) -> int:
+        """Return the bytes of one token's state if two dummy rows have the same outputs with layers skipped, else 0."""
+        try:
+            inputs = dummy_inputs(self._model)
+        except ValueError:
+            return 0
+        real = inputs["attention_mask"].bool()
+        left: list[Tensor] = []
+        hook = self._layers[-1].register_forward_hook(lambda _layer, _args, out: left.append(out[real]))
+        try:
+            whole = readable(self._model, inputs)
+            self._skip(depth)
+            states = self.entering(inputs) * real[..., None]  # padding is not cached
+            with self.given(states):
+                skipped, limit = readable(self._model, inputs), rounding(self._model)
+                same = close_to(skipped, whole, limit) and close_to(left[1], left[0], limit)
+            return states[0, 0].nbytes if same else 0
+        except Exception:  # noqa: BLE001  # an unknown base may raise anything: it is computed in full
+            return 0
+        finally:
+            hook.remove()
+            self.remove()
+
+
+class _SkipState(threading.local):
+    """What enters layer j in the current pass, None where it must be computed; each thread has its own.
+
+    Args:
+        paused: Whether no layer is skipped, as where a cache needs the keys and values of all.
+    """
+
+    states: Tensor | None = None
+    paused = False
+
+
+class _Reached(Exception):  # noqa: N818  # it ends a forward pass early
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+class _SkippedLayer(nn.Module):
+    """Hides a layer below depth j."""
+
+    def __init__(self, layer: nn.Module, state: _SkipState, first: bool, last: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self._state, self._first, self._last = state, first, last
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self._state.paused:
+            out: Tensor = self.layer(x, *args, **kwargs)
+            return out
+        if (states := self._state.states) is not None:
+            return states if self._first else x
+        y: Tensor = self.layer(x, *args, **kwargs)
+        if self._last:
+            raise _Reached(y)
+        return y
+
+    def __getattr__(self, name: str) -> Any:
+        """Answer for the layer inside: some models ask their layers what kind they are."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+_Key = tuple[int, RowSource, Split]
+
+CPU_BYTES, DEVICE_BYTES = 1 << 30, 4 << 30
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """Rows of one task in a pass; those of a split may be cached, rows made for one request never are."""
+
+    data: RowSource
+    source: Split | EncodedRows
+    rows: Indices
+
+
+@dataclass
+class _CacheEntry:
+    """What enters one layer for the rows of a split."""
+
+    rows: dict[int, Tensor] = field(default_factory=dict)
+    num_bytes: int = 0
+
+
+class PrefixCache:
+    """Skips the layers below the lowest adapted one, and caches their outputs on the device of the base.
+
+    Full memory is no error: entries that no slot in place can use are dropped first, and rows that still do not fit
+    are computed again in each pass. Passes may run in several threads; everything else is for one caller at a time,
+    between passes.
+
+    Args:
+        layers: The repeated layers of `model`; None when it has no such list. Then nothing is skipped, and neither
+            where rows are padded on the left.
+        max_bytes: Limit of the cache; None means 1 GiB on a CPU and 4 GiB elsewhere, 0 that nothing is skipped.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None, max_bytes: int | None = None) -> None:
+        default = CPU_BYTES if model.device.type == "cpu" else DEVICE_BYTES
+        self._max_bytes = default if max_bytes is None else max_bytes
+        can_skip = layers is not None and self._max_bytes > 0 and padding_side(model.config) == "right"
+        self._skipping = LayerSkipping(model, layers) if layers is not None and can_skip else None
+        self._entries: dict[_Key, _CacheEntry] = {}  # the oldest first
+        self._tasks: frozenset[RowSource] = frozenset()
+
+    @property
+    def depth(self) -> int:
+        """How many layers passes skip."""
+        return self._skipping.depth if self._skipping else 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of the cached rows."""
+        return sum(entry.num_bytes for entry in self._entries.values())
+
+    def place(self, depth: int, tasks: Iterable[RowSource]) -> None:
+        """Skip the layers below `depth` for rows of `tasks` from now on; the base must be as it was loaded."""
+        self._tasks = frozenset(tasks)
+        if self._skipping and depth:
+            self._skipping.place(depth)
+
+    def remove(self) -> None:
+        """Put the layers back; cached rows stay."""
+        if self._skipping:
+            self._skipping.remove()
+
+    def shrink(self) -> bool:
+        """Empty the cache, and use at most half its size from now on: memory ran out elsewhere.
+
+        Returns:
+            Whether anything was cached.
+        """
+        if num_bytes := self.num_bytes:
+            self._max_bytes = num_bytes // 2
+            self._entries.clear()
+        return num_bytes > 0
+
+    def missing(self, data: RowSource, split: Split, rows: Indices) -> Indices:
+        """Return those of these rows that are not cached and will fit, ascending; none where nothing is skipped."""
+        if not self._skipping or not self.depth:
+            return np.empty(0, dtype=np.int64)
+        known = self._entry(data, split).rows
+        new = np.array([row for row in np.unique(rows).tolist() if row not in known], dtype=np.int64)
+        wanted = np.cumsum(data.lengths(split)[new]) * self._skipping.token_bytes
+        if len(new):
+            self._free(int(wanted[-1]))
+        return new[self.num_bytes + wanted <= self._max_bytes]
+
+    def compute(self, inputs: dict[str, Tensor], lengths: npt.NDArray[np.integer]) -> tuple[Tensor, ...]:
+        """Return what enters layer j for each row, without padding.
+
+        Args:
+            inputs: What the model takes, (n, T), on its device.
+            lengths: Real tokens of each row, (n,).
+        """
+        assert self._skipping is not None  # otherwise no row is missing
+        states = self._skipping.entering(inputs)
+        packed = states.flatten(0, 1)[_token_indices(lengths, states)]
+        return torch.split(packed, lengths.tolist())
+
+    def keep(self, data: RowSource, split: Split, rows: Indices, states: Sequence[Tensor]) -> None:
+        """Cache rows that were missing."""
+        entry = self._entry(data, split)
+        entry.rows.update(zip(rows.tolist(), states, strict=True))
+        entry.num_bytes += sum(row.nbytes for row in states)
+
+    @contextmanager
+    def skipped(self, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Iterator[None]:
+        """Skip the layers while this thread computes a pass of these rows and inputs."""
+        if not self._skipping or not self.depth:
+            yield
+            return
+        with self._skipping.given(self._states(self._skipping, parts, inputs)):
+            yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Skip nothing in what this thread computes."""
+        with self._skipping.paused() if self._skipping else nullcontext():
+            yield
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _states(self, skipping: LayerSkipping, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Tensor:
+        """Return what enters layer j, as wide as the inputs; zero in the padding, which no real token reads."""
+        rows = [states for part in parts for states in self._look_up(part)]
+        known = [states for states in rows if states is not None]
+        if not known:
+            return skipping.entering(inputs)
+        states = known[0].new_zeros(*inputs["input_ids"].shape, known[0].shape[-1])
+        lengths = np.array([0 if row is None else len(row) for row in rows])
+        states.flatten(0, 1).index_copy_(0, _token_indices(lengths, states), torch.cat(known))
+        if new := [i for i, row in enumerate(rows) if row is None]:
+            states[new] = skipping.entering({name: value[new] for name, value in inputs.items()})
+        return states
+
+    def _look_up(self, part: CachedRows) -> list[Tensor | None]:
+        if isinstance(part.source, EncodedRows):
+            return [None] * len(part.rows)
+        entry = self._entries.get((self.depth, part.data, part.source), _CacheEntry())
+        return [entry.rows.get(row) for row in part.rows.tolist()]
+
+    def _entry(self, data: RowSource, split: Split) -> _CacheEntry:
+        return self._entries.setdefault((self.depth, data, split), _CacheEntry())
+
+    def _free(self, num_bytes: int) -> None:
+        for key in list(self._entries):
+            depth, data, _ = key
+            if self.num_bytes + num_bytes <= self._max_bytes:
+                return
+            if depth != self.depth or data not in self._tasks:
+                del self._entries[key]
+
+
+def _token_indices(lengths: npt.NDArray[np.integer], states: Tensor) -> Tensor:
+    """Return where the real tokens of rows are among all of `states`, row after row."""
+    rows, columns = np.nonzero(np.arange(states.shape[1]) < lengths[:, None])
+    return torch.from_numpy(rows * states.shape[1] + columns).to(states.device)

@@ -1,0 +1,80 @@
+"""A cache that is written in place holds what the library's own holds."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from support.decoders import DECODERS
+from transformers import AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from loraxs_search.base_model import use_padded_attention
+from loraxs_search.engine.kv_cache import Decoding, GrowingLayer, forked_cache
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_that_leave_come_twice_or_grow_keep_their_numbers(turned: bool) -> None:
+    torch.manual_seed(0)
+    ours, theirs = GrowingLayer(turned), DynamicCache().layer_class_to_replicate()  # type: ignore[misc]
+    for length in (5, 1, 1, 3, *[1] * 70):
+        keys, values = torch.randn(2, len(ours.keys) if length == 1 else 4, 2, length, 8).unbind()
+        seen = ours.update(keys, values)
+        for actual, expected in zip(seen, theirs.update(keys, values), strict=True):
+            assert torch.equal(actual[:, :, : expected.shape[2]], expected)
+            assert not actual[:, :, expected.shape[2] :].any()
+    assert ours.get_seq_length() == 80
+    for rows in ([3, 0, 2], [2, 1], [1, 1, 0, 0, 1], [4]):
+        ours.batch_select_indices(torch.tensor(rows))
+        theirs.batch_select_indices(torch.tensor(rows))
+        assert torch.equal(ours.keys, theirs.keys) and torch.equal(ours.values, theirs.values)
+
+
+@pytest.mark.parametrize("layer", [GrowingLayer(True), GrowingLayer(False), DynamicCache().layer_class_to_replicate()])  # type: ignore[misc]
+def test_forked_rows_go_on_by_themselves(layer: DynamicLayer) -> None:
+    cache = DynamicCache()
+    cache.layers = [layer]
+    keys, values = torch.randn(2, 2, 2, 5, 8).unbind()
+    cache.update(keys, values, 0)
+    for rows in ([1, 0, 1], [0], [1, 0]):
+        other = forked_cache(cache, torch.tensor(rows))
+        assert torch.equal(other.layers[0].keys, keys[rows]) and torch.equal(other.layers[0].values, values[rows])
+        more = torch.randn(2, len(rows), 2, 1, 8)
+        other.update(more[0], more[1], 0)
+        other.batch_select_indices(torch.tensor([0]))
+        assert torch.equal(other.layers[0].keys[:, :, :5], keys[rows[:1]])
+        assert torch.equal(cache.layers[0].keys, keys) and torch.equal(cache.layers[0].values, values)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_joined_rows_end_in_one_column(turned: bool) -> None:
+    numbers, rows = {5: torch.randn(2, 2, 2, 5, 8), 3: torch.randn(2, 1, 2, 3, 8)}, [[2, 0], [1]]
+    layers = [GrowingLayer(turned) for _ in numbers]
+    for layer, both in zip(layers, numbers.values(), strict=True):
+        layer.update(*both)
+    joined = GrowingLayer.joined(layers, [torch.tensor(own) for own in rows])
+    more = torch.randn(2, 3, 2, 1, 8)
+    joined.update(*more)
+    assert joined.get_seq_length() == 6
+    for part, which in ((joined.keys, 0), (joined.values, 1)):
+        assert torch.equal(part[[2, 0], :, :5], numbers[5][which])
+        assert torch.equal(part[[1], :, 2:5], numbers[3][which]) and not part[1, :, :2].any()
+        assert torch.equal(part[:, :, 5:], more[which])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma"])
+@torch.inference_mode()
+def test_token_by_token_gives_the_states_of_whole_rows(family: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(DECODERS[family](), attn_implementation="eager").eval()
+    ids = torch.randint(4, 60, (3, 50))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    expected = model.base_model(input_ids=ids, attention_mask=mask, position_ids=positions)[0]
+    assert use_padded_attention(model)
+    decoding = Decoding(model)
+    cuts = [0, 6, 9, *range(10, 51)]
+    parts = [decoding.compute(ids[:, a:b], mask[:, a:b]) for a, b in itertools.pairwise(cuts)]
+    torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,118 @@
+"""How deep passes may begin, and on which bases: what is no plain chain of layers is computed in full."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from loraxs_search.engine.prefix_cache import LayerSkipping
+from loraxs_search.packing.slot import AdaptableLayers
+from loraxs_search.records import LinearModule
+
+SIZE = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "num_hidden_layers": 4, "vocab_size": 50}
+BLOCK = "bert.encoder.layer"
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**SIZE, pad_token_id=0)).eval().requires_grad_(False)
+
+
+def adaptable(model: PreTrainedModel, *names: str) -> AdaptableLayers:
+    return AdaptableLayers(model, [LinearModule(name, 16, 16) for name in names])
+
+
+def test_the_repeated_layers_are_found_by_the_names_of_what_may_be_adapted(model: PreTrainedModel) -> None:
+    known = adaptable(model, f"{BLOCK}.0.output.dense", f"{BLOCK}.3.output.dense")
+    assert known.layers is model.bert.encoder.layer
+    assert known.lowest([f"{BLOCK}.3.output.dense", f"{BLOCK}.2.attention.self.query"]) == 2
+    assert known.lowest([f"{BLOCK}.3.output.dense", "bert.pooler.dense"]) == 0
+    assert known.lowest([f"{BLOCK}.3.output.dense", f"{BLOCK}s.1.dense"]) == 0
+
+
+def test_without_one_list_of_layers_nothing_can_be_skipped(model: PreTrainedModel) -> None:
+    assert adaptable(model, "bert.pooler.dense").layers is None
+    model.other = nn.ModuleList([nn.Linear(16, 16)])
+    model.other[0].inner = nn.Linear(16, 16)
+    two = adaptable(model, f"{BLOCK}.0.output.dense", "other.0.inner")
+    assert two.layers is None
+    assert two.lowest([f"{BLOCK}.3.output.dense"]) == 0
+
+
+def inputs() -> dict[str, Tensor]:
+    return {"input_ids": torch.arange(14).view(2, 7) + 3, "attention_mask": torch.ones(2, 7, dtype=torch.int64)}
+
+
+def test_a_pass_begins_at_the_given_layer_with_the_given_states(model: PreTrainedModel) -> None:
+    whole, layers = model(**inputs()).logits, list(model.bert.encoder.layer)
+    shortcut = LayerSkipping(model, model.bert.encoder.layer)
+    shortcut.place(3)
+    states = shortcut.entering(inputs())
+    calls: list[int] = []
+    layers[0].register_forward_hook(lambda *_: calls.append(0))
+    layers[3].register_forward_hook(lambda *_: calls.append(3))
+    with shortcut.given(states):
+        assert torch.equal(model(**inputs()).logits, whole)
+    assert (shortcut.depth, shortcut.token_bytes, calls) == (3, 64, [3])
+    shortcut.remove()
+    assert list(model.bert.encoder.layer) == layers
+    assert shortcut.depth == 0
+
+
+def test_threads_have_their_own_states(model: PreTrainedModel) -> None:
+    shortcut = LayerSkipping(model, model.bert.encoder.layer)
+    shortcut.place(2)
+    states, found = shortcut.entering(inputs()), []
+    with shortcut.given(torch.zeros_like(states)):
+        thread = threading.Thread(target=lambda: found.append(shortcut.entering(inputs())))
+        thread.start()
+        thread.join()
+    assert torch.equal(found[0], states)
+
+
+class Tuples(nn.Module):
+    """A layer of an older kind."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        return (self.layer(*args, **kwargs),)
+
+
+class Looks(nn.Module):
+    """A layer that looks at what a far lower one was given in the same forward, as shared keys and values do."""
+
+    def __init__(self, layer: nn.Module, far: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self._seen: list[Tensor] = []
+        model.register_forward_pre_hook(lambda *_: self._seen.clear())
+        far.register_forward_pre_hook(lambda _, args: self._seen.append(args[0]))
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return cast("Tensor", self.layer(sum((far.flip(-1) for far in self._seen), x), *args, **kwargs))
+
+
+@pytest.mark.parametrize("kind", ["tuples", "looks", "mixes rows"])
+def test_a_base_that_is_no_chain_is_computed_in_full(model: PreTrainedModel, kind: str) -> None:
+    layers = model.bert.encoder.layer
+    if kind == "tuples":
+        layers[1] = Tuples(layers[1])
+    elif kind == "looks":
+        layers[3] = Looks(layers[3], layers[0], model)
+    else:
+        layers[2].register_forward_hook(lambda _, args, out: out + args[0].mean(1, keepdim=True))
+        layers[0].register_forward_hook(lambda _, args, out: out + 1)  # so that padding is not zero
+    before = list(layers)
+    shortcut = LayerSkipping(model, layers)
+    shortcut.place(2)
+    assert shortcut.depth == 0
+    assert list(layers) == before
