@@ -1,12 +1,13 @@
 """YAML text -> plain values, with the line of every key: what a fault needs to say where it is.
 
 Only plain YAML is read: no tags that build objects, no merge keys, no duplicate keys. Where YAML 1.1 would quietly turn
-a word into something else (dates, `1:30`, `010`) the word stays text; booleans stay booleans, and the text as written
-is kept so that a fault can show it.
+a word into something else (dates, `1:30`, `010`, `1_6`) the word stays text; booleans stay booleans, and the text as
+written is kept so that a fault can show it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,8 +77,10 @@ def forget(document: Document, path: KeyPath) -> None:
 
 
 def as_written(document: Document, path: KeyPath, value: object) -> str:
-    """Return a value for a fault, with a word on YAML's habit of reading `no` and `on` as booleans."""
+    """Return a value for a fault, with a word on what YAML makes of `no` and `on`, and on digits joined by `_`."""
     written = document.written.get(path)
+    if isinstance(value, str) and re.fullmatch(r"[-+\d.]+(_[\d.]+)+", value):
+        return f"{shown(value)} (a number is written without _)"
     if isinstance(value, bool) and written and written.lower() not in ("true", "false"):
         return f"{shown(value)} (so YAML reads an unquoted {written})"
     return shown(value)
@@ -177,6 +180,6 @@ class _Reader:
 
 
 def _is_trap(text: str) -> bool:
-    """Whether YAML 1.1 reads `text` as a number in base 60 (`1:30`) or base 8 (`010`), which no one means."""
+    """Whether only YAML 1.1 reads `text` as a number: in base 60 (`1:30`), in base 8 (`010`), or as 16 (`1_6`)."""
     digits = text.lstrip("+-")
-    return ":" in text or (len(digits) > 1 and digits[0] == "0" and digits.isdigit())
+    return ":" in text or "_" in text or (len(digits) > 1 and digits[0] == "0" and digits.isdigit())

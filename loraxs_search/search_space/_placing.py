@@ -88,8 +88,8 @@ def _same(spec: ParameterSpec, one: Scalar | None, other: Scalar | None) -> bool
 
 def as_number(spec: ParameterSpec, value: Scalar) -> Scalar:
     """Return a text as the number that it stands for, where the parameter is one."""
-    if not isinstance(value, str) or spec.kind not in ("int", "float"):
-        return value
+    if not isinstance(value, str) or spec.kind not in ("int", "float") or "_" in value:
+        return value  # Python reads 1_6 as 16
     try:
         return int(value) if spec.kind == "int" else float(value)
     except ValueError:

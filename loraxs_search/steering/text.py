@@ -30,7 +30,7 @@ def read_params(pairs: Sequence[str]) -> dict[str, Scalar]:
 
 
 def _scalar(text: str) -> Scalar:
-    for read in (int, float):
+    for read in (int, float) if "_" not in text else ():  # Python reads 1_6 as 16
         try:
             return read(text)
         except ValueError:

@@ -46,6 +46,9 @@ rank: {choice: [4, 8, 4]} | parameters.rank.choice[2] | must list each value onc
 rank: {choice: []} | parameters.rank.choice | at least one value
 rank: [4, 8] | parameters.rank | write {choice: [4, 8]}
 rank: 010 | parameters.rank | but got "010"
+rank: 1_6 | parameters.rank | but got "1_6" (a number is written without _)
+rank: {choice: [4, 1_6]} | parameters.rank.choice[1] | but got "1_6" (a number is written without _)
+scale: 1_0.5 | parameters.scale | but got "1_0.5" (a number is written without _)
 rank | rnk: 4 | parameters.rnk | did you mean rank? It must be one of: rank
 scale: {uniform: [0.5, 2.0, 3.0]} | parameters.scale.uniform | must be [low, high]
 scale: {uniform: [0.5, .inf]} | parameters.scale.uniform[1] | got Infinity
@@ -90,6 +93,7 @@ sigma: {uniform: [1, 2]} | parameters.sigma.uniform | use choice
 trials: 0 | search.trials | must be at least 1, but got 0.
 trials: "4" | search.trials | must be an integer, but got "4".
 trials: 4.0 | search.trials | must be an integer, but got 4.0.
+trials: 2_4 | search.trials | must be an integer, but got "2_4" (a number is written without _)
 trials: yes | search.trials | must be an integer, but got true (so YAML reads an unquoted yes).
 trials | scheduler: ahsa | search.scheduler | did you mean asha? It must be one of: asha, mo-asha, none, but got "ahsa".
 trials | scheduler: ASHA | search.scheduler | did you mean asha? It must be one of: asha

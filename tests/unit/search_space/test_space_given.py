@@ -48,6 +48,7 @@ def space(text: str = CONDITIONS) -> Space:
         ({"basis": "top", "rank": 16}, "`rank` must be as the space has it, one of 4, 8, but got 16"),
         ({"basis": "none"}, "`basis` must be one of:"),
         ({"learning_rate": True}, "`learning_rate` must be a number above 0, but got true"),
+        ({"basis": "bottom", "rank": "1_6"}, '`rank` must be an integer in 1..65536, but got "1_6"'),
         ({"weight_decay": 0.1}, "`weight_decay` must be a parameter of the space"),
     ],
 )

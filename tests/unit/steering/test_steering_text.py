@@ -21,8 +21,8 @@ def test_a_number_of_any_length_is_a_trial_that_there_is_not() -> None:
 
 def test_values_of_params_are_read_as_numbers_where_they_are() -> None:
     pairs = ["rank=16", "learning_rate=1e-3", "flag=true", "target_modules=attention", "note=a=b", "word=null"]
-    assert read_params(pairs) == {
-        **{"rank": 16, "learning_rate": 1e-3, "flag": True},
+    assert read_params([*pairs, "step=1_6"]) == {
+        **{"rank": 16, "learning_rate": 1e-3, "flag": True, "step": "1_6"},
         **{"target_modules": "attention", "note": "a=b", "word": "null"},
     }
     with pytest.raises(CommandError, match="NAME=VALUE"):
