@@ -87,7 +87,12 @@ def rm(
         bool, typer.Option("--runs", help="Delete the study's runs in MLflow too; by default MLflow keeps the record.")
     ] = False,
     force: Annotated[
-        bool, typer.Option("--force", help="Even where records still wait for MLflow, which are lost then.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Even where records still wait for MLflow, which are lost then, where the study's storage does not "
+            "answer, or where the study cannot be read.",
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and remove nothing.")] = False,
     as_json: JsonOption = False,
@@ -99,6 +104,9 @@ def rm(
 
     MLflow keeps the runs. With --runs they are deleted there as in its UI, but for those that registered versions name.
     A copy in a storage stays.
+
+    With --force a study goes although its storage is gone, or its study.json is missing, damaged or of a later version.
+    What stays behind is said: runs in MLflow, a copy in the storage.
 
     Example: loraxs-search studies rm reviews --dry-run
     """
@@ -118,6 +126,12 @@ def rm(
             print(f"note: the runs of {', '.join(study.kept_runs)} stay in MLflow", file=sys.stderr)
         if study.storage is not None:
             print(f"note: the copy of {study.study} in {study.storage} stays", file=sys.stderr)
+        if study.unasked:
+            driver = f"a driver on another machine may still work on {study.study}"
+            print(f"warning: {driver}: {study.unasked}", file=sys.stderr)
+        if study.unread:
+            stays = "its runs in MLflow and a copy in a storage stay, if there are any"
+            print(f"warning: {study.study} could not be read; {stays}: {study.unread}", file=sys.stderr)
 
 
 def _shown(name: str, value: Any) -> str:

@@ -20,7 +20,7 @@ def command(
     """Write to MLflow what studies could not while it was unreachable.
 
     You can repeat it: records that are there already do not change. A study in a shared storage that another machine
-    has taken over is left to that machine. Exits 1 if records still wait, or if a study is damaged.
+    has taken over is left to that machine. Exits 1 if records still wait, or if a study cannot be read.
 
     Example: loraxs-search sync
     """
@@ -29,5 +29,5 @@ def command(
     done = list(sync(study))
     columns = ("study", "records", "problem")
     emit(as_json, done, lambda: print_table(columns, [(it.study, it.state, it.problem) for it in done]))
-    if any(it.state in ("waiting", "damaged") for it in done):
+    if any(it.state in ("waiting", "unreadable") for it in done):
         raise Exit(1)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraxs_search.errors import StudyError
-from loraxs_search.home import remove_whole
+from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.home import file_lock, is_locked, remove_whole
 from loraxs_search.housekeeping._base import StoredItem
 from loraxs_search.steering import describe, open_commands, steered
-from loraxs_search.studies import StudyFolder, idle_elsewhere
+from loraxs_search.studies import StudyFolder, broken_studies, idle_elsewhere, list_studies, studies_root
 from loraxs_search.tracking import has_waiting, remove_runs, resolve_uri
 
 
@@ -21,6 +23,8 @@ class RemovedStudy:
         num_runs: Runs that were deleted in MLflow; None where they were not asked for, and stay.
         kept_runs: Registered versions whose runs stay.
         storage: Where a copy of the study stays; None where there is none.
+        unasked: Why the storage could not say whether a driver elsewhere is at work; empty where it could.
+        unread: Why the study could not be read: its runs and its storage are not known then; empty where it could.
     """
 
     study: str
@@ -29,6 +33,8 @@ class RemovedStudy:
     num_runs: int | None = None
     kept_runs: tuple[str, ...] = ()
     storage: str | None = None
+    unasked: str = ""
+    unread: str = ""
 
 
 def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run: bool = False) -> RemovedStudy:
@@ -39,19 +45,25 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
     that `gc` removes; repeat it to remove the runs that are left.
 
     Args:
-        force: Even where records wait for MLflow, which are lost then.
+        force: Even where records wait for MLflow, which are lost then, its storage does not answer, or the study cannot
+            be read.
     Raises:
-        StudyError: there is no such study, somebody is at work on it, or its records have not reached MLflow.
+        StudyError: there is no such study, somebody is at work on it, it cannot be read, or its records have not
+            reached MLflow.
         StorageError: its storage cannot say whether somebody is at work on it.
         TrackingError: MLflow does not answer, and its runs are to go.
     """
-    folder = StudyFolder.open(name)
-    if folder.path.is_symlink():
-        raise StudyError(
-            f"A study must lie in the state folder, but {folder.path} is a link.", hint="remove it by hand"
-        )
+    if (path := studies_root() / name).is_symlink():
+        raise StudyError(f"A study must lie in the state folder, but {path} is a link.", hint="remove it by hand")
+    try:
+        _check_whole(name)
+        folder = StudyFolder.open(name)
+    except StudyError as error:
+        if not force or name not in (*list_studies(), *broken_studies()):
+            raise
+        return _remove_unread(name, path, error.message, dry_run=dry_run)
     info, item = folder.info, StoredItem.of(folder.path)
-    with folder.lock(), idle_elsewhere(info.storage, name):
+    with folder.lock(), _idle_elsewhere(info.storage, name, force=force) as unasked:
         if not force and has_waiting(folder.path):
             raise StudyError(
                 f"A study's records must be in MLflow before it goes, but some of {name!r} still wait.",
@@ -62,11 +74,63 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
                 f"A study's commands must be answered before it goes, but `{describe(waiting[0])}` waits in {name!r}.",
                 hint=f"carry it out with `loraxs-search resume {name}`, or lose it with --force",
             )
-        removed = RemovedStudy(name, folder.path, item.num_bytes, storage=info.storage)
+        removed = RemovedStudy(name, folder.path, item.num_bytes, storage=info.storage, unasked=unasked)
         if runs:
             uri = resolve_uri(info.tracking_uri)
             count, kept = remove_runs(uri, folder.path, info.task.name, dry_run=dry_run)
-            removed = RemovedStudy(name, folder.path, item.num_bytes, count, kept, info.storage)
+            removed = replace(removed, num_runs=count, kept_runs=kept)
         if not dry_run:
             remove_whole(folder.path)
+    return removed
+
+
+def _check_whole(name: str) -> None:
+    """Refuse what is left of a study that was never whole here, or was removed while another command wrote into it.
+
+    Raises:
+        StudyError: the folder has no `study.json`.
+    """
+    if name in broken_studies():
+        raise StudyError(
+            f"Study {name!r} must have a study.json, but {studies_root() / name} has none.",
+            hint=f"look at what is in it, then remove it with `loraxs-search studies rm {name} --force`",
+        )
+
+
+@contextlib.contextmanager
+def _idle_elsewhere(storage: str | None, name: str, *, force: bool) -> Iterator[str]:
+    """Keep drivers on other machines from a study; yield why that cannot be, where `force` goes without it.
+
+    Raises:
+        StudyError: one is at work on it.
+        StorageError: the storage cannot be asked, and must be.
+    """
+    unasked = ""
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(idle_elsewhere(storage, name))
+        except StorageError as error:
+            if not force:
+                hints = [error.hint, "if the storage is gone for good, add --force"]
+                raise StorageError(error.message, hint="; ".join(hint for hint in hints if hint)) from error
+            unasked = error.message
+        yield unasked
+
+
+def _remove_unread(name: str, path: Path, why: str, *, dry_run: bool) -> RemovedStudy:
+    """Remove the folder of a study that cannot be read, unless a process on this machine works on it.
+
+    Raises:
+        StudyError: one does.
+    """
+    removed = RemovedStudy(name, path, StoredItem.of(path).num_bytes, unread=why)
+    lock = path / "study.lock"
+    if is_locked(lock):
+        raise StudyError(
+            f"Study {name!r} must have one driver at a time, but another process is at work on it.",
+            hint="wait until it has ended",
+        )
+    if not dry_run:
+        with file_lock(lock):
+            remove_whole(path)
     return removed

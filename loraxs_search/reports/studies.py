@@ -12,7 +12,7 @@ from loraxs_search.errors import StudyError
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.reports.progress import progress, study_state
 from loraxs_search.steering import whole_plan
-from loraxs_search.studies import StudyFolder, list_studies, studies_root
+from loraxs_search.studies import StudyFolder, broken_studies, list_studies, studies_root
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StudySummary:
         trials: How many have ended, of how many.
         num_bytes: What its folder takes; 0 where that was not asked for.
         is_waiting: Whether records wait for MLflow; False where that was not asked for.
-        problem: What is damaged; then nothing else is known.
+        problem: Why the study cannot be read; then nothing else is known.
     """
 
     study: str
@@ -43,23 +43,29 @@ class StudySummary:
 
 
 def study_summaries(*, sizes: bool = False) -> Iterator[StudySummary]:
-    """Yield a line for each study, newest first; a damaged one hides no other.
+    """Yield a line for each study, newest first; one that cannot be read hides no other.
+
+    Folders without `study.json` come last: what a broken fetch, or the removal of a study in use, has left.
 
     Args:
         sizes: Look at every file of each, too.
     """
-    for name in list_studies():
+    for name in [*list_studies(), *broken_studies()]:
         path = studies_root() / name
         more: dict[str, Any] = {"path": path}
         if sizes:
             more |= {"num_bytes": sum(_sizes(path).values()), "is_waiting": _has_waiting(path)}
+        if not StudyFolder.exists(name):
+            problem = f"{path} has no study.json; remove it with `loraxs-search studies rm {name} --force`"
+            yield StudySummary(name, "-", "incomplete", "-", "-", problem=problem, **more)
+            continue
         try:
             folder = StudyFolder.open(name)
             journal = folder.journal()
             counts = progress(journal.records.values(), whole_plan(folder, journal))
             state = study_state(folder)
         except StudyError as error:
-            yield StudySummary(name, "-", "damaged", "-", "-", problem=error.message, **more)
+            yield StudySummary(name, "-", "unreadable", "-", "-", problem=error.message, **more)
             continue
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
         yield StudySummary(name, folder.info.task.name, state, f"{counts.ended}/{counts.num_trials}", created, **more)

@@ -19,7 +19,14 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 from __future__ import annotations
 
 from loraxs_search.studies.commands import CommandInbox
-from loraxs_search.studies.folder import StudyFolder, list_studies, studied_tasks, studies_root, trials_of
+from loraxs_search.studies.folder import (
+    StudyFolder,
+    broken_studies,
+    list_studies,
+    studied_tasks,
+    studies_root,
+    trials_of,
+)
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.kept_adapter import kept_adapter
@@ -37,6 +44,7 @@ __all__ = [
     "Storage",
     "StudyFolder",
     "StudyInfo",
+    "broken_studies",
     "check_new_in",
     "fetch",
     "holder_elsewhere",

@@ -33,7 +33,7 @@ from loraxs_search.studies.adapter_files import are_aside, replace_folder, resto
 from loraxs_search.studies.candidates import CandidateFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import Confirmations
-from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.info import SCHEMA_VERSION, StudyInfo, parse_info
 from loraxs_search.studies.journal import Journal, trial_states
 from loraxs_search.studies.reading import read_record, read_text
 from loraxs_search.studies.snapshots import check_owner, kept_path, kept_paths, read_reports, snapshot_path
@@ -62,6 +62,13 @@ def list_studies() -> list[str]:
     return [p.name for p in sorted(folders, key=lambda p: (p / "study.json").stat().st_mtime, reverse=True)]
 
 
+def broken_studies() -> list[str]:
+    """Return the names of folders that stand where studies do and have no `study.json`, sorted."""
+    root = studies_root()
+    names = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    return sorted(name for name in names if _NAME.fullmatch(name) and not StudyFolder.exists(name))
+
+
 def studied_tasks() -> list[str]:
     """Return the names of the tasks that studies here are of, sorted; a damaged study has none."""
     tasks = set()
@@ -81,7 +88,7 @@ class StudyFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.info = read_record(StudyInfo, path / "study.json")
+        self.info = parse_info(read_text(path / "study.json"), str(path / "study.json"))
 
     @classmethod
     def create(
@@ -99,7 +106,7 @@ class StudyFolder:
             HomeError: the folder cannot be written.
         """
         cls.check_new(info.name)
-        info = replace(info, tracking_uri=without_account(info.tracking_uri))
+        info = replace(info, tracking_uri=without_account(info.tracking_uri), schema_version=SCHEMA_VERSION)
         path = studies_root() / info.name
         building = studies_root() / f".{info.name}.{uuid.uuid4().hex}"
         try:
@@ -144,8 +151,8 @@ class StudyFolder:
         # A fetch was cut short, or the file was taken away.
         raise StudyError(
             f"Study {name!r} must be new, but {path} is there, without study.json.",
-            hint=f"move it away, fetch it whole with `loraxs-search resume {name} --storage URI`, or choose "
-            "another name with --name",
+            hint=f"fetch it whole with `loraxs-search resume {name} --storage URI`, remove it with "
+            f"`loraxs-search studies rm {name} --force`, or choose another name with --name",
         )
 
     @classmethod
@@ -153,7 +160,7 @@ class StudyFolder:
         """Open a study by name.
 
         Raises:
-            StudyError: there is no such study, or its `study.json` is damaged.
+            StudyError: there is no such study, or its `study.json` is damaged or of a later version.
         """
         if not cls.exists(name):
             known = list_studies()

@@ -19,11 +19,21 @@ def read_record(cls: type[RecordT], path: Path) -> RecordT:
     Raises:
         StudyError: it is missing, or holds no such record.
     """
-    text = read_text(path)
+    return parse_record(cls, read_text(path), str(path))
+
+
+def parse_record(cls: type[RecordT], text: str | bytes, place: str) -> RecordT:
+    """Read the text of a file that holds one record.
+
+    Args:
+        place: The file, as people name it.
+    Raises:
+        StudyError: it holds no such record.
+    """
     try:
         return from_json(cls, text)
     except ValueError as error:
-        raise _damaged(path, _first_fault(str(error))) from error
+        raise _damaged(place, _first_fault(str(error))) from error
 
 
 def read_text(path: Path) -> str:
@@ -36,9 +46,9 @@ def read_text(path: Path) -> str:
         with disk_faults(path):
             return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise _damaged(path, "it is missing") from error
+        raise _damaged(str(path), "it is missing") from error
     except UnicodeDecodeError as error:
-        raise _damaged(path, f"it holds bytes that are no text at {error.start}") from error
+        raise _damaged(str(path), f"it holds bytes that are no text at {error.start}") from error
 
 
 def _first_fault(text: str) -> str:
@@ -46,5 +56,5 @@ def _first_fault(text: str) -> str:
     return " ".join(text.partition("\n")[2].partition(" [type=")[0].split())
 
 
-def _damaged(path: Path, why: str) -> StudyError:
-    return StudyError(f"A study's files must be whole, but {path}: {why}.", hint=DAMAGED_HINT)
+def _damaged(place: str, why: str) -> StudyError:
+    return StudyError(f"A study's files must be whole, but {place}: {why}.", hint=DAMAGED_HINT)

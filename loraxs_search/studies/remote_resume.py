@@ -10,9 +10,9 @@ from pathlib import Path
 from loraxs_search.errors import StudyError, unknown_name
 from loraxs_search.home import ensure_dir, write_atomic
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
-from loraxs_search.records import from_json, to_json
+from loraxs_search.records import to_json
 from loraxs_search.studies.folder import StudyFolder, studies_root
-from loraxs_search.studies.info import StudyInfo
+from loraxs_search.studies.info import StudyInfo, parse_info
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror_files import file_of, in_copy_order, is_behind, read_copy
@@ -43,7 +43,8 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
     its own. So are they here, when others went on with the study meanwhile; those that it has change nothing.
 
     Raises:
-        StudyError: the storage has no such study, another driver is at work, or both sides went on.
+        StudyError: the storage has no such study, it is of a later version, another driver is at work, or both sides
+            went on.
     """
     content = storage.get(f"{name}/study.json")
     if content is None:
@@ -51,8 +52,9 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
             return folder  # its driver died, or was refused, before the first copy was whole
         known = sorted({key.partition("/")[0] for key in storage.keys("") if key.endswith("/study.json")})
         raise StudyError(unknown_name("study", name, known), hint=f"these are the studies in {storage.uri}")
+    place = f"{storage.uri}/{name}/study.json"
     with contextlib.ExitStack() as held:
-        if (here := _folder_here(name, storage, from_json(StudyInfo, content).study_id)) is not None:
+        if (here := _folder_here(name, storage, parse_info(content, place).study_id)) is not None:
             held.enter_context(here.lock())
         held.enter_context((lease := Lease(storage, name)).held())
         path = studies_root() / name
@@ -60,7 +62,7 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
             return here
         _download(name, storage, path)
         lease.check()
-        info = from_json(StudyInfo, storage.get(f"{name}/study.json") or content)
+        info = parse_info(storage.get(f"{name}/study.json") or content, place)
         _write_study(path, replace(info, storage=storage.uri))
         return StudyFolder(path)
 

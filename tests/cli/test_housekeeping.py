@@ -34,7 +34,7 @@ def test_studies_are_listed_as_status_lists_them(say, reviews):
 def test_a_damaged_study_is_listed(say, reviews):
     (reviews.path / "study.json").write_text("{")
     said = say("studies", "ls")
-    assert "damaged" in said.ok
+    assert "unreadable" in said.ok
     assert "A study's files must be whole" in said.err
 
 
@@ -51,6 +51,17 @@ def test_studies_are_removed(say, reviews):
     assert reviews.path.is_dir()
     assert json.loads(say("studies", "rm", "reviews", "--json").ok)[0]["study"] == "reviews"
     assert say("studies", "rm", "reviews").is_error(1, "`study` must be one of: none")
+
+
+def test_what_stays_of_a_study_that_cannot_be_read_is_said(say, reviews):
+    (reviews.path / "study.json").unlink()
+    listed = say("studies", "ls")
+    assert listed.ok.splitlines()[1].split()[:3] == ["reviews", "-", "incomplete"]
+    assert "`loraxs-search studies rm reviews --force`" in listed.err
+    assert say("studies", "rm", "reviews").is_error(1, "has none.", "--force")
+    removed = say("studies", "rm", "reviews", "--force")
+    assert removed.ok.startswith("reviews: removed, ")
+    assert "its runs in MLflow and a copy in a storage stay" in removed.err
 
 
 def test_gc_says_what_goes_what_stays_and_why(say, store_uri, fresh_home):

@@ -28,7 +28,7 @@ class Synced:
     """
 
     study: str
-    state: Literal["complete", "running", "elsewhere", "waiting", "damaged"]
+    state: Literal["complete", "running", "elsewhere", "waiting", "unreadable"]
     problem: str = ""
 
 
@@ -49,7 +49,7 @@ def _try_to_sync(name: str) -> Synced:
     try:
         return _sync(StudyFolder.open(name))
     except LoraxsError as error:  # the others are brought over all the same
-        return Synced(name, "damaged", error.message)
+        return Synced(name, "unreadable", error.message)
 
 
 def _sync(folder: StudyFolder) -> Synced:

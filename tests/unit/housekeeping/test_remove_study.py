@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -12,11 +13,13 @@ from support.searched_studies import Tried, searched
 from support.studies import mirrored_study, study
 
 import loraxs_search
-from loraxs_search.errors import StudyError
-from loraxs_search.home import REMOVED, remove_whole
+from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.home import REMOVED, file_lock, remove_whole
 from loraxs_search.housekeeping import collect, remove_study
 from loraxs_search.records import SearchPlan, TrialState, from_json
+from loraxs_search.reports.studies import study_summaries
 from loraxs_search.studies import Storage, StudyFolder, list_studies
+from loraxs_search.studies.info import SCHEMA_VERSION
 from loraxs_search.studies.lease import Lease, LeaseInfo
 from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
@@ -137,6 +140,60 @@ def test_drivers_elsewhere_are_kept_out_until_it_is_gone(store_uri, fresh_home, 
     remove_study(folder.name)
     assert is_let_go()
     assert not folder.path.exists()
+
+
+def test_a_study_whose_storage_is_gone_goes_on_request_and_says_what_stays(store_uri, fresh_home, tmp_path):
+    """As after a bucket was deleted, or its credentials were lost."""
+    (share := tmp_path / "share").mkdir()
+    folder = mirrored_study(fresh_home, Storage(str(share)))
+    share.rename(tmp_path / "unmounted")
+    with pytest.raises(StorageError) as refused:
+        remove_study(folder.name)
+    assert "--force" in str(refused.value.hint)
+    assert folder.path.is_dir()
+    removed = remove_study(folder.name, force=True)
+    assert (removed.storage, removed.unasked) == (str(share), refused.value.message)
+    assert not folder.path.exists()
+
+
+def make_incomplete(folder: StudyFolder) -> None:
+    (folder.path / "study.json").unlink()
+
+
+def make_damaged(folder: StudyFolder) -> None:
+    (folder.path / "study.json").write_text("{")
+
+
+def make_newer(folder: StudyFolder) -> None:
+    path = folder.path / "study.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1}))
+
+
+@pytest.mark.parametrize("spoil", [make_incomplete, make_damaged, make_newer])
+def test_a_study_that_cannot_be_read_is_listed_and_goes_on_request(spoil, store_uri):
+    """Without study.json: it was removed while another command wrote into it, or a fetch was cut short."""
+    folder, other = study("reviews"), study("other")
+    spoil(folder)
+    (summary,) = (it for it in study_summaries() if it.problem)
+    assert summary.study == "reviews"
+    with pytest.raises(StudyError):
+        remove_study("reviews")
+    with file_lock(folder.path / "study.lock"), pytest.raises(StudyError):
+        remove_study("reviews", force=True)
+    assert remove_study("reviews", force=True, dry_run=True).unread
+    assert folder.path.is_dir()
+    assert remove_study("reviews", force=True).unread
+    assert not folder.path.exists()
+    assert [it.study for it in study_summaries()] == [other.name]
+    study("reviews")
+
+
+def test_force_removes_nothing_that_is_no_study(store_uri, fresh_home):
+    study("reviews")
+    for name in ("..", ".", "", "nothing"):
+        with pytest.raises(StudyError):
+            remove_study(name, force=True)
+    assert list_studies() == ["reviews"]
 
 
 def test_a_link_is_refused(store_uri, fresh_home, tmp_path):

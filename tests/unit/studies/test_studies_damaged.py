@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from support.studies import study
 
 from loraxs_search.cli import run
 from loraxs_search.errors import StudyError
+from loraxs_search.home import remove_whole
 from loraxs_search.search import resume
 from loraxs_search.search.driver.sync import sync
-from loraxs_search.studies import Journal, StudyFolder
-from loraxs_search.studies.folder import studies_root
+from loraxs_search.studies import Journal, Storage, StudyFolder, fetch, list_studies, studies_root
+from loraxs_search.studies.info import SCHEMA_VERSION
 
 
 @pytest.mark.parametrize(
@@ -58,12 +60,37 @@ def test_a_damaged_study_hides_no_other(store_uri: str, capsys: pytest.CaptureFi
     assert run(["status"]) == 0
     said = capsys.readouterr()
     states = {row.split()[0]: row.split()[2] for row in said.out.splitlines()[1:]}
-    assert states == {"bad": "damaged", "worse": "damaged", "good": "interrupted"}
+    assert states == {"bad": "unreadable", "worse": "unreadable", "good": "interrupted"}
     assert "bad/study.json" in said.err
     assert "worse/journal.jsonl is damaged at byte 0" in said.err
     assert run(["status", "bad"]) == 1
 
-    assert {done.study: done.state for done in sync()} == {"bad": "damaged", "worse": "complete", "good": "complete"}
+    assert {done.study: done.state for done in sync()} == {"bad": "unreadable", "worse": "complete", "good": "complete"}
     capsys.readouterr()
     assert run(["sync"]) == 1
     assert "bad/study.json" in capsys.readouterr().out
+
+
+def test_a_study_of_a_later_version_is_refused_and_so_is_its_copy(fresh_home: Path, tmp_path: Path) -> None:
+    """Its head may learn other numbers, or its rows may be cut otherwise: this version would answer otherwise."""
+    folder, storage = study("s"), Storage(str(tmp_path))
+    info = json.loads((folder.path / "study.json").read_text())
+    assert info["schema_version"] == SCHEMA_VERSION
+    later = json.dumps(info | {"schema_version": SCHEMA_VERSION + 1, "task": "by what it does not know"})
+    (folder.path / "study.json").write_text(later)
+    storage.create("s/study.json", later.encode())
+    with pytest.raises(StudyError, match="schema_version") as refused:
+        StudyFolder.open("s")
+    assert "upgrade" in str(refused.value.hint)
+    remove_whole(folder.path)
+    with pytest.raises(StudyError, match="schema_version"):
+        fetch("s", storage)
+    assert list_studies() == []
+
+
+def test_a_study_of_an_earlier_version_says_no_schema() -> None:
+    folder = study("s")
+    info = json.loads((folder.path / "study.json").read_text())
+    del info["schema_version"]
+    (folder.path / "study.json").write_text(json.dumps(info))
+    assert StudyFolder.open("s").info.schema_version == 1

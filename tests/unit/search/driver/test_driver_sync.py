@@ -113,4 +113,4 @@ def test_a_folder_that_cannot_be_written_keeps_no_other_waiting(
         return lock(folder)
 
     monkeypatch.setattr(StudyFolder, "lock", locked)
-    assert set(sync()) == {Synced("two", "damaged", "No right to write it."), Synced("one", "complete")}
+    assert set(sync()) == {Synced("two", "unreadable", "No right to write it."), Synced("one", "complete")}
