@@ -16,12 +16,12 @@ without `else` it is left out and its default stands. `target_modules` are group
 The package imports no torch; Optuna is loaded when a distribution is asked for.
 """
 
-from loraxs_search.search_space._catalogue import CatalogueEntry, catalogue_entry
 from loraxs_search.search_space._describe import (
     GroupDescription,
     ShapeDescription,
     SpaceDescription,
     describe,
+    notes,
     trial_shapes,
 )
 from loraxs_search.search_space._distributions import (
@@ -34,7 +34,7 @@ from loraxs_search.search_space._distributions import (
     Parameter,
     plain_name,
 )
-from loraxs_search.search_space._given import clone_params, place_given
+from loraxs_search.search_space._document import portable_text
 from loraxs_search.search_space._json_schema import schema_text, space_schema
 from loraxs_search.search_space._load import (
     SpaceSource,
@@ -44,14 +44,12 @@ from loraxs_search.search_space._load import (
     parse_stored,
     single_method,
 )
-from loraxs_search.search_space._modules import resolve_modules
-from loraxs_search.search_space._notes import notes
 from loraxs_search.search_space._overrides import Overrides
-from loraxs_search.search_space._parameter_specs import parameter_specs
-from loraxs_search.search_space._portable import portable_text
+from loraxs_search.search_space._parameter_specs import parameter_specs, resolve_modules
 from loraxs_search.search_space._retired import warn_of_retired
 from loraxs_search.search_space._space import Space
-from loraxs_search.search_space._task import catalogue_task
+from loraxs_search.search_space._task import CatalogueEntry, catalogue_entry, catalogue_task
+from loraxs_search.search_space._user_params import clone_params, place_given
 
 __all__ = [
     "METHOD",

@@ -1,4 +1,4 @@
-"""What a space amounts to on a given base model: for `check`, before anything is trained."""
+"""What a space amounts to on a given base model, and what is worth saying of it: for `check`, before any training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,43 @@ from types import MappingProxyType
 
 from loraxs_search.methods import LoraXS, Method, Shapes, get_method
 from loraxs_search.records import AdapterSize, LinearModule, Scalar
-from loraxs_search.search_space._counting import reachable_shapes
-from loraxs_search.search_space._faults import fail_with
-from loraxs_search.search_space._modules import resolve_modules
-from loraxs_search.search_space._notes import notes
-from loraxs_search.search_space._parameter_specs import parameter_specs
+from loraxs_search.search_space._distributions import reachable_shapes
+from loraxs_search.search_space._document import fail_with
+from loraxs_search.search_space._parameter_specs import both, parameter_specs, resolve_modules
 from loraxs_search.search_space._space import Space
+
+
+def notes(space: Space) -> tuple[str, ...]:
+    """Return what methods ask for, which of them cannot share passes, and what may not be what was meant."""
+    return (*_advice(space), *_starting(space), *_alone(space), *_objectives(space))
+
+
+def _advice(space: Space) -> Iterator[str]:
+    for name in space.methods:
+        if text := get_method(name).advice:
+            yield f"method {name} {text}"
+
+
+def _starting(space: Space) -> Iterator[str]:
+    anew = [name for name in space.methods if not get_method(name).can_start]
+    if space.start_from is not None and anew:
+        yield f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter"
+
+
+def _alone(space: Space) -> Iterator[str]:
+    if not space.is_packable or space.search.pack_size == 1:
+        return
+    parts = {"trials": space.unpackable_methods, "some trials": space.partly_unpackable_methods}
+    for which, methods in parts.items():
+        if methods:
+            named = f"method {methods[0]}" if len(methods) == 1 else f"methods {both(methods)}"
+            yield f"{which} of {named} cannot share passes: each trains alone, beside the packs of the others"
+
+
+def _objectives(space: Space) -> Iterator[str]:
+    if space.search.objectives and space.search.scheduler == "asha":
+        remedy = "leave search.scheduler out, or write mo-asha, to keep what is good for its size"
+        yield f"asha stops trials by {space.task.search_metric} alone, and so the small ones first: {remedy}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +75,7 @@ class ShapeDescription:
 
 
 @dataclass(frozen=True)
-class Extremes:
+class _Extremes:
     """The adapter with the fewest bytes that a trial of one method may have, and the one with the most."""
 
     smallest: ShapeDescription
@@ -68,7 +99,7 @@ class SpaceDescription:
     groups: tuple[GroupDescription, ...]
     smallest: ShapeDescription
     largest: ShapeDescription
-    methods: Mapping[str, Extremes]
+    methods: Mapping[str, _Extremes]
     notes: tuple[str, ...] = ()
 
 
@@ -105,7 +136,7 @@ def describe(
     )
 
 
-def _size_limit(space: Space, methods: Mapping[str, Extremes]) -> Iterator[str]:
+def _size_limit(space: Space, methods: Mapping[str, _Extremes]) -> Iterator[str]:
     """Refuse a rule that no adapter can meet; yield a note where only some can."""
     limit = space.promotion.max_bytes
     candidates = [each for name, each in methods.items() if space.may_be_candidate(name)]
@@ -171,9 +202,9 @@ def trial_shapes(
         yield own, resolved(str(params["target_modules"]))
 
 
-def _extremes(shapes: Iterable[ShapeDescription]) -> Extremes:
+def _extremes(shapes: Iterable[ShapeDescription]) -> _Extremes:
     known = list(shapes)
-    return Extremes(min(known, key=_stored_bytes), max(known, key=_stored_bytes))
+    return _Extremes(min(known, key=_stored_bytes), max(known, key=_stored_bytes))
 
 
 def _stored_bytes(shape: ShapeDescription) -> int:

@@ -1,11 +1,15 @@
-"""What a parameter's value may be, and how a trial draws it. Plain frozen records: they pickle and compare."""
+"""What a parameter's value may be, how a trial draws it, and which configurations there are.
+
+Plain frozen records: they pickle and compare. Configurations are counted, conditions included, without listing them.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from graphlib import TopologicalSorter
 from itertools import chain
 from math import isclose
 from typing import TYPE_CHECKING
@@ -15,6 +19,7 @@ from loraxs_search.records import Scalar
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
+
 
 Same = Callable[[Scalar, Scalar], bool]  # whether two values of a parameter mean the same
 METHOD = "method"  # the parameter that spaces of several methods have
@@ -258,3 +263,124 @@ class Parameter:
         if not resolved:
             return None if self.otherwise is None else Parameter(self.name, (Alternative(Constant(self.otherwise)),))
         return Parameter(self.name, tuple(resolved), self.otherwise)
+
+
+def drawing_order(parameters: Iterable[Parameter]) -> tuple[str, ...]:
+    """Return the names so that each parameter comes after those its condition needs; the file's order otherwise.
+
+    Raises:
+        graphlib.CycleError: the conditions go in a circle.
+    """
+    graph = {p.name: p.parents() for p in parameters}
+    return tuple(name for name in TopologicalSorter(graph).static_order() if name in graph)
+
+
+def parameters_of(parameters: Mapping[str, Parameter], method: str) -> dict[str, Parameter]:
+    """Return the parameters of the trials of one method, without the choice of the method, in the file's order.
+
+    Raises:
+        graphlib.CycleError: the conditions go in a circle.
+    """
+    known: dict[str, Parameter] = {}
+    for name in drawing_order(parameters.values()):
+        parameter = parameters[name].of_method(method, known)
+        if parameter is not None and name != METHOD:
+            known[name] = parameter
+    return {name: known[name] for name in parameters if name in known}
+
+
+def count_configurations(parameters: Mapping[str, Parameter]) -> int | None:
+    """Return the number of different params of one method's trials, or None when a parameter is continuous."""
+    if any(parameter.size is None for parameter in parameters.values()):
+        return None
+    return sum(weight for _, weight in _branches(parameters, _mentioned(parameters)))
+
+
+_LISTED = 64  # numbers that a parameter may be, of which each is looked at where that is asked for
+
+
+def reachable_shapes(
+    parameters: Mapping[str, Parameter], defaults: Mapping[str, Scalar | None], *, ends: bool = True
+) -> list[dict[str, Scalar]]:
+    """Return the values that these parameters may have together in a trial.
+
+    Args:
+        parameters: Of the trials of one method.
+        defaults: Each parameter that is asked for, with its value where a trial has none.
+        ends: Of numbers only the smallest and the largest; else so only where there are more than 64.
+    """
+    needed = _with_parents(parameters, tuple(defaults))
+    distinct = _mentioned(needed)
+    for name in needed.keys() & defaults.keys():
+        named = distinct.setdefault(name, set())
+        mentioned = set(named)
+        for alternative in needed[name].alternatives:
+            values = alternative.distribution.values or ()
+            others = [value for value in values if value not in mentioned]
+            named.update(_ends(others) if ends or len(others) > _LISTED else others)
+    shapes: dict[tuple[tuple[str, Scalar], ...], dict[str, Scalar]] = {}
+    for params, _ in _branches(needed, distinct):
+        # What is missing although its condition holds is between the ends.
+        if any(
+            name not in params and parameter.chosen(params) is not None
+            for name, parameter in needed.items()
+            if name in defaults
+        ):
+            continue
+        shape = {name: params.get(name, default) for name, default in defaults.items()}
+        known = {name: value for name, value in shape.items() if value is not None}
+        shapes.setdefault(tuple(known.items()), known)
+    return list(shapes.values())
+
+
+def _ends(values: Sequence[Scalar]) -> Iterable[Scalar]:
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return (min(numbers), max(numbers)) if numbers else values
+
+
+def _branches(
+    parameters: Mapping[str, Parameter], distinct: Mapping[str, set[Scalar]]
+) -> Iterator[tuple[dict[str, Scalar], int]]:
+    """Yield each way in which conditions can fall, with the number of configurations that fall so.
+
+    A parameter branches into its distinct values and one branch, in which it is not listed, for all its others: an
+    integer range of thousands costs as much as the few values that conditions mention.
+    """
+    branches: list[tuple[dict[str, Scalar], int]] = [({}, 1)]
+    for name in drawing_order(parameters.values()):
+        parameter, grown = parameters[name], []
+        for params, weight in branches:
+            index = parameter.chosen(params)
+            if index is None:
+                known = {} if parameter.otherwise is None else {name: parameter.otherwise}
+                grown.append((params | known, weight))
+                continue
+            distribution = parameter.alternatives[index].distribution
+            values = distribution.values or ()
+            named = [value for value in sorted(distinct.get(name, ()), key=str) if value in values]
+            grown += [(params | {name: value}, weight) for value in named]
+            others = (distribution.size or 1) - len(named)
+            if others:
+                grown.append((params, weight * others))
+        branches = grown
+    yield from branches
+
+
+def _mentioned(parameters: Mapping[str, Parameter]) -> dict[str, set[Scalar]]:
+    """The values of each parameter that some condition asks for."""
+    mentioned: dict[str, set[Scalar]] = {}
+    for parameter in parameters.values():
+        for alternative in parameter.alternatives:
+            for other, values in alternative.when:
+                mentioned.setdefault(other, set()).update(values)
+    return mentioned
+
+
+def _with_parents(parameters: Mapping[str, Parameter], names: tuple[str, ...]) -> dict[str, Parameter]:
+    needed: dict[str, Parameter] = {}
+    waiting = [name for name in names if name in parameters]
+    while waiting:
+        name = waiting.pop()
+        needed[name] = parameters[name]
+        waiting += [other for other in parameters[name].parents() if other not in needed]
+    return needed

@@ -1,21 +1,143 @@
-"""YAML text -> plain values, with the line of every key: what a fault needs to say where it is.
+"""A space file: found, and read into plain values with the line of every key, which a fault needs to say its place.
 
 Only plain YAML is read: no tags that build objects, no merge keys, no duplicate keys. Where YAML 1.1 would quietly turn
 a word into something else (dates, `1:30`, `010`, `1_6`) the word stays text; booleans stay booleans, and the text as
-written is kept so that a fault can show it.
+written is kept so that a fault can show it. Faults are collected, and all are reported at once, in file order.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
 from yaml.constructor import SafeConstructor
 
-from loraxs_search.search_space._faults import Faults, KeyPath, SourceLocation, dotted, fail_with, one_of, shown
+from loraxs_search.errors import SpaceError, UsageError, did_you_mean, one_of
+from loraxs_search.paths import meant_file, user_path
+from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
+
+KeyPath = tuple[str | int, ...]
+_BEHIND_FILES = 1_000_000_000  # no file has so many lines
+_CHECK = "`loraxs-search check FILE` looks at a space without searching it"
+
+
+@dataclass(frozen=True, order=True)
+class SourceLocation:
+    """Where a value was written: `order` sorts locations in reading order, `text` names one for people."""
+
+    order: tuple[int, int]
+    text: str
+
+    @classmethod
+    def of_override(cls, index: int, override: str) -> SourceLocation:
+        """Return where a `--set` stands: behind the whole file, in the order given."""
+        return cls((_BEHIND_FILES, index), f"--set {override}")
+
+    @property
+    def is_override(self) -> bool:
+        return self.order[0] == _BEHIND_FILES
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One broken rule: its key, and a sentence with the rule and the value.
+
+    Args:
+        location: Where the value was written; None means at the key.
+    """
+
+    path: KeyPath
+    message: str
+    location: SourceLocation | None = None
+
+
+class Faults(list[Fault]):
+    """Collects faults while a space is read, so that one error can report all of them."""
+
+    def add(self, path: KeyPath, message: str, location: SourceLocation | None = None) -> None:
+        self.append(Fault(path, message, location))
+
+    def at_or_below(self, path: KeyPath) -> bool:
+        """Whether something at `path` or inside it is already known to be wrong."""
+        return any(fault.path[: len(path)] == path for fault in self)
+
+    def fail(self, source: str, locations: Mapping[KeyPath, SourceLocation], hint: str = _CHECK) -> NoReturn:
+        """Raise one `SpaceError` with every fault on its own line."""
+        located = sorted({(f.location or location_of(locations, f.path), dotted(f.path), f.message) for f in self})
+        lines = [
+            ": ".join(part for part in (location.text, key, message) if part) for location, key, message in located
+        ]
+        fail_with(source, lines, hint=hint)
+
+
+def fail_with(source: str, lines: Iterable[str], *, hint: str | None = None) -> NoReturn:
+    """Raise `SpaceError` listing `lines`, one fault each."""
+    faults = list(lines)
+    count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    raise SpaceError("\n".join([f"{source} has {count}:", *faults]), hint=hint)
+
+
+def location_of(locations: Mapping[KeyPath, SourceLocation], path: KeyPath) -> SourceLocation:
+    """Return the location of `path`, or of the nearest key around it that was written down."""
+    for length in range(len(path), -1, -1):
+        if path[:length] in locations:
+            return locations[path[:length]]
+    return SourceLocation((0, 0), "")
+
+
+def dotted(path: KeyPath) -> str:
+    """Return a key path as people write it: `parameters.rank.choice[2]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def shown(value: object) -> str:
+    """Return a value as it would be written in the file, shortened when it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+_SCHEMA = re.compile(r"(?m)^(# yaml-language-server: \$schema=)(?!/|\w+:)(\S+)$")
+_PLAIN = re.compile(r"[\w./+-]+")
+
+
+def portable_text(path: Path) -> str:
+    """Return a space file's text with its relative paths made absolute, comments and layout kept.
+
+    Data files, a base model given as a folder, and the schema for editors are then found from any folder the text is
+    put into.
+    """
+    text = path.read_text(encoding="utf-8")
+    nodes = sorted(_relative_paths(yaml.compose(text)), key=lambda node: int(node.start_mark.index), reverse=True)
+    for node in nodes:  # the last one first, so that the places of the others hold
+        absolute = str((path.parent / node.value).resolve())
+        written = absolute if _PLAIN.fullmatch(absolute) else json.dumps(absolute, ensure_ascii=False)
+        text = text[: node.start_mark.index] + written + text[node.end_mark.index :]
+    return _SCHEMA.sub(lambda line: f"{line[1]}{(path.parent / line[2]).resolve()}", text)
+
+
+def _relative_paths(root: yaml.Node | None) -> Iterator[yaml.ScalarNode]:
+    base = _get(root, "base_model")
+    base = _get(base, "id") or base
+    if isinstance(base, yaml.ScalarNode) and base.value.startswith("."):  # else a hub id, or absolute
+        yield base
+    files = _get(_get(_get(root, "task"), "data"), "data_files")
+    for _, file in files.value if isinstance(files, yaml.MappingNode) else ():
+        if isinstance(file, yaml.ScalarNode) and not file.value.startswith(("/", "~")):
+            yield file
+
+
+def _get(node: yaml.Node | None, key: str) -> yaml.Node | None:
+    pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+    return next((value for name, value in pairs if name.value == key), None)
+
 
 _TAG = "tag:yaml.org,2002:"
 _TEXT_TAGS = {"str", "timestamp", "value"}
@@ -183,3 +305,73 @@ def _is_trap(text: str) -> bool:
     """Whether only YAML 1.1 reads `text` as a number: in base 60 (`1:30`), in base 8 (`010`), or as 16 (`1_6`)."""
     digits = text.lstrip("+-")
     return ":" in text or "_" in text or (len(digits) > 1 and digits[0] == "0" and digits.isdigit())
+
+
+_MAX_BYTES = 1_000_000
+_ROWS = {".csv", ".tsv", ".jsonl", ".parquet"}  # JSON is YAML
+
+
+def find_file(path_or_name: str) -> tuple[Path, str]:
+    """Return the file, and what to call it: a path as given, or the whole path of a shipped space.
+
+    Raises:
+        SpaceError: there is no such file and no such shipped space.
+    """
+    try:
+        path = user_path(path_or_name)
+    except ValueError as error:
+        raise SpaceError(
+            f"`space` must be a YAML file or the name of a shipped space, but got {shown(path_or_name)}: {error}.",
+            hint=_hint(""),
+        ) from None
+    if path.is_file():
+        if _ROWS & {ending.lower() for ending in path.suffixes}:
+            raise SpaceError(
+                f"`space` must be a YAML file, but {path_or_name} holds rows.",
+                hint=f"`loraxs-search init {path_or_name}` writes a space for them",
+            )
+        return Path(path_or_name).expanduser(), path_or_name
+    if path.is_dir():
+        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=_hint(path_or_name))
+    if Path(path_or_name).name == path_or_name:  # no folder in it: may be a shipped space's name
+        try:
+            shipped = shipped_space_path(path_or_name)
+        except UsageError:
+            pass
+        else:
+            return shipped, str(shipped)
+    first = meant_file(Path(path_or_name)) or did_you_mean(Path(path_or_name).stem, shipped_spaces())
+    raise SpaceError(
+        f"{first}`space` must be a YAML file or the name of a shipped space, but there is no {path_or_name}.",
+        hint=_hint(path_or_name),
+    )
+
+
+def _hint(wanted: str) -> str:
+    return f"shipped spaces: {one_of(shipped_spaces(), Path(wanted).stem)}"
+
+
+def read_file(path: Path, source: str) -> str:
+    """Return the file's text.
+
+    Raises:
+        SpaceError: it cannot be read, is too large to be a space, or is not text.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise SpaceError(
+            f"{source} must be readable, but the system says: {error.strerror}.", hint=_hint(source)
+        ) from error
+    if len(content) > _MAX_BYTES:
+        raise SpaceError(
+            f"{source} must be at most {_MAX_BYTES} bytes, but has {len(content)}: is it a space file?",
+            hint=_hint(source),
+        )
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise SpaceError(
+            f"{source}:{line}: must be text in UTF-8, but byte {error.start} is not.", hint="save the file as UTF-8"
+        ) from error

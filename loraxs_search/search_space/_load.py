@@ -10,29 +10,28 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import UsageError, asking, must_be, one_of
 from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.schedulers import MOASHA
-from loraxs_search.search_space._declared import PARAMETERS
 from loraxs_search.search_space._distributions import METHOD
-from loraxs_search.search_space._document import Document, parse_document
-from loraxs_search.search_space._faults import KeyPath, asking, must_be, one_of, shown
-from loraxs_search.search_space._files import find_file, read_file
-from loraxs_search.search_space._objectives import check_objectives, quality_of
+from loraxs_search.search_space._document import Document, KeyPath, find_file, parse_document, read_file, shown
 from loraxs_search.search_space._overrides import Overrides, apply_overrides, as_texts
+from loraxs_search.search_space._parameter_forms import PARAMETERS
 from loraxs_search.search_space._parameter_specs import both, defaults_of, parameter_specs
 from loraxs_search.search_space._parameters import read_method, read_parameters
-from loraxs_search.search_space._reading import read_section
 from loraxs_search.search_space._retired import refuse_retired, without_retired
-from loraxs_search.search_space._schedulers import taken_keys
 from loraxs_search.search_space._sections import (
     BaseModelSection,
     PromotionSection,
     SearchSection,
     TaskSection,
+    check_objectives,
+    quality_of,
+    read_section,
     search_section,
+    taken_keys,
 )
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import read_task

@@ -1,16 +1,134 @@
-"""`--set search.trials=24`: a dotted path and a YAML value, put in before anything is checked."""
+"""`--set search.trials=24`: a dotted path and a YAML value, put in before anything is checked.
+
+`--set method=lora` also leaves out what a space of several methods says of the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import yaml
 
 from loraxs_search.search_space._distributions import METHOD
-from loraxs_search.search_space._document import Document, forget, parse_value
-from loraxs_search.search_space._faults import SourceLocation, shown
-from loraxs_search.search_space._narrowing import narrow
+from loraxs_search.search_space._document import (
+    Document,
+    KeyPath,
+    SourceLocation,
+    forget,
+    location_of,
+    parse_value,
+    shown,
+)
+from loraxs_search.search_space._parameter_specs import SpaceSpecs
+
+_PARAMETERS = "parameters"
+
+
+def narrow(document: Document, before: object) -> None:
+    """Leave out what is for methods that an override has taken from the space, and nothing else.
+
+    A space that was given other methods than it had is left as it is: what does not fit them is a fault.
+
+    Args:
+        before: What the file itself has at `method`.
+    """
+    earlier, wanted = _names(before), _names(document.data.get(METHOD))
+    section, promotion = document.data.get(_PARAMETERS), document.data.get("promotion")
+    if not wanted or not set(wanted) < set(earlier):
+        return
+    if isinstance(section, dict):
+        _narrow_parameters(document, section, earlier, wanted)
+    if isinstance(promotion, dict) and isinstance(promotion.get("methods"), list):
+        left = [name for name in promotion["methods"] if name in wanted or name not in earlier]
+        promotion["methods"] = left or promotion["methods"]  # none of them left is a fault: all would be candidates
+
+
+def _narrow_parameters(
+    document: Document, section: dict[str, Any], earlier: Sequence[str], wanted: Sequence[str]
+) -> None:
+    known, kept = SpaceSpecs(earlier), SpaceSpecs(wanted)
+    gone = {name for name in section if known.takers(name) and not kept.takers(name)}
+    for name, given in list(section.items()):
+        takers = kept.takers(name)
+        if name in gone:
+            if not location_of(document.locations, (_PARAMETERS, name)).is_override:  # that is a fault, which is told
+                del section[name]
+        elif isinstance(given, list) and any(isinstance(item, dict) for item in given):
+            _narrow_list(document, (_PARAMETERS, name), given, earlier, takers, gone)
+            if len(given) == 1 and not isinstance(given[0], dict):
+                section[name] = given[0]  # a list of one value alone would be no declaration
+        elif form := _narrowed(given, earlier, takers, gone):
+            (section[name],) = form
+        else:
+            del section[name]
+
+
+def _narrow_list(
+    document: Document,
+    path: KeyPath,
+    forms: list[Any],
+    earlier: Sequence[str],
+    takers: Sequence[str],
+    gone: Set[str],
+) -> None:
+    """Leave out forms for other methods, and those behind one that always holds now."""
+    left, kept = list(takers), dict[int, Any]()
+    for index, given in enumerate(forms):
+        if left and (form := _narrowed(given, earlier, left, gone)):
+            (kept[index],) = form
+            left = [method for method in left if method not in _taken(kept[index], left)]
+    _move_lines(document, path, list(kept))
+    forms[:] = kept.values()
+
+
+def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str], gone: Set[str]) -> list[Any]:
+    """Return a form without what its condition says of other methods; nothing where it is for those alone.
+
+    Args:
+        gone: Parameters that the other methods alone take: a condition on one never holds.
+    """
+    when = form.get("when") if isinstance(form, dict) else None
+    if not isinstance(when, dict) or not when.keys() & {METHOD, *gone}:
+        return [form]
+    named = when.get(METHOD, list(takers))
+    asked = named if isinstance(named, list) else [named]
+    if not asked or not set(asked) <= set(earlier):
+        return [form]  # a fault, which is told
+    fitting = [method for method in asked if method in takers] if not when.keys() & gone else []
+    if not fitting:
+        return [form["else"]] if "else" in form else []
+    others = {name: wanted for name, wanted in when.items() if name != METHOD}
+    if set(fitting) < set(takers):
+        return [{**form, "when": {**others, METHOD: fitting}}]
+    if others:
+        return [{**form, "when": others}]
+    return [{key: value for key, value in form.items() if key not in ("when", "else")}]
+
+
+def _taken(form: object, left: Sequence[str]) -> Sequence[str]:
+    """Return the methods of which every trial has this form."""
+    when = form.get("when", {}) if isinstance(form, dict) else {}
+    return when.get(METHOD, left) if isinstance(when, dict) and when.keys() <= {METHOD} else ()
+
+
+def _move_lines(document: Document, path: KeyPath, kept: Sequence[int]) -> None:
+    """Keep the lines of some items of a list at their new places."""
+    new_index: dict[str | int, int] = {old: new for new, old in enumerate(kept)}
+    tables: tuple[dict[KeyPath, Any], ...] = (document.locations, document.written)
+    for table in tables:
+        below = {key: table.pop(key) for key in list(table) if key[: len(path)] == path and len(key) > len(path)}
+        for key, value in below.items():
+            if (new := new_index.get(key[len(path)])) is not None:
+                table[(*path, new, *key[len(path) + 1 :])] = value
+
+
+def _names(given: object) -> list[str]:
+    """Return the methods that are named at `method`; none where it is written in another way."""
+    named = given.get("choice") if isinstance(given, dict) else given
+    names = named if isinstance(named, list) else [named]
+    return [name for name in names if isinstance(name, str)] if all(isinstance(n, str) for n in names) else []
+
 
 Overrides = Sequence[str] | Mapping[str, Any]
 

@@ -1,22 +1,164 @@
-"""The parameters that a space may search: those of every method, and those of the space's own."""
+"""The parameters that a space may search, each with the law of its values: common ones, and those of each method.
+
+`target_modules` are group expressions, which become full module names: `attention`, `query+value`,
+`all-linear@last-2`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import get_args
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
+from loraxs_search.errors import TargetModulesError, UsageError, asking, did_you_mean, must_be, one_of
 from loraxs_search.methods import METHODS, ParameterSpec, get_method
-from loraxs_search.records import Head, Hyperparameters, LrSchedule, Scalar
+from loraxs_search.plugins import EntryPoints
+from loraxs_search.records import Head, Hyperparameters, LinearModule, LrSchedule, Scalar
 from loraxs_search.search_space._distributions import METHOD
-from loraxs_search.search_space._entries import known_entry
-from loraxs_search.search_space._faults import must_be, one_of
-from loraxs_search.search_space._modules import GROUPS, parse_expression
+
+GROUPS = ("attention", "ffn", "all-linear")
+_EXPRESSION = re.compile(r"(?P<groups>[^@]+)(?:@last-(?P<last>\d+))?")
+_NAME = re.compile(r"all-linear|\w+(?:\.\w+)*")
+_HINT = "`loraxs-search check` lists what each group means"
+_GRAMMAR = "GROUP[+GROUP...][@last-K]"
+
+
+@dataclass(frozen=True)
+class _Expression:
+    """A group expression taken apart; `last` is the number of last layers, None for all."""
+
+    groups: tuple[str, ...]
+    last: int | None = None
+
+    def __str__(self) -> str:
+        return "+".join(self.groups) + (f"@last-{self.last}" if self.last else "")
+
+
+def _parse_expression(text: str) -> _Expression:
+    """Take `GROUP[+GROUP...][@last-K]` apart.
+
+    Raises:
+        ValueError: the text is not such an expression; the message states the law.
+    """
+    match = _EXPRESSION.fullmatch(re.sub(r"\s+", "", text))
+    if match is None or match["last"] == "0":
+        raise ValueError(f"must be {_GRAMMAR} with K at least 1, as in attention@last-2")
+    groups = match["groups"].split("+")
+    for group in groups:
+        if not _NAME.fullmatch(group):
+            law = f"must be {_GRAMMAR}, each GROUP one of {one_of(GROUPS, group)}, or a module's own name"
+            raise ValueError(asking(law, group, GROUPS))
+    if len(set(groups)) < len(groups):
+        raise ValueError("must name each group once")
+    return _Expression(tuple(groups), int(match["last"]) if match["last"] else None)
+
+
+def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[str, ...]:
+    """Return the full names that an expression means, in the order of `modules`, each once.
+
+    A group is `attention` (linear layers below a component with attn or attention in its name), `ffn` (the other ones),
+    `all-linear`, or a module's own name: its name within the layer (`output.dense`) if there is such a module, else the
+    end of that name (`dense`). `@last-K` keeps the last K layers of each stack of layers.
+
+    Raises:
+        TargetModulesError: the expression cannot be read, or a part of it matches nothing.
+    """
+    try:
+        parsed = _parse_expression(expression)
+    except ValueError as error:
+        raise TargetModulesError(f"`target_modules` {error}, but got {expression!r}.", hint=_HINT) from None
+    sites = [site for site in map(_Site.of, modules) if site is not None]
+    chosen: set[str] = set()
+    for group in parsed.groups:
+        matching = {site.module for site in sites if _matcher(group, sites)(site)}
+        if not matching:
+            raise TargetModulesError(_nothing(group, sites), hint=_HINT)
+        chosen |= matching
+    last = _last_layers(sites, parsed, expression)
+    names = tuple(site.module for site in sites if site.module in chosen and site.module in last)
+    if not names:
+        raise TargetModulesError(
+            f"`{expression}` must name at least one linear layer, but the last layers hold none.", hint=_HINT
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A module's place: the stack of layers it is in, which layer, and its name within the layer."""
+
+    module: str
+    stack: str
+    layer: int
+    name: str
+
+    @classmethod
+    def of(cls, module: LinearModule) -> _Site | None:
+        match = re.fullmatch(r"(?P<stack>(?:.*?\.)?)(?P<layer>\d+)\.(?P<name>.+)", module.name)
+        return cls(module.name, match["stack"], int(match["layer"]), match["name"]) if match else None
+
+    @property
+    def in_attention(self) -> bool:
+        return any("attn" in part or "attention" in part for part in self.name.lower().split("."))
+
+
+def _matcher(group: str, sites: Sequence[_Site]) -> Callable[[_Site], bool]:
+    if group == "all-linear":
+        return lambda _: True
+    if group in ("attention", "ffn"):
+        return lambda site: site.in_attention == (group == "attention")
+    if any(site.name == group for site in sites):
+        return lambda site: site.name == group
+    return lambda site: site.name.endswith(f".{group}")
+
+
+def _last_layers(sites: Sequence[_Site], parsed: _Expression, expression: str) -> set[str]:
+    if parsed.last is None:
+        return {site.module for site in sites}
+    layers: dict[str, set[int]] = {}
+    for site in sites:
+        layers.setdefault(site.stack, set()).add(site.layer)
+    most = max(map(len, layers.values()))
+    if parsed.last > most:
+        raise TargetModulesError(
+            f"`@last-K` must have K in 1..{most}, the model's layers, but got {expression!r}.", hint=_HINT
+        )
+    last = {stack: sorted(numbers)[-parsed.last :] for stack, numbers in layers.items()}
+    return {site.module for site in sites if site.layer in last[site.stack]}
+
+
+def _nothing(group: str, sites: Sequence[_Site]) -> str:
+    own = dict.fromkeys(site.name for site in sites)
+    if not own:
+        return "`target_modules` must name linear layers, but the base model has none in its layers."
+    first, listed = did_you_mean(group, [*own, *GROUPS]), one_of([*own, *GROUPS], group)
+    return f"{first}`target_modules` must be made of: {listed}, but got {group!r}."
+
+
+def known_entry(registry: EntryPoints[Any], noun: str) -> Callable[[Any], str]:
+    """Return a validator that refuses a name that no entry has, or whose entry cannot be imported.
+
+    Args:
+        noun: What an entry is, with its article.
+    """
+
+    def check(name: Any) -> str:
+        if name not in registry.names():
+            raise ValueError(must_be(name, registry.names()))
+        try:
+            registry.get(name)
+        except UsageError as error:
+            raise ValueError(f"must be {noun} that can be imported ({error.message})") from error
+        return str(name)
+
+    return check
+
 
 DEFAULT_TARGET_MODULES = "all-linear"
 
 
-class ModulesSpec(ParameterSpec):
+class _ModulesSpec(ParameterSpec):
     """The law of `target_modules`: a module group expression."""
 
     def __str__(self) -> str:
@@ -32,17 +174,17 @@ class ModulesSpec(ParameterSpec):
             value = "+".join(value)
         if not isinstance(value, str):
             raise ValueError(f"must be {self}")
-        return str(parse_expression(value))
+        return str(_parse_expression(value))
 
     def same(self, one: Scalar, other: Scalar) -> bool:
         """Whether two checked values mean the same: `query+value` is `value+query`."""
-        left, right = parse_expression(str(one)), parse_expression(str(other))
+        left, right = _parse_expression(str(one)), _parse_expression(str(other))
         return (set(left.groups), left.last) == (set(right.groups), right.last)
 
 
 # `head_learning_rate` has none: it is the trial's `learning_rate` where it is left out.
 COMMON: Mapping[str, ParameterSpec] = {
-    "target_modules": ModulesSpec("modules", default=DEFAULT_TARGET_MODULES),
+    "target_modules": _ModulesSpec("modules", default=DEFAULT_TARGET_MODULES),
     "head": ParameterSpec("name", names=get_args(Head), default=Hyperparameters.head),
     "learning_rate": ParameterSpec("float", above=True),
     "head_learning_rate": ParameterSpec("float", above=True),
@@ -72,16 +214,16 @@ def defaults_of(method: str) -> dict[str, Scalar]:
     return {name: spec.default for name, spec in specs.items() if spec.default is not None}
 
 
-class MethodSpec(ParameterSpec):
+class _MethodSpec(ParameterSpec):
     """The law of `method`: a registered one that can be imported."""
 
     def check(self, value: object) -> Scalar:
         return known_entry(METHODS, "a method")(value)
 
 
-def method_spec() -> MethodSpec:
+def method_spec() -> _MethodSpec:
     """Return the law of `method`, with the methods that are known by now."""
-    return MethodSpec("name", names=tuple(METHODS.names()))
+    return _MethodSpec("name", names=tuple(METHODS.names()))
 
 
 class SpaceSpecs:

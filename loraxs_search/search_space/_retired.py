@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from loraxs_search.errors import StudyError
 from loraxs_search.methods import GONE
 from loraxs_search.search_space._distributions import METHOD
-from loraxs_search.search_space._document import Document, parse_document
-from loraxs_search.search_space._faults import Faults, KeyPath, dotted, shown
+from loraxs_search.search_space._document import Document, Faults, KeyPath, dotted, parse_document, shown
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Retired:
+class _Retired:
     """What to do instead of naming something that is gone.
 
     Args:
@@ -31,29 +30,29 @@ class Retired:
     in_stored: bool = False
 
 
-KEYS: dict[KeyPath, Retired] = {
-    ("warm_start",): Retired(
+KEYS: dict[KeyPath, _Retired] = {
+    ("warm_start",): _Retired(
         "leave `warm_start` out; `loraxs-search add STUDY --set NAME=VALUE` gives a trial its params"
     ),
-    ("promotion", "notify"): Retired(
+    ("promotion", "notify"): _Retired(
         "leave `promotion.notify` out; an MLflow webhook for `model_version_alias.created` tells of promotions",
         decides_trials=False,
     ),
-    ("promotion", "max_latency"): Retired(
+    ("promotion", "max_latency"): _Retired(
         "leave `promotion.max_latency` out; a merged adapter (`loraxs-search pull TASK --format merged`) takes no time",
         decides_trials=False,
     ),
 }
-VALUES: dict[str, dict[str, Retired]] = {  # of a parameter
+VALUES: dict[str, dict[str, _Retired]] = {  # of a parameter
     "basis": {
-        "gradient": Retired("use `basis: top`, which scores as well"),
-        "random": Retired("use `basis: gaussian`, which draws A and B anew for each seed", in_stored=True),
+        "gradient": _Retired("use `basis: top`, which scores as well"),
+        "random": _Retired("use `basis: gaussian`, which draws A and B anew for each seed", in_stored=True),
     },
-    METHOD: dict.fromkeys(GONE, Retired("use `method: lora-xs`, or lora, vera, ia3, tinylora or unilora")),
+    METHOD: dict.fromkeys(GONE, _Retired("use `method: lora-xs`, or lora, vera, ia3, tinylora or unilora")),
 }
 
 
-def retired_value(parameter: str, value: object) -> Retired | None:
+def retired_value(parameter: str, value: object) -> _Retired | None:
     """Return what is to be known of a parameter's value that is gone from stored studies too; None for any other."""
     gone = VALUES.get(parameter, {}).get(str(value))
     return None if gone is None or gone.in_stored else gone
@@ -103,7 +102,7 @@ def warn_of_retired(text: str, study: str) -> None:
             _logger.warning("study %s: `%s` is ignored: this version no longer supports it", study, dotted(path))
 
 
-def _found(data: object) -> Iterator[tuple[KeyPath, str, Retired]]:
+def _found(data: object) -> Iterator[tuple[KeyPath, str, _Retired]]:
     """Yield what a space names that is gone: where, the value as a message shows it, and what to do."""
     sections = data if isinstance(data, dict) else {}
     for path, retired in KEYS.items():

@@ -1,10 +1,11 @@
-"""The sections with fixed keys as pydantic models, and their faults in our words."""
+"""The sections with fixed keys as pydantic models, their faults in our words, and the laws of `search.objectives`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -12,16 +13,167 @@ from pydantic import (
     Field,
     PlainValidator,
     StringConstraints,
+    ValidationError,
     WithJsonSchema,
     create_model,
 )
+from pydantic_core import ErrorDetails
 
 from loraxs_search.durations import seconds_of
-from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan
+from loraxs_search.errors import must_be, one_of
+from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan, Task
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space._entries import known_entry
-from loraxs_search.search_space._schedulers import scheduler_keys
-from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, distinct
+from loraxs_search.search_space._document import Document, KeyPath, as_written, shown
+from loraxs_search.search_space._parameter_specs import known_entry
+from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, distinct, kind_of
+
+
+def _scheduler_keys() -> dict[str, Any]:
+    """Return type and default of every key that a scheduler takes; of two that take the same, the first one's.
+
+    A space may hold keys of a scheduler that it does not use: `--set search.scheduler=none` is enough to do without.
+    """
+    entries = reversed(SCHEDULERS.importable().values())
+    return {key: (law.annotation, law.default) for entry in entries for key, law in entry.parameters.items()}
+
+
+def taken_keys(name: str) -> list[str]:
+    """Return the keys that the scheduler of this name takes."""
+    return list(SCHEDULERS.get(name).parameters)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def read_section(document: Document, path: KeyPath, model: type[SectionT], given: object) -> SectionT | None:
+    """Validate one section; faults go to the document, and None comes back if there was one."""
+    if not isinstance(given, dict):
+        law = f"must hold keys (one of: {one_of(model.model_fields)})"
+        document.faults.add(path, f"{law}, but got {as_written(document, path, given)}.")
+        return None
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            where = (*path, *detail["loc"])
+            document.faults.add(where, _in_our_words(document, where, model, detail))
+        return None
+
+
+def _in_our_words(document: Document, path: KeyPath, model: type[Section], detail: ErrorDetails) -> str:
+    kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
+    if kind == "missing":
+        return "is required."
+    if kind == "extra_forbidden":
+        known = _section_at(model, detail["loc"][:-1]).model_fields
+        return f"{must_be(path[-1], known)}, but got {str(path[-1])!r}."
+    remedy = "; quote it to mean the text" if kind == "string_type" and isinstance(value, bool | int | float) else ""
+    return f"{_law(kind, context, value)}, but got {as_written(document, path, value)}{remedy}."
+
+
+def _law(kind: str, context: Mapping[str, Any], value: object) -> str:
+    if kind == "literal_error":
+        names = re.findall(r"'([^']*)'", context["expected"])
+        return must_be(value, names)
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "too_short":
+        least = context["min_length"]
+        return f"must hold at least {'one item' if least == 1 else f'{least} items'}"
+    laws = {
+        "greater_than_equal": "must be at least {ge}",
+        "greater_than": "must be above {gt}",
+        "less_than": "must be below {lt}",
+        "less_than_equal": "must be at most {le}",
+        "int_type": "must be an integer",
+        "float_type": "must be a number",
+        "finite_number": "must be a finite number",
+        "string_type": "must be text",
+        "string_unicode": "must be valid Unicode",
+        "string_too_short": "must not be empty",
+        "string_pattern_mismatch": "must be 64 hexadecimal digits in lower case",
+        "list_type": "must be a list",
+        "tuple_type": "must be a list",
+        "model_type": "must be a mapping",
+        "dict_type": "must be a mapping",
+    }
+    return laws.get(kind, f"must be valid ({kind})").format(**context)
+
+
+def _section_at(model: type[Section], location: tuple[str | int, ...]) -> type[Section]:
+    for part in location:
+        if isinstance(part, str):  # a number is an item of a list
+            model = next(_sections_in(model.model_fields[part].annotation))
+    return model
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_in(part)
+
+
+STORED_BYTES = "stored_bytes"
+_OBJECTIVES: KeyPath = ("search", "objectives")
+
+
+def quality_of(search: object) -> str | None:
+    """Return the metric that `search.objectives` begins with; None where the key is missing, or is no list of two."""
+    given = search.get("objectives") if isinstance(search, dict) else None
+    if not isinstance(given, list) or len(given) != 2:
+        return None
+    first, second = given
+    return first if isinstance(first, str) and first != STORED_BYTES and second == STORED_BYTES else None
+
+
+def check_objectives(document: Document, search: object, promotion: object, task: Task | None) -> None:
+    """Report every law that objectives and promotion break together."""
+    keys = search if isinstance(search, dict) else {}
+    given, quality = keys.get("objectives"), quality_of(search)
+    if quality is None and given is not None and not document.faults.at_or_below(_OBJECTIVES):
+        example = f"[{task.metric if task else 'accuracy'}, {STORED_BYTES}]"
+        law = f"must be a metric and then {STORED_BYTES}, as in {example}"
+        document.faults.add(_OBJECTIVES, f"{law}, but got {shown(given)}.")
+    rule = promotion if isinstance(promotion, dict) else {}
+    faults = list(_choice_faults(rule))
+    if quality is not None:
+        faults += _metric_faults(keys, rule, quality, task)
+    for path, message in faults:
+        if not document.faults.at_or_below(path):
+            document.faults.add(path, message)
+
+
+def _metric_faults(
+    search: dict[str, Any], rule: dict[str, Any], quality: str, task: Task | None
+) -> Iterator[tuple[KeyPath, str]]:
+    own = search.get("metric")
+    if own is not None and own != quality:
+        law = f"must be left out, or be what search.objectives begin with: {quality}"
+        yield ("search", "metric"), f"{law}, but got {shown(own)}."
+    if task is None or quality not in kind_of(task).fitting_metrics(kind_of(task).keys()):
+        return  # that is a fault of its own
+    decides = rule.get("metric") or task.metric
+    stands_in = decides == task.metric and quality == kind_of(task).report_metric  # as a loss for written answers
+    if decides != quality and not stands_in:
+        place: KeyPath = ("promotion", "metric") if rule.get("metric") else (*_OBJECTIVES, 0)
+        remedy = f"search.objectives: [{decides}, {STORED_BYTES}], or promotion.metric: {quality}"
+        law = "search.objectives and promotion must go by one metric"
+        yield place, f"{law}, but got {quality} and {decides}; write {remedy}."
+    if decides == quality and (direction := rule.get("direction")) not in (None, task.search_direction):
+        law = f"must be left out, or be {task.search_direction}, as search.objectives take {quality}"
+        yield ("promotion", "direction"), f"{law}, but got {direction}."
+
+
+def _choice_faults(rule: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    if rule.get("choose") != "smallest":
+        return
+    if not rule.get("tolerance", PromotionRule.tolerance):
+        law = "smallest must stand beside a tolerance, which says what fewer bytes may cost"
+        yield ("promotion", "choose"), f"{law}, but there is none; write tolerance: 0.005, or choose: best."
+    if rule.get("candidates", PromotionRule.candidates) == 1:
+        law = "must be at least 2 beside choose: smallest, since tolerance counts from the best"
+        yield ("promotion", "candidates"), f"{law}, but got 1."
 
 
 def _number(value: object) -> object:
@@ -99,7 +251,7 @@ class SearchSection(Section):
 
 def search_section() -> type[SearchSection]:
     """Return the section with the keys of every scheduler, as they are known by now."""
-    return create_model("SearchSection", __base__=SearchSection, **scheduler_keys())
+    return create_model("SearchSection", __base__=SearchSection, **_scheduler_keys())
 
 
 class PromotionSection(Section):
@@ -128,7 +280,7 @@ class BaseModelSection(Section):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
-class FilesSection(Section):
+class _FilesSection(Section):
     """`task.data.data_files:`, a file for each of our splits."""
 
     train: Text
@@ -136,7 +288,7 @@ class FilesSection(Section):
     test: Text | None = None
 
 
-class SplitsSection(Section):
+class _SplitsSection(Section):
     """`task.data.splits:`, the hub's split for each of ours."""
 
     train: Text
@@ -160,8 +312,8 @@ class DataSection(Section):
     hub: Text | None = None
     config: Text | None = None
     revision: Text | None = None
-    splits: SplitsSection | None = None
-    data_files: FilesSection | None = None
+    splits: _SplitsSection | None = None
+    data_files: _FilesSection | None = None
     validation: SplitSection | None = None
     test: SplitSection | None = None
     max_characters: Count | None = None

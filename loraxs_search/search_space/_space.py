@@ -18,11 +18,15 @@ from loraxs_search.records import (
     SearchPlan,
     Task,
 )
-from loraxs_search.search_space._conditions import drawing_order, parameters_of
-from loraxs_search.search_space._counting import count_configurations, reachable_shapes
-from loraxs_search.search_space._distributions import METHOD, Parameter
-from loraxs_search.search_space._modules import resolve_modules
-from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES
+from loraxs_search.search_space._distributions import (
+    METHOD,
+    Parameter,
+    count_configurations,
+    drawing_order,
+    parameters_of,
+    reachable_shapes,
+)
+from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES, resolve_modules
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

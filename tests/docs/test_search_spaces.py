@@ -19,8 +19,7 @@ from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, l
 from loraxs_search.errors import LoraxsError
 from loraxs_search.methods import METHODS
 from loraxs_search.records import BaseModel, TaskModel
-from loraxs_search.search_space import Space, describe, load_space, parse_space
-from loraxs_search.search_space._parameter_specs import parameter_specs
+from loraxs_search.search_space import Space, describe, load_space, parameter_specs, parse_space
 from loraxs_search.search_space._sections import (
     BaseModelSection,
     DataSection,

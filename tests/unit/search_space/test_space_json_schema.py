@@ -9,9 +9,8 @@ from jsonschema import Draft7Validator
 from support.spaces import SPACE
 
 from loraxs_search.methods import METHODS
-from loraxs_search.search_space import portable_text, schema_text, space_schema
+from loraxs_search.search_space import parameter_specs, portable_text, schema_text, space_schema
 from loraxs_search.search_space._document import parse_document
-from loraxs_search.search_space._parameter_specs import parameter_specs
 from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 from loraxs_search.tasks.kinds import KINDS
 

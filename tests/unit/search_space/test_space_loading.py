@@ -14,8 +14,17 @@ import yaml
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
 from loraxs_search.methods import FactorSet
 from loraxs_search.records import BaseModelRef, DataSource, LargestTrial, PromotionRule, SearchPlan, Task
-from loraxs_search.search_space import Choice, Constant, Floats, Integers, load_space, notes, open_space, parse_space
-from loraxs_search.search_space._parameter_specs import parameter_specs
+from loraxs_search.search_space import (
+    Choice,
+    Constant,
+    Floats,
+    Integers,
+    load_space,
+    notes,
+    open_space,
+    parameter_specs,
+    parse_space,
+)
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section
 from loraxs_search.tasks.questions import question_path
 from loraxs_search.tasks.tables import read_table

@@ -13,7 +13,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import RandomSampler
 from optuna.study import Study, create_study
 
-from loraxs_search.search_space._parameter_specs import parameter_specs
+from loraxs_search.search_space import parameter_specs
 
 SPECS = parameter_specs("lora-xs")
 FLOATS = [name for name, law in SPECS.items() if law.kind == "float"]

@@ -1,25 +1,108 @@
-"""Params that a person gives: whether a trial of the space could have them, and what a clone may change."""
+"""Params that somebody gives: whether a trial of the space could have them, and what a clone may change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-from loraxs_search.errors import did_you_mean, unknown_name
+from loraxs_search.errors import did_you_mean, one_of, unknown_name
 from loraxs_search.methods import ParameterSpec
 from loraxs_search.records import Scalar
-from loraxs_search.search_space._conditions import drawing_order
-from loraxs_search.search_space._distributions import METHOD, Constant, Parameter
-from loraxs_search.search_space._faults import one_of, shown
+from loraxs_search.search_space._distributions import METHOD, Constant, Parameter, drawing_order
+from loraxs_search.search_space._document import shown
 from loraxs_search.search_space._parameter_specs import COMMON, SpaceSpecs, method_spec, parameter_specs
-from loraxs_search.search_space._placing import Placed, as_number, place_params
 from loraxs_search.search_space._retired import retired_value
 from loraxs_search.search_space._space import Space
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Params as this space has them, or why it has no such trial.
+
+    Args:
+        faults: What lies outside of it; none where a trial of the space could have the params.
+        outside: The parameters that the faults are about, in their order.
+    """
+
+    params: Mapping[str, Scalar]
+    faults: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+
+
+def _place_params(space: Space, params: Mapping[str, Scalar]) -> _Placed:
+    """Find the params of this space that mean these; what they leave out is at its default.
+
+    Args:
+        params: Those of a trial, one of the space's methods among them; texts may stand for numbers, and names that are
+            no parameters of its method are passed over.
+    """
+    method = str(params[METHOD])
+    own = space.defaults.get(method, {})
+    specs = {name: replace(spec, default=own.get(name, spec.default)) for name, spec in parameter_specs(method).items()}
+    values = {name: _as_number(specs[name], value) for name, value in params.items() if name in specs}
+    wanted = {name: spec.default for name, spec in specs.items()} | values
+    wanted.setdefault("head_learning_rate", None)
+    if wanted["head_learning_rate"] is None:
+        wanted["head_learning_rate"] = wanted["learning_rate"]
+    placed: dict[str, Scalar] = {METHOD: method}
+    faults = {
+        name: fault for name in _order(space, specs) if (fault := _place(space, specs[name], name, wanted, placed))
+    }
+    params = {name: placed[name] for name in space.parameters if name in placed}
+    return _Placed(params, tuple(faults.values()), tuple(faults))
+
+
+def _order(space: Space, specs: Mapping[str, ParameterSpec]) -> list[str]:
+    """Return all parameters of a method: those that the space draws in their order, then those it leaves out."""
+    drawn = [name for name in drawing_order(space.parameters.values()) if name in specs]
+    return [*drawn, *(name for name in specs if name not in drawn)]
+
+
+def _place(
+    space: Space,
+    spec: ParameterSpec,
+    name: str,
+    wanted: Mapping[str, Scalar | None],
+    placed: dict[str, Scalar],
+) -> str | None:
+    """Put one parameter to those placed before it; a text says why that cannot be."""
+    parameter, value = space.parameters.get(name), wanted[name]
+    index = None if parameter is None else parameter.chosen(placed)
+    if parameter is None or index is None:
+        otherwise = None if parameter is None else parameter.otherwise_after(placed)
+        if otherwise is not None:
+            placed[name] = otherwise
+        default = placed.get("learning_rate") if name == "head_learning_rate" else spec.default
+        expected = default if otherwise is None else otherwise
+        return None if _same(spec, value, expected) else f"{name} is {value}, and here {expected}"
+    distribution = parameter.alternatives[index].distribution
+    own_value = None if value is None else distribution.find(value, spec.same)
+    if own_value is None:
+        placed[name] = "" if value is None else value
+        return f"{name} is {value}, and here {distribution}"
+    placed[name] = own_value
+    return None
+
+
+def _same(spec: ParameterSpec, one: Scalar | None, other: Scalar | None) -> bool:
+    return one == other or (one is not None and other is not None and spec.same(one, other))
+
+
+def _as_number(spec: ParameterSpec, value: Scalar) -> Scalar:
+    """Return a text as the number that it stands for, where the parameter is one."""
+    if not isinstance(value, str) or spec.kind not in ("int", "float") or "_" in value:
+        return value  # Python reads 1_6 as 16
+    try:
+        return int(value) if spec.kind == "int" else float(value)
+    except ValueError:
+        return value
+
 
 # What decides how a trial is trained, and not what it is: hosts can train with any values of these.
 OPTIMIZER = tuple(name for name in COMMON if name not in ("target_modules", "head"))
 
 
-def place_given(space: Space, given: Mapping[str, Scalar]) -> Placed:
+def place_given(space: Space, given: Mapping[str, Scalar]) -> _Placed:
     """Check some of the params of a trial, whose others the sampler will choose.
 
     What hangs on a condition needs the parameters that decide it to be given too: the sampler might choose others.
@@ -31,10 +114,10 @@ def place_given(space: Space, given: Mapping[str, Scalar]) -> Placed:
         if name not in space.parameters:
             first, known = did_you_mean(name, space.parameters), one_of(space.parameters, name)
             reader.faults[name] = f"{first}`{name}` must be a parameter of the space: {known}."
-    return Placed(reader.given, tuple(reader.faults.values()), tuple(reader.faults))
+    return _Placed(reader.given, tuple(reader.faults.values()), tuple(reader.faults))
 
 
-def clone_params(space: Space, source: Mapping[str, Scalar], given: Mapping[str, Scalar], *, force: bool) -> Placed:
+def clone_params(space: Space, source: Mapping[str, Scalar], given: Mapping[str, Scalar], *, force: bool) -> _Placed:
     """Return the params of a clone: those of its source but for those given.
 
     Args:
@@ -45,21 +128,21 @@ def clone_params(space: Space, source: Mapping[str, Scalar], given: Mapping[str,
     method = str(given.get(METHOD, source.get(METHOD, space.methods[0])))
     faults = _unknown(space, method, given)
     if faults:
-        return Placed({}, tuple(faults.values()), tuple(faults))
+        return _Placed({}, tuple(faults.values()), tuple(faults))
     specs = parameter_specs(method)
     changed = {name: _checked(specs[name], name, value, faults) for name, value in given.items() if name != METHOD}
     wanted = {**source, METHOD: method, **{name: value for name, value in changed.items() if value is not None}}
     if faults:
-        return Placed({}, tuple(faults.values()), tuple(faults))
-    placed = place_params(space, wanted)
+        return _Placed({}, tuple(faults.values()), tuple(faults))
+    placed = _place_params(space, wanted)
     if force and set(placed.outside) <= set(OPTIMIZER):
         forced = {name: wanted[name] for name in placed.outside if name in wanted}
-        return Placed({**placed.params, **forced}, (), placed.outside)
+        return _Placed({**placed.params, **forced}, (), placed.outside)
     laws = [
         f"`{name}` must be as the space has it: {fault}."
         for name, fault in zip(placed.outside, placed.faults, strict=True)
     ]
-    return Placed(placed.params, tuple(laws), placed.outside)
+    return _Placed(placed.params, tuple(laws), placed.outside)
 
 
 class _Reader:
@@ -141,7 +224,7 @@ def _checked(spec: ParameterSpec, name: str, value: Scalar, faults: dict[str, st
         faults[name] = f"`{name}` must not be {value}, which this version no longer supports: {gone.remedy}."
         return None
     try:
-        return spec.check(as_number(spec, value))
+        return spec.check(_as_number(spec, value))
     except ValueError as error:
         faults[name] = f"`{name}` {error}, but got {shown(value)}."
         return None
