@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
     from loraxs_search.reports import watch
-    from loraxs_search.reports.html.plots import figures
+    from loraxs_search.reports.html.page import figures
     from loraxs_search.reports.study_status import StudyStatus, status
     from loraxs_search.scaffold import init
     from loraxs_search.search import SearchResult

@@ -26,8 +26,7 @@ from loraxs_search.cli._words import phase_in_words
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.records import Task
 from loraxs_search.reports import watch as events_of
-from loraxs_search.reports.studies import study_summaries
-from loraxs_search.reports.study_status import StudyStatus, study_status
+from loraxs_search.reports.study_status import StudyStatus, study_status, study_summaries
 from loraxs_search.steering import describe
 from loraxs_search.studies import StudyFolder
 

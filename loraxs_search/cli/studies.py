@@ -27,7 +27,7 @@ def ls(as_json: JsonOption = False) -> None:
 
     Example: loraxs-search studies ls
     """
-    from loraxs_search.reports.studies import study_summaries
+    from loraxs_search.reports.study_status import study_summaries
 
     summaries = list(study_summaries(sizes=True))
     columns = ("study", "task", "state", "trials", "created", "bytes", "for MLflow")
@@ -48,7 +48,7 @@ def show(study: StudyArgument, as_json: JsonOption = False) -> None:
 
     Example: loraxs-search studies show reviews
     """
-    from loraxs_search.reports.studies import study_facts
+    from loraxs_search.reports.study_status import study_facts
 
     facts = study_facts(study)
 

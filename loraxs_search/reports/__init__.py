@@ -5,15 +5,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.reports.following import StudyEvents, ended, watch
-from loraxs_search.reports.front import front, hypervolume
-from loraxs_search.reports.leaderboard import LeaderboardRow, interrupted, leaderboard
-from loraxs_search.reports.progress import Progress, progress, state_and_place, study_state
-from loraxs_search.reports.score_warnings import score_warnings
-from loraxs_search.reports.search_document import SearchDocument, search_document
+from loraxs_search.reports.leaderboard import (
+    LeaderboardRow,
+    front,
+    hypervolume,
+    interrupted,
+    leaderboard,
+    score_warnings,
+    shown_yardsticks,
+)
+from loraxs_search.reports.progress import (
+    Progress,
+    SearchDocument,
+    StudyEvents,
+    ended,
+    progress,
+    search_document,
+    state_and_place,
+    study_state,
+    watch,
+)
 from loraxs_search.reports.search_state import HostLine, SearchState, TrialLine
-from loraxs_search.reports.sparkline import sparkline
-from loraxs_search.reports.yardsticks import shown_yardsticks
+from loraxs_search.reports.text_plot import sparkline
 
 if TYPE_CHECKING:
     from loraxs_search.reports.comparison import ComparedGroup, Comparison, compare

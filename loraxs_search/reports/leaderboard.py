@@ -1,4 +1,4 @@
-"""The trials of a study, best first."""
+"""The trials of a study, best first: which are on the front of score and bytes, and what their scores show is wrong."""
 
 from __future__ import annotations
 
@@ -7,8 +7,59 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from loraxs_search.records import Candidate, KeepRule, Lineage, Scalar, Task, TrialRecord, TrialState
-from loraxs_search.reports.front import front
+from loraxs_search.pareto import Fronts, Point
+from loraxs_search.records import (
+    Candidate,
+    FrontTrial,
+    KeepRule,
+    Lineage,
+    Scalar,
+    Task,
+    TrialRecord,
+    TrialState,
+    Yardstick,
+)
+
+
+def front(records: Iterable[TrialRecord], keep: KeepRule) -> list[FrontTrial]:
+    """Return the complete trials that no other one beats in score and stored bytes together, fewest bytes first.
+
+    Of trials that were stopped nothing is kept that could be used, and their scores are of fewer steps.
+    """
+    kept = {r.trial_id: keep.kept(r.reports) for r in records if r.state is TrialState.COMPLETE}
+    fronts, sign = Fronts[str](), 1.0 if keep.direction == "maximize" else -1.0
+    for trial_id in sorted(kept):
+        fronts.add(trial_id, (sign * kept[trial_id].metrics[keep.metric], kept[trial_id].size.stored_bytes))
+    return [FrontTrial(name, kept[name].metrics[keep.metric], kept[name].size.stored_bytes) for name in fronts.first()]
+
+
+def hypervolume(points: Iterable[Point], reference: Point) -> float:
+    """Return the area that points cover up to a reference: what is worse than one of them, and better than that.
+
+    Args:
+        points: (score, bytes), more of the first and less of the second is better; those beyond the reference count
+            nothing. To count shares of bytes instead of bytes, give logarithms.
+    """
+    fronts = Fronts[int]()
+    for number, point in enumerate(dict.fromkeys(points)):
+        if point[0] > reference[0] and point[1] < reference[1]:
+            fronts.add(number, point)
+    covered, below = 0.0, reference[0]
+    for score, stored in (fronts.get(number) or reference for number in fronts.first()):
+        covered += (score - below) * (reference[1] - stored)
+        below = score
+    return covered
+
+
+def shown_yardsticks(yardsticks: Iterable[Yardstick] | None, *, finished: bool) -> list[Yardstick]:
+    """Return yardsticks without their test metrics until the search has chosen: nobody is to choose by these.
+
+    Args:
+        yardsticks: None while they are not known.
+        finished: Whether the search has ended.
+    """
+    return [yardstick if finished else replace(yardstick, test_metrics={}) for yardstick in yardsticks or ()]
+
 
 # Of trials that have not ended: of a study that nobody works on, and where somebody has paused the trial.
 INTERRUPTED: Literal["INTERRUPTED"] = "INTERRUPTED"
@@ -129,3 +180,27 @@ def _row(
         without_projection=last.size.without_projection if last else None,
         lineage=record.lineage,
     )
+
+
+def score_warnings(rows: Sequence[LeaderboardRow], task: Task) -> list[str]:
+    """Return a sentence for each such thing; see `TaskKind.score_warnings`.
+
+    Args:
+        rows: The leaderboard. The best candidate says it, and before there is one the best trial.
+    """
+    from loraxs_search.tasks.kinds import kind_of  # numpy, which a list of studies does without
+
+    best = _best(rows, task)
+    if best is None:
+        return []
+    shares = {"unparsed": best.unparsed, "unended": best.unended}
+    known = {name: share for name, share in shares.items() if share is not None}
+    return [f"trial {best.trial_id}: {sentence}" for _, sentence in kind_of(task).score_warnings(known)]
+
+
+def _best(rows: Sequence[LeaderboardRow], task: Task) -> LeaderboardRow | None:
+    candidates = [row for row in rows if row.candidate_score is not None]
+    sign = 1.0 if task.direction == "maximize" else -1.0
+    if candidates:
+        return max(candidates, key=lambda row: sign * (row.candidate_score or 0.0))
+    return next((row for row in rows if row.score is not None), None)

@@ -1,4 +1,4 @@
-"""Quality against bytes in a terminal."""
+"""Plots in a terminal: quality against bytes, and numbers as a row of small bars."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import math
 from collections.abc import Sequence
 from itertools import cycle
 from string import ascii_lowercase
+from typing import TYPE_CHECKING
 
-from loraxs_search.reports.comparison import Comparison
+if TYPE_CHECKING:
+    from loraxs_search.reports.comparison import Comparison
+
 
 _WIDTH, _HEIGHT = 64, 16  # of the field in characters
 _BOTH = "*"
@@ -51,3 +54,18 @@ def _merged(there: str, mark: str) -> str:
     if there == " " or there.lower() == mark.lower():
         return max(there, mark, key=lambda c: (c.isupper(), c != " "))
     return _BOTH
+
+
+_BARS, _ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-~=+*#"
+
+
+def sparkline(values: Sequence[float], low: float, high: float, *, width: int, ascii_only: bool = False) -> str:
+    """Return the last `width` values as bars between `low` and `high`; what is outside is as low or high as can be."""
+    bars = _ASCII_BARS if ascii_only else _BARS
+    return "".join(bars[_height(value, low, high, len(bars))] for value in values[-width:])
+
+
+def _height(value: float, low: float, high: float, num_bars: int) -> int:
+    if not math.isfinite(value) or value <= low:
+        return 0
+    return num_bars - 1 if high <= low or value >= high else int((value - low) / (high - low) * num_bars)

@@ -75,7 +75,7 @@ class ShapeDescription:
 
 
 @dataclass(frozen=True)
-class _Extremes:
+class Extremes:
     """The adapter with the fewest bytes that a trial of one method may have, and the one with the most."""
 
     smallest: ShapeDescription
@@ -99,7 +99,7 @@ class SpaceDescription:
     groups: tuple[GroupDescription, ...]
     smallest: ShapeDescription
     largest: ShapeDescription
-    methods: Mapping[str, _Extremes]
+    methods: Mapping[str, Extremes]
     notes: tuple[str, ...] = ()
 
 
@@ -136,7 +136,7 @@ def describe(
     )
 
 
-def _size_limit(space: Space, methods: Mapping[str, _Extremes]) -> Iterator[str]:
+def _size_limit(space: Space, methods: Mapping[str, Extremes]) -> Iterator[str]:
     """Refuse a rule that no adapter can meet; yield a note where only some can."""
     limit = space.promotion.max_bytes
     candidates = [each for name, each in methods.items() if space.may_be_candidate(name)]
@@ -202,9 +202,9 @@ def trial_shapes(
         yield own, resolved(str(params["target_modules"]))
 
 
-def _extremes(shapes: Iterable[ShapeDescription]) -> _Extremes:
+def _extremes(shapes: Iterable[ShapeDescription]) -> Extremes:
     known = list(shapes)
-    return _Extremes(min(known, key=_stored_bytes), max(known, key=_stored_bytes))
+    return Extremes(min(known, key=_stored_bytes), max(known, key=_stored_bytes))
 
 
 def _stored_bytes(shape: ShapeDescription) -> int:

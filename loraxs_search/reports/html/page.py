@@ -1,9 +1,14 @@
-"""The page: facts, words and figures in one file that fetches nothing."""
+"""The page: facts, words and figures in one file that fetches nothing; the figures by themselves, for notebooks.
+
+It ends with the commands that search again what a study has searched, and steer it as it was steered.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
+import shlex
 import time
 from collections.abc import Sequence
 from importlib.resources import files
@@ -12,16 +17,69 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.records import AnswerState, Command
 from loraxs_search.reports.html import tables
 from loraxs_search.reports.html.facts import StudyFacts, read_facts
 from loraxs_search.reports.html.figures import Section, sections
-from loraxs_search.reports.html.repeat import repeat_command, steering_commands
 from loraxs_search.reports.html.summary import summary
+from loraxs_search.steering import open_commands, steered
 from loraxs_search.studies import StudyFolder
 from loraxs_search.versions import installed
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+
+_CHANGES = ("stop", "finish", "add", "clone", "extend")  # what is tried; a pause changes when
+
+
+def repeat_command(facts: StudyFacts) -> str:
+    """Return the command, with the overrides that the study was launched with and a name of its own."""
+    source = facts.info.space_source
+    words = ["loraxs-search", "launch", source]
+    for override in _overrides(facts.folder.space_text(), source):
+        words += ["--set", override]
+    return shlex.join([*words, "--name", _again(facts)])
+
+
+def steering_commands(facts: StudyFacts) -> list[str]:
+    """Return what people asked of the search that changes what is tried, in their order, for the new study."""
+    study = steered(facts.folder, facts.folder.journal())
+    taken = study.journal.commands.values()
+    done = [each.command for each in taken if each.answer is not None and each.answer.state is AnswerState.DONE]
+    lines = [(command, "") for command in done] + [(each, "  # waits to be answered") for each in open_commands(study)]
+    return [_line(command, _again(facts)) + note for command, note in lines if command.verb in _CHANGES]
+
+
+def _line(command: Command, study: str) -> str:
+    words = ["loraxs-search", command.verb, study, *command.trial_ids]
+    for name, value in command.arguments.items():
+        words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value is not False else []
+    for name, value in command.params.items():
+        words += ["--set", f"{name}={value}"]
+    return shlex.join(words)
+
+
+def _again(facts: StudyFacts) -> str:
+    return f"{facts.info.name}-again"
+
+
+def _overrides(text: str, source: str) -> list[str]:
+    """Return what was put into the space with --set: the head of its text has a line for each."""
+    start = f"# {source} with --set "
+    lines = [line.removeprefix(start) for line in text.splitlines() if line.startswith(start)]
+    return [str(json.loads(line)) for line in lines]
+
+
+def figures(study: str) -> dict[str, Figure]:
+    """Return the figures of a study's report by name, as plotly has them; those that cannot be drawn are left out.
+
+    Raises:
+        StudyError: there is no such study, or it is damaged.
+    """
+    drawn = sections(read_facts(StudyFolder.open(study)))
+    return {name: plot for section in drawn for name, plot in section.plots.items()}
+
 
 REPORT_FILE = "report.html"  # in a study's folder
 _TEMPLATES = files("loraxs_search.reports.html") / "templates"

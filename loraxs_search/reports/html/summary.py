@@ -10,16 +10,15 @@ from loraxs_search.errors import counted
 from loraxs_search.records import Candidate, Yardstick
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT
-from loraxs_search.reports.html.facts import StudyFacts
-from loraxs_search.reports.html.spending import duration, spending
-from loraxs_search.reports.score_warnings import score_warnings
+from loraxs_search.reports.html.facts import StudyFacts, duration, spending
+from loraxs_search.reports.leaderboard import score_warnings
 
 _VISIBLE = 5e-5  # a smaller gain does not show in four digits
 _STATES = {"running": "The search is running", "interrupted": "The search was interrupted"}
 
 
 @dataclass(frozen=True)
-class Result:
+class _Result:
     """The best that a search has, and what it is to be compared with.
 
     Args:
@@ -37,7 +36,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class AgainstYardstick:
+class _AgainstYardstick:
     """A yardstick beside the result.
 
     Args:
@@ -50,7 +49,7 @@ class AgainstYardstick:
 
 
 @dataclass(frozen=True)
-class KeyNumber:
+class _KeyNumber:
     label: str
     value: str
     note: str = ""
@@ -70,9 +69,9 @@ class Summary:
     found: str
     verdict: str
     is_beaten: bool
-    result: Result | None
-    against: tuple[AgainstYardstick, ...]
-    numbers: tuple[KeyNumber, ...]
+    result: _Result | None
+    against: tuple[_AgainstYardstick, ...]
+    numbers: tuple[_KeyNumber, ...]
     notes: tuple[str, ...]
 
     @property
@@ -98,23 +97,23 @@ def summary(facts: StudyFacts) -> Summary:
 
 
 # ---- what was found --------------------------------------------------------------------------------------------------
-def _result(facts: StudyFacts) -> Result | None:
+def _result(facts: StudyFacts) -> _Result | None:
     """Return the finalist on the test rows, else the best candidate on all validation rows, else the best trial."""
     metric = facts.task.metric
     finalist, candidate = facts.finalist, next(iter(facts.candidates), None)
     if finalist is not None and math.isfinite(score := finalist.test_metrics.get(metric, math.nan)):
-        return Result(finalist.trial_id, metric, score, "the test rows", True, finalist.stored_bytes)
+        return _Result(finalist.trial_id, metric, score, "the test rows", True, finalist.stored_bytes)
     if candidate is not None and math.isfinite(score := candidate.validation_metrics.get(metric, math.nan)):
-        return Result(candidate.trial_id, metric, score, "all validation rows", False, candidate.stored_bytes)
+        return _Result(candidate.trial_id, metric, score, "all validation rows", False, candidate.stored_bytes)
     best = facts.best
     if best is None or best.score is None:
         return None
     limit = facts.task.validation_rows
     rows = "the validation rows" if limit is None else f"at most {limit:,} validation rows"
-    return Result(best.trial_id, facts.metric, best.score, rows, False, best.stored_bytes)
+    return _Result(best.trial_id, facts.metric, best.score, rows, False, best.stored_bytes)
 
 
-def _found(facts: StudyFacts, result: Result | None) -> str:
+def _found(facts: StudyFacts, result: _Result | None) -> str:
     if result is None:
         return f"No trial has a score{' yet' if facts.state != 'finished' else ''}: nothing was found."
     size = "" if result.stored_bytes is None else f", in {result.stored_bytes:,} bytes"
@@ -123,16 +122,16 @@ def _found(facts: StudyFacts, result: Result | None) -> str:
     return f"{best}, {kind} {result.name}, reaches {result.metric} {result.score:.4f} on {result.rows}{size}."
 
 
-def _compare(facts: StudyFacts, result: Result | None, yardstick: Yardstick) -> AgainstYardstick:
+def _compare(facts: StudyFacts, result: _Result | None, yardstick: Yardstick) -> _AgainstYardstick:
     if result is None:
-        return AgainstYardstick(yardstick, None, None)
+        return _AgainstYardstick(yardstick, None, None)
     metrics = yardstick.test_metrics if result.test else yardstick.validation_metrics
     score = metrics.get(result.metric)
     sign = facts.sign if result.metric == facts.metric else (1.0 if facts.task.direction == "maximize" else -1.0)
-    return AgainstYardstick(yardstick, score, None if score is None else sign * (result.score - score))
+    return _AgainstYardstick(yardstick, score, None if score is None else sign * (result.score - score))
 
 
-def _verdict(result: Result | None, against: tuple[AgainstYardstick, ...]) -> str:
+def _verdict(result: _Result | None, against: tuple[_AgainstYardstick, ...]) -> str:
     compared = [(each.yardstick.name, each.score, each.gain) for each in against if each.gain is not None]
     if result is None or not compared:
         return ""
@@ -153,30 +152,30 @@ def _verdict(result: Result | None, against: tuple[AgainstYardstick, ...]) -> st
 
 
 # ---- numbers and notes -----------------------------------------------------------------------------------------------
-def _numbers(facts: StudyFacts, result: Result | None) -> Iterator[KeyNumber]:
+def _numbers(facts: StudyFacts, result: _Result | None) -> Iterator[_KeyNumber]:
     if result is not None:
-        yield KeyNumber(f"{'test ' if result.test else ''}{result.metric}", f"{result.score:.4f}", f"on {result.rows}")
+        yield _KeyNumber(f"{'test ' if result.test else ''}{result.metric}", f"{result.score:.4f}", f"on {result.rows}")
         of_candidate = next((c for c in facts.candidates if c.trial_id == result.name), None)
         if of_candidate is not None and (spread := _over_seeds(of_candidate, facts.task.metric)):
             yield spread
         if result.stored_bytes is not None:
-            yield KeyNumber("stored", f"{result.stored_bytes:,} B", "adapter and head")
+            yield _KeyNumber("stored", f"{result.stored_bytes:,} B", "adapter and head")
     counts, spent = facts.counts, spending(facts)
     ended = f"{counts.complete} complete, {counts.pruned} stopped early, {counts.failed} failed"
-    yield KeyNumber("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
+    yield _KeyNumber("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
     hours = f"{spent.device_s / 3600:,.3g} device hours for trials, without refits and final scores"
-    yield KeyNumber("device time", duration(spent.device_s), hours)
-    yield KeyNumber("wall time", duration(spent.wall_s), "while a driver was at work")
+    yield _KeyNumber("device time", duration(spent.device_s), hours)
+    yield _KeyNumber("wall time", duration(spent.wall_s), "while a driver was at work")
     if facts.stopped:
-        yield KeyNumber("saved by stopping", f"{spent.saved_share:.0%}", f"{duration(spent.saved_s)} of a device")
+        yield _KeyNumber("saved by stopping", f"{spent.saved_share:.0%}", f"{duration(spent.saved_s)} of a device")
 
 
-def _over_seeds(candidate: Candidate, metric: str) -> KeyNumber | None:
+def _over_seeds(candidate: Candidate, metric: str) -> _KeyNumber | None:
     over = seed_statistics(candidate).get(metric)
     if over is None or over.deviation is None:
         return None
     spread = f"± {over.deviation:.4f}, {over.count} seeds, validation rows"
-    return KeyNumber("mean over seeds", f"{over.mean:.4f}", spread)
+    return _KeyNumber("mean over seeds", f"{over.mean:.4f}", spread)
 
 
 def _notes(facts: StudyFacts) -> Iterator[str]:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from loraxs_search.errors import counted
 from loraxs_search.records import Scalar, TrialState
-from loraxs_search.reports.html.facts import StudyFacts
-from loraxs_search.reports.html.spending import duration, spending
+from loraxs_search.reports.html.facts import StudyFacts, duration, spending
 from loraxs_search.reports.html.summary import Summary
 from loraxs_search.reports.leaderboard import LeaderboardRow
 

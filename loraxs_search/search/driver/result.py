@@ -74,7 +74,7 @@ class SearchResult:
         Raises:
             StudyError: the study is no longer on this machine.
         """
-        from loraxs_search.reports.html.plots import figures
+        from loraxs_search.reports.html.page import figures
 
         return figures(self.study)
 

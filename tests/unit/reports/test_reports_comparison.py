@@ -15,7 +15,7 @@ from support.studies import TASK
 from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.records import Identity, SearchPlan, TrialState
 from loraxs_search.reports import compare
-from loraxs_search.reports.size_ratio import Point, front_of, ratio_to
+from loraxs_search.reports.compared_groups import Point, front_of, ratio_to
 from loraxs_search.studies import StudyFolder
 
 

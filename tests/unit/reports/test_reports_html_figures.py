@@ -11,8 +11,8 @@ from support.searched_studies import Tried, searched
 from loraxs_search import figures
 from loraxs_search.records import AdapterSize, TrialReport, TrialState
 from loraxs_search.reports.html import read_facts, sections
-from loraxs_search.reports.html.figures._optuna_study import optuna_study
-from loraxs_search.reports.html.spending import computed
+from loraxs_search.reports.html.facts import computed
+from loraxs_search.reports.html.figures.params import optuna_study
 
 
 @pytest.fixture

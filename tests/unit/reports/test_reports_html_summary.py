@@ -11,9 +11,8 @@ from support.studies import TASK
 
 from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState, Yardstick
 from loraxs_search.reports.html import read_facts
-from loraxs_search.reports.html.page import report_page
-from loraxs_search.reports.html.repeat import repeat_command, steering_commands
-from loraxs_search.reports.html.spending import duration, spending
+from loraxs_search.reports.html.facts import duration, spending
+from loraxs_search.reports.html.page import repeat_command, report_page, steering_commands
 from loraxs_search.reports.html.summary import summary
 from loraxs_search.reports.html.tables import failure_table, leaderboard_table
 from loraxs_search.search_space import load_space

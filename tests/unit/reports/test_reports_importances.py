@@ -9,7 +9,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, dis
 from support.studies import study
 
 from loraxs_search.records import AdapterSize, Proposal, SearchPlan, TrialReport, TrialState
-from loraxs_search.reports.importances import MIN_TRIALS, importances
+from loraxs_search.reports.comparison import MIN_TRIALS, importances
 
 METHODS = CategoricalDistribution(["lora-xs", "lora"])
 SCALE, RATE, OTHER_RATE = (

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraxs_search.records import TrialState
-from loraxs_search.reports.sparkline import sparkline
+from loraxs_search.reports.text_plot import sparkline
 from loraxs_search.reports.time_left import Pace, Trained, expected_steps
 
 RUNNING, COMPLETE, PRUNED, FAIL = (

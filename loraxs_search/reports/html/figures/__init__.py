@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from loraxs_search.reports.html.facts import StudyFacts
 from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure, Section
-from loraxs_search.reports.html.figures.early_stopping import EarlyStopping
-from loraxs_search.reports.html.figures.history import History
-from loraxs_search.reports.html.figures.importances import ImportanceFigure
-from loraxs_search.reports.html.figures.learning_curves import LearningCurves
-from loraxs_search.reports.html.figures.parallel_coordinates import ParallelCoordinates
-from loraxs_search.reports.html.figures.quality_and_bytes import QualityAndBytes
-from loraxs_search.reports.html.figures.slices import Slices
-from loraxs_search.reports.html.figures.timeline import Timeline
-from loraxs_search.reports.html.figures.utilisation import Utilisation
+from loraxs_search.reports.html.figures.params import History, ImportanceFigure, ParallelCoordinates, Slices
+from loraxs_search.reports.html.figures.scores import LearningCurves, QualityAndBytes
+from loraxs_search.reports.html.figures.timeline import EarlyStopping, Timeline, Utilisation
 
 __all__ = ["CannotDrawError", "Drawing", "ReportFigure", "Section", "sections"]
 

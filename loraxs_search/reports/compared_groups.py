@@ -1,19 +1,183 @@
-"""Trials of several studies, grouped, with as many of each group as the smallest has."""
+"""Trials of several studies in groups of equal budgets: how good and small each is, and which is better by chance.
+
+Two groups that were both tested are compared by paired rows, others by their seeds.
+"""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
 from loraxs_search.errors import StudyError, UsageError, shortened, unknown_name
-from loraxs_search.records import AdapterSize, Candidate, Scalar
+from loraxs_search.pareto import Fronts
+from loraxs_search.records import AdapterSize, Candidate, Scalar, Task
 from loraxs_search.registry import trial_of
-from loraxs_search.registry.finalist import SeedStatistics
+from loraxs_search.registry.finalist import NOISE, SeedStatistics
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, ComparedTrial
-from loraxs_search.reports.differences import Evidence
-from loraxs_search.reports.size_ratio import Point
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better a group is than the first one.
+
+    Args:
+        gain: In the task's metric, turned so that more is better.
+        p_value: Chance of a difference this large, in either direction, if there were none; None where nothing tells.
+        by: `rows`: both finalists answered the same test rows, which are compared one by one. `seeds`: the means over
+            seeds on validation rows, by Welch's t-test.
+        why: Why rows could not be compared; empty where they were.
+    """
+
+    gain: float
+    p_value: float | None
+    by: Literal["rows", "seeds"]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What of a group can be tested.
+
+    Args:
+        seed_scores: Of its best recipe.
+        on_all_rows: Whether these are on all validation rows, or on those that reports score.
+        tested: The finalist that is of this group; None without one.
+        rows: The finalist's answers to the test rows.
+    """
+
+    task: Task
+    seed_scores: Sequence[float] = ()
+    on_all_rows: bool = True
+    tested: Candidate | None = None
+    rows: Path | None = None
+
+
+def difference(first: _Evidence, second: _Evidence) -> Difference | None:
+    """Return how `second` differs from `first`; None where neither rows nor seeds tell."""
+    why = _why_not_paired(first, second)
+    return _of_seeds(first, second, why) if why else _of_rows(first, second)
+
+
+def _why_not_paired(first: _Evidence, second: _Evidence) -> str:
+    for name, evidence in (("the first group", first), ("this group", second)):
+        if evidence.tested is None or evidence.rows is None:
+            return f"no paired rows: no finalist is of {name}"
+    assert first.tested is not None
+    assert second.tested is not None
+    if first.tested.test_fingerprint != second.tested.test_fingerprint:
+        return "no paired rows: the finalists answered other test rows"
+    return ""
+
+
+def _of_rows(first: _Evidence, second: _Evidence) -> Difference | None:
+    from loraxs_search.registry import ScoredRows
+    from loraxs_search.registry.significance import MIN_ROWS, p_value
+
+    assert first.tested is not None
+    assert second.tested is not None
+    assert first.rows is not None
+    assert second.rows is not None
+    metric, sign = first.task.metric, _sign(first.task)
+    one, other = (ScoredRows.from_bytes(path.read_bytes()) for path in (first.rows, second.rows))
+    if len(one.labels) < MIN_ROWS:
+        return _of_seeds(first, second, f"no paired rows: at least {MIN_ROWS} test rows tell, not {len(one.labels)}")
+    sides = [p_value(metric, sign, *pair) for pair in ((one, other), (other, one))]
+    smaller = min((p for p in sides if p is not None), default=None)
+    gain = sign * (second.tested.test_metrics[metric] - first.tested.test_metrics[metric])
+    return Difference(gain, None if smaller is None else min(1.0, 2 * smaller), "rows")
+
+
+def _of_seeds(first: _Evidence, second: _Evidence, why: str) -> Difference | None:
+    one, other = first.seed_scores, second.seed_scores
+    if not one or not other or first.on_all_rows != second.on_all_rows:
+        return None
+    gain = _sign(first.task) * (statistics.fmean(other) - statistics.fmean(one))
+    return Difference(gain, _welch(one, other), "seeds", why)
+
+
+def _welch(one: Sequence[float], other: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of two means; None with one seed, or where seeds do not differ at all."""
+    from scipy.stats import ttest_ind_from_stats
+
+    if min(len(one), len(other)) < 2 or max(max(one) - min(one), max(other) - min(other)) <= NOISE:
+        return None
+    sides = [(statistics.fmean(scores), statistics.stdev(scores), len(scores)) for scores in (other, one)]
+    return float(ttest_ind_from_stats(*sides[0], *sides[1], equal_var=False).pvalue)
+
+
+def _sign(task: Task) -> float:
+    return 1.0 if task.direction == "maximize" else -1.0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A complete trial.
+
+    Args:
+        trial: `study/trial_id`.
+        score: Of the step that is kept.
+        r_parameters: Of the adapter without its head.
+        stored_bytes: Of its file, head and names included.
+        without_projection: The same without what a seed gives back; None where there is nothing of the kind.
+    """
+
+    trial: str
+    method: str
+    score: float
+    r_parameters: int
+    head_parameters: int
+    stored_bytes: int
+    without_projection: int | None = None
+
+
+@dataclass(frozen=True)
+class SizeRatio:
+    """What a group takes beside the reference to reach the best score that both reach.
+
+    Args:
+        score: That score.
+        trial, reference: The smallest adapter of either that reaches it.
+        r_parameters: The group's over the reference's; None where the reference trains no adapter.
+        stored_bytes: The same of what is stored, heads included.
+    """
+
+    score: float
+    trial: str
+    reference: str
+    r_parameters: float | None
+    stored_bytes: float
+
+
+def front_of(points: Iterable[Point], sign: float) -> tuple[Point, ...]:
+    """Return the points that no other beats in score and stored bytes together, fewest bytes first.
+
+    Args:
+        sign: 1 when more is better, -1 when less is.
+    """
+    listed, fronts = list(points), Fronts[int]()
+    for number, point in enumerate(listed):
+        fronts.add(number, (sign * point.score, point.stored_bytes))
+    return tuple(listed[number] for number in fronts.first())
+
+
+def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, tolerance: float) -> SizeRatio | None:
+    """Compare the smallest adapters of two fronts that reach the best score that both reach, less a tolerance."""
+    if not reference or not front:
+        return None
+    mark = min(sign * reference[-1].score, sign * front[-1].score)
+    own, other = (_smallest(points, sign, mark - tolerance) for points in (front, reference))
+    parameters = own.r_parameters / other.r_parameters if other.r_parameters else None
+    return SizeRatio(sign * mark, own.trial, other.trial, parameters, own.stored_bytes / other.stored_bytes)
+
+
+def _smallest(front: Sequence[Point], sign: float, mark: float) -> Point:
+    return next(point for point in front if sign * point.score >= mark - NOISE)
+
 
 MAX_GROUPS = 12
 _HINT = "`loraxs-search status STUDY` shows what trials tried"
@@ -90,15 +254,15 @@ class Group:
         return SeedStatistics.of(self.seed_scores) if self.seed_scores else None
 
     @cached_property
-    def evidence(self) -> Evidence:
+    def evidence(self) -> _Evidence:
         """What of the group can be tested."""
         task, tested = self.studies[0].info.task, self._tested
         on_all_rows = self._best_candidate is not None or task.validation_rows is None
         if tested is None:
-            return Evidence(task, self.seed_scores, on_all_rows)
+            return _Evidence(task, self.seed_scores, on_all_rows)
         study = next(study for study in self.studies if study.name == tested.study)
         rows = study.folder.confirmations().rows_path(tested.trial_id)
-        return Evidence(task, self.seed_scores, on_all_rows, tested, rows if rows.is_file() else None)
+        return _Evidence(task, self.seed_scores, on_all_rows, tested, rows if rows.is_file() else None)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _is_small_enough(self, size: AdapterSize) -> bool:

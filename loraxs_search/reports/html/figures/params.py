@@ -1,0 +1,290 @@
+"""Figures that Optuna draws, of trials and their params: the history, importances, parallel coordinates, slices."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from html import unescape
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.pareto import Fronts
+from loraxs_search.records import Direction, Scalar, TrialRecord, TrialState
+from loraxs_search.reports.comparison import importances
+from loraxs_search.reports.html.facts import StudyFacts
+from loraxs_search.reports.html.figures._base import (
+    ACCENT,
+    GREY,
+    CannotDrawError,
+    Drawing,
+    ReportFigure,
+    apart,
+    log_axis,
+    shown,
+    styled,
+    thinner,
+)
+
+if TYPE_CHECKING:
+    import optuna
+    from plotly.graph_objects import Figure, Scatter
+
+
+_DECADE = 10.0  # what spans more is drawn on a logarithmic axis
+_FEW = 6  # as many numbers are drawn side by side, each with its own tick
+
+
+def optuna_study(facts: StudyFacts, *, with_bytes: bool = False) -> optuna.Study:
+    """Return the trials under their own numbers, with the params that vary.
+
+    Conditional params keep their plain names, and each is drawn over the values that trials had: the space may be of
+    another version. Numbers that no trial has begun become failed ones.
+
+    Args:
+        with_bytes: Whether a trial's values are its score and its stored bytes.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions: list[Direction] = [facts.task.search_direction]
+    if with_bytes:
+        directions.append("minimize")
+    study = optuna.create_study(directions=directions)
+    if with_bytes:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([facts.metric, "stored bytes"])
+    scales = {name: _distribution(_values(facts.complete, name)) for name in facts.varied}
+    records = {int(record.trial_id): record for record in facts.records}
+    study.add_trials(
+        [_trial(facts, records.get(number), scales, with_bytes) for number in range(max(records, default=-1) + 1)]
+    )
+    return study
+
+
+def _trial(
+    facts: StudyFacts,
+    record: TrialRecord | None,
+    scales: dict[str, optuna.distributions.BaseDistribution | None],
+    with_bytes: bool,
+) -> optuna.trial.FrozenTrial:
+    from optuna.trial import create_trial
+
+    if record is None or record.state is not TrialState.COMPLETE:  # the plots are of complete trials
+        from optuna.trial import TrialState as OptunaState
+
+        return create_trial(state=OptunaState.FAIL)
+    values = [facts.score(record), *([record.reports[-1].size.stored_bytes] if with_bytes else [])]
+    own = {name: scale for name, scale in scales.items() if scale is not None and name in record.params}
+    params = {name: _plain(record.params[name], own[name]) for name in own}
+    return create_trial(values=values, params=params, distributions=own)
+
+
+def _values(records: Iterable[TrialRecord], name: str) -> list[Scalar]:
+    return [record.params[name] for record in records if name in record.params]
+
+
+def _distribution(values: list[Scalar]) -> optuna.distributions.BaseDistribution | None:
+    """Return what values lie in: a range of numbers, or a choice of labels; None where there is none."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if not values:
+        return None
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) < len(values):
+        return CategoricalDistribution(sorted({shown(value) for value in values}))
+    if len(set(numbers)) <= min(_FEW, len(numbers) // 2) or (len(set(numbers)) <= _FEW and _are_whole(numbers)):
+        return CategoricalDistribution(sorted(set(numbers)))
+    low, high = float(min(numbers)), float(max(numbers))
+    return FloatDistribution(low, high, log=low > 0 and high > _DECADE * low)
+
+
+def _are_whole(numbers: Iterable[float]) -> bool:
+    return all(number == int(number) for number in numbers)
+
+
+def _plain(value: Scalar, distribution: optuna.distributions.BaseDistribution) -> Scalar:
+    """Return a value as its distribution has it."""
+    from optuna.distributions import CategoricalDistribution
+
+    if not isinstance(distribution, CategoricalDistribution):
+        return float(value)
+    return value if value in distribution.choices else shown(value)
+
+
+class ImportanceFigure(ReportFigure):
+    """The numbers of `compare`, which has them of the sampler's memory."""
+
+    name = "importances"
+    title = "Importances"
+
+    def draw(self, facts: StudyFacts) -> Drawing:
+        from plotly.graph_objects import Bar, Figure
+
+        importance = importances(facts.folder)
+        if not importance.values:
+            raise CannotDrawError(f"There are no importances: {importance.why or 'no parameter varies'}.")
+        names = [shown(name) for name in importance.values]
+        shares = list(importance.values.values())
+        labels = [f"{share:.2f}" for share in shares]
+        bars = Bar(x=shares, y=names, text=labels, textposition="outside", cliponaxis=False, orientation="h")
+        figure = Figure(bars.update(marker={"color": ACCENT}, hovertemplate="%{y}: %{x:.3f}<extra></extra>"))
+        styled(figure, "share", height=90 + 30 * len(names))
+        figure.update_yaxes(autorange="reversed")
+        figure.update_xaxes(range=[0, 1.1 * max(shares)])
+        says = (
+            f"{names[0]} decides most whether a trial is among the best {importance.quantile:.0%}"
+            f" of {importance.num_trials} complete ones. This says what decided this search, not which value is better."
+        )
+        return Drawing(says, {self.name: figure})
+
+
+class History(ReportFigure):
+    name = "history"
+    title = "Best score over trials"
+
+    def draw(self, facts: StudyFacts) -> Drawing:
+        from optuna.visualization import plot_optimization_history
+
+        if len(facts.complete) < 2:
+            raise CannotDrawError("A history needs two trials that have trained all their steps.")
+        figure = plot_optimization_history(optuna_study(facts), target_name=facts.metric)
+        trials, best = figure.data[:2]
+        trials.update(name="complete trials", marker={"color": GREY, "size": 6})
+        best.update(name="best so far", line={"color": ACCENT, "width": 2.5, "shape": "hv"})
+        first = int(facts.complete[0].trial_id)
+        best.update(x=best.x[first:], y=best.y[first:])  # before it there is no best
+        figure.data = (trials, best)
+        figure.update_traces(hovertemplate="trial %{x}: %{y:.4f}<extra></extra>")
+        styled(figure, "trial", f"{facts.metric} on validation rows")
+        return Drawing(_says_history(facts), {self.name: figure})
+
+
+def _says_history(facts: StudyFacts) -> str:
+    best = facts.best
+    assert best is not None  # there are complete trials
+    since = sum(record.trial_id > best.trial_id for record in facts.records)
+    later = (
+        "it was the last one"
+        if not since
+        else f"{since} {'trial was' if since == 1 else 'trials were'} started after it"
+    )
+    return f"The best score, {best.score:.4f}, is of trial {best.trial_id}; {later}."
+
+
+_BEST_SHARE = 10  # one tenth
+
+
+class ParallelCoordinates(ReportFigure):
+    name = "parallel_coordinates"
+    title = "Parallel coordinates"
+    wide = True
+
+    def draw(self, facts: StudyFacts) -> Drawing:
+        from optuna.visualization import plot_parallel_coordinate
+
+        if len(facts.complete) < 2:
+            raise CannotDrawError("Parallel coordinates need two trials that have trained all their steps.")
+        if not any(name in record.params for record in facts.complete for name in facts.varied):
+            raise CannotDrawError("No parameter varies, so that there is nothing to lay side by side.")
+        both = bool(facts.info.search.objectives)
+        study = optuna_study(facts, with_bytes=both)
+        figure = plot_parallel_coordinate(study, target_name=facts.metric)  # of two objectives, the study names them
+        lines = [trace for trace in figure.data if trace.mode == "lines"]
+        best, others = _parted(lines, facts.sign, both)
+        figure.data = ()
+        for traces, color, opacity, label in ((others, GREY, 0.4, "others"), (best, ACCENT, 0.9, "best")):
+            if traces:
+                figure.add_trace(_joined(traces, color, opacity, label))
+        styled(figure, height=420)
+        figure.update_layout(margin={"t": 30, "l": 60}, legend={"y": 1.06})
+        return Drawing(_says_lines(len(best), len(lines), facts.metric, both), {self.name: figure})
+
+
+def _says_lines(best: int, count: int, metric: str, both: bool) -> str:
+    which = "on the front of score and bytes" if both else f"best by {metric}"
+    those = f"the one that is {which}" if best == 1 else f"the {best:,} that are {which}"
+    return f"A line for each of {count:,} complete trials; in colour {those}."
+
+
+def _parted(lines: list[Scatter], sign: float, both: bool) -> tuple[list[Scatter], list[Scatter]]:
+    """Return the best lines and the others, by where they cross the axes of what was searched for."""
+    if both:
+        fronts = Fronts[int]()
+        for number, line in enumerate(lines):
+            fronts.add(number, (sign * line.y[0], line.y[1]))
+        chosen = set(fronts.first())
+    else:
+        ordered = sorted(range(len(lines)), key=lambda number: -sign * lines[number].y[0])
+        chosen = set(ordered[: max(1, len(lines) // _BEST_SHARE)])
+    return [line for i, line in enumerate(lines) if i in chosen], [
+        line for i, line in enumerate(lines) if i not in chosen
+    ]
+
+
+def _joined(lines: list[Scatter], color: str, opacity: float, label: str) -> Scatter:
+    from plotly.graph_objects import Scatter
+
+    look: dict[str, Any] = {
+        "line": {"color": color, "width": thinner(1.4, len(lines))},
+        "opacity": opacity,
+        "name": label,
+    }
+    return Scatter(
+        x=apart([line.x for line in lines]),
+        y=apart([line.y for line in lines]),
+        customdata=[values for line in lines for values in (*line.customdata, ("", ""))],
+        mode="lines",
+        hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
+        **look,
+    )
+
+
+_LONGEST = 18  # characters of a label
+
+
+class Slices(ReportFigure):
+    name = "slices"
+    title = "Score over each parameter"
+
+    def draw(self, facts: StudyFacts) -> Drawing:
+        if len(facts.complete) < 2:
+            raise CannotDrawError("Slices need two trials that have trained all their steps.")
+        study = optuna_study(facts)
+        known = {name for trial in study.get_trials(deepcopy=False) for name in trial.params}
+        names = [name for name in facts.varied if name in known]
+        if not names:
+            raise CannotDrawError("No parameter varies, so that there is nothing to see a slice of.")
+        says = "A point for each complete trial that has the parameter; the later it was started, the bluer it is."
+        return Drawing(says, {f"slice_{name}": _slice(study, name, facts.metric) for name in names})
+
+
+def _slice(study: optuna.Study, name: str, metric: str) -> Figure:
+    from optuna.visualization import plot_slice
+
+    figure = plot_slice(study, params=[name], target_name=metric)
+    scale = {
+        "colorscale": [[0, GREY], [1, ACCENT]],
+        "showscale": False,
+        "size": thinner(7, len(study.trials)),
+        "line": {"width": 0},
+    }
+    figure.update_traces(marker=scale, hovertemplate="%{x}: %{y:.4f}<extra>trial %{marker.color}</extra>")
+    styled(figure, name, metric, height=260)
+    if figure.layout.xaxis.type == "category":  # Optuna quotes labels
+        for trace in figure.data:
+            trace.x = [_unquoted(label) for label in trace.x]
+        labels = [_unquoted(label) for label in figure.layout.xaxis.categoryarray]
+        figure.update_xaxes(categoryarray=labels, tickvals=labels, ticktext=[_shortened(label) for label in labels])
+    elif figure.layout.xaxis.type == "log":
+        log_axis(figure.layout.xaxis, *(edge([x for trace in figure.data for x in trace.x]) for edge in (min, max)))
+    return figure
+
+
+def _unquoted(label: str) -> str:
+    return label.strip("'\"")
+
+
+def _shortened(label: str) -> str:
+    """Return a label that stands beside others; its own text is escaped."""
+    text = unescape(label)
+    return shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
