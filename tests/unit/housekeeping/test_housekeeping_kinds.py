@@ -115,7 +115,7 @@ def test_each_store_is_asked_with_its_own_account(fresh_home, monkeypatch):
         asked[uri] = os.environ.get("MLFLOW_TRACKING_PASSWORD")
         return iter(())
 
-    monkeypatch.setattr("loraxs_search.housekeeping.needs.registered_manifests", manifests)
+    monkeypatch.setattr("loraxs_search.housekeeping.kinds.registered_manifests", manifests)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:of-a@a.example")
     for name, server in (("one", "b"), ("two", "c"), ("three", "a")):
         study(name, f"http://{server}.example")
@@ -210,7 +210,7 @@ def test_what_is_used_while_gc_runs_stays(fresh_home, sealed, monkeypatch):
     digest = "a" * 64
     sealed(fresh_home / "adapters" / digest, factors={})
     age(fresh_home)
-    module = sys.modules["loraxs_search.housekeeping.collect"]
+    module = sys.modules["loraxs_search.housekeeping.removal"]
     judged = module._judged
 
     def pulled_meanwhile(*given):

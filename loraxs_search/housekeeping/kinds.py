@@ -1,23 +1,183 @@
-"""The kinds of things in the state folder that may be removed. Another one is a class here, and nothing else."""
+"""The kinds of things in the state folder that may be removed, and who needs them.
+
+`Kind` is the contract; another kind is a class here, listed in `KINDS`, and nothing else. Unfinished studies, sealed
+and pulled adapters and registered versions need things.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from loraxs_search.base_model import weight_digest
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import LoraxsError, StudyError
 from loraxs_search.home import REMOVED
-from loraxs_search.housekeeping._base import Kind, StoredItem
-from loraxs_search.housekeeping.needs import Needs
-from loraxs_search.records import TrialState
+from loraxs_search.mlflow_uri import redact, resolve_uri, without_account
+from loraxs_search.records import Manifest, TrialState
+from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry import trial_of
 from loraxs_search.registry.names import is_sha256
-from loraxs_search.studies import StudyFolder, studies_root, trials_of
+from loraxs_search.registry.reader import registered_manifests
+from loraxs_search.studies import StudyFolder, list_studies, studies_root, trials_of
+
+
+@dataclass
+class Needs:
+    """What is needed, and by whom, in words that follow "needed by".
+
+    Args:
+        factors: By the key of a factor file.
+        bases: By the digest of a base's weights.
+        adapters: By the digest of an adapter folder.
+        unfinished: Studies whose search has not come to its end, those that cannot be read included.
+        unknown: Why what registered versions need is not known; empty where it is.
+    """
+
+    factors: dict[str, str] = field(default_factory=dict)
+    bases: dict[str, str] = field(default_factory=dict)
+    adapters: dict[str, str] = field(default_factory=dict)
+    unfinished: list[str] = field(default_factory=list)
+    unknown: str = ""
+
+    def add(self, manifest: Manifest, who: str) -> None:
+        """Note what an adapter stands on."""
+        self.bases.setdefault(manifest.base_digest, who)
+        for key in manifest.factors:
+            self.factors.setdefault(key, who)
+
+    @property
+    def by_unfinished(self) -> str:
+        """Who may need anything that a search uses; empty where nobody does."""
+        return f"study {self.unfinished[0]}, which is not finished" if self.unfinished else ""
+
+
+def gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
+    """Return what is needed of this machine's state folder.
+
+    Every store of MLflow is asked that a study names, and the one in use, each with its own account. Where one does not
+    answer, that is noted.
+    """
+    needs, uris = Needs(), [resolve_uri(tracking_uri)]
+    for name in list_studies():
+        try:
+            folder = StudyFolder.open(name)
+            _add_study(needs, folder)
+            uris.append(without_account(folder.info.tracking_uri))
+        except LoraxsError:  # damaged: whatever it needs stays
+            needs.unfinished.append(name)
+    for digest, name in _pulled(home / "adapters"):
+        needs.adapters.setdefault(digest, f"`pull {name}`")
+        try:
+            _add_folder(needs, home / "adapters" / digest, f"`pull {name}`")
+        except LoraxsError as error:
+            needs.unknown = f"what {name}, which was pulled, needs is not known: {error.message}"
+    for uri in dict.fromkeys(uris):
+        try:
+            for name, manifest in registered_manifests(resolve_uri(uri)):
+                needs.add(manifest, name)
+        except LoraxsError as error:
+            needs.unknown = f"what is registered at {redact(uri)} is not known: {error.message}"
+    return needs
+
+
+def _add_study(needs: Needs, folder: StudyFolder) -> None:
+    if folder.candidates() is None or folder.is_running():
+        needs.unfinished.append(folder.name)
+    who = f"study {folder.name}"
+    if (identity := folder.identity()) is not None:
+        needs.bases.setdefault(identity.base_digest, who)
+    for adapter in sorted((folder.path / "adapters").glob("[!.]*")):
+        _add_folder(needs, adapter, who)
+
+
+def _add_folder(needs: Needs, folder: Path, who: str) -> None:
+    if not folder.is_dir():
+        return
+    try:
+        needs.add(manifests.read(folder), who)
+    except LoraxsError as error:
+        raise StudyError(f"{folder} has no manifest: {error.message}") from error
+
+
+def _pulled(cache: Path) -> Iterator[tuple[str, str]]:
+    """Yield the digests that names last meant on this machine, with a name."""
+    try:
+        names = json.loads((cache / "names.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return
+    for name, entry in names.items() if isinstance(names, dict) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("digest"), str):
+            yield entry["digest"], name.rpartition(" ")[2]
+
+
+@dataclass(frozen=True)
+class StoredItem:
+    """Something that is there or not: removed whole, or kept whole.
+
+    Args:
+        paths: Its files and folders, which go together, in this order.
+        num_bytes: What removing them frees.
+        used_at: When it was last used, as far as that shows; seconds since 1970, and 0 of what goes at once.
+        needed_by: Who needs it, as the end of "needed by"; empty where nobody is known to.
+    """
+
+    paths: tuple[Path, ...]
+    num_bytes: int
+    used_at: float
+    needed_by: str = ""
+
+    @classmethod
+    def of(cls, *paths: Path, needed_by: str = "") -> StoredItem:
+        """Return the item that these paths are."""
+        sizes, times = [0], [0.0]
+        for path in paths:
+            for file in (path, *path.rglob("*")) if path.is_dir() and not path.is_symlink() else (path,):
+                with contextlib.suppress(FileNotFoundError):  # replaced, or removed, at this moment
+                    status = file.lstat()
+                    times.append(status.st_mtime)
+                    sizes.append(status.st_blocks * 512 if file.is_file() else 0)
+        return cls(paths, sum(sizes), max(times), needed_by)
+
+
+class Kind(ABC):
+    """A kind of thing in the state folder. Looking writes nothing, and may be repeated.
+
+    Whoever removes an item asks for it anew inside `guarded`, and leaves it where it is needed by then.
+
+    Attributes:
+        name: As people read it.
+        loss: What it takes to have an item back.
+        folders: The folders of the home that hold items of this kind, for `*` see `Path.glob`.
+        used_by_searches: Whether searches of this machine read items that nothing on disk says they need.
+        needs_registry: Whether what registered versions need decides.
+    """
+
+    name: ClassVar[str]
+    loss: ClassVar[str]
+    folders: ClassVar[tuple[str, ...]]
+    used_by_searches: ClassVar[bool] = False
+    needs_registry: ClassVar[bool] = False
+
+    @abstractmethod
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        """Yield what is there, needed or not."""
+
+    def guarded(self, item: StoredItem) -> AbstractContextManager[object]:
+        """Return what keeps others from an item while it goes.
+
+        Raises:
+            LoraxsError: on entering it, where somebody is at work on it.
+        """
+        return contextlib.nullcontext()
+
 
 _GOING_ON_S = 24 * 3600.0
 # The names that the product gives. What has another one is somebody's own, and stays.
@@ -33,7 +193,7 @@ _HALF_MADE = re.compile(
 )
 
 
-class Snapshots(Kind):
+class _Snapshots(Kind):
     """States of trials that ended early, of finished studies: none of these goes on.
 
     Complete ones keep theirs: when the study is extended, another of them may become a candidate. Earlier versions kept
@@ -74,7 +234,7 @@ def _complete(study: StudyFolder) -> set[str]:
     return complete | {trial_of(candidate.trial_id) for candidate in study.candidates() or ()}
 
 
-class FactorFiles(Kind):
+class _FactorFiles(Kind):
     """SVD factors of bases' weights, this machine's own and others'."""
 
     name = "factors"
@@ -91,7 +251,7 @@ class FactorFiles(Kind):
             yield StoredItem.of(path, needed_by=who)
 
 
-class BaseModels(Kind):
+class _BaseModels(Kind):
     """Base models that were unpacked or converted from an installed package."""
 
     name = "base models"
@@ -107,7 +267,7 @@ class BaseModels(Kind):
                 yield StoredItem.of(path, needed_by=who)
 
 
-class DataSets(Kind):
+class _DataSets(Kind):
     """Checked rows and tokens of data files, and what is known of them."""
 
     name = "rows and tokens"
@@ -124,7 +284,7 @@ class DataSets(Kind):
                     yield StoredItem.of(path)
 
 
-class PulledAdapters(Kind):
+class _PulledAdapters(Kind):
     """Adapters that were pulled, and what they were converted to, by digest."""
 
     name = "pulled adapters"
@@ -138,7 +298,7 @@ class PulledAdapters(Kind):
                 yield StoredItem.of(path, needed_by=needs.adapters.get(digest, ""))
 
 
-class States(Kind):
+class _States(Kind):
     """Large states of trials, which stayed on their node."""
 
     name = "large states"
@@ -152,7 +312,7 @@ class States(Kind):
                 yield StoredItem.of(path, needed_by=needs.by_unfinished)
 
 
-class Assets(Kind):
+class _Assets(Kind):
     """Copies of what the trials of studies start from; each study keeps its own."""
 
     name = "copies of assets"
@@ -166,7 +326,7 @@ class Assets(Kind):
                 yield StoredItem.of(path)
 
 
-class Leftovers(Kind):
+class _Leftovers(Kind):
     """What killed processes have left half made or half removed, anywhere in the folders of the other kinds.
 
     An adapter that was put aside while it was replaced is none: opening its study brings it back.
@@ -194,12 +354,12 @@ class Leftovers(Kind):
 
 
 KINDS: tuple[Kind, ...] = (
-    Snapshots(),
-    FactorFiles(),
-    BaseModels(),
-    DataSets(),
-    PulledAdapters(),
-    States(),
-    Assets(),
-    Leftovers(),
+    _Snapshots(),
+    _FactorFiles(),
+    _BaseModels(),
+    _DataSets(),
+    _PulledAdapters(),
+    _States(),
+    _Assets(),
+    _Leftovers(),
 )

@@ -136,7 +136,7 @@ def test_drivers_elsewhere_are_kept_out_until_it_is_gone(store_uri, fresh_home, 
         remove_whole(path)
         assert not is_let_go()
 
-    monkeypatch.setattr("loraxs_search.housekeeping.studies.remove_whole", removed)
+    monkeypatch.setattr("loraxs_search.housekeeping.removal.remove_whole", removed)
     remove_study(folder.name)
     assert is_let_go()
     assert not folder.path.exists()
