@@ -1,4 +1,4 @@
-"""The command line: one file a verb. stdout is data, stderr is talk."""
+"""The command line: a file for each verb, or for a family of small ones. stdout is data, stderr is talk."""
 
 from __future__ import annotations
 

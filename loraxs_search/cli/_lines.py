@@ -1,4 +1,4 @@
-"""Plain lines for pipes and logs."""
+"""What a search says in a pipe: plain lines for people, and one JSON object a line for programs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TextIO
 
-from loraxs_search.cli._data import data_lines
-from loraxs_search.cli._plain import plain
-from loraxs_search.cli._words import browse, phase_in_words, time_left_in_words
+from loraxs_search.cli._output import plain
+from loraxs_search.cli.live_text import browse, data_lines, phase_in_words, time_left_in_words
 from loraxs_search.errors import counted
 from loraxs_search.log import (
     CandidateScored,
@@ -22,8 +21,9 @@ from loraxs_search.log import (
     TrialReported,
     Warned,
     YardstickScored,
+    printed,
 )
-from loraxs_search.records import TrialState
+from loraxs_search.records import TrialState, to_json
 from loraxs_search.reports import SearchState
 
 _COUNT_EVERY_S = 10.0
@@ -133,3 +133,21 @@ class LinesView:
 
 def _scores(metrics: Mapping[str, float]) -> list[str]:
     return [f"{name} {value:.4f}" for name, value in metrics.items()][:3]
+
+
+class EventStream:
+    """Writes each event of a search as a line, at once; those of an earlier driver are not repeated."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def happened(self, event: ShownEvent) -> None:
+        """Take the next event."""
+        self._out.write(f"{to_json(printed(event))}\n")  # at once: another thread may have news too
+        self._out.flush()
+
+    def known(self, event: ShownEvent) -> None:
+        """Pass over an event of an earlier driver."""
+
+    def say(self, text: str) -> None:
+        """Say nothing: notices are for people."""

@@ -1,22 +1,133 @@
-"""A live view for terminals: a bar, the best so far, hosts, and a table of trials."""
+"""A search as it is drawn: in a terminal from 60 columns on, and below a notebook's cell.
+
+A bar, the best so far, hosts, and a table of trials; what they say is decided in `reports/search_state.py`.
+"""
 
 from __future__ import annotations
 
+import io
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
-from rich.console import Console, ConsoleRenderable, RenderableType
+from rich.console import Console, ConsoleRenderable, Group, RenderableType
 from rich.control import Control
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.segment import ControlType
+from rich.table import Table
+from rich.text import Text
 
-from loraxs_search.cli._data import data_lines
-from loraxs_search.cli._drawing import draw
-from loraxs_search.cli._plain import drawing_stream, plain
+from loraxs_search.cli._output import drawing_stream, plain
+from loraxs_search.cli.live_text import (
+    browse,
+    clock,
+    data_lines,
+    params_in_short,
+    progress_in_words,
+    time_left_in_words,
+)
+from loraxs_search.errors import counted
 from loraxs_search.log import DataRead, ShownEvent
-from loraxs_search.reports import SearchState
+from loraxs_search.records import TrialState
+from loraxs_search.reports import SearchState, TrialLine, sparkline
+
+_STYLES = {TrialState.COMPLETE: "green", TrialState.PRUNED: "dim", TrialState.FAIL: "red", TrialState.RUNNING: "bold"}
+_MAX_ROWS, _MAX_HOSTS, _MAX_BAR, _CURVE = 15, 4, 50, 8
+_WITH_BYTES = 100  # columns from which stored bytes have one
+
+
+def draw(state: SearchState, console: Console, now: float, began: float, notice: str, server: str) -> RenderableType:
+    """Return a search as it stands, for a terminal of this size.
+
+    Args:
+        began: When the view did.
+        notice: What is to be seen to the end; empty where nothing is.
+        server: Address of MLflow, for people; empty for the embedded store.
+    """
+    passed = _text(f"{clock(now - began)}  ", style="dim")
+    if state.facts is None:
+        return passed + _text(notice or (state.phase.text if state.phase else "waiting for the search"))
+    above = [*_head(state, console, now, passed), *_lines(state, now, notice)]
+    below = [
+        *(_text(f"note: {note}", style="yellow", no_wrap=True, overflow="ellipsis") for note in state.facts.notes),
+        _text(browse(state.study, server), style="dim", no_wrap=True, overflow="ellipsis"),
+    ]
+    rows = console.height - len(above) - len(below) - 3  # an empty line, the heading, the cursor's line
+    return Group(*above, Text(""), _table(state, console, max(1, min(_MAX_ROWS, rows))), *below)
+
+
+def _head(state: SearchState, console: Console, now: float, passed: Text) -> list[RenderableType]:
+    assert state.facts is not None
+    facts = state.facts
+    title = _text(f"{state.study}: {facts.task} on {facts.device} ({facts.dtype})", no_wrap=True, overflow="ellipsis")
+    title.stylize("bold")
+    left = time_left_in_words(state.seconds_left(now))
+    line = Table.grid(padding=(0, 2, 0, 0))
+    bar = ProgressBar(total=1.0, completed=state.share_done(), width=max(10, min(_MAX_BAR, console.width - 30)))
+    line.add_row(bar, _text(f"{100 * state.share_done():.0f} %"), _text(left), passed)
+    return [title, line]
+
+
+def _lines(state: SearchState, now: float, notice: str) -> list[RenderableType]:
+    lines = [(label, _text(text)) for label, text in progress_in_words(state)]
+    hosts = state.hosts(now) if state.is_training else []
+    for host in hosts[:_MAX_HOSTS]:
+        slots = f"{host.num_trials}/{'?' if host.num_slots is None else host.num_slots} slots"
+        pace = "" if host.steps_per_s is None else f"  {host.steps_per_s:.2g} steps/s"
+        pace += "" if host.rows_per_s is None else f"  {host.rows_per_s:.3g} rows/s"
+        lines.append(("host", _text(f"{host.address}  {slots}{pace}")))
+    if len(hosts) > _MAX_HOSTS:
+        lines.append(("", _text(f"and {counted(len(hosts) - _MAX_HOSTS, 'more host')}")))
+    if notice:
+        lines.append(("notice", _text(notice, style="yellow")))
+    return [_labelled(label, text) for label, text in lines]
+
+
+def _labelled(label: str, text: Text) -> Text:
+    line = _text(f"{label:<9}", style="dim", no_wrap=True, overflow="ellipsis")
+    return line.append_text(text)
+
+
+def _table(state: SearchState, console: Console, num_rows: int) -> Table:
+    assert state.facts is not None
+    with_bytes = console.width >= _WITH_BYTES
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True, header_style="dim")
+    table.add_column("trial", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    table.add_column("step", no_wrap=True, justify="right")
+    table.add_column(state.facts.metric, no_wrap=True, justify="right", max_width=10, overflow="ellipsis")
+    table.add_column("curve", no_wrap=True, min_width=_CURVE)
+    if with_bytes:
+        table.add_column("bytes", no_wrap=True, justify="right")
+    table.add_column("params", no_wrap=True, overflow="ellipsis", ratio=1)
+    low, high = state.score_range()
+    ascii_only = console.options.ascii_only
+    paused = set(state.paused)
+    for trial in state.lines(num_rows):
+        curve = sparkline(trial.scores, low, high, width=_CURVE, ascii_only=ascii_only)
+        is_paused = trial.trial in paused
+        style = "dim" if is_paused else _STYLES[trial.state]
+        cells = _cells(trial, state.facts.max_steps, curve, with_bytes)
+        shown = cells[0], "paused" if is_paused else cells[1], *cells[2:]
+        table.add_row(*map(_text, shown), style=style)
+    return table
+
+
+def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Sequence[str]:
+    score = "-" if trial.score is None else f"{trial.score:.4f}"
+    stored = [f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []
+    step = f"{max(trial.step, trial.current_step)}/{max_steps}"
+    return trial.trial, trial.state.value, step, score, curve, *stored, params_in_short(trial.params)
+
+
+def _text(text: str, **style: Any) -> Text:
+    """Return a text that steers neither the terminal nor rich, whoever wrote it."""
+    return Text(plain(text), **style)
+
 
 _A_SECOND = 2.0  # drawings: one takes some 10 ms of what the driver computes with
 
@@ -85,3 +196,80 @@ class _ResizedLive(Live):
         if self.console.is_interactive and before not in (None, self._size):
             return [Control(ControlType.HOME, ControlType.CLEAR), *processed[1:]]
         return processed
+
+
+_EVERY_S = 0.5  # between two drawings
+_WIDTH = 100
+_PAGE = "<pre style='line-height:normal;font-family:monospace'>{code}</pre>"
+
+
+def in_notebook() -> bool:
+    """Whether what a cell displays is shown below it."""
+    return Console().is_jupyter
+
+
+class NotebookView:
+    """Draws a search below its cell; what is drawn last stays there. A context manager.
+
+    It needs IPython alone, which every notebook has, and no widgets.
+
+    Args:
+        server: Where the trials are recorded, for the hint.
+    """
+
+    def __init__(self, server: str) -> None:
+        self._server, self._state, self._lock = server, SearchState(), threading.Lock()
+        self._began, self._notice = time.time(), ""
+        self._drawn_at = 0.0
+        self._rows: list[str] = []  # what the task's rows are like, above what is drawn
+        self._output: Any = None
+
+    def __enter__(self) -> NotebookView:
+        from IPython.display import display
+
+        self._output = display(_html(self._page()), display_id=True)  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._draw()
+
+    def happened(self, event: ShownEvent) -> None:
+        """Take the next event, from whatever thread."""
+        with self._lock:
+            self._state.happened(event)
+            if isinstance(event, DataRead):
+                self._rows = data_lines(event.report, event.num_rows, event.metric, short=True)
+            if event.at - self._drawn_at < _EVERY_S:
+                return
+            self._drawn_at = event.at
+        self._draw()
+
+    def known(self, event: ShownEvent) -> None:
+        """Take an event of an earlier driver."""
+        with self._lock:
+            self._state.happened(event)
+
+    def say(self, text: str) -> None:
+        """Show a notice to the end."""
+        self._notice = text
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _draw(self) -> None:
+        self._output.update(_html(self._page()))
+
+    def _page(self) -> str:
+        console = Console(file=io.StringIO(), record=True, width=_WIDTH, force_jupyter=False)
+        with self._lock:
+            drawn = draw(self._state, console, time.time(), self._began, self._notice, self._server)
+            rows = [*self._rows, ""] if self._rows else []
+        console.print(*rows, sep="\n", end="", markup=False, highlight=False, soft_wrap=True)
+        console.print(drawn)
+        return console.export_html(inline_styles=True, code_format=_PAGE)
+
+
+def _html(page: str) -> Any:
+    from IPython.display import HTML
+
+    return HTML(page)  # type: ignore[no-untyped-call]

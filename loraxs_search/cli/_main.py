@@ -1,12 +1,13 @@
-"""The app, its verbs, and how errors leave it."""
+"""The app, its verbs, and how errors leave it; an account that was typed is kept out of the list of processes."""
 
 from __future__ import annotations
 
 import io
 import logging
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from gc import set_threshold
 from typing import Annotated, Any, NoReturn
@@ -17,42 +18,79 @@ from typer.exceptions import Abort, Exit, TyperException
 
 from loraxs_search import __version__
 from loraxs_search.cli import (
-    add,
     check,
-    clone,
-    compare,
-    continue_,
     doctor,
-    extend,
-    finish,
-    gc,
-    history,
     init,
     launch,
-    ls,
-    pause,
     predict,
     promote,
-    pull,
+    registry,
     report,
-    resume,
-    rm,
-    rollback,
-    show,
     spaces,
     status,
-    stop,
+    steering,
     studies,
-    sync,
     tasks,
     ui,
 )
-from loraxs_search.cli._account import hide_account
-from loraxs_search.cli._bad_values import bad_value
-from loraxs_search.cli._plain import keep_output_plain, plain
-from loraxs_search.errors import LoraxsError, UsageError, unknown_name
-from loraxs_search.mlflow_uri import redact
+from loraxs_search.cli._output import keep_output_plain, plain
+from loraxs_search.errors import LoraxsError, TrackingError, UsageError, shortened, unknown_name
+from loraxs_search.mlflow_uri import redact, resolve_uri
 from loraxs_search.records import to_json
+
+_OPTION = "--tracking-uri"
+
+
+def _hide_account(argv: Sequence[str]) -> None:
+    """Start the process anew, as itself, without the account that its `--tracking-uri` names.
+
+    The account goes on in MLflow's variables. Returns where there is none to hide.
+    """
+    shown = [_without_account(argv[index - 1] if index else "", word) for index, word in enumerate(argv)]
+    if shown == list(argv):
+        return
+    interpreter = sys.orig_argv[: len(sys.orig_argv) - len(argv)]
+    os.execv(sys.executable, [*interpreter, *shown])
+
+
+def _without_account(before: str, word: str) -> str:
+    option = f"{_OPTION}=" if word.startswith(f"{_OPTION}=") else ""
+    if (not option and before != _OPTION) or "@" not in word:
+        return word
+    try:
+        return option + resolve_uri(word.removeprefix(option))
+    except TrackingError:  # the command says so
+        return word
+
+
+_LAWS = {
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "greater_than_equal": "at least {ge}",
+    "greater_than": "above {gt}",
+    "less_than_equal": "at most {le}",
+    "less_than": "below {lt}",
+}
+_CHOICES = re.compile(r"is not one of (.*)\.?$")
+
+
+def _bad_value(error: Any) -> str | None:
+    """Return what a value must be, and what it is; None where that is not known.
+
+    Args:
+        error: What Typer raises of a parameter.
+    """
+    parameter, details = getattr(error, "param", None), getattr(error.__cause__, "errors", None)
+    if parameter is None or details is None:
+        return None
+    name = next((option for option in parameter.opts if option.startswith("--")), parameter.name)
+    detail = details()[0]
+    if detail["type"] in _LAWS:
+        law = _LAWS[detail["type"]].format(**detail.get("ctx", {}))
+        return f"`{name}` must be {law}, but got {shortened(detail['input'])}."
+    choices = _CHOICES.search(detail["msg"])
+    return unknown_name(name, detail["input"], re.findall(r"'([^']*)'", choices[1])) if choices else None
+
 
 PROGRAM = "loraxs-search"
 INTERRUPTED = 130  # 128 + SIGINT, what shells expect
@@ -62,7 +100,7 @@ _OBJECTS_BETWEEN_COLLECTIONS = 200_000  # with 700, as is usual, a fifth of impo
 _HELP = "Find, keep and hand out tiny adapters: LoRA-XS search on Ray Tune, Optuna and MLflow."
 
 
-class Verbs(TyperGroup):
+class _Verbs(TyperGroup):
     """A group that answers an unknown verb with the nearest known one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -73,7 +111,7 @@ class Verbs(TyperGroup):
 
 app = typer.Typer(
     name=PROGRAM,
-    cls=Verbs,
+    cls=_Verbs,
     help=_HELP,
     epilog="Exit codes: 0 done, 1 failed, 2 usage error, 130 interrupted. With --json an error is on stdout "
     'too: {"error": {"message", "hint", "exit_code"}}.',
@@ -82,18 +120,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_VERBS = (
-    *(init, check, doctor, launch, status, compare, report, resume, sync),
-    *(stop, pause, continue_, finish),
-    *(add, clone, extend),
-    *(promote, ls, show, history, rollback, rm),
-    *(pull, predict, ui, gc),
+_VERBS: tuple[Callable[..., None], ...] = (
+    *(init.init, check.check, doctor.doctor, launch.launch, status.status),
+    *(report.compare, report.report, launch.resume, launch.sync),
+    *(steering.stop, steering.pause, steering.continue_, steering.finish),
+    *(steering.add, steering.clone, steering.extend),
+    *(promote.promote, registry.ls, registry.show, registry.history, registry.rollback, registry.rm),
+    *(registry.pull, predict.predict, ui.ui, studies.gc),
 )
 for verb in _VERBS:
-    app.command(name=verb.__name__.rpartition(".")[2].rstrip("_"))(verb.command)
-app.add_typer(spaces.app, name="spaces", cls=Verbs)
-app.add_typer(studies.app, name="studies", cls=Verbs)
-app.add_typer(tasks.app, name="tasks", cls=Verbs)
+    app.command(name=verb.__name__.rstrip("_"))(verb)
+app.add_typer(spaces.app, name="spaces", cls=_Verbs)
+app.add_typer(studies.app, name="studies", cls=_Verbs)
+app.add_typer(tasks.app, name="tasks", cls=_Verbs)
 
 
 def _print_version(wanted: bool) -> None:
@@ -116,7 +155,7 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line of this process; exit 0 ok, 1 failed, 2 usage, 130 interrupted."""
-    hide_account(sys.argv[1:])
+    _hide_account(sys.argv[1:])
     configure_stdout()
     keep_output_plain()
     logging.basicConfig(level=logging.WARNING, handlers=[Talk()])
@@ -147,7 +186,7 @@ def run(argv: Sequence[str]) -> int:
             printer.print_exception(error)
         return _report(error).tell(as_json)
     if code == INTERRUPTED:  # Typer's way to say that Ctrl-C was pressed
-        return Failure("interrupted", None, INTERRUPTED).tell(as_json)
+        return _Failure("interrupted", None, INTERRUPTED).tell(as_json)
     return code if isinstance(code, int) else 0
 
 
@@ -160,7 +199,7 @@ def _split(argv: Sequence[str]) -> tuple[list[str], bool]:
 
 
 @dataclass(frozen=True)
-class Failure:
+class _Failure:
     """How a command ended that did not do what it was asked."""
 
     message: str
@@ -177,7 +216,7 @@ class Failure:
         return self.exit_code
 
 
-class UsageShown(Failure):
+class _UsageShown(_Failure):
     """A group that was given no verb: it says which ones there are."""
 
     def tell(self, as_json: bool) -> int:
@@ -185,27 +224,27 @@ class UsageShown(Failure):
         return self.exit_code
 
 
-def _report(error: BaseException) -> Failure:
+def _report(error: BaseException) -> _Failure:
     if isinstance(error, LoraxsError):
-        return Failure(error.message, error.hint, error.exit_code)
+        return _Failure(error.message, error.hint, error.exit_code)
     if isinstance(error, (Abort, KeyboardInterrupt)):
-        return Failure("interrupted", None, INTERRUPTED)
+        return _Failure("interrupted", None, INTERRUPTED)
     if isinstance(error, TyperException):
         return _report_usage(error)
     name = type(error).__name__
-    return Failure(f"{name}: {error}", f"this is a fault of {PROGRAM}: run again with {_TRACEBACK} and report it", 1)
+    return _Failure(f"{name}: {error}", f"this is a fault of {PROGRAM}: run again with {_TRACEBACK} and report it", 1)
 
 
-def _report_usage(error: TyperException) -> Failure:
+def _report_usage(error: TyperException) -> _Failure:
     context: Any = getattr(error, "ctx", None)
     path = context.command_path if context is not None else PROGRAM
     if context is not None and error.format_message() == context.get_help():
-        return UsageShown(error.format_message(), None, error.exit_code)
-    message = bad_value(error) or error.format_message()
+        return _UsageShown(error.format_message(), None, error.exit_code)
+    message = _bad_value(error) or error.format_message()
     if hasattr(error, "possibilities"):  # an unknown option
         known = [name for parameter in context.command.params for name in parameter.opts if name.startswith("-")]
         message = unknown_name("option", getattr(error, "option_name", ""), {*known, "--help", _TRACEBACK})
-    return Failure(redact(message), f"see `{path} --help`", error.exit_code)
+    return _Failure(redact(message), f"see `{path} --help`", error.exit_code)
 
 
 class Talk(logging.Handler):

@@ -1,19 +1,71 @@
-"""Printing data: tables for people, JSON for programs."""
+"""Printing data: tables for people, JSON for programs, and no text from elsewhere that would steer the terminal."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 
-from loraxs_search.cli._plain import plain_stream
 from loraxs_search.records import Decision, Scalar, Task, Yardstick, to_json
 from loraxs_search.reports import LeaderboardRow
+
+# Control characters but tabs and ends of lines, and those that turn the direction of writing.
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def plain(text: str) -> str:
+    """Return a text with the characters that steer a terminal written out, such as `\\x1b`."""
+    return _STEERING.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+class _PlainText:
+    """A stream to which all text goes as `plain` returns it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(plain(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def plain_stream(stream: TextIO) -> TextIO:
+    """Return a stream for text that people read."""
+    return cast("TextIO", _PlainText(stream))
+
+
+def keep_output_plain() -> None:
+    """Have nothing that is said steer a terminal; data on stdout goes as it is, but to a terminal."""
+    sys.stderr = plain_stream(sys.stderr)
+    if sys.stdout.isatty():
+        sys.stdout = plain_stream(sys.stdout)
+
+
+def drawing_stream(stream: TextIO) -> TextIO:
+    """Return what is below a plain stream, for what draws on a terminal and so has to steer it."""
+    while isinstance(stream, _PlainText):
+        stream = stream.stream
+    return stream
+
+
+_UNITS = ("B", "KB", "MB", "GB", "TB")
+
+
+def shown_bytes(num_bytes: int) -> str:
+    """Return a size with three digits and a unit: `31.0 KB`."""
+    size, unit = float(num_bytes), 0
+    while size >= 999.5 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{num_bytes} B" if unit == 0 else f"{size:.3g} {_UNITS[unit]}"
+
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 EventsOption = Annotated[

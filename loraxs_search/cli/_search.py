@@ -1,20 +1,21 @@
-"""What launch and resume share: the view while it runs, the result when it is done."""
+"""What launch and resume share: the view while it runs, what Ctrl-C and SIGTERM do, the result when it is done."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-from loraxs_search.cli._event_stream import EventStream
-from loraxs_search.cli._interrupts import interrupts
+from loraxs_search.cli._lines import EventStream
 from loraxs_search.cli._output import emit, print_leaderboard, print_summary, print_warnings
-from loraxs_search.cli._words import browse
+from loraxs_search.cli.live_text import browse
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.log import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, sqlite_path
@@ -26,7 +27,46 @@ if TYPE_CHECKING:
     from loraxs_search.search import SearchResult
 
 
-class Sink(Protocol):
+_CURSOR_ON = b"\x1b[?25h"
+
+
+@contextlib.contextmanager
+def _interrupts(say: Callable[[str], None], is_training: Callable[[], bool], stop: threading.Event) -> Iterator[None]:
+    """Handle SIGINT and SIGTERM while a search runs.
+
+    The first one sets `stop` while trials train, and is a `KeyboardInterrupt` before and after. The second one leaves
+    the process as it is: Ray's processes end with it, and the study folder is whole at any moment.
+
+    Args:
+        say: Called from the signal handler; must not write to a buffered stream.
+        is_training: Whether `stop` is being looked at now.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    count = 0
+
+    def handle(_: int, __: FrameType | None) -> None:
+        nonlocal count
+        count += 1
+        if count > 1:
+            os.write(2, (_CURSOR_ON if os.isatty(2) else b"") + b"\nerror: interrupted twice, ended at once\n")
+            os._exit(130)
+        say("stopping; Ctrl-C again ends at once")
+        stop.set()
+        if not is_training():
+            raise KeyboardInterrupt
+
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # read by Tune when its loop starts
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Sink(Protocol):
     """What takes the events of a search: a view, or a stream of lines for programs."""
 
     def happened(self, event: ShownEvent) -> None:
@@ -39,10 +79,10 @@ class Sink(Protocol):
         """Show a notice, from a signal handler too."""
 
 
-class Sinks:
+class _Sinks:
     """Several of them as one."""
 
-    def __init__(self, *sinks: Sink) -> None:
+    def __init__(self, *sinks: _Sink) -> None:
         self._sinks = sinks
 
     def happened(self, event: ShownEvent) -> None:
@@ -65,7 +105,7 @@ class WatchedSearch:
         study: Its name, where that is known before the search begins.
     """
 
-    def __init__(self, sink: Sink, study: str | None = None) -> None:
+    def __init__(self, sink: _Sink, study: str | None = None) -> None:
         self._sink = sink
         self.study, self.is_training = study, False
 
@@ -100,7 +140,7 @@ def watched(
     stop = threading.Event()
     with _sinks(server_of(tracking_uri), as_events) as sinks:
         view = WatchedSearch(sinks, study)
-        with _ending(lambda: [view], sinks), interrupts(sinks.say, lambda: view.is_training, stop):
+        with _ending(lambda: [view], sinks), _interrupts(sinks.say, lambda: view.is_training, stop):
             try:
                 yield view, stop
             except KeyboardInterrupt as error:
@@ -118,12 +158,12 @@ def watched_together(
     stream = [EventStream(sys.stdout)] if as_events else []
 
     def view(study: str) -> WatchedSearch:
-        sinks = Sinks(*stream, LinesView(sys.stderr, server, label=study))
+        sinks = _Sinks(*stream, LinesView(sys.stderr, server, label=study))
         views.append(WatchedSearch(sinks))
         return views[-1]
 
     # The main thread only waits, so it may be interrupted at any time.
-    with _ending(lambda: views, Sinks(*stream)), interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
+    with _ending(lambda: views, _Sinks(*stream)), _interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
         try:
             yield view, stop
         except KeyboardInterrupt as error:
@@ -139,10 +179,10 @@ def shown(tracking_uri: str) -> Iterator[WatchedSearch]:
     Args:
         tracking_uri: Where the trials are recorded, for the hint.
     """
-    from loraxs_search.cli._notebook import NotebookView, in_notebook
+    from loraxs_search.cli._live import NotebookView, in_notebook
 
     server = server_of(tracking_uri)
-    view_of: contextlib.AbstractContextManager[Sink] = (
+    view_of: contextlib.AbstractContextManager[_Sink] = (
         NotebookView(server) if in_notebook() else _sinks(server, as_events=False)
     )
     with view_of as sinks:
@@ -152,22 +192,22 @@ def shown(tracking_uri: str) -> Iterator[WatchedSearch]:
 
 
 @contextlib.contextmanager
-def _sinks(server: str, as_events: bool) -> Iterator[Sinks]:
+def _sinks(server: str, as_events: bool) -> Iterator[_Sinks]:
     stream = [EventStream(sys.stdout)] if as_events else []
     is_shared = as_events and sys.stdout.isatty()  # a view would be drawn into the stream
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_shared:
         from loraxs_search.cli._live import LiveView
 
         with LiveView(server) as live:
-            yield Sinks(*stream, live)
+            yield _Sinks(*stream, live)
     else:
         from loraxs_search.cli._lines import LinesView
 
-        yield Sinks(*stream, *([] if is_shared else [LinesView(sys.stderr, server)]))
+        yield _Sinks(*stream, *([] if is_shared else [LinesView(sys.stderr, server)]))
 
 
 @contextlib.contextmanager
-def _ending(views: Callable[[], Sequence[WatchedSearch]], sinks: Sink) -> Iterator[None]:
+def _ending(views: Callable[[], Sequence[WatchedSearch]], sinks: _Sink) -> Iterator[None]:
     """Have each study's last event follow, when nobody works on it any more."""
     notice = ""
     try:

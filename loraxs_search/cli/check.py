@@ -10,16 +10,49 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from loraxs_search.cli._completion import SpaceArgument
-from loraxs_search.cli._data import data_lines
-from loraxs_search.cli._estimate import describe as describe_estimate
 from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table
+from loraxs_search.cli.live_text import data_lines
 from loraxs_search.errors import counted
 from loraxs_search.records import BASE_ALONE_ROWS
 
 if TYPE_CHECKING:
     from loraxs_search.records import AdapterSize
     from loraxs_search.search.driver.check import CheckedSpace
+    from loraxs_search.search.driver.estimate import SearchEstimate
     from loraxs_search.search_space import Space, SpaceDescription
+
+
+def _describe_estimate(estimate: SearchEstimate) -> dict[str, str]:
+    """Return the lines that tell an estimate."""
+    low, high = estimate.step_share
+    of = estimate.measured
+    shares = f"{low:.0%}" if round(high - low, 2) == 0 else f"{low:.0%} to {high:.0%}"
+    parts = ", ".join(f"{name} {_time(seconds)}" for name, seconds in estimate.parts_s.items())
+    hours = _range(estimate.least_device_hours, estimate.most_device_hours)
+    return {
+        "estimate": f"about {_time(estimate.least_s)} to {_time(estimate.most_s)} on this machine alone, "
+        f"{hours} device hours",
+        "of these": parts,
+        "early stops": f"leave {shares} of all steps, by the scheduler on random scores",
+        "measured": f"{of.num_steps} steps and a scoring of {of.at_once} drawn trials at once on {of.device}: "
+        f"{of.step_s:.3g} s a step, {of.scoring_s:.3g} s a scoring of each",
+    }
+
+
+def _time(seconds: float) -> str:
+    """Return a time with two digits: `50 s`, `12 min`, `3.4 h`."""
+    if seconds < 90:
+        return f"{_two(seconds)} s"
+    return f"{_two(seconds / 60)} min" if seconds < 5400 else f"{_two(seconds / 3600)} h"
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:.2g} to {high:.2g}"
+
+
+def _two(value: float) -> str:
+    return f"{float(f'{value:.2g}'):g}"
+
 
 DataOption = Annotated[bool, typer.Option("--data", help="Read the task's data as well: columns, labels, splits.")]
 EstimateOption = Annotated[
@@ -27,7 +60,7 @@ EstimateOption = Annotated[
 ]
 
 
-def command(
+def check(
     space: SpaceArgument,
     data: DataOption = False,
     estimate: EstimateOption = False,
@@ -49,10 +82,10 @@ def command(
 
     Example: loraxs-search check mine.yaml --data
     """
-    check(space, tuple(overrides or ()), data=data or estimate, estimate=estimate, as_json=as_json)
+    check_space(space, tuple(overrides or ()), data=data or estimate, estimate=estimate, as_json=as_json)
 
 
-def check(space: str, overrides: Sequence[str], *, data: bool, estimate: bool, as_json: bool) -> None:
+def check_space(space: str, overrides: Sequence[str], *, data: bool, estimate: bool, as_json: bool) -> None:
     """Check a space and print what was seen; `launch --dry-run` prints the same."""
     from loraxs_search.search_space import open_space
 
@@ -72,7 +105,7 @@ def _show(space: Space, seen: CheckedSpace) -> None:
     description, time = seen.description, seen.estimate
     summary = _summary(space, seen)
     if time is not None:
-        summary |= describe_estimate(time)
+        summary |= _describe_estimate(time)
     elif seen.no_estimate:
         summary["estimate"] = f"none: {seen.no_estimate}"
     for key, value in summary.items():
@@ -86,7 +119,7 @@ def _show(space: Space, seen: CheckedSpace) -> None:
     _show_extremes(description)
     for group in description.groups:
         print(f"\n{group.expression}: {counted(len(group.modules), 'module')}")
-        print("\n".join(f"  {name}" for name in fold_layers(group.modules)))
+        print("\n".join(f"  {name}" for name in _fold_layers(group.modules)))
 
 
 def _show_extremes(description: SpaceDescription) -> None:
@@ -173,7 +206,7 @@ def _pack_size(asked: int | Literal["auto"], seen: CheckedSpace) -> str:
     return f"{asked}: {size} at once on this machine ({why})" if asked == "auto" or why else str(asked)
 
 
-def fold_layers(names: Sequence[str]) -> list[str]:
+def _fold_layers(names: Sequence[str]) -> list[str]:
     """Return full module names with the layers of equal ones folded: `layer.{0-5}.query`, in order of appearance."""
     layers: dict[tuple[str, str], list[int]] = {}
     for name in names:

@@ -20,7 +20,7 @@ from loraxs_search.cli._output import (
 )
 
 
-def command(
+def doctor(
     space: Annotated[
         str | None,
         typer.Argument(help="A space whose base and files every node needs; default: none.", autocompletion=spaces),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _LISTS = ("text", "labels")
 
 
-def command(  # noqa: PLR0913, PLR0917  # each an option
+def init(  # noqa: PLR0913, PLR0917  # each an option
     data: Annotated[
         str,
         typer.Argument(

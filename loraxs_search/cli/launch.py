@@ -1,4 +1,4 @@
-"""loraxs-search launch SPACE..."""
+"""loraxs-search launch SPACE..., resume STUDY, sync [STUDY]"""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from typer.exceptions import Exit
 
+from loraxs_search.cli._completion import StudyArgument, studies
 from loraxs_search.cli._completion import spaces as complete_spaces
 from loraxs_search.cli._output import (
     AddressOption,
@@ -16,15 +18,17 @@ from loraxs_search.cli._output import (
     SetOption,
     StorageOption,
     TrackingOption,
+    emit,
+    print_table,
 )
 from loraxs_search.cli._search import check_output, show_result, show_results, watched, watched_together
-from loraxs_search.cli.check import check
+from loraxs_search.cli.check import check_space
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.studies import StudyFolder
 
 
-def command(  # noqa: PLR0913, PLR0917  # each is an option
+def launch(  # noqa: PLR0913, PLR0917  # each is an option
     spaces: Annotated[
         list[str],
         typer.Argument(
@@ -121,4 +125,57 @@ def _dry_run(spaces: Sequence[str], changes: Sequence[str], name: str | None, as
         raise UsageError("`--dry-run` must go with one space, but got several.", hint="give them one after the other")
     if name is not None:
         StudyFolder.check_new(name)
-    check(spaces[0], changes, data=True, estimate=True, as_json=as_json)
+    check_space(spaces[0], changes, data=True, estimate=True, as_json=as_json)
+
+
+def resume(
+    study: StudyArgument,
+    address: AddressOption = None,
+    runtime_env: RuntimeEnvOption = None,
+    storage: StorageOption = None,
+    as_json: JsonOption = False,
+    as_events: EventsOption = False,
+) -> None:
+    """Continue a search that was interrupted or killed.
+
+    Unfinished trials continue from their last report. A trial alone on a CPU repeats bit for bit. In a pack it repeats
+    up to the rounding of shared passes. A finished study is printed as it is.
+
+    The study remembers its space, its MLflow address and its storage. Give --address and --runtime-env again: without
+    --address the search continues on this machine alone. Give --storage on another machine, to fetch the copy that
+    `launch --storage` made. One machine at a time works on a study. An MLflow account comes from the environment again.
+
+    The space cannot be changed. `extend` gives a study more trials or more time, and `add` a trial of your own. With a
+    finished study, `resume` then sets its candidates aside, trains, and chooses among all trials.
+
+    Example: loraxs-search resume reviews
+    """
+    from loraxs_search.search import resume
+
+    check_output(as_json, as_events)
+    uri = StudyFolder.open(study).info.tracking_uri if storage is None or StudyFolder.exists(study) else resolve_uri()
+    with watched(uri, study=study, as_events=as_events) as (view, stop):
+        result = resume(study, address=address, runtime_env=runtime_env, storage=storage, view=view, stop=stop)
+    show_result(result, as_json, as_events=as_events)
+
+
+def sync(
+    study: Annotated[
+        str | None, typer.Argument(help="Name of the study; default: all studies.", autocompletion=studies)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write to MLflow what studies could not while it was unreachable.
+
+    You can repeat it: records that are there already do not change. A study in a shared storage that another machine
+    has taken over is left to that machine. Exits 1 if records still wait, or if a study cannot be read.
+
+    Example: loraxs-search sync
+    """
+    from loraxs_search.search.driver.sync import sync
+
+    done = list(sync(study))
+    columns = ("study", "records", "problem")
+    emit(as_json, done, lambda: print_table(columns, [(it.study, it.state, it.problem) for it in done]))
+    if any(it.state in ("waiting", "unreadable") for it in done):
+        raise Exit(1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from loraxs_search.cli._completion import adapters
-from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit
-from loraxs_search.cli._rows import STDIN, Form, beside, check_source, read_rows, type_row, write_predictions
+from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit, write_csv
 from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
@@ -18,11 +20,103 @@ if TYPE_CHECKING:
 
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
+    from loraxs_search.tasks.questions import QuestionRows
+
+
+Row = tuple[Any, ...]
+Form = Literal["text", "csv", "jsonl"]
+
+STDIN = "-"
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})  # to some readers of lines
+
+
+def _check_source(source: str) -> None:
+    """Refuse a file that is not there, before anything is loaded.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    from loraxs_search.tasks.questions import question_path
+
+    if source != STDIN:
+        question_path(source)
+
+
+def read_rows(source: str, columns: Sequence[str], *, others: bool) -> QuestionRows:
+    """Return the rows of a file, or of standard input (`-`).
+
+    Args:
+        others: Whether further columns are read too.
+    Raises:
+        UsageError: it cannot be read, or lacks a column.
+    """
+    from loraxs_search.tasks.questions import read_questions, read_standard_input
+
+    if source == STDIN:
+        return read_standard_input(sys.stdin.buffer.read(), columns, others=others)
+    return read_questions(source, columns, others=others)
+
+
+def _type_row(prompts: Sequence[str]) -> Row | None:
+    """Return a row that somebody types, column by column; None at its end. Empty lines are passed over."""
+    row: list[str] = []
+    while len(row) < len(prompts):
+        if sys.stdin.isatty():
+            print(f"{prompts[len(row)]}> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return None
+        if line.strip():
+            row.append(line.rstrip("\n"))
+    return tuple(row)
+
+
+def _write_predictions(
+    predictions: Sequence[Prediction], form: Form, *, header: bool, beside: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Write answers to stdout as CSV or JSONL; lines and tabs inside a text survive.
+
+    Args:
+        beside: What else is written of each row, such as the line where it stands in its file.
+    """
+    rows: list[dict[str, Any]] = [asdict(prediction) for prediction in predictions]
+    if form == "csv":
+        rows = [{name: value for name, value in row.items() if name != "probabilities"} for row in rows]
+    rows = [{**row, **other} for row, other in zip(rows, beside, strict=True)] if beside else rows
+    if form == "jsonl":
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False, default=str).translate(_LINE_ENDS))
+        return
+    if header:
+        write_csv(list(rows[0]))
+    for row in rows:
+        score = None if row["score"] is None else format(row["score"], ".9g" if row["label"] is None else ".6g")
+        write_csv([_cell(value) for value in (row | {"score": score}).values()])
+
+
+def beside(rows: QuestionRows, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Return what is written beside the answers to these rows: their lines, and the other columns of their file.
+
+    A column that has the name of one that is written anyway is `file_NAME`, with `file_` again until no other has it.
+    """
+    names = {name: name for name in rows.others}
+    for name in {"text", "label", "score", "probabilities", "line"} & names.keys():
+        while names[name] == name or names[name] in rows.others:
+            names[name] = f"file_{names[name]}"
+    return [
+        {"line": rows.place.number(number), **{shown: rows.others[name][number] for name, shown in names.items()}}
+        for number in numbers
+    ]
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
+
 
 _AT_ONCE = 512  # rows between two writes, so that a long file shows answers early
 
 
-def command(  # noqa: PLR0913, PLR0917  # each is an option
+def predict(  # noqa: PLR0913, PLR0917  # each is an option
     name: Annotated[
         str,
         typer.Argument(
@@ -73,7 +167,7 @@ def command(  # noqa: PLR0913, PLR0917  # each is an option
         texts, file = None, STDIN
     _check_sources(texts, file, repl, as_json, form)
     if file is not None:
-        check_source(file)
+        _check_source(file)
     answer = predictor(name, base=base, tracking_uri=tracking_uri)
     if repl:
         _converse(answer, form)
@@ -130,7 +224,7 @@ def _converse(answer: Predictor, form: Form) -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # a line that is not UTF-8 is refused as a row is
     header = True
-    while (row := type_row(answer.prompts)) is not None:
+    while (row := _type_row(answer.prompts)) is not None:
         stream = _Stream() if form == "text" else None
         try:
             predictions = answer([row], on_text=stream)
@@ -170,7 +264,7 @@ def _print(
     predictions: Sequence[Prediction], form: Form, *, header: bool, others: Sequence[Mapping[str, Any]] = ()
 ) -> None:
     if form != "text":
-        write_predictions(predictions, form, header=header, beside=others)
+        _write_predictions(predictions, form, header=header, beside=others)
         return
     for prediction in predictions:
         if prediction.score is None and prediction.label is not None:  # it was written

@@ -13,7 +13,7 @@ from loraxs_search.cli._output import JsonOption, TrackingOption, describe_decis
 _WIDTH = 100  # characters of a sample's texts
 
 
-def command(
+def promote(
     study: Annotated[
         str | None, typer.Argument(help="Name of the study; default: the newest one.", autocompletion=studies)
     ] = None,

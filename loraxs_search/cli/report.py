@@ -1,17 +1,22 @@
-"""loraxs-search report STUDY"""
+"""loraxs-search report STUDY, compare STUDY..."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraxs_search.cli._completion import studies
+from loraxs_search.cli._output import JsonOption, emit, print_table
 from loraxs_search.studies import StudyFolder
 
+if TYPE_CHECKING:
+    from loraxs_search.reports import ComparedGroup, Comparison
 
-def command(
+
+def report(
     study: Annotated[str, typer.Argument(help="Name of the study, also of one that runs.", autocompletion=studies)],
     output: Annotated[
         Path | None,
@@ -42,3 +47,139 @@ def command(
         import webbrowser
 
         webbrowser.open(path.absolute().as_uri())
+
+
+def compare(
+    studies: Annotated[
+        list[str],
+        typer.Argument(
+            help="Names of studies of one task, on the same rows and base.", metavar="STUDY", autocompletion=studies
+        ),
+    ],
+    by: Annotated[
+        str, typer.Option("--by", help="What is compared: method, study, or a parameter.", metavar="PARAM")
+    ] = "method",
+    against: Annotated[
+        str | None,
+        typer.Option("--against", help="The value that others are compared with; default: the first.", metavar="VALUE"),
+    ] = None,
+    max_bytes: Annotated[
+        int | None, typer.Option("--max-bytes", min=1, help="Leave larger adapters out.", metavar="N")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0.0, help="How much worse still counts as equal, for the ratios.")
+    ] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare methods, or values of a parameter, of studies.
+
+    Studies are read from LORAXS_HOME, also while they run. Nothing is trained. Their task, rows and base must be the
+    same.
+
+    Equal budgets: of each group, the first N trials that have ended are compared; N is what the smallest group has.
+    `trials` says how many of all these are, such as 4 of 6. Stopped and failed trials count. A search tries bad values
+    less often, so give each value a study of its own: `launch SPACE --set parameters.basis=bottom --name bottom`.
+
+    The best: `best` is the group's trial with the best score among those that trained all their steps, `R` and `bytes`
+    are what it stores. `over seeds` is the mean and deviation of it and its refits on all validation rows, where it is
+    a candidate of its study. Else it is that of trials with the same params, at their reports. `test` is the score of
+    the group's finalist on the test rows.
+
+    Differences: `gain` is what a group gains over the first one, and `p` the chance of such a difference if there were
+    none. Where both groups have a finalist, its answers to the test rows are compared one by one (McNemar's test, or a
+    paired permutation test). Only finalists' answers are kept. So otherwise the means over seeds are compared (Welch's
+    test), if they are on the same validation rows. `by` says `seeds` then. Three seeds show large differences only.
+
+    Sizes: `R/lora` and `bytes/lora` compare the smallest adapters of a group and of LoRA that reach the best score that
+    both reach, less `--tolerance`. 0.1 is a tenth. `reached` is the number of the group's first trial as good as the
+    first group's best.
+
+    VeRA and TinyLoRA store what a seed gives back: `without projection` is their size without that.
+
+    The plot has a letter for each group, in capitals on the front: the best adapters for their size.
+
+    Importances: how far the best trials of a study lie apart from all, by Optuna's PED-ANOVA. They need 10 complete
+    trials. The best tenth counts as the best, or the best 5 where that is more. A parameter that only some trials have
+    is weighed among these. They say what decided this search, not which value is better.
+
+    Example: loraxs-search compare reviews --by rank
+    """
+    from loraxs_search.reports import compare
+
+    comparison = compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
+    emit(as_json, comparison, lambda: _show(comparison))
+    for note in comparison.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+def _show(comparison: Comparison) -> None:
+    groups, task_metric = comparison.groups, comparison.task_metric
+    one_study = len(comparison.studies) == 1
+    names = [comparison.by, "trials", "steps", "best", comparison.metric, "over seeds", f"test {task_metric}"]
+    names += ["gain", "p", "by", "R", "bytes", _PLAIN, "R/lora", "bytes/lora", "reached"]
+    body = [_cells(group, comparison.budget, one_study) for group in groups]
+    kept = [i for i, name in enumerate(names) if name not in _OPTIONAL or any(row[i] != "-" for row in body)]
+    text = frozenset({names[0], "best", "over seeds", "by"})
+    columns = [names[i] for i in kept]
+    print_table(columns, [[row[i] for i in kept] for row in body], right=frozenset(columns) - text)
+    from loraxs_search.reports.text_plot import text_plot
+
+    for line in ("", *text_plot(comparison)):
+        print(line)
+    if "reached" in columns:
+        meant = f"which of its trials was the first as good as the best of {groups[0].label}"
+        print(f"note: reached: {meant}", file=sys.stderr)
+    _show_importances(comparison)
+
+
+_PLAIN = "without projection"
+_OPTIONAL = (_PLAIN, "over seeds", "gain", "p", "by", "R/lora", "bytes/lora", "reached")
+
+
+def _cells(group: ComparedGroup, budget: int, one_study: bool) -> list[str]:
+    best, difference, ratio = group.best, group.difference, group.to_lora
+    trial = best.trial if best else "-"
+    return [
+        group.label,
+        f"{budget} of {group.num_trials}",
+        str(group.steps),
+        trial.rpartition("/")[2] if one_study else trial,
+        _number(best.score if best else None),
+        str(group.over_seeds or "-"),
+        _number(group.test_score),
+        f"{difference.gain:+.4f}" if difference else "-",
+        _significant(difference.p_value if difference else None),
+        difference.by if difference else "-",
+        f"{best.r_parameters:,}" if best else "-",
+        f"{best.stored_bytes:,}" if best else "-",
+        f"{best.without_projection:,}" if best and best.without_projection is not None else "-",
+        _significant(ratio.r_parameters if ratio else None),
+        _significant(ratio.stored_bytes if ratio else None),
+        str(group.reached_after or "-"),
+    ]
+
+
+def _show_importances(comparison: Comparison) -> None:
+    rows = [
+        [one.study, name, f"{share:.3f}", str(one.num_trials), f"{one.quantile:.2g}"]
+        for one in comparison.importances
+        for name, share in one.values.items()
+    ]
+    if rows:
+        print()
+        print_table(["study", "parameter", "importance", "trials", "best share"], rows, right=_NUMBERS)
+    for one in comparison.importances:
+        if one.why:
+            print(f"no importances of {one.study}: {one.why}", file=sys.stderr)
+
+
+_NUMBERS = frozenset({"importance", "trials", "best share"})
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _significant(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraxs_search.cli._completion import well_known_tasks, well_known_tasks_and_spaces
-from loraxs_search.cli._output import JsonOption, emit, print_table
-from loraxs_search.cli._plain import drawing_stream, plain
+from loraxs_search.cli._output import JsonOption, drawing_stream, emit, plain, print_table
 from loraxs_search.errors import UsageError, counted
 
 if TYPE_CHECKING:

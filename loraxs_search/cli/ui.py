@@ -14,7 +14,7 @@ from loraxs_search.cli._output import TrackingOption
 from loraxs_search.mlflow_uri import sqlite_path
 
 
-def command(
+def ui(
     study: Annotated[
         str | None, typer.Argument(help="Study whose trials to show; default: all tasks.", autocompletion=studies)
     ] = None,

@@ -9,7 +9,7 @@ from support.aged import age
 from support.searched_studies import Tried, searched
 from support.studies import state
 
-from loraxs_search.cli._bytes import shown_bytes
+from loraxs_search.cli._output import shown_bytes
 from loraxs_search.home import write_atomic
 from loraxs_search.records import TrialState
 

@@ -23,8 +23,8 @@ from support.scripted_driver import ScriptedDriver
 from support.studies import study
 from support.terminal import Terminal
 
-from loraxs_search.cli._drawing import draw
 from loraxs_search.cli._lines import LinesView
+from loraxs_search.cli._live import draw
 from loraxs_search.log import Phase, ShownEvent, Steered, TrialsAdvanced
 from loraxs_search.records import SteeringStatus, TrialState
 from loraxs_search.reports import SearchState

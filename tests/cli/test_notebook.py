@@ -24,7 +24,7 @@ def cells(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_progress_is_drawn_below_its_cell_and_stays_there(cells: Notebook) -> None:
     cells.run(
-        "from loraxs_search.cli._notebook import NotebookView, in_notebook\n"
+        "from loraxs_search.cli._live import NotebookView, in_notebook\n"
         "from loraxs_search.log import Phase\n"
         "known = in_notebook()\n"
         "with NotebookView('the UI') as view:\n"
@@ -41,7 +41,7 @@ def test_progress_is_drawn_below_its_cell_and_stays_there(cells: Notebook) -> No
 
 def test_what_rows_are_like_stays_above_the_progress(cells: Notebook) -> None:
     cells.run(
-        "from loraxs_search.cli._notebook import NotebookView\n"
+        "from loraxs_search.cli._live import NotebookView\n"
         "from loraxs_search.log import DataRead, Phase\n"
         "from loraxs_search.records import DataReport\n"
         "sizes = {'train': 8373, 'validation': 1000, 'test': 1000}\n"
@@ -75,7 +75,7 @@ def test_a_result_and_its_figures_show(cells: Notebook) -> None:
 
 
 def test_outside_a_notebook_nothing_is_drawn_below_a_cell() -> None:
-    from loraxs_search.cli._notebook import in_notebook
+    from loraxs_search.cli._live import in_notebook
 
     assert not in_notebook()
 

@@ -15,7 +15,7 @@ from support.searched_studies import Tried, searched
 from support.studies import study
 from support.terminal import Terminal
 
-from loraxs_search.cli._plain import drawing_stream, plain, plain_stream
+from loraxs_search.cli._output import drawing_stream, plain, plain_stream
 from loraxs_search.records import Command
 
 

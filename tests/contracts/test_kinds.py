@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loraxs_search.base_model import linear_modules, load_model
-from loraxs_search.cli._data import data_lines
+from loraxs_search.cli.live_text import data_lines
 from loraxs_search.engine.passes import forward
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.errors import TaskDataError

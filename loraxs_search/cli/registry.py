@@ -1,0 +1,250 @@
+"""loraxs-search ls, show TASK, history TASK, rollback TASK, rm TASK:VERSION, pull NAME"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from loraxs_search.cli._completion import TaskArgument, tasks
+from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, describe_decision, emit, print_table
+
+if TYPE_CHECKING:
+    from loraxs_search.registry import RegisteredAdapter
+
+
+_COLUMNS = ("task", "version", "metric", "score", "over seeds", "bytes", "base", "promoted")
+
+
+def ls(
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N, by name.", metavar="N")] = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List all tasks with their champions.
+
+    The score is the champion's on the test rows. "Over seeds" is the mean and standard deviation of its trial and the
+    refits, the same params from other seeds, on validation rows.
+
+    Example: loraxs-search ls
+    """
+    from loraxs_search.api import ls
+
+    tasks = ls(limit=limit, tracking_uri=tracking_uri)
+
+    def show() -> None:
+        rows = []
+        for task in tasks:
+            spread = (
+                f"{task.mean:.4f} ± {task.spread:.4f}" if task.mean is not None and task.spread is not None else "-"
+            )
+            cells = (
+                task.task,
+                "-" if task.version is None else str(task.version),
+                task.metric or "-",
+                "-" if task.score is None else f"{task.score:.4f}",
+                spread,
+                "-" if task.stored_bytes is None else f"{task.stored_bytes:,}",
+                task.base_model.rstrip("/").rpartition("/")[2] or "-",
+                task.promoted_at[:16].replace("T", " ") or "-",
+            )
+            rows.append(cells)
+        print_table(_COLUMNS, rows, right=frozenset({"version", "score", "bytes"}))
+        if not rows:
+            print("\nno tasks yet: `loraxs-search promote STUDY` makes one", file=sys.stderr)
+
+    emit(as_json, tasks, show)
+
+
+def show(
+    task: TaskArgument,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the adapters of a task, newest first.
+
+    It shows the last hundred versions. Test metrics are those of the adapter itself. Next to them is what the
+    yardsticks of its search reach on the metric that decided. "Over seeds" is the mean and standard deviation of a
+    trial and its refits, the same params from other seeds, on validation rows. It is "-" for a trial without refits
+    (`promotion.seeds: 0`), and left out where none has any. The model card has both too. "Aliases" are other names of a
+    version: `champion` is the best one, `champion-BASE` the best one on that base.
+
+    Example: loraxs-search show movie-reviews
+    """
+    from loraxs_search.api import show as versions
+
+    adapters = versions(task, tracking_uri=tracking_uri)
+    value = [asdict(version) | {"spread": _spreads(version)} for version in adapters]
+
+    def show() -> None:
+        metrics = list(dict.fromkeys(name for version in adapters for name in _shown_metrics(version)))
+        trained_again = [name for name in metrics if any(name in _spreads(version) for version in adapters)]
+        over = [f"validation {name} over seeds" for name in trained_again]
+        yardsticks = list(dict.fromkeys(y.name for version in adapters for y in version.candidate.yardsticks))
+        columns = ["version", *metrics, *over, *yardsticks, "bytes", "base", "trial", "made", "aliases"]
+        cells = [_cells(version, metrics, trained_again, yardsticks) for version in adapters]
+        print_table(columns, cells, right=frozenset({"version", "bytes"}))
+        print(f"\nload it: loraxs-search pull {task}:{adapters[0].version}", file=sys.stderr)
+        print(f'in Python: loraxs_search.load_adapter("{task}:{adapters[0].version}")', file=sys.stderr)
+
+    emit(
+        as_json,
+        value,
+        show if adapters else lambda: print(f"no adapter of {task} was promoted so far", file=sys.stderr),
+    )
+
+
+def _cells(
+    version: RegisteredAdapter, metrics: list[str], trained_again: list[str], yardsticks: Sequence[str]
+) -> list[str]:
+    candidate, spreads = version.candidate, _spreads(version)
+    beside: dict[str, float | None] = {
+        y.name: y.test_metrics.get(version.decision.metric) for y in candidate.yardsticks
+    }
+    return [
+        str(version.version),
+        *(f"{candidate.test_metrics[name]:.4f}" if name in candidate.test_metrics else "-" for name in metrics),
+        *(spreads.get(name, "-") for name in trained_again),
+        *("-" if (score := beside.get(name)) is None else f"{score:.4f}" for name in yardsticks),
+        f"{candidate.stored_bytes:,}",
+        candidate.base_model.rstrip("/").rpartition("/")[2] or "-",
+        f"{candidate.study}/{candidate.trial_id}",
+        version.created_at[:16].replace("T", " "),
+        ",".join(version.aliases) or "-",
+    ]
+
+
+def _shown_metrics(version: RegisteredAdapter) -> list[str]:
+    return [name for name in version.candidate.test_metrics if name != "loss"]
+
+
+def _spreads(version: RegisteredAdapter) -> dict[str, str]:
+    from loraxs_search.registry.finalist import seed_statistics
+
+    return {name: str(spread) for name, spread in seed_statistics(version.candidate).items() if spread.count > 1}
+
+
+def history(
+    task: TaskArgument,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every decision on a task's champion.
+
+    The oldest comes first. Refusals, rollbacks and removals are there too, each with the rule's reasons and numbers.
+
+    Example: loraxs-search history movie-reviews
+    """
+    from loraxs_search.api import history
+
+    decisions = history(task, tracking_uri=tracking_uri)
+
+    def show() -> None:
+        if not decisions:
+            print(f"no decision on {task} so far: `loraxs-search promote STUDY` makes one", file=sys.stderr)
+        for decision in decisions:
+            verdict = {"rollback": "rolled back", "remove": "removed"}.get(
+                decision.action, "promoted" if decision.promoted else "refused"
+            )
+            called = f", now {' and '.join(decision.aliases)}" if decision.promoted and decision.aliases else ""
+            by = ", by force" if decision.forced else ""
+            at = f"{decision.at[:16].replace('T', ' ')}  " if decision.at else ""
+            print(f"{at}{verdict}  {describe_decision(decision)}{called}{by}")
+            print("\n".join(f"    {reason}" for reason in decision.reasons))
+
+    emit(as_json, decisions, show)
+
+
+def rollback(
+    task: TaskArgument,
+    to: Annotated[int | None, typer.Option("--to", help="Version; default: the champion before this one.")] = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Restore the previous champion of a task, or the version of --to.
+
+    From then on, `pull TASK` gets that version. `history` shows the change.
+
+    Example: loraxs-search rollback movie-reviews
+    """
+    from loraxs_search.api import rollback
+
+    decision = rollback(task, to=to, tracking_uri=tracking_uri)
+    emit(as_json, decision, lambda: print(f"{task}: {decision.reasons[-1]}, trial {decision.winner}"))
+
+
+def rm(
+    name: Annotated[str, typer.Argument(help="TASK:version.", autocompletion=tasks)],
+    force: Annotated[bool, typer.Option("--force", help="Even a champion or the best version.")] = False,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove one version of a task from the registry.
+
+    A champion and the version with the best test score are removed only with --force. Without its champion a task has
+    none. Copies that were pulled stay where they are.
+
+    Example: loraxs-search rm movie-reviews:1
+    """
+    from loraxs_search.api import remove
+
+    decision = remove(name, force=force, tracking_uri=tracking_uri)
+    emit(as_json, decision, lambda: print(f"{name}: removed"))
+
+
+def pull(
+    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias or TASK:version.", autocompletion=tasks)],
+    base: BaseOption = None,
+    form: Annotated[
+        Literal["native", "lora", "merged", "gguf"],
+        typer.Option("--format", help="The adapter as trained, plain LoRA, a whole model, or a file for llama.cpp."),
+    ] = "native",
+    rank: Annotated[
+        int | None, typer.Option("--rank", min=1, help="Pad --format lora to this rank with zeros.", metavar="N")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32"] | None, typer.Option("--dtype", help="Type of --format merged; else the base's own.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Copy it to this folder, new or empty.", metavar="FOLDER")
+    ] = None,
+    tracking_uri: TrackingOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a promoted adapter and print its folder.
+
+    Before the folder appears, the manifest is checked against the registry, and every file against the manifest. A pull
+    that was cut short continues where it was. If the registry cannot be reached, you get the adapter that this name
+    last gave on this machine, with a notice.
+
+    PEFT loads the folder: `import loraxs_search, peft; peft.PeftModel.from_pretrained(base, folder)`. Or let
+    `loraxs_search.load_adapter` find the base. On such a model, `merge_and_unload()` returns a plain model, and
+    `add_weighted_adapter(names, weights, "sum")` adds up adapters without heads exactly, since all share one basis.
+
+    Formats: `native` is R and head, as trained. `merged` is the whole model with its tokenizer. A base in bfloat16
+    rounds small updates away: you get a warning, and --dtype float32 keeps them. `lora` is exactly the same function as
+    plain LoRA, and larger: r (in + out) numbers for each layer instead of r x r. It comes with the tokenizer, and its
+    README.md has the lines that load it with PEFT alone, head and labels included. --rank N fills it up with zeros, for
+    a server that wants one rank for all adapters; N must be at least the adapter's own rank.
+
+    vLLM loads `lora` folders only of bases that it adapts, and only without a trained head: those of language models,
+    such as a text-generation task trains. `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which
+    Ollama asks as in training; it needs the base as a GGUF file.
+
+    Bases: --base NAME takes the end of a base's id. If several bases end alike, write ORGANISATION/NAME: an adapter of
+    another base is then refused.
+
+    R fits only the weights that it was trained on. Every load compares them, and refuses others. `pull` also brings the
+    SVD factors that this machine lacks, and checks signatures if LORAXS_SIGNING_KEY_FILE is set (cluster/README.md,
+    "Factors" and "Signatures").
+
+    Example: loraxs-search pull movie-reviews --format lora
+    """
+    from loraxs_search.api import pull
+
+    path = pull(name, base=base, form=form, rank=rank, dtype=dtype, out=out, tracking_uri=tracking_uri)
+    emit(as_json, {"name": name, "path": str(path), "format": form}, lambda: print(path))
