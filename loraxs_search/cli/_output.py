@@ -70,7 +70,7 @@ def shown_bytes(num_bytes: int) -> str:
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 EventsOption = Annotated[
     bool,
-    typer.Option("--events", help="Print what happens as it happens, one JSON object a line (see `status --help`)."),
+    typer.Option("--events", help="Print what happens as it happens, one JSON object a line."),
 ]
 TrackingOption = Annotated[
     str | None,

@@ -54,7 +54,7 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     shows a live table, and a pipe gets plain lines. `loraxs-search status STUDY --watch` shows the same elsewhere.
 
     For programs: `loraxs-search launch movie_reviews --events`. Stdout then has one JSON object a line, as things
-    happen. `loraxs-search status --help` lists the events. The last one has what --json prints.
+    happen. search_spaces/README.md, "What status shows", lists them. The last one has what --json prints.
 
     Ctrl-C stops the search cleanly (exit code 130), a second one at once. `loraxs-search resume` continues after
     either, and after a kill.

@@ -25,53 +25,15 @@ def promote(
 ) -> None:
     """Decide whether a study's best adapter becomes champion.
 
-    Run it where the search ran: it reads the study from LORAXS_HOME. On a cluster that is the node of `launch`. For a
-    study with --storage, `loraxs-search resume STUDY --storage URI` first brings it to this machine.
+    The finalist of the study becomes the champion of its task if it is significantly better than the present one on the
+    same test rows. A first champion must beat the baselines. The keys under `promotion` of the study's space change
+    this rule. The whole rule: search_spaces/README.md, "The rule of promotion".
 
-    The rule is the `promotion` section of the study's space. Promoted or not, the decision and its reasons are printed
-    and recorded. A refusal is a result too, so the exit code is 0 for both (`--json` has `promoted`).
+    Promoted or not, the decision and its reasons are printed and recorded. A refusal is a result too, so the exit code
+    is 0 for both (`--json` has `promoted`).
 
-    Refits: at the end of a search, `launch` trains the best `candidates` trials again, each with the same params from
-    `seeds` new seeds. Such a second training is a refit. 00002.1 is the first refit of trial 00002. With
-    `search.objectives`, the best are those of the front of score and bytes; with `choose: smallest`, they are the best
-    one and the smallest within `tolerance` of it.
-
-    Finalist: these trials and refits are scored on all validation rows. Adapters above `max_bytes` are out. Of those
-    within `tolerance` of the best, the smallest is the finalist.
-
-    Champion: only the finalist is scored on the test rows, once, at the end of `launch`. It becomes the champion if it
-    is better than the present one, by at least `min_gain`, and if the gain is statistically significant. A paired test
-    on the same rows decides that, at `confidence`: McNemar's exact test for accuracy, a paired permutation test for
-    other metrics. Fewer than 10 test rows decide nothing. With `confidence: 0` the numbers count as they are. No metric
-    under `guards` may fall by more than it says.
-
-    Baselines: a first champion must beat every baseline significantly: the constant answer, TF-IDF, frozen features,
-    and for generated text and multiple choice the untouched base. Where a study has not kept a baseline's answers,
-    scores are compared. A later champion must not score below one. A base that could not be asked blocks promotion:
-    `resume` asks again. With `promotion.require: constant`, only the constant answer counts.
-
-    Smaller finalist: it may be up to `tolerance` worse than the best champion that these test rows have had. It must
-    not be significantly worse than the present one. So small losses do not add up.
-
-    Repeated use of test rows: all comparisons on the same test rows together may err with a probability of 1 -
-    `confidence`: 5 % in total by default, however many there are. The n-th one gets the share 1 / (n (n + 1)) of that,
-    and if the comparison before it found a significant gain, also that one's share. So a better adapter needs a larger
-    gain, the more adapters were tried. Each finalist that was scored on these rows counts once, also if you did not run
-    `promote`. The version's page says "comparison 3 on these test rows". New test rows start at 1. If you promote the
-    same study again, that is the same comparison.
-
-    Other test rows or base: a champion that was scored on other test rows, or that has another base, is first scored on
-    the present rows, here. If that fails and its recorded scores are of other rows, the champion stays.
-
-    Several bases: the best adapter of a task is `champion`, and the best on each base is `champion-BASE` too. BASE is
-    the end of the base's id. A finalist that does not beat the champion may still become the champion of its base.
-    Bases whose ids end alike share one name, and the better adapter has it.
-
-    Samples: if the adapter writes or chooses texts, the first test rows are printed with its answers beside the
-    references. The card of the version has them too, in full.
-
-    On an MLflow server, commands that change a champion take turns. With LORAXS_SIGNING_KEY_FILE they sign what they
-    decide (cluster/README.md, "Signatures").
+    Run it where the search ran: it reads the study from LORAXS_HOME. For a study with --storage, `loraxs-search resume
+    STUDY --storage URI` first brings it to this machine.
 
     Example: loraxs-search promote reviews
     """

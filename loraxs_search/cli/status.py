@@ -80,45 +80,13 @@ def status(
 ) -> None:
     """List all studies, or the trials of one.
 
-    Works from any terminal, also while the search runs. `loraxs-search status reviews --watch` draws what `launch`
-    draws; in a pipe it writes a line an event. It reads the study's folder alone and stops nothing.
+    Works from any terminal, also while the search runs: it reads the study's folder alone and stops nothing. --watch
+    draws what `launch` draws; in a pipe it writes a line an event. --events prints the events of a study from its first
+    one on, one JSON object a line, and follows it.
 
-    `--events` prints the events of a study from its first one on, and follows it, one JSON object a line. With `launch`
-    and `resume` it prints what happens from then on, and `loraxs_search.watch` yields the same in Python. Each has
-    `event`, `study`, `at` (seconds since 1970) and `version`. They are `phase`, `data_read`, `search_started`,
-    `trial_started`, `trials_advanced` (every few seconds), `trial_reported`, `trial_ended`, `steered`, `warning`,
-    `yardstick_scored`, `candidate_scored`, and at last `search_ended`, whose `result` is what `launch --json` prints.
-    `loraxs_search.records` has their fields.
-
-    A study that nobody works on is `interrupted`, and so are its trials that have not ended: `resume` goes on with
-    them. One that a driver on another machine has taken over in its storage is `elsewhere`.
-
-    Trials come best first: complete ones, then running ones, those that were stopped early (PRUNED), and failed ones.
-    `--json` has the reason. A trial that somebody has paused is PAUSED.
-
-    The scores of the table are of the last report, on at most `validation_rows` rows. With `search.keep: best` those of
-    a complete trial are of its best report, and `kept` is its step. At the end, candidates are scored on all validation
-    rows, so `promote` may show another number. The finalist is also scored on all test rows. It may be a refit, a
-    second training of a trial from a new seed. Its name then stands behind its test score: (00002.1) is the first refit
-    of trial 00002.
-
-    Where trials are compared by another metric than the task's, the table has both: the trials' own, and the task's,
-    which only candidates have. Of written answers, `unparsed` is the share in which no answer was found, and `unended`
-    the share that the bound on new tokens ended. A warning names either of them where it is a tenth or more.
-
-    Where score and stored bytes are searched for together, `front` marks the complete trials that no other one beats in
-    both. `--json` lists them by bytes.
-
-    Trials that were paused, why a search ends without new trials, and commands such as `stop` that no search has
-    answered yet, are named below the table.
-
-    Below the trials are the yardsticks, simple models scored on the same rows: `constant` is the best constant answer,
-    `tfidf` a linear model on TF-IDF, `features` a linear model on the untouched base's features of 500 train rows. Both
-    are ridge regressions. They are measured once for each study, while trials train. All three take ten seconds of one
-    core at most. One that would need more has no score, and `--json` says why. Their test scores appear when the search
-    has chosen, also in MLflow, `show` and the model card. Where answers are written, the base alone is asked at the end
-    of the search, without and with worked examples: `zero-shot` and `4-shot`. Both answer up to 200 validation rows,
-    and the better one the test rows.
+    Trials come best first, and the baselines below them, scored on the same rows. Paused trials, commands that no search
+    has answered yet and warnings follow on stderr. `interrupted` means that nobody works on a study: `resume` continues
+    it. All columns, states and events: search_spaces/README.md, "What status shows".
 
     Example: loraxs-search status reviews --watch
     """
