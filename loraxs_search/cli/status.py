@@ -84,9 +84,9 @@ def status(
     draws what `launch` draws; in a pipe it writes a line an event. --events prints the events of a study from its first
     one on, one JSON object a line, and follows it.
 
-    Trials come best first, and the baselines below them, scored on the same rows. Paused trials, commands that no search
-    has answered yet and warnings follow on stderr. `interrupted` means that nobody works on a study: `resume` continues
-    it. All columns, states and events: search_spaces/README.md, "What status shows".
+    Trials come best first, and the baselines below them, scored on the same rows. Paused trials, warnings, and commands
+    that no search has answered yet follow on stderr. `interrupted` means that nobody works on a study: `resume`
+    continues it. All columns, states and events: search_spaces/README.md, "What status shows".
 
     Example: loraxs-search status reviews --watch
     """
