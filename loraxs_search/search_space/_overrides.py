@@ -25,7 +25,7 @@ from loraxs_search.search_space._parameter_specs import SpaceSpecs
 _PARAMETERS = "parameters"
 
 
-def narrow(document: Document, before: object) -> None:
+def _select_methods(document: Document, before: object) -> None:
     """Leave out what is for methods that an override has taken from the space, and nothing else.
 
     A space that was given other methods than it had is left as it is: what does not fit them is a fault.
@@ -163,7 +163,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         elif isinstance(document.data, dict):
             _put(document, keys, text, location)
     if isinstance(document.data, dict) and document.data.get(METHOD) != methods:
-        narrow(document, methods)
+        _select_methods(document, methods)
 
 
 def _put(document: Document, keys: tuple[str, ...], text: str, location: SourceLocation) -> None:
