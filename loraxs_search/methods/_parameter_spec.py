@@ -78,8 +78,9 @@ class ParameterSpec:
 
 
 def _as_float(value: object) -> object:
-    # YAML 1.1 reads `1e-3` (no dot) as text; people mean the number. `True` is an int to Python, not to people.
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    # YAML 1.1 reads `1e-3` (no dot) as text; people mean the number. `True` is an int to Python, not to people, and
+    # `1_6` is 16.
+    if isinstance(value, bool) or not isinstance(value, int | float | str) or (isinstance(value, str) and "_" in value):
         return value
     try:
         return float(value)

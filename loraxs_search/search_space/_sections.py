@@ -280,7 +280,7 @@ class BaseModelSection(Section):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
 
 
-class _FilesSection(Section):
+class FilesSection(Section):
     """`task.data.data_files:`, a file for each of our splits."""
 
     train: Text
@@ -288,7 +288,7 @@ class _FilesSection(Section):
     test: Text | None = None
 
 
-class _SplitsSection(Section):
+class SplitsSection(Section):
     """`task.data.splits:`, the hub's split for each of ours."""
 
     train: Text
@@ -312,8 +312,8 @@ class DataSection(Section):
     hub: Text | None = None
     config: Text | None = None
     revision: Text | None = None
-    splits: _SplitsSection | None = None
-    data_files: _FilesSection | None = None
+    splits: SplitsSection | None = None
+    data_files: FilesSection | None = None
     validation: SplitSection | None = None
     test: SplitSection | None = None
     max_characters: Count | None = None
