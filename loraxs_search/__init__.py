@@ -121,7 +121,7 @@ _HOMES = {
     "ShippedSpace": "shipped_spaces",
     "StudyStatus": "reports.study_status",
     "check": "search.driver.check",
-    "figures": "reports.html.plots",
+    "figures": "reports.html.page",
     "init": "scaffold",
     "launch": "interactive",
     "resume": "interactive",
