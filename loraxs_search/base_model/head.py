@@ -86,11 +86,7 @@ def make_identity(model: nn.Module, names: Sequence[str]) -> None:
 def missing_poolers(model: PreTrainedModel) -> tuple[str, ...]:
     """Return the names of the body's pooling layers that its checkpoint lacks: `load_model` made them the identity."""
     heads = head_names(model)
-    return tuple(
-        name
-        for name, layer in model.named_modules()
-        if is_body_pooler(name, heads) and isinstance(layer, nn.Linear) and _is_identity(layer)
-    )
+    return tuple(name for name, layer in model.named_modules() if is_body_pooler(name, heads) and is_identity(layer))
 
 
 def is_body_pooler(name: str, heads: Sequence[str]) -> bool:
@@ -99,7 +95,10 @@ def is_body_pooler(name: str, heads: Sequence[str]) -> bool:
     return top not in heads and "pooler" in rest
 
 
-def _is_identity(layer: nn.Linear) -> bool:
+def is_identity(layer: nn.Module) -> bool:
+    """Return whether a layer is the identity, as `make_identity` makes it."""
+    if not isinstance(layer, nn.Linear):
+        return False
     weight, bias = layer.weight.detach(), layer.bias
     if weight.shape[0] != weight.shape[1] or (bias is not None and bias.any()):
         return False

@@ -72,7 +72,19 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(".")
     write_atomic(folder / "README.md", page.replace("\n\n\n", "\n"))
     with base_model.quiet():  # of a progress bar
         merged.save_pretrained(str(folder))
+    if base_model.head_names(merged):
+        _load_in_float32(folder / "config.json")
     tokenizer.save_pretrained(str(folder))
+
+
+def _load_in_float32(path: Path) -> None:
+    """Have transformers load a model in float32 by default: in the body's type, it would round the trained head."""
+    import json
+
+    from loraxs_search.home import write_atomic
+
+    config = json.loads(path.read_bytes())
+    write_atomic(path, json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
 
 
 def own_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:

@@ -17,7 +17,7 @@ from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 
 Form = Literal["lora", "merged", "gguf"]
 MergedDtype = Literal["float32"]
-_LAYOUT = "2"  # raise when a conversion writes other files: those that are kept are made again
+_LAYOUT = "3"  # raise when a conversion writes other files: those that are kept are made again
 
 
 def converted(folder: Path, form: Form, *, rank: int | None = None, dtype: MergedDtype | None = None) -> Path:

@@ -181,6 +181,7 @@ def _loading(manifest: Manifest) -> str:
     from loraxs_search.tasks.asking import base_argument, between_texts, loading_code, revision_argument, where_base_is
 
     base, kind = replace(manifest.base_model, sha256=manifest.base_digest), _kind(manifest.task)
+    dtype = None if manifest.factors else "float32"  # factor files are of the checkpoint's type, and its head is kept
     return f"""With this package, wherever the search found its base:
 
 ```python
@@ -193,7 +194,7 @@ With transformers and PEFT, from this folder, {where_base_is(base)}:
 
 ```python
 import loraxs_search, peft, transformers
-{loading_code(kind, base)}
+{loading_code(kind, base, dtype=dtype)}
 tokenizer = transformers.AutoTokenizer.from_pretrained({base_argument(base)}{revision_argument(base)})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{between_texts(manifest.task)}{_asking(manifest)}{_vllm(manifest)}"""

@@ -107,8 +107,13 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def loading_code(kind: TaskKind, base: BaseModelRef) -> str:
-    """Return the lines of Python that load a base for this task with transformers, as `base`."""
+def loading_code(kind: TaskKind, base: BaseModelRef, *, dtype: str | None = "float32") -> str:
+    """Return the lines of Python that load a base for this task with transformers, as `base`.
+
+    Args:
+        dtype: Type of a base with a head, which was trained in float32: in bfloat16, outputs of 150,000 are multiples
+            of 1024. None means the checkpoint's own.
+    """
     model, labels, before, options = kind.model, kind.task.labels, "", ""
     if model.num_outputs is not None and labels:
         before = f"labels = {json.dumps(labels, ensure_ascii=False)}\n"
@@ -116,6 +121,9 @@ def loading_code(kind: TaskKind, base: BaseModelRef) -> str:
         options = f", id2label=dict(enumerate(labels)), {ids}"
     elif model.num_outputs is not None:
         options = f", num_labels={model.num_outputs}"
+    if model.num_outputs is not None:
+        options += ", ignore_mismatched_sizes=True"  # a checkpoint's head may be for other labels
+        options += f', dtype="{dtype}"' if dtype else ""
     arguments = f"{base_argument(base)}{options}{revision_argument(base)}"
     return f"{finding_code(base)}{before}base = transformers.{model.auto_class}.from_pretrained({arguments})"
 

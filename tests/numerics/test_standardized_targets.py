@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ from typing import Any
 import pytest
 import torch
 from support import toy_language
+from support.sealed import seal
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from loraxs_search import assets
 from loraxs_search.base_model import load_tokenizer, locate
 from loraxs_search.methods import get_method
+from loraxs_search.methods.formats import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import (
@@ -26,6 +31,7 @@ from loraxs_search.records import (
     TrialSpec,
     to_json,
 )
+from loraxs_search.registry import model_card
 from loraxs_search.search_space import parse_space
 from loraxs_search.tasks import prepare
 from loraxs_search.trial.evaluate import score_folder
@@ -191,3 +197,33 @@ def test_trials_start_from_the_answers_of_an_adapter(base: BaseModelRef, tmp_pat
         assert packed.advance(started, 0, None, other)[0].metrics["mse"] == pytest.approx(mse, rel=1e-3)
     finally:
         packed.close()
+
+
+def test_each_form_on_a_bfloat16_base_answers_as_exactly_as_its_head_was_trained(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 a head would answer years in steps of 8; the checkpoint's own head, of two labels, is passed over."""
+    shutil.copytree(tiny_base, tmp_path / "base")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tiny_base, num_labels=2, dtype=torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "base")
+    task = make_task(tmp_path, 15.0, 1990.0)
+    host = TrialHost(BaseModelRef(str(tmp_path / "base")), task, precision="bfloat16", device="cpu")
+    data = prepare(task, load_tokenizer(locate(BaseModelRef(str(tmp_path / "base")))))
+
+    @torch.no_grad()
+    def answers(model: PreTrainedModel) -> list[float]:
+        return [float(model(**data.collate("test", [i]).inputs).logits) for i in range(20)]
+
+    for own in ({}, {"method": "lora", "method_params": {"rank": 4}}):
+        spec = make_spec(host, **own)
+        _, state = host.advance(spec, STEPS, None)
+        folder = tmp_path / spec.hyperparameters.method
+        manifest = save(folder, host, spec, state, task)
+        (folder / "README.md").write_text(model_card(manifest))
+        seal(folder, manifest)
+        expected = answers(load_adapter_folder(folder))
+        for form in (folder, converted(folder, "lora"), converted(folder, "merged")):
+            *_, code = re.findall(r"```python\n(.*?)```", (form / "README.md").read_text(), flags=re.S)
+            monkeypatch.chdir(form)
+            exec(code, space := {})
+            assert answers(space["model"]) == pytest.approx(expected, abs=1.0)

@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
+import torch
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model import make_identity
+from loraxs_search.base_model import head_names, is_identity, keep_head_float32, make_identity
 from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
 from loraxs_search.methods.body import check_body
 from loraxs_search.methods.loraxs._mixed_batch import BASE, grouped_head_output
@@ -24,6 +26,8 @@ from loraxs_search.methods.loraxs._settings import module_settings
 from loraxs_search.methods.loraxs._weighted import fill_sum, sum_config
 from loraxs_search.methods.loraxs.config import LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer, LoraXSLinear
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 class LoraXSModel(BaseTuner):
@@ -45,9 +49,13 @@ class LoraXSModel(BaseTuner):
 
         Raises:
             BaseModelError: the config has the fingerprint of another body.
+            UsageError: an adapter on the model trains other layers of the head.
         """
         config = _checked(self.peft_config[adapter_name])
+        others = [_checked(other) for name, other in self.peft_config.items() if name != adapter_name]
+        _check_head(model, config, others)
         make_identity(model, config.pass_through)
+        _keep_head_exact(model, config)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             check_body(config.body_fingerprint, model)
@@ -160,6 +168,31 @@ class LoraXSModel(BaseTuner):
 def _checked(config: PeftConfig) -> LoraXSConfig:
     assert isinstance(config, LoraXSConfig)  # PEFT makes this tuner for no others
     return config
+
+
+def _check_head(model: nn.Module, config: LoraXSConfig, others: Sequence[LoraXSConfig]) -> None:
+    """Refuse an adapter whose head would change, or be nested in, that of an adapter that is on the model.
+
+    Raises:
+        UsageError: it is so.
+    """
+    trained = [name for other in others for name in other.modules_to_save or ()]
+    changed = [name for name in config.pass_through if others and not is_identity(model.get_submodule(name))]
+    nested = [name for saved in config.modules_to_save or () for name in trained if name.startswith(f"{saved}.")]
+    if wrong := [*changed, *nested]:
+        raise UsageError(
+            "An adapter must train the same layers of the head as those that are on the model, but they differ in "
+            f"{wrong[0]}.",
+            hint="load each of them on a base of its own",
+        )
+
+
+def _keep_head_exact(model: nn.Module, config: LoraXSConfig) -> None:
+    """Keep a head that the adapter trains in float32 on a base of half precision, as in training."""
+    if isinstance(model, PreTrainedModel):
+        heads = [name for name in config.modules_to_save or () if name.split(".")[0] in head_names(model)]
+        if any(p.dtype in _HALF for name in heads for p in model.get_submodule(name).parameters()):
+            keep_head_float32(model)
 
 
 def _layers_with(model: nn.Module, adapter_name: str) -> list[LoraXSLayer]:

@@ -94,7 +94,7 @@ def test_its_code_is_python_in_a_few_lines(manifest, task):
     labels = re.search(r"labels = (.*)", model_card(manifest(task=odd)))[1]
     assert ast.literal_eval(labels) == list(odd.labels)
     number = model_card(manifest(task=replace(task, kind="regression", labels=())))
-    assert 'from_pretrained("org/base", num_labels=1, revision="abc123")' in number
+    assert 'num_labels=1, ignore_mismatched_sizes=True, dtype="float32", revision="abc123")' in number
 
 
 def test_the_card_says_what_stands_between_two_texts(manifest):

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from loraxs_search.errors import FactorMismatchError
+from loraxs_search.errors import FactorMismatchError, UsageError
 from loraxs_search.methods.loraxs import LoraXSConfig
 
 
@@ -139,3 +139,30 @@ def test_a_bfloat16_file_is_loaded_into_float32(adapt, make_base, tmp_path, laye
         options = {"low_cpu_mem_usage": low_cpu_mem_usage, "autocast_adapter_dtype": False}
         model = PeftModel.from_pretrained(make_base(), str(tmp_path), **options)
         assert all(layer.loraxs_R["default"].dtype == torch.float32 for layer in layers(model).values())
+
+
+@pytest.mark.parametrize("order", [("full", "output"), ("output", "full")])
+def test_adapters_that_train_other_layers_of_a_head_are_not_put_on_one_model(
+    order, adapt, make_base, inputs, logits, tmp_path
+):
+    heads = {
+        "full": {"modules_to_save": ["classifier"]},
+        "output": {"modules_to_save": ["classifier.out_proj"], "pass_through": ["classifier.dense"]},
+    }
+    for name, head in heads.items():
+        adapt("roberta", target_modules=["query"], task_type=None, **head).save_pretrained(str(tmp_path / name))
+    model = PeftModel.from_pretrained(make_base("roberta"), str(tmp_path / order[0])).eval()
+    before = logits(model, inputs)
+    with pytest.raises(UsageError) as refused:
+        model.load_adapter(str(tmp_path / order[1]), "second")
+    assert refused.value.hint
+    assert torch.equal(logits(model, inputs), before)
+
+
+def test_an_adapter_does_not_change_the_head_of_one_without(adapt, inputs, logits):
+    model = adapt("roberta", target_modules=["query"], modules_to_save=None, task_type=None)
+    before = logits(model, inputs)
+    config = LoraXSConfig(r=2, target_modules=["query"], pass_through=["classifier.dense"])
+    with pytest.raises(UsageError):
+        model.add_adapter("second", config)
+    assert torch.equal(logits(model, inputs), before)
