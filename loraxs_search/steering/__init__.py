@@ -31,6 +31,7 @@ __all__ = [
     "apply",
     "decide",
     "describe",
+    "foreseen",
     "get_verb",
     "open_commands",
     "steered",
@@ -72,6 +73,14 @@ def open_commands(study: SteeredStudy) -> list[Command]:
     taken = study.journal.commands
     left_open = [record.command for record in taken.values() if record.answer is None]
     return [*left_open, *(each for each in study.folder.inbox().waiting() if each.command_id not in taken)]
+
+
+def foreseen(folder: StudyFolder) -> SteeredStudy:
+    """Return a study as its commands will leave it once those that wait are decided on; nothing is written."""
+    study = steered(folder, folder.journal())
+    for command in open_commands(study):
+        apply(command, decide(command, study), study.state)
+    return study
 
 
 def describe(command: Command) -> str:

@@ -71,7 +71,9 @@ def _base(plan: SearchPlan, study: SteeredStudy) -> int:
 
 
 def _wants_new(plan: SearchPlan, study: SteeredStudy) -> bool:
-    return num_proposed(study.records, study.state) < plan.trials
+    """Whether trials are left to start: the search's own, or ones that people asked for when the time was used up."""
+    started = {record.command for record in study.records.values()}
+    return num_proposed(study.records, study.state) < plan.trials or not started.issuperset(study.state.asked)
 
 
 def _budget_s(plan: SearchPlan, study: SteeredStudy, more_s: float) -> float | None:

@@ -13,7 +13,7 @@ from loraxs_search.errors import CommandError
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.records import AnswerState, Command, CommandAnswer, Scalar
-from loraxs_search.steering import decide, describe, steered
+from loraxs_search.steering import decide, describe, foreseen
 from loraxs_search.steering.text import trial_name
 from loraxs_search.studies import StudyFolder, holder_elsewhere, list_studies
 
@@ -68,8 +68,8 @@ def send(
 def _send_here(folder: StudyFolder, command: Command, wait_s: float) -> CommandAnswer:
     name = folder.name
     if not folder.is_running():
-        # What is wrong with it in the study as it stands is said now, not at the next resume.
-        _accepted(decide(command, steered(folder, folder.journal())))
+        # What is wrong with it, behind the commands that wait, is said now and not at the next resume.
+        _accepted(decide(command, foreseen(folder)))
         folder.inbox().put(command)
         why = f"nobody runs study {name!r} on this machine: `loraxs-search resume {name}` carries it out first"
         return _queued(command, why)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from loraxs_search.home import disk_faults, write_atomic
@@ -29,11 +31,14 @@ class CommandInbox:
         self._unreadable: set[str] = set()  # files that were warned of
 
     def put(self, command: Command) -> None:
-        """Leave a command for the driver.
+        """Leave a command for the driver, behind those that wait there, even if the clock has been set back since.
 
         Raises:
             HomeError: the folder cannot be written.
         """
+        latest = max((other.issued_at for other in self.waiting()), default=0.0)
+        if command.issued_at <= latest:
+            command = replace(command, issued_at=math.nextafter(latest, math.inf))
         write_atomic(self._path / f"{command.command_id}.json", to_json(command))
 
     def waiting(self, *, set_aside: bool = False) -> Iterator[Command]:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from loraxs_search.records import AnswerState, Command, CommandAnswer, SteeringStatus
 from loraxs_search.search.driver.tag_source import TagSource
-from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, open_commands, steered
+from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, steered
 from loraxs_search.studies import CommandInbox, StudyFolder
 from loraxs_search.tracking import recorded_id
 from loraxs_search.tracking.command_tags import CommandTags
@@ -114,14 +114,6 @@ class Commander:
         apply(command, answer, self._study.state)
         self._say(_line(command, answer), self._study.state.status)
         return True
-
-
-def foreseen(folder: StudyFolder) -> SteeringState:
-    """Return what the commands of a study will have come to once those that wait are decided on; nothing is written."""
-    study = steered(folder, folder.journal())
-    for command in open_commands(study):
-        apply(command, decide(command, study), study.state)
-    return study.state
 
 
 def answer_waiting(folder: StudyFolder, tracking_uri: str) -> None:

@@ -18,7 +18,7 @@ from loraxs_search.home import in_use
 from loraxs_search.log import Phase
 from loraxs_search.records import AnswerState
 from loraxs_search.search.cluster.connection import connected, own_error
-from loraxs_search.search.driver.commander import asks_for_more, foreseen
+from loraxs_search.search.driver.commander import asks_for_more
 from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.finished import close_finished, lacks_baseline
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
@@ -26,6 +26,7 @@ from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.search_space import Overrides, Space, SpaceSource, open_space
+from loraxs_search.steering import foreseen
 from loraxs_search.steering.plan import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
 from loraxs_search.studies.clock import steady_time
@@ -250,7 +251,7 @@ def resume(
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
     info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
     has_ended = folder.candidates() is not None
-    state = foreseen(folder)
+    state = foreseen(folder).state
     is_done = has_ended and not asks_for_more(folder, state)
     if is_done and not lacks_baseline(folder):
         return close_finished(folder)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.studies import study as new_study
 
 from loraxs_search.errors import CommandError, HomeError
-from loraxs_search.records import AnswerState, Command, TrialState
+from loraxs_search.records import AnswerState, Command, Origin, SearchPlan, TrialState
 from loraxs_search.search.driver.commander import Commander, InboxSource
 from loraxs_search.steering import VERBS, SteeringState, decide, get_verb, steered
 from loraxs_search.steering.send import new_command, send
@@ -226,6 +226,25 @@ def test_what_is_wrong_with_it_is_said_at_once_where_nobody_runs_the_study(folde
     assert not list(folder.inbox().waiting())
 
 
+def test_what_waits_counts_where_the_next_command_is_decided_on(folder: StudyFolder) -> None:
+    send("s", new_command("pause", ["1"]))
+    assert send("s", new_command("continue", ["1"])).state is AnswerState.QUEUED
+    send("s", new_command("finish"))
+    with pytest.raises(CommandError, match="about to end"):
+        send("s", new_command("pause", ["2"]))
+    assert [line.split(":")[-1] for line in take(folder) if "refused" in line] == []
+    assert state(folder).paused == set()
+
+
+def test_commands_that_wait_keep_their_order_though_the_clock_is_set_back(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for now, verb in ((2000.0, "pause"), (1000.0, "continue"), (1000.0, "finish")):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        send("s", new_command(verb))
+    assert [each.verb for each in folder.inbox().waiting()] == ["pause", "continue", "finish"]
+
+
 def test_a_driver_that_does_not_answer_leaves_it_queued(folder: StudyFolder) -> None:
     with folder.lock():
         answer = send("s", new_command("stop", ["00001"]), wait_s=0.0)
@@ -256,6 +275,22 @@ def test_two_extensions_of_an_ended_search_add_up(fresh_home: Path) -> None:
         get_verb("extend").apply(command, answer.facts, study.state)
         totals.append(study.state.trials)
     assert totals == [6, 11]
+
+
+def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(fresh_home: Path) -> None:
+    folder = new_study("s", search=SearchPlan(trials=1, time_budget_s=100.0))
+    journal = folder.journal()
+    journal.driver_started(time.time())
+    journal.trial_started("00000", {"rank": 4})
+    study = steered(folder, journal)
+    added = Command("a" * 32, "add")
+    get_verb("add").apply(added, {"params.rank": 4}, study.state)
+    journal.trial_ended("00000", TrialState.COMPLETE, "")
+    journal.search_ended("the time budget is used up")
+    more = Command("b" * 32, "extend", arguments={"time": "1h"})
+    assert decide(more, study).facts["reopens"] is True
+    journal.trial_started("00001", {"rank": 4}, Origin(command=added.command_id))
+    assert decide(more, study).state is AnswerState.REFUSED
 
 
 def test_time_in_which_all_was_paused_counts_where_time_is_given(

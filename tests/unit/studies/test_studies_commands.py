@@ -18,7 +18,7 @@ TYPED = Command("c2", "pause", issued_at=1.0)
 def test_commands_wait_oldest_first_until_they_are_removed(tmp_path: Path) -> None:
     inbox = CommandInbox(tmp_path / "commands")
     assert list(inbox.waiting()) == []
-    for command in (STOP, TYPED):
+    for command in (TYPED, STOP):
         inbox.put(command)
     assert list(inbox.waiting()) == [TYPED, STOP]
     for _ in range(2):

@@ -27,13 +27,13 @@ from loraxs_search.records import (
 from loraxs_search.reports import compare
 from loraxs_search.reports.study_status import study_status
 from loraxs_search.search.driver.candidates import Finish
-from loraxs_search.search.driver.commander import Commander, InboxSource, answer_waiting, asks_for_more, foreseen
+from loraxs_search.search.driver.commander import Commander, InboxSource, answer_waiting, asks_for_more
 from loraxs_search.search.driver.driver import Driver, _go_through
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.launch import resume
 from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.search_space import load_space
-from loraxs_search.steering import steered
+from loraxs_search.steering import foreseen, steered
 from loraxs_search.steering.send import new_command
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import Tracker
@@ -63,11 +63,11 @@ def reopen(folder: StudyFolder) -> bool:
 
 def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> None:
     before = (ended.path / "journal.jsonl").read_bytes()
-    assert not asks_for_more(ended, foreseen(ended))
+    assert not asks_for_more(ended, foreseen(ended).state)
     ended.inbox().put(new_command("extend", arguments={"trials": 0}))  # it will be refused
-    assert not asks_for_more(ended, foreseen(ended))
+    assert not asks_for_more(ended, foreseen(ended).state)
     ended.inbox().put(new_command("extend", arguments={"trials": 3}))
-    state = foreseen(ended)
+    state = foreseen(ended).state
     assert asks_for_more(ended, state)
     assert state.trials == 2 + 3
     assert (ended.path / "journal.jsonl").read_bytes() == before
@@ -76,10 +76,10 @@ def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> No
 def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: StudyFolder) -> None:
     ended.inbox().put(new_command("add", params={"rank": 16}))
     answer_waiting(ended, ended.info.tracking_uri)
-    assert asks_for_more(ended, foreseen(ended)), "a driver that died here has answered and done nothing"
+    assert asks_for_more(ended, foreseen(ended).state), "a driver that died here has answered and done nothing"
     journal = ended.journal()
     journal.reopened(1)  # and one that died here has left the candidates
-    assert asks_for_more(ended, foreseen(ended))
+    assert asks_for_more(ended, foreseen(ended).state)
     assert not reopen(ended)
     assert ended.candidates() is None
     assert ended.earlier_finalists() == ("00000",)
@@ -87,7 +87,7 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: St
     assert (journal.notice, journal.num_reopenings) == (None, 1)
     journal.search_ended("")
     ended.write_candidates([])
-    assert not asks_for_more(ended, foreseen(ended))
+    assert not asks_for_more(ended, foreseen(ended).state)
     assert not reopen(ended)
     assert ended.candidates() == []
 
