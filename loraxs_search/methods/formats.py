@@ -89,7 +89,7 @@ def _is_whole(folder: Path, note: Path) -> bool:
 
 def _digests(folder: Path) -> dict[str, str]:
     digests = {"layout": _LAYOUT}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):  # several chat templates are a folder
         with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests

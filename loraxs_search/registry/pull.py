@@ -222,14 +222,13 @@ def new_folder(path: Path) -> Path:
 
 
 def copy_folder(folder: Path, target: Path) -> None:
-    """Copy a flat folder to one that is new or empty; of a copy that fails nothing is left."""
+    """Copy a folder to one that is new or empty; of a copy that fails nothing is left."""
     is_new = not target.exists()
     place = target.with_name(f".{target.name}.{os.getpid()}") if is_new else target  # may be where a volume is mounted
     with disk_faults(target, "--out"):
         try:
             place.mkdir(parents=True, exist_ok=True)
-            for path in folder.iterdir():
-                shutil.copyfile(path, place / path.name)
+            shutil.copytree(folder, place, copy_function=shutil.copyfile, dirs_exist_ok=True)
             if is_new:
                 place.rename(target)
         except BaseException:
@@ -237,5 +236,5 @@ def copy_folder(folder: Path, target: Path) -> None:
                 shutil.rmtree(place, ignore_errors=True)
             else:
                 for path in folder.iterdir():
-                    (place / path.name).unlink(missing_ok=True)
+                    remove_whole(place / path.name)
             raise

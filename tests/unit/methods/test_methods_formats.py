@@ -15,7 +15,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from loraxs_search.base_model import locate
 from loraxs_search.errors import UsageError
@@ -24,6 +24,7 @@ from loraxs_search.methods.formats import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records import BaseModelRef
+from loraxs_search.registry.pull import copy_folder
 
 TOKENIZER = PreTrainedTokenizerFast(
     tokenizer_object=Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "a": 2}, unk_token="[UNK]")), pad_token="[PAD]"
@@ -204,3 +205,17 @@ for page in pages:
     assert space["tokenizer"]("a").input_ids == [2]
     print(json.dumps(space["model"](input_ids=torch.tensor(ids)).logits.tolist()))
 """
+
+
+@pytest.mark.parametrize("form", ["lora", "merged"])
+def test_a_tokenizer_with_several_chat_templates_goes_along(sealed, form, tmp_path):
+    """They are a folder in the folder."""
+    folder, base = sealed
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    tokenizer.chat_template = {"default": "plain", "tool_use": "tools"}
+    tokenizer.save_pretrained(base.path)
+    made = converted(folder, form)
+    copy_folder(made, tmp_path / "copy")
+    assert AutoTokenizer.from_pretrained(tmp_path / "copy").chat_template == tokenizer.chat_template
+    (next(iter(made.glob("*/tool_use.jinja")))).write_text("changed")
+    assert AutoTokenizer.from_pretrained(converted(folder, form)).chat_template == tokenizer.chat_template
