@@ -188,8 +188,8 @@ def _check_head(model: nn.Module, config: LoraXSConfig, others: Sequence[LoraXSC
 
 
 def _keep_head_exact(model: nn.Module, config: LoraXSConfig) -> None:
-    """Keep a head that the adapter trains in float32 on a base of half precision, as in training."""
-    if isinstance(model, PreTrainedModel):
+    """Keep the head of a stored adapter in float32 on a base of half precision, as it was trained."""
+    if isinstance(model, PreTrainedModel) and config.factor_fingerprints:
         heads = [name for name in config.modules_to_save or () if name.split(".")[0] in head_names(model)]
         if any(p.dtype in _HALF for name in heads for p in model.get_submodule(name).parameters()):
             keep_head_float32(model)

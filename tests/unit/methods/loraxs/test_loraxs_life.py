@@ -6,7 +6,8 @@ import json
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from loraxs_search.errors import FactorMismatchError, UsageError
@@ -166,3 +167,18 @@ def test_an_adapter_does_not_change_the_head_of_one_without(adapt, inputs, logit
     with pytest.raises(UsageError):
         model.add_adapter("second", config)
     assert torch.equal(logits(model, inputs), before)
+
+
+def test_a_stored_head_keeps_its_precision_on_a_bfloat16_base(make_base, family, inputs, logits, tmp_path):
+    config = LoraXSConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", init_seed=7)
+    model = get_peft_model(make_base(family).bfloat16(), config)
+    for name, parameter in model.named_parameters():
+        if ".modules_to_save." in name:
+            parameter.data = torch.randn(parameter.shape)
+    model.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(make_base(family).bfloat16(), str(tmp_path)).eval()
+    state = get_peft_model_state_dict(loaded)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[name], value) for name, value in stored.items())
+    assert logits(loaded, inputs).dtype == torch.float32
