@@ -359,7 +359,7 @@ def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices)
         warnings.append(f"about {_rows(measured.cut)} longer than max_length: their {lost}")
     warnings += [
         f"label {name!r} ({_rows(roles.label_counts[name])}) may say that the answer is missing: if so, remove the rows"
-        for name in doubtful_classes(roles.label_counts if choices.labels is None else ())
+        for name in doubtful_classes(() if choices.labels or roles.label in table.label_names else roles.label_counts)
     ]
     if counts := roles.label_counts:
         rarest, number = min(counts.items(), key=lambda each: each[1])

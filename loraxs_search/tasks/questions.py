@@ -136,11 +136,19 @@ def read_standard_input(content: bytes, columns: Sequence[str], *, others: bool 
         text = decoded(content)
         if (ending := _shown_form(text, columns)) == _TEXT:
             return _lines(text, _STDIN, columns)
-        return _read_table(Path(f"stdin{ending}"), content, _STDIN, columns, others)
+        try:
+            return _read_table(Path(f"stdin{ending}"), content, _STDIN, columns, others)
+        except MalformedFileError:
+            name = _name_above(text, columns)
+            if not name:
+                raise
+            log.warning(_NAMED, _STDIN, name)  # as `cut` writes a column: its texts stand in no quotes
+            return _lines(text, _STDIN, columns, skip=1)
     except MalformedFileError as error:
         raise UsageError(f"`--file` {error.message}: {_STDIN}.", hint=error.hint) from error
 
 
+_NAMED = "%s: %r is read as the name of its column, not as a text"
 _HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl or .parquet has the columns that the task reads"
 
 
@@ -148,7 +156,7 @@ def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str],
     read = read_columns(path, content, columns)
     names = read.available
     if len(names) == len(columns) == 1 and not read.values and names[0].strip():
-        log.warning("%s: %r is read as the name of its column, not as a text", source, names[0])
+        log.warning(_NAMED, source, names[0])
         named = read_columns(path, content, names)
         return _of_columns(Columns(list(columns), {columns[0]: named.values[names[0]]}, named.lines), source, columns)
     rows = _of_columns(read, source, columns)
@@ -165,7 +173,7 @@ def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str],
     return replace(rows, others={name: values[name] for name in kept})
 
 
-def _lines(text: str, source: str, columns: Sequence[str]) -> QuestionRows:
+def _lines(text: str, source: str, columns: Sequence[str], skip: int = 0) -> QuestionRows:
     if len(columns) > 1:
         raise UsageError(
             f"A row of this task has {', '.join(columns)}, but a line of {source} has one text.",
@@ -173,7 +181,7 @@ def _lines(text: str, source: str, columns: Sequence[str]) -> QuestionRows:
         )
     end = "\n" if "\n" in text else "\r"  # a lone return ends lines only where nothing else does, as on an old Mac
     lines = enumerate((line.rstrip("\r") for line in text.split(end)), start=1)
-    kept = [(number, line) for number, line in lines if line.strip()]
+    kept = [(number, line) for number, line in lines if line.strip()][skip:]
     return _some([(line,) for _, line in kept], SourceLocation(source, [number for number, _ in kept]))
 
 
@@ -204,10 +212,21 @@ def _some(rows: list[tuple[Any, ...]], place: SourceLocation) -> QuestionRows:
 
 def _shown_form(text: str, columns: Sequence[str]) -> str:
     """Return the ending that a file with this text would have: lines of text, unless it begins as another form does."""
-    first = next((line for line in text.split("\n") if line.strip()), "")
+    first = _first_line(text)
     if first.startswith(("{", "[")):
         with contextlib.suppress(ValueError, RecursionError):
             json.loads(first if first[0] == "{" else text)
             return ".jsonl"
-    is_name = len(columns) == 1 and first.strip().strip('"').lower() in TEXT_NAMES
-    return ".csv" if is_name or shows(text.lstrip(), columns) or is_table(text.lstrip()) else _TEXT
+    if _name_above(text, columns) or shows(text.lstrip(), columns) or is_table(text.lstrip()):
+        return ".csv"
+    return _TEXT
+
+
+def _name_above(text: str, columns: Sequence[str]) -> str:
+    """Return the name of the one column that stands above lines of text; empty where there is none."""
+    name = _first_line(text).strip().strip('"')
+    return name if len(columns) == 1 and (name.lower() in TEXT_NAMES or name == columns[0]) else ""
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.split("\n") if line.strip()), "")

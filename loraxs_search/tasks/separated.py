@@ -16,6 +16,7 @@ from loraxs_search.tasks.rows import Columns, MalformedFileError
 SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}  # and how messages call them
 _LISTED = 5
 _QUOTES = 'a field that begins with a double quote ends with one, and has "" for each one in it'
+_ON_PURPOSE = 0.1  # share of the rows of several lines that look like several rows; fewer are chance
 _LONGEST_NAME = 10  # characters of a column's name in a script that writes no spaces: longer ones are sentences
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
@@ -143,7 +144,9 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[_Row]:
 
 # ---- quotes that stand for themselves --------------------------------------------------------------------------------
 def _check_swallowed(rows: Sequence[_Row], width: int, separator: str) -> None:
-    """Refuse a quote that stands for itself and joins rows up to the next one: a text must be one on purpose.
+    """Refuse quotes that stand for themselves, each of which joins rows up to the next one.
+
+    A file that has many texts of several lines was written with quotes on purpose: there a text may look like rows.
 
     Raises:
         MalformedFileError: the lines of a row are rows by themselves.
@@ -153,13 +156,18 @@ def _check_swallowed(rows: Sequence[_Row], width: int, separator: str) -> None:
         return
     plain = [row.fields for row in rows if row.last == row.line and len(row.fields) >= width]
     repeated = [_repeated([fields[place] for fields in plain]) for place in range(width)]
-    for row in joined:
-        if any(_swallows(row.fields, at, separator, repeated) for at in range(min(width, len(row.fields)))):
-            raise MalformedFileError(
-                f"must close a quote in its row, but the one in line {row.line} goes on to line {row.last}, over lines"
-                " that are rows by themselves",
-                hint=f"{_QUOTES}; if these lines are one text, give the rows as .jsonl, where that is clear",
-            )
+    swallowing = [
+        row
+        for row in joined
+        if any(_swallows(row.fields, at, separator, repeated) for at in range(min(width, len(row.fields))))
+    ]
+    if swallowing and len(swallowing) >= _ON_PURPOSE * len(joined):
+        row = swallowing[0]
+        raise MalformedFileError(
+            f"must close a quote in its row, but the one in line {row.line} goes on to line {row.last}, over lines"
+            " that are rows by themselves",
+            hint=f"{_QUOTES}; if these lines are one text, give the rows as .jsonl, where that is clear",
+        )
 
 
 def _repeated(values: Sequence[str]) -> frozenset[str] | None:

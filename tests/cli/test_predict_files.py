@@ -237,6 +237,7 @@ def test_standard_input_of_other_columns_is_refused(
     [
         ("review\nso so\nfine\n", ["so so", "fine"]),
         ('"Review"\n"so, so"\nfine\n', ["so, so", "fine"]),
+        ('review\nso, so\n"fine", he said\n', ["so, so", '"fine", he said']),
         ("我很喜欢这部很长的电影,真好看\n这部电影不好看也很无聊,不要看\n", None),
         ("so,so\n", None),
         ("so\rso\nfine\r\n\r\r\nok", ["so\rso", "fine", "ok"]),

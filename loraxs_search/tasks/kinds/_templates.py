@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-ROLES = ("system", "user", "assistant")
 _PARTS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 DATE = date(2024, 7, 26)  # what templates that know no clock write, such as Llama 3's
 _DATE_FORMS = [

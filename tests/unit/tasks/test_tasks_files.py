@@ -89,6 +89,12 @@ def test_what_is_in_the_lines_of_a_text_is_its_own(load, text):
     assert (text, 1) in load("d.tsv", f'label\ttext\n{turned}1\t"{text}"\n')
 
 
+def test_one_of_many_texts_of_several_lines_may_look_like_rows(load):
+    """Whoever wrote the others has quoted on purpose."""
+    others = "".join(f'"{i} one\nend",1\n' for i in range(20))
+    assert ("so,1\nend", 0) in load("d.csv", f'{CSV}{others}"so,1\nend",0\n')
+
+
 def test_a_label_column_may_change_its_kind_after_many_rows(load):
     many = "".join(f"w{i},{i % 2}\n" for i in range(20_000))
     assert ("late", 1) in load("d.csv", f"text,label\n{many}late,positive\n")
