@@ -59,7 +59,7 @@ class Journal:
         self._work_time = WorkTime()
         self._notice: str | None = None
         self._num_reopenings, self._is_reopened = 0, False
-        self._is_drivers = False
+        self._is_drivers, self._num_drivers = False, 0
         self.refresh()
 
     @property
@@ -76,6 +76,11 @@ class Journal:
     def commands(self) -> Mapping[str, CommandRecord]:
         """Every command that a driver has taken, by id, in the order in which they were taken, and so carried out."""
         return self._commands
+
+    @property
+    def num_drivers(self) -> int:
+        """How many drivers have worked on the study, one after the other."""
+        return self._num_drivers
 
     @property
     def spent_s(self) -> float:
@@ -215,6 +220,7 @@ class Journal:
     def _apply(self, event: LoggedEvent) -> None:
         if isinstance(event, DriverStarted):
             self._work_time.driver_started(event.since, event.at)
+            self._num_drivers += 1
         elif event.is_work:
             self._work_time.recorded(event.at)
         match event:

@@ -1,15 +1,18 @@
 """Words that steer a running search, in tags of its MLflow runs: people type them in the UI, other machines write them.
 
-`loraxs.command` is `stop` on a trial's run; `pause`, `continue` or `finish` on the search's own. The search deletes the
-tag before it obeys, so that a word counts once at most, and answers in `loraxs.answer` beside it. Whoever may write to
-MLflow may steer, by these words alone.
+`loraxs.command` is `stop` on a trial's run; `pause`, `continue` or `finish` on the search's own. The search first
+claims a word, by an id that it writes behind it. Then it journals the command under that id, obeys, answers in
+`loraxs.answer` beside it, and deletes the tag. So a word counts once, wherever a driver is killed: the next one finds
+the id in the journal, or carries the command out. Whoever may write to MLflow may steer, by these words alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import CommandError, StudyError, TrackingError, did_you_mean, shortened
@@ -27,6 +30,7 @@ COMMAND, ANSWER = "loraxs.command", "loraxs.answer"
 TRIAL_WORDS, SEARCH_WORDS = ("stop",), ("pause", "continue", "finish")
 _MACHINE = "hardware.host"  # a tag of the search's run
 _MAX_TEXT = 1000  # characters of an answer; a tag holds some thousands
+_CLAIMED = re.compile(r"(?P<word>.*) \[(?P<command_id>[0-9a-f]{32})\]", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,13 @@ class TaggedWord:
 
     Args:
         trial_id: Of the run; empty on the search's own.
+        command_id: Of the command, once a driver has claimed the word; empty before.
     """
 
     run_id: str
     word: str
     trial_id: str
+    command_id: str = ""
 
     @property
     def fault(self) -> str:
@@ -62,23 +68,31 @@ class CommandTags:
         self._uri, self._study_id, self._experiment = uri, study_id, experiment
         self._client: MlflowClient | None = None
 
-    def take(self) -> Iterator[TaggedWord]:
-        """Yield the words that stand in tags now, each once its tag is deleted."""
+    def standing(self) -> list[TaggedWord]:
+        """Return the words that stand in tags now, claimed or not."""
         if (path := sqlite_path(self._uri)) is not None and not path.exists():
-            return  # an embedded store is not made to be asked
+            return []  # an embedded store is not made to be asked
         client = self._connected()
         experiment = client.get_experiment_by_name(self._experiment)
         if experiment is None:
-            return
+            return []
         query = f"tags.`{STUDY_ID}` = '{self._study_id}' and tags.`{COMMAND}` LIKE '%'"
-        for run in client.search_runs([experiment.experiment_id], query):
-            run_id, tags = run.info.run_id, run.data.tags
-            client.delete_tag(run_id, COMMAND)
-            yield TaggedWord(run_id, tags[COMMAND].strip(), tags.get(TRIAL_ID, ""))
+        runs = client.search_runs([experiment.experiment_id], query)
+        return [_read(run.info.run_id, run.data.tags) for run in runs]
 
-    def answer(self, run_id: str, text: str) -> None:
-        """Write the answer to a word that was taken off a run."""
-        self._connected().set_tag(run_id, ANSWER, text[:_MAX_TEXT])
+    def claim(self, tagged: TaggedWord) -> TaggedWord:
+        """Write an id behind a word, and return the word with it."""
+        claimed = replace(tagged, command_id=uuid.uuid4().hex)
+        self._connected().set_tag(tagged.run_id, COMMAND, _value(claimed))
+        return claimed
+
+    def answer(self, tagged: TaggedWord, text: str) -> None:
+        """Write the answer to a word beside it, and take the word away, unless another one has replaced it."""
+        client = self._connected()
+        client.set_tag(tagged.run_id, ANSWER, text[:_MAX_TEXT])
+        tags = client.get_run(tagged.run_id).data.tags
+        if COMMAND in tags and _read(tagged.run_id, tags) == tagged:
+            client.delete_tag(tagged.run_id, COMMAND)
 
     def _connected(self) -> MlflowClient:
         if sqlite_path(self._uri) is None:
@@ -86,6 +100,18 @@ class CommandTags:
         if self._client is None:
             self._client = connect(self._uri)
         return self._client
+
+
+def _read(run_id: str, tags: Mapping[str, str]) -> TaggedWord:
+    value, trial_id = tags[COMMAND].strip(), tags.get(TRIAL_ID, "")
+    claimed = _CLAIMED.fullmatch(value)
+    if claimed is None:
+        return TaggedWord(run_id, value, trial_id)
+    return TaggedWord(run_id, claimed["word"], trial_id, claimed["command_id"])
+
+
+def _value(tagged: TaggedWord) -> str:
+    return f"{tagged.word} [{tagged.command_id}]"
 
 
 class TaggedStudy:

@@ -44,14 +44,19 @@ class InboxSource:
 
 
 @contextlib.contextmanager
-def commands(study: SteeredStudy, tracking_uri: str, say: Said, follow: Callable[[], None]) -> Iterator[Commander]:
+def commands(
+    study: SteeredStudy, tracking_uri: str, say: Said, follow: Callable[[], None], *, goes_on: bool = False
+) -> Iterator[Commander]:
     """Yield the commander of a study, which hears the people on this machine and those who may write to MLflow.
 
     Where the search comes to its end, whatever waits then is answered.
+
+    Args:
+        goes_on: Whether an earlier driver has worked on the study: see `TagSource`.
     """
     folder = study.folder
     tags = CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.name)
-    with contextlib.closing(TagSource(tags)) as tag_source:
+    with contextlib.closing(TagSource(tags, goes_on=goes_on)) as tag_source:
         commander = Commander(study, [InboxSource(folder.inbox()), tag_source], say, follow)
         yield commander
         tag_source.settle()  # a search may end before it has looked once

@@ -30,6 +30,7 @@ from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking import Tracker
 
 if TYPE_CHECKING:
+    from loraxs_search.samplers.trials import StudyTrials
     from loraxs_search.search.driver.candidates import Finish
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.hosts.study_actors import StudyActors
@@ -108,7 +109,6 @@ class Driver:
 
     def _search(self, folder: StudyFolder, actors: StudyActors, tracker: Tracker) -> SearchResult:
         from loraxs_search.samplers.sampler import Sampler
-        from loraxs_search.samplers.trials import StudyTrials
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
         from loraxs_search.search.ledger.score_watch import ScoreWatch
         from loraxs_search.search.tune.deadline import Deadline
@@ -123,12 +123,10 @@ class Driver:
             self._space.text, plan, params=params, gpus=actors.gpus(), facts=study_facts(self._space, actors.info)
         )
         journal = folder.journal()
-        study = steered(folder, journal)
+        study, was_begun = steered(folder, journal), journal.num_drivers > 0
         self._reopen(study)
         deadline = Deadline(plan, study.state, self._started_at - journal.spent_s)
-        trials = StudyTrials(task, plan, lambda: self._space)
-        for event in journal.history():
-            trials.apply(event)
+        trials = self._trials(journal)
         watch = ScoreWatch(task, plan.max_steps)
         ledger = self._ledger
         ledger.open(
@@ -177,10 +175,11 @@ class Driver:
             functools.partial(self._advanced, folder),
         ):
             while True:
-                with commands(study, self._info.tracking_uri, ledger.steered, follow) as commander:
+                with commands(study, self._info.tracking_uri, ledger.steered, follow, goes_on=was_begun) as commander:
                     _go_through(folder, journal, train_all, keep_adapters, goes_on)
                 if not self._reopen(study):  # by what was answered last
                     break
+                was_begun = False  # from here on somebody may write words to this driver
         ledger.close()
         journal.search_ended(journal.notice or "")
         return result_of(folder, journal)
@@ -191,6 +190,15 @@ class Driver:
         for name, step in steps.items():
             if self._finish is not None:
                 self._finish.reached(name, step)
+
+    def _trials(self, journal: Journal) -> StudyTrials:
+        """Return the sampler's trials as the log has them."""
+        from loraxs_search.samplers.trials import StudyTrials
+
+        trials = StudyTrials(self._info.task, self._info.search, lambda: self._space)
+        for event in journal.history():
+            trials.apply(event)
+        return trials
 
     def _begin_journal(self, journal: Journal, info: HostInfo) -> None:
         """Have the journal take what happens, of a new study first what its rows are like."""

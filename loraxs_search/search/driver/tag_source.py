@@ -6,7 +6,6 @@ import logging
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Iterable
 
 from loraxs_search.mlflow_uri import redact
@@ -21,15 +20,22 @@ _SENT_BY = "somebody in MLflow"
 class TagSource:
     """A `CommandSource`. A store that is away is asked again later, and never disturbs the search.
 
-    A driver that is killed once it has taken a word off its run may leave it unanswered. It carries none out twice. An
-    answer that cannot be written is lost to MLflow alone: the journal has it.
+    A word stays in its tag, claimed by the id of its command, until the journal has the answer: a driver that is killed
+    before that leaves it to the next one. An answer that cannot be written is lost to MLflow alone.
+
+    A word means the search that runs when it is written. Those that nobody has claimed when a driver goes on with a
+    study were written while none ran: they are refused, since who wrote them may have given up on them long ago.
+
+    Args:
+        goes_on: Whether an earlier driver has worked on the study.
     """
 
-    def __init__(self, tags: CommandTags) -> None:
-        self._tags = tags
-        self._commands = queue.SimpleQueue[Command]()  # taken off their runs
+    def __init__(self, tags: CommandTags, *, goes_on: bool) -> None:
+        self._tags, self._refuses_unclaimed = tags, goes_on
+        self._commands = queue.SimpleQueue[Command]()  # claimed
         self._answers = queue.SimpleQueue[tuple[TaggedWord, str]]()  # to be written
         self._taken: dict[str, TaggedWord] = {}  # by the id of the command
+        self._answered: dict[str, str] = {}  # the same, while a tag may still stand
         self._looked = threading.Condition()
         self._num_looks = 0
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -39,14 +45,15 @@ class TagSource:
 
     # ---- the driver's side -------------------------------------------------------------------------------------------
     def waiting(self) -> Iterable[Command]:
-        """Yield the commands that were taken off their runs since the last call."""
+        """Yield the commands whose words were claimed since the last call."""
         while not self._commands.empty():
             yield self._commands.get()
 
     def answered(self, command: Command, answer: CommandAnswer) -> None:
         """Have the answer written."""
         hint = f" ({answer.hint})" if answer.hint else ""
-        self._answers.put((self._taken.pop(command.command_id), f"{answer.state.value}: {answer.text}{hint}"))
+        text = self._answered[command.command_id] = f"{answer.state.value}: {answer.text}{hint}"
+        self._answers.put((self._taken.pop(command.command_id), text))
 
     def settle(self) -> None:
         """Wait until answers so far are written and tags read; seconds at most, not at all for a store that is away.
@@ -80,32 +87,47 @@ class TagSource:
 
     def _look(self) -> bool:
         """Write answers, then take words; return whether the store took part."""
+        self._write_answers()
         try:
-            self._write_answers()
-            for tagged in self._tags.take():
+            for tagged in self._tags.standing():
                 self._take(tagged)
         except Exception as error:  # noqa: BLE001  # whatever MLflow and the network raise
             if not self._is_away:
                 _logger.info("commands in MLflow cannot be read for now: %s", redact(str(error)))
             self._is_away = True
             return False
-        self._is_away = False
+        self._is_away, self._refuses_unclaimed = False, False
         return True
 
     def _take(self, tagged: TaggedWord) -> None:
-        if tagged.fault:
-            self._answers.put((tagged, f"refused: {tagged.fault}"))
+        """Take a word, or refuse it; one whose tag cannot be written keeps no other waiting."""
+        if tagged.command_id in self._taken:
+            return
+        if text := self._answered.get(tagged.command_id) or self._refusal(tagged):
+            self._answers.put((tagged, text))
             self._write_answers()
             return
+        try:
+            tagged = tagged if tagged.command_id else self._tags.claim(tagged)
+        except Exception as error:  # noqa: BLE001  # of the store that is away, or of a run that is deleted
+            _logger.info("a command in MLflow cannot be taken: %s", redact(str(error)))
+            return
         trials = (tagged.trial_id,) if tagged.trial_id else ()
-        command = Command(uuid.uuid4().hex, tagged.word, trials, sent_by=_SENT_BY, issued_at=time.time())
-        self._taken[command.command_id] = tagged
-        self._commands.put(command)
+        self._taken[tagged.command_id] = tagged
+        self._commands.put(Command(tagged.command_id, tagged.word, trials, sent_by=_SENT_BY, issued_at=time.time()))
+
+    def _refusal(self, tagged: TaggedWord) -> str:
+        """Return why a word is no command; empty where it is one."""
+        if tagged.fault:
+            return f"refused: {tagged.fault}"
+        if self._refuses_unclaimed and not tagged.command_id:
+            return "refused: it was written while no search ran; write it again, and the one that runs now takes it"
+        return ""
 
     def _write_answers(self) -> None:
         while not self._answers.empty():
             tagged, text = self._answers.get()
             try:
-                self._tags.answer(tagged.run_id, f"{tagged.word}: {text}")
+                self._tags.answer(tagged, f"{tagged.word}: {text}")
             except Exception as error:  # noqa: BLE001  # of the store that is away, or of a run that is deleted
                 _logger.info("a command in MLflow cannot be answered: %s", redact(str(error)))

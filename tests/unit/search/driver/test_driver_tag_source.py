@@ -8,18 +8,19 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
+from mlflow.exceptions import MlflowException
 from support.servers import MlflowServer
 from support.studies import study as new_study
 
 from loraxs_search.errors import CommandError, StudyError, TrackingError
-from loraxs_search.records import AnswerState
+from loraxs_search.records import AnswerState, Command, CommandAnswer
 from loraxs_search.search.driver import tag_source
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.steering import SteeringState, steered
 from loraxs_search.steering.send import new_command, send
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import Tracker, recorded_id
-from loraxs_search.tracking.command_tags import ANSWER, COMMAND, CommandTags
+from loraxs_search.tracking.command_tags import ANSWER, COMMAND, CommandTags, TaggedWord
 from loraxs_search.tracking.store import connect
 
 
@@ -48,13 +49,14 @@ class RecordedStudy:
     def state(self) -> SteeringState:
         return steered(self.folder, self.folder.journal()).state
 
-    def driver(self) -> AbstractContextManager[Commander]:
+    def driver(self, *, goes_on: bool = False) -> AbstractContextManager[Commander]:
         """Return a driver's part in commands, which ends as a search does."""
-        return commands(steered(self.folder, self.folder.journal()), self.uri, lambda *_: None, lambda: None)
+        study = steered(self.folder, self.folder.journal())
+        return commands(study, self.uri, lambda *_: None, lambda: None, goes_on=goes_on)
 
-    def drive(self, *answered: str) -> None:
+    def drive(self, *answered: str, goes_on: bool = False) -> None:
         """Run it until these runs have answers."""
-        with self.driver() as commander:
+        with self.driver(goes_on=goes_on) as commander:
             end = time.monotonic() + 60
             while not all(ANSWER in self.tags(each) for each in answered):
                 assert time.monotonic() < end
@@ -124,10 +126,10 @@ def test_an_answer_that_cannot_be_written_keeps_no_other_from_its_sender(
 ) -> None:
     write = CommandTags.answer
 
-    def answer(self: CommandTags, run_id: str, text: str) -> None:
-        if run_id == recorded.runs["00000"]:
-            recorded.client.delete_run(run_id)  # somebody does, in the UI
-        write(self, run_id, text)
+    def answer(self: CommandTags, tagged: TaggedWord, text: str) -> None:
+        if tagged.run_id == recorded.runs["00000"]:
+            recorded.client.delete_run(tagged.run_id)  # somebody does, in the UI
+        write(self, tagged, text)
 
     monkeypatch.setattr(CommandTags, "answer", answer)
     recorded.type("stop", "00000")
@@ -138,7 +140,69 @@ def test_an_answer_that_cannot_be_written_keeps_no_other_from_its_sender(
 
 def test_a_folder_without_runs_has_no_words(store_uri: str) -> None:
     folder: StudyFolder = new_study("empty", store_uri)
-    assert not list(CommandTags(store_uri, recorded_id(folder.path), "t").take())
+    assert not CommandTags(store_uri, recorded_id(folder.path), "t").standing()
+
+
+# ---- kills -----------------------------------------------------------------------------------------------------------
+def claimed(recorded: RecordedStudy) -> TaggedWord:
+    """Type `stop` on a trial, and let a driver die once it has claimed it."""
+    recorded.type("stop", "00001")
+    tags = CommandTags(recorded.uri, recorded_id(recorded.folder.path), "t")
+    (word,) = tags.standing()
+    return tags.claim(word)
+
+
+def test_a_driver_killed_before_it_journals_a_word_leaves_it_to_the_next_one(recorded: RecordedStudy) -> None:
+    word = claimed(recorded)
+    recorded.drive("00001", goes_on=True)
+    assert list(recorded.folder.journal().commands) == [word.command_id]
+    assert recorded.state().stopping.keys() == {"00001"}
+    assert COMMAND not in recorded.tags("00001")
+
+
+def test_a_driver_killed_before_it_takes_a_word_away_has_it_carried_out_once(recorded: RecordedStudy) -> None:
+    word, journal = claimed(recorded), recorded.folder.journal()
+    journal.commanded(Command(word.command_id, "stop", ("00001",)))
+    journal.answered(CommandAnswer(word.command_id, AnswerState.DONE, "trial 00001 ends at its next report"))
+    before = recorded.folder.journal_path.read_bytes()
+    recorded.drive("00001", goes_on=True)
+    assert recorded.folder.journal_path.read_bytes() == before
+    assert recorded.tags("00001")[ANSWER] == "stop: done: trial 00001 ends at its next report"
+    assert COMMAND not in recorded.tags("00001")
+
+
+def test_a_tag_that_cannot_be_written_keeps_no_word_behind_it_waiting(
+    recorded: RecordedStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = CommandTags.claim
+
+    def refused(self: CommandTags, tagged: TaggedWord) -> TaggedWord:
+        if tagged.trial_id == "00001":
+            raise MlflowException("this run is read-only")
+        return claim(self, tagged)
+
+    monkeypatch.setattr(CommandTags, "claim", refused)
+    for trial in ("00000", "00001", ""):
+        recorded.type("stop" if trial else "pause", trial)
+    recorded.drive("00000", "")
+    assert recorded.state().stopping.keys() == {"00000"}
+    assert recorded.state().is_paused
+    assert recorded.tags("00001")[COMMAND] == "stop"
+
+
+def test_a_word_that_was_written_while_no_search_ran_is_refused_by_the_next_one(recorded: RecordedStudy) -> None:
+    recorded.type("finish")
+    recorded.drive("", goes_on=True)
+    assert recorded.tags()[ANSWER].startswith("finish: refused: it was written while no search ran")
+    assert COMMAND not in recorded.tags()
+    assert not recorded.folder.journal().commands
+    with recorded.driver(goes_on=True) as commander:
+        end = time.monotonic() + 60
+        while recorded.state().finishing is None:  # the same word again, once the search runs
+            assert time.monotonic() < end
+            recorded.type("finish")
+            commander.take_all()
+            threading.Event().wait(0.05)
 
 
 # ---- from other machines, on a real server ---------------------------------------------------------------------------
