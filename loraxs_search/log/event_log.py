@@ -7,11 +7,12 @@ import functools
 import json
 import logging
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 from loraxs_search.errors import StudyError
-from loraxs_search.log.append_log import AppendLog
+from loraxs_search.log.append_log import AppendLog, lines_from
 from loraxs_search.log.events import EVENT_VERSION, LoggedEvent
 from loraxs_search.records import to_json
 
@@ -29,10 +30,12 @@ class EventLog:
 
     Args:
         study: Its name, which the events that are read carry.
+        offset: Where to begin to read.
     """
 
-    def __init__(self, path: Path, study: str | None = None) -> None:
+    def __init__(self, path: Path, study: str | None = None, offset: int = 0) -> None:
         self._file, self._study = AppendLog(path), study
+        self._file.end = offset
 
     @property
     def offset(self) -> int:
@@ -49,6 +52,19 @@ class EventLog:
             event = self._event(line)
             if event is not None:
                 yield event
+
+    def read(self, limit: int) -> list[LoggedEvent]:
+        """Return the events of at most so many lines behind the offset, which moves behind them.
+
+        Raises:
+            StudyError: as `new`.
+        """
+        events: list[LoggedEvent] = []
+        for line, end in islice(lines_from(self._file.path, self._file.end), limit):
+            event = self._event(line)
+            self._file.end = end
+            events += [] if event is None else [event]
+        return events
 
     def append(self, event: LoggedEvent) -> None:
         """Write an event behind the last one that was read; it survives a kill of this process.
@@ -83,7 +99,7 @@ class EventLog:
         return event
 
 
-class _UnknownKindError(Exception):
+class _UnknownKindError(ValueError):
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind

@@ -17,13 +17,18 @@ from loraxs_search.records import (
     CommandAnswer,
     DataReport,
     Direction,
+    FrontTrial,
+    Hyperparameters,
     Lineage,
     Proposal,
     Scalar,
+    SearchPlan,
     Split,
     SteeringStatus,
+    Task,
     TrialReport,
     TrialState,
+    Yardstick,
 )
 
 EVENT_VERSION = 1
@@ -46,12 +51,45 @@ class Event:
     is_work: ClassVar[bool] = True  # whether a driver was at work until then
 
 
+@dataclass(frozen=True)
+class StudyFacts:
+    """What people and views of MLflow's runs are shown of a study.
+
+    Args:
+        base_model: The base's id, as named.
+        parameters: Names of what the space searches or sets, in its order.
+        num_rows: Of each split.
+    """
+
+    task: Task
+    base_model: str
+    parameters: tuple[str, ...] = ()
+    num_rows: Mapping[Split, int] = field(default_factory=dict)
+    data_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """What MLflow's run of a search says: `params` of what it is, `tags` of what it runs on now."""
+
+    space_yaml: str
+    plan: SearchPlan
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    facts: StudyFacts | None = None
+
+
 # ---- what the state of a search is made of ---------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class DriverStarted(Event):
-    """A driver has been at work on the study since then."""
+    """A driver has been at work on the study since then.
+
+    Args:
+        run: None in events of older versions.
+    """
 
     since: float
+    run: SearchRun | None = None
     event: Literal["driver_started"] = "driver_started"
     is_flushed: ClassVar[bool] = True
 
@@ -65,6 +103,7 @@ class TrialStarted(Event):
         lineage: The trial that it was cloned from.
         is_hidden: Whether the sampler learns nothing from it.
         proposal: How the sampler came to the params; None in events of older versions, and of one that is hidden.
+        hyperparameters: What the params resolve to; None in events of older versions, and where they resolve to none.
     """
 
     trial_id: str
@@ -73,6 +112,7 @@ class TrialStarted(Event):
     lineage: Lineage | None = None
     is_hidden: bool = False
     proposal: Proposal | None = None
+    hyperparameters: Hyperparameters | None = None
     event: Literal["started"] = "started"
     is_flushed: ClassVar[bool] = True
 
@@ -137,6 +177,86 @@ class Answered(Event):
     event: Literal["answered"] = "answered"
     is_flushed: ClassVar[bool] = True
     is_work: ClassVar[bool] = False
+
+
+# ---- what MLflow alone is told ---------------------------------------------------------------------------------------
+@dataclass(frozen=True, kw_only=True)
+class _Record(Event):
+    is_work: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterWritten(_Record):
+    """An adapter lies in `folder`, to be kept as a logged model of a trial's run.
+
+    Args:
+        trial_id: The adapter's; a refit's is kept in the run of `run_of`, the trial it repeats.
+        folder: Below that of the study, unless it is absolute.
+        scores: Of a candidate, by split and metric, such as `test.accuracy`.
+    """
+
+    trial_id: str
+    folder: str
+    run_of: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    event: Literal["adapter_written"] = "adapter_written"
+    is_flushed: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class YardsticksMeasured(_Record):
+    """What simple models reach on the search's rows."""
+
+    yardsticks: tuple[Yardstick, ...]
+    event: Literal["yardsticks_measured"] = "yardsticks_measured"
+    is_flushed: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontFound(_Record):
+    """The trials that no other one beats in score and stored bytes together, once all have ended.
+
+    Args:
+        gone: Trials of the front before, where the search went on, that are beaten now.
+    """
+
+    trials: tuple[FrontTrial, ...]
+    gone: tuple[str, ...] = ()
+    event: Literal["front_found"] = "front_found"
+    is_flushed: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportWritten(_Record):
+    """The report of a search lies in a file of the study's folder, to be kept as an artifact of its run."""
+
+    path: str
+    event: Literal["report_written"] = "report_written"
+    is_flushed: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostsMeasured(_Record):
+    """How busy hosts are.
+
+    Args:
+        step: Seconds since the study was created: what MLflow draws it over.
+        usage: Readings by the address of a node, under MLflow's names.
+    """
+
+    step: int
+    usage: Mapping[str, Mapping[str, float]]
+    event: Literal["hosts_measured"] = "hosts_measured"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchFinished(_Record):
+    """A driver has come to the end of the search, or of its own; numbers of `summary` become metrics, the rest tags."""
+
+    state: Literal["FINISHED", "FAILED", "KILLED"]
+    summary: Mapping[str, Scalar] = field(default_factory=dict)
+    event: Literal["search_finished"] = "search_finished"
+    is_flushed: ClassVar[bool] = True
 
 
 # ---- what watchers alone are shown -----------------------------------------------------------------------------------
@@ -288,6 +408,12 @@ LoggedEvent = (
     | Reopened
     | Commanded
     | Answered
+    | AdapterWritten
+    | YardsticksMeasured
+    | FrontFound
+    | ReportWritten
+    | HostsMeasured
+    | SearchFinished
     | Phase
     | SearchStarted
     | DataRead

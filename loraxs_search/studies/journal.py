@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from loraxs_search.log import (
+    AdapterWritten,
     Answered,
     Commanded,
     DriverStarted,
     EventLog,
+    FrontFound,
+    HostsMeasured,
     LoggedEvent,
     Reopened,
+    ReportWritten,
+    SearchFinished,
+    SearchRun,
     TrainingEnded,
     TrialEnded,
     TrialReported,
     TrialStarted,
+    YardsticksMeasured,
     lines_from,
 )
 from loraxs_search.records import (
     Command,
     CommandAnswer,
     CommandRecord,
+    FrontTrial,
+    Hyperparameters,
     Origin,
     Proposal,
     Scalar,
     TrialRecord,
     TrialReport,
     TrialState,
+    Yardstick,
 )
 from loraxs_search.studies.clock import steady_time
 from loraxs_search.studies.work_time import WorkTime
@@ -60,6 +70,10 @@ class Journal:
         self._notice: str | None = None
         self._num_reopenings, self._is_reopened = 0, False
         self._is_drivers, self._num_drivers = False, 0
+        self._yardsticks: tuple[Yardstick, ...] = ()
+        self._front: tuple[FrontTrial, ...] = ()
+        self._search_state: str | None = None
+        self._has_report = self._is_described = False
         self.refresh()
 
     @property
@@ -112,6 +126,16 @@ class Journal:
         """Whether the search goes on after it had ended: candidates from before are none any more."""
         return self._is_reopened
 
+    @property
+    def is_finished(self) -> bool | None:
+        """Whether all is recorded that MLflow is told of a search that has ended; None of an older version's driver."""
+        return None if self._search_state is None and not self._is_described else self._search_state == "FINISHED"
+
+    @property
+    def has_report(self) -> bool | None:
+        """Whether a report was written since the last driver started; None of an older version's driver."""
+        return None if not self._has_report and not self._is_described else self._has_report
+
     def refresh(self) -> None:
         """Read what was appended since the last look.
 
@@ -129,9 +153,9 @@ class Journal:
         return EventLog(self._path, self._study).new()
 
     # ---- what a driver records -------------------------------------------------------------------------------------
-    def driver_started(self, since: float) -> None:
+    def driver_started(self, since: float, run: SearchRun | None = None) -> None:
         """Record that a driver has been at work on the study since then, seconds since 1970."""
-        self.append(DriverStarted(at=steady_time(), study=self._study, since=since))
+        self.append(DriverStarted(at=steady_time(), study=self._study, since=since, run=run))
         self._is_drivers = True
 
     def search_ended(self, notice: str) -> None:
@@ -152,11 +176,13 @@ class Journal:
         params: Mapping[str, Scalar],
         origin: Origin | None = None,
         proposal: Proposal | None = None,
+        hyperparameters: Hyperparameters | None = None,
     ) -> TrialStarted | None:
         """Record that a trial starts with `params`, and where it comes from, if it is not the sampler's.
 
         Args:
             proposal: How the sampler came to the params; None where it did not.
+            hyperparameters: What the params resolve to; None where they resolve to none.
         Returns:
             The event; None when the trial was started before.
         """
@@ -173,6 +199,7 @@ class Journal:
                 lineage=of.lineage,
                 is_hidden=of.is_hidden,
                 proposal=proposal,
+                hyperparameters=hyperparameters,
             )
         )
 
@@ -205,6 +232,52 @@ class Journal:
         self.append(Answered(at=steady_time(), study=self._study, answer=answer))
         return True
 
+    # ---- what MLflow alone is told ---------------------------------------------------------------------------------
+    def adapter_written(
+        self, trial_id: str, folder: str, run_of: str = "", scores: Mapping[str, float] | None = None
+    ) -> None:
+        """Record that an adapter lies in `folder`, where it must stay until MLflow has it.
+
+        Args:
+            folder: Below that of the study.
+            run_of: The trial whose run it belongs to; by default its own.
+            scores: A candidate's, by split and metric.
+        """
+        at = steady_time()
+        self.append(AdapterWritten(at=at, trial_id=trial_id, folder=folder, run_of=run_of, scores=dict(scores or {})))
+
+    def yardsticks_measured(self, yardsticks: Sequence[Yardstick]) -> None:
+        """Record the study's yardsticks; the same ones count once."""
+        if yardsticks and tuple(yardsticks) != self._yardsticks:
+            self.append(YardsticksMeasured(at=steady_time(), yardsticks=tuple(yardsticks)))
+
+    def front_found(self, trials: Sequence[FrontTrial]) -> None:
+        """Record the study's front; the same one counts once."""
+        if trials and tuple(trials) != self._front:
+            gone = {trial.trial_id for trial in self._front} - {trial.trial_id for trial in trials}
+            self.append(FrontFound(at=steady_time(), trials=tuple(trials), gone=tuple(sorted(gone))))
+
+    def report_written(self, path: str) -> None:
+        """Record that the report of the search lies in a file below the study's folder."""
+        self.append(ReportWritten(at=steady_time(), path=path))
+
+    def hosts_measured(self, usage: Mapping[str, Mapping[str, float]], since: float) -> None:
+        """Record how busy hosts are, by the addresses of their nodes; `since` is when the study was created."""
+        now = steady_time()
+        readings = {name: dict(each) for name, each in usage.items()}
+        self.append(HostsMeasured(at=now, step=round(now - since), usage=readings))
+
+    def search_finished(
+        self,
+        state: Literal["FINISHED", "FAILED", "KILLED"],
+        summary: Mapping[str, Scalar] | None = None,
+        *,
+        at: float | None = None,
+    ) -> None:
+        """Record how the search has ended, now or at `at`."""
+        at = steady_time() if at is None else at
+        self.append(SearchFinished(at=at, state=state, summary=dict(summary or {})))
+
     def append(self, event: _EventT) -> _EventT:
         """Append an event, take it in, and return it.
 
@@ -221,8 +294,31 @@ class Journal:
         if isinstance(event, DriverStarted):
             self._work_time.driver_started(event.since, event.at)
             self._num_drivers += 1
+            self._is_described = event.run is not None
+            self._search_state, self._has_report = None, False
         elif event.is_work:
             self._work_time.recorded(event.at)
+        if isinstance(event, TrialStarted | TrialReported | TrialEnded):
+            self._apply_to_trial(event)
+        match event:
+            case Commanded(command=command):
+                self._commands[command.command_id] = CommandRecord(command)
+            case Answered(answer=answer):
+                self._commands[answer.command_id] = replace(self._commands[answer.command_id], answer=answer)
+            case TrainingEnded():
+                self._notice, self._is_reopened = event.notice, False
+            case YardsticksMeasured():
+                self._yardsticks = event.yardsticks
+            case FrontFound():
+                self._front = event.trials
+            case ReportWritten():
+                self._has_report = True
+            case SearchFinished():
+                self._search_state = event.state
+            case Reopened():
+                self._notice, self._is_reopened, self._num_reopenings = None, True, event.number
+
+    def _apply_to_trial(self, event: TrialStarted | TrialReported | TrialEnded) -> None:
         match event:
             case TrialStarted():
                 self._records[event.trial_id] = TrialRecord(
@@ -244,14 +340,6 @@ class Journal:
                 self._records[event.trial_id] = replace(
                     record, state=event.state, reason=event.reason, ended_at=event.at
                 )
-            case Commanded(command=command):
-                self._commands[command.command_id] = CommandRecord(command)
-            case Answered(answer=answer):
-                self._commands[answer.command_id] = replace(self._commands[answer.command_id], answer=answer)
-            case TrainingEnded():
-                self._notice, self._is_reopened = event.notice, False
-            case Reopened():
-                self._notice, self._is_reopened, self._num_reopenings = None, True, event.number
 
 
 def trial_states(path: Path) -> dict[str, TrialState]:

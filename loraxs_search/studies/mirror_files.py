@@ -13,12 +13,12 @@ from loraxs_search.studies.storage import Storage
 # not among it.
 _ORDER = (
     *("tracking.", "space.", "identity.json", "assets/", "assets.json", "yardsticks."),
-    *("snapshots/", "adapters/", "candidates-", "round.json", "journal.jsonl", "confirmed/"),
+    *("snapshots/", "adapters/", "candidates-", "round.json", "journal.jsonl", "mlflow.offset", "confirmed/"),
     *("candidates.json", "study.json"),
 )
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
 # offset before the events, as it may lag behind them and never run ahead.
-READ_FIRST = ("tracking.offset", "tracking.jsonl", "journal.jsonl")
+READ_FIRST = ("tracking.offset", "tracking.jsonl", "mlflow.offset", "journal.jsonl")
 _GROWING = (
     "tracking.jsonl",
     "journal.jsonl",

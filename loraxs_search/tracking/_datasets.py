@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.log import StudyFacts
 from loraxs_search.records import DataSource
-from loraxs_search.tracking.events import StudyFacts
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput

@@ -5,30 +5,32 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.methods import LoraXS
-from loraxs_search.records import Hyperparameters, TrialState
-from loraxs_search.tracking._datasets import dataset_input
-from loraxs_search.tracking._run_names import run_name
-from loraxs_search.tracking._runs import SEARCH, StudyRuns
-from loraxs_search.tracking.events import (
-    AdapterLogged,
-    Event,
+from loraxs_search.log import (
+    AdapterWritten,
+    DriverStarted,
     FrontFound,
     HostsMeasured,
+    LoggedEvent,
     ReportWritten,
     SearchFinished,
-    SearchStarted,
     StudyFacts,
-    TrialFinished,
+    TrialEnded,
     TrialReported,
     TrialStarted,
     YardsticksMeasured,
 )
+from loraxs_search.methods import LoraXS
+from loraxs_search.records import Hyperparameters, KeepRule, TrialReport, TrialState
+from loraxs_search.tracking._datasets import dataset_input
+from loraxs_search.tracking._run_names import run_name
+from loraxs_search.tracking._runs import SEARCH, StudyRuns
 
 STATE = "loraxs.state"
 REASON = "loraxs.reason"
@@ -48,21 +50,32 @@ class AwayError(Exception):
     """The store does not answer, or not now: the same events may be taken later."""
 
 
+@dataclass
+class _Trial:
+    """What of a trial later events are recorded by."""
+
+    started_at: float | None = None
+    reports: dict[int, TrialReport] = field(default_factory=dict)  # by step, in their order
+
+
 class Recorder:
     """Applies events of one study to its runs, one thread only.
 
     Args:
-        facts: Of the study, as an earlier process recorded them.
+        folder: The study's, which adapters and the report lie below.
+        keep: Which step of a trial becomes its adapter; None where that is the last one of each.
     """
 
-    def __init__(self, runs: StudyRuns, facts: StudyFacts | None = None) -> None:
-        self._runs, self._facts = runs, facts
+    def __init__(self, runs: StudyRuns, folder: Path, keep: KeepRule | None = None) -> None:
+        self._runs, self._folder, self._keep = runs, folder, keep
+        self._facts: StudyFacts | None = None
+        self._trials: defaultdict[str, _Trial] = defaultdict(_Trial)
         self._handlers: dict[type, Callable[[Any], None]] = {
-            SearchStarted: self._search_started,
+            DriverStarted: self._search_started,
             TrialStarted: self._trial_started,
             TrialReported: self._trial_reported,
-            TrialFinished: self._trial_finished,
-            AdapterLogged: self._adapter_logged,
+            TrialEnded: self._trial_ended,
+            AdapterWritten: self._adapter_written,
             YardsticksMeasured: self._yardsticks_measured,
             FrontFound: self._front_found,
             ReportWritten: self._report_written,
@@ -70,35 +83,56 @@ class Recorder:
             SearchFinished: self._search_finished,
         }
 
-    def apply(self, events: Iterable[Event]) -> None:
-        """Record `events`, one after the other.
+    @property
+    def trials(self) -> Collection[str]:
+        """The trials that events have named so far."""
+        return self._trials.keys()
+
+    def note(self, event: LoggedEvent) -> None:
+        """Remember what later events are recorded by; the same event twice changes nothing."""
+        match event:
+            case DriverStarted(run=run) if run is not None:
+                self._facts = run.facts or self._facts
+            case TrialStarted():
+                trial = self._trials[event.trial_id]
+                trial.started_at = event.at if trial.started_at is None else trial.started_at
+            case TrialReported(report=report):
+                self._trials[report.trial_id].reports.setdefault(report.step, report)
+
+    def apply(self, events: Iterable[LoggedEvent]) -> None:
+        """Record `events`, one after the other; most are of no concern to MLflow.
 
         Raises:
             RefusedError: the store answers and refuses one of them; those before it may be recorded.
             AwayError: the store is away; none or some of them are recorded.
         """
+        mine = [event for event in events if type(event) in self._handlers]
+        for event in mine:
+            self.note(event)
         try:
-            self._runs.connect()
-            for event in events:
+            if mine:
+                self._runs.connect()
+            for event in mine:
                 self._handlers[type(event)](event)
             self._runs.send()
         except Exception as error:
             self._runs.forget()
             raise _classify(error) from error
 
-    def _search_started(self, event: SearchStarted) -> None:
+    def _search_started(self, event: DriverStarted) -> None:
+        if (run := event.run) is None:
+            return
         run_id = self._runs.run(SEARCH, event.at)
-        plan = {f"search.{f.name}": getattr(event.plan, f.name) for f in dataclasses.fields(event.plan)}
+        plan = {f"search.{f.name}": getattr(run.plan, f.name) for f in dataclasses.fields(run.plan)}
         plan |= {f"search.{key}": value for key, value in plan.pop("search.scheduler_params").items()}
         plan["search.objectives"] = ", ".join(plan["search.objectives"])
         plan = {key: value for key, value in plan.items() if value != ""}
         # MLflow never changes a param: a search that goes on keeps its first ones, and says what is new in tags.
         known = self._runs.client.get_run(run_id).data.params
-        params = {key: value for key, value in (plan | dict(event.params)).items() if key not in known}
-        self._runs.add(run_id, params=params, tags=event.tags)
-        self._runs.client.log_text(run_id, event.space_yaml, "space.yaml")
+        params = {key: value for key, value in (plan | dict(run.params)).items() if key not in known}
+        self._runs.add(run_id, params=params, tags=run.tags)
+        self._runs.client.log_text(run_id, run.space_yaml, "space.yaml")
         self._runs.reopen(run_id)
-        self._facts = event.facts or self._facts
         if self._facts is not None:
             self._runs.describe(run_id, self._facts, event.at)
             self._runs.log_data(run_id, dataset_input(self._facts))
@@ -118,19 +152,23 @@ class Recorder:
         if report.retrained_steps:
             costs["retrained_steps"] = report.retrained_steps
         self._runs.add(run_id, metrics=costs | dict(report.metrics), at=event.at, step=report.step)
-        if event.first:
+        if report.step == next(iter(self._trials[report.trial_id].reports)):
             self._runs.add(run_id, metrics=_known(dataclasses.asdict(report.size)), at=event.at)
 
-    def _trial_finished(self, event: TrialFinished) -> None:
-        run_id = self._runs.run(event.trial_id, event.at)
-        metrics: dict[str, float] = {"wall_s": event.wall_s, "total_device_s": event.device_s}
-        if event.kept_step is not None:
-            metrics["kept_step"] = event.kept_step
+    def _trial_ended(self, event: TrialEnded) -> None:
+        run_id, trial = self._runs.run(event.trial_id, event.at), self._trials[event.trial_id]
+        reports = tuple(trial.reports.values())
+        metrics: dict[str, float] = {
+            "wall_s": event.at - (event.at if trial.started_at is None else trial.started_at),
+            "total_device_s": reports[-1].device_s if reports else 0.0,
+        }
+        if self._keep is not None and self._keep.keep == "best" and event.state is TrialState.COMPLETE:
+            metrics["kept_step"] = self._keep.kept(reports).step
         self._runs.add(run_id, metrics=metrics, at=event.at)
         self._runs.end(run_id, _STATUS[event.state], event.at, {STATE: event.state.value, REASON: event.reason})
 
-    def _adapter_logged(self, event: AdapterLogged) -> None:
-        folder = Path(event.folder)
+    def _adapter_written(self, event: AdapterWritten) -> None:
+        folder = self._folder / event.folder
         if not folder.is_dir():
             raise RefusedError(f"the adapter folder {folder} is gone")
         run_of = event.run_of or event.trial_id
@@ -162,9 +200,10 @@ class Recorder:
         self._runs.client.log_text(run_id, "\n".join(("trial,score,stored_bytes", *lines, "")), "front.csv")
 
     def _report_written(self, event: ReportWritten) -> None:
-        if not Path(event.path).is_file():
-            raise RefusedError(f"the report {event.path} is gone")
-        self._runs.client.log_artifact(self._runs.run(SEARCH, event.at), event.path)
+        path = self._folder / event.path
+        if not path.is_file():
+            raise RefusedError(f"the report {path} is gone")
+        self._runs.client.log_artifact(self._runs.run(SEARCH, event.at), str(path))
 
     def _hosts_measured(self, event: HostsMeasured) -> None:
         """MLflow's page of a run draws what is named so beside its metrics, under `System metrics`."""

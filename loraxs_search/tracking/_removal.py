@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import TrackingError
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import redact, sqlite_path
+from loraxs_search.tracking._followed import recorded_id
 from loraxs_search.tracking._runs import STUDY_ID
-from loraxs_search.tracking._spool import recorded_id
 from loraxs_search.tracking.store import connect
 
 if TYPE_CHECKING:

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.home import disk_faults
-from loraxs_search.log import AppendLog
+from loraxs_search.log import AppendLog, StudyFacts
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import artifact_root
 from loraxs_search.tracking._task_note import write_note
-from loraxs_search.tracking.events import StudyFacts
 from loraxs_search.tracking.store import connect, ensure_store
 from loraxs_search.tracking.study_view import trials_view, view_key, write_view
 
@@ -47,7 +46,6 @@ class StudyRuns:
     the map lacks: its trial is of an earlier process, or creating it failed half-way.
 
     Args:
-        earlier_trials: Trials of earlier processes, whether or not they got a run.
     """
 
     def __init__(
@@ -58,16 +56,19 @@ class StudyRuns:
         study_id: str,
         experiment: str,
         map_path: Path,
-        earlier_trials: Collection[str] = (),
     ) -> None:
         self._uri, self._experiment = uri, experiment
-        self._doubtful = {SEARCH, *earlier_trials}
+        self._doubtful = {SEARCH}
         self._running: set[str] = set()
         self._identity = {STUDY: study, STUDY_ID: study_id}
         self._map = _RunMap(map_path)
         self._batches: dict[str, _Batch] = {}
         self._client: MlflowClient | None = None
         self._experiment_id = ""
+
+    def doubt(self, trials: Collection[str]) -> None:
+        """Ask the store whether trials of earlier processes have runs."""
+        self._doubtful.update(trials)
 
     @property
     def client(self) -> MlflowClient:

@@ -6,8 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, get_args
 
+from loraxs_search.log import StudyFacts
 from loraxs_search.records import Split, Task
-from loraxs_search.tracking.events import StudyFacts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from loraxs_search.errors import counted
-from loraxs_search.log import SearchStarted
-from loraxs_search.records import HostInfo, KeepRule, TrialState
+from loraxs_search.errors import HomeError, counted
+from loraxs_search.log import SearchRun, SearchStarted
+from loraxs_search.records import TrialState
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.finished import lacks_baseline, log_adapters, result_of, summary_of
@@ -27,11 +27,12 @@ from loraxs_search.steering import SteeredStudy, SteeringState, steered
 from loraxs_search.steering.plan import planned
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.studies.clock import steady_time
-from loraxs_search.tracking import Tracker
+from loraxs_search.tracking import Tracker, environment_tags
 
 if TYPE_CHECKING:
     from loraxs_search.samplers.trials import StudyTrials
     from loraxs_search.search.driver.candidates import Finish
+    from loraxs_search.search.hosts.host_watch import Usage
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.hosts.study_actors import StudyActors
     from loraxs_search.search.ledger.score_watch import ScoreWatch
@@ -90,24 +91,33 @@ class Driver:
             if lacks_baseline(folder):
                 folder.set_candidates_aside()
             actors.start_from = keep_start(folder)
-            tracker = Tracker(folder.name, folder.path, self._info.tracking_uri, self._info.task.name)
+            journal, uri = folder.journal(), self._info.tracking_uri
+            tracker = Tracker(folder.name, folder.path, uri, self._info.task.name, folder.keep_rule)
             try:
-                result = self._search(folder, actors, tracker)
-                tracker.front_found(result.front)
-                keep_report(folder, tracker)
-                tracker.search_finished("FINISHED", summary_of(result))
+                result = self._search(folder, actors, journal, tracker.run_id)
+                journal.front_found(result.front)
+                keep_report(folder, journal, tracker)
+                journal.search_finished("FINISHED", summary_of(result))
                 return result
             except BaseException as error:
                 if mirror is not None and mirror.lost_to is not None:
                     raise mirror.lost_to from error
                 stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
-                tracker.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
+                with contextlib.suppress(HomeError):  # of a disk that may be full, which the search has ended for
+                    journal.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
                 raise
             finally:
                 self._ledger.phase("writing the last records to MLflow")
                 tracker.close()
 
-    def _search(self, folder: StudyFolder, actors: StudyActors, tracker: Tracker) -> SearchResult:
+    def _search(
+        self, folder: StudyFolder, actors: StudyActors, journal: Journal, run_of: Callable[[str], str | None]
+    ) -> SearchResult:
+        """Search, and return the result.
+
+        Args:
+            run_of: Returns the run of a trial in MLflow, if it has one by now.
+        """
         from loraxs_search.samplers.sampler import Sampler
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
         from loraxs_search.search.ledger.score_watch import ScoreWatch
@@ -118,11 +128,6 @@ class Driver:
 
         yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
-        params = actors.hardware() | task_params(task)
-        tracker.search_started(
-            self._space.text, plan, params=params, gpus=actors.gpus(), facts=study_facts(self._space, actors.info)
-        )
-        journal = folder.journal()
         study, was_begun = steered(folder, journal), journal.num_drivers > 0
         self._reopen(study)
         deadline = Deadline(plan, study.state, self._started_at - journal.spent_s)
@@ -130,12 +135,11 @@ class Driver:
         watch = ScoreWatch(task, plan.max_steps)
         ledger = self._ledger
         ledger.open(
-            *(journal, trials, tracker, KeepRule.of(task, plan), watch),
+            *(journal, trials, watch),
             after_report=lambda: ledger.yardsticks_scored(yardsticks.known()),
         )
-        self._begin_journal(journal, actors.info)
+        self._begin_journal(journal, actors)
         ledger.recover(folder)
-        ledger.reconcile()
         scheduler = self._scheduler(ledger, journal)
         self._ledger.search_started(self._facts(actors, ledger, study.state, deadline))
         searcher = StudySearcher(
@@ -161,9 +165,9 @@ class Driver:
             journal.search_ended(searcher.notice)
 
         def keep_adapters() -> bool:
-            tracker.yardsticks_measured(yardsticks.result())
+            journal.yardsticks_measured(yardsticks.result())
             self._ledger.yardsticks_scored(yardsticks.known())
-            return self._keep_adapters(folder, actors, ledger, tracker, watch, commander.turn, goes_on)
+            return self._keep_adapters(folder, actors, ledger, run_of, watch, commander.turn, goes_on)
 
         def goes_on() -> bool:
             """Take what people have sent; say whether they ask for more than has been trained."""
@@ -171,7 +175,7 @@ class Driver:
             return self._reopen(study, lambda: self._facts(actors, ledger, study.state, deadline))
 
         with actors.watched(
-            functools.partial(tracker.hosts_measured, since=self._info.created_at),
+            functools.partial(self._measured, journal),
             functools.partial(self._advanced, folder),
         ):
             while True:
@@ -200,11 +204,19 @@ class Driver:
             trials.apply(event)
         return trials
 
-    def _begin_journal(self, journal: Journal, info: HostInfo) -> None:
+    def _measured(self, journal: Journal, usage: Usage) -> None:
+        """Record how busy hosts are; called from a thread of its own, for MLflow alone."""
+        with contextlib.suppress(HomeError):
+            journal.hosts_measured(usage, since=self._info.created_at)
+
+    def _begin_journal(self, journal: Journal, actors: StudyActors) -> None:
         """Have the journal take what happens, of a new study first what its rows are like."""
-        journal.driver_started(self._started_at)
+        task, info = self._info.task, actors.info
+        params, tags = actors.hardware() | task_params(task), environment_tags(actors.gpus())
+        run = SearchRun(self._space.text, self._info.search, params, tags, study_facts(self._space, info))
+        journal.driver_started(self._started_at, run)
         if not journal.records:
-            self._ledger.data_read(self._info.task, info)
+            self._ledger.data_read(task, info)
 
     # ---- stages ------------------------------------------------------------------------------------------------------
     def _follower(
@@ -309,7 +321,7 @@ class Driver:
         folder: StudyFolder,
         actors: StudyActors,
         ledger: Ledger,
-        tracker: Tracker,
+        run_of: Callable[[str], str | None],
         watch: ScoreWatch,
         on_turn: Callable[[], None],
         goes_on: Callable[[], bool],
@@ -341,11 +353,11 @@ class Driver:
             self._ledger.phase("asking the base alone, on validation and test rows")
             finish.alone.measure()
         self._ledger.phase("scoring the finalist on the test rows, writing adapters")
-        candidates = finish.seal(candidates, tracker.run_id)
+        candidates = finish.seal(candidates, run_of)
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
             self._ledger.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
-        log_adapters(folder, tracker, trials, candidates)
-        tracker.yardsticks_measured(folder.yardsticks() or ())
+        log_adapters(folder, ledger.journal, trials, candidates)
+        ledger.journal.yardsticks_measured(folder.yardsticks() or ())
         self._ledger.yardsticks_scored(folder.yardsticks() or ())
         folder.write_candidates(candidates)
         return True

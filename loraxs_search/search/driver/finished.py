@@ -20,7 +20,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
     with (
         folder.lock(),
         mirrored(folder, lambda: None),
-        Tracker(folder.name, folder.path, info.tracking_uri, info.task.name) as tracker,
+        Tracker(folder.name, folder.path, info.tracking_uri, info.task.name, folder.keep_rule) as tracker,
     ):
         answer_waiting(folder, info.tracking_uri)
         result = record_finished(folder, tracker)
@@ -37,16 +37,22 @@ def lacks_baseline(folder: StudyFolder) -> bool:
 
 
 def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
-    """Have the tracker record how a search that had ended stands; what it has recorded before changes nothing."""
+    """Record what MLflow is told of a search that had ended, where its driver was killed before it could say so."""
     journal = folder.journal()
     result = result_of(folder, journal)
-    log_adapters(folder, tracker, result.trials, result.candidates)
-    tracker.yardsticks_measured(folder.yardsticks() or ())
-    tracker.front_found(result.front)
-    keep_report(folder, tracker)
-    if tracker.search_state != "FINISHED":  # killed between the last candidate and this
-        tracker.search_finished("FINISHED", summary_of(result), at=journal.last_at)
+    if not is_recorded(journal, tracker):
+        log_adapters(folder, journal, result.trials, result.candidates)
+        journal.yardsticks_measured(folder.yardsticks() or ())
+        journal.front_found(result.front)
+    keep_report(folder, journal, tracker)
+    if not is_recorded(journal, tracker):
+        journal.search_finished("FINISHED", summary_of(result), at=journal.last_at)
     return result
+
+
+def is_recorded(journal: Journal, tracker: Tracker) -> bool:
+    """Whether the end of a search is recorded, in its log or by an older version beside it."""
+    return tracker.was_finished if journal.is_finished is None else journal.is_finished
 
 
 def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
@@ -62,7 +68,7 @@ def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
 
 
 def log_adapters(
-    folder: StudyFolder, tracker: Tracker, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
+    folder: StudyFolder, journal: Journal, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
 ) -> None:
     """Have MLflow keep the adapter of every completed trial that has one, and the finalist where that is a refit.
 
@@ -72,7 +78,8 @@ def log_adapters(
     names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
     names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
     for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
-        tracker.adapter_logged(name, folder.adapter_path(name), trial_of(name), scores.get(name))
+        path = folder.adapter_path(name).relative_to(folder.path)
+        journal.adapter_written(name, str(path), trial_of(name), scores.get(name))
 
 
 def _candidate_scores(candidate: Candidate) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from loraxs_search.log import StudyFacts
 from loraxs_search.records import HostInfo, Scalar, Task
 from loraxs_search.search_space import Space
-from loraxs_search.tracking import StudyFacts
 
 
 def study_facts(space: Space, info: HostInfo) -> StudyFacts:

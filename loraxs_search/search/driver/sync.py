@@ -8,7 +8,7 @@ from typing import Literal
 
 from loraxs_search.errors import LoraxsError, StorageError
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.search.driver.finished import record_finished
+from loraxs_search.search.driver.finished import is_recorded, record_finished
 from loraxs_search.studies import Storage, StudyFolder, is_behind, list_studies
 from loraxs_search.tracking import Tracker
 
@@ -62,9 +62,9 @@ def _sync(folder: StudyFolder) -> Synced:
     except StorageError as error:
         return Synced(folder.name, "waiting", error.message)
     with folder.lock():
-        tracker = Tracker(folder.name, folder.path, uri, info.task.name)
+        tracker = Tracker(folder.name, folder.path, uri, info.task.name, folder.keep_rule)
         try:
-            if folder.candidates() is not None and tracker.search_state != "FINISHED":
+            if folder.candidates() is not None and not is_recorded(folder.journal(), tracker):
                 record_finished(folder, tracker)
             problem = tracker.drain(_AWAY_AFTER_S)
         finally:

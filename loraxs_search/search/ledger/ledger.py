@@ -1,4 +1,4 @@
-"""The one place where a driver says what happens: to the log first, then to the sampler, tracker and view."""
+"""The one place where a driver says what happens: to the log first, then to the sampler and the view."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from loraxs_search.log import (
 from loraxs_search.records import (
     HostInfo,
     Hyperparameters,
-    KeepRule,
     Origin,
     Proposal,
     Scalar,
@@ -41,7 +40,6 @@ from loraxs_search.search.ledger.score_watch import ScoreWatch
 from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.studies import Journal, StudyFolder, read_reports
 from loraxs_search.studies.clock import steady_time
-from loraxs_search.tracking import Tracker
 
 if TYPE_CHECKING:
     from loraxs_search.samplers.trials import StudyTrials
@@ -73,8 +71,6 @@ class Ledger:
         self,
         journal: Journal,
         trials: StudyTrials,
-        tracker: Tracker,
-        keep: KeepRule,
         watch: ScoreWatch | None = None,
         after_report: Callable[[], None] = lambda: None,
     ) -> None:
@@ -82,12 +78,11 @@ class Ledger:
 
         Args:
             trials: The sampler's, which has all that the log has.
-            keep: What trials are compared by, and which step of a complete one counts.
             watch: Looks at each report; None where nobody is to be warned.
             after_report: Called after each report.
         """
-        self._journal, self._trials, self._tracker = journal, trials, tracker
-        self._keep, self._watch, self._after_report = keep, watch, after_report
+        self._journal, self._trials = journal, trials
+        self._watch, self._after_report = watch, after_report
 
     def close(self) -> None:
         """Write no more to the log; what follows is shown only."""
@@ -123,13 +118,10 @@ class Ledger:
             origin: Where a new trial comes from.
             proposal: How the sampler came to the params of a new trial.
         """
-        event = self.journal.trial_started(trial_id, params, origin, proposal)
-        self._tracker.trial_started(trial_id, params, hyper, self.records[trial_id].lineage)
-        self._pass_on(event)
+        self._pass_on(self.journal.trial_started(trial_id, params, origin, proposal, hyper))
 
     def trial_reported(self, report: TrialReport) -> None:
         if event := self.journal.trial_reported(report):
-            self._tracker.trial_reported(report)
             self._pass_on(event)
             if self._watch is not None:
                 self._watch.reported(report)
@@ -137,7 +129,6 @@ class Ledger:
 
     def trial_ended(self, trial_id: str, state: TrialState, reason: str) -> None:
         if event := self.journal.trial_ended(trial_id, state, reason):
-            self._end_in_tracker(self.records[trial_id])
             self._pass_on(event)
 
     def recover(self, folder: StudyFolder) -> None:
@@ -146,14 +137,6 @@ class Ledger:
             snapshot = folder.read_snapshot(record.trial_id)
             for report in read_reports(snapshot) if snapshot else ():
                 self.trial_reported(report)
-
-    def reconcile(self) -> None:
-        """Bring the tracker up to the log after a restart."""
-        for record in self.records.values():
-            for report in record.reports:
-                self._tracker.trial_reported(report)
-            if record.state is not TrialState.RUNNING:
-                self._end_in_tracker(record)
 
     # ---- what watchers alone are shown -------------------------------------------------------------------------------
     def search_started(self, event: SearchStarted) -> None:
@@ -245,17 +228,6 @@ class Ledger:
         except Exception as error:  # noqa: BLE001  # of a view that somebody else wrote, or of a pipe without a reader
             self._view = SilentView()
             _logger.warning("the view of the search failed, and shows no more: %s: %s", type(error).__name__, error)
-
-    def _end_in_tracker(self, record: TrialRecord) -> None:
-        wall_s = (record.ended_at or record.started_at) - record.started_at
-        device_s = record.reports[-1].device_s if record.reports else 0.0
-        kept = self._kept_step(record)
-        self._tracker.trial_finished(record.trial_id, record.state, record.reason, wall_s, device_s, kept)
-
-    def _kept_step(self, record: TrialRecord) -> int | None:
-        """Return the step whose state became the adapter, where that is not the last one as a matter of course."""
-        chosen = self._keep.keep == "best" and record.state is TrialState.COMPLETE
-        return self._keep.kept(record.reports).step if chosen else None
 
 
 class _Warnings(logging.Handler):
