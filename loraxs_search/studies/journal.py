@@ -293,20 +293,27 @@ class Journal:
     def _apply(self, event: LoggedEvent) -> None:
         if isinstance(event, DriverStarted):
             self._work_time.driver_started(event.since, event.at)
-            self._num_drivers += 1
-            self._is_described = event.run is not None
-            self._search_state, self._has_report = None, False
         elif event.is_work:
             self._work_time.recorded(event.at)
-        if isinstance(event, TrialStarted | TrialReported | TrialEnded):
-            self._apply_to_trial(event)
         match event:
+            case TrialStarted() | TrialReported() | TrialEnded():
+                self._apply_to_trial(event)
             case Commanded(command=command):
                 self._commands[command.command_id] = CommandRecord(command)
             case Answered(answer=answer):
                 self._commands[answer.command_id] = replace(self._commands[answer.command_id], answer=answer)
             case TrainingEnded():
                 self._notice, self._is_reopened = event.notice, False
+            case Reopened():
+                self._notice, self._is_reopened, self._num_reopenings = None, True, event.number
+            case _:
+                self._apply_record(event)
+
+    def _apply_record(self, event: LoggedEvent) -> None:
+        match event:
+            case DriverStarted():
+                self._num_drivers, self._is_described = self._num_drivers + 1, event.run is not None
+                self._search_state, self._has_report = None, False
             case YardsticksMeasured():
                 self._yardsticks = event.yardsticks
             case FrontFound():
@@ -315,8 +322,6 @@ class Journal:
                 self._has_report = True
             case SearchFinished():
                 self._search_state = event.state
-            case Reopened():
-                self._notice, self._is_reopened, self._num_reopenings = None, True, event.number
 
     def _apply_to_trial(self, event: TrialStarted | TrialReported | TrialEnded) -> None:
         match event:

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from loraxs_search.records import AdapterSize, Hyperparameters, KeepRule, TrialReport, TrialState, to_json
+from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
 from loraxs_search.samplers.sampler import Sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
@@ -22,7 +22,6 @@ from loraxs_search.search.ledger.view import SilentView
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tracking import Tracker
-from loraxs_search.tracking.events import TrialFinished, TrialReported, TrialStarted, to_line
 
 HYPER = Hyperparameters(rank=8, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
 SIZE = AdapterSize(2304, 770, 17_032)
@@ -56,11 +55,10 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
             trials = StudyTrials(space.task, space.search, lambda: space)
             for event in journal.history():
                 trials.apply(event)
-        with laps.lap("reconcile"):
+        with laps.lap("recover"):
             ledger = Ledger(folder.name, SilentView())
-            ledger.open(journal, trials, tracker, KeepRule.of(space.task, space.search))
+            ledger.open(journal, trials)
             ledger.recover(folder)
-            ledger.reconcile()
         with laps.lap("asha"):
             make_scheduler(space.search, space.task.direction).replay(journal.reports, space.task.metric)
         proposer = Sampler(trials, space)
@@ -79,7 +77,7 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
 
 
 def write(space: Space, num_trials: int, uri: str) -> StudyFolder:
-    """Write the study as a driver would have: the log, and a spool that has been carried to MLflow."""
+    """Write the study as a driver would have: a log that MLflow has."""
     info = StudyInfo(
         "recorded", "id", space.task, space.base_model, space.search, space.promotion, "", "/", uri, time.time()
     )
@@ -87,9 +85,7 @@ def write(space: Space, num_trials: int, uri: str) -> StudyFolder:
     draw = random.Random(0)
     trials = [_trial(f"{number:05d}", draw) for number in range(num_trials)]
     (folder.path / "journal.jsonl").write_text("".join(f"{line}\n" for trial in trials for line in _journal(*trial)))
-    spool = folder.path / "tracking.jsonl"
-    spool.write_bytes(b"".join(line for trial in trials for line in _spool(*trial)))
-    (folder.path / "tracking.offset").write_text(str(spool.stat().st_size))
+    (folder.path / "mlflow.offset").write_text(str(folder.journal_path.stat().st_size))
     return folder
 
 
@@ -111,10 +107,3 @@ def _journal(trial_id: str, params: dict[str, Any], reports: list[TrialReport], 
     for report in reports:
         yield json.dumps({"event": "reported", "report": json.loads(to_json(report)), "at": 1.5})
     yield json.dumps({"event": "ended", "trial_id": trial_id, "state": state.value, "reason": "so", "at": 2.0})
-
-
-def _spool(trial_id: str, params: dict[str, Any], reports: list[TrialReport], state: TrialState) -> Iterator[bytes]:
-    yield to_line(TrialStarted(1.0, trial_id, params, HYPER))
-    for report in reports:
-        yield to_line(TrialReported(1.5, report, first=report.step == 40))
-    yield to_line(TrialFinished(2.0, trial_id, state, "so", 1.0, 1.0))

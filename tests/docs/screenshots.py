@@ -30,11 +30,10 @@ from support.browsers import WIDTHS, chromium, opened
 from support.recorded_searches import recorded_search
 from support.studies import TASK
 
-from loraxs_search.records import TrialState
+from loraxs_search.log import SearchRun, StudyFacts
 from loraxs_search.reports.html import write_report
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import Tracker, ensure_store, resolve_uri
-from loraxs_search.tracking.events import StudyFacts
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -89,16 +88,9 @@ def made_up(in_mlflow: bool) -> StudyFolder:
         return folder
     ensure_store(uri := resolve_uri(None))
     with Tracker(folder.name, folder.path, uri, folder.info.task.name) as tracker:
-        facts = StudyFacts(folder.info.task, folder.info.base_model.id, PARAMETERS)
-        tracker.search_started(folder.space_text(), folder.info.search, facts=facts)
-        for record in folder.journal().records.values():
-            tracker.trial_started(record.trial_id, record.params)
-            for report in record.reports:
-                tracker.trial_reported(report)
-            if record.state is not TrialState.RUNNING:
-                device_s = record.reports[-1].device_s if record.reports else 0.0
-                tracker.trial_finished(record.trial_id, record.state, record.reason, device_s=device_s)
-        tracker.search_finished("FINISHED")
+        facts, journal = StudyFacts(folder.info.task, folder.info.base_model.id, PARAMETERS), folder.journal()
+        journal.driver_started(journal.last_at, SearchRun(folder.space_text(), folder.info.search, facts=facts))
+        journal.search_finished("FINISHED")
         tracker.drain()
     return folder
 

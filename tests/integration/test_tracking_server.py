@@ -11,6 +11,7 @@ import time
 
 import pytest
 from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
+from support.tracked import Tracked
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.mlflow_http import check_server
@@ -23,7 +24,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.registry import Registry, pull, verify
 from loraxs_search.registry.manifest import folder_digest
-from loraxs_search.tracking import Tracker, ensure_store
+from loraxs_search.tracking import ensure_store
 from loraxs_search.tracking.store import connect
 
 pytestmark = pytest.mark.slow
@@ -33,11 +34,11 @@ def _report(trial_id: str, step: int) -> TrialReport:
     return TrialReport(trial_id, step, {"accuracy": step / 1000}, 0.5, 1.0, 100, AdapterSize(16, 10, 400))
 
 
-def _trial(tracker: Tracker, trial_id: str, steps: tuple[int, ...] = (40, 80)) -> None:
+def _trial(tracker: Tracked, trial_id: str, steps: tuple[int, ...] = (40, 80)) -> None:
     tracker.trial_started(trial_id, {"rank": 4}, HYPERPARAMETERS)
     for step in steps:
         tracker.trial_reported(_report(trial_id, step))
-    tracker.trial_finished(trial_id, TrialState.COMPLETE, "ran all steps", 2.0, 1.0)
+    tracker.trial_finished(trial_id, TrialState.COMPLETE, "ran all steps", 2.0)
 
 
 def _points(uri: str, key: str = "accuracy") -> dict[str, list[int]]:
@@ -54,7 +55,12 @@ def _points(uri: str, key: str = "accuracy") -> dict[str, list[int]]:
 
 def _python(code: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
@@ -68,7 +74,7 @@ def _kill(process: subprocess.Popen[str]) -> None:
 def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothing(mlflow_server, tmp_path):
     server = mlflow_server
     ensure_store(server.uri)
-    tracker = Tracker("s1", tmp_path / "study", server.uri, "exp")
+    tracker = Tracked("s1", tmp_path / "study", server.uri, "exp")
     tracker.search_started("task: {}\n", SearchPlan())
     tracker.trial_started("long", {"rank": 4}, HYPERPARAMETERS)
     tracker.trial_reported(_report("long", 40))
@@ -94,7 +100,7 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
 def test_a_server_killed_while_it_is_written_to_lacks_and_doubles_nothing(make_mlflow_server, tmp_path):
     server = make_mlflow_server()
     server.start()
-    tracker = Tracker("s1", tmp_path / "study", server.uri, "exp")
+    tracker = Tracked("s1", tmp_path / "study", server.uri, "exp")
     wanted: dict[str, list[int]] = {}
     for number in range(120):
         trial_id = f"t{number}"
@@ -122,9 +128,10 @@ _TELL_UNTIL_KILLED = """
 import sys, time
 from pathlib import Path
 from loraxs_search.records import AdapterSize, Hyperparameters, SearchPlan, TrialReport, TrialState
-from loraxs_search.tracking import Tracker
+from support.tracked import Tracked
+from support.tracked import Tracked
 folder, uri, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-tracker = Tracker("s1", folder, uri, "exp")
+tracker = Tracked("s1", folder, uri, "exp")
 tracker.search_started("task: {}", SearchPlan())
 hyperparameters = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
 for number in range(first, 100000):
@@ -134,7 +141,7 @@ for number in range(first, 100000):
         report = TrialReport(trial_id, step, {"accuracy": step / 1000}, 0.5, 1.0, 100, AdapterSize(16, 10, 400))
         tracker.trial_reported(report)
         print(trial_id, step, flush=True)
-    tracker.trial_finished(trial_id, TrialState.COMPLETE, "ran all steps", 2.0, 1.0)
+    tracker.trial_finished(trial_id, TrialState.COMPLETE, "ran all steps", 2.0)
     time.sleep(0.02)
 """
 
@@ -157,7 +164,7 @@ def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_
             time.sleep(3.0)  # by now the writer is in the middle of a batch
         _kill(process)
 
-    tracker = Tracker("s1", tmp_path / "study", uri, "exp")
+    tracker = Tracked("s1", tmp_path / "study", uri, "exp")
     assert tracker.close(120)
     found = _points(uri)
     assert all(len(steps) == len(set(steps)) for steps in found.values())
@@ -185,7 +192,7 @@ def test_a_first_use_killed_in_the_middle_does_not_spoil_the_store(tmp_path, mom
 # ---- a link ------------------------------------------------------------------------------------------------------
 def test_with_a_server_of_ones_own_the_link_is_printed_and_opened_there(mlflow_server, fresh_home, tmp_path):
     server = mlflow_server
-    with Tracker("s1", tmp_path / "study", server.uri, "linked") as tracker:
+    with Tracked("s1", tmp_path / "study", server.uri, "linked") as tracker:
         tracker.search_started("task: {}\n", SearchPlan())
         assert tracker.flush(60)
     opened, browser = tmp_path / "opened", tmp_path / "browser"
@@ -210,7 +217,7 @@ def test_with_a_server_of_ones_own_the_link_is_printed_and_opened_there(mlflow_s
 # ---- the registry ----------------------------------------------------------------------------------------------------
 def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(mlflow_server, tmp_path, caplog):
     server = mlflow_server
-    tracker = Tracker("s1", tmp_path / "study", server.uri, "promoted")
+    tracker = Tracked("s1", tmp_path / "study", server.uri, "promoted")
     tracker.trial_started("t0", {"rank": 4}, HYPERPARAMETERS)
     folder = adapter(tmp_path / "t0", "t0")
     tracker.adapter_logged("t0", folder)

@@ -67,6 +67,7 @@ def test_what_mlflow_has_not_got_is_sent(uncut_home: Path, agree: Callable[..., 
     assert int((folder.path / "tracking.offset").read_text()) < events.stat().st_size
     assert len(resume("unsent").candidates) == 1
     assert int((folder.path / "tracking.offset").read_text()) == events.stat().st_size
+    assert int((folder.path / "mlflow.offset").read_text()) == folder.journal_path.stat().st_size
     agree("unsent", 2)
     client = connect(folder.info.tracking_uri)
     experiment = client.get_experiment_by_name("uncut-unsent")

@@ -13,7 +13,6 @@ from ray.tune.search import Searcher
 
 from loraxs_search.records import (
     AdapterSize,
-    KeepRule,
     SearchPlan,
     TrialReport,
     to_json,
@@ -95,7 +94,7 @@ def drive(folder: StudyFolder) -> Driver:
     journal, info = folder.journal(), folder.info
     trials = trials_of(folder)
     ledger = Ledger("s", SilentView())
-    ledger.open(journal, trials, Silent(), KeepRule("accuracy", "maximize"))  # type: ignore[arg-type]
+    ledger.open(journal, trials)
     ledger.recover(folder)
     steered_study = steered(folder, journal)
 
@@ -133,7 +132,7 @@ def trials_of(folder: StudyFolder) -> StudyTrials:
 
 
 class Silent:
-    """A tracker that records nothing."""
+    """Trials that nothing is made of."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None

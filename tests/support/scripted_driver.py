@@ -47,8 +47,8 @@ class ScriptedDriver:
         """Pass over an event of an earlier driver."""
 
     def _open(self) -> None:
-        nobody: tuple[Any, Any] = (Silent(), Silent())
-        self.say.open(self.journal, *nobody, self.folder.keep_rule)
+        nobody: Any = Silent()
+        self.say.open(self.journal, nobody)
 
     def begin(self) -> None:
         self.journal.driver_started(1.0)

@@ -11,6 +11,7 @@ import pytest
 from support.aged import DAY_S
 from support.searched_studies import Tried, searched
 from support.studies import mirrored_study, study
+from support.tracked import Tracked
 
 import loraxs_search
 from loraxs_search.errors import StorageError, StudyError
@@ -21,13 +22,12 @@ from loraxs_search.reports.study_status import study_summaries
 from loraxs_search.studies import Storage, StudyFolder, list_studies
 from loraxs_search.studies.info import SCHEMA_VERSION
 from loraxs_search.studies.lease import Lease, LeaseInfo
-from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
 
 def recorded(folder: StudyFolder, uri: str) -> None:
     """Have MLflow know the study and one of its trials."""
-    with Tracker(folder.name, folder.path, uri, "t") as tracker:
+    with Tracked(folder.name, folder.path, uri, "t") as tracker:
         tracker.search_started("task: t", SearchPlan())
         tracker.trial_started("00000", {"rank": 4})
         tracker.trial_finished("00000", TrialState.COMPLETE)
@@ -80,7 +80,7 @@ def test_the_run_of_a_registered_version_stays(store_uri):
 
 def test_one_whose_records_wait_is_refused(store_uri):
     folder = study("reviews", "http://127.0.0.1:9")
-    tracker = Tracker("reviews", folder.path, "http://127.0.0.1:9", "t")
+    tracker = Tracked("reviews", folder.path, "http://127.0.0.1:9", "t")
     tracker.search_started("task: t", SearchPlan())
     tracker.close(0.0)
     with pytest.raises(StudyError, match="still wait") as refused:

@@ -4,6 +4,7 @@ import dataclasses
 import threading
 
 import pytest
+from support.tracked import Tracked
 
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
@@ -11,7 +12,6 @@ from loraxs_search.records import PromotionRule, SearchPlan, TrialState, Yardsti
 from loraxs_search.registry import Registry
 from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._versions import DECISIONS
-from loraxs_search.tracking import Tracker
 
 RULE = PromotionRule(confidence=0)  # numbers as they stand: no answers to test rows are at hand
 
@@ -198,7 +198,7 @@ def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, 
 def test_the_logged_model_of_the_search_is_the_one_registered(
     registry, store_uri, task, candidate, make_folder, tmp_path, knows_run
 ):
-    tracker = Tracker("s1", tmp_path / "study", store_uri, "exp")
+    tracker = Tracked("s1", tmp_path / "study", store_uri, "exp")
     tracker.search_started("task: {}\n", SearchPlan())
     tracker.trial_finished("t0", TrialState.COMPLETE)
     assert tracker.flush()

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.tracked import Tracked
 
 from loraxs_search.records import AdapterSize, Hyperparameters, SearchPlan, TrialReport, TrialState
-from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
 
@@ -85,10 +85,10 @@ def study_dir(tmp_path) -> Path:
 
 @pytest.fixture
 def open_tracker(store_uri, study_dir):
-    opened: list[Tracker] = []
+    opened: list[Tracked] = []
 
-    def make(*, uri: str = store_uri, folder: Path = study_dir, study: str = "s1") -> Tracker:
-        opened.append(Tracker(study, folder, uri, "exp"))
+    def make(*, uri: str = store_uri, folder: Path = study_dir, study: str = "s1") -> Tracked:
+        opened.append(Tracked(study, folder, uri, "exp"))
         return opened[-1]
 
     yield make
@@ -100,7 +100,7 @@ def open_tracker(store_uri, study_dir):
 def record(hyperparameters, report):
     """Tell a tracker of a search of three trials, one of each end."""
 
-    def run(tracker: Tracker) -> None:
+    def run(tracker: Tracked) -> None:
         tracker.search_started("task:\n  name: toy\n", SearchPlan(trials=3), params={"task": "toy"}, gpus=("H100",))
         ends = (TrialState.COMPLETE, "ran all steps"), (TrialState.PRUNED, "weak at step 80"), (TrialState.FAIL, "NaN")
         for number, (state, reason) in enumerate(ends):
@@ -108,7 +108,7 @@ def record(hyperparameters, report):
             tracker.trial_started(trial_id, {"rank": 4, "learning_rate": 0.001}, hyperparameters)
             for step in (40, 80):
                 tracker.trial_reported(report(trial_id, step, 0.5 + step / 1000))
-            tracker.trial_finished(trial_id, state, reason, wall_s=12.5, device_s=8.0)
+            tracker.trial_finished(trial_id, state, reason, wall_s=12.5)
         tracker.search_finished("FINISHED", {"best_accuracy": 0.58, "best_trial": "t0"})
 
     return run

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.tracked import Tracked
 
+from loraxs_search.log import StudyFacts
 from loraxs_search.records import DataSource, SearchPlan, Task
-from loraxs_search.tracking import StudyFacts, Tracker
 from loraxs_search.tracking._datasets import dataset_input
 from loraxs_search.tracking._task_note import task_note
 from loraxs_search.tracking.store import connect
@@ -33,7 +34,7 @@ def record(store_uri, tmp_path):
     """Record a study that starts, in a folder of its own, and return the experiment and the study's id."""
 
     def run(study: str = "s1", facts: StudyFacts | None = FACTS):
-        with Tracker(study, tmp_path / study, store_uri, "exp") as tracker:
+        with Tracked(study, tmp_path / study, store_uri, "exp") as tracker:
             tracker.search_started("task: {}\n", SearchPlan(), facts=facts)
             tracker.trial_started("00007", {"rank": 4, "learning_rate": 0.002})
         return connect(store_uri).get_experiment_by_name("exp"), (tmp_path / study / "tracking.id").read_text()
@@ -80,7 +81,7 @@ def test_a_view_shows_the_trials_of_its_study_best_first(record, store_uri):
 
 def test_recording_a_study_again_changes_no_view_and_no_description(record, tmp_path):
     before, _ = record()
-    (tmp_path / "s1" / "tracking.offset").unlink()
+    (tmp_path / "s1" / "mlflow.offset").unlink()
     after, _ = record()
     assert after.tags == before.tags
 

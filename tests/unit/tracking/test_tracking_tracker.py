@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.errors import StudyError
 from loraxs_search.records import FrontTrial, SearchPlan, TrialState, Yardstick
 from loraxs_search.tracking.store import connect
 
@@ -72,14 +71,14 @@ def test_a_child_holds_params_points_size_and_why_it_ended(open_tracker, record,
     assert seen.points["t1"]["train_loss"] == [(40, 0.7), (80, 0.7)]
     assert seen.points["t1"]["r_parameters"] == [(0, 32.0)]
     assert seen.points["t1"]["stored_bytes"] == [(0, 400.0)]
-    assert child.data.metrics["wall_s"] == 12.5
+    assert child.data.metrics["wall_s"] == pytest.approx(12.5)
     assert child.data.metrics["total_device_s"] == 8.0
     status = {trial_id: (run.info.status, run.data.tags["loraxs.state"]) for trial_id, run in seen.children.items()}
     assert status == {"t0": ("FINISHED", "COMPLETE"), "t1": ("FINISHED", "PRUNED"), "t2": ("FAILED", "FAIL")}
     assert child.data.tags["loraxs.reason"] == "weak at step 80"
 
 
-@pytest.mark.parametrize("lost", [("tracking.offset",), ("tracking.offset", "tracking.runs.jsonl")])
+@pytest.mark.parametrize("lost", [("mlflow.offset",), ("mlflow.offset", "tracking.runs.jsonl")])
 def test_replaying_everything_changes_nothing(open_tracker, record, look, study_dir, adapter_folder, lost):
     tracker = open_tracker()
     record(tracker)
@@ -110,7 +109,7 @@ def test_events_told_twice_count_once(open_tracker, record, look, report):
     before = look()
     again = open_tracker()  # a search that goes on may tell again what it is not sure to have told
     again.trial_reported(report("t0", 80, accuracy=0.9))
-    again.trial_finished("t0", TrialState.COMPLETE, "ran all steps", wall_s=99.0, device_s=99.0)
+    again.trial_finished("t0", TrialState.COMPLETE, "ran all steps", wall_s=99.0)
     assert again.flush()
     assert look().points == before.points
 
@@ -276,12 +275,6 @@ def test_two_studies_of_one_name_on_one_store_stay_apart(open_tracker, record, l
     parents = look().parents
     assert len(parents) == 2
     assert len({parent.data.tags["loraxs.study_id"] for parent in parents}) == 2
-
-
-def test_a_folder_has_one_tracker(open_tracker):
-    open_tracker()
-    with pytest.raises(StudyError, match="one writer"):
-        open_tracker()
 
 
 def test_an_open_tracker_with_nothing_to_say_creates_nothing(open_tracker, store_uri):

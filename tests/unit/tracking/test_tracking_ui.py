@@ -7,10 +7,11 @@ import socket
 import sys
 
 import pytest
+from support.tracked import Tracked
 
 from loraxs_search.errors import StudyError, TrackingError
 from loraxs_search.records import SearchPlan
-from loraxs_search.tracking import Tracker, run_ui, ui_command, ui_page
+from loraxs_search.tracking import run_ui, ui_command, ui_page
 from loraxs_search.tracking import ui as ui_module
 from loraxs_search.tracking.store import connect
 
@@ -21,7 +22,7 @@ def search(store_uri, tmp_path):
 
     def record(study: str, folder: str = "") -> str:
         place = tmp_path / (folder or study)
-        with Tracker(study, place, store_uri, "exp") as tracker:
+        with Tracked(study, place, store_uri, "exp") as tracker:
             params = {"search.metric": "loss", "search.direction": "minimize"}
             tracker.search_started("task: {}\n", SearchPlan(), params=params)
         return (place / "tracking.id").read_text()

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import pytest
 from support.ports import free_port
 
+from loraxs_search.log import LoggedEvent
 from loraxs_search.records import TrialState
 from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking._recorder import Recorder
-from loraxs_search.tracking.events import Event
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_while_the_store_is_away_calls_are_quick_and_nothing_is_lost(open_tracke
     assert tracker.trouble is not None
     assert "must be reachable" in tracker.trouble
     assert not tracker.close(timeout=0.2)
-    assert "tracking.jsonl" in caplog.text
+    assert "journal.jsonl" in caplog.text
     later = open_tracker()
     assert later.flush()
     seen = look()
@@ -44,7 +44,7 @@ def test_while_the_store_is_away_calls_are_quick_and_nothing_is_lost(open_tracke
 def test_a_store_that_is_behind_and_not_away_is_waited_for(open_tracker, record, look, caplog, monkeypatch):
     apply = Recorder.apply
 
-    def slow(recorder: Recorder, events: Sequence[Event]) -> None:
+    def slow(recorder: Recorder, events: Sequence[LoggedEvent]) -> None:
         time.sleep(0.05 * len(events))
         apply(recorder, events)
 
@@ -59,7 +59,7 @@ def test_a_store_that_is_behind_and_not_away_is_waited_for(open_tracker, record,
 def test_a_slow_store_is_seen_to_move(open_tracker, report, hyperparameters, monkeypatch):
     busy, begun = threading.Event(), threading.Event()
 
-    def slow(_: Recorder, events: Sequence[Event]) -> None:
+    def slow(_: Recorder, events: Sequence[LoggedEvent]) -> None:
         busy.set()
         begun.wait(10)
         time.sleep(0.005 * len(events))

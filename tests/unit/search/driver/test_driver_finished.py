@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 from support.studies import study as new_study
+from support.tracked import Tracked
 
+from loraxs_search.log import SearchRun
 from loraxs_search.records import TrialState
 from loraxs_search.search.driver.finished import close_finished
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
 NOTICE = "the time budget of 60 s is used up"
@@ -21,12 +22,10 @@ BEGAN, ENDED = 1_000_000.0, 1_000_075.0
 def finished(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
     """A study that a driver worked on for 75 s, long ago; MLflow does not know of its end."""
     folder = new_study("s", store_uri)
-    with Tracker("s", folder.path, store_uri, "t") as tracker:
-        tracker.search_started("", folder.info.search)
     with monkeypatch.context() as patch:
         patch.setattr("loraxs_search.studies.journal.steady_time", lambda: ENDED)
         journal = folder.journal()
-        journal.driver_started(BEGAN)
+        journal.driver_started(BEGAN, SearchRun("", folder.info.search))
         journal.trial_started("00000", {"rank": 4})
         journal.trial_ended("00000", TrialState.PRUNED, NOTICE)
         journal.search_ended(NOTICE)
@@ -37,14 +36,15 @@ def finished(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
 def shown(uri: str) -> tuple[Any, ...]:
     """Return what the search's own run says of its end."""
     client = connect(uri)
-    (run,) = client.search_runs([client.get_experiment_by_name("t").experiment_id])
+    experiment = client.get_experiment_by_name("t")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")
     history = client.get_metric_history(run.info.run_id, "wall_s")
     return run.info.status, run.info.end_time, [m.value for m in history], run.data.tags.get("loraxs.notice")
 
 
 def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished: StudyFolder) -> None:
     uri = finished.info.tracking_uri
-    with Tracker("s", finished.path, uri, "t") as tracker:
+    with Tracked("s", finished.path, uri, "t") as tracker:
         tracker.search_finished("FINISHED", {"wall_s": 75.5, "notice": NOTICE})
     before = shown(uri)
     for _ in range(2):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from support.searched_studies import Tried, confirm, searched
 from support.studies import study
+from support.tracked import Tracked
 
 from loraxs_search.errors import ClusterError, StudyError
 from loraxs_search.records import (
@@ -36,7 +37,6 @@ from loraxs_search.search_space import load_space
 from loraxs_search.steering import foreseen, steered
 from loraxs_search.steering.send import new_command
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
 SPACE = """
@@ -174,7 +174,7 @@ def test_mlflow_says_what_a_trial_was_cloned_from_and_what_left_the_front(
 ) -> None:
     from loraxs_search.records import FrontTrial
 
-    with Tracker("s", tmp_path / "s", store_uri, "t") as tracker:
+    with Tracked("s", tmp_path / "s", store_uri, "t") as tracker:
         tracker.trial_started("00000", {"rank": 4})
         tracker.trial_started("00001", {"rank": 4}, None, Lineage("s", "00000", 20))
         tracker.front_found([FrontTrial("00000", 0.5, 100)])

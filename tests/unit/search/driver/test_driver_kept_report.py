@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from support.searched_studies import Tried, searched
+from support.tracked import Tracked
 
 from loraxs_search.reports.html import page
 from loraxs_search.search.driver.finished import close_finished
 from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
 
@@ -18,7 +18,7 @@ def finished(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
     """A search that ended, whose driver was killed before it could say so; its folder is at its store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     folder = searched("s", [Tried({"rank": 4}, 0.8), Tried({"rank": 8}, 0.7)])
-    with Tracker("s", folder.path, store_uri, "t") as tracker:
+    with Tracked("s", folder.path, store_uri, "t") as tracker:
         tracker.search_started("", folder.info.search)
     object.__setattr__(folder.info, "tracking_uri", store_uri)
     return folder
@@ -35,11 +35,11 @@ def test_a_finished_search_gets_its_report_once(finished: StudyFolder, store_uri
     path = finished.path / "report.html"
     assert "The best so far" in path.read_text()
     assert kept(store_uri) == ["report.html", "space.yaml"]
-    spool = (finished.path / "tracking.jsonl").read_bytes()
+    log = finished.journal_path.read_bytes()
     path.write_text("as it was")
     close_finished(finished)
     assert path.read_text() == "as it was"
-    assert (finished.path / "tracking.jsonl").read_bytes() == spool
+    assert finished.journal_path.read_bytes() == log
 
 
 def test_a_report_that_is_not_in_the_folder_is_written_again(finished: StudyFolder, store_uri: str) -> None:
@@ -51,8 +51,8 @@ def test_a_report_that_is_not_in_the_folder_is_written_again(finished: StudyFold
 
 
 def test_while_its_driver_holds_it_a_finished_search_is_not_running(finished: StudyFolder, store_uri: str) -> None:
-    with finished.lock(), Tracker("s", finished.path, store_uri, "t") as tracker:
-        keep_report(finished, tracker)
+    with finished.lock(), Tracked("s", finished.path, store_uri, "t") as tracked:
+        keep_report(finished, tracked.journal, tracked.tracker)
     assert 'class="state finished"' in (finished.path / "report.html").read_text()
 
 

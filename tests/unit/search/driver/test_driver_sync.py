@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from support.studies import TASK
 from support.studies import study as new_study
+from support.tracked import Tracked
 
 from loraxs_search.cli import run
 from loraxs_search.errors import HomeError, StudyError
@@ -16,7 +17,6 @@ from loraxs_search.records import TrialState, to_json
 from loraxs_search.search.driver import sync as sync_module
 from loraxs_search.search.driver.sync import Synced, sync
 from loraxs_search.studies import Storage, StudyFolder
-from loraxs_search.tracking import Tracker
 from loraxs_search.tracking.store import connect
 
 AWAY = "http://127.0.0.1:9"
@@ -25,12 +25,9 @@ AWAY = "http://127.0.0.1:9"
 def study(name: str, uri: str, *, told_at: str = AWAY, finished: bool = False) -> StudyFolder:
     """A study whose records were written while MLflow was away."""
     folder = new_study(name, uri)
-    journal = folder.journal()
-    journal.trial_started("00000", {"rank": 4})
-    tracker = Tracker(name, folder.path, told_at, TASK.name)
+    tracker = Tracked(name, folder.path, told_at, TASK.name)
     tracker.search_started("", folder.info.search)
     tracker.trial_started("00000", {"rank": 4})
-    journal.trial_ended("00000", TrialState.FAIL, "because")
     tracker.trial_finished("00000", TrialState.FAIL, "because")
     if finished:
         folder.write_candidates([])
@@ -51,9 +48,9 @@ def test_what_waits_is_carried_over_once(store_uri: str) -> None:
     for _ in range(2):
         assert set(sync()) == {Synced("one", "complete"), Synced("two", "complete")}
         assert states(store_uri) == {"one": "RUNNING", "two": "FINISHED"}
-    size = (StudyFolder.open("two").path / "tracking.jsonl").stat().st_size
+    size = StudyFolder.open("two").journal_path.stat().st_size
     list(sync("two"))
-    assert (StudyFolder.open("two").path / "tracking.jsonl").stat().st_size == size, "a repetition tells nothing"
+    assert StudyFolder.open("two").journal_path.stat().st_size == size, "a repetition tells nothing"
 
 
 def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from support.servers import MlflowServer
 from support.studies import study as new_study
+from support.tracked import Tracked
 
 from loraxs_search.errors import CommandError, StudyError, TrackingError
 from loraxs_search.records import AnswerState, Command, CommandAnswer
@@ -19,7 +20,7 @@ from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.steering import SteeringState, steered
 from loraxs_search.steering.send import new_command, send
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking import Tracker, recorded_id
+from loraxs_search.tracking import recorded_id
 from loraxs_search.tracking.command_tags import ANSWER, COMMAND, CommandTags, TaggedWord
 from loraxs_search.tracking.store import connect
 
@@ -30,11 +31,9 @@ class RecordedStudy:
     def __init__(self, uri: str) -> None:
         self.uri, self.folder = uri, new_study("s", uri)
         self.client = connect(uri)
-        journal = self.folder.journal()
-        with Tracker("s", self.folder.path, uri, "t") as tracker:
+        with Tracked("s", self.folder.path, uri, "t") as tracker:
             tracker.search_started("task: sst2\n", self.folder.info.search)
             for trial_id in ("00000", "00001"):
-                journal.trial_started(trial_id, {})
                 tracker.trial_started(trial_id, {})
             assert tracker.flush(60)
             self.runs = {trial_id: tracker.run_id(trial_id) or "" for trial_id in ("", "00000", "00001")}
@@ -238,7 +237,7 @@ def test_another_machine_writes_words_to_the_server(make_mlflow_server: Callable
 
 
 def test_a_study_that_has_ended_or_is_nowhere_is_said_to_be(recorded: RecordedStudy) -> None:
-    with Tracker("s", recorded.folder.path, recorded.uri, "t") as tracker:
+    with Tracked("s", recorded.folder.path, recorded.uri, "t") as tracker:
         tracker.search_finished("FINISHED")
         assert tracker.flush(60)
     with pytest.raises(CommandError, match="has ended"):

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from support.asked_driver import Silent
 from support.studies import study as new_study
 from support.toys import HYPERPARAMETERS
 
@@ -20,7 +19,6 @@ from loraxs_search.records import (
     ConstantAnswer,
     DataReport,
     HostInfo,
-    KeepRule,
     SearchPlan,
     StandardError,
     TokenCounts,
@@ -67,7 +65,7 @@ def ledger_on(folder: StudyFolder, view: Any = None) -> tuple[Ledger, StudyTrial
     for event in journal.history():
         trials.apply(event)
     ledger = Ledger("s", view or SilentView())
-    ledger.open(journal, trials, cast("Any", Silent()), KeepRule("accuracy", "maximize"))
+    ledger.open(journal, trials)
     return ledger, trials
 
 

@@ -11,7 +11,6 @@ from support.studies import study
 from support.toy_language import writing
 from support.toys import HYPERPARAMETERS
 
-from loraxs_search.records import KeepRule
 from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.score_watch import ScoreWatch
 from loraxs_search.search.ledger.view import SilentView
@@ -34,8 +33,8 @@ def test_a_young_trial_proves_nothing_and_one_warning_is_enough(caplog: pytest.L
 
 def test_the_ledger_has_each_report_looked_at(store_uri: str, caplog: pytest.LogCaptureFixture) -> None:
     folder = study("s", store_uri, task=writing())
-    ledger, keep, nobody = Ledger("s", SilentView()), KeepRule("exact_match", "maximize"), cast("Any", Silent())
-    ledger.open(folder.journal(), nobody, nobody, keep, ScoreWatch(writing(), max_steps=8))
+    ledger = Ledger("s", SilentView())
+    ledger.open(folder.journal(), cast("Any", Silent()), ScoreWatch(writing(), max_steps=8))
     ledger.trial_started("00000", {}, HYPERPARAMETERS)
     ledger.trial_reported(measured("00000", 8, CUT))
     assert "trial 00000: 50% of the answers were cut" in caplog.text

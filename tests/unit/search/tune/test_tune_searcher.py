@@ -12,7 +12,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError, RankError
-from loraxs_search.records import AdapterSize, Hyperparameters, KeepRule, TrialReport, TrialState, to_json
+from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
 from loraxs_search.samplers.sampler import Sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import NoScheduler, SchedulerConfig
@@ -23,7 +23,6 @@ from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT,
 from loraxs_search.search_space import load_space
 from loraxs_search.steering import SteeringState
 from loraxs_search.studies import Journal
-from loraxs_search.tracking import Tracker
 
 HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
 
@@ -43,9 +42,8 @@ def searcher(make_searcher: Callable[..., StudySearcher]) -> StudySearcher:
 def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudySearcher:
     space = load_space("movie_reviews")
     trials = StudyTrials(space.task, space.search, lambda: space)
-    tracker = Tracker("s", tmp_path / "s", store_uri, "t")
     ledger = Ledger("s", SilentView())
-    ledger.open(Journal(tmp_path / "journal.jsonl"), trials, tracker, KeepRule("accuracy", "maximize"))
+    ledger.open(Journal(tmp_path / "journal.jsonl"), trials)
     # What of the actors needs no cluster: the names of actors, what params resolve to, and room for two trials.
     actors: Any = SimpleNamespace(
         actor_names={},

@@ -1,0 +1,90 @@
+"""A study's log and the tracker that follows it: what a driver tells the one reaches MLflow through the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from loraxs_search.log import SearchRun, StudyFacts, TrialEnded, TrialStarted
+from loraxs_search.records import Hyperparameters, KeepRule, Lineage, Scalar, SearchPlan, TrialReport, TrialState
+from loraxs_search.studies import Journal
+from loraxs_search.tracking import Tracker, environment_tags
+
+
+class Tracked:
+    """Appends to a log, and has the rest of a tracker.
+
+    Args:
+        journal: The log, where it is open already.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        folder: Path,
+        uri: str,
+        experiment: str,
+        keep: KeepRule | None = None,
+        journal: Journal | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(folder / "journal.jsonl", study) if journal is None else journal
+        self.tracker = Tracker(study, folder, uri, experiment, keep)
+
+    def search_started(
+        self,
+        space_yaml: str,
+        plan: SearchPlan,
+        *,
+        params: Mapping[str, Scalar] | None = None,
+        gpus: Sequence[str] = (),
+        facts: StudyFacts | None = None,
+    ) -> None:
+        run = SearchRun(space_yaml, plan, dict(params or {}), environment_tags(gpus), facts)
+        self.journal.driver_started(time.time(), run)
+
+    def trial_started(
+        self,
+        trial_id: str,
+        params: Mapping[str, Scalar],
+        hyperparameters: Hyperparameters | None = None,
+        lineage: Lineage | None = None,
+    ) -> None:
+        """Tell that a trial has started, even where it has before."""
+        started = TrialStarted(at=time.time(), trial_id=trial_id, params=dict(params), hyperparameters=hyperparameters)
+        self.journal.append(replace(started, lineage=lineage))
+
+    def trial_reported(self, report: TrialReport) -> None:
+        self._begin(report.trial_id)
+        self.journal.trial_reported(report)
+
+    def trial_finished(self, trial_id: str, state: TrialState, reason: str = "", wall_s: float = 0.0) -> None:
+        self._begin(trial_id)
+        record = self.journal.records[trial_id]
+        if record.state is TrialState.RUNNING:
+            at = record.started_at + wall_s
+            self.journal.append(TrialEnded(at=at, trial_id=trial_id, state=state, reason=reason))
+
+    def adapter_logged(self, trial_id: str, folder: Path, run_of: str = "") -> None:
+        self.journal.adapter_written(trial_id, str(folder), run_of)
+
+    def report_written(self, path: Path) -> None:
+        self.journal.report_written(str(path))
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what else the log or the tracker can do."""
+        told = ("yardsticks_measured", "front_found", "hosts_measured", "search_finished", "has_report")
+        return getattr(self.journal if name in told else self.tracker, name)
+
+    def __enter__(self) -> Tracked:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.tracker.close()
+
+    def _begin(self, trial_id: str) -> None:
+        if trial_id not in self.journal.records:
+            self.trial_started(trial_id, {})
