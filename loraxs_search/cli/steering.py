@@ -70,9 +70,10 @@ def stop(
     On the machine that runs the study, commands go through its folder. From another machine, `stop` without --now goes
     through MLflow, and so do `pause`, `continue` and `finish` for the whole search. They write the tag `loraxs.command`
     to the run of the trial or of the search. You can type the same in MLflow's UI: the tag `loraxs.command` with the
-    value `stop` on a trial's run, or with `pause`, `continue` or `finish` on the search's. The search deletes the tag
-    and answers in the tag `loraxs.answer`. Whoever may write to MLflow may steer. Type all other commands on the
-    machine that runs the study.
+    value `stop` on a trial's run, or with `pause`, `continue` or `finish` on the search's. The search answers in the
+    tag `loraxs.answer` and deletes the other one. A tag means the search that runs: one that was written while none
+    ran is refused by the next one. Whoever may write to MLflow may steer. Type all other commands on the machine that
+    runs the study.
 
     Example: loraxs-search stop reviews 00003 00007 --now
     """

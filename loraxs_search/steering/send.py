@@ -137,6 +137,11 @@ def _send_away(uri: str, study: str, command: Command, place: str = "") -> Comma
         )
     if tagged.has_ended:
         raise CommandError(f"Study {study!r} at {redact(uri)} has ended, so there is nothing to {command.verb}.")
+    if tagged.is_interrupted:
+        raise CommandError(
+            f"A search must run to be told something through MLflow, but study {study!r} was interrupted.",
+            hint=f"`loraxs-search resume {study}` on {place or tagged.machine or 'its machine'} goes on; send it then",
+        )
     tagged.write(command.verb, command.trial_ids)
     runs = "the run of each trial" if command.trial_ids else "the search's run"
     return _queued(command, f"`{command.verb}` is on {runs} in MLflow; the search answers there, in the tag `{ANSWER}`")

@@ -147,6 +147,11 @@ class TaggedStudy:
         """Whether the search has come to its end."""
         return str(self._run.info.status) == "FINISHED"
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether the search has stopped before its end; of one that was killed this is not known."""
+        return str(self._run.info.status) in ("KILLED", "FAILED")
+
     def write(self, word: str, trial_ids: Sequence[str]) -> None:
         """Write a word onto the runs of trials, or of the search where none is named.
 

@@ -1,13 +1,9 @@
-"""The same trials as journal, Optuna and MLflow tell them."""
+"""The same trials as a study's log and MLflow tell them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
 
 Stand = tuple[str, int]  # state, number of reports
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
@@ -15,10 +11,9 @@ ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 @dataclass(frozen=True)
 class Records:
-    """What each of the three holds of a study, by trial id; `runs` counts the child runs of each."""
+    """What each of the two holds of a study, by trial id; `runs` counts the child runs of each."""
 
     journal: dict[str, Stand]
-    optuna: dict[str, Stand]
     mlflow: dict[str, Stand]
     runs: Counter[str]
     num_parents: int
@@ -29,9 +24,9 @@ class Losses:
     """What a fault cost.
 
     Args:
-        lost: Trials that have not ended, are too few, or that one of the three tells otherwise.
+        lost: Trials that have not ended, are too few, or that MLflow tells otherwise.
         doubled: Runs there are too many of.
-        missing: Points that the journal has and Optuna or MLflow lacks.
+        missing: Points that the journal has and MLflow lacks.
     """
 
     lost: int = 0
@@ -43,16 +38,14 @@ class Losses:
 
 
 def read_records(study: str) -> Records:
-    """Read all three of a study in this process's home."""
+    """Read both of a study in this process's home."""
     from mlflow import MlflowClient
 
-    from loraxs_search.reports.optuna_study import study_trials
     from loraxs_search.studies import StudyFolder
 
     folder = StudyFolder.open(study)
     task = folder.info.task
     journal = {k: (r.state.value, len(r.reports)) for k, r in folder.journal().records.items()}
-    trials = study_trials(folder).trials
     client = MlflowClient(folder.info.tracking_uri)
     experiment = client.get_experiment_by_name(task.name)
     assert experiment is not None
@@ -69,33 +62,20 @@ def read_records(study: str) -> Records:
     }
     return Records(
         journal,
-        {f"{t.number:05d}": (t.state.name, _num_reports(t)) for t in trials},
         stands,
         Counter(r.data.tags["trial_id"] for r in children),
         len(parents),
     )
 
 
-def _num_reports(trial: FrozenTrial) -> int:
-    """Return how many reports Optuna has of a trial; in a study of two objectives they are attributes."""
-    return len(trial.intermediate_values) + sum(name.startswith("report.") for name in trial.user_attrs)
-
-
 def losses(records: Records, num_trials: int) -> Losses:
-    """Hold the three against each other and against the number of trials there should be."""
-    others = (records.optuna, records.mlflow)
+    """Hold the two against each other and against the number of trials there should be."""
+    other = records.mlflow
     states = {t: s for t, (s, _) in records.journal.items()}
     told_otherwise = {
-        trial_id
-        for other in others
-        for trial_id in states.keys() | other.keys()
-        if states.get(trial_id) != other.get(trial_id, ("", 0))[0]
+        trial_id for trial_id in states.keys() | other.keys() if states.get(trial_id) != other.get(trial_id, ("", 0))[0]
     }
     unfinished = {trial_id for trial_id, state in states.items() if state not in ENDED}
-    points = sum(
-        max(0, count - other.get(trial_id, ("", 0))[1])
-        for other in others
-        for trial_id, (_, count) in records.journal.items()
-    )
+    points = sum(max(0, count - other.get(trial_id, ("", 0))[1]) for trial_id, (_, count) in records.journal.items())
     doubled = sum(count - 1 for count in records.runs.values()) + max(0, records.num_parents - 1)
     return Losses(len(told_otherwise | unfinished) + abs(num_trials - len(states)), doubled, points)

@@ -242,5 +242,12 @@ def test_a_study_that_has_ended_or_is_nowhere_is_said_to_be(recorded: RecordedSt
         assert tracker.flush(60)
     with pytest.raises(CommandError, match="has ended"):
         send("s", new_command("finish"), tracking_uri=recorded.uri)
+    with Tracked("s", recorded.folder.path, recorded.uri, "t") as tracker:
+        tracker.search_started("task: sst2\n", recorded.folder.info.search)
+        tracker.search_finished("KILLED")
+        assert tracker.flush(60)
+    with pytest.raises(CommandError) as refused:
+        send("s", new_command("finish"), tracking_uri=recorded.uri)
+    assert "loraxs-search resume s" in str(refused.value.hint)
     with pytest.raises(StudyError, match="but there is no 'nothing'"):
         send("nothing", new_command("finish"))
