@@ -10,10 +10,10 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from loraxs_search import registry
-from loraxs_search.errors import StudyError, UnknownTaskError, UsageError
+from loraxs_search.errors import StudyError, UnknownTaskError
 from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.pull import copy_folder, new_folder
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from loraxs_search.methods.export import MergedDtype
     from loraxs_search.predictor import Predictor
     from loraxs_search.reports import Comparison
 
@@ -46,9 +47,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-Form = Literal["native", "lora", "merged", "gguf"]
-MergedDtype = Literal["float32"]
 
 
 def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
@@ -197,7 +195,7 @@ def pull(
     name: str,
     *,
     base: str | None = None,
-    form: Form = "native",
+    form: str = "native",
     rank: int | None = None,
     dtype: MergedDtype | None = None,
     out: str | Path | None = None,
@@ -207,8 +205,8 @@ def pull(
 
     Args:
         base: The champion on this base, where a task has several.
-        form: `native` as it was trained; `lora` the same as plain LoRA; `merged` a whole model;
-            `gguf` plain LoRA for llama.cpp and Ollama.
+        form: `native` as it was trained, or an export format: `lora` the same as plain LoRA, `merged` a whole model,
+            `gguf` plain LoRA for llama.cpp and Ollama, or one of an installed distribution.
         rank: Rank that `lora` is padded to with zeros.
         dtype: `float32` for a `merged` model whose base's own type rounds the update away.
         out: Folder to copy it to, new or empty; None returns the cache's own.
@@ -218,15 +216,12 @@ def pull(
         UsageError: `out` holds something, or `rank` is below the adapter's own.
         HomeError: `out` or the cache cannot be written.
     """
-    if rank is not None and form != "lora":
-        raise UsageError(f"`--rank` must go with --format lora, but got {form!r}.")
-    if dtype is not None and form != "merged":
-        raise UsageError(f"`--dtype` must go with --format merged, but got {form!r}.")
+    from loraxs_search.methods.export import NATIVE, ExportOptions, check_options, converted
+
+    check_options(form, ExportOptions(rank, dtype))
     target = None if out is None else new_folder(Path(out))
     folder = _found(registry.pull, name, base, tracking_uri)
-    if form != "native":
-        from loraxs_search.methods.formats import converted
-
+    if form != NATIVE:
         folder = converted(folder, form, rank=rank, dtype=dtype)
     if target is None:
         return folder

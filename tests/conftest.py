@@ -276,7 +276,7 @@ def make_adapter() -> Callable[..., Path]:
     import torch
 
     from loraxs_search.base_model import load_model
-    from loraxs_search.methods.reference_logits import make_reference_logits
+    from loraxs_search.methods.verification import make_reference_logits
     from loraxs_search.records import (
         AdapterSize,
         BaseModelRef,

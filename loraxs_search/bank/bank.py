@@ -21,7 +21,7 @@ from loraxs_search.errors import IntegrityError, UsageError, one_of
 from loraxs_search.methods import FILES, METHODS, get_method
 from loraxs_search.methods.loading import check_ends, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
-from loraxs_search.methods.reference_logits import compare_reference_logits, kept_logits, tolerance
+from loraxs_search.methods.verification import compare_reference_logits, kept_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import adapter_folder
@@ -321,7 +321,7 @@ def _check_method(name: str, manifest: Manifest) -> None:
     raise UsageError(
         f"An adapter of a bank must be of method {known}, but {name} is of method {method.name}.",
         hint="`loraxs-search pull --format lora` makes it an adapter of which PEFT and vLLM serve many side by side"
-        if "lora" in method.conversions
+        if method.has_plain_lora
         else "load it by itself, with `loraxs_search.load_adapter`",
     )
 

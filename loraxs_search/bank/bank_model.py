@@ -27,7 +27,6 @@ from loraxs_search.engine.layers import AdaptedHead, AdaptedLinear, HeadState, L
 from loraxs_search.engine.rows import PassContext, RowMap, RowSegment
 from loraxs_search.errors import IntegrityError, TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors import agrees, fingerprint
-from loraxs_search.methods.body import check_body
 from loraxs_search.methods.loraxs import (
     FactorKey,
     LoraXSConfig,
@@ -37,6 +36,7 @@ from loraxs_search.methods.loraxs import (
     module_settings,
 )
 from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
+from loraxs_search.methods.verification import check_body
 from loraxs_search.records import BaseModel, Sigma, TaskModel
 
 

@@ -25,7 +25,7 @@ INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WEIGHT_FILES = tuple(name for pair in zip(SINGLE_FILES, INDEX_FILES, strict=True) for name in pair)
 
 
-def weight_files(folder: Path) -> tuple[Path, ...]:
+def _weight_files(folder: Path) -> tuple[Path, ...]:
     """Return the files that hold the weights, sorted; several when sharded, none when there are none."""
     for name in WEIGHT_FILES:
         path = folder / name
@@ -43,7 +43,7 @@ def model_faults(folder: Path) -> str | None:
     """Say what keeps `folder` from being a model, as the end of a sentence; None when nothing does."""
     if not (folder / "config.json").is_file():
         return "has no config.json"
-    files = weight_files(folder)
+    files = _weight_files(folder)
     if not files:
         return f"has none of {', '.join(WEIGHT_FILES)}"
     missing = [file.name for file in files if not file.is_file()]
@@ -60,7 +60,7 @@ def weight_digest(folder: Path) -> str:
 
     Sharded weights: sha256 over one line `<name> <sha256>` per shard, sorted by name, each ended by a newline.
     """
-    files = weight_files(folder)
+    files = _weight_files(folder)
     digests = [file_digest(file) for file in files]
     if len(files) == 1:
         return digests[0]
@@ -70,7 +70,7 @@ def weight_digest(folder: Path) -> str:
 
 def weight_bytes(folder: Path) -> int:
     """Return the size of a model's weight files."""
-    return sum(file.stat().st_size for file in weight_files(folder))
+    return sum(file.stat().st_size for file in _weight_files(folder))
 
 
 def numbers_by_dtype(folder: Path) -> dict[str, int]:
@@ -79,7 +79,7 @@ def numbers_by_dtype(folder: Path) -> dict[str, int]:
     Empty where a file is no safetensors, or a damaged one: loading says what is wrong with it.
     """
     numbers: Counter[str] = Counter()
-    for file in weight_files(folder):
+    for file in _weight_files(folder):
         try:
             numbers.update(safetensors_header.numbers_by_dtype(file))
         except ValueError:

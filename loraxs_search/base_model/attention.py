@@ -29,7 +29,7 @@ _BLOCK_BYTES = 1 << 20
 _BLOCK_QUERIES, _MULTIPLE = 64, 32  # fewer queries make smaller products, which cost more than the keys they leave out
 
 
-def softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
+def _softmax_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
     """Return the gradient of what softmax over the last dimension made `weights` of, in their dtype."""
     return cast("Tensor", torch.ops.aten._softmax_backward_data(gradient, weights, -1, weights.dtype))
 
@@ -86,7 +86,7 @@ class _Blocked(torch.autograd.Function):
             own = block.of_queries(dy)
             by_row = len(k[block.rows]), k.shape[1], -1, k.shape[-1]
             dv[block.rows, :, block.keys] += torch.bmm(w.mT, own).view(by_row)
-            dscores = softmax_gradient(torch.bmm(own, block.of_keys(v).mT), w)
+            dscores = _softmax_gradient(torch.bmm(own, block.of_keys(v).mT), w)
             dk[block.rows, :, block.keys] += torch.bmm(dscores.mT, block.of_queries(q)).view(by_row)
             into = dq[block.rows, :, :, block.queries]
             into.copy_(torch.bmm(dscores, block.of_keys(k)).view(into.shape))
@@ -259,7 +259,7 @@ class _Padded(torch.autograd.Function):
         dv = torch.bmm(weights.transpose(1, 2), dy)
         dweights = torch.bmm(dy, v.transpose(1, 2)).to(torch.float32)
         w = weights.to(torch.float32)
-        dscores = softmax_gradient(dweights, w)
+        dscores = _softmax_gradient(dweights, w)
         ds = dscores.mul_(ctx.scale).to(q.dtype)
         dq, dk = torch.bmm(ds, k), torch.bmm(ds.transpose(1, 2), q)
         cut = slice(ctx.length)

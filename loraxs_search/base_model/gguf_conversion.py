@@ -39,7 +39,7 @@ _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
-def read_tokenizer(source: Path) -> PreTrainedTokenizerBase:
+def _read_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a GGUF file, with its chat template if it has one.
 
     Raises:
@@ -98,7 +98,7 @@ def convert(source: Path, folder: Path) -> None:
     """
     with quiet(), _silent_thread():
         with _readable(source):
-            tokenizer = read_tokenizer(source)
+            tokenizer = _read_tokenizer(source)
             model = _model(source)
         with _system_errors():
             model.save_pretrained(folder, max_shard_size="50GB")

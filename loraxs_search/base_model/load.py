@@ -96,7 +96,7 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def has_tokenizer(base: BaseModel) -> bool:
+def _has_tokenizer(base: BaseModel) -> bool:
     """Whether a base's folder holds a tokenizer."""
     return any(file for pattern in _TOKENIZER_FILES for file in Path(base.path).glob(pattern))
 
@@ -161,7 +161,7 @@ def _pad_of(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> int:
 
 def _tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     # transformers makes an empty tokenizer, without a word, where there is none.
-    if not has_tokenizer(base):
+    if not _has_tokenizer(base):
         raise BaseModelError(
             f"{base.path} must hold a tokenizer, but has none of {', '.join(_TOKENIZER_FILES)}.",
             hint=f"get the tokenizer of {base.id} and save it into the same folder",
@@ -193,7 +193,7 @@ def with_setup(base: BaseModel) -> BaseModel:
         return base
     with library_call(base):
         config: dict[str, Any] = AutoConfig.from_pretrained(base.path).to_dict()
-    tokenizer = tokenizer_digest(load_tokenizer(base)) if has_tokenizer(base) else ""
+    tokenizer = tokenizer_digest(load_tokenizer(base)) if _has_tokenizer(base) else ""
     return replace(base, setup=BaseSetup(tokenizer, dict(_numbers(config))))
 
 

@@ -139,7 +139,7 @@ def last_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     return states
 
 
-class Projection:
+class _Projection:
     """Turns hidden states (..., width) into the base's own logits (..., vocabulary), float32, in one step or two.
 
     Some bases scale logits by a number of their configuration, or cap them by one.
@@ -168,9 +168,9 @@ class Projection:
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
 
-def projection(model: PreTrainedModel) -> Projection:
+def projection(model: PreTrainedModel) -> _Projection:
     """Return how a base's hidden states become logits."""
-    return Projection(model)
+    return _Projection(model)
 
 
 @torch.no_grad()

@@ -61,6 +61,13 @@ def adapters(ctx: typer.Context, incomplete: str) -> Offered:
     return tasks(ctx, incomplete) + _beginning(incomplete, [f"{name}/" for name in list_studies()])
 
 
+def formats(incomplete: str) -> Offered:
+    """Offer the forms that an adapter can be pulled in."""
+    from loraxs_search.methods.export import FORMATS, NATIVE
+
+    return _beginning(incomplete, [NATIVE, *FORMATS.names()])
+
+
 def shipped(incomplete: str) -> Offered:
     """Offer the shipped spaces."""
     from loraxs_search.shipped_spaces import shipped_spaces

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from loraxs_search.cli._completion import TaskArgument, tasks
+from loraxs_search.cli._completion import TaskArgument, formats, tasks
 from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, describe_decision, emit, print_table
 
 if TYPE_CHECKING:
@@ -200,8 +200,13 @@ def pull(
     name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias or TASK:version.", autocompletion=tasks)],
     base: BaseOption = None,
     form: Annotated[
-        Literal["native", "lora", "merged", "gguf"],
-        typer.Option("--format", help="The adapter as trained, plain LoRA, a whole model, or a file for llama.cpp."),
+        str,
+        typer.Option(
+            "--format",
+            help="native (the adapter as trained), lora, merged (a whole model), or gguf (for llama.cpp).",
+            metavar="FORMAT",
+            autocompletion=formats,
+        ),
     ] = "native",
     rank: Annotated[
         int | None, typer.Option("--rank", min=1, help="Pad --format lora to this rank with zeros.", metavar="N")

@@ -23,7 +23,7 @@ def check_rank(rank: int, limit: int) -> None:
         raise RankError(f"`rank` must be in 1..{limit}, but got rank={rank}.")
 
 
-def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
     """Raise UsageError unless `value` is one of `known`."""
     if value not in known:
         raise UsageError(unknown_name(name, value, known))
@@ -81,7 +81,7 @@ class Factors:
             UsageError: `sigma` is unknown.
         """
         check_rank(rank, self.rank)
-        check_choice("sigma", sigma, get_args(Sigma))
+        _check_choice("sigma", sigma, get_args(Sigma))
         u, s, vt = self.left[:, :rank], self.singular_values[:rank], self.right[:rank]  # (out, r), (r,), (r, in)
         root = s.sqrt()
         on_a = {"input": s, "sqrt": root}.get(sigma)
@@ -106,8 +106,8 @@ def resolve_driver(driver: Driver, basis: Basis, out_features: int, in_features:
     Raises:
         UsageError: `driver` or `basis` is unknown, or a basis other than `top` is asked of the randomised driver.
     """
-    check_choice("driver", driver, get_args(Driver))
-    check_choice("basis", basis, SVD_BASES)
+    _check_choice("driver", driver, get_args(Driver))
+    _check_choice("basis", basis, SVD_BASES)
     if basis != "top":
         if driver == "randomized":
             raise UsageError(

@@ -40,7 +40,7 @@ _NAMES: Final = ("left", "singular_values", "right")
 _ABOUT: Final = "factors"
 
 
-class DamagedFileError(Exception):
+class _DamagedFileError(Exception):
     """A factor file that cannot be trusted; raised within this package only."""
 
 
@@ -81,7 +81,7 @@ def read_factors(path: Path) -> Factors:
 
     Raises:
         FileNotFoundError: there is none.
-        DamagedFileError: it is truncated, altered, or not a factor file.
+        _DamagedFileError: it is truncated, altered, or not a factor file.
         HomeError: it may not be read.
     """
     with disk_faults(path):
@@ -91,10 +91,10 @@ def read_factors(path: Path) -> Factors:
                 # Cloned: a mapped file that another program cuts short would kill this process, not raise.
                 tensors = {name: file.get_tensor(name).clone() for name in _NAMES}
         except (SafetensorError, json.JSONDecodeError) as error:
-            raise DamagedFileError(str(error)) from error
+            raise _DamagedFileError(str(error)) from error
     factors = Factors(**tensors, driver=about.get("driver", ""), basis=about.get("basis", ""))
     if about.get("checksum") != checksum(factors):
-        raise DamagedFileError("the checksum is not that of the content")
+        raise _DamagedFileError("the checksum is not that of the content")
     mark_used(path)
     return factors
 
@@ -196,7 +196,7 @@ class FactorStore:
         for path in sorted(factor_path(key, self.root).parent.glob(f"{key}.*.safetensors")):
             try:
                 yield path.suffixes[-2].lstrip("."), read_factors(path)
-            except (DamagedFileError, FileNotFoundError) as damage:
+            except (_DamagedFileError, FileNotFoundError) as damage:
                 log.warning("%s is damaged (%s); it is skipped.", path, damage)
 
     def refused(
@@ -239,7 +239,7 @@ class FactorStore:
             return read_factors(path)
         except FileNotFoundError:
             pass
-        except DamagedFileError as damage:
+        except _DamagedFileError as damage:
             log.warning("%s is damaged (%s); its factors are computed again.", path, damage)
         for brought_path, factors in self._brought(weight, key, rank=rank, basis=basis, driver=driver):
             write_factors(path, factors)
@@ -259,7 +259,7 @@ class FactorStore:
                 wrong = fault(weight, factors, rank=rank, basis=basis, driver=driver)
             except FileNotFoundError:  # another process has stored it
                 continue
-            except DamagedFileError as damage:
+            except _DamagedFileError as damage:
                 wrong = str(damage)
             if wrong is None:
                 yield path, factors

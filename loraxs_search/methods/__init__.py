@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import (
-    Conversion,
     FactorRequest,
     FactorSet,
     HeadPlan,
@@ -27,7 +26,7 @@ from loraxs_search.methods._base import (
     Sizes,
 )
 from loraxs_search.methods._names import FILES, Shapes, head_parameter
-from loraxs_search.methods._parameter_spec import ParameterSpec
+from loraxs_search.methods._parameters import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.full import Full
 from loraxs_search.methods.head_only import HeadOnly
@@ -40,7 +39,6 @@ __all__ = [
     "FILES",
     "GONE",
     "METHODS",
-    "Conversion",
     "FactorRequest",
     "FactorSet",
     "HeadPlan",

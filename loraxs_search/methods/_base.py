@@ -4,7 +4,7 @@ A method is a class without state: callers make one when they need it, and all i
 imported where a YAML file is read, in the driver, in each trial's process and in the registry, so it imports neither
 torch nor transformers nor PEFT at its top; functions that need them import them inside. A method has three sides.
 
-**Declaration** (`name` to `conversions`): plain values. Any process, any thread.
+**Declaration** (`name` to `has_plain_lora`): plain values. Any process, any thread.
 
 **Resolution** (`fields`, `params`, `check`, `factor_sets`, `start_asset`, `check_start`, `size`): from the YAML file's
 values to a trial's hyperparameters. Called by the space reader, `check` and the driver, without torch, any number of
@@ -27,14 +27,14 @@ What a user can cause is a `LoraxsError` with the law and the value. Anything el
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from loraxs_search.methods._names import BYTES_PER_PARAMETER, Shapes
-from loraxs_search.methods._parameter_spec import ParameterSpec
+from loraxs_search.methods._parameters import ParameterSpec
 from loraxs_search.records import AdapterSize, Basis, Hyperparameters, LinearModule, Manifest, Scalar
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
 
     from loraxs_search.engine.layers import SlotUpdates
     from loraxs_search.factors import FactorStore
+    from loraxs_search.methods._plain_lora import PlainLora
 
 Possible = Mapping[str, Sequence[Scalar] | None]  # of each own parameter: all that a trial may have; None is a range
 Sizes = Mapping[str, tuple[int, int]]  # of linear layers: full name to (out, in)
-Conversion = Callable[["PeftModel | PreTrainedModel", Manifest, Path, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,10 @@ class Method(ABC):
     """What is worth knowing before a search with it, for people: a clause that follows its name."""
     serves_in_bank: ClassVar[bool] = False
     """Whether an `AdapterBank` takes its adapters: it knows the numbers of LoRA-XS alone."""
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({})
-    """Form (`lora`, `merged`) to what writes a loaded adapter in it: (model, manifest, new folder, asked rank).
-
-    Called once with a model that nobody else uses. The rank is None unless the form is `lora`."""
+    merges: ClassVar[bool] = False
+    """Whether an adapter's update can be added to the weights of its base."""
+    has_plain_lora: ClassVar[bool] = False
+    """Whether an adapter's update is plain LoRA, exactly, as `plain_lora` returns it."""
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
@@ -263,8 +263,16 @@ class Method(ABC):
             UsageError: the trial cannot begin at the adapter's function.
         """
 
+    def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
+        """Return a loaded adapter's update as plain LoRA. Only called where `has_plain_lora` says so.
+
+        Raises:
+            UsageError: this adapter's is none, and why.
+        """
+        raise NotImplementedError
+
     def lora_rank(self, hyper: Hyperparameters) -> int:
-        """Return the largest rank that a layer of the adapter has as plain LoRA, where `conversions` has that form."""
+        """Return the largest rank that a layer of the adapter has as plain LoRA, where `has_plain_lora` says so."""
         return int(self.params(hyper).get("rank", 0))
 
     @abstractmethod

@@ -5,184 +5,26 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import logging
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from loraxs_search.errors import TargetModulesError, UsageError
-from loraxs_search.methods._base import Conversion, HeadPlan, Method
+from loraxs_search.methods._base import HeadPlan, Method
 from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
-from loraxs_search.records import AdapterSize, BaseModelRef, Hyperparameters, LinearModule, Manifest, Scalar, Serving
+from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from loraxs_search.factors import FactorStore
     from loraxs_search.methods._plain_lora import PlainLora
-
-
-_logger = logging.getLogger(__name__)
-_MAX_MERGE_LOSS = 0.05
-_ROUNDED = (
-    "The merged model's logits differ from the adapter's by {:.0%} of what the adapter adds to the base's, since {}"
-    " rounds small updates away. `pull --format merged --dtype float32` keeps them, in a larger file."
-)
-
-
-def merge(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
-    """Write the base with the update added to its weights, and its tokenizer: plain transformers loads it.
-
-    A type that rounds the update away is said, in a warning and in the folder's README.md.
-    """
-    from loraxs_search import base_model
-    from loraxs_search.home import write_atomic
-    from loraxs_search.methods.reference_logits import merge_loss, reference_rows
-    from loraxs_search.tasks import kind_of
-    from loraxs_search.tasks.asking import asked_as_in_training, between_texts
-
-    tokenizer, serving, adapted = own_tokenizer(manifest), _served(model, manifest), peft_model(model)
-    with_update = reference_rows(adapted, manifest.probe)
-    with _updates_off(adapted):
-        without = reference_rows(adapted, manifest.probe)
-    merged = unloaded(adapted, merge=True)
-    loss = merge_loss(merged, with_update, without, manifest.probe)
-    notice = _ROUNDED.format(loss, str(merged.dtype).removeprefix("torch.")) if loss > _MAX_MERGE_LOSS else ""
-    if notice:
-        _logger.warning("%s", notice)
-    if serving is not None:
-        _set_generation(merged, serving, tokenizer)
-    load = f'model = transformers.{kind_of(manifest.task).model.auto_class}.from_pretrained(".").eval()'
-    page = f"""# {manifest.task.name}
-
-{notice}
-
-```python
-import transformers
-{load}
-tokenizer = transformers.AutoTokenizer.from_pretrained(".")
-```{between_texts(manifest.task)}
-{asked_as_in_training(serving)}"""
-    write_atomic(folder / "README.md", page.replace("\n\n\n", "\n"))
-    with base_model.quiet():  # of a progress bar
-        merged.save_pretrained(str(folder))
-    if base_model.head_names(merged):
-        _load_in_float32(folder / "config.json")
-    tokenizer.save_pretrained(str(folder))
-
-
-def _load_in_float32(path: Path) -> None:
-    """Have transformers load a model in float32 by default: in the body's type, it would round the trained head."""
-    import json
-
-    from loraxs_search.home import write_atomic
-
-    config = json.loads(path.read_bytes())
-    write_atomic(path, json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
-
-
-def own_tokenizer(manifest: Manifest) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of an adapter's base."""
-    from loraxs_search import base_model
-
-    return base_model.load_tokenizer(base_model.locate(manifest.base_model))
-
-
-def _set_generation(model: PreTrainedModel, serving: Serving, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Set how a model writes by default; stop strings need a tokenizer at each call, so they stay out."""
-    from transformers import GenerationConfig
-
-    from loraxs_search.tasks.asking import generation_options
-
-    model.generation_config = GenerationConfig(
-        **generation_options(serving),
-        eos_token_id=tokenizer.convert_tokens_to_ids(list(serving.ends)),
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def plain_lora_forms(plain_lora: Callable[[PeftModel, Manifest], PlainLora]) -> Mapping[str, Conversion]:
-    """Return the conversions of a method whose update is of low rank: LoRA, a whole model, and LoRA for llama.cpp.
-
-    Args:
-        plain_lora: Returns an adapter's update as plain LoRA, exactly; a UsageError says why that cannot be.
-    """
-
-    def as_lora(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, rank: int | None) -> None:
-        from loraxs_search.methods._plain_lora import write_plain_lora, write_readme
-
-        lora, base = plain_lora(peft_model(model), manifest), _loadable(manifest)
-        write_plain_lora(lora, folder, rank=rank, base=base.id, revision=base.revision)
-        own_tokenizer(manifest).save_pretrained(str(folder))
-        write_readme(manifest, base, _title(manifest), folder, _served(model, manifest))
-
-    def as_gguf(model: PeftModel | PreTrainedModel, manifest: Manifest, folder: Path, _: int | None) -> None:
-        from loraxs_search.methods.gguf_lora import FILE, check_headless, write_gguf_lora
-        from loraxs_search.methods.ollama import write_modelfile
-
-        check_headless(manifest)
-        adapted = peft_model(model)
-        config = cast("PreTrainedModel", adapted.get_base_model()).config
-        write_gguf_lora(plain_lora(adapted, manifest).pairs, config, folder / FILE, base=manifest.base_model.id)
-        write_modelfile(manifest, _title(manifest), folder, _served(model, manifest))
-
-    return MappingProxyType({"lora": as_lora, "merged": merge, "gguf": as_gguf})
-
-
-@contextlib.contextmanager
-def _updates_off(model: PeftModel) -> Iterator[None]:
-    """Compute without the adapter's update while the block runs, but with its trained head."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    try:
-        for layer in layers:
-            layer.enable_adapters(False)
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-
-
-def _loadable(manifest: Manifest) -> BaseModelRef:
-    """Return an adapter's base as `from_pretrained` takes it: the hub's id and commit, or a folder here."""
-    from loraxs_search import base_model
-
-    located = base_model.locate(manifest.base_model)
-    return BaseModelRef(located.id, located.revision) if located.revision else BaseModelRef(located.path)
-
-
-def _served(model: PeftModel | PreTrainedModel, manifest: Manifest) -> Serving | None:
-    from loraxs_search.tasks import kind_of
-    from loraxs_search.tasks.tokens import served
-
-    kind = kind_of(manifest.task)
-    if kind.serving is None:
-        return None  # nor has its model settings for writing
-    base = cast("PreTrainedModel", peft_model(model).get_base_model())
-    return served(kind, own_tokenizer(manifest), base.generation_config)
-
-
-def _title(manifest: Manifest) -> str:
-    from loraxs_search.methods import get_method
-
-    return get_method(manifest.hyperparameters.method).title
-
-
-def _low_rank(model: PeftModel, manifest: Manifest) -> PlainLora:
-    from loraxs_search.methods._low_rank import as_plain_lora
-
-    return as_plain_lora(model, rank=int(manifest.hyperparameters.method_params["rank"]))
-
-
-LOW_RANK = plain_lora_forms(_low_rank)  # of methods whose update is, as a matrix, of their own `rank`
 
 
 class PeftMethod(Method):
@@ -200,7 +42,7 @@ class PeftMethod(Method):
     """Last parts of names in the file whose tensors a seed, or the base's own weights, give back."""
     reads_weights: ClassVar[bool] = False
     """Whether an adapter starts from the base's numbers or in their dtype: the checkpoint's then, on the CPU."""
-    conversions: ClassVar[Mapping[str, Conversion]] = MappingProxyType({"merged": merge})
+    merges: ClassVar[bool] = True
 
     @abstractmethod
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
@@ -209,6 +51,12 @@ class PeftMethod(Method):
         Args:
             attachment: `target_modules`, `modules_to_save` and `task_type`, to be passed on.
         """
+
+    def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
+        """Return the update as plain LoRA, where it is, as a matrix, of the method's own `rank`."""
+        from loraxs_search.methods._plain_lora import as_plain_lora
+
+        return as_plain_lora(model, rank=int(manifest.hyperparameters.method_params["rank"]))
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         """Return the tensors that PEFT stores of each layer: name in the base to shape; float32, all of them trained.
@@ -230,7 +78,7 @@ class PeftMethod(Method):
         Raises:
             UsageError: it is not there; the message has PEFT's version.
         """
-        check_tuner(self.name, self.tuner)
+        _check_tuner(self.name, self.tuner)
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         """Return where PEFT puts the adapter, and what goes with it."""
@@ -265,12 +113,12 @@ class PeftMethod(Method):
         import torch
         from peft import get_peft_model
 
-        check_linear(model, hyper.target_modules)
+        _check_linear(model, hyper.target_modules)
         config = self.config(hyper, self.attachment(hyper, head))
         read = hyper.target_modules if self.reads_weights else ()
         if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
             config.fan_in_fan_out = _keeps_in_out(model, hyper.target_modules)
-        with torch.random.fork_rng(devices=[]), exact_weights(model, read, factors):
+        with torch.random.fork_rng(devices=[]), _exact_weights(model, read, factors):
             torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
             try:
                 adapted = get_peft_model(model, config, adapter_name=ADAPTER)
@@ -326,7 +174,7 @@ def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
     return len(safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}))
 
 
-def check_tuner(method: str, tuner: str) -> None:
+def _check_tuner(method: str, tuner: str) -> None:
     """Refuse a method whose tuner the installed PEFT lacks; PEFT itself is not imported.
 
     Args:
@@ -344,7 +192,7 @@ def check_tuner(method: str, tuner: str) -> None:
         )
 
 
-def check_linear(model: PreTrainedModel, names: Sequence[str]) -> None:
+def _check_linear(model: PreTrainedModel, names: Sequence[str]) -> None:
     """Refuse what is no linear layer: some tuners take embeddings, which no method here means.
 
     Raises:
@@ -362,7 +210,7 @@ def check_linear(model: PreTrainedModel, names: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def exact_weights(model: PreTrainedModel, names: Sequence[str], factors: FactorStore | None) -> Iterator[None]:
+def _exact_weights(model: PreTrainedModel, names: Sequence[str], factors: FactorStore | None) -> Iterator[None]:
     """Give layers the checkpoint's own weights for a while, on the CPU: what is made of them is the same on any device.
 
     Rounded weights have other singular vectors, and another device computes others. The base's own weights stay as

@@ -1,25 +1,28 @@
-"""A folder that stock PEFT loads as plain LoRA, whatever method trained the update."""
+"""A method's update as plain LoRA, and the folder that stock PEFT loads.
+
+Where an update is a product of low rank, whatever a tuner makes it of, its rank is at most the method's `rank`: so many
+of its singular vectors are the whole of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from loraxs_search.errors import UsageError
 from loraxs_search.home import disk_faults, write_atomic
-from loraxs_search.methods._names import FILES, ROOT
-from loraxs_search.records import BaseModelRef, Manifest, Serving
-from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.asking import asked_as_in_training, between_texts, loading_code, where_base_is
+from loraxs_search.methods._names import ADAPTER, FILES, ROOT
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
+if TYPE_CHECKING:  # not above: importing PEFT imports LoRA-XS, which imports this module
+    from peft import LoraConfig, PeftModel
+
 
 Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32; scales are multiplied into B
 
@@ -71,41 +74,6 @@ def write_plain_lora(
         config.save_pretrained(str(folder))
 
 
-def write_readme(manifest: Manifest, base: BaseModelRef, title: str, folder: Path, serving: Serving | None) -> None:
-    """Write README.md: how the plain LoRA adapter is loaded with its labels, for which PEFT's files have no place.
-
-    Args:
-        base: As `from_pretrained` takes it.
-        title: Of the method that trained it.
-        serving: How it is asked; None where it writes no text.
-    """
-    where = where_base_is(base) if base.revision else _on_this_machine(manifest)
-    page = f"""# {manifest.task.name}
-
-A {title} adapter for `{manifest.base_model.id}` as plain LoRA, exactly.
-
-With transformers and PEFT alone, from this folder, {where}:
-
-```python
-import peft, transformers
-{loading_code(kind_of(manifest.task), base)}
-tokenizer = transformers.AutoTokenizer.from_pretrained(".")
-model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{between_texts(manifest.task)}
-{asked_as_in_training(serving)}"""
-    write_atomic(folder / "README.md", page)
-
-
-def _on_this_machine(manifest: Manifest) -> str:
-    """Return where the code runs when it names a folder of this machine."""
-    package = manifest.base_model.package
-    carried = f", which the Python package `{package}` carries: the hub's may differ" if package else ""
-    return (
-        "where the folder of the base is that of this machine. Elsewhere, put its own in, also in adapter_config.json;"
-        f" the adapter fits these weights alone{carried}"
-    )
-
-
 def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
     """Return A and B of the same update at a rank, with zeros; None means their own.
 
@@ -125,7 +93,7 @@ def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
 
 def _config(lora: PlainLora, ranks: Mapping[str, int]) -> LoraConfig:
     """Return the config of modules of these ranks; the commonest stands for those that are not named."""
-    from peft import LoraConfig  # not above: importing PEFT imports LoRA-XS, which imports this module
+    from peft import LoraConfig
 
     commonest = max(set(ranks.values()), key=lambda rank: (list(ranks.values()).count(rank), rank))
     own = {name: rank for name, rank in ranks.items() if rank != commonest}
@@ -142,3 +110,45 @@ def _config(lora: PlainLora, ranks: Mapping[str, int]) -> LoraConfig:
     )
     config.target_modules = sorted(ranks)  # PEFT makes a set of it, whose order is another in each process
     return config
+
+
+def as_plain_lora(model: PeftModel, *, rank: int) -> PlainLora:
+    """Return an adapter's function as LoRA.
+
+    Args:
+        rank: That no layer's update is above.
+    """
+    from peft.utils import get_peft_model_state_dict
+
+    config = model.active_peft_config
+    saved = tuple(config.modules_to_save or ())
+    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
+    heads = tuple(f"{ROOT}{name}." for name in saved)
+    return PlainLora(
+        pairs=dict(_pairs(model, rank)),
+        others={name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith(heads)},
+        saved=saved,
+        task_type=config.task_type,
+        fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for _, layer in _layers(model)),
+    )
+
+
+def _layers(model: PeftModel) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers that have an update, by full name in the base."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, BaseTunerLayer) and isinstance(layer, nn.Module):
+            yield name.removeprefix(ROOT), layer
+
+
+@torch.no_grad()
+def _pairs(model: PeftModel, rank: int) -> Iterator[tuple[str, Pair]]:
+    """Yield each layer's update as A (r, in) and B (out, r), float32."""
+    for name, layer in _layers(model):
+        delta: Tensor = cast("Any", layer).get_delta_weight(ADAPTER)
+        update = delta.detach().to("cpu", torch.float64)
+        update = update.T if getattr(layer, "fan_in_fan_out", False) else update  # (out, in)
+        u, s, vh = torch.linalg.svd(update, full_matrices=False)
+        roots = s[:rank].sqrt()
+        yield name, ((roots[:, None] * vh[:rank]).float(), (u[:, :rank] * roots).float())

@@ -15,7 +15,7 @@ from loraxs_search import base_model
 from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.home import disk_faults
 from loraxs_search.methods import get_method
-from loraxs_search.methods.reference_logits import check_reference_logits
+from loraxs_search.methods.verification import check_reference_logits
 from loraxs_search.records import BaseModel, Manifest, from_json
 from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.tokens import served

@@ -8,11 +8,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.errors import RankError, UsageError
-from loraxs_search.methods._base import Conversion, HeadPlan, PackedAdapter, PackedBase, PackedMethod, Sizes
+from loraxs_search.methods._base import HeadPlan, PackedAdapter, PackedBase, PackedMethod, Sizes
 from loraxs_search.methods._names import Shapes
-from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, plain_lora_forms
-from loraxs_search.methods._rank_law import check_ranks
+from loraxs_search.methods._parameters import ParameterSpec, check_ranks
+from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.records import Hyperparameters, LinearModule, Manifest, Scalar
 
 if TYPE_CHECKING:
@@ -32,32 +31,16 @@ _INITS: Mapping[str, bool | str] = {  # to PEFT's own words
 }
 
 
-def _plain_lora(model: PeftModel, manifest: Manifest) -> PlainLora:
-    """Return an adapter's function as LoRA on the base as it is.
-
-    Raises:
-        UsageError: it is DoRA.
-    """
-    from loraxs_search.methods._trained_lora import as_plain_lora
-
-    if Lora().params(manifest.hyperparameters)["dora"]:
-        raise UsageError(
-            "`--format lora` and gguf must be of an update that is added to the weights, but DoRA also scales them.",
-            hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
-        )
-    return as_plain_lora(model)
-
-
 class _PackedLora(PackedMethod):
     """Slots share the base alone; each has its own A and B."""
 
     def adapter(self, hyper: Hyperparameters, sizes: Sizes, device: torch.device) -> PackedAdapter:
-        from loraxs_search.methods._packed_lora import PackedPairs
+        from loraxs_search.methods._lora_layers import PackedPairs
 
         return PackedPairs(Lora().config(hyper, {}), sizes, hyper.seed, device)
 
     def on(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> PackedBase:
-        from loraxs_search.methods._packed_lora import LoraBase
+        from loraxs_search.methods._lora_layers import LoraBase
 
         return LoraBase(linears, num_workers)
 
@@ -87,7 +70,7 @@ class Lora(PeftMethod):
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "dora")
     packed: ClassVar[PackedMethod | None] = _PackedLora()
-    conversions: ClassVar[Mapping[str, Conversion]] = plain_lora_forms(_plain_lora)
+    has_plain_lora: ClassVar[bool] = True
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
@@ -121,6 +104,17 @@ class Lora(PeftMethod):
         return shapes
 
     # ---- work --------------------------------------------------------------------------------------------------------
+    def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
+        from loraxs_search.methods._lora_layers import as_plain_lora
+
+        if self.params(manifest.hyperparameters)["dora"]:
+            raise UsageError(
+                "`--format lora` and gguf must be of an update that is added to the weights, but DoRA also scales"
+                " them.",
+                hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
+            )
+        return as_plain_lora(model)
+
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraConfig:
         from peft import LoraConfig
 
@@ -139,7 +133,7 @@ class Lora(PeftMethod):
     def attach(
         self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
     ) -> PeftModel:
-        from loraxs_search.methods import _trained_lora as lora
+        from loraxs_search.methods import _lora_layers as lora
 
         if _changes_base(self.params(hyper)):
             with lora.own_weights(model, hyper.target_modules, factors):
@@ -149,7 +143,7 @@ class Lora(PeftMethod):
         return adapted
 
     def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
-        from loraxs_search.methods._trained_lora import restore_weights
+        from loraxs_search.methods._lora_layers import restore_weights
 
         base = super().detach(model)
         restore_weights(base)
@@ -158,7 +152,7 @@ class Lora(PeftMethod):
     def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:
         from peft import PeftConfig
 
-        from loraxs_search.methods._trained_lora import own_weights
+        from loraxs_search.methods._lora_layers import own_weights
 
         config = PeftConfig.from_pretrained(str(folder))
         names = config.target_modules if getattr(config, "init_lora_weights", True) == "pissa" else ()

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import (
-    Conversion,
     FactorRequest,
     FactorSet,
     HeadPlan,
@@ -23,10 +22,8 @@ from loraxs_search.methods._base import (
     Sizes,
 )
 from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, R, Shapes
-from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod, peft_model, plain_lora_forms
-from loraxs_search.methods._rank_law import check_ranks
-from loraxs_search.methods._rank_pattern import module_ranks, widest_rank
+from loraxs_search.methods._parameters import ParameterSpec, check_ranks, module_ranks, widest_rank
+from loraxs_search.methods._peft import PeftMethod, peft_model
 from loraxs_search.methods.starting import pack_start
 from loraxs_search.records import (
     Basis,
@@ -50,12 +47,6 @@ if TYPE_CHECKING:
 
 _SMALLEST_FACTOR_RANK = 64
 _BASES = ("top", "middle", "bottom", "gaussian")
-
-
-def _plain_lora(model: PeftModel, _: Manifest) -> PlainLora:
-    from loraxs_search.methods.loraxs import as_plain_lora
-
-    return as_plain_lora(model, ADAPTER)
 
 
 class _PackedLoraXS(PackedMethod):
@@ -99,7 +90,7 @@ class LoraXS(PeftMethod):
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis", "rank_pattern")
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
     serves_in_bank: ClassVar[bool] = True
-    conversions: ClassVar[Mapping[str, Conversion]] = plain_lora_forms(_plain_lora)
+    has_plain_lora: ClassVar[bool] = True
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
@@ -196,6 +187,11 @@ class LoraXS(PeftMethod):
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity)}
         return super().attachment(hyper, head) | own
+
+    def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
+        from loraxs_search.methods.loraxs import as_plain_lora
+
+        return as_plain_lora(model, ADAPTER)
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraXSConfig:
         return _config(hyper, **attachment)

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loraxs_search.methods._base import Conversion
 from loraxs_search.methods._names import PROJECTION_SEED, TOP, Shapes
-from loraxs_search.methods._parameter_spec import ParameterSpec
-from loraxs_search.methods._peft import LOW_RANK, PeftMethod
+from loraxs_search.methods._parameters import ParameterSpec
+from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.records import Hyperparameters, LinearModule, Scalar
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class VeRA(PeftMethod):
     tuner: ClassVar[str] = "vera"
     projections: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
     reads_weights: ClassVar[bool] = True  # their dtype, which PEFT rounds the projection to
-    conversions: ClassVar[Mapping[str, Conversion]] = LOW_RANK
+    has_plain_lora: ClassVar[bool] = True
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
         from peft import VeraConfig
@@ -117,7 +116,7 @@ class TinyLoRA(PeftMethod):
     tuner: ClassVar[str] = "tinylora"
     projections: ClassVar[tuple[str, ...]] = ("tinylora_A", "tinylora_B", "tinylora_P")
     reads_weights: ClassVar[bool] = True
-    conversions: ClassVar[Mapping[str, Conversion]] = LOW_RANK
+    has_plain_lora: ClassVar[bool] = True
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
         from peft import TinyLoraConfig
@@ -160,7 +159,7 @@ class UniLoRA(PeftMethod):
     sized_by: ClassVar[tuple[str, ...]] = ("vector_size",)
     tuner: ClassVar[str] = "unilora"
     reads_weights: ClassVar[bool] = True  # their dtype, which PEFT rounds the entries' factors to
-    conversions: ClassVar[Mapping[str, Conversion]] = LOW_RANK
+    has_plain_lora: ClassVar[bool] = True
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
         from peft import UniLoraConfig

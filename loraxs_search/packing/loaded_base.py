@@ -37,8 +37,7 @@ from loraxs_search.engine.rows import base_of
 from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method
-from loraxs_search.methods.body import body_fingerprint
-from loraxs_search.methods.reference_logits import make_reference_logits
+from loraxs_search.methods.verification import body_fingerprint, make_reference_logits
 from loraxs_search.packing.capacity import check_fits, choose_dtype
 from loraxs_search.packing.slot import AdaptableLayers
 from loraxs_search.records import (

@@ -103,7 +103,7 @@ def list_files(uri: str, source: str) -> list[Listed]:
     """Return what lies in `source`; nothing where nothing has been logged yet."""
 
     def ask() -> list[Listed]:
-        files = list_plainly(uri, source)
+        files = _list_plainly(uri, source)
         return [Listed(str(f["path"]), int(f.get("file_size", 0)), bool(f.get("is_dir"))) for f in files]
 
     def by_client() -> list[Listed]:
@@ -124,7 +124,7 @@ def fetch_file(uri: str, source: str, name: str, folder: Path, max_bytes: int) -
     """
 
     def ask() -> Path:
-        fetch_plainly(uri, source, name, folder / name, max_bytes)
+        _fetch_plainly(uri, source, name, folder / name, max_bytes)
         return folder / name
 
     def by_client() -> Path:
@@ -132,7 +132,7 @@ def fetch_file(uri: str, source: str, name: str, folder: Path, max_bytes: int) -
 
         place = f"{source.rstrip('/')}/{name}"
         path = Path(download_artifacts(artifact_uri=place, dst_path=str(folder), tracking_uri=uri))
-        check_size(uri, name, path.stat().st_size, max_bytes)
+        _check_size(uri, name, path.stat().st_size, max_bytes)
         return path
 
     return plainly(uri, ask, by_client)
@@ -146,7 +146,7 @@ _FAILED, _NOT_FOUND, _MISSING = 400, 404, "RESOURCE_DOES_NOT_EXIST"
 _OTHER_WAYS_IN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE")
 
 
-class UnansweredError(Exception):
+class _UnansweredError(Exception):
     """The server did not answer the request: MLflow's client finds out why. Raised within this package only."""
 
 
@@ -159,7 +159,7 @@ def plainly(uri: str, ask: Callable[[], _T], by_client: Callable[[], _T], *, whe
         RegistryError: MLflow's client has failed.
     """
     if when and sqlite_path(uri) is None:
-        with contextlib.suppress(UnansweredError):
+        with contextlib.suppress(_UnansweredError):
             return ask()
     with speaking(uri):
         return by_client()
@@ -169,7 +169,7 @@ def find_version(uri: str, name: AdapterName) -> Any:
     """Return a model version with the attributes of MLflow's own.
 
     Raises:
-        UnansweredError: there is none, or the server wants to be asked in another way.
+        _UnansweredError: there is none, or the server wants to be asked in another way.
     """
     which = {"alias": name.alias or ""} if name.version is None else {"version": str(name.version)}
     query = {"name": name.task} | which
@@ -181,7 +181,7 @@ def find_model(uri: str, name: str) -> Any:
     """Return a registered model with the attributes of MLflow's own.
 
     Raises:
-        UnansweredError: there is none, or the server wants to be asked in another way.
+        _UnansweredError: there is none, or the server wants to be asked in another way.
     """
     return _answered(lambda: _model(_get(uri, "mlflow/registered-models/get", {"name": name})["registered_model"]))
 
@@ -190,7 +190,7 @@ def find_models(uri: str, only: str | None, size: int, token: str | None) -> Any
     """Return a page of registered models by name, with the attributes of MLflow's own.
 
     Raises:
-        UnansweredError: the server wants to be asked in another way.
+        _UnansweredError: the server wants to be asked in another way.
     """
     query = {"max_results": str(size), "order_by": "name ASC", "filter": only or "", "page_token": token or ""}
     given = {key: value for key, value in query.items() if value}
@@ -201,7 +201,7 @@ def find_first_version(uri: str, name: str) -> Any | None:
     """Return the first version of a registered model; None when there is none.
 
     Raises:
-        UnansweredError: the server wants to be asked in another way.
+        _UnansweredError: the server wants to be asked in another way.
     """
     query = {"filter": f"name = '{name}'", "max_results": "1", "order_by": "version_number ASC"}
     versions = _answered(lambda: _get(uri, "mlflow/model-versions/search", query).get("model_versions", []))
@@ -212,28 +212,28 @@ def find_experiment(uri: str, name: str) -> Any | None:
     """Return an experiment with the tags of MLflow's own; None when there is none.
 
     Raises:
-        UnansweredError: the server wants to be asked in another way.
+        _UnansweredError: the server wants to be asked in another way.
     """
     query = {"experiment_name": name}
     answer = _answered(lambda: _get(uri, "mlflow/experiments/get-by-name", query, may_lack=True))
     return None if answer is None else SimpleNamespace(tags=_tags(answer["experiment"]))
 
 
-def list_plainly(uri: str, source: str) -> list[Mapping[str, Any]]:
+def _list_plainly(uri: str, source: str) -> list[Mapping[str, Any]]:
     """Return the files that a server hands out itself, each with `path`, `file_size` and `is_dir`.
 
     Raises:
-        UnansweredError: they lie elsewhere, or the server wants to be asked in another way.
+        _UnansweredError: they lie elsewhere, or the server wants to be asked in another way.
     """
     place = {"path": _handed_out(source)}
     return _answered(lambda: list(_get(uri, _FILES, place, _PAGE_TIMEOUT_S).get("files", [])))
 
 
-def fetch_plainly(uri: str, source: str, name: str, target: Path, max_bytes: int) -> None:
+def _fetch_plainly(uri: str, source: str, name: str, target: Path, max_bytes: int) -> None:
     """Write a file that a server hands out itself, and no more of it than it may have: a server can send without end.
 
     Raises:
-        UnansweredError: as `list_plainly`.
+        _UnansweredError: as `_list_plainly`.
         IntegrityError: the server sends more than `max_bytes`.
         HomeError: `target` cannot be written, which no other way to ask would change.
     """
@@ -247,11 +247,11 @@ def fetch_plainly(uri: str, source: str, name: str, target: Path, max_bytes: int
         chunks = answer.iter_content(_CHUNK_BYTES)  # raises where fewer bytes come than were announced
         while chunk := _answered(lambda: next(chunks, b"")):
             num_bytes += len(chunk)
-            check_size(uri, name, num_bytes, max_bytes)
+            _check_size(uri, name, num_bytes, max_bytes)
             file.write(chunk)
 
 
-def check_size(uri: str, name: str, num_bytes: int, max_bytes: int) -> None:
+def _check_size(uri: str, name: str, num_bytes: int, max_bytes: int) -> None:
     """Refuse a file of which more has come than it may have.
 
     Raises:
@@ -267,7 +267,7 @@ def check_size(uri: str, name: str, num_bytes: int, max_bytes: int) -> None:
 def _handed_out(source: str) -> str:
     place = source.removeprefix(_SCHEME).strip("/")
     if not source.startswith(_SCHEME) or source.startswith(f"{_SCHEME}//"):  # another server's
-        raise UnansweredError
+        raise _UnansweredError
     return place
 
 
@@ -279,11 +279,11 @@ class _Page(list[Any]):
 
 def _answered(ask: Callable[[], _T]) -> _T:
     if any(os.environ.get(variable) for variable in _OTHER_WAYS_IN):
-        raise UnansweredError
+        raise _UnansweredError
     try:
         return ask()
     except (OSError, ValueError, KeyError) as error:  # all of `requests` is an OSError
-        raise UnansweredError from error
+        raise _UnansweredError from error
 
 
 def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIMEOUT_S, may_lack: bool = False) -> Any:
@@ -294,7 +294,7 @@ def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIME
             return value
         if value["error_code"] == _MISSING:
             return None
-    raise UnansweredError
+    raise _UnansweredError
 
 
 def _open(

@@ -108,7 +108,7 @@ class Statement:
     digest: str
 
 
-def has_key() -> bool:
+def _has_key() -> bool:
     """Whether the team signs: a key is named here."""
     return bool(os.environ.get(ENV_KEY))
 
@@ -123,7 +123,7 @@ def sign(statement: Statement) -> str:
     return f"{statement.sequence} {_hmac(json.dumps(content))}"
 
 
-def signed_sequence(task: str, alias: str, version: int, digest: str, signature: str) -> int | None:
+def _signed_sequence(task: str, alias: str, version: int, digest: str, signature: str) -> int | None:
     """Return the sequence number of a signature; None where the team's key has not made it for just this."""
     number = signature.partition(" ")[0]
     if not number.isdecimal() or len(number) > 18:
@@ -133,10 +133,10 @@ def signed_sequence(task: str, alias: str, version: int, digest: str, signature:
     return statement.sequence if is_same else None
 
 
-def is_vouched_for(task: str, version: int, digest: str, signatures: Mapping[str, str]) -> bool:
+def _is_vouched_for(task: str, version: int, digest: str, signatures: Mapping[str, str]) -> bool:
     """Whether the team has ever signed this version of the task with this content, whatever it was called then."""
     return any(
-        signed_sequence(task, alias, version, digest, signature) is not None for alias, signature in signatures.items()
+        _signed_sequence(task, alias, version, digest, signature) is not None for alias, signature in signatures.items()
     )
 
 
@@ -151,14 +151,14 @@ def check_signature(asked: AdapterName, version: int, digest: str, signatures: M
     Raises:
         IntegrityError: there is no signature, or it is of another key, task, alias, version or content.
     """
-    if not has_key():
+    if not _has_key():
         return None
     if asked.alias is None:
-        if version == asked.version and is_vouched_for(asked.task, version, digest, signatures):
+        if version == asked.version and _is_vouched_for(asked.task, version, digest, signatures):
             return None
     else:
         signature = signatures.get(asked.alias, "")
-        sequence = signed_sequence(asked.task, asked.alias, version, digest, signature)
+        sequence = _signed_sequence(asked.task, asked.alias, version, digest, signature)
         if sequence is not None:
             return sequence
     raise IntegrityError(
@@ -206,7 +206,7 @@ def sign_aliases(client: MlflowClient, uri: str, task: str, aliases: Iterable[st
     The registry's own count and what was seen here are both outbidden: a registry that was set back stays usable for
     who knew it before.
     """
-    if not has_key():
+    if not _has_key():
         return 0
     seen, wanted = SeenSequences(uri), tuple(aliases)
     number = 1 + max(_last_sequence(client, task), *(seen.highest(task, alias) for alias in wanted))
@@ -232,7 +232,8 @@ def _last_sequence(client: MlflowClient, task: str) -> int:
 def is_signed(adapter: RegisteredAdapter, alias: str) -> bool:
     """Whether the team has signed that the alias means this adapter; without a key there is nothing to sign."""
     signature = adapter.signatures.get(alias, "")
-    return not has_key() or signed_sequence(adapter.task, alias, adapter.version, adapter.digest, signature) is not None
+    number = _signed_sequence(adapter.task, alias, adapter.version, adapter.digest, signature)
+    return not _has_key() or number is not None
 
 
 def check_vouched_for(adapter: RegisteredAdapter) -> None:
@@ -241,7 +242,7 @@ def check_vouched_for(adapter: RegisteredAdapter) -> None:
     Raises:
         IntegrityError: it has not.
     """
-    if has_key() and not is_vouched_for(adapter.task, adapter.version, adapter.digest, adapter.signatures):
+    if _has_key() and not _is_vouched_for(adapter.task, adapter.version, adapter.digest, adapter.signatures):
         raise IntegrityError(
             f"{adapter.task}:{adapter.version} must be signed with the key in {ENV_KEY} to be signed anew, but is not.",
             hint="run `loraxs-search promote STUDY` on the study it comes from: its own files are what is signed then",

@@ -39,7 +39,7 @@ def adapter_tag(digest: str, kind: str) -> str:
     return f"{_ADAPTER}{digest[:32]}.{kind}"
 
 
-def adapter_records(version: Mapping[str, str], model: Mapping[str, str], digest: str) -> tuple[Candidate, Decision]:
+def _adapter_records(version: Mapping[str, str], model: Mapping[str, str], digest: str) -> tuple[Candidate, Decision]:
     """Read the records of a version; version 0.1 kept them among the version's own tags.
 
     Args:
@@ -125,7 +125,7 @@ def ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def add_version(client: MlflowClient, uri: str, name: str, model: Any, tags: Mapping[str, str]) -> Any:
+def _add_version(client: MlflowClient, uri: str, name: str, model: Any, tags: Mapping[str, str]) -> Any:
     """Register a logged model as the next version of `name`."""
     return client.create_model_version(
         name,
@@ -171,7 +171,7 @@ def register(
             client.set_model_version_tag(task, known[0].version, key, value)
         return int(known[0].version)
     model = _logged_model(client, uri, folder, manifest, digest)
-    made = add_version(client, uri, task, model, tags)
+    made = _add_version(client, uri, task, model, tags)
     if artifact_root(uri):
         _link(client, model, task, int(made.version))
     return int(made.version)
@@ -270,7 +270,7 @@ def read_version(version: Any, model_tags: Mapping[str, str]) -> RegisteredAdapt
     tags = version.tags
     try:
         digest = _digest(tags["loraxs.digest"])
-        candidate, decision = adapter_records(tags, model_tags, digest)
+        candidate, decision = _adapter_records(tags, model_tags, digest)
         return RegisteredAdapter(
             task=version.name,
             version=int(version.version),

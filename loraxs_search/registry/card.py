@@ -244,7 +244,7 @@ def _predicting(kind: TaskKind) -> str:
 
 def _vllm(manifest: Manifest) -> str:
     """Return how vLLM serves the adapter; nothing where it cannot be written as plain LoRA."""
-    if "lora" not in get_method(manifest.hyperparameters.method).conversions:
+    if not get_method(manifest.hyperparameters.method).has_plain_lora:
         return ""
     ref, rank = manifest.base_model, _lora_rank(manifest)
     base, where = (ref.id, "") if ref.package is None else ("FOLDER", "; FOLDER is `folder` of the code above")
@@ -263,8 +263,6 @@ VLLM_LORA_RESOLVER_CACHE_DIR=adapters vllm serve {base} --enable-lora --max-lora
 
 
 def _gguf(manifest: Manifest) -> str:
-    if "gguf" not in get_method(manifest.hyperparameters.method).conversions:
-        return ""
     return f"""
 
 With llama.cpp and Ollama, as plain LoRA in a GGUF file; the folder's README.md says how:

@@ -15,7 +15,7 @@ import loraxs_search
 from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.cli import run
 from loraxs_search.errors import TaskDataError, UsageError
-from loraxs_search.methods.formats import converted
+from loraxs_search.methods.export import converted
 from loraxs_search.records import BaseModelRef, Task, TaskModel
 
 PROMPT = "{first} say {second}"

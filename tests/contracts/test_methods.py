@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, RobertaConfig
 from loraxs_search.base_model import fresh_head, head_names, locate, output_head
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
 from loraxs_search.methods import METHODS, HeadPlan, Method
-from loraxs_search.methods.body import body_fingerprint
-from loraxs_search.methods.formats import Form, converted
+from loraxs_search.methods.export import FORMATS, converted, formats_of
 from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.verification import body_fingerprint
 from loraxs_search.records import BaseModelRef, Hyperparameters, LinearModule, TrialSpec, from_json, to_json
 from loraxs_search.search_space import describe, load_space
 from loraxs_search.search_space._parameter_specs import COMMON
@@ -132,7 +132,6 @@ def test_a_declaration_is_whole(method: Method) -> None:
     for spec in method.parameters.values():
         assert spec.default is None or spec.check(spec.default) == spec.default
     assert not method.not_offered.keys() & method.parameters.keys()
-    assert set(method.conversions) <= set(get_args(Form))
 
 
 def test_params_come_back_out_of_a_stored_record(method: Method, base: PreTrainedModel) -> None:
@@ -297,8 +296,8 @@ def test_each_form_of_a_folder_is_the_same_function(
         changes = {**method.fields(own, possible), "method": method.name, "target_modules": (f"bert.{target}",)}
         folder = make_adapter(tmp_path / str(number), located, **{**changes, "init_std": 0.5})
         expected = logits(load_adapter_folder(folder, base=located))
-        for form in method.conversions:
-            if form == "gguf":  # of adapters without a head: tests/unit/methods/test_methods_gguf_lora.py
+        for form in formats_of(method):
+            if form == "gguf":  # of adapters without a head: tests/unit/methods/test_methods_export_gguf.py
                 with pytest.raises(LoraxsError, match="`--format gguf` must be of an adapter without a head"):
                     converted(folder, form)
                 continue
@@ -310,7 +309,7 @@ def test_each_form_of_a_folder_is_the_same_function(
             model = AutoModelForSequenceClassification.from_pretrained(made if form == "merged" else tiny_base)
             model = model if form == "merged" else PeftModel.from_pretrained(model, str(made))
             torch.testing.assert_close(logits(model.eval()), expected, rtol=1e-5, atol=1e-5)
-        lacking = [form for form in get_args(Form) if form not in method.conversions]
+        lacking = [form for form in FORMATS.names() if form not in formats_of(method)]
         for form in lacking:
             with pytest.raises(
                 LoraxsError, match=f"`--format` must be one of: native, .*for an adapter of method {method.name}, but"

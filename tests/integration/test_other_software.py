@@ -26,7 +26,7 @@ from support.toy_language import choosing, writing
 from support.trials import write
 
 from loraxs_search.base_model import linear_modules, load_tokenizer
-from loraxs_search.methods.formats import converted
+from loraxs_search.methods.export import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
 from loraxs_search.tasks import RowSource, encode, kind_of

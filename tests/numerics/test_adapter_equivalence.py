@@ -31,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model import load_model, locate
 from loraxs_search.factors import FactorStore, check_fingerprint, compute_factors, fingerprint
-from loraxs_search.methods.formats import converted
+from loraxs_search.methods.export import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, export_lora, use_factor_store
 from loraxs_search.records import BaseModelRef

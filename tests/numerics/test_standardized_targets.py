@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from loraxs_search import assets
 from loraxs_search.base_model import load_tokenizer, locate
 from loraxs_search.methods import get_method
-from loraxs_search.methods.formats import converted
+from loraxs_search.methods.export import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import (

@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 import loraxs_search
 from loraxs_search.base_model import linear_modules, load_tokenizer, locate
-from loraxs_search.methods.formats import converted
+from loraxs_search.methods.export import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
 from loraxs_search.registry import model_card

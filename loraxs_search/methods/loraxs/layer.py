@@ -1,34 +1,126 @@
 """One adapted linear layer: y = W x + B (scale R) A x, with A and B frozen and R (r, r) trained.
 
-Shapes: x (..., in), A (k, in), B (out, k), R (r, r), r <= k; k is the rank at which factors are stored.
+Shapes: x (..., in), A (k, in), B (out, k), R (r, r), r <= k; k is the rank at which factors are stored. Rows of a batch
+may belong to different adapters: they are computed in one pass per factor pair, not in one per adapter.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features, check_adapters_to_merge
+from peft.utils import ModulesToSaveWrapper
 from peft.utils.other import transpose
 from peft.utils.quantization_utils import QuantizationBackend
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.factors import Factors
 from loraxs_search.methods._names import R
-from loraxs_search.methods.loraxs._frozen_pair import checked_factors
-from loraxs_search.methods.loraxs._mixed_batch import check_adapter_names, mixed_update
-from loraxs_search.methods.loraxs._parameters import Float32Parameters
-from loraxs_search.methods.loraxs._settings import ModuleSettings, initial_r
-from loraxs_search.methods.loraxs._start import check_start, started_r
+from loraxs_search.methods.loraxs._settings import ModuleSettings, check_start, checked_factors, initial_r, started_r
 from loraxs_search.methods.loraxs.config import LoraXSConfig
+
+BASE = "__base__"
+
+
+class _AdaptedLayer(Protocol):
+    """What this module needs of a layer; see `LoraXSLayer`."""
+
+    @property
+    def settings(self) -> Mapping[str, ModuleSettings]: ...
+
+    def factor_pair(self, adapter_name: str) -> tuple[Tensor, Tensor]: ...
+
+    def scaled_r(self, adapter_name: str) -> Tensor: ...
+
+
+def _check_adapter_names(adapter_names: Sequence[str], x: Tensor, *, merged: bool) -> None:
+    """Raise ValueError, in PEFT's words, unless each row of x has its name and no adapter is merged."""
+    if len(adapter_names) != len(x):
+        raise ValueError(
+            "Length of `adapter_names` should be the same as the number of inputs, but got "
+            f"{len(adapter_names)} and {len(x)} respectively."
+        )
+    if merged:
+        raise ValueError(
+            "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+        )
+
+
+def _mixed_update(layer: _AdaptedLayer, x: Tensor, y: Tensor, adapter_names: Sequence[str]) -> Tensor:
+    """Add to each row of y (n, ..., out) the update of the adapter that the row names.
+
+    Rows are grouped by factor pair; within a group A and B are applied once, cut to the largest rank, and R_k, padded
+    with zeros, by one batched product.
+    """
+    groups: dict[str, list[int]] = {}
+    for row, name in enumerate(adapter_names):
+        if name in layer.settings:
+            groups.setdefault(layer.settings[name].pair_name, []).append(row)
+    for rows in groups.values():
+        index = torch.tensor(rows, device=x.device)
+        update = _group_update(layer, x[index], [adapter_names[row] for row in rows])
+        y = y.index_add(0, index, update.to(y.dtype))
+    return y
+
+
+def _group_update(layer: _AdaptedLayer, x: Tensor, names: list[str]) -> Tensor:
+    distinct = list(dict.fromkeys(names))
+    widest = max(distinct, key=lambda name: layer.settings[name].rank)
+    a, b = layer.factor_pair(widest)  # (k, in), (out, k)
+    k = a.shape[0]
+    padded = [pad(r, (0, k - r.shape[0], 0, k - r.shape[0])) for r in map(layer.scaled_r, distinct)]
+    which = torch.tensor([distinct.index(name) for name in names], device=x.device)
+    r_nkk = torch.stack(padded).to(a.dtype)[which]  # (n, k, k)
+    z = linear(x.to(a.dtype), a)  # (n, ..., k)
+    z = torch.bmm(z.flatten(1, -2) if z.ndim > 2 else z[:, None], r_nkk.transpose(1, 2)).reshape(z.shape)
+    return linear(z, b)
+
+
+def grouped_head_output(
+    wrapper: ModulesToSaveWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], adapter_names: Sequence[str]
+) -> Tensor:
+    """Run each row through its own adapter's copy of a module, composite ones too (PEFT's own path takes plain layers).
+
+    The first positional argument is the batch; rows of "__base__", and of adapters without a copy, use the original.
+    """
+    x, *rest = args
+    rows_of: dict[str, list[int]] = {}
+    for row, name in enumerate(adapter_names):
+        rows_of.setdefault(name if name in wrapper.modules_to_save else BASE, []).append(row)
+    parts = []
+    for name, rows in rows_of.items():
+        module = wrapper.original_module if name == BASE else wrapper.modules_to_save[name]
+        parts.append(module(x[torch.tensor(rows, device=x.device)], *rest, **kwargs))
+    order = torch.tensor([row for rows in rows_of.values() for row in rows], device=x.device)
+    return torch.cat(parts)[order.argsort()]
+
+
+_Apply = Callable[[Tensor], Tensor]
+
+
+class _Float32Parameters(nn.ParameterDict):
+    """Follows its model to another device but never to another dtype: R stays float32."""
+
+    def _apply(self, fn: _Apply, recurse: bool = True) -> _Float32Parameters:
+        super()._apply(_keeping_dtype(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+
+def _keeping_dtype(fn: _Apply) -> _Apply:
+    def keep_dtype(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return keep_dtype
 
 
 class LoraXSLayer(BaseTunerLayer):
@@ -45,7 +137,7 @@ class LoraXSLayer(BaseTunerLayer):
     def __init__(self, base_layer: nn.Module, *, backend: QuantizationBackend | None, fan_in_fan_out: bool) -> None:
         self.base_layer = base_layer
         self.quantization_backend = backend
-        self.loraxs_R = Float32Parameters({})
+        self.loraxs_R = _Float32Parameters({})
         self.loraxs_factors = BufferDict({}, persistent=False)
         self.settings: dict[str, ModuleSettings] = {}
         self._recorded: dict[str, tuple[str, dict[str, list[float]]]] = {}  # this module's name, its config's record
@@ -235,7 +327,7 @@ class LoraXSLinear(nn.Module, LoraXSLayer):
             adapter_names: One adapter name (or "__base__") per row of x; then each row gets its own adapter.
         """
         if adapter_names is not None:
-            check_adapter_names(adapter_names, x, merged=self.merged)
+            _check_adapter_names(adapter_names, x, merged=self.merged)
         if self.disable_adapters and self.merged:
             self.unmerge()
         y: Tensor = self.base_layer(x, *args, **kwargs)  # (..., out)
@@ -244,7 +336,7 @@ class LoraXSLinear(nn.Module, LoraXSLayer):
         if self.disable_adapters or self.merged:
             return y
         if adapter_names is not None:
-            return mixed_update(self, x, y, adapter_names)
+            return _mixed_update(self, x, y, adapter_names)
         for name in self.active_adapters:
             if name in self.loraxs_R:
                 y = y + self._update(x, name).to(y.dtype)

@@ -1,8 +1,11 @@
-"""The tuner that PEFT builds for `LORAXS` configs."""
+"""The tuner that PEFT builds for `LORAXS` configs, and weighted sums of its adapters.
+
+A sum is one adapter, and exact, since updates of one basis differ in their R alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -12,20 +15,83 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING, ModulesToSaveWrapper
 from peft.utils.quantization_utils import get_quantization_kwargs, resolve_quantization_backend
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraxs_search.base_model import head_names, is_identity, keep_head_float32, make_identity
 from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
-from loraxs_search.methods.body import check_body
-from loraxs_search.methods.loraxs._mixed_batch import BASE, grouped_head_output
-from loraxs_search.methods.loraxs._register import PREFIX
+from loraxs_search.factors import fingerprint
 from loraxs_search.methods.loraxs._settings import module_settings
-from loraxs_search.methods.loraxs._weighted import fill_sum, sum_config
-from loraxs_search.methods.loraxs.config import LoraXSConfig
-from loraxs_search.methods.loraxs.layer import LoraXSLayer, LoraXSLinear
+from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig
+from loraxs_search.methods.loraxs.layer import BASE, LoraXSLayer, LoraXSLinear, grouped_head_output
+from loraxs_search.methods.verification import check_body
+
+
+def _sum_config(
+    configs: Mapping[str, LoraXSConfig], layers: Mapping[str, LoraXSLayer], adapters: Sequence[str]
+) -> LoraXSConfig:
+    """Return the config of the sum: on every module that one of them adapts, at the widest of their ranks there.
+
+    Raises:
+        UsageError: an adapter is unknown, has a head, or has other factors than the first.
+    """
+    for name in adapters:
+        if name not in configs:
+            raise UsageError(unknown_name("adapters", name, configs))
+    if headed := [name for name in adapters if configs[name].modules_to_save or configs[name].pass_through]:
+        raise UsageError(
+            f"Only adapters without a head of their own can be summed, but {headed[0]} has one.",
+            hint="heads of different tasks mean different things; merge such adapters one by one",
+        )
+    settings = {
+        module: [layer.settings[name] for name in adapters if name in layer.settings]
+        for module, layer in layers.items()
+        if any(name in layer.settings for name in adapters)
+    }
+    for module, own in settings.items():
+        if len(keys := sorted({s.factor_key for s in own})) > 1:
+            raise UsageError(f"Adapters must be of one basis and factor rank to be summed, but {module} has {keys}.")
+    ranks = {module: max(s.rank for s in own) for module, own in settings.items()}
+    sources = {module: next(name for name in adapters if name in layers[module].settings) for module in settings}
+    factors = {module: layers[module].factors_of(name) for module, name in sources.items()}
+    first = configs[adapters[0]]
+    return LoraXSConfig(
+        r=max(ranks.values()),
+        rank_pattern=ranks,
+        target_modules=list(ranks),
+        scale=1.0,
+        sigma="none",
+        basis=first.basis,
+        init_seed=first.init_seed,
+        factor_driver=first.factor_driver,
+        factor_rank=max(s.factor_rank for own in settings.values() for s in own),
+        # Those of the summed adapters, even if this machine would compute others.
+        factor_fingerprints={
+            module: list(fingerprint(*each.ab(ranks[module], "none"))) for module, each in factors.items()
+        },
+        body_fingerprint=first.body_fingerprint,
+        init_std=0.0,
+        fan_in_fan_out=first.fan_in_fan_out,
+        task_type=first.task_type,
+        base_model_name_or_path=first.base_model_name_or_path,
+    )
+
+
+@torch.no_grad()
+def _fill_sum(layer: LoraXSLayer, adapter_name: str, weights: Mapping[str, float]) -> None:
+    """Set R of `adapter_name`, whose scale is 1 and whose sigma is `none`, to the weighted sum of the others' cores."""
+    target = layer.loraxs_R[adapter_name]
+    total: Tensor = torch.zeros_like(target)
+    for name, weight in weights.items():
+        if name in layer.settings:
+            core = layer.core(name)
+            margin = total.shape[0] - core.shape[0]
+            total = total + weight * pad(core, (0, margin, 0, margin))
+    target.copy_(total)
+
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -85,7 +151,7 @@ class LoraXSModel(BaseTuner):
             return
         layers = {name: module for name, module in self.model.named_modules() if isinstance(module, LoraXSLayer)}
         configs = {name: _checked(config) for name, config in self.peft_config.items()}
-        self.peft_config[adapter_name] = sum_config(configs, layers, adapters)
+        self.peft_config[adapter_name] = _sum_config(configs, layers, adapters)
         try:
             self.inject_adapter(self.model, adapter_name)
         except BaseException:
@@ -95,7 +161,7 @@ class LoraXSModel(BaseTuner):
         for name, weight in zip(adapters, weights, strict=True):
             summed[name] = summed.get(name, 0.0) + weight
         for layer in _layers_with(self.model, adapter_name):
-            fill_sum(layer, adapter_name, summed)
+            _fill_sum(layer, adapter_name, summed)
 
     def _create_and_replace(
         self,

@@ -1,25 +1,138 @@
 """LoRA-XS for many adapters in one pass: y_i += B C_i A x_i for the positions of row i.
 
 C (k, k) is R with scale and singular values multiplied in, zero outside the adapter's own rank; A and B are
-orthonormal, so adapters of any sigma share them. Letters: m rows of T positions, k the rank of the pair.
+orthonormal, so adapters of any sigma share them. A trial's R is a stack here, where the lone trial's model has a tensor
+for each layer. Letters: m rows of T positions, k the rank of the pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from loraxs_search.base_model import matrix
 from loraxs_search.engine.layers import LayerRows
 from loraxs_search.engine.rows import RowRun, RowSegment, SlotRowMap
-from loraxs_search.factors import FactorStore
-from loraxs_search.methods._base import PackedAdapter
-from loraxs_search.methods.loraxs._factor_pairs import FactorPair, FactorPairs
-from loraxs_search.methods.loraxs._packed_r import PackedR
-from loraxs_search.methods.loraxs._settings import FactorKey, ModuleSettings
+from loraxs_search.factors import Factors, FactorStore
+from loraxs_search.methods._base import PackedAdapter, Sizes
+from loraxs_search.methods._names import ADAPTER, ROOT, R
+from loraxs_search.methods.loraxs._settings import (
+    FactorKey,
+    ModuleSettings,
+    drawn_factors,
+    initial_r,
+    module_settings,
+    started_r,
+)
+from loraxs_search.methods.loraxs.config import LoraXSConfig
+
+
+class PackedR(PackedAdapter):
+    """R of shape (modules, r, r), float32, drawn as the lone trial draws it.
+
+    r is the largest rank of a module. Those of smaller ones stand in the top left corner; what is around them is zero
+    and gets no gradient, since `PackedCores` multiplies it with zero.
+
+    Args:
+        sizes: Of the adapted layers, in model order, which is the stack's.
+    """
+
+    def __init__(self, config: LoraXSConfig, sizes: Sizes, device: torch.device) -> None:
+        self.settings: dict[str, ModuleSettings] = {
+            name: module_settings(config, name, *size) for name, size in sizes.items()
+        }
+        self.modules = tuple(self.settings)
+        drawn = [_initial(config, settings, name) for name, settings in self.settings.items()]
+        self.r = _stack(drawn).to(device).requires_grad_()
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [self.r]
+
+    def named(self, values: Sequence[Tensor]) -> dict[str, Tensor]:
+        (stack,) = values
+        named = zip(self.settings.items(), stack, strict=True)
+        return {_trained_name(module): r[: own.rank, : own.rank] for (module, own), r in named}
+
+    def stacked(self, named: Mapping[str, Tensor]) -> list[Tensor]:
+        return [_stack([named[_trained_name(module)] for module in self.modules])]
+
+
+def _stack(matrices: Sequence[Tensor]) -> Tensor:
+    rank = max(len(matrix) for matrix in matrices)
+    return torch.stack([pad(matrix, (0, rank - len(matrix)) * 2) for matrix in matrices])
+
+
+def _initial(config: LoraXSConfig, settings: ModuleSettings, module: str) -> Tensor:
+    start = started_r(config.start_from, settings, module) if config.start_from else None
+    return initial_r(config, settings, module) if start is None else start
+
+
+def _trained_name(module: str) -> str:
+    return f"{ROOT}{module}.{R}.{ADAPTER}"
+
+
+@dataclass(frozen=True)
+class FactorPair:
+    """A (k, in) and B transposed (k, out), orthonormal whatever an adapter's sigma.
+
+    Both contiguous: with 8 columns, a CPU took twice as long for products with their transposes in memory.
+    """
+
+    a: Tensor
+    b_t: Tensor
+
+
+class FactorPairs:
+    """Makes each pair once, for all adapters that share it.
+
+    Args:
+        linears: The base's linear layers, by full name.
+        store: Returns where factors come from.
+    """
+
+    def __init__(self, linears: Mapping[str, nn.Module], store: Callable[[], FactorStore]) -> None:
+        self._linears, self._store = linears, store
+        self._variants: dict[tuple[str, FactorKey], Factors] = {}
+        self._pairs: dict[tuple[str, FactorKey, int], FactorPair] = {}
+
+    def factors(self, module: str, key: FactorKey) -> Factors:
+        """Return the whole factors of a module's weight."""
+        if (module, key) in self._variants:
+            return self._variants[module, key]
+        weight = matrix(self._linears[module]).detach()
+        if key.basis == "gaussian":
+            return drawn_factors(key, module, weight.shape)
+        return self._store().get(weight, rank=key.factor_rank, basis=key.basis, driver=key.driver)
+
+    def add_variant(self, module: str, key: FactorKey, factors: Factors) -> None:
+        """Use these factors, another machine's, for a key that names their variant."""
+        self._variants[module, key] = factors
+
+    def pair(self, module: str, key: FactorKey, rank: int) -> FactorPair:
+        """Return the pair of a rank; beyond the factors' own it is zero, which no adapter of them uses."""
+        if (module, key, rank) not in self._pairs:
+            weight = self._linears[module].get_parameter("weight")
+            factors = self.factors(module, key)
+            known = min(rank, factors.rank)
+            a, b = factors.ab(known, "none")
+            more = (0, 0, 0, rank - known)
+            self._pairs[module, key, rank] = FactorPair(pad(a, more).to(weight), pad(b.T, more).to(weight).contiguous())
+        return self._pairs[module, key, rank]
+
+    def keep(self, rank: int, keys: Collection[FactorKey]) -> None:
+        """Forget the pairs of other ranks, and those that were drawn for adapters of other keys."""
+        self._pairs = {
+            (module, key, size): pair
+            for (module, key, size), pair in self._pairs.items()
+            if size == rank and (key.basis != "gaussian" or key in keys)
+        }
+
 
 __all__ = [
     "FactorPair",
@@ -146,7 +259,7 @@ class TrainedCores:
                 grads.index_add_(0, run.slots, part.to(grads.dtype))
 
 
-class CoreSlot(Protocol):
+class _CoreSlot(Protocol):
     """A trial in a pack that trains R (modules, r, r), one for each of `settings`, in their order."""
 
     @property
@@ -190,7 +303,7 @@ class PackedCores:
     """
 
     def __init__(
-        self, slots: Sequence[CoreSlot | None], linears: Mapping[str, nn.Module], pairs: FactorPairs, num_workers: int
+        self, slots: Sequence[_CoreSlot | None], linears: Mapping[str, nn.Module], pairs: FactorPairs, num_workers: int
     ) -> None:
         self._slots, self._pairs = slots, pairs
         self._own = [(i, slot) for i, slot in enumerate(slots) if slot is not None]
@@ -242,7 +355,7 @@ class PackedCores:
             rank = slot.r.shape[-1]
             slot.r.grad = total[rows, i, :rank, :rank] * scale
 
-    def _scale(self, slot: CoreSlot) -> Tensor:
+    def _scale(self, slot: _CoreSlot) -> Tensor:
         """Return what R is multiplied with, entry by entry, shape (modules, r, r); zero beyond a module's own rank."""
         rank, scales = slot.r.shape[-1], []
         for name, own in slot.settings.items():

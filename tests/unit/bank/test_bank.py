@@ -37,9 +37,9 @@ from loraxs_search.factors import Factors, FactorStore, default_factor_rank
 from loraxs_search.factors._store import write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method
-from loraxs_search.methods.body import body_fingerprint
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
+from loraxs_search.methods.verification import body_fingerprint
 from loraxs_search.records import Candidate, DataSource, Manifest, PromotionRule, Task, from_json
 from loraxs_search.registry import Registry, install_factors
 from loraxs_search.tasks.kinds import classifier

@@ -24,7 +24,7 @@ from transformers import (
 from loraxs_search.base_model import locate
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, use_factor_store
-from loraxs_search.methods.reference_logits import make_reference_logits
+from loraxs_search.methods.verification import make_reference_logits
 from loraxs_search.records import AdapterSize, BaseModelRef, DataSource, Hyperparameters, Manifest, Task, to_json
 
 VOCAB = 64

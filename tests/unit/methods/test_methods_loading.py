@@ -19,7 +19,7 @@ from loraxs_search.factors._store import write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods.loading import load_adapter_folder, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
-from loraxs_search.methods.reference_logits import check_reference_logits, make_reference_logits
+from loraxs_search.methods.verification import check_reference_logits, make_reference_logits
 from loraxs_search.records import BaseModelRef, ReferenceLogits
 from loraxs_search.registry import install_factors
 from loraxs_search.registry.factor_sets import keep_unchecked

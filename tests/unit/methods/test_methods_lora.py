@@ -12,8 +12,8 @@ from torch import nn
 
 from loraxs_search.errors import RankError, SpaceError, TargetModulesError
 from loraxs_search.methods import HeadPlan, get_method
+from loraxs_search.methods._lora_layers import as_plain_lora, lora_layers
 from loraxs_search.methods._plain_lora import write_plain_lora
-from loraxs_search.methods._trained_lora import as_plain_lora, lora_layers
 from loraxs_search.records import Hyperparameters, LinearModule
 from loraxs_search.search_space import load_space
 
@@ -150,7 +150,7 @@ def test_its_options_are_true_or_false_in_yaml() -> None:
             load_space("movie_reviews", overrides=["method=lora", given % wrong])
 
 
-@pytest.mark.parametrize("first", ["_plain_lora", "_packed_lora"])
+@pytest.mark.parametrize("first", ["_plain_lora", "_lora_layers"])
 def test_its_parts_may_be_what_imports_peft_first(first: str) -> None:
     code = f"import loraxs_search.methods.{first} as m; print(m.Pair)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).returncode == 0

@@ -14,7 +14,7 @@ from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.base_model.attention import padded_attention
 from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.methods.reference_logits import compare_reference_logits
+from loraxs_search.methods.verification import compare_reference_logits
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, ReferenceLogits, Task, TaskModel
 from loraxs_search.trial import score_folder
 

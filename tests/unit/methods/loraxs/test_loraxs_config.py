@@ -1,14 +1,24 @@
-"""The config says what is wrong all at once, and its file is the same for the same adapter."""
+"""The config says what is wrong all at once, and its file is the same for the same adapter.
+
+PEFT knows LORAXS as it knows its own methods, however often it is told.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import subprocess
+import sys
 
 import pytest
-from peft import PeftConfig
+from peft import PeftConfig, get_peft_config
+from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.utils import PeftType
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.loraxs import LoraXSConfig
+from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSModel, register
+from loraxs_search.methods.loraxs.config import LORAXS
 
 
 def test_alpha_is_another_spelling_of_scale():
@@ -86,3 +96,31 @@ def test_factors_that_are_drawn_need_a_seed():
     assert LoraXSConfig(basis="gaussian", init_seed=0).basis == "gaussian"
     with pytest.raises(UsageError, match="`init_seed` must be given"):
         LoraXSConfig(basis="gaussian")
+
+
+def test_the_member_behaves_as_any_other():
+    assert PeftType("LORAXS") is PeftType["LORAXS"] is PeftType.LORAXS is LORAXS
+    assert list(PeftType).count(LORAXS) == 1
+    assert LORAXS == "LORAXS"
+    assert LORAXS in PeftType
+    assert LORAXS.name == LORAXS.value == "LORAXS"
+    assert pickle.loads(pickle.dumps(LORAXS)) is LORAXS
+    assert copy.deepcopy(LORAXS) is LORAXS
+    assert len({*PeftType}) == len(PeftType)
+    assert repr(LORAXS) == "<PeftType.LORAXS: 'LORAXS'>"
+
+
+def test_registering_twice_is_harmless():
+    register(LoraXSConfig, LoraXSModel)
+    register(LoraXSConfig, LoraXSModel)
+    assert PEFT_TYPE_TO_TUNER_MAPPING[LORAXS] is LoraXSModel
+    assert PEFT_TYPE_TO_PREFIX_MAPPING[LORAXS] == "loraxs_"
+
+
+def test_peft_builds_the_config_from_its_type():
+    assert isinstance(get_peft_config({"peft_type": "LORAXS", "r": 3}), LoraXSConfig)
+
+
+def test_importing_the_package_alone_loads_no_torch():
+    code = "import sys, loraxs_search; sys.exit('torch' in sys.modules or 'peft' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,7 +11,7 @@ from torch import nn
 from loraxs_search.engine.layers import LayerRows
 from loraxs_search.engine.rows import RowSegment, SlotRowMap
 from loraxs_search.methods import get_method
-from loraxs_search.methods._packed_lora import LoraBase, PackedPairs
+from loraxs_search.methods._lora_layers import LoraBase, PackedPairs
 from loraxs_search.records import Hyperparameters
 
 CPU = torch.device("cpu")

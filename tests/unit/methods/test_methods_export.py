@@ -19,8 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from loraxs_search.base_model import locate
 from loraxs_search.errors import UsageError
-from loraxs_search.methods import LoraXS
-from loraxs_search.methods.formats import converted
+from loraxs_search.methods.export import FORMATS, converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records import BaseModelRef
@@ -135,9 +134,9 @@ def test_of_several_at_once_one_makes_it_and_what_a_killed_one_left_goes(sealed,
     left.mkdir()
     (left / "half.safetensors").write_bytes(b"cut sho")
     calls = []
-    convert = LoraXS.conversions["lora"]
-    counted = {"lora": lambda *args: (calls.append(1), convert(*args))}
-    monkeypatch.setattr(LoraXS, "conversions", counted)
+    entry = FORMATS.get("lora")
+    write = entry.write
+    monkeypatch.setattr(entry, "write", lambda *args: (calls.append(1), write(*args)))
     with ThreadPoolExecutor(4) as threads:
         made = set(threads.map(lambda _: converted(folder, "lora"), range(4)))
     assert made == {folder.with_name(f"{folder.name}.lora")}

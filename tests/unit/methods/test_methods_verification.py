@@ -7,8 +7,8 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from loraxs_search.errors import BaseModelError
-from loraxs_search.methods.body import body_fingerprint, check_body
 from loraxs_search.methods.loraxs import LoraXSConfig
+from loraxs_search.methods.verification import body_fingerprint, check_body
 
 CHANGED = {
     "bert": ["embeddings.word_embeddings.weight", "encoder.layer.1.output.LayerNorm.weight"],

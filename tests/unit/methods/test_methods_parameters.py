@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.methods._rank_pattern import module_ranks, widest_rank
+from loraxs_search.methods._parameters import module_ranks, widest_rank
 from loraxs_search.records import RankPattern
 
 PATTERNS = get_args(RankPattern)

@@ -1,18 +1,21 @@
-"""The same adapter as plain LoRA, for tools that know no LoRA-XS: exact, since scale * B R A = (scale * B R) A."""
+"""An adapter as plain LoRA, for tools that know no LoRA-XS, and the names in `adapter_model.safetensors`.
+
+The conversion is exact, since scale * B R A = (scale * B R) A.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from loraxs_search.errors import UsageError, unknown_name
-from loraxs_search.methods._names import ROOT
+from loraxs_search.errors import IntegrityError, UsageError, unknown_name
+from loraxs_search.methods._names import ROOT, R
 from loraxs_search.methods._plain_lora import Pair, PlainLora, write_plain_lora
-from loraxs_search.methods.loraxs._register import PREFIX
-from loraxs_search.methods.loraxs.config import LoraXSConfig
+from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
 
 
@@ -93,3 +96,22 @@ def _identities(model: PeftModel, names: list[str]) -> dict[str, Tensor]:
         for name in names
         for key, value in base.get_submodule(name).state_dict().items()
     }
+
+
+def split_tensors(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tell R by module from head parameters by full name, PEFT's names taken off.
+
+    Raises:
+        IntegrityError: a name is not one that PEFT writes for LoRA-XS.
+    """
+    r, head = {}, {}
+    for key, value in tensors.items():
+        name = key.removeprefix(ROOT)
+        if name == key:
+            raise IntegrityError(f"Tensors of an adapter must be named {ROOT}..., but got {key!r}.")
+        module, _, last = name.rpartition(".")
+        if last == R:
+            r[module] = value
+        else:
+            head[name] = value
+    return r, head

@@ -1,0 +1,27 @@
+"""Export formats: what `pull --format` makes of an adapter. Reading this package needs no torch.
+
+_base.py    the contract
+_folder.py  makes an export once and keeps it beside the adapter
+lora.py     plain LoRA, for PEFT, vLLM and other servers
+merged.py   a whole model, for transformers
+gguf.py     plain LoRA for llama.cpp, with a Modelfile for Ollama
+
+A distribution adds a format by an entry point of the group `loraxs_search.export_formats`: its name to its class.
+"""
+
+from __future__ import annotations
+
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype
+from loraxs_search.methods.export._folder import FORMATS, NATIVE, check_options, converted, formats_of
+
+__all__ = [
+    "FORMATS",
+    "NATIVE",
+    "ExportFormat",
+    "ExportOptions",
+    "LoadedAdapter",
+    "MergedDtype",
+    "check_options",
+    "converted",
+    "formats_of",
+]

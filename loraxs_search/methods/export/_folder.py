@@ -1,0 +1,114 @@
+"""Exports of an adapter folder, each made once and kept beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from loraxs_search.errors import UsageError, one_of, unknown_name
+from loraxs_search.home import alone, disk_faults, remove_whole, write_atomic
+from loraxs_search.methods import Method, get_method
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype
+from loraxs_search.methods.export.gguf import GGUF
+from loraxs_search.methods.export.lora import PlainLoRAFolder
+from loraxs_search.methods.export.merged import Merged
+from loraxs_search.plugins import EntryPoints
+
+NATIVE = "native"  # the adapter as it was trained: no export
+FORMATS: EntryPoints[type[ExportFormat]] = EntryPoints(
+    "--format", "loraxs_search.export_formats", {entry.name: entry for entry in (PlainLoRAFolder, Merged, GGUF)}
+)
+
+
+def formats_of(method: Method) -> list[str]:
+    """Return the names of the formats that a method's adapters can become."""
+    return [name for name, entry in FORMATS.importable().items() if entry.fits(method)]
+
+
+def check_options(form: str, options: ExportOptions) -> None:
+    """Refuse options that a format does not take, and a format that is none.
+
+    Raises:
+        UsageError: as said.
+    """
+    if form not in (names := [NATIVE, *FORMATS.names()]):
+        raise UsageError(unknown_name("--format", form, names), hint="see `loraxs-search pull --help`")
+    taken = frozenset[str]() if form == NATIVE else FORMATS.get(form).options
+    for name in options.given.keys() - taken:
+        takers = one_of([other for other, entry in FORMATS.importable().items() if name in entry.options])
+        raise UsageError(f"`--{name}` must go with --format {takers}, but got {form!r}.")
+
+
+def converted(folder: Path, form: str, *, rank: int | None = None, dtype: MergedDtype | None = None) -> Path:
+    """Return an adapter in another format, made once and kept beside `folder`.
+
+    It appears whole, and is made again if its files were changed.
+
+    Args:
+        folder: A verified adapter folder.
+        rank, dtype: As `ExportOptions` has them.
+    Raises:
+        UsageError: the adapter has no such format, or the format no such option.
+        BaseModelError, FactorMismatchError: the adapter cannot be loaded here.
+    """
+    import torch
+
+    from loraxs_search.methods.loading import load_adapter_folder, read_manifest
+
+    options = ExportOptions(rank, dtype)
+    check_options(form, options)
+    manifest = read_manifest(folder)
+    method = get_method(manifest.hyperparameters.method)
+    entry = _entry(method, form)
+    target = folder.with_name(f"{folder.name}.{form}{_which(options)}")
+    note = target.with_name(f"{target.name}.json")
+    if _is_whole(target, note, entry):
+        return target
+    building = target.with_name(f".{target.name}")
+    with disk_faults(target), alone(building):
+        if _is_whole(target, note, entry):  # another one was quicker
+            return target
+        shutil.rmtree(building, ignore_errors=True)  # of one that was killed
+        building.mkdir()
+        try:
+            model = load_adapter_folder(folder, dtype=getattr(torch, dtype) if dtype else None)
+            entry().write(LoadedAdapter(model, manifest, method), building, options)
+            write_atomic(note, json.dumps(_digests(building, entry), indent=1))
+            remove_whole(target)
+            building.rename(target)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return target
+
+
+def _entry(method: Method, form: str) -> type[ExportFormat]:
+    entry = FORMATS.get(form)
+    if not entry.fits(method):
+        raise UsageError(
+            f"`--format` must be one of: {one_of([NATIVE, *formats_of(method)], form)} for an adapter of method"
+            f" {method.name}, but got {form!r}.",
+            hint="leave --format out: native is the adapter as it was trained",
+        )
+    return entry
+
+
+def _which(options: ExportOptions) -> str:
+    """Return what tells exports of one format apart: `-r8`, `-float32`."""
+    return "".join(f"-r{value}" if name == "rank" else f"-{value}" for name, value in options.given.items())
+
+
+def _is_whole(folder: Path, note: Path, entry: type[ExportFormat]) -> bool:
+    try:
+        return bool(json.loads(note.read_bytes()) == _digests(folder, entry))
+    except (OSError, ValueError):  # one of them is not there or damaged
+        return False
+
+
+def _digests(folder: Path, entry: type[ExportFormat]) -> dict[str, str]:
+    digests = {"layout": str(entry.layout)}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):  # several chat templates are a folder
+        with path.open("rb") as file:
+            digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests

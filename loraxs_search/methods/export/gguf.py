@@ -1,0 +1,272 @@
+"""A plain LoRA adapter as a GGUF file, for llama.cpp, and a Modelfile with which Ollama asks as in training.
+
+Names and the order of rows are those of llama.cpp's own converters (`conversion/`, `convert_lora_to_gguf.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from loraxs_search.errors import UsageError, one_of
+from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.methods._base import Method
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
+from loraxs_search.records import Manifest, Serving
+from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.asking import prompt_section
+from loraxs_search.tasks.kinds import Template
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+    from loraxs_search.methods._plain_lora import Pair
+
+FILE = "adapter.gguf"
+
+
+class GGUF(ExportFormat):
+    """Of adapters without a head, on bases whose layers llama.cpp knows."""
+
+    name: ClassVar[str] = "gguf"
+    layout: ClassVar[int] = 4
+
+    @classmethod
+    def fits(cls, method: Method) -> bool:
+        return method.has_plain_lora
+
+    def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
+        manifest, title = adapter.manifest, adapter.method.title
+        _check_headless(manifest)
+        write_gguf_lora(adapter.plain_lora().pairs, adapter.base.config, folder / FILE, base=manifest.base_model.id)
+        write_modelfile(manifest, title, folder, adapter.serving)
+
+
+@dataclass(frozen=True)
+class _Architecture:
+    """What llama.cpp makes of an architecture.
+
+    Args:
+        name: Its own name for it.
+        interleaves: Whether each head's rows of query and key are put in another order, since its rotary positions turn
+            neighbouring rows where transformers turns row i and row i + head / 2.
+    """
+
+    name: str
+    interleaves: bool = False
+
+
+# By transformers' `model_type`. Mixtures of experts are left out: there, several layers are one tensor.
+_ARCHITECTURES = {
+    "llama": _Architecture("llama", interleaves=True),
+    "mistral": _Architecture("llama", interleaves=True),
+    "smollm3": _Architecture("smollm3", interleaves=True),
+    "qwen2": _Architecture("qwen2"),
+    "qwen3": _Architecture("qwen3"),
+    "gemma": _Architecture("gemma"),
+    "gemma2": _Architecture("gemma2"),
+    "gemma3_text": _Architecture("gemma3"),
+}
+
+
+def _check_headless(manifest: Manifest) -> None:
+    """Refuse an adapter with a trained head: llama.cpp has no place for it.
+
+    Raises:
+        UsageError: it has one.
+    """
+    if kind_of(manifest.task).model.num_outputs is not None:
+        raise UsageError(
+            f"`--format gguf` must be of an adapter without a head, but {manifest.task.name} is of kind"
+            f" {manifest.task.kind}, which trains one.",
+            hint="use --format lora or merged with transformers",
+        )
+
+
+def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: Path, *, base: str) -> None:
+    """Write the update B A of each layer, in float32; `adapter.lora.alpha` is the rank, so that nothing scales it.
+
+    Args:
+        pairs: Full name of each adapted layer of a base without a head to its factors; zeros fill up smaller ranks.
+        config: The base's.
+        base: Its name, for people.
+    Raises:
+        UsageError: llama.cpp's names for this architecture, or for one of the layers, are not known.
+        HomeError: the file cannot be written.
+    """
+    import gguf
+
+    from loraxs_search.methods._plain_lora import padded
+
+    architecture = _architecture(config)
+    names = _tensor_names(list(pairs), config, architecture)
+    rank = max(a.shape[0] for a, _ in pairs.values())  # llama.cpp divides its one alpha by each tensor's rank
+    with disk_faults(path):
+        writer = gguf.GGUFWriter(path, architecture.name)
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
+        writer.add_base_model_count(1)
+        writer.add_base_model_name(0, base)
+        for module, pair in pairs.items():
+            a, b = padded(*pair, rank, module)
+            rows = _interleaved(b, num_heads) if (num_heads := _heads(module, config, architecture)) else b
+            for side, tensor in (("a", a), ("b", rows)):
+                writer.add_tensor(f"{names[module]}.weight.lora_{side}", tensor.float().contiguous().cpu().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _architecture(config: PretrainedConfig) -> _Architecture:
+    if config.model_type not in _ARCHITECTURES:
+        raise UsageError(
+            "`--format gguf` must be of a base whose layers' names in llama.cpp are known, those of type "
+            f"{one_of(_ARCHITECTURES, config.model_type)}, but got {config.model_type!r}.",
+            hint="use --format lora or merged, and llama.cpp's own converters",
+        )
+    return _ARCHITECTURES[config.model_type]
+
+
+def _tensor_names(modules: list[str], config: PretrainedConfig, architecture: _Architecture) -> dict[str, str]:
+    """Return llama.cpp's name of each layer, such as `blk.3.attn_q`.
+
+    Raises:
+        UsageError: it has none for some layer.
+    """
+    import gguf
+
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
+    known: Any = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    names = {module: known.get_name(module) for module in modules}
+    if unknown := [module for module, name in names.items() if name is None]:
+        raise UsageError(
+            f"`--format gguf` must adapt layers that llama.cpp has, but of {config.model_type} it has no {unknown[0]}.",
+            hint="use --format lora or merged",
+        )
+    return names
+
+
+def _heads(module: str, config: PretrainedConfig, architecture: _Architecture) -> int:
+    """Return the number of heads whose rows are put in another order; 0 where a layer's rows stay."""
+    if not architecture.interleaves:
+        return 0
+    part = re.sub(r".*\.", "", module)
+    heads: int = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(part, 0)
+    return heads
+
+
+def _interleaved(b: Tensor, num_heads: int) -> Tensor:
+    """Return rows in llama.cpp's order: of each head the first of both halves, then the second of both, and so on."""
+    halves = b.reshape(num_heads, 2, -1, b.shape[-1])  # (heads, 2, half a head, r)
+    return halves.transpose(1, 2).reshape(b.shape)
+
+
+_QUOTES = '"""'
+_COLUMN, _GIVEN = "\0", "{{ .Prompt }}"
+
+
+def write_modelfile(manifest: Manifest, title: str, folder: Path, serving: Serving | None) -> None:
+    """Write `Modelfile` beside the adapter, and a README.md that says how both are used.
+
+    Args:
+        title: Of the method that trained it.
+        serving: How it is asked; None where it writes no text.
+    """
+    write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, serving))
+    write_atomic(folder / "README.md", _readme(manifest, title, serving))
+
+
+def modelfile(base: str, serving: Serving | None) -> str:
+    """Return the Modelfile of an adapter.
+
+    A prompt of one column becomes the template, so that a user gives the column alone. One of several columns, and one
+    that the parser cannot quote, is left to the user: then what is given is the whole prompt. Messages go through the
+    chat template of the base's own file: all but the last are written down, and the last one is what a user gives.
+    """
+    lines = [f"# The base as a GGUF file, {base}: put its path here.", "FROM ./base.gguf", f"ADAPTER ./{FILE}"]
+    if serving is not None:
+        lines += _messages(serving) if serving.prompt is None else _template(serving.prompt)
+        lines += [f"PARAMETER stop {quoted}" for text in (*serving.stop, *serving.ends) if (quoted := _quoted(text))]
+        if serving.max_new_tokens is not None:
+            lines.append(f"PARAMETER num_predict {serving.max_new_tokens}")
+        lines += [f"PARAMETER temperature {serving.temperature:g}", f"PARAMETER top_p {serving.top_p:g}"]
+        # Ollama's own defaults change what is likeliest, and draw from the 40 likeliest tokens alone.
+        lines += ["PARAMETER top_k 0", "PARAMETER repeat_penalty 1"]
+    return "\n".join(lines) + "\n"
+
+
+def _messages(serving: Serving) -> list[str]:
+    *before, (_, last) = serving.messages
+    lines = []
+    for number, (role, content) in enumerate(before):
+        template = Template.of(content)
+        quoted = None if template.columns else _quoted(template.fill({}))
+        keyword = "SYSTEM" if role == "system" and not number else f"MESSAGE {role}"
+        lines.append(f"{keyword} {quoted}" if quoted else f"# Give this message of the {role} before: {content!r}")
+    if last not in {f"{{{name}}}" for name in Template.of(last).columns}:
+        lines.append(f"# Give the whole message of the user, which was in training: {last!r}")
+    return lines
+
+
+def _template(prompt: str) -> list[str]:
+    template = Template.of(prompt)
+    column = template.columns[0] if len(template.columns) == 1 else None
+    if column is not None and (quoted := _quoted(_go(template.fill({column: _COLUMN})).replace(_COLUMN, _GIVEN))):
+        return [f"TEMPLATE {quoted}"]
+    return [
+        f"# Give the whole prompt, which was in training: {prompt!r}",
+        f"TEMPLATE {_QUOTES}{_GIVEN}{_QUOTES}",
+    ]
+
+
+def _go(text: str) -> str:
+    """Return text as a template of Go gives it back."""
+    return text.replace("{{", '{{ "{{" }}')
+
+
+def _quoted(text: str) -> str | None:
+    """Return text between the quotes that the parser takes lines and quotes in; None where it would end too early."""
+    return None if _QUOTES in text or text.endswith('"') else f"{_QUOTES}{text}{_QUOTES}"
+
+
+def _flags(serving: Serving | None) -> str:
+    """Return how llama.cpp is told to write as `predict` does: its own defaults draw tokens, and talk in a chat."""
+    if serving is None:
+        return ""
+    drawn = f"--temp {serving.temperature:g}"
+    if serving.temperature:
+        drawn += f" --top-p {serving.top_p:g} --top-k 0 --min-p 0"
+    limit = "" if serving.max_new_tokens is None else f"-n {serving.max_new_tokens} "
+    return f"{'' if serving.prompt is None else '-no-cnv '}{limit}{drawn} "
+
+
+def _readme(manifest: Manifest, title: str, serving: Serving | None) -> str:
+    """Return what the two files are for."""
+    ref, name = manifest.base_model, manifest.task.name
+    made = "`convert_hf_to_gguf.py` makes it"
+    if ref.package is not None:
+        made = f"the weights of the Python package `{ref.package}`, no others: its own GGUF file, if it has one"
+    prompt = "" if serving is None else f"\n{prompt_section(serving)}\n"
+    return f"""# {name}
+
+A {title} adapter for `{ref.id}` as plain LoRA for llama.cpp, exactly; in float32.
+
+With llama.cpp, where `base.gguf` is the base ({made}):
+
+```console
+llama-completion -m base.gguf --lora {FILE} {_flags(serving)}-p "..."
+```
+
+With Ollama, after putting the base's path into `Modelfile`:
+
+```console
+ollama create {name} -f Modelfile
+ollama run {name}
+```
+{prompt}"""

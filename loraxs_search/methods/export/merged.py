@@ -1,0 +1,121 @@
+"""A whole model: the base with the update added to its weights, and its tokenizer. Plain transformers load it.
+
+A warning, also in its README.md, says where the base's type rounds much of the update away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from loraxs_search.home import write_atomic
+from loraxs_search.methods._base import Method
+from loraxs_search.methods._peft import unloaded
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
+from loraxs_search.records import Serving
+from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.asking import asked_as_in_training, between_texts, generation_options
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_logger = logging.getLogger(__name__)
+_MAX_MERGE_LOSS = 0.05
+_ROUNDED = (
+    "The merged model's logits differ from the adapter's by {:.0%} of what the adapter adds to the base's, since {}"
+    " rounds small updates away. `pull --format merged --dtype float32` keeps them, in a larger file."
+)
+
+
+class Merged(ExportFormat):
+    """`--dtype float32` keeps an update that the base's own type would round away."""
+
+    name: ClassVar[str] = "merged"
+    options: ClassVar[frozenset[str]] = frozenset({"dtype"})
+    layout: ClassVar[int] = 3
+
+    @classmethod
+    def fits(cls, method: Method) -> bool:
+        return method.merges
+
+    def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
+        from loraxs_search import base_model
+
+        serving = adapter.serving  # of the base as it was
+        merged, notice = _merge(adapter)
+        if notice:
+            _logger.warning("%s", notice)
+        if serving is not None:
+            _set_generation(merged, serving, adapter.tokenizer)
+        write_atomic(folder / "README.md", _page(adapter, serving, notice))
+        with base_model.quiet():  # of a progress bar
+            merged.save_pretrained(str(folder))
+        if base_model.head_names(merged):
+            _load_in_float32(folder / "config.json")
+        adapter.tokenizer.save_pretrained(str(folder))
+
+
+def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:
+    """Return the base with the update in its weights, and what people should know of it."""
+    from loraxs_search.methods.verification import merge_loss, reference_rows
+
+    adapted, probe = adapter.peft, adapter.manifest.probe
+    with_update = reference_rows(adapted, probe)
+    with _updates_off(adapted):
+        without = reference_rows(adapted, probe)
+    merged = unloaded(adapted, merge=True)
+    loss = merge_loss(merged, with_update, without, probe)
+    return merged, _ROUNDED.format(loss, str(merged.dtype).removeprefix("torch.")) if loss > _MAX_MERGE_LOSS else ""
+
+
+def _load_in_float32(path: Path) -> None:
+    """Have transformers load a model in float32 by default: in the body's type, it would round the trained head."""
+    config = json.loads(path.read_bytes())
+    write_atomic(path, json.dumps({**config, "dtype": "float32"}, indent=2) + "\n")
+
+
+def _page(adapter: LoadedAdapter, serving: Serving | None, notice: str) -> str:
+    task = adapter.manifest.task
+    page = f"""# {task.name}
+
+{notice}
+
+```python
+import transformers
+model = transformers.{kind_of(task).model.auto_class}.from_pretrained(".").eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(".")
+```{between_texts(task)}
+{asked_as_in_training(serving)}"""
+    return page.replace("\n\n\n", "\n")
+
+
+def _set_generation(model: PreTrainedModel, serving: Serving, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Set how a model writes by default; stop strings need a tokenizer at each call, so they stay out."""
+    from transformers import GenerationConfig
+
+    model.generation_config = GenerationConfig(
+        **generation_options(serving),
+        eos_token_id=tokenizer.convert_tokens_to_ids(list(serving.ends)),
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@contextlib.contextmanager
+def _updates_off(model: PeftModel) -> Iterator[None]:
+    """Compute without the adapter's update while the block runs, but with its trained head."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)

@@ -1,0 +1,139 @@
+"""What every export format keeps to, and what the package promises to each; see `methods/export/_base.py`."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from loraxs_search.base_model import locate
+from loraxs_search.errors import UsageError
+from loraxs_search.methods import METHODS, Method
+from loraxs_search.methods.export import (
+    FORMATS,
+    NATIVE,
+    ExportFormat,
+    ExportOptions,
+    LoadedAdapter,
+    check_options,
+    converted,
+    formats_of,
+)
+from loraxs_search.methods.loading import read_manifest
+from loraxs_search.records import BaseModelRef
+
+
+class ToyFormat(ExportFormat):
+    """Of a distribution: the update's largest number, in a text."""
+
+    name: ClassVar[str] = "toy"
+    options: ClassVar[frozenset[str]] = frozenset({"rank"})
+
+    @classmethod
+    def fits(cls, method: Method) -> bool:
+        return method.name == "lora-xs"
+
+    def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
+        largest = max(float((b @ a).abs().max()) for a, b in adapter.plain_lora().pairs.values())
+        (folder / "README.md").write_text(f"{adapter.manifest.task.name}, {largest}, {options.rank}")
+
+
+@pytest.fixture(autouse=True)
+def toy_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(FORMATS._entries, ToyFormat.name, ToyFormat)
+
+
+@pytest.fixture(params=["lora", "merged", "gguf", "toy"])
+def form(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def adapter(tiny_base: Path, in_warm_home: Path, make_adapter: Any, tmp_path: Path) -> Path:
+    """A LoRA-XS adapter with a head."""
+    target = "bert.encoder.layer.1.attention.self.query"
+    changes = {"rank": 2, "target_modules": (target,), "init_std": 0.5}
+    folder: Path = make_adapter(tmp_path / "adapter", locate(BaseModelRef(id=str(tiny_base))), **changes)
+    return folder
+
+
+def test_every_format_is_tested() -> None:
+    assert {*FORMATS.names()} == {"lora", "merged", "gguf", "toy"}
+
+
+def test_a_declaration_is_whole(form: str) -> None:
+    entry = FORMATS.get(form)
+    assert entry.name == form != NATIVE
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", form)
+    assert entry.options <= {field.name for field in fields(ExportOptions)}
+    assert any(entry.fits(METHODS.get(name)()) for name in METHODS.names())
+    assert entry.layout >= 1
+
+
+def test_declarations_are_read_without_torch() -> None:
+    read = "from loraxs_search.methods.export import FORMATS; FORMATS.importable()"
+    subprocess.run([sys.executable, "-c", f"import sys; {read}; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_options_of_others_are_refused_before_anything_is_read(form: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"rank": 8, "dtype": "float32"}
+    for name, value in options.items():
+        if name in FORMATS.get(form).options:
+            check_options(form, ExportOptions(**{name: value}))
+            continue
+        with pytest.raises(UsageError, match=f"`--{name}` must go with --format "):
+            converted(tmp_path / "none", form, **{name: value})
+    with pytest.raises(UsageError, match="`--format` must be one of"):
+        check_options("onnx", ExportOptions())
+
+
+def test_an_export_is_whole_and_written_once(form: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    entry = FORMATS.get(form)
+    if form == "gguf":  # of adapters without a head: tests/unit/methods/test_methods_export_gguf.py
+        with pytest.raises(UsageError) as refused:
+            converted(adapter, form)
+        assert refused.value.hint
+        assert [path for path in adapter.parent.iterdir() if path.is_dir()] == [adapter], "nothing is left of it"
+        return
+    made = converted(adapter, form)
+    files = {path.name: path.read_bytes() for path in made.iterdir()}
+    assert "README.md" in files
+    times = {path.name: path.stat().st_mtime_ns for path in made.iterdir()}
+    assert converted(adapter, form) == made
+    assert {path.name: path.stat().st_mtime_ns for path in made.iterdir()} == times
+    (made / "README.md").write_text("changed")
+    assert {path.name: path.read_bytes() for path in converted(adapter, form).iterdir()} == files
+    monkeypatch.setattr(entry, "layout", entry.layout + 1)
+    (made / "README.md").touch()
+    assert converted(adapter, form) == made
+    assert (made / "README.md").stat().st_mtime_ns != times["README.md"], "another layout is written again"
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == before
+
+
+def test_nothing_is_left_of_an_export_that_fails(form: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: ExportFormat, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
+        (folder / "half").write_bytes(b"cut sho")
+        raise UsageError("full")
+
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="full"):
+        patch.setattr(FORMATS.get(form), "write", fails)
+        converted(adapter, form)
+    assert [path for path in adapter.parent.iterdir() if path.is_dir()] == [adapter]
+
+
+def test_a_format_fits_methods_not_adapters_alone() -> None:
+    assert formats_of(METHODS.get("full")()) == []
+    assert formats_of(METHODS.get("head-only")()) == ["merged"]
+    assert formats_of(METHODS.get("lora-xs")()) == ["lora", "merged", "gguf", "toy"]
+
+
+def test_a_distributions_format_has_the_adapter_and_the_options(adapter: Path) -> None:
+    name, largest, rank = (converted(adapter, "toy", rank=4) / "README.md").read_text().split(", ")
+    assert (name, rank) == (read_manifest(adapter).task.name, "4")
+    assert float(largest) > 0
