@@ -1,4 +1,4 @@
-"""A first space for rows that somebody has: which columns, what kind of task, how long a search."""
+"""A first space for your rows: which columns, what kind of task, how long a search."""
 
 from __future__ import annotations
 

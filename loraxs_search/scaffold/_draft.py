@@ -80,13 +80,13 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Draft:
-    """A space for somebody's rows.
+    """A space for a user's rows.
 
     Args:
         text: Its YAML, for a file in `folder`.
         guesses: What was guessed, for people: name and value with the reason.
         warnings: What makes the result of a search less sure than it looks.
-        converted: The rows in a form that a task reads, and where they are to be written; None where they are such.
+        converted: The rows in a form that a task reads, and where they are to be written; None if they are such.
     """
 
     name: str

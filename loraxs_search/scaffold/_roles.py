@@ -159,7 +159,7 @@ def _texts(table: Table, label: str) -> tuple[str, ...]:
 
 
 def _options(table: Table, choices: Choices) -> str | None:
-    """Return the column whose lists are what answers are chosen from; None where lists seem to be something else.
+    """Return the column whose lists are what answers are chosen from; None if lists seem to be something else.
 
     Lists with another name, such as tags, are options only where the kind says so.
     """

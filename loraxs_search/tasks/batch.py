@@ -24,7 +24,7 @@ class Batch:
         inputs: What the model takes: `input_ids`, `attention_mask` (B, T) int64, `token_type_ids` where the tokenizer
             makes them. Padded to the longest row, on the tokenizer's side.
         counts: How much is read of each row, (B,) int64; M in all.
-        reads: Row and column of each read, row after row, (M, 2) int64; None where the base's head reads each row.
+        reads: Row and column of each read, row after row, (M, 2) int64; None if the base's head reads each row.
         targets: What each read should give, (M,); empty where rows are only asked.
         num_tokens: Real tokens, padding not counted.
     """
@@ -48,7 +48,7 @@ class RowSource:
     Args:
         tokenizer: The base's; asks for no more than to read it (`decode`, ids of special tokens).
         splits: The rows of the data set; none where an adapter is only asked.
-        labels: What answers to the rows of each split are held against.
+        labels: What answers to the rows of each split are compared with.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RowSource:
         return source if isinstance(source, EncodedRows) else self._splits[source]
 
     def labels(self, split: Split) -> npt.NDArray[Any]:
-        """Return what answers are held against, (N,): int64 ids, float32 numbers or texts, read-only."""
+        """Return what answers are compared with, (N,): int64 ids, float32 numbers or texts, read-only."""
         return self._labels[split]
 
     def lengths(self, source: Split | EncodedRows) -> npt.NDArray[np.int32]:

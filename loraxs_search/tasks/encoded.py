@@ -89,13 +89,13 @@ class EncodedRows:
         ids: Token ids, int32; no row is empty.
         types: int8 like `ids.values`, for tokenizers that number their segments.
         positions: Positions of each row's own tokens, from 0, whose last hidden states are read, int32 and ascending;
-            None where the base's head reads each row, and gives one output a row.
-        targets: What each read should give: one a position, or one a row without positions. None where rows are only
+            None if the base's head reads each row, and gives one output a row.
+        targets: What each read should give: one a position, or one a row without positions. None if rows are only
             asked, not learnt.
         prompts: Beginnings that several rows share: each is computed once for all that continue it. `ids` and
             `positions` are then of what follows it.
         prompt_of: Which of `prompts` each row continues, (N,), int64, ascending.
-        lost: Tokens of each row that were left out to keep `max_length`, (N,); None where they are not counted.
+        lost: Tokens of each row that were left out to keep `max_length`, (N,); None if they are not counted.
         extras: What else the kind needs to score a row, as int32 numbers in a form of its own; no pass sees it.
     """
 
@@ -118,7 +118,7 @@ class EncodedRows:
 
     @property
     def cut(self) -> npt.NDArray[np.bool_] | None:
-        """Whether tokens of a row were left out to keep `max_length`, (N,); None where they are not counted."""
+        """Whether tokens of a row were left out to keep `max_length`, (N,); None if they are not counted."""
         return None if self.lost is None else self.lost > 0
 
     def counts(self, indices: Indices) -> npt.NDArray[np.int64]:
@@ -182,7 +182,7 @@ class EncodedRows:
         return inputs
 
     def reads(self, indices: Indices, side: str = "right") -> npt.NDArray[np.int64] | None:
-        """Return row and column of each read in the batch that `padded` makes, (M, 2); None where a head reads."""
+        """Return row and column of each read in the batch that `padded` makes, (M, 2); None if a head reads."""
         if self.positions is None:
             return None
         counts, lengths = self.positions.lengths[indices], self.lengths[indices]

@@ -32,7 +32,7 @@ class Metric:
         score: (predictions, labels), both of shape (N,), to a finite number.
         is_share: Whether it is the share of rows whose prediction equals the label.
         of_rows: (predictions, labels) to the score of each row, (N,), float64, where the metric is the mean of these;
-            then it is resampled at once. None where it is no such mean.
+            then it is resampled at once. None if it is no such mean.
         column: What of `RowScores` stands in place of predictions: `losses` and `correct` are scored against `counts`
             in place of labels, and need no answers.
     """

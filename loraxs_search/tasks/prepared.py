@@ -191,8 +191,8 @@ class _PreviewRow:
 
     Args:
         parts: Its text, one part for each run of learnt or other tokens.
-        answer: What an answer is held against, as people read it.
-        cut: Whether tokens were left out to keep `max_length`; None where that is not known.
+        answer: What an answer is compared with, as people read it.
+        cut: Whether tokens were left out to keep `max_length`; None if that is not known.
     """
 
     parts: tuple[_PreviewPart, ...]
@@ -210,7 +210,7 @@ class Preview:
         num_rows: Rows of the whole split.
         num_counted: Rows, from the first one, that the following numbers are of.
         mean_learnt: Learnt tokens of a row; 0 where a head gives the answer.
-        num_cut: Rows that were cut; None where that is not known.
+        num_cut: Rows that were cut; None if that is not known.
     """
 
     task: str

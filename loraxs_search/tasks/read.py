@@ -73,7 +73,7 @@ def _rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str], 
 
     Args:
         spare: Columns that may be missing.
-        most: Characters of the longest row; None where all rows are read.
+        most: Characters of the longest row; None if all rows are read.
     """
     parts = (_VERSION, digest, task.text, task.text_pair, task.label, task.kind, *task.labels)
     if task.settings:

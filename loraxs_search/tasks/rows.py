@@ -22,8 +22,8 @@ class SourceLocation:
     """A file or a split of the hub, and where in it rows stand.
 
     Args:
-        lines: The line of each row; None where rows have no lines.
-        numbers: The number of each row, from 0; None where rows stand as they do in the source.
+        lines: The line of each row; None if rows have no lines.
+        numbers: The number of each row, from 0; None if rows stand as they do in the source.
     """
 
     name: str
@@ -79,7 +79,7 @@ class Columns:
     Args:
         available: Every column of the source.
         values: The requested columns that exist, each with one value a row.
-        lines: The line where each row begins in its file; None where rows have no lines.
+        lines: The line where each row begins in its file; None if rows have no lines.
         stored_names: Label names that the data themselves give to their ids.
     """
 
@@ -167,8 +167,8 @@ class Rows:
 
     Args:
         texts: What an adapter is asked.
-        pairs: A second text of each row; None where the task has none.
-        labels: What an answer is held against, shape (N,): int64 ids, float32 numbers, or texts (dtype
+        pairs: A second text of each row; None if the task has none.
+        labels: What an answer is compared with, shape (N,): int64 ids, float32 numbers, or texts (dtype
             object: in one of fixed width, a single long text would take its length for every row).
         extras: What else the kind needs of its columns, by a name of its own: one value a row, each a text or a list
             of texts.
@@ -223,7 +223,7 @@ def check_question(
 
     Args:
         names: Of the texts of a row.
-        place: The file that rows are from; None where somebody gave them as they are.
+        place: The file that rows are from; None if the caller gave them directly.
     Raises:
         TaskDataError: there is no row, one has another number of texts than the task takes, or none to read.
     """

@@ -39,7 +39,7 @@ class StoredSplit(Protocol):
 
     @property
     def digest(self) -> str | None:
-        """What identifies its rows in the cache; None where something else caches them."""
+        """What identifies its rows in the cache; None if something else caches them."""
         ...
 
     def label_names(self, task: Task) -> Sequence[str] | None:

@@ -30,12 +30,12 @@ class Table:
     Args:
         name: What people call it: a path or an id.
         columns: Each column's values, one a row; of a file with separated values all are text.
-        lines: The line that each row begins in; None where rows have no lines.
+        lines: The line that each row begins in; None if rows have no lines.
         source: What a task's `data` says to read a data set; empty of a file.
         label_names: Of each column that gives names to its ids, these names; its values are names.
         is_plain: Whether a task reads the file as it is, which must be UTF-8.
         is_separated: Whether it is a file of separated values.
-        remark: What is unusual about it, for people.
+        remark: What is unusual about it.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Table:
         return len(next(iter(self.columns.values()), []))
 
     def place(self, row: int) -> str:
-        """Return where a row stands, for people."""
+        """Return where a row stands."""
         return f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
 
     def plain_text(self) -> str:

@@ -147,7 +147,7 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig | Non
 
 
 def served(kind: TaskKind, tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig | None) -> Serving | None:
-    """Return how a kind's adapters are asked on a base, with what ends their answers; None where they write no text.
+    """Return how a kind's adapters are asked on a base, with what ends their answers; None if they write no text.
 
     Args:
         settings: How the base generates.

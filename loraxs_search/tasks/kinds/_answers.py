@@ -137,7 +137,7 @@ class Extraction:
         return only_number(text) if self.form == "number" else self._trimmed(text)
 
     def references(self, texts: Sequence[str], *, whole: bool) -> list[str]:
-        """Return what answers are held against: the answers in these texts; an empty one where a text has none.
+        """Return what answers are compared with: the answers in these texts; an empty one where a text has none.
 
         Args:
             texts: Of one source. Either all have the answer where `after` or `regex` says, or all are nothing else.

@@ -291,8 +291,8 @@ class TaskKind(ABC):
         return any(self.metrics[name].column == "predictions" for name in self.task.metrics)
 
     def asked_as(self, trained: Task) -> Task:
-        """Return this task as an adapter is asked that was trained for another one: the same rows and what answers are
-        held against, asked in the adapter's own way.
+        """Return this task as an adapter is asked that was trained for another one: the same rows and references, asked
+        in the adapter's own way.
 
         Raises:
             TaskDataError: it was trained for another kind of answers.
@@ -340,7 +340,7 @@ class TaskKind(ABC):
         split: Split,
         rows: npt.NDArray[np.int64],
     ) -> RequestGenerator[list[Sample]]:
-        """Yield requests, and return these rows of a split with the answers to them, for people.
+        """Yield requests, and return these rows of a split with the answers to them.
 
         None by default: where an answer is a label or a number, scores say enough.
         """
@@ -385,7 +385,7 @@ class TaskKind(ABC):
         return answers
 
     def linear(self) -> LinearForm | None:
-        """Return how a linear model answers such a task; None where none can; the baselines then leave it out."""
+        """Return how a linear model answers such a task; None if none can; the baselines then leave it out."""
         return None
 
     def show(self, answer: float | str) -> str:
@@ -394,7 +394,7 @@ class TaskKind(ABC):
 
     @property
     def serving(self) -> Serving | None:
-        """How a server that writes text asks an adapter of this task; None where none can."""
+        """How a server that writes text asks an adapter of this task; None if none can."""
         return None
 
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

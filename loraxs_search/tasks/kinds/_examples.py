@@ -33,7 +33,7 @@ class _Turns:
     Args:
         head: Tokens with which the first prompt alone begins.
         between: Tokens between an answer, without its end token, and the next prompt, without its head.
-        end: The token that ends an answer; None where there is none.
+        end: The token that ends an answer; None if there is none.
     """
 
     head: list[int]

@@ -132,7 +132,7 @@ def numbers(values: Sequence[Any], task: Task, place: SourceLocation) -> npt.NDA
 
 
 def finite_number(value: Any) -> float | None:
-    """Return a value as a number, also one that is written as text; None where it is none, or not finite."""
+    """Return a value as a number, also one that is written as text; None if it is none, or not finite."""
     if isinstance(value, bool) or value is None or (isinstance(value, str) and "_" in value):
         return None
     try:

@@ -262,7 +262,7 @@ class LanguageModelKind(TaskKind):
         if errors:
             raise joined(self.task, errors)
 
-    # ---- for people --------------------------------------------------------------------------------------------------
+    # ---- samples -----------------------------------------------------------------------------------------------------
     def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
         asked = data.encoded(split).take(rows)
         prompts = prompts_of(asked)
@@ -285,7 +285,7 @@ class LanguageModelKind(TaskKind):
         rows: EncodedRows,
         labels: npt.NDArray[Any],
     ) -> list[str]:
-        """Return what the answers to rows of a split are held against, for people."""
+        """Return what the answers to rows of a split are compared with."""
         return [self.show(label) for label in labels.tolist()]
 
     # ---- training and cheap scores -----------------------------------------------------------------------------------

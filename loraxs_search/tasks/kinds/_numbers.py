@@ -110,7 +110,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _decimal(digits: str) -> Fraction | None:
-    """Return what digits with marks between them mean; None where no way to write numbers has them so."""
+    """Return what digits with marks between them mean; None if no way to write numbers has them so."""
     match = _GROUPED.fullmatch(digits)
     if match is None:
         return None

@@ -28,7 +28,7 @@ class OptionTexts:
 
     Args:
         templates: One for each option, or one that is filled with each item of a column.
-        column: The column that holds a list; None where there is a template for each option.
+        column: The column that holds a list; None if there is a template for each option.
         adds_space: Whether a space stands before an item that does not begin with one.
     """
 

@@ -176,7 +176,7 @@ class Prompt:
         return ""
 
     def end_id(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
-        """Return the token that ends an answer; None where the tokenizer has none.
+        """Return the token that ends an answer; None if the tokenizer has none.
 
         For messages it is what ends the assistant's turn, otherwise the tokenizer's own end token.
         """

@@ -1,6 +1,6 @@
 """A text behind each prompt, which the model writes.
 
-The answer's tokens are learnt, and the token that ends it. What is written is scored by the answer in it, held against
+The answer's tokens are learnt, and the token that ends it. What is written is scored by the answer in it, compared with
 a reference. Labels are references and predictions are answers, both texts in one form (`_answers`), so that equal means
 right; a prediction is empty where no answer was found.
 """
@@ -128,7 +128,7 @@ class TextGeneration(LanguageModelKind):
 
     @property
     def spare_in_test(self) -> frozenset[str]:
-        """The answer's, where what is written is held against a reference, and no metric is of the answer's tokens."""
+        """The answer's, where what is written is compared with a reference, and no metric is of the answer's tokens."""
         templates = self.templates
         if "reference" not in templates or any(self.metrics[it].column != "predictions" for it in self.task.metrics):
             return frozenset()
