@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.base_model import locate
 from loraxs_search.errors import BaseModelError, TaskDataError, UsageError, unknown_name
@@ -143,25 +143,18 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
     base = _base(roles, choices, folder)
     metrics = _metrics(roles, choices)
     measured = _measure(table, roles, base, choices)
-    source, converted = dict(table.source), None
-    if table.is_file:
-        read = Path(table.name)
-        if not table.is_plain:
-            ending = "csv" if table.is_separated else "jsonl"
-            read = folder / f"{read.name.partition('.')[0]}.plain.{ending}"
-            converted = (table, read)
-        source = {"data_files": {"train": _relative(read, folder)}}
+    copy = _copy(table, folder)
     steps, columns = _steps(table, roles), dict(zip(("text", "text_pair"), roles.texts, strict=False))
     text = render(
         {
             "source": in_one_line(Path(table.name).name if table.is_file else table.name),
-            "copy": in_one_line(converted[1].name if converted else ""),
+            "copy": in_one_line(copy.name if copy else ""),
             "path": in_one_line(shlex.quote(str(path))),
             "schema": schema_path(),
             "name": name,
             "roles": roles,
             "columns": columns | {"label": roles.label},
-            "data": source,
+            "data": _source(table, copy, folder),
             "set_aside": "a tenth each is" if table.is_file else "if it lacks them, rows are",
             "base": base,
             "metrics": metrics,
@@ -177,8 +170,8 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
         }
     )
     warnings = tuple(_warnings(table, roles, measured, choices))
-    guesses = _guesses(table, roles, base, measured, choices, converted[1].name if converted else "")
-    return Draft(name, text, guesses, warnings, converted)
+    guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "")
+    return Draft(name, text, guesses, warnings, (table, copy) if copy else None)
 
 
 def task_name(data: str | Path, choices: Choices) -> str:
@@ -208,6 +201,19 @@ def _table(data: str, choices: Choices) -> Table:
                 f"`--{option}` must go with a data set of the hub, but {path} is a file.", hint="leave it out"
             )
     return read_table(path)
+
+
+def _copy(table: Table, folder: Path) -> Path | None:
+    """Return where a plain copy of the rows goes; None if a task reads them as they are."""
+    if not table.is_file or table.is_plain:
+        return None
+    return folder / f"{Path(table.name).name.partition('.')[0]}.plain.{'csv' if table.is_separated else 'jsonl'}"
+
+
+def _source(table: Table, copy: Path | None, folder: Path) -> Mapping[str, Any]:
+    if not table.is_file:
+        return table.source
+    return {"data_files": {"train": _relative(copy or Path(table.name), folder)}}
 
 
 def _check_enough(table: Table) -> None:

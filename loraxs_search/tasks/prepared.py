@@ -135,7 +135,6 @@ def prepare(
     for array in labels.values():
         array.flags.writeable = False
     kind = kind.fitted(labels["train"], has_bias=has_bias)
-    test_fingerprint = fingerprint(dict(data.rows), ("test",))
     report = with_answers(
         replace(data.report, warnings=tuple(kind.warnings(data.rows, splits))),
         kind,
@@ -144,7 +143,7 @@ def prepare(
         identity=f"{data.fingerprint} {identity}",
         cache_dir=cache,
     )
-    return PreparedTask(kind, tokenizer, data.fingerprint, test_fingerprint, splits, labels, report)
+    return PreparedTask(kind, tokenizer, data.fingerprint, data.test_fingerprint, splits, labels, report)
 
 
 def encode(kind: TaskKind, tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, ...]]) -> EncodedRows:

@@ -24,10 +24,7 @@ from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, joined
 from loraxs_search.tasks.splits import (
     StoredSplit,
-    check_numbering,
-    hub_splits,
-    local_splits,
-    splits_elsewhere,
+    find_splits,
     wanted_columns,
 )
 
@@ -131,9 +128,7 @@ def read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
         HomeError: the cache cannot be written.
     """
     task = kind.task
-    stored = local_splits(task) if task.source.data_files else hub_splits(task, cache_dir)
-    stored |= splits_elsewhere(task, cache_dir)
-    check_numbering(task, stored)
+    stored = find_splits(task, cache_dir)
     rows: dict[Split, Rows] = {}
     errors: list[TaskDataError] = []
     for name, split in stored.items():

@@ -62,6 +62,20 @@ def wanted_columns(task: Task) -> list[str]:
     return list(dict.fromkeys(kind_of(task).columns.values()))
 
 
+def find_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
+    """Find a task's splits; those that it lacks are not in the result.
+
+    Raises:
+        TaskDataError: a file, a data set or a split is missing, or two splits number their labels differently.
+        HomeError: the cache cannot be written.
+    """
+    splits = _local_splits(task) if task.source.data_files else _hub_splits(task, cache_dir)
+    for split, other in task.source.elsewhere.items():
+        splits[split] = _split_elsewhere(task, split, other, cache_dir)
+    _check_numbering(task, splits)
+    return splits
+
+
 def _split_names(task: Task, available: list[str], place: str) -> dict[Split, str]:
     """Return our split names to the source's: as declared, or all that go by our names."""
     declared: dict[Split, str] = dict(task.source.splits)
@@ -78,12 +92,8 @@ def _split_names(task: Task, available: list[str], place: str) -> dict[Split, st
     return declared
 
 
-def check_numbering(task: Task, splits: Mapping[Split, StoredSplit]) -> None:
-    """Refuse splits in which an id has different names, unless all names are the task's, which then decide.
-
-    Raises:
-        TaskDataError: two splits differ.
-    """
+def _check_numbering(task: Task, splits: Mapping[Split, StoredSplit]) -> None:
+    """Refuse splits in which an id has different names, unless all names are the task's, which then decide."""
     if not task.labels:
         return
     known = {composed(name).casefold() for name in task.labels}
@@ -122,12 +132,8 @@ def _no_rows(task: Task | None, place: str) -> TaskDataError:
     )
 
 
-def local_splits(task: Task) -> dict[Split, StoredSplit]:
-    """Find the files of a task's splits; those that it lacks are not in the result.
-
-    Raises:
-        TaskDataError: a file or a split is missing; the message lists all of them.
-    """
+def _local_splits(task: Task) -> dict[Split, StoredSplit]:
+    """Find the files of a task's splits; the error lists all that are missing."""
     files = task.source.data_files
     splits: dict[Split, StoredSplit] = {}
     errors: list[TaskDataError] = []
@@ -191,13 +197,7 @@ _CONFIGS = re.compile(r"pick one among the available configs: \[(?P<names>[^\]]*
 _SLICE = re.compile(r"(?P<split>[^\[\]]+)(\[(?P<first>\d*):(?P<end>\d*)\])?")  # `train`, `train[:1000]`
 
 
-def hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
-    """Load the splits that a data set has; those it lacks are not in the result.
-
-    Raises:
-        TaskDataError: the data set or a split is missing.
-        HomeError: the cache cannot be written.
-    """
+def _hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
     source = task.source
     place = _place(source.hub, source.config)
     loaded = _load(task, source.hub, source.config, source.revision, cache_dir)
@@ -207,16 +207,6 @@ def hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
         split: _HubSplit(_slice(loaded[name], source.splits.get(split, name)), f"{place}, split {name}")
         for split, name in names.items()
     }
-
-
-def splits_elsewhere(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
-    """Load the splits that come from other data sets than the rest.
-
-    Raises:
-        TaskDataError: a data set or a split is missing.
-        HomeError: the cache cannot be written.
-    """
-    return {split: _split_elsewhere(task, split, other, cache_dir) for split, other in task.source.elsewhere.items()}
 
 
 def _split_elsewhere(task: Task, split: Split, other: SplitSource, cache_dir: Path) -> StoredSplit:
