@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.reports.leaderboard import (
     LeaderboardRow,
     front,
-    hypervolume,
     interrupted,
     leaderboard,
     score_warnings,
@@ -44,7 +43,6 @@ __all__ = [
     "compare",
     "ended",
     "front",
-    "hypervolume",
     "interrupted",
     "leaderboard",
     "progress",

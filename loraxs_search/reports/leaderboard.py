@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from loraxs_search.pareto import Fronts, Point
+from loraxs_search.pareto import Fronts
 from loraxs_search.records import (
     Candidate,
     FrontTrial,
@@ -31,24 +31,6 @@ def front(records: Iterable[TrialRecord], keep: KeepRule) -> list[FrontTrial]:
     for trial_id in sorted(kept):
         fronts.add(trial_id, (sign * kept[trial_id].metrics[keep.metric], kept[trial_id].size.stored_bytes))
     return [FrontTrial(name, kept[name].metrics[keep.metric], kept[name].size.stored_bytes) for name in fronts.first()]
-
-
-def hypervolume(points: Iterable[Point], reference: Point) -> float:
-    """Return the area that points cover up to a reference: what is worse than one of them, and better than that.
-
-    Args:
-        points: (score, bytes), more of the first and less of the second is better; those beyond the reference count
-            nothing. To count shares of bytes instead of bytes, give logarithms.
-    """
-    fronts = Fronts[int]()
-    for number, point in enumerate(dict.fromkeys(points)):
-        if point[0] > reference[0] and point[1] < reference[1]:
-            fronts.add(number, point)
-    covered, below = 0.0, reference[0]
-    for score, stored in (fronts.get(number) or reference for number in fronts.first()):
-        covered += (score - below) * (reference[1] - stored)
-        below = score
-    return covered
 
 
 def shown_yardsticks(yardsticks: Iterable[Yardstick] | None, *, finished: bool) -> list[Yardstick]:

@@ -25,7 +25,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,8 @@ from typing import Any
 import optuna
 
 from loraxs_search.log import TrialEnded, TrialReported, TrialStarted
+from loraxs_search.pareto import Fronts, Point
 from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialSpec, TrialState
-from loraxs_search.reports import hypervolume
 from loraxs_search.samplers.sampler import Sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
@@ -240,6 +240,24 @@ def with_peers(report: TrialReport, peers: dict[str, tuple[int, float]], sizes: 
     return TrialReport(
         report.trial_id, report.step, report.metrics, 0.0, 0.0, 0, report.size, peers=peers, peer_bytes=sizes
     )
+
+
+def hypervolume(points: Iterable[Point], reference: Point) -> float:
+    """Return the area that points cover up to a reference: what is worse than one of them, and better than that.
+
+    Args:
+        points: (score, bytes), more of the first and less of the second is better; those beyond the reference count
+            nothing. To count shares of bytes instead of bytes, give logarithms.
+    """
+    fronts = Fronts[int]()
+    for number, point in enumerate(dict.fromkeys(points)):
+        if point[0] > reference[0] and point[1] < reference[1]:
+            fronts.add(number, point)
+    covered, below = 0.0, reference[0]
+    for score, stored in (fronts.get(number) or reference for number in fronts.first()):
+        covered += (score - below) * (reference[1] - stored)
+        below = score
+    return covered
 
 
 def coverage(table: Table) -> Callable[[list[tuple[float, float]]], float]:

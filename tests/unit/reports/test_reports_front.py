@@ -1,4 +1,4 @@
-"""The front of a study, and how much it covers."""
+"""The front of a study."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.reports import front, hypervolume, leaderboard
+from loraxs_search.reports import front, leaderboard
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
 KEEP = KeepRule("pearson", "maximize")
@@ -69,13 +69,6 @@ def test_nothing_beats_a_trial_of_the_front_and_something_beats_each_other(
         assert (f"{number:05d}" in on_front) != any(dominates(other, point) for other in points)
     mixed = order.sample(trials, len(trials))
     assert front(mixed, KEEP) == front(trials, KEEP), "whatever the order they come in"
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 6)), max_size=12))
-def test_hypervolume_is_the_area_that_points_cover(points: list[tuple[int, int]]) -> None:
-    squares = [(score, stored) for score in range(1, 5) for stored in range(1, 5)]  # named by their smaller numbers
-    covered = sum(any(p[0] > score and p[1] <= stored for p in points) for score, stored in squares)
-    assert hypervolume(points, (1.0, 5.0)) == covered
 
 
 def test_the_leaderboard_marks_the_front_where_both_were_searched_for(capsys: pytest.CaptureFixture[str]) -> None:
