@@ -24,6 +24,8 @@ from loraxs_search.studies.info import SCHEMA_VERSION
 from loraxs_search.studies.lease import Lease, LeaseInfo
 from loraxs_search.tracking.store import connect
 
+AT_WORK = "watch it with `loraxs-search status reviews`"
+
 
 def recorded(folder: StudyFolder, uri: str) -> None:
     """Have MLflow know the study and one of its trials."""
@@ -50,8 +52,9 @@ def test_a_study_goes_and_mlflow_keeps_its_runs(store_uri):
     assert dry.num_bytes > 1000
     assert list_studies() == [other.name]
     assert runs(store_uri) == 2
-    with pytest.raises(StudyError, match="must be one of: other"):
+    with pytest.raises(StudyError) as unknown:
         remove_study("reviews")
+    assert "loraxs-search status" in str(unknown.value.hint)
     study("reviews")
 
 
@@ -83,7 +86,7 @@ def test_one_whose_records_wait_is_refused(store_uri):
     tracker = Tracked("reviews", folder.path, "http://127.0.0.1:9", "t")
     tracker.search_started("task: t", SearchPlan())
     tracker.close(0.0)
-    with pytest.raises(StudyError, match="still wait") as refused:
+    with pytest.raises(StudyError) as refused:
         remove_study("reviews")
     assert "loraxs-search sync reviews" in refused.value.hint
     assert folder.path.is_dir()
@@ -93,8 +96,9 @@ def test_one_whose_records_wait_is_refused(store_uri):
 
 def test_one_that_is_worked_on_is_refused(store_uri):
     folder = study("reviews", store_uri)
-    with folder.lock(), pytest.raises(StudyError, match="another process is at work on it"):
+    with folder.lock(), pytest.raises(StudyError) as refused:
         remove_study("reviews", force=True)
+    assert refused.value.hint == AT_WORK
     assert folder.path.is_dir()
 
 
@@ -114,8 +118,9 @@ def test_one_that_another_machine_works_on_is_refused(store_uri, fresh_home, tmp
     heart = threading.Thread(target=beat)
     heart.start()
     try:
-        with pytest.raises(StudyError, match="is at work"):
+        with pytest.raises(StudyError) as refused:
             remove_study(folder.name)
+        assert "taken over" in str(refused.value.hint)
     finally:
         beating.set()
         heart.join()
@@ -200,8 +205,9 @@ def test_a_link_is_refused(store_uri, fresh_home, tmp_path):
     folder = study("reviews", store_uri)
     folder.path.rename(tmp_path / "elsewhere")
     folder.path.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StudyError, match="is a link"):
+    with pytest.raises(StudyError) as refused:
         remove_study("reviews")
+    assert refused.value.hint == "remove it by hand"
     assert (tmp_path / "elsewhere" / "study.json").is_file()
 
 
@@ -231,8 +237,9 @@ def test_who_comes_too_late_is_refused_and_leaves_nothing(store_uri, fresh_home)
     """It has opened the study; then the study goes."""
     late = study("reviews", store_uri)
     remove_study("reviews")
-    with pytest.raises(StudyError, match="was removed meanwhile"), late.lock():
+    with pytest.raises(StudyError) as refused, late.lock():
         pass
+    assert "loraxs-search status" in str(refused.value.hint)
     assert list((fresh_home / "studies").iterdir()) == []
     study("reviews", store_uri)
 
@@ -263,14 +270,15 @@ def test_a_study_that_promote_decides_about_is_neither_removed_nor_taken_up(stor
 
     def decide(*_, **__):
         for use in (lambda: remove_study("reviews"), lambda: folder.lock().__enter__()):
-            with pytest.raises(StudyError, match="another process is at work on it"):
+            with pytest.raises(StudyError) as busy:
                 use()
-            refused.append(use)
+            refused.append(busy.value.hint)
         raise StudyError("decided")
 
     monkeypatch.setattr("loraxs_search.registry.Registry.promote", decide)
     with pytest.raises(StudyError, match="decided"):
         loraxs_search.promote("reviews")
-    assert len(refused) == 2
-    with folder.lock(), pytest.raises(StudyError, match="another process is at work on it"):
+    assert refused == [AT_WORK] * 2
+    with folder.lock(), pytest.raises(StudyError) as busy:
         loraxs_search.promote("reviews")
+    assert busy.value.hint == AT_WORK
