@@ -65,7 +65,8 @@ def importances(folder: StudyFolder) -> Importances:
         try:
             study = _complete_trials(folder)
         except (LoraxsError, ValueError) as error:  # of an older version, whose space this one cannot draw from
-            return Importances(folder.name, why=f"what its params were drawn from is not known: {error}")
+            reason = str(error).partition("\n")[0].rstrip(":")  # of all faults of a space, how many there are
+            return Importances(folder.name, why=f"what its params were drawn from is not known: {reason}")
         count = len(study.trials)
         if count < MIN_TRIALS:
             return Importances(folder.name, num_trials=count, why=f"they need {MIN_TRIALS} complete trials")
