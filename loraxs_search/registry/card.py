@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.kinds import TaskKind
 
 
-_YARDSTICKS = {
+_TITLES = {
     "constant": "always the same answer",
     "tfidf": "TF-IDF of the texts, linear model",
     "features": "the untouched base's features of 500 train rows, linear model",
@@ -46,7 +46,7 @@ def model_card(manifest: Manifest) -> str:
         "## Scores",
         score_table(manifest),
         _seeds(manifest),
-        *_yardsticks(manifest),
+        *_baseline_table(manifest),
         _chosen(manifest),
         *_searched(manifest),
         *_samples(manifest),
@@ -131,7 +131,7 @@ def _seeds(manifest: Manifest) -> str:
     )
 
 
-def _yardsticks(manifest: Manifest) -> list[str]:
+def _baseline_table(manifest: Manifest) -> list[str]:
     """Return what simple models reach on the test rows, beside the adapter; nothing where that is not known."""
     metric, task = manifest.task.metric, manifest.task
     rows = [("this adapter", manifest.test_metrics)]
@@ -141,16 +141,16 @@ def _yardsticks(manifest: Manifest) -> list[str]:
     return ["\n".join(table)] if manifest.yardsticks else []
 
 
-def yardstick_title(name: YardstickName) -> str:
-    """Return what a yardstick is, for people."""
+def baseline_title(name: YardstickName) -> str:
+    """Return what a baseline is, for people."""
     if is_alone(name):
         return f"the untouched base, {name}, asked in the same way"
-    return _YARDSTICKS.get(name, name)
+    return _TITLES.get(name, name)
 
 
 def _describe(yardstick: Yardstick, task: Task) -> str:
     if yardstick.answer is None:
-        return yardstick_title(yardstick.name)
+        return baseline_title(yardstick.name)
     return f"always {_kind(task).show(yardstick.answer)}"
 
 

@@ -11,7 +11,7 @@ from loraxs_search.records import Decision, KeptAnswers, PromotionRule, Task
 from loraxs_search.registry._versions import RegisteredAdapter
 from loraxs_search.registry.finalist import Criterion, key
 from loraxs_search.registry.names import CHAMPION, base_alias
-from loraxs_search.registry.promotion import YARDSTICK, ComparisonSetup, Scored, decide
+from loraxs_search.registry.promotion import BASELINES, ComparisonSetup, Scored, decide
 from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Comparison:
         self, alias: str, champion: ComparedChampion | None, history: ComparisonHistory, forced: bool
     ) -> Decision:
         finalist = key(self.finalist.candidate)
-        other = YARDSTICK if champion is None else key(champion.scored.candidate)
+        other = BASELINES if champion is None else key(champion.scored.candidate)
         setup = ComparisonSetup(
             alias=alias,
             number=history.number(finalist, other),

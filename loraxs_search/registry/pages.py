@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from loraxs_search.records import Candidate, Decision, Manifest
 from loraxs_search.registry._versions import RegisteredAdapter
-from loraxs_search.registry.card import score_table, size_table, yardstick_title
+from loraxs_search.registry.card import baseline_title, score_table, size_table
 from loraxs_search.registry.finalist import SeedStatistics, seed_statistics
 from loraxs_search.registry.promotion import show_confidence
 
@@ -26,7 +26,7 @@ def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, v
     before = [
         f"{_headline(candidate, decision.metric)} On `{manifest.base_model.id}`, promoted {decision.at[:10]}.",
         score_table(manifest),
-        *_yardsticks(candidate, decision.metric),
+        *_baseline_table(candidate, decision.metric),
         "### Why it was promoted",
     ]
     after = [
@@ -57,7 +57,7 @@ def _champion(task: str, champion: RegisteredAdapter | None) -> list[str]:
         f"The champion is [version {champion.version}](#/models/{task}/versions/{champion.version}{_WORKSPACE}). "
         f"{_headline(candidate, metric)} Trial `{candidate.trial_id}` of study `{candidate.study}`"
         + (f", on `{candidate.base_model}`." if candidate.base_model else "."),
-        *_yardsticks(candidate, metric),
+        *_baseline_table(candidate, metric),
         "### Use it",
         _using(task),
     ]
@@ -71,14 +71,14 @@ def _headline(candidate: Candidate, metric: str) -> str:
     return f"{score}{seeds}; {candidate.stored_bytes:,} bytes."
 
 
-def _yardsticks(candidate: Candidate, metric: str) -> list[str]:
+def _baseline_table(candidate: Candidate, metric: str) -> list[str]:
     """Return what simple models reach on the same test rows; nothing where that is not known."""
     scored = [yardstick for yardstick in candidate.yardsticks if metric in yardstick.test_metrics]
     if not scored:
         return []
     rows = [f"| **this adapter** | **{_number(candidate.test_metrics.get(metric))}** |"]
     rows += [
-        f"| {yardstick_title(yardstick.name)} | {_number(yardstick.test_metrics[metric])} |" for yardstick in scored
+        f"| {baseline_title(yardstick.name)} | {_number(yardstick.test_metrics[metric])} |" for yardstick in scored
     ]
     return [_NEWLINE.join([f"| on the same test rows | {metric} |", "|---|---|", *rows])]
 

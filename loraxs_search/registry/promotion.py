@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
 _CONSTANT = "with `promotion.require: constant` only the constant answer counts"
-YARDSTICK = "constant"  # whom a first champion is compared with: all baselines
+BASELINES = "constant"  # whom a first champion is compared with: all baselines
 _TINY = 1e-4
 _FORCE = "`--force` promotes it all the same"
 
@@ -118,7 +118,7 @@ class _PromotionTest:
                 why = f"{baseline.name}, whose answers are to other rows, or of other tokens"
                 return _Verdict(False, f"{first} to beat but {why}: {_FORCE}")
         known = [p for p in chances if p is not None]
-        comparison = self.record(YARDSTICK, max(known, default=None))
+        comparison = self.record(BASELINES, max(known, default=None))
         unbeaten = [
             (each, p)
             for each, p in zip(baselines, chances, strict=True)
