@@ -253,7 +253,7 @@ def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += torch.mm(left, right)
 
 
-class _PackedLora:
+class _PackedLayer:
     """A and B of every slot in the dtype that passes compute with, and their gradients: the `SlotUpdates` of LoRA.
 
     Args:
@@ -318,12 +318,12 @@ class LoraBase:
     def __init__(self, linears: Mapping[str, nn.Module], num_workers: int) -> None:
         self._linears, self._num_workers = linears, num_workers
 
-    def updates(self, adapters: Sequence[PackedAdapter | None]) -> _PackedLora:
+    def updates(self, adapters: Sequence[PackedAdapter | None]) -> _PackedLayer:
         slots: list[PackedPairs | None] = []
         for adapter in adapters:
             assert adapter is None or isinstance(adapter, PackedPairs)
             slots.append(adapter)
-        return _PackedLora(slots, self._linears, self._num_workers)
+        return _PackedLayer(slots, self._linears, self._num_workers)
 
 
 def _names(module: str) -> tuple[str, str]:

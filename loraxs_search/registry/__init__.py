@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.registry.card import model_card, resealed
 from loraxs_search.registry.factor_sets import factors_at, install_factors
-from loraxs_search.registry.finalist import Choice, choose, key, trial_of
+from loraxs_search.registry.finalist import FinalistChoice, choose, key, trial_of
 from loraxs_search.registry.manifest import sealed, verify
 from loraxs_search.registry.names import check_base, on_base
 from loraxs_search.registry.pages import TaskSummary
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BASE_ALONE",
     "Beside",
-    "Choice",
+    "FinalistChoice",
     "RegisteredAdapter",
     "Registry",
     "Rescored",

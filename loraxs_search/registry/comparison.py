@@ -96,7 +96,7 @@ def comparable(
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class FinalistComparison:
     """A finalist, the rule that decides on it, and what was decided before.
 
     Args:

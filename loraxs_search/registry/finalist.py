@@ -88,14 +88,14 @@ def seed_statistics(of: Candidate | Manifest) -> dict[str, SeedStatistics]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class FinalistChoice:
     """The finalist, None when no candidate may be one, and one sentence for each consideration."""
 
     finalist: Candidate | None
     reasons: tuple[str, ...]
 
 
-def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> Choice:
+def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> FinalistChoice:
     """Choose among the adapters of a search, on all validation rows.
 
     A candidate takes part when it is of this task, has a finite validation metric, and at most `max_bytes`. The best
@@ -108,7 +108,7 @@ def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> 
     reasons = [f"{candidate.trial_id} is out: {fault}" for candidate, fault in checked if fault is not None]
     if not eligible:
         none = "no trial of a method that may be promoted has trained all its steps"
-        return Choice(None, (*reasons, "no candidate may be promoted" if candidates else none))
+        return FinalistChoice(None, (*reasons, "no candidate may be promoted" if candidates else none))
 
     def value(candidate: Candidate) -> float:
         return criterion.value(candidate.validation_metrics)
@@ -119,7 +119,7 @@ def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> 
     reasons.append(f"best of {len(eligible)} on validation rows: {_show(criterion, best)}")
     if finalist is not best:
         reasons.append(f"smallest within tolerance={rule.tolerance:g} of it: {_show(criterion, finalist)}")
-    return Choice(finalist, tuple(reasons))
+    return FinalistChoice(finalist, tuple(reasons))
 
 
 def identity(candidate: Candidate) -> str:

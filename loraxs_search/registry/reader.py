@@ -171,8 +171,8 @@ class RegistryReader:
     def _plainly(self, ask: Callable[[], ResultT], by_client: Callable[[], ResultT]) -> ResultT:
         return _mlflow.plainly(self.uri, ask, by_client, when=self._connected is None)
 
-    def _ask(self, only: str | None, size: int, token: str | None) -> _Page:
-        page: _Page = self._plainly(
+    def _ask(self, only: str | None, size: int, token: str | None) -> _ModelPage:
+        page: _ModelPage = self._plainly(
             lambda: _mlflow.find_models(self.uri, only, size, token),
             lambda: asking(self._client)(only, size, token),
         )
@@ -252,7 +252,7 @@ _OTHERS = 20  # factor sets and models of others among these, for which no secon
 _NEAR = 100
 
 
-class _Page(Protocol):
+class _ModelPage(Protocol):
     """Registered models by name, each with its tags, aliases and latest versions, and how to ask for the next ones."""
 
     token: str | None
@@ -261,15 +261,15 @@ class _Page(Protocol):
 
 
 # Filter, number of models, and the token of the page before.
-Ask = Callable[[str | None, int, str | None], _Page]
+Ask = Callable[[str | None, int, str | None], _ModelPage]
 
 
 def asking(client: MlflowClient) -> Ask:
     """Return how MLflow's client asks for a page."""
 
-    def ask(only: str | None, size: int, token: str | None) -> _Page:
+    def ask(only: str | None, size: int, token: str | None) -> _ModelPage:
         with _uncollected():
-            answer: _Page = client.search_registered_models(
+            answer: _ModelPage = client.search_registered_models(
                 only, max_results=size, order_by=["name ASC"], page_token=token
             )
             return answer

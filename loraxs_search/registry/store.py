@@ -16,8 +16,15 @@ from loraxs_search.registry._versions import (
     record_tags,
     version_tags,
 )
-from loraxs_search.registry.comparison import Beside, ComparedChampion, Comparison, Rescore, Rescored, comparable
-from loraxs_search.registry.finalist import Choice, Criterion, choose, identity, key
+from loraxs_search.registry.comparison import (
+    Beside,
+    ComparedChampion,
+    FinalistComparison,
+    Rescore,
+    Rescored,
+    comparable,
+)
+from loraxs_search.registry.finalist import Criterion, FinalistChoice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.names import CHAMPION, base_alias, check_task
 from loraxs_search.registry.pages import summarise, version_page
@@ -89,7 +96,7 @@ class Registry(ChangingRegistry):
                 if self._moved(task.name, champions):
                     continue
                 past = self.decisions_before(task.name, key(finalist.candidate))
-                comparison = Comparison(rule, task, finalist, forced, past, beside.seen)
+                comparison = FinalistComparison(rule, task, finalist, forced, past, beside.seen)
                 decision = comparison.decide({alias: one for alias, one in champions.items() if one is not None})
                 reasons = (*choice.reasons, *decision.reasons)
                 decision = replace(decision, reasons=reasons, at=now(), number=next_number(past))
@@ -170,7 +177,7 @@ class Registry(ChangingRegistry):
                 return True
         return False
 
-    def _refusal(self, rule: PromotionRule, task: Task, study: str, choice: Choice) -> Decision:
+    def _refusal(self, rule: PromotionRule, task: Task, study: str, choice: FinalistChoice) -> Decision:
         """Return the decision on a study none of whose candidates may be promoted."""
         champion, metric = self.champion(task.name), Criterion.of(rule, task).metric
         return Decision(

@@ -36,7 +36,7 @@ import numpy.typing as npt
 
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
 from loraxs_search.registry import RegisteredAdapter, ScoredRows, choose
-from loraxs_search.registry.comparison import ComparedChampion, Comparison
+from loraxs_search.registry.comparison import ComparedChampion, FinalistComparison
 from loraxs_search.registry.promotion import Scored, Terms, decide
 from loraxs_search.registry.significance import p_value
 from loraxs_search.registry.test_set_reuse import Anchor
@@ -119,7 +119,7 @@ class ValidationRowsChoose:
             held, last = self.champion.candidate, self.past[-1]
             adapter = RegisteredAdapter(TASK.name, self._version, ("champion",), "", held, last, "")
             opponents = {"champion": ComparedChampion(adapter, self.champion)}
-        decision = Comparison(self.rule, TASK, finalist, False, self.past).decide(opponents)
+        decision = FinalistComparison(self.rule, TASK, finalist, False, self.past).decide(opponents)
         if decision.promoted:
             self._version, self.champion = self._version + 1, finalist
             decision = _of_version(decision, self._version)

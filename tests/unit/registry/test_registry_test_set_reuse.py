@@ -17,7 +17,7 @@ from loraxs_search.records import ComparisonRecord, Decision, PromotionRule
 from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, ScoredRows, _promotion_lock
 from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._versions import DECISIONS
-from loraxs_search.registry.comparison import ComparedChampion, Comparison
+from loraxs_search.registry.comparison import ComparedChampion, FinalistComparison
 from loraxs_search.registry.finalist import Criterion
 from loraxs_search.registry.promotion import Scored
 from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
@@ -268,7 +268,7 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
     champion: ComparedChampion | None = None
     for study, size in asked:
         found = candidate(f"t{size}", (300 + 20 * study) / 400, 1000 - size, study=f"s{study}")
-        comparison = Comparison(SMALLER, task, Scored(found, rows(300 + 20 * study)), False, tuple(past))
+        comparison = FinalistComparison(SMALLER, task, Scored(found, rows(300 + 20 * study)), False, tuple(past))
         decision = comparison.decide({"champion": champion} if champion else {})
         assert comparison.decide({"champion": champion} if champion else {}) == decision
         if decision.promoted:
@@ -277,7 +277,7 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
             adapter = RegisteredAdapter(task.name, version, ("champion",), "", found, decision, "")
             champion = ComparedChampion(adapter, comparison.finalist)
         past.append(decision)
-        again = Comparison(SMALLER, task, comparison.finalist, False, tuple(past)).decide(
+        again = FinalistComparison(SMALLER, task, comparison.finalist, False, tuple(past)).decide(
             {"champion": champion} if champion else {}
         )
         assert not again.promoted
