@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError
+from loraxs_search.methods import NATIVE
 from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.pull import copy_folder, new_folder
@@ -216,12 +217,13 @@ def pull(
         UsageError: `out` holds something, or `rank` is below the adapter's own.
         HomeError: `out` or the cache cannot be written.
     """
-    from loraxs_search.methods.export import NATIVE, ExportOptions, check_options, converted
+    if is_export := (form, rank, dtype) != (NATIVE, None, None):
+        from loraxs_search.methods.export import ExportOptions, check_options, converted  # numpy
 
-    check_options(form, ExportOptions(rank, dtype))
+        check_options(form, ExportOptions(rank, dtype))
     target = None if out is None else new_folder(Path(out))
     folder = _found(registry.pull, name, base, tracking_uri)
-    if form != NATIVE:
+    if is_export:
         folder = converted(folder, form, rank=rank, dtype=dtype)
     if target is None:
         return folder

@@ -63,7 +63,8 @@ def adapters(ctx: typer.Context, incomplete: str) -> Offered:
 
 def formats(incomplete: str) -> Offered:
     """Offer the forms that an adapter can be pulled in."""
-    from loraxs_search.methods.export import FORMATS, NATIVE
+    from loraxs_search.methods import NATIVE
+    from loraxs_search.methods.export import FORMATS
 
     return _beginning(incomplete, [NATIVE, *FORMATS.names()])
 

@@ -25,7 +25,7 @@ from loraxs_search.methods._base import (
     Possible,
     Sizes,
 )
-from loraxs_search.methods._names import FILES, Shapes, head_parameter
+from loraxs_search.methods._names import FILES, NATIVE, Shapes, head_parameter
 from loraxs_search.methods._parameters import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.methods.full import Full
@@ -39,6 +39,7 @@ __all__ = [
     "FILES",
     "GONE",
     "METHODS",
+    "NATIVE",
     "FactorRequest",
     "FactorSet",
     "HeadPlan",

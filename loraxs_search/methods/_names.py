@@ -12,6 +12,7 @@ ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
 TOP = "base_model."  # of what a tuner has once for all layers
 ROOT = f"{TOP}model."
 R = "loraxs_R"  # what the LoRA-XS tuner calls R, the one tensor that it stores of each layer
+NATIVE = "native"  # the form of an adapter as it was trained, which needs no export
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 BYTES_PER_PARAMETER = 4  # adapter and head are stored in float32
 PROJECTION_SEED = (

@@ -13,10 +13,9 @@ import pytest
 
 from loraxs_search.base_model import locate
 from loraxs_search.errors import UsageError
-from loraxs_search.methods import METHODS, Method
+from loraxs_search.methods import METHODS, NATIVE, Method
 from loraxs_search.methods.export import (
     FORMATS,
-    NATIVE,
     ExportFormat,
     ExportOptions,
     LoadedAdapter,

@@ -12,11 +12,10 @@ A distribution adds a format by an entry point of the group `loraxs_search.expor
 from __future__ import annotations
 
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype
-from loraxs_search.methods.export._folder import FORMATS, NATIVE, check_options, converted, formats_of
+from loraxs_search.methods.export._folder import FORMATS, check_options, converted, formats_of
 
 __all__ = [
     "FORMATS",
-    "NATIVE",
     "ExportFormat",
     "ExportOptions",
     "LoadedAdapter",

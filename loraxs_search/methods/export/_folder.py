@@ -9,14 +9,13 @@ from pathlib import Path
 
 from loraxs_search.errors import UsageError, one_of, unknown_name
 from loraxs_search.home import alone, disk_faults, remove_whole, write_atomic
-from loraxs_search.methods import Method, get_method
+from loraxs_search.methods import NATIVE, Method, get_method
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype
 from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.lora import PlainLoRAFolder
 from loraxs_search.methods.export.merged import Merged
 from loraxs_search.plugins import EntryPoints
 
-NATIVE = "native"  # the adapter as it was trained: no export
 FORMATS: EntryPoints[type[ExportFormat]] = EntryPoints(
     "--format", "loraxs_search.export_formats", {entry.name: entry for entry in (PlainLoRAFolder, Merged, GGUF)}
 )
