@@ -118,7 +118,10 @@ def rm(
     """
     from loraxs_search.housekeeping import remove_study
 
-    removed = [remove_study(name, runs=runs, force=force, dry_run=dry_run) for name in dict.fromkeys(studies)]
+    names = list(dict.fromkeys(studies))
+    for name in names if len(names) > 1 else ():  # what is wrong with one of them comes before any of them goes
+        remove_study(name, runs=runs, force=force, dry_run=True)
+    removed = [remove_study(name, runs=runs, force=force, dry_run=dry_run) for name in names]
 
     def show() -> None:
         for study in removed:

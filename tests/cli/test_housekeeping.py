@@ -53,6 +53,11 @@ def test_studies_are_removed(say, reviews):
     assert say("studies", "rm", "reviews").is_error(1, "`study` must be one of: none")
 
 
+def test_of_several_studies_none_goes_where_one_is_refused(say, reviews):
+    assert say("studies", "rm", "reviews", "revews").is_error(1, "but got 'revews'")
+    assert reviews.path.is_dir()
+
+
 def test_what_stays_of_a_study_that_cannot_be_read_is_said(say, reviews):
     (reviews.path / "study.json").unlink()
     listed = say("studies", "ls")
