@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from loraxs_search.search import SearchResult
     from loraxs_search.search.driver.check import CheckedSpace, check
     from loraxs_search.shipped_spaces import ShippedSpace, spaces
-    from loraxs_search.steering.functions import (
+    from loraxs_search.steering.send import (
         add_trial,
         clone_trial,
         continue_trials,
@@ -110,7 +110,7 @@ _HOMES = {
             "pause_trials",
             "stop_trials",
         ),
-        "steering.functions",
+        "steering.send",
     ),
     "AdapterBank": "bank",
     "Prediction": "records",

@@ -144,7 +144,7 @@ def add(
 
     Example: loraxs-search add reviews --set rank=16 --set learning_rate=1e-3
     """
-    from loraxs_search.steering.text import read_params
+    from loraxs_search.steering.send import read_params
 
     _send_command(study, "add", params=read_params(params or ()), as_json=as_json)
 
@@ -168,7 +168,7 @@ def clone(
 
     Example: loraxs-search clone reviews 00003 --set learning_rate=1e-3
     """
-    from loraxs_search.steering.text import read_params
+    from loraxs_search.steering.send import read_params
 
     _send_command(
         study,

@@ -24,7 +24,7 @@ from loraxs_search.reports.leaderboard import (
 from loraxs_search.reports.progress import Progress, StudyEvents, progress, state_and_place, study_state
 from loraxs_search.reports.search_state import SearchState
 from loraxs_search.steering import open_commands, steered, whole_plan
-from loraxs_search.steering.plan import planned
+from loraxs_search.steering.state import planned
 from loraxs_search.studies import StudyFolder, broken_studies, list_studies, studies_root
 
 

@@ -1,4 +1,4 @@
-"""Steering: what people ask of a running search. A verb is a file; what commands have come to is one state.
+"""Steering: what people ask of a running search. What commands have come to is one state.
 
 The driver journals a command before it decides on it, and its answer, which is its effect, before anything follows.
 So after a kill at any moment each command is carried out once, and the state is rebuilt from the journal alone.
@@ -10,16 +10,10 @@ from collections.abc import Mapping
 
 from loraxs_search.errors import CommandError, HomeError, unknown_name
 from loraxs_search.records import AnswerState, Command, CommandAnswer, SearchPlan
-from loraxs_search.steering._base import Accepted, SteeredStudy, Verb, check_trials
-from loraxs_search.steering.add import Add
-from loraxs_search.steering.clone import Clone
-from loraxs_search.steering.continue_ import Continue
-from loraxs_search.steering.extend import Extend
-from loraxs_search.steering.finish import Finish
-from loraxs_search.steering.pause import Pause
-from loraxs_search.steering.plan import planned
-from loraxs_search.steering.state import SteeringState
-from loraxs_search.steering.stop import Stop
+from loraxs_search.steering._base import Accepted, Verb, check_trials
+from loraxs_search.steering.control import Continue, Finish, Pause, Stop
+from loraxs_search.steering.more import Add, Clone, Extend
+from loraxs_search.steering.state import SteeredStudy, SteeringState, planned
 from loraxs_search.studies import Journal, StudyFolder
 
 __all__ = [

@@ -8,43 +8,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from loraxs_search.errors import CommandError, did_you_mean, one_of, shortened
-from loraxs_search.records import Command, Scalar, TrialRecord, TrialState
-from loraxs_search.steering.state import SteeringState
-from loraxs_search.studies import Journal, StudyFolder
+from loraxs_search.records import Command, Scalar, TrialState
+from loraxs_search.steering.state import SteeredStudy, SteeringState
 
 _MAX_SHOWN = 10  # trials in a message
 Trials = Literal["none", "any", "one", "some"]  # `any`: none stands for the whole study
-
-
-@dataclass(frozen=True)
-class SteeredStudy:
-    """A study as a verb sees it when it decides.
-
-    Args:
-        state: What earlier commands have made of it.
-    """
-
-    folder: StudyFolder
-    journal: Journal
-    state: SteeringState
-
-    @property
-    def name(self) -> str:
-        return self.folder.name
-
-    @property
-    def records(self) -> Mapping[str, TrialRecord]:
-        return self.journal.records
-
-    @property
-    def paused(self) -> list[str]:
-        """The trials that are paused; one that came to its end before its next report no longer is."""
-        return sorted(each for each in self.state.paused if self.records[each].state is TrialState.RUNNING)
-
-    @property
-    def trials_have_ended(self) -> bool:
-        """Whether there is no more to train: candidates are being scored, or have been."""
-        return self.journal.notice is not None
 
 
 @dataclass(frozen=True)
@@ -68,7 +36,7 @@ class Verb(ABC):
     `SteeringState`, from command and facts alone: also in every later driver, as it replays the journal. So it reads
     no clock, no file, and never fails. The search follows the state: `StudySearcher.follow` at each turn of its loop.
 
-    An entry is a file of its own and a line in `VERBS` of `steering/__init__.py`.
+    An entry is a class in `control.py` or `more.py`, and a name in `VERBS` of `steering/__init__.py`.
 
     Args:
         name: What people type.

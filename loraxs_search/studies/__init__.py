@@ -33,8 +33,7 @@ from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.kept_adapter import kept_adapter
 from loraxs_search.studies.lease import holder_elsewhere, idle_elsewhere
-from loraxs_search.studies.mirror import mirrored
-from loraxs_search.studies.mirror_files import is_behind
+from loraxs_search.studies.mirror import is_behind, mirrored
 from loraxs_search.studies.next_step import next_step, next_step_of_task
 from loraxs_search.studies.remote_resume import check_new_in, fetch
 from loraxs_search.studies.snapshots import read_reports

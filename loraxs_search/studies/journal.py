@@ -43,8 +43,7 @@ from loraxs_search.records import (
     TrialState,
     Yardstick,
 )
-from loraxs_search.studies.clock import steady_time
-from loraxs_search.studies.work_time import WorkTime
+from loraxs_search.studies.clock import WorkTime, steady_time
 
 _EventT = TypeVar("_EventT", bound=LoggedEvent)
 _REPORTED = b'{"event": "reported"'  # how such a line begins: most lines of a journal do

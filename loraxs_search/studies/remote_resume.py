@@ -15,7 +15,7 @@ from loraxs_search.studies.folder import StudyFolder, studies_root
 from loraxs_search.studies.info import StudyInfo, parse_info
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror_files import file_of, in_copy_order, is_behind, read_copy
+from loraxs_search.studies.mirror import file_of, in_copy_order, is_behind, read_copy
 from loraxs_search.studies.storage import Storage
 
 _OF_ONE_MLFLOW_STORE = ("mlflow.offset", "tracking.offset", "tracking.runs.jsonl")

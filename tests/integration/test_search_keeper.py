@@ -10,8 +10,8 @@ import pytest
 import ray
 from support.studies import state, study
 
-from loraxs_search.search.hosts.handles import find_keeper, kill
-from loraxs_search.search.hosts.study_keeper import start_keeper
+from loraxs_search.search.hosts.client import find_keeper, kill
+from loraxs_search.search.hosts.study_actors import start_keeper
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 

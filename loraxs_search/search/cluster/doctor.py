@@ -153,7 +153,7 @@ def _files(space: Space) -> list[str]:
 def _ask(node: Node, question: dict[str, Any]) -> ray.ObjectRef[Any]:
     import ray
 
-    from loraxs_search.search.cluster.nodes import pinned  # late, as Ray is
+    from loraxs_search.search.cluster.connection import pinned  # late, as Ray is
 
     for module in (node_facts, package_versions):  # a node may lack the package
         ray.cloudpickle.register_pickle_by_value(module)

@@ -1,4 +1,4 @@
-"""Where trials may run and how many at once: pure decisions over the nodes that are alive."""
+"""Where trials may run and how many at once: pure decisions over the nodes that are alive, or this machine alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Literal
 
 from loraxs_search.errors import ClusterError, counted
 from loraxs_search.memory import available_bytes
-from loraxs_search.records import SearchDevice
+from loraxs_search.records import LinearModule, SearchDevice
+from loraxs_search.search_space import Space
 
 COUNT_EVERY_S = 3.0
 _PROCESS_BYTES, _SHARE = 75 << 20, 0.9  # what a trial's process takes, and of the free memory all may take
@@ -190,3 +191,32 @@ class SlotCounter:
 def _part(whole: float, parts: int) -> float:
     """Return a share of which `parts` fit into `whole`: Ray rounds, and rounded up the last one would never fit."""
     return math.floor(whole * _UNITS / parts) / _UNITS
+
+
+def expected_pack_size(
+    space: Space, modules: Sequence[LinearModule], head_parameters: int, row_tokens: float
+) -> PackSize | None:
+    """Choose as a search on this machine alone would; None on an accelerator, which is timed with the base on it.
+
+    Args:
+        head_parameters: Of the largest head that a trial may train.
+        row_tokens: Mean length of a train row.
+    """
+    import torch
+
+    from loraxs_search.engine.planning import workers_for
+    from loraxs_search.packing.capacity import fitting_slots, full_slots, full_tokens, slot_bytes, token_budget
+
+    if not space.is_packable:
+        return unshared(space.methods)
+    if torch.cuda.is_available():
+        return None
+    device = torch.device("cpu")
+    largest, (num_workers, _) = space.largest(), workers_for(device)
+    budget = token_budget(modules, torch.float32, device)
+    fills = full_slots(full_tokens(device, budget, lambda _: 0.0), num_workers, largest.batch_size * row_tokens)
+    asked = space.search.pack_size
+    wanted = fills if asked == "auto" else asked
+    slots = fitting_slots(wanted, slot_bytes(modules, largest, head_parameters, num_workers), device)
+    fits = min(slots, processes_that_fit())
+    return choose_pack_size(asked, fits=fits, fills=fills, num_trials=space.search.trials, num_devices=1)

@@ -30,8 +30,7 @@ from loraxs_search.search.driver.finishing import (
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.manifests import make_candidate, make_manifest
 from loraxs_search.search.hosts.client import HostClient
-from loraxs_search.search.hosts.pieces import Piece, spread
-from loraxs_search.search.hosts.refits import RefitPiece, refit_spec
+from loraxs_search.search.hosts.pieces import Piece, RefitPiece, refit_spec, spread
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search_space import Space
 from loraxs_search.studies import StudyFolder, read_reports

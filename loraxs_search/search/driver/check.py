@@ -89,7 +89,7 @@ def _described(space: Space, base: BaseModel) -> tuple[Sequence[LinearModule], S
 def _pack_size(
     space: Space, modules: Sequence[LinearModule], description: SpaceDescription, mean_length: float
 ) -> PackSize | None:
-    from loraxs_search.search.hosts.expected_pack_size import expected_pack_size
+    from loraxs_search.search.cluster.placement import expected_pack_size
 
     return expected_pack_size(space, modules, description.largest.size.head_parameters, mean_length)
 

@@ -24,7 +24,7 @@ from loraxs_search.search.ledger.ledger import Ledger
 from loraxs_search.search.ledger.view import SearchView
 from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, SteeringState, steered
-from loraxs_search.steering.plan import planned
+from loraxs_search.steering.state import planned
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking import Tracker, environment_tags
@@ -32,8 +32,7 @@ from loraxs_search.tracking import Tracker, environment_tags
 if TYPE_CHECKING:
     from loraxs_search.samplers.trials import StudyTrials
     from loraxs_search.search.driver.candidates import Finish
-    from loraxs_search.search.hosts.host_watch import Usage
-    from loraxs_search.search.hosts.pool import HostPool
+    from loraxs_search.search.hosts.pool import HostPool, Usage
     from loraxs_search.search.hosts.study_actors import StudyActors
     from loraxs_search.search.ledger.score_watch import ScoreWatch
     from loraxs_search.search.tune.deadline import Deadline
@@ -275,7 +274,7 @@ class Driver:
 
         Tune does not wait: without trials to run it would hold processes and warn of missing resources.
         """
-        from loraxs_search.search.hosts.giving_up import GivingUp
+        from loraxs_search.search.hosts.pool import GivingUp
 
         with contextlib.closing(GivingUp(pool, self._info.name)) as giving_up:
 

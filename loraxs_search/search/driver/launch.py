@@ -27,7 +27,7 @@ from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.search_space import Overrides, Space, SpaceSource, open_space
 from loraxs_search.steering import foreseen
-from loraxs_search.steering.plan import extended
+from loraxs_search.steering.state import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
 from loraxs_search.studies.clock import steady_time
 from loraxs_search.studies.stored_space import stored_space

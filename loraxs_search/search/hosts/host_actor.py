@@ -1,27 +1,116 @@
-"""The process of a host: it has the base and the rows that each study began with, or refuses the study's trials."""
+"""The process of a host: it has the base and the rows that each study began with, or refuses the study's trials.
+
+It says how busy its node and device are, under MLflow's own names of system metrics.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+import psutil
 import ray
 
 from loraxs_search import assets
-from loraxs_search.errors import BaseModelError, ClusterError, HomeError, TaskDataError
+from loraxs_search.errors import BaseModelError, ClusterError, HomeError, StudyError, TaskDataError
 from loraxs_search.home import in_use
 from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
 from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
 from loraxs_search.search.cluster.placement import processes_that_fit
-from loraxs_search.search.hosts.handles import find_keeper
+from loraxs_search.search.hosts.client import find_keeper
 from loraxs_search.search.hosts.host_config import HostConfig
-from loraxs_search.search.hosts.identity import difference
-from loraxs_search.search.hosts.node_usage import NodeUsage
 from loraxs_search.versions import with_python
+
+_SHOWN = 16  # hexadecimal digits of a digest
+
+
+def difference(expected: Identity, actual: Identity) -> str:
+    """Describe where base or data differ, with both values; empty where they agree."""
+    values = {
+        "weight digest": (expected.base_digest, actual.base_digest),
+        "data fingerprint": (expected.data_fingerprint, actual.data_fingerprint),
+    }
+    differs = [
+        f"{name} {actual_value[:_SHOWN]}, not {wanted[:_SHOWN]}"
+        for name, (wanted, actual_value) in values.items()
+        if actual_value != wanted
+    ]
+    if expected.setup and actual.setup and (unlike := expected.setup.difference(actual.setup)):
+        differs.append(f"another base: {unlike}")
+    return " and ".join(differs)
+
+
+def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> None:
+    """Refuse to continue a study on a base or rows that differ from those it began with.
+
+    Args:
+        recorded: What it began with; None where that is not known: it has not begun, or an older version began it.
+    Raises:
+        StudyError: they differ; the message has both values.
+    """
+    if recorded is not None and (differs := difference(recorded, actual)):
+        raise StudyError(
+            f"Study {study!r} must go on with the base and the data that it began with, but the files now have"
+            f" {differs}.",
+            hint="put the files back that it began with, or launch a new study",
+        )
+
+
+_MEGABYTE = 1e6  # as MLflow counts them
+
+
+class NodeUsage:
+    """Reads how busy the node is, and this process's GPU if it has one and computes on it.
+
+    psutil's own percentage is of each thread that asks, and of the first question it says 0.
+    """
+
+    def __init__(self) -> None:
+        self._before = _processor_seconds()
+
+    def read(self) -> dict[str, float]:
+        """Return readings; that of processors is since the reading before, by whatever thread."""
+        memory, (busy, total) = psutil.virtual_memory(), _processor_seconds()
+        before, self._before = self._before, (busy, total)
+        spent = total - before[1]
+        node = {
+            "cpu_utilization_percentage": 100.0 * (busy - before[0]) / spent if spent > 0 else 0.0,
+            "system_memory_usage_megabytes": memory.used / _MEGABYTE,
+            "system_memory_usage_percentage": memory.percent,
+        }
+        gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        return node | {f"gpu_{gpu}_{name}": value for name, value in _gpu_usage().items()}
+
+
+def _processor_seconds() -> tuple[float, float]:
+    """Return what all processors have spent since the machine started: at work, and in all."""
+    times = psutil.cpu_times()._asdict()
+    total = sum(times.values()) - times.get("guest", 0.0) - times.get("guest_nice", 0.0)  # in `user` and `nice` already
+    return total - times["idle"] - times.get("iowait", 0.0), total
+
+
+def _gpu_usage() -> Mapping[str, float]:
+    """Return readings of the only GPU that this process sees; how busy it is only where NVIDIA's library is there."""
+    if "torch" not in sys.modules:
+        return {}
+    import torch
+
+    if not torch.cuda.is_available() or not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    readings = {
+        "memory_usage_megabytes": (total - free) / _MEGABYTE,
+        "memory_usage_percentage": 100.0 * (total - free) / total,
+    }
+    with contextlib.suppress(ImportError, RuntimeError):  # no nvidia-ml-py; a driver that says nothing
+        readings["utilization_percentage"] = float(torch.cuda.utilization())
+    return readings
 
 
 class HostActor:

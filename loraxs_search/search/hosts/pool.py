@@ -1,18 +1,27 @@
-"""The hosts of a cluster that serve one base: one for each device, shared by all studies that are searched together."""
+"""The hosts of a cluster that serve one base: one for each device, shared by all studies that are searched together.
+
+Threads beside the search's loop ask them how busy they are and how far trials have got, and have them give up trials
+that people have stopped.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Generic, TypeVar
 
 import ray
+from ray import ObjectRef
+from ray.exceptions import RayError
 
 from loraxs_search.records import HostInfo, SearchPlan, Task
 from loraxs_search.search.cluster import runtime_env
-from loraxs_search.search.cluster.connection import living_nodes, nodes_to_come
-from loraxs_search.search.cluster.nodes import here
+from loraxs_search.search.cluster.connection import here, living_nodes, nodes_to_come
 from loraxs_search.search.cluster.placement import (
     PackSize,
     SlotCounter,
@@ -21,13 +30,11 @@ from loraxs_search.search.cluster.placement import (
     first_place,
     share_out,
 )
-from loraxs_search.search.hosts.client import HostClient
-from loraxs_search.search.hosts.directory import start_directory
-from loraxs_search.search.hosts.handles import HostHandle, kill
+from loraxs_search.search.hosts.client import HostClient, HostHandle, kill
+from loraxs_search.search.hosts.directory import HeldLease, directory_name, start_directory
 from loraxs_search.search.hosts.host_config import HostConfig
-from loraxs_search.search.hosts.warm_hosts import HeldLease, directory_name
 
-log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 
 
 class HostPool:
@@ -82,7 +89,7 @@ class HostPool:
         )
         if asked != "auto" and chosen.size < asked:
             message = "`search.pack_size` is %d, but %s: it is %d for this search."
-            log.warning(message, asked, chosen.reason, chosen.size)
+            _logger.warning(message, asked, chosen.reason, chosen.size)
         return chosen
 
     def slot_counter(self, size: int, plan: SearchPlan) -> SlotCounter:
@@ -118,3 +125,99 @@ class HostPool:
         if gone or (self._place and self._place[1] is None and place[1] is not None):  # a GPU has come
             self._place = place
         return self._place or place
+
+
+_WAIT_S = 5.0
+_MAX_HOSTS = 100  # whose steps are asked for: a call takes a fraction of a millisecond, and nobody looks at more
+Usage = Mapping[str, Mapping[str, float]]  # readings by the address of a node
+Steps = Mapping[str, int]  # by trial
+AnswerT = TypeVar("AnswerT")
+
+
+class HostWatch(Generic[AnswerT]):
+    """A context in which a thread asks; what cannot be asked, or recorded, stops no search.
+
+    Args:
+        ask: Returns what hosts say; nothing is recorded where that is empty.
+        record: Called with it.
+        every_s: Seconds between two questions.
+    """
+
+    def __init__(self, ask: Callable[[], AnswerT], record: Callable[[AnswerT], None], every_s: float) -> None:
+        self._ask, self._record, self._every_s = ask, record, every_s
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="host-watch", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join(2 * _WAIT_S)
+
+    def _work(self) -> None:
+        while not self._closing.is_set():
+            try:
+                if (answer := self._ask()) and not self._closing.is_set():
+                    self._record(answer)
+            except Exception as error:  # noqa: BLE001  # for people who watch: a search does without
+                _logger.info("hosts cannot be asked: %s", error)
+            self._closing.wait(self._every_s)
+
+
+def pool_usage(pool: HostPool) -> Usage:
+    """Return what the hosts of a pool say within seconds; those of one node together."""
+    usage: dict[str, dict[str, float]] = {}
+    for address, readings in _answers([host.usage() for host in pool.hosts()]):
+        usage.setdefault(address, {}).update(readings)
+    return usage
+
+
+def pool_steps(pool: HostPool, study: str) -> Steps:
+    """Return how far the trials of a study have got on the hosts that answer within seconds; of many hosts, on some."""
+    begin, steps = f"{study}/", dict[str, int]()
+    for of_host in _answers([host.steps() for host in pool.hosts()[:_MAX_HOSTS]]):
+        steps |= {name.removeprefix(begin): step for name, step in of_host.items() if name.startswith(begin)}
+    return steps
+
+
+def _answers(asked: list[ObjectRef[AnswerT]]) -> Iterator[AnswerT]:
+    done, _ = ray.wait(asked, num_returns=len(asked), timeout=_WAIT_S)
+    for answer in done:
+        try:
+            yield ray.get(answer)
+        except RayError:  # the host is lost: the others are not
+            continue
+
+
+_AGAIN_S = 1.0
+
+
+class GivingUp:
+    """Asks every host again and again, as long as there is a trial to give up.
+
+    A host remembers nothing of a trial that it does not advance at the moment, and which host has it only its process
+    knows. A host that is lost has given it up.
+    """
+
+    def __init__(self, pool: HostPool, study: str) -> None:
+        self._pool, self._study = pool, study
+        self._thread = ThreadPoolExecutor(1, "give-up")
+        self._next = 0.0
+
+    def turn(self, trial_ids: Sequence[str]) -> None:
+        """Ask about these trials, unless that was done a moment ago; returns at once."""
+        if trial_ids and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _AGAIN_S
+            self._thread.submit(self._ask, [f"{self._study}/{trial_id}" for trial_id in trial_ids])
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _ask(self, names: Sequence[str]) -> None:
+        try:
+            for host in self._pool.hosts():
+                host.give_up(names)  # nobody waits for the answer
+        except RayError as error:
+            _logger.info("hosts cannot be asked to give up trials: %s", error)

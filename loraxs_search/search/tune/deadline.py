@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from loraxs_search.records import SearchPlan
-from loraxs_search.steering.plan import extended
-from loraxs_search.steering.state import SteeringState
+from loraxs_search.steering.state import SteeringState, extended
 from loraxs_search.studies.clock import steady_time
 
 

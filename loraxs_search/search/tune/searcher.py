@@ -28,8 +28,7 @@ from loraxs_search.search.tune.failures import Outcomes
 from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 from loraxs_search.steering import SteeringState
-from loraxs_search.steering.plan import extended, num_proposed
-from loraxs_search.steering.state import AskedTrial
+from loraxs_search.steering.state import AskedTrial, extended, num_proposed
 from loraxs_search.studies import StudyFolder
 
 _ResultT = TypeVar("_ResultT")

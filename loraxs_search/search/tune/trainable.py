@@ -11,8 +11,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialGivenUpError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
-from loraxs_search.search.hosts.client import HostClient
-from loraxs_search.search.hosts.handles import HostHandle, find_directory, find_keeper
+from loraxs_search.search.hosts.client import HostClient, HostHandle, find_directory, find_keeper
 from loraxs_search.studies import read_reports
 
 OBJECTIVE = "objective"

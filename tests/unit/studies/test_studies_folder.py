@@ -15,7 +15,7 @@ from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.records import BaseModelRef, Candidate, DataSource, Identity, PromotionRule, Refit, SearchPlan, Task
 from loraxs_search.studies import StudyFolder, StudyInfo, list_studies
 from loraxs_search.studies.folder import studies_root
-from loraxs_search.studies.mirror_files import files
+from loraxs_search.studies.mirror import files
 
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 

@@ -20,8 +20,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.studies import Journal, Storage, StudyFolder, check_new_in, fetch, lease, mirror
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror import Mirror
-from loraxs_search.studies.mirror_files import read_copy
+from loraxs_search.studies.mirror import Mirror, read_copy
 
 
 @pytest.fixture(autouse=True)

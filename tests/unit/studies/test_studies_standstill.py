@@ -1,4 +1,4 @@
-"""A copy that is slow or stands still: its driver is not taken for dead, and the copy's state is reported."""
+"""What is copied first; and a copy that is slow or stands still: its driver is not taken for dead, and that is said."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from support.studies import mirrored_study as study
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.studies import Storage
 from loraxs_search.studies.lease import Lease
-from loraxs_search.studies.mirror import Mirror
-from loraxs_search.studies.standstill import PATIENCE_S, Standstill
+from loraxs_search.studies.mirror import PATIENCE_S, Mirror, Standstill, in_copy_order
 
 MakeClock = Callable[..., Any]
 
@@ -153,3 +152,16 @@ def test_the_heartbeat_tells_of_a_copy_that_stands_still(
             within(slow.beat)
         within(said)
         slow.gate.set()
+
+
+def test_what_speaks_of_other_files_is_copied_after_them() -> None:
+    """A copy that was cut short is one of an earlier moment; `study.json`, with which it exists, comes last."""
+    last_to_first = [
+        *("study.json", "candidates.json", "confirmed/00001.json", "journal.jsonl", "adapters/00001/manifest.json"),
+        *("snapshots/00001", "yardsticks.json", "identity.json", "space.yaml", "tracking.jsonl"),
+    ]
+    assert in_copy_order(last_to_first) == last_to_first[::-1]
+
+
+def test_what_belongs_to_one_machine_is_not_copied() -> None:
+    assert in_copy_order(["optuna.jsonl", ".tracking.lock", "snapshots/.00001.part", "tune/x", "study.lock"]) == []

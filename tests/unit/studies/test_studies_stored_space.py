@@ -13,7 +13,7 @@ from loraxs_search.records import LinearModule, from_json, to_json
 from loraxs_search.search_space import Space, _parameter_specs, clone_params, load_space, parse_space
 from loraxs_search.shipped_spaces import shipped_spaces
 from loraxs_search.studies import StudyFolder
-from loraxs_search.studies.mirror_files import files
+from loraxs_search.studies.mirror import files
 from loraxs_search.studies.stored_space import stored_space
 
 TEXT = "task: sst2\nbase_model: a/b\nparameters:\n  rank: {choice: [2, 4]}\n  learning_rate: 0.001\n"

@@ -1,10 +1,19 @@
+"""An address at which no Ray cluster answers is refused in seconds, with what is there instead."""
+
 from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import ray
 
-from loraxs_search.errors import ClusterError
-from loraxs_search.search.cluster.connection import connected
+from loraxs_search.errors import ClusterError, UsageError
+from loraxs_search.search.cluster import connection
+from loraxs_search.search.cluster.connection import check_answers, connected
 
 
 def test_a_ray_that_does_not_start_is_an_error_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +25,56 @@ def test_a_ray_that_does_not_start_is_an_error_of_the_cluster(monkeypatch: pytes
     message = r"^Ray on this machine must be reachable, but: .* during startup\.$"
     with pytest.raises(ClusterError, match=message), connected(None):
         pass
+
+
+@pytest.fixture
+def web_server() -> Iterator[int]:
+    """The port of a program that speaks HTTP, as Ray's dashboard and MLflow do."""
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield int(server.server_address[1])
+        server.shutdown()
+        thread.join()
+
+
+def test_another_program_is_not_taken_for_ray(web_server: int) -> None:
+    began = time.monotonic()
+    with pytest.raises(
+        ClusterError, match=f"at 127.0.0.1:{web_server} must be reachable, but: another program"
+    ) as caught:
+        check_answers(f"127.0.0.1:{web_server}")
+    assert time.monotonic() - began < 5
+    assert "6379" in str(caught.value.hint)
+
+
+def test_who_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "_ANSWER_TIMEOUT_S", 0.2)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(ClusterError, match="must be reachable, but: timed out"),
+    ):
+        check_answers(f"127.0.0.1:{silent.getsockname()[1]}")
+
+
+def test_an_address_where_nobody_is_is_refused() -> None:
+    with pytest.raises(ClusterError, match=r"at 127\.0\.0\.1:9 must be reachable, but: Connection refused"):
+        check_answers("127.0.0.1:9")
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_an_address_that_no_search_can_be_driven_from_is_refused_with_the_way_that_can(address: str) -> None:
+    with pytest.raises(UsageError, match=f"must be HOST:PORT .* but got {address}") as caught:
+        check_answers(address)
+    assert "ray job submit" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("address", [None, "", "local", "head", "head:abc", "head:99999"])
+def test_what_ray_itself_knows_at_once_is_left_to_it(address: str | None) -> None:
+    check_answers(address)
+
+
+def test_auto_is_the_cluster_of_this_machine(web_server: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{web_server}")
+    with pytest.raises(ClusterError, match="another program listens there"):
+        check_answers("auto")

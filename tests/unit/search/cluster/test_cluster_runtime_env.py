@@ -13,8 +13,8 @@ from loraxs_search.errors import UsageError
 from loraxs_search.records import BaseModelRef, LargestTrial
 from loraxs_search.search.cluster.connection import connected
 from loraxs_search.search.cluster.runtime_env import job_environment, setup_problem
+from loraxs_search.search.hosts.directory import directory_name
 from loraxs_search.search.hosts.host_config import HostConfig
-from loraxs_search.search.hosts.warm_hosts import directory_name
 
 PACKAGE = str(Path(loraxs_search.__file__).parent)
 

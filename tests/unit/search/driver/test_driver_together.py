@@ -9,8 +9,8 @@ import pytest
 from loraxs_search.errors import UsageError
 from loraxs_search.search import launch_together
 from loraxs_search.search.driver import launch
+from loraxs_search.search.hosts.directory import directory_name
 from loraxs_search.search.hosts.host_config import host_config
-from loraxs_search.search.hosts.warm_hosts import directory_name
 from loraxs_search.search_space import load_space
 from loraxs_search.studies import list_studies
 

@@ -14,7 +14,7 @@ from loraxs_search.errors import ClusterError, HomeError, TrialDivergedError
 from loraxs_search.records import Identity, TrialSpec
 from loraxs_search.search.driver.finishing import AlonePiece
 from loraxs_search.search.hosts import pieces
-from loraxs_search.search.hosts.refits import RefitPiece
+from loraxs_search.search.hosts.pieces import RefitPiece
 
 
 class Noting:

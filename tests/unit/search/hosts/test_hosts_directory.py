@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from loraxs_search.search.hosts.leases import EXPIRE_S, Leases
+from loraxs_search.search.hosts.directory import EXPIRE_S, Leases
 
 
 class Clock:

@@ -1,0 +1,241 @@
+"""The verbs that ask for more: `add` and `clone` a trial, `extend` the budget."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from loraxs_search.errors import CommandError, SpaceError, StudyError, counted
+from loraxs_search.records import Command, Scalar, SearchPlan
+from loraxs_search.steering._base import Accepted, Trials, Verb
+from loraxs_search.steering.state import (
+    AskedTrial,
+    SteeredStudy,
+    SteeringState,
+    check_time,
+    extended,
+    has_ended,
+    num_proposed,
+)
+
+if TYPE_CHECKING:
+    from loraxs_search.search_space import Space
+
+
+_PARAM = "params."
+
+
+@contextlib.contextmanager
+def readable() -> Iterator[None]:
+    """Refuse a command where files of the study that it needs are damaged; the search goes on.
+
+    Raises:
+        CommandError: they are.
+    """
+    try:
+        yield
+    except (StudyError, SpaceError) as error:
+        raise CommandError(error.message, hint=error.hint) from error
+
+
+def space_of(study: SteeredStudy) -> Space:
+    """Return the space that a study searches.
+
+    Raises:
+        CommandError: its file is damaged.
+    """
+    from loraxs_search.studies.stored_space import stored_space
+
+    with readable():
+        return stored_space(study.folder)
+
+
+def refuse(faults: tuple[str, ...], hint: str) -> None:
+    """Refuse params, with all that is wrong with them.
+
+    Raises:
+        CommandError: something is.
+    """
+    if faults:
+        raise CommandError("\n".join(faults), hint=hint)
+
+
+def facts_of(study: SteeredStudy, params: Mapping[str, Scalar], **others: Scalar) -> dict[str, Scalar]:
+    """Return what a verb decided about a trial: its params, and whether the study begins anew for it."""
+    facts = {f"{_PARAM}{name}": value for name, value in params.items()} | others
+    return facts | ({"reopens": True} if has_ended(study) else {})
+
+
+def check_budget(study: SteeredStudy) -> None:
+    """Refuse another trial where there is no time to train it.
+
+    Raises:
+        CommandError: the study's time budget is used up.
+    """
+    check_time(study, extended(study.folder.info.search, study.state))
+
+
+def ask(command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+    """Make a trial part of what is to be proposed."""
+    params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
+    source = command.trial_ids[0] if command.trial_ids else ""
+    is_hidden = bool(facts.get("is_hidden", False))
+    state.asked[command.command_id] = AskedTrial(command.command_id, params, source, is_hidden)
+    state.num_reopenings += bool(facts.get("reopens"))
+
+
+_TIME = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
+
+
+class Extend(Verb):
+    """Raises the budget of a study, a finished one too.
+
+    `trials` come on top of those that the study has or is still to have: of a study whose trials have ended, or that
+    was told to finish, on top of those that it has proposed. `time` comes on top of the time budget, or of the time
+    spent where that is more; a study without a time budget gets one. A study that was told to finish goes on.
+
+    The space's text stays as it was launched: what counts is the plan that `plan.extended` returns.
+    """
+
+    name = "extend"
+    options: ClassVar[Mapping[str, type[Scalar]]] = {"trials": int, "time": str}
+    after_training: ClassVar[bool] = True
+
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        trials, time = command.arguments.get("trials"), command.arguments.get("time")
+        if trials is None and time is None:
+            raise CommandError(
+                "`extend` needs --trials, --time or both, but got neither.",
+                hint=f"for example `loraxs-search extend {study.name} --trials 12`",
+            )
+        if trials is not None and (not isinstance(trials, int) or isinstance(trials, bool) or trials < 1):
+            raise CommandError(
+                f"`--trials` must be a whole number of at least 1, but got {trials}.", hint="that many are added"
+            )
+        plan, seconds = extended(study.folder.info.search, study.state), 0.0 if time is None else _seconds(time)
+        if trials is None and has_ended(study) and not _wants_new(plan, study):
+            raise CommandError(
+                f"`--time` alone gives study {study.name!r} nothing to do: it has had all of its {plan.trials}.",
+                hint="add --trials",
+            )
+        budget_s = _budget_s(plan, study, seconds)
+        total = plan.trials if trials is None else int(trials) + _base(plan, study)
+        facts: dict[str, Scalar] = {"trials": total}
+        if budget_s is not None:
+            facts["time_budget_s"] = budget_s
+        within = "" if budget_s is None else f" within {budget_s:,.0f} s of work"
+        so_far = num_proposed(study.records, study.state)
+        text = f"the search now proposes {counted(total, 'trial')} in all{within}, {so_far} of them so far"
+        return Accepted(text, facts | ({"reopens": True} if has_ended(study) else {}))
+
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        state.trials = int(facts["trials"])
+        state.time_budget_s = float(facts["time_budget_s"]) if "time_budget_s" in facts else state.time_budget_s
+        state.finishing = None
+        state.num_reopenings += bool(facts.get("reopens"))
+
+
+def _base(plan: SearchPlan, study: SteeredStudy) -> int:
+    """Return what more trials are counted from."""
+    is_open = study.state.num_reopenings > study.journal.num_reopenings  # an earlier command has asked for more
+    is_over = (has_ended(study) and not is_open) or study.state.finishing is not None
+    return num_proposed(study.records, study.state) if is_over else plan.trials
+
+
+def _wants_new(plan: SearchPlan, study: SteeredStudy) -> bool:
+    """Whether trials are left to start: the search's own, or ones that people asked for when the time was used up."""
+    started = {record.command for record in study.records.values()}
+    return num_proposed(study.records, study.state) < plan.trials or not started.issuperset(study.state.asked)
+
+
+def _budget_s(plan: SearchPlan, study: SteeredStudy, more_s: float) -> float | None:
+    """Return the new time budget; None where there is none.
+
+    Raises:
+        CommandError: the study's is used up, and no time comes to it.
+    """
+    if more_s:
+        return max(study.journal.spent_by_now_s, plan.time_budget_s or 0.0) + more_s
+    check_time(study, plan)
+    return plan.time_budget_s
+
+
+def _seconds(text: Scalar) -> float:
+    """Return the seconds of `1h`, `90m`, `1h30m`, `45s` or a number of seconds.
+
+    Raises:
+        CommandError: it is none of these.
+    """
+    match = _TIME.fullmatch(str(text).strip())
+    if match is not None and (parts := [int(part or 0) for part in match.groups()]) and any(parts):
+        return float(parts[0] * 3600 + parts[1] * 60 + parts[2])
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        raise CommandError(f"`--time` must be a time such as 1h, 90m, 1h30m or 45s, but got {text}.")
+    return seconds
+
+
+class Add(Verb):
+    """Has the study try params that a person gives, beside those that the sampler proposes.
+
+    What is not given is what the sampler proposes for the next trial. The trial comes on top of `search.trials`, and
+    the sampler learns from it as from its own. It starts once a slot is free, before new proposals.
+    """
+
+    name = "add"
+    takes_params = True
+    after_training: ClassVar[bool] = True
+
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        from loraxs_search.search_space import place_given  # late: `status` starts without it
+
+        check_budget(study)
+        placed = place_given(space_of(study), command.params)
+        refuse(placed.faults, f"`loraxs-search status {study.name}` shows params that trials have")
+        given = ", ".join(f"{name} {value}" for name, value in placed.params.items())
+        text = f"a trial with {given} starts" if given else "a trial that the sampler proposes starts"
+        return Accepted(f"{text} once a slot is free", facts_of(study, placed.params))
+
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        ask(command, facts, state)
+
+
+class Clone(Verb):
+    """Has the study try the params of a trial, but for those given.
+
+    With `force` what concerns the optimizer alone may lie outside of the space; the sampler learns nothing from such a
+    trial. Nothing else can: hosts are prepared for the shapes that the space allows.
+    """
+
+    name = "clone"
+    trials: ClassVar[Trials] = "one"
+    options: ClassVar[Mapping[str, type[Scalar]]] = {"force": bool}
+    takes_params = True
+    after_training: ClassVar[bool] = True
+
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        from loraxs_search.search_space import clone_params  # late: `status` starts without it
+
+        check_budget(study)
+        (source,) = command.trial_ids
+        if command.arguments.get("warm"):  # in the inbox of a study that an earlier version left
+            raise CommandError(
+                "`clone` must name params alone, but got `--warm`.",
+                hint="leave it out: a clone trains from its first step on",
+            )
+        force = bool(command.arguments.get("force"))
+        space = space_of(study)
+        placed = clone_params(space, study.records[source].params, command.params, force=force)
+        forced = clone_params(space, study.records[source].params, command.params, force=True)
+        hint = "`--force` tries it all the same" if not forced.faults else "launch another study for other shapes"
+        refuse(placed.faults, hint)
+        facts = facts_of(study, placed.params, is_hidden=bool(placed.outside))
+        return Accepted(f"a clone of trial {source} starts once a slot is free", facts)
+
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        ask(command, facts, state)
