@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.adapter_store import Part
 from loraxs_search.bank.bank_model import BankModel, StoredRows
+from loraxs_search.engine.base import AdaptedBase, Owners
 from loraxs_search.engine.passes import Requester, forward
 from loraxs_search.engine.requests import Engine
-from loraxs_search.engine.rows import AdaptedBase, Owners, RowMap, RowSegment
+from loraxs_search.engine.rows import RowMap, RowSegment
 from loraxs_search.errors import TrialDivergedError, UsageError, shortened
 from loraxs_search.records import Prediction, Task
 from loraxs_search.tasks import RowSource, encode, kind_of

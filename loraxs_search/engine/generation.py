@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from loraxs_search.engine.base import AdaptedBase, Owners, base_of
 from loraxs_search.engine.kv_cache import Decoding
 from loraxs_search.engine.prefix_sharing import common_beginning, is_worth_beginning, padded
-from loraxs_search.engine.rows import AdaptedBase, Owners, RowMap, base_of
+from loraxs_search.engine.rows import RowMap
 from loraxs_search.engine.sequence import OpenSequence, two_largest
 from loraxs_search.tasks.encoded import RUN_TOKENS, EncodedRows, Ragged, cheapest_runs
 from loraxs_search.tasks.kinds import GenerateRequest

@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from loraxs_search.base_model import projection, uses_padded_attention
-from loraxs_search.engine.rows import base_of
+from loraxs_search.engine.base import base_of
 
 Indices = npt.NDArray[np.int64]
 _SPACE = 32  # tokens that are made space for at once: as long as shapes stay, so do a CPU's kernels for them

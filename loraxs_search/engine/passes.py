@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import joined, last_states, padding_side, projection
+from loraxs_search.engine.base import AdaptedBase, base_of
 from loraxs_search.engine.planning import Indices, Pass, round_up
 from loraxs_search.engine.prefix_cache import CachedRows, PrefixCache
-from loraxs_search.engine.rows import AdaptedBase, base_of
 from loraxs_search.records import Split
 from loraxs_search.tasks import Batch, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Reduce

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from loraxs_search.engine.base import AdaptedBase
 from loraxs_search.engine.generation import default_rows, generate, generation_batches, open_sequences
 from loraxs_search.engine.kv_cache import Decoding
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, generation_too_long, is_out_of_memory, row_too_long
 from loraxs_search.engine.passes import ForwardRequests, Reduced, Requesters, in_row_order, run_pass, run_prefix
 from loraxs_search.engine.planning import Demand, Indices, Pass, PassExecutor, Share, plan_passes
 from loraxs_search.engine.prefix_sharing import begun_alike, is_worth_sharing, prompt_groups, read_shared
-from loraxs_search.engine.rows import AdaptedBase
 from loraxs_search.engine.sequence import OpenSequence, generated
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import Split

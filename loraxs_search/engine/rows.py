@@ -1,23 +1,19 @@
-"""Whose adapters the rows of a pass have: the base as the engine computes it, and what its layers read of rows."""
+"""Which rows of a pass belong to which adapter; adapted layers read it at each forward."""
 
 from __future__ import annotations
 
 import itertools
 import threading
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from peft import PeftModel
-from torch import Tensor, nn
-from transformers import PreTrainedModel
-
-from loraxs_search.engine.prefix_cache import PrefixCache
+from torch import Tensor
 
 AdapterT = TypeVar("AdapterT")
 RowMapT = TypeVar("RowMapT", bound="RowMap[Any]")
@@ -146,68 +142,3 @@ class PassContext(threading.local, Generic[RowMapT]):
             yield
         finally:
             self._row_map, self.worker = before
-
-
-Owners = npt.NDArray[np.integer]  # whose adapter each row has, (n,), by numbers that the base knows
-
-
-def base_of(model: nn.Module) -> PreTrainedModel:
-    """Return the base that a model is, or that carries its adapters."""
-    return cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
-
-
-class AdaptedBase:
-    """A base whose rows all have one adapter, as PEFT puts it on, or none. Subclasses know many.
-
-    Several threads may compute passes at the same time; `begin` and `checkpoint_gradients` are called between passes.
-
-    Args:
-        model: The base as its task loads it, with or without adapters on it.
-        context: Where adapted layers find the rows of their pass; None where all rows have one adapter.
-    """
-
-    # Whether what all rows of one request begin with is computed once: where passes skip layers instead, it is not.
-    shares_beginnings = True
-    prefix: PrefixCache | None = None
-
-    def __init__(self, model: nn.Module, context: PassContext[Any] | None = None) -> None:
-        self.model, self.context = model, context
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the base."""
-        return next(self.model.parameters()).device
-
-    def begin(self) -> None:
-        """Read the adapters' current numbers, and set gradients to zero."""
-
-    def row_map(self, owners: Owners) -> RowMap[Any] | None:
-        """Return the rows of a pass; those of one owner stand side by side."""
-        return None
-
-    def computing(self, row_map: RowMap[Any] | None, worker: int = 0) -> AbstractContextManager[None]:
-        """Set the rows of the pass that this thread computes, until the context ends."""
-        if self.context is None or row_map is None:
-            return nullcontext()
-        return self.context.computing(row_map, worker)
-
-    @contextmanager
-    def computing_whole(self, row_map: RowMap[Any] | None, worker: int = 0) -> Iterator[None]:
-        """The same for passes that skip no layer, since a cache needs the keys and values of all."""
-        with self.prefix.paused() if self.prefix else nullcontext(), self.computing(row_map, worker):
-            yield
-
-    @contextmanager
-    def reading(self, reads: Tensor | None, width: int, owners: Owners) -> Iterator[bool]:
-        """Compute no more of the topmost layer than this thread's pass reads, where that can be; yield whether it is.
-
-        Args:
-            reads: Row and column of each read, (M, 2); None where a head reads.
-            width: T, the tokens of each row, padding included.
-            owners: Whose each read is, (M,).
-        """
-        yield False
-
-    def checkpoint_gradients(self) -> bool:
-        """Compute layers again in backward from now on, to save memory; return whether that is new and possible."""
-        return False

@@ -31,9 +31,9 @@ from loraxs_search.base_model import (
     weight_bytes,
     with_setup,
 )
+from loraxs_search.engine.base import base_of
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
-from loraxs_search.engine.rows import base_of
 from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.home import factor_path
 from loraxs_search.methods import get_method

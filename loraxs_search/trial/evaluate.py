@@ -12,10 +12,10 @@ import numpy.typing as npt
 import torch
 
 from loraxs_search import base_model
+from loraxs_search.engine.base import AdaptedBase, base_of
 from loraxs_search.engine.passes import Requester
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.requests import Engine
-from loraxs_search.engine.rows import AdaptedBase, base_of
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Sample, Split, Task

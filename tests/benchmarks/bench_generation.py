@@ -31,10 +31,10 @@ import numpy as np
 import torch
 from bench_packing import table
 
+from loraxs_search.engine.base import AdaptedBase
 from loraxs_search.engine.passes import Requester
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.engine.requests import Engine
-from loraxs_search.engine.rows import AdaptedBase
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import Hyperparameters, TrialSpec

@@ -190,6 +190,22 @@ def test_questions_are_answered_as_by_each_adapter_alone(adapters):
     assert len({answer.label for answer in answers}) > 2
 
 
+def test_what_the_questions_to_one_adapter_begin_with_is_computed_once(adapters, monkeypatch):
+    bank, begun, begin = adapters.bank(), [], requests.begun_alike
+    questions = [f"{' '.join(WORDS[:12])} {prompt}" for prompt in PROMPTS]
+    alone = [bank.predict("first", question)[0] for question in questions]
+
+    def watched(*given: Any) -> Any:
+        begun.append(begin(*given))
+        return begun[-1]
+
+    monkeypatch.setattr(requests, "begun_alike", watched)
+    together = bank.predict("first", questions)
+    assert begun[0][0] is not None
+    assert [answer.label for answer in together] == [answer.label for answer in alone]
+    assert len({answer.label for answer in alone}) > 2
+
+
 def test_a_bank_is_of_one_sort(adapters, make_adapter, tmp_path):
     modules = ("model.layers.0.self_attn.q_proj",)
     headed = make_adapter(tmp_path / "headed", adapters.base, rank=2, target_modules=modules)

@@ -18,9 +18,9 @@ import torch
 from support.decoders import VOCABULARY, DecoderWorld, tokenizer
 from support.trials import write
 
+from loraxs_search.engine.base import AdaptedBase
 from loraxs_search.engine.generation import Generation, open_sequences
 from loraxs_search.engine.kv_cache import Decoding
-from loraxs_search.engine.rows import AdaptedBase
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import TrialSpec

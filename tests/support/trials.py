@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loraxs_search.engine.base import AdaptedBase
 from loraxs_search.engine.passes import Requester
 from loraxs_search.engine.requests import Engine
-from loraxs_search.engine.rows import AdaptedBase
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import Hyperparameters, TrialSpec
