@@ -53,11 +53,9 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
             journal = folder.journal()
         with laps.lap("optuna"):
             trials = StudyTrials(space.task, space.search, lambda: space)
-            for event in journal.history():
-                trials.apply(event)
-        with laps.lap("recover"):
             ledger = Ledger(folder.name, SilentView())
             ledger.open(journal, trials)
+        with laps.lap("recover"):
             ledger.recover(folder)
         with laps.lap("asha"):
             make_scheduler(space.search, space.task.direction).replay(journal.reports, space.task.metric)

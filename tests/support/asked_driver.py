@@ -92,7 +92,7 @@ def drive(folder: StudyFolder) -> Driver:
     """Return a driver that goes on with a study, as after a kill."""
     space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
     journal, info = folder.journal(), folder.info
-    trials = trials_of(folder)
+    trials = StudyTrials(info.task, info.search, lambda: space)
     ledger = Ledger("s", SilentView())
     ledger.open(journal, trials)
     ledger.recover(folder)
@@ -120,15 +120,6 @@ def drive(folder: StudyFolder) -> Driver:
     commander = Commander(steered_study, [InboxSource(folder.inbox())], lambda *_: None, searcher.follow)
     searcher.on_turn = commander.take_all
     return Driver(folder, searcher, commander, trials)
-
-
-def trials_of(folder: StudyFolder) -> StudyTrials:
-    """Return what the sampler has of a study with plain params, whose space nobody wrote."""
-    space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
-    trials = StudyTrials(folder.info.task, folder.info.search, lambda: space)
-    for event in folder.log().new():
-        trials.apply(event)
-    return trials
 
 
 class Silent:

@@ -30,7 +30,6 @@ from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking import Tracker, environment_tags
 
 if TYPE_CHECKING:
-    from loraxs_search.samplers.trials import StudyTrials
     from loraxs_search.search.driver.candidates import Finish
     from loraxs_search.search.hosts.pool import HostPool, Usage
     from loraxs_search.search.hosts.study_actors import StudyActors
@@ -118,6 +117,7 @@ class Driver:
             run_of: Returns the run of a trial in MLflow, if it has one by now.
         """
         from loraxs_search.samplers.sampler import Sampler
+        from loraxs_search.samplers.trials import StudyTrials
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
         from loraxs_search.search.ledger.score_watch import ScoreWatch
         from loraxs_search.search.tune.deadline import Deadline
@@ -130,7 +130,7 @@ class Driver:
         study, was_begun = steered(folder, journal), journal.num_drivers > 0
         self._reopen(study)
         deadline = Deadline(plan, study.state, self._started_at - journal.spent_s)
-        trials = self._trials(journal)
+        trials = StudyTrials(task, plan, lambda: self._space)
         watch = ScoreWatch(task, plan.max_steps)
         ledger = self._ledger
         ledger.open(
@@ -193,15 +193,6 @@ class Driver:
         for name, step in steps.items():
             if self._finish is not None:
                 self._finish.reached(name, step)
-
-    def _trials(self, journal: Journal) -> StudyTrials:
-        """Return the sampler's trials as the log has them."""
-        from loraxs_search.samplers.trials import StudyTrials
-
-        trials = StudyTrials(self._info.task, self._info.search, lambda: self._space)
-        for event in journal.history():
-            trials.apply(event)
-        return trials
 
     def _measured(self, journal: Journal, usage: Usage) -> None:
         """Record how busy hosts are; called from a thread of its own, for MLflow alone."""

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _PACKAGE = "loraxs_search"
 _STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
 _logger = logging.getLogger(__name__)
+_TrialEvent = TrialStarted | TrialReported | TrialEnded
 
 
 class Ledger:
@@ -63,7 +64,7 @@ class Ledger:
     def __init__(self, study: str, view: SearchView) -> None:
         self._study, self._view = study, view
         self._journal: Journal | None = None
-        self._has_started = False
+        self._earlier: list[_TrialEvent] | None = []  # before trials are about to train; None from then on
         self._phase = ""
         self._yardsticks: set[str] = set()
 
@@ -77,12 +78,16 @@ class Ledger:
         """Write what follows to the study's log.
 
         Args:
-            trials: The sampler's, which has all that the log has.
+            trials: The sampler's, which is brought up to the log, and follows it.
             watch: Looks at each report; None where nobody is to be warned.
             after_report: Called after each report.
         """
         self._journal, self._trials = journal, trials
         self._watch, self._after_report = watch, after_report
+        for event in journal.history():
+            trials.apply(event)
+            if self._earlier is not None and isinstance(event, TrialStarted | TrialReported | TrialEnded):
+                self._earlier.append(event)
 
     def close(self) -> None:
         """Write no more to the log; what follows is shown only."""
@@ -141,12 +146,10 @@ class Ledger:
     # ---- what watchers alone are shown -------------------------------------------------------------------------------
     def search_started(self, event: SearchStarted) -> None:
         """Trials are about to train; the view is shown what there is of them already, once."""
-        earlier = () if self._has_started else tuple(self.journal.history())
-        self._has_started = True
+        earlier, self._earlier = self._earlier or (), None
         self._say(event)
         for one in earlier:
-            if isinstance(one, TrialStarted | TrialReported | TrialEnded):
-                self._show(one, is_known=True)
+            self._show(one, is_known=True)
 
     def phase(self, text: str) -> None:
         """Other work begins."""
@@ -215,12 +218,15 @@ class Ledger:
                 self._journal.append(event)
         self._show(event)
 
-    def _pass_on(self, event: TrialStarted | TrialReported | TrialEnded | None) -> None:
+    def _pass_on(self, event: _TrialEvent | None) -> None:
         """Pass on what the log has now; before the search has started, views are shown it as what was known before."""
-        if event is not None:
-            self._trials.apply(event)
-            if self._has_started:
-                self._show(event)
+        if event is None:
+            return
+        self._trials.apply(event)
+        if self._earlier is None:
+            self._show(event)
+        else:
+            self._earlier.append(event)
 
     def _show(self, event: ShownEvent, *, is_known: bool = False) -> None:
         try:

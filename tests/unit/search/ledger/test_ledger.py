@@ -62,8 +62,6 @@ def ledger_on(folder: StudyFolder, view: Any = None) -> tuple[Ledger, StudyTrial
     """Return a ledger as a driver opens it, and what the sampler has."""
     journal = folder.journal()
     trials = StudyTrials(folder.info.task, SearchPlan(), lambda: load_space("movie_reviews"))
-    for event in journal.history():
-        trials.apply(event)
     ledger = Ledger("s", view or SilentView())
     ledger.open(journal, trials)
     return ledger, trials

@@ -1,0 +1,182 @@
+"""Each kind of event is a line, and is read back from it; lines of other versions; what `--events` prints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraxs_search.errors import StudyError
+from loraxs_search.log import (
+    AdapterWritten,
+    Answered,
+    CandidateScored,
+    Commanded,
+    DriverStarted,
+    EventLog,
+    FrontFound,
+    HostsMeasured,
+    LoggedEvent,
+    Phase,
+    Reopened,
+    ReportWritten,
+    SearchFinished,
+    SearchRun,
+    Steered,
+    StudyFacts,
+    TrainingEnded,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+    Warned,
+    YardstickScored,
+    YardsticksMeasured,
+    printed,
+    to_line,
+)
+from loraxs_search.records import (
+    AdapterSize,
+    AnswerState,
+    Command,
+    CommandAnswer,
+    FrontTrial,
+    Lineage,
+    Proposal,
+    SearchPlan,
+    SteeringStatus,
+    TrialReport,
+    TrialState,
+    Yardstick,
+)
+from loraxs_search.search_space import load_space
+
+REPORT = TrialReport(
+    "00000", 40, {"accuracy": 0.5}, 0.7, 1.5, 100, AdapterSize(16, 4, 80), {"00001": (40, 0.4)}, host="a"
+)
+PROPOSAL = Proposal(
+    {"rank": 8}, {"rank": {"name": "x", "attributes": {"choices": [8, 4]}}}, {"cma:0": "ab"}, {"qmc": 3}
+)
+EVENTS: list[LoggedEvent] = [
+    DriverStarted(at=1.0, since=0.5),
+    TrialStarted(at=2.0, trial_id="00000", params={"rank": 8, "bias": True, "head": "full", "rate": 0.1}),
+    TrialStarted(at=2.0, trial_id="00001", params={}, command="c", lineage=Lineage("s", "00000"), proposal=PROPOSAL),
+    TrialReported(at=3.0, report=REPORT),
+    TrialEnded(at=4.0, trial_id="00000", state=TrialState.PRUNED, reason="weak"),
+    TrainingEnded(at=5.0, notice=""),
+    Reopened(at=6.0, number=2),
+    Commanded(at=7.0, command=Command("c", "stop", ("00000",), {"now": True}, {"rank": 4}, "ann", 6.5)),
+    Answered(at=8.0, answer=CommandAnswer("c", AnswerState.DONE, "it stops", facts={"step": 3})),
+    Phase(at=9.0, text="scoring", done=1, total=2, unit="rows"),
+    Warned(at=9.0, text="look"),
+    Steered(at=9.0, text="paused", status=SteeringStatus(("00000",), is_paused=True)),
+    YardstickScored(at=9.0, name="constant", metrics={"accuracy": 0.5}),
+    CandidateScored(at=9.0, trial="00000.1", split="test", metrics={"accuracy": 0.5}),
+    AdapterWritten(at=9.0, trial_id="00000.1", folder="adapters/00000.1", run_of="00000", scores={"test.f1": 0.5}),
+    YardsticksMeasured(at=9.0, yardsticks=(Yardstick("constant", {"accuracy": 0.5}, answer=1),)),
+    FrontFound(at=9.0, trials=(FrontTrial("00000", 0.5, 100),), gone=("00001",)),
+    ReportWritten(at=9.0, path="report.html"),
+    HostsMeasured(at=9.0, step=30, usage={"10.0.0.1": {"cpu": 12.5}}),
+    SearchFinished(at=9.0, state="KILLED", summary={"wall_s": 1.5, "notice": "so"}),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.jsonl"
+
+
+def read(path: Path) -> list[LoggedEvent]:
+    return list(EventLog(path).new())
+
+
+def test_every_event_is_read_back_from_its_line(path: Path) -> None:
+    space = load_space("movie_reviews")
+    facts = StudyFacts(space.task, "org/base", ("rank",), {"train": 8}, "data")
+    described = DriverStarted(
+        at=1.0, since=0.5, run=SearchRun(space.text, SearchPlan(trials=3), {"a": 1}, {"b": "c"}, facts)
+    )
+    log = EventLog(path)
+    for event in (*EVENTS, described):
+        log.append(event)
+        assert to_line(event).count(b"\n") == 1
+    assert read(path) == [*EVENTS, described]
+    assert {type(event) for event in EVENTS} >= set(LoggedEvent.__args__) - {*_of_other_tests()}
+
+
+def _of_other_tests() -> list[type]:
+    """Events of a search's start and its rows: `test_ledger.py` reads them back."""
+    from loraxs_search.log import DataRead, SearchStarted
+
+    return [DataRead, SearchStarted]
+
+
+def test_the_order_of_parameters_stays(path: Path) -> None:
+    """Samplers go by it: sorted, the next proposal would be another one."""
+    event = TrialStarted(at=1.0, trial_id="00000", params={"b": 1, "a": 2}, proposal=Proposal({"b": 1, "a": 2}, {}))
+    EventLog(path).append(event)
+    (again,) = read(path)
+    assert isinstance(again, TrialStarted)
+    assert again.proposal is not None
+    assert list(again.params) == list(again.proposal.params) == ["b", "a"]
+
+
+def test_readers_go_on_from_their_offsets(path: Path) -> None:
+    writer, reader = EventLog(path, "s"), EventLog(path, "s")
+    writer.append(EVENTS[0])
+    assert [event.study for event in reader.new()] == ["s"]
+    writer.append(EVENTS[1])
+    assert [event.event for event in reader.new()] == ["started"]
+    assert reader.offset == writer.offset == path.stat().st_size
+    later = EventLog(path, "s", offset=len(to_line(EVENTS[0])))
+    assert [event.event for event in later.read(5)] == ["started"]
+    assert later.read(5) == []
+
+
+# ---- other versions --------------------------------------------------------------------------------------------------
+OLD: list[dict[str, Any]] = [
+    {"event": "started", "trial_id": "00000", "params": {"rank": 8}, "warm_start": True, "at": 1.0},
+    {"event": "command_cleared", "command_id": "c", "at": 1.0},
+    {"event": "steered", "text": "so", "at": 1.0},
+]
+
+
+def test_lines_of_older_versions_are_read(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in OLD))
+    assert [event.event for event in read(path)] == ["started", "steered"]
+    assert caplog.records == []
+
+
+def test_a_kind_of_a_later_version_is_passed_over_and_another_form_is_refused(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path.write_text('{"event": "unheard_of", "at": 1.0}\n{"event": "warning", "text": "so", "at": 1.0}\n')
+    assert [event.event for event in read(path)] == ["warning"]
+    assert "unknown event 'unheard_of'" in caplog.text
+    path.write_text('{"event": "warning", "text": "so", "version": 2, "at": 1.0}\n')
+    with pytest.raises(StudyError) as refused:
+        read(path)
+    assert refused.value.hint == "update loraxs-search"
+
+
+# ---- `--events` ------------------------------------------------------------------------------------------------------
+def test_what_programs_read_has_the_form_that_it_always_had() -> None:
+    common = {"study": "s", "version": 1}
+    assert printed(TrialStarted(at=2.0, study="s", trial_id="00000", params={"rank": 8}, proposal=PROPOSAL)) == {
+        **common,
+        **{"event": "trial_started", "at": 2.0, "trial": "00000", "params": {"rank": 8}},
+    }
+    assert printed(TrialReported(at=3.0, study="s", report=REPORT)) == {
+        **common,
+        **{"event": "trial_reported", "at": 3.0, "trial": "00000", "step": 40, "metrics": {"accuracy": 0.5}},
+        **{"train_loss": 0.7, "device_s": 1.5, "num_tokens": 100, "stored_bytes": 80, "host": "a"},
+    }
+    assert printed(TrialEnded(at=4.0, study="s", trial_id="00000", state=TrialState.FAIL, reason="so")) == {
+        **common,
+        **{"event": "trial_ended", "at": 4.0, "trial": "00000", "state": TrialState.FAIL, "reason": "so"},
+    }
+    assert printed(Phase(at=5.0, study="s", text="scoring")) == {
+        **common,
+        **{"event": "phase", "at": 5.0, "text": "scoring", "done": None, "total": None, "unit": ""},
+    }
