@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
     from loraxs_search.search.driver.launch import launch, launch_together, resume
     from loraxs_search.search.driver.result import SearchResult
-    from loraxs_search.search.ledger.view import SearchView, SilentView
+    from loraxs_search.search.ledger import SearchView, SilentView
 
 __all__ = [
     "SearchInterruptedError",
@@ -28,8 +28,8 @@ __all__ = [
 _HOMES = {
     "SearchInterruptedError": "driver.interrupted",
     "SearchResult": "driver.result",
-    "SearchView": "ledger.view",
-    "SilentView": "ledger.view",
+    "SearchView": "ledger",
+    "SilentView": "ledger",
     "TrialsFailError": "driver.interrupted",
     "launch": "driver.launch",
     "launch_together": "driver.launch",

@@ -28,8 +28,7 @@ from loraxs_search.log import (
 )
 from loraxs_search.methods import LoraXS
 from loraxs_search.records import Hyperparameters, KeepRule, TrialReport, TrialState
-from loraxs_search.tracking._datasets import dataset_input
-from loraxs_search.tracking._run_names import run_name
+from loraxs_search.tracking._run_texts import dataset_input, run_name
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 
 STATE = "loraxs.state"

@@ -15,7 +15,7 @@ from loraxs_search.home import disk_faults
 from loraxs_search.log import AppendLog, StudyFacts
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import artifact_root
-from loraxs_search.tracking._task_note import write_note
+from loraxs_search.tracking._run_texts import write_note
 from loraxs_search.tracking.store import connect, ensure_store
 from loraxs_search.tracking.study_view import trials_view, view_key, write_view
 

@@ -17,8 +17,7 @@ from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, Tri
 from loraxs_search.samplers.sampler import Sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tracking import Tracker

@@ -28,7 +28,7 @@ SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "
 DIES_AT_A_STOP = """
 import os, sys
 from loraxs_search.cli import main
-from loraxs_search.search.ledger.ledger import Ledger
+from loraxs_search.search.ledger import Ledger
 
 whole = Ledger.trial_ended
 Ledger.trial_ended = lambda self, trial_id, state, reason: (

@@ -21,8 +21,7 @@ from loraxs_search.samplers.sampler import Sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.commander import Commander, InboxSource
-from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search.tune.trainable import REPORT, STEP

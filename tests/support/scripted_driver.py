@@ -6,7 +6,7 @@ from typing import Any
 
 from loraxs_search.log import SearchStarted, ShownEvent
 from loraxs_search.records import AdapterSize, TrialReport, TrialState, Yardstick
-from loraxs_search.search.ledger.ledger import Ledger
+from loraxs_search.search.ledger import Ledger
 from loraxs_search.studies import StudyFolder
 from support.asked_driver import Silent
 from support.searched_studies import confirm

@@ -20,8 +20,7 @@ from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.run_facts import study_facts, task_params
 from loraxs_search.search.driver.start_from import check_start, keep_start
-from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.view import SearchView
+from loraxs_search.search.ledger import Ledger, ScoreWatch, SearchView
 from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, SteeringState, steered
 from loraxs_search.steering.state import planned
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from loraxs_search.search.driver.candidates import Finish
     from loraxs_search.search.hosts.pool import HostPool, Usage
     from loraxs_search.search.hosts.study_actors import StudyActors
-    from loraxs_search.search.ledger.score_watch import ScoreWatch
     from loraxs_search.search.tune.deadline import Deadline
     from loraxs_search.search.tune.searcher import StudySearcher
 
@@ -119,7 +117,6 @@ class Driver:
         from loraxs_search.samplers.sampler import Sampler
         from loraxs_search.samplers.trials import StudyTrials
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
-        from loraxs_search.search.ledger.score_watch import ScoreWatch
         from loraxs_search.search.tune.deadline import Deadline
         from loraxs_search.search.tune.runner import run_tuner
         from loraxs_search.search.tune.scheduler import TuneScheduler

@@ -24,7 +24,7 @@ from loraxs_search.search.driver.finished import close_finished, lacks_baseline
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.search.driver.start_from import resolve_start
-from loraxs_search.search.ledger.view import SearchView, SilentView
+from loraxs_search.search.ledger import SearchView, SilentView
 from loraxs_search.search_space import Overrides, Space, SpaceSource, open_space
 from loraxs_search.steering import foreseen
 from loraxs_search.steering.state import extended

@@ -22,7 +22,7 @@ from loraxs_search.records import (
 from loraxs_search.samplers.sampler import Sampler
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.hosts.study_actors import StudyActors
-from loraxs_search.search.ledger.ledger import Ledger
+from loraxs_search.search.ledger import Ledger
 from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.search.tune.failures import Outcomes
 from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, RESOURCES, SPEC, STEP

@@ -14,7 +14,7 @@ MODULES = (
     "driver.candidates",
     "tune.trainable",
     "hosts.directory",
-    "ledger.ledger",
+    "ledger",
     "cluster.doctor",
     "driver.sync",
 )

@@ -9,8 +9,7 @@ from support.tracked import Tracked
 
 from loraxs_search.log import StudyFacts
 from loraxs_search.records import DataSource, SearchPlan, Task
-from loraxs_search.tracking._datasets import dataset_input
-from loraxs_search.tracking._task_note import task_note
+from loraxs_search.tracking._run_texts import dataset_input, task_note
 from loraxs_search.tracking.store import connect
 from loraxs_search.tracking.study_view import runs_link, trials_view, view_key, write_view
 

@@ -32,7 +32,7 @@ from loraxs_search.search.driver.commander import Commander, InboxSource, answer
 from loraxs_search.search.driver.driver import Driver, _go_through
 from loraxs_search.search.driver.interrupted import SearchInterruptedError
 from loraxs_search.search.driver.launch import resume
-from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space import load_space
 from loraxs_search.steering import foreseen, steered
 from loraxs_search.steering.send import new_command

@@ -13,7 +13,7 @@ from support.studies import study
 from loraxs_search.errors import StudyError
 from loraxs_search.search.driver import driver as drivers
 from loraxs_search.search.driver.interrupted import OwnStop
-from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search.ledger import SilentView
 
 
 def test_a_search_that_loses_its_lease_stops_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:

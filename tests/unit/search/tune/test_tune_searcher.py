@@ -16,8 +16,7 @@ from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, Tri
 from loraxs_search.samplers.sampler import Sampler
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import NoScheduler, SchedulerConfig
-from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, STEP
 from loraxs_search.search_space import load_space

@@ -27,7 +27,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search import SilentView
-from loraxs_search.search.ledger.ledger import Ledger
+from loraxs_search.search.ledger import Ledger
 from loraxs_search.search_space import load_space
 from loraxs_search.studies import Journal, StudyFolder
 from loraxs_search.trial import Snapshot

@@ -11,9 +11,7 @@ from support.studies import study
 from support.toy_language import writing
 from support.toys import HYPERPARAMETERS
 
-from loraxs_search.search.ledger.ledger import Ledger
-from loraxs_search.search.ledger.score_watch import ScoreWatch
-from loraxs_search.search.ledger.view import SilentView
+from loraxs_search.search.ledger import Ledger, ScoreWatch, SilentView
 
 CUT = {"exact_match": 0.1, "unparsed": 0.0, "unended": 0.5}
 

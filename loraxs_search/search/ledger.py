@@ -1,4 +1,7 @@
-"""The one place where a driver says what happens: to the log first, then to the sampler and the view."""
+"""The one place where a driver says what happens: to the log first, then to the sampler and the view.
+
+It shows a search to whoever watches, and warns of what scores show to be wrong with how the task is asked.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from loraxs_search.errors import HomeError
 from loraxs_search.log import (
@@ -36,8 +39,6 @@ from loraxs_search.records import (
     TrialState,
     Yardstick,
 )
-from loraxs_search.search.ledger.score_watch import ScoreWatch
-from loraxs_search.search.ledger.view import SearchView, SilentView
 from loraxs_search.studies import Journal, StudyFolder, read_reports
 from loraxs_search.studies.clock import steady_time
 
@@ -48,6 +49,53 @@ _PACKAGE = "loraxs_search"
 _STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
 _logger = logging.getLogger(__name__)
 _TrialEvent = TrialStarted | TrialReported | TrialEnded
+
+
+class SearchView(Protocol):
+    """Shows a running search; every call returns at once. One that raises is called no more.
+
+    Of a search that goes on, what an earlier driver did is not repeated.
+    """
+
+    def happened(self, event: ShownEvent) -> None:
+        """Take the next event; from any thread."""
+
+    def known(self, event: ShownEvent) -> None:
+        """Take an event of an earlier driver's trials; these come right after the first `SearchStarted`."""
+
+
+class SilentView:
+    """A view that shows nothing; what a program calling `launch` gets by default."""
+
+    def happened(self, event: ShownEvent) -> None: ...
+
+    def known(self, event: ShownEvent) -> None: ...
+
+
+class ScoreWatch:
+    """Warns once of each thing.
+
+    Args:
+        max_steps: Of each trial. One that has trained less than half of them proves nothing.
+    """
+
+    def __init__(self, task: Task, max_steps: int) -> None:
+        from loraxs_search.tasks.kinds import kind_of
+
+        self._kind, self._max_steps = kind_of(task), max_steps
+        self._said: set[str] = set()
+
+    def reported(self, report: TrialReport) -> None:
+        """Look at the scores of a trial's report."""
+        if 2 * report.step >= self._max_steps:
+            self.scored(report.trial_id, report.metrics)
+
+    def scored(self, trial_id: str, metrics: Mapping[str, float]) -> None:
+        """Look at an adapter's scores."""
+        for name, sentence in self._kind.score_warnings(metrics):
+            if name not in self._said:
+                self._said.add(name)
+                _logger.warning("trial %s: %s", trial_id, sentence)
 
 
 class Ledger:
@@ -141,7 +189,7 @@ class Ledger:
         for record in self.unfinished():
             snapshot = folder.read_snapshot(record.trial_id)
             for report in read_reports(snapshot) if snapshot else ():
-                self.trial_reported(report)
+                self._pass_on(self.journal.trial_reported(report))
 
     # ---- what watchers alone are shown -------------------------------------------------------------------------------
     def search_started(self, event: SearchStarted) -> None:

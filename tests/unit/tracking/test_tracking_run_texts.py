@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.tracking._run_names import run_name
+from loraxs_search.tracking._run_texts import run_name
 
 
 @pytest.mark.parametrize(

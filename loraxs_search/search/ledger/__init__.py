@@ -1,1 +1,0 @@
-"""Records the events of trials, and what follows from them."""

@@ -1,0 +1,149 @@
+"""What MLflow shows of a study: short names of its runs, the data they name, and the note on its task's experiment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, get_args
+
+from loraxs_search.log import StudyFacts
+from loraxs_search.records import DataSource, Split, Task
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
+
+
+_MAX_NAME, _MAX_WORD = 48, 24
+_FIRST = ("method", "rank", "target_modules", "learning_rate")  # in this order; the others follow in the study's own
+_SHORT = {"rank": "r", "learning_rate": "lr ", "head_learning_rate": "head lr ", "batch_size": "batch "}
+_BARE = ("method", "target_modules")  # their values say what they are
+
+
+def run_name(trial_id: str, params: Mapping[str, Any]) -> str:
+    """Return a trial's number and its params, as many as fit; an id that is no number stands as it is."""
+    parts = [f"#{int(trial_id)}" if re.fullmatch(r"\d+", trial_id) else trial_id]
+    for name in (*(name for name in _FIRST if name in params), *(name for name in params if name not in _FIRST)):
+        part = _part(name, params[name])
+        if len(" ".join([*parts, part])) > _MAX_NAME:
+            break
+        parts.append(part)
+    return " ".join(parts)
+
+
+def _part(name: str, value: Any) -> str:
+    word = _number(value) if isinstance(value, float) else str(value)
+    word = word if len(word) <= _MAX_WORD else f"{word[: _MAX_WORD - 1]}…"
+    return word if name in _BARE else f"{_SHORT.get(name, f'{name} ')}{word}"
+
+
+def _number(value: float) -> str:
+    """Return two digits of a number, as people write it: 2e-3, 0.5, 1.7e-2."""
+    if value == 0 or 0.1 <= abs(value) < 1000 or not math.isfinite(value):
+        return f"{value:.3g}"
+    digits, _, exponent = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"
+
+
+_CONTEXT = "mlflow.data.context"
+_DIGEST = 16  # characters; MLflow takes 36
+
+
+def dataset_input(facts: StudyFacts) -> DatasetInput:
+    """Return the data of a study: all splits are one data set, whose digest is of all their texts and labels."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    from loraxs_search.tasks.asking import source_names
+
+    task = facts.task
+    kind, source = _source(task.source)
+    columns = [{"name": name, "type": "string"} for name in (task.text, task.text_pair, task.label) if name]
+    dataset = Dataset(
+        name=", ".join(source_names(task.source)) if task.source.hub else task.name,  # files are often train.jsonl
+        digest=facts.data_fingerprint[:_DIGEST] or "unknown",
+        source_type=kind,
+        source=json.dumps(source),
+        schema=json.dumps({"mlflow_colspec": columns}) if columns else None,
+        profile=json.dumps({"num_rows": sum(facts.num_rows.values()), **_by_split(facts.num_rows)}),
+    )
+    return DatasetInput(dataset, [InputTag(_CONTEXT, "all splits")])
+
+
+def _by_split(num_rows: Mapping[Any, int]) -> dict[str, int]:
+    return {f"num_{split}_rows": count for split, count in num_rows.items()}
+
+
+def _source(source: DataSource) -> tuple[str, dict[str, Any]]:
+    """Return how MLflow names the kind of a source, and the source: files without the folders of this machine."""
+    from loraxs_search.tasks.asking import source_names
+
+    if source.hub:
+        named = {"path": source.hub, "config_name": source.config, "revision": source.revision}
+        return "hugging_face", {key: value for key, value in named.items() if value}
+    return "local", {"uri": ", ".join(source_names(source))}
+
+
+_NOTE = "mlflow.note.content"
+_OURS = "mlflow.loraxs.note"  # sha256 of the note as we wrote it; MLflow's UI hides tags that begin so
+_MAX_LABELS = 12
+
+
+def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], facts: StudyFacts) -> None:
+    """Describe an experiment, unless somebody has written a description of their own.
+
+    Args:
+        tags: The experiment's.
+    """
+    present, text = tags.get(_NOTE, ""), task_note(facts)
+    if present == text or (present and tags.get(_OURS) != _digest(present)):
+        return
+    client.set_experiment_tag(experiment_id, _OURS, _digest(text))
+    client.set_experiment_tag(experiment_id, _NOTE, text)
+
+
+def task_note(facts: StudyFacts) -> str:
+    """Return the description of a task's experiment, as its latest study has it."""
+    task, model = facts.task, f"#/models/{facts.task.name}?workflowType=machine_learning"
+    return f"""{task.kind.replace("-", " ").capitalize()}{_labels(task)}. {_searched(task)}
+
+- **Data**: {_data(facts)}
+- **Base model**: `{facts.base_model}`, frozen. Each trial trains a tiny adapter on it.
+
+Each search is a run, with its trials below it. `loraxs-search ui STUDY` opens the trials of a search, best first.
+While a search runs, the tag `loraxs.command` with the value `stop`, on the run of a trial, stops that trial.
+
+The best adapter so far is the champion of the [registered model]({model}), once `loraxs-search promote STUDY` has made
+it so. To use it:
+
+```
+loraxs-search pull {task.name}
+loraxs-search predict {task.name} TEXT
+```
+"""
+
+
+def _labels(task: Task) -> str:
+    more = len(task.labels) - _MAX_LABELS
+    shown = ", ".join(task.labels[:_MAX_LABELS]) + (f" and {more} more" if more > 0 else "")
+    return f" into {shown}" if task.labels else ""
+
+
+def _searched(task: Task) -> str:
+    better = "higher" if task.search_direction == "maximize" else "lower"
+    return f"Trials are compared by `{task.search_metric}` on validation rows; {better} is better."
+
+
+def _data(facts: StudyFacts) -> str:
+    from loraxs_search.tasks.asking import source_names
+
+    rows = ", ".join(f"{facts.num_rows[split]:,} {split}" for split in get_args(Split) if split in facts.num_rows)
+    names = ", ".join(f"`{name}`" for name in source_names(facts.task.source)) or "not named"
+    fingerprint = f"; fingerprint `{facts.data_fingerprint[:16]}`" if facts.data_fingerprint else ""
+    return f"{names}{f': {rows} rows' if rows else ''}{fingerprint}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
