@@ -25,7 +25,7 @@ from loraxs_search.log import (
     YardstickScored,
 )
 from loraxs_search.records import Hyperparameters, Scalar, SteeringStatus, TrialState
-from loraxs_search.reports.time_left import Pace, Trained, expected_steps
+from loraxs_search.reports.time_left import Pace, TrainedSteps, expected_steps
 
 _T = TypeVar("_T")
 
@@ -251,8 +251,8 @@ class SearchState:
         left = amount / per_s - (now - pace.last_at)
         return left if left > 0 else amount / (pace.per_s(now) or per_s)
 
-    def _trained(self) -> Sequence[Trained]:
-        return self._once("trained", lambda: [Trained(line.step, line.state) for line in self.trials.values()])
+    def _trained(self) -> Sequence[TrainedSteps]:
+        return self._once("trained", lambda: [TrainedSteps(line.step, line.state) for line in self.trials.values()])
 
     def _once(self, name: str, compute: Callable[[], _T]) -> _T:
         """Return what has that name, computed at most once between two events."""

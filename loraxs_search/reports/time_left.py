@@ -9,14 +9,14 @@ from loraxs_search.records import TrialState
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedSteps:
     """How far a trial has come, and whether it goes on."""
 
     steps: int
     state: TrialState
 
 
-def expected_steps(trials: Sequence[Trained], num_trials: int, max_steps: int, report_every: int) -> float:
+def expected_steps(trials: Sequence[TrainedSteps], num_trials: int, max_steps: int, report_every: int) -> float:
     """Return how many steps all trials of a search will have trained in the end.
 
     A trial is expected to go on from a report as often as those before it did; where none has got so far, always. So
@@ -32,7 +32,7 @@ def expected_steps(trials: Sequence[Trained], num_trials: int, max_steps: int, r
     return done + running + max(0, num_trials - len(trials)) * _to_come(0, rungs, share)
 
 
-def _going_on(trials: Iterable[Trained], step: int) -> float:
+def _going_on(trials: Iterable[TrainedSteps], step: int) -> float:
     """Return the share of the trials that were not stopped at a step, of those that got there and whose fate is known.
 
     Failed trials say nothing of it.

@@ -27,14 +27,14 @@ _CHECK = "`loraxs-search check FILE` looks at a space without searching it"
 
 
 @dataclass(frozen=True, order=True)
-class SourceLocation:
+class KeyLocation:
     """Where a value was written: `order` sorts locations in reading order, `text` names one for people."""
 
     order: tuple[int, int]
     text: str
 
     @classmethod
-    def of_override(cls, index: int, override: str) -> SourceLocation:
+    def of_override(cls, index: int, override: str) -> KeyLocation:
         """Return where a `--set` stands: behind the whole file, in the order given."""
         return cls((_BEHIND_FILES, index), f"--set {override}")
 
@@ -53,20 +53,20 @@ class Fault:
 
     path: KeyPath
     message: str
-    location: SourceLocation | None = None
+    location: KeyLocation | None = None
 
 
 class Faults(list[Fault]):
     """Collects faults while a space is read, so that one error can report all of them."""
 
-    def add(self, path: KeyPath, message: str, location: SourceLocation | None = None) -> None:
+    def add(self, path: KeyPath, message: str, location: KeyLocation | None = None) -> None:
         self.append(Fault(path, message, location))
 
     def at_or_below(self, path: KeyPath) -> bool:
         """Whether something at `path` or inside it is already known to be wrong."""
         return any(fault.path[: len(path)] == path for fault in self)
 
-    def fail(self, source: str, locations: Mapping[KeyPath, SourceLocation], hint: str = _CHECK) -> NoReturn:
+    def fail(self, source: str, locations: Mapping[KeyPath, KeyLocation], hint: str = _CHECK) -> NoReturn:
         """Raise one `SpaceError` with every fault on its own line."""
         located = sorted({(f.location or location_of(locations, f.path), dotted(f.path), f.message) for f in self})
         lines = [
@@ -82,12 +82,12 @@ def fail_with(source: str, lines: Iterable[str], *, hint: str | None = None) -> 
     raise SpaceError("\n".join([f"{source} has {count}:", *faults]), hint=hint)
 
 
-def location_of(locations: Mapping[KeyPath, SourceLocation], path: KeyPath) -> SourceLocation:
+def location_of(locations: Mapping[KeyPath, KeyLocation], path: KeyPath) -> KeyLocation:
     """Return the location of `path`, or of the nearest key around it that was written down."""
     for length in range(len(path), -1, -1):
         if path[:length] in locations:
             return locations[path[:length]]
-    return SourceLocation((0, 0), "")
+    return KeyLocation((0, 0), "")
 
 
 def dotted(path: KeyPath) -> str:
@@ -168,7 +168,7 @@ class Document:
 
     source: str
     data: Any = None
-    locations: dict[KeyPath, SourceLocation] = field(default_factory=dict)
+    locations: dict[KeyPath, KeyLocation] = field(default_factory=dict)
     written: dict[KeyPath, str] = field(default_factory=dict)
     faults: Faults = field(default_factory=Faults)
 
@@ -182,13 +182,13 @@ def parse_document(text: str, source: str) -> Document:
         SpaceError: the text is not YAML, or too large or too deep to be a space.
     """
     document = Document(source)
-    document.data = _Reader(document).read(_compose(text, source), ())
+    document.data = _NodeReader(document).read(_compose(text, source), ())
     return document
 
 
-def parse_value(document: Document, text: str, path: KeyPath, location: SourceLocation) -> Any:
+def parse_value(document: Document, text: str, path: KeyPath, location: KeyLocation) -> Any:
     """Read an override's YAML value, noting every part of it at `location`."""
-    return _Reader(document, location).read(_compose(text, location.text), path)
+    return _NodeReader(document, location).read(_compose(text, location.text), path)
 
 
 def forget(document: Document, path: KeyPath) -> None:
@@ -230,8 +230,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         )
 
 
-class _Reader:
-    def __init__(self, document: Document, location: SourceLocation | None = None) -> None:
+class _NodeReader:
+    def __init__(self, document: Document, location: KeyLocation | None = None) -> None:
         self._document = document
         self._location = location
         self._scalars = SafeConstructor()
@@ -239,7 +239,7 @@ class _Reader:
 
     def read(self, node: yaml.Node | None, path: KeyPath) -> Any:
         if node is None:
-            self._document.locations[path] = self._location or SourceLocation((0, 0), f"{self._document.source}:1")
+            self._document.locations[path] = self._location or KeyLocation((0, 0), f"{self._document.source}:1")
             return None
         self._left -= 1
         if self._left < 0 or len(path) > _MAX_DEPTH:
@@ -291,11 +291,11 @@ class _Reader:
         self._fault(node, path, f"must be plain YAML ({allowed}), but has the tag {node.tag.replace(_TAG, '!!')}.")
         return None
 
-    def _location_of(self, node: yaml.Node) -> SourceLocation:
+    def _location_of(self, node: yaml.Node) -> KeyLocation:
         if self._location is not None:
             return self._location
         line, column = node.start_mark.line + 1, node.start_mark.column + 1
-        return SourceLocation((line, column), f"{self._document.source}:{line}")
+        return KeyLocation((line, column), f"{self._document.source}:{line}")
 
     def _fault(self, node: yaml.Node, path: KeyPath, message: str) -> None:
         self._document.faults.add(path, message, self._location_of(node))

@@ -13,8 +13,8 @@ import yaml
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import (
     Document,
+    KeyLocation,
     KeyPath,
-    SourceLocation,
     forget,
     location_of,
     parse_value,
@@ -155,7 +155,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """
     methods = document.data.get(METHOD) if isinstance(document.data, dict) else None
     for index, override in enumerate(overrides):
-        location = SourceLocation.of_override(index, override)
+        location = KeyLocation.of_override(index, override)
         path, equals, text = override.partition("=")
         keys = tuple(path.strip().split("."))
         if not equals or not all(keys):
@@ -166,7 +166,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
         _select_methods(document, methods)
 
 
-def _put(document: Document, keys: tuple[str, ...], text: str, location: SourceLocation) -> None:
+def _put(document: Document, keys: tuple[str, ...], text: str, location: KeyLocation) -> None:
     parent: dict[str, Any] = document.data
     for depth, key in enumerate(keys[:-1], start=1):
         inner = parent.setdefault(key, {})

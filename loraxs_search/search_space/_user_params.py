@@ -107,7 +107,7 @@ def place_given(space: Space, given: Mapping[str, Scalar]) -> _Placed:
 
     What hangs on a condition needs the parameters that decide it to be given too: the sampler might choose others.
     """
-    reader = _Reader(space, given)
+    reader = _ParamsReader(space, given)
     for name in drawing_order(space.parameters.values()):
         reader.place(space.parameters[name])
     for name in given:
@@ -145,7 +145,7 @@ def clone_params(space: Space, source: Mapping[str, Scalar], given: Mapping[str,
     return _Placed(placed.params, tuple(laws), placed.outside)
 
 
-class _Reader:
+class _ParamsReader:
     """Walks through the parameters of a space in the order in which they are drawn."""
 
     def __init__(self, space: Space, given: Mapping[str, Scalar]) -> None:

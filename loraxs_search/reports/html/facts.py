@@ -24,7 +24,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True)
-class StudyFacts:
+class ReportFacts:
     """A study as it stood at one moment.
 
     Args:
@@ -117,7 +117,7 @@ class StudyFacts:
         return [name for name in names if len({record.params.get(name) for record in self.records}) > 1]
 
 
-def read_facts(folder: StudyFolder) -> StudyFacts:
+def read_facts(folder: StudyFolder) -> ReportFacts:
     """Read a study as it stands now, also while it runs.
 
     Raises:
@@ -126,7 +126,7 @@ def read_facts(folder: StudyFolder) -> StudyFacts:
     candidates = folder.candidates()  # first: what they are of is in the journal
     journal = folder.journal()
     finished = candidates is not None
-    return StudyFacts(
+    return ReportFacts(
         folder=folder,
         # The driver at work on a study with candidates has only records to bring to MLflow.
         state="finished" if finished else study_state(folder),
@@ -178,7 +178,7 @@ class _Spending:
         return self.device_s / self.wall_s if self.wall_s else 0.0
 
 
-def spending(facts: StudyFacts) -> _Spending:
+def spending(facts: ReportFacts) -> _Spending:
     """Add up what a study's reports say."""
     by_state = {state: [r for r in facts.records if r.state is state] for state in TrialState}
     hosts = {report.host for record in facts.records for report in record.reports if report.host}

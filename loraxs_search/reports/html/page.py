@@ -19,8 +19,8 @@ from loraxs_search.errors import UsageError, counted
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.records import AnswerState, Command
 from loraxs_search.reports.html import tables
-from loraxs_search.reports.html.facts import StudyFacts, read_facts
-from loraxs_search.reports.html.figures import Section, sections
+from loraxs_search.reports.html.facts import ReportFacts, read_facts
+from loraxs_search.reports.html.figures import FigureSection, sections
 from loraxs_search.reports.html.summary import summary
 from loraxs_search.steering import open_commands, steered
 from loraxs_search.studies import StudyFolder
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _CHANGES = ("stop", "finish", "add", "clone", "extend")  # what is tried; a pause changes when
 
 
-def repeat_command(facts: StudyFacts) -> str:
+def repeat_command(facts: ReportFacts) -> str:
     """Return the command, with the overrides that the study was launched with and a name of its own."""
     source = facts.info.space_source
     words = ["loraxs-search", "launch", source]
@@ -42,7 +42,7 @@ def repeat_command(facts: StudyFacts) -> str:
     return shlex.join([*words, "--name", _again(facts)])
 
 
-def steering_commands(facts: StudyFacts) -> list[str]:
+def steering_commands(facts: ReportFacts) -> list[str]:
     """Return what people asked of the search that changes what is tried, in their order, for the new study."""
     study = steered(facts.folder, facts.folder.journal())
     taken = study.journal.commands.values()
@@ -60,7 +60,7 @@ def _line(command: Command, study: str) -> str:
     return shlex.join(words)
 
 
-def _again(facts: StudyFacts) -> str:
+def _again(facts: ReportFacts) -> str:
     return f"{facts.info.name}-again"
 
 
@@ -85,7 +85,7 @@ REPORT_FILE = "report.html"  # in a study's folder
 _TEMPLATES = files("loraxs_search.reports.html") / "templates"
 
 
-def report_page(facts: StudyFacts) -> str:
+def report_page(facts: ReportFacts) -> str:
     """Return the report of a study as HTML.
 
     Scripts are plotly's and ours, each named in the page's policy by its digest: what else a text might smuggle in
@@ -145,7 +145,7 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
     return path
 
 
-def _first_caption(facts: StudyFacts, count: int) -> str:
+def _first_caption(facts: ReportFacts, count: int) -> str:
     if count <= tables.FIRST_ROWS:
         return f"All {counted(count, 'trial')}, best first by {facts.metric}."
     return f"The first {tables.FIRST_ROWS} of {count:,} trials, best first by {facts.metric}."
@@ -165,7 +165,7 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; script-src {run}; style-src 'unsafe-inline'; img-src data:"
 
 
-def _embedded(section: Section) -> dict[str, Any]:
+def _embedded(section: FigureSection) -> dict[str, Any]:
     plots = [{"name": name, "json": _json(plot), "height": plot.layout.height} for name, plot in section.plots.items()]
     return {"section": section, "plots": plots}
 

@@ -10,7 +10,7 @@ from loraxs_search.errors import counted
 from loraxs_search.records import Candidate, Yardstick
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT
-from loraxs_search.reports.html.facts import StudyFacts, duration, spending
+from loraxs_search.reports.html.facts import ReportFacts, duration, spending
 from loraxs_search.reports.leaderboard import score_warnings
 
 _VISIBLE = 5e-5  # a smaller gain does not show in four digits
@@ -81,7 +81,7 @@ class Summary:
         return tuple(filter(None, both))
 
 
-def summary(facts: StudyFacts) -> Summary:
+def summary(facts: ReportFacts) -> Summary:
     """Summarize a study as it stands."""
     result = _result(facts)
     against = tuple(_compare(facts, result, yardstick) for yardstick in facts.yardsticks)
@@ -97,7 +97,7 @@ def summary(facts: StudyFacts) -> Summary:
 
 
 # ---- what was found --------------------------------------------------------------------------------------------------
-def _result(facts: StudyFacts) -> _Result | None:
+def _result(facts: ReportFacts) -> _Result | None:
     """Return the finalist on the test rows, else the best candidate on all validation rows, else the best trial."""
     metric = facts.task.metric
     finalist, candidate = facts.finalist, next(iter(facts.candidates), None)
@@ -113,7 +113,7 @@ def _result(facts: StudyFacts) -> _Result | None:
     return _Result(best.trial_id, facts.metric, best.score, rows, False, best.stored_bytes)
 
 
-def _found(facts: StudyFacts, result: _Result | None) -> str:
+def _found(facts: ReportFacts, result: _Result | None) -> str:
     if result is None:
         return f"No trial has a score{' yet' if facts.state != 'finished' else ''}: nothing was found."
     size = "" if result.stored_bytes is None else f", in {result.stored_bytes:,} bytes"
@@ -122,7 +122,7 @@ def _found(facts: StudyFacts, result: _Result | None) -> str:
     return f"{best}, {kind} {result.name}, reaches {result.metric} {result.score:.4f} on {result.rows}{size}."
 
 
-def _compare(facts: StudyFacts, result: _Result | None, yardstick: Yardstick) -> _AgainstYardstick:
+def _compare(facts: ReportFacts, result: _Result | None, yardstick: Yardstick) -> _AgainstYardstick:
     if result is None:
         return _AgainstYardstick(yardstick, None, None)
     metrics = yardstick.test_metrics if result.test else yardstick.validation_metrics
@@ -152,7 +152,7 @@ def _verdict(result: _Result | None, against: tuple[_AgainstYardstick, ...]) -> 
 
 
 # ---- numbers and notes -----------------------------------------------------------------------------------------------
-def _numbers(facts: StudyFacts, result: _Result | None) -> Iterator[_KeyNumber]:
+def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[_KeyNumber]:
     if result is not None:
         yield _KeyNumber(f"{'test ' if result.test else ''}{result.metric}", f"{result.score:.4f}", f"on {result.rows}")
         of_candidate = next((c for c in facts.candidates if c.trial_id == result.name), None)
@@ -178,7 +178,7 @@ def _over_seeds(candidate: Candidate, metric: str) -> _KeyNumber | None:
     return _KeyNumber("mean over seeds", f"{over.mean:.4f}", spread)
 
 
-def _notes(facts: StudyFacts) -> Iterator[str]:
+def _notes(facts: ReportFacts) -> Iterator[str]:
     if facts.state in _STATES:
         counts = facts.counts
         begun = "running" if facts.state == "running" else "begun"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from loraxs_search.errors import counted
 from loraxs_search.records import Scalar, TrialState
-from loraxs_search.reports.html.facts import StudyFacts, duration, spending
+from loraxs_search.reports.html.facts import ReportFacts, duration, spending
 from loraxs_search.reports.html.summary import Summary
 from loraxs_search.reports.leaderboard import LeaderboardRow
 
@@ -18,7 +18,7 @@ _OPTIONAL = frozenset({"front", "kept step", "no answer", "cut", "learnt bytes",
 
 
 @dataclass(frozen=True)
-class Table:
+class ReportTable:
     """A table for people.
 
     Args:
@@ -33,18 +33,18 @@ class Table:
     right: frozenset[str] = frozenset()
     states: tuple[str, ...] = ()
 
-    def part(self, first: int | None, last: int | None, caption: str) -> Table:
+    def part(self, first: int | None, last: int | None, caption: str) -> ReportTable:
         """Return some of its rows under another caption."""
         rows = slice(first, last)
-        return Table(caption, self.columns, self.rows[rows], self.right, self.states[rows])
+        return ReportTable(caption, self.columns, self.rows[rows], self.right, self.states[rows])
 
 
-def leaderboard_table(facts: StudyFacts) -> Table:
+def leaderboard_table(facts: ReportFacts) -> ReportTable:
     """Return all trials, best first; columns without a value are left out."""
     cells = [_cells(row, facts) for row in facts.rows]
     empty = {name for name in _OPTIONAL if all(row.get(name, "") == "" for row in cells)}
     columns = tuple(name for name in (cells[0] if cells else {}) if name not in empty)
-    return Table(
+    return ReportTable(
         caption=f"All {counted(len(cells), 'trial')}, best first by {facts.metric}; complete ones come first.",
         columns=columns,
         rows=tuple(tuple(row[name] for name in columns) for row in cells),
@@ -53,7 +53,7 @@ def leaderboard_table(facts: StudyFacts) -> Table:
     )
 
 
-def _cells(row: LeaderboardRow, facts: StudyFacts) -> dict[str, str]:
+def _cells(row: LeaderboardRow, facts: ReportFacts) -> dict[str, str]:
     refit = f" ({row.finalist})" if row.finalist not in ("", row.trial_id) else ""
     return {
         "trial": row.trial_id,
@@ -76,7 +76,7 @@ def _cells(row: LeaderboardRow, facts: StudyFacts) -> dict[str, str]:
     }
 
 
-def yardstick_table(facts: StudyFacts, summary: Summary) -> Table:
+def yardstick_table(facts: ReportFacts, summary: Summary) -> ReportTable:
     """Return the yardsticks, and what the result gains over each."""
     result = summary.result
     rows = [
@@ -92,13 +92,15 @@ def yardstick_table(facts: StudyFacts, summary: Summary) -> Table:
     what = f"{result.name} on {result.rows}" if result else "nothing yet"
     caption = f"Yardsticks by {facts.task.metric}, and how much better the result is: {what}."
     columns = ("yardstick", "validation", "test", "gain", "why none")
-    table = Table(caption, columns, tuple(rows), frozenset({"validation", "test", "gain"}))
+    table = ReportTable(caption, columns, tuple(rows), frozenset({"validation", "test", "gain"}))
     return (
-        table if any(row[4] for row in rows) else Table(caption, columns[:4], tuple(r[:4] for r in rows), table.right)
+        table
+        if any(row[4] for row in rows)
+        else ReportTable(caption, columns[:4], tuple(r[:4] for r in rows), table.right)
     )
 
 
-def cost_table(facts: StudyFacts) -> Table:
+def cost_table(facts: ReportFacts) -> ReportTable:
     """Return what was spent on trials, by how they ended."""
     spent = spending(facts)
     counts = {state: sum(record.state is state for record in facts.records) for state in TrialState}
@@ -114,7 +116,7 @@ def cost_table(facts: StudyFacts) -> Table:
     ]
     rows.append(("all", f"{len(facts.records):,}", duration(spent.device_s), _hours(spent.device_s)))
     caption = "Device time of trials, each to its last report. Refits, final scores and lost work are not in it."
-    return Table(
+    return ReportTable(
         caption,
         ("trials", "number", "device time", "device hours"),
         tuple(rows),
@@ -122,7 +124,7 @@ def cost_table(facts: StudyFacts) -> Table:
     )
 
 
-def failure_table(facts: StudyFacts) -> Table:
+def failure_table(facts: ReportFacts) -> ReportTable:
     """Return what failed and why, the most frequent reason first: trials, refits, yardsticks."""
     failed: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for record in facts.records:
@@ -139,7 +141,9 @@ def failure_table(facts: StudyFacts) -> Table:
     rows = [
         (kind, str(len(names)), reason or "no reason was recorded", _named(names)) for (kind, reason), names in ordered
     ]
-    return Table("What failed, and why.", ("what", "number", "reason", "which"), tuple(rows), frozenset({"number"}))
+    return ReportTable(
+        "What failed, and why.", ("what", "number", "reason", "which"), tuple(rows), frozenset({"number"})
+    )
 
 
 def _named(names: Sequence[str]) -> str:
@@ -148,7 +152,7 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def settings_table(facts: StudyFacts) -> Table:
+def settings_table(facts: ReportFacts) -> ReportTable:
     """Return what was searched, on what, and with which versions."""
     info, identity = facts.info, facts.folder.identity()
     constants = {name: value for r in facts.records for name, value in r.params.items() if name not in facts.varied}
@@ -163,7 +167,7 @@ def settings_table(facts: StudyFacts) -> Table:
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(info.versions.items()))),
         ("study id", info.study_id),
     ]
-    return Table(
+    return ReportTable(
         "What was searched, and with which versions.", ("setting", "value"), tuple(row for row in rows if row[1])
     )
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from loraxs_search.records import TrialState
 from loraxs_search.reports.text_plot import sparkline
-from loraxs_search.reports.time_left import Pace, Trained, expected_steps
+from loraxs_search.reports.time_left import Pace, TrainedSteps, expected_steps
 
 RUNNING, COMPLETE, PRUNED, FAIL = (
     TrialState.RUNNING,
@@ -23,18 +23,18 @@ def test_without_a_trial_all_are_expected_to_train_to_the_end() -> None:
 
 
 def test_the_share_that_went_on_is_expected_to_go_on() -> None:
-    trials = [Trained(20, PRUNED), Trained(80, COMPLETE), Trained(40, PRUNED), Trained(40, RUNNING)]
+    trials = [TrainedSteps(20, PRUNED), TrainedSteps(80, COMPLETE), TrainedSteps(40, PRUNED), TrainedSteps(40, RUNNING)]
     # To step 20 all, beyond it 3 of 4, beyond step 40 one of two (the one that runs there has passed it), then all.
     fresh = 20 + 0.75 * 20 + 0.75 * 0.5 * 40
     assert expected_steps(trials, 6, 80, 20) == pytest.approx(20 + 80 + 40 + 40 + 40 + 2 * fresh)
 
 
 def test_a_failed_trial_says_nothing_of_the_others() -> None:
-    assert expected_steps([Trained(20, FAIL)], 2, 80, 20) == 20 + 80
+    assert expected_steps([TrainedSteps(20, FAIL)], 2, 80, 20) == 20 + 80
 
 
 def test_the_last_report_comes_at_the_last_step() -> None:
-    assert expected_steps([Trained(40, RUNNING)], 1, 50, 20) == 50
+    assert expected_steps([TrainedSteps(40, RUNNING)], 1, 50, 20) == 50
 
 
 @given(
@@ -44,7 +44,7 @@ def test_the_last_report_comes_at_the_last_step() -> None:
 def test_the_estimate_lies_between_what_is_done_and_what_is_possible(
     given_trials: list[tuple[int, TrialState]], more: int
 ) -> None:
-    trials = [Trained(80 if state is COMPLETE else 20 * rung, state) for rung, state in given_trials]
+    trials = [TrainedSteps(80 if state is COMPLETE else 20 * rung, state) for rung, state in given_trials]
     running = sum(trial.state is RUNNING for trial in trials)
     done = sum(trial.steps for trial in trials)
     expected = expected_steps(trials, len(trials) + more, 80, 20)

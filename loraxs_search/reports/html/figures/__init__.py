@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from loraxs_search.reports.html.facts import StudyFacts
-from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, ReportFigure, Section
-from loraxs_search.reports.html.figures.params import History, ImportanceFigure, ParallelCoordinates, Slices
+from loraxs_search.reports.html.facts import ReportFacts
+from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, FigureSection, ReportFigure
+from loraxs_search.reports.html.figures.params import ImportanceFigure, ParallelCoordinates, ScoreHistory, Slices
 from loraxs_search.reports.html.figures.scores import LearningCurves, QualityAndBytes
 from loraxs_search.reports.html.figures.timeline import EarlyStopping, Timeline, Utilisation
 
-__all__ = ["CannotDrawError", "Drawing", "ReportFigure", "Section", "sections"]
+__all__ = ["CannotDrawError", "Drawing", "FigureSection", "ReportFigure", "sections"]
 
 _FIGURES: tuple[ReportFigure, ...] = (
-    *(LearningCurves(), QualityAndBytes(), History(), ImportanceFigure(), ParallelCoordinates(), Slices()),
+    *(LearningCurves(), QualityAndBytes(), ScoreHistory(), ImportanceFigure(), ParallelCoordinates(), Slices()),
     *(Timeline(), Utilisation(), EarlyStopping()),
 )
 
 
-def sections(facts: StudyFacts) -> list[Section]:
+def sections(facts: ReportFacts) -> list[FigureSection]:
     """Draw every figure of a study; those that cannot be drawn say why."""
     return [figure.section(facts) for figure in _FIGURES]

@@ -1,6 +1,6 @@
 """The contract of a figure of the report: a question about a study, drawn, or why it cannot be; and how all look.
 
-An entry is one class, listed in `figures/__init__.py`. It reads `StudyFacts` and nothing else, writes nothing, and may
+An entry is one class, listed in `figures/__init__.py`. It reads `ReportFacts` and nothing else, writes nothing, and may
 be asked again. Texts that users wrote go through `shown`, since plotly takes tags in its labels for markup. Figures
 look well on light and dark ground alike: one accent, greys, and red for what failed. The page's style sheet replaces
 the colours of texts and lines by those of its theme.
@@ -16,7 +16,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraxs_search.records import Scalar
-from loraxs_search.reports.html.facts import StudyFacts
+from loraxs_search.reports.html.facts import ReportFacts
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -40,7 +40,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Section:
+class FigureSection:
     """A figure as the report has it.
 
     Args:
@@ -61,7 +61,7 @@ class ReportFigure(ABC):
     Args:
         name: Of the section and, where it has one plot, of that one.
         title: A heading, for people.
-        wide: As `Section` has it.
+        wide: As `FigureSection` has it.
     """
 
     name: ClassVar[str]
@@ -69,20 +69,20 @@ class ReportFigure(ABC):
     wide: ClassVar[bool] = False
 
     @abstractmethod
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         """Draw a study.
 
         Raises:
             CannotDrawError: it has too little for this figure.
         """
 
-    def section(self, facts: StudyFacts) -> Section:
+    def section(self, facts: ReportFacts) -> FigureSection:
         """Return the figure, or in its place the sentence that says why there is none."""
         try:
             drawing = self.draw(facts)
         except CannotDrawError as error:
-            return Section(self.name, self.title, str(error))
-        return Section(self.name, self.title, drawing.says, drawing.plots, self.wide)
+            return FigureSection(self.name, self.title, str(error))
+        return FigureSection(self.name, self.title, drawing.says, drawing.plots, self.wide)
 
 
 def shown(value: Scalar) -> str:

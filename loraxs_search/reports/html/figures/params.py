@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.pareto import Fronts
 from loraxs_search.records import Direction, Scalar, TrialRecord, TrialState
 from loraxs_search.reports.comparison import importances
-from loraxs_search.reports.html.facts import StudyFacts
+from loraxs_search.reports.html.facts import ReportFacts
 from loraxs_search.reports.html.figures._base import (
     ACCENT,
     GREY,
@@ -33,7 +33,7 @@ _DECADE = 10.0  # what spans more is drawn on a logarithmic axis
 _FEW = 6  # as many numbers are drawn side by side, each with its own tick
 
 
-def optuna_study(facts: StudyFacts, *, with_bytes: bool = False) -> optuna.Study:
+def optuna_study(facts: ReportFacts, *, with_bytes: bool = False) -> optuna.Study:
     """Return the trials under their own numbers, with the params that vary.
 
     Conditional params keep their plain names, and each is drawn over the values that trials had: the space may be of
@@ -62,7 +62,7 @@ def optuna_study(facts: StudyFacts, *, with_bytes: bool = False) -> optuna.Study
 
 
 def _trial(
-    facts: StudyFacts,
+    facts: ReportFacts,
     record: TrialRecord | None,
     scales: dict[str, optuna.distributions.BaseDistribution | None],
     with_bytes: bool,
@@ -117,7 +117,7 @@ class ImportanceFigure(ReportFigure):
     name = "importances"
     title = "Importances"
 
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         from plotly.graph_objects import Bar, Figure
 
         importance = importances(facts.folder)
@@ -138,11 +138,11 @@ class ImportanceFigure(ReportFigure):
         return Drawing(says, {self.name: figure})
 
 
-class History(ReportFigure):
+class ScoreHistory(ReportFigure):
     name = "history"
     title = "Best score over trials"
 
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         from optuna.visualization import plot_optimization_history
 
         if len(facts.complete) < 2:
@@ -159,7 +159,7 @@ class History(ReportFigure):
         return Drawing(_says_history(facts), {self.name: figure})
 
 
-def _says_history(facts: StudyFacts) -> str:
+def _says_history(facts: ReportFacts) -> str:
     best = facts.best
     assert best is not None  # there are complete trials
     since = sum(record.trial_id > best.trial_id for record in facts.records)
@@ -179,7 +179,7 @@ class ParallelCoordinates(ReportFigure):
     title = "Parallel coordinates"
     wide = True
 
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         from optuna.visualization import plot_parallel_coordinate
 
         if len(facts.complete) < 2:
@@ -246,7 +246,7 @@ class Slices(ReportFigure):
     name = "slices"
     title = "Score over each parameter"
 
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         if len(facts.complete) < 2:
             raise CannotDrawError("Slices need two trials that have trained all their steps.")
         study = optuna_study(facts)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.records import TrialRecord, TrialState, Yardstick
 from loraxs_search.registry import trial_of
-from loraxs_search.reports.html.facts import StudyFacts
+from loraxs_search.reports.html.facts import ReportFacts
 from loraxs_search.reports.html.figures._base import (
     ACCENT,
     GREY,
@@ -40,7 +40,7 @@ class LearningCurves(ReportFigure):
     name = "learning_curves"
     title = "Learning curves"
 
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         from plotly.graph_objects import Figure
 
         reported = [record for record in facts.records if record.reports]
@@ -59,20 +59,20 @@ class LearningCurves(ReportFigure):
         return Drawing(_says_curves(facts, groups), {self.name: figure})
 
 
-def _says_curves(facts: StudyFacts, groups: dict[TrialState, list[TrialRecord]]) -> str:
+def _says_curves(facts: ReportFacts, groups: dict[TrialState, list[TrialRecord]]) -> str:
     counts = [f"{len(records):,} {facts.word(state)}" for state, records in groups.items() if records]
     kept = " The step with the best score is kept." if facts.info.search.keep == "best" else ""
     return f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}"
 
 
-def _curves(facts: StudyFacts, state: TrialState, records: Sequence[TrialRecord]) -> Scatter:
+def _curves(facts: ReportFacts, state: TrialState, records: Sequence[TrialRecord]) -> Scatter:
     line, opacity = _LOOKS[state]
     line = line | {"width": thinner(line["width"], len(records))}
     return _lines(facts, records, facts.word(state), line, opacity)
 
 
 def _lines(
-    facts: StudyFacts, records: Sequence[TrialRecord], label: str, line: dict[str, Any], opacity: float
+    facts: ReportFacts, records: Sequence[TrialRecord], label: str, line: dict[str, Any], opacity: float
 ) -> Scatter:
     from plotly.graph_objects import Scatter
 
@@ -89,7 +89,7 @@ def _lines(
     )
 
 
-def _level(facts: StudyFacts, yardstick: Yardstick, reported: Sequence[TrialRecord]) -> list[Scatter]:
+def _level(facts: ReportFacts, yardstick: Yardstick, reported: Sequence[TrialRecord]) -> list[Scatter]:
     """Return the line of a yardstick across all steps; none where it has no such score."""
     from plotly.graph_objects import Scatter
 
@@ -112,7 +112,7 @@ class QualityAndBytes(ReportFigure):
     name = "quality_and_bytes"
     title = "Quality against bytes"
 
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         if not facts.complete:
             raise CannotDrawError("No trial has trained all its steps yet, and of the others nothing is kept.")
         points = {r.trial_id: (r.reports[-1].size.stored_bytes, facts.score(r)) for r in facts.complete}
@@ -131,7 +131,7 @@ class QualityAndBytes(ReportFigure):
         return Drawing(_says_front(facts, points), {self.name: figure})
 
 
-def _points(facts: StudyFacts, points: dict[str, tuple[int, float]]) -> Figure:
+def _points(facts: ReportFacts, points: dict[str, tuple[int, float]]) -> Figure:
     from plotly.graph_objects import Figure, Scatter
 
     def trace(names: list[str], label: str, **look: object) -> Scatter:
@@ -153,7 +153,7 @@ def _points(facts: StudyFacts, points: dict[str, tuple[int, float]]) -> Figure:
     return figure
 
 
-def _says_front(facts: StudyFacts, points: dict[str, tuple[int, float]]) -> str:
+def _says_front(facts: ReportFacts, points: dict[str, tuple[int, float]]) -> str:
     smallest, best = facts.front_ids[0], facts.front_ids[-1]
     if smallest == best:
         stored, score = points[best]

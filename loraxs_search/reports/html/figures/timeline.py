@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import counted
 from loraxs_search.records import TrialRecord, TrialState
-from loraxs_search.reports.html.facts import Interval, StudyFacts, computed, duration, spending, stopped_at
+from loraxs_search.reports.html.facts import Interval, ReportFacts, computed, duration, spending, stopped_at
 from loraxs_search.reports.html.figures._base import (
     ACCENT,
     GREY,
@@ -71,7 +71,7 @@ class EarlyStopping(ReportFigure):
     name = "early_stopping"
     title = "What early stopping saved"
 
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         from plotly.graph_objects import Bar, Figure
 
         if not facts.stopped:
@@ -92,7 +92,7 @@ class EarlyStopping(ReportFigure):
         return Drawing(_says_stopped(facts), {self.name: figure})
 
 
-def _says_stopped(facts: StudyFacts) -> str:
+def _says_stopped(facts: ReportFacts) -> str:
     spent, most = spending(facts), facts.info.search.max_steps
     return (
         f"{len(facts.stopped):,} of {counted(len(facts.records), 'trial')} were stopped before step {most}. At their"
@@ -119,7 +119,7 @@ class Timeline(ReportFigure):
     name = "timeline"
     title = "Trials on hosts"
 
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         from plotly.graph_objects import Figure
 
         stays = [stay for record in facts.records for stay in _stays(record, facts.last_at)]
@@ -143,7 +143,7 @@ class Timeline(ReportFigure):
         return Drawing(_says_timeline(facts, stays, _most_at_once(stays)), {self.name: figure})
 
 
-def _says_timeline(facts: StudyFacts, stays: Sequence[_Stay], most: int) -> str:
+def _says_timeline(facts: ReportFacts, stays: Sequence[_Stay], most: int) -> str:
     hosts = {stay.host for stay in stays if stay.host}
     where = counted(len(hosts), "host")
     at_once = "one trial at a time" if most == 1 else f"at most {most} trials at a time"
@@ -210,7 +210,7 @@ class Utilisation(ReportFigure):
     name = "utilisation"
     title = "Devices at work"
 
-    def draw(self, facts: StudyFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> Drawing:
         from plotly.graph_objects import Figure, Scatter
 
         work = [each for record in facts.records for each in computed(record)]
@@ -232,7 +232,7 @@ class Utilisation(ReportFigure):
         return Drawing(_says_utilisation(facts), {self.name: figure})
 
 
-def _says_utilisation(facts: StudyFacts) -> str:
+def _says_utilisation(facts: ReportFacts) -> str:
     spent = spending(facts)
     average = f"On average {spent.busy_devices:.2f} devices were at work on trials"
     if not spent.hosts:
