@@ -65,7 +65,7 @@ from loraxs_search.trial import (
     bare_body,
     detach,
     load_parameters,
-    measure_yardsticks,
+    measure_baselines,
     sample_answers,
 )
 
@@ -221,7 +221,7 @@ class LoadedBase:
 
     def yardsticks(self, data: PreparedTask) -> tuple[Yardstick, ...]:
         """Return what simple models reach on a task's rows; any thread may ask, also while trials train."""
-        return measure_yardsticks(data, self._bare_body, self.device)
+        return measure_baselines(data, self._bare_body, self.device)
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file of this node."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loraxs_search.trial.baselines import bare_body, measure_baselines
 from loraxs_search.trial.evaluate import (
     FolderScores,
     ask,
@@ -13,7 +14,6 @@ from loraxs_search.trial.evaluate import (
 )
 from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters, make_report
 from loraxs_search.trial.snapshot import Snapshot
-from loraxs_search.trial.yardsticks import bare_body, measure_yardsticks
 
 __all__ = [
     "FolderScores",
@@ -27,7 +27,7 @@ __all__ = [
     "evaluate",
     "load_parameters",
     "make_report",
-    "measure_yardsticks",
+    "measure_baselines",
     "sample_answers",
     "score_folder",
     "score_rows",

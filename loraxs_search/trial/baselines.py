@@ -1,4 +1,4 @@
-"""Yardsticks of a task on a loaded base: models without an adapter, measured while trials train."""
+"""Baselines of a task on a loaded base: models without an adapter, measured while trials train."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loraxs_search.tasks.baselines import SplitOutputs, TimeLimit, constant, sco
 from loraxs_search.tasks.kinds import LinearForm
 from loraxs_search.torch_threads import single_thread
 
-LIMIT_S = 10.0  # of one core, all yardsticks together
+LIMIT_S = 10.0  # of one core, all baselines together
 _TFIDF_S = 4.0
 _TRAIN_ROWS = 500
 _ALPHAS = np.logspace(0, 4, 9)
@@ -32,7 +32,7 @@ def bare_body(model: PreTrainedModel) -> nn.Module:
     return body
 
 
-def measure_yardsticks(data: PreparedTask, body: nn.Module, device: torch.device) -> tuple[Yardstick, ...]:
+def measure_baselines(data: PreparedTask, body: nn.Module, device: torch.device) -> tuple[Yardstick, ...]:
     """Return the constant answer, TF-IDF and the base's features with a linear model, scored on validation and test.
 
     Only the constant answer where no linear model fits the task kind. The same rows give the same numbers. All three

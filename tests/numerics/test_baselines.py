@@ -14,7 +14,7 @@ import torch
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import BaseModelRef, Yardstick
 from loraxs_search.tasks.baselines import OutOfTimeError
-from loraxs_search.trial import Snapshot, bare_body, measure_yardsticks, yardsticks
+from loraxs_search.trial import Snapshot, bare_body, baselines, measure_baselines
 
 Host = TrialHost | PackedHost
 
@@ -81,13 +81,13 @@ def test_their_single_thread_is_not_the_hosts(world: Any) -> None:
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2", "deberta", "llama"])
 def test_bases_of_other_families_have_features_too(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
-    found = measure_yardsticks(world.data, bare_body(world.model), torch.device("cpu"))
+    found = measure_baselines(world.data, bare_body(world.model), torch.device("cpu"))
     assert [yardstick.failed for yardstick in found] == ["", "", ""]
 
 
 def test_a_base_that_is_too_slow_has_no_features_and_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(yardsticks, "LIMIT_S", 0.0)
-    constant, tfidf, features = measure_yardsticks(world.data, bare_body(world.model), torch.device("cpu"))
+    monkeypatch.setattr(baselines, "LIMIT_S", 0.0)
+    constant, tfidf, features = measure_baselines(world.data, bare_body(world.model), torch.device("cpu"))
     assert (constant.failed, tfidf.failed) == ("", "")
     assert features.failed == "it needs 0 s of a core or more, and has 0"
     assert features.validation_metrics == {}
@@ -95,8 +95,8 @@ def test_a_base_that_is_too_slow_has_no_features_and_says_so(world: Any, monkeyp
 
 def test_train_rows_are_not_begun_where_validation_would_not_fit(world: Any) -> None:
     clock = iter(range(1000))  # a second each time it is read
-    limit = yardsticks.TimeLimit(100, now=lambda: next(clock))
-    pooled = yardsticks._Pooled(world.data, bare_body(world.model), torch.device("cpu"), limit)
+    limit = baselines.TimeLimit(100, now=lambda: next(clock))
+    pooled = baselines._Pooled(world.data, bare_body(world.model), torch.device("cpu"), limit)
     rows = torch.arange(20).numpy()
     assert len(pooled.rows("train", rows)) == 20
     with pytest.raises(OutOfTimeError):
@@ -104,9 +104,9 @@ def test_train_rows_are_not_begun_where_validation_would_not_fit(world: Any) -> 
 
 
 def test_features_are_means_over_a_rows_own_tokens(world: Any) -> None:
-    limit = yardsticks.TimeLimit(60)
+    limit = baselines.TimeLimit(60)
     rows = torch.arange(world.data.num_rows("test")).numpy()
-    found = yardsticks._Pooled(world.data, bare_body(world.model), torch.device("cpu"), limit).rows("test", rows)
+    found = baselines._Pooled(world.data, bare_body(world.model), torch.device("cpu"), limit).rows("test", rows)
     with torch.no_grad():
         for row in rows:
             states = world.model.base_model(**world.data.collate("test", [row]).inputs)[0]  # nothing is padded
