@@ -1,8 +1,7 @@
-"""The events of a study. Each class is one kind of line in `journal.jsonl`; a dozen of them are shown to watchers, too.
+"""The events of a study. Each class is one kind of line in `journal.jsonl`; some are shown to watchers, too.
 
-A line holds the kind under `event`, the time under `at`, and every field that differs from its default. The version of
-a line is 1 where it has none. A field is added without a new version, and has a default, since older lines lack it; a
-field that changes its meaning, or goes, needs a new one.
+A line holds the kind under `event`, the time under `at`, and each field that differs from its default. A new field has
+a default, since older lines lack it; a field that changes its meaning, or goes, needs a new version.
 """
 
 from __future__ import annotations
@@ -22,10 +21,9 @@ from loraxs_search.records import (
     Lineage,
     Proposal,
     Scalar,
-    SearchPlan,
+    SearchRun,
     Split,
     SteeringStatus,
-    Task,
     TrialReport,
     TrialState,
     Yardstick,
@@ -51,37 +49,20 @@ class Event:
     is_work: ClassVar[bool] = True  # whether a driver was at work until then
 
 
-@dataclass(frozen=True)
-class StudyFacts:
-    """What people and views of MLflow's runs are shown of a study.
-
-    Args:
-        base_model: The base's id, as named.
-        parameters: Names of what the space searches or sets, in its order.
-        num_rows: Of each split.
-    """
-
-    task: Task
-    base_model: str
-    parameters: tuple[str, ...] = ()
-    num_rows: Mapping[Split, int] = field(default_factory=dict)
-    data_fingerprint: str = ""
+@dataclass(frozen=True, kw_only=True)
+class _Decisive(Event):
+    is_flushed: ClassVar[bool] = True
 
 
-@dataclass(frozen=True)
-class SearchRun:
-    """What MLflow's run of a search says: `params` of what it is, `tags` of what it runs on now."""
-
-    space_yaml: str
-    plan: SearchPlan
-    params: Mapping[str, Scalar] = field(default_factory=dict)
-    tags: Mapping[str, str] = field(default_factory=dict)
-    facts: StudyFacts | None = None
+@dataclass(frozen=True, kw_only=True)
+class _Aside(_Decisive):
+    # May come while no driver trains: the time until then was nobody's work.
+    is_work: ClassVar[bool] = False
 
 
 # ---- what the state of a search is made of ---------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
-class DriverStarted(Event):
+class DriverStarted(_Decisive):
     """A driver has been at work on the study since then.
 
     Args:
@@ -91,11 +72,10 @@ class DriverStarted(Event):
     since: float
     run: SearchRun | None = None
     event: Literal["driver_started"] = "driver_started"
-    is_flushed: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialStarted(Event):
+class TrialStarted(_Decisive):
     """A trial was proposed with these params.
 
     Args:
@@ -114,7 +94,6 @@ class TrialStarted(Event):
     proposal: Proposal | None = None
     hyperparameters: Hyperparameters | None = None
     event: Literal["started"] = "started"
-    is_flushed: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,63 +109,50 @@ class TrialReported(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialEnded(Event):
+class TrialEnded(_Decisive):
     """A trial trained all its steps, was stopped early, or failed."""
 
     trial_id: str
     state: TrialState
     reason: str
     event: Literal["ended"] = "ended"
-    is_flushed: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingEnded(Event):
+class TrainingEnded(_Decisive):
     """There is no more to train; `notice` says why where the budget is not used up."""
 
     notice: str
     event: Literal["search_ended"] = "search_ended"
-    is_flushed: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reopened(Event):
+class Reopened(_Aside):
     """The search goes on after its trials had ended, for as many commands so far."""
 
     number: int
     event: Literal["reopened"] = "reopened"
-    is_flushed: ClassVar[bool] = True
-    is_work: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Commanded(Event):
+class Commanded(_Aside):
     """The driver has taken a command, and has not decided on it."""
 
     command: Command
     event: Literal["commanded"] = "commanded"
-    is_flushed: ClassVar[bool] = True
-    is_work: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answered(Event):
-    """The driver has decided on a command; the answer is its effect, too."""
+class Answered(_Aside):
+    """The driver has decided on a command; the answer is its effect."""
 
     answer: CommandAnswer
     event: Literal["answered"] = "answered"
-    is_flushed: ClassVar[bool] = True
-    is_work: ClassVar[bool] = False
 
 
 # ---- what MLflow alone is told ---------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
-class _Record(Event):
-    is_work: ClassVar[bool] = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterWritten(_Record):
+class AdapterWritten(_Aside):
     """An adapter lies in `folder`, to be kept as a logged model of a trial's run.
 
     Args:
@@ -200,20 +166,18 @@ class AdapterWritten(_Record):
     run_of: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     event: Literal["adapter_written"] = "adapter_written"
-    is_flushed: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class YardsticksMeasured(_Record):
+class YardsticksMeasured(_Aside):
     """What simple models reach on the search's rows."""
 
     yardsticks: tuple[Yardstick, ...]
     event: Literal["yardsticks_measured"] = "yardsticks_measured"
-    is_flushed: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontFound(_Record):
+class FrontFound(_Aside):
     """The trials that no other one beats in score and stored bytes together, once all have ended.
 
     Args:
@@ -223,20 +187,18 @@ class FrontFound(_Record):
     trials: tuple[FrontTrial, ...]
     gone: tuple[str, ...] = ()
     event: Literal["front_found"] = "front_found"
-    is_flushed: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportWritten(_Record):
+class ReportWritten(_Aside):
     """The report of a search lies in a file of the study's folder, to be kept as an artifact of its run."""
 
     path: str
     event: Literal["report_written"] = "report_written"
-    is_flushed: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostsMeasured(_Record):
+class HostsMeasured(_Aside):
     """How busy hosts are.
 
     Args:
@@ -247,16 +209,16 @@ class HostsMeasured(_Record):
     step: int
     usage: Mapping[str, Mapping[str, float]]
     event: Literal["hosts_measured"] = "hosts_measured"
+    is_flushed: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchFinished(_Record):
+class SearchFinished(_Aside):
     """A driver has come to the end of the search, or of its own; numbers of `summary` become metrics, the rest tags."""
 
     state: Literal["FINISHED", "FAILED", "KILLED"]
     summary: Mapping[str, Scalar] = field(default_factory=dict)
     event: Literal["search_finished"] = "search_finished"
-    is_flushed: ClassVar[bool] = True
 
 
 # ---- what watchers alone are shown -----------------------------------------------------------------------------------
@@ -370,10 +332,10 @@ class CandidateScored(Event):
     event: Literal["candidate_scored"] = "candidate_scored"
 
 
-# ---- what watchers are shown, and no line holds ----------------------------------------------------------------------
+# ---- what no line holds ----------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class TrialsAdvanced(Event):
-    """Trials have got further since their last reports; comes every few seconds, and only the latest is kept.
+    """Trials have got further since their last reports; only the latest is kept, in a file of its own.
 
     Args:
         steps: That trials have taken, by trial, or by refit (`00004.1`); some may be missing.

@@ -52,7 +52,7 @@ from loraxs_search.records._promotion import (
     is_unmeasured,
     shots_name,
 )
-from loraxs_search.records._search import FrontTrial, KeepRule, SearchPlan
+from loraxs_search.records._search import FrontTrial, KeepRule, SearchPlan, SearchRun, StudyDescription
 from loraxs_search.records._task import (
     AnswerFact,
     ConstantAnswer,
@@ -132,6 +132,7 @@ __all__ = [
     "Scalar",
     "SearchDevice",
     "SearchPlan",
+    "SearchRun",
     "Serving",
     "Sigma",
     "Split",
@@ -140,6 +141,7 @@ __all__ = [
     "StandardError",
     "StartFrom",
     "SteeringStatus",
+    "StudyDescription",
     "Task",
     "TaskModel",
     "TokenCounts",

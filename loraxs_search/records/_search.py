@@ -1,4 +1,4 @@
-"""How a search spends its budget, which of a trial's reports its adapter keeps, and the front of two objectives."""
+"""How a search spends its budget, which of a trial's reports its adapter keeps, its front, and its run in MLflow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.records._literals import MAX_STATE_BYTES, Direction, Precision, Scalar, SearchDevice
+from loraxs_search.records._literals import MAX_STATE_BYTES, Direction, Precision, Scalar, SearchDevice, Split
 from loraxs_search.records._task import Task
 from loraxs_search.records._trial import TrialReport
 
@@ -96,3 +96,31 @@ class KeepRule:
             return reports[-1]
         sign = 1.0 if self.direction == "maximize" else -1.0
         return max(reports, key=lambda report: (sign * report.metrics[self.metric], -report.step))
+
+
+@dataclass(frozen=True)
+class StudyDescription:
+    """What people and views of MLflow's runs are shown of a study.
+
+    Args:
+        base_model: The base's id, as named.
+        parameters: Names of what the space searches or sets, in its order.
+        num_rows: Of each split.
+    """
+
+    task: Task
+    base_model: str
+    parameters: tuple[str, ...] = ()
+    num_rows: Mapping[Split, int] = field(default_factory=dict)
+    data_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class SearchRun:
+    """What MLflow's run of a search says: `params` of what it is, `tags` of what it runs on now."""
+
+    space_yaml: str
+    plan: SearchPlan
+    params: Mapping[str, Scalar] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    facts: StudyDescription | None = None

@@ -20,14 +20,13 @@ from loraxs_search.log import (
     LoggedEvent,
     ReportWritten,
     SearchFinished,
-    StudyFacts,
     TrialEnded,
     TrialReported,
     TrialStarted,
     YardsticksMeasured,
 )
 from loraxs_search.methods import LoraXS
-from loraxs_search.records import Hyperparameters, KeepRule, TrialReport, TrialState
+from loraxs_search.records import Hyperparameters, KeepRule, StudyDescription, TrialReport, TrialState
 from loraxs_search.tracking._run_texts import dataset_input, run_name
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 
@@ -67,7 +66,7 @@ class Recorder:
 
     def __init__(self, runs: StudyRuns, folder: Path, keep: KeepRule | None = None) -> None:
         self._runs, self._folder, self._keep = runs, folder, keep
-        self._facts: StudyFacts | None = None
+        self._facts: StudyDescription | None = None
         self._trials: defaultdict[str, _Trial] = defaultdict(_Trial)
         self._handlers: dict[type, Callable[[Any], None]] = {
             DriverStarted: self._search_started,

@@ -9,8 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
-from loraxs_search.log import StudyFacts
-from loraxs_search.records import DataSource, Split, Task
+from loraxs_search.records import DataSource, Split, StudyDescription, Task
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -52,7 +51,7 @@ _CONTEXT = "mlflow.data.context"
 _DIGEST = 16  # characters; MLflow takes 36
 
 
-def dataset_input(facts: StudyFacts) -> DatasetInput:
+def dataset_input(facts: StudyDescription) -> DatasetInput:
     """Return the data of a study: all splits are one data set, whose digest is of all their texts and labels."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -91,7 +90,7 @@ _OURS = "mlflow.loraxs.note"  # sha256 of the note as we wrote it; MLflow's UI h
 _MAX_LABELS = 12
 
 
-def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], facts: StudyFacts) -> None:
+def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], facts: StudyDescription) -> None:
     """Describe an experiment, unless somebody has written a description of their own.
 
     Args:
@@ -104,7 +103,7 @@ def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]
     client.set_experiment_tag(experiment_id, _NOTE, text)
 
 
-def task_note(facts: StudyFacts) -> str:
+def task_note(facts: StudyDescription) -> str:
     """Return the description of a task's experiment, as its latest study has it."""
     task, model = facts.task, f"#/models/{facts.task.name}?workflowType=machine_learning"
     return f"""{task.kind.replace("-", " ").capitalize()}{_labels(task)}. {_searched(task)}
@@ -136,7 +135,7 @@ def _searched(task: Task) -> str:
     return f"Trials are compared by `{task.search_metric}` on validation rows; {better} is better."
 
 
-def _data(facts: StudyFacts) -> str:
+def _data(facts: StudyDescription) -> str:
     from loraxs_search.tasks.asking import source_names
 
     rows = ", ".join(f"{facts.num_rows[split]:,} {split}" for split in get_args(Split) if split in facts.num_rows)

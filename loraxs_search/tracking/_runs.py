@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.home import disk_faults
-from loraxs_search.log import AppendLog, StudyFacts
+from loraxs_search.log import AppendLog
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import artifact_root
+from loraxs_search.records import StudyDescription
 from loraxs_search.tracking._run_texts import write_note
 from loraxs_search.tracking.store import connect, ensure_store
 from loraxs_search.tracking.study_view import trials_view, view_key, write_view
@@ -103,7 +104,7 @@ class StudyRuns:
         self._doubtful.discard(trial_id)
         return run_id
 
-    def describe(self, run_id: str, facts: StudyFacts, at: float) -> None:
+    def describe(self, run_id: str, facts: StudyDescription, at: float) -> None:
         """Have the experiment say what the task is, and show the trials of this study best first."""
         tags = self.client.get_experiment(self._experiment_id).tags
         write_note(self.client, self._experiment_id, tags, facts)

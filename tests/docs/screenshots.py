@@ -30,7 +30,7 @@ from support.browsers import WIDTHS, chromium, opened
 from support.recorded_searches import recorded_search
 from support.studies import TASK
 
-from loraxs_search.log import SearchRun, StudyFacts
+from loraxs_search.records import SearchRun, StudyDescription
 from loraxs_search.reports.html import write_report
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking import Tracker, ensure_store, resolve_uri
@@ -88,7 +88,7 @@ def made_up(in_mlflow: bool) -> StudyFolder:
         return folder
     ensure_store(uri := resolve_uri(None))
     with Tracker(folder.name, folder.path, uri, folder.info.task.name) as tracker:
-        facts, journal = StudyFacts(folder.info.task, folder.info.base_model.id, PARAMETERS), folder.journal()
+        facts, journal = StudyDescription(folder.info.task, folder.info.base_model.id, PARAMETERS), folder.journal()
         journal.driver_started(journal.last_at, SearchRun(folder.space_text(), folder.info.search, facts=facts))
         journal.search_finished("FINISHED")
         tracker.drain()

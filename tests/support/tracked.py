@@ -8,8 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loraxs_search.log import SearchRun, StudyFacts, TrialEnded, TrialStarted
-from loraxs_search.records import Hyperparameters, KeepRule, Lineage, Scalar, SearchPlan, TrialReport, TrialState
+from loraxs_search.log import TrialEnded, TrialStarted
+from loraxs_search.records import (
+    Hyperparameters,
+    KeepRule,
+    Lineage,
+    Scalar,
+    SearchPlan,
+    SearchRun,
+    StudyDescription,
+    TrialReport,
+    TrialState,
+)
 from loraxs_search.studies import Journal
 from loraxs_search.tracking import Tracker, environment_tags
 
@@ -41,7 +51,7 @@ class Tracked:
         *,
         params: Mapping[str, Scalar] | None = None,
         gpus: Sequence[str] = (),
-        facts: StudyFacts | None = None,
+        facts: StudyDescription | None = None,
     ) -> None:
         run = SearchRun(space_yaml, plan, dict(params or {}), environment_tags(gpus), facts)
         self.journal.driver_started(time.time(), run)

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import HomeError, counted
-from loraxs_search.log import SearchRun, SearchStarted
-from loraxs_search.records import TrialState
+from loraxs_search.log import SearchStarted
+from loraxs_search.records import SearchRun, TrialState
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.search.driver.finished import lacks_baseline, log_adapters, result_of, summary_of

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from loraxs_search.log import StudyFacts
-from loraxs_search.records import HostInfo, Scalar, Task
+from loraxs_search.records import HostInfo, Scalar, StudyDescription, Task
 from loraxs_search.search_space import Space
 
 
-def study_facts(space: Space, info: HostInfo) -> StudyFacts:
+def study_facts(space: Space, info: HostInfo) -> StudyDescription:
     """Return what people see of a study in MLflow."""
     parameters = tuple(space.parameters)
-    return StudyFacts(space.task, space.base_model.id, parameters, info.num_rows, info.data_fingerprint)
+    return StudyDescription(space.task, space.base_model.id, parameters, info.num_rows, info.data_fingerprint)
 
 
 def task_params(task: Task) -> dict[str, Scalar]:

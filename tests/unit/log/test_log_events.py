@@ -23,9 +23,7 @@ from loraxs_search.log import (
     Reopened,
     ReportWritten,
     SearchFinished,
-    SearchRun,
     Steered,
-    StudyFacts,
     TrainingEnded,
     TrialEnded,
     TrialReported,
@@ -45,7 +43,9 @@ from loraxs_search.records import (
     Lineage,
     Proposal,
     SearchPlan,
+    SearchRun,
     SteeringStatus,
+    StudyDescription,
     TrialReport,
     TrialState,
     Yardstick,
@@ -93,7 +93,7 @@ def read(path: Path) -> list[LoggedEvent]:
 
 def test_every_event_is_read_back_from_its_line(path: Path) -> None:
     space = load_space("movie_reviews")
-    facts = StudyFacts(space.task, "org/base", ("rank",), {"train": 8}, "data")
+    facts = StudyDescription(space.task, "org/base", ("rank",), {"train": 8}, "data")
     described = DriverStarted(
         at=1.0, since=0.5, run=SearchRun(space.text, SearchPlan(trials=3), {"a": 1}, {"b": "c"}, facts)
     )

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from support.tracked import Tracked
 
-from loraxs_search.log import AdapterWritten, DriverStarted, SearchRun, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import Hyperparameters, SearchPlan, TrialReport, TrialState, to_json
+from loraxs_search.log import AdapterWritten, DriverStarted, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.records import Hyperparameters, SearchPlan, SearchRun, TrialReport, TrialState, to_json
 from loraxs_search.studies import Journal
 from loraxs_search.tracking import has_waiting
 from loraxs_search.tracking._followed import FollowedLog

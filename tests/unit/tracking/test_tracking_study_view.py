@@ -7,8 +7,7 @@ import json
 import pytest
 from support.tracked import Tracked
 
-from loraxs_search.log import StudyFacts
-from loraxs_search.records import DataSource, SearchPlan, Task
+from loraxs_search.records import DataSource, SearchPlan, StudyDescription, Task
 from loraxs_search.tracking._run_texts import dataset_input, task_note
 from loraxs_search.tracking.store import connect
 from loraxs_search.tracking.study_view import runs_link, trials_view, view_key, write_view
@@ -24,7 +23,7 @@ TASK = Task(
     ("accuracy",),
     labels=("bad", "good"),
 )
-FACTS = StudyFacts(TASK, "org/base", ("rank", "learning_rate", "dropout"), {"train": 800, "test": 200}, "f" * 64)
+FACTS = StudyDescription(TASK, "org/base", ("rank", "learning_rate", "dropout"), {"train": 800, "test": 200}, "f" * 64)
 NOTE = "mlflow.note.content"
 
 
@@ -32,7 +31,7 @@ NOTE = "mlflow.note.content"
 def record(store_uri, tmp_path):
     """Record a study that starts, in a folder of its own, and return the experiment and the study's id."""
 
-    def run(study: str = "s1", facts: StudyFacts | None = FACTS):
+    def run(study: str = "s1", facts: StudyDescription | None = FACTS):
         with Tracked(study, tmp_path / study, store_uri, "exp") as tracker:
             tracker.search_started("task: {}\n", SearchPlan(), facts=facts)
             tracker.trial_started("00007", {"rank": 4, "learning_rate": 0.002})
@@ -62,7 +61,7 @@ def test_a_description_that_people_wrote_stays(record, store_uri):
 
 def test_a_description_of_ours_follows_the_latest_study(record):
     record()
-    assert "`org/other`" in record("s2", StudyFacts(TASK, "org/other"))[0].tags[NOTE]
+    assert "`org/other`" in record("s2", StudyDescription(TASK, "org/other"))[0].tags[NOTE]
 
 
 def test_a_view_shows_the_trials_of_its_study_best_first(record, store_uri):
@@ -130,13 +129,15 @@ def test_each_run_names_its_data(record, store_uri):
 
 
 def test_data_of_the_hub_name_their_set_and_revision():
-    facts = StudyFacts(Task(**{**vars(TASK), "source": DataSource(hub="glue", config="sst2", revision="abc")}), "b")
+    facts = StudyDescription(
+        Task(**{**vars(TASK), "source": DataSource(hub="glue", config="sst2", revision="abc")}), "b"
+    )
     dataset = dataset_input(facts).dataset
     assert (dataset.name, dataset.source_type) == ("glue/sst2", "hugging_face")
     assert json.loads(dataset.source) == {"path": "glue", "config_name": "sst2", "revision": "abc"}
 
 
 def test_a_task_of_many_labels_has_a_short_description():
-    facts = StudyFacts(Task(**{**vars(TASK), "labels": tuple(f"label {i}" for i in range(500))}), "b")
+    facts = StudyDescription(Task(**{**vars(TASK), "labels": tuple(f"label {i}" for i in range(500))}), "b")
     assert "and 488 more" in task_note(facts)
     assert len(task_note(facts)) < 2000

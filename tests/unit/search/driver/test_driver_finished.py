@@ -8,8 +8,7 @@ import pytest
 from support.studies import study as new_study
 from support.tracked import Tracked
 
-from loraxs_search.log import SearchRun
-from loraxs_search.records import TrialState
+from loraxs_search.records import SearchRun, TrialState
 from loraxs_search.search.driver.finished import close_finished
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
