@@ -8,16 +8,19 @@ The end-to-end check has inputs made by rule, and the logits they must give.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from loraxs_search.base_model import end_with_eos
 from loraxs_search.errors import BaseModelError, FactorMismatchError
 from loraxs_search.factors import agrees, fingerprint_of_all
 from loraxs_search.records import ReferenceLogits
+
+if TYPE_CHECKING:  # importing peft imports `methods.loraxs`, which needs this module
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 # Rounding to bfloat16 comes first, so the same checkpoint gives the same numbers up to the order of a sum; loaded in
 # float16, one number in sixteen is rounded to another neighbour, which moves them by some 1e-3.

@@ -55,6 +55,12 @@ def test_nothing_heavy_is_loaded(statement):
     assert loaded_by(statement) == []
 
 
+@pytest.mark.parametrize("module", ["trial", "engine.layers", "engine.rows", "methods.verification"])
+def test_what_the_peft_plugin_needs_can_be_imported_first(module):
+    """Importing peft imports the plug-in, in the midst of whoever imports peft."""
+    assert loaded_by(f"import loraxs_search.{module}", ("peft",)) in ([], ["peft"])
+
+
 def test_a_space_with_faults_is_told_without_anything_heavy():
     assert loaded_by(cli("launch", "movie_reviews", "--set", "parameters.rank=0")) == []
 
