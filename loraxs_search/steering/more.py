@@ -62,13 +62,13 @@ def refuse(faults: tuple[str, ...], hint: str) -> None:
         raise CommandError("\n".join(faults), hint=hint)
 
 
-def facts_of(study: SteeredStudy, params: Mapping[str, Scalar], **others: Scalar) -> dict[str, Scalar]:
+def _facts_of(study: SteeredStudy, params: Mapping[str, Scalar], **others: Scalar) -> dict[str, Scalar]:
     """Return what a verb decided about a trial: its params, and whether the study begins anew for it."""
     facts = {f"{_PARAM}{name}": value for name, value in params.items()} | others
     return facts | ({"reopens": True} if has_ended(study) else {})
 
 
-def check_budget(study: SteeredStudy) -> None:
+def _check_budget(study: SteeredStudy) -> None:
     """Refuse another trial where there is no time to train it.
 
     Raises:
@@ -194,12 +194,12 @@ class Add(Verb):
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
         from loraxs_search.search_space import place_given  # late: `status` starts without it
 
-        check_budget(study)
+        _check_budget(study)
         placed = place_given(space_of(study), command.params)
         refuse(placed.faults, f"`loraxs-search status {study.name}` shows params that trials have")
         given = ", ".join(f"{name} {value}" for name, value in placed.params.items())
         text = f"a trial with {given} starts" if given else "a trial that the sampler proposes starts"
-        return Accepted(f"{text} once a slot is free", facts_of(study, placed.params))
+        return Accepted(f"{text} once a slot is free", _facts_of(study, placed.params))
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         ask(command, facts, state)
@@ -221,7 +221,7 @@ class Clone(Verb):
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
         from loraxs_search.search_space import clone_params  # late: `status` starts without it
 
-        check_budget(study)
+        _check_budget(study)
         (source,) = command.trial_ids
         if command.arguments.get("warm"):  # in the inbox of a study that an earlier version left
             raise CommandError(
@@ -234,7 +234,7 @@ class Clone(Verb):
         forced = clone_params(space, study.records[source].params, command.params, force=True)
         hint = "`--force` tries it all the same" if not forced.faults else "launch another study for other shapes"
         refuse(placed.faults, hint)
-        facts = facts_of(study, placed.params, is_hidden=bool(placed.outside))
+        facts = _facts_of(study, placed.params, is_hidden=bool(placed.outside))
         return Accepted(f"a clone of trial {source} starts once a slot is free", facts)
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 
 
-def elapsed() -> float:
+def _elapsed() -> float:
     """Return seconds since some moment, by a clock that nobody sets and that goes on while the machine is suspended."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)  # Linux; elsewhere the monotonic clock does the same
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 
 
-_BEGAN_AT = time.time() - elapsed()
+_BEGAN_AT = time.time() - _elapsed()
 
 
 def steady_time() -> float:
@@ -19,7 +19,7 @@ def steady_time() -> float:
 
     So a clock that is set meanwhile moves no time budget.
     """
-    return _BEGAN_AT + elapsed()
+    return _BEGAN_AT + _elapsed()
 
 
 class Clock:
@@ -27,7 +27,7 @@ class Clock:
 
     def now(self) -> float:
         """Return seconds since some moment."""
-        return elapsed()
+        return _elapsed()
 
     def sleep(self, seconds: float) -> None:
         """Let time pass."""

@@ -11,7 +11,7 @@ from loraxs_search.records import Answers, Candidate, Refit, Split, check_trial_
 
 
 @dataclass(frozen=True)
-class AloneFailure:
+class _AloneFailure:
     """Why the base alone could not be asked, and whether it could have been."""
 
     reason: str
@@ -93,10 +93,10 @@ class Confirmations:
         """Keep answers of the base alone to these rows."""
         write_atomic(self._path / f"base-{shots}.{split}-{rows.start}-{rows.stop}.json", to_json(answers))
 
-    def alone_failure(self, shots: int) -> AloneFailure | None:
+    def alone_failure(self, shots: int) -> _AloneFailure | None:
         """Return why the base alone could not answer; None where that is not known."""
         path = self._path / f"base-{shots}.failed.json"
-        return from_json(AloneFailure, path.read_bytes()) if path.exists() else None
+        return from_json(_AloneFailure, path.read_bytes()) if path.exists() else None
 
     def forget_alone_failures(self) -> None:
         """Have the base alone asked again for what it could not answer."""
@@ -105,7 +105,7 @@ class Confirmations:
 
     def write_alone_failure(self, shots: int, reason: str, *, applies: bool = True) -> None:
         """Keep why the base alone could not answer, and whether it could have."""
-        write_atomic(self._path / f"base-{shots}.failed.json", to_json(AloneFailure(reason, applies)))
+        write_atomic(self._path / f"base-{shots}.failed.json", to_json(_AloneFailure(reason, applies)))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _answers(self, start: str) -> dict[range, Answers]:

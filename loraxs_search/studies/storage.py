@@ -149,7 +149,7 @@ def _profile() -> dict[str, str]:
 _FOLDER_HINT = "check that its share is mounted here, has room and may be used"
 
 
-class SharedFolder:
+class _SharedFolder:
     """Objects as files. It is not made: where a share is not mounted, its copy would be on this machine alone.
 
     Whether a file is as it was seen is looked at just before it is replaced; only `create` is one step for the system.
@@ -259,7 +259,7 @@ class Storage:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         is_folder = uri.strip() and "://" not in uri
-        self._objects: _ObjectStore = SharedFolder(uri) if is_folder else Bucket(uri)
+        self._objects: _ObjectStore = _SharedFolder(uri) if is_folder else Bucket(uri)
 
     def check(self) -> None:
         """See that objects can be written and deleted, and that what another driver has written is not replaced.

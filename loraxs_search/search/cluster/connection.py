@@ -50,7 +50,7 @@ def check_answers(address: str | None) -> None:
     _check_token(address or "", f"{place[0]}:{place[1]}")
 
 
-def token_error(address: str | None) -> ClusterError:
+def _token_error(address: str | None) -> ClusterError:
     """Say that a cluster asks for another token."""
     sent = "another token than its own" if os.environ.get("RAY_AUTH_MODE") == "token" else "no token"
     return ClusterError(
@@ -107,7 +107,7 @@ def _check_token(address: str, place: str) -> None:
     try:
         ray_private.ask_head(place, _CONNECT_TIMEOUT_S)
     except AuthenticationError as error:
-        raise token_error(address) from error
+        raise _token_error(address) from error
     except (RayError, RuntimeError, ConnectionError):
         return  # `ray.init` reports any other error
 
@@ -173,7 +173,7 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
                 runtime_env=env,
             )
     except AuthenticationError as error:
-        raise token_error(address) from error
+        raise _token_error(address) from error
     except Exception as error:  # Ray raises plain ones too, such as for a node that takes more than 30 s to start
         where = f"a Ray cluster at {address}" if address else "Ray on this machine"
         hint = "check that it runs: `ray status --address ADDRESS`" if address else _LOCAL_HINT

@@ -1,7 +1,7 @@
 """The one typed client of a host, and typed handles of a search's actors: Ray itself gives none with named methods.
 
-`RemoteMethod[[A, B], R]` is a method of an actor that takes A and B, as other processes call it: `remote(a, b)` returns
-at once a reference to R, which `ray.get` waits for.
+`_RemoteMethod[[A, B], R]` is a method of an actor that takes A and B, as other processes call it: `remote(a, b)`
+returns at once a reference to R, which `ray.get` waits for.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
 
 
-class RemoteMethod(Protocol[P, ResultT]):
+class _RemoteMethod(Protocol[P, ResultT]):
     """A method of an actor; the result may be an exception, which `ray.get` raises."""
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[ResultT]:
         """Have it done, and return a reference to the result."""
         ...
 
-    def options(self, *, concurrency_group: str) -> RemoteMethod[P, ResultT]:
+    def options(self, *, concurrency_group: str) -> _RemoteMethod[P, ResultT]:
         """Return the method as it runs in other threads of the actor."""
         ...
 
@@ -49,31 +49,31 @@ class RemoteMethod(Protocol[P, ResultT]):
 class KeeperHandle(Protocol):
     """A `StudyKeeper`."""
 
-    __ray_ready__: RemoteMethod[[], object]
-    read_asset: RemoteMethod[[str], bytes]
-    read_snapshot: RemoteMethod[[str], bytes | None]
-    write_snapshot: RemoteMethod[[str, bytes], None]
-    write_yardsticks: RemoteMethod[[ObjectRef[tuple[Yardstick, ...]]], None]
+    __ray_ready__: _RemoteMethod[[], object]
+    read_asset: _RemoteMethod[[str], bytes]
+    read_snapshot: _RemoteMethod[[str], bytes | None]
+    write_snapshot: _RemoteMethod[[str, bytes], None]
+    write_yardsticks: _RemoteMethod[[ObjectRef[tuple[Yardstick, ...]]], None]
 
 
 class HostHandle(Protocol):
     """A `HostActor`; `HostClient` has its calls."""
 
-    info: RemoteMethod[[Task], HostInfo]
-    call: RemoteMethod[..., Any]
-    give_up: RemoteMethod[[Sequence[str]], None]
-    usage: RemoteMethod[[], tuple[str, dict[str, float]]]
-    steps: RemoteMethod[[], dict[str, int]]
+    info: _RemoteMethod[[Task], HostInfo]
+    call: _RemoteMethod[..., Any]
+    give_up: _RemoteMethod[[Sequence[str]], None]
+    usage: _RemoteMethod[[], tuple[str, dict[str, float]]]
+    steps: _RemoteMethod[[], dict[str, int]]
 
 
 class DirectoryHandle(Protocol):
     """A `HostDirectory`."""
 
-    host_for: RemoteMethod[[str, str | None, HostHandle | None], HostHandle]
-    preload: RemoteMethod[[str, str | None, Task], None]
-    hosts: RemoteMethod[[], Sequence[HostHandle]]
-    renew: RemoteMethod[[str, float], None]
-    leave: RemoteMethod[[str], None]
+    host_for: _RemoteMethod[[str, str | None, HostHandle | None], HostHandle]
+    preload: _RemoteMethod[[str, str | None, Task], None]
+    hosts: _RemoteMethod[[], Sequence[HostHandle]]
+    renew: _RemoteMethod[[str, float], None]
+    leave: _RemoteMethod[[str], None]
 
 
 def find_keeper(name: str) -> KeeperHandle:

@@ -92,7 +92,7 @@ class StudyActors:
         try:
             self.info: HostInfo = pool.host().result(lambda host: host.info(space.task))
             check_unchanged(study.name, recorded, self.info.identity)
-            warn_of_data(space.task, self.info)
+            _warn_of_data(space.task, self.info)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
@@ -192,7 +192,7 @@ def alone(space: Space) -> PackSize:
     return size
 
 
-def warn_of_data(task: Task, info: HostInfo) -> None:
+def _warn_of_data(task: Task, info: HostInfo) -> None:
     """Say what makes the scores of these rows mean less than they seem to."""
     for warning in data_warnings(info.data, info.num_rows, task.metric):
         _logger.warning("task %s: %s", task.name, warning)
