@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 
+import optuna
 import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, distribution_to_json
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from support.studies import study
 
+from loraxs_search.errors import UsageError
 from loraxs_search.records import AdapterSize, Proposal, SearchPlan, TrialReport, TrialState
 from loraxs_search.reports.comparison import MIN_TRIALS, importances
 
@@ -85,3 +89,20 @@ def test_of_a_study_of_two_objectives_what_leads_to_the_front_counts(fresh_home)
     for number in range(20):
         recorder.remember(number / 20, {"scale": number / 20, "learning_rate": 1e-3 + (number * 7 % 20) * 1e-4})
     assert next(iter(importances(folder).values)) == "scale"
+
+
+def test_a_study_is_exported_for_optunas_tools(folder, recorder, tmp_path):
+    for number in range(3):
+        state = TrialState.PRUNED if number == 1 else TrialState.COMPLETE
+        recorder.remember(number / 3, {"scale": number / 3, "learning_rate": 1e-3}, state)
+    path = tmp_path / "s.optuna.jsonl"
+    assert export_optuna("s", path) == 3
+    exported = optuna.load_study(study_name="s", storage=JournalStorage(JournalFileBackend(str(path))))
+    assert exported.direction is optuna.study.StudyDirection.MAXIMIZE
+    assert [trial.state.name for trial in exported.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert [trial.params for trial in exported.trials] == [
+        {"scale": number / 3, "learning_rate": 1e-3} for number in range(3)
+    ]
+    assert exported.best_value == pytest.approx(2 / 3)
+    with pytest.raises(UsageError):
+        export_optuna("s", path)
