@@ -14,6 +14,7 @@ from support.studies import study
 from loraxs_search.errors import UsageError
 from loraxs_search.records import AdapterSize, Proposal, SearchPlan, TrialReport, TrialState
 from loraxs_search.reports.comparison import MIN_TRIALS, importances
+from loraxs_search.reports.optuna_study import export_optuna
 
 METHODS = CategoricalDistribution(["lora-xs", "lora"])
 SCALE, RATE, OTHER_RATE = (
