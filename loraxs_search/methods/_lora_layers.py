@@ -130,8 +130,10 @@ def _kept(layer: nn.Module) -> nn.Parameter | None:
 
 
 def _layer(base: nn.Module, config: LoraConfig) -> Linear:
-    """Put LoRA on one layer, as PEFT does on a model."""
-    return Linear(base, ADAPTER, config, r=config.r, lora_alpha=config.lora_alpha)
+    """Put LoRA on one layer that keeps its weight as (out, in), as PEFT does on a model."""
+    own = copy.copy(config)
+    own.fan_in_fan_out = False
+    return Linear(base, ADAPTER, own, r=own.r, lora_alpha=own.lora_alpha)
 
 
 def _empty(out_features: int, in_features: int) -> nn.Linear:
@@ -158,9 +160,7 @@ def _added_pair(layer: Linear, config: LoraConfig) -> Pair:
     weight = weight.T if layer.fan_in_fan_out else weight  # (out, in)
     original = _empty(weight.shape[0], weight.shape[1])
     original.weight.data = weight.clone()
-    own = copy.copy(config)
-    own.fan_in_fan_out = False
-    first_a, first_b = (side.to(a.device) for side in _pair(_layer(original, own)))
+    first_a, first_b = (side.to(a.device) for side in _pair(_layer(original, config)))
     return torch.cat([a, first_a]), scaling * torch.cat([b, -first_b], dim=1)
 
 

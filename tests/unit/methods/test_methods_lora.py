@@ -74,6 +74,15 @@ def test_it_begins_in_float32_whatever_the_base_is_in(make_base) -> None:
     assert all(torch.equal(pairs(halved)[name], value) for name, value in pairs(whole).items())
 
 
+def test_dora_takes_layers_that_keep_their_weights_the_other_way_round(make_base, inputs, logits) -> None:
+    model = attached(make_base("gpt2"), "gpt2", dora=True)
+    torch.testing.assert_close(logits(model, inputs), logits(make_base("gpt2"), inputs), atol=1e-6, rtol=1e-5)
+    shake(model)
+    expected = logits(model, inputs)
+    model.merge_adapter()
+    torch.testing.assert_close(logits(model, inputs), expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 def test_pissa_gives_the_very_weights_back(make_base, family, inputs, logits) -> None:
     base = make_base(family)
