@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from loraxs_search.errors import UsageError, unknown_name
+from loraxs_search.records import Scalar
 
 EntryT = TypeVar("EntryT")
+
+
+@dataclass(frozen=True)
+class SearchKey:
+    """A key of a space's `search:` section that a scheduler or a sampler takes.
+
+    Args:
+        annotation: Its type and law as pydantic reads them, such as `Annotated[int, Field(ge=2)]`.
+        default: Where the space does not give it.
+    """
+
+    annotation: Any
+    default: Scalar
 
 
 class EntryPoints(Generic[EntryT]):

@@ -23,6 +23,8 @@ class SearchPlan:
             weak for what they store, `none` lets all finish.
         reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
         scheduler_params: What the scheduler takes beside that, by the names that it declares.
+        sampler: A name of `loraxs_search.samplers`: what proposes params.
+        sampler_params: What the sampler takes, by the names that it declares.
         time_budget_s: The search stops proposing and running trials after this, over all drivers; None means no limit.
         keep_hosts_s: How long hosts stay loaded after the search, for the next one on the same cluster; None ends them.
         max_failures: How often a trial is restarted after losing its node or process.
@@ -49,6 +51,8 @@ class SearchPlan:
     device: SearchDevice = "auto"
     seed: int = 0
     scheduler_params: Mapping[str, Scalar] = field(default_factory=dict)
+    sampler: str = "tpe"
+    sampler_params: Mapping[str, Scalar] = field(default_factory=dict)
     keep: Literal["last", "best"] = "last"
     objectives: tuple[str, ...] = ()
     max_state_mb: float = MAX_STATE_BYTES / 1e6

@@ -1,4 +1,45 @@
 """What proposes params: Optuna's samplers, over the trials of a study as its log has them.
 
+_base.py     the contract
+entries.py   Optuna's samplers, by its names
+_optuna.py   what these need beside Optuna's own classes
+proposer.py  asks the sampler for the next trial
+history.py   which trials it sees of a long study
+trials.py    a study's trials, read from its log
+
 Nothing here is kept on disk: `StudyTrials` reads the log, and a proposal is an event in it before anything else has it.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from loraxs_search.plugins import EntryPoints
+from loraxs_search.records import SearchPlan
+from loraxs_search.samplers._base import DrawnSpace, Sampler, SamplerConfig, SearchedParameter
+from loraxs_search.samplers.entries import GP, QMC, TPE, CmaEs, RandomSearch
+
+__all__ = ["SAMPLERS", "DrawnSpace", "Sampler", "SamplerConfig", "SearchedParameter", "make_sampler"]
+
+SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints(
+    "search.sampler", "loraxs_search.samplers", {entry.name: entry for entry in (TPE, RandomSearch, GP, CmaEs, QMC)}
+)
+
+
+def make_sampler(plan: SearchPlan, searched: Sequence[SearchedParameter]) -> Sampler:
+    """Return the plan's sampler.
+
+    Raises:
+        UsageError: there is no sampler of this name.
+    """
+    entry = SAMPLERS.get(plan.sampler)
+    return entry(
+        SamplerConfig(
+            seed=plan.seed,
+            num_trials=plan.trials,
+            num_objectives=max(1, len(plan.objectives)),
+            stops_early=plan.scheduler != "none",
+            parameters={name: plan.sampler_params.get(name, key.default) for name, key in entry.parameters.items()},
+            searched=searched,
+        )
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 
@@ -90,7 +91,7 @@ class FrontHistory:
         self._longest, self._limit = longest, limit
         self._complete = Fronts[int]()
         self._pruned: dict[int, Fronts[int]] = {}  # by step
-        self._unranked: list[int] = []  # pruned before their first report
+        self._unranked: list[int] = []  # pruned before their first report, or with a score that is no number
         self._ended = EndedTrials()
 
     def window(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -118,7 +119,7 @@ class FrontHistory:
             self._complete.add(trial.number, (self._sign * score, stored))
             return
         last = last_report(trial)
-        if last is None:
+        if last is None or math.isnan(last[1][0]):
             self._unranked.append(trial.number)
             return
         step, (score, stored) = last

@@ -21,7 +21,7 @@ from loraxs_search.log import LoggedEvent, TrialEnded, TrialReported, TrialStart
 from loraxs_search.pareto import Point
 from loraxs_search.records import KeepRule, SearchPlan, Task, TrialReport
 from loraxs_search.records import TrialState as State
-from loraxs_search.search_space import Space
+from loraxs_search.samplers._base import DrawnSpace
 
 _REPORT = "report."  # and the step: an attribute [score, stored bytes]
 _UNKNOWN = TrialState.WAITING  # of a number that no event has: a driver of an older version asked for it, and died
@@ -34,12 +34,13 @@ class StudyTrials:
         space: Returns the study's space; asked for where an older version has recorded trials without what they were
             drawn from.
     Attributes:
+        plan: The study's.
         trials: All of them, by number, as the log has them so far; a number that it lacks has a trial that waits.
         attributes: The study's, which samplers keep their state in.
     """
 
-    def __init__(self, task: Task, plan: SearchPlan, space: Callable[[], Space]) -> None:
-        self._keep, self._space = KeepRule.of(task, plan), space
+    def __init__(self, task: Task, plan: SearchPlan, space: Callable[[], DrawnSpace]) -> None:
+        self.plan, self._keep, self._space = plan, KeepRule.of(task, plan), space
         score = StudyDirection.MAXIMIZE if task.search_direction == "maximize" else StudyDirection.MINIMIZE
         self.directions = (score, StudyDirection.MINIMIZE) if plan.objectives else (score,)
         self.trials: list[FrozenTrial] = []
@@ -113,7 +114,11 @@ class StudyTrials:
             trial.user_attrs["state"], trial.state = event.state.value, TrialState.FAIL
             return
         if event.state is State.COMPLETE:
-            trial.values = self._values(self._keep.kept(tuple(reports)))
+            values = self._values(self._keep.kept(tuple(reports)))
+            if any(map(math.isnan, values)):  # nothing is better or worse: Optuna, too, takes it as failed
+                trial.user_attrs["state"], trial.state = event.state.value, TrialState.FAIL
+                return
+            trial.values = values
         elif event.state is State.PRUNED and len(self.directions) == 1 and reports:
             score = reports[-1].metrics[self._keep.metric]
             trial.values = None if math.isnan(score) else [score]

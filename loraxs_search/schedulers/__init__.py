@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records import Direction, Scalar, SearchPlan
-from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, SchedulerParameter, ScoredTrial
+from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 from loraxs_search.schedulers.asha import ASHA
 from loraxs_search.schedulers.mo_asha import MOASHA
 from loraxs_search.schedulers.none import NoScheduler
@@ -23,7 +23,6 @@ __all__ = [
     "NoScheduler",
     "Scheduler",
     "SchedulerConfig",
-    "SchedulerParameter",
     "ScoredTrial",
     "make_scheduler",
 ]

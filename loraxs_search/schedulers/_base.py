@@ -5,22 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from loraxs_search.plugins import SearchKey
 from loraxs_search.records import Direction, Scalar, TrialReport
-
-
-@dataclass(frozen=True)
-class SchedulerParameter:
-    """A key of a space's `search:` section that a scheduler takes.
-
-    Args:
-        annotation: Its type and law as pydantic reads them, such as `Annotated[int, Field(ge=2)]`.
-        default: Where the space does not give it.
-    """
-
-    annotation: Any
-    default: Scalar
 
 
 @dataclass(frozen=True)
@@ -87,7 +75,7 @@ class Scheduler(ABC):
     """
 
     name: ClassVar[str]
-    parameters: ClassVar[Mapping[str, SchedulerParameter]] = {}
+    parameters: ClassVar[Mapping[str, SearchKey]] = {}
 
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config

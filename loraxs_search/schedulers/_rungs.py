@@ -10,7 +10,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from loraxs_search.pareto import Point
-from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, SchedulerParameter, ScoredTrial
+from loraxs_search.plugins import SearchKey
+from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 
 
 class Rung(ABC):
@@ -39,9 +40,7 @@ class HalvingScheduler(Scheduler):
     first one would always go on otherwise. A subclass says in its kind of rung who is among the best.
     """
 
-    parameters: ClassVar[Mapping[str, SchedulerParameter]] = {
-        "reduction_factor": SchedulerParameter(Annotated[int, Field(ge=2)], 2)
-    }
+    parameters: ClassVar[Mapping[str, SearchKey]] = {"reduction_factor": SearchKey(Annotated[int, Field(ge=2)], 2)}
     rung: ClassVar[type[Rung]]
     title: ClassVar[str]  # what reasons call it
 

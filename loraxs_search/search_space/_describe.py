@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from loraxs_search.methods import LoraXS, Method, Shapes, get_method
 from loraxs_search.records import AdapterSize, LinearModule, Scalar
+from loraxs_search.samplers import make_sampler
 from loraxs_search.search_space._distributions import reachable_shapes
 from loraxs_search.search_space._document import fail_with
 from loraxs_search.search_space._parameter_specs import both, parameter_specs, resolve_modules
@@ -17,7 +18,7 @@ from loraxs_search.search_space._space import Space
 
 def notes(space: Space) -> tuple[str, ...]:
     """Return what methods ask for, which of them cannot share passes, and what may not be what was meant."""
-    return (*_advice(space), *_starting(space), *_alone(space), *_objectives(space))
+    return (*_advice(space), *_starting(space), *_alone(space), *_objectives(space), *_sampling(space))
 
 
 def _advice(space: Space) -> Iterator[str]:
@@ -46,6 +47,10 @@ def _objectives(space: Space) -> Iterator[str]:
     if space.search.objectives and space.search.scheduler == "asha":
         remedy = "leave search.scheduler out, or write mo-asha, to keep what is good for its size"
         yield f"asha stops trials by {space.task.search_metric} alone, and so the small ones first: {remedy}"
+
+
+def _sampling(space: Space) -> Iterator[str]:
+    yield from make_sampler(space.search, space.searched()).advice()
 
 
 @dataclass(frozen=True)

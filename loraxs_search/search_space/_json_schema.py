@@ -14,6 +14,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from loraxs_search.methods import METHODS, ParameterSpec
+from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._parameter_specs import method_spec, parameter_specs
 from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section, task_section
@@ -27,7 +28,7 @@ _SCALAR: Schema = {"type": ["string", "number", "boolean"]}
 
 
 def space_schema() -> Schema:
-    """Return the schema, with the kinds, methods and schedulers that are known by now."""
+    """Return the schema, with the kinds, methods, schedulers and samplers that are known by now."""
     kinds = {name: task_section(kind) for name, kind in KINDS.importable().items()}
     sections = {"base_model": BaseModelSection, "search": search_section(), "promotion": PromotionSection}
     models = [(model, "validation") for model in (*kinds.values(), *sections.values())]
@@ -37,7 +38,8 @@ def space_schema() -> Schema:
     by_kind = {name: _definition(known, references[id(model)]) for name, model in kinds.items()}
     values = _values()
     own = {name: references[id(model)] for name, model in sections.items()}
-    _definition(known, own["search"])["properties"]["scheduler"]["enum"] = SCHEDULERS.names()
+    plan = _definition(known, own["search"])["properties"]
+    plan["scheduler"]["enum"], plan["sampler"]["enum"] = SCHEDULERS.names(), SAMPLERS.names()
     method = _of_spec(method_spec())
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",

@@ -14,8 +14,9 @@ from loraxs_search.errors import UsageError, asking, must_be, one_of
 from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
-from loraxs_search.schedulers import MOASHA
-from loraxs_search.search_space._distributions import METHOD
+from loraxs_search.samplers import SAMPLERS, make_sampler
+from loraxs_search.schedulers import MOASHA, SCHEDULERS
+from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._document import Document, KeyPath, find_file, parse_document, read_file, shown
 from loraxs_search.search_space._overrides import Overrides, apply_overrides, as_texts
 from loraxs_search.search_space._parameter_forms import PARAMETERS
@@ -31,9 +32,8 @@ from loraxs_search.search_space._sections import (
     quality_of,
     read_section,
     search_section,
-    taken_keys,
 )
-from loraxs_search.search_space._space import Space
+from loraxs_search.search_space._space import Space, searched_parameters
 from loraxs_search.search_space._task import read_task
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
@@ -125,6 +125,7 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
     _check_head(document, sections.get("parameters"), task, methods)
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
     search = _search(document, sections.get("search") or {})
+    _check_sampler(document, search, parameters)
     task = _reported(document, sections.get("search") or {}, task)
     promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else (), methods)
     check_objectives(document, sections.get("search") or {}, sections.get("promotion") or {}, task)
@@ -263,11 +264,21 @@ def _search(document: Document, given: object) -> SearchPlan:
     factor = params.pop("reduction_factor")  # stored as a field, whichever scheduler is chosen
     if section.objectives and "scheduler" not in section.model_fields_set:
         values["scheduler"] = MOASHA.name
-    taken = {key: value for key, value in params.items() if key in taken_keys(values["scheduler"])}
+    values["scheduler_params"], values["sampler_params"] = (
+        {key: value for key, value in params.items() if key in entry.parameters}
+        for entry in (SCHEDULERS.get(values["scheduler"]), SAMPLERS.get(section.sampler))
+    )
     values["objectives"] = tuple(section.objectives or ())
     values["time_budget_s"] = values.pop("time_budget")
     values["keep_hosts_s"] = values.pop("keep_hosts")
-    return SearchPlan(**values, reduction_factor=factor, scheduler_params=taken)
+    return SearchPlan(**values, reduction_factor=factor)
+
+
+def _check_sampler(document: Document, plan: SearchPlan, parameters: Mapping[str, Parameter]) -> None:
+    """Report what the sampler cannot search."""
+    if not document.faults.at_or_below(("search",)) and not document.faults.at_or_below((PARAMETERS,)):
+        for fault in make_sampler(plan, searched_parameters(parameters)).faults():
+            document.faults.add(("search", "sampler"), fault)
 
 
 def _reported(document: Document, given: object, task: Task | None) -> Task | None:

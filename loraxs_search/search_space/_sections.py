@@ -22,24 +22,20 @@ from pydantic_core import ErrorDetails
 from loraxs_search.durations import seconds_of
 from loraxs_search.errors import must_be, one_of
 from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan, Task
+from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._document import Document, KeyPath, as_written, shown
 from loraxs_search.search_space._parameter_specs import known_entry
 from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, distinct, kind_of
 
 
-def _scheduler_keys() -> dict[str, Any]:
-    """Return type and default of every key that a scheduler takes; of two that take the same, the first one's.
+def _entry_keys() -> dict[str, Any]:
+    """Return type and default of every key that a scheduler or sampler takes; of two that take one, the first one's.
 
     A space may hold keys of a scheduler that it does not use: `--set search.scheduler=none` is enough to do without.
     """
-    entries = reversed(SCHEDULERS.importable().values())
-    return {key: (law.annotation, law.default) for entry in entries for key, law in entry.parameters.items()}
-
-
-def taken_keys(name: str) -> list[str]:
-    """Return the keys that the scheduler of this name takes."""
-    return list(SCHEDULERS.get(name).parameters)
+    taken = [entry.parameters for entry in (*SCHEDULERS.importable().values(), *SAMPLERS.importable().values())]
+    return {name: (key.annotation, key.default) for keys in reversed(taken) for name, key in keys.items()}
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -225,7 +221,7 @@ Duration = Annotated[
 
 
 class SearchSection(Section):
-    """`search:`, the fields of `SearchPlan` but those that schedulers take; see `search_section`.
+    """`search:`, the fields of `SearchPlan` but those that schedulers and samplers take; see `search_section`.
 
     `metric` is what running trials are compared by; it becomes the task's `report_metric`. So does the first of
     `objectives`.
@@ -239,6 +235,7 @@ class SearchSection(Section):
     report_every: Count = SearchPlan.report_every
     concurrent: Count | None = None
     scheduler: Annotated[str, AfterValidator(known_entry(SCHEDULERS, "a scheduler"))] = SearchPlan.scheduler
+    sampler: Annotated[str, AfterValidator(known_entry(SAMPLERS, "a sampler"))] = SearchPlan.sampler
     time_budget: Duration | None = None
     keep_hosts: Duration | None = None
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
@@ -250,8 +247,8 @@ class SearchSection(Section):
 
 
 def search_section() -> type[SearchSection]:
-    """Return the section with the keys of every scheduler, as they are known by now."""
-    return create_model("SearchSection", __base__=SearchSection, **_scheduler_keys())
+    """Return the section with the keys of every scheduler and sampler, as they are known by now."""
+    return create_model("SearchSection", __base__=SearchSection, **_entry_keys())
 
 
 class PromotionSection(Section):

@@ -18,8 +18,12 @@ from loraxs_search.records import (
     SearchPlan,
     Task,
 )
+from loraxs_search.samplers import SearchedParameter
 from loraxs_search.search_space._distributions import (
     METHOD,
+    Constant,
+    Floats,
+    Integers,
     Parameter,
     count_configurations,
     drawing_order,
@@ -171,6 +175,19 @@ class Space:
         )
         return {name: distribution for name, distribution in distributions if distribution is not None}
 
+    def searched(self) -> tuple[SearchedParameter, ...]:
+        """Return what samplers may know of each parameter that is searched, in the file's order."""
+        return searched_parameters(self.parameters)
+
+    def drawn_names(self, name: str) -> list[str]:
+        """Return the names that `suggest` draws a parameter by, one for each alternative."""
+        parameter = self.parameters[name]
+        return [parameter.drawn_name(index) for index in range(len(parameter.alternatives))]
+
+    def first_params(self) -> list[dict[str, Scalar]]:
+        """Return what the first trials of a space of several methods draw: each trains another one."""
+        return [self.drawn_params({METHOD: method}) for method in self.methods] if len(self.methods) > 1 else []
+
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""
         sizes = [count_configurations(self.parameters_of(method)) for method in self.methods]
@@ -206,3 +223,17 @@ class Space:
         if values is None or default is None or not (parameter is None or parameter.may_be_absent):
             return values
         return tuple(dict.fromkeys((*values, default)))
+
+
+def searched_parameters(parameters: Mapping[str, Parameter]) -> tuple[SearchedParameter, ...]:
+    """Return what samplers may know of each of these parameters that is searched."""
+    return tuple(
+        SearchedParameter(
+            parameter.drawn_name(index),
+            is_number=isinstance(alternative.distribution, Integers | Floats),
+            is_conditional=bool(parameter.methods or alternative.when or index),
+        )
+        for parameter in parameters.values()
+        for index, alternative in enumerate(parameter.alternatives)
+        if not isinstance(alternative.distribution, Constant)
+    )

@@ -122,7 +122,8 @@ class Recorder:
             return
         run_id = self._runs.run(SEARCH, event.at)
         plan = {f"search.{f.name}": getattr(run.plan, f.name) for f in dataclasses.fields(run.plan)}
-        plan |= {f"search.{key}": value for key, value in plan.pop("search.scheduler_params").items()}
+        for taken in ("search.scheduler_params", "search.sampler_params"):
+            plan |= {f"search.{key}": value for key, value in plan.pop(taken).items()}
         plan["search.objectives"] = ", ".join(plan["search.objectives"])
         plan = {key: value for key, value in plan.items() if value != ""}
         # MLflow never changes a param: a search that goes on keeps its first ones, and says what is new in tags.

@@ -36,7 +36,7 @@ import optuna
 from loraxs_search.log import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.pareto import Fronts, Point
 from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialSpec, TrialState
-from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search_space import Space, parse_space
@@ -181,7 +181,7 @@ class Replay:
         )
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._trials = StudyTrials(table.space.task, self._plan, lambda: table.space)
-        self._sampler = Sampler(self._trials, table.space)
+        self._sampler = Proposer(self._trials, table.space)
         self._random = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         self._scheduler = make_scheduler(self._plan, "maximize")
         self._running: list[tuple[str, dict[str, Scalar], int]] = []  # with the step each is at

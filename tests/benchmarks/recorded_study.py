@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
-from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.ledger import Ledger, SilentView
@@ -58,7 +58,7 @@ def take_up(num_trials: int, num_proposals: int = 10) -> dict[str, Any]:
             ledger.recover(folder)
         with laps.lap("asha"):
             make_scheduler(space.search, space.task.direction).replay(journal.reports, space.task.metric)
-        proposer = Sampler(trials, space)
+        proposer = Proposer(trials, space)
         proposer.propose(seed=0)  # the first one ranks the history
         with laps.lap("proposals"):
             for seed in range(num_proposals):

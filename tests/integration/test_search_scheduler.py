@@ -20,14 +20,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from loraxs_search.schedulers import Scheduler, SchedulerParameter
+from loraxs_search.plugins import SearchKey
+from loraxs_search.schedulers import Scheduler
 
 
 class EverySecond(Scheduler):
     """Stops every second trial that reaches a step."""
 
     name = "every-second"
-    parameters = {"patience": SchedulerParameter(Annotated[int, Field(ge=1)], 2)}
+    parameters = {"patience": SearchKey(Annotated[int, Field(ge=1)], 2)}
 
     def __init__(self, config):
         super().__init__(config)

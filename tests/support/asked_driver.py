@@ -17,7 +17,7 @@ from loraxs_search.records import (
     TrialReport,
     to_json,
 )
-from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.commander import Commander, InboxSource
@@ -106,7 +106,7 @@ def drive(folder: StudyFolder) -> Driver:
         slot_counter=SimpleNamespace(max_concurrent=2, slots=SimpleNamespace(resources={"CPU": 1.0})),
     )
     searcher = StudySearcher(
-        Sampler(trials, space),
+        Proposer(trials, space),
         ledger,
         space,
         info.search,

@@ -114,7 +114,7 @@ class Driver:
         Args:
             run_of: Returns the run of a trial in MLflow, if it has one by now.
         """
-        from loraxs_search.samplers.sampler import Sampler
+        from loraxs_search.samplers.proposer import Proposer
         from loraxs_search.samplers.trials import StudyTrials
         from loraxs_search.search.driver.yardsticks import StudyYardsticks
         from loraxs_search.search.tune.deadline import Deadline
@@ -139,7 +139,7 @@ class Driver:
         scheduler = self._scheduler(ledger, journal)
         self._ledger.search_started(self._facts(actors, ledger, study.state, deadline))
         searcher = StudySearcher(
-            Sampler(trials, self._space),
+            Proposer(trials, self._space),
             ledger,
             self._space,
             plan,

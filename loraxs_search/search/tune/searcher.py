@@ -19,7 +19,7 @@ from loraxs_search.records import (
     from_json,
     to_json,
 )
-from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger import Ledger
@@ -57,7 +57,7 @@ class StudySearcher(Searcher):
 
     def __init__(  # noqa: PLR0913  # the parts of one search
         self,
-        sampler: Sampler,
+        sampler: Proposer,
         ledger: Ledger,
         space: Space,
         plan: SearchPlan,

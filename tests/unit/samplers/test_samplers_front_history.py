@@ -10,9 +10,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.records import SearchPlan
-from loraxs_search.samplers import sampler
+from loraxs_search.samplers import proposer
 from loraxs_search.samplers.history import FrontHistory
-from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space import Space, parse_space
 
@@ -44,15 +44,15 @@ def history_of(*trials: FrozenTrial) -> list[FrozenTrial]:
     return list(trials)
 
 
-def seen(space: Space, *trials: FrozenTrial) -> Sampler:
+def seen(space: Space, *trials: FrozenTrial) -> Proposer:
     """Return a sampler that sees these trials."""
     history = StudyTrials(space.task, SearchPlan(objectives=("accuracy", "stored_bytes")), lambda: space)
     history.trials = history_of(*trials)
-    return Sampler(history, space)
+    return Proposer(history, space)
 
 
-def middle(proposer: Sampler) -> float:
-    rates = sorted(float(proposer.propose(seed)[0]["learning_rate"]) for seed in range(15))
+def middle(search: Proposer) -> float:
+    rates = sorted(float(search.propose(seed)[0]["learning_rate"]) for seed in range(15))
     return rates[len(rates) // 2]
 
 
@@ -100,7 +100,7 @@ def test_a_long_history_is_seen_by_its_best_and_its_latest() -> None:
 def test_proposals_depend_on_seed_and_history_alone(
     longest: int, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler, "MAX_HISTORY", longest)
+    monkeypatch.setattr(proposer, "MAX_HISTORY", longest)
     trials = [complete(i * 37 % 101 / 101, 1000 * (1 + i % 7), (1 + i) / 61) for i in range(60)]
     params, _ = seen(space, *trials).propose(5)
     assert seen(space, *trials).propose(5)[0] == params
@@ -110,7 +110,7 @@ def test_proposals_depend_on_seed_and_history_alone(
 @pytest.mark.parametrize("longest", [1000, 30])
 def test_it_learns_from_the_front(longest: int, space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best rate is 0.8 at each size, and the sizes are as good as each other."""
-    monkeypatch.setattr(sampler, "MAX_HISTORY", longest)
+    monkeypatch.setattr(proposer, "MAX_HISTORY", longest)
     rates = [(2 + i * 37 % 101) / 103 for i in range(100)]
     trials = [complete(0.1 * (i % 3) - abs(rate - 0.8), 1000 * (1 + i % 3), rate) for i, rate in enumerate(rates)]
     assert math.isclose(middle(seen(space, *trials)), 0.8, abs_tol=0.1)

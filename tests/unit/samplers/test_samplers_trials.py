@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import optuna
 import pytest
 from optuna.distributions import FloatDistribution
-from optuna.samplers import GPSampler, QMCSampler, RandomSampler
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState as OptunaState
 from support.studies import study as new_study
 from support.toy_ia3 import ToyIA3
 
+from loraxs_search import samplers
 from loraxs_search.log import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods import METHODS
 from loraxs_search.records import AdapterSize, SearchPlan, Task, TrialReport, TrialState
-from loraxs_search.samplers import sampler as samplers
-from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials, last_report
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import Journal, StudyFolder
@@ -52,7 +51,7 @@ class Search:
 
     def __init__(self, folder: StudyFolder, space: Space, plan: SearchPlan = PLAN) -> None:
         self.journal, self.trials = folder.journal(), read(folder, space, plan)
-        self.sampler = Sampler(self.trials, space)
+        self.sampler = Proposer(self.trials, space)
 
     def take(self, event: LoggedEvent | None) -> None:
         assert event is not None
@@ -126,7 +125,7 @@ def test_trials_of_older_versions_say_through_the_space_what_they_were_drawn_fro
         old.trials[0].distributions["learning_rate"]
         == space.parameters["learning_rate"].alternatives[0].distribution.to_optuna()
     )
-    assert Sampler(old, space).propose(3) == Sampler(read(folder, space), space).propose(3)
+    assert Proposer(old, space).propose(3) == Proposer(read(folder, space), space).propose(3)
 
 
 def _without_proposals(whole):
@@ -179,32 +178,30 @@ class Walk(RandomSampler):
         return {"learning_rate": min(place, 1.0), "head_learning_rate": 0.5}
 
 
-@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
-@pytest.mark.parametrize("kind", [Walk, GPSampler, QMCSampler])
-def test_samplers_that_keep_state_go_on_from_the_log(
-    kind: type, folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Walking(samplers.Sampler):
+    name = "walk"
+
+    def optuna_sampler(self, seed, distributions):
+        return Walk(seed=seed)
+
+
+def test_a_sampler_that_keeps_state_in_trials_goes_on_from_the_log(
+    folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some keep it in trials, QMC keeps its place in the study; a driver that is killed has neither."""
+    monkeypatch.setitem(samplers.SAMPLERS._entries, "walk", Walking)
     text = "task: sst2\nbase_model: org/base\nparameters: {rank: 4, learning_rate: {uniform: [0.01, 1.0]}, "
     text += "head_learning_rate: {uniform: [0.01, 1.0]}}\n"
-    space = parse_space(text, source="s.yaml", folder=tmp_path)
-    monkeypatch.setattr(samplers, "_tpe", lambda seed: _quiet(kind, seed))
+    space, plan = parse_space(text, source="s.yaml", folder=tmp_path), SearchPlan(sampler="walk")
     given = list[object]()
-    whole, cut = Search(folder, space), new_study("cut", folder.info.tracking_uri)
+    whole, cut = Search(folder, space, plan), new_study("cut", folder.info.tracking_uri)
     for number in range(14):
         name, params = whole.propose(number)
         whole.train(name, params, TrialState.COMPLETE, 8)
-        search = Search(cut, space)  # a new driver for each trial
+        search = Search(cut, space, plan)  # a new driver for each trial
         assert search.propose(number) == (name, params)
         search.train(name, params, TrialState.COMPLETE, 8)
         given.append(params["learning_rate"])
     assert len(set(given)) > 4
-
-
-def _quiet(kind: type, seed: int) -> optuna.samplers.BaseSampler:
-    if kind is QMCSampler:
-        return QMCSampler(seed=1, warn_asynchronous_seeding=False, warn_independent_sampling=False)
-    return kind(seed=seed, **({"n_startup_trials": 3} if kind is GPSampler else {}))
 
 
 def test_a_number_that_the_log_lacks_stays_free_and_is_the_next_one(folder: StudyFolder, space: Space) -> None:

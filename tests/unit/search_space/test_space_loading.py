@@ -14,6 +14,7 @@ import yaml
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
 from loraxs_search.methods import FactorSet
 from loraxs_search.records import BaseModelRef, DataSource, LargestTrial, PromotionRule, SearchPlan, Task
+from loraxs_search.samplers import SAMPLERS
 from loraxs_search.search_space import (
     Choice,
     Constant,
@@ -45,7 +46,7 @@ def test_every_section_becomes_its_record(parse, text, folder):
         metrics=("accuracy", "f1"),
     )
     assert space.base_model == BaseModelRef(id="org/name")
-    assert space.search == SearchPlan(trials=4, time_budget_s=600.0)
+    assert space.search == SearchPlan(trials=4, time_budget_s=600.0, sampler_params={"n_startup_trials": 10})
     assert space.promotion == PromotionRule(metric="f1")
     assert (space.name, space.text, space.folder) == ("space", text, str(folder))
 
@@ -83,8 +84,9 @@ def test_a_space_survives_pickling_and_reading_its_own_text(parse, text):
     ],
 )
 def test_sections_offer_every_field_of_their_record_with_its_default(section, record, renamed):
-    own = [field for field in fields(record) if field.name != "scheduler_params"]  # whatever schedulers take
-    elsewhere = {"metric"} if record is SearchPlan else set()  # becomes the task's
+    own = [field for field in fields(record) if field.name not in ("scheduler_params", "sampler_params")]
+    of_samplers = {key for entry in SAMPLERS.importable().values() for key in entry.parameters}
+    elsewhere = {"metric", *of_samplers} if record is SearchPlan else set()  # becomes the task's, or `sampler_params`
     assert {renamed.get(field.name, field.name) for field in own} | elsewhere == set(section.model_fields)
     for field in own:
         if field.name != "id":

@@ -13,7 +13,7 @@ from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError, RankError
 from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
-from loraxs_search.samplers.sampler import Sampler
+from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import NoScheduler, SchedulerConfig
 from loraxs_search.search.ledger import Ledger, SilentView
@@ -51,7 +51,7 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
     )
     state, scheduler = SteeringState(), NoScheduler(SchedulerConfig("maximize", 160, 40))
     plan = replace(space.search, **changes)
-    return StudySearcher(Sampler(trials, space), ledger, space, plan, actors, scheduler, None, state=state)
+    return StudySearcher(Proposer(trials, space), ledger, space, plan, actors, scheduler, None, state=state)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., S
     searcher = make_searcher(seed=3)
     searcher.suggest("x")
     space = load_space("movie_reviews")
-    params, _ = Sampler(StudyTrials(space.task, space.search, lambda: space), space).propose(3_000_009)
+    params, _ = Proposer(StudyTrials(space.task, space.search, lambda: space), space).propose(3_000_009)
     assert searcher._ledger.records["00000"].params == params
 
 

@@ -12,9 +12,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.log import TrialStarted
 from loraxs_search.records import Proposal, SearchPlan
-from loraxs_search.samplers import sampler
+from loraxs_search.samplers import proposer
 from loraxs_search.samplers.history import History
-from loraxs_search.samplers.sampler import WINDOW, Sampler, ShownHistory
+from loraxs_search.samplers.proposer import WINDOW, Proposer, ShownHistory
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space import Space, load_space
 
@@ -78,11 +78,11 @@ def test_a_window_holds_the_best_the_latest_and_those_that_run() -> None:
 def test_proposals_depend_on_seed_and_history_alone(
     longest: int, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampler, "MAX_HISTORY", longest)
+    monkeypatch.setattr(proposer, "MAX_HISTORY", longest)
     first, second = _history(60), _history(60)
-    params, proposal = Sampler(first, space).propose(5)
-    assert Sampler(second, space).propose(5) == (params, proposal)
-    assert Sampler(_history(0), space).propose(6)[0] != params
+    params, proposal = Proposer(first, space).propose(5)
+    assert Proposer(second, space).propose(5) == (params, proposal)
+    assert Proposer(_history(0), space).propose(6)[0] != params
     assert proposal.params.items() <= params.items()
     assert set(proposal.params) == set(proposal.distributions) == set(space.distributions())
 
@@ -92,13 +92,13 @@ def test_a_short_history_proposes_what_optuna_itself_would(space: Space) -> None
         itself = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=5)
     study = optuna.create_study(direction="maximize", sampler=itself)
     study.add_trials(_history(60).trials)
-    assert Sampler(_history(60), space).propose(5)[0] == space.suggest(study.ask())
+    assert Proposer(_history(60), space).propose(5)[0] == space.suggest(study.ask())
 
 
 def test_a_long_history_still_teaches(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampler, "MAX_HISTORY", 30)
-    proposer = Sampler(_history(300), space)
-    rates = [float(proposer.propose(seed)[0]["learning_rate"]) for seed in range(12)]
+    monkeypatch.setattr(proposer, "MAX_HISTORY", 30)
+    search = Proposer(_history(300), space)
+    rates = [float(search.propose(seed)[0]["learning_rate"]) for seed in range(12)]
     assert sorted(rates)[len(rates) // 2] > 0.02, "the best trials have the highest rates"
 
 
@@ -119,7 +119,7 @@ def test_each_of_several_methods_has_one_of_the_first_trials() -> None:
     history = StudyTrials(rivals.task, rivals.search, lambda: rivals)
     own = []
     for number in range(len(rivals.methods) + 1):
-        params, proposal = Sampler(history, rivals).propose(7)
+        params, proposal = Proposer(history, rivals).propose(7)
         history.apply(started(number, params, proposal))
         own.append(params["method"])
     assert own[:-1] == ["lora-xs", "lora", "vera", "head-only", "full"]

@@ -1,4 +1,4 @@
-"""Draws params for the next trial, in a time that does not grow with the study."""
+"""Asks the sampler for the next trial's params, in a time that does not grow with the study."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from collections.abc import Container, Mapping, Sequence
 
 import optuna
 from optuna.distributions import distribution_to_json
-from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Proposal, Scalar
+from loraxs_search.samplers import DrawnSpace, make_sampler
 from loraxs_search.samplers.history import FrontHistory, History
 from loraxs_search.samplers.trials import StudyTrials
-from loraxs_search.search_space import METHOD, Space
 
 # TPE looks at every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
 # MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
@@ -25,17 +26,20 @@ MAX_HISTORY, WINDOW = 500, 200
 _RELATIVE_PARAMS = "relative_params"
 
 
-class Sampler:
+class Proposer:
     """Draws params that depend on a seed and the study's history only. What it draws changes nothing.
 
     In a space of several methods each method has one of the first trials, with params drawn at random.
 
     Args:
-        trials: The history.
+        trials: The history; the study's plan, which they hold, names the sampler.
+    Raises:
+        UsageError: there is no such sampler.
     """
 
-    def __init__(self, trials: StudyTrials, space: Space) -> None:
+    def __init__(self, trials: StudyTrials, space: DrawnSpace) -> None:
         self._trials, self._space = trials, space
+        self._sampler = make_sampler(trials.plan, space.searched())
         score, *others = trials.directions
         self._history = FrontHistory(score, MAX_HISTORY, WINDOW) if others else History(score, WINDOW)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -51,11 +55,13 @@ class Sampler:
         Args:
             seed: Any whole number; the 32 bits that samplers take of it differ between the seeds of all plans.
             index: Place among the search's own proposals, where people have added trials; by default its number.
+        Raises:
+            LoraxsError: the sampler failed.
         """
-        seed, turn, methods = seed % 2**32, self.next_number if index is None else index, self._space.methods
-        if len(methods) > 1 and turn < len(methods):  # by chance alone, one of several would often be tried late
-            return self._draw(_fixed(self._space.drawn_params({METHOD: methods[turn]}), seed))
-        return self._draw(_tpe(seed))
+        turn, first = self.next_number if index is None else index, self._space.first_params()
+        if turn < len(first):  # by chance alone, one of several methods would often be tried late
+            return self._draw(_fixed(first[turn], seed % 2**32))
+        return self._sample(seed % 2**32)
 
     def add(self, given: Mapping[str, Scalar], seed: int) -> tuple[dict[str, Scalar], Proposal]:
         """Return the params of a trial that a person asked for; the sampler learns from it.
@@ -65,15 +71,28 @@ class Sampler:
 
         Args:
             given: Values of the space, by name, with those that decide whether a trial has them.
+        Raises:
+            LoraxsError: the sampler failed.
         """
-        _, proposed = self._draw(_tpe(seed % 2**32))
+        _, proposed = self._sample(seed % 2**32)
         fixed = dict(proposed.params)
         for name, value in given.items():
-            parameter = self._space.parameters[name]
-            fixed |= {parameter.drawn_name(index): value for index in range(len(parameter.alternatives))}
+            fixed |= dict.fromkeys(self._space.drawn_names(name), value)
         return self._draw(_fixed(fixed, seed % 2**32))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _sample(self, seed: int) -> tuple[dict[str, Scalar], Proposal]:
+        try:
+            return self._draw(self._sampler.optuna_sampler(seed, self._space.distributions()))
+        except LoraxsError:
+            raise
+        except Exception as error:  # a sampler from elsewhere may raise anything
+            raise LoraxsError(
+                f"The sampler {self._sampler.name!r} failed on trial {self.next_number:05d}:"
+                f" {type(error).__name__}: {error}.",
+                hint="fix the sampler, then go on with `loraxs-search resume`",
+            ) from error
+
     def _draw(self, sampler: BaseSampler) -> tuple[dict[str, Scalar], Proposal]:
         """Draw on a study that shows the history, and keeps the new trial and its attributes to itself."""
         storage = ShownHistory(self._shown(), self._trials.next_number)
@@ -97,13 +116,6 @@ class Sampler:
         is_whole = len(trials) <= MAX_HISTORY and len(self._trials.directions) == 1
         shown = trials if is_whole else self._history.window(trials)
         return [trial for trial in shown if trial.state is not TrialState.WAITING]  # Optuna would take that one up
-
-
-def _tpe(seed: int) -> BaseSampler:
-    with warnings.catch_warnings():
-        # `group` is what conditional spaces need; Optuna has called it experimental since 2.8.
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
 
 
 def _fixed(params: Mapping[str, Scalar], seed: int) -> BaseSampler:

@@ -1,0 +1,330 @@
+"""What every sampler keeps to, whatever it proposes; see `samplers/_base.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraxs_search.errors import LoraxsError, SpaceError, StudyError, UsageError
+from loraxs_search.log import LoggedEvent, TrialEnded, TrialReported, TrialStarted, to_line
+from loraxs_search.log.event_log import from_line
+from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialState
+from loraxs_search.samplers import SAMPLERS, Sampler, make_sampler
+from loraxs_search.samplers.proposer import Proposer
+from loraxs_search.samplers.trials import StudyTrials
+from loraxs_search.search_space import Space, notes, parse_space
+
+NAMES = SAMPLERS.names()
+OF_ONE_OBJECTIVE = {"cma-es"}
+every_sampler = pytest.mark.parametrize("name", NAMES)
+EARLY = ("search.n_startup_trials=5", "search.popsize=4")
+
+CONDITIONAL = """
+task: sst2
+base_model: org/base
+parameters:
+  rank: {int: [2, 32]}
+  learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
+  weight_decay: {uniform: [0.0, 0.1]}
+  sigma: {choice: [input, sqrt]}
+  init_std: {uniform: [1.0e-5, 1.0e-3], when: {sigma: sqrt}}
+  batch_size: 8
+search: {scheduler: none, trials: 24}
+"""
+RIVALS = """
+task: sst2
+base_model: org/base
+method: {choice: [lora-xs, lora]}
+parameters:
+  rank: {int: [2, 32]}
+  learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
+  sigma: {choice: [input, sqrt]}
+  scale: {uniform: [0.5, 4.0], when: {method: lora}}
+search: {scheduler: none, trials: 24}
+"""
+SPACES = {"conditional": CONDITIONAL, "several methods": RIVALS}
+every_space = pytest.mark.parametrize("text", SPACES.values(), ids=list(SPACES))
+
+
+def space_of(text: str, name: str, *overrides: str) -> Space:
+    given = (f"search.sampler={name}", *EARLY, *overrides)
+    return parse_space(text, source="s.yaml", folder=Path("/"), overrides=given)
+
+
+class Study:
+    """A study's log in memory, as lines, and a driver that follows it."""
+
+    def __init__(self, space: Space, lines: list[bytes] | None = None) -> None:
+        self.space, self.lines = space, list(lines or ())
+        self.trials = StudyTrials(space.task, space.search, lambda: space)
+        self.proposer = Proposer(self.trials, space)
+        for line in self.lines:
+            self.trials.apply(from_line(line))
+
+    def take(self, event: LoggedEvent) -> None:
+        self.lines.append(to_line(event))
+        self.trials.apply(event)
+
+    def start(self) -> tuple[str, dict[str, Scalar]]:
+        number = self.proposer.next_number
+        params, proposal = self.proposer.propose(self.space.search.trial_seed(number))
+        self.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
+        return f"{number:05d}", params
+
+    def end(self, trial_id: str, params: dict[str, Scalar], state: TrialState = TrialState.COMPLETE) -> None:
+        rate = float(params["learning_rate"])
+        self.report(trial_id, 1 - abs(rate - 0.03), 100 * int(params["rank"]))
+        self.take(TrialEnded(at=3.0, trial_id=trial_id, state=state, reason="so"))
+
+    def report(self, trial_id: str, score: float, stored: int) -> None:
+        report = TrialReport(trial_id, 40, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, stored))
+        self.take(TrialReported(at=2.0, report=report))
+
+    def run(self, num_trials: int) -> list[dict[str, Scalar]]:
+        """Have trials begin three at a time; every fourth one is stopped, every seventh fails."""
+        drawn = list[dict[str, Scalar]]()
+        while len(drawn) < num_trials:
+            started = [self.start() for _ in range(min(3, num_trials - len(drawn)))]
+            for trial_id, params in started:
+                number = int(trial_id)
+                ended = TrialState.PRUNED if number % 4 == 3 else TrialState.COMPLETE
+                self.end(trial_id, params, TrialState.FAIL if number % 7 == 6 else ended)
+            drawn += [params for _, params in started]
+        return drawn
+
+
+# ---- what it proposes ------------------------------------------------------------------------------------------------
+@every_space
+@every_sampler
+def test_every_proposal_is_one_of_the_space(name: str, text: str) -> None:
+    """With each parameter that its others say it has, and no other; a range is searched and not one end of it."""
+    space = space_of(text, name)
+    drawn = Study(space).run(9)
+    for params in drawn:
+        assert space.suggest(_Given(space.drawn_params(params))) == params
+    assert len({params["learning_rate"] for params in drawn}) == 9
+
+
+class _Given:
+    """A trial that has these params, and holds them to what they are asked for from."""
+
+    def __init__(self, params: dict[str, Scalar]) -> None:
+        self._params = params
+
+    def suggest_categorical(self, name: str, choices: Any) -> Scalar:
+        assert self._params[name] in choices
+        return self._params[name]
+
+    def suggest_float(self, name: str, low: float, high: float, **_: Any) -> Scalar:
+        assert low <= float(self._params[name]) <= high
+        return self._params[name]
+
+    suggest_int = suggest_float
+
+
+@every_sampler
+def test_the_same_seed_proposes_the_same_and_another_one_does_not(name: str) -> None:
+    first, again, other = (Study(space_of(CONDITIONAL, name, f"search.seed={seed}")).run(9) for seed in (3, 3, 4))
+    assert first == again
+    assert all(one != another for one, another in zip(first, other, strict=True))
+
+
+@every_sampler
+def test_trials_that_run_together_differ(name: str) -> None:
+    """The first ones, of which nothing is known, and those that begin when it has learnt."""
+    study = Study(space_of(CONDITIONAL, name))
+    together = [params["learning_rate"] for _, params in (study.start() for _ in range(8))]
+    study = Study(study.space)
+    study.run(9)
+    together += [params["learning_rate"] for _, params in (study.start() for _ in range(3))]
+    assert len(set(together)) == 11
+
+
+@pytest.mark.parametrize(("name", "num_trials"), [("tpe", 30), ("gp", 9), ("cma-es", 40)])
+def test_it_proposes_near_what_was_good(name: str, num_trials: int) -> None:
+    """The best rate is 0.03; the middle of the range, where chance draws, is 0.01."""
+    rate = "{rank: 4, learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}}"
+    text = f"task: sst2\nbase_model: org/base\nparameters: {rate}\nsearch: {{scheduler: none}}\n"
+    study = Study(space_of(text, name))
+    study.run(num_trials)
+    rates = sorted(float(study.start()[1]["learning_rate"]) for _ in range(3))
+    assert rates[1] == pytest.approx(0.03, rel=0.3)
+
+
+@pytest.mark.parametrize("name", ["random", "qmc"])
+def test_those_that_learn_nothing_propose_the_same_whatever_was_good(name: str) -> None:
+    space = space_of(CONDITIONAL, name)
+    learning, other = Study(space), Study(space)
+    assert learning.run(9) == [other.start()[1] for _ in range(9)]
+
+
+def test_qmc_spreads_trials_more_evenly_than_chance() -> None:
+    """Of 16 points of a Sobol sequence, one is in each sixteenth of every range."""
+    study = Study(space_of(CONDITIONAL, "qmc"))
+    drawn = [float(study.start()[1]["weight_decay"]) for _ in range(16)]
+    assert {int(value / 0.1 * 16) for value in drawn} == set(range(16))
+
+
+# ---- restarts --------------------------------------------------------------------------------------------------------
+@every_space
+@every_sampler
+def test_a_driver_that_dies_before_each_trial_proposes_what_an_undisturbed_one_does(name: str, text: str) -> None:
+    """All that a new driver has is the log; with trials that run, that were stopped and that failed."""
+    space = space_of(text, name)
+    whole = Study(space)
+    whole.run(9)
+    whole.start()
+    starts = [i for i, line in enumerate(whole.lines) if isinstance(from_line(line), TrialStarted)]
+    for length in starts[::2]:
+        assert Study(space, whole.lines[:length]).start()[1] == from_line(whole.lines[length]).params
+    again = Study(space, whole.lines)
+    assert again.start() == whole.start()
+    again.run(3)
+    assert Study(space, again.lines).start() == again.start()
+
+
+@every_sampler
+def test_what_is_drawn_and_not_recorded_changes_nothing(name: str) -> None:
+    study = Study(space_of(CONDITIONAL, name))
+    study.run(9)
+    first = study.proposer.propose(5)
+    study.proposer.propose(6)
+    assert study.proposer.propose(5) == first
+
+
+@every_sampler
+def test_it_goes_on_after_trials_that_a_person_added(name: str) -> None:
+    study = Study(space_of(CONDITIONAL, name))
+    study.run(8)
+    for given in ({"rank": 3}, {"sigma": "sqrt", "init_std": 1e-4}):
+        number = study.proposer.next_number
+        params, proposal = study.proposer.add(given, 5)
+        assert params.items() >= given.items()
+        study.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
+        study.end(f"{number:05d}", params)
+    study.run(2)
+    assert Study(study.space, study.lines).start() == study.start()
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+@every_sampler
+def test_a_score_that_is_no_number_ends_no_search(name: str) -> None:
+    study = Study(space_of(CONDITIONAL, name))
+    for number in range(12):
+        trial_id, _ = study.start()
+        study.report(trial_id, float("nan") if number % 2 else 0.5 + number / 100, 100)
+        study.take(TrialEnded(at=3.0, trial_id=trial_id, state=TrialState.COMPLETE, reason="so"))
+    assert 1e-3 <= float(study.start()[1]["learning_rate"]) <= 1e-1
+
+
+@every_sampler
+def test_score_and_bytes_together_are_searched_or_refused(name: str) -> None:
+    both = "search.objectives=[accuracy, stored_bytes]"
+    if name in OF_ONE_OBJECTIVE:
+        with pytest.raises(SpaceError, match=rf"search\.sampler: must be .* but got {name}"):
+            space_of(CONDITIONAL, name, both)
+        return
+    study = Study(space_of(CONDITIONAL, name, both))
+    study.run(9)
+    assert Study(study.space, study.lines).start() == study.start()
+
+
+# ---- what it takes ---------------------------------------------------------------------------------------------------
+@every_sampler
+def test_what_it_declares_is_taken_stored_and_may_be_left_out(name: str) -> None:
+    defaults = {key: law.default for key, law in SAMPLERS.get(name).parameters.items()}
+    plain = parse_space(CONDITIONAL, source="s.yaml", folder=Path("/"), overrides=(f"search.sampler={name}",))
+    assert plain.search.sampler_params == defaults
+    assert make_sampler(SearchPlan(sampler=name), plain.searched()).config.parameters == defaults, "of older studies"
+
+
+@every_sampler
+@pytest.mark.parametrize(
+    "parameters",
+    ["{rank: {choice: [2, 4]}, learning_rate: 0.01}", "{rank: 2, learning_rate: 0.01}"],
+    ids=["a choice", "nothing"],
+)
+def test_a_space_that_it_cannot_search_is_a_fault_and_any_other_is_searched(name: str, parameters: str) -> None:
+    text = f"task: sst2\nbase_model: org/base\nparameters: {parameters}\nsearch: {{scheduler: none}}\n"
+    try:
+        space = space_of(text, name)
+    except SpaceError as error:
+        assert (name, "choice" in parameters) == ("cma-es", True)
+        assert "cannot choose" in str(error)
+        return
+    study = Study(space)
+    ranks = {params["rank"] for params in study.run(16)}
+    assert len(ranks) == (2 if "choice" in parameters else 1)
+
+
+def test_what_is_drawn_at_random_is_said() -> None:
+    assert notes(space_of(CONDITIONAL, "tpe")) == ()
+    (drawn,) = notes(space_of(CONDITIONAL, "cma-es"))
+    assert "sigma (a choice), init_std (conditional) at random" in drawn
+    (drawn,) = notes(space_of(CONDITIONAL, "gp"))
+    assert "init_std (conditional) at random" in drawn
+
+
+def test_where_too_few_trials_are_complete_is_said() -> None:
+    plain = CONDITIONAL.replace("  init_std: {uniform: [1.0e-5, 1.0e-3], when: {sigma: sqrt}}\n", "")
+    (few,) = notes(space_of(plain, "gp", "search.trials=8", "search.n_startup_trials=10"))
+    assert "10 complete trials on, and the search has 8" in few
+    (stopped,) = notes(space_of(plain, "gp", "search.scheduler=asha"))
+    assert "scheduler: none" in stopped
+
+
+def test_options_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(SpaceError, match="with_margin or lr_adapt"):
+        space_of(CONDITIONAL, "cma-es", "search.with_margin=true", "search.lr_adapt=true")
+    with pytest.raises(SpaceError, match=r"search\.popsize: must be a whole number of 4 to 200, or auto"):
+        space_of(CONDITIONAL, "cma-es", "search.popsize=3")
+
+
+@pytest.mark.parametrize("flag", ["with_margin", "lr_adapt", "consider_pruned_trials"])
+def test_each_option_of_cma_es_goes_on_from_the_log(flag: str) -> None:
+    study = Study(space_of(CONDITIONAL, "cma-es", f"search.{flag}=true"))
+    study.run(13)
+    assert any("optimizer" in key for trial in study.trials.trials for key in trial.system_attrs)
+    assert Study(study.space, study.lines).start() == study.start()
+
+
+# ---- studies from elsewhere ------------------------------------------------------------------------------------------
+def test_a_state_that_would_run_something_is_not_unpickled(tmp_path: Path) -> None:
+    """The state of CMA-ES is a pickle in the log, and logs come from shared storages."""
+
+    class Bad:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "ran",)
+
+    import pickle
+
+    study = Study(space_of(CONDITIONAL, "cma-es"))
+    study.run(13)
+    holders = [trial for trial in study.trials.trials if any("optimizer" in key for key in trial.system_attrs)]
+    holders[-1].system_attrs["cma:optimizer:0"] = pickle.dumps(Bad()).hex()
+    with pytest.raises(StudyError, match="state of CMA-ES in trial"):
+        study.start()
+    assert not (tmp_path / "ran").exists()
+
+
+class Broken(Sampler):
+    name = "broken"
+
+    def optuna_sampler(self, seed: int, distributions: Any) -> Any:
+        raise RuntimeError("no luck")
+
+
+def test_a_sampler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SAMPLERS._entries, "broken", Broken)
+    study = Study(space_of(CONDITIONAL, "broken"))
+    with pytest.raises(LoraxsError, match=r"sampler 'broken' failed on trial 00000: RuntimeError: no luck"):
+        study.start()
+
+
+def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"`search\.sampler` must be one of: .*tpe.*, but got 'tpee'"):
+        make_sampler(SearchPlan(sampler="tpee"), ())
+    with pytest.raises(SpaceError, match=r"search\.sampler: .* must be one of: tpe"):
+        space_of(CONDITIONAL, "tpee")
