@@ -34,7 +34,8 @@ def _entry_keys() -> dict[str, Any]:
 
     A space may hold keys of a scheduler that it does not use: `--set search.scheduler=none` is enough to do without.
     """
-    taken = [entry.parameters for entry in (*SCHEDULERS.importable().values(), *SAMPLERS.importable().values())]
+    taken = [scheduler.parameters for scheduler in SCHEDULERS.importable().values()]
+    taken += [sampler.parameters for sampler in SAMPLERS.importable().values()]
     return {name: (key.annotation, key.default) for keys in reversed(taken) for name, key in keys.items()}
 
 
