@@ -53,7 +53,7 @@ class _PackedLoraXS(PackedMethod):
     """Slots share A and B; each has its own R."""
 
     def adapter(self, hyper: Hyperparameters, sizes: Sizes, device: torch.device) -> PackedAdapter:
-        from loraxs_search.methods.loraxs import PackedR
+        from loraxs_search.methods.loraxs.packed import PackedR
 
         return PackedR(_config(hyper), sizes, device)
 

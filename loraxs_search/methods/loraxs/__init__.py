@@ -15,7 +15,6 @@ from loraxs_search.methods.loraxs.config import LoraXSConfig, register
 from loraxs_search.methods.loraxs.convert import as_plain_lora, export_lora, lora_pairs, split_tensors
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
 from loraxs_search.methods.loraxs.model import LoraXSModel
-from loraxs_search.methods.loraxs.packed import PackedR
 
 __all__ = [
     "FactorKey",
@@ -23,7 +22,6 @@ __all__ = [
     "LoraXSLayer",
     "LoraXSModel",
     "ModuleSettings",
-    "PackedR",
     "as_plain_lora",
     "check_start_on",
     "checked_factors",
