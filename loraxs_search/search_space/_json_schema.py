@@ -94,9 +94,11 @@ def _or_nothing(*schemas: Schema) -> Schema:
 def _task(by_kind: Mapping[str, Schema]) -> Schema:
     """Return the schema of the task: a name of the catalogue, one of these with changes, or one written out."""
     names = {"enum": shipped_tasks()}
-    everything: Schema = {}
+    keys: dict[str, list[Schema]] = {}  # a key may have another form in another kind
     for schema in by_kind.values():
-        everything |= schema["properties"]
+        for name, value in schema["properties"].items():
+            keys.setdefault(name, []).append(value)
+    everything: Schema = {name: _any(values) for name, values in keys.items()}
     kind = {"enum": list(by_kind)}
     changed = {"properties": everything | {"use": names, "kind": kind}, "additionalProperties": False}
     written = [
