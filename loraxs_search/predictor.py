@@ -13,7 +13,7 @@ from loraxs_search.errors import UsageError
 from loraxs_search.records import BaseModel, Prediction, Task
 from loraxs_search.registry import verify
 from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.questions import question_rows, shown_question
+from loraxs_search.tasks.questions import question_rows
 from loraxs_search.tasks.rows import check_question
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Predictor:
 
         from loraxs_search.trial import ask
 
-        model, source, shown = self._model, self._source, [shown_question(row) for row in rows]
+        model, source, shown = self._model, self._source, [self._kind.shown(row) for row in rows]
         if on_text is None:
             return ask(model, source, self._kind.predict(source, questions, shown))
         predictions = []

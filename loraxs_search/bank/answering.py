@@ -23,7 +23,6 @@ from loraxs_search.records import Prediction, Task
 from loraxs_search.tasks import RowSource, encode, kind_of
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, token_ids
-from loraxs_search.tasks.questions import shown_question
 from loraxs_search.tasks.rows import is_text
 
 
@@ -73,7 +72,7 @@ class BankRows(AdaptedBase):
             outputs = forward(self.model, mine, reads)
         if outputs.project is None:
             widths = [self._bank.num_labels(part.layout) for part in self._parts for _ in part.rows]
-            lines = [line[:width] for line, width in zip(outputs.read, widths, strict=True)]
+            lines = [line[..., :width] for line, width in zip(outputs.read, widths, strict=True)]
         else:
             lines = list(outputs.project(outputs.read))
         by_row = dict(zip(order, lines, strict=True))
@@ -133,7 +132,7 @@ class Questions:
                 places.setdefault(names[row], []).append(place)
             for name, own in places.items():
                 self._rows[name] = [numbers[place] for place in own]
-                shown = [shown_question(rows[row]) for row in self._rows[name]]
+                shown = [kind.shown(rows[row]) for row in self._rows[name]]
                 self._asking[name] = kind.predict(self._source, encoded.take(np.array(own)), shown)
 
 

@@ -49,6 +49,7 @@ class AdapterBank:
         max_bytes: Limit on the adapters' numbers; the least recently used are evicted. None means no limit.
         num_labels: Outputs of the head that rows without an adapter go through; random unless the checkpoint has one.
             None loads the base as a language model, for adapters without a head.
+        task_model: How the base is loaded, in place of `num_labels`; None means a classifier or a language model.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class AdapterBank:
         max_bytes: int | None = None,
         num_labels: int | None = 2,
         device: str = "cpu",
+        task_model: TaskModel | None = None,
     ) -> None:
         self.base = with_setup(base if isinstance(base, BaseModel) else locate(base))
         self._device = torch.device(device)
-        task_model = TaskModel("AutoModelForCausalLM") if num_labels is None else classifier(num_labels)
+        if task_model is None:
+            task_model = TaskModel("AutoModelForCausalLM") if num_labels is None else classifier(num_labels)
         self._model = BankModel(self.base, task_model, self._device)
         self._store = AdapterStore(max_bytes, self._device)
         self._lock = threading.Lock()  # of the store: held briefly
@@ -76,8 +79,9 @@ class AdapterBank:
         if not names:
             raise UsageError("A bank must be made of one adapter at least, or of a base.")
         manifest, base = verified_manifest(_folder_of(names[0], tracking_uri))
-        num_labels = None if kind_of(manifest.task).model.num_outputs is None else 2
-        bank = cls(base, max_bytes=max_bytes, num_labels=num_labels, device=device)
+        model = kind_of(manifest.task).model
+        is_classifier = model.body == classifier(2).body  # which rows without an adapter may ask too
+        bank = cls(base, max_bytes=max_bytes, device=device, task_model=classifier(2) if is_classifier else model)
         for name in names:
             bank.load(name, tracking_uri=tracking_uri)
         return bank
@@ -109,7 +113,7 @@ class AdapterBank:
         rows = BankRows(self._model, [Part(tuple(range(len(token_ids))), layout, vectors)])
         inputs = {"input_ids": token_ids, "attention_mask": torch.ones_like(token_ids)}
         logits = torch.stack(rows.logits(inputs)).cpu()
-        kept = logits if self._model.has_head else kept_logits(logits)
+        kept = kept_logits(logits if self._model.has_head else logits[:, None])
         compare_reference_logits(kept, manifest.probe, tolerance(self._model.model))
         self._put(layout, [name], vectors, manifest.task)
 
@@ -294,10 +298,10 @@ class AdapterBank:
                 f" of kind {task.kind}, {lacks}.",
                 hint="make another bank for it: its first adapter, or `num_labels`, decides",
             )
-        if model.num_outputs is None and model != own:
+        if model.body != own.body:
             raise UsageError(
-                f"Adapters of a bank without heads must read the base as {own.auto_class}, but {task.name} reads"
-                f" {model.auto_class}.",
+                f"Adapters of a bank must all read the base as {own.auto_class}, but {task.name}, of kind {task.kind},"
+                f" reads {model.auto_class}.",
                 hint="make another bank for it",
             )
         return model

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         make_identity,
         missing_poolers,
         output_head,
+        peft_task_type,
         with_labels,
     )
     from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules, matrix, repeated_layers
@@ -71,6 +72,7 @@ __all__ = [
     "numbers_by_dtype",
     "output_head",
     "padding_side",
+    "peft_task_type",
     "probe_sharing",
     "projection",
     "quiet",
@@ -91,6 +93,7 @@ __all__ = [
 _HOMES = {
     "body_shapes": "layers",
     "missing_poolers": "head",
+    "peft_task_type": "head",
     "close_to": "reading",
     "dummy_inputs": "reading",
     "end_with_eos": "reading",

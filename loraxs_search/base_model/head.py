@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
 
 from loraxs_search.base_model._library import quiet
 from loraxs_search.errors import BaseModelError
@@ -44,6 +44,14 @@ def output_head(model: PreTrainedModel) -> tuple[str, tuple[str, ...]]:
         if isinstance(module, nn.Linear) and name.split(".")[0] in head_names(model)
     ]
     return linears[-1], tuple(linears[:-1])
+
+
+def peft_task_type(model: PreTrainedModel) -> str:
+    """Return PEFT's name of what a model is for."""
+    if not head_names(model):
+        return "CAUSAL_LM"
+    tagger: Any = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.get(type(model.config), None)
+    return "TOKEN_CLS" if type(model) is tagger else "SEQ_CLS"
 
 
 @torch.no_grad()

@@ -125,12 +125,10 @@ def readable(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     """Return all that a task may read of rows: the head's outputs; without a head, the hidden states of real tokens.
 
     Returns:
-        Shape (n, outputs), or (n, T, width) with zeros at padding.
+        Shape (n, outputs); with zeros at padding, (n, T, outputs) of a head that gives one a token, or (n, T, width).
     """
-    if head_names(model):
-        logits: Tensor = model(**inputs).logits
-        return logits
-    return last_states(model, inputs) * inputs["attention_mask"].unsqueeze(-1)
+    read: Tensor = model(**inputs).logits if head_names(model) else last_states(model, inputs)
+    return read if read.dim() == 2 else read * inputs["attention_mask"].unsqueeze(-1)
 
 
 def last_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:

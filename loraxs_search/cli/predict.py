@@ -80,8 +80,10 @@ def _write_predictions(
         beside: What else is written of each row, such as the line where it stands in its file.
     """
     rows: list[dict[str, Any]] = [asdict(prediction) for prediction in predictions]
+    if all(row["entities"] is None for row in rows):
+        rows = [_without(row, "entities") for row in rows]
     if form == "csv":
-        rows = [{name: value for name, value in row.items() if name != "probabilities"} for row in rows]
+        rows = [_without(row, "probabilities") for row in rows]
     rows = [{**row, **other} for row, other in zip(rows, beside, strict=True)] if beside else rows
     if form == "jsonl":
         for row in rows:
@@ -100,7 +102,7 @@ def beside(rows: QuestionRows, numbers: Sequence[int]) -> list[dict[str, Any]]:
     A column that has the name of one that is written anyway is `file_NAME`, with `file_` again until no other has it.
     """
     names = {name: name for name in rows.others}
-    for name in {"text", "label", "score", "probabilities", "line"} & names.keys():
+    for name in {"text", "label", "score", "probabilities", "entities", "line"} & names.keys():
         while names[name] == name or names[name] in rows.others:
             names[name] = f"file_{names[name]}"
     return [
@@ -109,8 +111,12 @@ def beside(rows: QuestionRows, numbers: Sequence[int]) -> list[dict[str, Any]]:
     ]
 
 
+def _without(row: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != name}
+
+
 def _cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | dict) else value
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, list | tuple | dict) else value
 
 
 _AT_ONCE = 512  # rows between two writes, so that a long file shows answers early
@@ -147,9 +153,11 @@ def predict(  # noqa: PLR0913, PLR0917  # each is an option
     """Apply an adapter to texts.
 
     Prints one line for each row, separated by tabs: the answer, how likely it is, and the text. If the answer is a
-    number, it prints that and the text. If the adapter writes text, it prints what it writes and nothing else, on a
-    terminal word by word; the texts that you give are the columns of its prompt, one after the other for each row. Such
-    answers may have several lines, and so may texts: --format csv, --format jsonl and --json keep each row by itself.
+    number, it prints that and the text. If words are tagged, it prints the entities and the text: 0-12 PER Ada Lovelace
+    begins at the first character and ends before the thirteenth; a text without any has -. If the adapter writes text,
+    it prints what it writes and nothing else, on a terminal word by word; the texts that you give are the columns of
+    its prompt, one after the other for each row. Such answers may have several lines, and so may texts: --format csv,
+    --format jsonl and --json keep each row by itself.
 
     A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
     line. A .txt has a text in each line. So has standard input, unless its first line is such a header or object, or a
@@ -268,6 +276,10 @@ def _print(
         _write_predictions(predictions, form, header=header, beside=others)
         return
     for prediction in predictions:
+        if prediction.entities is not None:
+            found = "; ".join(f"{one.start}-{one.end} {one.type} {one.text}" for one in prediction.entities)
+            print(" ".join((found or "-").splitlines()), " ".join(prediction.text.splitlines()), sep="\t")
+            continue
         if prediction.score is None and prediction.label is not None:  # it was written
             print(prediction.label)
             continue

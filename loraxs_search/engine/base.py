@@ -13,6 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from loraxs_search.base_model import head_names
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.rows import PassContext, RowMap
 
@@ -34,8 +35,6 @@ class AdaptedBase:
         context: Where adapted layers find the rows of their pass; None where all rows have one adapter.
     """
 
-    # Whether what all rows of one request begin with is computed once: where passes skip layers instead, it is not.
-    shares_beginnings = True
     prefix: PrefixCache | None = None
 
     def __init__(self, model: nn.Module, context: PassContext[Any] | None = None) -> None:
@@ -45,6 +44,11 @@ class AdaptedBase:
     def device(self) -> torch.device:
         """The device of the base."""
         return next(self.model.parameters()).device
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether what all rows of one request begin with is computed once; under a head, rows are read whole."""
+        return not head_names(base_of(self.model))
 
     def begin(self) -> None:
         """Read the adapters' current numbers, and set gradients to zero."""

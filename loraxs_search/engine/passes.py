@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import joined, last_states, padding_side, projection
+from loraxs_search.base_model import head_names, joined, last_states, padding_side, projection
 from loraxs_search.engine.base import AdaptedBase, base_of
 from loraxs_search.engine.planning import Indices, Pass, round_up
 from loraxs_search.engine.prefix_cache import CachedRows, PrefixCache
@@ -71,12 +71,13 @@ def forward(
     Args:
         model: A base as its task loads it, with or without adapters on it.
         inputs: What the model takes, (n, T), on its device.
-        reads: Row and column of each read, (M, 2); None where the base's head reads each row.
+        reads: Row and column of each read, (M, 2); None where the base's head gives one output a row.
         is_cut: Whether nothing but the reads leaves the body, (1, M, width).
     """
-    if reads is None:
-        return PassOutputs(model(**inputs).logits.float())
     base = base_of(model)
+    if reads is None or head_names(base):
+        logits = model(**inputs).logits.float()  # (n, outputs), or (n, T, outputs)
+        return PassOutputs(logits if reads is None else logits[reads[:, 0], reads[:, 1]])
     states = last_states(base, inputs)
     return PassOutputs(states[0] if is_cut else states[reads[:, 0], reads[:, 1]], projection(base))
 

@@ -149,11 +149,12 @@ def merge_loss(merged: PreTrainedModel, adapted: Tensor, alone: Tensor, referenc
 
 
 def kept_logits(logits: Tensor) -> Tensor:
-    """Return those of a language model's logits at each row's last token, (rows, vocabulary), that are compared.
+    """Return those of logits that are compared: all of one output a row, (rows, labels).
 
-    Each of them depends on the whole hidden state, so a few tell as much; manifests stay small.
+    Of logits of each token, (rows, T, vocabulary), a few of each row's last one. Each of them depends on the whole
+    hidden state, so a few tell as much; manifests stay small.
     """
-    return logits[:, :_NUM_LOGITS]
+    return logits[:, -1, :_NUM_LOGITS] if logits.dim() == 3 else logits
 
 
 @torch.no_grad()
@@ -165,6 +166,6 @@ def _logits(model: PeftModel | PreTrainedModel, input_ids: tuple[tuple[int, ...]
         rows = torch.tensor(input_ids, device=model.device)[:, None]  # (rows, 1, tokens)
         with torch.autocast(model.device.type, enabled=False):
             logits = torch.cat([model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for ids in rows])
-            return (kept_logits(logits[:, -1]) if logits.dim() == 3 else logits).float().cpu()
+            return kept_logits(logits).float().cpu()
     finally:
         model.train(was_training)

@@ -73,7 +73,6 @@ class PackedModel(AdaptedBase):
         prefix: Skips the layers below the lowest one that a slot in place adapts.
     """
 
-    shares_beginnings = False  # passes skip and prune layers, which a cache needs whole
     model: PreTrainedModel
     context: PassContext[SlotRowMap]
     prefix: PrefixCache
@@ -131,6 +130,11 @@ class PackedModel(AdaptedBase):
         if turned_on := self._checkpointing.turn_on():
             self.clear()  # what is in place was put there without it
         return turned_on
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """False: passes skip and prune layers, which a cache needs whole."""
+        return False
 
     @property
     def slot_bytes(self) -> int:

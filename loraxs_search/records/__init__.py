@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from loraxs_search.records._adapter import (
     AdapterRef,
+    Entity,
     Manifest,
     Prediction,
     ReferenceLogits,
@@ -106,6 +107,7 @@ __all__ = [
     "DataSource",
     "Decision",
     "Direction",
+    "Entity",
     "FrontTrial",
     "Head",
     "HostInfo",

@@ -48,20 +48,37 @@ class ReferenceLogits:
 
 
 @dataclass(frozen=True)
+class Entity:
+    """A part of a text that an adapter has found in it.
+
+    Args:
+        start: Number of its first character, from 0.
+        end: That of the character behind its last one.
+    """
+
+    start: int
+    end: int
+    type: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Prediction:
     """An adapter's answer to one row; what the task's kind has no use for is None.
 
     Args:
         text: The row as people read it.
-        label: The answer in words: the most likely label, or a text that was written.
+        label: The answer in words: the most likely label, a text that was written, or the tag of each word.
         score: How likely it is; where the answer is a number, that number.
         probabilities: Of each label of the task, where the answer is one of them.
+        entities: What was found in the text, in its order, where that is asked for.
     """
 
     text: str
     label: str | None
     score: float | None
     probabilities: Mapping[str, float] | None = None
+    entities: tuple[Entity, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -91,8 +91,10 @@ class _PromotionTest:
         if better is None or worse is None:
             return None
         from loraxs_search.registry.significance import p_value  # numpy, where rows are there to compare
+        from loraxs_search.tasks.kinds import find_metric
 
-        return p_value(self.criterion.metric, self.criterion.sign, better, worse, self.level)
+        metric = find_metric(self.criterion.metric, self.task)
+        return None if metric is None else p_value(metric, self.criterion.sign, better, worse, self.level)
 
     def describe_p_value(self, p: float) -> str:
         number = self.setup.number
@@ -177,7 +179,7 @@ class _PromotionTest:
         from loraxs_search.registry.baselines import baseline_answers
         from loraxs_search.tasks.kinds import find_metric
 
-        metric, finalist = find_metric(self.criterion.metric), self.finalist
+        metric, finalist = find_metric(self.criterion.metric, self.task), self.finalist
         if metric is None:
             return []
         of_study = (finalist.candidate.yardsticks, finalist.alone, finalist.answers)
@@ -226,7 +228,7 @@ class _PromotionTest:
             return ""
         from loraxs_search.tasks.kinds import find_metric
 
-        metric = find_metric(self.criterion.metric)
+        metric = find_metric(self.criterion.metric, self.task)
         if metric is None or metric.column == "predictions" or rows.same_tokens(others):
             return ""
         counted = f"{metric.name} is a mean over tokens, and the champion's rows have others"

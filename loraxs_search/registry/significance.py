@@ -139,7 +139,9 @@ Numbers = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 
-def p_value(metric: str, sign: float, first: ScoredRows, second: ScoredRows, level: float = 0.05) -> float | None:
+def p_value(
+    metric: str | Metric, sign: float, first: ScoredRows, second: ScoredRows, level: float = 0.05
+) -> float | None:
     """Return the chance of seeing `first` ahead by this much if it were no better; None where rows cannot tell.
 
     Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired permutation test. If
@@ -150,10 +152,11 @@ def p_value(metric: str, sign: float, first: ScoredRows, second: ScoredRows, lev
     What is a mean over tokens, such as the loss, can only be compared where both have as many in each row.
 
     Args:
+        metric: As the kind of the task has it, or the name of one that only one kind has.
         sign: 1 when more is better, -1 when less is.
         level: The chance that the result is compared with: a small one needs more exchanges.
     """
-    known = find_metric(metric)
+    known = metric if isinstance(metric, Metric) else find_metric(metric)
     if known is None or not first.same_rows(second) or not len(first.labels):
         return None
     if known.column != "predictions" and not _have_tokens(known, first, second):
@@ -255,6 +258,9 @@ def _pairs(metric: Metric, first: ScoredRows, second: ScoredRows) -> _Pairs:
     if metric.of_rows is not None:
         scores, others = (metric.of_rows(rows.predictions, labels) for rows in (first, second))
         return _pairs_of_sums(scores - others, float(len(labels)))
+    if metric.row_counts is not None and metric.of_counts is not None:
+        counts = (metric.row_counts(rows.predictions, labels) for rows in (first, second))
+        return _pairs_of_row_counts(metric.of_counts, *counts)
     if metric.name in OF_COUNTS and labels.dtype.kind == "i":
         return _pairs_of_ids(OF_COUNTS[metric.name], first, second)
     score, answers = _one_by_one(metric), (first.predictions, second.predictions)
@@ -274,6 +280,19 @@ def _pairs_of_sums(differences: Numbers, total: float) -> _Pairs:
     differences = differences[differences != 0]
     counts = np.ones(len(differences), np.int64)
     return _Pairs(counts, counts > 0, lambda e: (1 - 2 * e) @ differences / (total or 1.0), len(differences))
+
+
+def _pairs_of_row_counts(of_counts: Callable[[Numbers], Numbers], first: Numbers, second: Numbers) -> _Pairs:
+    """Pair what rows add, (N, k), to the sums that a metric follows from."""
+    sums, others = first.sum(0), second.sum(0)
+    differences = (second - first)[(first != second).any(1)]
+    counts = np.ones(len(differences), np.int64)
+
+    def gains(exchanged: Numbers) -> Numbers:
+        moved = exchanged @ differences  # (exchanges, k)
+        return of_counts(sums + moved) - of_counts(others - moved)
+
+    return _Pairs(counts, counts > 0, gains, max(1, len(differences)))
 
 
 def _one_by_one(metric: Metric) -> Callable[[Values, Values], Numbers]:

@@ -77,6 +77,7 @@ def _why_not_paired(first: _Evidence, second: _Evidence) -> str:
 def _of_rows(first: _Evidence, second: _Evidence) -> Difference | None:
     from loraxs_search.registry import ScoredRows
     from loraxs_search.registry.significance import MIN_ROWS, p_value
+    from loraxs_search.tasks.kinds import kind_of
 
     assert first.tested is not None
     assert second.tested is not None
@@ -86,7 +87,8 @@ def _of_rows(first: _Evidence, second: _Evidence) -> Difference | None:
     one, other = (ScoredRows.from_bytes(path.read_bytes()) for path in (first.rows, second.rows))
     if len(one.labels) < MIN_ROWS:
         return _of_seeds(first, second, f"no paired rows: at least {MIN_ROWS} test rows tell, not {len(one.labels)}")
-    sides = [p_value(metric, sign, *pair) for pair in ((one, other), (other, one))]
+    known = kind_of(first.task).metrics[metric]
+    sides = [p_value(known, sign, *pair) for pair in ((one, other), (other, one))]
     smaller = min((p for p in sides if p is not None), default=None)
     gain = sign * (second.tested.test_metrics[metric] - first.tested.test_metrics[metric])
     return Difference(gain, None if smaller is None else min(1.0, 2 * smaller), "rows")

@@ -11,6 +11,7 @@ from loraxs_search.scaffold._answers import (
     CHOOSING,
     CLASSES,
     NUMBERS,
+    WRITING,
     Choices,
     UndecidedError,
     check_answers,
@@ -92,7 +93,7 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
 
 
 def _kinds() -> tuple[str, ...]:
-    return tuple(KINDS.names())
+    return tuple(name for name in KINDS.names() if name in (CLASSES, NUMBERS, WRITING, CHOOSING))
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------

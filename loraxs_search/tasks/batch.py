@@ -24,7 +24,7 @@ class Batch:
         inputs: What the model takes: `input_ids`, `attention_mask` (B, T) int64, `token_type_ids` where the tokenizer
             makes them. Padded to the longest row, on the tokenizer's side.
         counts: How much is read of each row, (B,) int64; M in all.
-        reads: Row and column of each read, row after row, (M, 2) int64; None if the base's head reads each row.
+        reads: Row and column of each read, row after row, (M, 2) int64; None if a head gives one output a row.
         targets: What each read should give, (M,); empty where rows are only asked.
         num_tokens: Real tokens, padding not counted.
     """

@@ -88,8 +88,8 @@ class EncodedRows:
     Args:
         ids: Token ids, int32; no row is empty.
         types: int8 like `ids.values`, for tokenizers that number their segments.
-        positions: Positions of each row's own tokens, from 0, whose last hidden states are read, int32 and ascending;
-            None if the base's head reads each row, and gives one output a row.
+        positions: Positions of each row's own tokens, from 0, whose last hidden states are read, or the outputs of a
+            head that gives one a token, int32 and ascending; None if the head gives one output a row.
         targets: What each read should give: one a position, or one a row without positions. None if rows are only
             asked, not learnt.
         prompts: Beginnings that several rows share: each is computed once for all that continue it. `ids` and
@@ -182,7 +182,7 @@ class EncodedRows:
         return inputs
 
     def reads(self, indices: Indices, side: str = "right") -> npt.NDArray[np.int64] | None:
-        """Return row and column of each read in the batch that `padded` makes, (M, 2); None if a head reads."""
+        """Return row and column of each read in the batch that `padded` makes, (M, 2); None without positions."""
         if self.positions is None:
             return None
         counts, lengths = self.positions.lengths[indices], self.lengths[indices]

@@ -216,7 +216,8 @@ def label_names(path: Path, label: str, content: bytes | None = None) -> list[st
 def _label_names(schema: pa.Schema, label: str) -> list[str] | None:
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[label]["names"]
-    except (KeyError, TypeError, ValueError):
+        column = features[label]
+        names = column.get("feature", column)["names"]  # of a list, those of its items
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
     return [str(name) for name in names]

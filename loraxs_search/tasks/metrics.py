@@ -33,6 +33,9 @@ class Metric:
         is_share: Whether it is the share of rows whose prediction equals the label.
         of_rows: (predictions, labels) to the score of each row, (N,), float64, where the metric is the mean of these;
             then it is resampled at once. None if it is no such mean.
+        row_counts: (predictions, labels) to counts of each row, (N, k), float64, where the metric follows from their
+            sum alone, as an F1 of found, said and true entities does. None where it does not.
+        of_counts: Such sums, (..., k), to the metric, (...).
         column: What of `RowScores` stands in place of predictions: `losses` and `correct` are scored against `counts`
             in place of labels, and need no answers.
     """
@@ -43,6 +46,8 @@ class Metric:
     is_share: bool = False
     column: Literal["predictions", "losses", "correct"] = "predictions"
     of_rows: Callable[[Values, Values], npt.NDArray[np.float64]] | None = None
+    row_counts: Callable[[Values, Values], npt.NDArray[np.float64]] | None = None
+    of_counts: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None = None
 
 
 def _accuracy(predictions: Values, labels: Values) -> float:

@@ -63,11 +63,6 @@ def listed(texts: Any, name: str) -> list[Any]:
     return list(texts)
 
 
-def shown_question(row: Sequence[Any]) -> str:
-    """Return a row as people read it."""
-    return " | ".join(shown_question(value) if isinstance(value, list) else str(value) for value in row)
-
-
 log = logging.getLogger(__name__)
 
 _TEXT = ".txt"

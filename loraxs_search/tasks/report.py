@@ -276,7 +276,11 @@ def _bootstrapped(metric: Metric, labels: Values, guesses: Values) -> float:
     answers = np.where(draw.random(len(labels)) < 0.5, labels, guesses)
     size = min(len(labels), _MOST_ROWS)
     drawn = (draw.integers(len(labels), size=size) for _ in range(_RESAMPLES))
-    scores = [metric.score(answers[rows], labels[rows]) for rows in drawn]
+    if metric.row_counts is not None and metric.of_counts is not None:
+        counts = metric.row_counts(answers, labels)
+        scores = [float(metric.of_counts(counts[rows].sum(0))) for rows in drawn]
+    else:
+        scores = [metric.score(answers[rows], labels[rows]) for rows in drawn]
     return float(np.std(scores) * np.sqrt(size / len(labels)))
 
 

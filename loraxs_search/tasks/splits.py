@@ -295,6 +295,7 @@ class _HubSplit:
         import datasets
 
         feature = self._renamed().features.get(wanted_columns(task)[-1])
+        feature = getattr(feature, "feature", feature)  # of a list, that of its items
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
     def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:

@@ -24,14 +24,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_VERSION = "5"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
+_VERSION = "6"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
 
 
 def cache_key(task: Task, identity: str, data_fingerprint: str, split: str) -> str:
     """Return what decides the tokens of a split, as a file name; `identity` is the tokenizer's."""
     parts = [_VERSION, data_fingerprint, split, identity, str(task.max_length)]
-    if task.settings:
-        parts += [task.kind, to_json(task.settings)]
+    parts += [task.kind, to_json(task.settings), *task.labels]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
 
 

@@ -15,7 +15,15 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names, init_head, make_identity, missing_poolers, output_head, repeated_layers
+from loraxs_search.base_model import (
+    head_names,
+    init_head,
+    make_identity,
+    missing_poolers,
+    output_head,
+    peft_task_type,
+    repeated_layers,
+)
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, GradientCheckpointing, is_out_of_memory, row_too_long
 from loraxs_search.engine.passes import forward
 from loraxs_search.errors import BaseModelError, TrialDivergedError
@@ -168,8 +176,7 @@ def attach(
         _check_distinct(trained[0], idle)
     _continue_head(model, hyper, trained, outputs or OutputScale())
     # With a task type PEFT would train the whole head by itself.
-    task_type = None if idle else "SEQ_CLS" if trained else "CAUSAL_LM"
-    plan = HeadPlan(trained, (*idle, *missing_poolers(model)), task_type)
+    plan = HeadPlan(trained, (*idle, *missing_poolers(model)), None if idle else peft_task_type(model))
     adapted = get_method(hyper.method).attach(model, hyper, plan, factors)
     adapted.eval()  # dropout off: a result must not depend on who shares the device
     return adapted

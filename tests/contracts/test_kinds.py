@@ -40,6 +40,10 @@ COLUMNS = {"columns": {"text": "text", "label": "label"}}
 EXAMPLES: dict[str, dict[str, Any]] = {
     "sequence-classification": COLUMNS | {"labels": ["no", "yes", "maybe"]},
     "regression": COLUMNS,
+    "token-classification": {
+        "columns": {"tokens": "text", "tags": "label"},
+        "labels": ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"],
+    },
     "multiple-choice": {
         "prompt": "{text}",
         "options": [" w1", " w2 w3", " w4"],
@@ -62,7 +66,9 @@ def known() -> Iterator[None]:
 
 def row(number: int, name: str) -> dict[str, Any]:
     words = [f"w{(7 * number + 3 * i) % 30}" for i in range(2 + number % 5)]
-    label = number / 7 if name == "regression" else number % 3
+    label: Any = number / 7 if name == "regression" else number % 3
+    if name == "token-classification":
+        label = [(number + 2 * i) % 5 for i in range(len(words))]
     return {"text": " ".join(words), "label": label, "pair": f"{words[-1]} {words[0]}"}
 
 
@@ -146,7 +152,8 @@ def test_its_keys_make_a_task_and_come_back(name: str, task: Task, kind: TaskKin
 @every_kind
 def test_its_metrics_mean_the_same_everywhere(name: str, kind: TaskKind) -> None:
     assert kind.fitting_metrics({})
-    assert all(find_metric(metric) is own and own.name == metric for metric, own in kind.metrics.items())
+    assert all(find_metric(metric, kind.task) is own and own.name == metric for metric, own in kind.metrics.items())
+    assert all((known := find_metric(name)) and known.direction == own.direction for name, own in kind.metrics.items())
     assert set(kind.fitting_metrics(kind.keys())) <= set(kind.metrics)
 
 
@@ -170,7 +177,7 @@ def test_rows_fit_the_base_and_each_read_has_a_target(
         assert encoded.lengths.max() <= task.max_length
         assert encoded.targets is not None
         np.testing.assert_array_equal(encoded.targets.lengths, encoded.counts(every))
-        assert (encoded.positions is None) == (kind.model.num_outputs is not None)
+        assert encoded.positions is not None or kind.model.num_outputs is not None
         for i in every if encoded.positions is not None else ():
             positions = encoded.positions.row(i)
             assert len(positions)

@@ -28,6 +28,7 @@ from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
 from loraxs_search.tasks.kinds.text_generation import TextGeneration
+from loraxs_search.tasks.kinds.token_classification import TokenClassification
 from loraxs_search.tasks.metrics import METRICS, TEXT_METRICS, TOKEN_METRICS, Metric
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation
 
@@ -76,7 +77,10 @@ __all__ = [
 KINDS: EntryPoints[type[TaskKind]] = EntryPoints(
     "task.kind",
     "loraxs_search.task_kinds",
-    {kind.name: kind for kind in (SequenceClassification, Regression, MultipleChoice, TextGeneration)},
+    {
+        kind.name: kind
+        for kind in (SequenceClassification, Regression, TokenClassification, MultipleChoice, TextGeneration)
+    },
 )
 
 
@@ -118,8 +122,13 @@ def metric_fault(kind: TaskKind | type[TaskKind], keys: Keys, name: str) -> str 
     return f"`{name}` does not fit {kind.describe(keys)}; use {_any_of(fitting)}."
 
 
-def find_metric(name: str) -> Metric | None:
-    """Return the metric of a name, whatever kind it belongs to; None when no kind has it."""
+def find_metric(name: str, task: Task | None = None) -> Metric | None:
+    """Return the metric of a name, as a task's kind has it; None when no kind has it.
+
+    Without a task, whatever kind it belongs to: its direction is the same in all of them, what it scores may not be.
+    """
+    if task is not None and (own := kind_of(task).metrics.get(name)) is not None:
+        return own
     if (known := (METRICS | TOKEN_METRICS).get(name)) is not None:
         return known
     return next((kind.metrics[name] for kind in KINDS.importable().values() if name in kind.metrics), None)

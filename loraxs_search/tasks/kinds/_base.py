@@ -58,7 +58,7 @@ from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section
 from loraxs_search.tasks.metrics import Metric
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, shown_question
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +91,7 @@ class TaskKind(ABC):
 
     name: ClassVar[str]
     section: ClassVar[type[Section]]  # the keys of `task:` that it takes beside those that all tasks have
-    metrics: ClassVar[Mapping[str, Metric]]  # all that may score such tasks; one name means one metric everywhere
+    metrics: ClassVar[Mapping[str, Metric]]  # all that may score such tasks; one name has one direction everywhere
     hub_pipeline: ClassVar[str] = ""  # the hub's name of such a model, for the adapter's card
     report_metric: ClassVar[str | None] = None  # what trials are compared by where a space says nothing; None: `metric`
     asking: ClassVar[frozenset[str]] = frozenset()  # keys of `settings` that say how rows are asked, as prompts do
@@ -194,11 +194,7 @@ class TaskKind(ABC):
         """
         yield from ()
 
-    def answer_facts(
-        self,
-        rows: Mapping[Split, Rows],
-        encoded: Mapping[Split, EncodedRows],  # for kinds to use
-    ) -> Iterator[AnswerFact]:
+    def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         """Yield the numbers that people should know of the answers; by default how many different ones there are.
 
         Counts by answer are best few: a view shows the first and the last ones of many.
@@ -221,6 +217,10 @@ class TaskKind(ABC):
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """Return a question's values as the data's are read; what is no text then is refused."""
         return tuple(row)
+
+    def shown(self, row: Sequence[Any]) -> str:
+        """Return a question as people read it."""
+        return shown_question(row)
 
     @abstractmethod
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
@@ -340,10 +340,8 @@ class TaskKind(ABC):
         split: Split,
         rows: npt.NDArray[np.int64],
     ) -> RequestGenerator[list[Sample]]:
-        """Yield requests, and return these rows of a split with the answers to them.
-
-        None by default: where an answer is a label or a number, scores say enough.
-        """
+        """Yield requests, and return these rows of a split with the answers, for people; by default none: scores of
+        labels and numbers say enough."""
         yield from ()
         return []
 

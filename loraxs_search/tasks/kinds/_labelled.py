@@ -322,9 +322,10 @@ class LabelledKind(TaskKind):
         return [separator + pair for pair in rows.pairs]
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        pairs = self._pairs(rows, tokenizer)
         encoding = tokenizer(
             rows.texts,
-            self._pairs(rows, tokenizer),
+            pairs,
             truncation=True,
             max_length=self.task.max_length,
             padding=False,
@@ -336,26 +337,8 @@ class LabelledKind(TaskKind):
             ids=ids,
             types=None if types is None else Ragged.of(types, np.int8).values,
             targets=Ragged.single(rows.labels),
-            lost=self._lost(rows, ids.lengths, tokenizer),
+            lost=num_lost_tokens(rows.texts, pairs, ids.lengths, tokenizer, self.task.max_length),
         )
-
-    def _lost(
-        self, rows: Rows, lengths: npt.NDArray[np.int32], tokenizer: PreTrainedTokenizerBase
-    ) -> npt.NDArray[np.int32]:
-        """Return how many tokens of each row are beyond `max_length`, (N,); only full rows are tokenised again."""
-        lost, full = np.zeros(len(rows), np.int32), np.flatnonzero(lengths >= self.task.max_length)
-        if len(full):
-            whole = rows.take(full)
-            encoding = tokenizer(
-                whole.texts,
-                self._pairs(whole, tokenizer),
-                truncation=False,
-                padding=False,
-                return_attention_mask=False,
-                verbose=False,
-            )
-            lost[full] = np.array([len(ids) for ids in encoding["input_ids"]], np.int32) - lengths[full]
-        return lost
 
     # ---- training and scoring ----------------------------------------------------------------------------------------
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
@@ -386,3 +369,30 @@ class LabelledKind(TaskKind):
 
 def _outputs(outputs: PassOutputs, _: Batch) -> tuple[Tensor, ...]:
     return (outputs.read,)
+
+
+def num_lost_tokens(
+    texts: Sequence[str],
+    pairs: Sequence[str] | None,
+    lengths: npt.NDArray[np.int32],
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> npt.NDArray[np.int32]:
+    """Return how many tokens of each row are beyond `max_length`, (N,); only full rows are tokenised again.
+
+    Args:
+        pairs: As the tokenizer is given them; None where rows have one text.
+        lengths: Tokens of each row that are left, (N,).
+    """
+    lost, full = np.zeros(len(texts), np.int32), np.flatnonzero(lengths >= max_length)
+    if len(full):
+        encoding = tokenizer(
+            [texts[row] for row in full.tolist()],
+            None if pairs is None else [pairs[row] for row in full.tolist()],
+            truncation=False,
+            padding=False,
+            return_attention_mask=False,
+            verbose=False,
+        )
+        lost[full] = np.array([len(ids) for ids in encoding["input_ids"]], np.int32) - lengths[full]
+    return lost

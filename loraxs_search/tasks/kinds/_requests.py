@@ -43,8 +43,9 @@ class PassOutputs:
     """What a pass computed for n rows of one task.
 
     Args:
-        read: Of a base with a head, its outputs, (n, outputs), float32. Otherwise the last hidden states at the M
-            positions that the rows read, row after row, (M, width), in the precision of the body.
+        read: Of a base with a head, its outputs, float32: one a row, (n, outputs), or one at each of the M positions
+            that the rows read, row after row, (M, outputs). Without a head, the last hidden states at these positions,
+            (M, width), in the precision of the body.
         project: Hidden states (..., width) to logits (..., vocabulary), float32, by the base's own output embedding;
             None where there is a head. Logits are the largest tensors there are: ask for those that are needed, a part
             at a time. The bases' own is a `SplitProjection` too.

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks.questions import question_rows, shown_question
+from loraxs_search.tasks.questions import question_rows
+from loraxs_search.tasks.rows import shown_question
 
 
 def test_a_row_is_a_text_or_a_tuple_of_texts():

@@ -1,0 +1,377 @@
+"""A tag for each word of a sentence, such as the names in it: cross-entropy at each word's first token.
+
+Tags are IOB2: `O`, or `B-TYPE` and `I-TYPE` at the beginning and inside of an entity. Entities are read from any order
+of tags as seqeval's default mode reads them: one begins at `B-`, or at `I-` behind `O` or another type.
+
+A row's tags are one text with spaces between them, as label and as answer. Tags that are missing at its end are `O`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator
+
+from loraxs_search.errors import TaskDataError, TrialDivergedError
+from loraxs_search.records import AnswerFact, Entity, Prediction, Split, TaskModel
+from loraxs_search.tasks.encoded import EncodedRows, Ragged
+from loraxs_search.tasks.kinds._base import Fault, Keys, TaskKind
+from loraxs_search.tasks.kinds._labelled import are_hidden, class_ids, num_lost_tokens
+from loraxs_search.tasks.kinds._options import items_of
+from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
+from loraxs_search.tasks.kinds._section import Section, Text, distinct
+from loraxs_search.tasks.metrics import Metric
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, check_texts, collected, joined
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from loraxs_search.tasks.batch import Batch, RowSource
+
+_OUTSIDE = "O"
+_TAG = re.compile(r"O|[BI]-\S+")
+_WORDS = "words"  # in `Rows.extras`
+_NOT_FINITE = -1  # in place of a tag's id
+_LISTED = 5  # types that a warning names
+
+Span = tuple[str, int, int]  # type, first word, the word behind the last one
+
+
+# ---- scores: entities that are found, among those that are said and those that are true ------------------------------
+def find_entities(tags: Sequence[str]) -> list[Span]:
+    """Return the entities that tags mean, in their order, as seqeval's default mode finds them."""
+    found, open_type, start = list[Span](), "", 0
+    for place, tag in enumerate([*tags, _OUTSIDE]):
+        prefix, _, own_type = tag.partition("-")
+        if open_type and (tag == _OUTSIDE or prefix == "B" or own_type != open_type):
+            found.append((open_type, start, place))
+            open_type = ""
+        if tag != _OUTSIDE and not open_type:
+            open_type, start = own_type, place
+    return found
+
+
+@lru_cache(maxsize=2**14)
+def _entities(tags: str) -> frozenset[Span]:
+    return frozenset(find_entities(tags.split()))
+
+
+def _entity_counts(predictions: Values, labels: Values) -> npt.NDArray[np.float64]:
+    """Return of each row how many entities are found, said and true, (N, 3)."""
+    pairs = ((_entities(said), _entities(true)) for said, true in zip(predictions, labels, strict=True))
+    return np.array([(len(said & true), len(said), len(true)) for said, true in pairs], np.float64).reshape(-1, 3)
+
+
+def _tag_counts(predictions: Values, labels: Values) -> npt.NDArray[np.float64]:
+    """Return of each row how many words have the right tag, and how many there are, (N, 2)."""
+    counts = []
+    for said, true in zip(predictions, labels, strict=True):
+        tags = true.split()
+        pairs = zip_longest(said.split()[: len(tags)], tags, fillvalue=_OUTSIDE)
+        counts.append((sum(one == other for one, other in pairs), len(tags)))
+    return np.array(counts, np.float64).reshape(-1, 2)
+
+
+def _ratio(top: npt.NDArray[np.float64], bottom: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+
+def _metric(
+    name: str,
+    row_counts: Callable[[Values, Values], npt.NDArray[np.float64]],
+    of_counts: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
+) -> Metric:
+    def score(predictions: Values, labels: Values) -> float:
+        return float(of_counts(row_counts(predictions, labels).sum(0)))
+
+    return Metric(name, "maximize", score, row_counts=row_counts, of_counts=of_counts)
+
+
+# Each is 0 where nothing is said or nothing is true.
+TAG_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _metric("f1", _entity_counts, lambda counts: _ratio(2 * counts[..., 0], counts[..., 1] + counts[..., 2])),
+        _metric("precision", _entity_counts, lambda counts: _ratio(counts[..., 0], counts[..., 1])),
+        _metric("recall", _entity_counts, lambda counts: _ratio(counts[..., 0], counts[..., 2])),
+        _metric("accuracy", _tag_counts, lambda counts: _ratio(counts[..., 0], counts[..., 1])),
+    )
+}
+
+
+# ---- the kind --------------------------------------------------------------------------------------------------------
+class TagColumnsSection(Section):
+    """`task.columns:`, which columns hold the words of a sentence and their tags."""
+
+    tokens: Text
+    tags: Text
+
+
+class TaggedSection(Section):
+    """The keys of `task:` that name columns, and the names of tags in id order."""
+
+    columns: TagColumnsSection
+    labels: Annotated[list[Text], AfterValidator(distinct)]
+
+
+class TokenClassification(TaskKind):
+    """Outputs (M, labels) at the first token of each word; words beyond `max_length` are answered with `O`."""
+
+    name = "token-classification"
+    section = TaggedSection
+    metrics = TAG_METRICS
+    hub_pipeline = "token-classification"
+
+    # ---- declaration -------------------------------------------------------------------------------------------------
+    @classmethod
+    def fields(cls, section: Any) -> dict[str, Any]:
+        columns = section.columns
+        return {"text": columns.tokens, "label": columns.tags, "labels": tuple(section.labels), "settings": {}}
+
+    def keys(self) -> dict[str, Any]:
+        task = self.task
+        return {"columns": {"tokens": task.text, "tags": task.label}, "labels": list(task.labels)}
+
+    @classmethod
+    def laws(cls, keys: Keys) -> Iterator[Fault]:
+        labels = keys.get("labels")
+        if labels is None:
+            return
+        if _OUTSIDE not in labels or len(labels) < 2:
+            yield ("labels",), f"must name {_OUTSIDE} and the tags of entities, in id order, but got {_listed(labels)}."
+        if wrong := [label for label in labels if not _TAG.fullmatch(label)]:
+            yield ("labels",), f"must be {_OUTSIDE}, B-TYPE or I-TYPE without white space, but got {_listed(wrong)}."
+
+    @property
+    def model(self) -> TaskModel:
+        num_labels = len(self.task.labels)
+        return TaskModel("AutoModelForTokenClassification", num_labels, (("num_labels", num_labels),))
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return {"columns.tokens": self.task.text, "columns.tags": self.task.label}
+
+    # ---- rows to tokens ----------------------------------------------------------------------------------------------
+    def read(self, columns: Columns, place: SourceLocation) -> Rows:
+        task, errors = self.task, list[TaskDataError]()
+        with collected(errors):
+            words = self._words(columns.values[task.text], place)
+        with collected(errors):
+            tags = self._tags(columns, place)
+        if errors:
+            raise joined(task, errors)
+        sizes = [f"{len(own)} {task.text}, {len(other)} {task.label}" for own, other in zip(words, tags, strict=True)]
+        if unequal := [row for row in range(len(words)) if len(words[row]) != len(tags[row])]:
+            raise TaskDataError(
+                f"Task {task.name}: a row must have as many `{task.label}` as `{task.text}`, but {place.name} has"
+                f" {place.values(sizes, unequal)}.",
+                hint="correct or remove the rows",
+            )
+        return _rows(words, [" ".join(own) for own in tags])
+
+    def _words(self, values: Sequence[Any], place: SourceLocation) -> list[list[str]]:
+        lists = self._lists(values, self.task.text, place)
+        of_row = np.repeat(np.arange(len(lists)), [len(own) for own in lists])
+        check_texts([word for own in lists for word in own], self.task, self.task.text, place.take(of_row))
+        return lists
+
+    def _tags(self, columns: Columns, place: SourceLocation) -> list[list[str]]:
+        lists = self._lists(columns.values[self.task.label], self.task.label, place)
+        lengths = [len(own) for own in lists]
+        where = place.take(np.repeat(np.arange(len(lists)), lengths))
+        ids = class_ids([tag for own in lists for tag in own], self.task, where, columns.stored_names)
+        names, ends = [self.task.labels[i] for i in ids.tolist()], np.cumsum(lengths, dtype=np.int64).tolist()
+        return [names[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+
+    def _lists(self, values: Sequence[Any], column: str, place: SourceLocation) -> list[list[Any]]:
+        """Return lists as they are stored: in a .csv as JSON, or as a text with spaces between the items."""
+        items = [items_of(value) for value in values]
+        lists = [value.split() if isinstance(value, str) else value for value in items]
+        if faults := [row for row, value in enumerate(lists) if not isinstance(value, list)]:
+            raise TaskDataError(
+                f"Task {self.task.name}: `{column}` must be a list with an item for each word, but {place.name} has"
+                f" {place.values(values, faults)}.",
+                hint="correct or remove the rows",
+            )
+        return lists
+
+    def hides_answers(self, columns: Columns) -> bool:
+        values = map(items_of, columns.values[self.task.label])
+        every = [tag for value in values for tag in (value if isinstance(value, list) and value else [value or ""])]
+        return are_hidden(every, self.task.labels)
+
+    @property
+    def question_texts(self) -> tuple[str, ...]:
+        return (self.task.text,)
+
+    def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(" ".join(map(str, value)) if isinstance(value, list) else value for value in row)
+
+    def shown(self, row: Sequence[Any]) -> str:
+        return str(self.as_texts(row)[0])
+
+    def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
+        texts = [self.as_texts(row) for row in rows]
+        check_question(self.task, texts, self.question_texts)
+        return _rows([text.split() for (text,) in texts], None)
+
+    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().check_tokenizer(tokenizer)
+        if not tokenizer.is_fast:
+            raise TaskDataError(
+                f"Task {self.task.name}: the base's tokenizer must say where in a text its tokens are, but"
+                f" {type(tokenizer).__name__} does not.",
+                hint="choose a base with a tokenizer.json",
+            )
+
+    def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
+        encoding = tokenizer(
+            rows.texts,
+            truncation=True,
+            max_length=self.task.max_length,
+            padding=False,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+        )
+        words, ids_of = rows.extras[_WORDS], {label: number for number, label in enumerate(self.task.labels)}
+        reads = [_first_tokens(*both) for both in zip(words, encoding["offset_mapping"], strict=True)]
+        self._check_reads(rows, reads)
+        targets = [[ids_of[tags.split()[i]] for i in own] for tags, own in zip(rows.labels, reads, strict=True)]
+        types, ids = encoding.get("token_type_ids"), Ragged.of(encoding["input_ids"], np.int32)
+        return EncodedRows(
+            ids=ids,
+            types=None if types is None else Ragged.of(types, np.int8).values,
+            positions=Ragged.of([list(own.values()) for own in reads], np.int32),
+            targets=Ragged.of(targets, np.int64),
+            lost=num_lost_tokens(rows.texts, None, ids.lengths, tokenizer, self.task.max_length),
+            extras=Ragged.of([[len(own), *read] for own, read in zip(words, reads, strict=True)], np.int32),
+        )
+
+    def _check_reads(self, rows: Rows, reads: Sequence[Mapping[int, int]]) -> None:
+        if unread := [row for row, own in enumerate(reads) if not own]:
+            place = rows.place or SourceLocation("the request")
+            raise TaskDataError(
+                f"Task {self.task.name}: a row must have a word that gives a token, but {place.name} has"
+                f" {place.values(rows.texts, unread)}.",
+                hint="remove rows without text",
+            )
+
+    # ---- training and scoring ----------------------------------------------------------------------------------------
+    def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
+        from torch.nn import functional
+
+        from loraxs_search.tasks.kinds._token_loss import row_sums
+
+        return row_sums(functional.cross_entropy(outputs.read.float(), batch.targets, reduction="none"), batch)
+
+    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
+        ids, losses = yield ForwardRequest(split, rows, self._ids_and_losses)
+        encoded = data.encoded(split).take(rows)
+        answers = np.array([" ".join(tags) for tags in self._answers(ids, encoded)], object)
+        return RowScores(answers, losses.numpy(), encoded.counts(np.arange(len(rows))))
+
+    def predict(
+        self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
+    ) -> RequestGenerator[list[Prediction]]:
+        (ids,) = yield ForwardRequest(questions, np.arange(len(questions)), self._ids)
+        return [_prediction(*both) for both in zip(shown, self._answers(ids, questions), strict=True)]
+
+    def _ids_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
+        return *self._ids(outputs, batch), self.loss(outputs, batch)
+
+    def _ids(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
+        """Return the likeliest tag at each read of a row, filled up to `max_length`, (n, max_length), int16."""
+        import torch
+
+        likeliest = outputs.read.argmax(-1).masked_fill(~outputs.read.isfinite().all(-1), _NOT_FINITE).short()
+        columns = torch.arange(self.task.max_length, device=likeliest.device)
+        ids = likeliest.new_zeros(len(batch.counts), self.task.max_length)
+        return (ids.masked_scatter(columns[None] < batch.counts[:, None], likeliest),)
+
+    def _answers(self, ids: Tensor, encoded: EncodedRows) -> list[list[str]]:
+        """Return the tag of each word of these rows.
+
+        Raises:
+            TrialDivergedError: some output is not finite.
+        """
+        assert encoded.extras is not None  # `encode` made them
+        if bool((ids == _NOT_FINITE).any()):
+            raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
+        answers = []
+        for row, own in enumerate(ids.tolist()):
+            num_words, *places = encoded.extras.row(row).tolist()
+            tags = [_OUTSIDE] * num_words
+            for place, tag in zip(places, own, strict=False):
+                tags[place] = self.task.labels[tag]
+            answers.append(tags)
+        return answers
+
+    # ---- baselines, and what people read -----------------------------------------------------------------------------
+    def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
+        return [_OUTSIDE]
+
+    def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
+        counts = {split: _types(own.labels) for split, own in rows.items()}
+        yield AnswerFact("entities", {split: own.total() for split, own in counts.items()})
+        for name in sorted(self._known_types(), key=lambda name: -counts["train"][name]):
+            yield AnswerFact(name, {split: own[name] for split, own in counts.items()})
+
+    def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
+        for split, own in rows.items():
+            counts = _types(own.labels)
+            if missing := [name for name in self._known_types() if not counts[name]]:
+                more = f" and {len(missing) - _LISTED} more" * (len(missing) > _LISTED)
+                shown = f"{'s' * (len(missing) > 1)} {', '.join(missing[:_LISTED])}{more}"
+                what = "learnt" if split == "train" else "scored"
+                yield f"no {split} row has an entity of the type{shown}, of which nothing is {what}"
+
+    def _known_types(self) -> list[str]:
+        return list(dict.fromkeys(label[2:] for label in self.task.labels if label != _OUTSIDE))
+
+
+def _rows(words: list[list[str]], tags: Sequence[str] | None) -> Rows:
+    """Return rows of words; without tags, as questions."""
+    labels = [" ".join([_OUTSIDE] * len(own)) for own in words] if tags is None else tags
+    return Rows([" ".join(own) for own in words], None, np.array(labels, object), {_WORDS: words})
+
+
+def _first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> dict[int, int]:
+    """Return the first token of each word that has one, by the word's number.
+
+    Args:
+        words: Of a text that has a space between each two.
+        offsets: First character of each token, and the one behind its last; those of special tokens are empty.
+    """
+    tokens, token, start = dict[int, int](), 0, 0
+    for number, word in enumerate(words):
+        end = start + len(word)
+        while token < len(offsets) and offsets[token][1] <= start:
+            token += 1
+        if token < len(offsets) and offsets[token][0] < end:
+            tokens[number] = token
+        start = end + 1
+    return tokens
+
+
+def _prediction(text: str, tags: Sequence[str]) -> Prediction:
+    spans = [match.span() for match in re.finditer(r"\S+", text)]
+    edges = [(name, spans[first][0], spans[behind - 1][1]) for name, first, behind in find_entities(tags)]
+    entities = tuple(Entity(start, end, name, text[start:end]) for name, start, end in edges)
+    return Prediction(text, " ".join(tags), None, entities=entities)
+
+
+def _types(labels: Values) -> Counter[str]:
+    return Counter(name for tags in labels for name, _, _ in find_entities(tags.split()))
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return json.dumps(list(labels), ensure_ascii=False)

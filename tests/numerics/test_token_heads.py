@@ -1,0 +1,156 @@
+"""A head that gives one output a token: packed as alone, merged as unmerged, in the bank as loaded, and as transformers
+computes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.entity_rows import LABELS
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+from loraxs_search import AdapterBank
+from loraxs_search.api import load
+from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.engine.passes import forward
+from loraxs_search.errors import UsageError
+from loraxs_search.factors import FactorStore
+from loraxs_search.methods.export import converted
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing.loaded_base import LoadedFactors
+from loraxs_search.records import BaseModelRef, DataSource, Task
+from loraxs_search.tasks import kind_of, prepare
+from loraxs_search.tasks.kinds.token_classification import TokenClassification
+from loraxs_search.trial import score_rows
+
+from .conftest import WORDS, World, save_base
+
+TOLERANCE = 1e-5
+FAMILIES = ["bert", "roberta", "distilbert", "gpt2", "llama"]
+
+
+def write_rows(path: Path, count: int) -> str:
+    """Rows of 1 to 20 words, and of some more than fit; a word's tag can be read off the word."""
+    lines = []
+    for i in range(count):
+        words = [(7 * i + 11 * j) % len(WORDS) for j in range(1 + (5 * i) % 27)]
+        tags = [LABELS[word % len(LABELS)] for word in words]
+        lines.append(json.dumps({"tokens": [WORDS[word] for word in words], "tags": tags}))
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+def make_task(folder: Path) -> Task:
+    section = {"columns": {"tokens": "tokens", "tags": "tags"}, "labels": LABELS}
+    sizes = {"train": 60, "validation": 21, "test": 20}
+    files = {name: write_rows(folder / f"{name}.jsonl", size) for name, size in sizes.items()}
+    source, fields = DataSource(data_files=files), TokenClassification.fields(TokenClassification.section(**section))
+    scores = {"metric": "f1", "direction": "maximize", "metrics": ("f1", "accuracy")}
+    return Task("names", TokenClassification.name, source, max_length=24, **scores, **fields)
+
+
+class TaggedWorld(World):
+    """A base whose trials tag words."""
+
+    def __init__(self, folder: Path, family: str) -> None:
+        save_base(folder / "base", family)
+        self.base, task = locate(BaseModelRef(str(folder / "base"))), make_task(folder)
+        model = kind_of(task).model
+        self.data = prepare(task, load_tokenizer(self.base), cache_dir=folder / "cache")
+        self.model, self.modules = load_model(self.base, model), linear_modules(self.base, model)
+        self.names = [module.name for module in self.modules]
+        self.factors = LoadedFactors(self.model, load_model(self.base, model), self.names)
+
+
+@pytest.fixture(params=FAMILIES)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> TaggedWorld:
+    return TaggedWorld(tmp_path, request.param)
+
+
+def test_a_pack_of_unlike_trials_equals_lone_trials(world: TaggedWorld) -> None:
+    specs, pack = world.mixed_specs()[:4], world.pack(num_workers=2)
+    slots = world.join(pack, specs)
+    for _ in range(20):
+        assert pack.step(slots) == {}
+    metrics, packed = pack.evaluate(slots, "validation"), [slot.snapshot() for slot in slots]
+    pack.clear()
+    for slot, snapshot in zip(slots, packed, strict=True):
+        lone = world.lone(slot.spec, 20)
+        assert world.distance(snapshot, lone) < TOLERANCE
+        assert metrics[slot.name] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
+
+
+def test_loss_and_answers_are_those_of_transformers(world: TaggedWorld) -> None:
+    """The mean over the first tokens of a batch, others are masked; a label of a word that was cut is not learnt."""
+    model, data = world.model, world.data
+    batch = data.collate("train", np.arange(20))
+    assert batch.reads is not None
+    labels = torch.full_like(batch.inputs["input_ids"], -100)
+    labels[batch.reads[:, 0], batch.reads[:, 1]] = batch.targets
+    expected = model(**batch.inputs, labels=labels)
+    losses = data.kind.loss(forward(model, batch.inputs, batch.reads), batch)
+    torch.testing.assert_close(losses.sum() / batch.counts.sum(), expected.loss)
+    scores = score_rows(model, data, "train", np.arange(20))
+    for row, answer in enumerate(scores.answers):
+        own = batch.reads[batch.reads[:, 0] == row, 1]
+        tags = [LABELS[tag] for tag in expected.logits[row, own].argmax(-1).tolist()]
+        missed = len(data.labels("train")[row].split()) - len(own)
+        assert answer.split() == [*tags, *["O"] * missed]
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_an_adapter_answers_alike_wherever_it_is_asked(
+    family: str, tmp_path: Path, make_adapter: Callable[..., Path]
+) -> None:
+    with use_factor_store(FactorStore(tmp_path / "factors")):
+        world = TaggedWorld(tmp_path, family)
+        task = world.data.task
+        folder = make_adapter(tmp_path / "own", world.base, task=task, rank=4, target_modules=tuple(world.names))
+        other = make_adapter(
+            tmp_path / "other", world.base, task=task, rank=2, target_modules=(world.names[0],), seed=1
+        )
+        texts = [" ".join(json.loads(line)["tokens"]) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+        answers = load(str(folder))(texts)
+        others = load(str(other))(texts)
+        assert [answer.label for answer in answers] != [answer.label for answer in others]
+        assert load(str(folder))(texts[3]) == answers[3:4]
+
+        bank = AdapterBank.of(str(folder), str(other))
+        mixed = bank.predict([str(folder), str(other)] * len(texts), [text for text in texts for _ in range(2)])
+        assert mixed[::2] == answers
+        assert mixed[1::2] == others
+
+        assert of_transformers(converted(folder, "merged"), texts) == [answer.label for answer in answers]
+
+
+def of_transformers(folder: Path, texts: list[str]) -> list[str]:
+    """Return the tags that transformers gives words by their first tokens; `O` beyond 24 tokens."""
+    model, tokenizer = AutoModelForTokenClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    answers = []
+    for text in texts:
+        inputs = tokenizer(text.split(), is_split_into_words=True, return_tensors="pt", truncation=True, max_length=24)
+        with torch.no_grad():
+            tags = [model.config.id2label[i] for i in model(**inputs).logits[0].argmax(-1).tolist()]
+        firsts: dict[Any, str] = {}
+        for word, tag in zip(inputs.word_ids(), tags, strict=True):
+            firsts.setdefault(word, tag)
+        answers.append(" ".join(firsts.get(word, "O") for word in range(len(text.split()))))
+    return answers
+
+
+def test_a_bank_of_classifiers_takes_no_adapter_that_tags(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
+    with use_factor_store(FactorStore(tmp_path / "factors")):
+        world = TaggedWorld(tmp_path, "bert")
+        values = {"rank": 2, "target_modules": tuple(world.names[:2])}
+        tags = make_adapter(tmp_path / "tags", world.base, task=world.data.task, **values)
+        classes = make_adapter(tmp_path / "classes", world.base, **values)
+        for first, second in ((tags, classes), (classes, tags)):
+            bank = AdapterBank.of(str(first))
+            with pytest.raises(UsageError) as caught:
+                bank.load(str(second))
+            assert caught.value.hint == "make another bank for it"
