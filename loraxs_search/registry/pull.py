@@ -228,7 +228,9 @@ def copy_folder(folder: Path, target: Path) -> None:
     with disk_faults(target, "--out"):
         try:
             place.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(folder, place, copy_function=shutil.copyfile, dirs_exist_ok=True)
+            for path in sorted(folder.rglob("*")):  # a folder before what is in it
+                target_path = place / path.relative_to(folder)
+                target_path.mkdir(exist_ok=True) if path.is_dir() else shutil.copyfile(path, target_path)
             if is_new:
                 place.rename(target)
         except BaseException:
