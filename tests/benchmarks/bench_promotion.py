@@ -37,9 +37,9 @@ import numpy.typing as npt
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
 from loraxs_search.registry import RegisteredAdapter, ScoredRows, choose
 from loraxs_search.registry.comparison import ComparedChampion, FinalistComparison
-from loraxs_search.registry.promotion import Scored, Terms, decide
+from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
 from loraxs_search.registry.significance import p_value
-from loraxs_search.registry.test_set_reuse import Anchor
+from loraxs_search.registry.test_set_reuse import ToleranceReference
 from loraxs_search.tasks import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
@@ -137,8 +137,9 @@ class TestRowsChoose(ValidationRowsChoose):
 
     def meet(self, finalist: Scored) -> bool:
         if self.champion is not None:
-            terms = Terms(anchor=Anchor(1, score(self.champion)))  # tolerance counts from the champion before
-            if not decide(self.rule, TASK, finalist, self.champion, terms).promoted:
+            reference = ToleranceReference(1, score(self.champion))  # tolerance counts from the champion before
+            setup = ComparisonSetup(reference=reference)
+            if not decide(self.rule, TASK, finalist, self.champion, setup).promoted:
                 return False
         self.champion = finalist
         return True
