@@ -40,8 +40,8 @@ def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
             f" {finalist.test_fingerprint[:16]}, but got {scores.test_fingerprint[:16]}.",
             hint="restore the file, or search anew on the rows there are now",
         )
-    answered = replace(finalist, test_metrics=scores.metrics, yardsticks=folder.yardsticks() or ())
-    new = {"test_metrics": scores.metrics, "yardsticks": answered.yardsticks, "samples": scores.samples}
+    answered = replace(finalist, test_metrics=scores.metrics, baselines=folder.baselines() or ())
+    new = {"test_metrics": scores.metrics, "baselines": answered.baselines, "samples": scores.samples}
     folder.write_adapter(finalist.trial_id, registry.resealed(folder.adapter_path(finalist.trial_id), **new))
     rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
     folder.confirmations().write_candidate(answered, rows.to_bytes())

@@ -11,6 +11,7 @@ from loraxs_search.cli._output import plain
 from loraxs_search.cli.live_text import browse, data_lines, phase_in_words, time_left_in_words
 from loraxs_search.errors import counted
 from loraxs_search.log import (
+    BaselineScored,
     CandidateScored,
     DataRead,
     Phase,
@@ -20,7 +21,6 @@ from loraxs_search.log import (
     TrialEnded,
     TrialReported,
     Warned,
-    YardstickScored,
     printed,
 )
 from loraxs_search.records import TrialState, to_json
@@ -77,8 +77,8 @@ class LinesView:
                 texts += self._estimate(event)
             case TrialEnded():
                 texts = [self._ended(event)]
-            case YardstickScored():
-                texts = ["  ".join([f"yardstick {event.name}", *_scores(event.metrics)])]
+            case BaselineScored():
+                texts = ["  ".join([f"baseline {event.name}", *_scores(event.metrics)])]
             case CandidateScored():
                 texts = ["  ".join([f"candidate {event.trial}", f"{event.split} rows", *_scores(event.metrics)])]
             case Steered():

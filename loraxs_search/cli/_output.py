@@ -12,7 +12,7 @@ from typing import Annotated, Any, TextIO, cast
 
 import typer
 
-from loraxs_search.records import Decision, Scalar, Task, Yardstick, to_json
+from loraxs_search.records import Baseline, Decision, Scalar, Task, to_json
 from loraxs_search.reports import LeaderboardRow
 
 # Control characters but tabs and ends of lines, and those that turn the direction of writing.
@@ -170,8 +170,8 @@ def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
     print_csv(columns, cells)
 
 
-def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Sequence[Yardstick] = ()) -> None:
-    """Print a study's trials, best first, with the params that vary between them, and below them its yardsticks.
+def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Sequence[Baseline] = ()) -> None:
+    """Print a study's trials, best first, with the params that vary between them, and below them its baselines.
 
     What all trials have alike is said on stderr.
 
@@ -181,10 +181,10 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     state a warm clone began with. Of several methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if _varies(rows, name)]
-    cells = [*(_cells(row, task) for row in rows), *(_yardstick_cells(yardstick, task) for yardstick in yardsticks)]
+    cells = [*(_cells(row, task) for row in rows), *(_baseline_cells(baseline, task) for baseline in baselines)]
     empty = {name for name in _OPTIONAL if all(row[name] == "-" for row in cells)}
     params = [[_value(row.params.get(name)) for name in varying] for row in rows]
-    params += [[""] * len(varying) for _ in yardsticks]
+    params += [[""] * len(varying) for _ in baselines]
     names = [name for name in _columns(task) if name not in empty]
     body = [[*(row[name] for name in names), *own] for row, own in zip(cells, params, strict=True)]
     shown = ["parameters" if name == "R" and "method" in varying else name for name in names]
@@ -192,9 +192,9 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, yardsticks: Se
     if len(rows) > 1 and (common := [f"{name} {_value(rows[0].params[name])}" for name in _common(rows)]):
         sys.stdout.flush()
         print(f"in all trials: {', '.join(common)}", file=sys.stderr)
-    for yardstick in yardsticks:
-        if yardstick.failed:
-            print(f"no score of {yardstick.name}: {yardstick.failed}", file=sys.stderr)
+    for baseline in baselines:
+        if baseline.failed:
+            print(f"no score of {baseline.name}: {baseline.failed}", file=sys.stderr)
 
 
 def print_summary(study: str) -> None:
@@ -248,18 +248,18 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
     }
 
 
-def _yardstick_cells(yardstick: Yardstick, task: Task) -> dict[str, str]:
-    own = yardstick.validation_metrics
+def _baseline_cells(baseline: Baseline, task: Task) -> dict[str, str]:
+    own = baseline.validation_metrics
     return {
         **dict.fromkeys(_columns(task), "-"),
-        "trial": yardstick.name,
-        "state": "YARDSTICK",
+        "trial": baseline.name,
+        "state": "BASELINE",
         f"validation {task.metric}": _score(own.get(task.metric)),
         task.search_metric: _score(own.get(task.search_metric)),
-        f"test {task.metric}": _score(yardstick.test_metrics.get(task.metric)),
+        f"test {task.metric}": _score(baseline.test_metrics.get(task.metric)),
         "unparsed": _score(own.get("unparsed")),
         "unended": _score(own.get("unended")),
-        "seconds": f"{yardstick.seconds:.1f}",
+        "seconds": f"{baseline.seconds:.1f}",
     }
 
 

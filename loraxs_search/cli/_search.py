@@ -250,7 +250,7 @@ def show_result(result: SearchResult, as_json: bool, *, as_events: bool = False)
     folder = StudyFolder.open(result.study)
     document = search_document(folder, folder.journal())
     if not as_events:
-        emit(as_json, document, lambda: print_leaderboard(document.trials, folder.info.task, document.yardsticks))
+        emit(as_json, document, lambda: print_leaderboard(document.trials, folder.info.task, document.baselines))
     _say_what_next(document, folder.info)
 
 

@@ -97,7 +97,7 @@ def _steps(state: SearchState) -> str:
 
 
 def _best(state: SearchState) -> str:
-    best, mark, lead = state.best, state.best_yardstick, state.lead
+    best, mark, lead = state.best, state.best_baseline, state.lead
     if best is None or state.facts is None:
         return ""
     text = f"{best.name}  {state.facts.metric} {best.value:.4f}"

@@ -26,7 +26,7 @@ def report(
 ) -> None:
     """Write the report of a study: one HTML file, for any browser.
 
-    It says what was found and whether that beats the yardsticks. It has the leaderboard, learning curves, quality
+    It says what was found and whether that beats the baselines. It has the leaderboard, learning curves, quality
     against bytes, importances, parallel coordinates, and the score over each parameter. Then come trials on hosts,
     devices at work, what early stopping saved, the cost, failures with reasons, and the command to repeat the search.
 

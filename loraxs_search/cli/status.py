@@ -135,7 +135,7 @@ def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
 
 def _show(study: StudyStatus, task: Task) -> None:
     counts = study.progress
-    print_leaderboard(study.trials, task, study.yardsticks)
+    print_leaderboard(study.trials, task, study.baselines)
     talk = f"\n{study.study}: {study.state}, {counts.ended}/{counted(counts.num_trials, 'trial')} ended"
     print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
     if study.phase is not None:

@@ -11,6 +11,8 @@ from loraxs_search.log.event_log import DAMAGED_HINT, EventLog, from_line, to_li
 from loraxs_search.log.events import (
     AdapterWritten,
     Answered,
+    BaselineScored,
+    BaselinesMeasured,
     CandidateScored,
     Commanded,
     DataRead,
@@ -33,8 +35,6 @@ from loraxs_search.log.events import (
     TrialsAdvanced,
     TrialStarted,
     Warned,
-    YardstickScored,
-    YardsticksMeasured,
 )
 from loraxs_search.log.printed import printed
 
@@ -43,6 +43,8 @@ __all__ = [
     "AdapterWritten",
     "Answered",
     "AppendLog",
+    "BaselineScored",
+    "BaselinesMeasured",
     "CandidateScored",
     "Commanded",
     "DataRead",
@@ -66,8 +68,6 @@ __all__ = [
     "TrialStarted",
     "TrialsAdvanced",
     "Warned",
-    "YardstickScored",
-    "YardsticksMeasured",
     "from_line",
     "lines_from",
     "printed",

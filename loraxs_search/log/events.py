@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from loraxs_search.records import (
     NOT_STEERED,
+    Baseline,
     Command,
     CommandAnswer,
     DataReport,
@@ -26,7 +27,7 @@ from loraxs_search.records import (
     SteeringStatus,
     TrialReport,
     TrialState,
-    Yardstick,
+    stored_name,
 )
 
 EVENT_VERSION = 1
@@ -169,10 +170,12 @@ class AdapterWritten(_Aside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class YardsticksMeasured(_Aside):
+class BaselinesMeasured(_Aside):
     """What simple models reach on the search's rows."""
 
-    yardsticks: tuple[Yardstick, ...]
+    __pydantic_config__ = {"alias_generator": stored_name}  # noqa: RUF012
+
+    baselines: tuple[Baseline, ...]
     event: Literal["yardsticks_measured"] = "yardsticks_measured"
 
 
@@ -310,7 +313,7 @@ class Steered(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class YardstickScored(Event):
+class BaselineScored(Event):
     """A simple model was scored on the validation rows."""
 
     name: str
@@ -371,7 +374,7 @@ LoggedEvent = (
     | Commanded
     | Answered
     | AdapterWritten
-    | YardsticksMeasured
+    | BaselinesMeasured
     | FrontFound
     | ReportWritten
     | HostsMeasured
@@ -381,7 +384,7 @@ LoggedEvent = (
     | DataRead
     | Warned
     | Steered
-    | YardstickScored
+    | BaselineScored
     | CandidateScored
 )
 ShownEvent = (
@@ -393,7 +396,7 @@ ShownEvent = (
     | DataRead
     | Warned
     | Steered
-    | YardstickScored
+    | BaselineScored
     | CandidateScored
     | TrialsAdvanced
     | SearchEnded

@@ -170,7 +170,7 @@ class Method(ABC):
     """How trials share passes, if `can_pack` says so. None: each trains alone, between the rounds of the others."""
     can_start: ClassVar[bool] = False
     """Whether trials can start from a registered adapter: `start_asset` makes it what they start from."""
-    is_yardstick: ClassVar[bool] = False
+    is_baseline: ClassVar[bool] = False
     """Whether its trials are there to be compared with: candidates only where `promotion.methods` names it."""
     has_adapter: ClassVar[bool] = True
     """Whether what it trains is kept as an adapter. Of a method without one only metrics are recorded."""

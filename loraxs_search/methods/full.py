@@ -1,4 +1,4 @@
-"""Full fine-tuning: every weight of the base is trained, the yardstick of what adapters save.
+"""Full fine-tuning: every weight of the base is trained, the baseline of what adapters save.
 
 The base is shared, so a trial trains a copy of it, in float32, whatever the base is held in: small steps would be lost
 in bfloat16.
@@ -37,7 +37,7 @@ class Full(Method):
     title: ClassVar[str] = "Full fine-tuning"
     symbol: ClassVar[str] = "weights"
     description: ClassVar[str] = "all weights of the base"
-    is_yardstick: ClassVar[bool] = True
+    is_baseline: ClassVar[bool] = True
     has_adapter: ClassVar[bool] = False
     adapts_layers: ClassVar[bool] = False
     advice: ClassVar[str] = (

@@ -25,7 +25,7 @@ class HeadOnly(PeftMethod):
     title: ClassVar[str] = "Head only"
     symbol: ClassVar[str] = "adapter"
     description: ClassVar[str] = "adapter (none: the base is untouched)"
-    is_yardstick: ClassVar[bool] = True
+    is_baseline: ClassVar[bool] = True
     adapts_layers: ClassVar[bool] = False
     needs_head: ClassVar[bool] = True
 

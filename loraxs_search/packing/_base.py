@@ -7,6 +7,7 @@ from typing import Protocol
 
 from loraxs_search.records import (
     Answers,
+    Baseline,
     Basis,
     Confirmation,
     HostInfo,
@@ -14,7 +15,6 @@ from loraxs_search.records import (
     Task,
     TrialReport,
     TrialSpec,
-    Yardstick,
 )
 
 
@@ -26,7 +26,7 @@ class Host(Protocol):
 
     Threads: a host that packs (`PackedHost`) is called from many threads at once, each call blocks until it is
     answered, and waiting trials share passes. A host of lone trials (`TrialHost`) is called from one thread at a time.
-    `yardsticks`, `give_up` and `steps` are called from threads of their own in both cases, beside any other call. After
+    `baselines`, `give_up` and `steps` are called from threads of their own in both cases, beside any other call. After
     `close` only `close` is called.
 
     Tasks: a host that packs serves any number of tasks that load its base in the same way but for the number of
@@ -128,7 +128,7 @@ class Host(Protocol):
         """
         ...
 
-    def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
+    def baselines(self, task: Task) -> tuple[Baseline, ...]:
         """Return what simple models reach on a task's rows, while trials go on."""
         ...
 

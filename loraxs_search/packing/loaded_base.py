@@ -42,6 +42,7 @@ from loraxs_search.packing.capacity import check_fits, choose_dtype
 from loraxs_search.packing.slot import AdaptableLayers
 from loraxs_search.records import (
     Answers,
+    Baseline,
     BaseModelRef,
     Basis,
     Confirmation,
@@ -51,7 +52,6 @@ from loraxs_search.records import (
     Task,
     TaskModel,
     TrialSpec,
-    Yardstick,
     to_json,
 )
 from loraxs_search.tasks import PreparedTask, kind_of, locate_for, prepare
@@ -219,7 +219,7 @@ class LoadedBase:
         scores = self._ask(exact, exact, data, data.kind.base_alone(data, split, indices, shots))
         return replace(_answers(data, split, indices, scores), seconds=time.perf_counter() - started)
 
-    def yardsticks(self, data: PreparedTask) -> tuple[Yardstick, ...]:
+    def baselines(self, data: PreparedTask) -> tuple[Baseline, ...]:
         """Return what simple models reach on a task's rows; any thread may ask, also while trials train."""
         return measure_baselines(data, self._bare_body, self.device)
 

@@ -26,6 +26,7 @@ from loraxs_search.packing.trial_host import NodeStates, TrialHost, given_up
 from loraxs_search.records import (
     MAX_STATE_BYTES,
     Answers,
+    Baseline,
     BaseModelRef,
     Basis,
     Confirmation,
@@ -36,7 +37,6 @@ from loraxs_search.records import (
     Task,
     TrialReport,
     TrialSpec,
-    Yardstick,
 )
 from loraxs_search.trial import Snapshot
 
@@ -50,7 +50,7 @@ _UNKNOWN = LargestTrial()
 class PackedHost:
     """A `Host` that advances many trials at once, of one task or several; None is the task that it began with.
 
-    One thread of its own does all computation but yardsticks: it forms a round of every trial that waits, so trials
+    One thread of its own does all computation but baselines: it forms a round of every trial that waits, so trials
     join and leave between rounds, and each caller gets its answer when its own trial is where it was asked to be. Up to
     `slots` trials stay on the device between calls.
 
@@ -175,9 +175,9 @@ class PackedHost:
         """Return the answers of the base without an adapter, as it will be loaded; rounds wait."""
         return self._on_bare_base(lambda: self._loaded.answer_alone(split, rows, shots, task))
 
-    def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
+    def baselines(self, task: Task | None = None) -> tuple[Baseline, ...]:
         """Return what simple models reach on a task's rows; the caller's thread computes, and rounds go on."""
-        return self._loaded.yardsticks(self._run(lambda: self._loaded.prepared(task)))
+        return self._loaded.baselines(self._run(lambda: self._loaded.prepared(task)))
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file, as `Confirmation.factors` names it."""

@@ -24,6 +24,7 @@ from loraxs_search.packing.slot import check_target_modules
 from loraxs_search.records import (
     MAX_STATE_BYTES,
     Answers,
+    Baseline,
     BaseModelRef,
     Basis,
     Confirmation,
@@ -33,7 +34,6 @@ from loraxs_search.records import (
     Task,
     TrialReport,
     TrialSpec,
-    Yardstick,
 )
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
@@ -128,7 +128,7 @@ class TrialHost:
     """Advances trials, one at a time, on a base that is loaded once.
 
     Each `advance` returns the trial's snapshot, and restores the caller's when another trial is active, so a host can
-    be lost without losing a trial. Not thread-safe: one caller at a time, except for `yardsticks`, `give_up`
+    be lost without losing a trial. Not thread-safe: one caller at a time, except for `baselines`, `give_up`
     and `steps`.
 
     Args:
@@ -232,9 +232,9 @@ class TrialHost:
         self._park()
         return self._loaded.answer_alone(split, rows, shots, task)
 
-    def yardsticks(self, task: Task | None = None) -> tuple[Yardstick, ...]:
+    def baselines(self, task: Task | None = None) -> tuple[Baseline, ...]:
         """Return what simple models reach on the task's rows; another thread may ask while a trial advances."""
-        return self._loaded.yardsticks(self._loaded.prepared(task))
+        return self._loaded.baselines(self._loaded.prepared(task))
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file, as `Confirmation.factors` names it."""

@@ -21,7 +21,7 @@ from loraxs_search.records._command import (
     SteeringStatus,
 )
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
-from loraxs_search.records._json import RecordT, check_trial_id, from_json, to_json
+from loraxs_search.records._json import RecordT, check_trial_id, from_json, stored_name, to_json
 from loraxs_search.records._literals import (
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
@@ -40,15 +40,15 @@ from loraxs_search.records._literals import (
 from loraxs_search.records._promotion import (
     BASE_ALONE_ROWS,
     Action,
+    Baseline,
+    BaselineName,
     Candidate,
     ComparisonRecord,
     Decision,
     KeptAnswers,
     PromotionRule,
     Refit,
-    Yardstick,
-    YardstickName,
-    alone_yardstick,
+    alone_baseline,
     is_alone,
     is_unmeasured,
     shots_name,
@@ -95,6 +95,8 @@ __all__ = [
     "BaseModel",
     "BaseModelRef",
     "BaseSetup",
+    "Baseline",
+    "BaselineName",
     "Basis",
     "Candidate",
     "Command",
@@ -151,13 +153,12 @@ __all__ = [
     "TrialReport",
     "TrialSpec",
     "TrialState",
-    "Yardstick",
-    "YardstickName",
-    "alone_yardstick",
+    "alone_baseline",
     "check_trial_id",
     "from_json",
     "is_alone",
     "is_unmeasured",
     "shots_name",
+    "stored_name",
     "to_json",
 ]

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records._base import BaseModelRef, BaseSetup
+from loraxs_search.records._json import stored_name
 from loraxs_search.records._literals import Scalar
-from loraxs_search.records._promotion import Refit, Yardstick
+from loraxs_search.records._promotion import Baseline, Refit
 from loraxs_search.records._task import Task
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, Lineage
 
@@ -107,7 +108,7 @@ class Manifest:
         base_bytes: Size of the base's weights, for comparison.
         lora_parameters: What plain LoRA trains on the same modules at the same rank.
         factors: Key of every factor file that R needs, to the checksum of its numbers.
-        yardsticks: What simple models reach on the same rows.
+        baselines: What simple models reach on the same rows.
         samples: The first test rows with its answers, of the finalist of a search for a language model.
         start_from: The adapter that its training started from; None where it started anew.
         kept_step: The step that it is of, where a study keeps the best one; None where it is the last.
@@ -115,6 +116,8 @@ class Manifest:
         ends: The tokens that end an answer that it writes, as the tokenizer names them.
         setup: Its base's; None in older manifests.
     """
+
+    __pydantic_config__ = {"alias_generator": stored_name}  # noqa: RUF012
 
     task: Task
     base_model: BaseModelRef
@@ -136,7 +139,7 @@ class Manifest:
     base_bytes: int = 0
     lora_parameters: int = 0
     factors: Mapping[str, str] = field(default_factory=dict)
-    yardsticks: tuple[Yardstick, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
     schema_version: int = 1
     kept_step: int | None = None
     samples: tuple[Sample, ...] = ()

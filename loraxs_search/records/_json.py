@@ -12,6 +12,15 @@ from typing import Any, TypeVar
 from loraxs_search.errors import StudyError, shortened
 
 RecordT = TypeVar("RecordT")
+_STORED = {"baselines": "yardsticks"}  # fields whose name in files, in MLflow and in `--json` is that of version 0.1
+
+
+def stored_name(field: str) -> str:
+    """Return what a field of a record is called in JSON.
+
+    A record with such a field has `__pydantic_config__ = {"alias_generator": stored_name}`, so that it is read back.
+    """
+    return _STORED.get(field, field)
 
 
 def to_json(record: Any, *, indent: int | None = None, sort_keys: bool = True) -> str:
@@ -37,7 +46,7 @@ def _adapter(cls: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {stored_name(f.name): getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not a record")

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loraxs_search.records._json import stored_name
 from loraxs_search.records._literals import Direction
 
-YardstickName = str  # `constant`, `tfidf`, `features`; `zero-shot`, `4-shot` and the like
+BaselineName = str  # `constant`, `tfidf`, `features`; `zero-shot`, `4-shot` and the like
 _SHOTS = "-shot"
 _TOO_SLOW = "it needs "  # so begins what earlier versions say of a linear model that would take too long
 
 
 @dataclass(frozen=True)
-class Yardstick:
+class Baseline:
     """A simple model of the same train rows, scored on the same validation and test rows as adapters are.
 
     Args:
@@ -31,7 +32,7 @@ class Yardstick:
             and a linear model may take too long. None in files of earlier versions, which do not say.
     """
 
-    name: YardstickName
+    name: BaselineName
     validation_metrics: Mapping[str, float] = field(default_factory=dict)
     test_metrics: Mapping[str, float] = field(default_factory=dict)
     answer: int | float | str | None = None
@@ -59,27 +60,27 @@ class KeptAnswers:
 BASE_ALONE_ROWS = 200  # validation rows, at most, that choose how the base alone is asked
 
 
-def shots_name(shots: int) -> YardstickName:
+def shots_name(shots: int) -> BaselineName:
     """Return the name of the base alone with this many worked examples in each prompt."""
     return f"{shots or 'zero'}{_SHOTS}"
 
 
-def is_alone(name: YardstickName) -> bool:
-    """Whether a yardstick is the base without an adapter, asked as adapters are."""
+def is_alone(name: BaselineName) -> bool:
+    """Whether a baseline is the base without an adapter, asked as adapters are."""
     return name.endswith(_SHOTS)
 
 
-def is_unmeasured(yardstick: Yardstick) -> bool:
-    """Whether a yardstick could not be measured for a reason that may pass; a constant answer can always be had."""
-    name, failed, applies = yardstick.name, yardstick.failed, yardstick.applies
+def is_unmeasured(baseline: Baseline) -> bool:
+    """Whether a baseline could not be measured for a reason that may pass; a constant answer can always be had."""
+    name, failed, applies = baseline.name, baseline.failed, baseline.applies
     if applies is None:
         applies = name == shots_name(0) if is_alone(name) else not failed.startswith(_TOO_SLOW)
     return name != "constant" and bool(failed) and applies
 
 
-def alone_yardstick(yardsticks: Iterable[Yardstick]) -> Yardstick | None:
+def alone_baseline(baselines: Iterable[Baseline]) -> Baseline | None:
     """Return the base alone as it has answered the test rows; None where it has not."""
-    return next((y for y in yardsticks if is_alone(y.name) and y.test_metrics), None)
+    return next((y for y in baselines if is_alone(y.name) and y.test_metrics), None)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class PromotionRule:
         max_bytes: Larger adapters are no candidates; None means no limit.
         candidates: How many of the best trials are candidates.
         seeds: How often each of these is trained again from a fresh seed; what comes out is a candidate too.
-        methods: Methods whose trials may be candidates; none named means all but yardsticks.
+        methods: Methods whose trials may be candidates; none named means all but baselines.
         choose: Which trials are candidates: the best ones, or the best one and the smallest within `tolerance` of it.
             Either way, those of the front of metric and stored bytes come first where that was searched for.
     """
@@ -147,12 +148,14 @@ class Candidate:
         base_model: The base's id, as named.
         refits: The same recipe from other seeds, the trial itself too where this is a refit.
         study_id: The study's own, which no other has: on a shared registry names are used twice.
-        yardsticks: What simple models reach on the same rows; the finalist's alone.
+        baselines: What simple models reach on the same rows; the finalist's alone.
         test_fingerprint: Of the test rows alone.
         kept_step: The step that the adapter is of, where a study keeps the best one; None where it is the last.
         earlier_finalists: Adapters of the study that had answered the same test rows when its search went on; the
             finalist's alone.
     """
+
+    __pydantic_config__ = {"alias_generator": stored_name}  # noqa: RUF012
 
     study: str
     trial_id: str
@@ -165,7 +168,7 @@ class Candidate:
     base_model: str = ""
     refits: tuple[Refit, ...] = ()
     study_id: str = ""
-    yardsticks: tuple[Yardstick, ...] = ()
+    baselines: tuple[Baseline, ...] = ()
     test_fingerprint: str = ""
     kept_step: int | None = None
     earlier_finalists: tuple[str, ...] = ()

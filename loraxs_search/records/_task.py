@@ -86,7 +86,7 @@ class Task:
 
     @property
     def for_candidates(self) -> Task:
-        """The task as candidates and yardsticks are scored: by its own metrics, on all validation rows."""
+        """The task as candidates and baselines are scored: by its own metrics, on all validation rows."""
         return replace(self, validation_rows=None, report_metric=None, report_direction=None)
 
     @property

@@ -326,20 +326,20 @@ def _fitted(candidate: Candidate) -> str:
 
 def _shortened(candidate: Candidate, limit: int) -> Candidate:
     """Cut texts to `limit` characters, and round and count off refits."""
-    yardsticks = [
+    baselines = [
         replace(
             each,
             answer=each.answer[:limit] if isinstance(each.answer, str) else each.answer,
             failed=each.failed[:limit],
         )
-        for each in candidate.yardsticks
+        for each in candidate.baselines
     ]
     refits = [
         Refit(each.seed, {name: float(f"{x:.6g}") for name, x in each.validation_metrics.items()}, each.failed[:limit])
         for each in candidate.refits[: max(1, limit // 25)]
     ]
     earlier = candidate.earlier_finalists[: limit // 25]
-    return replace(candidate, yardsticks=tuple(yardsticks), refits=tuple(refits), earlier_finalists=earlier)
+    return replace(candidate, baselines=tuple(baselines), refits=tuple(refits), earlier_finalists=earlier)
 
 
 def fitted(decision: Decision) -> str:

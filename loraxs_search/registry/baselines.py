@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from loraxs_search.records import (
+    Baseline,
     Candidate,
     KeptAnswers,
     PromotionRule,
     Task,
-    Yardstick,
-    alone_yardstick,
+    alone_baseline,
     is_alone,
     is_unmeasured,
 )
@@ -39,7 +39,7 @@ def baseline_answers(
     metric: Metric,
     sign: float,
     rows: ScoredRows | None,
-    yardsticks: Sequence[Yardstick],
+    baselines: Sequence[Baseline],
     alone: ScoredRows | None,
     answers: Mapping[str, KeptAnswers],
 ) -> list[BaselineAnswer]:
@@ -48,25 +48,25 @@ def baseline_answers(
     Args:
         metric: It decides; `sign` is 1 when more of it is better, -1 when less is.
         rows: Of the adapter that they are held against; None where they were not kept: recorded scores serve then.
-        yardsticks: The study's.
+        baselines: The study's.
         alone: Answers of the base alone, where the study has them.
         answers: Those of other baselines, by name.
     """
     if rows is None:
-        constant = _recorded("the constant answer", metric, next((y for y in yardsticks if y.name == CONSTANT), None))
+        constant = _recorded("the constant answer", metric, next((y for y in baselines if y.name == CONSTANT), None))
     else:
-        constant = _scored("the constant answer", metric, _constant(task, metric, sign, rows, yardsticks))
+        constant = _scored("the constant answer", metric, _constant(task, metric, sign, rows, baselines))
     found = [constant]
     if rule.require == "all":
-        measured = alone_yardstick(yardsticks)
+        measured = alone_baseline(baselines)
         name = f"the base alone{f' ({measured.name})' if measured else ''}"
         found.append(_scored(name, metric, alone) if alone is not None else _recorded(name, metric, measured))
-        linear = (one for one in yardsticks if one.name != CONSTANT and not is_alone(one.name))
+        linear = (one for one in baselines if one.name != CONSTANT and not is_alone(one.name))
         found += [_recorded(one.name, metric, one, _said(answers.get(one.name), rows)) for one in linear]
     return [answer for answer in found if answer is not None]
 
 
-def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick], *, has_alone: bool) -> str:
+def unmeasured(rule: PromotionRule, task: Task, baselines: Sequence[Baseline], *, has_alone: bool) -> str:
     """Say which required baseline was not measured, and why; empty where all were.
 
     A linear model that takes too long counts for nothing. The base alone is what an adapter of its kind is for.
@@ -76,15 +76,15 @@ def unmeasured(rule: PromotionRule, task: Task, yardsticks: Sequence[Yardstick],
     """
     if rule.require != "all":
         return ""
-    asked, kind = [one for one in yardsticks if is_alone(one.name)], kind_of(task)
+    asked, kind = [one for one in baselines if is_alone(one.name)], kind_of(task)
     if failed := next(filter(is_unmeasured, asked), None):
         return f"the base alone ({failed.name}) could not be asked: {failed.failed}"
-    linear = (one for one in yardsticks if not is_alone(one.name)) if kind.linear() is not None else ()
+    linear = (one for one in baselines if not is_alone(one.name)) if kind.linear() is not None else ()
     if failed := next(filter(is_unmeasured, linear), None):
         return f"{failed.name} could not be measured: {failed.failed}"
     if not asked and not kind.shots:
         return ""
-    if (measured := alone_yardstick(yardsticks)) and not has_alone:
+    if (measured := alone_baseline(baselines)) and not has_alone:
         return f"the answers of the base alone ({measured.name}) are missing"
     return "" if has_alone else "the base alone was not asked"
 
@@ -93,7 +93,7 @@ def unlike_rows(
     rule: PromotionRule, finalist: Candidate, answers: Mapping[str, KeptAnswers], rows: ScoredRows | None
 ) -> str:
     """Say which required linear model has answered other test rows than the finalist; empty where none has."""
-    for one in finalist.yardsticks if rule.require == "all" else ():
+    for one in finalist.baselines if rule.require == "all" else ():
         said = answers.get(one.name)
         if said is None or one.failed:
             continue
@@ -105,9 +105,9 @@ def unlike_rows(
     return ""
 
 
-def left_out(rule: PromotionRule, yardsticks: Sequence[Yardstick]) -> list[str]:
+def left_out(rule: PromotionRule, baselines: Sequence[Baseline]) -> list[str]:
     """Say which baselines the rule would require, had they not failed for good."""
-    failed = [one for one in yardsticks if one.failed and one.name != CONSTANT and not is_unmeasured(one)]
+    failed = [one for one in baselines if one.failed and one.name != CONSTANT and not is_unmeasured(one)]
     return [f"{one.name} is not required: {one.failed}" for one in failed if rule.require == "all"]
 
 
@@ -117,14 +117,14 @@ def _scored(name: str, metric: Metric, rows: ScoredRows | None) -> BaselineAnswe
 
 
 def _recorded(
-    name: str, metric: Metric, yardstick: Yardstick | None, rows: ScoredRows | None = None
+    name: str, metric: Metric, baseline: Baseline | None, rows: ScoredRows | None = None
 ) -> BaselineAnswer | None:
-    score = yardstick.test_metrics.get(metric.name) if yardstick is not None else None
+    score = baseline.test_metrics.get(metric.name) if baseline is not None else None
     return None if score is None else BaselineAnswer(name, score, rows)
 
 
 def _constant(
-    task: Task, metric: Metric, sign: float, rows: ScoredRows, yardsticks: Sequence[Yardstick]
+    task: Task, metric: Metric, sign: float, rows: ScoredRows, baselines: Sequence[Baseline]
 ) -> ScoredRows | None:
     """Return the constant answer to the rows that an adapter was scored on; None where it has no such score.
 
@@ -133,7 +133,7 @@ def _constant(
     """
     if metric.column != "predictions":
         return None
-    known = next((y.answer for y in yardsticks if y.name == CONSTANT and not y.failed), None)
+    known = next((y.answer for y in baselines if y.name == CONSTANT and not y.failed), None)
     if known is not None and metric.name == task.metric:
         return _always(rows, known)
     answers = [*kind_of(task).constants(rows.labels)[:_MAX_CONSTANTS], *([] if known is None else [known])]

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.methods import get_method, words_of
 from loraxs_search.records import (
+    Baseline,
+    BaselineName,
     Manifest,
     Scalar,
     Serving,
     Task,
-    Yardstick,
-    YardstickName,
     is_alone,
 )
 from loraxs_search.registry.finalist import seed_statistics
@@ -135,23 +135,23 @@ def _baseline_table(manifest: Manifest) -> list[str]:
     """Return what simple models reach on the test rows, beside the adapter; nothing where that is not known."""
     metric, task = manifest.task.metric, manifest.task
     rows = [("this adapter", manifest.test_metrics)]
-    rows += [(_describe(yardstick, task), yardstick.test_metrics) for yardstick in manifest.yardsticks]
+    rows += [(_describe(baseline, task), baseline.test_metrics) for baseline in manifest.baselines]
     table = [f"| on the same test rows | {metric} |", "|---|---|"]
     table += [f"| {name} | {_number(test, metric)} |" for name, test in rows]
-    return ["\n".join(table)] if manifest.yardsticks else []
+    return ["\n".join(table)] if manifest.baselines else []
 
 
-def baseline_title(name: YardstickName) -> str:
+def baseline_title(name: BaselineName) -> str:
     """Return what a baseline is, for people."""
     if is_alone(name):
         return f"the untouched base, {name}, asked in the same way"
     return _TITLES.get(name, name)
 
 
-def _describe(yardstick: Yardstick, task: Task) -> str:
-    if yardstick.answer is None:
-        return baseline_title(yardstick.name)
-    return f"always {_kind(task).show(yardstick.answer)}"
+def _describe(baseline: Baseline, task: Task) -> str:
+    if baseline.answer is None:
+        return baseline_title(baseline.name)
+    return f"always {_kind(task).show(baseline.answer)}"
 
 
 def size_table(manifest: Manifest) -> str:

@@ -73,13 +73,11 @@ def _headline(candidate: Candidate, metric: str) -> str:
 
 def _baseline_table(candidate: Candidate, metric: str) -> list[str]:
     """Return what simple models reach on the same test rows; nothing where that is not known."""
-    scored = [yardstick for yardstick in candidate.yardsticks if metric in yardstick.test_metrics]
+    scored = [baseline for baseline in candidate.baselines if metric in baseline.test_metrics]
     if not scored:
         return []
     rows = [f"| **this adapter** | **{_number(candidate.test_metrics.get(metric))}** |"]
-    rows += [
-        f"| {baseline_title(yardstick.name)} | {_number(yardstick.test_metrics[metric])} |" for yardstick in scored
-    ]
+    rows += [f"| {baseline_title(baseline.name)} | {_number(baseline.test_metrics[metric])} |" for baseline in scored]
     return [_NEWLINE.join([f"| on the same test rows | {metric} |", "|---|---|", *rows])]
 
 

@@ -159,7 +159,7 @@ class _PromotionTest:
             few = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {len(rows.labels)}"
             return f"{few}: add test rows and search anew; {_FORCE}"
         candidate, has_alone = finalist.candidate, finalist.alone is not None
-        if why := unmeasured(rule, self.task, candidate.yardsticks, has_alone=has_alone):
+        if why := unmeasured(rule, self.task, candidate.baselines, has_alone=has_alone):
             study = candidate.study
             return f"{why}. `loraxs-search resume {study}` asks it again; {_CONSTANT}; {_FORCE}"
         if why := unlike_rows(rule, finalist.candidate, finalist.answers, rows):
@@ -173,7 +173,7 @@ class _PromotionTest:
         """Say which baselines count for nothing, and why."""
         from loraxs_search.registry.baselines import left_out
 
-        return left_out(self.rule, self.finalist.candidate.yardsticks)
+        return left_out(self.rule, self.finalist.candidate.baselines)
 
     def _baselines(self) -> list[BaselineAnswer]:
         from loraxs_search.registry.baselines import baseline_answers
@@ -182,7 +182,7 @@ class _PromotionTest:
         metric, finalist = find_metric(self.criterion.metric, self.task), self.finalist
         if metric is None:
             return []
-        of_study = (finalist.candidate.yardsticks, finalist.alone, finalist.answers)
+        of_study = (finalist.candidate.baselines, finalist.alone, finalist.answers)
         return baseline_answers(self.rule, self.task, metric, self.criterion.sign, finalist.rows, *of_study)
 
     def _gain_over(self, baseline: BaselineAnswer) -> float:

@@ -11,7 +11,7 @@ from loraxs_search.reports.leaderboard import (
     interrupted,
     leaderboard,
     score_warnings,
-    shown_yardsticks,
+    shown_baselines,
 )
 from loraxs_search.reports.progress import (
     Progress,
@@ -48,7 +48,7 @@ __all__ = [
     "progress",
     "score_warnings",
     "search_document",
-    "shown_yardsticks",
+    "shown_baselines",
     "sparkline",
     "state_and_place",
     "study_state",

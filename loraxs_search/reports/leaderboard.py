@@ -9,6 +9,7 @@ from typing import Literal
 
 from loraxs_search.pareto import Fronts
 from loraxs_search.records import (
+    Baseline,
     Candidate,
     FrontTrial,
     KeepRule,
@@ -17,7 +18,6 @@ from loraxs_search.records import (
     Task,
     TrialRecord,
     TrialState,
-    Yardstick,
 )
 
 
@@ -33,14 +33,14 @@ def front(records: Iterable[TrialRecord], keep: KeepRule) -> list[FrontTrial]:
     return [FrontTrial(name, kept[name].metrics[keep.metric], kept[name].size.stored_bytes) for name in fronts.first()]
 
 
-def shown_yardsticks(yardsticks: Iterable[Yardstick] | None, *, finished: bool) -> list[Yardstick]:
-    """Return yardsticks without their test metrics until the search has chosen: nobody is to choose by these.
+def shown_baselines(baselines: Iterable[Baseline] | None, *, finished: bool) -> list[Baseline]:
+    """Return baselines without their test metrics until the search has chosen: nobody is to choose by these.
 
     Args:
-        yardsticks: None while they are not known.
+        baselines: None while they are not known.
         finished: Whether the search has ended.
     """
-    return [yardstick if finished else replace(yardstick, test_metrics={}) for yardstick in yardsticks or ()]
+    return [baseline if finished else replace(baseline, test_metrics={}) for baseline in baselines or ()]
 
 
 # Of trials that have not ended: of a study that nobody works on, and where somebody has paused the trial.

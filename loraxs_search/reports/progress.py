@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from loraxs_search.log import SearchEnded, SearchStarted, ShownEvent
-from loraxs_search.records import FrontTrial, SearchPlan, TrialRecord, TrialState, Yardstick, to_json
-from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, score_warnings, shown_yardsticks
+from loraxs_search.records import Baseline, FrontTrial, SearchPlan, TrialRecord, TrialState, to_json
+from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, score_warnings, shown_baselines
 from loraxs_search.studies import Journal, StudyFolder
 
 
@@ -83,7 +83,7 @@ class SearchDocument:
     notice: str
     trials: list[LeaderboardRow]
     front: list[FrontTrial]
-    yardsticks: list[Yardstick]
+    baselines: list[Baseline]
     warnings: list[str]
 
 
@@ -98,7 +98,7 @@ def search_document(folder: StudyFolder, journal: Journal) -> SearchDocument:
         notice=journal.notice or "",
         trials=rows,
         front=list(front(records, folder.keep_rule)) if plan.objectives else [],
-        yardsticks=shown_yardsticks(folder.yardsticks(), finished=True),
+        baselines=shown_baselines(folder.baselines(), finished=True),
         warnings=score_warnings(rows, info.task),
     )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from loraxs_search.log import (
+    BaselineScored,
     CandidateScored,
     DataRead,
     Phase,
@@ -22,7 +23,6 @@ from loraxs_search.log import (
     TrialsAdvanced,
     TrialStarted,
     Warned,
-    YardstickScored,
 )
 from loraxs_search.records import Hyperparameters, Scalar, SteeringStatus, TrialState
 from loraxs_search.reports.time_left import Pace, TrainedSteps, expected_steps
@@ -100,7 +100,7 @@ class SearchState:
         self.facts: SearchStarted | None = None
         self.phase: Phase | None = None
         self.trials: dict[str, TrialLine] = {}
-        self.yardsticks: dict[str, Mapping[str, float]] = {}
+        self.baselines: dict[str, Mapping[str, float]] = {}
         self.candidates: dict[str, Mapping[str, float]] = {}
         self.warnings: list[str] = []
         self.steered = ""  # the last that people asked of the search, and its answer
@@ -163,17 +163,17 @@ class SearchState:
 
     @property
     def lead(self) -> float | None:
-        """How much better the best trial is than the best yardstick, negative where it is worse; None without both."""
-        best, mark = self.best, self.best_yardstick
+        """How much better the best trial is than the best baseline, negative where it is worse; None without both."""
+        best, mark = self.best, self.best_baseline
         return None if best is None or mark is None else self._sign() * (mark.value - best.value)
 
     @property
-    def best_yardstick(self) -> Score | None:
-        """The best yardstick that is scored by what trials are compared by; None where there is none."""
+    def best_baseline(self) -> Score | None:
+        """The best baseline that is scored by what trials are compared by; None where there is none."""
         if self.facts is None:
             return None
         metric = self.facts.metric
-        return self._best({name: scores[metric] for name, scores in self.yardsticks.items() if metric in scores})
+        return self._best({name: scores[metric] for name, scores in self.baselines.items() if metric in scores})
 
     def lines(self, limit: int | None = None) -> list[TrialLine]:
         """Return the first trials of a table: running ones, the furthest on top, then the others, best first."""
@@ -335,8 +335,8 @@ class SearchState:
                 self._pace = Pace(event.at)  # the time that the search stood still says nothing of its speed
             self.steering = event.status
 
-    def _yardstick_scored(self, event: YardstickScored) -> None:
-        self.yardsticks[event.name] = event.metrics
+    def _baseline_scored(self, event: BaselineScored) -> None:
+        self.baselines[event.name] = event.metrics
 
     def _candidate_scored(self, event: CandidateScored) -> None:
         if event.split == "validation":
@@ -358,7 +358,7 @@ _TAKE: Mapping[type[ShownEvent], Callable[[SearchState, Any], None]] = {
     TrialsAdvanced: SearchState._advanced,
     Warned: SearchState._warned,
     Steered: SearchState._steered,
-    YardstickScored: SearchState._yardstick_scored,
+    BaselineScored: SearchState._baseline_scored,
     CandidateScored: SearchState._candidate_scored,
     SearchEnded: SearchState._search_ended,
     DataRead: SearchState._data_read,

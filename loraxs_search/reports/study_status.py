@@ -11,7 +11,7 @@ from typing import Any, overload
 from loraxs_search.errors import StudyError
 from loraxs_search.log import Phase
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import Command, FrontTrial, TrialState, Yardstick
+from loraxs_search.records import Baseline, Command, FrontTrial, TrialState
 from loraxs_search.reports.leaderboard import (
     PAUSED,
     LeaderboardRow,
@@ -19,7 +19,7 @@ from loraxs_search.reports.leaderboard import (
     interrupted,
     leaderboard,
     score_warnings,
-    shown_yardsticks,
+    shown_baselines,
 )
 from loraxs_search.reports.progress import Progress, StudyEvents, progress, state_and_place, study_state
 from loraxs_search.reports.search_state import SearchState
@@ -145,7 +145,7 @@ class StudyStatus:
     progress: Progress
     trials: list[LeaderboardRow]
     front: list[FrontTrial]
-    yardsticks: list[Yardstick]
+    baselines: list[Baseline]
     paused: list[str]
     finishing: str
     commands: list[Command]
@@ -185,7 +185,7 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         progress=progress(records.values(), planned(info.search, study.state, records)),
         trials=rows,
         front=list(front(records.values(), folder.keep_rule)) if info.search.objectives else [],
-        yardsticks=shown_yardsticks(folder.yardsticks(), finished=candidates is not None),
+        baselines=shown_baselines(folder.baselines(), finished=candidates is not None),
         paused=study.paused,
         finishing="" if study.trials_have_ended else study.state.finishing or "",
         commands=open_commands(study),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from loraxs_search.errors import HomeError
 from loraxs_search.log import (
+    BaselineScored,
     CandidateScored,
     DataRead,
     Phase,
@@ -24,9 +25,9 @@ from loraxs_search.log import (
     TrialsAdvanced,
     TrialStarted,
     Warned,
-    YardstickScored,
 )
 from loraxs_search.records import (
+    Baseline,
     HostInfo,
     Hyperparameters,
     Origin,
@@ -37,7 +38,6 @@ from loraxs_search.records import (
     TrialRecord,
     TrialReport,
     TrialState,
-    Yardstick,
 )
 from loraxs_search.studies import Journal, StudyFolder, read_reports
 from loraxs_search.studies.clock import steady_time
@@ -114,7 +114,7 @@ class Ledger:
         self._journal: Journal | None = None
         self._earlier: list[_TrialEvent] | None = []  # before trials are about to train; None from then on
         self._phase = ""
-        self._yardsticks: set[str] = set()
+        self._baselines: set[str] = set()
 
     def open(
         self,
@@ -228,13 +228,13 @@ class Ledger:
         metric, rows = task.metric, info.num_rows
         self._say(DataRead(study=self._study, at=steady_time(), metric=metric, num_rows=rows, report=info.data))
 
-    def yardsticks_scored(self, yardsticks: Iterable[Yardstick]) -> None:
-        """Yardsticks were scored; each is said once."""
-        for yardstick in yardsticks:
-            name, metrics = yardstick.name, yardstick.validation_metrics
-            if metrics and name not in self._yardsticks:
-                self._yardsticks.add(name)
-                self._say(YardstickScored(study=self._study, at=steady_time(), name=name, metrics=metrics))
+    def baselines_scored(self, baselines: Iterable[Baseline]) -> None:
+        """Baselines were scored; each is said once."""
+        for baseline in baselines:
+            name, metrics = baseline.name, baseline.validation_metrics
+            if metrics and name not in self._baselines:
+                self._baselines.add(name)
+                self._say(BaselineScored(study=self._study, at=steady_time(), name=name, metrics=metrics))
 
     def candidate_scored(
         self, trial_id: str, split: Literal["validation", "test"], metrics: Mapping[str, float]
@@ -259,7 +259,7 @@ class Ledger:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _say(
-        self, event: Phase | SearchStarted | DataRead | Steered | Warned | YardstickScored | CandidateScored
+        self, event: Phase | SearchStarted | DataRead | Steered | Warned | BaselineScored | CandidateScored
     ) -> None:
         if self._journal is not None:
             with contextlib.suppress(HomeError):

@@ -140,9 +140,9 @@ class Space:
         return tuple(name for name in self.methods if len(set(self._can_pack(get_method(name)))) == 2)
 
     def may_be_candidate(self, method: str) -> bool:
-        """Whether trials of a method may be candidates: those that the rule names, by default all but yardsticks."""
+        """Whether trials of a method may be candidates: those that the rule names, by default all but baselines."""
         named = self.promotion.methods
-        return method in named if named else not get_method(method).is_yardstick
+        return method in named if named else not get_method(method).is_baseline
 
     def largest(self) -> LargestTrial:
         """Return the largest trial that takes a slot: its batch size, and the adapters that may be the largest."""

@@ -18,15 +18,16 @@ from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_lock
 from loraxs_search.log import EventLog, TrialsAdvanced
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
+    Baseline,
     Candidate,
     Identity,
     KeepRule,
     KeptAnswers,
     TrialReport,
     TrialState,
-    Yardstick,
     check_trial_id,
     is_alone,
+    stored_name,
     to_json,
 )
 from loraxs_search.studies.adapter_files import are_aside, replace_folder, restore_folders
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESOLVED_SPACE = "space.json"
-_YARDSTICK_ANSWERS = "yardsticks.answers.json"
+_BASELINE_ANSWERS = "yardsticks.answers.json"
 _STEPS = "steps.json"
 _PROBE_S = 0.3  # far longer than it takes to ask whether a lock is held
 
@@ -286,31 +287,31 @@ class StudyFolder:
         path = self.path / "identity.json"
         return read_record(Identity, path) if path.exists() else None
 
-    def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
+    def write_baselines(self, baselines: Sequence[Baseline]) -> None:
         """Record what simple models reach on the study's rows, and the answers to test rows that they bring.
 
         What the base alone reaches stays unless it is among them.
         """
-        if not any(is_alone(one.name) for one in yardsticks):
-            yardsticks = [*yardsticks, *(one for one in self.yardsticks() or () if is_alone(one.name))]
-        if answers := {one.name: one.test_answers for one in yardsticks if one.test_answers}:
-            rows = {one.name: one.test_rows for one in yardsticks if one.test_answers}
-            write_atomic(self.path / _YARDSTICK_ANSWERS, to_json(_YardstickAnswers(answers, self.info.task.name, rows)))
-        scores = [replace(one, test_answers=(), test_rows="") for one in yardsticks]
+        if not any(is_alone(one.name) for one in baselines):
+            baselines = [*baselines, *(one for one in self.baselines() or () if is_alone(one.name))]
+        if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
+            rows = {one.name: one.test_rows for one in baselines if one.test_answers}
+            write_atomic(self.path / _BASELINE_ANSWERS, to_json(_BaselineAnswers(answers, self.info.task.name, rows)))
+        scores = [replace(one, test_answers=(), test_rows="") for one in baselines]
         write_atomic(self.path / "yardsticks.json", to_json({"yardsticks": scores}, indent=2))
 
-    def yardstick_answers(self) -> Mapping[str, KeptAnswers]:
-        """Return the answers of simple models to the test rows, by yardstick; none where they were not kept."""
-        path = self.path / _YARDSTICK_ANSWERS
+    def baseline_answers(self) -> Mapping[str, KeptAnswers]:
+        """Return the answers of simple models to the test rows, by baseline; none where they were not kept."""
+        path = self.path / _BASELINE_ANSWERS
         if not path.exists():
             return {}
-        kept = read_record(_YardstickAnswers, path)
+        kept = read_record(_BaselineAnswers, path)
         return {name: KeptAnswers(said, kept.task, kept.rows.get(name, "")) for name, said in kept.answers.items()}
 
-    def yardsticks(self) -> tuple[Yardstick, ...] | None:
+    def baselines(self) -> tuple[Baseline, ...] | None:
         """Return what simple models reach, or None when that has not been computed."""
         path = self.path / "yardsticks.json"
-        return read_record(_YardstickFile, path).yardsticks if path.exists() else None
+        return read_record(_BaselineFile, path).baselines if path.exists() else None
 
     def write_steps(self, steps: TrialsAdvanced) -> None:
         """Say how far trials are, in place of what was said before."""
@@ -440,12 +441,14 @@ class _AssetFile:
 
 
 @dataclass(frozen=True)
-class _YardstickFile:
-    yardsticks: tuple[Yardstick, ...]
+class _BaselineFile:
+    __pydantic_config__ = {"alias_generator": stored_name}  # noqa: RUF012
+
+    baselines: tuple[Baseline, ...]
 
 
 @dataclass(frozen=True)
-class _YardstickAnswers:
+class _BaselineAnswers:
     answers: Mapping[str, tuple[float, ...]]
     task: str = ""
     rows: Mapping[str, str] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from loraxs_search.log import (
     AdapterWritten,
     Answered,
+    BaselinesMeasured,
     Commanded,
     DriverStarted,
     EventLog,
@@ -25,10 +26,10 @@ from loraxs_search.log import (
     TrialEnded,
     TrialReported,
     TrialStarted,
-    YardsticksMeasured,
     lines_from,
 )
 from loraxs_search.records import (
+    Baseline,
     Command,
     CommandAnswer,
     CommandRecord,
@@ -41,7 +42,6 @@ from loraxs_search.records import (
     TrialRecord,
     TrialReport,
     TrialState,
-    Yardstick,
 )
 from loraxs_search.studies.clock import WorkTime, steady_time
 
@@ -69,7 +69,7 @@ class Journal:
         self._notice: str | None = None
         self._num_reopenings, self._is_reopened = 0, False
         self._is_drivers, self._num_drivers = False, 0
-        self._yardsticks: tuple[Yardstick, ...] = ()
+        self._baselines: tuple[Baseline, ...] = ()
         self._front: tuple[FrontTrial, ...] = ()
         self._search_state: str | None = None
         self._has_report = self._is_described = False
@@ -245,10 +245,10 @@ class Journal:
         at = steady_time()
         self.append(AdapterWritten(at=at, trial_id=trial_id, folder=folder, run_of=run_of, scores=dict(scores or {})))
 
-    def yardsticks_measured(self, yardsticks: Sequence[Yardstick]) -> None:
-        """Record the study's yardsticks; the same ones count once."""
-        if yardsticks and tuple(yardsticks) != self._yardsticks:
-            self.append(YardsticksMeasured(at=steady_time(), yardsticks=tuple(yardsticks)))
+    def baselines_measured(self, baselines: Sequence[Baseline]) -> None:
+        """Record the study's baselines; the same ones count once."""
+        if baselines and tuple(baselines) != self._baselines:
+            self.append(BaselinesMeasured(at=steady_time(), baselines=tuple(baselines)))
 
     def front_found(self, trials: Sequence[FrontTrial]) -> None:
         """Record the study's front; the same one counts once."""
@@ -313,8 +313,8 @@ class Journal:
             case DriverStarted():
                 self._num_drivers, self._is_described = self._num_drivers + 1, event.run is not None
                 self._search_state, self._has_report = None, False
-            case YardsticksMeasured():
-                self._yardsticks = event.yardsticks
+            case BaselinesMeasured():
+                self._baselines = event.baselines
             case FrontFound():
                 self._front = event.trials
             case ReportWritten():

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import LoraxsError, TaskDataError
-from loraxs_search.records import Split, Yardstick, YardstickName
+from loraxs_search.records import Baseline, BaselineName, Split
 from loraxs_search.tasks.kinds import LinearForm
 from loraxs_search.tasks.prepared import PreparedTask, load_data
 from loraxs_search.tasks.read import fixed_subset
@@ -60,17 +60,17 @@ class TimeLimit:
             raise OutOfTimeError(f"it needs {total:.0f} s of a core or more, and has {self._limit_s:.0f}")
 
 
-def constant(data: PreparedTask) -> Yardstick:
+def constant(data: PreparedTask) -> Baseline:
     """Return the scores of the constant answer that is best on the train rows."""
     started = time.thread_time()
     kind, best = data.kind, constant_answer(data.kind, data.labels("train"))
     validation, test = (
         kind.measure(repeated(best, len(labels)), labels) for labels in (data.labels("validation"), data.labels("test"))
     )
-    return Yardstick("constant", validation, test, answer=best, seconds=time.thread_time() - started)
+    return Baseline("constant", validation, test, answer=best, seconds=time.thread_time() - started)
 
 
-def scored(name: YardstickName, data: PreparedTask, form: LinearForm, outputs: Callable[[], SplitOutputs]) -> Yardstick:
+def scored(name: BaselineName, data: PreparedTask, form: LinearForm, outputs: Callable[[], SplitOutputs]) -> Baseline:
     """Score a linear model's answers to each split; an error is reported in the result.
 
     Args:
@@ -90,7 +90,7 @@ def scored(name: YardstickName, data: PreparedTask, form: LinearForm, outputs: C
     seconds = time.thread_time() - started
     both = metrics.get("validation", {}), metrics.get("test", {})
     rows = data.test_fingerprint if answers else ""
-    return Yardstick(name, *both, test_answers=answers, test_rows=rows, seconds=seconds, failed=failed, applies=applies)
+    return Baseline(name, *both, test_answers=answers, test_rows=rows, seconds=seconds, failed=failed, applies=applies)
 
 
 def _failure(error: BaseException) -> str:

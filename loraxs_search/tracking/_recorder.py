@@ -14,6 +14,7 @@ from typing import Any
 from loraxs_search.errors import LoraxsError
 from loraxs_search.log import (
     AdapterWritten,
+    BaselinesMeasured,
     DriverStarted,
     FrontFound,
     HostsMeasured,
@@ -23,7 +24,6 @@ from loraxs_search.log import (
     TrialEnded,
     TrialReported,
     TrialStarted,
-    YardsticksMeasured,
 )
 from loraxs_search.methods import LoraXS
 from loraxs_search.records import Hyperparameters, KeepRule, StudyDescription, TrialReport, TrialState
@@ -74,7 +74,7 @@ class Recorder:
             TrialReported: self._trial_reported,
             TrialEnded: self._trial_ended,
             AdapterWritten: self._adapter_written,
-            YardsticksMeasured: self._yardsticks_measured,
+            BaselinesMeasured: self._baselines_measured,
             FrontFound: self._front_found,
             ReportWritten: self._report_written,
             HostsMeasured: self._hosts_measured,
@@ -177,16 +177,16 @@ class Recorder:
         scores = {f"{'candidate' if own else 'refit'}.{name}": value for name, value in event.scores.items()}
         self._runs.add(run_id, metrics=scores, tags={MODEL_ID if own else f"{MODEL_ID}.refit": model_id}, at=event.at)
 
-    def _yardsticks_measured(self, event: YardsticksMeasured) -> None:
+    def _baselines_measured(self, event: BaselinesMeasured) -> None:
         run_id = self._runs.run(SEARCH, event.at)
         metrics: dict[str, float] = {}
         tags: dict[str, str] = {}
-        for yardstick in event.yardsticks:
-            name = f"yardstick.{yardstick.name}"
-            metrics |= {f"{name}.validation.{key}": value for key, value in yardstick.validation_metrics.items()}
-            metrics |= {f"{name}.test.{key}": value for key, value in yardstick.test_metrics.items()}
-            tags |= {f"loraxs.{name}.failed": yardstick.failed} if yardstick.failed else {}
-            tags |= {f"loraxs.{name}.answer": str(yardstick.answer)} if yardstick.answer is not None else {}
+        for baseline in event.baselines:
+            name = f"yardstick.{baseline.name}"
+            metrics |= {f"{name}.validation.{key}": value for key, value in baseline.validation_metrics.items()}
+            metrics |= {f"{name}.test.{key}": value for key, value in baseline.test_metrics.items()}
+            tags |= {f"loraxs.{name}.failed": baseline.failed} if baseline.failed else {}
+            tags |= {f"loraxs.{name}.answer": str(baseline.answer)} if baseline.answer is not None else {}
         self._runs.add(run_id, metrics=metrics, tags=tags, at=event.at)
 
     def _front_found(self, event: FrontFound) -> None:

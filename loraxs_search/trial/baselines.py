@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.records import Split, Yardstick
+from loraxs_search.records import Baseline, Split
 from loraxs_search.tasks import PreparedTask, eval_batches, fixed_subset
 from loraxs_search.tasks.baselines import SplitOutputs, TimeLimit, constant, scored, tfidf
 from loraxs_search.tasks.kinds import LinearForm
@@ -32,7 +32,7 @@ def bare_body(model: PreTrainedModel) -> nn.Module:
     return body
 
 
-def measure_baselines(data: PreparedTask, body: nn.Module, device: torch.device) -> tuple[Yardstick, ...]:
+def measure_baselines(data: PreparedTask, body: nn.Module, device: torch.device) -> tuple[Baseline, ...]:
     """Return the constant answer, TF-IDF and the base's features with a linear model, scored on validation and test.
 
     Only the constant answer where no linear model fits the task kind. The same rows give the same numbers. All three

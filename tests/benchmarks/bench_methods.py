@@ -71,7 +71,7 @@ METHODS = {
     "head-only": "\n  learning_rate: 0.001\n",
     "full": "\n  learning_rate: {log_uniform: [2.0e-5, 5.0e-4]}\n",
 }
-NAMED = {"head-only": ", methods: [head-only]"}  # a yardstick with adapters is a candidate where the rule names it
+NAMED = {"head-only": ", methods: [head-only]"}  # a baseline with adapters is a candidate where the rule names it
 ABLATION = {  # the first value is the default
     "basis": ["top", "middle", "bottom", "gaussian"],
     "sigma": ["input", "sqrt", "output", "none"],

@@ -17,6 +17,7 @@ from loraxs_search.packing.trial_host import given_up
 from loraxs_search.records import (
     AdapterSize,
     Answers,
+    Baseline,
     BaseModel,
     Basis,
     Confirmation,
@@ -26,7 +27,6 @@ from loraxs_search.records import (
     Task,
     TrialReport,
     TrialSpec,
-    Yardstick,
     to_json,
 )
 from loraxs_search.search.hosts.host_config import HostConfig
@@ -97,8 +97,8 @@ class SimulatedHost:
         said = tuple(label if wrong.random() < share else 1 - label for label in labels)
         return Answers(said, labels, float(len(rows)))
 
-    def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
-        return (Yardstick("constant", {task.metric: 0.5}, {task.metric: 0.5}, answer=0),)
+    def baselines(self, task: Task) -> tuple[Baseline, ...]:
+        return (Baseline("constant", {task.metric: 0.5}, {task.metric: 0.5}, answer=0),)
 
 
 def simulated_host(config: HostConfig, task: Task, threads: int, *, pace_s: float) -> SimulatedHost:

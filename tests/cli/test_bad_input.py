@@ -245,7 +245,7 @@ def test_of_two_launches_at_once_on_one_name_one_runs(searched, tiny_space_text,
     ended = sorted(((process.communicate(timeout=240), process.returncode) for process in both), key=lambda it: it[1])
     ((table, _), first), ((nothing, refusal), second) = ended
     assert (first, second) == (0, 1), refusal
-    assert [line.split()[1] for line in table.splitlines()] == ["state", "COMPLETE", *["YARDSTICK"] * 3]
+    assert [line.split()[1] for line in table.splitlines()] == ["state", "COMPLETE", *["BASELINE"] * 3]
     assert nothing == ""
     assert "error: Study 'twice' already exists.\n\nhint: go on with `loraxs-search resume twice`" in refusal
     assert "Traceback" not in refusal

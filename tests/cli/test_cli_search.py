@@ -19,7 +19,7 @@ def test_launch_prints_a_leaderboard_and_tells_the_rest_on_stderr(searched):
     heading, *rows = searched.launched.stdout.splitlines()
     assert heading.split()[:3] == ["trial", "state", "step"]
     assert sorted(row.split()[0] for row in rows) == ["00000", "00001", "constant", "features", "tfidf"]
-    assert {row.split()[1] for row in rows} <= {"COMPLETE", "PRUNED", "YARDSTICK"}
+    assert {row.split()[1] for row in rows} <= {"COMPLETE", "PRUNED", "BASELINE"}
     stderr = searched.launched.stderr
     for part in ("starting Ray", "study reviews: 2 trials on", "[2/2]", "scoring the finalist on the test rows"):
         assert part in stderr

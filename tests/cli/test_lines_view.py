@@ -11,7 +11,7 @@ from support.recorded_search import FACTS, Teller, begun, closed, reported
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import LiveView
 from loraxs_search.cli.live_text import clock, time_left_in_words
-from loraxs_search.log import CandidateScored, DataRead, Phase, Warned, YardstickScored
+from loraxs_search.log import BaselineScored, CandidateScored, DataRead, Phase, Warned
 from loraxs_search.records import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts, TrialState
 
 SIZES = {"train": 8373, "validation": 1000, "test": 1000}
@@ -53,7 +53,7 @@ def test_lines_say_each_event_once() -> None:
         end = closed(reported(first, 20, 0.5, 1020.0), TrialState.COMPLETE, 1020.0, "trained all 20 steps")
         view.trial_changed(end)
     view.trial_changed(closed(begun(1, 1001.0), TrialState.FAIL, 1030.0, "no finite loss"))
-    view.noted(YardstickScored(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}))
+    view.noted(BaselineScored(study="mine", at=1031.0, name="tfidf", metrics={"pearson": 0.4}))
     view.noted(CandidateScored(study="mine", at=1032.0, trial="00000.1", split="test", metrics={"pearson": 0.6}))
     view.noted(Warned(study="mine", at=1033.0, text="logging has said so"))
     view.phase("done")
@@ -66,7 +66,7 @@ def test_lines_say_each_event_once() -> None:
         "about 2 min left, at the pace of the first steps; less where trials are stopped early",
         "trial 00000  COMPLETE  step 20  pearson 0.5000  [1/2]  trained all 20 steps  about 80 s left",
         "trial 00001  FAIL  step 0  [2/2]  no finite loss  a few seconds left",
-        "yardstick tfidf  pearson 0.4000",
+        "baseline tfidf  pearson 0.4000",
         "candidate 00000.1  test rows  pearson 0.6000",
         "done",
     ]

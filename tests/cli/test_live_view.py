@@ -133,7 +133,7 @@ def test_many_hosts_are_summed_up(state: SearchState) -> None:
     assert "and 5 more hosts" in drawn(state, 80)
 
 
-def test_without_a_yardstick_or_a_score_there_is_no_comparison() -> None:
+def test_without_a_baseline_or_a_score_there_is_no_comparison() -> None:
     state = SearchState()
     Teller(state.happened).started(FACTS)
     assert "best" not in drawn(state, 80)

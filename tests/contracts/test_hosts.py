@@ -217,12 +217,12 @@ def test_reports_and_candidates_may_be_scored_by_different_metrics(host: Host, m
     assert host.answer(spec, state, range(10), by_f1) == host.answer(spec, state, range(10), task)
 
 
-def test_yardsticks_are_measured_beside_a_trial(host: Host, make_spec: Any, task: Task) -> None:
+def test_baselines_are_measured_beside_a_trial(host: Host, make_spec: Any, task: Task) -> None:
     with ThreadPoolExecutor(1) as beside:
-        yardsticks = beside.submit(host.yardsticks, task)
+        baselines = beside.submit(host.baselines, task)
         report, _ = host.advance(make_spec("9"), 8, None, task)
     assert report.step == 8
-    assert [yardstick.name for yardstick in yardsticks.result()] == ["constant", "tfidf", "features"]
+    assert [baseline.name for baseline in baselines.result()] == ["constant", "tfidf", "features"]
 
 
 def test_factors_that_are_there_beforehand_change_nothing(host: Host, make_spec: Any, task: Task) -> None:

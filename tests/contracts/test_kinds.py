@@ -336,7 +336,7 @@ def test_what_nobody_can_answer_is_refused(name: str, kind: TaskKind) -> None:
             kind.questions(rows)
 
 
-# ---- yardsticks ------------------------------------------------------------------------------------------------------
+# ---- baselines ------------------------------------------------------------------------------------------------------
 @every_kind
 def test_constants_are_answers(name: str, kind: TaskKind, data: PreparedTask) -> None:
     labels = data.labels("train")

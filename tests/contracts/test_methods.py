@@ -317,7 +317,7 @@ def test_each_form_of_a_folder_is_the_same_function(
                 converted(folder, form)
 
 
-# ---- yardsticks ------------------------------------------------------------------------------------------------------
+# ---- baselines ------------------------------------------------------------------------------------------------------
 def test_the_head_alone_needs_a_task_with_one(base: PreTrainedModel) -> None:
     with pytest.raises(SpaceError, match="method: must be for a task with a head, but got head-only for text-gen"):
         load_space("movie_reviews_text", overrides=["method=head-only", "parameters={learning_rate: 1.0e-3}"])

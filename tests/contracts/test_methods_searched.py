@@ -114,8 +114,8 @@ def check_pulled(shell: Shell, folder: Path) -> None:
     )
 
 
-# ---- yardsticks ------------------------------------------------------------------------------------------------------
-def test_yardsticks_are_candidates_only_where_the_rule_names_them() -> None:
+# ---- baselines ------------------------------------------------------------------------------------------------------
+def test_baselines_are_candidates_only_where_the_rule_names_them() -> None:
     methods = "method={choice: [lora-xs, full, head-only]}"
     parameters = "parameters={rank: 4, learning_rate: 1.0e-3}"
     space = load_space("movie_reviews", overrides=[methods, parameters])

@@ -93,9 +93,9 @@ def test_a_language_model_is_searched_promoted_and_asked(
     report = complete[0].reports[-1]
     assert report.size.head_parameters == 0 < report.size.r_parameters
     assert {"accuracy", "loss", "token_accuracy"} <= set(report.metrics)
-    constant, *alone = folder.yardsticks() or ()
+    constant, *alone = folder.baselines() or ()
     assert constant.answer in (0, 1, 2)
-    assert [yardstick.name for yardstick in alone] == ["zero-shot", "4-shot"]
+    assert [baseline.name for baseline in alone] == ["zero-shot", "4-shot"]
     assert "promoted" in shell.ok("promote", "choice").lower()
     for verb in ("ls", "status choice", "show next-word", "history next-word"):
         assert "accuracy" in shell.ok(*verb.split()), verb

@@ -94,12 +94,12 @@ def check_scores(shell: Shell, folder: StudyFolder) -> None:
     assert shown[:6] == ["trial", "state", "step", "kept", "loss", "validation exact_match"]
     assert "test exact_match" in shown
 
-    constant, zero, four = folder.yardsticks() or ()
+    constant, zero, four = folder.baselines() or ()
     assert (constant.name, zero.name, four.name) == ("constant", "zero-shot", "4-shot")
     assert {"exact_match", "loss"} <= set(zero.validation_metrics) & set(four.validation_metrics)
     asked = max((zero, four), key=lambda it: it.validation_metrics["exact_match"])
     assert [bool(it.test_metrics) for it in (zero, four)] == [it is asked for it in (zero, four)]
-    assert candidates[0].yardsticks == (constant, zero, four) or any(c.yardsticks for c in candidates)
+    assert candidates[0].baselines == (constant, zero, four) or any(c.baselines for c in candidates)
     alone = ScoredRows.from_bytes(folder.confirmations().alone_path.read_bytes())
     assert (len(alone.labels), alone.losses is not None) == (20, True)
 
@@ -129,7 +129,7 @@ def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree:
     complete = [r for r in folder.journal().records.values() if r.state is TrialState.COMPLETE]
     assert complete
     assert all(r.reports[-1].size.head_parameters == 0 < r.reports[-1].size.r_parameters for r in complete)
-    assert isinstance((folder.yardsticks() or ())[0].answer, str)
+    assert isinstance((folder.baselines() or ())[0].answer, str)
     check_scores(shell, folder)
     refused = " ".join(shell.ok("promote", "pairs").split())
     assert "there was no champion; " in refused

@@ -25,7 +25,7 @@ parameters:
 """
 
 
-def test_yardsticks_are_compared_and_no_candidates(
+def test_baselines_are_compared_and_no_candidates(
     search: Callable[..., SearchResult], tiny_space: Path, agree: Callable[..., object]
 ) -> None:
     text = tiny_space.read_text()

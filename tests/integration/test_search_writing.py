@@ -70,7 +70,7 @@ def have_no_answers(test: Path) -> None:
 
 def check_alone(study: StudyFolder, folder: Path) -> None:
     """The base alone was asked with and without examples, and a first champion was held against it."""
-    constant, *alone = study.yardsticks() or ()
+    constant, *alone = study.baselines() or ()
     assert [constant.name, *(it.name for it in alone)] == ["constant", "zero-shot", "4-shot"]
     assert all({"exact_match", "unparsed", "unended", "loss"} <= set(it.validation_metrics) for it in alone)
     (tested,) = (it for it in alone if it.test_metrics)

@@ -1,4 +1,4 @@
-"""Yardsticks on a host: the bare base's features whatever trials do on it, and trials that do not notice."""
+"""Baselines on a host: the bare base's features whatever trials do on it, and trials that do not notice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from loraxs_search.packing import PackedHost, TrialHost
-from loraxs_search.records import BaseModelRef, Yardstick
+from loraxs_search.records import Baseline, BaseModelRef
 from loraxs_search.tasks.baselines import OutOfTimeError
 from loraxs_search.trial import Snapshot, bare_body, baselines, measure_baselines
 
@@ -30,37 +30,37 @@ def host(request: pytest.FixtureRequest, world: Any) -> Iterator[Host]:
     made.close()
 
 
-def numbers(found: tuple[Yardstick, ...]) -> list[Yardstick]:
-    return [replace(yardstick, seconds=0.0) for yardstick in found]
+def numbers(found: tuple[Baseline, ...]) -> list[Baseline]:
+    return [replace(baseline, seconds=0.0) for baseline in found]
 
 
 def test_all_three_are_measured_on_validation_and_test(host: Host, world: Any) -> None:
-    found = host.yardsticks(world.data.task)
-    assert [yardstick.name for yardstick in found] == ["constant", "tfidf", "features"]
-    assert [yardstick.failed for yardstick in found] == ["", "", ""]
+    found = host.baselines(world.data.task)
+    assert [baseline.name for baseline in found] == ["constant", "tfidf", "features"]
+    assert [baseline.failed for baseline in found] == ["", "", ""]
     assert all(y.validation_metrics.keys() == y.test_metrics.keys() == {"accuracy"} for y in found)
     for linear in found[1:]:
         right = np.mean(np.array(linear.test_answers) == world.data.labels("test"))
         assert linear.test_metrics["accuracy"] == pytest.approx(right)
-    constant, tfidf, features = (yardstick.validation_metrics["accuracy"] for yardstick in found)
+    constant, tfidf, features = (baseline.validation_metrics["accuracy"] for baseline in found)
     assert constant == pytest.approx(17 / 33)
     assert tfidf == 1.0  # the first word is the label's
     assert features > 0.6
 
 
 def test_a_trial_on_the_base_is_not_in_its_features(host: Host, world: Any) -> None:
-    before = host.yardsticks(world.data.task)
+    before = host.baselines(world.data.task)
     host.advance(world.spec("1", init_std=5.0), 3, None)  # its adapter stays on
-    assert numbers(host.yardsticks(world.data.task)) == numbers(before)
+    assert numbers(host.baselines(world.data.task)) == numbers(before)
 
 
 def test_a_trial_trains_on_while_they_are_measured(host: Host, world: Any) -> None:
     spec = world.spec("1")
     _, undisturbed = host.advance(spec, 30, None)
-    expected = numbers(host.yardsticks(world.data.task))
+    expected = numbers(host.baselines(world.data.task))
     with ThreadPoolExecutor(2) as callers:
         training = callers.submit(host.advance, replace(spec, trial_id="2"), 30, None)
-        measured = callers.submit(host.yardsticks, world.data.task)
+        measured = callers.submit(host.baselines, world.data.task)
         beside = training.result()[1]
         assert numbers(measured.result()) == expected
     states = [Snapshot.from_bytes(state).parameters for state in (undisturbed, beside)]
@@ -82,7 +82,7 @@ def test_their_single_thread_is_not_the_hosts(world: Any) -> None:
 def test_bases_of_other_families_have_features_too(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
     found = measure_baselines(world.data, bare_body(world.model), torch.device("cpu"))
-    assert [yardstick.failed for yardstick in found] == ["", "", ""]
+    assert [baseline.failed for baseline in found] == ["", "", ""]
 
 
 def test_a_base_that_is_too_slow_has_no_features_and_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,7 +160,7 @@ def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_
         assert answers.labels == own.labels
         assert answers.predictions == pytest.approx(own.predictions, rel=1e-4, abs=1e-5)
         assert answers.loss == pytest.approx(own.loss, rel=1e-5)
-        assert [y.name for y in actor.call("yardsticks", task, (task,))] == [y.name for y in lone.yardsticks(task)]
+        assert [y.name for y in actor.call("baselines", task, (task,))] == [y.name for y in lone.baselines(task)]
         if data.kind.shots:
             alone, own = (
                 actor.call("answer_alone", task, ("test", rows, 0, task)),

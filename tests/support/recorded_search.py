@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from loraxs_search.log import (
+    BaselineScored,
     CandidateScored,
     Phase,
     SearchStarted,
@@ -14,7 +15,6 @@ from loraxs_search.log import (
     TrialEnded,
     TrialReported,
     TrialStarted,
-    YardstickScored,
 )
 from loraxs_search.records import AdapterSize, DataSource, Task, TrialRecord, TrialReport, TrialState
 
@@ -101,8 +101,8 @@ def training() -> Iterator[ShownEvent]:
     trials = [begun(number, 1000.0) for number in range(4)]
     for trial in trials:
         view.trial_changed(trial)
-    view.noted(YardstickScored(study="mine", at=1005.0, name="constant", metrics={"pearson": 0.1}))
-    view.noted(YardstickScored(study="mine", at=1005.0, name="tfidf", metrics={"pearson": 0.42}))
+    view.noted(BaselineScored(study="mine", at=1005.0, name="constant", metrics={"pearson": 0.1}))
+    view.noted(BaselineScored(study="mine", at=1005.0, name="tfidf", metrics={"pearson": 0.42}))
     for step, at in ((20, 1020.0), (40, 1040.0), (60, 1060.0), (80, 1080.0)):
         for number in (0,) if step > 40 else (0, 2, 3) if step > 20 else (0, 1, 2, 3):
             trials[number] = reported(trials[number], step, 0.2 + step / 200 - number / 10, at)

@@ -1,4 +1,4 @@
-"""Whole searches as their journals have them, without training: curves, hosts, times, a finalist, yardsticks."""
+"""Whole searches as their journals have them, without training: curves, hosts, times, a finalist, baselines."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from optuna.distributions import (
 
 from loraxs_search.records import (
     AdapterSize,
+    Baseline,
     Candidate,
     Refit,
     SearchPlan,
     Task,
     TrialReport,
     TrialState,
-    Yardstick,
     to_json,
 )
 from loraxs_search.studies import StudyFolder
@@ -144,8 +144,8 @@ def _events(
 def _choose(folder: StudyFolder, finished: bool) -> None:
     task = folder.info.task
     scores = (("constant", 0.52), ("tfidf", 0.79), ("features", 0.76))
-    folder.write_yardsticks(
-        [Yardstick(name, {task.metric: score}, {task.metric: score - 0.01}, seconds=0.5) for name, score in scores]
+    folder.write_baselines(
+        [Baseline(name, {task.metric: score}, {task.metric: score - 0.01}, seconds=0.5) for name, score in scores]
     )
     complete = [record for record in folder.journal().records.values() if record.state is TrialState.COMPLETE]
     if not finished or not complete:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from loraxs_search.log import SearchStarted, ShownEvent
-from loraxs_search.records import AdapterSize, TrialReport, TrialState, Yardstick
+from loraxs_search.records import AdapterSize, Baseline, TrialReport, TrialState
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.studies import StudyFolder
 from support.asked_driver import Silent
@@ -68,7 +68,7 @@ class ScriptedDriver:
         self.say.phase("training the best 1 again from 1 fresh seeds")
         self.say.counted(20, 40, "steps")
         self.say.warned("many answers were cut")
-        self.say.yardsticks_scored([Yardstick("constant", {"accuracy": 0.4}), Yardstick("tfidf", failed="too long")])
+        self.say.baselines_scored([Baseline("constant", {"accuracy": 0.4}), Baseline("tfidf", failed="too long")])
         self.say.candidate_scored("00000", "validation", {"accuracy": 0.6})
         self.say.close()
         self.say.phase("writing the last records to MLflow")

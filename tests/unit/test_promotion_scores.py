@@ -11,7 +11,7 @@ from support.searched_studies import Tried, confirm, searched
 
 import loraxs_search
 from loraxs_search.errors import StudyError
-from loraxs_search.records import KeptAnswers, Yardstick
+from loraxs_search.records import Baseline, KeptAnswers
 from loraxs_search.studies import StudyFolder
 
 LABELS = [0, 1] * 20
@@ -65,10 +65,10 @@ def test_what_a_baseline_answered_is_kept_apart_and_held_against_the_finalist(fi
     folder = finalist("s", 36)
     answers = (*map(float, LABELS[:38]), 1.0, 0.0)  # right in 38 rows
     scores = ({"accuracy": 0.95}, {"accuracy": 0.95})
-    folder.write_yardsticks([Yardstick("tfidf", *scores, test_answers=answers if kept else (), test_rows="test")])
-    assert [one.test_answers for one in folder.yardsticks() or ()] == [()]
-    assert folder.yardstick_answers() == ({"tfidf": KeptAnswers(answers, "t", "test")} if kept else {})
-    folder.write_candidates([replace(one, yardsticks=folder.yardsticks() or ()) for one in folder.candidates() or []])
+    folder.write_baselines([Baseline("tfidf", *scores, test_answers=answers if kept else (), test_rows="test")])
+    assert [one.test_answers for one in folder.baselines() or ()] == [()]
+    assert folder.baseline_answers() == ({"tfidf": KeptAnswers(answers, "t", "test")} if kept else {})
+    folder.write_candidates([replace(one, baselines=folder.baselines() or ()) for one in folder.candidates() or []])
     decision = loraxs_search.promote("s", tracking_uri=store_uri)
     assert not decision.promoted
     assert "worse than tfidf (accuracy 0.9500)" in decision.reasons[-1]
@@ -76,8 +76,8 @@ def test_what_a_baseline_answered_is_kept_apart_and_held_against_the_finalist(fi
 
 def test_what_a_baseline_answered_in_another_study_is_not_compared(finalist, store_uri):
     folder = finalist("s", 36)
-    folder.write_yardsticks([Yardstick("tfidf", {}, {"accuracy": 0.5}, test_answers=(1.0,) * 40, test_rows="others")])
-    folder.write_candidates([replace(one, yardsticks=folder.yardsticks() or ()) for one in folder.candidates() or []])
+    folder.write_baselines([Baseline("tfidf", {}, {"accuracy": 0.5}, test_answers=(1.0,) * 40, test_rows="others")])
+    folder.write_candidates([replace(one, baselines=folder.baselines() or ()) for one in folder.candidates() or []])
     decision = loraxs_search.promote("s", tracking_uri=store_uri)
     assert not decision.promoted
     assert "the answers of tfidf are to test rows of t with fingerprint others" in decision.reasons[-1]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from loraxs_search.records import Candidate, Task, TrialRecord, TrialState, Yardstick
-from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, shown_yardsticks
+from loraxs_search.records import Baseline, Candidate, Task, TrialRecord, TrialState
+from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, shown_baselines
 from loraxs_search.reports.progress import Progress, progress, study_state
 from loraxs_search.steering import whole_plan
 from loraxs_search.studies import StudyFolder, StudyInfo
@@ -32,7 +32,7 @@ class ReportFacts:
         read_at: That moment, seconds since 1970.
         records: Every trial, in the order they were started.
         candidates: Best first; none before the search has ended.
-        yardsticks: Without test metrics before the search has ended.
+        baselines: Without test metrics before the search has ended.
         spent_s: Seconds that drivers have worked on it.
         last_at: When the last event was recorded; 0 where there is none.
         notice: Why it ended before its budget; empty where it did not.
@@ -43,7 +43,7 @@ class ReportFacts:
     read_at: float
     records: tuple[TrialRecord, ...]
     candidates: tuple[Candidate, ...]
-    yardsticks: tuple[Yardstick, ...]
+    baselines: tuple[Baseline, ...]
     spent_s: float
     last_at: float
     notice: str
@@ -133,7 +133,7 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
         read_at=time.time(),
         records=tuple(journal.records.values()),
         candidates=tuple(candidates or ()),
-        yardsticks=tuple(shown_yardsticks(folder.yardsticks(), finished=finished)),
+        baselines=tuple(shown_baselines(folder.baselines(), finished=finished)),
         spent_s=journal.spent_s,
         last_at=journal.last_at,
         notice=journal.notice or "",

@@ -108,7 +108,7 @@ def report_page(facts: ReportFacts) -> str:
             last=_moment(facts.last_at) if facts.last_at else "",
             version=installed().get("loraxs-search", ""),
             summary=head,
-            yardsticks=tables.yardstick_table(facts, head),
+            baselines=tables.baseline_table(facts, head),
             first=board.part(None, tables.FIRST_ROWS, _first_caption(facts, len(board.rows))),
             board=board,
             sections=[_embedded(section) for section in drawn],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loraxs_search.errors import counted
-from loraxs_search.records import Candidate, Yardstick
+from loraxs_search.records import Baseline, Candidate
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT
 from loraxs_search.reports.html.facts import ReportFacts, duration, spending
@@ -36,14 +36,14 @@ class _Result:
 
 
 @dataclass(frozen=True)
-class _AgainstYardstick:
-    """A yardstick beside the result.
+class _AgainstBaseline:
+    """A baseline beside the result.
 
     Args:
         gain: What the result is better by, in the metric's unit; None where one of the two has no such score.
     """
 
-    yardstick: Yardstick
+    baseline: Baseline
     score: float | None
     gain: float | None
 
@@ -70,7 +70,7 @@ class Summary:
     verdict: str
     is_beaten: bool
     result: _Result | None
-    against: tuple[_AgainstYardstick, ...]
+    against: tuple[_AgainstBaseline, ...]
     numbers: tuple[_KeyNumber, ...]
     notes: tuple[str, ...]
 
@@ -84,7 +84,7 @@ class Summary:
 def summary(facts: ReportFacts) -> Summary:
     """Summarize a study as it stands."""
     result = _result(facts)
-    against = tuple(_compare(facts, result, yardstick) for yardstick in facts.yardsticks)
+    against = tuple(_compare(facts, result, baseline) for baseline in facts.baselines)
     return Summary(
         found=_found(facts, result),
         verdict=_verdict(result, against),
@@ -122,17 +122,17 @@ def _found(facts: ReportFacts, result: _Result | None) -> str:
     return f"{best}, {kind} {result.name}, reaches {result.metric} {result.score:.4f} on {result.rows}{size}."
 
 
-def _compare(facts: ReportFacts, result: _Result | None, yardstick: Yardstick) -> _AgainstYardstick:
+def _compare(facts: ReportFacts, result: _Result | None, baseline: Baseline) -> _AgainstBaseline:
     if result is None:
-        return _AgainstYardstick(yardstick, None, None)
-    metrics = yardstick.test_metrics if result.test else yardstick.validation_metrics
+        return _AgainstBaseline(baseline, None, None)
+    metrics = baseline.test_metrics if result.test else baseline.validation_metrics
     score = metrics.get(result.metric)
     sign = facts.sign if result.metric == facts.metric else (1.0 if facts.task.direction == "maximize" else -1.0)
-    return _AgainstYardstick(yardstick, score, None if score is None else sign * (result.score - score))
+    return _AgainstBaseline(baseline, score, None if score is None else sign * (result.score - score))
 
 
-def _verdict(result: _Result | None, against: tuple[_AgainstYardstick, ...]) -> str:
-    compared = [(each.yardstick.name, each.score, each.gain) for each in against if each.gain is not None]
+def _verdict(result: _Result | None, against: tuple[_AgainstBaseline, ...]) -> str:
+    compared = [(each.baseline.name, each.score, each.gain) for each in against if each.gain is not None]
     if result is None or not compared:
         return ""
     where = f"{result.metric} {result.score:.4f} on {result.rows}"

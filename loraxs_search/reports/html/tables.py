@@ -76,22 +76,22 @@ def _cells(row: LeaderboardRow, facts: ReportFacts) -> dict[str, str]:
     }
 
 
-def yardstick_table(facts: ReportFacts, summary: Summary) -> ReportTable:
-    """Return the yardsticks, and what the result gains over each."""
+def baseline_table(facts: ReportFacts, summary: Summary) -> ReportTable:
+    """Return the baselines, and what the result gains over each."""
     result = summary.result
     rows = [
         (
-            each.yardstick.name,
-            _score(each.yardstick.validation_metrics.get(facts.task.metric)),
-            _score(each.yardstick.test_metrics.get(facts.task.metric)),
+            each.baseline.name,
+            _score(each.baseline.validation_metrics.get(facts.task.metric)),
+            _score(each.baseline.test_metrics.get(facts.task.metric)),
             "" if each.gain is None else f"{each.gain:+.4f}",
-            each.yardstick.failed,
+            each.baseline.failed,
         )
         for each in summary.against
     ]
     what = f"{result.name} on {result.rows}" if result else "nothing yet"
-    caption = f"Yardsticks by {facts.task.metric}, and how much better the result is: {what}."
-    columns = ("yardstick", "validation", "test", "gain", "why none")
+    caption = f"Baselines by {facts.task.metric}, and how much better the result is: {what}."
+    columns = ("baseline", "validation", "test", "gain", "why none")
     table = ReportTable(caption, columns, tuple(rows), frozenset({"validation", "test", "gain"}))
     return (
         table
@@ -125,7 +125,7 @@ def cost_table(facts: ReportFacts) -> ReportTable:
 
 
 def failure_table(facts: ReportFacts) -> ReportTable:
-    """Return what failed and why, the most frequent reason first: trials, refits, yardsticks."""
+    """Return what failed and why, the most frequent reason first: trials, refits, baselines."""
     failed: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for record in facts.records:
         if record.state is TrialState.FAIL:
@@ -134,9 +134,9 @@ def failure_table(facts: ReportFacts) -> ReportTable:
         for refit in candidate.refits:
             if refit.failed:
                 failed["refit", refit.failed].append(f"{candidate.trial_id}, seed {refit.seed}")
-    for yardstick in facts.yardsticks:
-        if yardstick.failed:
-            failed["yardstick", yardstick.failed].append(yardstick.name)
+    for baseline in facts.baselines:
+        if baseline.failed:
+            failed["baseline", baseline.failed].append(baseline.name)
     ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
     rows = [
         (kind, str(len(names)), reason or "no reason was recorded", _named(names)) for (kind, reason), names in ordered

@@ -1,4 +1,4 @@
-"""The base without an adapter, asked as adapters are: the yardstick of task kinds that declare `shots`.
+"""The base without an adapter, asked as adapters are: the baseline of task kinds that declare `shots`.
 
 A base that writes goes on where an adapter ends, so asking it costs more than a search. It is asked with each number of
 worked examples on `BASE_ALONE_ROWS` validation rows, spread evenly over all of them; the best of these answers the test
@@ -17,9 +17,9 @@ from functools import cached_property
 from loraxs_search.records import (
     BASE_ALONE_ROWS,
     Answers,
+    Baseline,
     Split,
     Task,
-    Yardstick,
     is_alone,
     is_unmeasured,
     shots_name,
@@ -36,7 +36,7 @@ _PART = 32  # rows; a slow machine may write each for seconds, and says after ea
 
 @dataclass(frozen=True)
 class BaseAlone:
-    """Measures what the base reaches alone, and keeps it among the study's yardsticks.
+    """Measures what the base reaches alone, and keeps it among the study's baselines.
 
     Args:
         spread: Has pieces done on all hosts.
@@ -57,13 +57,13 @@ class BaseAlone:
     @property
     def is_measured(self) -> bool:
         """Whether there is no more to do; what has failed is asked again."""
-        known = self.folder.yardsticks() or ()
+        known = self.folder.baselines() or ()
         if not {shots_name(shots) for shots in self.shots} <= {each.name for each in known if not is_unmeasured(each)}:
             return False
         return self._confirmed.alone_path.exists() or all(each.failed for each in known if is_alone(each.name))
 
     def measure(self) -> None:
-        """Have the base answer what it has not answered yet, and write its yardsticks."""
+        """Have the base answer what it has not answered yet, and write its baselines."""
         if self.is_measured:
             return
         self._confirmed.forget_alone_failures()
@@ -111,23 +111,23 @@ class BaseAlone:
         return joined(answers, self.task.for_candidates)[0] if answers else {}
 
     def _write(self, validation: dict[int, dict[str, float]], best: int | None) -> None:
-        """Write the yardsticks, after the answers of the best to the test rows."""
+        """Write the baselines, after the answers of the best to the test rows."""
         test: dict[str, float] = {}
         if best is not None and (answers := self._answers(best, "test")):
             test, rows = joined(answers, self.task.for_candidates)
             self._confirmed.write_alone(rows.to_bytes())
-        others = [yardstick for yardstick in self.folder.yardsticks() or () if not is_alone(yardstick.name)]
-        alone = [self._yardstick(shots, validation[shots], test if shots == best else {}) for shots in self.shots]
-        self.folder.write_yardsticks([*others, *alone])
+        others = [baseline for baseline in self.folder.baselines() or () if not is_alone(baseline.name)]
+        alone = [self._baseline(shots, validation[shots], test if shots == best else {}) for shots in self.shots]
+        self.folder.write_baselines([*others, *alone])
 
-    def _yardstick(self, shots: int, validation: dict[str, float], test: dict[str, float]) -> Yardstick:
+    def _baseline(self, shots: int, validation: dict[str, float], test: dict[str, float]) -> Baseline:
         parts = (answers for split in _SPLITS for answers in self._confirmed.alone_answers(shots, split).values())
         failure = self._confirmed.alone_failure(shots)
         failed, applies = ("", True) if failure is None else (failure.reason[:200], failure.applies)
         if failed:
             log.warning("the base alone cannot be asked with %d worked examples: %s", shots, failed)
         seconds = sum(part.seconds for part in parts)
-        return Yardstick(shots_name(shots), validation, test, seconds=seconds, failed=failed, applies=applies)
+        return Baseline(shots_name(shots), validation, test, seconds=seconds, failed=failed, applies=applies)
 
 
 _SPLITS: tuple[Split, ...] = ("validation", "test")

@@ -133,7 +133,7 @@ class Finish:
         others = (other for other in confirmed.finalists() if other != name)
         earlier = tuple(dict.fromkeys((*self.folder.earlier_finalists(), *others)))
         if chosen and (done := confirmed.candidate(name)):
-            chosen = replace(done, yardsticks=self.folder.yardsticks() or (), earlier_finalists=earlier)
+            chosen = replace(done, baselines=self.folder.baselines() or (), earlier_finalists=earlier)
         known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()
 
         def keep(adapter: Trained, confirmation: Confirmation) -> None:
@@ -156,8 +156,8 @@ class Finish:
             parts, rows = list(confirmed.answers(name).values()), b""
             if untested:
                 metrics, answered = joined(parts, self.space.task)
-                rows, yardsticks = answered.to_bytes(), self.folder.yardsticks() or ()
-                chosen = replace(chosen, test_metrics=metrics, yardsticks=yardsticks, earlier_finalists=earlier)
+                rows, baselines = answered.to_bytes(), self.folder.baselines() or ()
+                chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
             for confirmation in finalist:  # none where it was written before the driver was killed
                 self._write(self._trained(name), confirmation, chosen, run_of, samples_of(parts))
             self._update_baselines(chosen)
@@ -293,8 +293,8 @@ class Finish:
     def _update_baselines(self, finalist: Candidate) -> None:
         """Have a finalist's folder say what baselines score that were measured after it was sealed."""
         path = self.folder.adapter_path(finalist.trial_id)
-        if verify(path).yardsticks != finalist.yardsticks:
-            self.folder.write_adapter(finalist.trial_id, resealed(path, yardsticks=finalist.yardsticks))
+        if verify(path).baselines != finalist.baselines:
+            self.folder.write_adapter(finalist.trial_id, resealed(path, baselines=finalist.baselines))
 
     def _bring_factors(self, confirmation: Confirmation) -> None:
         """Copy the adapter's factors into this machine's cache: promotion registers them."""

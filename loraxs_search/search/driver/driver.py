@@ -116,13 +116,13 @@ class Driver:
         """
         from loraxs_search.samplers.proposer import Proposer
         from loraxs_search.samplers.trials import StudyTrials
-        from loraxs_search.search.driver.yardsticks import StudyYardsticks
+        from loraxs_search.search.driver.baselines import StudyBaselines
         from loraxs_search.search.tune.deadline import Deadline
         from loraxs_search.search.tune.runner import run_tuner
         from loraxs_search.search.tune.scheduler import TuneScheduler
         from loraxs_search.search.tune.searcher import StudySearcher
 
-        yardsticks = StudyYardsticks(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
+        baselines = StudyBaselines(folder, actors, self._space.task)  # begun first: Ray Tune takes seconds to start
         plan, task = self._info.search, self._info.task
         study, was_begun = steered(folder, journal), journal.num_drivers > 0
         self._reopen(study)
@@ -132,7 +132,7 @@ class Driver:
         ledger = self._ledger
         ledger.open(
             *(journal, trials, watch),
-            after_report=lambda: ledger.yardsticks_scored(yardsticks.known()),
+            after_report=lambda: ledger.baselines_scored(baselines.known()),
         )
         self._begin_journal(journal, actors)
         ledger.recover(folder)
@@ -161,8 +161,8 @@ class Driver:
             journal.search_ended(searcher.notice)
 
         def keep_adapters() -> bool:
-            journal.yardsticks_measured(yardsticks.result())
-            self._ledger.yardsticks_scored(yardsticks.known())
+            journal.baselines_measured(baselines.result())
+            self._ledger.baselines_scored(baselines.known())
             return self._keep_adapters(folder, actors, ledger, run_of, watch, commander.turn, goes_on)
 
         def goes_on() -> bool:
@@ -344,8 +344,8 @@ class Driver:
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
             self._ledger.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
         log_adapters(folder, ledger.journal, trials, candidates)
-        ledger.journal.yardsticks_measured(folder.yardsticks() or ())
-        self._ledger.yardsticks_scored(folder.yardsticks() or ())
+        ledger.journal.baselines_measured(folder.baselines() or ())
+        self._ledger.baselines_scored(folder.baselines() or ())
         folder.write_candidates(candidates)
         return True
 

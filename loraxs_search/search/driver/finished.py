@@ -33,7 +33,7 @@ def lacks_baseline(folder: StudyFolder) -> bool:
     from loraxs_search.registry.baselines import unmeasured  # numpy
 
     info, has_alone = folder.info, folder.confirmations().alone_path.is_file()
-    return bool(unmeasured(info.promotion, info.task, folder.yardsticks() or (), has_alone=has_alone))
+    return bool(unmeasured(info.promotion, info.task, folder.baselines() or (), has_alone=has_alone))
 
 
 def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
@@ -42,7 +42,7 @@ def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     result = result_of(folder, journal)
     if not is_recorded(journal, tracker):
         log_adapters(folder, journal, result.trials, result.candidates)
-        journal.yardsticks_measured(folder.yardsticks() or ())
+        journal.baselines_measured(folder.baselines() or ())
         journal.front_found(result.front)
     keep_report(folder, journal, tracker)
     if not is_recorded(journal, tracker):

@@ -133,7 +133,7 @@ class AlonePiece:
         return False
 
     def failed(self, error: Exception) -> None:
-        """Keep the reason: a yardstick stops no search. Worked examples may not fit, which no second try changes."""
+        """Keep the reason: a baseline stops no search. Worked examples may not fit, which no second try changes."""
         applies = not (self.shots and isinstance(error, TaskDataError))
         self.folder.confirmations().write_alone_failure(self.shots, reason_of(error), applies=applies)
 

@@ -71,7 +71,7 @@ def make_manifest(
         lora_parameters=sum(hyper.rank * (m.in_features + m.out_features) for m in adapted),
         factors=confirmation.factors,
         ends=confirmation.ends,
-        yardsticks=candidate.yardsticks if candidate else (),
+        baselines=candidate.baselines if candidate else (),
         kept_step=adapter.kept_step,
         start_from=folder.info.start_from.adapter if folder.info.start_from and hyper.start_from else None,
         lineage=adapter.lineage,

@@ -18,6 +18,7 @@ from ray.exceptions import ActorUnschedulableError, RayActorError
 from loraxs_search.packing import Host
 from loraxs_search.records import (
     Answers,
+    Baseline,
     Basis,
     Confirmation,
     HostInfo,
@@ -26,7 +27,6 @@ from loraxs_search.records import (
     Task,
     TrialReport,
     TrialSpec,
-    Yardstick,
 )
 from loraxs_search.search.cluster.connection import NAMESPACE
 
@@ -53,7 +53,7 @@ class KeeperHandle(Protocol):
     read_asset: _RemoteMethod[[str], bytes]
     read_snapshot: _RemoteMethod[[str], bytes | None]
     write_snapshot: _RemoteMethod[[str, bytes], None]
-    write_yardsticks: _RemoteMethod[[ObjectRef[tuple[Yardstick, ...]]], None]
+    write_baselines: _RemoteMethod[[ObjectRef[tuple[Baseline, ...]]], None]
 
 
 class HostHandle(Protocol):
@@ -155,10 +155,10 @@ class HostClient:
     def factor_file(self, task: Task, key: str) -> ObjectRef[bytes]:
         return self._call(task, Host.factor_file, key)
 
-    def yardsticks(self, task: Task) -> ObjectRef[tuple[Yardstick, ...]]:
+    def baselines(self, task: Task) -> ObjectRef[tuple[Baseline, ...]]:
         """Runs in a thread of its own: no trial waits for it."""
-        call = self.actor.call.options(concurrency_group="yardsticks")
-        return call.remote(Host.yardsticks.__name__, task, (task,))
+        call = self.actor.call.options(concurrency_group="baselines")
+        return call.remote(Host.baselines.__name__, task, (task,))
 
     def give_up(self, names: Sequence[str]) -> ObjectRef[None]:
         """Runs in a thread of its own: it waits for no trial."""

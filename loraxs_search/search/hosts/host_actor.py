@@ -116,7 +116,7 @@ def _gpu_usage() -> Mapping[str, float]:
 class HostActor:
     """A host in a process of its own. It is built at the first call, so that its errors keep their type.
 
-    Ray calls it from `HostConfig.max_callers` threads, and from one more for each of the groups `yardsticks` and
+    Ray calls it from `HostConfig.max_callers` threads, and from one more for each of the groups `baselines` and
     `commands`. A node may have
     joined after the driver looked at all there were: whatever keeps a host from being built there is a `ClusterError`
     to the trials that were given to it.

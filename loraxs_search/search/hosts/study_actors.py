@@ -16,7 +16,7 @@ import ray
 from loraxs_search.base_model import check_packable
 from loraxs_search.home import home
 from loraxs_search.methods import get_method
-from loraxs_search.records import HostInfo, Identity, Scalar, Task, TrialSpec, Yardstick
+from loraxs_search.records import Baseline, HostInfo, Identity, Scalar, Task, TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import PackSize, unshared
 from loraxs_search.search.hosts.client import HOST_LOST, KeeperHandle, kill
@@ -47,8 +47,8 @@ class StudyKeeper:
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
         self._open().write_snapshot(trial_id, snapshot)
 
-    def write_yardsticks(self, yardsticks: Sequence[Yardstick]) -> None:
-        self._open().write_yardsticks(yardsticks)
+    def write_baselines(self, baselines: Sequence[Baseline]) -> None:
+        self._open().write_baselines(baselines)
 
     def _open(self) -> StudyFolder:
         self._folder = self._folder or StudyFolder.open(self._name)

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from loraxs_search.errors import StudyError
 from loraxs_search.log import (
     AdapterWritten,
     Answered,
+    BaselineScored,
+    BaselinesMeasured,
     CandidateScored,
     Commanded,
     DriverStarted,
@@ -29,18 +32,20 @@ from loraxs_search.log import (
     TrialReported,
     TrialStarted,
     Warned,
-    YardstickScored,
-    YardsticksMeasured,
+    from_line,
     printed,
     to_line,
 )
 from loraxs_search.records import (
     AdapterSize,
     AnswerState,
+    Baseline,
+    Candidate,
     Command,
     CommandAnswer,
     FrontTrial,
     Lineage,
+    Manifest,
     Proposal,
     SearchPlan,
     SearchRun,
@@ -48,7 +53,6 @@ from loraxs_search.records import (
     StudyDescription,
     TrialReport,
     TrialState,
-    Yardstick,
 )
 from loraxs_search.search_space import load_space
 
@@ -71,10 +75,10 @@ EVENTS: list[LoggedEvent] = [
     Phase(at=9.0, text="scoring", done=1, total=2, unit="rows"),
     Warned(at=9.0, text="look"),
     Steered(at=9.0, text="paused", status=SteeringStatus(("00000",), is_paused=True)),
-    YardstickScored(at=9.0, name="constant", metrics={"accuracy": 0.5}),
+    BaselineScored(at=9.0, name="constant", metrics={"accuracy": 0.5}),
     CandidateScored(at=9.0, trial="00000.1", split="test", metrics={"accuracy": 0.5}),
     AdapterWritten(at=9.0, trial_id="00000.1", folder="adapters/00000.1", run_of="00000", scores={"test.f1": 0.5}),
-    YardsticksMeasured(at=9.0, yardsticks=(Yardstick("constant", {"accuracy": 0.5}, answer=1),)),
+    BaselinesMeasured(at=9.0, baselines=(Baseline("constant", {"accuracy": 0.5}, answer=1),)),
     FrontFound(at=9.0, trials=(FrontTrial("00000", 0.5, 100),), gone=("00001",)),
     ReportWritten(at=9.0, path="report.html"),
     HostsMeasured(at=9.0, step=30, usage={"10.0.0.1": {"cpu": 12.5}}),
@@ -180,3 +184,12 @@ def test_what_programs_read_has_the_form_that_it_always_had() -> None:
         **common,
         **{"event": "phase", "at": 5.0, "text": "scoring", "done": None, "total": None, "unit": ""},
     }
+
+
+def test_baselines_keep_the_name_that_files_have_always_had():
+    event = BaselinesMeasured(at=1.0, baselines=(Baseline("constant", {"accuracy": 0.5}),))
+    line = to_line(event)
+    assert list(json.loads(line)) == ["event", "yardsticks", "at"]
+    assert from_line(line) == event
+    for record in (Candidate, Manifest):
+        assert "yardsticks" in TypeAdapter(record).json_schema()["properties"]

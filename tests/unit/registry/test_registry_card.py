@@ -9,13 +9,13 @@ from support.toy_language import choosing, writing
 from loraxs_search import base_model
 from loraxs_search.records import (
     AdapterSize,
+    Baseline,
     BaseModel,
     BaseModelRef,
     DataSource,
     Refit,
     Sample,
     SplitSource,
-    Yardstick,
 )
 from loraxs_search.registry import model_card
 from loraxs_search.tasks.asking import finding_code
@@ -51,10 +51,10 @@ def test_the_card_says_what_the_test_rows_were_for(manifest):
     assert "It was not scored on the test rows" in model_card(manifest(test_metrics={}))
 
 
-def test_the_card_has_yardsticks_beside_the_adapters_score(manifest):
-    constant = Yardstick("constant", {"accuracy": 0.55}, {"accuracy": 0.5}, answer=1)
-    tfidf = Yardstick("tfidf", {"accuracy": 0.79}, {"accuracy": 0.78})
-    card = model_card(manifest(yardsticks=(constant, tfidf, Yardstick("features", failed="too slow"))))
+def test_the_card_has_baselines_beside_the_adapters_score(manifest):
+    constant = Baseline("constant", {"accuracy": 0.55}, {"accuracy": 0.5}, answer=1)
+    tfidf = Baseline("tfidf", {"accuracy": 0.79}, {"accuracy": 0.78})
+    card = model_card(manifest(baselines=(constant, tfidf, Baseline("features", failed="too slow"))))
     assert "| on the same test rows | accuracy |" in card
     assert "| this adapter | 0.8000 |" in card
     assert "| always positive | 0.5000 |" in card
@@ -65,7 +65,7 @@ def test_the_card_has_yardsticks_beside_the_adapters_score(manifest):
 
 def test_the_constant_of_a_regression_is_a_number_in_the_card(manifest, task):
     ratings = replace(task, kind="regression", labels=(), metric="mse", metrics=("mse",))
-    card = model_card(manifest(task=ratings, yardsticks=(Yardstick("constant", {}, {"mse": 2.5}, answer=1.23456),)))
+    card = model_card(manifest(task=ratings, baselines=(Baseline("constant", {}, {"mse": 2.5}, answer=1.23456),)))
     assert "| always 1.235 | 2.5000 |" in card
 
 

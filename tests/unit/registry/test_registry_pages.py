@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from loraxs_search.records import ComparisonRecord, Decision, PromotionRule, Refit, Yardstick
+from loraxs_search.records import Baseline, ComparisonRecord, Decision, PromotionRule, Refit
 from loraxs_search.registry import Registry
 from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._versions import CANDIDATE, DECISION, DECISIONS, SUMMARY, adapter_tag
@@ -15,7 +15,7 @@ from loraxs_search.registry.pages import MAX_PAGE, task_page, version_page
 
 RULE = PromotionRule(confidence=0)
 REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, {"accuracy": 0.82}))
-YARDSTICKS = (Yardstick("constant", {}, {"accuracy": 0.5}, answer=1), Yardstick("tfidf", {}, {"accuracy": 0.7}))
+BASELINES = (Baseline("constant", {}, {"accuracy": 0.5}, answer=1), Baseline("tfidf", {}, {"accuracy": 0.7}))
 MADE = Decision(
     "movie-reviews", "s1", True, "t0", 0.8, None, "accuracy", ("best of 3", "gain +0.3"), at="2026-01-02T03:04:05"
 )
@@ -25,7 +25,7 @@ MADE = Decision(
 def promote(store_uri, task, candidate, make_folder):
     def promote(trial_id, accuracy, **changes):
         own = dataclasses.replace(candidate(trial_id, accuracy), **changes)
-        folder = make_folder(trial_id, yardsticks=own.yardsticks, refits=own.refits, lora_parameters=6400)
+        folder = make_folder(trial_id, baselines=own.baselines, refits=own.refits, lora_parameters=6400)
         return Registry(store_uri).promote(RULE, task, [own], {trial_id: folder})
 
     return promote
@@ -37,7 +37,7 @@ def in_sight(tags) -> dict[str, str]:
 
 
 def test_the_page_of_a_version_says_how_good_how_big_and_why(promote, store_uri):
-    promote("t0", 0.80, refits=REFITS, yardsticks=YARDSTICKS)
+    promote("t0", 0.80, refits=REFITS, baselines=BASELINES)
     page = connect(store_uri).get_model_version("movie-reviews", "1").description
     for part in (
         "accuracy 0.8000 on the test rows, 0.8033 ± 0.0153 on validation rows over 3 seeds",
@@ -52,7 +52,7 @@ def test_the_page_of_a_version_says_how_good_how_big_and_why(promote, store_uri)
 
 def test_the_page_of_a_task_follows_every_decision(promote, store_uri):
     client, registry = connect(store_uri), Registry(store_uri)
-    promote("t0", 0.80, yardsticks=YARDSTICKS)
+    promote("t0", 0.80, baselines=BASELINES)
     promote("t1", 0.75)
     page = client.get_registered_model("movie-reviews").description
     assert page.startswith("The champion is [version 1](#/models/movie-reviews/versions/1?workflowType=")
@@ -78,7 +78,7 @@ def test_a_description_that_people_wrote_stays(promote, store_uri):
 
 
 def test_tags_in_sight_are_words_and_numbers(promote, store_uri):
-    promote("t0", 0.80, refits=REFITS, yardsticks=YARDSTICKS)
+    promote("t0", 0.80, refits=REFITS, baselines=BASELINES)
     client = connect(store_uri)
     model, version = client.get_registered_model("movie-reviews"), client.get_model_version("movie-reviews", "1")
     assert in_sight(model.tags)["loraxs.champion"] == (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraxs_search.records import Candidate, DataSource, KeptAnswers, PromotionRule, Task, Yardstick, from_json
+from loraxs_search.records import Baseline, Candidate, DataSource, KeptAnswers, PromotionRule, Task, from_json
 from loraxs_search.registry import ScoredRows
 from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
 from loraxs_search.registry.test_set_reuse import ToleranceReference
@@ -61,8 +61,8 @@ def _old(right: int, stored_bytes: int = 1000, **other) -> Scored:
 # ---- the first champion ----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("right", "promoted"), [(560, True), (510, False), (500, False), (400, False)])
 def test_a_first_champion_must_beat_the_constant_answer_significantly(right, promoted):
-    constant = Yardstick("constant", test_metrics={"accuracy": 0.5}, answer=1)
-    decision = decide(PromotionRule(), TASK, _scored("t0", right, yardsticks=(constant,)), None)
+    constant = Baseline("constant", test_metrics={"accuracy": 0.5}, answer=1)
+    decision = decide(PromotionRule(), TASK, _scored("t0", right, baselines=(constant,)), None)
     assert decision.promoted is promoted
     gain = (right - 500) / 1000
     beside = "worse than" if gain < 0 else f"gain {gain:+.4f} over" if gain else "no better than"
@@ -70,7 +70,7 @@ def test_a_first_champion_must_beat_the_constant_answer_significantly(right, pro
     assert ("more steps, other target modules or more trials" in decision.reasons[-1]) is not promoted
     assert (decision.looks[0].opponent, decision.looks[0].number) == ("constant", 1)
     forced = decide(
-        PromotionRule(), TASK, _scored("t0", right, yardsticks=(constant,)), None, ComparisonSetup(forced=True)
+        PromotionRule(), TASK, _scored("t0", right, baselines=(constant,)), None, ComparisonSetup(forced=True)
     )
     assert (forced.promoted, forced.forced) == (True, not promoted), "what the rule promotes is not forced"
 
@@ -78,7 +78,7 @@ def test_a_first_champion_must_beat_the_constant_answer_significantly(right, pro
 def test_what_answers_every_row_alike_is_not_promoted():
     labels = np.array([0] * 501 + [1] * 300 + [2] * 199)
     said = ScoredRows(np.zeros_like(labels), labels)
-    finalist = Scored(_candidate("t0", 0.501, yardsticks=(Yardstick("constant", answer=0),)), said)
+    finalist = Scored(_candidate("t0", 0.501, baselines=(Baseline("constant", answer=0),)), said)
     assert not decide(PromotionRule(), TASK, finalist, None).promoted
     without = Scored(_candidate("t0", 0.501), said)
     assert not decide(PromotionRule(), TASK, without, None).promoted, "then the best constant on the test rows is taken"
@@ -324,17 +324,17 @@ def _alone(right: int) -> ScoredRows:
     return _rows(right, 1000 - right)
 
 
-def _measured(**scores: float) -> tuple[Yardstick, ...]:
+def _measured(**scores: float) -> tuple[Baseline, ...]:
     """The constant answer, and the base alone, the best of which has answered the test rows."""
     shots = {name.replace("_", "-"): score for name, score in scores.items()}
     best = max(shots, key=lambda name: shots[name])
-    alone = (Yardstick(n, {"accuracy": s}, {"accuracy": s} if n == best else {}) for n, s in shots.items())
-    return (Yardstick("constant", {"accuracy": 0.5}, {"accuracy": 0.5}, answer=0), *alone)
+    alone = (Baseline(n, {"accuracy": s}, {"accuracy": s} if n == best else {}) for n, s in shots.items())
+    return (Baseline("constant", {"accuracy": 0.5}, {"accuracy": 0.5}, answer=0), *alone)
 
 
 @pytest.mark.parametrize(("base", "promoted"), [(300, True), (700, True), (797, False), (850, False)])
 def test_a_first_champion_must_beat_the_better_of_constant_answer_and_base_alone(base, promoted):
-    finalist = _scored("t0", 800, yardsticks=_measured(zero_shot=0.1, **{"4_shot": base / 1000}))
+    finalist = _scored("t0", 800, baselines=_measured(zero_shot=0.1, **{"4_shot": base / 1000}))
     decision = decide(PromotionRule(), TASK, dataclasses.replace(finalist, alone=_alone(base)), None)
     assert decision.promoted is promoted
     named = "the constant answer (accuracy 0.5000)" if base < 500 else f"the base alone (4-shot) (accuracy 0.{base}0)"
@@ -345,14 +345,14 @@ def test_a_first_champion_must_beat_the_better_of_constant_answer_and_base_alone
 def test_a_base_alone_that_was_not_measured_leaves_the_place_empty():
     """The adapter has .40 and the base .60, which failed once: it was promoted, being better than a constant."""
     without_answers = _measured(zero_shot=0.2)
-    failed = (Yardstick("constant", answer=0), Yardstick("zero-shot", failed="disk full"), Yardstick("4-shot"))
+    failed = (Baseline("constant", answer=0), Baseline("zero-shot", failed="disk full"), Baseline("4-shot"))
     words = dataclasses.replace(TASK, kind="multiple-choice")
-    for task, yardsticks, why in (
+    for task, baselines, why in (
         (TASK, without_answers, "answers of the base alone (zero-shot) are missing"),
         (TASK, failed, "zero-shot) could not be asked: disk full"),
         (words, (), "was not asked"),
     ):
-        finalist = _scored("t0", 900, yardsticks=yardsticks)
+        finalist = _scored("t0", 900, baselines=baselines)
         for champion in (None, _old(700)):
             decision = decide(PromotionRule(), task, finalist, champion)
             assert not decision.promoted
@@ -365,9 +365,9 @@ def test_a_base_alone_that_was_not_measured_leaves_the_place_empty():
 # ---- other baselines -------------------------------------------------------------------------------------------------
 def _beside_tfidf(right: int, tfidf: int, *, kept: bool = True) -> Scored:
     """An adapter beside TF-IDF, which is right in the first `tfidf` of 1000 rows."""
-    yardsticks = (Yardstick("constant", answer=0), Yardstick("tfidf", test_metrics={"accuracy": tfidf / 1000}))
+    baselines = (Baseline("constant", answer=0), Baseline("tfidf", test_metrics={"accuracy": tfidf / 1000}))
     answers = {"tfidf": KeptAnswers(_rows(tfidf, 1000 - tfidf).predictions.tolist())} if kept else {}
-    return dataclasses.replace(_scored("t0", right, yardsticks=yardsticks), answers=answers)
+    return dataclasses.replace(_scored("t0", right, baselines=baselines), answers=answers)
 
 
 @pytest.mark.parametrize(
@@ -394,8 +394,8 @@ def test_a_first_champion_must_beat_every_baseline_significantly_or_by_score_wit
     ],
 )
 def test_answers_of_a_baseline_to_other_rows_decide_nothing(num_rows, about, why, champion):
-    yardsticks = (Yardstick("constant", answer=0), Yardstick("tfidf", test_metrics={"accuracy": 0.6}))
-    finalist = _scored("t0", 800, yardsticks=yardsticks, test_fingerprint="rows")
+    baselines = (Baseline("constant", answer=0), Baseline("tfidf", test_metrics={"accuracy": 0.6}))
+    finalist = _scored("t0", 800, baselines=baselines, test_fingerprint="rows")
     answers = {"tfidf": KeptAnswers(_rows(600, num_rows - 600).predictions.tolist(), **about)}
     decision = decide(PromotionRule(), TASK, dataclasses.replace(finalist, answers=answers), champion)
     assert decision.promoted is not bool(why)
@@ -407,9 +407,9 @@ def test_the_constant_answer_is_the_best_one_for_the_metric_that_decides():
     """Always `a` is right in 60 of 100 rows, always `b` has the better F1 of `b`."""
     labels = (np.arange(100) % 5 >= 3).astype(int)  # 40 are `b`
     task = dataclasses.replace(TASK, metrics=("accuracy", "f1"))
-    constant = Yardstick("constant", test_metrics={"accuracy": 0.6, "f1": 0.0}, answer=0)
+    constant = Baseline("constant", test_metrics={"accuracy": 0.6, "f1": 0.0}, answer=0)
     said = ScoredRows(np.where(np.arange(100) < 45, labels, 0), labels)
-    finalist = _candidate("t0", 0.7, test_metrics={"accuracy": 0.78, "f1": 0.62}, yardsticks=(constant,))
+    finalist = _candidate("t0", 0.7, test_metrics={"accuracy": 0.78, "f1": 0.62}, baselines=(constant,))
     decision = decide(PromotionRule(metric="f1"), task, Scored(finalist, said), None)
     assert not decision.promoted
     assert "the constant answer (f1 0.5714)" in decision.reasons[-1]
@@ -436,8 +436,8 @@ def test_a_later_champion_may_not_score_below_a_baseline(tfidf, promoted):
     ],
 )
 def test_a_linear_model_that_failed_is_required_unless_it_takes_too_long(failed, applies, promoted, champion):
-    yardsticks = (Yardstick("constant", answer=0), Yardstick("features", failed=failed, applies=applies))
-    finalist = _scored("t0", 800, yardsticks=yardsticks)
+    baselines = (Baseline("constant", answer=0), Baseline("features", failed=failed, applies=applies))
+    finalist = _scored("t0", 800, baselines=baselines)
     decision = decide(PromotionRule(), TASK, finalist, champion)
     assert decision.promoted is promoted
     assert any("features" in reason and failed in reason for reason in decision.reasons)
@@ -447,8 +447,8 @@ def test_a_linear_model_that_failed_is_required_unless_it_takes_too_long(failed,
 
 @pytest.mark.parametrize(("known", "promoted"), [("", True), (', "applies": true', False)])
 def test_worked_examples_that_did_not_fit_an_earlier_version_are_not_required(known, promoted):
-    failed = from_json(Yardstick, f'{{"name": "4-shot", "failed": "they do not fit"{known}}}')
-    finalist = _scored("t0", 800, yardsticks=(*_measured(zero_shot=0.6), failed))
+    failed = from_json(Baseline, f'{{"name": "4-shot", "failed": "they do not fit"{known}}}')
+    finalist = _scored("t0", 800, baselines=(*_measured(zero_shot=0.6), failed))
     assert decide(PromotionRule(), TASK, dataclasses.replace(finalist, alone=_alone(600)), None).promoted is promoted
 
 
@@ -456,9 +456,9 @@ def test_worked_examples_that_did_not_fit_an_earlier_version_are_not_required(kn
 @pytest.mark.parametrize("champion", [None, _old(700)])
 @pytest.mark.parametrize(("score", "promoted"), [(0.79, True), (0.81, False), (math.nan, False)])
 def test_numbers_as_they_stand_are_held_against_recorded_scores_without_answers(name, champion, score, promoted):
-    measured = Yardstick(name, {"accuracy": score}, {"accuracy": score})
+    measured = Baseline(name, {"accuracy": score}, {"accuracy": score})
     alone = _alone(round(1000 * score)) if name == "4-shot" and math.isfinite(score) else None
-    finalist = Scored(_candidate("t0", 0.8, yardsticks=(measured,)), alone=alone)
+    finalist = Scored(_candidate("t0", 0.8, baselines=(measured,)), alone=alone)
     assert decide(NUMBERS, TASK, finalist, champion).promoted is promoted
 
 
@@ -494,8 +494,8 @@ def test_a_baseline_whose_score_is_not_finite_is_not_beaten(score):
     losses[0] = score
     alone = dataclasses.replace(_by_loss("base", 2.0).rows, losses=losses)
     by_loss = dataclasses.replace(finalist, alone=alone)
-    unscored = (Yardstick("constant", answer=0), Yardstick("tfidf", test_metrics={"accuracy": score}))
-    beside_tfidf = _scored("t0", 800, yardsticks=unscored)
+    unscored = (Baseline("constant", answer=0), Baseline("tfidf", test_metrics={"accuracy": score}))
+    beside_tfidf = _scored("t0", 800, baselines=unscored)
     for rule, one in ((PromotionRule(metric="loss"), by_loss), (PromotionRule(), beside_tfidf)):
         for champion in (None, _old(700) if one is beside_tfidf else _by_loss("old", 5.0, study="s0")):
             decision = decide(rule, TASK, one, champion)

@@ -8,7 +8,7 @@ from support.tracked import Tracked
 
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records import PromotionRule, SearchPlan, TrialState, Yardstick
+from loraxs_search.records import Baseline, PromotionRule, SearchPlan, TrialState
 from loraxs_search.registry import Registry
 from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._versions import DECISIONS
@@ -134,14 +134,14 @@ def test_long_reasons_keep_their_end(registry, task, candidate):
 
 def test_a_record_is_short_enough_for_a_tag_whatever_the_constant_answers(registry, task, candidate, make_folder):
     """PostgreSQL refuses a longer one; an answer of a language model's train rows may be as long as it likes."""
-    yardsticks = (Yardstick("constant", {"accuracy": 0.5}, {"accuracy": 0.5}, answer="so " * 4000),)
-    wordy = candidate("t0", 0.8, yardsticks=yardsticks)
+    baselines = (Baseline("constant", {"accuracy": 0.5}, {"accuracy": 0.5}, answer="so " * 4000),)
+    wordy = candidate("t0", 0.8, baselines=baselines)
     registry.promote(RULE, task, [wordy], {"t0": make_folder("t0")})
     tags = registry._client.get_registered_model("movie-reviews").tags
     assert max(len(value) for name, value in tags.items() if ".candidate" in name or "adapter" in name) <= 5000
     kept = registry.champion("movie-reviews").candidate
-    assert dataclasses.replace(kept, yardsticks=()) == dataclasses.replace(wordy, yardsticks=())
-    assert str(kept.yardsticks[0].answer).startswith("so so")
+    assert dataclasses.replace(kept, baselines=()) == dataclasses.replace(wordy, baselines=())
+    assert str(kept.baselines[0].answer).startswith("so so")
 
 
 def test_a_version_of_someone_else_is_said(registry, store_uri, champion):

@@ -14,7 +14,7 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK, study
 
-from loraxs_search.records import Lineage, Origin, TrialState, Yardstick
+from loraxs_search.records import Baseline, Lineage, Origin, TrialState
 from loraxs_search.reports.html import read_facts, report_page, sections, write_report
 from loraxs_search.studies import StudyFolder
 
@@ -180,7 +180,7 @@ def test_a_study_of_a_thousand_trials_stays_small(fresh_home):
 def test_every_table_has_a_caption_and_headings_and_every_figure_a_text(fresh_home):
     page = parsed(recorded_search("s", 30))
     tables = len(page.named("table"))
-    assert tables == len(page.named("caption")) == 6  # yardsticks, first and all trials, cost, failures, settings
+    assert tables == len(page.named("caption")) == 6  # baselines, first and all trials, cost, failures, settings
     assert all("scope" in each for each in page.named("th"))
     plots = [each for each in page.named("div") if each.get("role") == "img"]
     assert all(len(each["aria-label"]) > 40 for each in plots)
@@ -203,7 +203,7 @@ def hostile() -> StudyFolder:
     tried = [Tried({"target_modules": f"{NASTY}{i % 7}", "rank": 4 + i}, 0.5 + i / 40) for i in range(12)]
     folder = searched("s", [*tried, Tried({"target_modules": NASTY}, 0.1, state=RUNNING)], task=task, space=NASTY)
     folder.journal().trial_ended("00012", FAIL, NASTY)
-    folder.write_yardsticks([Yardstick(NASTY, {task.metric: 0.4}, failed=NASTY)])
+    folder.write_baselines([Baseline(NASTY, {task.metric: 0.4}, failed=NASTY)])
     confirm(folder, "00011", [0.9])
     return folder
 

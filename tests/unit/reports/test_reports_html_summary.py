@@ -1,4 +1,4 @@
-"""What the head of a report says was found, and whether it beats the yardsticks."""
+"""What the head of a report says was found, and whether it beats the baselines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
-from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState, Yardstick
+from loraxs_search.records import AnswerState, Baseline, Command, CommandAnswer, TrialState
 from loraxs_search.reports.html import read_facts
 from loraxs_search.reports.html.facts import duration, spending
 from loraxs_search.reports.html.page import repeat_command, report_page, steering_commands
@@ -31,7 +31,7 @@ def folder(fresh_home):
 def test_the_finalist_counts_by_the_test_rows_and_is_compared_there(folder):
     confirm(folder, "00000", [0.79, 0.77], answers=[1, 1, 1, 0], labels=[1, 1, 1, 1])
     marks = [("constant", 0.9, 0.5), ("tfidf", 0.6, 0.75), ("features", 0.5, 0.8)]
-    folder.write_yardsticks([Yardstick(name, {"accuracy": val}, {"accuracy": test}) for name, val, test in marks])
+    folder.write_baselines([Baseline(name, {"accuracy": val}, {"accuracy": test}) for name, val, test in marks])
     said = of(folder)
     assert said.found == "The finalist, trial 00000, reaches accuracy 0.7500 on the test rows, in 1,000 bytes."
     assert said.verdict == (
@@ -47,7 +47,7 @@ def test_the_finalist_counts_by_the_test_rows_and_is_compared_there(folder):
 def test_before_the_end_the_best_trial_counts_by_validation_rows(fresh_home):
     task = replace(TASK, validation_rows=500)
     folder = searched("s", [Tried({}, 0.8), Tried({}, 0.9, state=TrialState.RUNNING)], task=task, finished=False)
-    folder.write_yardsticks([Yardstick("constant", {"accuracy": 0.85}, {"accuracy": 0.1})])
+    folder.write_baselines([Baseline("constant", {"accuracy": 0.85}, {"accuracy": 0.1})])
     said = of(folder)
     assert said.found == (
         "The best so far, trial 00000, reaches accuracy 0.8000 on at most 500 validation rows, in 1,000 bytes."
@@ -62,7 +62,7 @@ def test_before_the_end_the_best_trial_counts_by_validation_rows(fresh_home):
 def test_where_less_is_better_a_lower_loss_beats(fresh_home):
     task = replace(TASK, report_metric="loss", report_direction="minimize")
     folder = searched("s", [Tried({}, 0.3), Tried({}, 0.2)], task=task, finished=False)
-    folder.write_yardsticks([Yardstick("zero-shot", {"loss": 0.5}), Yardstick("tfidf", {"accuracy": 0.9})])
+    folder.write_baselines([Baseline("zero-shot", {"loss": 0.5}), Baseline("tfidf", {"accuracy": 0.9})])
     said = of(folder)
     assert said.verdict == "It beats every baseline on the validation rows; the nearest, zero-shot (0.5000), by 0.3000."
     assert said.opening == (said.found, said.verdict)

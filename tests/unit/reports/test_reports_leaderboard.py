@@ -9,6 +9,7 @@ import pytest
 from loraxs_search.cli._output import print_leaderboard
 from loraxs_search.records import (
     AdapterSize,
+    Baseline,
     Candidate,
     DataSource,
     SearchPlan,
@@ -16,7 +17,6 @@ from loraxs_search.records import (
     TrialRecord,
     TrialReport,
     TrialState,
-    Yardstick,
 )
 from loraxs_search.reports import leaderboard, progress
 
@@ -101,8 +101,8 @@ def test_a_complete_trial_stands_for_the_step_that_is_kept():
 
 
 def test_columns_that_only_some_studies_have_are_shown_where_they_have_values(capsys):
-    def heading(task, rows, yardsticks=()):
-        print_leaderboard(rows, task, yardsticks)
+    def heading(task, rows, baselines=()):
+        print_leaderboard(rows, task, baselines)
         return [name.strip() for name in capsys.readouterr().out.splitlines()[0].split("  ") if name]
 
     plain = ["trial", "state", "step", "pearson", "test pearson", "R", "bytes", "seconds"]
@@ -119,12 +119,12 @@ def test_columns_that_only_some_studies_have_are_shown_where_they_have_values(ca
     assert heading(by_mse, written) == [*both, "unparsed", "unended", *plain[5:]]
 
 
-def test_a_yardstick_stands_below_with_both_metrics(capsys):
+def test_a_baseline_stands_below_with_both_metrics(capsys):
     task = replace(TASK, report_metric="mse", report_direction="minimize")
-    alone = Yardstick("4-shot", {"pearson": 0.3, "mse": 0.9, "unparsed": 0.5}, {"pearson": 0.2}, seconds=3.0)
+    alone = Baseline("4-shot", {"pearson": 0.3, "mse": 0.9, "unparsed": 0.5}, {"pearson": 0.2}, seconds=3.0)
     print_leaderboard(leaderboard(TRIALS, task), task, [alone])
     cells = capsys.readouterr().out.splitlines()[-1].split()
-    assert cells == ["4-shot", "YARDSTICK", "-", "0.9000", "0.3000", "0.2000", "0.5000", "-", "-", "3.0"]
+    assert cells == ["4-shot", "BASELINE", "-", "0.9000", "0.3000", "0.2000", "0.5000", "-", "-", "3.0"]
 
 
 def test_bytes_without_projections_have_a_column_where_files_hold_some(capsys):

@@ -9,6 +9,7 @@ import pytest
 from support.recorded_search import FACTS, NODES, Teller, begun, closed, finishing, reported, training
 
 from loraxs_search.log import (
+    BaselineScored,
     Phase,
     SearchEnded,
     ShownEvent,
@@ -16,7 +17,6 @@ from loraxs_search.log import (
     TrialReported,
     TrialsAdvanced,
     Warned,
-    YardstickScored,
 )
 from loraxs_search.records import SteeringStatus, TrialState
 from loraxs_search.reports import HostLine, SearchState
@@ -69,23 +69,23 @@ def test_steps_that_a_killed_driver_has_heard_of_are_forgotten(state: SearchStat
 @pytest.mark.parametrize(
     ("direction", "best", "mark", "lead"), [("maximize", 0, "tfidf", 0.18), ("minimize", 3, "constant", 0.0)]
 )
-def test_the_best_is_held_against_the_best_yardstick(direction: str, best: int, mark: str, lead: float) -> None:
+def test_the_best_is_held_against_the_best_baseline(direction: str, best: int, mark: str, lead: float) -> None:
     state = SearchState()
     for event in training():
         state.happened(replace(event, direction=direction) if event.event == "search_started" else event)
     assert state.best is not None
-    assert state.best_yardstick is not None
-    assert (state.best.name, state.best_yardstick.name) == (f"{best:05d}", mark)
+    assert state.best_baseline is not None
+    assert (state.best.name, state.best_baseline.name) == (f"{best:05d}", mark)
     assert state.lead == pytest.approx(lead)
 
 
-def test_a_yardstick_by_another_metric_and_a_score_that_is_no_number_are_not_compared(state: SearchState) -> None:
-    state.yardsticks.clear()
-    assert (state.best_yardstick, state.lead) == (None, None)
-    state.happened(YardstickScored(study="mine", at=0.0, name="tfidf", metrics={"mse": 1.0}))
-    assert (state.best_yardstick, state.lead) == (None, None)
-    state.happened(YardstickScored(study="mine", at=0.0, name="odd", metrics={"pearson": float("nan")}))
-    assert state.best_yardstick is None
+def test_a_baseline_by_another_metric_and_a_score_that_is_no_number_are_not_compared(state: SearchState) -> None:
+    state.baselines.clear()
+    assert (state.best_baseline, state.lead) == (None, None)
+    state.happened(BaselineScored(study="mine", at=0.0, name="tfidf", metrics={"mse": 1.0}))
+    assert (state.best_baseline, state.lead) == (None, None)
+    state.happened(BaselineScored(study="mine", at=0.0, name="odd", metrics={"pearson": float("nan")}))
+    assert state.best_baseline is None
 
 
 def test_steps_and_time_that_are_left_are_estimated_from_those_measured(state: SearchState) -> None:

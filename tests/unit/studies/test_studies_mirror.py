@@ -14,9 +14,9 @@ from support.studies import study as new_study
 from loraxs_search.errors import StorageConflictError, StorageError, StudyError
 from loraxs_search.records import (
     AdapterSize,
+    Baseline,
     TrialReport,
     TrialState,
-    Yardstick,
 )
 from loraxs_search.studies import Journal, Storage, StudyFolder, check_new_in, fetch, lease, mirror
 from loraxs_search.studies.lease import Lease
@@ -181,14 +181,14 @@ def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine
         begin(first, 2, 4)
         (first.path / "adapters" / "00000").mkdir(parents=True)
         (first.path / "adapters" / "00000" / "manifest.json").write_text("{}")
-        first.write_yardsticks([Yardstick("constant", {"accuracy": 0.5}, answer=0)])
+        first.write_baselines([Baseline("constant", {"accuracy": 0.5}, answer=0)])
     home = machine("two")
     second = fetch("s", storage)
     assert second.path == home / "studies" / "s"
     assert second.journal().records == first.journal().records
     assert second.read_snapshot("00000") == state("00000", "4")
     assert second.space_path.read_text() == "task: sst2\n"
-    assert second.yardsticks() == first.yardsticks()
+    assert second.baselines() == first.baselines()
     assert (second.path / "adapters" / "00000" / "manifest.json").exists()
     assert second.info.storage == storage.uri
     assert second.info.tracking_uri == f"sqlite:///{home}/mlflow.db", "the first machine's database is not here"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loraxs_search.records import Yardstick, from_json, to_json
+from loraxs_search.records import Baseline, from_json, to_json
 from loraxs_search.tasks import baselines, prepare
 from loraxs_search.tasks.baselines import OutOfTimeError, TimeLimit, constant, scored, tfidf
 
@@ -31,7 +31,7 @@ def prepared(make_task, tokenizer):
     return make
 
 
-def of_tfidf(data) -> Yardstick:
+def of_tfidf(data) -> Baseline:
     return scored("tfidf", data, form := data.kind.linear(), lambda: tfidf(data, form, TimeLimit(60)))
 
 
@@ -71,7 +71,7 @@ def test_the_constant_of_a_regression_is_the_mean_and_has_finite_scores(prepared
     found = constant(prepared(rows, **changes, metrics=("pearson", "spearman", "mse")))
     assert found.answer == 3.0
     assert found.test_metrics == {"pearson": 0.0, "spearman": 0.0, "mse": pytest.approx(14 / 3)}
-    assert from_json(Yardstick, to_json(found)) == found
+    assert from_json(Baseline, to_json(found)) == found
 
 
 # ---- TF-IDF ----------------------------------------------------------------------------------------------------------

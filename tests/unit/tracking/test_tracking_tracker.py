@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.records import FrontTrial, SearchPlan, TrialState, Yardstick
+from loraxs_search.records import Baseline, FrontTrial, SearchPlan, TrialState
 from loraxs_search.tracking.store import connect
 
 
@@ -114,16 +114,16 @@ def test_events_told_twice_count_once(open_tracker, record, look, report):
     assert look().points == before.points
 
 
-def test_yardsticks_are_metrics_of_the_searchs_run(open_tracker, record, look):
-    constant = Yardstick("constant", {"accuracy": 0.5}, {"accuracy": 0.52}, answer=1)
-    features = Yardstick("features", {"accuracy": 0.7}, failed="too slow")
+def test_baselines_are_metrics_of_the_searchs_run(open_tracker, record, look):
+    constant = Baseline("constant", {"accuracy": 0.5}, {"accuracy": 0.52}, answer=1)
+    features = Baseline("features", {"accuracy": 0.7}, failed="too slow")
     tracker = open_tracker()
     record(tracker)
-    tracker.yardsticks_measured([])
-    tracker.yardsticks_measured([constant, features])
+    tracker.baselines_measured([])
+    tracker.baselines_measured([constant, features])
     assert tracker.close()
     again = open_tracker()
-    again.yardsticks_measured([constant, features])
+    again.baselines_measured([constant, features])
     assert not again.waiting, "told twice they count once"
     (parent,) = look().parents
     assert {name: value for name, value in parent.data.metrics.items() if name.startswith("yardstick.")} == {

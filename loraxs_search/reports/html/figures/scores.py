@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.records import TrialRecord, TrialState, Yardstick
+from loraxs_search.records import Baseline, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.html.facts import ReportFacts
 from loraxs_search.reports.html.figures._base import (
@@ -52,9 +52,9 @@ class LearningCurves(ReportFigure):
         if best is not None and len(reported) > 1:
             line = {"color": ACCENT, "width": 3.5}
             figure.add_trace(_lines(facts, [best], f"best, {best.trial_id}", line, 1.0))
-        figure.add_traces([line for yardstick in facts.yardsticks for line in _level(facts, yardstick, reported)])
+        figure.add_traces([line for baseline in facts.baselines for line in _level(facts, baseline, reported)])
         styled(figure, "step", f"{facts.metric} on validation rows", height=400)
-        if facts.yardsticks:
+        if facts.baselines:
             figure.update_layout(margin={"r": 64})  # for their names
         return Drawing(_says_curves(facts, groups), {self.name: figure})
 
@@ -89,16 +89,16 @@ def _lines(
     )
 
 
-def _level(facts: ReportFacts, yardstick: Yardstick, reported: Sequence[TrialRecord]) -> list[Scatter]:
-    """Return the line of a yardstick across all steps; none where it has no such score."""
+def _level(facts: ReportFacts, baseline: Baseline, reported: Sequence[TrialRecord]) -> list[Scatter]:
+    """Return the line of a baseline across all steps; none where it has no such score."""
     from plotly.graph_objects import Scatter
 
-    score = yardstick.validation_metrics.get(facts.metric)
+    score = baseline.validation_metrics.get(facts.metric)
     if score is None:
         return []
     steps = [report.step for record in reported for report in record.reports]
     ends = [min(steps), max(*steps, min(steps) + 1)]
-    name = shown(yardstick.name)
+    name = shown(baseline.name)
     line = {"color": INK, "width": 1, "dash": "dash"}
     hover = f"{name}: %{{y:.4f}}<extra></extra>"
     labels, texts = ["", name], {"textposition": "middle right", "showlegend": False, "cliponaxis": False}

@@ -1,4 +1,4 @@
-"""The base alone as a study's yardstick, with hosts that only answer: what is asked, kept, and found again."""
+"""The base alone as a study's baseline, with hosts that only answer: what is asked, kept, and found again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from support.toys import TASK as TOY
 from support.word_pairs import WordPairs
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import BASE_ALONE_ROWS, Answers, Identity, PromotionRule, Task, Yardstick
+from loraxs_search.records import BASE_ALONE_ROWS, Answers, Baseline, Identity, PromotionRule, Task
 from loraxs_search.registry import ScoredRows
 from loraxs_search.search.driver.alone import BaseAlone
 from loraxs_search.search.driver.finished import lacks_baseline
@@ -38,7 +38,7 @@ TASK = replace(
     report_metric="loss",
     report_direction="minimize",
 )
-CONSTANT = Yardstick("constant", {"exact_match": 0.1}, {"exact_match": 0.1}, answer="a b")
+CONSTANT = Baseline("constant", {"exact_match": 0.1}, {"exact_match": 0.1}, answer="a b")
 
 
 class Hosts:
@@ -83,7 +83,7 @@ class Hosts:
 def folder(fresh_home: Any, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
     monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
     made = study("s", task=TASK)
-    made.write_yardsticks([CONSTANT])
+    made.write_baselines([CONSTANT])
     return made
 
 
@@ -101,7 +101,7 @@ def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_onc
     assert {(shots, split) for shots, split, _ in hosts.asked} == {(0, "validation"), (4, "validation"), (4, "test")}
     assert len(hosts.asked) == 2 * 5 + 7, "each split in parts"
     assert all((task.report_metric, task.validation_rows) == (None, None) for task in hosts.tasks)
-    constant, zero, four = folder.yardsticks() or ()
+    constant, zero, four = folder.baselines() or ()
     assert constant == CONSTANT
     assert (zero.name, zero.validation_metrics["exact_match"], zero.test_metrics) == ("zero-shot", 0.2, {})
     assert (four.name, four.validation_metrics["exact_match"]) == ("4-shot", 0.5)
@@ -146,7 +146,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(folder: StudyFolder,
     assert len(killed.asked) == pieces
     rows = [(shots, split, row) for shots, split, rows in (*killed.asked, *undisturbed.asked) for row in rows]
     assert len(rows) == len(set(rows)) == 2 * 150 + ROWS["test"]
-    assert (folder.yardsticks() or ())[2].test_metrics["exact_match"] == 0.25
+    assert (folder.baselines() or ())[2].test_metrics["exact_match"] == 0.25
 
 
 def test_answers_that_a_copy_has_left_behind_are_put_together_again(folder: StudyFolder) -> None:
@@ -169,7 +169,7 @@ def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(
     alone(folder, hosts).measure()
     before = len(hosts.asked)
     alone(folder, hosts).measure()
-    _, zero, four = folder.yardsticks() or ()
+    _, zero, four = folder.baselines() or ()
     assert (four.failed, four.validation_metrics) == ("four examples do not fit", {})
     assert zero.test_metrics["exact_match"] == 0.2
     assert "cannot be asked with 4 worked examples: four examples do not fit" in caplog.text
@@ -179,7 +179,7 @@ def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(
 def test_a_base_that_could_not_be_asked_is_asked_again(folder: StudyFolder) -> None:
     hosts = Hosts({4: 4})
     alone(folder, hosts).measure()
-    assert [(each.failed != "", each.applies) for each in (folder.yardsticks() or ())[1:]] == [
+    assert [(each.failed != "", each.applies) for each in (folder.baselines() or ())[1:]] == [
         (True, True),
         (False, True),
     ]
@@ -187,14 +187,14 @@ def test_a_base_that_could_not_be_asked_is_asked_again(folder: StudyFolder) -> N
     hosts.every[0] = 2
     assert not alone(folder, hosts).is_measured
     alone(folder, hosts).measure()
-    _, zero, four = folder.yardsticks() or ()
+    _, zero, four = folder.baselines() or ()
     assert (zero.failed, zero.test_metrics["exact_match"], four.test_metrics) == ("", 0.5, {})
     assert alone(folder, hosts).is_measured
     assert not lacks_baseline(folder)
 
 
 def test_what_a_promotion_lacks_is_what_resuming_measures(folder: StudyFolder) -> None:
-    folder.write_yardsticks([CONSTANT])
+    folder.write_baselines([CONSTANT])
     assert lacks_baseline(folder), "it was never asked"
     alone(folder, Hosts({0: 5, 4: 4})).measure()
     assert not lacks_baseline(folder)
@@ -205,14 +205,14 @@ def test_what_a_promotion_lacks_is_what_resuming_measures(folder: StudyFolder) -
 
 
 def test_a_base_without_a_finite_score_has_answered(folder: StudyFolder) -> None:
-    folder.write_yardsticks([CONSTANT, *(Yardstick(f"{name}-shot", {"loss": math.nan}) for name in ("zero", "4"))])
+    folder.write_baselines([CONSTANT, *(Baseline(f"{name}-shot", {"loss": math.nan}) for name in ("zero", "4"))])
     assert lacks_baseline(folder)
     by_loss, hosts = replace(TASK, metric="loss", direction="minimize", metrics=("loss",)), Hosts({0: 5, 4: 4})
     hosts.loss = math.nan
     assert not alone(folder, hosts, by_loss).is_measured
     alone(folder, hosts, by_loss).measure()
     assert alone(folder, hosts, by_loss).is_measured
-    _, zero, _ = folder.yardsticks() or ()
+    _, zero, _ = folder.baselines() or ()
     assert math.isnan(zero.test_metrics["loss"])
     assert not lacks_baseline(folder)
 
@@ -222,4 +222,4 @@ def test_other_kinds_ask_no_base_alone(folder: StudyFolder) -> None:
     other = alone(folder, hosts, TOY)
     assert other.is_measured
     other.measure()
-    assert (folder.yardsticks(), hosts.asked) == ((CONSTANT,), [])
+    assert (folder.baselines(), hosts.asked) == ((CONSTANT,), [])

@@ -19,13 +19,13 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import (
     AdapterSize,
     Answers,
+    Baseline,
     BaseModelRef,
     Manifest,
     PromotionRule,
     ReferenceLogits,
     Refit,
     TrialSpec,
-    Yardstick,
 )
 from loraxs_search.registry import sealed, verify
 from loraxs_search.registry.manifest import folder_digest
@@ -104,13 +104,13 @@ def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_it
         test_metrics={TASK.metric: 0.5}, probe=ReferenceLogits((), ()), versions={}, created_at="2026-01-01",
     )  # fmt: skip
     folder.write_adapter("00000", sealed({"adapter_model.safetensors": b"R"}, made))
-    folder.write_yardsticks([Yardstick("zero-shot", {TASK.metric: 0.4}, {TASK.metric: 0.4321})])
+    folder.write_baselines([Baseline("zero-shot", {TASK.metric: 0.4}, {TASK.metric: 0.4321})])
     space = SimpleNamespace(promotion=PromotionRule(), task=folder.info.task)
     actors = SimpleNamespace(pool=SimpleNamespace(hosts=[], config=SimpleNamespace(max_trials=1)))
     finish = Finish(actors, folder, space, (), threading.Event())
     (chosen,) = finish.seal([found], lambda _: None)
     path = folder.adapter_path("00000")
-    assert verify(path).yardsticks == chosen.yardsticks == folder.yardsticks()
+    assert verify(path).baselines == chosen.baselines == folder.baselines()
     assert "0.4321" in (path / "README.md").read_text()
     digest = folder_digest(path)
     finish.seal([found], lambda _: None)

@@ -15,6 +15,7 @@ from support.tracked import Tracked
 from loraxs_search.errors import ClusterError, StudyError
 from loraxs_search.records import (
     AnswerState,
+    Baseline,
     Command,
     CommandAnswer,
     Identity,
@@ -23,7 +24,6 @@ from loraxs_search.records import (
     SearchPlan,
     TrialReport,
     TrialState,
-    Yardstick,
 )
 from loraxs_search.reports import compare
 from loraxs_search.reports.study_status import study_status
@@ -97,7 +97,7 @@ def test_a_finished_study_whose_base_alone_could_not_be_asked_does_its_end_again
 ) -> None:
     launched = "loraxs_search.search.driver.launch."
     monkeypatch.setattr(f"{launched}stored_space", lambda _: load_space("movie_reviews"))
-    ended.write_yardsticks([Yardstick("zero-shot", failed="disk full")])
+    ended.write_baselines([Baseline("zero-shot", failed="disk full")])
     before = ended.candidates()
 
     def no_ray(*_: object) -> None:

@@ -49,7 +49,7 @@ CALLS: dict[str, Callable[[HostClient], Any]] = {
     "answer_alone": lambda host: host.answer_alone(IDENTITY, "test", range(3), 4, TASK),
     "decompose": lambda host: host.decompose(TASK, ["q"], 4, "top"),
     "factor_file": lambda host: host.factor_file(TASK, "key"),
-    "yardsticks": lambda host: host.yardsticks(TASK),
+    "baselines": lambda host: host.baselines(TASK),
 }
 
 
@@ -59,7 +59,7 @@ def test_each_call_is_one_of_the_contract_and_fits_it(name: str) -> None:
     assert (method, task) == (name, TASK)
     inspect.signature(getattr(Host, method)).bind(None, *args)
     assert identity == ([IDENTITY] if name == "answer_alone" else []), "a trial brings its own"
-    assert group == ("yardsticks" if name == "yardsticks" else "")
+    assert group == ("baselines" if name == "baselines" else "")
 
 
 @pytest.fixture

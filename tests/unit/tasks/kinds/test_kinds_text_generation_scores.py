@@ -139,7 +139,7 @@ def test_a_question_is_answered_with_the_text(make):
     assert (predictions[0].text, predictions[0].label) == ("Two and two", "The answer is 4")
 
 
-# ---- yardsticks ------------------------------------------------------------------------------------------------------
+# ---- baselines ------------------------------------------------------------------------------------------------------
 def shown(data, shots):
     """What the base alone is asked: the prompts that it continues, and the rows whose loss is taken."""
     asking = data.kind.base_alone(data, "test", np.array([2]), shots)

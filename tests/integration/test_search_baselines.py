@@ -1,4 +1,4 @@
-"""Yardsticks of real searches: each study has its own, from a host that may die, and none fails for want of them."""
+"""Baselines of real searches: each study has its own, from a host that may die, and none fails for want of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from faults import faulty_yardsticks
+from faults import faulty_baselines
 
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult, SilentView, launch_together
@@ -29,7 +29,7 @@ SHORT = ("search.trials=2", "search.scheduler=none", "promotion.seeds=0")
 def search_with(
     ray_here: None, in_search_home: Path, tiny_space: Path, tmp_path: Path
 ) -> Callable[[Literal["dies once", "raises"]], SearchResult]:
-    """Search the tiny space on hosts whose yardsticks go wrong."""
+    """Search the tiny space on hosts whose baselines go wrong."""
 
     def search(fault: Literal["dies once", "raises"]) -> SearchResult:
         from ray import cloudpickle
@@ -41,8 +41,8 @@ def search_with(
         uri = resolve_uri(None)
         ensure_store(uri)
         info = new_study(space, fault.replace(" ", "-"), uri)
-        cloudpickle.register_pickle_by_value(faulty_yardsticks)  # hosts cannot import this folder
-        make = faulty_yardsticks.with_fault(fault, tmp_path / "died")
+        cloudpickle.register_pickle_by_value(faulty_baselines)  # hosts cannot import this folder
+        make = faulty_baselines.with_fault(fault, tmp_path / "died")
         pool = HostPool(replace(host_config([space]), make=make), [space.search])
         try:
             return Driver(info, space, SilentView(), threading.Event()).run(pool)
@@ -52,29 +52,29 @@ def search_with(
     return search
 
 
-def test_studies_that_are_searched_together_have_their_own_yardsticks(
+def test_studies_that_are_searched_together_have_their_own_baselines(
     ray_here: None, in_search_home: Path, tiny_space: Path
 ) -> None:
     other = tiny_space.with_name("other.yaml")
     text = tiny_space.read_text().replace("tiny-reviews", "tiny-positives")
     other.write_text(text.replace("metrics: [accuracy, f1]", "metrics: [f1, accuracy]"))
     results = launch_together([str(tiny_space), str(other)], overrides=("search.keep_hosts=60s", *SHORT))
-    found = [StudyFolder.open(result.study).yardsticks() or () for result in results]
-    assert [[y.name for y in yardsticks] for yardsticks in found] == [NAMES, NAMES]
-    assert [y.failed for yardsticks in found for y in yardsticks] == [""] * 6
+    found = [StudyFolder.open(result.study).baselines() or () for result in results]
+    assert [[y.name for y in baselines] for baselines in found] == [NAMES, NAMES]
+    assert [y.failed for baselines in found for y in baselines] == [""] * 6
     accurate, positive = found
     assert positive[0].answer == 1, "the best constant for F1"
     assert positive[0].test_metrics["f1"] > 0.6
     assert accurate[1].validation_metrics == positive[1].validation_metrics, "the same rows"
-    for result, yardsticks in zip(results, found, strict=True):
+    for result, baselines in zip(results, found, strict=True):
         folder = StudyFolder.open(result.study)
         client = connect(folder.info.tracking_uri)
         experiment = client.get_experiment_by_name(folder.info.task.name)
         of_search = f"tags.`loraxs.kind` = 'search' and tags.`loraxs.study` = '{folder.name}'"
         (run,) = client.search_runs([experiment.experiment_id], of_search)
-        for yardstick in yardsticks:
-            key = f"yardstick.{yardstick.name}.test.accuracy"
-            assert run.data.metrics[key] == pytest.approx(yardstick.test_metrics["accuracy"])
+        for baseline in baselines:
+            key = f"yardstick.{baseline.name}.test.accuracy"
+            assert run.data.metrics[key] == pytest.approx(baseline.test_metrics["accuracy"])
 
 
 def test_a_host_that_dies_while_it_measures_is_followed_by_one_that_does(
@@ -83,12 +83,12 @@ def test_a_host_that_dies_while_it_measures_is_followed_by_one_that_does(
     result = search_with("dies once")
     assert (tmp_path / "died").exists()
     assert [trial.state for trial in result.trials] == [TrialState.COMPLETE] * 2
-    yardsticks = StudyFolder.open(result.study).yardsticks() or ()
-    assert [(y.name, y.failed) for y in yardsticks] == [(name, "") for name in NAMES]
+    baselines = StudyFolder.open(result.study).baselines() or ()
+    assert [(y.name, y.failed) for y in baselines] == [(name, "") for name in NAMES]
 
 
-def test_yardsticks_that_cannot_be_measured_fail_no_search(search_with: Callable[..., SearchResult]) -> None:
+def test_baselines_that_cannot_be_measured_fail_no_search(search_with: Callable[..., SearchResult]) -> None:
     result = search_with("raises")
     assert len(result.candidates) == 2
-    yardsticks = StudyFolder.open(result.study).yardsticks() or ()
-    assert [(y.name, y.failed) for y in yardsticks] == [(name, "something nobody thought of") for name in NAMES]
+    baselines = StudyFolder.open(result.study).baselines() or ()
+    assert [(y.name, y.failed) for y in baselines] == [(name, "something nobody thought of") for name in NAMES]

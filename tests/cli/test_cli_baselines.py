@@ -1,4 +1,4 @@
-"""Where yardsticks are printed: below a study's trials, and beside a task's versions."""
+"""Where baselines are printed: below a study's trials, and beside a task's versions."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from support.studies import study
 from support.toys import TASK, adapter, candidate
 
 from loraxs_search.cli._search import show_result
-from loraxs_search.records import AdapterSize, PromotionRule, TrialReport, TrialState, Yardstick
+from loraxs_search.records import AdapterSize, Baseline, PromotionRule, TrialReport, TrialState
 from loraxs_search.registry import Registry
 from loraxs_search.search import SearchResult
 
-YARDSTICKS = (
-    Yardstick("constant", {"accuracy": 0.5}, {"accuracy": 0.52}, answer=1, seconds=0.04),
-    Yardstick("tfidf", {"accuracy": 0.75}, {"accuracy": 0.7412}, seconds=1.26),
-    Yardstick("features", seconds=10.0, failed="it needs 80 s of a core or more, and has 10"),
+BASELINES = (
+    Baseline("constant", {"accuracy": 0.5}, {"accuracy": 0.52}, answer=1, seconds=0.04),
+    Baseline("tfidf", {"accuracy": 0.75}, {"accuracy": 0.7412}, seconds=1.26),
+    Baseline("features", seconds=10.0, failed="it needs 80 s of a core or more, and has 10"),
 )
 CELLS = [
-    ["constant", "YARDSTICK", "-", "0.5000", "0.5200", "-", "-", "0.0"],
-    ["tfidf", "YARDSTICK", "-", "0.7500", "0.7412", "-", "-", "1.3"],
-    ["features", "YARDSTICK", "-", "-", "-", "-", "-", "10.0"],
+    ["constant", "BASELINE", "-", "0.5000", "0.5200", "-", "-", "0.0"],
+    ["tfidf", "BASELINE", "-", "0.7500", "0.7412", "-", "-", "1.3"],
+    ["features", "BASELINE", "-", "-", "-", "-", "-", "10.0"],
 ]
 
 
 @pytest.fixture
 def measured(store_uri):
-    """A study with a trial and yardsticks whose search has not come to its end."""
+    """A study with a trial and baselines whose search has not come to its end."""
     folder = study("s", store_uri)
-    folder.write_yardsticks(YARDSTICKS)
+    folder.write_baselines(BASELINES)
     journal = folder.journal()
     journal.trial_started("00000", {"rank": 4})
     journal.trial_reported(TrialReport("00000", 8, {"accuracy": 0.6}, 0.5, 1.0, 10, AdapterSize(1, 1, 1)))
@@ -38,9 +38,9 @@ def measured(store_uri):
     return folder
 
 
-def test_status_shows_yardsticks_below_the_trials_with_test_scores_once_the_search_has_chosen(say, measured):
+def test_status_shows_baselines_below_the_trials_with_test_scores_once_the_search_has_chosen(say, measured):
     said = say("status", "s")
-    assert f"no score of features: {YARDSTICKS[2].failed}\n" in said.err
+    assert f"no score of features: {BASELINES[2].failed}\n" in said.err
     shown = [line.split() for line in said.out.splitlines()]
     assert shown[1][:2] == ["00000", "COMPLETE"]
     assert shown[2:] == [[*row[:4], "-", *row[5:]] for row in CELLS]
@@ -51,26 +51,26 @@ def test_status_shows_yardsticks_below_the_trials_with_test_scores_once_the_sear
     assert [line.split() for line in say("status", "s").out.splitlines()][2:] == CELLS
     constant, tfidf, features = json.loads(say("status", "s", "--json").out)["yardsticks"]
     assert (constant["answer"], tfidf["test_metrics"]) == (1, {"accuracy": 0.7412})
-    assert features["failed"] == YARDSTICKS[2].failed
+    assert features["failed"] == BASELINES[2].failed
 
 
-def test_a_search_ends_with_its_yardsticks(measured, capsys):
+def test_a_search_ends_with_its_baselines(measured, capsys):
     measured.write_candidates([])
     result = SearchResult("s", tuple(measured.journal().records.values()), (), 1.0)
     show_result(result, as_json=False)
     assert [line.split() for line in capsys.readouterr().out.splitlines()][2:] == CELLS
     show_result(result, as_json=True)
-    names = [yardstick["name"] for yardstick in json.loads(capsys.readouterr().out)["yardsticks"]]
+    names = [baseline["name"] for baseline in json.loads(capsys.readouterr().out)["yardsticks"]]
     assert names == ["constant", "tfidf", "features"]
 
 
-def test_a_study_without_yardsticks_has_its_trials_alone(say, measured):
+def test_a_study_without_baselines_has_its_trials_alone(say, measured):
     (measured.path / "yardsticks.json").unlink()
     assert len(say("status", "s").out.splitlines()) == 2
 
 
 def test_show_has_them_beside_the_adapters_own_score(say, store_uri, tmp_path):
-    better = replace(candidate("00000", 0.9), yardsticks=YARDSTICKS)
+    better = replace(candidate("00000", 0.9), baselines=BASELINES)
     rule = PromotionRule(confidence=0.0)
     Registry(store_uri).promote(rule, TASK, [better], {"00000": adapter(tmp_path / "a", "00000")}, True)
     heading, row = say("show", "toy").out.splitlines()

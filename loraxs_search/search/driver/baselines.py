@@ -1,4 +1,4 @@
-"""The yardsticks of a study: measured once, on a host beside its trials, and in the study folder before the end."""
+"""The baselines of a study: measured once, on a host beside its trials, and in the study folder before the end."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import HomeError
-from loraxs_search.records import Task, Yardstick, YardstickName, is_alone, is_unmeasured
+from loraxs_search.records import Baseline, BaselineName, Task, is_alone, is_unmeasured
 from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies import StudyFolder
 
 log = logging.getLogger(__name__)
 
-_NAMES: tuple[YardstickName, ...] = ("constant", "tfidf", "features")
+_NAMES: tuple[BaselineName, ...] = ("constant", "tfidf", "features")
 
 
-class StudyYardsticks:
-    """Begins to measure a study's yardsticks, unless they are in its folder, and waits for them at the end.
+class StudyBaselines:
+    """Begins to measure a study's baselines, unless they are in its folder, and waits for them at the end.
 
     Those that failed are measured again; `BaseAlone` sees to the base alone.
 
@@ -32,19 +32,19 @@ class StudyYardsticks:
     def __init__(self, folder: StudyFolder, actors: StudyActors, task: Task) -> None:
         self._folder, self._actors, self._task = folder, actors, task
         self._written: ObjectRef[None] | None = None
-        self._known: tuple[Yardstick, ...] = ()
-        known = folder.yardsticks()
+        self._known: tuple[Baseline, ...] = ()
+        known = folder.baselines()
         if known is None or any(is_unmeasured(one) for one in known if not is_alone(one.name)):
-            self._written = actors.keeper.write_yardsticks.remote(actors.pool.host().yardsticks(task))
+            self._written = actors.keeper.write_baselines.remote(actors.pool.host().baselines(task))
 
-    def known(self) -> tuple[Yardstick, ...]:
+    def known(self) -> tuple[Baseline, ...]:
         """Return those that are in the study folder by now; waits for nothing."""
         if not self._known and (self._written is None or ray.wait([self._written], timeout=0)[0]):
-            self._known = self._folder.yardsticks() or ()
+            self._known = self._folder.baselines() or ()
         return self._known
 
-    def result(self) -> tuple[Yardstick, ...]:
-        """Return the yardsticks once they are in the study folder; those that cannot be had say why.
+    def result(self) -> tuple[Baseline, ...]:
+        """Return the baselines once they are in the study folder; those that cannot be had say why.
 
         Raises:
             HomeError: the folder cannot be written.
@@ -52,10 +52,10 @@ class StudyYardsticks:
         if (written := self._written) is not None:
             self._finish(lambda: ray.get(written), self._measure_again)
             self._written = None
-        return self._folder.yardsticks() or ()
+        return self._folder.baselines() or ()
 
     def _finish(self, *ways: Callable[[], object]) -> None:
-        """Go the first way that leads to yardsticks in the folder; where none does, write which failed."""
+        """Go the first way that leads to baselines in the folder; where none does, write which failed."""
         reason = ""
         for way in ways:
             try:
@@ -66,11 +66,11 @@ class StudyYardsticks:
                 reason = next(iter(str(getattr(error, "cause", error)).strip().splitlines()), type(error).__name__)
             else:
                 return
-        log.warning("the study's yardsticks cannot be measured: %s", reason)
-        measured = {one.name: one for one in self._folder.yardsticks() or () if not one.failed}
-        failed = (Yardstick(name, failed=reason[:200], applies=True) for name in _NAMES)
-        self._folder.write_yardsticks([measured.get(one.name, one) for one in failed])
+        log.warning("the study's baselines cannot be measured: %s", reason)
+        measured = {one.name: one for one in self._folder.baselines() or () if not one.failed}
+        failed = (Baseline(name, failed=reason[:200], applies=True) for name in _NAMES)
+        self._folder.write_baselines([measured.get(one.name, one) for one in failed])
 
     def _measure_again(self) -> None:
-        measured = self._actors.pool.host().result(lambda host: host.yardsticks(self._task))
-        self._folder.write_yardsticks(measured)
+        measured = self._actors.pool.host().result(lambda host: host.baselines(self._task))
+        self._folder.write_baselines(measured)

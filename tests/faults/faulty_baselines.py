@@ -1,4 +1,4 @@
-"""A host that trains for real, but whose yardsticks go wrong."""
+"""A host that trains for real, but whose baselines go wrong."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraxs_search.packing import Host
-from loraxs_search.records import Task, Yardstick
+from loraxs_search.records import Baseline, Task
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 
 Fault = Literal["dies once", "raises"]
 
 
-class FaultyYardsticks:
+class FaultyBaselines:
     """Passes everything else on to the host that trains.
 
     Args:
@@ -28,21 +28,21 @@ class FaultyYardsticks:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._host, name)
 
-    def yardsticks(self, task: Task) -> tuple[Yardstick, ...]:
+    def baselines(self, task: Task) -> tuple[Baseline, ...]:
         if self._fault == "raises":
             raise ValueError("something nobody thought of")
         if not self._marker.exists():
             self._marker.touch()
             os._exit(1)
-        return self._host.yardsticks(task)
+        return self._host.baselines(task)
 
 
-def faulty_yardsticks(config: HostConfig, task: Task, threads: int, *, fault: Fault, marker: Path) -> Host:
+def faulty_baselines(config: HostConfig, task: Task, threads: int, *, fault: Fault, marker: Path) -> Host:
     """Return the host of a config; see `HostConfig.make`."""
-    return FaultyYardsticks(training_host(config, task, threads), fault, marker)
+    return FaultyBaselines(training_host(config, task, threads), fault, marker)
 
 
 def with_fault(fault: Fault, marker: Path) -> Callable[..., Host]:
     """Return what makes such hosts; a pool is known by the name of what makes its hosts."""
-    make = functools.partial(faulty_yardsticks, fault=fault, marker=marker)
-    return functools.update_wrapper(make, faulty_yardsticks)
+    make = functools.partial(faulty_baselines, fault=fault, marker=marker)
+    return functools.update_wrapper(make, faulty_baselines)
