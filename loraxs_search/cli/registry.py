@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -78,7 +77,7 @@ def show(
     from loraxs_search.api import show as versions
 
     adapters = versions(task, tracking_uri=tracking_uri)
-    value = [asdict(version) | {"spread": _spreads(version)} for version in adapters]
+    value = [vars(version) | {"spread": _spreads(version)} for version in adapters]
 
     def show() -> None:
         metrics = list(dict.fromkeys(name for version in adapters for name in _shown_metrics(version)))
