@@ -101,14 +101,14 @@ class Predictor:
             TaskDataError: a row has nothing to read, or something else than text.
         """
         kept = [number for number, row in enumerate(rows) if not (skip_empty and _is_empty(row))]
-        full, unanswered = [rows[number] for number in kept], Prediction("", None, None)
+        full = [rows[number] for number in kept]
         if full or not skip_empty:
             check_question(self.task, [self._kind.as_texts(row) for row in full], self.prompts, place.take(kept))
             self._kind.questions(full)
         cut = 0
         for start in range(0, len(rows), size):
             places = kept[bisect_left(kept, start) : bisect_left(kept, start + size)]
-            answers = [unanswered] * len(rows[start : start + size])
+            answers = [self._kind.unanswered] * len(rows[start : start + size])
             if places:
                 part = [rows[number] for number in places]
                 questions = self._encode(part)

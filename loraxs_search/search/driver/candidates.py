@@ -130,8 +130,8 @@ class Finish:
         chosen = choose(self.space.promotion, self.space.task, candidates).finalist
         name = chosen.trial_id if chosen else ""
         # Others may have answered the test rows before the end was interrupted, or before more trials were asked for.
-        others = (other for other in confirmed.finalists() if other != name)
-        earlier = tuple(dict.fromkeys((*self.folder.earlier_finalists(), *others)))
+        answered_before = dict.fromkeys((*self.folder.earlier_finalists(), *confirmed.finalists()))
+        earlier = tuple(other for other in answered_before if other != name)
         if chosen and (done := confirmed.candidate(name)):
             chosen = replace(done, baselines=self.folder.baselines() or (), earlier_finalists=earlier)
         known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()

@@ -96,6 +96,7 @@ class TaskKind(ABC):
     report_metric: ClassVar[str | None] = None  # what trials are compared by where a space says nothing; None: `metric`
     asking: ClassVar[frozenset[str]] = frozenset()  # keys of `settings` that say how rows are asked, as prompts do
     cut_part: ClassVar[str] = "ends"  # what rows lose that are longer than `max_length`: or their beginnings
+    unanswered: ClassVar[Prediction] = Prediction("", None, None)  # what `predict --skip-empty` says of an empty row
     shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts with which the base alone is scored
 
     def __init__(self, task: Task) -> None:

@@ -130,6 +130,7 @@ class TokenClassification(TaskKind):
     section = TaggedSection
     metrics = TAG_METRICS
     hub_pipeline = "token-classification"
+    unanswered = Prediction("", None, None, entities=())
 
     # ---- declaration -------------------------------------------------------------------------------------------------
     @classmethod

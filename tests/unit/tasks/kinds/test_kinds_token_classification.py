@@ -282,6 +282,7 @@ def test_entities_are_found_in_the_text_as_it_is(
     start, end = shown.index("Ada"), shown.index("New")
     place = shown[end:]
     assert prediction.entities == (Entity(start, start + 3, "PER", "Ada"), Entity(end, end + len(place), "LOC", place))
+    assert kind.unanswered.entities == (), "a column of a file of answers, even where its first rows are empty"
 
 
 def test_a_question_has_text(make: Callable[..., Task]) -> None:
