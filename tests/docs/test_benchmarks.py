@@ -67,7 +67,7 @@ def test_a_recorded_study_is_taken_up_whole() -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["trials"] == 600
-    assert set(found["resume_s"]) == {"tracker", "optuna", "journal", "reconcile", "asha"}
+    assert set(found["resume_s"]) == {"tracker", "optuna", "journal", "recover", "asha"}
     assert found["proposal_ms"] > 0
 
 
