@@ -89,14 +89,18 @@ class EventLog:
                 _logger.warning("journal %s holds an unknown event %r; it is ignored", self._file.path, error.kind)
             return None
         except (ValueError, TypeError) as error:
+            self._check(_version_of(line))
             raise self.damaged() from error
-        if event.version > EVENT_VERSION:
+        self._check(event.version)
+        return event
+
+    def _check(self, version: int) -> None:
+        if version > EVENT_VERSION:
             raise StudyError(
                 f"Events must be of version {EVENT_VERSION} at most, but {self._file.path} has one of version "
-                f"{event.version} at byte {self._file.end}: a later loraxs-search has written it.",
+                f"{version} at byte {self._file.end}: a later loraxs-search has written it.",
                 hint="update loraxs-search",
             )
-        return event
 
 
 class _UnknownKindError(ValueError):
@@ -113,7 +117,10 @@ def to_line(event: LoggedEvent) -> bytes:
         if not _is_default(event, each)
     }
     line = {"event": event.event, **fields, "at": event.at}
-    return to_json(line, sort_keys=False).encode() + b"\n"  # samplers go by the order of parameters
+    text = to_json(line, sort_keys=False)  # samplers go by the order of parameters
+    if "\\ud" in text:  # maybe half a character, as in a file's name that is no text: no reader takes a line with it
+        text = json.dumps(json.loads(text), ensure_ascii=False)
+    return text.encode(errors="replace") + b"\n"
 
 
 def from_line(line: bytes, study: str | None = None) -> LoggedEvent:
@@ -131,6 +138,14 @@ def from_line(line: bytes, study: str | None = None) -> LoggedEvent:
             raise
         raise _UnknownKindError(json.loads(line)["event"]) from None
     return dataclasses.replace(event, study=study)
+
+
+def _version_of(line: bytes) -> int:
+    try:
+        version = json.loads(line)["version"]
+    except (ValueError, TypeError, KeyError):
+        return 0
+    return version if isinstance(version, int) else 0
 
 
 def _is_default(event: LoggedEvent, each: dataclasses.Field[Any]) -> bool:

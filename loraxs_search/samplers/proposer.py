@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 
 import optuna
 from optuna.distributions import distribution_to_json
@@ -78,7 +79,9 @@ class Proposer:
         fixed = dict(proposed.params)
         for name, value in given.items():
             fixed |= dict.fromkeys(self._space.drawn_names(name), value)
-        return self._draw(_fixed(fixed, seed % 2**32))
+        params, drawn = self._draw(_fixed(fixed, seed % 2**32))
+        # The proposal counts as used: a sequence of points would give it to the next trial again.
+        return params, replace(drawn, study_attributes={**proposed.study_attributes, **drawn.study_attributes})
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _sample(self, seed: int) -> tuple[dict[str, Scalar], Proposal]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,13 +55,15 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
         raise StudyError(unknown_name("study", name, known), hint=f"these are the studies in {storage.uri}")
     place = f"{storage.uri}/{name}/study.json"
     with contextlib.ExitStack() as held:
-        if (here := _folder_here(name, storage, parse_info(content, place).study_id)) is not None:
+        info = parse_info(content, place)
+        if (here := _folder_here(name, storage, info.study_id)) is not None:
             held.enter_context(here.lock())
         held.enter_context((lease := Lease(storage, name)).held())
         path = studies_root() / name
         if here is not None and not is_behind(path, storage, name):
             return here
-        _download(name, storage, path)
+        # Of an embedded store, what came would speak of another machine's, whose path may be that of one here.
+        _download(name, storage, path, without=() if sqlite_path(info.tracking_uri) is None else _OF_ONE_MLFLOW_STORE)
         lease.check()
         info = parse_info(storage.get(f"{name}/study.json") or content, place)
         _write_study(path, replace(info, storage=storage.uri))
@@ -83,12 +86,14 @@ def _is_at(info: StudyInfo, storage: Storage) -> bool:
     return (info.storage or "").rstrip("/") == storage.uri.rstrip("/")
 
 
-def _download(name: str, storage: Storage, path: Path) -> None:
+def _download(name: str, storage: Storage, path: Path, without: Collection[str]) -> None:
     shutil.rmtree(path / "tune", ignore_errors=True)
+    for key in without:  # first: a fetch that is cut short behind the journal is not begun again
+        (path / key).unlink(missing_ok=True)
     ensure_dir(path / "snapshots")
     keys = {file_of(key.removeprefix(f"{name}/")) for key in storage.keys(name)}
-    for key in in_copy_order(keys):
-        if key != "study.json" and (content := read_copy(storage, name, key)) is not None:
+    for key in in_copy_order(keys - {"study.json", *without}):
+        if (content := read_copy(storage, name, key)) is not None:
             write_atomic(path / key, content)
     known = Journal(path / "journal.jsonl").records
     for snapshot in (path / "snapshots").iterdir():  # a copy that was cut short may have one of a trial yet unknown:
@@ -99,9 +104,6 @@ def _download(name: str, storage: Storage, path: Path) -> None:
 def _write_study(path: Path, info: StudyInfo) -> None:
     """Write `study.json`, with which the study exists here."""
     embedded = sqlite_path(info.tracking_uri)
-    if embedded is not None:
-        for name in _OF_ONE_MLFLOW_STORE:  # what came speaks of another machine's, whose path may be that of one here
-            (path / name).unlink(missing_ok=True)
-        if not embedded.exists():
-            info = replace(info, tracking_uri=resolve_uri())
+    if embedded is not None and not embedded.exists():
+        info = replace(info, tracking_uri=resolve_uri())
     write_atomic(path / "study.json", to_json(info, indent=2))

@@ -12,9 +12,11 @@ from pathlib import Path
 
 from loraxs_search.home import ensure_dir, write_atomic
 from loraxs_search.log import (
+    AdapterWritten,
     DriverStarted,
     EventLog,
     LoggedEvent,
+    ReportWritten,
     TrialEnded,
     TrialReported,
     TrialStarted,
@@ -57,6 +59,8 @@ class FollowedLog:
         self._told = _Told()  # by the earlier file
         for _, event in self._earlier(0):
             self._told.add(event)
+        if (folder / _EARLIER).exists() and not (folder / _OFFSET).exists():
+            write_atomic(folder / _OFFSET, "0")  # from now on the log may have what the earlier file has not
         self._offsets = {name: _read_offset(folder, name) for name in _FILES}
 
     @property
@@ -149,12 +153,20 @@ def _translated(line: bytes) -> LoggedEvent:
     kind = _KINDS.get(fields["event"], fields["event"])
     if kind == DriverStarted.event:
         fields = {"at": fields["at"], "since": fields["at"], "run": fields}
+    if kind == AdapterWritten.event:  # paths from the root, of the machine that wrote them
+        fields["folder"] = str(Path(*Path(fields["folder"]).parts[-2:]))
+    if kind == ReportWritten.event:
+        fields["path"] = Path(fields["path"]).name
     return from_line(json.dumps({**fields, "event": kind}).encode())
 
 
 def _read_offset(folder: Path, name: str) -> int:
+    """Return where to read on; 0 where the file has no line that begins there, as after a power cut."""
     try:
-        return min(max(0, int((folder / name).read_text())), (folder / _FILES[name]).stat().st_size)
+        offset = int((folder / name).read_text())
+        with (folder / _FILES[name]).open("rb") as file:
+            file.seek(max(0, offset - 1))
+            return offset if offset > 0 and file.read(1) == b"\n" else 0
     except (FileNotFoundError, ValueError):
         return 0  # everything is applied again, which changes nothing
 

@@ -145,7 +145,7 @@ class Tracker:
 
     # ---- the writer --------------------------------------------------------------------------------------------------
     def _note_end(self, event: LoggedEvent) -> None:
-        if isinstance(event, DriverStarted):
+        if isinstance(event, DriverStarted) and event.run is not None:  # older versions told MLflow beside the log
             self._was_finished = self._had_report = False
         elif isinstance(event, ReportWritten):
             self._had_report = True

@@ -134,6 +134,17 @@ def test_the_same_seed_proposes_the_same_and_another_one_does_not(name: str) -> 
 
 
 @every_sampler
+def test_a_trial_that_a_person_adds_is_not_proposed_again(name: str) -> None:
+    study = Study(space_of(CONDITIONAL, name))
+    added = list[Scalar]()
+    for number in range(3):
+        params, proposal = study.proposer.add({}, study.space.search.trial_seed(number))
+        study.take(TrialStarted(at=1.0, trial_id=f"{number:05d}", params=params, proposal=proposal))
+        added.append(params["learning_rate"])
+    assert len({*added, study.start()[1]["learning_rate"]}) == 4
+
+
+@every_sampler
 def test_trials_that_run_together_differ(name: str) -> None:
     """The first ones, of which nothing is known, and those that begin when it has learnt."""
     study = Study(space_of(CONDITIONAL, name))

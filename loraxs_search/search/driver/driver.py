@@ -103,6 +103,7 @@ class Driver:
                     journal.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
                 raise
             finally:
+                self._ledger.close()  # the log may be another driver's soon, and MLflow gets nothing from here on
                 self._ledger.phase("writing the last records to MLflow")
                 tracker.close()
 

@@ -9,7 +9,7 @@ from typing import Literal
 from loraxs_search.errors import LoraxsError, StorageError
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.search.driver.finished import is_recorded, record_finished
-from loraxs_search.studies import Storage, StudyFolder, is_behind, list_studies
+from loraxs_search.studies import Storage, StudyFolder, is_behind, list_studies, mirrored
 from loraxs_search.tracking import Tracker
 
 _AWAY_AFTER_S = 10.0
@@ -65,8 +65,11 @@ def _sync(folder: StudyFolder) -> Synced:
         tracker = Tracker(folder.name, folder.path, uri, info.task.name, folder.keep_rule)
         try:
             if folder.candidates() is not None and not is_recorded(folder.journal(), tracker):
-                record_finished(folder, tracker)
+                with mirrored(folder, lambda: None):  # else another machine would record it otherwise
+                    record_finished(folder, tracker)
             problem = tracker.drain(_AWAY_AFTER_S)
+        except StorageError as error:
+            problem = error.message
         finally:
             tracker.close(0.0)
     return Synced(folder.name, "waiting" if problem else "complete", problem)

@@ -126,6 +126,14 @@ def test_the_order_of_parameters_stays(path: Path) -> None:
     assert list(again.params) == list(again.proposal.params) == ["b", "a"]
 
 
+def test_a_text_with_half_a_character_spoils_no_log(path: Path) -> None:
+    """Python names files so whose names are no UTF-8."""
+    log = EventLog(path)
+    for text in ("caf\udce9.csv", "caf\u00e9 \U0001f600"):
+        log.append(Warned(at=9.0, text=text))
+    assert [event.text for event in read(path) if isinstance(event, Warned)] == ["caf?.csv", "caf\u00e9 \U0001f600"]
+
+
 def test_readers_go_on_from_their_offsets(path: Path) -> None:
     writer, reader = EventLog(path, "s"), EventLog(path, "s")
     writer.append(EVENTS[0])
@@ -158,10 +166,11 @@ def test_a_kind_of_a_later_version_is_passed_over_and_another_form_is_refused(
     path.write_text('{"event": "unheard_of", "at": 1.0}\n{"event": "warning", "text": "so", "at": 1.0}\n')
     assert [event.event for event in read(path)] == ["warning"]
     assert "unknown event 'unheard_of'" in caplog.text
-    path.write_text('{"event": "warning", "text": "so", "version": 2, "at": 1.0}\n')
-    with pytest.raises(StudyError) as refused:
-        read(path)
-    assert refused.value.hint == "update loraxs-search"
+    for of_later in ('"text": "so"', '"says": {"en": "so"}'):
+        path.write_text(f'{{"event": "warning", {of_later}, "version": 2, "at": 1.0}}\n')
+        with pytest.raises(StudyError) as refused:
+            read(path)
+        assert refused.value.hint == "update loraxs-search"
 
 
 # ---- `--events` ------------------------------------------------------------------------------------------------------

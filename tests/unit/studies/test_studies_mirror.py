@@ -18,7 +18,7 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.studies import Journal, Storage, StudyFolder, check_new_in, fetch, lease, mirror
+from loraxs_search.studies import Journal, Storage, StudyFolder, check_new_in, fetch, lease, mirror, remote_resume
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import Mirror, read_copy
 
@@ -224,6 +224,28 @@ def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(
     second = fetch("s", storage)
     assert second.info.tracking_uri == first.info.tracking_uri == f"sqlite:///{home}/mlflow.db"
     assert not [path.name for path in second.path.glob("tracking.*")]
+
+
+def test_a_fetch_that_is_cut_short_leaves_no_offset_of_another_machines_store(
+    storage: Storage, machine: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the journal here nothing is fetched again, and MLflow here would lack what it speaks of."""
+    first = study(machine("one"), storage)
+    with keep(first, storage):
+        begin(first, 2)
+    (first.path / "mlflow.offset").write_text("17")
+    machine("two")
+    second = fetch("s", storage)
+    with keep(second, storage):
+        second.journal().trial_ended("00000", TrialState.COMPLETE, "done")
+        (second.path / "mlflow.offset").write_text(str(second.journal_path.stat().st_size))
+    machine("one")
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_resume, "_write_study", lambda *_: fail(OSError(errno.EIO, "killed")))
+        with pytest.raises(OSError, match="killed"):
+            fetch("s", storage)
+    assert fetch("s", storage).journal().records["00000"].state is TrialState.COMPLETE
+    assert not (first.path / "mlflow.offset").exists()
 
 
 def test_the_copy_follows_while_the_driver_works_and_back_again(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.tracked import Tracked
 
-from loraxs_search.log import AdapterWritten, DriverStarted, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log import AdapterWritten, DriverStarted, ReportWritten, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import Hyperparameters, SearchPlan, SearchRun, TrialReport, TrialState, to_json
 from loraxs_search.studies import Journal
 from loraxs_search.tracking import has_waiting
@@ -50,6 +50,20 @@ def test_a_wrong_offset_is_put_inside_the_log(offset: str, journal: Journal, tmp
     (tmp_path / "mlflow.offset").write_text(offset)
     followed = FollowedLog("s", tmp_path)
     assert 0 <= followed.applied <= followed.end == journal_size(tmp_path)
+
+
+def test_after_a_power_cut_all_is_read_again_where_the_offset_lies_within_a_line(
+    journal: Journal, tmp_path: Path
+) -> None:
+    """The offset was on the device, and of the last lines a part."""
+    journal.trial_started("t0", {})
+    journal.trial_started("t1", {})
+    path = tmp_path / "journal.jsonl"
+    (tmp_path / "mlflow.offset").write_text(str(journal_size(tmp_path)))
+    path.write_bytes(path.read_bytes()[:-9])
+    followed = FollowedLog("s", tmp_path)
+    Journal(path).trial_started("t1", {"rank": 4})
+    assert [event.trial_id for event in followed.read(10).events if isinstance(event, TrialStarted)] == ["t0", "t1"]
 
 
 def test_a_line_torn_by_a_kill_is_waited_for_by_nobody(journal: Journal, tmp_path: Path) -> None:
@@ -115,12 +129,14 @@ def test_what_waits_there_comes_first_and_then_of_the_log_what_it_lacks(
 def test_the_rest_of_its_kinds_are_those_of_the_log(tmp_path: Path) -> None:
     ended = {"event": "trial_finished", "at": 4.0, "trial_id": "t0", "state": "COMPLETE", "reason": "so", "wall_s": 9.0}
     adapter = {"event": "adapter_logged", "at": 5.0, "trial_id": "t0", "folder": "/somewhere/adapters/t0"}
+    report = {"event": "report_written", "at": 5.5, "path": "/somewhere/report.html"}
     finished = {"event": "search_finished", "at": 6.0, "state": "FINISHED", "summary": {"wall_s": 1.0}}
-    (tmp_path / "tracking.jsonl").write_text(lines([ended, {"event": "unheard of"}, adapter, finished]))
-    first, second, third = FollowedLog("s", tmp_path).read(10).events
+    (tmp_path / "tracking.jsonl").write_text(lines([ended, {"event": "unheard of"}, adapter, report, finished]))
+    first, second, third, fourth = FollowedLog("s", tmp_path).read(10).events
     assert first == TrialEnded(at=4.0, trial_id="t0", state=TrialState.COMPLETE, reason="so")
-    assert second == AdapterWritten(at=5.0, trial_id="t0", folder="/somewhere/adapters/t0")
-    assert third.event == "search_finished"
+    assert second == AdapterWritten(at=5.0, trial_id="t0", folder="adapters/t0"), "wherever the study lies now"
+    assert third == ReportWritten(at=5.5, path="report.html")
+    assert fourth.event == "search_finished"
 
 
 def test_mlflow_gets_each_point_once(older: Path, look: Callable[..., Any], store_uri: str) -> None:
@@ -137,4 +153,12 @@ def test_of_an_older_version_only_its_own_file_waits(older: Path) -> None:
     (older / "tracking.offset").write_text(str((older / "tracking.jsonl").stat().st_size))
     assert not has_waiting(older), "nobody has gone on with it since"
     (older / "mlflow.offset").write_text("0")
+    assert has_waiting(older)
+
+
+def test_what_a_driver_adds_to_a_study_of_an_older_version_waits(older: Path) -> None:
+    """MLflow may be away from its beginning to its end."""
+    (older / "tracking.offset").write_text(str((older / "tracking.jsonl").stat().st_size))
+    FollowedLog("s", older)
+    Journal(older / "journal.jsonl").search_finished("KILLED")
     assert has_waiting(older)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from support.studies import study as new_study
 from support.tracked import Tracked
 
-from loraxs_search.records import SearchRun, TrialState
+from loraxs_search.records import SearchPlan, SearchRun, TrialState, to_json
+from loraxs_search.reports.html import REPORT_FILE
 from loraxs_search.search.driver.finished import close_finished
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
@@ -55,3 +57,23 @@ def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished: StudyFolder
 def test_an_end_that_a_killed_driver_did_not_record_is_recorded_as_it_was(finished: StudyFolder) -> None:
     close_finished(finished)
     assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)
+
+
+def test_an_end_that_an_older_version_recorded_is_not_recorded_again(store_uri: str) -> None:
+    """It told MLflow in a file beside the log."""
+    folder = new_study("s", store_uri)
+    plan = json.loads(to_json(SearchPlan()))
+    told: list[dict[str, Any]] = [
+        {"event": "search_started", "at": BEGAN, "space_yaml": "", "plan": plan, "params": {}, "tags": {}},
+        {"event": "report_written", "at": ENDED, "path": str(folder.path / REPORT_FILE)},
+        {"event": "search_finished", "at": ENDED, "state": "FINISHED", "summary": {"wall_s": 75.5, "notice": NOTICE}},
+    ]
+    (folder.path / "tracking.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in told))
+    (folder.path / REPORT_FILE).write_text("a report")
+    folder.journal().driver_started(BEGAN)
+    folder.journal().search_ended(NOTICE)
+    folder.write_candidates([])
+    before = folder.journal_path.read_bytes()
+    close_finished(folder)
+    assert folder.journal_path.read_bytes() == before
+    assert shown(store_uri) == ("FINISHED", ENDED * 1000, [75.5], NOTICE)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.studies import study
 
 from loraxs_search.errors import StudyError
+from loraxs_search.records import Identity, SearchPlan
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.driver import driver as drivers
-from loraxs_search.search.driver.interrupted import OwnStop
+from loraxs_search.search.driver.interrupted import OwnStop, SearchInterruptedError
 from loraxs_search.search.ledger import SilentView
+from loraxs_search.search_space import load_space
+from loraxs_search.tracking import has_waiting
 
 
 def test_a_search_that_loses_its_lease_stops_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,6 +34,54 @@ def test_a_search_that_loses_its_lease_stops_no_other_one(monkeypatch: pytest.Mo
     with pytest.raises(StudyError, match="took over"):
         drivers.Driver(folder.info, nothing, SilentView(), stop)._run_with(nothing, folder)
     assert not stop.is_set()
+
+
+def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = study("s", store_uri)
+    trials = StudyTrials(folder.info.task, SearchPlan(), lambda: load_space("movie_reviews"))
+
+    def interrupted(driver: drivers.Driver, _folder: object, _actors: object, journal: Any, _run_of: object) -> None:
+        driver._ledger.open(journal, trials)
+        raise SearchInterruptedError("stopped")
+
+    monkeypatch.setattr(drivers.Driver, "_search", interrupted)
+    actors: Any = SimpleNamespace(info=SimpleNamespace(identity=Identity("base", "rows")))
+    driver = drivers.Driver(folder.info, Any, SilentView(), threading.Event())
+    with driver._ledger.hearing_warnings():
+        with pytest.raises(SearchInterruptedError):
+            driver._run_with(actors, folder)
+        folder.journal().search_ended("of another driver")
+        logging.getLogger("loraxs_search.late").warning("a host took long to end")
+    assert folder.journal().notice == "of another driver"
+
+
+def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its copy is not whole, which it warns of at its very end."""
+    folder = study("s", store_uri)
+    trials = StudyTrials(folder.info.task, SearchPlan(), lambda: load_space("movie_reviews"))
+
+    @contextlib.contextmanager
+    def warning_at_its_end(_folder: object, _lost: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            logging.getLogger("loraxs_search.studies.mirror").warning("the study is not whole in its storage")
+
+    def interrupted(driver: drivers.Driver, _folder: object, _actors: object, journal: Any, _run_of: object) -> None:
+        driver._ledger.open(journal, trials)
+        raise SearchInterruptedError("stopped")
+
+    monkeypatch.setattr(drivers, "mirrored", warning_at_its_end)
+    monkeypatch.setattr(drivers.Driver, "_search", interrupted)
+    actors: Any = SimpleNamespace(info=SimpleNamespace(identity=Identity("base", "rows")))
+    driver = drivers.Driver(folder.info, Any, SilentView(), threading.Event())
+    with driver._ledger.hearing_warnings(), pytest.raises(SearchInterruptedError):
+        driver._run_with(actors, folder)
+    assert not has_waiting(folder.path)
 
 
 def test_what_stops_all_stops_each() -> None:

@@ -70,6 +70,19 @@ def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri: str,
     assert (synced.state, synced.problem) == ("elsewhere", "another machine has gone on with it: sync there")
 
 
+def test_an_end_that_is_recorded_here_is_in_the_copy_too(store_uri: str, tmp_path: Path) -> None:
+    """Else another machine records it in its own way, and neither goes on with what the other has."""
+    folder = study("one", store_uri, finished=True)
+    (tmp_path / "shared").mkdir()
+    storage = Storage(str(tmp_path / "shared"))
+    (folder.path / "study.json").write_text(to_json(replace(folder.info, storage=storage.uri)))
+    storage.write("one/journal.jsonl", folder.journal_path.read_bytes(), None)
+    storage.write("one/candidates.json", (folder.path / "candidates.json").read_bytes(), None)
+    assert list(sync()) == [Synced("one", "complete")]
+    assert folder.journal().is_finished
+    assert storage.get("one/journal.jsonl") == folder.journal_path.read_bytes()
+
+
 def test_records_wait_while_mlflow_is_away(
     store_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
