@@ -133,7 +133,10 @@ def begun_alike(base: AdaptedBase, owner: int, rows: EncodedRows) -> tuple[Decod
     decoding = Decoding(base.model) if size else None
     if decoding is None or (rows.prompts is not None and not decoding.allows_gaps):
         return None, rows
-    ids = torch.from_numpy((rows.ids if rows.prompts is None else rows.prompts).row(0)[:size].astype(np.int64))
+    first = (
+        rows.ids.row(0) if rows.prompts is None or rows.prompt_of is None else rows.prompts.row(int(rows.prompt_of[0]))
+    )
+    ids = torch.from_numpy(first[:size].astype(np.int64))
     with base.computing_whole(base.row_map(np.array([owner]))):
         decoding.compute(ids[None].to(base.device), torch.ones(1, size, dtype=torch.int64, device=base.device))
     rest = rows.behind(size)

@@ -132,6 +132,21 @@ def test_reads_are_those_of_whole_rows(
         assert num_tokens < (0.7 if make is rows else 0.35) * taken.with_prompts().lengths.sum()
 
 
+@pytest.mark.parametrize("size", [2, 20])
+def test_a_prompt_that_no_row_continues_plays_no_part(make_world: Callable[..., Any], size: int) -> None:
+    world, source = make_world("llama"), options(23, alike=SIZE)
+    assert source.prompts is not None
+    assert source.prompt_of is not None
+    prompts = [np.full(size, 5), *map(source.prompts.row, range(1, 23))]
+    source = replace(source, prompts=Ragged.of(prompts, np.int32))
+    chosen = np.flatnonzero(source.prompt_of)
+    with adapted(world) as model:
+        actual = ask(model, RowSource(tokenizer()), asking(ForwardRequest(source, chosen, logits)))
+        expected = plain(model, source.take(chosen))
+    for own, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_written_is_written_behind_whole_prompts(make_world: Callable[..., Any], family: str) -> None:
     world, source = make_world(family), rows(23, alike=SIZE)
