@@ -85,7 +85,7 @@ class Predictor:
         if not rows:
             return []
         questions = self._encode(rows)
-        self._warn_of_cut(_num_cut(questions), len(rows))
+        self._warn_of_cut(questions.num_cut, len(rows))
         return self._answer(rows, questions, on_text)
 
     def in_parts(
@@ -100,7 +100,7 @@ class Predictor:
         Raises:
             TaskDataError: a row has nothing to read, or something else than text.
         """
-        kept = [number for number, row in enumerate(rows) if not (skip_empty and _is_empty(row))]
+        kept = [number for number, row in enumerate(rows) if not (skip_empty and _is_empty(self._kind.as_texts(row)))]
         full = [rows[number] for number in kept]
         if full or not skip_empty:
             check_question(self.task, [self._kind.as_texts(row) for row in full], self.prompts, place.take(kept))
@@ -112,7 +112,7 @@ class Predictor:
             if places:
                 part = [rows[number] for number in places]
                 questions = self._encode(part)
-                cut += _num_cut(questions)
+                cut += questions.num_cut
                 for number, answer in zip(places, self._answer(part, questions), strict=True):
                     answers[number - start] = answer
             yield answers
@@ -187,10 +187,6 @@ class Predictor:
                 hint=f"give them in turn: {' then '.join(self.prompts)}",
             )
         return [tuple(texts[i : i + len(names)]) for i in range(0, len(texts), len(names))]
-
-
-def _num_cut(questions: EncodedRows) -> int:
-    return 0 if questions.cut is None else int(questions.cut.sum())
 
 
 def _is_empty(row: Sequence[Any]) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_VERSION = "6"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
+_VERSION = "7"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
 
 
 def cache_key(task: Task, identity: str, data_fingerprint: str, split: str) -> str:

@@ -26,6 +26,7 @@ from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.records import BaseModelRef, DataSource, Task
 from loraxs_search.tasks import kind_of, prepare
 from loraxs_search.tasks.kinds.token_classification import TokenClassification
+from loraxs_search.tasks.rows import SourceLocation
 from loraxs_search.trial import score_rows
 
 from .conftest import WORDS, World, save_base
@@ -119,6 +120,9 @@ def test_an_adapter_answers_alike_wherever_it_is_asked(
         others = load(str(other))(texts)
         assert [answer.label for answer in answers] != [answer.label for answer in others]
         assert load(str(folder))(texts[3]) == answers[3:4]
+        rows = [([],), (texts[3].split(),)]
+        ((empty, answer),) = load(str(folder)).in_parts(rows, SourceLocation("rows"), 2, skip_empty=True)
+        assert (empty.label, answer) == (None, answers[3])
 
         bank = AdapterBank.of(str(folder), str(other))
         mixed = bank.predict([str(folder), str(other)] * len(texts), [text for text in texts for _ in range(2)])

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -215,7 +215,7 @@ class TokenClassification(TaskKind):
         return (self.task.text,)
 
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(" ".join(map(str, value)) if isinstance(value, list) else value for value in row)
+        return tuple(value if (own := _listed_words(value)) is None else " ".join(own) for value in row)
 
     def shown(self, row: Sequence[Any]) -> str:
         return str(self.as_texts(row)[0])
@@ -223,7 +223,7 @@ class TokenClassification(TaskKind):
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:
         texts = [self.as_texts(row) for row in rows]
         check_question(self.task, texts, self.question_texts)
-        return _rows([text.split() for (text,) in texts], None)
+        return _rows([_listed_words(row[0]) or text.split() for row, (text,) in zip(rows, texts, strict=True)], None)
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().check_tokenizer(tokenizer)
@@ -248,13 +248,14 @@ class TokenClassification(TaskKind):
         self._check_reads(rows, reads)
         targets = [[ids_of[tags.split()[i]] for i in own] for tags, own in zip(rows.labels, reads, strict=True)]
         types, ids = encoding.get("token_type_ids"), Ragged.of(encoding["input_ids"], np.int32)
+        extras = [[len(own), *map(len, own), *read] for own, read in zip(words, reads, strict=True)]
         return EncodedRows(
             ids=ids,
             types=None if types is None else Ragged.of(types, np.int8).values,
             positions=Ragged.of([list(own.values()) for own in reads], np.int32),
             targets=Ragged.of(targets, np.int64),
             lost=num_lost_tokens(rows.texts, None, ids.lengths, tokenizer, self.task.max_length),
-            extras=Ragged.of([[len(own), *read] for own, read in zip(words, reads, strict=True)], np.int32),
+            extras=Ragged.of(extras, np.int32),
         )
 
     def _check_reads(self, rows: Rows, reads: Sequence[Mapping[int, int]]) -> None:
@@ -284,7 +285,8 @@ class TokenClassification(TaskKind):
         self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
     ) -> RequestGenerator[list[Prediction]]:
         (ids,) = yield ForwardRequest(questions, np.arange(len(questions)), self._ids)
-        return [_prediction(*both) for both in zip(shown, self._answers(ids, questions), strict=True)]
+        lengths = [_words_and_reads(questions, row)[0] for row in range(len(questions))]
+        return [_prediction(*it) for it in zip(shown, lengths, self._answers(ids, questions), strict=True)]
 
     def _ids_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
         return *self._ids(outputs, batch), self.loss(outputs, batch)
@@ -304,13 +306,12 @@ class TokenClassification(TaskKind):
         Raises:
             TrialDivergedError: some output is not finite.
         """
-        assert encoded.extras is not None  # `encode` made them
         if bool((ids == _NOT_FINITE).any()):
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         answers = []
         for row, own in enumerate(ids.tolist()):
-            num_words, *places = encoded.extras.row(row).tolist()
-            tags = [_OUTSIDE] * num_words
+            lengths, places = _words_and_reads(encoded, row)
+            tags = [_OUTSIDE] * len(lengths)
             for place, tag in zip(places, own, strict=False):
                 tags[place] = self.task.labels[tag]
             answers.append(tags)
@@ -339,6 +340,12 @@ class TokenClassification(TaskKind):
         return list(dict.fromkeys(label[2:] for label in self.task.labels if label != _OUTSIDE))
 
 
+def _listed_words(value: Any) -> list[str] | None:
+    """Return the words of a question that is a list, also of JSON as in a .csv; None where it is a text, or no text."""
+    items = items_of(value)
+    return items if isinstance(items, list) and all(isinstance(item, str) for item in items) else None
+
+
 def _rows(words: list[list[str]], tags: Sequence[str] | None) -> Rows:
     """Return rows of words; without tags, as questions."""
     labels = [" ".join([_OUTSIDE] * len(own)) for own in words] if tags is None else tags
@@ -363,8 +370,23 @@ def _first_tokens(words: Sequence[str], offsets: Sequence[tuple[int, int]]) -> d
     return tokens
 
 
-def _prediction(text: str, tags: Sequence[str]) -> Prediction:
-    spans = [match.span() for match in re.finditer(r"\S+", text)]
+def _words_and_reads(encoded: EncodedRows, row: int) -> tuple[list[int], list[int]]:
+    """Return how many characters each word of a row has, and which words are read."""
+    assert encoded.extras is not None  # `encode` made them
+    num_words, *numbers = encoded.extras.row(row).tolist()
+    return numbers[:num_words], numbers[num_words:]
+
+
+def _spans(text: str, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Return where words stand in a text: those of a list, which may have white space inside, with a space between."""
+    if sum(lengths) + len(lengths) - 1 < len(text):  # it is no list, and has more white space than that
+        return [match.span() for match in re.finditer(r"\S+", text)]
+    ends = [end + number for number, end in enumerate(accumulate(lengths))]
+    return [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _prediction(text: str, lengths: Sequence[int], tags: Sequence[str]) -> Prediction:
+    spans = _spans(text, lengths)
     edges = [(name, spans[first][0], spans[behind - 1][1]) for name, first, behind in find_entities(tags)]
     entities = tuple(Entity(start, end, name, text[start:end]) for name, start, end in edges)
     return Prediction(text, " ".join(tags), None, entities=entities)

@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.records import DataSource, Entity, Task
+from loraxs_search.records import DataSource, Entity, Prediction, Task
 from loraxs_search.registry.significance import ScoredRows, p_value
-from loraxs_search.tasks import PreparedTask, RowSource, checked, encode, kind_of, load_data, prepare
-from loraxs_search.tasks.kinds import PassOutputs
+from loraxs_search.tasks import PreparedTask, RowSource, TaskKind, checked, encode, kind_of, load_data, prepare
+from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
 from loraxs_search.tasks.kinds.token_classification import TAG_METRICS, TokenClassification, find_entities
 
 # What seqeval 1.2.2 says, in its default mode.
@@ -201,7 +201,7 @@ def test_the_first_token_of_each_word_is_learnt(make: Callable[..., Task], token
     assert [LABELS[i] for i in encoded.targets.row(1)] == ["B-PER", "B-LOC", "O"]
     assert encoded.positions.row(1)[0] == 1
     assert encoded.extras is not None
-    assert encoded.extras.row(1).tolist() == [4, 0, 2, 3]
+    assert encoded.extras.row(1).tolist() == [4, 1, 0, 3, 1, 0, 2, 3]  # how many, their lengths, those that are read
 
 
 def test_the_order_of_labels_decides_what_cached_tokens_learn(
@@ -266,18 +266,28 @@ def test_the_loss_of_a_row_is_the_sum_over_its_words(
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("question", ["  Ada\tleft New  York", ["Ada", "left", "New", "York"]])
+def predicted(kind: TaskKind, tokenizer: PreTrainedTokenizerFast, question: Any, said: Sequence[int]) -> Prediction:
+    questions = encode(kind, tokenizer, [(question,)])
+    asking = kind.predict(RowSource(tokenizer), questions, [kind.shown((question,))])
+    request = next(asking)
+    assert isinstance(request, ForwardRequest)
+    with pytest.raises(StopIteration) as done:
+        asking.send(
+            request.reduce(PassOutputs(outputs_of(said)), RowSource(tokenizer).collate(questions, request.rows))
+        )
+    (prediction,) = done.value.value
+    assert isinstance(prediction, Prediction)
+    return prediction
+
+
+@pytest.mark.parametrize(
+    "question", ["  Ada\tleft New  York", ["Ada", "left", "New", "York"], '["Ada", "left", "New", "York"]']
+)
 def test_entities_are_found_in_the_text_as_it_is(
     question: Any, make: Callable[..., Task], tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    kind = kind_of(make([GOOD]))
+    prediction = predicted(kind := kind_of(make([GOOD])), tokenizer, question, [1, 0, 3, 4])
     shown = kind.shown((question,))
-    asking = kind.predict(RowSource(tokenizer), questions := encode(kind, tokenizer, [(question,)]), [shown])
-    request = next(asking)
-    batch = RowSource(tokenizer).collate(questions, request.rows)
-    with pytest.raises(StopIteration) as done:
-        asking.send(request.reduce(PassOutputs(outputs_of([1, 0, 3, 4])), batch))
-    (prediction,) = done.value.value
     assert (prediction.text, prediction.label) == (shown, "B-PER O B-LOC I-LOC")
     start, end = shown.index("Ada"), shown.index("New")
     place = shown[end:]
@@ -285,8 +295,16 @@ def test_entities_are_found_in_the_text_as_it_is(
     assert kind.unanswered.entities == (), "a column of a file of answers, even where its first rows are empty"
 
 
+def test_words_of_a_list_are_answered_one_by_one(make: Callable[..., Task], tokenizer: PreTrainedTokenizerFast) -> None:
+    """White space inside a word parts it as little as in training; a word without a character has its tag too."""
+    words = ["Ada", "", "New York", "10\u202f000"]
+    prediction = predicted(kind_of(make([GOOD])), tokenizer, words, [1, 3, 0])
+    assert prediction.label == "B-PER O B-LOC O"
+    assert prediction.entities == (Entity(0, 3, "PER", "Ada"), Entity(5, 13, "LOC", "New York"))
+
+
 def test_a_question_has_text(make: Callable[..., Task]) -> None:
     kind = checked(make([GOOD]))
-    for question in ("  ", [], ["", " "]):
+    for question in ("  ", [], ["", " "], "[]", ["Ada", None], ["Ada", 5]):
         with pytest.raises(TaskDataError):
             kind.questions([(question,)])
