@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,6 +26,8 @@ from loraxs_search.tasks import RowSource, encode, kind_of
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, token_ids
 from loraxs_search.tasks.rows import is_text
+
+log = logging.getLogger(__name__)
 
 
 class BankRows(AdaptedBase):
@@ -122,11 +126,13 @@ class Questions:
     def _add(self, tasks: Sequence[Task], names: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
         """Tokenise each task's questions at once, and begin to ask each adapter its own."""
         of_task: dict[int, list[int]] = {}
+        cut = Counter[tuple[int, str]]()  # rows, by their `max_length` and what they lose
         for row, task in enumerate(tasks):
             of_task.setdefault(id(task), []).append(row)
         for numbers in of_task.values():
             kind = kind_of(tasks[numbers[0]])
             encoded = encode(kind, self._source.tokenizer, [rows[row] for row in numbers])
+            cut[kind.task.max_length, kind.cut_part] += encoded.num_cut
             places: dict[str, list[int]] = {}
             for place, row in enumerate(numbers):
                 places.setdefault(names[row], []).append(place)
@@ -134,6 +140,15 @@ class Questions:
                 self._rows[name] = [numbers[place] for place in own]
                 shown = [kind.shown(rows[row]) for row in self._rows[name]]
                 self._asking[name] = kind.predict(self._source, encoded.take(np.array(own)), shown)
+        _warn_of_cut(+cut, len(rows))
+
+
+def _warn_of_cut(cut: Counter[tuple[int, str]], num_rows: int) -> None:
+    if cut:
+        limits, parts = (" or ".join(dict.fromkeys(map(str, column))) for column in zip(*sorted(cut), strict=True))
+        log.warning(
+            "%d of %d rows are longer than max_length=%s: their %s are lost", cut.total(), num_rows, limits, parts
+        )
 
 
 def _last_tokens(mask_nT: Tensor) -> Tensor:

@@ -69,6 +69,7 @@ class AdapterBank:
         self._store = AdapterStore(max_bytes, self._device)
         self._lock = threading.Lock()  # of the store: held briefly
         self._loading = threading.Lock()  # of what the model learns from adapters: held while factors are computed
+        self._tokenizing = threading.Lock()  # where a tokenizer cuts rows is a setting of its own: tasks differ in it
         self._tasks: dict[str, Task] = {}
 
     @classmethod
@@ -214,7 +215,8 @@ class AdapterBank:
         with self._lock:  # once: an adapter that is replaced meanwhile has other labels for other numbers
             tasks = [self._store.task(name) for name in names]
             parts = self._store.take(list(dict.fromkeys(names)))
-        questions = Questions(tasks, names, rows, self._tokenizer)
+        with self._tokenizing:
+            questions = Questions(tasks, names, rows, self._tokenizer)
         return questions.predict(BankRows(self._model, parts))
 
     def generate(

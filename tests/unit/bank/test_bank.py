@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.sealed import seal
 from support.studies import study
+from transformers import PreTrainedTokenizerFast
 
 import loraxs_search
 from loraxs_search import AdapterBank
@@ -195,6 +196,41 @@ def test_an_answer_has_the_probability_of_each_label(bank, folders):
         assert sum(answer.probabilities.values()) == pytest.approx(1)
         assert answer.score == answer.probabilities[answer.label] == max(answer.probabilities.values())
     assert len(answer.probabilities) == 3
+
+
+def test_texts_that_are_cut_are_warned_of_once(bank, caplog):
+    bank.predict(["a", "d", "a"], ["word " * 200, "so so", "word " * 300])
+    assert caplog.messages == ["2 of 3 rows are longer than max_length=128: their ends are lost"]
+    caplog.clear()
+    bank.predict(["a", "d"], ["so so", "no"])
+    assert caplog.messages == []
+
+
+def test_tasks_that_differ_in_length_cut_texts_as_each_alone(
+    base, folders, make_adapter, tmp_path, monkeypatch, caplog
+):
+    """A tokenizer keeps the length of its last call: a thread that asks in between would change another's."""
+    about = ("sequence-classification", DataSource(), "x", "y", "accuracy", "maximize", ("accuracy",))
+    task = Task("t", *about, labels=("n", "y"), max_length=16)
+    bank, text = AdapterBank(base), "a film " * 100
+    bank.load("long", folders["a"])
+    bank.load("short", make_adapter(tmp_path / "short", base, task=task, rank=2, target_modules=TARGETS))
+    bank.predict("long", [text])
+    expected, set_up = caplog.messages, PreTrainedTokenizerFast.set_truncation_and_padding
+    caplog.clear()
+    others = []
+
+    def ask_in_between(self, *args, **kwargs):
+        set_up(self, *args, **kwargs)
+        if not others:
+            others.append(threading.Thread(target=bank.predict, args=("short", ["no"])))
+            others[0].start()
+            others[0].join(0.5)
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "set_truncation_and_padding", ask_in_between)
+    bank.predict("long", [text])
+    others[0].join()
+    assert caplog.messages == expected == ["1 of 1 rows are longer than max_length=128: their ends are lost"]
 
 
 def test_to_no_text_there_is_no_answer(bank, folders):
