@@ -20,7 +20,7 @@ TABLE = """
 name: Movie/Reviews | task.name | must start with a lower-case letter or digit
 name: latest | task.name | not be `latest`
 name: 2024 | task.name | must be text, but got 2024; quote it
-kind: sequence_classification | task.kind | did you mean sequence-classification? It must be one of: sequence-classification
+kind: sequence_classification | task.kind | did you mean sequence-classification? It must be one of: 
 kind: ranking | task.kind | must be one of: 
 data_files: {train: nope.jsonl} | task.data.data_files.train | does not exist
 data_files: {train: .} | task.data.data_files.train | is a folder
