@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from loraxs_search.errors import StudyError
 from loraxs_search.log.append_log import AppendLog, lines_from
 from loraxs_search.log.events import EVENT_VERSION, LoggedEvent
-from loraxs_search.records import stored_name, to_json
+from loraxs_search.records import json_name, to_json
 
 DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"
 _OBSOLETE = frozenset({"command_cleared"})  # in journals of versions that read whole commands from tags of MLflow
@@ -112,7 +112,7 @@ class _UnknownKindError(ValueError):
 def to_line(event: LoggedEvent) -> bytes:
     """Return an event as its line, newline included."""
     fields = {
-        stored_name(each.name): getattr(event, each.name)
+        json_name(type(event), each.name): getattr(event, each.name)
         for each in dataclasses.fields(event)
         if not _is_default(event, each)
     }

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from loraxs_search.records import (
     NOT_STEERED,
+    STORED_NAMES,
     Baseline,
     Command,
     CommandAnswer,
@@ -27,7 +28,6 @@ from loraxs_search.records import (
     SteeringStatus,
     TrialReport,
     TrialState,
-    stored_name,
 )
 
 EVENT_VERSION = 1
@@ -173,7 +173,7 @@ class AdapterWritten(_Aside):
 class BaselinesMeasured(_Aside):
     """What simple models reach on the search's rows."""
 
-    __pydantic_config__ = {"alias_generator": stored_name}  # noqa: RUF012
+    __pydantic_config__ = STORED_NAMES
 
     baselines: tuple[Baseline, ...]
     event: Literal["yardsticks_measured"] = "yardsticks_measured"

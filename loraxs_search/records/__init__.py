@@ -21,7 +21,7 @@ from loraxs_search.records._command import (
     SteeringStatus,
 )
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
-from loraxs_search.records._json import RecordT, check_trial_id, from_json, stored_name, to_json
+from loraxs_search.records._json import STORED_NAMES, RecordT, check_trial_id, from_json, json_name, to_json
 from loraxs_search.records._literals import (
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
@@ -85,6 +85,7 @@ __all__ = [
     "MAX_AUTO_PACK_SIZE",
     "MAX_STATE_BYTES",
     "NOT_STEERED",
+    "STORED_NAMES",
     "SVD_BASES",
     "Action",
     "AdapterRef",
@@ -158,7 +159,7 @@ __all__ = [
     "from_json",
     "is_alone",
     "is_unmeasured",
+    "json_name",
     "shots_name",
-    "stored_name",
     "to_json",
 ]

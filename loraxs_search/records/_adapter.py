@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from loraxs_search.records._base import BaseModelRef, BaseSetup
-from loraxs_search.records._json import stored_name
+from loraxs_search.records._json import STORED_NAMES
 from loraxs_search.records._literals import Scalar
 from loraxs_search.records._promotion import Baseline, Refit
 from loraxs_search.records._task import Task
@@ -117,7 +117,7 @@ class Manifest:
         setup: Its base's; None in older manifests.
     """
 
-    __pydantic_config__ = {"alias_generator": stored_name}  # noqa: RUF012
+    __pydantic_config__ = STORED_NAMES
 
     task: Task
     base_model: BaseModelRef

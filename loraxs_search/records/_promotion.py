@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.records._json import stored_name
+from loraxs_search.records._json import STORED_NAMES
 from loraxs_search.records._literals import Direction
 
 BaselineName = str  # `constant`, `tfidf`, `features`; `zero-shot`, `4-shot` and the like
@@ -155,7 +155,7 @@ class Candidate:
             finalist's alone.
     """
 
-    __pydantic_config__ = {"alias_generator": stored_name}  # noqa: RUF012
+    __pydantic_config__ = STORED_NAMES
 
     study: str
     trial_id: str

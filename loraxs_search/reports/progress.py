@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from loraxs_search.log import SearchEnded, SearchStarted, ShownEvent
-from loraxs_search.records import Baseline, FrontTrial, SearchPlan, TrialRecord, TrialState, to_json
+from loraxs_search.records import STORED_NAMES, Baseline, FrontTrial, SearchPlan, TrialRecord, TrialState, to_json
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, score_warnings, shown_baselines
 from loraxs_search.studies import Journal, StudyFolder
 
@@ -77,6 +77,8 @@ class SearchDocument:
         wall_s: How long drivers have worked on it, all of them together.
         notice: Why the search ended before its budget, for people; empty when it did not.
     """
+
+    __pydantic_config__ = STORED_NAMES
 
     study: str
     wall_s: float

@@ -11,7 +11,7 @@ from typing import Any, overload
 from loraxs_search.errors import StudyError
 from loraxs_search.log import Phase
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import Baseline, Command, FrontTrial, TrialState
+from loraxs_search.records import STORED_NAMES, Baseline, Command, FrontTrial, TrialState
 from loraxs_search.reports.leaderboard import (
     PAUSED,
     LeaderboardRow,
@@ -139,6 +139,8 @@ class StudyStatus:
         place: The machine whose driver has the study, or was killed there; empty where that is this one.
         phase: What a running search does beside training trials, and how far it is; None while they train.
     """
+
+    __pydantic_config__ = STORED_NAMES
 
     study: str
     state: str

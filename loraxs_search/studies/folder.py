@@ -18,6 +18,7 @@ from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_lock
 from loraxs_search.log import EventLog, TrialsAdvanced
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
+    STORED_NAMES,
     Baseline,
     Candidate,
     Identity,
@@ -27,7 +28,6 @@ from loraxs_search.records import (
     TrialState,
     check_trial_id,
     is_alone,
-    stored_name,
     to_json,
 )
 from loraxs_search.studies.adapter_files import are_aside, replace_folder, restore_folders
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESOLVED_SPACE = "space.json"
-_BASELINE_ANSWERS = "yardsticks.answers.json"
+_BASELINES, _BASELINE_ANSWERS = "yardsticks.json", "yardsticks.answers.json"
 _STEPS = "steps.json"
 _PROBE_S = 0.3  # far longer than it takes to ask whether a lock is held
 
@@ -297,8 +297,8 @@ class StudyFolder:
         if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
             rows = {one.name: one.test_rows for one in baselines if one.test_answers}
             write_atomic(self.path / _BASELINE_ANSWERS, to_json(_BaselineAnswers(answers, self.info.task.name, rows)))
-        scores = [replace(one, test_answers=(), test_rows="") for one in baselines]
-        write_atomic(self.path / "yardsticks.json", to_json({"yardsticks": scores}, indent=2))
+        scores = tuple(replace(one, test_answers=(), test_rows="") for one in baselines)
+        write_atomic(self.path / _BASELINES, to_json(_BaselineFile(scores), indent=2))
 
     def baseline_answers(self) -> Mapping[str, KeptAnswers]:
         """Return the answers of simple models to the test rows, by baseline; none where they were not kept."""
@@ -310,7 +310,7 @@ class StudyFolder:
 
     def baselines(self) -> tuple[Baseline, ...] | None:
         """Return what simple models reach, or None when that has not been computed."""
-        path = self.path / "yardsticks.json"
+        path = self.path / _BASELINES
         return read_record(_BaselineFile, path).baselines if path.exists() else None
 
     def write_steps(self, steps: TrialsAdvanced) -> None:
@@ -442,7 +442,7 @@ class _AssetFile:
 
 @dataclass(frozen=True)
 class _BaselineFile:
-    __pydantic_config__ = {"alias_generator": stored_name}  # noqa: RUF012
+    __pydantic_config__ = STORED_NAMES
 
     baselines: tuple[Baseline, ...]
 
