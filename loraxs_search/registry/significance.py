@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.tasks.kinds import Metric, find_metric
+from loraxs_search.tasks.metrics import ratio_or_zero
 
 Values = npt.NDArray[Any]
 FILE = "test_rows.safetensors"
@@ -341,14 +342,10 @@ def _summed(rows_of: Numbers, ids: Ids, n: int) -> Numbers:
     return sums
 
 
-def _ratio(top: Numbers, bottom: Numbers) -> Numbers:
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-
-
 def _f1_per_label(counts: Counts) -> tuple[Numbers, npt.NDArray[np.bool_]]:
     """F1 of each label, and whether it occurs at all."""
     seen = counts.true + counts.answered
-    return _ratio(2 * counts.hits, seen), seen > 0
+    return ratio_or_zero(2 * counts.hits, seen), seen > 0
 
 
 def _f1(counts: Counts) -> Numbers:
@@ -358,14 +355,14 @@ def _f1(counts: Counts) -> Numbers:
 
 def _macro_f1(counts: Counts) -> Numbers:
     scores, occurs = _f1_per_label(counts)
-    return _ratio((scores * occurs).sum(1), occurs.sum(1).astype(np.float64))
+    return ratio_or_zero((scores * occurs).sum(1), occurs.sum(1).astype(np.float64))
 
 
 def _matthews(counts: Counts) -> Numbers:
     true, answered, size = counts.true, counts.answered, counts.true.sum(1)
     top = counts.hits.sum(1) * size - (true * answered).sum(1)
     bottom = np.sqrt((size**2 - (answered**2).sum(1)) * (size**2 - (true**2).sum(1)))
-    return _ratio(top, bottom)
+    return ratio_or_zero(top, bottom)
 
 
 OF_COUNTS: dict[str, Callable[[Counts], Numbers]] = {"f1": _f1, "macro_f1": _macro_f1, "matthews": _matthews}
@@ -377,7 +374,7 @@ def _pearson(answered: Numbers, true: Numbers) -> Numbers:
     answered_apart, true_apart = (x - x.mean(1, keepdims=True) for x in (answered, true))
     top = np.einsum("rn,rn->r", answered_apart, true_apart)
     bottom = _length(answered_apart, answered) * _length(true_apart, true)
-    return _ratio(top, bottom)
+    return ratio_or_zero(top, bottom)
 
 
 def _length(apart: Numbers, values: Numbers) -> Numbers:

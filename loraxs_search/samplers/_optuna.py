@@ -63,7 +63,7 @@ class KnownSpaceCmaEs(_KnownSpace, CmaEsSampler):
 
 class _StateOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _CLASSES or (module.startswith("numpy") and name in _NUMPY):
+        if (module, name) in _CLASSES or (module.partition(".")[0] == "numpy" and name in _NUMPY):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it names {module}.{name}")
 

@@ -47,7 +47,7 @@ class TPE(Sampler):
     def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
         from optuna.samplers import TPESampler
 
-        with _experimental():  # `group` is what conditional spaces need; since Optuna 2.8
+        with experimental():  # `group` is what conditional spaces need; since Optuna 2.8
             return TPESampler(
                 n_startup_trials=int(self.config.parameters["n_startup_trials"]),
                 multivariate=True,
@@ -113,7 +113,7 @@ class CmaEs(Sampler):
 
         options = dict(self.config.parameters)
         popsize = options.pop("popsize")
-        with _experimental():  # the three flags, since Optuna 2.0, 3.1 and 3.3
+        with experimental():  # the three flags, since Optuna 2.0, 3.1 and 3.3
             return KnownSpaceCmaEs(
                 _named(distributions, self._together),
                 seed=seed,
@@ -164,7 +164,7 @@ class QMC(Sampler):
     def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
         from loraxs_search.samplers._optuna import KnownSpaceQMC
 
-        with _experimental():  # since 3.0
+        with experimental():  # since 3.0
             return KnownSpaceQMC(
                 distributions, seed=self.config.seed, warn_independent_sampling=False, **self.config.parameters
             )
@@ -198,7 +198,7 @@ def _complete_advice(sampler: Sampler, needed: int) -> Iterator[str]:
         )
 
 
-def _experimental() -> warnings.catch_warnings:
+def experimental() -> warnings.catch_warnings:
     """Return a context in which Optuna does not warn of what it calls experimental."""
     from optuna.exceptions import ExperimentalWarning
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Proposal, Scalar
 from loraxs_search.samplers import DrawnSpace, make_sampler
+from loraxs_search.samplers.entries import experimental
 from loraxs_search.samplers.history import FrontHistory, History
 from loraxs_search.samplers.trials import StudyTrials
 
@@ -122,8 +122,7 @@ class Proposer:
 
 
 def _fixed(params: Mapping[str, Scalar], seed: int) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # since 2.4
+    with experimental():  # since 2.4
         return PartialFixedSampler(dict(params), RandomSampler(seed=seed))
 
 

@@ -94,6 +94,11 @@ def _ratio(sums: Values, counts: Values) -> float:
     return float(np.sum(sums, dtype=np.float64) / np.sum(counts))
 
 
+def ratio_or_zero(top: npt.NDArray[np.float64], bottom: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return `top / bottom`, both of one shape; 0 where `bottom` is 0."""
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
+
+
 def _constant(values: Values) -> bool:
     """Say whether all values are the same, up to their own resolution: no correlation is defined then."""
     rounding = 4 * float(np.finfo(np.float32).eps) if values.dtype == np.float32 else 0.0

@@ -28,7 +28,7 @@ from loraxs_search.tasks.kinds._labelled import are_hidden, class_ids, num_lost_
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section, Text, distinct
-from loraxs_search.tasks.metrics import Metric
+from loraxs_search.tasks.metrics import Metric, ratio_or_zero
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, check_texts, collected, joined
 
 if TYPE_CHECKING:
@@ -81,10 +81,6 @@ def _tag_counts(predictions: Values, labels: Values) -> npt.NDArray[np.float64]:
     return np.array(counts, np.float64).reshape(-1, 2)
 
 
-def _ratio(top: npt.NDArray[np.float64], bottom: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-
-
 def _metric(
     name: str,
     row_counts: Callable[[Values, Values], npt.NDArray[np.float64]],
@@ -100,10 +96,12 @@ def _metric(
 TAG_METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        _metric("f1", _entity_counts, lambda counts: _ratio(2 * counts[..., 0], counts[..., 1] + counts[..., 2])),
-        _metric("precision", _entity_counts, lambda counts: _ratio(counts[..., 0], counts[..., 1])),
-        _metric("recall", _entity_counts, lambda counts: _ratio(counts[..., 0], counts[..., 2])),
-        _metric("accuracy", _tag_counts, lambda counts: _ratio(counts[..., 0], counts[..., 1])),
+        _metric(
+            "f1", _entity_counts, lambda counts: ratio_or_zero(2 * counts[..., 0], counts[..., 1] + counts[..., 2])
+        ),
+        _metric("precision", _entity_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 1])),
+        _metric("recall", _entity_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 2])),
+        _metric("accuracy", _tag_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 1])),
     )
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from html import unescape
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from loraxs_search.reports.html.figures._base import (
     styled,
     thinner,
 )
+from loraxs_search.samplers.entries import experimental
 
 if TYPE_CHECKING:
     import optuna
@@ -50,8 +50,7 @@ def optuna_study(facts: ReportFacts, *, with_bytes: bool = False) -> optuna.Stud
         directions.append("minimize")
     study = optuna.create_study(directions=directions)
     if with_bytes:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with experimental():
             study.set_metric_names([facts.metric, "stored bytes"])
     scales = {name: _distribution(_values(facts.complete, name)) for name in facts.varied}
     records = {int(record.trial_id): record for record in facts.records}
