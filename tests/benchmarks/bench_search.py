@@ -23,8 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loraxs_search.log import ShownEvent
 
 SPACE = """
 task:
@@ -60,21 +65,23 @@ class Clock:
     def __init__(self) -> None:
         self.marks: list[tuple[str, float]] = []
 
-    def phase(self, text: str) -> None:
-        self.marks.append((text, time.time()))
+    def happened(self, event: ShownEvent) -> None:
+        """Note where a phase begins; training is one too."""
+        from loraxs_search.log import Phase, SearchStarted
 
-    def started(self, facts: Any) -> None:
-        self.marks.append(("training", time.time()))
+        if isinstance(event, Phase):
+            self.marks.append((event.text, time.time()))
+        elif isinstance(event, SearchStarted):
+            self.marks.append(("training", time.time()))
 
-    def trial_changed(self, record: Any) -> None: ...
-
-    def finished(self) -> None:
-        self.marks.append(("end", time.time()))
+    def known(self, event: ShownEvent) -> None: ...
 
     def seconds(self) -> dict[str, float]:
-        """Return how long each phase took."""
-        pairs = zip(self.marks, self.marks[1:], strict=False)
-        return {name: round(after - at, 1) for (name, at), (_, after) in pairs}
+        """Return how long each phase took; the last goes on until now."""
+        seconds: Counter[str] = Counter()
+        for (name, at), (_, after) in pairwise([*self.marks, ("end", time.time())]):
+            seconds[name] += after - at  # a phase says more than once how far it is
+        return {name: round(spent, 1) for name, spent in seconds.items()}
 
 
 def space_for(arguments: argparse.Namespace, rate: str = IN_BOX) -> Any:
