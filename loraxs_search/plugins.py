@@ -22,10 +22,12 @@ class SearchKey:
     Args:
         annotation: Its type and law as pydantic reads them, such as `Annotated[int, Field(ge=2)]`.
         default: Where the space does not give it.
+        about: What it does, for search_spaces/REFERENCE.md and the JSON Schema.
     """
 
     annotation: Any
     default: Scalar
+    about: str = ""
 
 
 class EntryPoints(Generic[EntryT]):

@@ -1,4 +1,4 @@
-"""loraxs-search spaces ls|show|copy|schema"""
+"""loraxs-search spaces ls|show|copy|schema|reference"""
 
 from __future__ import annotations
 
@@ -71,3 +71,16 @@ def schema() -> None:
     from loraxs_search.search_space import schema_text
 
     print(schema_text(), end="")
+
+
+@app.command("reference")
+def reference() -> None:
+    """Print every key of a space file with its type, default and meaning, as a page of Markdown.
+
+    It knows the kinds, methods, samplers and schedulers that are installed here.
+
+    Example: loraxs-search spaces reference
+    """
+    from loraxs_search.search_space import reference_text
+
+    print(reference_text(), end="")

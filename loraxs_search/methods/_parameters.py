@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt, sqrt
 from typing import Literal
 
@@ -28,6 +28,7 @@ class ParameterSpec:
         high: Largest value; itself allowed unless `below`.
         names: The words allowed, for a parameter of kind `name`.
         stored: Words that only studies of earlier versions have.
+        about: What it does, for search_spaces/REFERENCE.md and the JSON Schema.
     """
 
     kind: Literal["int", "float", "flag", "name", "modules"]
@@ -38,6 +39,7 @@ class ParameterSpec:
     names: tuple[str, ...] = ()
     stored: tuple[str, ...] = ()
     default: Scalar | None = None
+    about: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         if self.kind == "name":

@@ -31,7 +31,10 @@ _BYTES_PER_NUMBER = 16  # weight, gradient and AdamW's two moments, in float32
 
 
 class Full(Method):
-    """A tied weight is one; poolers that the checkpoint lacks stay as they are."""
+    """Every weight of the base, in a copy in float32, to compare with. Only metrics are recorded; never a candidate.
+
+    A tied weight is one; poolers that the checkpoint lacks stay as they are.
+    """
 
     name: ClassVar[str] = "full"
     title: ClassVar[str] = "Full fine-tuning"

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class HeadOnly(PeftMethod):
-    """To PEFT it is a LoRA of no layer, with a head; `head_learning_rate` is its one learning rate."""
+    """The head alone, to compare with: no candidate unless `promotion.methods` names it.
+
+    `head_learning_rate` is its one learning rate. To PEFT it is a LoRA of no layer, with a head.
+    """
 
     name: ClassVar[str] = "head-only"
     title: ClassVar[str] = "Head only"

@@ -46,8 +46,9 @@ class _PackedLora(PackedMethod):
 
 
 class Lora(PeftMethod):
-    """y = W x + s B A x, with s = alpha / r, or alpha / sqrt(r) for rsLoRA; alpha = scale * rank.
+    """delta_W = scale * B A, with A and B trained: r (in + out) numbers a layer. Trials share passes with LoRA-XS.
 
+    alpha = scale * rank; rsLoRA multiplies by alpha / sqrt(r) in place of alpha / r.
     A and B start from the trial's seed alone, in float32 whatever the base is in. `init: pissa` starts from the largest
     singular values, and takes them out of the base for as long as the adapter is on it.
     """
@@ -58,11 +59,24 @@ class Lora(PeftMethod):
     description: ClassVar[str] = "A and B (trained, of low rank)"
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
         {
-            "rank": ParameterSpec("int", low=1, high=65536),
-            "scale": ParameterSpec("float", above=True, default=1.0),
-            "rslora": ParameterSpec("flag", default=False),
-            "dora": ParameterSpec("flag", default=False),
-            "init": ParameterSpec("name", names=tuple(_INITS), default="default"),
+            "rank": ParameterSpec("int", low=1, high=65536, about="r, the rows of A and the columns of B."),
+            "scale": ParameterSpec("float", above=True, default=1.0, about="Factor of the update, alpha / r."),
+            "rslora": ParameterSpec(
+                "flag", default=False, about="Multiplies by alpha / sqrt(r) instead, which is `scale` * sqrt(r)."
+            ),
+            "dora": ParameterSpec(
+                "flag",
+                default=False,
+                about="Also trains the length of each row of the weight (DoRA). Such trials train alone.",
+            ),
+            "init": ParameterSpec(
+                "name",
+                names=tuple(_INITS),
+                default="default",
+                about="How A and B start: B at zero (`default`, `gaussian`), both drawn with a product of zero"
+                " (`orthogonal`, even ranks), or the weight's largest singular values (`pissa`), which"
+                " train alone.",
+            ),
         }
     )
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(

@@ -64,7 +64,10 @@ class _PackedLoraXS(PackedMethod):
 
 
 class LoraXS(PeftMethod):
-    """R starts at N(0, init_std^2) from the trial's seed and each module's name; A and B come from the factor store."""
+    """delta_W = scale * B R A, with A and B from the SVD of W, and R, r x r, trained.
+
+    R starts at N(0, init_std^2) from the trial's seed and each module's name; A and B come from the factor store.
+    """
 
     name: ClassVar[str] = "lora-xs"
     title: ClassVar[str] = "LoRA-XS"
@@ -75,12 +78,39 @@ class LoraXS(PeftMethod):
     )
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
         {
-            "rank": ParameterSpec("int", low=1, high=65536),
-            "rank_pattern": ParameterSpec("name", names=get_args(RankPattern), default=Hyperparameters.rank_pattern),
-            "scale": ParameterSpec("float", above=True, default=Hyperparameters.scale),
-            "sigma": ParameterSpec("name", names=get_args(Sigma), default=Hyperparameters.sigma),
-            "basis": ParameterSpec("name", names=_BASES, stored=("random",), default=Hyperparameters.basis),
-            "init_std": ParameterSpec("float", default=Hyperparameters.init_std),
+            "rank": ParameterSpec("int", low=1, high=65536, about="r, the rows and columns of R."),
+            "rank_pattern": ParameterSpec(
+                "name",
+                names=get_args(RankPattern),
+                default=Hyperparameters.rank_pattern,
+                about="`uniform` gives all layers the same rank. `upper`, `lower`, `middle` and `ends` give that"
+                " half of the layers about 1.22 r and the others less, with no more numbers in all.",
+            ),
+            "scale": ParameterSpec(
+                "float",
+                above=True,
+                default=Hyperparameters.scale,
+                about="Factor of the update, alpha / r. There is no `alpha`: with a fixed alpha, a larger rank"
+                " would learn more slowly.",
+            ),
+            "sigma": ParameterSpec(
+                "name",
+                names=get_args(Sigma),
+                default=Hyperparameters.sigma,
+                about="Where W's singular values go: into A (`input`, as in the paper), into B (`output`), their"
+                " roots into both (`sqrt`), or nowhere (`none`).",
+            ),
+            "basis": ParameterSpec(
+                "name",
+                names=_BASES,
+                stored=("random",),
+                default=Hyperparameters.basis,
+                about="Which of W's singular vectors: the `top`, `middle` or `bottom` ones. `gaussian` draws A"
+                " and B from the trial's seed, the paper's control.",
+            ),
+            "init_std": ParameterSpec(
+                "float", default=Hyperparameters.init_std, about="Standard deviation of R at the start."
+            ),
         }
     )
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(

@@ -15,7 +15,7 @@ from loraxs_search.records import Hyperparameters, LinearModule, Scalar
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-_RANK = ParameterSpec("int", low=1, high=65536)
+_RANK = ParameterSpec("int", low=1, high=65536, about="r, the inner dimension of each update.")
 # The layers that take a feed-forward block's hidden states back, by their names in transformers' models.
 _LAST_OF_BLOCK = re.compile(
     r"(^|\.)(output\.dense|down_proj|lin2|fc2|fc_out|wo|Wo|c_proj|dense_4h_to_h|w2|layer_2|ffn_output)$"
@@ -34,7 +34,10 @@ class VeRA(PeftMethod):
     symbol: ClassVar[str] = "b, d"
     description: ClassVar[str] = "b and d (vectors beside one random projection)"
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
-        {"rank": _RANK, "d_initial": ParameterSpec("float", above=True, default=0.1)}
+        {
+            "rank": _RANK,
+            "d_initial": ParameterSpec("float", above=True, default=0.1, about="Every number of d at the start."),
+        }
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank",)
     tuner: ClassVar[str] = "vera"
@@ -62,9 +65,9 @@ class VeRA(PeftMethod):
 
 
 class IA3(PeftMethod):
-    """A vector scales what enters or what leaves each layer; it starts at one. Source: arXiv 2205.05638.
+    """A vector scales what enters or what leaves each layer; it starts at one.
 
-    `scaled: paper` scales the input of a feed-forward block's last layer and the output of every other layer.
+    Source: arXiv 2205.05638.
     """
 
     name: ClassVar[str] = "ia3"
@@ -72,7 +75,15 @@ class IA3(PeftMethod):
     symbol: ClassVar[str] = "vectors"
     description: ClassVar[str] = "vectors that scale the base's layers"
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
-        {"scaled": ParameterSpec("name", names=("paper", "output", "input"), default="paper")}
+        {
+            "scaled": ParameterSpec(
+                "name",
+                names=("paper", "output", "input"),
+                default="paper",
+                about="What a vector scales: each layer's `output` or `input`. `paper` takes the input of a"
+                " feed-forward block's last layer and the output of all others.",
+            )
+        }
     )
     sized_by: ClassVar[tuple[str, ...]] = ("scaled",)
     tuner: ClassVar[str] = "ia3"
@@ -108,8 +119,13 @@ class TinyLoRA(PeftMethod):
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
         {
             "rank": _RANK,
-            "vector_size": ParameterSpec("int", low=1, high=1 << 20, default=64),
-            "num_groups": ParameterSpec("int", high=65536, default=0),
+            "vector_size": ParameterSpec("int", low=1, high=1 << 20, default=64, about="Numbers in a trained vector."),
+            "num_groups": ParameterSpec(
+                "int",
+                high=65536,
+                default=0,
+                about="Number of vectors, each for layers that follow one another. 0 is one for each layer.",
+            ),
         }
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "vector_size", "num_groups")
@@ -139,10 +155,10 @@ class TinyLoRA(PeftMethod):
 
 
 class UniLoRA(PeftMethod):
-    """Every entry of LoRA's matrices is one of the numbers of a single trained vector. Source: arXiv 2506.00799.
+    """Every entry of LoRA's matrices is one of the numbers of a single trained vector.
 
-    Which one, a seed says, so the vector alone is stored. It is drawn from the trial's seed, uniformly within
-    `init_bound` of zero.
+    A seed says which one, so the vector alone is stored. It is drawn from the trial's seed, uniformly within
+    `init_bound` of zero. Source: arXiv 2506.00799.
     """
 
     name: ClassVar[str] = "unilora"
@@ -152,8 +168,12 @@ class UniLoRA(PeftMethod):
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
         {
             "rank": _RANK,
-            "vector_size": ParameterSpec("int", low=1, high=1 << 24, default=256),
-            "init_bound": ParameterSpec("float", above=True, default=0.02),
+            "vector_size": ParameterSpec(
+                "int", low=1, high=1 << 24, default=256, about="Numbers in the trained vector."
+            ),
+            "init_bound": ParameterSpec(
+                "float", above=True, default=0.02, about="The vector starts uniformly within this distance of zero."
+            ),
         }
     )
     sized_by: ClassVar[tuple[str, ...]] = ("vector_size",)

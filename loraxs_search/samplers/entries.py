@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 # Of fewer trials the weights of a generation are no numbers; and it must be among the latest that samplers see.
 _MIN_POPSIZE, _MAX_POPSIZE = 4, 200
-_STARTUP = SearchKey(Annotated[int, Field(ge=1, le=200)], 10)
+_STARTUP = SearchKey(
+    Annotated[int, Field(ge=1, le=200)],
+    10,
+    about="Trials drawn at random before `tpe` or `gp` learns; `gp` counts complete ones.",
+)
 
 
 def _popsize(value: object) -> Scalar:
@@ -39,7 +43,7 @@ _Popsize = Annotated[
 
 
 class TPE(Sampler):
-    """Draws near what was good and far from what was not, all parameters together; learns from stopped trials too."""
+    """Draws near good params, all parameters together. It learns from stopped trials too, and handles conditions."""
 
     name = "tpe"
     parameters: ClassVar[Mapping[str, SearchKey]] = {"n_startup_trials": _STARTUP}
@@ -58,7 +62,7 @@ class TPE(Sampler):
 
 
 class RandomSearch(Sampler):
-    """Draws each trial at random, whatever was good."""
+    """Draws each trial at random."""
 
     name = "random"
 
@@ -69,7 +73,7 @@ class RandomSearch(Sampler):
 
 
 class GP(Sampler):
-    """Fits a Gaussian process to the complete trials, and draws where it expects the most improvement."""
+    """Draws where a Gaussian process of the complete trials expects the most improvement. Use `scheduler: none`."""
 
     name = "gp"
     parameters: ClassVar[Mapping[str, SearchKey]] = {"n_startup_trials": _STARTUP}
@@ -98,14 +102,21 @@ class GP(Sampler):
 
 
 class CmaEs(Sampler):
-    """Moves a normal distribution towards the best complete trials, one generation after the other."""
+    """Moves a normal distribution towards the best complete trials, a generation at a time. Use `scheduler: none`."""
 
     name = "cma-es"
     parameters: ClassVar[Mapping[str, SearchKey]] = {
-        "popsize": SearchKey(_Popsize, "auto"),
-        "consider_pruned_trials": SearchKey(bool, False),
-        "with_margin": SearchKey(bool, False),
-        "lr_adapt": SearchKey(bool, False),
+        "popsize": SearchKey(
+            _Popsize,
+            "auto",
+            about="Trials in a generation of `cma-es`, at least 4. `auto` is 4 for one parameter, 6 for two, 7"
+            " for three.",
+        ),
+        "consider_pruned_trials": SearchKey(
+            bool, False, about="Whether `cma-es` learns from stopped trials, by their last report."
+        ),
+        "with_margin": SearchKey(bool, False, about="`cma-es` for ranges of few integers. Excludes `lr_adapt`."),
+        "lr_adapt": SearchKey(bool, False, about="`cma-es` for noisy scores. Excludes `with_margin`."),
     }
 
     def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:
@@ -149,7 +160,7 @@ class CmaEs(Sampler):
 
 
 class QMC(Sampler):
-    """Spreads trials evenly over the space by a low-discrepancy sequence, whatever was good.
+    """Spreads trials evenly over the whole space. Best with 8, 16, 32, ... trials.
 
     Scrambled by default, unlike in Optuna: the first point is then no corner of the space, and seeds differ. All trials
     take points of one sequence, hence the search's seed.
@@ -157,8 +168,12 @@ class QMC(Sampler):
 
     name = "qmc"
     parameters: ClassVar[Mapping[str, SearchKey]] = {
-        "qmc_type": SearchKey(Literal["sobol", "halton"], "sobol"),
-        "scramble": SearchKey(bool, True),
+        "qmc_type": SearchKey(Literal["sobol", "halton"], "sobol", about="The sequence of `qmc`."),
+        "scramble": SearchKey(
+            bool,
+            True,
+            about="`qmc` shuffles its sequence by the seed. Without it, the sequence begins in a corner of the space.",
+        ),
     }
 
     def optuna_sampler(self, seed: int, distributions: Mapping[str, BaseDistribution]) -> BaseSampler:

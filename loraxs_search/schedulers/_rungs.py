@@ -40,7 +40,14 @@ class HalvingScheduler(Scheduler):
     first one would always go on otherwise. A subclass says in its kind of rung who is among the best.
     """
 
-    parameters: ClassVar[Mapping[str, SearchKey]] = {"reduction_factor": SearchKey(Annotated[int, Field(ge=2)], 2)}
+    parameters: ClassVar[Mapping[str, SearchKey]] = {
+        "reduction_factor": SearchKey(
+            Annotated[int, Field(ge=2)],
+            2,
+            about="`asha` and `mo-asha` keep this share of the trials at each comparison: the best half with 2, the"
+            " best third with 3. Comparisons come after `report_every` times 1, 2, 4, 8, ... steps, or 1, 3, 9, ...",
+        )
+    }
     rung: ClassVar[type[Rung]]
     title: ClassVar[str]  # what reasons call it
 

@@ -52,7 +52,9 @@ class ScoreRung(Rung):
 
 
 class ASHA(HalvingScheduler):
-    """Stops a trial whose score is not among the best 1/reduction_factor at its rung.
+    """Stops a trial whose score is not among the best at its step.
+
+    The best are 1/reduction_factor of those at its rung.
 
     The first trial at a rung goes on, and so does one whose score is NaN.
 

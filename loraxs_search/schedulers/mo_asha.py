@@ -42,8 +42,9 @@ class FrontRung(Rung):
 
 
 class MOASHA(HalvingScheduler):
-    """Stops a trial whose (score, stored bytes) are not among the best 1/reduction_factor at its rung.
+    """Stops a trial whose score and stored bytes together are not among the best at its step.
 
+    The best are 1/reduction_factor of those at its rung.
     By score alone the small adapters would be stopped, however good for their size. Trials are ordered by fronts: first
     those that no other dominates, then those that only these dominate, and so on. Where the best 1/reduction_factor end
     within a front, the trials of this front that are spread over it go on: the best score, the fewest bytes, then what

@@ -46,6 +46,7 @@ from loraxs_search.search_space._load import (
 )
 from loraxs_search.search_space._overrides import Overrides
 from loraxs_search.search_space._parameter_specs import parameter_specs, resolve_modules
+from loraxs_search.search_space._reference import reference_text
 from loraxs_search.search_space._retired import warn_of_retired
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import CatalogueEntry, catalogue_entry, catalogue_task
@@ -79,6 +80,7 @@ __all__ = [
     "place_given",
     "plain_name",
     "portable_text",
+    "reference_text",
     "resolve_modules",
     "schema_text",
     "single_method",

@@ -24,6 +24,15 @@ from loraxs_search.tasks.kinds import KINDS
 Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _WHEN = "when"
+_METHOD = (
+    "What is trained on the frozen base: one method, or `{choice: [lora-xs, vera]}`. Each of several methods has one"
+    " of the first trials; later trials draw their method first, then its parameters. The default is `lora-xs`."
+)
+_START_FROM = (
+    "A registered adapter that trials start from: `TASK`, `TASK@champion` or `TASK:3`. It must be on the same base,"
+    " with the same `basis` and `sigma`, no more layers and no larger rank. Its head is taken too if the labels are"
+    " the same."
+)
 _SCALAR: Schema = {"type": ["string", "number", "boolean"]}
 
 
@@ -36,11 +45,11 @@ def space_schema() -> Schema:
     references = {id(model): schema for (model, _), schema in made.items()}
     known = definitions["$defs"]
     by_kind = {name: _definition(known, references[id(model)]) for name, model in kinds.items()}
-    values = _values()
+    values, abouts = _values(), _abouts()
     own = {name: references[id(model)] for name, model in sections.items()}
     plan = _definition(known, own["search"])["properties"]
     plan["scheduler"]["enum"], plan["sampler"]["enum"] = SCHEDULERS.names(), SAMPLERS.names()
-    method = _of_spec(method_spec())
+    method = schema_of_spec(method_spec())
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A search space of loraxs-search",
@@ -50,15 +59,18 @@ def space_schema() -> Schema:
         "properties": {
             "task": _task(by_kind),
             "base_model": {"anyOf": [_TEXT, own["base_model"]]},
-            "method": {"anyOf": [method, _forms(method, with_conditions=False)]},
+            "method": {"description": _METHOD, "anyOf": [method, _forms(method, with_conditions=False)]},
             "parameters": {
                 "type": "object",
                 "additionalProperties": False,
-                "properties": {name: _declared(_to(f"{name}.value"), _to(f"{name}.forms")) for name in values},
+                "properties": {
+                    name: {"description": about, **_declared(_to(f"{name}.value"), _to(f"{name}.forms"))}
+                    for name, about in abouts.items()
+                },
             },
             "search": _or_nothing(own["search"]),
             "promotion": _or_nothing(own["promotion"]),
-            "start_from": _or_nothing(_TEXT),
+            "start_from": {"description": _START_FROM, **_or_nothing(_TEXT)},
         },
         "definitions": {
             **known,
@@ -117,10 +129,16 @@ def _values() -> dict[str, Schema]:
     for method in METHODS.importable():
         for name, spec in parameter_specs(method).items():
             laws.setdefault(name, []).append(spec)
-    return {name: _any(map(_of_spec, specs)) for name, specs in laws.items()}
+    return {name: _any(map(schema_of_spec, specs)) for name, specs in laws.items()}
 
 
-def _of_spec(spec: ParameterSpec) -> Schema:
+def _abouts() -> dict[str, str]:
+    """Return what every parameter does, as the first method that takes it says."""
+    specs = [parameter_specs(method) for method in METHODS.importable()]
+    return {name: spec.about for taken in reversed(specs) for name, spec in taken.items()}
+
+
+def schema_of_spec(spec: ParameterSpec) -> Schema:
     """Return the schema of one value."""
     if spec.kind == "name":
         return {"enum": list(spec.names)}

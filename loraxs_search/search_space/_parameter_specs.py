@@ -184,17 +184,53 @@ class _ModulesSpec(ParameterSpec):
 
 # `head_learning_rate` has none: it is the trial's `learning_rate` where it is left out.
 COMMON: Mapping[str, ParameterSpec] = {
-    "target_modules": _ModulesSpec("modules", default=DEFAULT_TARGET_MODULES),
-    "head": ParameterSpec("name", names=get_args(Head), default=Hyperparameters.head),
-    "learning_rate": ParameterSpec("float", above=True),
-    "head_learning_rate": ParameterSpec("float", above=True),
-    "weight_decay": ParameterSpec("float", default=Hyperparameters.weight_decay),
-    "adam_beta1": ParameterSpec("float", high=1.0, below=True, default=Hyperparameters.adam_beta1),
-    "adam_beta2": ParameterSpec("float", high=1.0, below=True, default=Hyperparameters.adam_beta2),
-    "lr_schedule": ParameterSpec("name", names=get_args(LrSchedule), default=Hyperparameters.lr_schedule),
-    "warmup_ratio": ParameterSpec("float", high=1.0, default=Hyperparameters.warmup_ratio),
-    "max_grad_norm": ParameterSpec("float", default=Hyperparameters.max_grad_norm),
-    "batch_size": ParameterSpec("int", low=1, high=65536, default=Hyperparameters.batch_size),
+    "target_modules": _ModulesSpec(
+        "modules",
+        default=DEFAULT_TARGET_MODULES,
+        about="Layers to adapt: `attention`, `ffn`, `all-linear`, or module names, joined by `+`. `@last-K`"
+        " keeps the last K layers of the model.",
+    ),
+    "head": ParameterSpec(
+        "name",
+        names=get_args(Head),
+        default=Hyperparameters.head,
+        about="`full` trains the whole head, `output` its last layer alone.",
+    ),
+    "learning_rate": ParameterSpec("float", above=True, about="Learning rate of the adapter."),
+    "head_learning_rate": ParameterSpec(
+        "float", above=True, about="Learning rate of the head. The default is `learning_rate`."
+    ),
+    "weight_decay": ParameterSpec("float", default=Hyperparameters.weight_decay, about="Weight decay of AdamW."),
+    "adam_beta1": ParameterSpec(
+        "float", high=1.0, below=True, default=Hyperparameters.adam_beta1, about="Decay of AdamW's mean gradient."
+    ),
+    "adam_beta2": ParameterSpec(
+        "float",
+        high=1.0,
+        below=True,
+        default=Hyperparameters.adam_beta2,
+        about="Decay of AdamW's mean squared gradient.",
+    ),
+    "lr_schedule": ParameterSpec(
+        "name",
+        names=get_args(LrSchedule),
+        default=Hyperparameters.lr_schedule,
+        about="`linear` and `cosine` fall to 0 at the last step, `constant` does not.",
+    ),
+    "warmup_ratio": ParameterSpec(
+        "float",
+        high=1.0,
+        default=Hyperparameters.warmup_ratio,
+        about="Share of the steps, at the start, in which both learning rates rise.",
+    ),
+    "max_grad_norm": ParameterSpec(
+        "float",
+        default=Hyperparameters.max_grad_norm,
+        about="Limit on the norm of a trial's gradient, adapter and head together. 0 means no limit.",
+    ),
+    "batch_size": ParameterSpec(
+        "int", low=1, high=65536, default=Hyperparameters.batch_size, about="Rows in one step."
+    ),
 }
 
 

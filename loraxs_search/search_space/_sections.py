@@ -36,7 +36,10 @@ def _entry_keys() -> dict[str, Any]:
     """
     taken = [scheduler.parameters for scheduler in SCHEDULERS.importable().values()]
     taken += [sampler.parameters for sampler in SAMPLERS.importable().values()]
-    return {name: (key.annotation, key.default) for keys in reversed(taken) for name, key in keys.items()}
+    keys: dict[str, Any] = {}
+    for name, key in (each for own in taken for each in own.items()):
+        keys.setdefault(name, (key.annotation, Field(key.default, description=key.about)))
+    return keys
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -205,117 +208,183 @@ PackSize = Annotated[
     PlainValidator(_pack_size),
     WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}),
 ]
-Number = Annotated[float, BeforeValidator(_number)]
+NotNegative = Annotated[float, Field(ge=0), BeforeValidator(_number)]
 Duration = Annotated[
     float,
     Field(gt=0),
     BeforeValidator(_seconds),
     WithJsonSchema(
         {
+            "$comment": "duration",
             "anyOf": [
                 {"type": "number", "exclusiveMinimum": 0},
                 {"type": "string", "pattern": r"^\d+(\.\d+)?\s*[smhd]$"},
-            ]
+            ],
         }
     ),
 ]
 
 
 class SearchSection(Section):
-    """`search:`, the fields of `SearchPlan` but those that schedulers and samplers take; see `search_section`.
-
-    `metric` is what running trials are compared by; it becomes the task's `report_metric`. So does the first of
-    `objectives`.
-    """
+    """How to search: how many trials, how long each one trains, and which of them stop early."""
 
     metric: Text | None = None
+    """Metric by which running trials are compared. The default is the task's own, or `loss` for `text-generation`.
+    Candidates are always compared by the task's metric.
+    """
     objectives: Names | None = None
+    """`[METRIC, stored_bytes]` searches for a high score and few bytes together."""
     keep: Literal["last", "best"] = SearchPlan.keep
+    """Which adapter of a trial counts: the `last` one, or the one with the `best` report."""
     trials: Count = SearchPlan.trials
+    """Number of trials to propose. `extend` raises it; trials from `add` and `clone` come on top."""
     max_steps: Count = SearchPlan.max_steps
+    """Optimizer steps of the longest trial."""
     report_every: Count = SearchPlan.report_every
+    """Steps between two reports. Each report scores the trial and may stop it."""
     concurrent: Count | None = None
+    """Most trials that run at once. The default is as many as fit; an autoscaler starts nodes for those that wait."""
     scheduler: Annotated[str, AfterValidator(known_entry(SCHEDULERS, "a scheduler"))] = SearchPlan.scheduler
+    """Which trials stop early. With `objectives` the default is `mo-asha`."""
     sampler: Annotated[str, AfterValidator(known_entry(SAMPLERS, "a sampler"))] = SearchPlan.sampler
+    """What proposes params."""
     time_budget: Duration | None = None
+    """Time after which trials stop, such as `90s`, `30m`, `2h` or `1d`. Time before a `resume` counts. Refits and the
+    last scores come after it.
+    """
     keep_hosts: Duration | None = None
+    """How long a cluster keeps the base loaded for the next search, such as `10m`."""
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
+    """How often a trial restarts after it has lost its process or node, before it fails."""
     pack_size: PackSize = SearchPlan.pack_size
+    """Trials that share a device. `auto` takes as many as fill it; 1 trains each trial alone."""
     precision: Precision = SearchPlan.precision
+    """Number format of the frozen base. `auto` is bfloat16 if the hardware has it."""
     device: SearchDevice = SearchPlan.device
+    """What trains. `auto` takes GPUs if a node has any."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = SearchPlan.seed
-    max_state_mb: Annotated[Number, Field(ge=0)] = SearchPlan.max_state_mb
+    """Random start of the sampler and of each trial. It repeats a whole search only with one trial at a time, since
+    proposals depend on which trial reports first.
+    """
+    max_state_mb: NotNegative = SearchPlan.max_state_mb
+    """Megabytes up to which the state of a trial travels to the driver with each report. A larger state stays on its
+    node; if the node is lost, the trial starts again.
+    """
 
 
 def search_section() -> type[SearchSection]:
     """Return the section with the keys of every scheduler and sampler, as they are known by now."""
-    return create_model("SearchSection", __base__=SearchSection, **_entry_keys())
+    return create_model("SearchSection", __base__=SearchSection, __doc__=SearchSection.__doc__, **_entry_keys())
 
 
 class PromotionSection(Section):
-    """`promotion:`, the fields of `PromotionRule`."""
+    """When an adapter becomes the champion of its task."""
 
     metric: Text | None = None
+    """Metric that decides. The default is the task's."""
     direction: Direction | None = None
-    min_gain: Annotated[Number, Field(ge=0)] = PromotionRule.min_gain
-    confidence: Annotated[Number, Field(ge=0, lt=1)] = PromotionRule.confidence
-    tolerance: Annotated[Number, Field(ge=0)] = PromotionRule.tolerance
+    """The default is the metric's own."""
+    min_gain: NotNegative = PromotionRule.min_gain
+    """How much better than the champion the finalist must be on test rows."""
+    confidence: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = PromotionRule.confidence
+    """Confidence of the paired test that the finalist is better, over all comparisons on the same test rows together. 0
+    compares the numbers as they are.
+    """
+    tolerance: NotNegative = PromotionRule.tolerance
+    """What a smaller adapter may lose. On validation rows, the smallest candidate within it of the best one becomes the
+    finalist. On test rows, a finalist that is smaller than the champion may be this much worse and still replace it.
+    0.005 is half a point of accuracy.
+    """
     require: Literal["constant", "all"] = PromotionRule.require
-    guards: dict[str, Annotated[Number, Field(ge=0)]] = {}  # noqa: RUF012  # pydantic copies it
+    """Baselines that a champion must beat: `all` that were measured, or the `constant` answer alone."""
+    guards: dict[str, NotNegative] = {}  # noqa: RUF012  # pydantic copies it
+    """Other metrics, and how far each may fall below the champion's: `{f1: 0.01}`."""
     max_bytes: Count | None = None
+    """Larger adapters are not candidates."""
     choose: Literal["best", "smallest"] = PromotionRule.choose
+    """Which trials are candidates: the `best`, or the best one and the `smallest` within `tolerance` of it."""
     candidates: Count = PromotionRule.candidates
+    """How many of the best trials can become the finalist."""
     seeds: Annotated[int, Field(ge=0)] = PromotionRule.seeds
+    """How often each candidate is trained again from a new seed. The refits are candidates too; 0 saves their time."""
     methods: Methods = PromotionRule.methods
+    """Methods whose trials may be candidates. The default is all but `head-only` and `full`."""
 
 
 class BaseModelSection(Section):
-    """`base_model:`, the fields of `BaseModelRef`."""
+    """The frozen model. `base_model: ID` is short for `base_model: {id: ID}`."""
 
     id: Text
+    """Id on the Hugging Face hub, or a folder. A path that starts with `.`, `~` or `/` is relative to the space's file.
+    """
     revision: Text | None = None
+    """Commit, tag or branch on the hub."""
     package: Text | None = None
+    """Installed Python package that carries the model, as safetensors or GGUF. `sentence-transformers/all-MiniLM-L6-v2`
+    is found in its package without this key.
+    """
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of the weights, 64 hexadecimal digits. Other weights are refused."""
 
 
 class FilesSection(Section):
-    """`task.data.data_files:`, a file for each of our splits."""
+    """A file for each split: json, jsonl, csv, tsv or parquet, also compressed. Paths are relative to the space."""
 
     train: Text
+    """Training rows."""
     validation: Text | None = None
+    """Validation rows. Without them, a part of the training rows is set aside."""
     test: Text | None = None
+    """Test rows. Without them, a part of the training rows is set aside."""
 
 
 class SplitsSection(Section):
-    """`task.data.splits:`, the hub's split for each of ours."""
+    """The dataset's own name of each split. `train[:1000]` takes the first thousand rows."""
 
     train: Text
+    """Training rows."""
     validation: Text | None = None
+    """Validation rows. Without them, a part of the training rows is set aside."""
     test: Text | None = None
+    """Test rows. Without them, a part of the training rows is set aside."""
 
 
 class SplitSection(Section):
-    """`task.data.validation:` and `task.data.test:`, a split of another data set of the hub."""
+    """A split of another dataset of the hub."""
 
     hub: Text
+    """Dataset on the Hugging Face hub."""
     config: Text | None = None
+    """Configuration of the dataset."""
     revision: Text | None = None
+    """Commit, tag or branch."""
     split: Text
+    """Name of the split there."""
     rename: dict[str, Text] = {}  # noqa: RUF012  # pydantic copies it
+    """Its columns, each with the name that the task knows."""
 
 
 class DataSection(Section):
-    """`task.data:`, the hub or local files."""
+    """Where the rows come from: files, or a dataset of the hub."""
 
     hub: Text | None = None
+    """Dataset on the Hugging Face hub, instead of `data_files`."""
     config: Text | None = None
+    """Configuration of the hub's dataset."""
     revision: Text | None = None
+    """Commit, tag or branch of the hub's dataset."""
     splits: SplitsSection | None = None
+    """The hub's names of the splits. The default is `train` alone."""
     data_files: FilesSection | None = None
+    """Local files, instead of `hub`."""
     validation: SplitSection | None = None
+    """Validation rows from another dataset of the hub."""
     test: SplitSection | None = None
+    """Test rows from another dataset of the hub."""
     max_characters: Count | None = None
+    """Training rows with more characters, in all columns that are read, are left out."""
     carved_rows: Count | None = None
+    """How many training rows are set aside for each split that is missing. The default is a tenth of them."""
 
 
 def _registry_safe(name: str) -> str:
@@ -326,21 +395,35 @@ def _registry_safe(name: str) -> str:
 
 
 class TaskSection(Section):
-    """`task:` written out: the keys that all tasks have."""
+    """What is learnt. `task: NAME` takes a well-known task, and `{use: NAME, ...}` one with changes."""
 
     name: Annotated[Text, AfterValidator(_registry_safe)]
+    """The registry keeps the champion under this name: lower-case letters, digits, `.`, `_` and `-`."""
     kind: Annotated[Text, AfterValidator(known_entry(KINDS, "a task kind"))]
+    """What is learnt from a row."""
     data: DataSection
+    """Where the rows come from."""
     metric: Text | None = None
+    """Metric to search by, if it is not the first of `metrics`. Useful with `--set task.metric=f1`."""
     metrics: Names | None = None
+    """Metrics to report, required unless there is `metric`. The search goes by the first one."""
     direction: Direction | None = None
+    """The default is the metric's own."""
     max_length: Count = 128
+    """Tokens of the longest row, prompt and answer together. A longer text or prompt is cut; a longer answer is an
+    error.
+    """
     validation_rows: Count | None = None
+    """How many validation rows to score at each report. The default is all. At the end, candidates are scored on all of
+    them.
+    """
 
 
 @cache
 def task_section(kind: type[TaskKind]) -> type[TaskSection]:
     """Return the section with the keys of a kind beside those that all tasks have."""
     bases: Any = (kind.section, TaskSection)
-    section: type[TaskSection] = create_model(f"{kind.__name__}TaskSection", __base__=bases)
+    section: type[TaskSection] = create_model(
+        f"{kind.__name__}TaskSection", __base__=bases, __doc__=kind.section.__doc__
+    )
     return section

@@ -55,7 +55,7 @@ class Page:
     def anchors(self) -> set[str]:
         """Return what a link to a heading of this page may name."""
         headings = re.findall(r"^#+ (.*)$", self.text, re.MULTILINE)
-        return {re.sub(r"[^a-z0-9 -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        return {re.sub(r"[^a-z0-9 _-]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
     def table(self, key: str) -> dict[str, tuple[str, ...]]:
         """Return the rows of the table whose first column is headed `key`: first cell to the others."""
@@ -74,6 +74,7 @@ class Page:
 
 README = Page("README.md")
 SEARCH_SPACES = Page("search_spaces/README.md")
+REFERENCE = Page("search_spaces/REFERENCE.md")
 BENCHMARKS = Page("tests/benchmarks/README.md")
 CLUSTER = Page("cluster/README.md")
-PAGES = (README, SEARCH_SPACES, BENCHMARKS, CLUSTER)
+PAGES = (README, SEARCH_SPACES, REFERENCE, BENCHMARKS, CLUSTER)

@@ -53,14 +53,26 @@ def _choice(value: object) -> str:
 
 class _Where(Section):
     after: Text | None = None
+    """The answer stands behind the last place where this text is, on the same line."""
     regex: Annotated[Text, AfterValidator(_pattern)] | None = None
-    one_of: Annotated[list[Annotated[str, PlainValidator(_choice)]], Field(min_length=2)] | None = None
+    """The answer is the first group of the first match of this regular expression."""
+    one_of: (
+        Annotated[list[Annotated[str, PlainValidator(_choice, json_schema_input_type=str | int)]], Field(min_length=2)]
+        | None
+    ) = None
+    """The answer is the one of these texts that comes first, as a word of its own."""
 
 
 if TYPE_CHECKING:
     ExtractSection = _Where
 else:  # `as` is a word of Python
-    ExtractSection = create_model("ExtractSection", __base__=_Where, **{"as": (AnswerType, "text")})
+    _AS = "How answers are compared: as `text`, as a `number` (`$1,080.00` is `1080`), or as `math`, by math-verify."
+    ExtractSection = create_model(
+        "ExtractSection",
+        __base__=_Where,
+        __doc__="Which part of a written text is its answer.",
+        **{"as": (AnswerType, Field("text", description=_AS))},
+    )
 
 
 def extract_laws(extract: Mapping[str, Any]) -> Iterator[Fault]:

@@ -208,18 +208,23 @@ _SEPARATOR = "pair_separator"  # in `settings`: stands between two texts; tasks 
 
 
 class ColumnsSection(Section):
-    """`task.columns:`, which columns hold what."""
+    """The columns that are read. `a.b` is what `b` holds inside the column `a`."""
 
     text: Text
+    """Column with the text."""
     label: Text
+    """Column with the answer."""
     text_pair: Text | None = None
+    """Column with the second text, for pairs. A tokenizer that puts nothing between the two gets a line break."""
 
 
 class LabelledSection(Section):
-    """The keys of `task:` that name columns, and the names of labels in id order."""
+    """One answer for each text or pair of texts."""
 
     columns: ColumnsSection
+    """Which columns hold what."""
     labels: Annotated[list[Text], AfterValidator(distinct)] = []  # noqa: RUF012  # pydantic copies it
+    """Names of the labels in the order of their ids, at least two. A regression has none."""
 
 
 class LabelledKind(TaskKind):

@@ -13,9 +13,12 @@ Text = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Section(BaseModel):
-    """Keys are fixed, and a value is of its type as written: no text for a number, no 1 for true."""
+    """Keys are fixed, and a value is of its type as written: no text for a number, no 1 for true.
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    The docstrings of sections and of their keys stand in search_spaces/REFERENCE.md and in the JSON Schema.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def distinct(names: list[str]) -> list[str]:

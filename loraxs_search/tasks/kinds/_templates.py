@@ -271,17 +271,21 @@ def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 class MessageSection(Section):
-    """`task.messages[]`: who says what."""
+    """A message of the prompt, written as the tokenizer's chat template has it."""
 
     role: Literal["system", "user", "assistant"]
+    """Who says it. The last message is the `user`'s."""
     content: Text
+    """What is said, with columns in braces."""
 
 
 class PromptSection(Section):
     """The keys of `task:` that make a prompt: one of the two."""
 
     prompt: Text | None = None
+    """What the model reads: a text with columns in braces; `{{` and `}}` are single braces."""
     messages: Annotated[list[MessageSection], Field(min_length=1)] | None = None
+    """Messages instead of `prompt`. The answer ends with what ends a turn in the chat template."""
 
 
 def prompt_fields(section: PromptSection) -> dict[str, Any]:

@@ -67,16 +67,25 @@ def _option_names(value: object) -> str | list[str] | None:
 
 
 class MultipleChoiceSection(PromptSection):
-    """The keys of `task:` of this kind."""
+    """A prompt, and options of which the likeliest one is the answer."""
 
-    options: Annotated[str | list[str], PlainValidator(_options)]
+    options: Annotated[str | list[str], PlainValidator(_options, json_schema_input_type=str | list[str])]
+    """A list of texts with columns in braces, or a column that holds a list."""
     label: Text
-    option_names: Annotated[str | list[str] | None, PlainValidator(_option_names)] = None
+    """Column that says which option is right: its index from 0, its letter from A, or its text."""
+    option_names: Annotated[
+        str | list[str] | None, PlainValidator(_option_names, json_schema_input_type=str | list[str | int] | None)
+    ] = None
+    """Other names of the options that `label` holds: a list, or a column that holds a list."""
     normalize: Literal["none", "tokens", "bytes"] = "none"
+    """What the log-likelihood of an option is divided by: nothing, its `tokens` or its `bytes`."""
 
 
 class MultipleChoice(LanguageModelKind):
-    """The likeliest option is the answer. Its probability is among the options, after normalising."""
+    """The likeliest of several texts. The base itself answers, a decoder: the adapter has no head.
+
+    The probability of an answer is among the options, after normalising.
+    """
 
     name = "multiple-choice"
     section = MultipleChoiceSection

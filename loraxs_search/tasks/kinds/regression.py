@@ -32,8 +32,9 @@ def regressor() -> TaskModel:
 
 
 class Regression(LabelledKind):
-    """Outputs (n, 1); labels and answers are numbers, float32.
+    """A number for each text, learnt standardised by the training rows. A head on any base answers.
 
+    Outputs (n, 1); labels and answers are float32.
     AdamW moves an output by about its learning rate, so a head learns prices of 150,000 only once they are
     standardised.
     """

@@ -31,7 +31,10 @@ def classifier(num_labels: int) -> TaskModel:
 
 
 class SequenceClassification(LabelledKind):
-    """Outputs (n, labels); labels and answers are ids."""
+    """One of a list of labels for each text or pair of texts. A head on any base answers.
+
+    Outputs (n, labels); labels and answers are ids.
+    """
 
     name = "sequence-classification"
     section = LabelledSection

@@ -59,26 +59,38 @@ _MOST_CONSTANTS = 8
 
 
 class GenerationSection(Section):
-    """`task.generation:`, how answers are written; without `temperature`, the likeliest token is taken."""
+    """How answers are written."""
 
     max_new_tokens: Count = 128
+    """Most tokens that are written for an answer."""
     stop: Annotated[list[Text], AfterValidator(distinct)] = []  # noqa: RUF012  # pydantic copies it
+    """Texts that end an answer; neither they nor what follows counts."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Above 0, tokens are drawn, with logits divided by it. Otherwise the likeliest token is taken."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Tokens are drawn from the likeliest ones that have this share of the probability together. The default is 1."""
     seed: Annotated[int, Field(ge=0)] | None = None
+    """Decides, together with the prompt, which tokens are drawn. The default is 0."""
 
 
 class TextGenerationSection(PromptSection):
-    """The keys of `task:` of this kind."""
+    """A prompt, and the answer that the model learns to write behind it."""
 
     answer: Text
+    """What the model learns to write, a text with columns in braces."""
     reference: Text | None = None
+    """What a written answer is compared with. The default is the whole `answer`."""
     extract: ExtractSection | None = None
+    """Which part of a written text is its answer. The default is the whole text."""
     generation: GenerationSection = GenerationSection()
+    """How long an answer may be, what ends it, and whether tokens are drawn."""
 
 
 class TextGeneration(LanguageModelKind):
-    """Labels and predictions are texts."""
+    """A written text. The base itself answers, a decoder: the adapter has no head.
+
+    Labels and predictions are texts.
+    """
 
     name = "text-generation"
     section = TextGenerationSection

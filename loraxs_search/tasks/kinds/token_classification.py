@@ -108,21 +108,28 @@ TAG_METRICS: dict[str, Metric] = {
 
 # ---- the kind --------------------------------------------------------------------------------------------------------
 class TagColumnsSection(Section):
-    """`task.columns:`, which columns hold the words of a sentence and their tags."""
+    """The columns that are read."""
 
     tokens: Text
+    """Column with the words of a sentence."""
     tags: Text
+    """Column with the tag of each word."""
 
 
 class TaggedSection(Section):
-    """The keys of `task:` that name columns, and the names of tags in id order."""
+    """A tag for each word of a sentence."""
 
     columns: TagColumnsSection
+    """Which columns hold what."""
     labels: Annotated[list[Text], AfterValidator(distinct)]
+    """The tags in the order of their ids: `O`, and `B-TYPE` or `I-TYPE` for each type of entity."""
 
 
 class TokenClassification(TaskKind):
-    """Outputs (M, labels) at the first token of each word; words beyond `max_length` are answered with `O`."""
+    """A tag for each word of a sentence, such as names of people and places. A head on any base answers.
+
+    Outputs (M, labels) at the first token of each word; words beyond `max_length` are answered with `O`.
+    """
 
     name = "token-classification"
     section = TaggedSection

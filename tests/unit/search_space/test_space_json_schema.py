@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 
 import pytest
+import yaml
 from jsonschema import Draft7Validator
 from support.spaces import SPACE
 
 from loraxs_search.methods import METHODS
-from loraxs_search.search_space import parameter_specs, portable_text, schema_text, space_schema
+from loraxs_search.samplers import SAMPLERS
+from loraxs_search.schedulers import SCHEDULERS
+from loraxs_search.search_space import parameter_specs, portable_text, reference_text, schema_text, space_schema
 from loraxs_search.search_space._document import parse_document
 from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 from loraxs_search.tasks.kinds import KINDS
@@ -99,8 +104,47 @@ def test_every_kind_and_parameter_is_known():
     assert schema["properties"]["task"]["else"]["else"]["properties"]["kind"]["enum"] == KINDS.names()
 
 
-def test_the_command_prints_it(capsys):
+@pytest.mark.parametrize(("verb", "text"), [("schema", schema_text), ("reference", reference_text)])
+def test_the_command_prints_it(verb, text, capsys):
     from loraxs_search.cli import run
 
-    assert run(["spaces", "schema"]) == 0
-    assert capsys.readouterr().out == schema_text()
+    assert run(["spaces", verb]) == 0
+    assert capsys.readouterr().out == text()
+
+
+# ---- the reference ---------------------------------------------------------------------------------------------------
+def test_the_shipped_reference_is_the_one_that_is_generated():
+    shipped = shipped_space_path("movie_reviews").with_name("REFERENCE.md").read_text()
+    assert shipped == reference_text(), "loraxs-search spaces reference > search_spaces/REFERENCE.md"
+
+
+def rows() -> list[list[str]]:
+    """Return the cells of each key in the reference."""
+    tables = re.findall(r"^\| key .*\n\| --- .*\n((?:\|.*\n)+)", reference_text(), re.MULTILINE)
+    return [re.split(r" ?(?<!\\)\| ?", line)[1:-1] for table in tables for line in table.splitlines()]
+
+
+def test_every_key_has_a_type_and_a_meaning():
+    """A key's meaning is the docstring behind it, a parameter's is its `about`."""
+    assert [key for key, law, _, meaning in rows() if not meaning.endswith(".") or law == "any"] == []
+
+
+def test_every_default_is_one_that_a_space_may_write():
+    numbers = [(key, cell.strip("`")) for key, law, cell, _ in rows() if law.startswith(("number", "integer"))]
+    given = {key: yaml.safe_load(cell) for key, cell in numbers if cell not in ("", "required", "auto")}
+    assert len(given) > 10
+    assert [key for key, default in given.items() if not isinstance(default, int | float)] == []
+
+
+def test_every_parameter_of_every_method_is_there():
+    named = {key.strip("`") for key, *_ in rows()}
+    for method in METHODS.importable():
+        assert parameter_specs(method).keys() <= named, method
+    assert {name for kind in KINDS.importable().values() for name in kind.section.model_fields} <= named
+
+
+def test_an_entry_is_described_by_its_docstring():
+    for entries in (METHODS, KINDS, SCHEDULERS, SAMPLERS):
+        for name, entry in entries.importable().items():
+            about = " ".join(inspect.getdoc(entry).partition("\n\n")[0].split())
+            assert f"| `{name}` | {about} |" in reference_text()
