@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from loraxs_search.interactive import launch, resume
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
-    from loraxs_search.reports import watch
     from loraxs_search.reports.html.page import figures
+    from loraxs_search.reports.progress import watch
     from loraxs_search.reports.study_status import StudyStatus, status
     from loraxs_search.scaffold import init
     from loraxs_search.search import SearchResult
@@ -127,7 +127,7 @@ _HOMES = {
     "resume": "interactive",
     "spaces": "shipped_spaces",
     "status": "reports.study_status",
-    "watch": "reports",
+    "watch": "reports.progress",
 }
 
 # PEFT learns of LORAXS when somebody imports PEFT, at once if somebody has: no torch is loaded on our account.

@@ -19,7 +19,7 @@ from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.pull import copy_folder, new_folder
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task
-from loraxs_search.tracking import resolve_uri
+from loraxs_search.tracking.store import resolve_uri
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from loraxs_search.methods.export import MergedDtype
     from loraxs_search.predictor import Predictor
-    from loraxs_search.reports import Comparison
+    from loraxs_search.reports.comparison import Comparison
 
 __all__ = [
     "Prediction",
@@ -125,9 +125,9 @@ def compare(
         StudyError: a study is missing, no trial has ended, or studies are not of one task, the same rows and one base.
         UsageError: no trial has the parameter or the value, or there are too many values.
     """
-    from loraxs_search import reports
+    from loraxs_search.reports import comparison
 
-    return reports.compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
+    return comparison.compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
 
 
 def report(study: str, *, output: str | Path | None = None) -> Path:

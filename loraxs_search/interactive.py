@@ -13,7 +13,7 @@ from loraxs_search.search import SearchResult, SearchView
 from loraxs_search.search import launch as _launch
 from loraxs_search.search import resume as _resume
 from loraxs_search.search_space import Overrides, SpaceSource
-from loraxs_search.tracking import resolve_uri
+from loraxs_search.tracking.store import resolve_uri
 
 if TYPE_CHECKING:
     from pandas import DataFrame

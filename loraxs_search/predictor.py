@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import UsageError
 from loraxs_search.records import BaseModel, Prediction, Task
 from loraxs_search.registry import verify
-from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.questions import question_rows
 from loraxs_search.tasks.rows import check_question
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from loraxs_search.tasks import RowSource
+    from loraxs_search.tasks.batch import RowSource
     from loraxs_search.tasks.kinds import EncodedRows, SourceLocation
 
 log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ class Predictor:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _encode(self, rows: Sequence[tuple[Any, ...]]) -> EncodedRows:
-        from loraxs_search.tasks import encode
+        from loraxs_search.tasks.prepared import encode
 
         return encode(self._kind, self._source.tokenizer, rows)
 
@@ -162,7 +162,7 @@ class Predictor:
     @cached_property
     def _source(self) -> RowSource:
         from loraxs_search.base_model import load_tokenizer
-        from loraxs_search.tasks import RowSource
+        from loraxs_search.tasks.batch import RowSource
 
         return RowSource(load_tokenizer(self._base))
 

@@ -91,7 +91,7 @@ def in_warm_home(fresh_home: Path, warm_home: Path, monkeypatch: pytest.MonkeyPa
 @pytest.fixture(scope="session")
 def store_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty MLflow database, made once: its migrations take more than a second."""
-    from loraxs_search.tracking import ensure_store
+    from loraxs_search.tracking.store import ensure_store
 
     def make(folder: Path) -> None:
         ensure_store(f"sqlite:///{folder / 'mlflow.db'}")
@@ -287,7 +287,7 @@ def make_adapter() -> Callable[..., Path]:
         TrialSpec,
         to_json,
     )
-    from loraxs_search.tasks import kind_of
+    from loraxs_search.tasks.kinds import kind_of
     from loraxs_search.trial import attach
 
     def classifying(num_labels: int) -> Task:

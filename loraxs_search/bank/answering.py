@@ -22,9 +22,10 @@ from loraxs_search.engine.requests import Engine
 from loraxs_search.engine.rows import RowMap, RowSegment
 from loraxs_search.errors import TrialDivergedError, UsageError, shortened
 from loraxs_search.records import Prediction, Task
-from loraxs_search.tasks import RowSource, encode, kind_of
+from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, token_ids
+from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, kind_of, token_ids
+from loraxs_search.tasks.prepared import encode
 from loraxs_search.tasks.rows import is_text
 
 log = logging.getLogger(__name__)

@@ -26,8 +26,7 @@ from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import adapter_folder
 from loraxs_search.studies import kept_adapter
-from loraxs_search.tasks import kind_of
-from loraxs_search.tasks.kinds import Sampling, classifier
+from loraxs_search.tasks.kinds import Sampling, classifier, kind_of
 from loraxs_search.tasks.questions import listed, question_rows
 
 _BULK = 4096  # adapters of one call that are added at once

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 from loraxs_search.cli._output import plain
 from loraxs_search.cli.live_text import browse, data_lines, phase_in_words, time_left_in_words
 from loraxs_search.errors import counted
-from loraxs_search.log import (
+from loraxs_search.log.events import (
     BaselineScored,
     CandidateScored,
     DataRead,
@@ -20,11 +21,11 @@ from loraxs_search.log import (
     Steered,
     TrialEnded,
     TrialReported,
+    TrialStarted,
     Warned,
-    printed,
 )
 from loraxs_search.records import TrialState, to_json
-from loraxs_search.reports import SearchState
+from loraxs_search.reports.search_state import SearchState
 
 _COUNT_EVERY_S = 10.0
 
@@ -133,6 +134,21 @@ class LinesView:
 
 def _scores(metrics: Mapping[str, float]) -> list[str]:
     return [f"{name} {value:.4f}" for name, value in metrics.items()][:3]
+
+
+def printed(event: ShownEvent) -> dict[str, Any]:
+    """Return an event as `--events` prints it: an object whose form users' programs rely on."""
+    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
+    match event:
+        case TrialStarted():
+            fields = {"event": "trial_started", "trial": event.trial_id, "params": event.params}
+        case TrialReported(report=report):
+            names = ("step", "metrics", "train_loss", "device_s", "num_tokens", "host")
+            fields = {"event": "trial_reported", **{name: getattr(report, name) for name in names}}
+            fields |= {"trial": report.trial_id, "stored_bytes": report.size.stored_bytes}
+        case TrialEnded():
+            fields = {"event": "trial_ended", "trial": event.trial_id, "state": event.state, "reason": event.reason}
+    return {"study": event.study, "at": event.at, "version": event.version} | fields
 
 
 class EventStream:

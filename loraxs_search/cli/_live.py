@@ -31,9 +31,10 @@ from loraxs_search.cli.live_text import (
     time_left_in_words,
 )
 from loraxs_search.errors import counted
-from loraxs_search.log import DataRead, ShownEvent
+from loraxs_search.log.events import DataRead, ShownEvent
 from loraxs_search.records import TrialState
-from loraxs_search.reports import SearchState, TrialLine, sparkline
+from loraxs_search.reports.search_state import SearchState, TrialLine
+from loraxs_search.reports.text_plot import sparkline
 
 _STYLES = {TrialState.COMPLETE: "green", TrialState.PRUNED: "dim", TrialState.FAIL: "red", TrialState.RUNNING: "bold"}
 _MAX_ROWS, _MAX_HOSTS, _MAX_BAR, _CURVE = 15, 4, 50, 8

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 
 from loraxs_search.records import Baseline, Decision, Scalar, Task, to_json
-from loraxs_search.reports import LeaderboardRow
+from loraxs_search.reports.leaderboard import LeaderboardRow
 
 # Control characters but tabs and ends of lines, and those that turn the direction of writing.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

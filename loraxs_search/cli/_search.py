@@ -17,10 +17,10 @@ from loraxs_search.cli._lines import EventStream
 from loraxs_search.cli._output import emit, print_leaderboard, print_summary, print_warnings
 from loraxs_search.cli.live_text import browse
 from loraxs_search.errors import UsageError, counted
-from loraxs_search.log import Phase, SearchEnded, SearchStarted, ShownEvent
+from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import to_json
-from loraxs_search.reports import SearchDocument, ended, search_document
+from loraxs_search.reports.progress import SearchDocument, ended, search_document
 from loraxs_search.studies import StudyFolder, StudyInfo
 
 if TYPE_CHECKING:

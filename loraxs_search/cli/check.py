@@ -183,7 +183,7 @@ def _combinations(space: Space, description: SpaceDescription) -> str:
 
 def _end(space: Space, seen: CheckedSpace) -> str:
     """Say what follows the trials: it is part of the budget."""
-    from loraxs_search.tasks import kind_of
+    from loraxs_search.tasks.kinds import kind_of
 
     rule, plan = space.promotion, space.search
     best, ways = min(rule.candidates, plan.trials), len(kind_of(space.task).shots)

@@ -13,7 +13,7 @@ from loraxs_search.cli._output import JsonOption, emit, print_table
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:
-    from loraxs_search.reports import ComparedGroup, Comparison
+    from loraxs_search.reports.comparison import ComparedGroup, Comparison
 
 
 def report(
@@ -104,7 +104,7 @@ def compare(
 
     Example: loraxs-search compare reviews --by rank
     """
-    from loraxs_search.reports import compare
+    from loraxs_search.reports.comparison import compare
 
     comparison = compare(studies, by=by, against=against, max_bytes=max_bytes, tolerance=tolerance)
     emit(as_json, comparison, lambda: _show(comparison))

@@ -25,10 +25,10 @@ from loraxs_search.cli._output import (
 from loraxs_search.cli._search import server_of
 from loraxs_search.cli.live_text import phase_in_words
 from loraxs_search.errors import UsageError, counted
-from loraxs_search.log import ShownEvent, Warned
+from loraxs_search.log.events import ShownEvent, Warned
 from loraxs_search.records import Task
-from loraxs_search.reports import study_state, watch
-from loraxs_search.reports import watch as events_of
+from loraxs_search.reports.progress import study_state, watch
+from loraxs_search.reports.progress import watch as events_of
 from loraxs_search.reports.study_status import StudyStatus, study_status, study_summaries
 from loraxs_search.steering import describe
 from loraxs_search.studies import StudyFolder

@@ -17,7 +17,7 @@ from loraxs_search.durations import seconds_of
 from loraxs_search.errors import UsageError
 
 if TYPE_CHECKING:
-    from loraxs_search.housekeeping import Collected
+    from loraxs_search.housekeeping.removal import Collected
 
 
 app = typer.Typer(
@@ -116,7 +116,7 @@ def rm(
 
     Example: loraxs-search studies rm reviews --dry-run
     """
-    from loraxs_search.housekeeping import remove_study
+    from loraxs_search.housekeeping.removal import remove_study
 
     names = list(dict.fromkeys(studies))
     for name in names if len(names) > 1 else ():  # what is wrong with one of them comes before any of them goes
@@ -172,7 +172,8 @@ def gc(
 
     Example: loraxs-search gc --dry-run --older-than 7d
     """
-    from loraxs_search.housekeeping import KINDS, collect
+    from loraxs_search.housekeeping.kinds import KINDS
+    from loraxs_search.housekeeping.removal import collect
 
     done = collect(_seconds(older_than), dry_run=dry_run, tracking_uri=tracking_uri)
 

@@ -15,7 +15,7 @@ from loraxs_search.errors import UsageError, counted
 if TYPE_CHECKING:
     from loraxs_search.records import BaseModelRef, Split, Task
     from loraxs_search.search_space import CatalogueEntry
-    from loraxs_search.tasks import Preview
+    from loraxs_search.tasks.prepared import Preview
 
 app = typer.Typer(
     help="Well-known tasks, and how a task's rows look to the model.", no_args_is_help=True, rich_markup_mode=None
@@ -88,7 +88,7 @@ def preview(
     Example: loraxs-search tasks preview movie_reviews --rows 2
     """
     from loraxs_search.base_model import load_tokenizer, locate
-    from loraxs_search.tasks import preview as previewed
+    from loraxs_search.tasks.prepared import preview as previewed
 
     task, ref = _task_and_base(source, base)
     shown = previewed(task, load_tokenizer(locate(ref)), split=_split(split), num_rows=rows)

@@ -18,7 +18,7 @@ from loraxs_search.engine.base import AdaptedBase, base_of
 from loraxs_search.engine.planning import Indices, Pass, round_up
 from loraxs_search.engine.prefix_cache import CachedRows, PrefixCache
 from loraxs_search.records import Split
-from loraxs_search.tasks import Batch, RowSource
+from loraxs_search.tasks.batch import Batch, RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Reduce
 
 

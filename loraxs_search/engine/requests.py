@@ -23,7 +23,7 @@ from loraxs_search.engine.prefix_sharing import begun_alike, is_worth_sharing, p
 from loraxs_search.engine.sequence import OpenSequence, generated
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import Split
-from loraxs_search.tasks import RowSource
+from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import (
     ForwardRequest,

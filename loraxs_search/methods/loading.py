@@ -17,7 +17,7 @@ from loraxs_search.home import disk_faults
 from loraxs_search.methods import get_method
 from loraxs_search.methods.verification import check_reference_logits
 from loraxs_search.records import BaseModel, Manifest, from_json
-from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.tokens import served
 
 MANIFEST = "manifest.json"

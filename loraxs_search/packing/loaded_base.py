@@ -54,8 +54,8 @@ from loraxs_search.records import (
     TrialSpec,
     to_json,
 )
-from loraxs_search.tasks import PreparedTask, kind_of, locate_for, prepare
-from loraxs_search.tasks.kinds import RequestGenerator, RowScores
+from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
+from loraxs_search.tasks.prepared import PreparedTask, locate_for, prepare
 from loraxs_search.tasks.tokens import served
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import (

@@ -26,8 +26,9 @@ from loraxs_search.packing.adamw import AdamWUpdate, adamw, gradient_norms
 from loraxs_search.packing.packed_model import PackedModel
 from loraxs_search.packing.slot import AdaptableLayers, Slot
 from loraxs_search.records import LinearModule, Split, TrialSpec
-from loraxs_search.tasks import Batch, PreparedTask
+from loraxs_search.tasks.batch import Batch
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Request, TaskKind
+from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import Snapshot, split_metrics
 
 Rows = Mapping[str, Indices]  # of each trial, by its name

@@ -23,7 +23,8 @@ from loraxs_search.methods import PackedAdapter, get_method, head_parameter
 from loraxs_search.methods.starting import started_head
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.records import AdapterSize, Head, LinearModule, TrialReport, TrialSpec
-from loraxs_search.tasks import PreparedTask, TrainingBatches
+from loraxs_search.tasks.encoded import TrainingBatches
+from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import Snapshot, check_step, make_report
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

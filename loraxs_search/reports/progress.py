@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-from loraxs_search.log import SearchEnded, SearchStarted, ShownEvent
+from loraxs_search.log.events import SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.records import STORED_NAMES, Baseline, FrontTrial, SearchPlan, TrialRecord, TrialState, to_json
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, score_warnings, shown_baselines
 from loraxs_search.studies import Journal, StudyFolder
@@ -147,7 +147,7 @@ def watch(study: str, *, poll_s: float = POLL_S, sleep: Callable[[float], None] 
     """Yield the events of a study of this machine, from its first one on, and then those that follow as they happen.
 
     It ends with a `SearchEnded`, once nobody works on the study. It reads the study's folder alone, so it may run
-    in another process than the search. The events and their fields are in `loraxs_search.log`.
+    in another process than the search. The events and their fields are in `loraxs_search.log.events`.
 
     Args:
         poll_s: Seconds between two looks.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from loraxs_search.log import (
+from loraxs_search.log.events import (
     BaselineScored,
     CandidateScored,
     DataRead,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from loraxs_search.errors import StudyError
-from loraxs_search.log import Phase
+from loraxs_search.log.events import Phase
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import STORED_NAMES, Baseline, Command, FrontTrial, TrialState
 from loraxs_search.reports.leaderboard import (
@@ -118,7 +118,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _has_waiting(path: Path) -> bool:
-    from loraxs_search.tracking import has_waiting
+    from loraxs_search.tracking._followed import has_waiting
 
     return has_waiting(path)
 

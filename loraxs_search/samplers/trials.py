@@ -17,7 +17,7 @@ from optuna.distributions import json_to_distribution
 from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
-from loraxs_search.log import LoggedEvent, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.pareto import Point
 from loraxs_search.records import KeepRule, SearchPlan, Task, TrialReport
 from loraxs_search.records import TrialState as State

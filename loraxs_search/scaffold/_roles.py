@@ -19,8 +19,8 @@ from loraxs_search.scaffold._answers import (
     guess_kind,
     has_few,
 )
-from loraxs_search.tasks import finite_number
 from loraxs_search.tasks.kinds import KINDS, items_of
+from loraxs_search.tasks.kinds._labelled import finite_number
 from loraxs_search.tasks.rows import TEXT_NAMES
 from loraxs_search.tasks.tables import Table
 

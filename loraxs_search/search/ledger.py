@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from loraxs_search.errors import HomeError
-from loraxs_search.log import (
+from loraxs_search.log.events import (
     BaselineScored,
     CandidateScored,
     DataRead,

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from loraxs_search.assets import digest_of
 from loraxs_search.errors import HomeError, LoraxsError, StudyError, unknown_name
 from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, shared_lock, write_atomic
-from loraxs_search.log import EventLog, TrialsAdvanced
+from loraxs_search.log.event_log import EventLog
+from loraxs_search.log.events import TrialsAdvanced
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
     STORED_NAMES,

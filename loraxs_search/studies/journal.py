@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from loraxs_search.log import (
+from loraxs_search.log.event_log import EventLog, lines_from
+from loraxs_search.log.events import (
     AdapterWritten,
     Answered,
     BaselinesMeasured,
     Commanded,
     DriverStarted,
-    EventLog,
     FrontFound,
     HostsMeasured,
     LoggedEvent,
@@ -26,7 +26,6 @@ from loraxs_search.log import (
     TrialEnded,
     TrialReported,
     TrialStarted,
-    lines_from,
 )
 from loraxs_search.records import (
     Baseline,

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults
-from loraxs_search.log import DAMAGED_HINT
+from loraxs_search.log.event_log import DAMAGED_HINT
 from loraxs_search.records import from_json
 
 RecordT = TypeVar("RecordT")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
-from loraxs_search.log import DAMAGED_HINT
+from loraxs_search.log.event_log import DAMAGED_HINT
 from loraxs_search.records import TrialReport, check_trial_id, from_json
 from loraxs_search.safetensors_header import entry_of
 

@@ -11,17 +11,15 @@ from itertools import islice
 from pathlib import Path
 
 from loraxs_search.home import ensure_dir, write_atomic
-from loraxs_search.log import (
+from loraxs_search.log.event_log import EventLog, from_line, lines_from
+from loraxs_search.log.events import (
     AdapterWritten,
     DriverStarted,
-    EventLog,
     LoggedEvent,
     ReportWritten,
     TrialEnded,
     TrialReported,
     TrialStarted,
-    from_line,
-    lines_from,
 )
 
 _ID = "tracking.id"

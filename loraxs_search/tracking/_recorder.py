@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.log import (
+from loraxs_search.log.events import (
     AdapterWritten,
     BaselinesMeasured,
     DriverStarted,
@@ -121,7 +120,7 @@ class Recorder:
         if (run := event.run) is None:
             return
         run_id = self._runs.run(SEARCH, event.at)
-        plan = {f"search.{f.name}": getattr(run.plan, f.name) for f in dataclasses.fields(run.plan)}
+        plan = {f"search.{name}": value for name, value in vars(run.plan).items()}
         for taken in ("search.scheduler_params", "search.sampler_params"):
             plan |= {f"search.{key}": value for key, value in plan.pop(taken).items()}
         plan["search.objectives"] = ", ".join(plan["search.objectives"])
@@ -152,7 +151,8 @@ class Recorder:
             costs["retrained_steps"] = report.retrained_steps
         self._runs.add(run_id, metrics=costs | dict(report.metrics), at=event.at, step=report.step)
         if report.step == next(iter(self._trials[report.trial_id].reports)):
-            self._runs.add(run_id, metrics=_known(dataclasses.asdict(report.size)), at=event.at)
+            size = {name: value for name, value in vars(report.size).items() if value is not None}
+            self._runs.add(run_id, metrics=size, at=event.at)
 
     def _trial_ended(self, event: TrialEnded) -> None:
         run_id, trial = self._runs.run(event.trial_id, event.at), self._trials[event.trial_id]
@@ -179,8 +179,7 @@ class Recorder:
 
     def _baselines_measured(self, event: BaselinesMeasured) -> None:
         run_id = self._runs.run(SEARCH, event.at)
-        metrics: dict[str, float] = {}
-        tags: dict[str, str] = {}
+        metrics, tags = dict[str, float](), dict[str, str]()
         for baseline in event.baselines:
             name = f"yardstick.{baseline.name}"
             metrics |= {f"{name}.validation.{key}": value for key, value in baseline.validation_metrics.items()}
@@ -221,16 +220,12 @@ class Recorder:
 def _resolved(hyperparameters: Hyperparameters | None) -> dict[str, Any]:
     if hyperparameters is None:
         return {}
-    values: dict[str, Any] = {f.name: getattr(hyperparameters, f.name) for f in dataclasses.fields(hyperparameters)}
+    values: dict[str, Any] = dict(vars(hyperparameters))
     # The modules' names are in the adapter's manifest; here they would pass MLflow's limit on a param.
     values["num_target_modules"] = len(values.pop("target_modules"))
     if hyperparameters.method != LoraXS.name:
         values = {name: value for name, value in values.items() if name not in (*LoraXS.parameters, "factor_rank")}
     return {**values, **values.pop("method_params")}
-
-
-def _known(size: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in size.items() if value is not None}
 
 
 def _classify(error: Exception) -> Exception:

@@ -1,15 +1,23 @@
-"""What MLflow shows of a study: short names of its runs, the data they name, and the note on its task's experiment."""
+"""What MLflow shows of a study: names and tags of its runs, their data, the note on its task's experiment, and the
+view of its trials, with the link that opens it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import os
+import platform
 import re
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from loraxs_search.records import DataSource, Split, StudyDescription, Task
+from loraxs_search.versions import with_python
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,19 +68,16 @@ def dataset_input(facts: StudyDescription) -> DatasetInput:
     task = facts.task
     kind, source = _source(task.source)
     columns = [{"name": name, "type": "string"} for name in (task.text, task.text_pair, task.label) if name]
+    num_rows = {f"num_{split}_rows": count for split, count in facts.num_rows.items()}
     dataset = Dataset(
         name=", ".join(source_names(task.source)) if task.source.hub else task.name,  # files are often train.jsonl
         digest=facts.data_fingerprint[:_DIGEST] or "unknown",
         source_type=kind,
         source=json.dumps(source),
         schema=json.dumps({"mlflow_colspec": columns}) if columns else None,
-        profile=json.dumps({"num_rows": sum(facts.num_rows.values()), **_by_split(facts.num_rows)}),
+        profile=json.dumps({"num_rows": sum(facts.num_rows.values()), **num_rows}),
     )
     return DatasetInput(dataset, [InputTag(_CONTEXT, "all splits")])
-
-
-def _by_split(num_rows: Mapping[Any, int]) -> dict[str, int]:
-    return {f"num_{split}_rows": count for split, count in num_rows.items()}
 
 
 def _source(source: DataSource) -> tuple[str, dict[str, Any]]:
@@ -146,3 +151,128 @@ def _data(facts: StudyDescription) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+_VIEW_TAG, _OUR_VIEWS = "mlflow.sharedViewState.", "loraxs-"  # of an experiment's tag, and of the key behind it
+_MAX_VALUE = 20_000  # characters of an experiment's tag
+_MAX_VIEWS = 30  # that an experiment keeps of ours: every page of it reads all of them
+_RUN_NAME = "attributes.`Run Name`"
+USUAL = ("rank", "target_modules", "method", "learning_rate", "head_learning_rate")  # parameters that come first
+_MAX_COLUMNS = 40
+
+
+def view_key(study_id: str) -> str:
+    """Return the key of a study's view, as links have it."""
+    return _OUR_VIEWS + study_id
+
+
+def runs_link(address: str, experiment_id: str, key: str | None = None) -> str:
+    """Return the link to an experiment's runs, in the workspace for training; with a key, to that view of them."""
+    shared = f"&viewStateShareKey={key}" if key else ""
+    return f"{address}/#/experiments/{experiment_id}/runs?workflowType=machine_learning{shared}"
+
+
+def experiments_link(address: str) -> str:
+    """Return the link to all experiments, in the workspace for training."""
+    return f"{address}/#/experiments?workflowType=machine_learning"
+
+
+def trials_view(
+    study: str, run_id: str, metric: str, direction: str, parameters: Sequence[str], created_at: float
+) -> str:
+    """Return the view of a study's trials: flat, the best one first.
+
+    Args:
+        run_id: The search's own run, whose children the trials are.
+        metric: What trials are compared by; `direction` is `maximize` or `minimize`.
+        parameters: Columns beside what every trial has.
+        created_at: Seconds since 1970.
+    """
+    modules = "target_modules" if "target_modules" in parameters else "num_target_modules"
+    first = ["rank", modules]
+    others = sorted((name for name in parameters if name not in first), key=lambda name: name not in USUAL)
+    columns = {
+        f"metrics.`{metric}`": 90,
+        **{f"params.`{name}`": 90 for name in first},
+        "metrics.`stored_bytes`": 90,
+        "tags.`loraxs.state`": 100,
+        "tags.`loraxs.reason`": 280,
+        "metrics.`total_device_s`": 90,
+        **{f"params.`{name}`": 100 for name in others[:_MAX_COLUMNS]},
+    }
+    state = {
+        "searchFilter": f"tags.`mlflow.parentRunId` = '{run_id}'",
+        "orderByKey": f"metrics.`{metric}`",
+        "orderByAsc": direction == "minimize",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": list(columns),
+        "columnOrder": [_RUN_NAME, *columns],
+        "columnWidths": {_RUN_NAME: 260, **columns},
+    }
+    at = round(created_at * 1000)
+    return json.dumps({"name": study, "createdAt": at, "updatedAt": at, "state": json.dumps(state)})
+
+
+def write_view(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], key: str, view: str) -> None:
+    """Add a view to an experiment that lacks it; of many, the oldest ones of ours go.
+
+    Args:
+        tags: The experiment's.
+    """
+    name = _VIEW_TAG + key
+    if name in tags or len(view) > _MAX_VALUE:
+        return
+    client.set_experiment_tag(experiment_id, name, view)
+    for old in _oldest({**tags, name: view}):
+        client.delete_experiment_tag(experiment_id, old)
+
+
+def _oldest(tags: Mapping[str, str]) -> list[str]:
+    made: list[tuple[float, str]] = []
+    for key, value in tags.items():
+        if key.startswith(_VIEW_TAG + _OUR_VIEWS):
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # somebody else wrote there, in another form
+                made.append((float(json.loads(value)["createdAt"]), key))
+    return [key for _, key in sorted(made)[:-_MAX_VIEWS]]
+
+
+# ---- what a search runs on: tags of its run --------------------------------------------------------------------------
+def environment_tags(gpus: Sequence[str]) -> dict[str, str]:
+    """Return the tags of a search's run that say its versions, its hardware, and the commit it was started from.
+
+    Args:
+        gpus: Names of the GPUs that the caller found.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if commit and _git("status", "--porcelain", "--untracked-files=no"):
+        commit = f"{commit}-dirty"
+    return (
+        {f"version.{name}": version for name, version in with_python().items()}
+        | {f"hardware.{name}": value for name, value in _hardware(gpus).items()}
+        | ({"mlflow.source.git.commit": commit} if commit else {})
+    )
+
+
+def _hardware(gpus: Sequence[str]) -> dict[str, str]:
+    facts = {"host": platform.node(), "cpu": _cpu_model(), "cores": str(os.cpu_count() or 0), "gpus": ", ".join(gpus)}
+    with contextlib.suppress(ValueError, OSError):  # no such name on this system
+        facts["memory_gib"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f}"
+    return facts
+
+
+def _cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    """Return what git prints in the working directory; empty outside a repository."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    return ""

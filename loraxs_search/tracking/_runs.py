@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.home import disk_faults
-from loraxs_search.log import AppendLog
+from loraxs_search.log.event_log import AppendLog
 from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import artifact_root
 from loraxs_search.records import StudyDescription
-from loraxs_search.tracking._run_texts import write_note
+from loraxs_search.tracking._run_texts import trials_view, view_key, write_note, write_view
 from loraxs_search.tracking.store import connect, ensure_store
-from loraxs_search.tracking.study_view import trials_view, view_key, write_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,19 +44,9 @@ class StudyRuns:
 
     Run ids are remembered in `map_path`. The store is asked for a run only when one may exist that
     the map lacks: its trial is of an earlier process, or creating it failed half-way.
-
-    Args:
     """
 
-    def __init__(
-        self,
-        uri: str,
-        *,
-        study: str,
-        study_id: str,
-        experiment: str,
-        map_path: Path,
-    ) -> None:
+    def __init__(self, uri: str, *, study: str, study_id: str, experiment: str, map_path: Path) -> None:
         self._uri, self._experiment = uri, experiment
         self._doubtful = {SEARCH}
         self._running: set[str] = set()
@@ -124,17 +113,18 @@ class StudyRuns:
 
     def log_model(self, trial_id: str, run_id: str, folder: Path, digest: str) -> str:
         """Keep the files of `folder` as a logged model of the run, once per digest, and return its id."""
-        model_id, ready = self._find_model(run_id, digest)
-        if model_id is None:
-            created = self.client.create_logged_model(
+        known = self.client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'")
+        model = next((model for model in known if model.tags.get(DIGEST) == digest), None)
+        if model is None:
+            model = self.client.create_logged_model(
                 self._experiment_id,
                 name=re.sub(r"[/:.%\"']", "-", trial_id),  # characters MLflow does not take
                 source_run_id=run_id,
                 tags=self._identity | {TRIAL_ID: trial_id, DIGEST: digest},
                 model_type="LORAXS",
             )
-            model_id = str(created.model_id)
-        if not ready:
+        model_id = str(model.model_id)
+        if str(model.status) != "READY":
             self.client.log_model_artifacts(model_id, str(folder))
             self.client.finalize_logged_model(model_id, "READY")
         self._show_model(run_id, model_id)
@@ -196,9 +186,8 @@ class StudyRuns:
         tags = [RunTag(*item) for item in batch.tags.items()]
         while metrics or params or tags:
             # The store drops a point whose run, key, step, time and value it has: sending twice adds nothing.
-            self.client.log_batch(
-                run_id, metrics[:_MAX_POINTS], params[:_MAX_NAMES], tags[:_MAX_NAMES], synchronous=True
-            )
+            first = metrics[:_MAX_POINTS], params[:_MAX_NAMES], tags[:_MAX_NAMES]
+            self.client.log_batch(run_id, *first, synchronous=True)
             del metrics[:_MAX_POINTS], params[:_MAX_NAMES], tags[:_MAX_NAMES]
 
     def _create(self, trial_id: str, at: float, tags: dict[str, str], name: str) -> str:
@@ -217,18 +206,14 @@ class StudyRuns:
         runs = self.client.search_runs([self._experiment_id], query, max_results=1)
         return str(runs[0].info.run_id) if runs else None
 
-    def _find_model(self, run_id: str, digest: str) -> tuple[str | None, bool]:
-        for model in self.client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'"):
-            if model.tags.get(DIGEST) == digest:
-                return str(model.model_id), str(model.status) == "READY"
-        return None, False
-
 
 class _RunMap:
     """Trial id to run and model ids, in a file; lines lost in a crash are recovered by the runs' tags."""
 
     def __init__(self, path: Path) -> None:
-        _end_last_line(path)
+        if path.exists() and not path.read_bytes().endswith(b"\n"):  # version 0.1.0 wrote newlines before lines
+            with disk_faults(path), path.open("ab") as file:
+                file.write(b"\n")
         self._log = AppendLog(path)
         self._ids: dict[tuple[str, str], str] = {}
         for line in self._log.new_lines():
@@ -245,27 +230,18 @@ class _RunMap:
             self._ids[trial_id, kind] = value
 
 
-def _end_last_line(path: Path) -> None:
-    """End the last line of a file in which newlines stand before lines, as version 0.1.0 wrote them."""
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with disk_faults(path), path.open("ab") as file:
-            file.write(b"\n")
-
-
 def _ensure_experiment(client: MlflowClient, name: str, uri: str) -> str:
     from mlflow.exceptions import MlflowException
 
-    experiment = client.get_experiment_by_name(name)
-    if experiment is not None:
-        return str(experiment.experiment_id)
+    if (known := client.get_experiment_by_name(name)) is not None:
+        return str(known.experiment_id)
     root = artifact_root(uri)
     try:
         return str(client.create_experiment(name, artifact_location=str(root) if root else None))
-    except MlflowException:  # another search was quicker
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
+    except MlflowException:
+        if (known := client.get_experiment_by_name(name)) is None:  # no other search was quicker
             raise
-        return str(experiment.experiment_id)
+        return str(known.experiment_id)
 
 
 def _ms(at: float) -> int:

@@ -1,25 +1,24 @@
-"""Finding the runs of searches in an MLflow store, and where MLflow shows a study."""
+"""The runs of searches in an MLflow store: finding them, where MLflow shows a study, and deleting those of one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from loraxs_search.errors import TrackingError
 from loraxs_search.mlflow_http import check_server
-from loraxs_search.mlflow_uri import sqlite_path
+from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.tasks.kinds import find_metric
+from loraxs_search.tracking._followed import recorded_id
+from loraxs_search.tracking._run_texts import USUAL, trials_view, view_key, write_view
 from loraxs_search.tracking._runs import KIND, STUDY, STUDY_ID
 from loraxs_search.tracking.store import connect
-from loraxs_search.tracking.study_view import USUAL, trials_view, view_key, write_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
-
-
-METRIC, DIRECTION = "search.metric", "search.direction"  # params of a search's run, which the driver gives it
-_PAGE = 1000
 
 
 def existing_client(uri: str) -> MlflowClient | None:
@@ -35,21 +34,16 @@ def searches_named(client: MlflowClient, study: str) -> Iterator[Run]:
     name = study.replace("'", "")  # no name that we give has one
     query = f"tags.`{KIND}` = 'search' and tags.`{STUDY}` = '{name}'"
     experiments = [each.experiment_id for each in client.search_experiments()]
-    token: str | None = None
-    while True:
-        page = client.search_runs(
-            experiments, query, max_results=_PAGE, order_by=["attributes.start_time DESC"], page_token=token
-        )
+    yield from _paged(client.search_runs, experiments, query, order_by=["attributes.start_time DESC"])
+
+
+def _paged(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
+    """Yield all that a client finds, page after page."""
+    token: str | None = ""
+    while token is not None:
+        page = search(*arguments, max_results=1000, page_token=token or None, **options)
         yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def is_maximized(of_search: Mapping[str, str]) -> bool:
-    """Return which way a study's metric is better, as the params of its search have it."""
-    known = find_metric(of_search.get(METRIC, ""))
-    return of_search.get(DIRECTION, known.direction if known else "maximize") == "maximize"
+        token = page.token or None
 
 
 def open_view(client: MlflowClient, study: str, study_id: str = "") -> tuple[str, str] | None:
@@ -65,8 +59,42 @@ def open_view(client: MlflowClient, study: str, study_id: str = "") -> tuple[str
         if study_id not in ("", tags[STUDY_ID]):
             continue
         experiment_id, key = str(run.info.experiment_id), view_key(tags[STUDY_ID])
-        direction = "maximize" if is_maximized(params) else "minimize"
-        view = trials_view(study, run.info.run_id, params.get(METRIC, ""), direction, USUAL, time.time())
+        metric = params.get("search.metric", "")
+        known = find_metric(metric)
+        direction = params.get("search.direction", known.direction if known else "maximize")
+        view = trials_view(study, run.info.run_id, metric, direction, USUAL, time.time())
         write_view(client, experiment_id, client.get_experiment(experiment_id).tags, key, view)
         return experiment_id, key
     return None
+
+
+def remove_runs(uri: str, folder: Path, experiment: str, *, dry_run: bool = False) -> tuple[int, tuple[str, ...]]:
+    """Delete a study's runs as the MLflow UI does, and return their number and the versions whose runs stay.
+
+    MLflow can restore them until somebody calls `mlflow gc`. It may be repeated. Logged models stay: registered
+    versions may be of them.
+
+    Raises:
+        TrackingError: the store does not answer, or refuses.
+    """
+    study_id = recorded_id(folder)
+    if not study_id or (client := existing_client(uri)) is None:
+        return 0, ()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_experiment_by_name(experiment)
+        query = f"tags.`{STUDY_ID}` = '{study_id}'"  # its trials come before the search's own run
+        runs = [] if found is None else list(_paged(client.search_runs, [found.experiment_id], query))
+        versions = _paged(client.search_model_versions, f"name = '{experiment}'")
+        named = {it.run_id: f"{experiment}:{it.version}" for it in versions if it.run_id}
+        kept = {run.info.run_id: named[run.info.run_id] for run in runs if run.info.run_id in named}
+        parents = {run.data.tags.get("mlflow.parentRunId") for run in runs if run.info.run_id in kept}
+        going = [run.info.run_id for run in runs if run.info.run_id not in kept.keys() | parents]
+        for run_id in [] if dry_run else going:
+            client.delete_run(run_id)
+    except MlflowException as error:
+        raise TrackingError(
+            f"The runs of a study must be deleted at {redact(uri)}, but: {redact(str(error))}"
+        ) from error
+    return len(going), tuple(sorted(kept.values()))

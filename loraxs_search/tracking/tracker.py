@@ -10,7 +10,8 @@ from pathlib import Path
 
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.home import disk_faults
-from loraxs_search.log import DriverStarted, LoggedEvent, ReportWritten, SearchFinished, to_line
+from loraxs_search.log.event_log import to_line
+from loraxs_search.log.events import DriverStarted, LoggedEvent, ReportWritten, SearchFinished
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import KeepRule
 from loraxs_search.tracking._followed import Batch, FollowedLog
@@ -55,12 +56,13 @@ class Tracker:
             map_path=study_dir / "tracking.runs.jsonl",
         )
         self._recorder = Recorder(self._runs, study_dir, keep)
-        self._was_finished = self._had_report = False
+        self.was_finished = False  # whether the search was said to have ended, when this was opened
+        self.had_report = False  # whether a report was written since the search last started, when this was opened
         for event in self._followed.history():
             self._recorder.note(event)
             self._note_end(event)
         self._runs.doubt(self._recorder.trials)
-        self._trouble: str | None = None
+        self.trouble: str | None = None  # why events wait, while the store is away
         self._closing = self._stopped = False
         self._hurried = False  # somebody waits, and small batches show that events go over
         self._changed = threading.Condition()
@@ -69,24 +71,9 @@ class Tracker:
 
     # ---- how it stands -----------------------------------------------------------------------------------------------
     @property
-    def trouble(self) -> str | None:
-        """Why events wait, while the store is away; None when they do not."""
-        return self._trouble
-
-    @property
     def waiting(self) -> bool:
         """Whether events have yet to reach the store."""
         return self._followed.applied < self._followed.end
-
-    @property
-    def was_finished(self) -> bool:
-        """Whether the search was said to have ended, when this was opened."""
-        return self._was_finished
-
-    @property
-    def had_report(self) -> bool:
-        """Whether a report was written since the search last started, when this was opened."""
-        return self._had_report
 
     def run_id(self, trial_id: str) -> str | None:
         """Return the run of a trial once it has been created; flush first to be sure."""
@@ -114,9 +101,9 @@ class Tracker:
         while not self.flush(min(_FIRST_PAUSE_S, away_after_s)):
             if self._followed.applied > offset:
                 offset, moved_at = self._followed.applied, time.monotonic()
-            patience_s = max(away_after_s, _SILENT_S) if away_after_s and self._trouble is None else away_after_s
+            patience_s = max(away_after_s, _SILENT_S) if away_after_s and self.trouble is None else away_after_s
             if time.monotonic() - moved_at >= patience_s:
-                return self._trouble or f"MLflow has said nothing for {patience_s:g} s"
+                return self.trouble or f"MLflow has said nothing for {patience_s:g} s"
         return ""
 
     def close(self, timeout: float = 10.0) -> bool:
@@ -146,11 +133,11 @@ class Tracker:
     # ---- the writer --------------------------------------------------------------------------------------------------
     def _note_end(self, event: LoggedEvent) -> None:
         if isinstance(event, DriverStarted) and event.run is not None:  # older versions told MLflow beside the log
-            self._was_finished = self._had_report = False
+            self.was_finished = self.had_report = False
         elif isinstance(event, ReportWritten):
-            self._had_report = True
+            self.had_report = True
         elif isinstance(event, SearchFinished):
-            self._was_finished = event.state == "FINISHED"
+            self.was_finished = event.state == "FINISHED"
 
     def _write(self) -> None:
         pause_s = _FIRST_PAUSE_S
@@ -167,16 +154,13 @@ class Tracker:
     def _apply(self, events: Sequence[LoggedEvent]) -> None:
         try:
             self._recorder.apply(events)
-        except RefusedError:
-            for event in events:  # one by one, to set aside only what is refused
-                self._apply_one(event)
-
-    def _apply_one(self, event: LoggedEvent) -> None:
-        try:
-            self._recorder.apply([event])
         except RefusedError as error:
+            if len(events) > 1:  # one by one, to set aside only what is refused
+                for event in events:
+                    self._apply([event])
+                return
             with disk_faults(self._refused_path), self._refused_path.open("ab") as file:
-                file.write(to_line(event))
+                file.writelines(map(to_line, events))
             _logger.warning("MLflow refuses an event, set aside in %s: %s", self._refused_path, redact(str(error)))
 
     def _await_events(self) -> bool:
@@ -192,16 +176,16 @@ class Tracker:
             if self._stopped:  # the folder may have a new owner; repeating these events is harmless
                 return
             self._followed.commit(batch)
-            if self._trouble is not None:
+            if self.trouble is not None:
                 _logger.warning("MLflow at %s answers again", redact(self._uri))
-            self._trouble = None
+            self.trouble = None
             self._changed.notify_all()
 
     def _pause(self, problem: str, seconds: float) -> None:
-        if self._trouble is None:
+        if self.trouble is None:
             _logger.warning("MLflow is away, events wait in %s: %s", self._followed.path, problem)
         with self._changed:
-            self._trouble = problem
+            self.trouble = problem
             if self._closing:  # someone waits, for a short time only
                 self._changed.wait_for(lambda: self._stopped, _FIRST_PAUSE_S)
             else:

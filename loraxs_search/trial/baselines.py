@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.records import Baseline, Split
-from loraxs_search.tasks import PreparedTask, eval_batches, fixed_subset
 from loraxs_search.tasks.baselines import SplitOutputs, TimeLimit, constant, scored, tfidf
+from loraxs_search.tasks.encoded import eval_batches
 from loraxs_search.tasks.kinds import LinearForm
+from loraxs_search.tasks.prepared import PreparedTask
+from loraxs_search.tasks.read import fixed_subset
 from loraxs_search.torch_threads import single_thread
 
 LIMIT_S = 10.0  # of one core, all baselines together

@@ -19,8 +19,9 @@ from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import Sample, Split, Task
-from loraxs_search.tasks import PreparedTask, RowSource, load_data, prepare
+from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
+from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 
 NUM_SAMPLES = 3  # rows that cards show
 ResultT = TypeVar("ResultT")

@@ -32,7 +32,8 @@ from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods import HeadPlan, get_method
 from loraxs_search.methods.starting import started_head
 from loraxs_search.records import AdapterSize, Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
-from loraxs_search.tasks import PreparedTask, TrainingBatches
+from loraxs_search.tasks.encoded import TrainingBatches
+from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.snapshot import Snapshot
 

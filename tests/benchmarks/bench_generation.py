@@ -39,7 +39,7 @@ from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import Hyperparameters, TrialSpec
 from loraxs_search.search_space import parse_space
-from loraxs_search.tasks import RowSource
+from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import Generated, GenerateRequest
 from loraxs_search.trial import attach, detach

@@ -22,7 +22,8 @@ from loraxs_search.base_model import load_model, load_tokenizer, locate
 from loraxs_search.records import Split
 from loraxs_search.search import launch
 from loraxs_search.search_space import Space, parse_space
-from loraxs_search.tasks import eval_batches, prepare
+from loraxs_search.tasks.encoded import eval_batches
+from loraxs_search.tasks.prepared import prepare
 
 SPACE = """
 task:

@@ -37,7 +37,7 @@ import loraxs_search
 from loraxs_search.cli import run
 from loraxs_search.errors import LoraxsError
 from loraxs_search.records import to_json
-from loraxs_search.reports import Comparison
+from loraxs_search.reports.comparison import Comparison
 from loraxs_search.search import launch_together
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import StudyFolder, list_studies

@@ -33,7 +33,7 @@ from typing import Any
 
 import optuna
 
-from loraxs_search.log import TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.pareto import Fronts, Point
 from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialSpec, TrialState
 from loraxs_search.samplers.proposer import Proposer

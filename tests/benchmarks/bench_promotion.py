@@ -40,7 +40,7 @@ from loraxs_search.registry.comparison import ComparedChampion, FinalistComparis
 from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
 from loraxs_search.registry.significance import p_value
 from loraxs_search.registry.test_set_reuse import ToleranceReference
-from loraxs_search.tasks import METRICS
+from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
 SEEDS, CHAIN = 2, 20

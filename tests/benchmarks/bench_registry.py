@@ -29,7 +29,7 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.records import AdapterSize, PromotionRule
 from loraxs_search.registry import Registry, pull
 from loraxs_search.registry._versions import DECISIONS, SUMMARY
-from loraxs_search.tracking import ensure_store
+from loraxs_search.tracking.store import ensure_store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraxs_search.log import ShownEvent
+    from loraxs_search.log.events import ShownEvent
 
 SPACE = """
 task:
@@ -67,7 +67,7 @@ class Clock:
 
     def happened(self, event: ShownEvent) -> None:
         """Note where a phase begins; training is one too."""
-        from loraxs_search.log import Phase, SearchStarted
+        from loraxs_search.log.events import Phase, SearchStarted
 
         if isinstance(event, Phase):
             self.marks.append((event.text, time.time()))
@@ -119,7 +119,7 @@ def efficiency(found: dict[str, Any], space: Any) -> dict[str, Any]:
 
     from loraxs_search.base_model import linear_modules, load_tokenizer, locate
     from loraxs_search.packing.capacity import choose_dtype
-    from loraxs_search.tasks import prepare
+    from loraxs_search.tasks.prepared import prepare
 
     task, base = space.task, locate(space.base_model)
     tokens = prepare(task, load_tokenizer(base))

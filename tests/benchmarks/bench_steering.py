@@ -40,7 +40,7 @@ def drive() -> None:
     from loraxs_search.search.driver.launch import new_study
     from loraxs_search.search_space import load_space
     from loraxs_search.studies import StudyFolder
-    from loraxs_search.tracking import ensure_store, resolve_uri
+    from loraxs_search.tracking.store import ensure_store, resolve_uri
 
     overrides = (f"search.trials={TRIALS}", f"search.pack_size={AT_ONCE}", "search.max_steps=1600", "promotion.seeds=0")
     space = load_space("movie_reviews", overrides=(*overrides, "search.scheduler=none", "promotion.candidates=1"))
@@ -83,7 +83,7 @@ def cost(seconds: float, pace_s: float) -> dict[str, Any]:
     from loraxs_search.search.driver.commander import Commander
     from loraxs_search.search.driver.tag_source import TagSource
     from loraxs_search.search.hosts import study_actors
-    from loraxs_search.tracking import Tracker
+    from loraxs_search.tracking.tracker import Tracker
 
     class Timed(Gauge):
         def started(self, facts: Any) -> None:

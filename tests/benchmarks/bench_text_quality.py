@@ -34,7 +34,7 @@ from loraxs_search.records import Task
 from loraxs_search.search import launch
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tasks import prepare
+from loraxs_search.tasks.prepared import prepare
 from loraxs_search.trial import ask, score_folder
 
 ROWS, SCIENCE_ROWS = 200, 500  # that are written for; whose options are compared

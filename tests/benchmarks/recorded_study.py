@@ -20,7 +20,7 @@ from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.studies import StudyFolder, StudyInfo
-from loraxs_search.tracking import Tracker
+from loraxs_search.tracking.tracker import Tracker
 
 HYPER = Hyperparameters(rank=8, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
 SIZE = AdapterSize(2304, 770, 17_032)

@@ -21,7 +21,7 @@ from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.scaffold import Choices, UndecidedError, draft_space
 from loraxs_search.search_space import load_space
 from loraxs_search.shipped_spaces import schema_path
-from loraxs_search.tasks import load_data
+from loraxs_search.tasks.prepared import load_data
 
 Say = Callable[..., Said]
 PLAIN = csv_of()

@@ -11,7 +11,7 @@ from support.recorded_search import FACTS, Teller, begun, closed, reported
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import LiveView
 from loraxs_search.cli.live_text import clock, time_left_in_words
-from loraxs_search.log import BaselineScored, CandidateScored, DataRead, Phase, Warned
+from loraxs_search.log.events import BaselineScored, CandidateScored, DataRead, Phase, Warned
 from loraxs_search.records import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts, TrialState
 
 SIZES = {"train": 8373, "validation": 1000, "test": 1000}

@@ -25,9 +25,9 @@ from support.terminal import Terminal
 
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import draw
-from loraxs_search.log import Phase, ShownEvent, Steered, TrialsAdvanced
+from loraxs_search.log.events import Phase, ShownEvent, Steered, TrialsAdvanced
 from loraxs_search.records import SteeringStatus, TrialState
-from loraxs_search.reports import SearchState
+from loraxs_search.reports.search_state import SearchState
 
 
 # ---- how it looks ----------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ def cells(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_progress_is_drawn_below_its_cell_and_stays_there(cells: Notebook) -> None:
     cells.run(
         "from loraxs_search.cli._live import NotebookView, in_notebook\n"
-        "from loraxs_search.log import Phase\n"
+        "from loraxs_search.log.events import Phase\n"
         "known = in_notebook()\n"
         "with NotebookView('the UI') as view:\n"
         "    view.happened(Phase(study='s', at=1000.0, text='loading the base'))\n"
@@ -42,7 +42,7 @@ def test_progress_is_drawn_below_its_cell_and_stays_there(cells: Notebook) -> No
 def test_what_rows_are_like_stays_above_the_progress(cells: Notebook) -> None:
     cells.run(
         "from loraxs_search.cli._live import NotebookView\n"
-        "from loraxs_search.log import DataRead, Phase\n"
+        "from loraxs_search.log.events import DataRead, Phase\n"
         "from loraxs_search.records import DataReport\n"
         "sizes = {'train': 8373, 'validation': 1000, 'test': 1000}\n"
         "read = DataRead(study='s', at=1000.0, metric='f1', num_rows=sizes, report=DataReport(sizes))\n"

@@ -17,7 +17,7 @@ from support.scripted_driver import ScriptedDriver
 from support.searched_studies import Tried, searched
 from support.studies import study
 
-from loraxs_search.log import printed
+from loraxs_search.cli._lines import printed
 from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState, to_json
 from loraxs_search.studies import Storage, lease
 

@@ -20,7 +20,7 @@ from support.shell import start
 from loraxs_search.errors import StudyError
 from loraxs_search.records import TrialState
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking import ui_page
+from loraxs_search.tracking.ui import ui_page
 
 # What MLflow's own pages ask for in vain: accounts, which our server has none of, and a file of its flavours.
 RESIZED = "ResizeObserver loop completed"  # the browser says so when it lays out later: no fault of a page

@@ -29,8 +29,18 @@ from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import Answers, BaseModel, DataSource, Task, TrialSpec, from_json, to_json
 from loraxs_search.registry import ScoredRows
-from loraxs_search.tasks import PreparedTask, RowSource, checked, encode, kind_of, prepare
-from loraxs_search.tasks.kinds import KINDS, PassOutputs, RequestGenerator, Section, TaskKind, find_metric
+from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.kinds import (
+    KINDS,
+    PassOutputs,
+    RequestGenerator,
+    Section,
+    TaskKind,
+    checked,
+    find_metric,
+    kind_of,
+)
+from loraxs_search.tasks.prepared import PreparedTask, encode, prepare
 from loraxs_search.trial import TrialRun, ask, attach, detach, score_rows, split_metrics
 
 CPU = torch.device("cpu")
@@ -186,7 +196,7 @@ def test_rows_fit_the_base_and_each_read_has_a_target(
 
 @every_kind
 def test_cached_tokens_are_those_of_every_row_alone(name: str, kind: TaskKind, data: PreparedTask, task: Task) -> None:
-    from loraxs_search.tasks import load_data
+    from loraxs_search.tasks.prepared import load_data
 
     again, rows = prepare(task, data.tokenizer), load_data(task).rows["train"]
     for i in range(len(rows)):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from loraxs_search.errors import LoraxsError, SpaceError, StudyError, UsageError
-from loraxs_search.log import LoggedEvent, TrialEnded, TrialReported, TrialStarted, to_line
-from loraxs_search.log.event_log import from_line
+from loraxs_search.log.event_log import from_line, to_line
+from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialState, from_json, to_json
 from loraxs_search.samplers import SAMPLERS, Sampler, make_sampler
 from loraxs_search.samplers.proposer import Proposer

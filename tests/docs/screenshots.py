@@ -33,7 +33,8 @@ from support.studies import TASK
 from loraxs_search.records import SearchRun, StudyDescription
 from loraxs_search.reports.html import write_report
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking import Tracker, ensure_store, resolve_uri
+from loraxs_search.tracking.store import ensure_store, resolve_uri
+from loraxs_search.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

@@ -19,7 +19,7 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.records import BaseModel, TaskModel
 from loraxs_search.search_space import Space, describe, load_space, parse_space
 from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces, shipped_tasks
-from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.kinds import kind_of
 
 OURS = SEARCH_SPACES.commands("loraxs-search")
 LAUNCHES = [command for command in OURS if command.args[0] == "launch" and "--dry-run" not in command.args]

@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from loraxs_search.factors import FactorStore
-from loraxs_search.tracking import ensure_store
-from loraxs_search.tracking.store import connect
+from loraxs_search.tracking.store import connect, ensure_store
 
 SCRIPT = """
 import sys, time

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from loraxs_search.log import SearchStarted, ShownEvent, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log.events import SearchStarted, ShownEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult, SilentView, launch
 from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT

@@ -29,9 +29,10 @@ from loraxs_search.base_model import linear_modules, load_tokenizer
 from loraxs_search.methods.export import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
-from loraxs_search.tasks import RowSource, encode, kind_of
+from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import GenerateRequest, Prompt
+from loraxs_search.tasks.kinds import GenerateRequest, Prompt, kind_of
+from loraxs_search.tasks.prepared import encode
 from loraxs_search.trial import ask
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]

@@ -15,7 +15,7 @@ import pytest
 from support.notebook import Notebook, notebook
 
 import loraxs_search
-from loraxs_search.log import Phase, ShownEvent
+from loraxs_search.log.events import Phase, ShownEvent
 from loraxs_search.records import Decision, TrialState
 from loraxs_search.registry import ScoredRows, choose, verify
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, launch, resume

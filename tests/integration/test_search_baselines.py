@@ -17,8 +17,7 @@ from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.launch import new_study
 from loraxs_search.search_space import load_space
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking import ensure_store, resolve_uri
-from loraxs_search.tracking.store import connect
+from loraxs_search.tracking.store import connect, ensure_store, resolve_uri
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 NAMES = ["constant", "tfidf", "features"]

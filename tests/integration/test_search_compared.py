@@ -9,7 +9,7 @@ import pytest
 import loraxs_search
 from loraxs_search.records import TrialState
 from loraxs_search.registry.finalist import seed_statistics
-from loraxs_search.reports import Comparison
+from loraxs_search.reports.comparison import Comparison
 from loraxs_search.search import SearchResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]

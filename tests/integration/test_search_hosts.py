@@ -15,7 +15,7 @@ import pytest
 from support.spaces import REVIEWS
 
 from loraxs_search.errors import BaseModelError, StudyError, TaskDataError
-from loraxs_search.log import ShownEvent, TrialReported
+from loraxs_search.log.events import ShownEvent, TrialReported
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, launch, resume
 from loraxs_search.studies import StudyFolder

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
-from loraxs_search.log import SearchStarted, ShownEvent
+from loraxs_search.log.events import SearchStarted, ShownEvent
 from loraxs_search.records import TrialState
 from loraxs_search.search import SilentView, launch, launch_together
 from loraxs_search.studies import list_studies

@@ -24,8 +24,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.registry import Registry, pull, verify
 from loraxs_search.registry.manifest import folder_digest
-from loraxs_search.tracking import ensure_store
-from loraxs_search.tracking.store import connect
+from loraxs_search.tracking.store import connect, ensure_store
 
 pytestmark = pytest.mark.slow
 
@@ -178,7 +177,7 @@ def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_
 def test_a_first_use_killed_in_the_middle_does_not_spoil_the_store(tmp_path, moment_s):
     folder = tmp_path / "home"
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    code = "import sys; from loraxs_search.tracking import ensure_store; ensure_store(sys.argv[1])"
+    code = "import sys; from loraxs_search.tracking.store import ensure_store; ensure_store(sys.argv[1])"
     process = _python(code, uri)
     deadline = time.monotonic() + 60
     while not list(folder.glob(".mlflow.db.*.tmp")) and time.monotonic() < deadline:
@@ -261,7 +260,9 @@ def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(st
 # ---- the ui ----------------------------------------------------------------------------------------------------------
 def test_the_ui_serves_the_embedded_store_until_interrupted(store_uri, make_mlflow_server):
     port = make_mlflow_server().port
-    code = "import sys; from loraxs_search.tracking import run_ui; sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
+    code = (
+        "import sys; from loraxs_search.tracking.ui import run_ui; sys.exit(run_ui(sys.argv[1], port=int(sys.argv[2])))"
+    )
     process = _python(code, store_uri, port)
     uri = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 60

@@ -36,8 +36,8 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.slot import Slot
 from loraxs_search.records import BaseModel, DataSource, LinearModule, Task, TrialSpec
 from loraxs_search.search_space import load_space
-from loraxs_search.tasks import PreparedTask, kind_of, prepare
-from loraxs_search.tasks.kinds import classifier
+from loraxs_search.tasks.kinds import classifier, kind_of
+from loraxs_search.tasks.prepared import PreparedTask, prepare
 from loraxs_search.trial import Snapshot
 
 WORDS = [f"w{i}" for i in range(60)]

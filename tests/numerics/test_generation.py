@@ -24,7 +24,7 @@ from loraxs_search.engine.kv_cache import Decoding
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import TrialSpec
-from loraxs_search.tasks import Batch, RowSource
+from loraxs_search.tasks.batch import Batch, RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import (
     ForwardRequest,

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from loraxs_search.base_model import load_tokenizer
 from loraxs_search.engine import requests
 from loraxs_search.records import BaseModel, DataSource
-from loraxs_search.tasks import prepare
+from loraxs_search.tasks.prepared import prepare
 
 TOLERANCE = 1e-5  # relative, on every R and its moments
 NUM_STEPS = 30

@@ -22,7 +22,7 @@ from loraxs_search.packing.pack import Pack
 from loraxs_search.records import BaseModelRef, DataSource, Hyperparameters, LargestTrial, Task, TrialSpec
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
-from loraxs_search.tasks import PreparedTask
+from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import Snapshot
 
 TOLERANCE = 1e-5  # relative, on every R, its moments, the heads and theirs

@@ -10,7 +10,8 @@ import pytest
 from loraxs_search.base_model import load_tokenizer
 from loraxs_search.records import to_json
 from loraxs_search.search_space import load_space
-from loraxs_search.tasks import TrainingBatches, prepare
+from loraxs_search.tasks.encoded import TrainingBatches
+from loraxs_search.tasks.prepared import prepare
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import BaseModel, DataSource, Hyperparameters, Task, TrialSpec
-from loraxs_search.tasks import PreparedTask, load_data, prepare
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds._choices import Choices
+from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 from loraxs_search.trial import TrialRun, attach, detach, score_rows
 
 CPU = torch.device("cpu")

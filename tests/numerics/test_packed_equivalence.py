@@ -15,8 +15,8 @@ import torch
 from loraxs_search.base_model import init_head, load_model
 from loraxs_search.errors import RankError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.packing.pack import Pack
-from loraxs_search.tasks import PreparedTask
 from loraxs_search.tasks.kinds import classifier
+from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import Snapshot, evaluate
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`

@@ -16,8 +16,8 @@ from loraxs_search.engine.layers import TrainedLinear
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import TrialSpec
-from loraxs_search.tasks import PreparedTask
 from loraxs_search.tasks.kinds import classifier
+from loraxs_search.tasks.prepared import PreparedTask
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
 NUM_LAYERS = 4

@@ -16,7 +16,8 @@ from loraxs_search.errors import BaseModelError, TargetModulesError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import BaseModelRef
-from loraxs_search.tasks import RowSource, encode
+from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.prepared import encode
 from loraxs_search.trial import Snapshot, attach
 
 FAULT = r"of this one what a row gives depends on its padding\."

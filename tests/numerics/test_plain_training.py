@@ -22,8 +22,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.records import TrialSpec
-from loraxs_search.tasks import PreparedTask, TrainingBatches
+from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
+from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import Snapshot
 
 from .conftest import distance

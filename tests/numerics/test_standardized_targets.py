@@ -33,7 +33,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.registry import model_card
 from loraxs_search.search_space import parse_space
-from loraxs_search.tasks import prepare
+from loraxs_search.tasks.prepared import prepare
 from loraxs_search.trial.evaluate import score_folder
 
 pytestmark = pytest.mark.usefixtures("in_warm_home")

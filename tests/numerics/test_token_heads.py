@@ -24,8 +24,9 @@ from loraxs_search.methods.export import converted
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.records import BaseModelRef, DataSource, Task
-from loraxs_search.tasks import kind_of, prepare
+from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.kinds.token_classification import TokenClassification
+from loraxs_search.tasks.prepared import prepare
 from loraxs_search.tasks.rows import SourceLocation
 from loraxs_search.trial import score_rows
 

@@ -29,9 +29,9 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import BaseModel, DataSource, LinearModule, Task, TaskModel, TrialSpec
-from loraxs_search.tasks import PreparedTask
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind
+from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import Snapshot
 from support.bases import language_model
 from support.trials import make_spec, run_alone

@@ -26,8 +26,8 @@ from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import BaseModelRef, DataSource
 from loraxs_search.search_space import load_space
-from loraxs_search.tasks import kind_of, prepare
-from loraxs_search.tasks.kinds import GenerateRequest, Sampling
+from loraxs_search.tasks.kinds import GenerateRequest, Sampling, kind_of
+from loraxs_search.tasks.prepared import prepare
 from loraxs_search.trial import Snapshot, attach, detach, score_rows
 from support import toy_language
 from support.decoders import LANGUAGE_MODEL, DecoderWorld, made_up_rows

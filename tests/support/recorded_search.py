@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from loraxs_search.log import (
+from loraxs_search.log.events import (
     BaselineScored,
     CandidateScored,
     Phase,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loraxs_search.log import SearchStarted, ShownEvent
+from loraxs_search.log.events import SearchStarted, ShownEvent
 from loraxs_search.records import AdapterSize, Baseline, TrialReport, TrialState
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.studies import StudyFolder

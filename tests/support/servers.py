@@ -25,7 +25,7 @@ class MlflowServer:
     """
 
     def __init__(self, folder: Path, database_uri: str | None = None) -> None:
-        from loraxs_search.tracking import ui_command
+        from loraxs_search.tracking.ui import ui_command
 
         self.port = free_port()
         self.uri = f"http://127.0.0.1:{self.port}"

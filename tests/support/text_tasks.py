@@ -9,8 +9,9 @@ import pytest
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, Task
-from loraxs_search.tasks import checked, load_data
+from loraxs_search.tasks.kinds import checked
 from loraxs_search.tasks.kinds.text_generation import TextGeneration, TextGenerationSection
+from loraxs_search.tasks.prepared import load_data
 
 Write = Callable[[str, Sequence[Mapping[str, Any]]], str]  # rows to a file of this name; returns its path
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loraxs_search.log import TrialEnded, TrialStarted
+from loraxs_search.log.events import TrialEnded, TrialStarted
 from loraxs_search.records import (
     Hyperparameters,
     KeepRule,
@@ -21,7 +21,8 @@ from loraxs_search.records import (
     TrialState,
 )
 from loraxs_search.studies import Journal
-from loraxs_search.tracking import Tracker, environment_tags
+from loraxs_search.tracking._run_texts import environment_tags
+from loraxs_search.tracking.tracker import Tracker
 
 
 class Tracked:

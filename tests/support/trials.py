@@ -14,8 +14,9 @@ from loraxs_search.engine.requests import Engine
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import Hyperparameters, TrialSpec
-from loraxs_search.tasks import PreparedTask, RowSource
+from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import Generated, GenerateRequest
+from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
 

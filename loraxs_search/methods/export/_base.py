@@ -83,7 +83,7 @@ class LoadedAdapter:
     @cached_property
     def serving(self) -> Serving | None:
         """How it is asked as in training; None where it writes no text."""
-        from loraxs_search.tasks import kind_of
+        from loraxs_search.tasks.kinds import kind_of
         from loraxs_search.tasks.tokens import served
 
         kind = kind_of(self.manifest.task)

@@ -13,8 +13,8 @@ from loraxs_search.home import write_atomic
 from loraxs_search.methods._base import Method
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.records import BaseModelRef, Manifest
-from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.asking import asked_as_in_training, between_texts, loading_code, where_base_is
+from loraxs_search.tasks.kinds import kind_of
 
 
 class PlainLoRAFolder(ExportFormat):

@@ -17,8 +17,8 @@ from loraxs_search.methods._base import Method
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.records import Serving
-from loraxs_search.tasks import kind_of
 from loraxs_search.tasks.asking import asked_as_in_training, between_texts, generation_options
+from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
     from peft import PeftModel

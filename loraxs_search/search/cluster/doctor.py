@@ -26,7 +26,7 @@ from loraxs_search.search.cluster.node_checks import (
 from loraxs_search.search.cluster.placement import Node
 from loraxs_search.search_space import Space, load_space
 from loraxs_search.studies import Storage
-from loraxs_search.tracking import ensure_store
+from loraxs_search.tracking.store import ensure_store
 
 if TYPE_CHECKING:
     import ray

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from loraxs_search.pareto import spread_order
 from loraxs_search.records import FrontTrial, KeepRule, PromotionRule, SearchPlan, Task, TrialRecord
 from loraxs_search.registry.finalist import NOISE, Criterion
-from loraxs_search.reports import front
+from loraxs_search.reports.leaderboard import front
 
 
 def candidate_trials(

@@ -12,7 +12,9 @@ from loraxs_search.records import BaseModel, DataReport, Head, LinearModule, Spl
 from loraxs_search.search.cluster.placement import PackSize
 from loraxs_search.search.driver.estimate import SearchEstimate, estimate_search
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
-from loraxs_search.tasks import data_warnings, kind_of, load_data, locate_for, prepare
+from loraxs_search.tasks.kinds import kind_of
+from loraxs_search.tasks.prepared import load_data, locate_for, prepare
+from loraxs_search.tasks.report import data_warnings
 
 
 @dataclass(frozen=True)

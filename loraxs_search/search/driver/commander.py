@@ -11,7 +11,7 @@ from loraxs_search.records import AnswerState, Command, CommandAnswer, SteeringS
 from loraxs_search.search.driver.tag_source import TagSource
 from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, steered
 from loraxs_search.studies import CommandInbox, StudyFolder
-from loraxs_search.tracking import recorded_id
+from loraxs_search.tracking._followed import recorded_id
 from loraxs_search.tracking.command_tags import CommandTags
 
 _EVERY_S = 0.2  # between two looks at what people have sent

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import HomeError, counted
-from loraxs_search.log import SearchStarted
+from loraxs_search.log.events import SearchStarted
 from loraxs_search.records import SearchRun, TrialState
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.driver.commander import Commander, commands
@@ -26,7 +26,8 @@ from loraxs_search.steering import SteeredStudy, SteeringState, steered
 from loraxs_search.steering.state import planned
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.studies.clock import steady_time
-from loraxs_search.tracking import Tracker, environment_tags
+from loraxs_search.tracking._run_texts import environment_tags
+from loraxs_search.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from loraxs_search.search.driver.candidates import Finish

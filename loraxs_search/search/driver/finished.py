@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
-from loraxs_search.reports import front
+from loraxs_search.reports.leaderboard import front
 from loraxs_search.search.driver.commander import answer_waiting
 from loraxs_search.search.driver.kept_report import keep_report
 from loraxs_search.search.driver.result import SearchResult
 from loraxs_search.studies import Journal, StudyFolder, mirrored
-from loraxs_search.tracking import Tracker
+from loraxs_search.tracking.tracker import Tracker
 
 
 def close_finished(folder: StudyFolder) -> SearchResult:

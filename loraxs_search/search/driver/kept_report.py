@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from loraxs_search.studies import Journal, StudyFolder
-from loraxs_search.tracking import Tracker
+from loraxs_search.tracking.tracker import Tracker
 
 _logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from loraxs_search import versions
 from loraxs_search.errors import LoraxsError, StudyError, UsageError
 from loraxs_search.home import in_use
-from loraxs_search.log import Phase
+from loraxs_search.log.events import Phase
 from loraxs_search.records import AnswerState
 from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.commander import asks_for_more
@@ -31,8 +31,8 @@ from loraxs_search.steering.state import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
 from loraxs_search.studies.clock import steady_time
 from loraxs_search.studies.stored_space import stored_space
-from loraxs_search.tasks import kind_of
-from loraxs_search.tracking import ensure_store, resolve_uri
+from loraxs_search.tasks.kinds import kind_of
+from loraxs_search.tracking.store import ensure_store, resolve_uri
 
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool

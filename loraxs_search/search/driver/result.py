@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import counted
 from loraxs_search.records import Candidate, FrontTrial, TrialRecord, TrialState
-from loraxs_search.reports import LeaderboardRow, leaderboard
+from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from loraxs_search.errors import LoraxsError, StorageError
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.search.driver.finished import is_recorded, record_finished
 from loraxs_search.studies import Storage, StudyFolder, is_behind, list_studies, mirrored
-from loraxs_search.tracking import Tracker
+from loraxs_search.tracking.tracker import Tracker
 
 _AWAY_AFTER_S = 10.0
 

@@ -17,7 +17,7 @@ from loraxs_search.records import (
     TaskModel,
 )
 from loraxs_search.search_space import Space
-from loraxs_search.tasks import kind_of
+from loraxs_search.tasks.kinds import kind_of
 
 MAX_CALLERS = 1000
 _GATHER_S = 1.0  # between the first calls of trials whose processes start together

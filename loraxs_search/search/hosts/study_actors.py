@@ -24,7 +24,7 @@ from loraxs_search.search.hosts.host_actor import check_unchanged
 from loraxs_search.search.hosts.pool import HostPool, HostWatch, Steps, Usage, pool_steps, pool_usage
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyFolder, StudyInfo
-from loraxs_search.tasks import data_warnings, overlap_counts
+from loraxs_search.tasks.report import data_warnings, overlap_counts
 
 
 class StudyKeeper:

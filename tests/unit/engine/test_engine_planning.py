@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from loraxs_search.engine.planning import Demand, Pass, PassExecutor, Share, padding, plan_passes, workers_for
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks import TrainingBatches
+from loraxs_search.tasks.encoded import TrainingBatches
 
 LENGTHS = st.lists(st.integers(0, 90), min_size=1, max_size=40)
 

@@ -17,7 +17,8 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import state, study
 
 from loraxs_search.home import REMOVED, in_use, mark_used, write_atomic
-from loraxs_search.housekeeping import KINDS, collect
+from loraxs_search.housekeeping.kinds import KINDS
+from loraxs_search.housekeeping.removal import collect
 from loraxs_search.records import Identity, TrialState
 
 MONTH_S = 30 * DAY_S
@@ -359,7 +360,7 @@ def test_every_place_that_the_package_writes_to_is_of_a_kind_or_stays():
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_looking_at_an_empty_home_writes_nothing(kind, fresh_home):
-    from loraxs_search.housekeeping import Needs
+    from loraxs_search.housekeeping.kinds import Needs
 
     assert list(kind.items(fresh_home, Needs())) == []
     assert not fresh_home.exists()

@@ -16,7 +16,7 @@ from support.tracked import Tracked
 import loraxs_search
 from loraxs_search.errors import StorageError, StudyError
 from loraxs_search.home import REMOVED, file_lock, remove_whole
-from loraxs_search.housekeeping import collect, remove_study
+from loraxs_search.housekeeping.removal import collect, remove_study
 from loraxs_search.records import SearchPlan, TrialState, from_json
 from loraxs_search.reports.study_status import study_summaries
 from loraxs_search.studies import Storage, StudyFolder, list_studies

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.log import AppendLog, lines_from
+from loraxs_search.log.event_log import AppendLog, lines_from
 
 
 @pytest.fixture

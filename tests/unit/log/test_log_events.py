@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from loraxs_search.cli._lines import printed
 from loraxs_search.errors import StudyError
-from loraxs_search.log import (
+from loraxs_search.log.event_log import EventLog, from_line, to_line
+from loraxs_search.log.events import (
     AdapterWritten,
     Answered,
     BaselineScored,
@@ -18,7 +20,6 @@ from loraxs_search.log import (
     CandidateScored,
     Commanded,
     DriverStarted,
-    EventLog,
     FrontFound,
     HostsMeasured,
     LoggedEvent,
@@ -32,9 +33,6 @@ from loraxs_search.log import (
     TrialReported,
     TrialStarted,
     Warned,
-    from_line,
-    printed,
-    to_line,
 )
 from loraxs_search.records import (
     AdapterSize,
@@ -111,7 +109,7 @@ def test_every_event_is_read_back_from_its_line(path: Path) -> None:
 
 def _of_other_tests() -> list[type]:
     """Events of a search's start and its rows: `test_ledger.py` reads them back."""
-    from loraxs_search.log import DataRead, SearchStarted
+    from loraxs_search.log.events import DataRead, SearchStarted
 
     return [DataRead, SearchStarted]
 

@@ -14,8 +14,8 @@ from support.studies import TASK
 
 from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.records import Identity, SearchPlan, TrialState
-from loraxs_search.reports import compare
 from loraxs_search.reports.compared_groups import Point, front_of, ratio_to
+from loraxs_search.reports.comparison import compare
 from loraxs_search.studies import StudyFolder
 
 

@@ -21,7 +21,7 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.reports import front, leaderboard
+from loraxs_search.reports.leaderboard import front, leaderboard
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
 KEEP = KeepRule("pearson", "maximize")

@@ -18,7 +18,8 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.reports import leaderboard, progress
+from loraxs_search.reports.leaderboard import leaderboard
+from loraxs_search.reports.progress import progress
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
 

@@ -17,9 +17,9 @@ from support.studies import study
 
 import loraxs_search
 from loraxs_search.errors import StudyError
-from loraxs_search.log import SearchEnded, SearchStarted, ShownEvent, TrialsAdvanced
+from loraxs_search.log.events import SearchEnded, SearchStarted, ShownEvent, TrialsAdvanced
 from loraxs_search.records import TrialState, to_json
-from loraxs_search.reports import StudyEvents, search_document, watch
+from loraxs_search.reports.progress import StudyEvents, search_document, watch
 
 
 def untimed(events: list[ShownEvent]) -> list[ShownEvent]:

@@ -9,7 +9,7 @@ from support.reports import measured
 from support.toy_language import writing
 
 from loraxs_search.records import Candidate, TrialRecord, TrialState
-from loraxs_search.reports import leaderboard, score_warnings
+from loraxs_search.reports.leaderboard import leaderboard, score_warnings
 
 TASK = replace(writing(), report_metric="loss", report_direction="minimize")
 CUT = {"exact_match": 0.5, "unparsed": 0.0, "unended": 0.375}

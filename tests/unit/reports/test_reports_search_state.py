@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.recorded_search import FACTS, NODES, Teller, begun, closed, finishing, reported, training
 
-from loraxs_search.log import (
+from loraxs_search.log.events import (
     BaselineScored,
     Phase,
     SearchEnded,
@@ -19,7 +19,7 @@ from loraxs_search.log import (
     Warned,
 )
 from loraxs_search.records import SteeringStatus, TrialState
-from loraxs_search.reports import HostLine, SearchState
+from loraxs_search.reports.search_state import HostLine, SearchState
 
 
 @pytest.fixture

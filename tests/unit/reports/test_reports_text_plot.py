@@ -8,7 +8,7 @@ import pytest
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
-from loraxs_search.reports import compare
+from loraxs_search.reports.comparison import compare
 from loraxs_search.reports.text_plot import text_plot
 
 

@@ -10,7 +10,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from loraxs_search.log import TrialStarted
+from loraxs_search.log.events import TrialStarted
 from loraxs_search.records import Proposal, SearchPlan
 from loraxs_search.samplers import proposer
 from loraxs_search.samplers.history import History

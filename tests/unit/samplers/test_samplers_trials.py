@@ -12,7 +12,7 @@ from support.studies import study as new_study
 from support.toy_ia3 import ToyIA3
 
 from loraxs_search import samplers
-from loraxs_search.log import LoggedEvent, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods import METHODS
 from loraxs_search.records import AdapterSize, SearchPlan, Task, TrialReport, TrialState
 from loraxs_search.samplers.proposer import Proposer

@@ -12,7 +12,7 @@ from support.studies import study as new_study
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import HomeError
-from loraxs_search.log import DataRead, SearchStarted, ShownEvent
+from loraxs_search.log.events import DataRead, SearchStarted, ShownEvent
 from loraxs_search.records import (
     AdapterSize,
     AnswerFact,

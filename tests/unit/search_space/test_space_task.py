@@ -12,8 +12,8 @@ from loraxs_search.errors import UsageError
 from loraxs_search.records import SplitSource, Task
 from loraxs_search.search_space import catalogue_entry, catalogue_task
 from loraxs_search.shipped_spaces import shipped_tasks
-from loraxs_search.tasks import checked, load_data
-from loraxs_search.tasks.kinds import KINDS
+from loraxs_search.tasks.kinds import KINDS, checked
+from loraxs_search.tasks.prepared import load_data
 
 GLUE = {"cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "stsb"}
 CHOICE = {"boolq", "piqa", "siqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa"}
@@ -157,7 +157,8 @@ def test_the_paths_of_metamath_lead_to_other_data_sets():
 
 def test_catalogue_names_metrics_and_batches_need_no_torch():
     code = (
-        "import sys; from loraxs_search.tasks import METRICS, epoch_batches;"
+        "import sys; from loraxs_search.tasks.encoded import epoch_batches;"
+        "from loraxs_search.tasks.metrics import METRICS;"
         "from loraxs_search.search_space import catalogue_task; catalogue_task('cola');"
         "sys.exit(bool({'torch', 'datasets', 'transformers', 'sklearn', 'scipy'} & set(sys.modules)))"
     )

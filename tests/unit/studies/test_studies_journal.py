@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import StudyError
-from loraxs_search.log import AppendLog, Phase, Warned
+from loraxs_search.log.event_log import AppendLog
+from loraxs_search.log.events import Phase, Warned
 from loraxs_search.records import AdapterSize, SearchPlan, TrialReport, TrialState
 from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.steering import SteeringState

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from loraxs_search.records import Baseline, from_json, to_json
-from loraxs_search.tasks import baselines, prepare
+from loraxs_search.tasks import baselines
 from loraxs_search.tasks.baselines import OutOfTimeError, TimeLimit, constant, scored, tfidf
+from loraxs_search.tasks.prepared import prepare
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.tasks import TrainingBatches, encoded, epoch_batches, eval_batches
+from loraxs_search.tasks import encoded
+from loraxs_search.tasks.encoded import TrainingBatches, epoch_batches, eval_batches
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=200).map(lambda values: np.array(values, dtype=np.int32))
 sizes = st.integers(1, 50)
@@ -61,7 +62,7 @@ def test_epochs_and_seeds_differ():
 
 def test_the_plan_is_the_same_in_another_process_and_for_ever():
     code = (
-        "import numpy as np; from loraxs_search.tasks import TrainingBatches;"
+        "import numpy as np; from loraxs_search.tasks.encoded import TrainingBatches;"
         "print(TrainingBatches(np.arange(100, dtype=np.int32) % 13 + 1, 8, 7).at(30).tolist())"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()

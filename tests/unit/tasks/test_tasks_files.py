@@ -16,8 +16,8 @@ from pyarrow import parquet
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource
-from loraxs_search.tasks import load_data
 from loraxs_search.tasks.files import read_columns
+from loraxs_search.tasks.prepared import load_data
 from loraxs_search.tasks.rows import MalformedFileError
 
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))

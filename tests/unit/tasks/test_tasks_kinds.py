@@ -11,8 +11,7 @@ import torch
 from torch.nn import functional
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
-from loraxs_search.tasks import checked
-from loraxs_search.tasks.kinds import KINDS, metric_fault
+from loraxs_search.tasks.kinds import KINDS, checked, metric_fault
 from loraxs_search.tasks.rows import Rows
 
 

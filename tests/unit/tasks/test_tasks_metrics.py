@@ -7,8 +7,7 @@ import pytest
 
 from loraxs_search.registry import ScoredRows
 from loraxs_search.registry.significance import p_value
-from loraxs_search.tasks import METRICS
-from loraxs_search.tasks.metrics import TEXT_METRICS
+from loraxs_search.tasks.metrics import METRICS, TEXT_METRICS
 
 PREDICTED = np.array([0, 1, 1, 0, 1, 1])
 TRUE = np.array([0, 1, 0, 1, 1, 1])  # 1 true negative, 3 true positives, 1 false positive, 1 false negative

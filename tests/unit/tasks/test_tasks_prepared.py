@@ -14,8 +14,10 @@ from support.bases import byte_tokenizer
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource
-from loraxs_search.tasks import RowSource, checked, encode, prepare
+from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.kinds import checked
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification
+from loraxs_search.tasks.prepared import encode, prepare
 
 
 def inputs_of(task, tokenizer, questions):

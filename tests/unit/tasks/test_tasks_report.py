@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from loraxs_search.records import AnswerFact, DataReport, SplitOverlap, StandardError, TokenCounts
-from loraxs_search.tasks import data_warnings, load_data, overlap_counts, prepare
 from loraxs_search.tasks.metrics import METRICS
-from loraxs_search.tasks.report import standard_error
+from loraxs_search.tasks.prepared import load_data, prepare
+from loraxs_search.tasks.report import data_warnings, overlap_counts, standard_error
 
 
 def content(*texts, label=0):

@@ -11,7 +11,7 @@ import pytest
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, SplitSource
-from loraxs_search.tasks import load_data
+from loraxs_search.tasks.prepared import load_data
 from loraxs_search.tasks.rows import Columns, with_parents, with_parts
 
 

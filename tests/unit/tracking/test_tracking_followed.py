@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 from support.tracked import Tracked
 
-from loraxs_search.log import AdapterWritten, DriverStarted, ReportWritten, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log.events import (
+    AdapterWritten,
+    DriverStarted,
+    ReportWritten,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+)
 from loraxs_search.records import Hyperparameters, SearchPlan, SearchRun, TrialReport, TrialState, to_json
 from loraxs_search.studies import Journal
-from loraxs_search.tracking import has_waiting
-from loraxs_search.tracking._followed import FollowedLog
+from loraxs_search.tracking._followed import FollowedLog, has_waiting
 
 Report = Callable[..., TrialReport]
 

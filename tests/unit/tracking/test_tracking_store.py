@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import HomeError
-from loraxs_search.tracking import ensure_store
-from loraxs_search.tracking.store import connect
+from loraxs_search.tracking.store import connect, ensure_store
 
 
 def test_an_existing_store_is_left_alone(store_uri, fresh_home):

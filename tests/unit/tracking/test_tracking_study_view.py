@@ -8,9 +8,8 @@ import pytest
 from support.tracked import Tracked
 
 from loraxs_search.records import DataSource, SearchPlan, StudyDescription, Task
-from loraxs_search.tracking._run_texts import dataset_input, task_note
+from loraxs_search.tracking._run_texts import dataset_input, runs_link, task_note, trials_view, view_key, write_view
 from loraxs_search.tracking.store import connect
-from loraxs_search.tracking.study_view import runs_link, trials_view, view_key, write_view
 
 TASK = Task(
     "exp",

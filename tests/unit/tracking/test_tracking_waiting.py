@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pytest
 from support.ports import free_port
 
-from loraxs_search.log import LoggedEvent
+from loraxs_search.log.events import LoggedEvent
 from loraxs_search.records import TrialState
 from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking._recorder import Recorder

@@ -25,7 +25,7 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.reports import compare
+from loraxs_search.reports.comparison import compare
 from loraxs_search.reports.study_status import study_status
 from loraxs_search.search.driver.candidates import Finish
 from loraxs_search.search.driver.commander import Commander, InboxSource, answer_waiting, asks_for_more

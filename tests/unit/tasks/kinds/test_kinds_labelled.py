@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.tasks import prepare
 from loraxs_search.tasks.kinds._labelled import class_ids, numbers
+from loraxs_search.tasks.prepared import prepare
 from loraxs_search.tasks.rows import SourceLocation
 
 PLACE = SourceLocation("rows.csv", lines=range(2, 1000))

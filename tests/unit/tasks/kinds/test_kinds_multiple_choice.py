@@ -12,8 +12,10 @@ from support.text_tasks import choosing_task, labelled
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Task
-from loraxs_search.tasks import RowSource, checked, encode, load_data, prepare
+from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.kinds import checked
 from loraxs_search.tasks.kinds._choices import Choices
+from loraxs_search.tasks.prepared import encode, load_data, prepare
 
 
 @pytest.fixture

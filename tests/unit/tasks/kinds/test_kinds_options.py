@@ -11,7 +11,8 @@ from support.text_tasks import choosing_task, labelled, refused
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, Task
-from loraxs_search.tasks import checked, load_data, prepare
+from loraxs_search.tasks.kinds import checked
+from loraxs_search.tasks.prepared import load_data, prepare
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ from support.text_tasks import NUMBER, SUMS, refused, writing_task
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, Task
-from loraxs_search.tasks import checked, data_warnings, encode, load_data, prepare
+from loraxs_search.tasks.kinds import checked
+from loraxs_search.tasks.prepared import encode, load_data, prepare
+from loraxs_search.tasks.report import data_warnings
 
 
 @pytest.fixture

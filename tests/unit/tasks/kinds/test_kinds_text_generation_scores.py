@@ -14,8 +14,9 @@ from transformers import GenerationConfig
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Task
-from loraxs_search.tasks import RowSource, checked, encode, load_data, prepare
-from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, Ragged
+from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.kinds import ForwardRequest, Generated, GenerateRequest, Ragged, checked
+from loraxs_search.tasks.prepared import encode, load_data, prepare
 from loraxs_search.tasks.tokens import served
 
 

@@ -20,9 +20,10 @@ from transformers import PreTrainedTokenizerFast
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import DataSource, Entity, Prediction, Task
 from loraxs_search.registry.significance import ScoredRows, p_value
-from loraxs_search.tasks import PreparedTask, RowSource, TaskKind, checked, encode, kind_of, load_data, prepare
-from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs
+from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, TaskKind, checked, kind_of
 from loraxs_search.tasks.kinds.token_classification import TAG_METRICS, TokenClassification, find_entities
+from loraxs_search.tasks.prepared import PreparedTask, encode, load_data, prepare
 
 # What seqeval 1.2.2 says, in its default mode.
 ENTITIES = {
