@@ -10,7 +10,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -50,20 +50,18 @@ class Metric:
     of_counts: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None = None
 
 
-def _accuracy(predictions: Values, labels: Values) -> float:
+def _by_name(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+def _share_of_equal(predictions: Values, labels: Values) -> float:
     return float(np.mean(predictions == labels))
 
 
-def _binary_f1(predictions: Values, labels: Values) -> float:
+def _class_f1(average: str, predictions: Values, labels: Values) -> float:
     from sklearn.metrics import f1_score
 
-    return float(f1_score(labels, predictions, pos_label=1, average="binary", zero_division=0.0))
-
-
-def _macro_f1(predictions: Values, labels: Values) -> float:
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, predictions, average="macro", zero_division=0.0))
+    return float(f1_score(labels, predictions, average=average, zero_division=0.0))
 
 
 def _matthews(predictions: Values, labels: Values) -> float:
@@ -72,18 +70,12 @@ def _matthews(predictions: Values, labels: Values) -> float:
     return 0.0 if _constant(predictions) or _constant(labels) else float(matthews_corrcoef(labels, predictions))
 
 
-def _pearson(predictions: Values, labels: Values) -> float:
-    from scipy.stats import pearsonr
+def _correlation(name: str, predictions: Values, labels: Values) -> float:
+    from scipy import stats
 
     if _constant(predictions) or _constant(labels):
         return 0.0
-    return float(pearsonr(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
-
-
-def _spearman(predictions: Values, labels: Values) -> float:
-    from scipy.stats import spearmanr
-
-    return 0.0 if _constant(predictions) or _constant(labels) else float(spearmanr(predictions, labels).statistic)
+    return float(getattr(stats, name)(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
 def _mse(predictions: Values, labels: Values) -> float:
@@ -109,30 +101,21 @@ def _constant(values: Values) -> bool:
 
 # Where a metric is undefined its value here is: f1 0 without true or predicted positives; matthews, pearson and
 # spearman 0 when the predictions or the labels are all the same.
-CLASS_METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("accuracy", "maximize", _accuracy, is_share=True),
-        Metric("f1", "maximize", _binary_f1),
-        Metric("macro_f1", "maximize", _macro_f1),
-        Metric("matthews", "maximize", _matthews),
-    )
-}
-NUMBER_METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("pearson", "maximize", _pearson),
-        Metric("spearman", "maximize", _spearman),
-        Metric("mse", "minimize", _mse),
-    )
-}
-TOKEN_METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("loss", "minimize", _ratio, column="losses"),
-        Metric("token_accuracy", "maximize", _ratio, column="correct"),
-    )
-}
+CLASS_METRICS = _by_name(
+    Metric("accuracy", "maximize", _share_of_equal, is_share=True),
+    Metric("f1", "maximize", partial(_class_f1, "binary")),
+    Metric("macro_f1", "maximize", partial(_class_f1, "macro")),
+    Metric("matthews", "maximize", _matthews),
+)
+NUMBER_METRICS = _by_name(
+    Metric("pearson", "maximize", partial(_correlation, "pearsonr")),
+    Metric("spearman", "maximize", partial(_correlation, "spearmanr")),
+    Metric("mse", "minimize", _mse),
+)
+TOKEN_METRICS = _by_name(
+    Metric("loss", "minimize", _ratio, column="losses"),
+    Metric("token_accuracy", "maximize", _ratio, column="correct"),
+)
 METRICS = CLASS_METRICS | NUMBER_METRICS
 
 
@@ -171,10 +154,6 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _MARKS = str.maketrans("", "", string.punctuation + "、。〈〉《》「」『』【】〔〕・！（），．：；？～｡｢｣､")  # noqa: RUF001
 
 
-def _exact_match(predictions: Values, references: Values) -> float:
-    return float(np.mean(predictions == references))
-
-
 def _token_f1(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
     """Return SQuAD's F1 of each row, (N,): of the words that prediction and reference share, without articles, marks
     and case. Of Chinese and other scripts without spaces each character is a word, as SQuAD's followers have it. A text
@@ -209,11 +188,11 @@ def _mean_of(of_rows: Callable[[Values, Values], npt.NDArray[np.float64]]) -> Sc
     return lambda predictions, references: float(of_rows(predictions, references).mean())
 
 
-TEXT_METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric("exact_match", "maximize", _exact_match, is_share=True),
+TEXT_METRICS = (
+    _by_name(
+        Metric("exact_match", "maximize", _share_of_equal, is_share=True),
         Metric("token_f1", "maximize", _mean_of(_token_f1), of_rows=_token_f1),
         Metric("contains", "maximize", _mean_of(_contains), of_rows=_contains),
     )
-} | TOKEN_METRICS
+    | TOKEN_METRICS
+)

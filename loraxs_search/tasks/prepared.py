@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,8 @@ from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind, checked
 from loraxs_search.tasks.read import SPLITS, fingerprint, fixed_subset, read_rows, rows_cache
 from loraxs_search.tasks.report import cached_report, with_answers
-from loraxs_search.tasks.rows import Rows, collected, joined
+from loraxs_search.tasks.rows import Rows, collected, raise_joined
 from loraxs_search.tasks.tokens import cache_key, encode_questions, tokenize, tokenizer_identity
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 class PreparedTask(RowSource):
@@ -126,8 +123,7 @@ def prepare(
         key = cache_key(task, identity, data.fingerprint, name)
         with collected(errors):
             splits[name] = tokenize(kind, rows, tokenizer, key=key, cache_dir=cache)
-    if errors:
-        raise joined(task, errors)
+    raise_joined(task, errors)
     labels = {name: rows.labels for name, rows in data.rows.items()}
     scored = fixed_subset(len(data.rows["validation"]), task.validation_rows)
     splits["validation"], labels["validation"] = splits["validation"].take(scored), labels["validation"][scored]

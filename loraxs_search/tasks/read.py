@@ -21,7 +21,7 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.home import ensure_dir, home, mark_used, write_atomic
 from loraxs_search.records import Split, Task, to_json
 from loraxs_search.tasks.kinds import TaskKind
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, joined
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, raise_joined, refuse
 from loraxs_search.tasks.splits import (
     StoredSplit,
     find_splits,
@@ -135,8 +135,7 @@ def read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
         with collected(errors):
             if (read := _read(kind, name, split, cache_dir)) is not None:
                 rows[name] = read
-    if errors:
-        raise joined(task, errors)
+    raise_joined(task, errors)
     return _carve(task, rows, stored["train"].name)
 
 
@@ -218,11 +217,9 @@ def _characters(value: object) -> int:
 def _validated(kind: TaskKind, columns: Columns, split: StoredSplit) -> Rows:
     place = SourceLocation(split.name, columns.lines)
     rows = replace(kind.read(columns, place), place=place)
-    if split.is_file and (blank := kind.blank_rows(columns, rows)):
-        raise TaskDataError(
-            f"Task {kind.task.name}: each row must have text, but {place.name} has {place.values(rows.texts, blank)}.",
-            hint="remove the rows, or write their text",
-        )
+    if split.is_file:
+        blank, hint = kind.blank_rows(columns, rows), "remove the rows, or write their text"
+        refuse(kind.task, "each row must have text", rows.texts, blank, place, hint)
     return rows
 
 

@@ -55,11 +55,12 @@ class SourceLocation:
         by_value: dict[str, list[int]] = {}
         for row in rows:
             by_value.setdefault(shortened(values[row]), []).append(row)
-        parts = [f"{value} ({self._first(where)})" for value, where in list(by_value.items())[:_LISTED]]
+        parts = [f"{value} ({self.first(where)})" for value, where in list(by_value.items())[:_LISTED]]
         others = len(by_value) - len(parts)
         return ", ".join(parts) + (f" and {others} other value{'s' * (others > 1)}" if others else "")
 
-    def _first(self, rows: Sequence[int]) -> str:
+    def first(self, rows: Sequence[int]) -> str:
+        """Return what people call the first of these rows, and how many others there are."""
         more = len(rows) - 1
         return self.row(rows[0]) + (f" and {more} more row{'s' * (more > 1)}" if more else "")
 
@@ -124,7 +125,7 @@ def _part(value: Any, path: Sequence[str]) -> Any:
     return value
 
 
-class JoinedDataError(TaskDataError):
+class _JoinedDataError(TaskDataError):
     """Several faults of one task's data; the message lists all of them."""
 
     def __init__(self, task: Task, errors: Sequence[TaskDataError]) -> None:
@@ -141,15 +142,33 @@ def collected(errors: list[TaskDataError]) -> Iterator[None]:
     """Put the faults that the block raises into `errors`, and go on behind it."""
     try:
         yield
-    except JoinedDataError as error:
+    except _JoinedDataError as error:
         errors += error.errors
     except TaskDataError as error:
         errors.append(error)
 
 
-def joined(task: Task, errors: Sequence[TaskDataError]) -> TaskDataError:
-    """Return one error that lists all of them."""
-    return errors[0] if len(errors) == 1 else JoinedDataError(task, errors)
+def raise_joined(task: Task, errors: Sequence[TaskDataError]) -> None:
+    """Raise one error that lists all of them, if there are any."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else _JoinedDataError(task, errors)
+
+
+def refuse(
+    task: Task,
+    law: str,
+    values: Sequence[Any],
+    rows: Sequence[int],
+    place: SourceLocation,
+    hint: str = "correct or remove the rows",
+) -> None:
+    """Refuse the rows whose values break a law, if there are any; every different value is named.
+
+    Raises:
+        TaskDataError: there are.
+    """
+    if rows:
+        raise TaskDataError(f"Task {task.name}: {law}, but {place.name} has {place.values(values, rows)}.", hint=hint)
 
 
 # What people call a column with texts.
@@ -201,19 +220,13 @@ def check_texts(values: Sequence[Any], task: Task, column: str, place: SourceLoc
     Raises:
         TaskDataError: something is no text, or no valid Unicode; every different one is named.
     """
-    faults = [row for row, value in enumerate(values) if not is_text(value)]
-    if faults:
-        raise TaskDataError(
-            f"Task {task.name}: `{column}` must be text, but {place.name} has {place.values(values, faults)}.",
-            hint="correct or remove the rows",
-        )
+    refuse(task, f"`{column}` must be text", values, [i for i, it in enumerate(values) if not is_text(it)], place)
     return list(values)
 
 
-def blank_rows(texts: Sequence[str], pairs: Sequence[str] | None) -> list[int]:
-    """Return the rows without anything to read: each of their texts is empty or white space."""
-    empty = [row for row, text in enumerate(texts) if not text.strip()]
-    return empty if pairs is None else [row for row in empty if not pairs[row].strip()]
+def blank_rows(columns: Sequence[Sequence[Any]]) -> list[int]:
+    """Return the rows in which each of these columns is empty or white space."""
+    return [row for row, values in enumerate(zip(*columns, strict=True)) if not any(str(it).strip() for it in values)]
 
 
 def check_question(
@@ -270,12 +283,7 @@ def composed(text: str) -> str:
 
 def is_text(value: Any) -> bool:
     """Whether a value is a text that a tokenizer takes."""
-    return isinstance(value, str) and (value.isascii() or _is_unicode(value))
-
-
-def _is_unicode(text: str) -> bool:
     try:
-        text.encode()
+        return isinstance(value, str) and value.encode() is not None
     except UnicodeEncodeError:  # half of a surrogate pair: neither a tokenizer nor a file takes it
         return False
-    return True

@@ -6,10 +6,12 @@ import contextlib
 import errno
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.errors import TaskDataError, unknown_name
 from loraxs_search.home import disk_faults
@@ -17,36 +19,39 @@ from loraxs_search.paths import user_path
 from loraxs_search.records import Split, SplitSource, Task
 from loraxs_search.tasks.files import file_format, label_names, read_columns
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.rows import Columns, MalformedFileError, collected, composed, joined, with_parents, with_parts
+from loraxs_search.tasks.rows import (
+    Columns,
+    MalformedFileError,
+    collected,
+    composed,
+    raise_joined,
+    with_parents,
+    with_parts,
+)
 
 if TYPE_CHECKING:
     import datasets
 
 
-class StoredSplit(Protocol):
+class StoredSplit(ABC):
     """A split that can be read.
 
     Args:
         is_file: Whether it is the user's own file, which they can correct.
+        name: Its source, for messages.
+        digest: What identifies its rows in the cache; None if something else caches them.
     """
 
-    is_file: bool
+    is_file: ClassVar[bool] = False
+    name: str
+    digest: str | None = None
 
-    @property
-    def name(self) -> str:
-        """Its source, for messages."""
-        ...
-
-    @property
-    def digest(self) -> str | None:
-        """What identifies its rows in the cache; None if something else caches them."""
-        ...
-
-    def label_names(self, task: Task) -> Sequence[str] | None:
+    @abstractmethod
+    def label_names(self, task: Task) -> list[str] | None:
         """Return the names that the data give to the ids of the column that may have some; None without any."""
-        ...
 
-    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
+    @abstractmethod
+    def read(self, task: Task, spare: frozenset[str]) -> Columns:
         """Return the columns that the task names.
 
         Args:
@@ -54,7 +59,6 @@ class StoredSplit(Protocol):
         Raises:
             TaskDataError: it cannot be read, or a column is missing.
         """
-        ...
 
 
 def wanted_columns(task: Task) -> list[str]:
@@ -110,8 +114,9 @@ def _check_numbering(task: Task, splits: Mapping[Split, StoredSplit]) -> None:
 
 
 def _check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str]) -> None:
+    no_rows = _no_rows(f"Task {task.name}: ", place)
     if not columns.available:
-        raise _no_rows(task, place)
+        raise no_rows
     wanted = kind_of(task).columns
     missing = [(key, name) for key, name in wanted.items() if name not in {*columns.available, *spare}]
     if missing:
@@ -121,11 +126,10 @@ def _check_columns(task: Task, columns: Columns, place: str, spare: frozenset[st
             f"Task {task.name}: {laws} Place: {place}.", hint=f"name the data's own columns under `{section}`"
         )
     if not columns.values[list(wanted.values())[-1]]:
-        raise _no_rows(task, place)
+        raise no_rows
 
 
-def _no_rows(task: Task | None, place: str) -> TaskDataError:
-    who = "" if task is None else f"Task {task.name}: "
+def _no_rows(who: str, place: str) -> TaskDataError:
     return TaskDataError(
         f"{who}a split must have rows, but {place} gives none.",
         hint="check the file; a split that is left out of the space is carved from train",
@@ -140,24 +144,16 @@ def _local_splits(task: Task) -> dict[Split, StoredSplit]:
     for split, name in _split_names(task, list(files), "data_files").items():
         with collected(errors):
             splits[split] = _file_split(task, split, files[name])
-    if errors:
-        raise joined(task, errors)
+    raise_joined(task, errors)
     return splits
 
 
-@dataclass(frozen=True)
-class _FileSplit:
-    path: Path
-    content: bytes
+class _FileSplit(StoredSplit):
     is_file = True
 
-    @property
-    def name(self) -> str:
-        return str(self.path)
-
-    @property
-    def digest(self) -> str:
-        return f"{file_format(self.path)} {self.path.suffix.lower()} {hashlib.sha256(self.content).hexdigest()}"
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path, self.content, self.name = path, content, str(path)
+        self.digest = f"{file_format(path)} {path.suffix.lower()} {hashlib.sha256(content).hexdigest()}"
 
     def label_names(self, task: Task) -> list[str] | None:
         try:
@@ -165,7 +161,7 @@ class _FileSplit:
         except MalformedFileError:  # said when it is read
             return None
 
-    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
+    def read(self, task: Task, spare: frozenset[str]) -> Columns:
         try:
             columns = read_columns(self.path, self.content, wanted_columns(task))
         except MalformedFileError as error:
@@ -200,7 +196,7 @@ _SLICE = re.compile(r"(?P<split>[^\[\]]+)(\[(?P<first>\d*):(?P<end>\d*)\])?")  #
 def _hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
     source = task.source
     place = _place(source.hub, source.config)
-    loaded = _load(task, source.hub, source.config, source.revision, cache_dir)
+    loaded = _load(f"Task {task.name}: ", source.hub, source.config, source.revision, cache_dir)
     declared = {split: _split_name(name) for split, name in source.splits.items()}
     names = _split_names(replace(task, source=replace(source, splits=declared)), list(loaded), place)
     return {
@@ -211,7 +207,7 @@ def _hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
 
 def _split_elsewhere(task: Task, split: Split, other: SplitSource, cache_dir: Path) -> StoredSplit:
     place, name = _place(other.hub, other.config), _split_name(other.split)
-    loaded = _load(task, other.hub, other.config, other.revision, cache_dir)
+    loaded = _load(f"Task {task.name}: ", other.hub, other.config, other.revision, cache_dir)
     if name not in loaded:
         raise TaskDataError(
             f"Task {task.name}: {unknown_name(f'data.{split}.split', name, list(loaded))} Place: {place}.",
@@ -227,24 +223,23 @@ def load_splits(hub: str, config: str | None, cache_dir: Path) -> datasets.Datas
         TaskDataError: it is missing, or has several configurations and none was named.
         HomeError: the cache cannot be written.
     """
-    return _load(None, hub, config, None, cache_dir)
+    return _load("", hub, config, None, cache_dir)
 
 
-def _load(
-    task: Task | None, hub: str | None, config: str | None, revision: str | None, cache_dir: Path
-) -> datasets.DatasetDict:
+def _load(who: str, hub: str | None, config: str | None, revision: str | None, cache_dir: Path) -> datasets.DatasetDict:
+    """Load a data set; messages begin with `who`, the task that it is for."""
     import datasets
 
-    with _faults(task, _place(hub, config), cache_dir), _no_bars():
+    with _faults(who, _place(hub, config), cache_dir), _no_bars():
         cache, files = _cache_for(str(hub), cache_dir), dict[str, list[str]]()
         loaded = datasets.load_dataset(hub, config, revision=revision, cache_dir=str(cache))
         if cache != cache_dir:  # a folder of this machine
             files = datasets.load_dataset_builder(hub, config, cache_dir=str(cache)).config.data_files or {}
-    _check_files(task, next(iter(loaded.values())), [Path(file) for own in files.values() for file in own])
+    _check_files(who, next(iter(loaded.values())), [Path(file) for own in files.values() for file in own])
     return loaded
 
 
-def _check_files(task: Task | None, rows: datasets.Dataset, files: Sequence[Path]) -> None:
+def _check_files(who: str, rows: datasets.Dataset, files: Sequence[Path]) -> None:
     """Refuse files of a folder that give an id other names than `datasets` does, which reads all as the first one."""
     import datasets
 
@@ -253,7 +248,6 @@ def _check_files(task: Task | None, rows: datasets.Dataset, files: Sequence[Path
         for column, names in named.items():
             own = label_names(file, column)
             if differing := [pair for pair in zip(names, own or (), strict=False) if pair[0] != pair[1]]:
-                who = "" if task is None else f"Task {task.name}: "
                 raise TaskDataError(
                     f"{who}an id of {column} must have one name in all files, but the one of {differing[0][0]!r} is"
                     f" {differing[0][1]!r} in {file}.",
@@ -279,36 +273,29 @@ def _slice(rows: datasets.Dataset, written: str) -> datasets.Dataset:
     return rows.select(range(min(first, len(rows)), min(end, len(rows))))
 
 
-@dataclass(frozen=True)
-class _HubSplit:
-    rows: datasets.Dataset
-    place: str
-    rename: Mapping[str, str] = field(default_factory=dict)  # its names to the task's
-    is_file = False
-    digest = None  # `datasets` has a cache of its own, by commit
+class _HubSplit(StoredSplit):
+    """It has no digest: `datasets` has a cache of its own, by commit.
 
-    @property
-    def name(self) -> str:
-        return self.place
+    Args:
+        rename: Its names to the task's.
+    """
+
+    def __init__(self, rows: datasets.Dataset, place: str, rename: Mapping[str, str] = MappingProxyType({})) -> None:
+        self.name, self.rows = place, rows.rename_columns({a: b for a, b in rename.items() if a in rows.column_names})
 
     def label_names(self, task: Task) -> list[str] | None:
         import datasets
 
-        feature = self._renamed().features.get(wanted_columns(task)[-1])
+        feature = self.rows.features.get(wanted_columns(task)[-1])
         feature = getattr(feature, "feature", feature)  # of a list, that of its items
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
-    def read(self, task: Task, spare: frozenset[str] = frozenset()) -> Columns:
-        wanted, rows = wanted_columns(task), self._renamed()
-        available = list(rows.column_names)
-        values = rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
+    def read(self, task: Task, spare: frozenset[str]) -> Columns:
+        wanted, available = wanted_columns(task), list(self.rows.column_names)
+        values = self.rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
         columns = with_parts(Columns(available, values), wanted)
         _check_columns(task, columns, self.name, spare)
         return replace(columns, stored_names=self.label_names(task))
-
-    def _renamed(self) -> datasets.Dataset:
-        names = self.rows.column_names
-        return self.rows.rename_columns({old: new for old, new in self.rename.items() if old in names})
 
 
 def _cache_for(hub: str, cache_dir: Path) -> Path:
@@ -346,9 +333,8 @@ def _no_bars() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _faults(task: Task | None, place: str, cache_dir: Path) -> Iterator[None]:
+def _faults(who: str, place: str, cache_dir: Path) -> Iterator[None]:
     """Turn what `datasets` raises into our errors; a full disk hides in the cause of its own error."""
-    who = "" if task is None else f"Task {task.name}: "
     with disk_faults(cache_dir):
         try:
             yield
@@ -358,7 +344,7 @@ def _faults(task: Task | None, place: str, cache_dir: Path) -> Iterator[None]:
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
                 raise cause from error
             if isinstance(cause, StopIteration) or "corresponds to no data" in str(cause):
-                raise _no_rows(task, place) from error
+                raise _no_rows(who, place) from error
             if configs := _CONFIGS.search(str(cause)):
                 raise TaskDataError(
                     f"{who}{place} must be read in one of its configurations: {configs['names'].replace(chr(39), '')}.",

@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +19,6 @@ from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.read import load_table, numbers_of, store_table
 from loraxs_search.tasks.rows import Rows
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 
 _VERSION = "7"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
 

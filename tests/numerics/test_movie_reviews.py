@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 from transformers import AutoTokenizer
 from loraxs_search.records import Task, from_json
-from loraxs_search.tasks import prepare
+from loraxs_search.tasks.prepared import prepare
 prepare(from_json(Task, sys.argv[1]), AutoTokenizer.from_pretrained(sys.argv[2]), cache_dir=Path(sys.argv[3]))
 """
 

@@ -250,11 +250,6 @@ _MOST_FORMULAS = 500
 _OFTEN = 0.1  # a share of answers that cannot be chance or a few odd rows
 
 
-def blank_rows(columns: Sequence[Sequence[Any]]) -> list[int]:
-    """Return the rows in which each of the columns that a text is made of is blank."""
-    return [row for row, values in enumerate(zip(*columns, strict=True)) if not any(str(it).strip() for it in values)]
-
-
 def check_answers(
     task: Task, answers: Sequence[str], blank: Sequence[int], stop: Sequence[str], place: SourceLocation
 ) -> None:
@@ -266,10 +261,8 @@ def check_answers(
         TaskDataError: a row has no answer, or a stop string is in all of them.
     """
     if blank:
-        more = len(blank) - 1
         raise TaskDataError(
-            f"Task {task.name}: each row must have an answer, but {place.name} has rows without:"
-            f" {place.row(blank[0])}{f' and {more:,} more row' + 's' * (more > 1) if more else ''}.",
+            f"Task {task.name}: each row must have an answer, but {place.name} has rows without: {place.first(blank)}.",
             hint="write their answers, or remove the rows",
         )
     for text in stop:

@@ -58,7 +58,7 @@ from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section
 from loraxs_search.tasks.metrics import Metric
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, shown_question
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, raise_joined, shown_question
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -181,7 +181,7 @@ class TaskKind(ABC):
 
     def blank_rows(self, columns: Columns, rows: Rows) -> list[int]:  # for kinds to use
         """Return the rows without anything to read: each of their texts is empty or white space."""
-        return blank_rows(rows.texts, rows.pairs)
+        return blank_rows([rows.texts] if rows.pairs is None else [rows.texts, rows.pairs])
 
     def hides_answers(self, columns: Columns) -> bool:
         """Whether a test split with these columns hides its labels; then it counts as missing."""
@@ -232,20 +232,25 @@ class TaskKind(ABC):
         """
 
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Refuse a tokenizer, or a `max_length` that leaves no space for text or that the base cannot take.
+        """Refuse a tokenizer that `tokenizer_faults` finds fault with.
 
         Raises:
-            TaskDataError: with what is allowed.
+            TaskDataError: with all of them.
+        """
+        faults, name = self.tokenizer_faults(tokenizer), self.task.name
+        raise_joined(self.task, [TaskDataError(f"Task {name}: {fault}", hint=hint) for fault, hint in faults])
+
+    def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
+        """Yield why a tokenizer does not do, and what to do; a kind that overrides it asks this one too.
+
+        Here: a `max_length` that leaves no space for text, or that the base cannot take.
         """
         task, high = self.task, tokenizer.model_max_length
         low = tokenizer.num_special_tokens_to_add(pair=task.text_pair is not None) + 1
         if not low <= task.max_length <= high:
             allowed = f"{low}..{high}" if high < _UNLIMITED else f"at least {low}"
-            raise TaskDataError(
-                f"Task {task.name}: `max_length` must be {allowed} with this base model, but got"
-                f" max_length={task.max_length}.",
-                hint="change `max_length`, or choose another base model",
-            )
+            fault = f"`max_length` must be {allowed} with this base model, but got max_length={task.max_length}."
+            yield fault, "change `max_length`, or choose another base model"
 
     @abstractmethod
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
@@ -309,11 +314,7 @@ class TaskKind(ABC):
         return replace(task, settings=rows | own, max_length=trained.max_length, standardized=False)
 
     def base_alone(
-        self,
-        data: RowSource,
-        split: Split,
-        rows: npt.NDArray[np.int64],
-        shots: int,  # for kinds to use
+        self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
     ) -> RequestGenerator[RowScores]:
         """Yield requests, and return the scores of the base without an adapter, with worked examples in each prompt.
 
@@ -335,12 +336,7 @@ class TaskKind(ABC):
             shown: Each question as people read it.
         """
 
-    def samples(
-        self,
-        data: RowSource,  # for kinds to use
-        split: Split,
-        rows: npt.NDArray[np.int64],
-    ) -> RequestGenerator[list[Sample]]:
+    def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
         """Yield requests, and return these rows of a split with the answers, for people; by default none: scores of
         labels and numbers say enough."""
         yield from ()

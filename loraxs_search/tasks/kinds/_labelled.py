@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -28,7 +28,8 @@ from loraxs_search.tasks.rows import (
     check_texts,
     collected,
     composed,
-    joined,
+    raise_joined,
+    refuse,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
-_LISTED = 20  # labels that a message names
+_LISTED, _WARNED = 20, 5  # labels that a message names, and a warning
 _MEANT = 5  # values of which it says which label was meant
 _HIDDEN = {"-1", "-1.0", "", "None", "nan"}  # what benchmarks store where they hide their labels
 _PADDED = re.compile(r"\s*[-+]?0\d")  # a name, such as a postcode
@@ -188,11 +189,8 @@ def _read(  # each is a part of the message, or of what is read
         wrong = dict.fromkeys(str(values[row]) for row in faults)  # maybe each row is wrong
         likely = {text: near for text in wrong if (near := meant(text, names))}
         first = f"Did you mean {_in_words(likely)}? " if likely else ""
-        raise TaskDataError(
-            f"Task {task.name}: {first}`{task.label}` must be {allowed}, but {place.name} has"
-            f" {place.values(values, faults)}.",
-            hint="correct the rows, or the task's `labels`",
-        )
+        law, hint = f"{first}`{task.label}` must be {allowed}", "correct the rows, or the task's `labels`"
+        refuse(task, law, values, faults, place, hint)
     return result
 
 
@@ -202,6 +200,14 @@ def _in_words(likely: Mapping[str, str]) -> str:
         return next(iter(likely.values()))
     pairs = [f"{name} by {shortened(text)}" for text, name in likely.items()]
     return ", ".join(pairs[:_MEANT]) + (f" and {len(pairs) - _MEANT} more" if len(pairs) > _MEANT else "")
+
+
+def missing_warnings(split: Split, what: str, missing: Sequence[str]) -> Iterator[str]:
+    """Warn of answers that no row of a split has."""
+    if missing:
+        more = f" and {len(missing) - _WARNED} more" * (len(missing) > _WARNED)
+        shown = f"{'s' * (len(missing) > 1)} {', '.join(missing[:_WARNED])}{more}"
+        yield f"no {split} row has {what}{shown}, of which nothing is {'learnt' if split == 'train' else 'scored'}"
 
 
 _SEPARATOR = "pair_separator"  # in `settings`: stands between two texts; tasks of before it have none
@@ -302,8 +308,7 @@ class LabelledKind(TaskKind):
                 texts[column] = check_texts(columns.values[column], task, column, place)
         with collected(errors):
             labels = self.read_labels(columns.values[task.label], place, columns.stored_names)
-        if errors:
-            raise joined(task, errors)
+        raise_joined(task, errors)
         return Rows(texts[task.text], None if task.text_pair is None else texts[task.text_pair], labels)
 
     def hides_answers(self, columns: Columns) -> bool:

@@ -17,11 +17,19 @@ import numpy.typing as npt
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Sample, Split, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._answers import blank_rows
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores
 from loraxs_search.tasks.kinds._templates import Prompt, Template, written
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, joined
+from loraxs_search.tasks.rows import (
+    Columns,
+    Rows,
+    SourceLocation,
+    blank_rows,
+    check_question,
+    collected,
+    raise_joined,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,16 +108,11 @@ class LanguageModelKind(TaskKind):
                 texts[row] = written(value)
             except ValueError as error:
                 faults.setdefault(str(error), []).append(row)
-        errors = [
-            TaskDataError(
-                f"Task {self.task.name}: `{name}` must {law} in each row, but {place.name} has"
-                f" {place.values(values, rows)}.",
-                hint="correct or remove the rows",
-            )
-            for law, rows in faults.items()
-        ]
-        if errors:
-            raise joined(self.task, errors)
+        errors = list[TaskDataError]()
+        for law, rows in faults.items():
+            with collected(errors):
+                refuse(self.task, f"`{name}` must {law} in each row", values, rows, place)
+        raise_joined(self.task, errors)
         return texts
 
     def held(self, filled: list[list[str]]) -> tuple[list[str], dict[str, list[Any]]]:
@@ -160,29 +163,19 @@ class LanguageModelKind(TaskKind):
                 yield prompt, next((it for it in answers if _runs_on(prompt, it)), answers[0])
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
-    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        errors: list[TaskDataError] = []
-        with collected(errors):
-            super().check_tokenizer(tokenizer)
+    def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
+        yield from super().tokenizer_faults(tokenizer)
         if self.prompt.roles and not tokenizer.chat_template:
-            errors.append(
-                TaskDataError(
-                    f"Task {self.task.name}: `messages` must have a tokenizer with a chat template, but this base"
-                    " model's has none.",
-                    hint="write the prompt as a text, under `prompt`, or choose a base model that was made for chats",
-                )
+            yield (
+                "`messages` must have a tokenizer with a chat template, but this base model's has none.",
+                "write the prompt as a text, under `prompt`, or choose a base model that was made for chats",
             )
         elif self.prompt.roles and (fault := self.prompt.template_fault(tokenizer)):
-            errors.append(
-                TaskDataError(
-                    f"Task {self.task.name}: `messages` must fit the chat template of the base model's tokenizer, which"
-                    f" says: {fault.rstrip('.')}.",
-                    hint="change `messages`, or write the prompt as a text, under `prompt`; many templates take no"
-                    " system message, and want user and assistant in turn",
-                )
+            yield (
+                f"`messages` must fit the chat template of the base's tokenizer, which says: {fault.rstrip('.')}.",
+                "change `messages`, or write the prompt as a text, under `prompt`; many templates take no system"
+                " message, and want user and assistant in turn",
             )
-        if errors:
-            raise joined(self.task, errors)
 
     def end_ids(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
         end = self.prompt.end_id(tokenizer)
@@ -240,14 +233,8 @@ class LanguageModelKind(TaskKind):
         name, place = self.task.name, rows.place or SourceLocation("the request")
         errors: list[TaskDataError] = []
         empty = [row for row, ids in enumerate(prompts) if not ids or (answers is not None and not answers[row])]
-        if empty:
-            errors.append(
-                TaskDataError(
-                    f"Task {name}: prompt and answer must each have a token, but {place.name} has rows without:"
-                    f" {place.values(rows.texts, empty)}.",
-                    hint="correct or remove the rows",
-                )
-            )
+        with collected(errors):
+            refuse(self.task, "prompt and answer must each have a token", rows.texts, empty, place)
         short = [row for row, limit in enumerate(limits) if limit < 1 + _num_begin(prompts[row], tokenizer)]
         if short:
             longest = self.task.max_length - min(limits)
@@ -259,8 +246,7 @@ class LanguageModelKind(TaskKind):
                     hint=f"raise `max_length` above {longest}, or shorten or remove the rows",
                 )
             )
-        if errors:
-            raise joined(self.task, errors)
+        raise_joined(self.task, errors)
 
     # ---- samples -----------------------------------------------------------------------------------------------------
     def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
@@ -279,12 +265,7 @@ class LanguageModelKind(TaskKind):
         """Return rows of a split as questions."""
         return rows
 
-    def shown_references(
-        self,
-        data: RowSource,  # for kinds to use
-        rows: EncodedRows,
-        labels: npt.NDArray[Any],
-    ) -> list[str]:
+    def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
         """Return what the answers to rows of a split are compared with."""
         return [self.show(label) for label in labels.tolist()]
 

@@ -17,7 +17,7 @@ from loraxs_search.errors import TaskDataError, shortened
 from loraxs_search.records import Task
 from loraxs_search.tasks.kinds._base import Fault
 from loraxs_search.tasks.kinds._templates import Template, written
-from loraxs_search.tasks.rows import SourceLocation, composed, joined
+from loraxs_search.tasks.rows import SourceLocation, collected, composed, raise_joined, refuse
 
 SEPARATOR = "|"  # between the options of a question that is given as one text
 
@@ -129,13 +129,11 @@ def read_options(
         options.append([] if law else own)
         if law:
             faults.setdefault(law, []).append(number)
-    return options, [
-        TaskDataError(
-            f"Task {task.name}: the options of a row must {law}, but {place.name} has {place.values(stored, numbers)}.",
-            hint="correct or remove the rows",
-        )
-        for law, numbers in faults.items()
-    ]
+    errors = list[TaskDataError]()
+    for law, numbers in faults.items():
+        with collected(errors):
+            refuse(task, f"the options of a row must {law}", stored, numbers, place)
+    return options, errors
 
 
 def _judged(form: OptionTexts, row: Mapping[str, Any]) -> tuple[list[str], str]:
@@ -184,7 +182,7 @@ def option_labels(
     }
     fitting = {name: found for name, found in answers.items() if None not in found}
     if not fitting:
-        raise _misfit(values, judged, answers, task, place)
+        _refuse_misfits(values, judged, answers, task, place)
     (name, found), *others = fitting.items()
     for other, theirs in others:
         if differing := [row for row, one, two in zip(judged, found, theirs, strict=True) if one != two]:
@@ -222,16 +220,11 @@ def named_labels(
         (doubled, names, "option_names", "hold names that differ from each other"),
         (faults, values, task.settings["label"], "be one of the names of its row's options"),
     ]
-    errors = [
-        TaskDataError(
-            f"Task {task.name}: `{key}` must {law}, but {place.name} has {place.values(stored, rows)}.",
-            hint="correct the rows, or the task's `option_names`",
-        )
-        for rows, stored, key, law in where
-        if rows
-    ]
-    if errors:
-        raise joined(task, errors)
+    errors = list[TaskDataError]()
+    for rows, stored, key, law in where:
+        with collected(errors):
+            refuse(task, f"`{key}` must {law}", stored, rows, place, "correct the rows, or the task's `option_names`")
+    raise_joined(task, errors)
     return labels
 
 
@@ -275,13 +268,13 @@ _READINGS: dict[str, _Reading] = {"index": _by_index, "letter": _by_letter, "tex
 _READING_LAWS = {"index": "index, counted from 0,", "letter": "letter, from A,", "text": "text"}
 
 
-def _misfit(
+def _refuse_misfits(
     values: Sequence[Any],
     judged: Sequence[int],
     answers: dict[str, list[int | None]],
     task: Task,
     place: SourceLocation,
-) -> TaskDataError:
+) -> None:
     """Name the rows that the likeliest reading does not fit."""
     misfits = {
         name: [row for row, it in zip(judged, found, strict=True) if it is None] for name, found in answers.items()
@@ -290,11 +283,8 @@ def _misfit(
     some = len(judged) - len(misfits[name])
     law = f"the {_READING_LAWS[name]} of one of its row's options" if some else "the index, letter or text of an option"
     others = f", as it is in {some:,} other row{'s' * (some > 1)}" if some else ""
-    return TaskDataError(
-        f"Task {task.name}: `{task.settings['label']}` must be {law}{others}, but {place.name} has"
-        f" {place.values(values, misfits[name])}.",
-        hint="correct the rows, or the task's `options`",
-    )
+    hint = "correct the rows, or the task's `options`"
+    refuse(task, f"`{task.settings['label']}` must be {law}{others}", values, misfits[name], place, hint)
 
 
 def _ambiguous(

@@ -40,7 +40,7 @@ from loraxs_search.tasks.kinds._requests import ForwardRequest, RequestGenerator
 from loraxs_search.tasks.kinds._section import Text
 from loraxs_search.tasks.kinds._templates import PromptSection, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, joined
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, raise_joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,8 +147,7 @@ class MultipleChoice(LanguageModelKind):
         labels: npt.NDArray[Any] = np.empty(0)
         with collected(errors):
             labels = self._read_labels(options, columns, place)
-        if errors:
-            raise joined(self.task, errors)
+        raise_joined(self.task, errors)
         return self._rows(texts, options, labels, extras)
 
     def _read_labels(self, options: list[list[str]], columns: Columns, place: SourceLocation) -> npt.NDArray[np.int64]:
@@ -217,8 +216,7 @@ class MultipleChoice(LanguageModelKind):
         if form.column is not None:
             asked = [row | {form.column: split_options(row[form.column])} for row in asked]
         options, faults = read_options(form, asked, texts, self.task, SourceLocation("the request"))
-        if faults:
-            raise joined(self.task, faults)
+        raise_joined(self.task, faults)
         contents, extras = self.held([self.prompt.fill(row) for row in asked])
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from loraxs_search.records import AnswerFact, Prediction, Split, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection, class_ids
+from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection, class_ids, missing_warnings
 from loraxs_search.tasks.kinds._requests import Values
 from loraxs_search.tasks.metrics import CLASS_METRICS
 from loraxs_search.tasks.rows import Rows, SourceLocation
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BINARY = ("f1",)  # of the second of two labels
-_LISTED = 5  # labels that a warning names
 
 
 def classifier(num_labels: int) -> TaskModel:
@@ -76,11 +75,8 @@ class SequenceClassification(LabelledKind):
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         labels = self.task.labels
         for split, own in rows.items():
-            if missing := [name for name, count in zip(labels, self._counts(own.labels), strict=True) if not count]:
-                more = f" and {len(missing) - _LISTED} more" * (len(missing) > _LISTED)
-                what = "learnt" if split == "train" else "scored"
-                shown = f"{'s' * (len(missing) > 1)} {', '.join(missing[:_LISTED])}{more}"
-                yield f"no {split} row has the label{shown}, of which nothing is {what}"
+            missing = [name for name, count in zip(labels, self._counts(own.labels), strict=True) if not count]
+            yield from missing_warnings(split, "the label", missing)
 
     def _counts(self, labels: Values) -> npt.NDArray[np.int64]:
         """Return how many rows have each label of the task, (labels,)."""

@@ -24,7 +24,6 @@ from loraxs_search.tasks.kinds._answers import (
     ExtractSection,
     SlowPatternError,
     as_written,
-    blank_rows,
     check_answers,
     check_end_tokens,
     extract_laws,
@@ -47,7 +46,7 @@ from loraxs_search.tasks.kinds._requests import (
 from loraxs_search.tasks.kinds._section import Count, Section, Text, distinct
 from loraxs_search.tasks.kinds._templates import PromptSection, Template, continued_ids, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import TEXT_METRICS
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, joined
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, collected, raise_joined
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -164,8 +163,7 @@ class TextGeneration(LanguageModelKind):
                 check_answers(self.task, said, blank, self.generation.stop, place)
             with collected(errors):
                 labels = self._labels(references, place, frozenset(blank))
-        if errors:
-            raise joined(self.task, errors)
+        raise_joined(self.task, errors)
         return Rows(texts, None, labels, {**extras, _ANSWERS: answers} if answers else extras)
 
     def _labels(self, references: Sequence[str], place: SourceLocation, blank: frozenset[int]) -> Values:
@@ -220,30 +218,22 @@ class TextGeneration(LanguageModelKind):
         )
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
-    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        errors: list[TaskDataError] = []
-        with collected(errors):
-            super().check_tokenizer(tokenizer)
-        generation, context = self.generation, tokenizer.model_max_length
-        if not errors and self.task.max_length + generation.max_new_tokens > context:
-            errors.append(
-                TaskDataError(
-                    f"Task {self.task.name}: `max_length` and `generation.max_new_tokens` together must be at most"
-                    f" {context} with this base model, but got max_length={self.task.max_length} and"
-                    f" max_new_tokens={generation.max_new_tokens}.",
-                    hint="lower one of them, or choose another base model",
-                )
+    def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
+        faults = [*super().tokenizer_faults(tokenizer)]
+        yield from faults
+        generation, context, length = self.generation, tokenizer.model_max_length, self.task.max_length
+        if not faults and length + generation.max_new_tokens > context:
+            yield (
+                f"`max_length` and `generation.max_new_tokens` together must be at most {context} with this base model,"
+                f" but got max_length={length} and max_new_tokens={generation.max_new_tokens}.",
+                "lower one of them, or choose another base model",
             )
-        if not generation.stop and not errors and self.prompt.end_id(tokenizer) is None:
-            errors.append(
-                TaskDataError(
-                    f"Task {self.task.name}: `generation.stop` must name a text where the base model has no end token,"
-                    " since no answer would ever end.",
-                    hint="add a text that follows each answer, also to `answer`, or choose another base model",
-                )
+        elif not faults and not generation.stop and self.prompt.end_id(tokenizer) is None:
+            yield (
+                "`generation.stop` must name a text where the base model has no end token, since no answer would ever"
+                " end.",
+                "add a text that follows each answer, also to `answer`, or choose another base model",
             )
-        if errors:
-            raise joined(self.task, errors)
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         if _ANSWERS not in rows.extras:

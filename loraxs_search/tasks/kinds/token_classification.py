@@ -24,12 +24,21 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import AnswerFact, Entity, Prediction, Split, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, TaskKind
-from loraxs_search.tasks.kinds._labelled import are_hidden, class_ids, num_lost_tokens
+from loraxs_search.tasks.kinds._labelled import are_hidden, class_ids, missing_warnings, num_lost_tokens
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section, Text, distinct
 from loraxs_search.tasks.metrics import Metric, ratio_or_zero
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, check_texts, collected, joined
+from loraxs_search.tasks.rows import (
+    Columns,
+    Rows,
+    SourceLocation,
+    check_question,
+    check_texts,
+    collected,
+    raise_joined,
+    refuse,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +50,6 @@ _OUTSIDE = "O"
 _TAG = re.compile(r"O|[BI]-\S+")
 _WORDS = "words"  # in `Rows.extras`
 _NOT_FINITE = -1  # in place of a tag's id
-_LISTED = 5  # types that a warning names
 
 Span = tuple[str, int, int]  # type, first word, the word behind the last one
 
@@ -173,15 +181,10 @@ class TokenClassification(TaskKind):
             words = self._words(columns.values[task.text], place)
         with collected(errors):
             tags = self._tags(columns, place)
-        if errors:
-            raise joined(task, errors)
+        raise_joined(task, errors)
         sizes = [f"{len(own)} {task.text}, {len(other)} {task.label}" for own, other in zip(words, tags, strict=True)]
-        if unequal := [row for row in range(len(words)) if len(words[row]) != len(tags[row])]:
-            raise TaskDataError(
-                f"Task {task.name}: a row must have as many `{task.label}` as `{task.text}`, but {place.name} has"
-                f" {place.values(sizes, unequal)}.",
-                hint="correct or remove the rows",
-            )
+        unequal = [row for row in range(len(words)) if len(words[row]) != len(tags[row])]
+        refuse(task, f"a row must have as many `{task.label}` as `{task.text}`", sizes, unequal, place)
         return _rows(words, [" ".join(own) for own in tags])
 
     def _words(self, values: Sequence[Any], place: SourceLocation) -> list[list[str]]:
@@ -202,12 +205,8 @@ class TokenClassification(TaskKind):
         """Return lists as they are stored: in a .csv as JSON, or as a text with spaces between the items."""
         items = [items_of(value) for value in values]
         lists = [value.split() if isinstance(value, str) else value for value in items]
-        if faults := [row for row, value in enumerate(lists) if not isinstance(value, list)]:
-            raise TaskDataError(
-                f"Task {self.task.name}: `{column}` must be a list with an item for each word, but {place.name} has"
-                f" {place.values(values, faults)}.",
-                hint="correct or remove the rows",
-            )
+        faults = [row for row, value in enumerate(lists) if not isinstance(value, list)]
+        refuse(self.task, f"`{column}` must be a list with an item for each word", values, faults, place)
         return lists
 
     def hides_answers(self, columns: Columns) -> bool:
@@ -230,14 +229,11 @@ class TokenClassification(TaskKind):
         check_question(self.task, texts, self.question_texts)
         return _rows([_listed_words(row[0]) or text.split() for row, (text,) in zip(rows, texts, strict=True)], None)
 
-    def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().check_tokenizer(tokenizer)
+    def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
+        yield from super().tokenizer_faults(tokenizer)
         if not tokenizer.is_fast:
-            raise TaskDataError(
-                f"Task {self.task.name}: the base's tokenizer must say where in a text its tokens are, but"
-                f" {type(tokenizer).__name__} does not.",
-                hint="choose a base with a tokenizer.json",
-            )
+            fault = f"the base's tokenizer must say where in a text its tokens are, but {type(tokenizer).__name__} does"
+            yield f"{fault} not.", "choose a base with a tokenizer.json"
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
         encoding = tokenizer(
@@ -250,7 +246,9 @@ class TokenClassification(TaskKind):
         )
         words, ids_of = rows.extras[_WORDS], {label: number for number, label in enumerate(self.task.labels)}
         reads = [_first_tokens(*both) for both in zip(words, encoding["offset_mapping"], strict=True)]
-        self._check_reads(rows, reads)
+        place, unread = rows.place or SourceLocation("the request"), [row for row, own in enumerate(reads) if not own]
+        law, hint = "a row must have a word that gives a token", "remove rows without text"
+        refuse(self.task, law, rows.texts, unread, place, hint)
         targets = [[ids_of[tags.split()[i]] for i in own] for tags, own in zip(rows.labels, reads, strict=True)]
         types, ids = encoding.get("token_type_ids"), Ragged.of(encoding["input_ids"], np.int32)
         extras = [[len(own), *map(len, own), *read] for own, read in zip(words, reads, strict=True)]
@@ -262,15 +260,6 @@ class TokenClassification(TaskKind):
             lost=num_lost_tokens(rows.texts, None, ids.lengths, tokenizer, self.task.max_length),
             extras=Ragged.of(extras, np.int32),
         )
-
-    def _check_reads(self, rows: Rows, reads: Sequence[Mapping[int, int]]) -> None:
-        if unread := [row for row, own in enumerate(reads) if not own]:
-            place = rows.place or SourceLocation("the request")
-            raise TaskDataError(
-                f"Task {self.task.name}: a row must have a word that gives a token, but {place.name} has"
-                f" {place.values(rows.texts, unread)}.",
-                hint="remove rows without text",
-            )
 
     # ---- training and scoring ----------------------------------------------------------------------------------------
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
@@ -335,11 +324,8 @@ class TokenClassification(TaskKind):
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         for split, own in rows.items():
             counts = _types(own.labels)
-            if missing := [name for name in self._known_types() if not counts[name]]:
-                more = f" and {len(missing) - _LISTED} more" * (len(missing) > _LISTED)
-                shown = f"{'s' * (len(missing) > 1)} {', '.join(missing[:_LISTED])}{more}"
-                what = "learnt" if split == "train" else "scored"
-                yield f"no {split} row has an entity of the type{shown}, of which nothing is {what}"
+            missing = [name for name in self._known_types() if not counts[name]]
+            yield from missing_warnings(split, "an entity of the type", missing)
 
     def _known_types(self) -> list[str]:
         return list(dict.fromkeys(label[2:] for label in self.task.labels if label != _OUTSIDE))

@@ -303,7 +303,7 @@ def test_a_study_that_lost_its_empty_folders_is_looked_through(fresh_home, store
 DIES = """
 import os, shutil, sys
 from loraxs_search import home
-from loraxs_search.housekeeping import collect
+from loraxs_search.housekeeping.removal import collect
 
 renames, whole = 0, shutil.rmtree
 def dying(path, **options):

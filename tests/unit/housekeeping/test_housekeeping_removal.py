@@ -214,7 +214,7 @@ def test_a_link_is_refused(store_uri, fresh_home, tmp_path):
 DIES = """
 import os
 from loraxs_search import home
-from loraxs_search.housekeeping import remove_study
+from loraxs_search.housekeeping.removal import remove_study
 
 home.shutil.rmtree = lambda path, **options: os.kill(os.getpid(), 9)
 remove_study("reviews")
