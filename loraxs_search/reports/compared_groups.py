@@ -15,7 +15,7 @@ from typing import Literal
 
 from loraxs_search.errors import StudyError, UsageError, shortened, unknown_name
 from loraxs_search.pareto import Fronts
-from loraxs_search.records import AdapterSize, Candidate, Scalar, Task
+from loraxs_search.records import Candidate, Scalar, Task
 from loraxs_search.registry import trial_of
 from loraxs_search.registry.finalist import NOISE, SeedStatistics
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, ComparedTrial
@@ -58,31 +58,17 @@ class _Evidence:
 
 
 def difference(first: _Evidence, second: _Evidence) -> Difference | None:
-    """Return how `second` differs from `first`; None where neither rows nor seeds tell."""
-    why = _why_not_paired(first, second)
-    return _of_seeds(first, second, why) if why else _of_rows(first, second)
-
-
-def _why_not_paired(first: _Evidence, second: _Evidence) -> str:
-    for name, evidence in (("the first group", first), ("this group", second)):
-        if evidence.tested is None or evidence.rows is None:
-            return f"no paired rows: no finalist is of {name}"
-    assert first.tested is not None
-    assert second.tested is not None
-    if first.tested.test_fingerprint != second.tested.test_fingerprint:
-        return "no paired rows: the finalists answered other test rows"
-    return ""
-
-
-def _of_rows(first: _Evidence, second: _Evidence) -> Difference | None:
+    """Return how `second` differs from `first`, by paired rows or else by seeds; None where neither tells."""
     from loraxs_search.registry import ScoredRows
     from loraxs_search.registry.significance import MIN_ROWS, p_value
     from loraxs_search.tasks.kinds import kind_of
 
-    assert first.tested is not None
-    assert second.tested is not None
-    assert first.rows is not None
-    assert second.rows is not None
+    if first.tested is None or first.rows is None:
+        return _of_seeds(first, second, "no paired rows: no finalist is of the first group")
+    if second.tested is None or second.rows is None:
+        return _of_seeds(first, second, "no paired rows: no finalist is of this group")
+    if first.tested.test_fingerprint != second.tested.test_fingerprint:
+        return _of_seeds(first, second, "no paired rows: the finalists answered other test rows")
     metric, sign = first.task.metric, _sign(first.task)
     one, other = (ScoredRows.from_bytes(path.read_bytes()) for path in (first.rows, second.rows))
     if len(one.labels) < MIN_ROWS:
@@ -218,10 +204,11 @@ class Group:
     @cached_property
     def points(self) -> tuple[Point, ...]:
         """Those that have a score and are small enough."""
+        most = math.inf if self.max_bytes is None else self.max_bytes
         return tuple(
-            _point(trial, trial.score, trial.size)
+            Point(trial.name, trial.method, trial.score, **vars(trial.size))
             for trial in self.used
-            if trial.score is not None and trial.size and self._is_small_enough(trial.size)
+            if trial.score is not None and trial.size and trial.size.stored_bytes <= most
         )
 
     @property
@@ -267,9 +254,6 @@ class Group:
         return _Evidence(task, self.seed_scores, on_all_rows, tested, rows if rows.is_file() else None)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _is_small_enough(self, size: AdapterSize) -> bool:
-        return self.max_bytes is None or size.stored_bytes <= self.max_bytes
-
     @property
     def _best_candidate(self) -> Candidate | None:
         best = self.best
@@ -290,18 +274,6 @@ class Group:
     @property
     def _candidates(self) -> list[Candidate]:
         return [candidate for study in self.studies for candidate in study.candidates]
-
-
-def _point(trial: ComparedTrial, score: float, size: AdapterSize) -> Point:
-    return Point(
-        trial.name,
-        trial.method,
-        score,
-        size.r_parameters,
-        size.head_parameters,
-        size.stored_bytes,
-        size.without_projection,
-    )
 
 
 def group_trials(

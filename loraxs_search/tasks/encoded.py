@@ -75,9 +75,8 @@ class Ragged:
         """Return the values of these rows, row after row."""
         lengths = self.lengths[indices]
         first = np.cumsum(lengths) - lengths
-        values: npt.NDArray[Any] = self.values[
-            np.arange(lengths.sum()) + np.repeat(self.starts[indices] - first, lengths)
-        ]
+        where = np.arange(lengths.sum()) + np.repeat(self.starts[indices] - first, lengths)
+        values: npt.NDArray[Any] = self.values[where]
         return values
 
 
@@ -128,27 +127,14 @@ class EncodedRows:
 
     def counts(self, indices: Indices) -> npt.NDArray[np.int64]:
         """Return how much is read of each of these rows, (n,)."""
-        return (
-            np.ones(len(indices), np.int64)
-            if self.positions is None
-            else self.positions.lengths[indices].astype(np.int64)
-        )
+        counts = np.ones(len(self), np.int64) if self.positions is None else self.positions.lengths
+        return counts[indices].astype(np.int64)
 
     def take(self, indices: Indices) -> EncodedRows:
         """Return the rows of `indices`, in that order; token ids are shared."""
-        positions, targets = (None if part is None else part.take(indices) for part in (self.positions, self.targets))
-        prompt_of = None if self.prompt_of is None else self.prompt_of[indices]
-        lost = None if self.lost is None else self.lost[indices]
-        extras = None if self.extras is None else self.extras.take(indices)
-        return replace(
-            self,
-            ids=self.ids.take(indices),
-            positions=positions,
-            targets=targets,
-            prompt_of=prompt_of,
-            lost=lost,
-            extras=extras,
-        )
+        of_rows = ("ids", "positions", "targets", "prompt_of", "lost", "extras")
+        taken = {name: part.take(indices) for name in of_rows if (part := getattr(self, name)) is not None}
+        return replace(self, **taken)
 
     def with_prompts(self) -> EncodedRows:
         """Return the same rows with the prompts that they share in front of each: what shared prompts mean."""

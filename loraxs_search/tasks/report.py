@@ -6,13 +6,11 @@ Everything is counted once for each content. The part that depends on tokenizer 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -50,8 +48,10 @@ def cached_report(rows: Mapping[Split, Rows], fingerprint: str, cache_dir: Path)
     """
     path = cache_dir / "reports" / f"{_OVERLAP_VERSION}-{fingerprint}.json"
     try:
-        report = _read(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
+        report = from_json(DataReport, path.read_bytes())
+    except (OSError, ValueError):  # none, or damaged
+        report = DataReport()
+    if report.num_rows.keys() != rows.keys():
         report = _data_report(rows)
         write_atomic(path, to_json(report))
     return replace(report, overlaps=tuple(_placed(it, rows[it.split], rows[it.other]) for it in report.overlaps))
@@ -72,19 +72,6 @@ def _placed(overlap: SplitOverlap, own: Rows, other: Rows) -> SplitOverlap:
 def _short(name: str) -> str:
     """Return the name of a file without its folder; a data set of the hub as it is."""
     return Path(name).name if Path(name).is_absolute() else name
-
-
-def _read(known: dict[str, Any]) -> DataReport:
-    counts = {name: {split: int(known[name][split]) for split in SPLITS} for name in ("num_rows", "repeated", "blank")}
-    return DataReport(
-        counts["num_rows"],
-        tuple(
-            SplitOverlap(**it | {"examples": tuple((int(row), int(same)) for row, same in it["examples"])})
-            for it in known["overlaps"]
-        ),
-        counts["repeated"],
-        counts["blank"],
-    )
 
 
 def _data_report(rows: Mapping[Split, Rows]) -> DataReport:
@@ -197,19 +184,19 @@ def _exactly(overlap: SplitOverlap) -> str:
 
 
 def _repeated(report: DataReport) -> Iterator[str]:
-    for split, repeated in report.repeated.items():
-        if repeated >= _SHARE * report.num_rows[split]:
+    for split in SPLITS:  # a cached report may have another order
+        if (repeated := report.repeated.get(split, 0)) and repeated >= _SHARE * report.num_rows[split]:
             yield f"{repeated:,} of {report.num_rows[split]:,} {split} rows repeat the text of an earlier one"
 
 
 def _blank(report: DataReport) -> Iterator[str]:
-    for split, blank in report.blank.items():
-        if blank:
+    for split in SPLITS:
+        if blank := report.blank.get(split, 0):
             yield f"{blank:,} of {report.num_rows[split]:,} {split} rows have an empty text"
 
 
 def _cut(report: DataReport, num_rows: Mapping[Split, int]) -> Iterator[str]:
-    cuts = {split: report.cut.get(split, 0) for split in get_args(Split)}  # a cached report may have another order
+    cuts = {split: report.cut.get(split, 0) for split in SPLITS}
     many = {split: cut for split, cut in cuts.items() if cut and cut >= _SHARE * num_rows[split]}
     if many:
         counts = ", ".join(f"{cut:,} of {num_rows[split]:,} {split} rows" for split, cut in many.items())
@@ -219,7 +206,7 @@ def _cut(report: DataReport, num_rows: Mapping[Split, int]) -> Iterator[str]:
 
 
 def _few(report: DataReport, num_scored: Mapping[Split, int], metric: str) -> Iterator[str]:
-    own = {split: report.standard_errors.get(split, {}) for split in get_args(Split)}
+    own = {split: report.standard_errors.get(split, {}) for split in SPLITS}
     errors = {split: known[metric] for split, known in own.items() if metric in known}
     for split, known in errors.items():
         if not known.reach:

@@ -72,8 +72,8 @@ def test_it_works_in_the_frame_of_an_artifact_viewer(browser, report, tmp_path):
     viewer.write_text(f'<iframe sandbox="allow-scripts" width="900" height="700" srcdoc="{content}"></iframe>')
     with opened(browser, viewer) as seen:
         frame = seen.page.frame_locator("iframe")
-        frame.get_by_role("link", name="What early stopping saved").click()
-        frame.locator("#early_stopping .main-svg").first.wait_for()
+        frame.get_by_role("link", name="Quality against bytes").click()
+        frame.locator("#quality_and_bytes .main-svg").first.wait_for()
         assert seen.errors == []
 
 

@@ -1,6 +1,6 @@
 """The page: facts, words and figures in one file that fetches nothing; the figures by themselves, for notebooks.
 
-It ends with the commands that search again what a study has searched, and steer it as it was steered.
+It ends with the command that searches again what a study has searched.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.home import disk_faults, write_atomic
-from loraxs_search.records import AnswerState, Command
 from loraxs_search.reports.html import tables
 from loraxs_search.reports.html.facts import ReportFacts, read_facts
-from loraxs_search.reports.html.figures import FigureSection, sections
+from loraxs_search.reports.html.figures import sections
 from loraxs_search.reports.html.summary import summary
-from loraxs_search.steering import open_commands, steered
 from loraxs_search.studies import StudyFolder
 from loraxs_search.versions import installed
 
@@ -30,45 +28,14 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-_CHANGES = ("stop", "finish", "add", "clone", "extend")  # what is tried; a pause changes when
-
-
 def repeat_command(facts: ReportFacts) -> str:
     """Return the command, with the overrides that the study was launched with and a name of its own."""
     source = facts.info.space_source
-    words = ["loraxs-search", "launch", source]
-    for override in _overrides(facts.folder.space_text(), source):
-        words += ["--set", override]
-    return shlex.join([*words, "--name", _again(facts)])
-
-
-def steering_commands(facts: ReportFacts) -> list[str]:
-    """Return what people asked of the search that changes what is tried, in their order, for the new study."""
-    study = steered(facts.folder, facts.folder.journal())
-    taken = study.journal.commands.values()
-    done = [each.command for each in taken if each.answer is not None and each.answer.state is AnswerState.DONE]
-    lines = [(command, "") for command in done] + [(each, "  # waits to be answered") for each in open_commands(study)]
-    return [_line(command, _again(facts)) + note for command, note in lines if command.verb in _CHANGES]
-
-
-def _line(command: Command, study: str) -> str:
-    words = ["loraxs-search", command.verb, study, *command.trial_ids]
-    for name, value in command.arguments.items():
-        words += [f"--{name}"] if value is True else [f"--{name}", str(value)] if value is not False else []
-    for name, value in command.params.items():
-        words += ["--set", f"{name}={value}"]
-    return shlex.join(words)
-
-
-def _again(facts: ReportFacts) -> str:
-    return f"{facts.info.name}-again"
-
-
-def _overrides(text: str, source: str) -> list[str]:
-    """Return what was put into the space with --set: the head of its text has a line for each."""
-    start = f"# {source} with --set "
-    lines = [line.removeprefix(start) for line in text.splitlines() if line.startswith(start)]
-    return [str(json.loads(line)) for line in lines]
+    words, start = ["loraxs-search", "launch", source], f"# {source} with --set "
+    for line in facts.folder.space_text().splitlines():  # its head has one for each override
+        if line.startswith(start):
+            words += ["--set", str(json.loads(line.removeprefix(start)))]
+    return shlex.join([*words, "--name", f"{facts.info.name}-again"])
 
 
 def figures(study: str) -> dict[str, Figure]:
@@ -111,12 +78,11 @@ def report_page(facts: ReportFacts) -> str:
             baselines=tables.baseline_table(facts, head),
             first=board.part(None, tables.FIRST_ROWS, _first_caption(facts, len(board.rows))),
             board=board,
-            sections=[_embedded(section) for section in drawn],
+            sections=[{"section": it, "plots": [_embedded(*plot) for plot in it.plots.items()]} for it in drawn],
             costs=tables.cost_table(facts),
             failures=tables.failure_table(facts),
             settings=tables.settings_table(facts),
             command=repeat_command(facts),
-            steered=steering_commands(facts),
             space=facts.folder.space_text(),
             style=_template("report.css"),
             scripts=scripts,
@@ -165,11 +131,6 @@ def _policy(scripts: Sequence[str]) -> str:
     return f"default-src 'none'; script-src {run}; style-src 'unsafe-inline'; img-src data:"
 
 
-def _embedded(section: FigureSection) -> dict[str, Any]:
-    plots = [{"name": name, "json": _json(plot), "height": plot.layout.height} for name, plot in section.plots.items()]
-    return {"section": section, "plots": plots}
-
-
-def _json(figure: Figure) -> str:
-    """Return a figure as JSON that cannot end the script element that it stands in."""
-    return str(figure.to_json()).replace("<", "\\u003c")
+def _embedded(name: str, plot: Figure) -> dict[str, Any]:
+    """Return a plot as the template takes it, with JSON that cannot end the script element that it stands in."""
+    return {"name": name, "json": str(plot.to_json()).replace("<", "\\u003c"), "height": plot.layout.height}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,37 +91,22 @@ def baseline_table(facts: ReportFacts, summary: Summary) -> ReportTable:
     ]
     what = f"{result.name} on {result.rows}" if result else "nothing yet"
     caption = f"Baselines by {facts.task.metric}, and how much better the result is: {what}."
-    columns = ("baseline", "validation", "test", "gain", "why none")
-    table = ReportTable(caption, columns, tuple(rows), frozenset({"validation", "test", "gain"}))
-    return (
-        table
-        if any(row[4] for row in rows)
-        else ReportTable(caption, columns[:4], tuple(r[:4] for r in rows), table.right)
-    )
+    width = 5 if any(row[4] for row in rows) else 4
+    columns = ("baseline", "validation", "test", "gain", "why none")[:width]
+    return ReportTable(caption, columns, tuple(row[:width] for row in rows), frozenset(columns[1:4]))
 
 
 def cost_table(facts: ReportFacts) -> ReportTable:
     """Return what was spent on trials, by how they ended."""
-    spent = spending(facts)
-    counts = {state: sum(record.state is state for record in facts.records) for state in TrialState}
-    rows = [
-        (
-            facts.word(state),
-            f"{counts[state]:,}",
-            duration(spent.by_state.get(state, 0.0)),
-            _hours(spent.by_state.get(state, 0.0)),
-        )
-        for state in TrialState
-        if counts[state]
+    spent, counts = spending(facts), Counter(record.state for record in facts.records)
+    spans = [
+        (facts.word(state), counts[state], spent.by_state.get(state, 0.0)) for state in TrialState if counts[state]
     ]
-    rows.append(("all", f"{len(facts.records):,}", duration(spent.device_s), _hours(spent.device_s)))
+    spans.append(("all", len(facts.records), spent.device_s))
+    rows = tuple((name, f"{count:,}", duration(time_s), f"{time_s / 3600:,.3f}") for name, count, time_s in spans)
     caption = "Device time of trials, each to its last report. Refits, final scores and lost work are not in it."
-    return ReportTable(
-        caption,
-        ("trials", "number", "device time", "device hours"),
-        tuple(rows),
-        frozenset({"number", "device time", "device hours"}),
-    )
+    columns = ("trials", "number", "device time", "device hours")
+    return ReportTable(caption, columns, rows, frozenset(columns[1:]))
 
 
 def failure_table(facts: ReportFacts) -> ReportTable:
@@ -138,12 +123,8 @@ def failure_table(facts: ReportFacts) -> ReportTable:
         if baseline.failed:
             failed["baseline", baseline.failed].append(baseline.name)
     ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
-    rows = [
-        (kind, str(len(names)), reason or "no reason was recorded", _named(names)) for (kind, reason), names in ordered
-    ]
-    return ReportTable(
-        "What failed, and why.", ("what", "number", "reason", "which"), tuple(rows), frozenset({"number"})
-    )
+    rows = tuple((what, str(len(it)), why or "no reason was recorded", _named(it)) for (what, why), it in ordered)
+    return ReportTable("What failed, and why.", ("what", "number", "reason", "which"), rows, frozenset({"number"}))
 
 
 def _named(names: Sequence[str]) -> str:
@@ -167,9 +148,8 @@ def settings_table(facts: ReportFacts) -> ReportTable:
         ("versions", ", ".join(f"{name} {version}" for name, version in sorted(info.versions.items()))),
         ("study id", info.study_id),
     ]
-    return ReportTable(
-        "What was searched, and with which versions.", ("setting", "value"), tuple(row for row in rows if row[1])
-    )
+    caption = "What was searched, and with which versions."
+    return ReportTable(caption, ("setting", "value"), tuple(row for row in rows if row[1]))
 
 
 def _score(value: float | None) -> str:
@@ -184,7 +164,3 @@ def _value(value: Scalar | None) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:,.3f}"

@@ -9,10 +9,10 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
-from loraxs_search.records import AnswerState, Baseline, Command, CommandAnswer, TrialState
+from loraxs_search.records import Baseline, TrialState
 from loraxs_search.reports.html import read_facts
 from loraxs_search.reports.html.facts import duration, spending
-from loraxs_search.reports.html.page import repeat_command, report_page, steering_commands
+from loraxs_search.reports.html.page import repeat_command
 from loraxs_search.reports.html.summary import summary
 from loraxs_search.reports.html.tables import failure_table, leaderboard_table
 from loraxs_search.search_space import load_space
@@ -92,13 +92,6 @@ def test_a_stopped_trial_saves_its_remaining_steps_at_its_own_pace(fresh_home):
     assert spent.saved_share == pytest.approx(0.25)
 
 
-def test_devices_at_work_are_device_seconds_over_the_drivers_time(fresh_home):
-    facts = read_facts(recorded_search("s", 40))
-    spent = spending(facts)
-    assert spent.hosts == ("10.0.0.1 GPU 0", "10.0.0.2 GPU 0")
-    assert 1.2 < spent.busy_devices < 1.8, "0.9 of each of two, less the beginning and the end"
-
-
 def test_times_are_in_units_for_people():
     assert [duration(s) for s in (0.04, 119, 120, 7199, 7200)] == ["0.0 s", "119.0 s", "2.0 min", "120.0 min", "2.0 h"]
 
@@ -127,25 +120,3 @@ def test_the_command_to_repeat_it_has_the_overrides(fresh_home):
     object.__setattr__(folder.info, "space_source", space.source)
     words = f"loraxs-search launch {space.source} --set search.trials=24 --set 'parameters.rank={{choice: [4, 8]}}'"
     assert repeat_command(facts) == f"{words} --name s-again"
-
-
-def test_what_was_steered_is_beside_it(folder):
-    journal = folder.journal()
-    sent = [
-        (Command("a", "extend", arguments={"trials": 3, "time": "1h"}), AnswerState.DONE),
-        (Command("b", "clone", ("00000",), {"force": True}, {"rank": 8}), AnswerState.DONE),
-        (Command("c", "stop", ("00009",)), AnswerState.REFUSED),
-        (Command("d", "pause"), AnswerState.DONE),
-    ]
-    for command, state in sent:
-        journal.commanded(command)
-        journal.answered(CommandAnswer(command.command_id, state, "so", facts={"trials": 5}))
-    folder.inbox().put(Command("e", "add", params={"rank": 16}))
-    facts = read_facts(folder)
-    assert steering_commands(facts) == [
-        "loraxs-search extend s-again --trials 3 --time 1h",
-        "loraxs-search clone s-again 00000 --force --set rank=8",
-        "loraxs-search add s-again --set rank=16  # waits to be answered",
-    ]
-    assert "loraxs-search extend s-again --trials 3 --time 1h" in report_page(facts)
-    assert "People steered it" not in report_page(read_facts(searched("t", [Tried({}, 0.8)])))

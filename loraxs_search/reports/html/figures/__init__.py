@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 from loraxs_search.reports.html.facts import ReportFacts
-from loraxs_search.reports.html.figures._base import CannotDrawError, Drawing, FigureSection, ReportFigure
-from loraxs_search.reports.html.figures.params import ImportanceFigure, ParallelCoordinates, ScoreHistory, Slices
+from loraxs_search.reports.html.figures._base import FigureSection, ReportFigure
+from loraxs_search.reports.html.figures.params import ImportanceFigure, ScoreHistory, Slices
 from loraxs_search.reports.html.figures.scores import LearningCurves, QualityAndBytes
-from loraxs_search.reports.html.figures.timeline import EarlyStopping, Timeline, Utilisation
 
-__all__ = ["CannotDrawError", "Drawing", "FigureSection", "ReportFigure", "sections"]
-
-_FIGURES: tuple[ReportFigure, ...] = (
-    *(LearningCurves(), QualityAndBytes(), ScoreHistory(), ImportanceFigure(), ParallelCoordinates(), Slices()),
-    *(Timeline(), Utilisation(), EarlyStopping()),
-)
+_FIGURES: tuple[ReportFigure, ...] = (LearningCurves(), QualityAndBytes(), ScoreHistory(), ImportanceFigure(), Slices())
 
 
 def sections(facts: ReportFacts) -> list[FigureSection]:

@@ -41,18 +41,12 @@ class Drawing:
 
 @dataclass(frozen=True)
 class FigureSection:
-    """A figure as the report has it.
-
-    Args:
-        says: As in `Drawing`; where nothing could be drawn, why.
-        wide: Whether it needs the width of a desktop screen: on a narrow screen it scrolls in its own box.
-    """
+    """A figure as the report has it; where nothing could be drawn, `says` is why."""
 
     name: str
     title: str
     says: str
     plots: Mapping[str, Figure] = field(default_factory=dict)
-    wide: bool = False
 
 
 class ReportFigure(ABC):
@@ -61,12 +55,10 @@ class ReportFigure(ABC):
     Args:
         name: Of the section and, where it has one plot, of that one.
         title: A heading, for people.
-        wide: As `FigureSection` has it.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    wide: ClassVar[bool] = False
 
     @abstractmethod
     def draw(self, facts: ReportFacts) -> Drawing:
@@ -82,7 +74,7 @@ class ReportFigure(ABC):
             drawing = self.draw(facts)
         except CannotDrawError as error:
             return FigureSection(self.name, self.title, str(error))
-        return FigureSection(self.name, self.title, drawing.says, drawing.plots, self.wide)
+        return FigureSection(self.name, self.title, drawing.says, drawing.plots)
 
 
 def shown(value: Scalar) -> str:

@@ -1,13 +1,13 @@
-"""Figures that Optuna draws, of trials and their params: the history, importances, parallel coordinates, slices."""
+"""Figures that Optuna draws, of trials and their params: the history, importances, slices."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from html import unescape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from loraxs_search.pareto import Fronts
-from loraxs_search.records import Direction, Scalar, TrialRecord, TrialState
+from loraxs_search.errors import counted
+from loraxs_search.records import Scalar, TrialRecord, TrialState
 from loraxs_search.reports.comparison import importances
 from loraxs_search.reports.html.facts import ReportFacts
 from loraxs_search.reports.html.figures._base import (
@@ -16,55 +16,39 @@ from loraxs_search.reports.html.figures._base import (
     CannotDrawError,
     Drawing,
     ReportFigure,
-    apart,
     log_axis,
     shown,
     styled,
     thinner,
 )
-from loraxs_search.samplers.entries import experimental
 
 if TYPE_CHECKING:
     import optuna
-    from plotly.graph_objects import Figure, Scatter
+    from plotly.graph_objects import Figure
 
 
 _DECADE = 10.0  # what spans more is drawn on a logarithmic axis
 _FEW = 6  # as many numbers are drawn side by side, each with its own tick
 
 
-def optuna_study(facts: ReportFacts, *, with_bytes: bool = False) -> optuna.Study:
+def optuna_study(facts: ReportFacts) -> optuna.Study:
     """Return the trials under their own numbers, with the params that vary.
 
     Conditional params keep their plain names, and each is drawn over the values that trials had: the space may be of
     another version. Numbers that no trial has begun become failed ones.
-
-    Args:
-        with_bytes: Whether a trial's values are its score and its stored bytes.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions: list[Direction] = [facts.task.search_direction]
-    if with_bytes:
-        directions.append("minimize")
-    study = optuna.create_study(directions=directions)
-    if with_bytes:
-        with experimental():
-            study.set_metric_names([facts.metric, "stored bytes"])
+    study = optuna.create_study(direction=facts.task.search_direction)
     scales = {name: _distribution(_values(facts.complete, name)) for name in facts.varied}
     records = {int(record.trial_id): record for record in facts.records}
-    study.add_trials(
-        [_trial(facts, records.get(number), scales, with_bytes) for number in range(max(records, default=-1) + 1)]
-    )
+    study.add_trials([_trial(facts, records.get(number), scales) for number in range(max(records, default=-1) + 1)])
     return study
 
 
 def _trial(
-    facts: ReportFacts,
-    record: TrialRecord | None,
-    scales: dict[str, optuna.distributions.BaseDistribution | None],
-    with_bytes: bool,
+    facts: ReportFacts, record: TrialRecord | None, scales: dict[str, optuna.distributions.BaseDistribution | None]
 ) -> optuna.trial.FrozenTrial:
     from optuna.trial import create_trial
 
@@ -72,10 +56,9 @@ def _trial(
         from optuna.trial import TrialState as OptunaState
 
         return create_trial(state=OptunaState.FAIL)
-    values = [facts.score(record), *([record.reports[-1].size.stored_bytes] if with_bytes else [])]
     own = {name: scale for name, scale in scales.items() if scale is not None and name in record.params}
     params = {name: _plain(record.params[name], own[name]) for name in own}
-    return create_trial(values=values, params=params, distributions=own)
+    return create_trial(value=facts.score(record), params=params, distributions=own)
 
 
 def _values(records: Iterable[TrialRecord], name: str) -> list[Scalar]:
@@ -162,80 +145,8 @@ def _says_history(facts: ReportFacts) -> str:
     best = facts.best
     assert best is not None  # there are complete trials
     since = sum(record.trial_id > best.trial_id for record in facts.records)
-    later = (
-        "it was the last one"
-        if not since
-        else f"{since} {'trial was' if since == 1 else 'trials were'} started after it"
-    )
+    later = f"{counted(since, 'trial')} began after it" if since else "it was the last one"
     return f"The best score, {best.score:.4f}, is of trial {best.trial_id}; {later}."
-
-
-_BEST_SHARE = 10  # one tenth
-
-
-class ParallelCoordinates(ReportFigure):
-    name = "parallel_coordinates"
-    title = "Parallel coordinates"
-    wide = True
-
-    def draw(self, facts: ReportFacts) -> Drawing:
-        from optuna.visualization import plot_parallel_coordinate
-
-        if len(facts.complete) < 2:
-            raise CannotDrawError("Parallel coordinates need two trials that have trained all their steps.")
-        if not any(name in record.params for record in facts.complete for name in facts.varied):
-            raise CannotDrawError("No parameter varies, so that there is nothing to lay side by side.")
-        both = bool(facts.info.search.objectives)
-        study = optuna_study(facts, with_bytes=both)
-        figure = plot_parallel_coordinate(study, target_name=facts.metric)  # of two objectives, the study names them
-        lines = [trace for trace in figure.data if trace.mode == "lines"]
-        best, others = _parted(lines, facts.sign, both)
-        figure.data = ()
-        for traces, color, opacity, label in ((others, GREY, 0.4, "others"), (best, ACCENT, 0.9, "best")):
-            if traces:
-                figure.add_trace(_joined(traces, color, opacity, label))
-        styled(figure, height=420)
-        figure.update_layout(margin={"t": 30, "l": 60}, legend={"y": 1.06})
-        return Drawing(_says_lines(len(best), len(lines), facts.metric, both), {self.name: figure})
-
-
-def _says_lines(best: int, count: int, metric: str, both: bool) -> str:
-    which = "on the front of score and bytes" if both else f"best by {metric}"
-    those = f"the one that is {which}" if best == 1 else f"the {best:,} that are {which}"
-    return f"A line for each of {count:,} complete trials; in colour {those}."
-
-
-def _parted(lines: list[Scatter], sign: float, both: bool) -> tuple[list[Scatter], list[Scatter]]:
-    """Return the best lines and the others, by where they cross the axes of what was searched for."""
-    if both:
-        fronts = Fronts[int]()
-        for number, line in enumerate(lines):
-            fronts.add(number, (sign * line.y[0], line.y[1]))
-        chosen = set(fronts.first())
-    else:
-        ordered = sorted(range(len(lines)), key=lambda number: -sign * lines[number].y[0])
-        chosen = set(ordered[: max(1, len(lines) // _BEST_SHARE)])
-    return [line for i, line in enumerate(lines) if i in chosen], [
-        line for i, line in enumerate(lines) if i not in chosen
-    ]
-
-
-def _joined(lines: list[Scatter], color: str, opacity: float, label: str) -> Scatter:
-    from plotly.graph_objects import Scatter
-
-    look: dict[str, Any] = {
-        "line": {"color": color, "width": thinner(1.4, len(lines))},
-        "opacity": opacity,
-        "name": label,
-    }
-    return Scatter(
-        x=apart([line.x for line in lines]),
-        y=apart([line.y for line in lines]),
-        customdata=[values for line in lines for values in (*line.customdata, ("", ""))],
-        mode="lines",
-        hovertemplate="%{customdata[0]}: %{customdata[1]}<extra></extra>",
-        **look,
-    )
 
 
 _LONGEST = 18  # characters of a label
