@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         with_labels,
     )
     from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules, matrix, repeated_layers
-    from loraxs_search.base_model.load import load_model, load_tokenizer, tokenizer_digest, with_setup
+    from loraxs_search.base_model.load import bare_body, load_model, load_tokenizer, tokenizer_digest, with_setup
     from loraxs_search.base_model.reading import (
         close_to,
         dummy_inputs,
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Sharing",
+    "bare_body",
     "body_shapes",
     "check_packable",
     "check_shared",
@@ -91,6 +92,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "bare_body": "load",
     "body_shapes": "layers",
     "missing_poolers": "head",
     "peft_task_type": "head",

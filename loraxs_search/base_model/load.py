@@ -5,10 +5,12 @@ The setup is its tokenizer, and what its configuration says of the numbers.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -195,6 +197,13 @@ def with_setup(base: BaseModel) -> BaseModel:
         config: dict[str, Any] = AutoConfig.from_pretrained(base.path).to_dict()
     tokenizer = tokenizer_digest(load_tokenizer(base)) if _has_tokenizer(base) else ""
     return replace(base, setup=BaseSetup(tokenizer, dict(_numbers(config))))
+
+
+def bare_body(model: PreTrainedModel) -> nn.Module:
+    """Return a copy of a base's modules on the same weights: adapters put on `model` are not in it."""
+    tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    body: nn.Module = copy.deepcopy(model.base_model, tensors)
+    return body
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

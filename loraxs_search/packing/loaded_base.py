@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search import versions
 from loraxs_search.base_model import (
+    bare_body,
     fold_outputs,
     head_names,
     head_shapes,
@@ -54,6 +55,7 @@ from loraxs_search.records import (
     TrialSpec,
     to_json,
 )
+from loraxs_search.tasks.baselines import BaselineInputs, measure_baselines
 from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, locate_for, prepare
 from loraxs_search.tasks.tokens import served
@@ -62,10 +64,8 @@ from loraxs_search.trial import (
     Snapshot,
     ask,
     attach,
-    bare_body,
     detach,
     load_parameters,
-    measure_baselines,
     sample_answers,
 )
 
@@ -221,7 +221,7 @@ class LoadedBase:
 
     def baselines(self, data: PreparedTask) -> tuple[Baseline, ...]:
         """Return what simple models reach on a task's rows; any thread may ask, also while trials train."""
-        return measure_baselines(data, self._bare_body, self.device)
+        return measure_baselines(BaselineInputs(data, self._bare_body, self.device))
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file of this node."""

@@ -9,9 +9,9 @@ from typing import Literal
 from loraxs_search.records._json import STORED_NAMES
 from loraxs_search.records._literals import Direction
 
-BaselineName = str  # `constant`, `tfidf`, `features`; `zero-shot`, `4-shot` and the like
+BaselineName = str  # an entry of `tasks.baselines`, such as `tfidf`; `zero-shot`, `4-shot` and the like
 _SHOTS = "-shot"
-_TOO_SLOW = "it needs "  # so begins what earlier versions say of a linear model that would take too long
+_TOO_SLOW = "it needs "  # so begins what earlier versions say of a baseline that would take too long
 
 
 @dataclass(frozen=True)
@@ -19,24 +19,23 @@ class Baseline:
     """A simple model of the same train rows, scored on the same validation and test rows as adapters are.
 
     Args:
-        name: `constant` gives every row the same answer, the best one for the metric on the train rows; `tfidf` is a
-            linear model on TF-IDF of the texts; `features` is one on the frozen base's mean-pooled hidden states.
+        name: That of an entry of `tasks.baselines`, such as `tfidf`.
             `zero-shot` is the base without an adapter, asked as adapters are, and `4-shot` the same with four worked
             examples in each prompt. Only the better of these on the validation rows answers the test rows.
         answer: What `constant` says: a label id, a number or a text; None for the others.
-        test_answers: Of a linear model, its answer to each test row: label ids or numbers. A study keeps them apart.
+        test_answers: Its answer to each test row: label ids, numbers or texts. A study keeps them apart.
         test_rows: Fingerprint of the test rows that these answer.
         seconds: What it took of one processor core.
         failed: Why it lacks metrics, the test rows' or all; empty when it has both.
         applies: Whether one that failed could have been measured: worked examples may not fit into the base's context,
-            and a linear model may take too long. None in files of earlier versions, which do not say.
+            and a model may take too long. None in files of earlier versions, which do not say.
     """
 
     name: BaselineName
     validation_metrics: Mapping[str, float] = field(default_factory=dict)
     test_metrics: Mapping[str, float] = field(default_factory=dict)
     answer: int | float | str | None = None
-    test_answers: tuple[float, ...] = ()
+    test_answers: tuple[float | str, ...] = ()
     test_rows: str = ""
     seconds: float = 0.0
     failed: str = ""
@@ -45,14 +44,14 @@ class Baseline:
 
 @dataclass(frozen=True)
 class KeptAnswers:
-    """What a linear model answers to each test row.
+    """What a baseline answers to each test row.
 
     Args:
         task: The task's name.
         test_rows: Fingerprint of the rows. Files of earlier versions say neither.
     """
 
-    values: Sequence[float]
+    values: Sequence[float | str]
     task: str = ""
     test_rows: str = ""
 

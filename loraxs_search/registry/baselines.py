@@ -1,4 +1,4 @@
-"""What a champion must beat: one answer for every test row, linear models of the texts, the base without an adapter."""
+"""What a champion must beat: the baselines of its study, and the base without an adapter."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from loraxs_search.records import (
     is_unmeasured,
 )
 from loraxs_search.registry.significance import ScoredRows, score_of
+from loraxs_search.tasks.baselines import does_fit
 from loraxs_search.tasks.kinds import Metric, kind_of
 
 CONSTANT = "constant"
@@ -61,15 +62,15 @@ def baseline_answers(
         measured = alone_baseline(baselines)
         name = f"the base alone{f' ({measured.name})' if measured else ''}"
         found.append(_scored(name, metric, alone) if alone is not None else _recorded(name, metric, measured))
-        linear = (one for one in baselines if one.name != CONSTANT and not is_alone(one.name))
-        found += [_recorded(one.name, metric, one, _said(answers.get(one.name), rows)) for one in linear]
+        others = (one for one in baselines if one.name != CONSTANT and not is_alone(one.name))
+        found += [_recorded(one.name, metric, one, _said(answers.get(one.name), rows)) for one in others]
     return [answer for answer in found if answer is not None]
 
 
 def unmeasured(rule: PromotionRule, task: Task, baselines: Sequence[Baseline], *, has_alone: bool) -> str:
     """Say which required baseline was not measured, and why; empty where all were.
 
-    A linear model that takes too long counts for nothing. The base alone is what an adapter of its kind is for.
+    A model that takes too long counts for nothing. The base alone is what an adapter of its kind is for.
 
     Args:
         has_alone: Whether the study has the answers of the base alone to the test rows.
@@ -79,8 +80,8 @@ def unmeasured(rule: PromotionRule, task: Task, baselines: Sequence[Baseline], *
     asked, kind = [one for one in baselines if is_alone(one.name)], kind_of(task)
     if failed := next(filter(is_unmeasured, asked), None):
         return f"the base alone ({failed.name}) could not be asked: {failed.failed}"
-    linear = (one for one in baselines if not is_alone(one.name)) if kind.linear() is not None else ()
-    if failed := next(filter(is_unmeasured, linear), None):
+    others = (one for one in baselines if not is_alone(one.name) and does_fit(one.name, kind))
+    if failed := next(filter(is_unmeasured, others), None):
         return f"{failed.name} could not be measured: {failed.failed}"
     if not asked and not kind.shots:
         return ""
@@ -92,7 +93,7 @@ def unmeasured(rule: PromotionRule, task: Task, baselines: Sequence[Baseline], *
 def unlike_rows(
     rule: PromotionRule, finalist: Candidate, answers: Mapping[str, KeptAnswers], rows: ScoredRows | None
 ) -> str:
-    """Say which required linear model has answered other test rows than the finalist; empty where none has."""
+    """Say which required baseline has answered other test rows than the finalist; empty where none has."""
     for one in finalist.baselines if rule.require == "all" else ():
         said = answers.get(one.name)
         if said is None or one.failed:

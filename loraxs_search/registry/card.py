@@ -9,15 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.methods import get_method, words_of
-from loraxs_search.records import (
-    Baseline,
-    BaselineName,
-    Manifest,
-    Scalar,
-    Serving,
-    Task,
-    is_alone,
-)
+from loraxs_search.records import Baseline, Manifest, Scalar, Serving, Task
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 
@@ -25,11 +17,6 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.kinds import TaskKind
 
 
-_TITLES = {
-    "constant": "always the same answer",
-    "tfidf": "TF-IDF of the texts, linear model",
-    "features": "the untouched base's features of 500 train rows, linear model",
-}
 _WRITTEN = ("unparsed", "unended")  # shares of written answers: none was found, or the bound on tokens ended it
 
 
@@ -141,14 +128,9 @@ def _baseline_table(manifest: Manifest) -> list[str]:
     return ["\n".join(table)] if manifest.baselines else []
 
 
-def baseline_title(name: BaselineName) -> str:
-    """Return what a baseline is, for people."""
-    if is_alone(name):
-        return f"the untouched base, {name}, asked in the same way"
-    return _TITLES.get(name, name)
-
-
 def _describe(baseline: Baseline, task: Task) -> str:
+    from loraxs_search.tasks.baselines import baseline_title
+
     if baseline.answer is None:
         return baseline_title(baseline.name)
     return f"always {_kind(task).show(baseline.answer)}"

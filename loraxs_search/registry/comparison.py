@@ -38,7 +38,7 @@ class Beside:
 
     Args:
         study: Whose candidates they are, for the record where there are none.
-        answers: Of the study's linear models to the test rows, by name.
+        answers: Of the study's baselines to the test rows, by name.
         seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
     """
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from loraxs_search.records import Candidate, Decision, Manifest
 from loraxs_search.registry._versions import RegisteredAdapter
-from loraxs_search.registry.card import baseline_title, score_table, size_table
+from loraxs_search.registry.card import score_table, size_table
 from loraxs_search.registry.finalist import SeedStatistics, seed_statistics
 from loraxs_search.registry.promotion import show_confidence
 
@@ -73,6 +73,8 @@ def _headline(candidate: Candidate, metric: str) -> str:
 
 def _baseline_table(candidate: Candidate, metric: str) -> list[str]:
     """Return what simple models reach on the same test rows; nothing where that is not known."""
+    from loraxs_search.tasks.baselines import baseline_title
+
     scored = [baseline for baseline in candidate.baselines if metric in baseline.test_metrics]
     if not scored:
         return []

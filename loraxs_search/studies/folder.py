@@ -450,6 +450,6 @@ class _BaselineFile:
 
 @dataclass(frozen=True)
 class _BaselineAnswers:
-    answers: Mapping[str, tuple[float, ...]]
+    answers: Mapping[str, tuple[float | str, ...]]
     task: str = ""
     rows: Mapping[str, str] = field(default_factory=dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from loraxs_search.trial.baselines import bare_body, measure_baselines
 from loraxs_search.trial.evaluate import (
     FolderScores,
     ask,
@@ -21,13 +20,11 @@ __all__ = [
     "TrialRun",
     "ask",
     "attach",
-    "bare_body",
     "check_step",
     "detach",
     "evaluate",
     "load_parameters",
     "make_report",
-    "measure_baselines",
     "sample_answers",
     "score_folder",
     "score_rows",

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from loraxs_search.base_model import bare_body
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import Baseline, BaseModelRef
-from loraxs_search.tasks.baselines import OutOfTimeError
-from loraxs_search.trial import Snapshot, bare_body, baselines, measure_baselines
+from loraxs_search.tasks.baselines import BASELINES, BaselineInputs, OutOfTimeError, TimeLimit, measure_baselines
+from loraxs_search.tasks.baselines.features import MeanStates
+from loraxs_search.trial import Snapshot
 
 Host = TrialHost | PackedHost
 
@@ -28,6 +30,10 @@ def host(request: pytest.FixtureRequest, world: Any) -> Iterator[Host]:
     made = PackedHost(ref, world.data.task, slots=2, **options)
     yield made
     made.close()
+
+
+def inputs_of(world: Any) -> BaselineInputs:
+    return BaselineInputs(world.data, bare_body(world.model), torch.device("cpu"))
 
 
 def numbers(found: tuple[Baseline, ...]) -> list[Baseline]:
@@ -81,32 +87,28 @@ def test_their_single_thread_is_not_the_hosts(world: Any) -> None:
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2", "deberta", "llama"])
 def test_bases_of_other_families_have_features_too(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
-    found = measure_baselines(world.data, bare_body(world.model), torch.device("cpu"))
+    found = measure_baselines(inputs_of(world))
     assert [baseline.failed for baseline in found] == ["", "", ""]
 
 
-def test_a_base_that_is_too_slow_has_no_features_and_says_so(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "LIMIT_S", 0.0)
-    constant, tfidf, features = measure_baselines(world.data, bare_body(world.model), torch.device("cpu"))
-    assert (constant.failed, tfidf.failed) == ("", "")
+def test_a_base_that_is_too_slow_has_no_features_and_says_so(world: Any) -> None:
+    features = BASELINES.get("features")(inputs_of(world), TimeLimit(0.0)).measure()
     assert features.failed == "it needs 0 s of a core or more, and has 0"
     assert features.validation_metrics == {}
 
 
 def test_train_rows_are_not_begun_where_validation_would_not_fit(world: Any) -> None:
     clock = iter(range(1000))  # a second each time it is read
-    limit = baselines.TimeLimit(100, now=lambda: next(clock))
-    pooled = baselines._Pooled(world.data, bare_body(world.model), torch.device("cpu"), limit)
+    states = MeanStates(inputs_of(world), TimeLimit(100, now=lambda: next(clock)))
     rows = torch.arange(20).numpy()
-    assert len(pooled.rows("train", rows)) == 20
+    assert len(states.rows("train", rows)) == 20
     with pytest.raises(OutOfTimeError):
-        pooled.rows("train", rows, num_later=1_000_000)
+        states.rows("train", rows, num_later=1_000_000)
 
 
 def test_features_are_means_over_a_rows_own_tokens(world: Any) -> None:
-    limit = baselines.TimeLimit(60)
     rows = torch.arange(world.data.num_rows("test")).numpy()
-    found = baselines._Pooled(world.data, bare_body(world.model), torch.device("cpu"), limit).rows("test", rows)
+    found = MeanStates(inputs_of(world), TimeLimit(60)).rows("test", rows)
     with torch.no_grad():
         for row in rows:
             states = world.model.base_model(**world.data.collate("test", [row]).inputs)[0]  # nothing is padded

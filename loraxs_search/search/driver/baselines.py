@@ -10,14 +10,12 @@ from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import HomeError
-from loraxs_search.records import Baseline, BaselineName, Task, is_alone, is_unmeasured
+from loraxs_search.records import Baseline, Task, is_alone, is_unmeasured
 from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies import StudyFolder
 
 log = logging.getLogger(__name__)
-
-_NAMES: tuple[BaselineName, ...] = ("constant", "tfidf", "features")
 
 
 class StudyBaselines:
@@ -67,8 +65,11 @@ class StudyBaselines:
             else:
                 return
         log.warning("the study's baselines cannot be measured: %s", reason)
+        from loraxs_search.tasks.baselines import fitting_baselines
+        from loraxs_search.tasks.kinds import kind_of
+
         measured = {one.name: one for one in self._folder.baselines() or () if not one.failed}
-        failed = (Baseline(name, failed=reason[:200], applies=True) for name in _NAMES)
+        failed = (Baseline(name, failed=reason[:200], applies=True) for name in fitting_baselines(kind_of(self._task)))
         self._folder.write_baselines([measured.get(one.name, one) for one in failed])
 
     def _measure_again(self) -> None:

@@ -445,6 +445,15 @@ def test_a_linear_model_that_failed_is_required_unless_it_takes_too_long(failed,
     assert decide(PromotionRule(require="constant"), TASK, finalist, champion).promoted
 
 
+@pytest.mark.parametrize(("name", "promoted"), [("features", True), ("of-another-distribution", False)])
+def test_a_baseline_that_failed_is_required_where_it_fits_the_kind(name, promoted):
+    """Earlier versions recorded linear models as failed for kinds that have none."""
+    failed = Baseline(name, failed="the host was lost", applies=True)
+    finalist = _scored("t0", 800, baselines=(*_measured(zero_shot=0.6), failed))
+    task = dataclasses.replace(TASK, kind="multiple-choice")
+    assert decide(PromotionRule(), task, dataclasses.replace(finalist, alone=_alone(600)), None).promoted is promoted
+
+
 @pytest.mark.parametrize(("known", "promoted"), [("", True), (', "applies": true', False)])
 def test_worked_examples_that_did_not_fit_an_earlier_version_are_not_required(known, promoted):
     failed = from_json(Baseline, f'{{"name": "4-shot", "failed": "they do not fit"{known}}}')

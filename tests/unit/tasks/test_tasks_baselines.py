@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from loraxs_search.records import Baseline, from_json, to_json
-from loraxs_search.tasks import baselines
-from loraxs_search.tasks.baselines import OutOfTimeError, TimeLimit, constant, scored, tfidf
+from loraxs_search.tasks.baselines import BASELINES, SPLITS, BaselineInputs, LinearBaseline, OutOfTimeError, TimeLimit
 from loraxs_search.tasks.prepared import prepare
 
 
@@ -32,8 +32,14 @@ def prepared(make_task, tokenizer):
     return make
 
 
+def measured(name, data, limit=None) -> Baseline:
+    """Measure a baseline of the rows alone."""
+    inputs = BaselineInputs(data, torch.nn.Identity(), torch.device("cpu"))
+    return BASELINES.get(name)(inputs, limit or TimeLimit(60)).measure()
+
+
 def of_tfidf(data) -> Baseline:
-    return scored("tfidf", data, form := data.kind.linear(), lambda: tfidf(data, form, TimeLimit(60)))
+    return measured("tfidf", data)
 
 
 def labelled(*counts: int) -> list[tuple[str, int]]:
@@ -57,7 +63,7 @@ def labelled(*counts: int) -> list[tuple[str, int]]:
 def test_the_constant_is_the_best_on_the_train_rows_by_the_tasks_metric(prepared, counts, metric, answer):
     labels = tuple(f"label {i}" for i in range(len(counts)))
     data = prepared(labelled(*counts), labelled(*reversed(counts)), metric=metric, metrics=(metric,), labels=labels)
-    found = constant(data)
+    found = measured("constant", data)
     assert (found.name, found.answer, found.failed) == ("constant", answer, "")
     for split, metrics in (("validation", found.validation_metrics), ("test", found.test_metrics)):
         labels = data.labels(split)
@@ -69,7 +75,7 @@ def test_the_constant_is_the_best_on_the_train_rows_by_the_tasks_metric(prepared
 def test_the_constant_of_a_regression_is_the_mean_and_has_finite_scores(prepared, metric, direction):
     rows = [("w1", 1.0), ("w2", 2.0), ("w3", 6.0)]
     changes = {"kind": "regression", "labels": (), "metric": metric, "direction": direction}
-    found = constant(prepared(rows, **changes, metrics=("pearson", "spearman", "mse")))
+    found = measured("constant", prepared(rows, **changes, metrics=("pearson", "spearman", "mse")))
     assert found.answer == 3.0
     assert found.test_metrics == {"pearson": 0.0, "spearman": 0.0, "mse": pytest.approx(14 / 3)}
     assert from_json(Baseline, to_json(found)) == found
@@ -125,7 +131,7 @@ def test_the_same_rows_give_the_same_numbers(prepared, monkeypatch):
     data = prepared(numbered({"bad w1": 0, "good w2": 1}, 30), labelled(9, 9), validation_rows=8)
     first, second = of_tfidf(data), of_tfidf(data)
     assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
-    monkeypatch.setattr(baselines, "_MAX_CHARACTERS", 200)  # fewer train rows, and the same ones
+    monkeypatch.setattr("loraxs_search.tasks.baselines.tfidf._MAX_CHARACTERS", 200)
     first, second = of_tfidf(data), of_tfidf(data)
     assert first.failed == ""
     assert replace(first, seconds=0.0) == replace(second, seconds=0.0)
@@ -144,8 +150,7 @@ def test_rows_that_have_changed_are_not_scored(prepared):
 def test_what_would_take_too_long_says_so(prepared):
     data = prepared(numbered({"bad": 0, "good": 1}, 10))
     ticks = itertools.count()
-    form = data.kind.linear()
-    found = scored("tfidf", data, form, lambda: tfidf(data, form, TimeLimit(2, now=lambda: next(ticks))))
+    found = measured("tfidf", data, TimeLimit(2, now=lambda: next(ticks)))
     assert (found.failed, found.applies) == ("it needs 3 s of a core or more, and has 2", False)
     limit = TimeLimit(4, now=lambda: 1.0)
     limit.check(4.0)
@@ -154,13 +159,14 @@ def test_what_would_take_too_long_says_so(prepared):
 
 
 def test_a_model_that_fails_at_the_test_rows_keeps_its_validation_scores(prepared):
+    class HalfDone(LinearBaseline):
+        name = title = "half-done"
+
+        def outputs(self, form):
+            yield SPLITS[0], form.targets(self.data.labels(SPLITS[0]))
+            raise ValueError("no\nmore")
+
     data = prepared(labelled(2, 2))
-    form = data.kind.linear()
-
-    def outputs():
-        yield "validation", form.targets(data.labels("validation"))
-        raise ValueError("no\nmore")
-
-    found = scored("features", data, form, outputs)
+    found = HalfDone(BaselineInputs(data, torch.nn.Identity(), torch.device("cpu")), TimeLimit(60)).measure()
     assert (found.validation_metrics, found.test_metrics) == ({"accuracy": 1.0}, {})
     assert found.failed == "ValueError: no"

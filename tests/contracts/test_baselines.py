@@ -1,0 +1,196 @@
+"""What every baseline keeps to, whatever it learns; see `tasks/baselines/_base.py`. One of them is from outside."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from support import same_answer_as
+from support.bases import SMOLLM, byte_tokenizer, language_model
+from support.plugins import write_distribution
+from support.same_answer_as import SameAnswerAs
+from support.text_tasks import writing_task
+
+from loraxs_search.base_model import bare_body
+from loraxs_search.records import Baseline, DataSource, Task, from_json, is_alone, is_unmeasured, to_json
+from loraxs_search.tasks.baselines import (
+    BASELINES,
+    SPLITS,
+    BaselineInputs,
+    BaselineModel,
+    SplitValues,
+    TimeLimit,
+    baseline_title,
+    fitting_baselines,
+    measure_baselines,
+)
+from loraxs_search.tasks.prepared import PreparedTask, prepare
+
+SIZES = {"train": 60, "validation": 21, "test": 17}
+KINDS = ["sequence-classification", "regression", "text-generation"]
+NAMES = [*BASELINES.names(), SameAnswerAs.name]
+LINEAR = ("tfidf", "features")
+every_baseline = pytest.mark.parametrize("name", NAMES)
+wherever_it_fits = pytest.mark.parametrize(
+    ("data", "name"),
+    [(kind, name) for kind in KINDS for name in NAMES if kind != "text-generation" or name not in LINEAR],
+    indirect=["data"],
+)
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BASELINES._entries, SameAnswerAs.name, SameAnswerAs)
+
+
+@pytest.fixture(scope="module")
+def write(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    folder = tmp_path_factory.mktemp("rows")
+
+    def make(name: str, rows: list[dict[str, Any]]) -> str:
+        path = folder / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return make
+
+
+def labelled_task(kind: str, write: Callable[..., str]) -> Task:
+    """Texts that say `bad` or `good` among words that say nothing."""
+    files = {}
+    for split, size in SIZES.items():
+        rows = [{"text": f"w{i % 9} {('bad', 'good')[i % 2]} w{i % 7}", "label": i % 2} for i in range(size)]
+        if kind == "regression":
+            rows = [row | {"label": row["label"] + i / 100} for i, row in enumerate(rows)]
+        files[split] = write(f"{kind}-{split}.jsonl", rows)
+    metric, labels = ("accuracy", ("bad", "good")) if kind == "sequence-classification" else ("pearson", ())
+    source = DataSource(data_files=files)
+    return Task("t", kind, source, "text", "label", metric, "maximize", (metric,), labels=labels, max_length=32)
+
+
+@pytest.fixture(scope="module")
+def data(
+    request: pytest.FixtureRequest, write: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
+) -> PreparedTask:
+    task = writing_task(write) if request.param == "text-generation" else labelled_task(request.param, write)
+    return prepare(task, byte_tokenizer(), cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def body() -> Iterator[torch.nn.Module]:
+    """The body of a base, which nothing may change."""
+    body = bare_body(language_model(SMOLLM))
+    before = {name: tensor.clone() for name, tensor in body.state_dict().items()}
+    yield body
+    assert all(torch.equal(tensor, before[name]) for name, tensor in body.state_dict().items())
+    assert not any(module._forward_hooks for module in body.modules())
+
+
+@pytest.fixture
+def inputs(data: PreparedTask, body: torch.nn.Module) -> BaselineInputs:
+    return BaselineInputs(data, body, torch.device("cpu"))
+
+
+def made(name: str, inputs: BaselineInputs, seconds: float = 60.0) -> BaselineModel:
+    assert name in fitting_baselines(inputs.data.kind)
+    return BASELINES.get(name)(inputs, TimeLimit(seconds))
+
+
+@every_baseline
+def test_it_says_what_it_is(name: str) -> None:
+    entry = BASELINES.get(name)
+    assert entry.name == name
+    assert not is_alone(name)  # which would be read as the untouched base
+    assert baseline_title(name) == entry.title
+    assert entry.title
+    assert entry.limit_s >= 0
+
+
+@wherever_it_fits
+def test_it_answers_validation_and_then_test_rows(name: str, inputs: BaselineInputs) -> None:
+    data = inputs.data
+    found = dict(made(name, inputs).answers())
+    assert tuple(found) == SPLITS
+    for split, said in found.items():
+        assert said.shape == (data.num_rows(split),)
+        assert all(map(math.isfinite, data.kind.measure(said, data.labels(split)).values()))
+
+
+@wherever_it_fits
+def test_its_scores_are_those_of_its_answers_and_can_be_stored(name: str, inputs: BaselineInputs) -> None:
+    data, baseline = inputs.data, made(name, inputs)
+    found = baseline.measure()
+    assert (found.name, found.failed, found.applies) == (name, "", True)
+    assert not is_unmeasured(found)
+    assert (found.answer is None) == bool(found.test_answers)
+    constant = found.answer if found.answer is not None else 0
+    said = found.test_answers or (constant,) * data.num_rows("test")
+    assert data.kind.measure(np.array(said, data.labels("test").dtype), data.labels("test")) == pytest.approx(
+        dict(found.test_metrics)
+    )
+    assert from_json(Baseline, to_json(found)) == found
+
+
+@wherever_it_fits
+def test_the_same_rows_give_the_same_numbers(name: str, inputs: BaselineInputs) -> None:
+    first, second = (replace(made(name, inputs).measure(), seconds=0.0) for _ in range(2))
+    assert first == second
+
+
+@wherever_it_fits
+def test_without_time_it_says_so_and_is_not_required(name: str, inputs: BaselineInputs) -> None:
+    found = made(name, inputs, seconds=-1.0).measure()
+    if name == "constant":  # which takes none
+        assert found.failed == ""
+        return
+    assert found.failed.startswith("it needs ")
+    assert (found.test_metrics, found.applies, is_unmeasured(found)) == ({}, False, False)
+
+
+# ---- measuring them all ----------------------------------------------------------------------------------------------
+class Broken(BaselineModel):
+    name: ClassVar[str] = "broken"
+    title: ClassVar[str] = "a model with a fault"
+    limit_s: ClassVar[float] = 2.0
+
+    def answers(self) -> SplitValues:
+        self.limit.check(10.0)
+        raise ValueError("no\nmore")
+        yield
+
+
+@pytest.mark.parametrize("data", KINDS, indirect=True)
+def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_other(
+    inputs: BaselineInputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BASELINES._entries, "broken", Broken)
+    found = measure_baselines(inputs)
+    is_linear = inputs.data.kind.linear() is not None
+    own = ["constant", *LINEAR] if is_linear else ["constant"]
+    assert [one.name for one in found] == [*own, SameAnswerAs.name, "broken"]
+    assert [one.failed for one in found[:-1]] == [""] * (len(found) - 1)
+    # It has its own two seconds, the four of the one before it, and more of the linear ones: but not ten.
+    assert found[-1].failed == ("ValueError: no" if is_linear else "it needs 10 s of a core or more, and has 6")
+    assert is_unmeasured(found[-1]) == is_linear
+
+
+def test_another_distribution_brings_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = {"loraxs_search.baselines": {SameAnswerAs.name: "SameAnswerAs", "gone": "Missing"}}
+    write_distribution(tmp_path / "site", "same_answer_as", Path(same_answer_as.__file__).read_text(), entries)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"), prepend=":")
+    code = (
+        "import sys; from loraxs_search.tasks.baselines import BASELINES, baseline_title;"
+        "print(*BASELINES.names(), baseline_title('same-answer-as'), baseline_title('gone'), sep=', ');"
+        "assert not {'torch', 'transformers', 'sklearn', 'datasets'} & set(sys.modules), 'names are read without these'"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == f"constant, tfidf, features, {SameAnswerAs.name}, gone, {SameAnswerAs.title}, gone"
