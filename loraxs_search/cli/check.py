@@ -163,14 +163,22 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
         "method": ", ".join(get_method(name).title for name in space.methods),
         "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}",
         "searched": f"{', '.join(searched) or 'nothing'}: {_combinations(space, description)}",
-        "budget": f"{counted(plan.trials, 'trial')} of at most {counted(plan.max_steps, 'step')}, scored every "
-        f"{plan.report_every}",
+        "budget": f"{counted(plan.trials, 'trial')} of at most {counted(plan.max_steps, 'step')}{_passes(space, seen)},"
+        f" scored every {plan.report_every}",
         "pack size": _pack_size(plan.pack_size, seen),
     }
     if space.start_from is not None:
         facts["start from"] = f"{space.start_from}, as the registry has it at launch"
     facts["at the end"] = _end(space, seen)
     return facts
+
+
+def _passes(space: Space, seen: CheckedSpace) -> str:
+    """Say how often the longest trial sees the training rows, once these are read."""
+    if seen.data is None:
+        return ""
+    passes = space.search.max_steps * space.largest().batch_size / seen.data.num_rows["train"]
+    return f" ({passes:.1f} passes over the training rows)"
 
 
 def _combinations(space: Space, description: SpaceDescription) -> str:

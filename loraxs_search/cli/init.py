@@ -22,7 +22,7 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     data: Annotated[
         str,
         typer.Argument(
-            help="Your rows: a .csv, .tsv, .jsonl, .json or .parquet file, or a data set of the hub: OWNER/NAME."
+            help="Your rows: a .csv, .tsv, .jsonl, .json, .parquet or .conll file, or a hub dataset: OWNER/NAME."
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default NAME.yaml here.")] = None,
@@ -30,7 +30,9 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     kind: Annotated[
         str | None,
         typer.Option(
-            "--kind", help="sequence-classification, regression, text-generation or multiple-choice; default: guessed."
+            "--kind",
+            help="sequence-classification, regression, token-classification, text-generation or multiple-choice;"
+            " default: guessed.",
         ),
     ] = None,
     text: Annotated[str | None, typer.Option("--text", help="Column with texts; several with commas.")] = None,

@@ -75,7 +75,8 @@ class UndecidedError(UsageError):
         self.option, self.possible = option, tuple(possible)
 
 
-CLASSES, NUMBERS, WRITING, CHOOSING = "sequence-classification", "regression", "text-generation", "multiple-choice"
+CLASSES, NUMBERS, TAGS = "sequence-classification", "regression", "token-classification"
+WRITING, CHOOSING = "text-generation", "multiple-choice"
 
 _WRITTEN = ("completion", "response", "output", "answer", "target", "summary", "translation")
 _NEVER_MEANT = ("nan", "null", "#n/a", "<na>", "nat")  # what programs write for a value that is missing
@@ -173,14 +174,14 @@ def _empty(table: Table, texts: Sequence[str], label: str) -> list[str]:
     no_answer = [row for row, value in enumerate(table.columns[label]) if not _row_text(value)]
     wanted = ((" and ".join(texts), no_text), (label, no_answer))
     return [
-        f"Each row of {table.name} must have a {name}, but {_places(table, rows)} has none."
+        f"Each row of {table.name} must have a {name}, but {places(table, rows)} has none."
         for name, rows in wanted
         if rows
     ]
 
 
 def _no_numbers(table: Table, label: str, odd: Sequence[str]) -> list[str]:
-    listed = [f"{text!r} ({_places(table, _rows_of(table, label, text))})" for text in odd[:_MAX_LISTED]]
+    listed = [f"{text!r} ({places(table, _rows_of(table, label, text))})" for text in odd[:_MAX_LISTED]]
     return [f"Each {label} of {table.name} must be a number, but got {', '.join(listed)}."] if odd else []
 
 
@@ -206,7 +207,7 @@ def _misspelt(table: Table, label: str, meant: Mapping[str, str], missing: Seque
     faults |= dict.fromkeys(missing, "is the answer missing?")
     return [
         f"Each {label} of {table.name} must be one that it has often, but got {name!r}"
-        f" ({_places(table, _rows_of(table, label, name))}): {fault}"
+        f" ({places(table, _rows_of(table, label, name))}): {fault}"
         for name, fault in faults.items()
     ]
 
@@ -243,7 +244,7 @@ def _chosen(table: Table, label: str, counts: Counter[str], labels: tuple[str, .
     for text, count in counts.items():
         name = text if text in chosen else by_plain.get(_plain(text))
         if name is None:
-            unknown.append(f"{text!r} ({_places(table, _rows_of(table, label, text))})")
+            unknown.append(f"{text!r} ({places(table, _rows_of(table, label, text))})")
         else:
             chosen[name] += count
     if unknown:
@@ -282,7 +283,8 @@ def _rows_of(table: Table, label: str, text: str) -> list[int]:
     return [row for row, value in enumerate(table.columns[label]) if _row_text(value) == text]
 
 
-def _places(table: Table, rows: Sequence[int]) -> str:
+def places(table: Table, rows: Sequence[int]) -> str:
+    """Return where rows stand, of many the first ones."""
     more = f" and {len(rows) - _MAX_LISTED} more" if len(rows) > _MAX_LISTED else ""
     return ", ".join(table.place(row) for row in rows[:_MAX_LISTED]) + more
 

@@ -17,13 +17,13 @@ from loraxs_search.scaffold._answers import (
     CHOOSING,
     CLASSES,
     NUMBERS,
+    TAGS,
     WRITING,
     Choices,
     UndecidedError,
-    doubtful_classes,
 )
 from loraxs_search.scaffold._roles import Roles, guess_roles
-from loraxs_search.scaffold._yaml import in_one_line, render
+from loraxs_search.scaffold._texts import guesses_of, in_one_line, render, warnings_of
 from loraxs_search.shipped_spaces import schema_path
 from loraxs_search.tasks.kinds import KINDS, items_of
 from loraxs_search.tasks.tables import Table, read_hub_table, read_table
@@ -64,16 +64,18 @@ _METRICS: Mapping[str, tuple[str, ...]] = {
     NUMBERS: ("pearson", "spearman"),
     WRITING: ("exact_match", "token_f1"),
     CHOOSING: ("accuracy",),
+    TAGS: ("f1", "precision", "recall"),
 }
 _SAMPLE = 2000  # rows whose tokens are counted
 _LONG_ONES = 20  # rows with the longest answers, which are counted too
 _SOME_PROMPT = 8  # tokens of a prompt that stand before the longest answer at least
 _LONGEST = 512  # tokens of a row, unless more is asked for
-_BATCH = {CLASSES: 16, NUMBERS: 16, WRITING: 8, CHOOSING: 8}
-_MOST_STEPS = {CLASSES: 160, NUMBERS: 160, WRITING: 60, CHOOSING: 60}
-_EPOCHS = 3
-_FEW_ROWS = 200
-_MAX_SHOWN = 20  # classes that are listed
+_BATCH = {CLASSES: 16, NUMBERS: 16, TAGS: 16, WRITING: 8, CHOOSING: 8}
+# Rows that a trial sees: few rows ten times over, more rows three times, and of very many no more than these.
+_MANY_TIMES, _SEVERAL_TIMES = 10, 3
+_SOME_SEEN, _MOST_SEEN, _MOST_SEEN_BY_DECODER = 4_800, 32_000, 480  # a decoder takes seconds for a batch
+_MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
+_SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -115,7 +117,7 @@ class Draft:
 
 
 @dataclass
-class _Measured:
+class Measured:
     """Tokens of rows, as the base counts them."""
 
     max_length: int
@@ -144,7 +146,7 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
     metrics = _metrics(roles, choices)
     measured = _measure(table, roles, base, choices)
     copy = _copy(table, folder)
-    steps, columns = _steps(table, roles), dict(zip(("text", "text_pair"), roles.texts, strict=False))
+    steps, columns = _steps(table, roles), _columns(roles)
     text = render(
         {
             "source": in_one_line(Path(table.name).name if table.is_file else table.name),
@@ -153,7 +155,7 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
             "schema": schema_path(),
             "name": name,
             "roles": roles,
-            "columns": columns | {"label": roles.label},
+            "columns": columns,
             "data": _source(table, copy, folder),
             "set_aside": "a tenth each is" if table.is_file else "if it lacks them, rows are",
             "base": base,
@@ -162,15 +164,16 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
             "batch": _BATCH[roles.kind],
             "steps": steps,
             "passes": _passes(table, roles, steps),
-            "every": steps // 4,
+            "every": steps // (8 if steps >= _MANY_STEPS else 4),
+            "scored": _SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else 0,
             "prompt": _prompt(roles),
             "answer": f" {{{roles.label}}}",
             "writes": roles.kind == WRITING,
             "chooses": roles.kind == CHOOSING,
         }
     )
-    warnings = tuple(_warnings(table, roles, measured, choices))
-    guesses = _guesses(table, roles, base, measured, choices, copy.name if copy else "")
+    warnings = tuple(warnings_of(table, roles, measured, choices))
+    guesses = guesses_of(table, roles, base, measured, choices, copy.name if copy else "")
     return Draft(name, text, guesses, warnings, (table, copy) if copy else None)
 
 
@@ -231,7 +234,7 @@ def _base(roles: Roles, choices: Choices, folder: Path) -> BaseModelRef:
         known = next((ref for ref in (_READER, _WRITER) if ref.id == choices.base), None)
         path = Path(choices.base).expanduser()
         return known or BaseModelRef(_relative(path, folder, "./") if path.is_dir() else choices.base)
-    usual = _READER if roles.kind in (CLASSES, NUMBERS) else _WRITER
+    usual = _WRITER if roles.kind in (WRITING, CHOOSING) else _READER
     try:
         locate(usual)
     except BaseModelError as error:
@@ -253,7 +256,7 @@ def _metrics(roles: Roles, choices: Choices) -> list[str]:
     return [choices.metric, *(name for name in usual if name != choices.metric)]
 
 
-def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> _Measured:
+def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -> Measured:
     """Count tokens: 99 of 100 rows are to fit, and each answer or option, which no base may lose, with some prompt."""
     from loraxs_search.base_model import load_tokenizer  # torch, which faults of the rows need not wait for
 
@@ -261,11 +264,11 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
         tokenizer = load_tokenizer(locate(base))
     except BaseModelError:
         length = choices.max_length or 128
-        return _Measured(length, reason=f"the base is not at hand: {length} tokens, not counted")
+        return Measured(length, reason=f"the base is not at hand: {length} tokens, not counted")
     rows = [*range(0, table.num_rows, max(1, table.num_rows // _SAMPLE))]
     if roles.kind in (WRITING, CHOOSING):
         rows += sorted(range(table.num_rows), key=lambda row: -max(map(len, _said(table, roles, row))))[:_LONG_ONES]
-    texts = [" ".join(str(table.columns[name][row] or "") for name in roles.texts) for row in rows]
+    texts = [" ".join(_text_of(table.columns[name][row]) for name in roles.texts) for row in rows]
     extra = 4 + (len(_prompt(roles)) // 3 if roles.kind in (WRITING, CHOOSING) else len(roles.texts))
     lengths = _lengths(tokenizer, texts)
     own = [max(_lengths(tokenizer, said), default=0) for said in (_said(table, roles, row) for row in rows)]
@@ -278,7 +281,13 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     cut = sum(each > length for each in whole) * len(rows) // max(1, len(whole))
     reason = f"{length} tokens: the longest row has about {whole[-1]}, 99 of 100 have at most {fitting}"
     answer_tokens = max(own, default=0) + 2 if roles.kind == WRITING else 0
-    return _Measured(length, answer_tokens, cut, reason, _language_warnings(tokenizer, texts))
+    return Measured(length, answer_tokens, cut, reason, _language_warnings(tokenizer, texts))
+
+
+def _text_of(value: Any) -> str:
+    """Return what the base reads of a value; of words in a list, all of them."""
+    words = items_of(value)
+    return " ".join(map(str, words)) if isinstance(words, list) else str(value or "")
 
 
 def _said(table: Table, roles: Roles, row: int) -> list[str]:
@@ -294,88 +303,39 @@ def _lengths(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[int]:
     return [len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]]
 
 
+def _columns(roles: Roles) -> dict[str, str]:
+    """Return what a task with a head says of its columns."""
+    if roles.kind == TAGS:
+        return {"tokens": roles.texts[0], "tags": roles.label}
+    return dict(zip(("text", "text_pair"), roles.texts, strict=False)) | {"label": roles.label}
+
+
+def _training_rows(table: Table) -> int:
+    """Return how many rows are trained on, of a file without those that are set aside."""
+    return table.num_rows * 8 // 10 if table.is_file else table.num_rows
+
+
 def _steps(table: Table, roles: Roles) -> int:
-    """Return the steps of a trial: some passes over the rows, within what a first search should take."""
-    wanted = _EPOCHS * table.num_rows * 8 // 10 // _BATCH[roles.kind]
-    return max(16, min(_MOST_STEPS[roles.kind], -(-wanted // 16) * 16))
+    """Return the steps of a trial, a multiple of 8."""
+    rows = _training_rows(table)
+    if roles.kind in (WRITING, CHOOSING):
+        seen = min(_SEVERAL_TIMES * rows, _MOST_SEEN_BY_DECODER)
+    else:
+        seen = max(min(_MANY_TIMES * rows, _SOME_SEEN), min(_SEVERAL_TIMES * rows, _MOST_SEEN))
+    return max(16, -(-seen // (8 * _BATCH[roles.kind])) * 8)
 
 
 def _passes(table: Table, roles: Roles, steps: int) -> str:
-    """Say how often a trial sees the rows, of a file without those that are set aside."""
-    rows = table.num_rows * 0.8 if table.is_file else table.num_rows
-    passes = round(steps * _BATCH[roles.kind] / rows)
-    number = "less than one pass" if not passes else f"about {passes} pass{'es' * (passes > 1)}"
-    short = ", short for a first search" if passes < _EPOCHS else ""
-    return f"batches: {number} over the training rows{short}"
+    """Say how often a trial sees the rows, and where that is less than once, what a whole pass takes."""
+    rows, batch = _training_rows(table), _BATCH[roles.kind]
+    passes = steps * batch / rows
+    if passes < 0.95:
+        return f"batches: {passes:.1g} of a pass over the training rows; a whole one is {-(-rows // batch)}"
+    return f"batches: about {round(passes)} pass{'es' * (round(passes) > 1)} over the training rows"
 
 
 def _prompt(roles: Roles) -> str:
     return "\n".join(f"{name.capitalize()}: {{{name}}}" for name in roles.texts) + "\nAnswer:"
-
-
-# ---- what people read ------------------------------------------------------------------------------------------------
-def _guesses(
-    table: Table, roles: Roles, base: BaseModelRef, measured: _Measured, choices: Choices, copy: str
-) -> dict[str, str]:
-    counts = _counted(roles.label_counts)
-    remark = f" ({table.remark})" if table.remark else ""
-    if copy:
-        remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)"
-    guesses = {
-        "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
-        "kind": roles.kind + ("" if choices.kind else _ratings(roles)),
-        "texts": ", ".join(roles.texts),
-        "answers": f"{roles.label}: {counts}" if counts else roles.label,
-        "base": base.id,
-        "max_length": measured.reason,
-    }
-    if roles.unused:
-        most = 2 if roles.kind in (CLASSES, NUMBERS) else None
-        more = (*roles.texts, *roles.unused)[:most]
-        way = f" (to read more columns: --text {shlex.quote(','.join(more))})" if more != roles.texts else ""
-        guesses["unused"] = ", ".join(roles.unused) + way
-    return guesses | ({"options": roles.options} if roles.options else {})
-
-
-def _ratings(roles: Roles) -> str:
-    """Return a remark where classes are the numbers of a scale."""
-    if roles.kind != CLASSES or len(roles.labels) <= 2 or not all(map(str.isdecimal, roles.labels)):
-        return ""
-    numbers = [int(name) for name in roles.labels]
-    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-        return ""
-    return f" (are {numbers[0]} to {numbers[-1]} a scale, as of stars? --kind regression learns their order)"
-
-
-def _counted(counts: Mapping[str, int]) -> str:
-    """Return classes with their rows; of many, how many there are."""
-    if len(counts) > _MAX_SHOWN:
-        return f"{len(counts)} classes of {min(counts.values())} to {max(counts.values())} rows"
-    return ", ".join(f"{name} ({number})" for name, number in counts.items())
-
-
-def _warnings(table: Table, roles: Roles, measured: _Measured, choices: Choices) -> list[str]:
-    warnings = list(measured.warnings)
-    if table.is_file and table.num_rows < _FEW_ROWS:
-        held_out = max(1, round(table.num_rows / 10))
-        error = f", with a standard error of up to {(0.25 / held_out) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
-        warnings.append(f"{table.num_rows} rows are few: a tenth, {_rows(held_out)}, is scored{error}")
-    if measured.cut:
-        lost = "ends are cut off" if roles.kind in (CLASSES, NUMBERS) else "prompts lose their beginnings"
-        warnings.append(f"about {_rows(measured.cut)} longer than max_length: their {lost}")
-    warnings += [
-        f"label {name!r} ({_rows(roles.label_counts[name])}) may say that the answer is missing: if so, remove the rows"
-        for name in doubtful_classes(() if choices.labels or roles.label in table.label_names else roles.label_counts)
-    ]
-    if counts := roles.label_counts:
-        rarest, number = min(counts.items(), key=lambda each: each[1])
-        if number * 10 < table.num_rows / len(counts):
-            warnings.append(f"label {rarest!r} is rare ({_rows(number)}): accuracy says little of it, see macro_f1")
-    return warnings
-
-
-def _rows(number: int) -> str:
-    return f"{number} row{'s' * (number != 1)}"
 
 
 def _slug(name: str, config: str | None = None) -> str:

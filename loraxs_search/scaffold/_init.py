@@ -47,7 +47,7 @@ def init(  # noqa: PLR0913  # each is a keyword
         text: Column with texts, or several.
         label: Column with answers.
         labels: All classes, in id order.
-        kind: `sequence-classification`, `regression`, `text-generation` or `multiple-choice`.
+        kind: `sequence-classification`, `regression`, `token-classification`, `text-generation` or `multiple-choice`.
         name: Name of the task; a DataFrame needs one.
         metric: What the search goes by.
         base: Base model: a hub id or a folder.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +13,7 @@ from loraxs_search.scaffold._answers import (
     CHOOSING,
     CLASSES,
     NUMBERS,
+    TAGS,
     WRITING,
     Choices,
     UndecidedError,
@@ -18,6 +21,7 @@ from loraxs_search.scaffold._answers import (
     cleaned,
     guess_kind,
     has_few,
+    places,
 )
 from loraxs_search.tasks.kinds import KINDS, items_of
 from loraxs_search.tasks.kinds._labelled import finite_number
@@ -28,6 +32,8 @@ _LABELS = (
     *("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "gold", "y", "score"),
     *("rating", "stars", "answer", "answerkey", "correct", "output", "completion", "response"),
 )
+_WORDS = ("tokens", "words", "text", "sentence")
+_TAG = re.compile(r"O|[BI]-\S+")
 _OPTIONS = ("options", "choices", "answers", "endings", "candidates", "alternatives", "completions")
 _PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text_a", "text_b")),
@@ -71,6 +77,8 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
     """
     _check_header(table, choices)
     _check_named(table, choices)
+    if choices.kind == TAGS or (choices.kind is None and choices.text is None and _tags(table, choices)):
+        return _tagged(table, choices), table
     options = _options(table, choices)
     if choices.kind == CHOOSING or (choices.kind is None and options is not None):
         if options is None:
@@ -93,7 +101,38 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
 
 
 def _kinds() -> tuple[str, ...]:
-    return tuple(name for name in KINDS.names() if name in (CLASSES, NUMBERS, WRITING, CHOOSING))
+    return tuple(name for name in KINDS.names() if name in (CLASSES, NUMBERS, TAGS, WRITING, CHOOSING))
+
+
+def _tagged(table: Table, choices: Choices) -> Roles:
+    """Return which column has the words and which their tags.
+
+    Raises:
+        UndecidedError: no column has tags, or none has words for them.
+        UsageError: rows are to be dropped, or labels renamed.
+        TaskDataError: a row has not as many words as tags.
+    """
+    if choices.drop_empty or choices.renamed:
+        raise UsageError(f"`--drop-empty` and `--map` must not go with {TAGS}.", hint="correct the file itself")
+    label = next(iter(_tags(table, choices)), None)
+    others = [name for name, values in table.columns.items() if name != label and _are_word_lists(values)]
+    words = (choices.text or ())[:1] or [n for n in others if _folded(n) in _WORDS] or others
+    if label is None or not words:
+        missing = "label" if label is None else "text"
+        raise UndecidedError(
+            missing, f"{TAGS} needs a column with lists of words and one with lists of their IOB2 tags."
+        )
+    tokens, tags = (list(map(items_of, table.columns[name])) for name in (words[0], label))
+    if odd := [row for row, (own, its) in enumerate(zip(tokens, tags, strict=True)) if len(own) != len(its) or not own]:
+        raise TaskDataError(
+            f"Each row of {table.name} must have a tag for each word, but {places(table, odd)} has not.",
+            hint="correct or remove the rows",
+        )
+    counts = Counter(str(tag) for row in tags for tag in row)
+    names = choices.labels or sorted(counts, key=lambda tag: (tag != "O", tag.partition("-")[2], tag))
+    if unknown := counts.keys() - set(names):
+        raise UsageError(unknown_name("--labels", min(unknown), names), hint="name every tag of the file")
+    return Roles(TAGS, (words[0],), label, label_counts={name: counts[name] for name in names})
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
@@ -167,6 +206,21 @@ def _options(table: Table, choices: Choices) -> str | None:
     lists = [name for name, values in table.columns.items() if _are_lists(values)]
     named = [name for name in lists if _folded(name).rpartition("_")[2] in _OPTIONS]
     return next(iter(named or (lists if choices.kind == CHOOSING else ())), None)
+
+
+def _tags(table: Table, choices: Choices) -> list[str]:
+    """Return the columns whose lists hold tags of the IOB2 form alone."""
+    names = [choices.label] if choices.label else list(table.columns)
+    return [
+        name
+        for name in names
+        if _are_word_lists(values := table.columns[name])
+        and all(isinstance(tag, str) and _TAG.fullmatch(tag) for value in values for tag in items_of(value))
+    ]
+
+
+def _are_word_lists(values: Sequence[Any]) -> bool:
+    return bool(values) and all(isinstance(items_of(value), list) for value in values)
 
 
 def _unused(table: Table, choices: Choices, used: Sequence[str]) -> tuple[str, ...]:

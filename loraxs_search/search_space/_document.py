@@ -308,7 +308,7 @@ def _is_trap(text: str) -> bool:
 
 
 _MAX_BYTES = 1_000_000
-_ROWS = {".csv", ".tsv", ".jsonl", ".parquet"}  # JSON is YAML
+_ROWS = {".csv", ".tsv", ".jsonl", ".parquet", ".conll"}  # JSON is YAML
 
 
 def find_file(path_or_name: str) -> tuple[Path, str]:

@@ -328,7 +328,7 @@ class BaseModelSection(Section):
 
 
 class FilesSection(Section):
-    """A file for each split: json, jsonl, csv, tsv or parquet, also compressed. Paths are relative to the space."""
+    """A file for each split: json, jsonl, csv, tsv, parquet, conll, also compressed. Paths start at the space."""
 
     train: Text
     """Training rows."""

@@ -19,6 +19,8 @@ from loraxs_search.tasks.rows import Columns, MalformedFileError, with_parents, 
 from loraxs_search.tasks.separated import read_csv
 
 _SPACE = re.compile(r"\s*")
+_BLANKS = re.compile(r"[ \t]+")  # a word may hold a space of another kind
+_CONLL_COMMENT = re.compile(r"#[ \t]*(\w+ = |new(doc|par)\b)")  # `# text = ...` above a sentence
 _HINT = "write one object a line, or all of them as one list"
 
 
@@ -90,6 +92,37 @@ def _no_json(line: int, error: Exception) -> MalformedFileError:
     return MalformedFileError(f"must be JSON, but line {line} cannot be read: {reason}", hint=_HINT)
 
 
+def _read_conll(text: str, wanted: Sequence[str]) -> Columns:
+    """Read sentences with a word and its tags on each line, and an empty line after each sentence.
+
+    The first column is called `tokens`, the last one `tags`, those between by their numbers from 2.
+
+    Raises:
+        MalformedFileError: a line has more or fewer columns than the first one.
+    """
+    lines, sentences, inside = list[int](), list[list[list[str]]](), False
+    for line, content in enumerate(text.split("\n"), start=1):
+        fields = _BLANKS.split(content.strip(" \t\r"))
+        if fields[0] in ("", "-DOCSTART-"):
+            inside = False
+        elif not _CONLL_COMMENT.match(content):
+            if not inside:
+                lines.append(line)
+                sentences.append([])
+                inside = True
+            sentences[-1].append(fields)
+            if len(fields) != (width := len(sentences[0][0])):
+                raise MalformedFileError(
+                    f"must have as many columns in each line as in line {lines[0]}, {width}, but line {line} has"
+                    f" {len(fields)}",
+                    hint="write a word and its tag on each line, and an empty line after each sentence",
+                )
+    width = len(sentences[0][0]) if sentences else 2
+    names = ["tokens", *map(str, range(2, width)), "tags"][:width]
+    columns = {name: [[word[place] for word in own] for own in sentences] for place, name in enumerate(names)}
+    return Columns(names, {name: values for name, values in columns.items() if name in wanted}, lines)
+
+
 def _zstd(content: bytes) -> bytes:
     return bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read())
 
@@ -100,7 +133,7 @@ _COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.decompress,
     ".zst": _zstd,
 }
-_FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+_FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")
 
 
 def file_format(path: Path, also: Sequence[str] = ()) -> str:
@@ -136,6 +169,8 @@ def read_columns(path: Path, content: bytes, wanted: Sequence[str], optional: Se
     text = decoded(content)
     if ending in (".csv", ".tsv"):
         return read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional)
+    if ending == ".conll":
+        return _read_conll(text, wanted)
     return with_parts(_read_json(text, every), wanted)
 
 

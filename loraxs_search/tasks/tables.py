@@ -83,7 +83,7 @@ def read_table(path: Path) -> Table:
     if not path.is_file():
         raise UsageError(
             f"{meant_file(path)}The data must be a file, but there is no {path}.",
-            hint="name a .csv, .tsv, .jsonl, .json or .parquet file, or a data set of the hub: OWNER/NAME",
+            hint="name a .csv, .tsv, .jsonl, .json, .parquet or .conll file, or a data set of the hub: OWNER/NAME",
         )
     with disk_faults(path, "the data"):
         content = path.read_bytes()
@@ -130,6 +130,8 @@ def read_hub_table(hub: str, config: str | None, split: str | None, cache_dir: P
         if isinstance(feature, datasets.ClassLabel):
             label_names[name] = tuple(feature.names)
             columns[name] = [None if value is None or value < 0 else feature.names[value] for value in columns[name]]
+        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.ClassLabel):
+            columns[name] = [[feature.feature.names[tag] for tag in value] for value in columns[name]]
     if not len(rows):
         raise TaskDataError(f"{hub}, split {chosen} must have a row at least, but has none.", hint="name another one")
     held_out = {name: name for name in ("validation", "test") if name in names and name != chosen}

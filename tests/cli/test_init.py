@@ -149,6 +149,38 @@ def test_lists_of_tags_are_no_options(say: Say, rows_folder: Path) -> None:
     assert load_space("./b.yaml").task.settings["options"] == "tags"
 
 
+TAGGED = [
+    (["Ada", f"left{i}"], ["B-PER", "O"]) if i % 3 else ([f"{i}", "New", "York"], ["O", "B-LOC", "I-LOC"])
+    for i in range(60)
+] + [(["Oslo"], ["B-LOC"])]
+
+
+def test_words_beside_tags_are_a_token_classification(say: Say, rows_folder: Path) -> None:
+    lines = "\n".join(json.dumps({"id": i, "words": w, "ner_tags": t}) for i, (w, t) in enumerate(TAGGED))
+    conll = "\n".join("".join(f"{a}\t{b}\n" for a, b in zip(w, t, strict=True)) for w, t in TAGGED)
+    text = io.StringIO()
+    csv.writer(text).writerows([["words", "ner_tags"], *([json.dumps(w), json.dumps(t)] for w, t in TAGGED)])
+    for name, content in (("a.jsonl", lines), ("b.conll", conll), ("c.csv", text.getvalue())):
+        said = drafted(say, name, content)
+        assert said.code == 0, said.err
+        assert "answers     " in said.err and "O (60)" in said.err
+        task = load_space(f"./{name[0]}.yaml").task
+        assert (task.kind, task.metric) == ("token-classification", "f1")
+        assert task.labels == ("O", "B-LOC", "I-LOC", "B-PER")
+        assert (task.text, task.label) == (("tokens", "tags") if name[0] == "b" else ("words", "ner_tags"))
+        assert json.loads(say("check", f"{name[0]}.yaml", "--data", "--json").ok)["rows"]["train"] > 40
+
+
+def test_a_sentence_with_more_words_than_tags_is_named(say: Say, rows_folder: Path) -> None:
+    rows = [*TAGGED, (["one", "more"], ["O"])]
+    content = "\n".join(json.dumps({"tokens": words, "tags": tags}) for words, tags in rows)
+    assert drafted(say, "rows.jsonl", content).is_error(1, "a tag for each word, but line 62 has not")
+    assert drafted(say, "rows.jsonl", content, "--drop-empty").is_error(2, "must not go with token-classification")
+    good = "\n".join(json.dumps({"tokens": words, "tags": tags}) for words, tags in TAGGED)
+    assert drafted(say, "rows.jsonl", good, "--labels", "O,B-LOC,I-LOC").is_error(2, "--labels")
+    assert drafted(say, "rows.jsonl", good, "--kind", "token-classification", "--label", "tokens").is_error(2, "lists")
+
+
 def test_a_file_may_have_any_name(say: Say, rows_folder: Path) -> None:
     assert drafted(say, "new\nrows: [.csv", PLAIN).ok
     assert load_space("./new-rows.yaml").task.labels == ("neg", "pos")
@@ -257,8 +289,8 @@ def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(
     lines = Path("my rows.yaml").read_text().splitlines()
     comments = {line.partition(":")[0].strip(): line.partition("  # ")[2] for line in lines if "  # " in line}
     assert (comments["metrics"], comments["max_length"]) == COMMENTS[kind]
-    # 16 steps of 16 rows, or 32 of 8, of 48 training rows.
-    assert comments["max_steps"] == "batches: about 5 passes over the training rows"
+    passes = 11 if kind == "sequence-classification" else 4  # 32 steps of 16 rows, or 24 of 8, of 48 training rows
+    assert comments["max_steps"] == f"batches: about {passes} passes over the training rows"
     if kind == "text-generation":
         assert comments["generation"] == "the longest answer has 2"
     assert "# Check:  loraxs-search check 'my rows.yaml' --data" in lines
@@ -266,6 +298,35 @@ def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(
         "next: loraxs-search check 'my rows.yaml' --data",
         "then: loraxs-search launch 'my rows.yaml'",
     ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "every", "scored", "said"),
+    [
+        (200, 104, 26, None, "about 10 passes"),
+        (1_500, 304, 76, None, "about 4 passes"),
+        (7_000, 1_056, 132, None, "about 3 passes"),
+        (100_000, 2_000, 250, 1_000, "0.4 of a pass over the training rows; a whole one is 5000"),
+    ],
+)
+def test_steps_fit_the_rows(
+    say: Say, rows_folder: Path, rows: int, steps: int, every: int, scored: int, said: str
+) -> None:
+    Path("rows.csv").write_text("text,label\n" + "".join(f"film {i},{'ab'[i % 2]}\n" for i in range(rows)))
+    assert say("init", "rows.csv", "--base", "no-such-org/no-such-base").ok
+    space = load_space("./rows.yaml")
+    assert (space.search.max_steps, space.search.report_every, space.task.validation_rows) == (steps, every, scored)
+    assert said in Path("rows.yaml").read_text()
+
+
+def test_check_says_how_often_trials_see_the_rows(say: Say, rows_folder: Path) -> None:
+    assert drafted(say, "rows.csv", csv_of(200)).ok
+    steps = load_space("./rows.yaml").search.max_steps
+    assert "passes" not in say("check", "rows.yaml").ok
+    assert (
+        f"{steps} steps ({steps * 16 / 160:.1f} passes over the training rows)"
+        in say("check", "rows.yaml", "--data").ok
+    )
 
 
 def test_options_and_long_answers_fit_the_space(say: Say, rows_folder: Path) -> None:

@@ -172,7 +172,10 @@ def test_a_text_of_parquet_that_is_no_text(load, tmp_path):
         load("d.parquet", content.replace(b"word7", b"wor\xff7"))
 
 
-@given(st.sampled_from(["d.csv", "d.tsv", "d.json", "d.jsonl", "d.parquet", "d.csv.gz", "d.json.zst"]), st.binary())
+@given(
+    st.sampled_from(["d.csv", "d.tsv", "d.json", "d.jsonl", "d.parquet", "d.conll", "d.csv.gz", "d.json.zst"]),
+    st.binary(),
+)
 def test_whatever_a_file_holds_is_read_or_told(name, content):
     try:
         columns = read_columns(Path(name), content, ["text", "label"])
@@ -182,12 +185,40 @@ def test_whatever_a_file_holds_is_read_or_told(name, content):
         assert set(columns.values) <= set(columns.available)
 
 
-@given(st.sampled_from(["d.csv", "d.tsv", "d.jsonl", "d.json"]), st.text())
+@given(st.sampled_from(["d.csv", "d.tsv", "d.jsonl", "d.json", "d.conll"]), st.text())
 def test_whatever_text_a_file_holds_is_read_or_told(name, text):
-    header = {"d.csv": "text,label\n", "d.tsv": "text\tlabel\n", "d.jsonl": "", "d.json": "["}[name]
+    header = {"d.csv": "text,label\n", "d.tsv": "text\tlabel\n", "d.jsonl": "", "d.json": "[", "d.conll": ""}[name]
     try:
         columns = read_columns(Path(name), (header + text).encode(), ["text", "label"])
     except MalformedFileError as error:
         assert error.message and error.hint
     else:
         assert all(len(values) == len(columns.lines or ()) for values in columns.values.values())
+
+
+# ---- CoNLL -----------------------------------------------------------------------------------------------------------
+CONLL = """\
+-DOCSTART- -X- O O
+
+# sent_id = 1
+Ada NNP B-NP B-PER
+left VBD B-VP O
+
+# NN B-NP O\r
+Oslo\tNNP  I-NP  B-LOC
+"""
+
+
+def test_sentences_are_read_from_conll():
+    columns = read_columns(Path("d.conll"), CONLL.encode(), ["tokens", "tags"])
+    assert columns.available == ["tokens", "2", "3", "tags"]
+    assert columns.values == {"tokens": [["Ada", "left"], ["#", "Oslo"]], "tags": [["B-PER", "O"], ["O", "B-LOC"]]}
+    assert columns.lines == [4, 7]
+    alone = read_columns(Path("d.conll.gz"), gzip.compress(b"Ada\nleft\n\n\nOslo"), ["tokens", "tags"])
+    assert (alone.available, alone.values) == (["tokens"], {"tokens": [["Ada", "left"], ["Oslo"]]})
+
+
+def test_a_line_of_conll_with_another_number_of_columns_is_a_fault():
+    with pytest.raises(MalformedFileError, match="line 2 has 3") as caught:
+        read_columns(Path("d.conll"), b"Ada B-PER\nNew York B-LOC\n", ["tokens", "tags"])
+    assert "a word and its tag on each line" in caught.value.hint

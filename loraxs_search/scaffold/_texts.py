@@ -1,13 +1,22 @@
-"""The text of a space that is drafted: what people read and change."""
+"""What a user reads of a drafted space: its YAML, what was guessed, and warnings."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
+
+from loraxs_search.records import BaseModelRef
+from loraxs_search.scaffold._answers import CHOOSING, CLASSES, NUMBERS, WRITING, Choices, doubtful_classes
+from loraxs_search.scaffold._roles import Roles
+from loraxs_search.tasks.tables import Table
+
+if TYPE_CHECKING:
+    from loraxs_search.scaffold._draft import Measured
 
 
 def render(facts: Mapping[str, Any]) -> str:
@@ -45,6 +54,76 @@ def _scalar(value: Any) -> str:
 def in_one_line(text: str) -> str:
     """Return a text as a comment has it, which a line end would end."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_FEW_ROWS = 200
+_MAX_SHOWN = 20  # classes that are listed
+
+
+def guesses_of(
+    table: Table, roles: Roles, base: BaseModelRef, measured: Measured, choices: Choices, copy: str
+) -> dict[str, str]:
+    """Return what was guessed, by name, with the reason."""
+    counts = _counted(roles.label_counts)
+    remark = f" ({table.remark})" if table.remark else ""
+    if copy:
+        remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)"
+    guesses = {
+        "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
+        "kind": roles.kind + ("" if choices.kind else _ratings(roles)),
+        "texts": ", ".join(roles.texts),
+        "answers": f"{roles.label}: {counts}" if counts else roles.label,
+        "base": base.id,
+        "max_length": measured.reason,
+    }
+    if roles.unused:
+        most = 2 if roles.kind in (CLASSES, NUMBERS) else None
+        more = (*roles.texts, *roles.unused)[:most]
+        way = f" (to read more columns: --text {shlex.quote(','.join(more))})" if more != roles.texts else ""
+        guesses["unused"] = ", ".join(roles.unused) + way
+    return guesses | ({"options": roles.options} if roles.options else {})
+
+
+def _ratings(roles: Roles) -> str:
+    """Return a remark where classes are the numbers of a scale."""
+    if roles.kind != CLASSES or len(roles.labels) <= 2 or not all(map(str.isdecimal, roles.labels)):
+        return ""
+    numbers = [int(name) for name in roles.labels]
+    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        return ""
+    return f" (are {numbers[0]} to {numbers[-1]} a scale, as of stars? --kind regression learns their order)"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """Return classes with their rows; of many, how many there are."""
+    if len(counts) > _MAX_SHOWN:
+        return f"{len(counts)} classes of {min(counts.values())} to {max(counts.values())} rows"
+    return ", ".join(f"{name} ({number})" for name, number in counts.items())
+
+
+def warnings_of(table: Table, roles: Roles, measured: Measured, choices: Choices) -> list[str]:
+    """Return what makes the result of a search less sure than it looks."""
+    warnings = list(measured.warnings)
+    if table.is_file and table.num_rows < _FEW_ROWS:
+        held_out = max(1, round(table.num_rows / 10))
+        error = f", with a standard error of up to {(0.25 / held_out) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
+        warnings.append(f"{table.num_rows} rows are few: a tenth, {_rows(held_out)}, is scored{error}")
+    if measured.cut:
+        lost = "prompts lose their beginnings" if roles.kind in (WRITING, CHOOSING) else "ends are cut off"
+        warnings.append(f"about {_rows(measured.cut)} longer than max_length: their {lost}")
+    warnings += [
+        f"label {name!r} ({_rows(roles.label_counts[name])}) may say that the answer is missing: if so, remove the rows"
+        for name in doubtful_classes(() if choices.labels or roles.label in table.label_names else roles.label_counts)
+    ]
+    if (counts := roles.label_counts) and roles.kind == CLASSES:
+        rarest, number = min(counts.items(), key=lambda each: each[1])
+        if number * 10 < table.num_rows / len(counts):
+            warnings.append(f"label {rarest!r} is rare ({_rows(number)}): accuracy says little of it, see macro_f1")
+    return warnings
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'s' * (number != 1)}"
 
 
 _COMMENTS_AT = 36
@@ -92,6 +171,9 @@ task:
   max_length: {{ measured.max_length }}  # tokens of both: a long prompt loses its beginning, an answer must fit
 {% else %}
   max_length: {{ measured.max_length }}  # tokens of a row; longer ones lose their ends
+{% endif %}
+{% if scored %}
+  validation_rows: {{ scored }}  # scored at each report; candidates are scored on all of them
 {% endif %}
 
 base_model:
