@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from loraxs_search.scaffold._answers import (
     UndecidedError,
 )
 from loraxs_search.scaffold._roles import Roles, guess_roles
-from loraxs_search.scaffold._texts import guesses_of, in_one_line, render, warnings_of
+from loraxs_search.scaffold._texts import Measured, guesses_of, in_one_line, render, warnings_of
 from loraxs_search.shipped_spaces import schema_path
 from loraxs_search.tasks.kinds import KINDS, items_of
 from loraxs_search.tasks.tables import Table, read_hub_table, read_table
@@ -114,17 +114,6 @@ class Draft:
                 )
             write_atomic(place, rows)
         write_atomic(path, self.text)
-
-
-@dataclass
-class Measured:
-    """Tokens of rows, as the base counts them."""
-
-    max_length: int
-    answer_tokens: int = 0
-    cut: int = 0
-    reason: str = ""
-    warnings: list[str] = field(default_factory=list)
 
 
 def draft_space(data: str | Path, path: Path, choices: Choices | None = None) -> Draft:

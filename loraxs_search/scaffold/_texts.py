@@ -6,7 +6,8 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import jinja2
 
@@ -14,9 +15,6 @@ from loraxs_search.records import BaseModelRef
 from loraxs_search.scaffold._answers import CHOOSING, CLASSES, NUMBERS, WRITING, Choices, doubtful_classes
 from loraxs_search.scaffold._roles import Roles
 from loraxs_search.tasks.tables import Table
-
-if TYPE_CHECKING:
-    from loraxs_search.scaffold._draft import Measured
 
 
 def render(facts: Mapping[str, Any]) -> str:
@@ -54,6 +52,17 @@ def _scalar(value: Any) -> str:
 def in_one_line(text: str) -> str:
     """Return a text as a comment has it, which a line end would end."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+@dataclass
+class Measured:
+    """Tokens of rows, as the base counts them."""
+
+    max_length: int
+    answer_tokens: int = 0
+    cut: int = 0
+    reason: str = ""
+    warnings: list[str] = field(default_factory=list)
 
 
 _FEW_ROWS = 200

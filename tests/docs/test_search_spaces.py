@@ -58,7 +58,7 @@ def test_two_spaces_are_launched_together(fresh_home, sized_down, tiny_base, tmp
 @pytest.mark.parametrize("page", [README, SEARCH_SPACES], ids=lambda page: page.path)
 def test_a_yaml_block_is_a_valid_space(page, tmp_path):
     """A part takes the place of its section of the whole file; another task has other metrics to promote by."""
-    for name in re.findall(r"\w+\.(?:csv|jsonl)\b", page.text):
+    for name in re.findall(r"\w+\.(?:csv|jsonl|conll)\b", page.text):
         (tmp_path / name).write_text("sentence,label\n")
     blocks = page.blocks("yaml")
     whole = next(block for block in blocks if "base_model:" in block and "parameters:" in block)
