@@ -63,6 +63,6 @@ def existing_path(digest: str) -> Path:
     if not path.exists():
         raise StudyError(
             f"A trial's asset must be on its machine, but {path} is not there.",
-            hint="go on with the study by `loraxs-search resume`, which brings its assets to every node",
+            hint="continue with the study by `loraxs-search resume`, which brings its assets to every node",
         )
     return path

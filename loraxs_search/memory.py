@@ -29,7 +29,7 @@ _V2 = _Files("memory.max", "memory.current", "inactive_file")
 def available_bytes(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Return the memory that this process may still take.
 
-    psutil knows the machine alone; a pod or a Slurm job is ended by the kernel at a limit of its own.
+    psutil knows the machine alone; a pod or a Slurm job is ended by the kernel at its own limit.
 
     Args:
         groups: Where control groups are mounted, version 1 or 2.
@@ -64,7 +64,7 @@ def _memory_groups(groups: Path, own: Path) -> Iterator[tuple[Path, _Files]]:
 
 
 def _left(folder: Path, files: _Files) -> int | None:
-    """Return what a group may still take; None where it is not there or has no limit."""
+    """Return what a group may still take; None if it is not there or has no limit."""
     try:
         limit, used = (folder / files.limit).read_text().strip(), int((folder / files.used).read_text())
         numbers = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

@@ -53,7 +53,7 @@ class EntryPoints(Generic[EntryT]):
             ValueError: the name is taken by another entry.
         """
         if self._entries.setdefault(name, entry) is not entry:
-            raise ValueError(f"`{self._kind}` must have a name of its own, but {name!r} is taken.")
+            raise ValueError(f"`{self._kind}` must have its own name, but {name!r} is taken.")
 
     def names(self) -> list[str]:
         """Return all names: the package's own, then those registered here, then those of distributions."""

@@ -140,7 +140,7 @@ def made_once(final: Path, make: Callable[[Path], None]) -> Path:
         try:
             make(work)
             if not is_model_folder(final):
-                shutil.rmtree(final, ignore_errors=True)  # somebody removed files from it
+                shutil.rmtree(final, ignore_errors=True)  # a user removed files from it
             with contextlib.suppress(OSError):  # not empty: another process was first
                 work.rename(final)
         finally:

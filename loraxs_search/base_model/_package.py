@@ -167,12 +167,12 @@ _KNOWN_ROUNDED = {
 
 
 def known_package(ref: BaseModelRef) -> _KnownPackage | None:
-    """Return the package that carries a hub model; None where `ref` names a package itself, or a commit of the hub."""
+    """Return the package that carries a hub model; None if `ref` names a package itself, or a commit of the hub."""
     return _KNOWN.get(ref.id) if ref.package is None and ref.revision is None else None
 
 
 def rounded_package(ref: BaseModelRef) -> _KnownPackage | None:
-    """Return the package that carries a hub model with rounded weights; None where `ref` names a source itself."""
+    """Return the package that carries a hub model with rounded weights; None if `ref` names a source itself."""
     return _KNOWN_ROUNDED.get(ref.id) if ref.package is None and ref.revision is None else None
 
 

@@ -176,7 +176,7 @@ def check_projection(model: PreTrainedModel) -> None:
     """Refuse a base without a head whose logits are not `projection` of its last hidden states.
 
     Raises:
-        BaseModelError: it scales, caps or shifts them in a way of its own.
+        BaseModelError: it scales, caps or shifts them in its own way.
     """
     inputs = dummy_inputs(model)
     real = inputs["attention_mask"].bool()

@@ -32,7 +32,7 @@ class _Seen:
     Args:
         inputs: Of layers and heads by name, call by call.
         crowded: Those that are given more than one tensor.
-        states: What leaves the body, zero at padding, (n, T, width); None where that is not its shape.
+        states: What leaves the body, zero at padding, (n, T, width); None if that is not its shape.
         readable: What tasks may read.
     """
 

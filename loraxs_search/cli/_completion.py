@@ -1,6 +1,6 @@
 """What a shell offers for a word: studies, trials, tasks and spaces of this machine, and arguments that declare it.
 
-A completer is called between two key strokes, in a process of its own: it reads names from disk, asks no server,
+A completer is called between two key strokes, in its own process: it reads names from disk, asks no server,
 imports nothing heavy, and offers nothing where it cannot tell. An argument that declares one completes itself.
 """
 

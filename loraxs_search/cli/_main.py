@@ -44,7 +44,7 @@ _OPTION = "--tracking-uri"
 def _hide_account(argv: Sequence[str]) -> None:
     """Start the process anew, as itself, without the account that its `--tracking-uri` names.
 
-    The account goes on in MLflow's variables. Returns where there is none to hide.
+    The account is set in MLflow's variables. Returns where there is none to hide.
     """
     shown = [_without_account(argv[index - 1] if index else "", word) for index, word in enumerate(argv)]
     if shown == list(argv):
@@ -75,7 +75,7 @@ _CHOICES = re.compile(r"is not one of (.*)\.?$")
 
 
 def _bad_value(error: Any) -> str | None:
-    """Return what a value must be, and what it is; None where that is not known.
+    """Return what a value must be, and what it is; None if that is not known.
 
     Args:
         error: What Typer raises of a parameter.

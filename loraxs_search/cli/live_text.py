@@ -43,7 +43,7 @@ def browse(study: str, server: str) -> str:
     """Return how to see the trials of a study in MLflow.
 
     Args:
-        server: Its address, for people; empty for the embedded store.
+        server: Its address, as shown to users; empty for the embedded store.
     """
     return f"browse the trials: loraxs-search ui {study}" + (f" ({server})" if server else "")
 
@@ -76,7 +76,7 @@ def _training(state: SearchState) -> str:
     paused = len(state.paused)
     if state.is_waiting:
         what = counted(paused, "trial") if paused else "no trial begun"
-        return f"paused, {what}: `loraxs-search continue {state.study}` goes on"
+        return f"paused, {what}: `loraxs-search continue {state.study}` resumes it"
     if state.steering.finishing:
         return f"finishing, no new trials: {state.num_training} still running"
     if state.steering.is_paused:

@@ -58,7 +58,7 @@ def read_rows(source: str, columns: Sequence[str], *, others: bool) -> QuestionR
 
 
 def _type_row(prompts: Sequence[str]) -> Row | None:
-    """Return a row that somebody types, column by column; None at its end. Empty lines are passed over."""
+    """Return a row that a user types, column by column; None at its end. Empty lines are passed over."""
     row: list[str] = []
     while len(row) < len(prompts):
         if sys.stdin.isatty():

@@ -105,7 +105,7 @@ def continue_(
 ) -> None:
     """Continue trials that were paused, or the whole search.
 
-    A trial goes on from its last report once a slot is free, before new trials.
+    A trial continues from its last report once a slot is free, before new trials.
 
     Example: loraxs-search continue reviews 00003
     """
@@ -140,7 +140,7 @@ def add(
     The trial starts once a slot is free, before new proposals. It comes on top of `search.trials`, and the sampler
     learns from it. `finish` ends proposals, and not what you have added.
 
-    A finished search goes on with `resume`. Its candidates are then chosen again, among all trials.
+    A finished search continues with `resume`. Its candidates are then chosen again, among all trials.
 
     Example: loraxs-search add reviews --set rank=16 --set learning_rate=1e-3
     """
@@ -190,9 +190,9 @@ def extend(
 ) -> None:
     """Give a search more trials or more time, a finished one too.
 
-    A running search goes on at once. With a finished one, run `loraxs-search resume STUDY` next. It sets the candidates
-    aside, trains, and chooses among all trials. What was promoted stays. The new finalist answers the same test rows as
-    the one before, so `promote` demands more confidence, as of any further decision on these rows.
+    A running search continues at once. With a finished one, run `loraxs-search resume STUDY` next. It sets the
+    candidates aside, trains, and chooses among all trials. What was promoted stays. The new finalist answers the same
+    test rows as the one before, so `promote` demands more confidence, as of any further decision on these rows.
 
     --time comes on top of the time budget, or of the time spent, where that is more. Without a time budget the search
     gets one: the time spent so far, and this.

@@ -32,7 +32,7 @@ class AdaptedBase:
 
     Args:
         model: The base as its task loads it, with or without adapters on it.
-        context: Where adapted layers find the rows of their pass; None where all rows have one adapter.
+        context: Where adapted layers find the rows of their pass; None if all rows have one adapter.
     """
 
     prefix: PrefixCache | None = None
@@ -74,7 +74,7 @@ class AdaptedBase:
         """Compute no more of the topmost layer than this thread's pass reads, where that can be; yield whether it is.
 
         Args:
-            reads: Row and column of each read, (M, 2); None where a head reads.
+            reads: Row and column of each read, (M, 2); None if a head reads.
             width: T, the tokens of each row, padding included.
             owners: Whose each read is, (M,).
         """

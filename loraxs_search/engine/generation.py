@@ -1,7 +1,7 @@
 """Writing: sequences that a base continues token by token; they join and leave between tokens.
 
 Prompts are computed in passes of like length, with little padding; what those of one owner begin with is computed once.
-Each pass has a cache of its own, and caches are joined so that every row ends in the same column.
+Each pass has its own cache, and caches are joined so that every row ends in the same column.
 
 Letters: n rows, T tokens of each with padding, V tokens of the vocabulary, D the width of hidden states.
 """
@@ -186,7 +186,7 @@ def closed_up(stays: npt.NDArray[np.bool_], owners: Owners) -> Indices:
     A cache copies the rows that move, and no others.
 
     Args:
-        stays: Which rows go on, (n,).
+        stays: Which rows continue, (n,).
         owners: Whose each row is, (n,).
     """
     order = np.empty(int(stays.sum()), np.int64)
@@ -202,7 +202,7 @@ def closed_up(stays: npt.NDArray[np.bool_], owners: Owners) -> Indices:
 
 
 def _next_tokens(logits_nV: Tensor, sequences: Sequence[OpenSequence]) -> tuple[Indices, npt.NDArray[np.bool_]]:
-    """Give each sequence its next token; return these, (n,) int64, and which go on, (n,) bool."""
+    """Give each sequence its next token; return these, (n,) int64, and which continue, (n,) bool."""
     likeliest_n, margins_n = two_largest(logits_nV)
     tokens, margins = likeliest_n.tolist(), margins_n.tolist()
     for i, sequence in enumerate(sequences):
@@ -214,7 +214,7 @@ def _next_tokens(logits_nV: Tensor, sequences: Sequence[OpenSequence]) -> tuple[
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
 def _read_prompts(base: AdaptedBase, prompts: Prompts, owners: Owners, worker: int) -> tuple[Decoding, Tensor]:
-    """Compute the prompts of all rows; return the rows as they go on, and the last token's states, (n, D)."""
+    """Compute the prompts of all rows; return the rows as they continue, and the last token's states, (n, D)."""
     device = base.device
     begun, rest, begun_of_n = _begun(base, prompts, owners, worker)
     parts, states = list[Decoding](), list[Tensor]()
@@ -242,7 +242,7 @@ def _begun(
     """Compute what the prompts of each owner begin with, where that is worth it.
 
     Returns:
-        A row for each owner, or None; what follows of each prompt; and the row that each goes on from, (n,).
+        A row for each owner, or None; what follows of each prompt; and the row that each continues from, (n,).
     """
     decoding = Decoding(base.model)
     _, first, group_of_n = np.unique(owners, return_index=True, return_inverse=True)

@@ -107,7 +107,7 @@ class GrowingLayer(DynamicLayer):
         return (keys, values) if start else (key_states, value_states)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Go on with these rows; those that keep their place are not copied."""
+        """Continue with these rows; those that keep their place are not copied."""
         num_rows, length = len(indices), self.get_seq_length()
         if num_rows <= len(self._values):
             moved = (indices != torch.arange(num_rows, device=indices.device)).nonzero()[:, 0]
@@ -191,7 +191,7 @@ class Decoding:
         self.project = projection(base)
         self._cache = _growing_cache(base)
         self._mask_nS: Tensor | None = None
-        # A window counts padding as tokens, and a layer with a state of its own reads it.
+        # A window counts padding as tokens, and a layer with its own state reads it.
         self.allows_gaps = _keeps_every_key(base)
         self.can_be_joined = all(isinstance(layer, GrowingLayer) for layer in self._cache.layers)
 
@@ -218,7 +218,7 @@ class Decoding:
 
     @torch.inference_mode()
     def select(self, rows: Indices) -> None:
-        """Go on with these of the n rows, in this order; one may stand there twice."""
+        """Continue with these of the n rows, in this order; one may stand there twice."""
         mask_nS = self._mask()
         chosen = torch.from_numpy(rows).to(mask_nS.device)
         self._cache.batch_select_indices(chosen)
@@ -250,7 +250,7 @@ class Decoding:
 
     @torch.inference_mode()
     def forked(self, rows: Indices) -> Decoding:
-        """Return these rows, in this order, to go on by themselves; any thread may, and others meanwhile."""
+        """Return these rows, in this order, to continue by themselves; any thread may, and others meanwhile."""
         other, mask_nS = copy.copy(self), self._mask()
         chosen = torch.from_numpy(rows).to(mask_nS.device)
         other._cache, other._mask_nS = forked_cache(self._cache, chosen), mask_nS[chosen]

@@ -46,7 +46,7 @@ class LayerUpdate(Protocol[RowMapT_contra]):
     """What adapters of one method add to the output of one linear layer, row by row.
 
     Letters: n rows of T positions each. A row's update depends on that row and its adapter alone. Several threads call
-    at the same time, each for a pass of its own, so `adapts` and `add_` change nothing of the update itself.
+    at the same time, each for its own pass, so `adapts` and `add_` change nothing of the update itself.
     """
 
     def adapts(self, row_map: RowMapT_contra) -> bool:
@@ -79,7 +79,7 @@ class TrainableUpdate(LayerUpdate[RowMapT_contra], Protocol[RowMapT_contra]):
 
         Args:
             dy: Gradient of y, shape (n T, out); read only.
-            dx: Gradient of x so far, shape (n T, in); None where nobody needs it.
+            dx: Gradient of x so far, shape (n T, in); None if nobody needs it.
             saved: What `add_` returned.
         """
         ...

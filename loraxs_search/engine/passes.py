@@ -29,7 +29,7 @@ class Requester:
     Args:
         owner: Whose adapter the rows have, as `AdaptedBase.row_map` numbers them.
         data: Where the rows of requests are from.
-        num_outputs: Of the head; what is wider is cut. None where there is no head, or one adapter alone.
+        num_outputs: Of the head; what is wider is cut. None if there is no head, or one adapter alone.
     """
 
     owner: int
@@ -71,7 +71,7 @@ def forward(
     Args:
         model: A base as its task loads it, with or without adapters on it.
         inputs: What the model takes, (n, T), on its device.
-        reads: Row and column of each read, (M, 2); None where the base's head gives one output a row.
+        reads: Row and column of each read, (M, 2); None if the base's head gives one output a row.
         is_cut: Whether nothing but the reads leaves the body, (1, M, width).
     """
     base = base_of(model)
@@ -147,7 +147,7 @@ def _join(inputs: list[dict[str, Tensor]], width: int, model: PreTrainedModel) -
 
 
 def _positions(batches: list[Batch], width: int, side: str) -> Tensor | None:
-    """Return row and column of each read among the rows of these batches, (M, 2); None where a head reads."""
+    """Return row and column of each read among the rows of these batches, (M, 2); None if a head reads."""
     positions, start = [], 0
     for batch in batches:
         if batch.reads is None:

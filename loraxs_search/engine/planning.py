@@ -133,7 +133,7 @@ class PassExecutor:
     Args:
         num_workers: 1 computes in the caller's thread.
         threads: Threads that each worker's operations use.
-        pool: Computes the passes, instead of threads of its own.
+        pool: Computes the passes, instead of its own threads.
     """
 
     def __init__(self, num_workers: int, threads: int = 1, pool: ThreadPoolExecutor | None = None) -> None:

@@ -118,7 +118,7 @@ class LayerSkipping:
 
 
 class _SkipState(threading.local):
-    """What enters layer j in the current pass, None where it must be computed; each thread has its own.
+    """What enters layer j in the current pass, None if it must be computed; each thread has its own.
 
     Args:
         paused: Whether no layer is skipped, as where a cache needs the keys and values of all.

@@ -22,7 +22,7 @@ from loraxs_search.tasks.kinds import PassOutputs
 
 Indices = npt.NDArray[np.int64]
 # What whole rows may take in tokens of what shared prompts take, and still be computed whole: prompts are copied for
-# each row, and take a pass of their own.
+# each row, and take their own pass.
 _WORTH = 1.25
 _NO_PROMPT = Ragged.of([[]], np.int32)  # without tokens, for rows that have none
 
@@ -64,8 +64,8 @@ def read_shared(
         base: A base without a head.
         parts: Rows with positions, those of one prompt side by side; prompts are shared within a part.
         owners: Whose adapter the rows of each part have.
-        begun: One row that all prompts go on from, or all rows where there are none; it stays as it is. Prompts go on
-            from one that allows gaps alone.
+        begun: One row that all prompts continue from, or all rows where there are none; it stays as it is. Prompts
+            continue from one that allows gaps alone.
     """
     device, owner_of_part = base.device, np.array(owners)
     prompts, part_of_G, prompt_of_n = _prompts(parts)

@@ -71,7 +71,7 @@ class LastLayerPruning:
 
 @torch.no_grad()
 def _prunable_joint(model: PreTrainedModel, layer: nn.Module) -> nn.Module | None:
-    """Return the module whose inputs can be cut; None where that would change what the base computes."""
+    """Return the module whose inputs can be cut; None if that would change what the base computes."""
     try:
         inputs = dummy_inputs(model)
         whole, joint = _find_joint(model, layer, inputs)
@@ -176,7 +176,7 @@ class ReadPruning:
 
     @torch.no_grad()
     def _probe(self, model: PreTrainedModel, layer: nn.Module) -> _Places | None:
-        """Return where to cut; None where that would change what leaves the body."""
+        """Return where to cut; None if that would change what leaves the body."""
         try:
             inputs = dummy_inputs(model)
             whole, first, linears = _look(model, layer, inputs)

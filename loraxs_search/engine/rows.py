@@ -85,7 +85,7 @@ class SlotRowMap(RowMap[int]):
         self._runs: dict[Hashable, tuple[RowRun, ...]] = {}
 
     def runs(self, label_of_slot: tuple[int | None, ...]) -> tuple[RowRun, ...]:
-        """Return the longest runs of rows with one label, given each slot's; None where a layer adds nothing.
+        """Return the longest runs of rows with one label, given each slot's; None if a layer adds nothing.
 
         Rows of such slots are in no run, so they cost nothing. Cached, since many layers are alike.
         """
@@ -135,7 +135,7 @@ class PassContext(threading.local, Generic[RowMapT]):
 
     @contextmanager
     def computing(self, row_map: RowMapT, worker: int = 0) -> Iterator[None]:
-        """Set the rows of the pass that this thread computes; inside another pass, that one goes on afterwards."""
+        """Set the rows of the pass that this thread computes; inside another pass, that one continues afterwards."""
         before = self._row_map, self.worker
         self._row_map, self.worker = row_map, worker
         try:

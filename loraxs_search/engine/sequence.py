@@ -1,4 +1,4 @@
-"""One row while it is written: its tokens and text so far, which token follows, and whether it goes on.
+"""One row while it is written: its tokens and text so far, which token follows, and whether it continues.
 
 Letters: n rows, V tokens of the vocabulary.
 """
@@ -136,7 +136,7 @@ class OpenSequence:
         self.margin = np.inf
         self.ended = False
         self._growing = _GrowingText(self._tokenizer)
-        self._stopped: int | None = None  # where the stop string begins
+        self._stopped: int | None = None  # if the stop string begins
 
     @property
     def max_length(self) -> int:

@@ -202,7 +202,7 @@ class FactorStore:
     def refused(
         self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto"
     ) -> IntegrityError | None:
-        """Return why factors of this weight that came from a registry were not taken; None where none were refused."""
+        """Return why factors of this weight that came from a registry were not taken; None if none were refused."""
         resolved = resolve_driver(driver, basis, *weight.shape)
         return self._refused.get(content_key(weight, rank=rank, basis=basis, driver=resolved))
 

@@ -142,7 +142,7 @@ def _remedy(base: BaseModel, free: int) -> str:
 def _checkpoint_dtype(base: BaseModel) -> torch.dtype | None:
     """Return the precision that `from_pretrained` gives by default: the configuration's, else that of most numbers.
 
-    None where the files do not say what is in them.
+    None if the files do not say what is in them.
     """
     numbers = _floats(base)
     if not numbers:

@@ -49,7 +49,7 @@ class _PackedHeads:
 
     @torch.no_grad()
     def collect(self) -> None:
-        """Set the gradient of every slot's head, summed over the workers in their order; None where no row had it."""
+        """Set the gradient of every slot's head, summed over the workers in their order; None if no row had it."""
         for i, slot in enumerate(self._slots):
             for name, parameter in slot.head.items():
                 grads = [grad for worker in self._leaves if (grad := worker[i][name].grad) is not None]

@@ -65,7 +65,7 @@ class AdvanceRequest:
 def admit(
     active: Sequence[AdvanceRequest], waiting: Sequence[AdvanceRequest], num_slots: int
 ) -> tuple[list[AdvanceRequest], list[AdvanceRequest]]:
-    """Return the requests that join the round and those that go on waiting, both in order of arrival.
+    """Return the requests that join the round and those that continue waiting, both in order of arrival.
 
     A trial is in a pack once at most: a second caller (its first one may have died) waits for the first to be done.
     """

@@ -60,7 +60,7 @@ class BaseModel:
         path: Folder with config, weights and tokenizer on this machine.
         weight_digest: sha256 of the weight file; of the sorted list of digests when sharded.
         revision: Hub commit, when it came from the hub.
-        setup: None where tokenizer and configuration were not looked at.
+        setup: None if tokenizer and configuration were not looked at.
     """
 
     id: str

@@ -19,7 +19,7 @@ class Command:
         trial_ids: The trials that it names, without doubles.
         arguments: Options of the verb by name.
         params: Values that `--set` gives, by the names of a trial's params.
-        sent_by: Who sent it, for people.
+        sent_by: Who sent it, as shown to users.
         issued_at: When, seconds since 1970.
     """
 
@@ -45,7 +45,7 @@ class CommandAnswer:
     """The answer to a command.
 
     Args:
-        text: For people: what happens now, or why nothing does.
+        text: Shown to users: what happens now, or why nothing does.
         hint: What to do about a refusal.
         facts: What the verb decided, which its effect is rebuilt from.
     """

@@ -89,7 +89,7 @@ class _Lease:
         if owner != self._owner:
             raise RegistryError(
                 f"The lease on {self._task} must be held to change its champion, but {owner or 'nobody'} holds it.",
-                hint="promoting took too long and someone else went on: decide again",
+                hint="promoting took too long and another process took over: decide again",
             )
         self._write()
 

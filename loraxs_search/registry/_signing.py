@@ -124,7 +124,7 @@ def sign(statement: Statement) -> str:
 
 
 def _signed_sequence(task: str, alias: str, version: int, digest: str, signature: str) -> int | None:
-    """Return the sequence number of a signature; None where the team's key has not made it for just this."""
+    """Return the sequence number of a signature; None if the team's key has not made it for just this."""
     number = signature.partition(" ")[0]
     if not number.isdecimal() or len(number) > 18:
         return None

@@ -27,7 +27,7 @@ _MAX_CONSTANTS = 32  # the likeliest ones; the metric is computed for each
 
 @dataclass(frozen=True, eq=False)
 class BaselineAnswer:
-    """A baseline's score on the test rows, and its answers; None where the study has kept none. People read `name`."""
+    """A baseline's score on the test rows, and its answers; None if the study has kept none. People read `name`."""
 
     name: str
     score: float
@@ -48,7 +48,7 @@ def baseline_answers(
 
     Args:
         metric: It decides; `sign` is 1 when more of it is better, -1 when less is.
-        rows: Of the adapter that they are held against; None where they were not kept: recorded scores serve then.
+        rows: Of the adapter that they are held against; None if they were not kept: recorded scores serve then.
         baselines: The study's.
         alone: Answers of the base alone, where the study has them.
         answers: Those of other baselines, by name.
@@ -127,7 +127,7 @@ def _recorded(
 def _constant(
     task: Task, metric: Metric, sign: float, rows: ScoredRows, baselines: Sequence[Baseline]
 ) -> ScoredRows | None:
-    """Return the constant answer to the rows that an adapter was scored on; None where it has no such score.
+    """Return the constant answer to the rows that an adapter was scored on; None if it has no such score.
 
     It is the study's own, the best one for the task's metric on the train rows. Where the study has none, or another
     metric decides, it is the best one on the test rows themselves, which is harder to beat.

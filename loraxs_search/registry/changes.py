@@ -40,7 +40,7 @@ class Change:
     Args:
         decision: What is recorded of it at its end.
         digest: Content address of the version's folder: a number may be given again.
-        champion: The version that was champion before; None where there was none.
+        champion: The version that was champion before; None if there was none.
     """
 
     decision: Decision
@@ -129,7 +129,7 @@ class ChangingRegistry(RegistryReader):
         return self._finish(change)
 
     def _finish_begun(self, task: str, check: _promotion_lock.Check) -> Decision | None:
-        """Finish the change that somebody was killed at, and return its decision; None where there is none.
+        """Finish the change during which a process was killed, and return its decision; None if there is none.
 
         One after which the champion was changed by other means is dropped.
         """
@@ -257,7 +257,7 @@ class ChangingRegistry(RegistryReader):
             self._describe(decision.task)
 
     def _describe(self, task: str) -> None:
-        """Describe a task's registered model, unless somebody has written a description of their own."""
+        """Describe a task's registered model, unless a user has written their own description."""
         model = self._known_model(task)
         present = model.description or ""
         if present and model.tags.get(PAGE) != _digest(present):

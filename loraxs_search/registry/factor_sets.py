@@ -2,7 +2,7 @@
 
 Nearly equal singular values leave singular vectors free to rotate, so two machines may decompose one weight into
 factors that differ. An R trained in one means another model in the other: who loads it needs the very factors. A set is
-a logged model in an experiment of its own, not a registered one: those are tasks. Its files are named by key and
+a logged model in its own experiment, not a registered one: those are tasks. Its files are named by key and
 checksum; it only grows. A tag of the experiment says where the set of a base lies. No torch here.
 """
 
@@ -67,7 +67,7 @@ def install_factors(key: str, content: bytes, root: Path | None = None) -> Path:
 
 
 def keep_unchecked(key: str, content: bytes, root: Path | None = None) -> Path:
-    """Put factors from a registry aside until somebody has the weight to check them against, and return the file.
+    """Put factors from a registry aside until this process has the weight to check them against, and return the file.
 
     Raises:
         IntegrityError: the content is no factor file, or its checksum is not that of its numbers.

@@ -137,7 +137,7 @@ class Resolved:
 
     Args:
         signatures: By alias, as they stood beside the version.
-        stamp: How the embedded store stood then; None where that cannot tell.
+        stamp: How the embedded store stood then; None if that cannot tell.
     """
 
     digest: str

@@ -34,9 +34,9 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     """Return a folder with the adapter that `TASK`, `TASK@alias` or `TASK:3` names.
 
     The folder is `cache/<digest>`; it appears whole, after the manifest was checked against the registry and every
-    file against the manifest. A pull that was cut short goes on: files that came whole are not fetched again. A cached
-    folder is checked again and, when it was changed, pulled again. Factors that the adapter stands on and this machine
-    lacks come with it. While the server is away, what the name last meant here is used, with a notice.
+    file against the manifest. A pull that was cut short continues: files that came whole are not fetched again. A
+    cached folder is checked again and, when it was changed, pulled again. Factors that the adapter stands on and this
+    machine lacks come with it. While the server is away, what the name last meant here is used, with a notice.
 
     Where the team signs, it must have signed that this very name means this adapter, with a number that is no lower
     than any seen here before.
@@ -203,7 +203,7 @@ def _has(path: Path, digest: str) -> bool:
 
 
 def _sweep(cache: Path) -> None:
-    """Take away what pulls left that were cut short long ago and never went on."""
+    """Take away what pulls left that were cut short long ago and never continued."""
     for path in cache.glob(".pull-*"):
         if path.is_dir() and path.stat().st_mtime < time.time() - _STALE_S:
             shutil.rmtree(path, ignore_errors=True)

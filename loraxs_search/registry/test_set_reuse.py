@@ -27,7 +27,7 @@ class ComparisonHistory:
 
     Args:
         past: Every decision on the task, oldest first.
-        test_rows: Their fingerprint; other rows have a count of their own.
+        test_rows: Their fingerprint; other rows have their own count.
         seen: Keys of finalists that have answered these rows, whether or not anything was decided on them.
     """
 

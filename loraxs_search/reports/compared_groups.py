@@ -27,7 +27,7 @@ class Difference:
 
     Args:
         gain: In the task's metric, turned so that more is better.
-        p_value: Chance of a difference this large, in either direction, if there were none; None where nothing tells.
+        p_value: Chance of a difference this large, in either direction, if there were none; None if nothing tells.
         by: `rows`: both finalists answered the same test rows, which are compared one by one. `seeds`: the means over
             seeds on validation rows, by Welch's t-test.
         why: Why rows could not be compared; empty where they were.
@@ -58,7 +58,7 @@ class _Evidence:
 
 
 def difference(first: _Evidence, second: _Evidence) -> Difference | None:
-    """Return how `second` differs from `first`, by paired rows or else by seeds; None where neither tells."""
+    """Return how `second` differs from `first`, by paired rows or else by seeds; None if neither tells."""
     from loraxs_search.registry import ScoredRows
     from loraxs_search.registry.significance import MIN_ROWS, p_value
     from loraxs_search.tasks.kinds import kind_of
@@ -111,7 +111,7 @@ class Point:
         score: Of the step that is kept.
         r_parameters: Of the adapter without its head.
         stored_bytes: Of its file, head and names included.
-        without_projection: The same without what a seed gives back; None where there is nothing of the kind.
+        without_projection: The same without what a seed gives back; None if there is nothing of the kind.
     """
 
     trial: str
@@ -130,7 +130,7 @@ class SizeRatio:
     Args:
         score: That score.
         trial, reference: The smallest adapter of either that reaches it.
-        r_parameters: The group's over the reference's; None where the reference trains no adapter.
+        r_parameters: The group's over the reference's; None if the reference trains no adapter.
         stored_bytes: The same of what is stored, heads included.
     """
 
@@ -188,7 +188,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        """The value, for people."""
+        """The value, as shown to users."""
         return "-" if self.value is None else str(self.value)
 
     @property

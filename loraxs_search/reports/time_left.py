@@ -10,7 +10,7 @@ from loraxs_search.records import TrialState
 
 @dataclass(frozen=True)
 class TrainedSteps:
-    """How far a trial has come, and whether it goes on."""
+    """How far a trial has come, and whether it continues."""
 
     steps: int
     state: TrialState
@@ -19,7 +19,7 @@ class TrainedSteps:
 def expected_steps(trials: Sequence[TrainedSteps], num_trials: int, max_steps: int, report_every: int) -> float:
     """Return how many steps all trials of a search will have trained in the end.
 
-    A trial is expected to go on from a report as often as those before it did; where none has got so far, always. So
+    A trial is expected to continue from a report as often as those before it did; where none has got so far, always. So
     it is the most that there can be, until the first trials are stopped early.
 
     Args:

@@ -93,7 +93,7 @@ class Proposer:
             raise LoraxsError(
                 f"The sampler {self._sampler.name!r} failed on trial {self.next_number:05d}:"
                 f" {type(error).__name__}: {error}.",
-                hint="fix the sampler, then go on with `loraxs-search resume`",
+                hint="fix the sampler, then continue with `loraxs-search resume`",
             ) from error
 
     def _draw(self, sampler: BaseSampler) -> tuple[dict[str, Scalar], Proposal]:
@@ -139,7 +139,7 @@ class ShownHistory(InMemoryStorage):
         self._shown, self._first_number = trials, first_number
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Add a trial of its own."""
+        """Add a trial that this sampler proposed."""
         trial_id = super().create_new_trial(study_id, template_trial)
         self.get_trial(trial_id).number += self._first_number
         return trial_id

@@ -86,7 +86,7 @@ class Draft:
 
     Args:
         text: Its YAML, for a file in `folder`.
-        guesses: What was guessed, for people: name and value with the reason.
+        guesses: What was guessed, shown to users: name and value with the reason.
         warnings: What makes the result of a search less sure than it looks.
         converted: The rows in a form that a task reads, and where they are to be written; None if they are such.
     """

@@ -50,18 +50,18 @@ class ScoredTrial:
 
 
 class Scheduler(ABC):
-    """Decides about each report of a study whether its trial goes on; a subclass writes `decide`.
+    """Decides about each report of a study whether its trial continues; a subclass writes `decide`.
 
     Who calls: the search's loop, from one thread, once for each report in the order in which reports come. It waits for
     the answer: `decide` takes less than a millisecond with thousands of trials behind it, reads no clock, draws no
     random number that is not seeded by the config, and touches no file.
 
-    What a trial's scheduler can say: it stops, with the reason, or it goes on. It cannot pause a trial or change it.
+    What a trial's scheduler can say: it stops, with the reason, or it continues. It cannot pause a trial or change it.
     Trials that fail or are lost are not reported, so a decision depends on reports alone. A trial that has been stopped
-    reports no more, except where an earlier version of this package let it go on.
+    reports no more, except where an earlier version of this package let it continue.
 
-    Restarts: a scheduler is not stored. A driver that goes on with a study makes a new one and gives it by `replay` all
-    reports from before, in the order in which they came; it must then stand where the old one stood. Hence the same
+    Restarts: a scheduler is not stored. A driver that continues with a study makes a new one and gives it by `replay`
+    all reports from before, in the order in which they came; it must then stand where the old one stood. Hence the same
     config and the same reports give the same decisions.
 
     Raises: `decide` raises nothing for any score, NaN included. An exception ends the search, and no trial is to blame.
@@ -84,7 +84,7 @@ class Scheduler(ABC):
 
     @abstractmethod
     def decide(self, trial: ScoredTrial) -> str | None:
-        """Decide on one report; return why the trial stops, for people, or None if it goes on.
+        """Decide on one report; return why the trial stops, as shown to users, or None if it continues.
 
         Called once for each step of a trial. About a trial at its last step too, whose answer counts for nothing.
         """
@@ -99,7 +99,7 @@ class Scheduler(ABC):
             self._steps[trial_id] = step
             score, stored = report.metrics[metric], report.size.stored_bytes
             reason = self.decide(ScoredTrial(trial_id, step, score, report.peers, stored, report.peer_bytes))
-            self.stopped.pop(trial_id, None)  # it went on nevertheless, in a study of an earlier version
+            self.stopped.pop(trial_id, None)  # it continued nevertheless, in a study of an earlier version
             if reason is not None and step < self.config.max_steps:
                 self.stopped[trial_id] = reason
         return self.stopped.get(trial_id)

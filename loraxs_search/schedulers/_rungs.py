@@ -37,7 +37,7 @@ class HalvingScheduler(Scheduler):
 
     Rungs are at `report_every` times each power of `reduction_factor`, below `max_steps`. A trial is held against all
     others at its rung, its peers among them whichever report comes first: of trials that report at the same time the
-    first one would always go on otherwise. A subclass says in its kind of rung who is among the best.
+    first one would always continue otherwise. A subclass says in its kind of rung who is among the best.
     """
 
     parameters: ClassVar[Mapping[str, SearchKey]] = {

@@ -56,7 +56,7 @@ class ASHA(HalvingScheduler):
 
     The best are 1/reduction_factor of those at its rung.
 
-    The first trial at a rung goes on, and so does one whose score is NaN.
+    The first trial at a rung continues, and so does one whose score is NaN.
 
     Source: arXiv 1810.05934; decides as Ray's `AsyncHyperBandScheduler` with one bracket does where no trial has peers,
     in a time that does not grow with the trials.

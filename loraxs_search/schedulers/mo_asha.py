@@ -47,9 +47,9 @@ class MOASHA(HalvingScheduler):
     The best are 1/reduction_factor of those at its rung.
     By score alone the small adapters would be stopped, however good for their size. Trials are ordered by fronts: first
     those that no other dominates, then those that only these dominate, and so on. Where the best 1/reduction_factor end
-    within a front, the trials of this front that are spread over it go on: the best score, the fewest bytes, then what
-    is farthest from both (`pareto.spread_order`). Equal trials go on together or not at all. The first trial at a rung
-    goes on, and so does one whose score is NaN.
+    within a front, the trials of this front that are spread over it continue: the best score, the fewest bytes, then
+    what is farthest from both (`pareto.spread_order`). Equal trials continue together or not at all. The first trial at
+    a rung continues, and so does one whose score is NaN.
 
     Source: arXiv 2106.12639, with its epsilon-net order; stops where the paper's own pauses, as our ASHA does. A trial
     takes less than a millisecond with 20,000 before it at its rung.

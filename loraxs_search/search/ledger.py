@@ -54,7 +54,7 @@ _TrialEvent = TrialStarted | TrialReported | TrialEnded
 class SearchView(Protocol):
     """Shows a running search; every call returns at once. One that raises is called no more.
 
-    Of a search that goes on, what an earlier driver did is not repeated.
+    Of a search that continues, what an earlier driver did is not repeated.
     """
 
     def happened(self, event: ShownEvent) -> None:
@@ -127,7 +127,7 @@ class Ledger:
 
         Args:
             trials: The sampler's, which is brought up to the log, and follows it.
-            watch: Looks at each report; None where nobody is to be warned.
+            watch: Looks at each report; None if nobody is to be warned.
             after_report: Called after each report.
         """
         self._journal, self._trials = journal, trials
@@ -212,7 +212,7 @@ class Ledger:
         """A command was answered with this text, or the search waits for one.
 
         Args:
-            status: What commands have come to; None where nothing has changed.
+            status: What commands have come to; None if nothing has changed.
         """
         self._say(Steered(study=self._study, at=steady_time(), text=text, status=status))
 
@@ -279,7 +279,7 @@ class Ledger:
     def _show(self, event: ShownEvent, *, is_known: bool = False) -> None:
         try:
             (self._view.known if is_known else self._view.happened)(event)
-        except Exception as error:  # noqa: BLE001  # of a view that somebody else wrote, or of a pipe without a reader
+        except Exception as error:  # noqa: BLE001  # of a view that someone else wrote, or of a pipe without a reader
             self._view = SilentView()
             _logger.warning("the view of the search failed, and shows no more: %s: %s", type(error).__name__, error)
 
@@ -294,5 +294,5 @@ class _Warnings(logging.Handler):
         if other == self._thread or not other.startswith(_STUDY_THREADS):
             try:
                 self._ledger.warned(record.getMessage())
-            except Exception:  # noqa: BLE001  # whoever warns goes on, as with logging's own handlers
+            except Exception:  # noqa: BLE001  # whoever warns continues, as with logging's own handlers
                 self.handleError(record)

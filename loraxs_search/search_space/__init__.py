@@ -1,7 +1,7 @@
 """Search spaces: YAML -> a checked `Space` that draws params with Optuna and turns them into hyperparameters.
 
 A file has the sections `task`, `base_model`, `parameters` (these three are required), `search` and `promotion`, and may
-name a `method` of `loraxs_search.methods`, which has parameters of its own; `lora-xs` by default. A parameter is one of
+name a `method` of `loraxs_search.methods`, which has its own parameters; `lora-xs` by default. A parameter is one of
 
     rank: 8                                     a constant; also {value: 8}
     rank: {choice: [4, 8, 16]}                  one of several

@@ -233,7 +233,7 @@ class Parameter:
         return next((i for i, alternative in enumerate(self.alternatives) if alternative.holds(params)), None)
 
     def otherwise_after(self, params: Mapping[str, Scalar]) -> Scalar | None:
-        """Return the value after params for which none is drawn; None where it is left out."""
+        """Return the value after params for which none is drawn; None if it is left out."""
         return None if self.methods and params.get(METHOD) not in self.methods else self.otherwise
 
     def drawn_name(self, index: int) -> str:
@@ -246,7 +246,7 @@ class Parameter:
         return implied + [other for alternative in self.alternatives for other, _ in alternative.when]
 
     def of_method(self, method: str, known: Container[str]) -> Parameter | None:
-        """Return what it is to trials of one method, conditions on the method resolved; None where they lack it.
+        """Return what it is to trials of one method, conditions on the method resolved; None if they lack it.
 
         Args:
             known: Other parameters that such trials have; where a condition needs another, it never holds.

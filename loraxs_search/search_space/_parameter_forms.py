@@ -181,7 +181,7 @@ class _Item:
 
     Args:
         methods: To whose trials it may apply: they take the parameter, and no item before it is for all of them. None
-            where there is a fault.
+            if there is a fault.
     """
 
     path: KeyPath
@@ -221,7 +221,7 @@ class DeclaredParameter:
                 left = tuple(method for method in left if method not in item.methods)
 
     def read(self) -> Parameter | None:
-        """Return the parameter without conditions; None where there is a fault, which the document has then."""
+        """Return the parameter without conditions; None if there is a fault, which the document has then."""
         self._check_else()
         self._check_reached()
         self._check_always_there()

@@ -109,7 +109,7 @@ class _ConditionReader:
         return tuple(value for value in values if value is not None)
 
     def _value(self, other: str, path: KeyPath, item: object) -> Scalar | None:
-        """Return the value of the parent that is meant; None where there is a fault."""
+        """Return the value of the parent that is meant; None if there is a fault."""
         spec = self._law(other, item)
         possible = self._parameters[other].possible or ()
         try:
@@ -142,7 +142,7 @@ def _allows(law: ParameterSpec, item: object) -> bool:
 
 
 def read_method(document: Document, given: object) -> Parameter | None:
-    """Read the `method` of a space, one or a choice of several; None where its parameters cannot be read then."""
+    """Read the `method` of a space, one or a choice of several; None if its parameters cannot be read then."""
     distribution = Declaration(document, (METHOD,), method_spec(), with_conditions=False).read(given)
     return None if distribution is None else Parameter(METHOD, (Alternative(distribution),))
 

@@ -1,4 +1,4 @@
-"""Params that somebody gives: whether a trial of the space could have them, and what a clone may change."""
+"""Params that a user gives: whether a trial of the space could have them, and what a clone may change."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def _unknown(space: Space, method: str, given: Mapping[str, Scalar]) -> dict[str
 
 
 def _checked(spec: ParameterSpec, name: str, value: Scalar, faults: dict[str, str]) -> Scalar | None:
-    """Return a value in the parameter's own type; None where it breaks the law, which goes to the faults."""
+    """Return a value in the parameter's own type; None if it breaks the law, which goes to the faults."""
     if (gone := retired_value(name, value)) is not None:
         faults[name] = f"`{name}` must not be {value}, which this version no longer supports: {gone.remedy}."
         return None

@@ -98,7 +98,7 @@ def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
         return CommandAnswer(command.command_id, AnswerState.REFUSED, error.message, error.hint or "")
     except HomeError:
         raise  # the disk, not the command: it is decided on once that is put right
-    except Exception as error:  # noqa: BLE001  # what people type must end no search, nor each one that goes on with it
+    except Exception as error:  # noqa: BLE001  # what people type must end no search, nor each one that continues with it
         said = f"{type(error).__name__}: {error}"
         return CommandAnswer(command.command_id, AnswerState.REFUSED, f"`{command.verb}` failed: {said}")
     return CommandAnswer(command.command_id, AnswerState.DONE, accepted.text, facts=accepted.facts)
@@ -117,7 +117,7 @@ def _check_trains(verb: Verb, study: SteeredStudy) -> None:
     if study.trials_have_ended and not verb.after_training:
         hint = f"`loraxs-search status {study.name}` shows them"
         if study.folder.candidates() is None:
-            hint = f"refits and scores follow: Ctrl-C interrupts them, `loraxs-search resume {study.name}` goes on"
+            hint = f"refits and scores follow: Ctrl-C interrupts them, `loraxs-search resume {study.name}` continues"
         raise CommandError(
             f"All trials of study {study.name!r} have ended, so there is nothing to {verb.name}.", hint=hint
         )

@@ -48,7 +48,7 @@ class Pause(Verb):
             what = f"Trial {named[0]} of study" if named else "Study"
             raise CommandError(
                 f"{what} {study.name!r} is already paused.",
-                hint=f"go on with `loraxs-search continue {study.name}`",
+                hint=f"continue with `loraxs-search continue {study.name}`",
             )
         if not command.trial_ids:
             running = [each.trial_id for each in study.records.values() if each.state is TrialState.RUNNING]
@@ -65,7 +65,7 @@ class Pause(Verb):
 
 
 class Continue(Verb):
-    """Has paused trials go on from their last report, as slots are free. Without trials it takes the whole study."""
+    """Has paused trials continue from their last report, as slots are free. Without trials it takes the whole study."""
 
     name = "continue"
     trials: ClassVar[Trials] = "any"
@@ -82,11 +82,11 @@ class Continue(Verb):
                 hint=f"`loraxs-search status {study.name}` shows what is paused",
             )
         if not command.trial_ids:
-            return Accepted("the study goes on")
+            return Accepted("the study continues")
         trials = ", ".join(command.trial_ids)
         if len(command.trial_ids) == 1:
-            return Accepted(f"trial {trials} goes on from its last report, once a slot is free")
-        return Accepted(f"trials {trials} go on from their last reports, once slots are free")
+            return Accepted(f"trial {trials} continues from its last report, once a slot is free")
+        return Accepted(f"trials {trials} continue from their last reports, once slots are free")
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
         if command.trial_ids:

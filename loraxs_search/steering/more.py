@@ -29,7 +29,7 @@ _PARAM = "params."
 
 @contextlib.contextmanager
 def readable() -> Iterator[None]:
-    """Refuse a command where files of the study that it needs are damaged; the search goes on.
+    """Refuse a command where files of the study that it needs are damaged; the search continues.
 
     Raises:
         CommandError: they are.
@@ -94,7 +94,7 @@ class Extend(Verb):
 
     `trials` come on top of those that the study has or is still to have: of a study whose trials have ended, or that
     was told to finish, on top of those that it has proposed. `time` comes on top of the time budget, or of the time
-    spent where that is more; a study without a time budget gets one. A study that was told to finish goes on.
+    spent where that is more; a study without a time budget gets one. A study that was told to finish continues.
 
     The space's text stays as it was launched: what counts is the plan that `plan.extended` returns.
     """
@@ -151,7 +151,7 @@ def _wants_new(plan: SearchPlan, study: SteeredStudy) -> bool:
 
 
 def _budget_s(plan: SearchPlan, study: SteeredStudy, more_s: float) -> float | None:
-    """Return the new time budget; None where there is none.
+    """Return the new time budget; None if there is none.
 
     Raises:
         CommandError: the study's is used up, and no time comes to it.

@@ -1,4 +1,4 @@
-"""The candidates of a study: those that count, and those of before the search went on."""
+"""The candidates of a study: those that count, and those of before the search continued."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loraxs_search.home import write_atomic
 from loraxs_search.records import Candidate, to_json
 from loraxs_search.studies.reading import read_record
 
-_ROUND, _EARLIER = "round.json", "candidates-"  # the latter and a number: those of before the search went on
+_ROUND, _EARLIER = "round.json", "candidates-"  # the latter and a number: those of before the search continued
 
 
 class CandidateFiles:
@@ -33,7 +33,7 @@ class CandidateFiles:
         return file.candidates if file.round >= self._round() else None
 
     def set_aside(self) -> None:
-        """Have the candidates be none any more, since the search goes on; what is known of each of them stays.
+        """Have the candidates be none any more, since the search continues; what is known of each of them stays.
 
         Refits and scores of adapters that become candidates again need not be made again, and test rows that an adapter
         has answered are not asked again. No file is taken away: a storage that has a copy would keep it.
@@ -45,13 +45,13 @@ class CandidateFiles:
         write_atomic(self._folder / _ROUND, to_json(_RoundFile(number)))
 
     def earlier_finalists(self) -> tuple[str, ...]:
-        """Return the adapters that had answered the test rows when the search went on, in order."""
+        """Return the adapters that had answered the test rows when the search continued, in order."""
         paths = (self._folder / f"{_EARLIER}{number}.json" for number in range(1, self._round() + 1))
         earlier = [read_record(_CandidateFile, path).candidates for path in paths]
         return tuple(dict.fromkeys(each.trial_id for some in earlier for each in some if each.test_metrics))
 
     def _round(self) -> int:
-        """Return how often the search has gone on after candidates were scored."""
+        """Return how often the search has continued after candidates were scored."""
         path = self._folder / _ROUND
         return read_record(_RoundFile, path).number if path.exists() else 0
 

@@ -6,7 +6,7 @@ import time
 
 
 def _elapsed() -> float:
-    """Return seconds since some moment, by a clock that nobody sets and that goes on while the machine is suspended."""
+    """Return seconds by a clock that nobody sets, and that also counts while the machine is suspended."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)  # Linux; elsewhere the monotonic clock does the same
     return time.monotonic() if boot is None else time.clock_gettime(boot)
 

@@ -20,7 +20,7 @@ class StudyInfo:
         study_id: Never used twice, even when a name is.
         space_source: Path or shipped name the space was read from; `space_folder` is where its relative paths start.
         tracking_uri: Where its trials are recorded; no user and no password are in it.
-        start_from: The registered adapter that its trials start from; None where they start anew.
+        start_from: The registered adapter that its trials start from; None if they start anew.
         storage: Where copies of its folder are kept, for drivers on other machines; None means nowhere.
         schema_version: By which a version of this program knows what it cannot read; studies before 2 do not say it.
     """

@@ -111,7 +111,7 @@ class Journal:
 
     @property
     def notice(self) -> str | None:
-        """Why the search ended before its budget, for people; empty when it used it up, None while it has not ended."""
+        """Why the search ended before its budget; empty if it used it up, None while it has not ended."""
         return self._notice
 
     @property
@@ -121,7 +121,7 @@ class Journal:
 
     @property
     def is_reopened(self) -> bool:
-        """Whether the search goes on after it had ended: candidates from before are none any more."""
+        """Whether the search continues after it had ended: candidates from before are none any more."""
         return self._is_reopened
 
     @property
@@ -161,7 +161,7 @@ class Journal:
         self.append(TrainingEnded(at=steady_time(), study=self._study, notice=notice))
 
     def reopened(self, number: int) -> None:
-        """Record that the search goes on after its trials had ended.
+        """Record that the search continues after its trials had ended.
 
         Args:
             number: Of the commands so far that ask for this.
@@ -179,8 +179,8 @@ class Journal:
         """Record that a trial starts with `params`, and where it comes from, if it is not the sampler's.
 
         Args:
-            proposal: How the sampler came to the params; None where it did not.
-            hyperparameters: What the params resolve to; None where they resolve to none.
+            proposal: How the sampler came to the params; None if it did not.
+            hyperparameters: What the params resolve to; None if they resolve to none.
         Returns:
             The event; None when the trial was started before.
         """

@@ -9,7 +9,7 @@ from loraxs_search.studies.folder import StudyFolder, list_studies
 
 
 def kept_adapter(name: str) -> Path | None:
-    """Return the folder of an adapter that a study of this machine has kept; None where no name begins so.
+    """Return the folder of an adapter that a study of this machine has kept; None if no name begins so.
 
     Args:
         name: `STUDY/TRIAL`.

@@ -208,7 +208,7 @@ class Lease:
         content = self._latest()[1]
         if content is None:
             return self._taken("the lease was removed")
-        holder = _holder(content)  # None where its file system shows it before it is whole
+        holder = _holder(content)  # None if its file system shows it before it is whole
         return self._taken("another one took over" if holder is None else f"one on {holder.host} took over")
 
     def _taken(self, why: str) -> StudyError:

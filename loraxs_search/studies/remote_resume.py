@@ -31,7 +31,7 @@ def check_new_in(storage: Storage, name: str) -> None:
     if storage.get(f"{name}/study.json") is not None:
         raise StudyError(
             f"Study {name!r} already exists in {storage.uri}.",
-            hint=f"go on with `loraxs-search resume {name} --storage {storage.uri}`, or choose another with --name",
+            hint=f"continue with `loraxs-search resume {name} --storage {storage.uri}`, or choose another with --name",
         )
 
 
@@ -41,11 +41,11 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
     One that began here and has not been copied yet is all here.
 
     An embedded MLflow store stays on the machine that had it: on another one the study's records are written anew into
-    its own. So are they here, when others went on with the study meanwhile; those that it has change nothing.
+    its own. So are they here, when others continued with the study meanwhile; those that it has change nothing.
 
     Raises:
         StudyError: the storage has no such study, it is of a later version, another driver is at work, or both sides
-            went on.
+            continued.
     """
     content = storage.get(f"{name}/study.json")
     if content is None:

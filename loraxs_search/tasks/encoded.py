@@ -95,7 +95,7 @@ class EncodedRows:
             `positions` are then of what follows it.
         prompt_of: Which of `prompts` each row continues, (N,), int64, ascending.
         lost: Tokens of each row that were left out to keep `max_length`, (N,); None if they are not counted.
-        extras: What else the kind needs to score a row, as int32 numbers in a form of its own; no pass sees it.
+        extras: What else the kind needs to score a row, as int32 numbers in its own form; no pass sees it.
     """
 
     ids: Ragged
@@ -248,7 +248,7 @@ class TrainingBatches:
 def eval_batches(lengths: Lengths, max_tokens: int) -> list[RowNumbers]:
     """Plan an evaluation: every row exactly once, longest first, each batch of at most `max_tokens` padded tokens.
 
-    A row that is longer than `max_tokens` is a batch of its own. Where lengths differ much, batches are smaller.
+    A row that is longer than `max_tokens` forms a batch alone. Where lengths differ much, batches are smaller.
     """
     _check_positive(max_tokens=max_tokens)
     order = _by_length(lengths, np.arange(len(lengths), dtype=np.int64))[::-1]

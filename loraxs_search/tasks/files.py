@@ -70,7 +70,7 @@ def _items(text: str) -> Iterator[tuple[int, Any]]:
             if text[position : position + 1] == ",":
                 skip(position + 1)
             elif text[position : position + 1] != "]":
-                raise ValueError("a list must go on with a comma, or end with ]")
+                raise ValueError("a list must continue with a comma, or end with ]")
         skip(position + 1)
         if position < len(text):
             raise ValueError("nothing may follow the list")

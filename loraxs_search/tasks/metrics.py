@@ -34,7 +34,7 @@ class Metric:
         of_rows: (predictions, labels) to the score of each row, (N,), float64, where the metric is the mean of these;
             then it is resampled at once. None if it is no such mean.
         row_counts: (predictions, labels) to counts of each row, (N, k), float64, where the metric follows from their
-            sum alone, as an F1 of found, said and true entities does. None where it does not.
+            sum alone, as an F1 of found, said and true entities does. None if it does not.
         of_counts: Such sums, (..., k), to the metric, (...).
         column: What of `RowScores` stands in place of predictions: `losses` and `correct` are scored against `counts`
             in place of labels, and need no answers.

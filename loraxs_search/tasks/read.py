@@ -237,7 +237,7 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
         raise TaskDataError(
             f"Task {task.name}: train must have at least {_FEWEST} rows where {' and '.join(missing)} are carved from "
             f"it, a tenth each, but {place} gives {len(train)}.",
-            hint="give more rows, or the other splits as files of their own",
+            hint="give more rows, or the other splits as their own files",
         )
     keys = np.array(_content_keys(train))
     size = task.source.carved_rows or max(1, round(len(train) * _CARVED_SHARE))

@@ -139,7 +139,7 @@ class _JoinedDataError(TaskDataError):
 
 @contextlib.contextmanager
 def collected(errors: list[TaskDataError]) -> Iterator[None]:
-    """Put the faults that the block raises into `errors`, and go on behind it."""
+    """Put the faults that the block raises into `errors`, and continue behind it."""
     try:
         yield
     except _JoinedDataError as error:
@@ -189,7 +189,7 @@ class Rows:
         pairs: A second text of each row; None if the task has none.
         labels: What an answer is compared with, shape (N,): int64 ids, float32 numbers, or texts (dtype
             object: in one of fixed width, a single long text would take its length for every row).
-        extras: What else the kind needs of its columns, by a name of its own: one value a row, each a text or a list
+        extras: What else the kind needs of its columns, by its own name: one value a row, each a text or a list
             of texts.
         place: Where the rows are from, for messages; None of rows that are in no source. No part of their content.
     """
@@ -277,7 +277,7 @@ def shown_question(row: Sequence[Any]) -> str:
 
 
 def composed(text: str) -> str:
-    """Return a text in the form in which those are equal that look alike: an accent may be a character of its own."""
+    """Return a text in the form in which those are equal that look alike: an accent may be its own character."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 

@@ -164,7 +164,7 @@ def _check_swallowed(rows: Sequence[_Row], width: int, separator: str) -> None:
     if swallowing and len(swallowing) >= _ON_PURPOSE * len(joined):
         row = swallowing[0]
         raise MalformedFileError(
-            f"must close a quote in its row, but the one in line {row.line} goes on to line {row.last}, over lines"
+            f"must close a quote in its row, but the one in line {row.line} continues to line {row.last}, over lines"
             " that are rows by themselves",
             hint=f"{_QUOTES}; if these lines are one text, give the rows as .jsonl, where that is clear",
         )

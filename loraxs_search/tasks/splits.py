@@ -274,7 +274,7 @@ def _slice(rows: datasets.Dataset, written: str) -> datasets.Dataset:
 
 
 class _HubSplit(StoredSplit):
-    """It has no digest: `datasets` has a cache of its own, by commit.
+    """It has no digest: `datasets` has its own cache, by commit.
 
     Args:
         rename: Its names to the task's.

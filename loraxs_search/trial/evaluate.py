@@ -60,7 +60,7 @@ def score_rows(model: torch.nn.Module, data: PreparedTask, split: Split, rows: n
 
 
 def sample_answers(data: PreparedTask) -> RequestGenerator[list[Sample]]:
-    """Yield requests, and return the first test rows with the answers to them, for people."""
+    """Yield requests, and return the first test rows with the answers to them, as shown to users."""
     return data.kind.samples(data, "test", np.arange(min(NUM_SAMPLES, data.num_rows("test"))))
 
 
@@ -93,7 +93,7 @@ class FolderScores:
 
     Args:
         losses: The sum of each row's loss, with `counts` and `correct` where metrics of the kind are taken of them.
-        samples: The first rows, for people.
+        samples: The first rows, as shown to users.
     """
 
     metrics: dict[str, float]

@@ -90,7 +90,10 @@ def test_a_trial_shows_the_step_that_it_has_got_to(state: SearchState) -> None:
     [
         ({"paused": ("00002",)}, "training, 1 paused"),
         ({"paused": ("00002",), "is_paused": True}, "pausing, no new trials: 1 still to report"),
-        ({"paused": ("00002", "00003"), "is_paused": True}, "paused, 2 trials: `loraxs-search continue mine` goes on"),
+        (
+            {"paused": ("00002", "00003"), "is_paused": True},
+            "paused, 2 trials: `loraxs-search continue mine` resumes it",
+        ),
         ({"finishing": "finished by a person (ann)"}, "finishing, no new trials: 2 still running"),
     ],
 )

@@ -25,7 +25,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EntryPoints[str
 def test_own_entries_come_first_and_cannot_be_taken(registry: EntryPoints[str]) -> None:
     assert registry.names() == ["own", "theirs", "gone"]
     assert registry.get("own") == "built in"
-    with pytest.raises(ValueError, match="`toy` must have a name of its own, but 'own' is taken"):
+    with pytest.raises(ValueError, match="`toy` must have its own name, but 'own' is taken"):
         registry.register("own", "another")
 
 

@@ -82,7 +82,7 @@ class LoadedAdapter:
 
     @cached_property
     def serving(self) -> Serving | None:
-        """How it is asked as in training; None where it writes no text."""
+        """How it is asked as in training; None if it writes no text."""
         from loraxs_search.tasks.kinds import kind_of
         from loraxs_search.tasks.tokens import served
 

@@ -1,7 +1,7 @@
 """What an adapter stands on at one module: its settings, the factors A and B, and what R starts from.
 
 Settings are resolved from patterns, defaults and sizes. A and B come from the factor store, or from a seed, and are
-checked against those that the adapter was trained in; a process that hosts many trials puts a store of its own here. R
+checked against those that the adapter was trained in; a process that hosts many trials puts its own store here. R
 is drawn from a seed, or starts as a registered adapter's: the same function, at the same rank or a larger one.
 """
 
@@ -161,7 +161,7 @@ def use_factor_store(store: FactorStore) -> Iterator[FactorStore]:
 
 
 def started_r(digest: str, settings: ModuleSettings, module: str) -> Tensor | None:
-    """Return R (r, r) that continues another adapter's on this module; None where that does not adapt it.
+    """Return R (r, r) that continues another adapter's on this module; None if that does not adapt it.
 
     Factors nest, so a smaller R stands in the top left corner and zeros around it: the update is the same. The trial's
     own scale is divided out.

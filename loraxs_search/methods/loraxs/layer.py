@@ -266,7 +266,7 @@ class LoraXSLayer(BaseTunerLayer):
         return transpose(matrix, self.fan_in_fan_out)
 
     def _start(self, adapter_name: str, digest: str, module: str) -> Tensor | None:
-        """Return another adapter's R as this one's start; None where that does not adapt this layer."""
+        """Return another adapter's R as this one's start; None if that does not adapt this layer."""
         settings = self.settings[adapter_name]
         check_start(digest, settings, module, self.factors_of(adapter_name))
         return started_r(digest, settings, module)
@@ -302,7 +302,7 @@ class LoraXSLayer(BaseTunerLayer):
             ) from error
 
     def _base_device(self) -> torch.device:
-        base = self.get_base_layer()  # quantised layers keep their numbers under names of their own
+        base = self.get_base_layer()  # quantised layers keep their numbers under their own names
         return next(chain(base.parameters(), base.buffers())).device
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:

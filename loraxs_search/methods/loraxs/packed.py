@@ -165,7 +165,7 @@ def core_update_backward_(dy: Tensor, dx: Tensor | None, pair: FactorPair, z: Te
     """Add the update's part to dx, in place, and return the gradients of `cores`, in their shape and dtype.
 
     Args:
-        dy, dx: Gradients of y and x, shapes (m T, out) and (m T, in); dx None where nobody needs it.
+        dy, dx: Gradients of y and x, shapes (m T, out) and (m T, in); dx None if nobody needs it.
         z: What `add_core_update_` returned.
     """
     g = _by_core(torch.mm(dy, pair.b_t.T), cores)  # (m, T, k)
@@ -225,7 +225,7 @@ class TrainedCores:
     Args:
         cores: C of each slot, shape (slots, k, k), in the dtype of the base.
         grads: Where their gradients are summed, in float32 over all passes of a round, shape (workers, slots, k, k).
-        pair_of_slot: Index into `pairs` for each slot; None where the slot does not adapt this layer.
+        pair_of_slot: Index into `pairs` for each slot; None if the slot does not adapt this layer.
     """
 
     def __init__(

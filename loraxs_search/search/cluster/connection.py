@@ -61,7 +61,7 @@ def _token_error(address: str | None) -> ClusterError:
 
 
 def _place(address: str | None) -> tuple[str, int] | None:
-    """Return host and port; None where there are none yet, as with `local`."""
+    """Return host and port; None if there are none yet, as with `local`."""
     if address == "auto":
         try:
             address = ray_private.address_of_this_node()

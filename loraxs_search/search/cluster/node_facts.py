@@ -83,7 +83,7 @@ def _memory() -> dict[str, Any]:
 
 
 def _gpus() -> dict[str, Any]:
-    """Ask the driver for names and memory, and torch, in a process of its own, how many it can use."""
+    """Ask the driver for names and memory, and torch, in its own process, how many it can use."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     gpus: list[list[str]] = []
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):

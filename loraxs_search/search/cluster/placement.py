@@ -103,13 +103,13 @@ def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], concurrent: in
 
 
 def processes_that_fit() -> int:
-    """Return how many trials this node's memory has room for now, at least one: each has a process of its own."""
+    """Return how many trials this node's memory has room for now, at least one: each has its own process."""
     return max(1, int(_SHARE * available_bytes() / _PROCESS_BYTES))
 
 
 @dataclass(frozen=True)
 class PackSize:
-    """How many trials share a device, and why, for people."""
+    """How many trials share a device, and why, as shown to users."""
 
     size: int
     reason: str

@@ -15,7 +15,7 @@ from loraxs_search.versions import with_python
 _OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` was given, where this driver is such a job
 _PACKAGE = Path(__file__).parents[2]
 _INSTALLERS = ("uv", "pip", "conda", "image_uri", "container")
-_PLUGINS = "RAY_RUNTIME_ENV_PLUGINS"  # who sets it has keys of their own
+_PLUGINS = "RAY_RUNTIME_ENV_PLUGINS"  # who sets it has their own keys
 _OUTPUT = "Last 50 lines of stdout:"  # of the installer, indented below it in Ray's message
 SETUP_HINT = (
     "put right what --runtime-env asks for, or what the node lacks: `pip` and `uv` need the package virtualenv beside "

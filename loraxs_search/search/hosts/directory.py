@@ -75,7 +75,7 @@ class Leases:
 # Threads that wait for each other sleep: spinning ones make a step up to six times slower on a machine that is also
 # used by others. Read by OpenMP when torch is imported.
 _HOST_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-# Baselines have a thread of their own: no trial waits for them. So have commands, which wait for no trial.
+# Baselines have their own thread: no trial waits for them. So have commands, which wait for no trial.
 _RemoteHost = ray.remote(concurrency_groups={"baselines": 1, "commands": 1})(HostActor)  # type: ignore[call-overload]  # not in Ray's
 
 

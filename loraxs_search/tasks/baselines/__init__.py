@@ -81,7 +81,7 @@ def does_fit(name: str, kind: TaskKind) -> bool:
 
 
 def baseline_title(name: str) -> str:
-    """Return what a baseline is, for people; its name, where it is not installed here."""
+    """Return what a baseline is, as shown to users; its name, where it is not installed here."""
     if is_alone(name):
         return f"the untouched base, {name}, asked in the same way"
     try:

@@ -71,7 +71,7 @@ class BaselineInputs:
 class BaselineModel(ABC):
     """A simple model of the train rows; a subclass writes `answers`, and `fits` if it does not fit every task kind.
 
-    Who calls: one host of a search, once, in a thread of its own, while trials train on the same base in other threads.
+    Who calls: one host of a search, once, in its own thread, while trials train on the same base in other threads.
     So it changes neither `body` nor the rows, and sets nothing that the whole process shares. Torch computes with one
     thread here. Baselines are measured one after the other, in the order of their registration.
 
@@ -103,7 +103,7 @@ class BaselineModel(ABC):
     """
 
     name: ClassVar[str]  # in files, tables and messages: it never changes
-    title: ClassVar[str]  # what it is, for people, as in "TF-IDF of the texts, linear model"
+    title: ClassVar[str]  # what it is, as shown to users, as in "TF-IDF of the texts, linear model"
     limit_s: ClassVar[float] = 4.0
     constant: int | float | str | None = None  # the answer, where it is the same to every row
 

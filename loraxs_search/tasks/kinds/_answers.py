@@ -60,7 +60,7 @@ class _Where(Section):
         Annotated[list[Annotated[str, PlainValidator(_choice, json_schema_input_type=str | int)]], Field(min_length=2)]
         | None
     ) = None
-    """The answer is the one of these texts that comes first, as a word of its own."""
+    """The answer is the one of these texts that comes first, as its own word."""
 
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Extraction:
     Args:
         after: The answer is behind the last place where this stands.
         regex: The answer is the first group of the first match.
-        one_of: The answer is the one that comes first, as a word of its own, whatever its case.
+        one_of: The answer is the one that comes first, as its own word, whatever its case.
         form: `text`: without the white space around it; behind `after` it is the rest of that line, without the marks
             that end a sentence. `number`: the first one; where neither `after` nor `regex` says where, the last one;
             see `_numbers`. `math`: what math-verify holds equal is equal.
@@ -124,7 +124,7 @@ class Extraction:
         """Return the answer in a text, in canonical form; the empty text where there is none.
 
         Args:
-            patient: Whether a text on which `regex` takes too long has no answer, and others go on.
+            patient: Whether a text on which `regex` takes too long has no answer, and others continue.
         Raises:
             SlowPatternError: `regex` takes too long, and this is not patient.
         """

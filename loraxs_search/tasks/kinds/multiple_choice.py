@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from loraxs_search.tasks.batch import RowSource
 
-_OPTIONS = "options"  # their name in `Rows.extras`, where rows have options of their own
+_OPTIONS = "options"  # their name in `Rows.extras`, where rows have their own options
 _LOOKED_AT = 1000  # rows of a split whose options are compared
 _UNLEARNT = -1  # the label of a question
 
@@ -235,7 +235,7 @@ class MultipleChoice(LanguageModelKind):
             if begun := [row for row, tokens in enumerate(_choices(seen).tokens) if _goes_on(tokens)]:
                 place = rows[split].place or SourceLocation(split)
                 yield (
-                    f"{len(begun):,} of {len(seen):,} {split} rows have an option that goes on where another one ends,"
+                    f"{len(begun):,} of {len(seen):,} {split} rows have an option that begins with another one,"
                     f" as {place.row(begun[0])}: the shorter one is always likelier; set `normalize: tokens`, or write"
                     " the same mark behind each option"
                 )

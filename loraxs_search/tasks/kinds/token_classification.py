@@ -332,7 +332,7 @@ class TokenClassification(TaskKind):
 
 
 def _listed_words(value: Any) -> list[str] | None:
-    """Return the words of a question that is a list, also of JSON as in a .csv; None where it is a text, or no text."""
+    """Return the words of a question that is a list, also of JSON as in a .csv; None if it is a text, or no text."""
     items = items_of(value)
     return items if isinstance(items, list) and all(isinstance(item, str) for item in items) else None
 

@@ -54,7 +54,7 @@ class ReportFigure(ABC):
 
     Args:
         name: Of the section and, where it has one plot, of that one.
-        title: A heading, for people.
+        title: A heading, as shown to users.
     """
 
     name: ClassVar[str]
