@@ -35,7 +35,7 @@ from loraxs_search.search_space._distributions import (
     plain_name,
 )
 from loraxs_search.search_space._document import portable_text
-from loraxs_search.search_space._json_schema import schema_text, space_schema
+from loraxs_search.search_space._edits import Overrides, warn_of_retired
 from loraxs_search.search_space._load import (
     SpaceSource,
     load_space,
@@ -44,10 +44,8 @@ from loraxs_search.search_space._load import (
     parse_stored,
     single_method,
 )
-from loraxs_search.search_space._overrides import Overrides
 from loraxs_search.search_space._parameter_specs import parameter_specs, resolve_modules
-from loraxs_search.search_space._reference import reference_text
-from loraxs_search.search_space._retired import warn_of_retired
+from loraxs_search.search_space._schema import reference_text, schema_text, space_schema
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import CatalogueEntry, catalogue_entry, catalogue_task
 from loraxs_search.search_space._user_params import clone_params, place_given

@@ -18,23 +18,21 @@ from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import MOASHA, SCHEDULERS
 from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._document import Document, KeyPath, find_file, parse_document, read_file, shown
-from loraxs_search.search_space._overrides import Overrides, apply_overrides, as_texts
+from loraxs_search.search_space._edits import Overrides, apply_overrides, as_texts, refuse_retired, without_retired
 from loraxs_search.search_space._parameter_forms import PARAMETERS
 from loraxs_search.search_space._parameter_specs import both, defaults_of, parameter_specs
 from loraxs_search.search_space._parameters import read_method, read_parameters
-from loraxs_search.search_space._retired import refuse_retired, without_retired
 from loraxs_search.search_space._sections import (
     BaseModelSection,
     PromotionSection,
     SearchSection,
-    TaskSection,
     check_objectives,
     quality_of,
     read_section,
     search_section,
 )
 from loraxs_search.search_space._space import Space, searched_parameters
-from loraxs_search.search_space._task import read_task
+from loraxs_search.search_space._task import TaskSection, read_task
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")

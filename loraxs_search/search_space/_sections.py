@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
@@ -26,7 +25,7 @@ from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._document import Document, KeyPath, as_written, shown
 from loraxs_search.search_space._parameter_specs import known_entry
-from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, distinct, kind_of
+from loraxs_search.tasks.kinds import Count, Names, Section, Text, distinct, kind_of
 
 
 def _entry_keys() -> dict[str, Any]:
@@ -325,105 +324,3 @@ class BaseModelSection(Section):
     """
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Digest of the weights, 64 hexadecimal digits. Other weights are refused."""
-
-
-class FilesSection(Section):
-    """A file for each split: json, jsonl, csv, tsv, parquet, conll, also compressed. Paths start at the space."""
-
-    train: Text
-    """Training rows."""
-    validation: Text | None = None
-    """Validation rows. Without them, a part of the training rows is set aside."""
-    test: Text | None = None
-    """Test rows. Without them, a part of the training rows is set aside."""
-
-
-class SplitsSection(Section):
-    """The dataset's own name of each split. `train[:1000]` takes the first thousand rows."""
-
-    train: Text
-    """Training rows."""
-    validation: Text | None = None
-    """Validation rows. Without them, a part of the training rows is set aside."""
-    test: Text | None = None
-    """Test rows. Without them, a part of the training rows is set aside."""
-
-
-class SplitSection(Section):
-    """A split of another dataset of the hub."""
-
-    hub: Text
-    """Dataset on the Hugging Face hub."""
-    config: Text | None = None
-    """Configuration of the dataset."""
-    revision: Text | None = None
-    """Commit, tag or branch."""
-    split: Text
-    """Name of the split there."""
-    rename: dict[str, Text] = {}  # noqa: RUF012  # pydantic copies it
-    """Its columns, each with the name that the task knows."""
-
-
-class DataSection(Section):
-    """Where the rows come from: files, or a dataset of the hub."""
-
-    hub: Text | None = None
-    """Dataset on the Hugging Face hub, instead of `data_files`."""
-    config: Text | None = None
-    """Configuration of the hub's dataset."""
-    revision: Text | None = None
-    """Commit, tag or branch of the hub's dataset."""
-    splits: SplitsSection | None = None
-    """The hub's names of the splits. The default is `train` alone."""
-    data_files: FilesSection | None = None
-    """Local files, instead of `hub`."""
-    validation: SplitSection | None = None
-    """Validation rows from another dataset of the hub."""
-    test: SplitSection | None = None
-    """Test rows from another dataset of the hub."""
-    max_characters: Count | None = None
-    """Training rows with more characters, in all columns that are read, are left out."""
-    carved_rows: Count | None = None
-    """How many training rows are set aside for each split that is missing. The default is a tenth of them."""
-
-
-def _registry_safe(name: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == "latest":
-        law = "must start with a lower-case letter or digit, hold only those and . _ -, and not be `latest`"
-        raise ValueError(f"{law}, since the registry knows the task by it")
-    return name
-
-
-class TaskSection(Section):
-    """What is learnt. `task: NAME` takes a well-known task, and `{use: NAME, ...}` one with changes."""
-
-    name: Annotated[Text, AfterValidator(_registry_safe)]
-    """The registry keeps the champion under this name: lower-case letters, digits, `.`, `_` and `-`."""
-    kind: Annotated[Text, AfterValidator(known_entry(KINDS, "a task kind"))]
-    """What is learnt from a row."""
-    data: DataSection
-    """Where the rows come from."""
-    metric: Text | None = None
-    """Metric to search by, if it is not the first of `metrics`. Useful with `--set task.metric=f1`."""
-    metrics: Names | None = None
-    """Metrics to report, required unless there is `metric`. The search goes by the first one."""
-    direction: Direction | None = None
-    """The default is the metric's own."""
-    max_length: Count = 128
-    """Tokens of the longest row, prompt and answer together. A longer text or prompt is cut; a longer answer is an
-    error.
-    """
-    validation_rows: Count | None = None
-    """How many validation rows to score at each report. The default is all. At the end, candidates are scored on all of
-    them.
-    """
-
-
-@cache
-def task_section(kind: type[TaskKind]) -> type[TaskSection]:
-    """Return the section with the keys of a kind beside those that all tasks have."""
-    bases: Any = (kind.section, TaskSection)
-    section: type[TaskSection] = create_model(
-        f"{kind.__name__}TaskSection", __base__=bases, __doc__=kind.section.__doc__
-    )
-    return section

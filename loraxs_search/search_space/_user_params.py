@@ -10,8 +10,8 @@ from loraxs_search.methods import ParameterSpec
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._distributions import METHOD, Constant, Parameter, drawing_order
 from loraxs_search.search_space._document import shown
+from loraxs_search.search_space._edits import retired_value
 from loraxs_search.search_space._parameter_specs import COMMON, SpaceSpecs, method_spec, parameter_specs
-from loraxs_search.search_space._retired import retired_value
 from loraxs_search.search_space._space import Space
 
 

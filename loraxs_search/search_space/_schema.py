@@ -1,0 +1,364 @@
+"""Every key of a space file, from the types that read it: a JSON Schema for editors, and search_spaces/REFERENCE.md.
+
+The schema is Draft 7, which editors know best. It is more lenient than `check`: it knows nothing that depends on the
+base, the data, or several keys together. The reference is made from the schema.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from loraxs_search.methods import METHODS, ParameterSpec
+from loraxs_search.samplers import SAMPLERS
+from loraxs_search.schedulers import SCHEDULERS
+from loraxs_search.search_space._parameter_specs import COMMON, method_spec, parameter_specs
+from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section
+from loraxs_search.search_space._task import TaskSection, task_section
+from loraxs_search.shipped_spaces import shipped_tasks
+from loraxs_search.tasks.kinds import KINDS
+
+Schema = dict[str, Any]
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_WHEN = "when"
+_METHOD = (
+    "What is trained on the frozen base: one method, or `{choice: [lora-xs, vera]}`. Each of several methods has one"
+    " of the first trials; later trials draw their method first, then its parameters. The default is `lora-xs`."
+)
+_START_FROM = (
+    "A registered adapter that trials start from: `TASK`, `TASK@champion` or `TASK:3`. It must be on the same base,"
+    " with the same `basis` and `sigma`, no more layers and no larger rank. Its head is taken too if the labels are"
+    " the same."
+)
+_SCALAR: Schema = {"type": ["string", "number", "boolean"]}
+
+
+def space_schema() -> Schema:
+    """Return the schema, with the kinds, methods, schedulers and samplers that are known by now."""
+    kinds = {name: task_section(kind) for name, kind in KINDS.importable().items()}
+    sections = {"base_model": BaseModelSection, "search": search_section(), "promotion": PromotionSection}
+    models = [(model, "validation") for model in (*kinds.values(), *sections.values())]
+    made, definitions = models_json_schema(models, ref_template="#/definitions/{model}")  # type: ignore[arg-type]
+    references = {id(model): schema for (model, _), schema in made.items()}
+    known = definitions["$defs"]
+    by_kind = {name: _definition(known, references[id(model)]) for name, model in kinds.items()}
+    values, abouts = _values(), _abouts()
+    own = {name: references[id(model)] for name, model in sections.items()}
+    plan = _definition(known, own["search"])["properties"]
+    plan["scheduler"]["enum"], plan["sampler"]["enum"] = SCHEDULERS.names(), SAMPLERS.names()
+    method = schema_of_spec(method_spec())
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "A search space of loraxs-search",
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["task", "base_model", "parameters"],
+        "properties": {
+            "task": _task(by_kind),
+            "base_model": {"anyOf": [_TEXT, own["base_model"]]},
+            "method": {"description": _METHOD, "anyOf": [method, _forms(method, with_conditions=False)]},
+            "parameters": {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {
+                    name: {"description": about, **_declared(_to(f"{name}.value"), _to(f"{name}.forms"))}
+                    for name, about in abouts.items()
+                },
+            },
+            "search": _or_nothing(own["search"]),
+            "promotion": _or_nothing(own["promotion"]),
+            "start_from": {"description": _START_FROM, **_or_nothing(_TEXT)},
+        },
+        "definitions": {
+            **known,
+            **{f"{name}.value": value for name, value in values.items()},
+            **{f"{name}.forms": _forms(_to(f"{name}.value")) for name in values},
+            _WHEN: {"type": "object", "minProperties": 1, "additionalProperties": _any([_SCALAR, _list_of(_SCALAR)])},
+        },
+    }
+
+
+def _to(definition: str) -> Schema:
+    return {"$ref": f"#/definitions/{definition}"}
+
+
+def schema_text() -> str:
+    """Return the schema as it is shipped: a line for each definition, so that a change shows."""
+    schema = space_schema()
+    definitions = schema.pop("definitions")
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in definitions.items())
+    return f'{json.dumps(schema, indent=1)[:-2]},\n "definitions": {{\n{lines}\n }}\n}}\n'
+
+
+def _definition(known: Mapping[str, Schema], reference: Schema) -> Schema:
+    return known[reference["$ref"].rpartition("/")[2]]
+
+
+def _or_nothing(*schemas: Schema) -> Schema:
+    """Return the schema of a section whose lines may all be commented out."""
+    return {"anyOf": [*schemas, {"type": "null"}]}
+
+
+# ---- task ------------------------------------------------------------------------------------------------------------
+def _task(by_kind: Mapping[str, Schema]) -> Schema:
+    """Return the schema of the task: a name of the catalogue, one of these with changes, or one written out."""
+    names = {"enum": shipped_tasks()}
+    keys: dict[str, list[Schema]] = {}  # a key may have another form in another kind
+    for schema in by_kind.values():
+        for name, value in schema["properties"].items():
+            keys.setdefault(name, []).append(value)
+    everything: Schema = {name: _any(values) for name, values in keys.items()}
+    kind = {"enum": list(by_kind)}
+    changed = {"properties": everything | {"use": names, "kind": kind}, "additionalProperties": False}
+    written = [
+        {"if": {"properties": {"kind": {"const": name}}, "required": ["kind"]}, "then": schema}
+        for name, schema in by_kind.items()
+    ]
+    out = {"properties": everything | {"kind": kind}, "required": ["kind"], "allOf": written}
+    of_object = {"if": {"required": ["use"]}, "then": changed, "else": out}
+    return {"type": ["string", "object"], "if": {"type": "string"}, "then": names, "else": of_object}
+
+
+# ---- parameters ------------------------------------------------------------------------------------------------------
+def _values() -> dict[str, Schema]:
+    """Return what a value of every parameter of every method must be, as one of them takes it."""
+    laws: dict[str, list[ParameterSpec]] = {}
+    for method in METHODS.importable():
+        for name, spec in parameter_specs(method).items():
+            laws.setdefault(name, []).append(spec)
+    return {name: _any(map(schema_of_spec, specs)) for name, specs in laws.items()}
+
+
+def _abouts() -> dict[str, str]:
+    """Return what every parameter does, as the first method that takes it says."""
+    specs = [parameter_specs(method) for method in METHODS.importable()]
+    return {name: spec.about for taken in reversed(specs) for name, spec in taken.items()}
+
+
+def schema_of_spec(spec: ParameterSpec) -> Schema:
+    """Return the schema of one value."""
+    if spec.kind == "name":
+        return {"enum": list(spec.names)}
+    if spec.kind == "flag":
+        return {"type": "boolean"}
+    if spec.kind == "modules":
+        return {"anyOf": [_TEXT, {"type": "array", "items": _TEXT, "minItems": 1}]}
+    low = {"exclusiveMinimum" if spec.above else "minimum": spec.low}
+    high = {} if spec.high == math.inf else {"exclusiveMaximum" if spec.below else "maximum": spec.high}
+    return {"type": "integer" if spec.kind == "int" else "number", **low, **high}
+
+
+def _declared(value: Schema, forms: Schema) -> Schema:
+    """Return the schema of a parameter: a value, a form, or a list of these with conditions."""
+    one: Schema = {"anyOf": [value, forms]}
+    return {"anyOf": [value, forms, _list_of(one)]}
+
+
+def _forms(value: Schema, *, with_conditions: bool = True) -> Schema:
+    """Return the schema of a mapping with one of the forms, and what may stand beside it."""
+    pair = {"type": "array", "items": value, "minItems": 2, "maxItems": 2}
+    forms: dict[str, Schema] = {
+        "value": value,
+        "choice": _list_of(value),
+        "uniform": pair,
+        "log_uniform": pair,
+        "int": pair,
+    }
+    options: dict[str, Schema] = {"step": {"type": "number", "exclusiveMinimum": 0}, "log": {"type": "boolean"}}
+    conditions: dict[str, Schema] = {"when": _to(_WHEN), "else": value}
+    return {
+        "type": "object",
+        "properties": {**forms, **options, **(conditions if with_conditions else {})},
+        "oneOf": [{"required": [name]} for name in forms],
+        "additionalProperties": False,
+    }
+
+
+def _list_of(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema, "minItems": 1}
+
+
+def _any(schemas: Iterable[Schema]) -> Schema:
+    distinct: list[Schema] = []
+    for schema in schemas:
+        if schema not in distinct:
+            distinct.append(schema)
+    return distinct[0] if len(distinct) == 1 else {"anyOf": distinct}
+
+
+_HEAD = """\
+# Reference: every key of a space
+
+`loraxs-search spaces reference` writes this page, with the kinds, methods, samplers and schedulers that are installed.
+[README.md](README.md) is the guide. A space has the sections `task`, `base_model` and `parameters`; `method`, `search`,
+`promotion` and `start_from` may be left out.
+"""
+_PARAMETERS = """\
+A parameter is a value, or a form that says what to try. `when` beside a form applies it only if other parameters have
+these values; `else` is the value otherwise. A list of forms takes the first one whose `when` holds.
+
+| form | what it draws |
+|---|---|
+| `{choice: [4, 8]}` | one of the list |
+| `{int: [4, 64]}`, with `step: 4` or `log: true` | a whole number; multiples of a step, or evenly on a log scale |
+| `{uniform: [0.5, 4.0]}`, with `step: 0.5` | a number |
+| `{log_uniform: [1.0e-4, 1.0e-2]}` | a number, evenly on a log scale |
+| `{value: 8, when: {sigma: sqrt}, else: 4}` | a value, under a condition |
+
+These keys suit every method. The keys of each method stand below.
+"""
+_SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def reference_text() -> str:
+    """Return the page, with what is installed here."""
+    return "\n".join([_HEAD, *_Reference(space_schema()).blocks()]).rstrip("\n") + "\n"
+
+
+class _Reference:
+    """The page of a schema, block by block.
+
+    Args:
+        schema: Of a space file.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema, self._known = schema, schema["definitions"]
+        self._places: dict[str, str] = {}  # of definitions that have a heading: its text
+
+    def blocks(self) -> Iterator[str]:
+        """Yield headings, sentences and tables from top to bottom."""
+        yield from self._task()
+        yield from self._section("base_model", self._known["BaseModelSection"])
+        yield from self._key("method")
+        yield from _entries("method", "Methods", METHODS.importable())
+        yield from self._parameters()
+        yield from self._key("start_from")
+        yield from self._section("search", self._known["SearchSection"])
+        yield from _entries("scheduler", "Schedulers", SCHEDULERS.importable())
+        yield from _entries("sampler", "Samplers", SAMPLERS.importable())
+        yield from self._section("promotion", self._known["PromotionSection"])
+
+    def _task(self) -> Iterator[str]:
+        kinds = KINDS.importable()
+        names = {name: f"{kind.__name__}TaskSection" for name, kind in kinds.items()}
+        shared = self._known[next(iter(names.values()))]
+        own = {name: key for name, key in shared["properties"].items() if name in TaskSection.model_fields}
+        yield from self._section("task", {**shared, "description": inspect.getdoc(TaskSection), "properties": own})
+        yield from _entries("kind", "Kinds of task", kinds)
+        for name, kind in kinds.items():
+            schema = self._known[names[name]]
+            keys = {key: each for key, each in schema["properties"].items() if key in kind.section.model_fields}
+            metrics = f"Metrics: {', '.join(f'`{metric}`' for metric in kind.metrics)}."
+            section = {**schema, "description": metrics, "properties": keys}
+            yield from self._section("task", section, kind=name)
+
+    def _key(self, name: str) -> Iterator[str]:
+        yield f"## {name}\n"
+        yield f"{self._schema['properties'][name]['description']}\n"
+
+    def _parameters(self) -> Iterator[str]:
+        yield "## parameters\n"
+        yield _PARAMETERS
+        yield _table(map(_spec_row, COMMON, COMMON.values()))
+        for name, method in METHODS.importable().items():
+            if method.parameters:
+                yield f"### parameters with method: {name}\n"
+                yield _table(map(_spec_row, method.parameters, method.parameters.values()))
+
+    def _section(self, path: str, schema: Schema, kind: str = "") -> Iterator[str]:
+        """Yield the keys of a section, then the sections in it that have no place yet."""
+        inner = {}
+        for name, key in schema["properties"].items():
+            for definition in _references(key):
+                place = f"{path}.{name}"
+                if definition not in self._places:
+                    self._places[definition] = f"{place} of {kind}" if place in self._places.values() else place
+                    inner[definition] = self._places[definition]
+        yield f"{'###' if '.' in path or kind else '##'} {f'{path} with kind: {kind}' if kind else path}\n"
+        yield f"{_sentence(schema['description'])}\n"
+        yield _table(self._rows(schema))
+        for definition, place in inner.items():
+            yield from self._section(place, self._known[definition])
+
+    def _rows(self, schema: Schema) -> Iterator[tuple[str, ...]]:
+        for name, key in schema["properties"].items():
+            default = "required" if name in schema.get("required", ()) else _written(key.get("default"))
+            yield f"`{name}`", _law(key, self._places), default, _sentence(key.get("description", ""))
+
+
+def _entries(key: str, title: str, entries: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the entries of a seam are, from the first paragraphs of their docstrings."""
+    yield f"### {title}\n"
+    rows = [
+        (f"`{name}`", _sentence((inspect.getdoc(entry) or "").partition("\n\n")[0])) for name, entry in entries.items()
+    ]
+    yield _table(rows, heads=(f"`{key}`", "meaning"))
+
+
+def _spec_row(name: str, spec: ParameterSpec) -> tuple[str, ...]:
+    default = "required" if spec.default is None and name != "head_learning_rate" else _written(spec.default)
+    return f"`{name}`", _law(schema_of_spec(spec), {}), default, _sentence(spec.about)
+
+
+def _table(rows: Iterable[tuple[str, ...]], heads: tuple[str, ...] = ("key", "type", "default", "meaning")) -> str:
+    lines = [heads, ("---",) * len(heads), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n" for cells in lines)
+
+
+def _sentence(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _written(default: Any) -> str:
+    """Return a default as YAML has it; nothing where there is none."""
+    if default is None or default in ([], {}) or isinstance(default, dict):
+        return ""
+    text = str(default).lower() if isinstance(default, bool) else str(default)
+    text = re.sub(r"^(\d+)e", r"\1.0e", text)  # YAML 1.1 reads 1e-05 as text
+    return f"`{text}`"
+
+
+def _references(schema: Any) -> Iterator[str]:
+    """Yield the definitions that a key leads to."""
+    if isinstance(schema, dict):
+        if "$ref" in schema:
+            yield schema["$ref"].rpartition("/")[2]
+        for inner in schema.values():
+            yield from _references(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            yield from _references(inner)
+
+
+def _law(schema: Schema, places: Mapping[str, str]) -> str:
+    """Return what a value must be, in words.
+
+    Args:
+        places: Headings of sections, by the definitions that they show.
+    """
+    said = {"boolean": "`true`, `false`", "string": "text"}.get(str(schema.get("type")), "any")
+    if "$comment" in schema:
+        said = str(schema["$comment"])
+    elif "$ref" in schema:
+        place = places.get(schema["$ref"].rpartition("/")[2], "").lower().replace(" ", "-")
+        said = f"[keys](#{re.sub(r'[^a-z0-9_-]', '', place)})"
+    elif "anyOf" in schema:
+        said = " or ".join(dict.fromkeys(_law(each, places) for each in schema["anyOf"] if each.get("type") != "null"))
+    elif "enum" in schema or "const" in schema:
+        said = ", ".join(f"`{each}`" for each in schema.get("enum", [schema.get("const")]))
+    elif schema.get("type") == "array":
+        said = f"list of {_law(schema.get('items', {}), places)}"
+    elif schema.get("type") == "object":
+        said = f"names to {_law(schema.get('additionalProperties', {}), places)}"
+    elif schema.get("type") in ("integer", "number"):
+        given = {sign: schema[name] for name, sign in _SIGNS.items() if name in schema}
+        bounds = [f"{sign} {bound if isinstance(bound, int) else format(bound, 'g')}" for sign, bound in given.items()]
+        said = " ".join([schema["type"], ", ".join(bounds)]).strip()
+    return said
