@@ -119,8 +119,8 @@ class Predictor:
         self._warn_of_cut(cut, len(full))
 
     def __repr__(self) -> str:
-        hyper, base = self._manifest.hyperparameters, self._manifest.base_model.id
-        return f"<Predictor {self.task.name}: {hyper.method} on {base}, {self._manifest.size.stored_bytes:,} bytes>"
+        hyper, base, size = self._manifest.hyperparameters, self._manifest.base_model.id, self._manifest.size
+        return f"<Predictor {self.task.registered_name}: {hyper.method} on {base}, {size.stored_bytes:,} bytes>"
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _encode(self, rows: Sequence[tuple[Any, ...]]) -> EncodedRows:

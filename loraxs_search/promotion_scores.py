@@ -57,7 +57,9 @@ def other_finalists(folder: StudyFolder, candidates: list[Candidate]) -> list[st
     """
     own = {candidate.test_fingerprint for candidate in candidates if candidate.test_metrics} - {""}
     others = (name for name in list_studies() if name != folder.name)
-    tested = (c for name in others for c in _tested_on(name, folder.info.task.name) if c.test_fingerprint in own)
+    tested = (
+        c for name in others for c in _tested_on(name, folder.info.task.registered_name) if c.test_fingerprint in own
+    )
     return list(dict.fromkeys(map(registry.key, tested)))
 
 
@@ -72,4 +74,4 @@ def _tested_on(name: str, task: str) -> list[Candidate]:
     except (LoraxsError, ValueError):
         return []
     earlier = [replace(c, trial_id=trial_id) for c in scored for trial_id in (*c.earlier_finalists, *before)]
-    return [*earlier, *scored] if study.info.task.name == task else []
+    return [*earlier, *scored] if study.info.task.registered_name == task else []

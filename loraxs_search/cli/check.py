@@ -157,7 +157,7 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
     searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
     facts = {
         "space": f"{space.name} ({space.source})",
-        "task": f"{task.name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
+        "task": f"{task.registered_name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
         + (f", trials by {task.report_metric}" if task.report_metric else "")
         + (f"; {', '.join(plan.objectives)} together" if plan.objectives else ""),
         "method": ", ".join(get_method(name).title for name in space.methods),

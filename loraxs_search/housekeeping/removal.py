@@ -156,7 +156,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
         removed = RemovedStudy(name, folder.path, item.num_bytes, storage=info.storage, unasked=unasked)
         if runs:
             uri = resolve_uri(info.tracking_uri)
-            count, kept = remove_runs(uri, folder.path, info.task.name, dry_run=dry_run)
+            count, kept = remove_runs(uri, folder.path, info.task.registered_name, dry_run=dry_run)
             removed = replace(removed, num_runs=count, kept_runs=kept)
         if not dry_run:
             remove_whole(folder.path)

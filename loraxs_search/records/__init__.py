@@ -67,6 +67,7 @@ from loraxs_search.records._task import (
     Task,
     TaskModel,
     TokenCounts,
+    registered_name,
 )
 from loraxs_search.records._trial import (
     AdapterSize,
@@ -160,6 +161,7 @@ __all__ = [
     "is_alone",
     "is_unmeasured",
     "json_name",
+    "registered_name",
     "shots_name",
     "to_json",
 ]

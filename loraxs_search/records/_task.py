@@ -48,6 +48,14 @@ class DataSource:
     carved_rows: int | None = None
 
 
+def registered_name(task: str, variant: str | None) -> str:
+    """Return the name of a championship, `TASK` or `TASK.VARIANT`.
+
+    A task whose own name has a dot is the same championship as a variant that is written so.
+    """
+    return f"{task}.{variant}" if variant else task
+
+
 @dataclass(frozen=True)
 class Task:
     """What is learnt: rows, columns, labels and how an answer is scored.
@@ -65,6 +73,8 @@ class Task:
             Candidates are always compared by `metric`.
         standardized: Whether a head learns numbers less their mean, in units of their spread; False in studies that
             earlier versions launched.
+        variant: Which of several championships of the task it is, such as a language or a customer; None where there is
+            one alone.
     """
 
     name: str
@@ -83,6 +93,12 @@ class Task:
     report_metric: str | None = None
     report_direction: Direction | None = None
     standardized: bool = False
+    variant: str | None = None
+
+    @property
+    def registered_name(self) -> str:
+        """What a champion is champion of: the registered model, and the name that people pull it by."""
+        return registered_name(self.name, self.variant)
 
     @property
     def for_candidates(self) -> Task:

@@ -200,7 +200,7 @@ def _logged_model(client: MlflowClient, uri: str, folder: Path, manifest: Manife
     run_id, experiment_id = _source(client, uri, manifest)
     model = client.create_logged_model(
         experiment_id,
-        name=f"{manifest.task.name}-{manifest.trial_id}".replace(".", "-"),
+        name=f"{manifest.task.registered_name}-{manifest.trial_id}".replace(".", "-"),
         source_run_id=run_id,
         tags={"loraxs.study": manifest.study, "trial_id": manifest.trial_id, "loraxs.digest": digest},
         model_type="LORAXS",

@@ -27,7 +27,7 @@ def model_card(manifest: Manifest) -> str:
     own = ", ".join(f"{name} {_short(value)}" for name, value in method.params(tuned).items())
     sections = [
         _front_matter(manifest),
-        f"# {task.name}",
+        f"# {task.registered_name}",
         f"{method.title} adapter for `{manifest.base_model.id}`: {task.kind.replace('-', ' ')}"
         + (f" into {', '.join(task.labels)}." if task.labels else "."),
         "## Scores",
@@ -168,8 +168,8 @@ def _loading(manifest: Manifest) -> str:
 
 ```python
 import loraxs_search
-model = loraxs_search.load_adapter("{manifest.task.name}")
-tokenizer = loraxs_search.load_tokenizer("{manifest.task.name}"){_predicting(kind)}
+model = loraxs_search.load_adapter("{manifest.task.registered_name}")
+tokenizer = loraxs_search.load_tokenizer("{manifest.task.registered_name}"){_predicting(kind)}
 ```
 
 With transformers and PEFT, from this folder, {where_base_is(base)}:
@@ -221,7 +221,7 @@ def _predicting(kind: TaskKind) -> str:
     if kind.serving is None:
         return ""
     columns = ", ".join(json.dumps(f"<{name}>", ensure_ascii=False) for name in kind.question_texts)
-    return f'\nanswers = loraxs_search.predict("{kind.task.name}", [{columns}])'
+    return f'\nanswers = loraxs_search.predict("{kind.task.registered_name}", [{columns}])'
 
 
 def _vllm(manifest: Manifest) -> str:
@@ -238,7 +238,7 @@ def _vllm(manifest: Manifest) -> str:
 With vLLM, as plain LoRA ({limits}{where}):
 
 ```console
-loraxs-search pull {manifest.task.name} --format lora --out adapters/{manifest.task.name}
+loraxs-search pull {manifest.task.registered_name} --format lora --out adapters/{manifest.task.registered_name}
 VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver \\
 VLLM_LORA_RESOLVER_CACHE_DIR=adapters vllm serve {base} --enable-lora --max-lora-rank {rank}{own}
 ```{"" if has_head else _gguf(manifest)}"""
@@ -250,7 +250,7 @@ def _gguf(manifest: Manifest) -> str:
 With llama.cpp and Ollama, as plain LoRA in a GGUF file; the folder's README.md says how:
 
 ```console
-loraxs-search pull {manifest.task.name} --format gguf --out adapters/{manifest.task.name}-gguf
+loraxs-search pull {manifest.task.registered_name} --format gguf --out adapters/{manifest.task.registered_name}-gguf
 ```"""
 
 

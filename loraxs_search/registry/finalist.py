@@ -147,7 +147,7 @@ def _show(criterion: Criterion, candidate: Candidate) -> str:
 
 
 def _fault(rule: PromotionRule, task: Task, criterion: Criterion, candidate: Candidate) -> str | None:
-    if candidate.task != task.name:
+    if candidate.task != task.registered_name:
         return f"it is of task {candidate.task}"
     if fault := criterion.fault(candidate.validation_metrics, "validation"):
         return fault

@@ -22,7 +22,7 @@ _WORKSPACE = "?workflowType=machine_learning"  # that MLflow's pages open a link
 
 def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, version: int) -> str:
     """Return the description of a version: how good and how big it is, why it was promoted, how to pull it."""
-    task = manifest.task.name
+    task = manifest.task.registered_name
     before = [
         f"{_headline(candidate, decision.metric)} On `{manifest.base_model.id}`, promoted {decision.at[:10]}.",
         score_table(manifest),

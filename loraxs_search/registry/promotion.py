@@ -302,7 +302,7 @@ def decide(
     score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
     reasons = (score, *applied.left_out(), verdict.reason, "promoted by force" if forced else "")
     return Decision(
-        task=task.name,
+        task=task.registered_name,
         study=candidate.study,
         promoted=verdict.promoted or forced,
         winner=candidate.trial_id,

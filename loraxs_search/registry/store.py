@@ -73,14 +73,14 @@ class Registry(ChangingRegistry):
         Returns:
             The decision, and the version it made champion.
         """
-        choice = choose(rule, task, candidates)
+        name, choice = task.registered_name, choose(rule, task, candidates)
         if choice.finalist is None:
             decision = self._refusal(
                 rule, task, beside.study or ", ".join(sorted({c.study for c in candidates})), choice
             )
-            with self._locked(task.name) as check:
-                self._finish_begun(task.name, check)
-                decision = replace(decision, number=next_number(self.latest_decisions(task.name)))
+            with self._locked(name) as check:
+                self._finish_begun(name, check)
+                decision = replace(decision, number=next_number(self.latest_decisions(name)))
                 check()
                 self._record(decision)
             return decision, None
@@ -90,12 +90,12 @@ class Registry(ChangingRegistry):
         of_base = alone.read_bytes() if alone is not None else None
         finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
         for _ in range(_MAX_TRIES):
-            champions = self._champions(task.name, finalist, rescore)  # may take minutes: before the lock
-            with self._locked(task.name) as check:
-                self._finish_begun(task.name, check)
-                if self._moved(task.name, champions):
+            champions = self._champions(name, finalist, rescore)  # may take minutes: before the lock
+            with self._locked(name) as check:
+                self._finish_begun(name, check)
+                if self._moved(name, champions):
                     continue
-                past = self.decisions_before(task.name, key(finalist.candidate))
+                past = self.decisions_before(name, key(finalist.candidate))
                 comparison = FinalistComparison(rule, task, finalist, forced, past, beside.seen)
                 decision = comparison.decide({alias: one for alias, one in champions.items() if one is not None})
                 reasons = (*choice.reasons, *decision.reasons)
@@ -107,7 +107,7 @@ class Registry(ChangingRegistry):
                     return decision, None
                 folder = folders[finalist.candidate.trial_id]
                 return self._register(folder, finalist.candidate, decision, check, answers)
-        raise RegistryError(f"The champion of {task.name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
+        raise RegistryError(f"The champion of {name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
 
     def _register(
         self,
@@ -118,10 +118,11 @@ class Registry(ChangingRegistry):
         answers: bytes | None,
     ) -> tuple[Decision, int]:
         manifest = verify(folder)
-        if (manifest.task.name, manifest.study, manifest.trial_id) != (decision.task, candidate.study, decision.winner):
+        own = manifest.task.registered_name, manifest.study, manifest.trial_id
+        if own != (decision.task, candidate.study, decision.winner):
             raise IntegrityError(
                 f"{folder} must hold the winner {candidate.study}/{decision.winner} of {decision.task}, "
-                f"but its manifest says {manifest.study}/{manifest.trial_id} of {manifest.task.name}."
+                f"but its manifest says {manifest.study}/{manifest.trial_id} of {own[0]}."
             )
         task, digest, client = check_task(decision.task), folder_digest(folder), self._client
         aliases = decision.aliases or (CHAMPION,)
@@ -179,9 +180,9 @@ class Registry(ChangingRegistry):
 
     def _refusal(self, rule: PromotionRule, task: Task, study: str, choice: FinalistChoice) -> Decision:
         """Return the decision on a study none of whose candidates may be promoted."""
-        champion, metric = self.champion(task.name), Criterion.of(rule, task).metric
+        champion, metric = self.champion(task.registered_name), Criterion.of(rule, task).metric
         return Decision(
-            task=task.name,
+            task=task.registered_name,
             study=study,
             promoted=False,
             winner=None,

@@ -192,7 +192,7 @@ def compare(
     task = opened[0].info.task
     return Comparison(
         by=by,
-        task=task.name,
+        task=task.registered_name,
         base_model=opened[0].info.base_model.id,
         metric=task.search_metric,
         direction=task.search_direction,

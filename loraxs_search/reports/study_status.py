@@ -81,7 +81,9 @@ def study_summaries(*, sizes: bool = False) -> Iterator[StudySummary]:
             yield StudySummary(name, "-", "unreadable", "-", "-", problem=error.message, **more)
             continue
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
-        yield StudySummary(name, folder.info.task.name, state, f"{counts.ended}/{counts.num_trials}", created, **more)
+        yield StudySummary(
+            name, folder.info.task.registered_name, state, f"{counts.ended}/{counts.num_trials}", created, **more
+        )
 
 
 def study_facts(name: str) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def study_facts(name: str) -> dict[str, Any]:
         "path": str(folder.path),
         "state": study_state(folder),
         "created": info.created_at,
-        "task": info.task.name,
+        "task": info.task.registered_name,
         "base": info.base_model.id,
         "space": info.space_source,
         "MLflow": redact(info.tracking_uri),

@@ -82,6 +82,12 @@ class DataSection(Section):
     """How many training rows are set aside for each split that is missing. The default is a tenth of them."""
 
 
+def _variant(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+        raise ValueError("must start with a lower-case letter or digit, and hold only those and _ -")
+    return name
+
+
 def _registry_safe(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) or name == "latest":
         law = "must start with a lower-case letter or digit, hold only those and . _ -, and not be `latest`"
@@ -94,6 +100,8 @@ class TaskSection(Section):
 
     name: Annotated[Text, AfterValidator(_registry_safe)]
     """The registry keeps the champion under this name: lower-case letters, digits, `.`, `_` and `-`."""
+    variant: Annotated[Text, AfterValidator(_variant)] | None = None
+    """A language, a customer: the registry keeps a champion of its own for it, as `NAME.VARIANT`."""
     kind: Annotated[Text, AfterValidator(known_entry(KINDS, "a task kind"))]
     """What is learnt from a row."""
     data: DataSection
@@ -326,6 +334,7 @@ def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:
         direction=section.direction or kind.metrics[metric].direction,
         max_length=section.max_length,
         validation_rows=section.validation_rows,
+        variant=section.variant,
     )
 
 

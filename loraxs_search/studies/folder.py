@@ -29,6 +29,7 @@ from loraxs_search.records import (
     TrialState,
     check_trial_id,
     is_alone,
+    registered_name,
     to_json,
 )
 from loraxs_search.studies.adapter_files import are_aside, replace_folder, restore_folders
@@ -76,7 +77,8 @@ def studied_tasks() -> list[str]:
     tasks = set()
     for name in list_studies():
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            tasks.add(str(json.loads((studies_root() / name / "study.json").read_bytes())["task"]["name"]))
+            task = json.loads((studies_root() / name / "study.json").read_bytes())["task"]
+            tasks.add(registered_name(task["name"], task.get("variant")))
     return sorted(tasks)
 
 
@@ -297,7 +299,9 @@ class StudyFolder:
             baselines = [*baselines, *(one for one in self.baselines() or () if is_alone(one.name))]
         if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
             rows = {one.name: one.test_rows for one in baselines if one.test_answers}
-            write_atomic(self.path / _BASELINE_ANSWERS, to_json(_BaselineAnswers(answers, self.info.task.name, rows)))
+            write_atomic(
+                self.path / _BASELINE_ANSWERS, to_json(_BaselineAnswers(answers, self.info.task.registered_name, rows))
+            )
         scores = tuple(replace(one, test_answers=(), test_rows="") for one in baselines)
         write_atomic(self.path / _BASELINES, to_json(_BaselineFile(scores), indent=2))
 

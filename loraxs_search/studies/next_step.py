@@ -21,7 +21,7 @@ def next_step_of_task(task: str, uri: str) -> str | None:
     for name in list_studies():
         try:
             study = StudyFolder.open(name)
-            if study.info.task.name == task and redact(study.info.tracking_uri) == redact(uri):
+            if study.info.task.registered_name == task and redact(study.info.tracking_uri) == redact(uri):
                 return next_step(study)
         except StudyError:  # a damaged study hides no other
             continue

@@ -110,7 +110,7 @@ def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]
 
 def task_note(facts: StudyDescription) -> str:
     """Return the description of a task's experiment, as its latest study has it."""
-    task, model = facts.task, f"#/models/{facts.task.name}?workflowType=machine_learning"
+    task, model = facts.task, f"#/models/{facts.task.registered_name}?workflowType=machine_learning"
     return f"""{task.kind.replace("-", " ").capitalize()}{_labels(task)}. {_searched(task)}
 
 - **Data**: {_data(facts)}
@@ -123,8 +123,8 @@ The best adapter so far is the champion of the [registered model]({model}), once
 it so. To use it:
 
 ```
-loraxs-search pull {task.name}
-loraxs-search predict {task.name} TEXT
+loraxs-search pull {task.registered_name}
+loraxs-search predict {task.registered_name} TEXT
 ```
 """
 

@@ -94,7 +94,7 @@ def confirm(
     candidate = Candidate(
         folder.name,
         trial_id,
-        task.name,
+        task.registered_name,
         tested,
         {task.metric: scores[0]},
         record.reports[-1].size.stored_bytes,

@@ -80,7 +80,7 @@ def _check_headless(manifest: Manifest) -> None:
     """
     if kind_of(manifest.task).model.num_outputs is not None:
         raise UsageError(
-            f"`--format gguf` must be of an adapter without a head, but {manifest.task.name} is of kind"
+            f"`--format gguf` must be of an adapter without a head, but {manifest.task.registered_name} is of kind"
             f" {manifest.task.kind}, which trains one.",
             hint="use --format lora or merged with transformers",
         )
@@ -247,7 +247,7 @@ def _flags(serving: Serving | None) -> str:
 
 def _readme(manifest: Manifest, title: str, serving: Serving | None) -> str:
     """Return what the two files are for."""
-    ref, name = manifest.base_model, manifest.task.name
+    ref, name = manifest.base_model, manifest.task.registered_name
     made = "`convert_hf_to_gguf.py` makes it"
     if ref.package is not None:
         made = f"the weights of the Python package `{ref.package}`, no others: its own GGUF file, if it has one"

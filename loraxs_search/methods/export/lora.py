@@ -53,7 +53,7 @@ def _page(adapter: LoadedAdapter, base: BaseModelRef) -> str:
     """
     manifest = adapter.manifest
     where = where_base_is(base) if base.revision else _on_this_machine(manifest)
-    return f"""# {manifest.task.name}
+    return f"""# {manifest.task.registered_name}
 
 A {adapter.method.title} adapter for `{manifest.base_model.id}` as plain LoRA, exactly.
 

@@ -81,7 +81,7 @@ def _load_in_float32(path: Path) -> None:
 
 def _page(adapter: LoadedAdapter, serving: Serving | None, notice: str) -> str:
     task = adapter.manifest.task
-    page = f"""# {task.name}
+    page = f"""# {task.registered_name}
 
 {notice}
 

@@ -69,7 +69,7 @@ def report_page(facts: ReportFacts) -> str:
         environment.from_string(_template("report.html.j2"))
         .render(
             facts=facts,
-            title=f"{facts.info.name}: {facts.task.name}",
+            title=f"{facts.info.name}: {facts.task.registered_name}",
             as_of=_moment(facts.read_at),
             created=_moment(facts.info.created_at),
             last=_moment(facts.last_at) if facts.last_at else "",

@@ -138,7 +138,7 @@ def settings_table(facts: ReportFacts) -> ReportTable:
     info, identity = facts.info, facts.folder.identity()
     constants = {name: value for r in facts.records for name, value in r.params.items() if name not in facts.varied}
     rows = [
-        ("task", f"{info.task.name} ({info.task.kind})"),
+        ("task", f"{info.task.registered_name} ({info.task.kind})"),
         ("base model", info.base_model.id),
         *([("base digest", identity.base_digest), ("data digest", identity.data_fingerprint)] if identity else []),
         ("scheduler", info.search.scheduler),

@@ -55,7 +55,7 @@ def commands(
         goes_on: Whether an earlier driver has worked on the study: see `TagSource`.
     """
     folder = study.folder
-    tags = CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.name)
+    tags = CommandTags(tracking_uri, recorded_id(folder.path), folder.info.task.registered_name)
     with contextlib.closing(TagSource(tags, goes_on=goes_on)) as tag_source:
         commander = Commander(study, [InboxSource(folder.inbox()), tag_source], say, follow)
         yield commander

@@ -89,7 +89,7 @@ class Driver:
                 folder.set_candidates_aside()
             actors.start_from = keep_start(folder)
             journal, uri = folder.journal(), self._info.tracking_uri
-            tracker = Tracker(folder.name, folder.path, uri, self._info.task.name, folder.keep_rule)
+            tracker = Tracker(folder.name, folder.path, uri, self._info.task.registered_name, folder.keep_rule)
             try:
                 result = self._search(folder, actors, journal, tracker.run_id)
                 journal.front_found(result.front)
@@ -357,7 +357,7 @@ class Driver:
         return SearchStarted(
             study=self._info.name,
             at=steady_time(),
-            task=task.name,
+            task=task.registered_name,
             metric=task.search_metric,
             direction=task.search_direction,
             num_trials=plan.trials,

@@ -20,7 +20,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
     with (
         folder.lock(),
         mirrored(folder, lambda: None),
-        Tracker(folder.name, folder.path, info.tracking_uri, info.task.name, folder.keep_rule) as tracker,
+        Tracker(folder.name, folder.path, info.tracking_uri, info.task.registered_name, folder.keep_rule) as tracker,
     ):
         answer_waiting(folder, info.tracking_uri)
         result = record_finished(folder, tracker)

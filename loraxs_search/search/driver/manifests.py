@@ -24,7 +24,7 @@ def make_candidate(
     return Candidate(
         study=folder.name,
         trial_id=adapter.trial_id,
-        task=study.task.name,
+        task=study.task.registered_name,
         test_metrics={},
         validation_metrics=validation_metrics,
         stored_bytes=adapter.size.stored_bytes,

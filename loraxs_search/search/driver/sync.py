@@ -62,7 +62,7 @@ def _sync(folder: StudyFolder) -> Synced:
     except StorageError as error:
         return Synced(folder.name, "waiting", error.message)
     with folder.lock():
-        tracker = Tracker(folder.name, folder.path, uri, info.task.name, folder.keep_rule)
+        tracker = Tracker(folder.name, folder.path, uri, info.task.registered_name, folder.keep_rule)
         try:
             if folder.candidates() is not None and not is_recorded(folder.journal(), tracker):
                 with mirrored(folder, lambda: None):  # else another machine would record it otherwise

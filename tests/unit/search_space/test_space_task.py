@@ -97,6 +97,16 @@ def test_unknown_name_lists_the_nearest_first():
         catalogue_task("sst-2")
 
 
+# ---- variants --------------------------------------------------------------------------------------------------------
+def test_a_variant_is_a_championship_of_its_own(parse, text, faults):
+    assert parse(text).task.registered_name == "reviews"
+    assert parse(text, "task.variant=de").task.registered_name == "reviews.de"
+    assert parse(text, "task={use: sst2, variant: acme_1}").task.registered_name == "sst2.acme_1"
+    for name in ("DE", "de.at", "a b", '""'):
+        (line,) = faults(text.replace("  kind:", f"  variant: {name}\n  kind:"))
+        assert "task.variant: must " in line
+
+
 # ---- rows as the cards have them -------------------------------------------------------------------------------------
 @pytest.fixture
 def hub(tmp_path: Path):

@@ -41,3 +41,11 @@ def test_an_adapter_that_no_trial_can_start_from_is_refused_at_once(
     space = parse_space(SPACE, source="s.yaml", folder=Path())
     with pytest.raises(UsageError, match=law):
         start_from.resolve_start(space, "sqlite:///x.db")
+
+
+def test_the_head_of_one_variant_answers_another_of_the_same_task() -> None:
+    numbers = replace(TASK, kind="regression")  # of which labels do not tell
+    german, french = replace(numbers, variant="de"), replace(numbers, variant="fr")
+    assert start_from.has_same_answers(german, french)
+    assert start_from.has_same_answers(german, numbers)
+    assert not start_from.has_same_answers(german, replace(german, name="another"))

@@ -1,0 +1,96 @@
+"""Variants of a task, each with a championship of its own: what one is compared with, called and rolled back by."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support.searched_studies import Tried, confirm, searched
+from support.studies import TASK, study
+from support.toys import adapter
+
+import loraxs_search
+from loraxs_search.records import Task, from_json, to_json
+from loraxs_search.registry import Registry, model_card, verify
+from loraxs_search.studies import next_step_of_task, studied_tasks
+
+LABELS = [0, 1] * 40
+GERMAN, FRENCH = (replace(TASK, variant=variant) for variant in ("de", "fr"))
+
+
+@pytest.fixture
+def promoted(store_uri, say):
+    """Promote a study of a task whose finalist answers so many of 80 test rows rightly."""
+
+    def make(study: str, task: Task, right: int):
+        folder = searched(study, [Tried({"rank": 4}, 0.8)], task=task)
+        answers = [label if row < right else 1 - label for row, label in enumerate(LABELS)]
+        confirm(folder, "00000", [0.8], answers, LABELS)
+        adapter(folder.adapter_path("00000"), "00000", study.encode(), task=task, study=study)
+        said = say("promote", study, "--json", "--tracking-uri", store_uri)
+        assert said.code == 0, said.err
+        return json.loads(said.out)
+
+    return make
+
+
+def champions(uri: str) -> dict[str, str | None]:
+    adapters = {one.task: Registry(uri).champion(one.task) for one in Registry(uri).summaries()}
+    return {task: held.candidate.study if held else None for task, held in adapters.items()}
+
+
+def test_each_variant_has_a_champion_baselines_and_a_history_of_its_own(promoted, store_uri):
+    assert promoted("plain", TASK, 79)["promoted"]
+    german = promoted("german", GERMAN, 70)
+    assert (german["task"], german["promoted"]) == ("t.de", True), "it is not compared with the better plain one"
+    assert any("there was no champion" in reason for reason in german["reasons"])
+    assert german["looks"][0]["number"] == 1, "the plain study has not used its test rows"
+    assert not promoted("french", FRENCH, 42)["promoted"], "no better than the constant answer"
+    assert promoted("better", GERMAN, 79)["champion"] == "german/00000"
+    assert champions(store_uri) == {"t": "plain", "t.de": "better", "t.fr": None}
+
+
+def test_names_of_variants_go_wherever_names_of_tasks_go(promoted, store_uri, say):
+    for searched_study, right in (("german", 70), ("better", 79)):
+        promoted(searched_study, GERMAN, right)
+    promoted("plain", TASK, 75)
+    assert [line.split()[0] for line in say("ls").out.splitlines()[1:]] == ["t", "t.de"]
+    assert "better/00000" in say("show", "t.de").out
+    assert "plain" not in say("show", "t.de").out
+    assert "german/00000" in say("history", "t.de").out
+    said = say("rollback", "t.de")
+    assert said.out.startswith("t.de: from version 2 back to version 1"), said.err
+    assert champions(store_uri) == {"t": "plain", "t.de": "german"}
+    for name, searched_study in (("t", "plain"), ("t.de", "german"), ("t.de:2", "better"), ("t.de@champion", "german")):
+        folder = Path(say("pull", name).out.strip())
+        assert json.loads((folder / "manifest.json").read_text())["study"] == searched_study
+    assert 'load_adapter("t.de")' in model_card(verify(folder))
+    assert say("rm", "t.de:2", "--force").code == 0
+    assert [one.version for one in loraxs_search.show("t.de")] == [1]
+
+
+def test_a_name_with_a_dot_is_the_same_championship_as_a_variant_that_is_written_so(promoted, store_uri):
+    """So who wrote `name: t.de` before there were variants goes on with its champion."""
+    promoted("before", replace(TASK, name="t.de"), 79)
+    assert promoted("german", GERMAN, 70)["champion"] == "before/00000"
+    assert champions(store_uri) == {"t.de": "before"}
+
+
+def test_what_a_study_of_a_variant_waits_for_is_told_to_who_asks_for_that_variant(store_uri, say):
+    study("german", store_uri, task=GERMAN)
+    assert next_step_of_task("t", store_uri) is None
+    assert "loraxs-search resume german" in next_step_of_task("t.de", store_uri)
+    assert studied_tasks() == ["t.de"]
+    said = say("pull", "t.de")
+    assert said.code == 1
+    assert "loraxs-search resume german" in said.err
+    assert [line.split()[1] for line in say("studies", "ls").out.splitlines()[1:]] == ["t.de"]
+
+
+def test_a_stored_task_says_its_variant_and_one_without_has_none():
+    assert from_json(Task, to_json(GERMAN)) == GERMAN
+    before = {name: value for name, value in json.loads(to_json(TASK)).items() if name != "variant"}
+    assert from_json(Task, json.dumps(before)) == TASK
+    assert (TASK.registered_name, GERMAN.registered_name) == ("t", "t.de")
