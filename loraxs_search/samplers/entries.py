@@ -190,7 +190,7 @@ def _named(distributions: Mapping[str, BaseDistribution], names: Sequence[str]) 
 
 
 def _random_advice(sampler: Sampler, together: Sequence[str]) -> Iterator[str]:
-    """Say which parameters are none of those that the sampler draws together."""
+    """Say which parameters the sampler draws at random instead of together."""
     at_random = [each for each in sampler.config.searched if each.name not in together]
     if at_random:
         drawn = ", ".join(map(_described, at_random))

@@ -62,7 +62,7 @@ class Choices:
 
 
 class UndecidedError(UsageError):
-    """Something cannot be guessed: whoever knows it must say it.
+    """Something cannot be guessed: the user must say it.
 
     Args:
         option: The field of `Choices`, and the command line's option, that says it.
@@ -100,7 +100,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_missing(text: str, counts: Mapping[str, int], num_rows: int) -> bool:
-    """Whether an answer says that there is none; of a word that may be a class, in so few rows that it is none."""
+    """Whether an answer stands for a missing one. A word that may be a class counts as missing only if it is rare."""
     word = text.lower()
     return word in _NEVER_MEANT or (word in _MISSING and counts[text] <= max(1, num_rows // 100))
 

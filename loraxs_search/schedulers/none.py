@@ -11,4 +11,4 @@ class NoScheduler(Scheduler):
     name = "none"
 
     def decide(self, trial: ScoredTrial) -> None:
-        """Stop nobody."""
+        """Let the trial continue."""

@@ -39,7 +39,7 @@ class Constant:
         return (self.value,)
 
     def find(self, value: Scalar, same: Same) -> Scalar | None:
-        """Return the value that may be drawn and is the same; None when there is none."""
+        """Return the equal value that may be drawn, or None."""
         return self.value if same(self.value, value) else None
 
     @property
@@ -67,7 +67,7 @@ class Choice:
         return self.choices
 
     def find(self, value: Scalar, same: Same) -> Scalar | None:
-        """Return the value that may be drawn and is the same; None when there is none."""
+        """Return the equal value that may be drawn, or None."""
         return next((choice for choice in self.choices if same(choice, value)), None)
 
     @property
@@ -101,7 +101,7 @@ class Integers:
         return range(self.low, self.high + 1, self.step)
 
     def find(self, value: Scalar, same: Same) -> Scalar | None:
-        """Return the value that may be drawn and is the same; None when there is none."""
+        """Return the equal value that may be drawn, or None."""
         return value if value in self.values else None
 
     @property
@@ -130,7 +130,7 @@ class Floats:
         return f"in {self.low:g}..{self.high:g}{f' by {self.step:g}' if self.step else ''}"
 
     def find(self, value: Scalar, same: Same) -> Scalar | None:
-        """Return the value that may be drawn and is the same; None when there is none."""
+        """Return the equal value that may be drawn, or None."""
         if isinstance(value, str) or not self.low <= value <= self.high:
             return None
         if self.step is None:

@@ -60,7 +60,7 @@ def _narrow_parameters(
     for name, given in list(section.items()):
         takers = kept.takers(name)
         if name in gone:
-            if not location_of(document.locations, (_PARAMETERS, name)).is_override:  # that is a fault, which is told
+            if not location_of(document.locations, (_PARAMETERS, name)).is_override:  # reported as a fault later
                 del section[name]
         elif isinstance(given, list) and any(isinstance(item, dict) for item in given):
             _narrow_list(document, (_PARAMETERS, name), given, earlier, takers, gone)
@@ -102,7 +102,7 @@ def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str], gone: Se
     named = when.get(METHOD, list(takers))
     asked = named if isinstance(named, list) else [named]
     if not asked or not set(asked) <= set(earlier):
-        return [form]  # a fault, which is told
+        return [form]  # reported as a fault later
     fitting = [method for method in asked if method in takers] if not when.keys() & gone else []
     if not fitting:
         return [form["else"]] if "else" in form else []
@@ -226,7 +226,7 @@ KEYS: dict[KeyPath, _Retired] = {
 VALUES: dict[str, dict[str, _Retired]] = {  # of a parameter
     "basis": {
         "gradient": _Retired("use `basis: top`, which scores as well"),
-        "random": _Retired("use `basis: gaussian`, which draws A and B anew for each seed", in_stored=True),
+        "random": _Retired("use `basis: gaussian`, which draws new A and B for each seed", in_stored=True),
     },
     METHOD: dict.fromkeys(GONE, _Retired("use `method: lora-xs`, or lora, vera, ia3, tinylora or unilora")),
 }
@@ -276,7 +276,7 @@ def without_retired(document: Document, study: str) -> None:
 
 
 def warn_of_retired(text: str, study: str) -> None:
-    """Warn of keys in a stored study's space that a promotion does not heed any more."""
+    """Warn of keys in a stored study's space that promotion now ignores."""
     for path, _, retired in _found(parse_document(text, "space.yaml").data):
         if not retired.decides_trials:
             _logger.warning("study %s: `%s` is ignored: this version no longer supports it", study, dotted(path))

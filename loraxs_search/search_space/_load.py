@@ -190,7 +190,7 @@ def single_method(text: str) -> str:
 
 
 def _rewritten(document: Document, overrides: Sequence[str]) -> str:
-    """Write the data out anew, saying what was put in; the original's comments may no longer be true of it."""
+    """Return the data as new YAML below a line for each override; the original's comments may no longer be true."""
     header = "".join(f"# {document.source} with --set {json.dumps(override)}\n" for override in overrides)
     return header + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
 
@@ -302,7 +302,7 @@ def _reported(document: Document, given: object, task: Task | None) -> Task | No
 
 
 def _check_head(document: Document, given: object, task: Task | None, methods: Sequence[str]) -> None:
-    """Refuse parameters of a head where there is none, as trials would differ in nothing, and methods that need one."""
+    """Refuse head parameters and methods that need a head if the task has no head: such trials would not differ."""
     if task is None or kind_of(task).model.num_outputs is not None:
         return
     for name in methods:

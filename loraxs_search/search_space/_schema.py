@@ -317,7 +317,7 @@ def _sentence(text: str) -> str:
 
 
 def _written(default: Any) -> str:
-    """Return a default as YAML has it; nothing where there is none."""
+    """Return a default as YAML has it; an empty text if there is none."""
     if default is None or default in ([], {}) or isinstance(default, dict):
         return ""
     text = str(default).lower() if isinstance(default, bool) else str(default)

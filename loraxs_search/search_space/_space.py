@@ -48,7 +48,7 @@ class Space:
         folder: Absolute folder that relative paths in `text` start from.
         methods: The registered methods that trials train; where there are several, `method` is the first parameter.
         parameters: By name, in the file's order.
-        start_from: The registered adapter that trials start from, as it was named; None where they start anew.
+        start_from: The registered adapter that trials start from, as it was named; None if they start from scratch.
         defaults: By method what a parameter is that a trial leaves out, so that a later version's defaults change no
             stored study.
     """

@@ -41,7 +41,7 @@ def get_verb(name: str) -> Verb:
     """Return the verb of a name.
 
     Raises:
-        CommandError: there is none.
+        CommandError: the verb is unknown.
     """
     if name not in VERBS:
         raise CommandError(unknown_name("command", name, VERBS), hint="see `loraxs-search --help`")

@@ -16,7 +16,7 @@ class AskedTrial:
 
     Args:
         params: Those that are given; a clone's are whole.
-        source: The trial that it is a clone of; empty where it is none.
+        source: The trial that it is a clone of; empty if it is no clone.
         is_hidden: Whether the sampler learns nothing from it.
     """
 
