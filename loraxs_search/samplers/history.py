@@ -16,7 +16,7 @@ from loraxs_search.samplers.trials import last_report
 INFORMATIVE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class EndedTrials:
+class _EndedTrials:
     """Follows a history from call to call. `running` are the numbers of those that had not ended at the last one."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class History:
         self._limit = limit
         self._sign = -1.0 if direction is StudyDirection.MAXIMIZE else 1.0
         self._ranked: list[tuple[tuple[bool, int, float], int]] = []
-        self._ended = EndedTrials()
+        self._ended = _EndedTrials()
 
     def window(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the best, the latest and those that run, in the order of their numbers.
@@ -92,7 +92,7 @@ class FrontHistory:
         self._complete = Fronts[int]()
         self._pruned: dict[int, Fronts[int]] = {}  # by step
         self._unranked: list[int] = []  # pruned before their first report, or with a score that is no number
-        self._ended = EndedTrials()
+        self._ended = _EndedTrials()
 
     def window(self, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         """Return the trials to be seen: of a long history the best, the latest and those that run.

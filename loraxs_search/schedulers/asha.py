@@ -9,7 +9,7 @@ from loraxs_search.pareto import Point
 from loraxs_search.schedulers._rungs import HalvingScheduler, Rung
 
 
-class ScoreRung(Rung):
+class _ScoreRung(Rung):
     """Holds trials against each other by their scores alone."""
 
     def __init__(self) -> None:
@@ -64,4 +64,4 @@ class ASHA(HalvingScheduler):
 
     name = "asha"
     title = "ASHA"
-    rung = ScoreRung
+    rung = _ScoreRung

@@ -8,7 +8,7 @@ from loraxs_search.pareto import Fronts, Point
 from loraxs_search.schedulers._rungs import HalvingScheduler, Rung
 
 
-class FrontRung(Rung):
+class _FrontRung(Rung):
     """Holds trials against each other by their fronts of score and stored bytes."""
 
     def __init__(self) -> None:
@@ -57,4 +57,4 @@ class MOASHA(HalvingScheduler):
 
     name = "mo-asha"
     title = "MO-ASHA"
-    rung = FrontRung
+    rung = _FrontRung

@@ -80,7 +80,7 @@ class ShapeDescription:
 
 
 @dataclass(frozen=True)
-class Extremes:
+class _Extremes:
     """The adapter with the fewest bytes that a trial of one method may have, and the one with the most."""
 
     smallest: ShapeDescription
@@ -104,7 +104,7 @@ class SpaceDescription:
     groups: tuple[GroupDescription, ...]
     smallest: ShapeDescription
     largest: ShapeDescription
-    methods: Mapping[str, Extremes]
+    methods: Mapping[str, _Extremes]
     notes: tuple[str, ...] = ()
 
 
@@ -141,7 +141,7 @@ def describe(
     )
 
 
-def _size_limit(space: Space, methods: Mapping[str, Extremes]) -> Iterator[str]:
+def _size_limit(space: Space, methods: Mapping[str, _Extremes]) -> Iterator[str]:
     """Refuse a rule that no adapter can meet; yield a note where only some can."""
     limit = space.promotion.max_bytes
     candidates = [each for name, each in methods.items() if space.may_be_candidate(name)]
@@ -207,9 +207,9 @@ def trial_shapes(
         yield own, resolved(str(params["target_modules"]))
 
 
-def _extremes(shapes: Iterable[ShapeDescription]) -> Extremes:
+def _extremes(shapes: Iterable[ShapeDescription]) -> _Extremes:
     known = list(shapes)
-    return Extremes(min(known, key=_stored_bytes), max(known, key=_stored_bytes))
+    return _Extremes(min(known, key=_stored_bytes), max(known, key=_stored_bytes))
 
 
 def _stored_bytes(shape: ShapeDescription) -> int:

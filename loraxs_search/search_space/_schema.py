@@ -52,7 +52,7 @@ def space_schema() -> Schema:
     own = {name: references[id(model)] for name, model in sections.items()}
     plan = _definition(known, own["search"])["properties"]
     plan["scheduler"]["enum"], plan["sampler"]["enum"] = SCHEDULERS.names(), SAMPLERS.names()
-    method = schema_of_spec(method_spec())
+    method = _of_spec(method_spec())
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A search space of loraxs-search",
@@ -132,7 +132,7 @@ def _values() -> dict[str, Schema]:
     for method in METHODS.importable():
         for name, spec in parameter_specs(method).items():
             laws.setdefault(name, []).append(spec)
-    return {name: _any(map(schema_of_spec, specs)) for name, specs in laws.items()}
+    return {name: _any(map(_of_spec, specs)) for name, specs in laws.items()}
 
 
 def _abouts() -> dict[str, str]:
@@ -141,7 +141,7 @@ def _abouts() -> dict[str, str]:
     return {name: spec.about for taken in reversed(specs) for name, spec in taken.items()}
 
 
-def schema_of_spec(spec: ParameterSpec) -> Schema:
+def _of_spec(spec: ParameterSpec) -> Schema:
     """Return the schema of one value."""
     if spec.kind == "name":
         return {"enum": list(spec.names)}
@@ -304,7 +304,7 @@ def _entries(key: str, title: str, entries: Mapping[str, Any]) -> Iterator[str]:
 
 def _spec_row(name: str, spec: ParameterSpec) -> tuple[str, ...]:
     default = "required" if spec.default is None and name != "head_learning_rate" else _written(spec.default)
-    return f"`{name}`", _law(schema_of_spec(spec), {}), default, _sentence(spec.about)
+    return f"`{name}`", _law(_of_spec(spec), {}), default, _sentence(spec.about)
 
 
 def _table(rows: Iterable[tuple[str, ...]], heads: tuple[str, ...] = ("key", "type", "default", "meaning")) -> str:
