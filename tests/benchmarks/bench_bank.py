@@ -143,7 +143,7 @@ class Bench:
             known = [f"lora-{i}" for i in range(self._arguments.peft_adapters)]
             ways["PEFT, one LoRA"] = lambda: peft(**inputs, adapter_names=[self._draw.choice(known)] * num).logits
             ways["PEFT, a LoRA a row"] = lambda: peft(**inputs, adapter_names=self._draw.choices(known, k=num)).logits
-        seconds = {name: [] for name in ways}
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
         for round_ in range(self._arguments.rounds + self._arguments.warmup):
             for name, compute in ways.items():
                 took = self._timed(compute)

@@ -80,7 +80,7 @@ def repeat(
     name: str, case: Case, folder: Path, warm: Path, arguments: argparse.Namespace, before: dict[str, Any] | None
 ) -> dict[str, Any]:
     """Run one fault as often as wanted and sum up, with what it came to before; a failed assertion is not ok."""
-    found = before or dict.fromkeys(COLUMNS[1:], 0) | {"fault": name, "seconds": 0, "problems": []}
+    found: dict[str, Any] = before or dict.fromkeys(COLUMNS[1:], 0) | {"fault": name, "seconds": 0, "problems": []}
     total, num_ok, problems, began = Losses(), 0, list(found["problems"]), time.monotonic()
     for time_number in range(found["times"], found["times"] + arguments.times):
         place = folder / str(time_number)

@@ -128,7 +128,7 @@ class Bench:
     @torch.inference_mode()
     def _generate(self, num_rows: int, *, one_by_one: bool = False) -> int:
         spec, request = self._spec(0), self._request(0)
-        model = attach(self.base.model, spec, self.base.factors)
+        model: Any = attach(self.base.model, spec, self.base.factors)
         settings = {"max_new_tokens": request.max_new_tokens, "do_sample": False, "use_cache": True, "pad_token_id": 0}
         total = 0
         try:
@@ -198,7 +198,7 @@ def main() -> None:
     info = bench.base.info()
     print(f"{info.device}, {info.dtype}, load {os.getloadavg()[0]:.1f}")
     bench.run()
-    print("\n".join(table(bench.rows)))  # type: ignore[arg-type]  # of whatever dataclass
+    print("\n".join(table(bench.rows)))
     if arguments.json:
         facts = {"device": info.device, "dtype": info.dtype, "versions": dict(info.versions)}
         chosen = {k: v for k, v in vars(arguments).items() if k not in ("json", "data")}

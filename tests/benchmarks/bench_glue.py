@@ -96,7 +96,7 @@ def regression_scores(space: Space) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def mean_features(body: torch.nn.Module, data: Any, split: Split) -> np.ndarray:
+def mean_features(body: Any, data: Any, split: Split) -> np.ndarray:
     """Return the mean hidden state of each row of a split, (rows, width), float32."""
     found = np.zeros((data.num_rows(split), body.config.hidden_size), dtype=np.float32)
     for rows in eval_batches(data.lengths(split), 4096):

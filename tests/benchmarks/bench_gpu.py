@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,14 @@ POSITIONS = 514
 
 def config_of(name: str, vocab_size: int) -> PretrainedConfig:
     """Return the configuration of a base by its name."""
-    encoder = {"vocab_size": vocab_size, "max_position_embeddings": POSITIONS, "pad_token_id": 0}
-    decoder = {"vocab_size": vocab_size, "max_position_embeddings": POSITIONS, "pad_token_id": 0, "eos_token_id": 102}
-    shapes = {
+    encoder: dict[str, Any] = {"vocab_size": vocab_size, "max_position_embeddings": POSITIONS, "pad_token_id": 0}
+    decoder: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "max_position_embeddings": POSITIONS,
+        "pad_token_id": 0,
+        "eos_token_id": 102,
+    }
+    shapes: dict[str, Callable[[], PretrainedConfig]] = {
         "roberta-large": lambda: RobertaConfig(
             **encoder, hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096
         ),
@@ -69,7 +75,7 @@ def make_base(name: str, folder: Path) -> BaseModelRef:
     """Save a base with random weights and the quickstart's tokenizer."""
     tokenizer = load_tokenizer(locate(load_space("movie_reviews").base_model))
     torch.manual_seed(0)
-    model = AutoModel.from_config(config_of(name, len(tokenizer)))
+    model: Any = AutoModel.from_config(config_of(name, len(tokenizer)))
     dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -107,7 +113,7 @@ def side_by_side(base: BaseModelRef, arguments: argparse.Namespace) -> float:
     ]
     command += [f"--batch-size={arguments.batch_size}", f"--precision={arguments.precision}", "--threads=1"]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    workers = [subprocess.Popen(command, **pipes) for _ in range(arguments.processes)]
+    workers: list[Any] = [subprocess.Popen(command, **pipes) for _ in range(arguments.processes)]
     try:
         for worker in workers:
             if worker.stdout.readline().strip() != "ready":

@@ -72,7 +72,7 @@ METHODS = {
     "full": "\n  learning_rate: {log_uniform: [2.0e-5, 5.0e-4]}\n",
 }
 NAMED = {"head-only": ", methods: [head-only]"}  # a baseline with adapters is a candidate where the rule names it
-ABLATION = {  # the first value is the default
+ABLATION: dict[str, list[Any]] = {  # the first value is the default
     "basis": ["top", "middle", "bottom", "gaussian"],
     "sigma": ["input", "sqrt", "output", "none"],
     "init_std": [1.0e-5, 1.0e-3, 1.0e-2],

@@ -49,7 +49,12 @@ class MixedBench(Bench):
         """Return trials of both methods that differ in rank, scale, layers and rate."""
         specs = super().specs(4)
         names = specs[0].hyperparameters.target_modules
-        changes = ({}, {"rank": 4, "scale": 2.0}, {"learning_rate": 3e-3}, {"target_modules": names[1::2]})
+        changes: tuple[dict[str, Any], ...] = (
+            {},
+            {"rank": 4, "scale": 2.0},
+            {"learning_rate": 3e-3},
+            {"target_modules": names[1::2]},
+        )
         specs = [
             replace(spec, hyperparameters=replace(spec.hyperparameters, max_steps=self._arguments.steps, **change))
             for spec, change in zip(specs, changes, strict=True)
@@ -90,7 +95,7 @@ class MixedBench(Bench):
 
 def distance(packed: Snapshot, alone: Snapshot) -> float:
     """Return the largest |a - b| / |b| over the adapter's tensors and their moments."""
-    in_pack, by_itself = packed.parameters | packed.moments, alone.parameters | alone.moments
+    in_pack, by_itself = {**packed.parameters, **packed.moments}, {**alone.parameters, **alone.moments}
     own = [name for name in by_itself if "modules_to_save" not in name]
     return max(float((in_pack[name] - by_itself[name]).norm() / by_itself[name].norm()) for name in own)
 

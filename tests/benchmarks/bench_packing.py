@@ -21,9 +21,10 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 # As the host sets them, before torch is imported: oneDNN forgets kernels beyond this number; threads that spin while
 # they wait make every step slower on a machine that others use too.
@@ -203,7 +204,7 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def table(rows: list[Row]) -> Iterator[str]:
+def table(rows: Sequence[Any]) -> Iterator[str]:
     """Yield the lines of the table."""
     names = list(asdict(rows[0]))
     yield "  ".join(f"{name:>16}" for name in names)

@@ -251,7 +251,9 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.perf_counter()
     sizes = (200, 40) if arguments.quick else (arguments.searches, arguments.chains)
-    found = measure(*sizes, arguments.seed) | {"equal adapters, few test rows": few_rows(sizes[0] // 4, arguments.seed)}
+    found = measure(sizes[0], sizes[1], arguments.seed) | {
+        "equal adapters, few test rows": few_rows(sizes[0] // 4, arguments.seed)
+    }
     for rule, rows in found.items():
         print(f"\n{rule}")
         for name, values in rows.items():

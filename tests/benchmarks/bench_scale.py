@@ -33,9 +33,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from loraxs_search.log.events import ShownEvent
 
 OVERRIDES = ("search.max_steps=160", "search.report_every=40", "promotion.candidates=3")
 
@@ -58,32 +61,36 @@ class Gauge:
     ended: set[str] = field(default_factory=set)
     num_reports: int = 0
 
-    def phase(self, text: str) -> None:
-        self.phases.append((text, time.time()))
-        print(f"{time.strftime('%T')} {text}", file=sys.stderr, flush=True)
+    def happened(self, event: ShownEvent) -> None:
+        from loraxs_search.log.events import Phase, SearchStarted, Steered, TrialEnded, TrialReported, TrialStarted
 
-    def started(self, facts: Any) -> None:
-        self.phases.append(("searching", time.time()))
+        match event:
+            case Phase():
+                self.began(event.text)
+            case SearchStarted():
+                self.began("searching")
+            case TrialStarted():
+                self.first_change = self.first_change or time.time()
+            case TrialReported():
+                self.num_reports += 1
+            case TrialEnded():
+                self.trial_ended(event.trial_id)
+            case Steered():
+                print(event.text, file=sys.stderr)
 
-    def trial_changed(self, record: Any) -> None:
-        self.first_change = self.first_change or time.time()
-        self.num_reports += record.state == "RUNNING" and bool(record.reports)
-        if record.state == "RUNNING":
-            return
-        self.ended.add(record.trial_id)
+    def known(self, event: ShownEvent) -> None: ...
+
+    def began(self, phase: str) -> None:
+        self.phases.append((phase, time.time()))
+        print(f"{time.strftime('%T')} {phase}", file=sys.stderr, flush=True)
+
+    def trial_ended(self, trial_id: str) -> None:
+        self.ended.add(trial_id)
         if len(self.ended) % self.every == 0:
             self.looks.append({"trials": len(self.ended), "at": time.time(), **measure()})
             print(json.dumps(self.looks[-1]), file=sys.stderr, flush=True)
         if len(self.ended) >= self.stop_at:
             self.stop.set()
-
-    def commanded(self, text: str, status: object = None) -> None:
-        print(text, file=sys.stderr)
-
-    def noted(self, event: Any) -> None: ...
-
-    def finished(self) -> None:
-        self.phases.append(("end", time.time()))
 
 
 def measure() -> dict[str, float]:
@@ -119,13 +126,14 @@ class Counts:
             finally:
                 self.proposals_s.append(time.perf_counter() - start)
 
-        StudySearcher._new = timed
+        searchers: Any = StudySearcher
+        searchers._new = timed
         for name in names:
             setattr(client, name, self._counted(name, before[name]))
         try:
             yield
         finally:
-            StudySearcher._new = propose
+            searchers._new = propose
             for name in names:
                 setattr(client, name, before[name])
 
@@ -149,7 +157,7 @@ def search(num_trials: int, at_once: int, pace_s: float, profile: Path | None) -
         profiler = cProfile.Profile() if profile else None
         with counts.taken():
             run(info, space, pace_s, first, stop, profiler)
-        if profiler is not None:
+        if profiler is not None and profile is not None:
             profiler.dump_stats(profile)
         again, second = threading.Event(), Gauge(num_trials, num_trials + 1, threading.Event())
         result = run(info, space, pace_s, second, again)
@@ -191,6 +199,7 @@ def run(info: Any, space: Any, pace_s: float, view: Gauge, stop: threading.Event
         except SearchInterruptedError:
             return None
         finally:
+            view.began("end")
             pool.close()
 
 
@@ -209,7 +218,7 @@ def summary(
     overhead = [(b["at"] - a["at"]) / (b["trials"] - a["trials"]) for a, b in spans]
     reports = first.num_reports / len(first.ended)
     marks = dict(second.phases)
-    scored, end = marks.get("scoring the best trials on the test split"), marks["end"]
+    scored, end = marks.get("scoring the finalist on the test rows, writing adapters"), marks["end"]
     proposals = counts.proposals_s
     late = proposals[-max(20, len(proposals) // 10) :]
     return {

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ class Clock:
 
     def seconds(self) -> dict[str, float]:
         """Return how long each phase took; the last goes on until now."""
-        seconds: Counter[str] = Counter()
+        seconds: defaultdict[str, float] = defaultdict(float)
         for (name, at), (_, after) in pairwise([*self.marks, ("end", time.time())]):
             seconds[name] += after - at  # a phase says more than once how far it is
         return {name: round(spent, 1) for name, spent in seconds.items()}

@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Meter:
     """Counts the processor time of functions, each in whatever thread calls it."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def measure(self, label: str, owner: Any, name: str) -> None:
         """Count what a function of a class or a module takes from now on."""
@@ -86,9 +86,10 @@ def cost(seconds: float, pace_s: float) -> dict[str, Any]:
     from loraxs_search.tracking.tracker import Tracker
 
     class Timed(Gauge):
-        def started(self, facts: Any) -> None:
-            super().started(facts)
-            threading.Timer(seconds, self.stop.set).start()
+        def began(self, phase: str) -> None:
+            super().began(phase)
+            if phase == "searching":
+                threading.Timer(seconds, self.stop.set).start()
 
     meter, stop = Meter(), threading.Event()
     meter.measure("records_kept", Tracker, "_append")

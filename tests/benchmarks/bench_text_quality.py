@@ -112,7 +112,7 @@ def arithmetic(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
     def is_sound(row: dict[str, Any]) -> bool:
         match = said.search(row["answer"])
-        number = match and match[1].rstrip(".").replace(",", "")
+        number = match[1].rstrip(".").replace(",", "") if match else ""
         return (
             bool(number)
             and re.fullmatch(r"-?\d+(\.\d+)?", row["number"]) is not None

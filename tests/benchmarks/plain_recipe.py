@@ -11,6 +11,7 @@ given as `points` come first.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -113,7 +114,7 @@ def search(
     from ray.tune.search import ConcurrencyLimiter
     from ray.tune.search.optuna import OptunaSearch
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     space = {
         **{name: config[name] for name in ("data", "base", "rank", "steps", "batch_size", "max_length", "gpu")},
         "seed": tune.randint(0, 2**31),
@@ -141,7 +142,9 @@ def search(
         failed = results.errors
         if failed:
             raise SystemExit(f"{len(failed)} trials of the plain recipe failed: {failed[0]}")
-        found = sorted((result.metrics for result in results), key=lambda metrics: metrics["config"]["seed"])
+        found = sorted(
+            (results[i].metrics or {} for i in range(len(results))), key=lambda metrics: metrics["config"]["seed"]
+        )
     ray.shutdown()
     return {
         "wall_s": time.perf_counter() - started,

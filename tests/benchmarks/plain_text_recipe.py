@@ -65,7 +65,7 @@ def train(config: dict[str, Any]) -> None:
         factor_driver="randomized",
     )
     with tempfile.TemporaryDirectory() as nothing_cached, use_factor_store(FactorStore(Path(nothing_cached))):
-        model = get_peft_model(model, adapter)
+        adapted = get_peft_model(model, adapter)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -84,7 +84,7 @@ def train(config: dict[str, Any]) -> None:
             use_cpu=not config["gpu"],
         )
         trainer = Trainer(
-            model=model,
+            model=adapted,
             args=arguments,
             train_dataset=data["train"],
             eval_dataset=data["validation"],

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from loraxs_search.errors import TrialDivergedError
 from loraxs_search.packing.trial_host import given_up
 from loraxs_search.records import (
     AdapterSize,
@@ -24,6 +25,7 @@ from loraxs_search.records import (
     HostInfo,
     LinearModule,
     ReferenceLogits,
+    Split,
     Task,
     TrialReport,
     TrialSpec,
@@ -39,14 +41,17 @@ SIZE = AdapterSize(r_parameters=2304, head_parameters=770, stored_bytes=17_032)
 
 
 class SimulatedHost:
-    """Answers what a host is asked, after `pace_s` seconds for each report.
+    """Answers what a host is asked, after `pace_s` seconds for each report. A trial with a rate above 1 diverges.
 
     The first trials wait until every slot has one: real trials take much longer than their process takes to start,
     and Tune gives up processes that are starting as soon as another becomes free.
+
+    Args:
+        start_s: How long they wait at most.
     """
 
-    def __init__(self, num_slots: int, pace_s: float) -> None:
-        self._num_slots, self._pace_s = num_slots, pace_s
+    def __init__(self, num_slots: int, pace_s: float, start_s: float) -> None:
+        self._num_slots, self._pace_s, self._start_s = num_slots, pace_s, start_s
         self._all_started = threading.Barrier(num_slots)
         self._state = np.zeros(STATE_FLOATS, np.float32)
         self._unwanted: dict[str, threading.Event] = {}
@@ -67,16 +72,19 @@ class SimulatedHost:
         first = spec.trial_id.isdigit() and int(spec.trial_id) < self._num_slots  # not one that is trained again
         if first and not snapshot:
             with contextlib.suppress(threading.BrokenBarrierError):  # a search that is resumed may have fewer
-                self._all_started.wait(START_TIMEOUT_S)
+                self._all_started.wait(self._start_s)
         unwanted = self._unwanted.setdefault(spec.name, threading.Event())
         unwanted.clear()
         if unwanted.wait(self._pace_s):
             raise given_up(spec.name)
+        if spec.hyperparameters.learning_rate > 1:
+            raise TrialDivergedError(f"Losses must be finite, but that of trial {spec.trial_id} is not.")
         score = accuracy(spec, until)
         metrics = {"loss": 1 - score, **dict.fromkeys(task.metrics, score)}
         report = TrialReport(spec.trial_id, until, metrics, 1 - score, self._pace_s, 1000 * until, SIZE)
         reports = (*(read_reports(snapshot) if snapshot else ()), report)
-        return report, safetensors.numpy.save({"state": self._state}, {"trial": to_json({"reports": reports})})
+        header = {"study": spec.study, "trial_id": spec.trial_id, "reports": reports}
+        return report, safetensors.numpy.save({"state": self._state}, {"trial": to_json(header)})
 
     def give_up(self, names: Collection[str]) -> None:
         for name in names:
@@ -97,14 +105,23 @@ class SimulatedHost:
         said = tuple(label if wrong.random() < share else 1 - label for label in labels)
         return Answers(said, labels, float(len(rows)))
 
+    def answer_alone(self, split: Split, rows: range, shots: int, task: Task) -> Answers:
+        labels = tuple(row % 2 for row in rows)
+        return Answers((0,) * len(labels), labels, float(len(rows)))
+
+    def factor_file(self, key: str) -> bytes:
+        return b""
+
     def baselines(self, task: Task) -> tuple[Baseline, ...]:
         return (Baseline("constant", {task.metric: 0.5}, {task.metric: 0.5}, answer=0),)
 
 
-def simulated_host(config: HostConfig, task: Task, threads: int, *, pace_s: float) -> SimulatedHost:
+def simulated_host(
+    config: HostConfig, task: Task, threads: int, *, pace_s: float, start_s: float = START_TIMEOUT_S
+) -> SimulatedHost:
     """Return the host of a config; see `HostConfig.make`."""
     assert config.pack_size != "auto"
-    return SimulatedHost(config.pack_size, pace_s)
+    return SimulatedHost(config.pack_size, pace_s, start_s)
 
 
 def accuracy(spec: TrialSpec, step: int) -> float:
