@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from support import bases
+from support.families import families
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
@@ -62,7 +63,7 @@ def method(request: pytest.FixtureRequest, toy_method: None) -> Method:
     return METHODS.get(request.param)()
 
 
-@pytest.fixture(params=list(BASES))
+@pytest.fixture(params=families(BASES))
 def base(request: pytest.FixtureRequest, in_warm_home: Path) -> PreTrainedModel:
     model = bases.base(BASES[request.param], noise=0.05)
     return model.requires_grad_(False)
@@ -298,11 +299,11 @@ def test_each_form_of_a_folder_is_the_same_function(
         expected = logits(load_adapter_folder(folder, base=located))
         for form in formats_of(method):
             if form == "gguf":  # of adapters without a head: tests/unit/methods/test_methods_export_gguf.py
-                with pytest.raises(LoraxsError, match="`--format gguf` must be of an adapter without a head"):
+                with pytest.raises(LoraxsError, match=r"`--format gguf`.* head"):
                     converted(folder, form)
                 continue
             if form == "lora" and own.get("dora"):
-                with pytest.raises(LoraxsError, match="`--format lora` and gguf must be of an update that is added"):
+                with pytest.raises(LoraxsError, match="`--format lora`"):
                     converted(folder, form)
                 continue
             made = converted(folder, form)
@@ -319,15 +320,15 @@ def test_each_form_of_a_folder_is_the_same_function(
 
 # ---- baselines ------------------------------------------------------------------------------------------------------
 def test_the_head_alone_needs_a_task_with_one(base: PreTrainedModel) -> None:
-    with pytest.raises(SpaceError, match="method: must be for a task with a head, but got head-only for text-gen"):
+    with pytest.raises(SpaceError, match="head-only for text-gen"):
         load_space("movie_reviews_text", overrides=["method=head-only", "parameters={learning_rate: 1.0e-3}"])
     method = METHODS.get("head-only")()
-    with pytest.raises(UsageError, match="`method: head-only` must be for a task with a head"):
+    with pytest.raises(UsageError, match="`method: head-only`"):
         method.attach(base, next(specs(method, base)).hyperparameters, HeadPlan(task_type="CAUSAL_LM"), None)
 
 
 def test_full_fine_tuning_asks_for_the_memory_it_takes(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loraxs_search.memory.available_bytes", lambda: 1000)
     method = METHODS.get("full")()
-    with pytest.raises(UsageError, match=r"`method: full` must have the memory .* 0\.0 GiB of cpu are free\."):
+    with pytest.raises(UsageError, match=r"`method: full`.* 0\.0 GiB"):
         attach(base, next(specs(method, base)))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from support.families import families
 from torch import nn
 from transformers import (
     BertConfig,
@@ -121,7 +122,7 @@ def test_the_output_is_the_formula_in_plain_numpy(sigma, basis, kind):
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_r_of_zero_is_the_base_bit_for_bit(family, dtype):
     expected = logits(make_base(family, dtype))
@@ -139,7 +140,7 @@ def test_the_gradient_of_r_is_that_of_the_formula():
     torch.testing.assert_close(layer.loraxs_R["default"].grad, 0.7 * (upstream @ b).T @ (x @ a.T))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 def test_the_count_of_r_is_the_sum_of_squared_ranks(family):
     model = adapt(make_base(family), rank_pattern={ATTENTION[family]: 2})
     ranks = [layer.settings["default"].rank for layer in layers(model)]
@@ -148,7 +149,7 @@ def test_the_count_of_r_is_the_sum_of_squared_ranks(family):
     assert count == sum(rank**2 for rank in ranks)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 def test_a_smaller_rank_is_the_corner_of_a_larger_one(family):
     small, large = adapt(make_base(family)), adapt(make_base(family), r=9)
     for one, other in zip(layers(small), layers(large), strict=True):
@@ -157,7 +158,7 @@ def test_a_smaller_rank_is_the_corner_of_a_larger_one(family):
 
 
 # ---- merged = unmerged -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_merged_is_unmerged(family, sigma):
     model = adapt(make_base(family), sigma=sigma)
@@ -286,7 +287,7 @@ def start(script: str, root: Path, home: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 def test_a_fresh_process_gives_the_same_logits(elsewhere, family):
     torch.testing.assert_close(torch.tensor(elsewhere.native[family]), elsewhere.here[family], atol=1e-5, rtol=1e-5)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families import families
 from torch import Tensor
 
 from loraxs_search import AdapterBank
@@ -51,7 +52,7 @@ class Adapters:
             return self.models[name](**inputs).logits
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=families(FAMILIES))
 def adapters(request, tmp_path_factory, make_adapter: Callable[..., Path]) -> Adapters:
     folder = tmp_path_factory.mktemp(request.param)
     save_base(folder / "base", request.param)

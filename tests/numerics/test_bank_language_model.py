@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.bases import language_model
+from support.families import families
 from support.toy_language import choosing, save_base, writing
 from support.word_pairs import WordPairs
 from transformers import (
@@ -124,7 +125,7 @@ class Adapters:
         return tokens[len(ids) :], margin
 
 
-@pytest.fixture(scope="module", params=BASES)
+@pytest.fixture(scope="module", params=families(BASES))
 def adapters(request, tmp_path_factory, make_adapter):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(KINDS._entries, WordPairs.name, WordPairs)
@@ -210,15 +211,15 @@ def test_a_bank_is_of_one_sort(adapters, make_adapter, tmp_path):
     modules = ("model.layers.0.self_attn.q_proj",)
     headed = make_adapter(tmp_path / "headed", adapters.base, rank=2, target_modules=modules)
     bank = adapters.bank()
-    with pytest.raises(UsageError, match="has none, but task-2, of kind sequence-classification, has one"):
+    with pytest.raises(UsageError, match="task-2, of kind sequence-classification"):
         bank.load("headed", headed)
     assert "headed" not in bank
-    with pytest.raises(UsageError, match="has one, but all, of kind word-pairs, has none"):
+    with pytest.raises(UsageError, match="all, of kind word-pairs"):
         AdapterBank.of(str(headed), str(adapters.folders["all"]))
-    with pytest.raises(UsageError, match="written by a bank without heads"):
+    with pytest.raises(UsageError, match="without heads"):
         AdapterBank.of(str(headed)).generate(str(headed), "w1")
     made = AdapterBank.of(str(adapters.folders["all"]))
-    with pytest.raises(UsageError, match="task all, of kind word-pairs, says nothing"):
+    with pytest.raises(UsageError, match="task all, of kind word-pairs"):
         made.generate(str(adapters.folders["all"]), "w1 w2")
     with pytest.raises(UsageError, match="the bare base says nothing"):
         made.generate([None], ["w1 w2"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.families import families
 
 from loraxs_search.base_model import bare_body
 from loraxs_search.packing import PackedHost, TrialHost
@@ -84,7 +85,7 @@ def test_their_single_thread_is_not_the_hosts(world: Any) -> None:
         host.close()
 
 
-@pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2", "deberta", "llama"])
+@pytest.mark.parametrize("family", families(["roberta", "distilbert", "gpt2", "deberta", "llama"]))
 def test_bases_of_other_families_have_features_too(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
     found = measure_baselines(inputs_of(world))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.decoders import DecoderWorld
+from support.families import families
 from torch import nn
 
 from loraxs_search.engine.out_of_memory import _CheckpointedLayer
@@ -55,7 +56,7 @@ def same_bits(a: Snapshot, b: Snapshot) -> bool:
     return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("family", families(["bert", "gpt2", "llama"]))
 def test_checkpointing_changes_no_bit(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
     specs = world.mixed_specs()
@@ -63,7 +64,7 @@ def test_checkpointing_changes_no_bit(make_world: Callable[..., Any], family: st
     assert all(same_bits(a, b) for a, b in zip(plain, again, strict=True))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", families(["llama", "gemma2", "gpt2"]))
 def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_path: Path, family: str) -> None:
     world = DecoderWorld(tmp_path, family)
 

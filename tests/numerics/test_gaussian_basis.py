@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families import families
 from torch import Tensor
 
 from loraxs_search.base_model import load_model
@@ -40,7 +41,7 @@ def test_a_trials_seed_decides_a_and_b_and_the_weight_does_not(world: Any) -> No
         assert abs(float(numbers.mean())) < 0.05 and abs(float(numbers.std()) - 1) < 0.05
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("family", families(["bert", "gpt2", "llama"]))
 def test_packed_with_others_they_equal_lone_trials(make_world: Any, family: str) -> None:
     world = make_world(family)
     specs = [

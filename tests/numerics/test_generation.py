@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from support.decoders import VOCABULARY, DecoderWorld, tokenizer
+from support.families import families
 from support.trials import write
 
 from loraxs_search.engine.base import AdaptedBase
@@ -107,7 +108,7 @@ def check_lively(written: Generated) -> None:
     assert len(set(written.tokens.lengths.tolist())) > 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 def test_tokens_are_those_of_generate_with_the_merged_model(make_world: Callable[..., Any], family: str) -> None:
     world, source = make_world(family), prompts()
     with adapted(world) as model:
@@ -119,7 +120,7 @@ def test_tokens_are_those_of_generate_with_the_merged_model(make_world: Callable
         assert ended == (row[-1] in ENDS) and len(row) <= NEW
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("family", families(["llama", "mistral", "gemma2"]))
 def test_a_row_is_the_same_in_any_company(make_world: Callable[..., Any], family: str) -> None:
     world, source = make_world(family), prompts(1)
     order = np.random.default_rng(2).permutation(len(source)).tolist()
@@ -190,7 +191,7 @@ def test_drawn_tokens_follow_from_seed_and_prompt_at_any_place(make_world: Calla
 
 
 @pytest.mark.parametrize("can_be_joined", [True, False])
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize("family", families(["llama", "mistral", "gemma2"]))
 def test_sequences_join_and_leave_between_tokens(
     make_world: Callable[..., Any], family: str, can_be_joined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +267,7 @@ def sums(outputs: PassOutputs, batch: Batch) -> tuple[torch.Tensor, ...]:
     return (torch.stack([part.sum() for part in losses.split(batch.counts.tolist())]),)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2"])
+@pytest.mark.parametrize("family", families(["llama", "qwen3", "mistral", "gemma2"]))
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_a_pack_writes_what_lone_trials_write(make_world: Callable[..., Any], family: str, num_workers: int) -> None:
     world = make_world(family)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from support import toy_language
 from support.decoders import DECODERS, DecoderWorld
+from support.families import families
 from torch.nn.functional import cross_entropy
 
 from loraxs_search.base_model import load_tokenizer
@@ -31,7 +32,7 @@ def distance(packed: Any, lone: Any) -> float:
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
-@pytest.mark.parametrize("family", DECODERS)
+@pytest.mark.parametrize("family", families(DECODERS))
 def test_pack_of_unlike_trials_equals_lone_trials_after_thirty_steps(
     tmp_path: Path, family: str, num_workers: int
 ) -> None:
@@ -51,7 +52,7 @@ def test_pack_of_unlike_trials_equals_lone_trials_after_thirty_steps(
         assert report.metrics == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", families(["llama", "gemma2"]))
 def test_with_r_zero_the_loss_is_the_base_s_own_over_the_learnt_tokens(tmp_path: Path, family: str) -> None:
     world = DecoderWorld(tmp_path, family)
     data, pack = world.tasks[1], world.pack()

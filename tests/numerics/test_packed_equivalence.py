@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families import families
 
 from loraxs_search.base_model import init_head, load_model
 from loraxs_search.errors import RankError, TargetModulesError, TrialDivergedError, UsageError
@@ -50,7 +51,7 @@ def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, 
         assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2"])
+@pytest.mark.parametrize("family", families(["roberta", "distilbert", "gpt2"]))
 def test_composite_heads_two_part_heads_and_transposed_layers(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
     specs, pack = world.mixed_specs()[:4], world.pack(num_workers=2)
@@ -76,7 +77,7 @@ def test_a_layer_that_is_given_more_than_rows_is_refused_and_the_others_equal_lo
     world.check_each_is_as_alone(pack, slots, 10, TOLERANCE)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta"])
+@pytest.mark.parametrize("family", families(["bert", "roberta"]))
 def test_heads_that_train_their_output_alone(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
     specs = [world.spec("1", head="output"), world.spec("2", head="full"), world.spec("3", head="output", rank=2)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.families import families
 from torch import Tensor, nn
 from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, PretrainedConfig, RobertaConfig
 
@@ -23,7 +24,7 @@ TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
 NUM_LAYERS = 4
 
 
-def families(vocab: int) -> dict[str, Callable[[], PretrainedConfig]]:
+def deep_bases(vocab: int) -> dict[str, Callable[[], PretrainedConfig]]:
     """Bases of four layers: two to adapt, two to skip."""
     small = {"vocab_size": vocab, "hidden_size": 32, "num_attention_heads": 4, "pad_token_id": 0}
     wide = {**small, "num_hidden_layers": NUM_LAYERS, "intermediate_size": 48}
@@ -45,7 +46,7 @@ def families(vocab: int) -> dict[str, Callable[[], PretrainedConfig]]:
 def deep(make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Make a world whose base has four layers."""
     known = make_world.__globals__  # type: ignore[attr-defined]
-    for name, config in families(known["VOCAB"]).items():
+    for name, config in deep_bases(known["VOCAB"]).items():
         monkeypatch.setitem(known["FAMILIES"], name, config)
     return make_world
 
@@ -121,7 +122,7 @@ def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(
         assert report.metrics == pytest.approx(world.lone(spec, 30).reports[-1].metrics, rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["roberta", "distilbert", "gpt2", "llama"])
+@pytest.mark.parametrize("family", families(["roberta", "distilbert", "gpt2", "llama"]))
 def test_other_encoders_and_decoders(deep: Callable[..., Any], family: str) -> None:
     world = deep(family)
     specs, pack = upper_specs(world), pack_of(world)

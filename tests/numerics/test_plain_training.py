@@ -16,6 +16,7 @@ import pytest
 import torch
 from peft import get_peft_model
 from support.decoders import DecoderWorld
+from support.families import families
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -149,13 +150,13 @@ def check(world: Any, tasks: Sequence[PreparedTask]) -> None:
         assert alone.reports[-1].metrics["loss"] == pytest.approx(plain.validation_loss(), rel=1e-5)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", families(["bert", "gpt2"]))
 def test_classifiers_train_as_in_plain_peft(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
     check(world, [world.data])
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", families(["llama", "gemma2"]))
 def test_decoders_train_as_in_plain_peft(tmp_path: Path, family: str) -> None:
     world = DecoderWorld(tmp_path, family)
     check(world, world.tasks)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.decoders import VOCABULARY, DecoderWorld, tokenizer
+from support.families import families
 from support.trials import write
 
 from loraxs_search.engine import generation
@@ -17,7 +18,7 @@ from loraxs_search.tasks.kinds import GenerateRequest
 from loraxs_search.trial import attach, detach
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", families(["llama", "qwen3", "mistral", "gemma2", "gpt2"]))
 @pytest.mark.parametrize("alike", [0, 12])
 def test_rows_of_several_passes_go_on_as_each_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, alike: int

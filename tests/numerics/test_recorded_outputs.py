@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support import engine_outputs
+from support.families import families
 
 RECORDED = json.loads((Path(__file__).parents[1] / "fixtures" / "engine_outputs.json").read_text())
 TOLERANCE = 2e-4  # of other processors' kernels
@@ -34,7 +35,7 @@ def check(actual: Any, recorded: Any, place: str = "") -> None:
         assert actual == recorded, place
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", families(["llama", "gemma2", "gpt2"]))
 def test_trials_of_a_decoder_learn_and_write_what_they_did(tmp_path: Path, family: str) -> None:
     check(engine_outputs.decoder(tmp_path, family), RECORDED[family])
 

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.decoders import VOCABULARY, DecoderWorld, tokenizer
+from support.families import families
 from support.trials import write
 from torch import Tensor
 
@@ -110,7 +111,7 @@ def counted(model: Any) -> Iterator[list[int]]:
         handle.remove()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 @pytest.mark.parametrize("make", [rows, options])
 @pytest.mark.parametrize("side_by_side", [False, True])
 def test_reads_are_those_of_whole_rows(
@@ -147,7 +148,7 @@ def test_a_prompt_that_no_row_continues_plays_no_part(make_world: Callable[..., 
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 def test_what_is_written_is_written_behind_whole_prompts(make_world: Callable[..., Any], family: str) -> None:
     world, source = make_world(family), rows(23, alike=SIZE)
     with adapted(world) as model, counted(model) as sizes:

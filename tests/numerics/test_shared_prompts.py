@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support.decoders import VOCABULARY, DecoderWorld
+from support.families import families
 from torch import Tensor
 
 from loraxs_search.engine import requests
@@ -76,7 +77,7 @@ def lively(world: DecoderWorld) -> list[Any]:
     return [(replace(s, hyperparameters=replace(s.hyperparameters, init_std=0.2)), d) for s, d in world.mixed_trials()]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 def test_lone_trials_read_what_whole_rows_give(make_world: Callable[..., Any], family: str) -> None:
     world, source = make_world(family), options(1)
     rows = np.random.default_rng(3).permutation(len(source))[:-3]
@@ -90,7 +91,7 @@ def test_lone_trials_read_what_whole_rows_give(make_world: Callable[..., Any], f
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families(FAMILIES))
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_packs_read_what_whole_rows_give(make_world: Callable[..., Any], family: str, num_workers: int) -> None:
     world = make_world(family)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.entity_rows import LABELS
+from support.families import families
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from loraxs_search import AdapterBank
@@ -69,7 +70,7 @@ class TaggedWorld(World):
         self.factors = LoadedFactors(self.model, load_model(self.base, model), self.names)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=families(FAMILIES))
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> TaggedWorld:
     return TaggedWorld(tmp_path, request.param)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.families import families
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModel,
@@ -53,7 +54,7 @@ def save_tokenizer(folder: Path, **special: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="[UNK]", **special).save_pretrained(folder)
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=families(CONFIGS))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

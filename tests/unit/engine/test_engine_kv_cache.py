@@ -7,6 +7,7 @@ import itertools
 import pytest
 import torch
 from support.decoders import DECODERS
+from support.families import families
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
@@ -63,7 +64,7 @@ def test_joined_rows_end_in_one_column(turned: bool) -> None:
         assert torch.equal(part[:, :, 5:], more[which])
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma"])
+@pytest.mark.parametrize("family", families(["llama", "qwen3", "mistral", "gemma"]))
 @torch.inference_mode()
 def test_token_by_token_gives_the_states_of_whole_rows(family: str) -> None:
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.bases import SMALL
 from support.decoders import DECODERS
+from support.families import families
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -64,7 +65,7 @@ def positions_of_top(model: PreTrainedModel) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("family", CUT)
+@pytest.mark.parametrize("family", families(CUT))
 def test_what_follows_the_last_attention_is_computed_at_the_reads_alone(family: str) -> None:
     model = decoder(CUT[family])
     whole, pruning, cuts = last_states(model, inputs()), ReadPruning(model, layers_of(model)), list[int]()

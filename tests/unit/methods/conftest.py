@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from support.families import families
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -45,7 +46,7 @@ def _factor_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=families(FAMILIES))
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
