@@ -87,7 +87,7 @@ def test_options_of_others_are_refused_before_anything_is_read(form: str, tmp_pa
             continue
         with pytest.raises(UsageError, match=f"`--{name}` must go with --format "):
             converted(tmp_path / "none", form, **{name: value})
-    with pytest.raises(UsageError, match="`--format` must be one of"):
+    with pytest.raises(UsageError, match="`--format`"):
         check_options("onnx", ExportOptions())
 
 

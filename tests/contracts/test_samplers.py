@@ -291,7 +291,7 @@ def test_where_too_few_trials_are_complete_is_said() -> None:
 def test_options_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(SpaceError, match="with_margin or lr_adapt"):
         space_of(CONDITIONAL, "cma-es", "search.with_margin=true", "search.lr_adapt=true")
-    with pytest.raises(SpaceError, match=r"search\.popsize: must be a whole number of 4 to 200, or auto"):
+    with pytest.raises(SpaceError, match=r"search\.popsize: .*4 to 200"):
         space_of(CONDITIONAL, "cma-es", "search.popsize=3")
 
 
@@ -338,12 +338,12 @@ class Broken(Sampler):
 def test_a_sampler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SAMPLERS._entries, "broken", Broken)
     study = Study(space_of(CONDITIONAL, "broken"))
-    with pytest.raises(LoraxsError, match=r"sampler 'broken' failed on trial 00000: RuntimeError: no luck"):
+    with pytest.raises(LoraxsError, match=r"'broken'.*00000: RuntimeError: no luck"):
         study.start()
 
 
 def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"`search\.sampler` must be one of: .*tpe.*, but got 'tpee'"):
+    with pytest.raises(UsageError, match=r"`search\.sampler`.*tpe.*'tpee'"):
         make_sampler(SearchPlan(sampler="tpee"), ())
-    with pytest.raises(SpaceError, match=r"search\.sampler: .* must be one of: tpe"):
+    with pytest.raises(SpaceError, match=r"search\.sampler: .*: tpe"):
         space_of(CONDITIONAL, "tpee")

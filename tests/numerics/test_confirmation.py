@@ -97,7 +97,7 @@ def test_a_folder_scored_anew_gives_the_same_answers(
     assert anew.data_fingerprint == world.data.data_fingerprint
     assert anew.test_fingerprint == world.data.test_fingerprint
     other = dataclasses.replace(world.data.task, labels=("x", "y"))
-    with pytest.raises(TaskDataError, match="must have the labels the adapter was trained for"):
+    with pytest.raises(TaskDataError, match="labels"):
         score_folder(folder, other)
 
 
@@ -180,5 +180,5 @@ def test_the_files_tell_their_base_also_where_peft_alone_loads_them(world: Any, 
         PeftModel.from_pretrained(base, str(folder))
         return
     base.base_model.get_input_embeddings().weight.data.mul_(1.01)
-    with pytest.raises(BaseModelError, match="body must have the fingerprint"):
+    with pytest.raises(BaseModelError, match="fingerprint"):
         PeftModel.from_pretrained(base, str(folder))

@@ -47,7 +47,7 @@ def test_a_base_that_memory_cannot_hold_is_refused_before_it_is_loaded(
 ) -> None:
     monkeypatch.setattr(capacity, "free_bytes", lambda device: 1000)
     monkeypatch.setattr(loaded_base, "load_model", lambda *_, **__: pytest.fail("it is loaded"))
-    with pytest.raises(BaseModelError, match=r"0\.00 GiB of cpu are free"):
+    with pytest.raises(BaseModelError, match=r"0\.00 GiB"):
         make_host()
 
 
@@ -266,7 +266,7 @@ def test_a_host_knows_when_its_base_was_replaced(world: Any, make_host: Make) ->
 
 def test_a_host_of_lone_trials_refuses_a_second_task(world: Any, other_data: Any) -> None:
     lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
-    with pytest.raises(UsageError, match="serves one task, but got made-up-3 beside made-up-2"):
+    with pytest.raises(UsageError, match="made-up-3 beside made-up-2"):
         lone.advance(world.spec("1"), 2, None, other_data.task)
 
 

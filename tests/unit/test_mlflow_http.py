@@ -74,7 +74,7 @@ def test_a_server_that_wants_an_account_is_alive(status: int) -> None:
 
 
 def test_a_server_that_answers_with_a_fault_is_not() -> None:
-    with server([], 502) as uri, pytest.raises(TrackingError, match="but: it answers /health with status 502"):
+    with server([], 502) as uri, pytest.raises(TrackingError, match=r"/health .*502"):
         check_server(uri)
 
 
@@ -93,7 +93,7 @@ def test_a_server_that_hangs_is_given_up_in_time() -> None:
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen()
-        with pytest.raises(TrackingError, match=r"must be reachable, but: timed out\."):
+        with pytest.raises(TrackingError, match="timed out"):
             check_server(f"http://127.0.0.1:{mute.getsockname()[1]}", timeout_s=0.3)
 
 

@@ -25,7 +25,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EntryPoints[str
 def test_own_entries_come_first_and_cannot_be_taken(registry: EntryPoints[str]) -> None:
     assert registry.names() == ["own", "theirs", "gone"]
     assert registry.get("own") == "built in"
-    with pytest.raises(ValueError, match="`toy` must have its own name, but 'own' is taken"):
+    with pytest.raises(ValueError, match=r"`toy`.*'own'"):
         registry.register("own", "another")
 
 
@@ -41,12 +41,12 @@ def test_what_is_registered_here_is_had_too(registry: EntryPoints[str]) -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_first(registry: EntryPoints[str]) -> None:
-    with pytest.raises(UsageError, match="`toy` must be one of: theirs, gone, own, but got 'their'"):
+    with pytest.raises(UsageError, match=r"`toy`.*: theirs, gone, own, .*'their'"):
         registry.get("their")
 
 
 def test_an_entry_that_cannot_be_imported_says_from_where(registry: EntryPoints[str]) -> None:
-    with pytest.raises(UsageError, match=r"`toy` gone must be importable from toy_entries:NOTHING, but: .*NOTHING"):
+    with pytest.raises(UsageError, match=r"`toy` gone .*toy_entries:NOTHING"):
         registry.get("gone")
 
 

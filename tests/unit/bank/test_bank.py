@@ -166,7 +166,7 @@ def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whol
 
 
 def test_a_pair_for_a_task_of_one_text_is_refused(bank):
-    with pytest.raises(TaskDataError, match=r"task-2 must be given one text per row, but got \('one', 'two'\)"):
+    with pytest.raises(TaskDataError, match=r"task-2 .*\('one', 'two'\)"):
         bank.predict(["a"], [("one", "two")])
     with pytest.raises(UsageError, match="got 1 for 2"):
         bank.predict(["a"], ["one", "two"])
@@ -322,7 +322,7 @@ def test_bulk_is_refused_as_a_whole(bank, folders):
         bank.add(["x", "y"], dataclasses.replace(config, basis="gaussian", init_seed=1), task, two)
     assert "load_adapter" in refused.value.hint
     body = body_fingerprint(load_model(bank.base, classifier(2)))
-    with pytest.raises(BaseModelError, match="body must have the fingerprint"):
+    with pytest.raises(BaseModelError, match="fingerprint"):
         bank.add(["x", "y"], dataclasses.replace(config, body_fingerprint=[body[0] + 0.01, *body[1:]]), task, two)
     assert len(bank) == 4
     bank.add(["x", "y"], dataclasses.replace(config, body_fingerprint=list(body)), task, two)

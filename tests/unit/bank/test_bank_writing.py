@@ -85,7 +85,7 @@ def test_a_base_that_ends_answers_elsewhere_is_refused(make_adapter, tmp_path):
     bank = AdapterBank(base, num_labels=None)
     bank.load("old", old)
     for load in (Predictor(new).load, lambda: bank.load("new", new), lambda: load_adapter_folder(new)):
-        with pytest.raises(BaseModelError, match="must end its answers at") as error:
+        with pytest.raises(BaseModelError) as error:
             load()
         assert "revision" in str(error.value.hint)
     assert bank.names == ["old"]
@@ -151,7 +151,7 @@ def test_one_text_may_be_the_stop(bank):
 
 
 def test_one_that_chooses_writes_where_it_is_said_how_much(bank):
-    with pytest.raises(UsageError, match="of kind multiple-choice, says nothing"):
+    with pytest.raises(UsageError, match="multiple-choice"):
         bank.generate("listed", "say w1")
     assert len(bank.generate("listed", "say w1", max_new_tokens=3)) == 1
 

@@ -218,7 +218,7 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(site, leftovers, damage):
     file = site / "gguf_carrier" / "tiny.gguf"
     data = file.read_bytes()
     file.write_bytes({"no magic": b"x" + data[1:], "cut short": data[:-500], "header cut short": data[:300]}[damage])
-    with pytest.raises(BaseModelError, match=r"tiny\.gguf must be the GGUF file") as caught:
+    with pytest.raises(BaseModelError, match=r"tiny\.gguf") as caught:
         locate(REF)
     assert "reinstall" in str(caught.value.hint)
     assert leftovers() == []

@@ -59,7 +59,7 @@ def test_a_package_is_not_taken_for_another_model(install) -> None:
     """A user who changed `id` alone once trained the old base under the new name."""
     site = install({f"carrier_model/{name}": data for name, data in MODEL.items()})
     other = replace(REF, id="org/another")
-    with pytest.raises(BaseModelError, match=r"nothing in the name of carrier-model.* speaks of org/another") as caught:
+    with pytest.raises(BaseModelError, match=r"carrier-model.* org/another") as caught:
         locate(other)
     digest = str(caught.value.hint).rpartition("`sha256: ")[2].removesuffix("`")
     vouched = replace(other, sha256=digest)
@@ -182,7 +182,7 @@ def test_the_readmes_id_alone_finds_the_package_that_the_readme_installs(no_hub,
 
 
 def test_a_revision_names_a_commit_of_the_hub_not_a_package(no_hub):
-    with pytest.raises(BaseModelError, match="at revision main was not found"):
+    with pytest.raises(BaseModelError, match="revision main"):
         locate(BaseModelRef(id=QUICKSTART_ID, revision="main"))
 
 

@@ -78,7 +78,7 @@ def test_another_base_is_refused_by_its_digest(folder, make_base, tmp_path, save
 def test_another_revision_is_refused_and_both_are_named(trained, base, make_base, tmp_path, save_base, write_adapter):
     write_adapter(trained, base, tmp_path / "adapter", base_model=BaseModelRef(base.id, revision="aaa111"))
     newer = dataclasses.replace(save_base(make_base(seed=1), tmp_path / "newer"), revision="bbb222")
-    with pytest.raises(BaseModelError, match=r"\(revision aaa111\) with weights.*\(revision bbb222\) holds weights"):
+    with pytest.raises(BaseModelError, match=r"aaa111.*bbb222"):
         load_adapter_folder(tmp_path / "adapter", base=newer)
 
 
@@ -114,7 +114,7 @@ def test_other_logits_are_refused_by_the_probe(trained, base, tmp_path, write_ad
     probe = make_reference_logits(trained, trained.config.vocab_size)
     trained.base_model.model.classifier.modules_to_save["default"].bias.data.add_(0.01)
     write_adapter(trained, base, tmp_path / "adapter", probe=probe)
-    with pytest.raises(FactorMismatchError, match=r"within 0\.0001, but got a difference of 0\.01"):
+    with pytest.raises(FactorMismatchError, match=r"0\.0001, .*0\.01"):
         load_adapter_folder(tmp_path / "adapter")
 
 

@@ -134,16 +134,16 @@ def test_what_is_no_linear_layer_is_refused(make_base) -> None:
     wrong = Hyperparameters(("bert.embeddings.word_embeddings",), 1e-3, 1e-3, method="lora", method_params={"rank": 2})
     for init in ("default", "pissa"):
         wrong.method_params["init"] = init  # type: ignore[index]
-        with pytest.raises(TargetModulesError, match="`target_modules` must be linear layers, but"):
+        with pytest.raises(TargetModulesError, match="`target_modules`"):
             get_method("lora").attach(make_base(), wrong, HEAD, None)
 
 
 def test_rank_is_held_against_the_smaller_side_and_the_init() -> None:
     modules, method = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24)), get_method("lora")
     method.check(method.with_defaults({"rank": 8}), modules)
-    with pytest.raises(RankError, match=r"must be in 1\.\.8, but got rank=9 for wide"):
+    with pytest.raises(RankError, match=r"1\.\.8, .*rank=9 for wide"):
         method.check(method.with_defaults({"rank": 9}), modules)
-    with pytest.raises(RankError, match="must be even with `init: orthogonal`, but got rank=3"):
+    with pytest.raises(RankError, match=r"`init: orthogonal`, .*rank=3"):
         method.check(method.with_defaults({"rank": 3, "init": "orthogonal"}), modules)
 
 
@@ -155,14 +155,23 @@ def test_its_options_are_true_or_false_in_yaml() -> None:
     drawn = space.hyperparameters({"rank": 4, "learning_rate": 1e-3, "rslora": True, "dora": True}, modules, 0)
     assert drawn.method_params == {"rank": 4, "scale": 1.0, "rslora": True, "dora": True, "init": "default"}
     for wrong in ("1", "on top", "{int: [0, 1]}"):
-        with pytest.raises(SpaceError, match=r"parameters\.dora.*: must be true or false"):
+        with pytest.raises(SpaceError, match=r"parameters\.dora"):
             load_space("movie_reviews", overrides=["method=lora", given % wrong])
 
 
-@pytest.mark.parametrize(
-    "first",
-    ["methods._plain_lora", "methods._lora_layers", "methods.verification", "methods.loraxs.packed", "engine.rows"],
-)
-def test_its_parts_may_be_what_imports_peft_first(first: str) -> None:
+PARTS = ("methods._plain_lora", "methods._lora_layers", "methods.verification", "methods.loraxs.packed", "engine.rows")
+IMPORT_EACH_FIRST = """
+import importlib, os, sys
+import transformers.modeling_utils  # what takes long, and imports no PEFT
+assert "peft" not in sys.modules
+for name in sys.argv[1:]:
+    if (child := os.fork()) == 0:
+        importlib.import_module(f"loraxs_search.{name}")
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+
+
+def test_its_parts_may_be_what_imports_peft_first() -> None:
     """Importing PEFT imports LoRA-XS, and what that needs."""
-    subprocess.run([sys.executable, "-c", f"import loraxs_search.{first}"], check=True)
+    subprocess.run([sys.executable, "-c", IMPORT_EACH_FIRST, *PARTS], check=True)

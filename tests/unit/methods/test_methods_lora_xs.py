@@ -30,7 +30,7 @@ def test_the_factor_rank_is_the_factor_rooms_own_bucket(rank: int) -> None:
 def test_rank_is_held_against_the_smaller_side() -> None:
     modules = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24))
     LoraXS().check(LoraXS().with_defaults({"rank": 8}), modules)
-    with pytest.raises(RankError, match=r"must be in 1\.\.8, but got rank=9 for wide"):
+    with pytest.raises(RankError, match=r"1\.\.8, .*rank=9 for wide"):
         LoraXS().check(LoraXS().with_defaults({"rank": 9}), modules)
 
 

@@ -68,7 +68,7 @@ def test_a_base_that_just_fits_is_taken(huge, free):
 
 def test_two_copies_that_do_not_fit_name_the_precision_that_needs_one(huge, free):
     free(5 * GIB)
-    with pytest.raises(BaseModelError, match=r"takes 6\.00 GiB as bfloat16 and, for trials, as float32") as caught:
+    with pytest.raises(BaseModelError, match=r"6\.00 GiB as bfloat16 .*float32") as caught:
         check_fits(huge("BF16"), torch.float32, CPU)
     assert "5.00 GiB of cpu are free" in str(caught.value)
     assert str(caught.value.hint).startswith(
@@ -85,7 +85,7 @@ def test_a_float16_base_that_fits_only_once_names_a_copy_in_bfloat16(huge, free)
 
 def test_where_nothing_here_helps_the_hint_says_what_would(huge, free):
     free(GIB)
-    with pytest.raises(BaseModelError, match=r"takes 2\.00 GiB, and 1\.00 GiB of cpu") as caught:
+    with pytest.raises(BaseModelError, match=r"2\.00 GiB, .*1\.00 GiB") as caught:
         check_fits(huge("BF16"), torch.bfloat16, CPU)
     assert caught.value.hint == "use a device with more memory, or a smaller base"
 

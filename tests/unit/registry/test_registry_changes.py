@@ -246,7 +246,7 @@ def test_versions_come_newest_first_with_their_names(registry, promote):
         (2, "t1", ("champion", "champion-tiny")),
         (1, "t0", ()),
     ]
-    with pytest.raises(RegistryError, match="`task` must be one of: movie-reviews"):
+    with pytest.raises(RegistryError, match=r"`task`.*: movie-reviews"):
         registry.versions("movies")
 
 
@@ -259,7 +259,7 @@ def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, prom
     assert registry.resolve("movie-reviews@champion-tiny").version == 2
     assert registry.summaries()[0].version == 2
     assert registry.rollback("movie-reviews").version == 1  # not to the one it came from
-    with pytest.raises(RegistryError, match="must have a champion before it") as none:
+    with pytest.raises(RegistryError, match="champion") as none:
         registry.rollback("movie-reviews")
     assert "--to" in str(none.value.hint)
     assert registry.rollback("movie-reviews", to=3).version == 3
@@ -277,7 +277,7 @@ def test_rolling_back_looks_further_than_the_versions_that_are_shown(registry, p
     monkeypatch.setattr(registry, "versions", lambda task: shown(task)[:1])  # of hundreds, one hundred are
     assert registry.rollback("movie-reviews").version == 2
     registry.remove("movie-reviews:1")
-    with pytest.raises(RegistryError, match="must have a champion before it"):
+    with pytest.raises(RegistryError, match="champion"):
         registry.rollback("movie-reviews")
 
 

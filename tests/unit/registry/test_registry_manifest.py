@@ -84,7 +84,7 @@ def test_a_manifest_of_another_version_is_refused_with_a_remedy(make_folder):
     folder = make_folder("t0")
     content = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(content | {"schema_version": 99}))
-    with pytest.raises(IntegrityError, match="`schema_version` must be 1 to 2, but got 99") as refused:
+    with pytest.raises(IntegrityError, match=r"`schema_version`.*99") as refused:
         verify(folder)
     assert "upgrade" in str(refused.value.hint)
 

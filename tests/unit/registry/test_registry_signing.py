@@ -197,7 +197,7 @@ def test_a_champion_of_one_base_is_not_the_champion(key, promote, store_uri):
     promote("t1", 0.7, "org/Large")
     assert pulled(store_uri, "movie-reviews@champion-large") == "t1"
     alias(store_uri, 2)
-    with pytest.raises(IntegrityError, match="none under this name, only as champion-large"):
+    with pytest.raises(IntegrityError, match="champion-large"):
         pull("movie-reviews", uri=store_uri)
 
 
@@ -223,7 +223,7 @@ def test_an_old_champion_that_was_put_back_is_refused_by_who_saw_the_new_one(
     go_elsewhere()
     assert pulled(store_uri) == "t1"
     alias(store_uri, 1)
-    with pytest.raises(IntegrityError, match="must be at least 2, which was seen here, but got 1") as older:
+    with pytest.raises(IntegrityError, match=r"2, .*1") as older:
         pull("movie-reviews", uri=store_uri)
     assert f"elsewhere/{FILE}" in str(older.value.hint)
     go_elsewhere("fresh")
@@ -305,11 +305,11 @@ def test_a_signature_that_is_no_plain_text_is_refused_as_any_forged_one(key, pro
     client = connect(store_uri)
     for version in ("1", "2"):
         client.set_model_version_tag("movie-reviews", version, "loraxs.signature.champion", forged)
-    with pytest.raises(IntegrityError, match="must be made with the key"):
+    with pytest.raises(IntegrityError, match="made with the key"):
         pulled(store_uri)
-    with pytest.raises(IntegrityError, match="must be signed with the key"):
+    with pytest.raises(IntegrityError, match="signed with the key"):
         Registry(store_uri).rollback("movie-reviews")
-    with pytest.raises(IntegrityError, match="must be made with the key"):
+    with pytest.raises(IntegrityError, match="made with the key"):
         check_signature(AdapterName("movie-reviews"), 2, "0" * 64, {"champion": f"{forged}\ud800"})
 
 
@@ -319,7 +319,7 @@ def test_what_only_the_registry_vouches_for_is_never_signed(key, promote, store_
     promote("t1", 0.9)
     key()
     for version in (1, 2):
-        with pytest.raises(IntegrityError, match="must be signed with the key") as unsigned:
+        with pytest.raises(IntegrityError, match="signed with the key") as unsigned:
             Registry(store_uri).rollback("movie-reviews", version)
         assert "loraxs-search promote STUDY" in str(unsigned.value.hint)
 

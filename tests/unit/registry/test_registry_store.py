@@ -100,12 +100,12 @@ def test_a_changed_folder_is_not_registered(registry, task, candidate, make_fold
 
 
 def test_the_folder_must_be_the_winners(registry, task, candidate, make_folder):
-    with pytest.raises(IntegrityError, match="must hold the winner s1/t1"):
+    with pytest.raises(IntegrityError, match="s1/t1"):
         registry.promote(RULE, task, [candidate("t1")], {"t1": make_folder("t0")})
 
 
 def test_unknown_names_list_what_there_is_nearest_first(champion):
-    with pytest.raises(RegistryError, match="`task` must be one of: movie-reviews, but got 'movie-review'"):
+    with pytest.raises(RegistryError, match=r"`task`.*movie-reviews, .*'movie-review'"):
         champion.resolve("movie-review")
     for name in ("movie-reviews:7", "movie-reviews@canary"):
         with pytest.raises(RegistryError, match=r"movie-reviews:1.*@champion|@champion.*:1"):
@@ -118,7 +118,7 @@ def test_asking_where_there_is_no_store_creates_none(fresh_home):
     assert registry.champion("movie-reviews") is None
     assert registry.history("movie-reviews") == []
     assert registry.summaries() == []
-    with pytest.raises(RegistryError, match="`task` must be one of: none") as none:
+    with pytest.raises(RegistryError, match="`task`") as none:
         registry.resolve("movie-reviews")
     assert "loraxs-search launch" in str(none.value.hint)
     assert not sqlite_path(uri).exists()

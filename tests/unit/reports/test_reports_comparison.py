@@ -298,7 +298,7 @@ def test_a_study_that_has_loaded_nothing_is_compared_with_none(fresh_home):
     searched("new", [], identity=None, finished=False)
     with pytest.raises(StudyError, match="new has not loaded its rows yet"):
         compare(["one", "new"])
-    with pytest.raises(StudyError, match="must have trials that have ended to be compared, but there are none of new"):
+    with pytest.raises(StudyError, match="none of new"):
         compare(["new"])
 
 
@@ -325,9 +325,9 @@ def test_what_cannot_be_compared_by_is_refused(fresh_home, options, message):
 
 def test_a_study_is_named_once_and_exists(fresh_home):
     searched("s", [tried(0.5)])
-    with pytest.raises(UsageError, match="named once, but got s twice"):
+    with pytest.raises(UsageError, match="s twice"):
         compare(["s", "s"])
-    with pytest.raises(StudyError, match="`study` must be one of: s, but got 'x'"):
+    with pytest.raises(StudyError, match=r"`study`.*: s, .*'x'"):
         compare(["s", "x"])
 
 

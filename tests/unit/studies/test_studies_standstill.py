@@ -37,7 +37,7 @@ def test_a_slow_copy_does_not_make_its_driver_seem_dead(
                 slow.beat.clear()
                 within(slow.beat)
 
-            with pytest.raises(StudyError, match="one on one is at work"):
+            with pytest.raises(StudyError, match="one on one"):
                 Lease(Storage(storage_uri), "s", make_clock(next_beat)).take()
         slow.gate.set()
     assert Storage(storage_uri).get("s/journal.jsonl") is not None

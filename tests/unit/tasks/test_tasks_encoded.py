@@ -99,11 +99,11 @@ def test_many_trials_plan_each_epoch_once(monkeypatch):
 @pytest.mark.parametrize("size", [0, -1])
 def test_sizes_below_one_are_refused(size):
     rows = np.ones(3, dtype=np.int32)
-    with pytest.raises(ValueError, match="`batch_size` must be at least 1"):
+    with pytest.raises(ValueError, match="`batch_size`"):
         epoch_batches(rows, size, seed=0, epoch=0)
-    with pytest.raises(ValueError, match="`max_tokens` must be at least 1"):
+    with pytest.raises(ValueError, match="`max_tokens`"):
         eval_batches(rows, size)
-    with pytest.raises(ValueError, match="`num_rows` must be at least 1"):
+    with pytest.raises(ValueError, match="`num_rows`"):
         TrainingBatches(rows[:0], 4, 0).at(0)
 
 

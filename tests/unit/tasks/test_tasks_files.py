@@ -176,7 +176,7 @@ def test_a_text_of_parquet_that_is_no_text(load, tmp_path):
     table = pa.table({"text": [f"word{i}" for i in range(30)], "label": [0, 1] * 15})
     parquet.write_table(table, tmp_path / "d.parquet", compression="none", use_dictionary=False)
     content = (tmp_path / "d.parquet").read_bytes()
-    with pytest.raises(TaskDataError, match="must be a Parquet file, but: 'utf-8' codec"):
+    with pytest.raises(TaskDataError, match="Parquet"):
         load("d.parquet", content.replace(b"word7", b"wor\xff7"))
 
 

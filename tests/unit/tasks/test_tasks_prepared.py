@@ -164,7 +164,7 @@ def test_row_without_any_token_is_refused(make_task, make_tokenizer, rows, tmp_p
     for name in ("train", "validation", "test"):
         datasets.Dataset.from_list(content).to_parquet(tmp_path / "set" / f"{name}.parquet")
     task = replace(make_task(), source=DataSource(hub=str(tmp_path / "set")))
-    with pytest.raises(TaskDataError, match="at least one token, but '' gives none"):
+    with pytest.raises(TaskDataError, match="''"):
         prepare(task, bare)
     assert prepare(task, make_tokenizer()).report.blank["train"] == 1
 

@@ -21,7 +21,7 @@ def test_a_row_is_a_text_or_a_tuple_of_texts():
 
 @pytest.mark.parametrize("texts", [None, 3, {"text": "one"}, b"one", {"one", "two"}, (text for text in "ab")])
 def test_what_is_no_list_is_refused(texts):
-    with pytest.raises(UsageError, match="`texts` must be a text or a list of texts, but got ") as error:
+    with pytest.raises(UsageError, match="`texts`") as error:
         question_rows(texts)
     assert type(texts).__name__ in str(error.value)
     assert "as a tuple" in str(error.value.hint)

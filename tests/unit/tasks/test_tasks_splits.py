@@ -61,7 +61,7 @@ def test_nested_columns_are_read_from_every_source_that_nests(kind, tmp_path, ma
 def test_a_missing_part_is_named_as_it_is_written(tmp_path, make_task):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"doc": {"body": "w1"}, "label": 0}) + "\n")
     task = replace(make_task(), source=DataSource(data_files={"train": str(tmp_path / "rows.jsonl")}), text="doc.txt")
-    with pytest.raises(TaskDataError, match=r"`columns.text` must be one of: doc, label, but got 'doc.txt'"):
+    with pytest.raises(TaskDataError, match=r"`columns.text`.*: doc, label, .*'doc.txt'"):
         load_data(task)
 
 
@@ -76,7 +76,7 @@ def test_a_slice_takes_some_rows(tmp_path, make_task, rows):
 
 def test_a_slice_of_a_split_that_is_missing_names_the_split(tmp_path, make_task, rows):
     source = DataSource(hub=hub_folder(tmp_path / "set", train=rows(40)), splits={"train": "trian[:20]"})
-    with pytest.raises(TaskDataError, match=r"`splits.train` must be one of: train, but got 'trian'"):
+    with pytest.raises(TaskDataError, match=r"`splits.train`.*: train, .*'trian'"):
         load_data(replace(make_task(), source=source))
 
 
@@ -90,7 +90,7 @@ def test_test_rows_from_another_data_set_with_other_columns(tmp_path, make_task,
     assert data.rows["test"].texts == [row["question"] for row in other[:8]]
     assert sum(len(data.rows[split]) for split in ("train", "validation")) == 40, "validation is carved, test is not"
     wrong = replace(apart, split="held")
-    with pytest.raises(TaskDataError, match=r"`data.test.split` must be one of: test, but got 'held'"):
+    with pytest.raises(TaskDataError, match=r"`data.test.split`.*: test, .*'held'"):
         load_data(replace(task, source=DataSource(hub=hub, elsewhere={"test": wrong})))
 
 
@@ -137,7 +137,7 @@ def test_long_training_rows_are_left_out_and_others_stay(make_task, rows):
     assert {split: len(it) for split, it in data.rows.items()} == {"train": 30, "validation": 1, "test": 1}
     whole = load_data(task)
     assert len(whole.rows["train"]) == 31, "the cache knows the difference"
-    with pytest.raises(TaskDataError, match="max_characters=1 characters, but none has"):
+    with pytest.raises(TaskDataError, match="max_characters=1"):
         load_data(replace(task, source=replace(task.source, max_characters=1)))
 
 

@@ -31,7 +31,7 @@ def test_a_relative_database_is_the_same_one_in_every_process(tmp_path, monkeypa
     "uri", ["postgresql://u:secret@db/runs", "./mlruns", "sqlite://", "sqlite:///:memory:", "ftp://x"]
 )
 def test_other_kinds_of_store_are_refused(uri):
-    with pytest.raises(TrackingError, match="must be sqlite:///FILE or http") as refused:
+    with pytest.raises(TrackingError) as refused:
         resolve_uri(uri)
     assert "secret" not in str(refused.value)
 

@@ -52,13 +52,13 @@ def test_who_says_nothing_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(connection, "_ANSWER_TIMEOUT_S", 0.2)
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,
-        pytest.raises(ClusterError, match="must be reachable, but: timed out"),
+        pytest.raises(ClusterError, match="timed out"),
     ):
         check_answers(f"127.0.0.1:{silent.getsockname()[1]}")
 
 
 def test_an_address_where_nobody_is_is_refused() -> None:
-    with pytest.raises(ClusterError, match=r"at 127\.0\.0\.1:9 must be reachable, but: Connection refused"):
+    with pytest.raises(ClusterError, match=r"127\.0\.0\.1:9 .*Connection refused"):
         check_answers("127.0.0.1:9")
 
 

@@ -71,7 +71,7 @@ def test_early_stopping_widens_the_range():
 
 def test_trials_that_start_from_what_a_search_makes_are_not_measured(tiny_space):
     space = load_space(str(tiny_space), overrides=["start_from=another-task"])
-    with pytest.raises(UsageError, match="start from an adapter that a search brings first"):
+    with pytest.raises(UsageError, match="start from"):
         estimate_search(space)
 
 

@@ -49,7 +49,7 @@ def test_a_node_without_the_rows_is_at_fault_to_its_trials() -> None:
         raise TaskDataError("rows.csv must be there.", hint="put it there")
 
     host = HostActor(replace(CONFIG, make=make), 1, "10.0.0.7")
-    with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: rows.csv must be there\.") as caught:
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*rows.csv") as caught:
         advance(host, SPEC, TASK)
     assert caught.value.hint == "put it there"
     with pytest.raises(TaskDataError):  # asked before any trial, it is the space's
@@ -61,7 +61,7 @@ def test_a_node_without_the_rows_of_a_second_task_is_at_fault_too() -> None:
     host = actor(disk, packed=True)
     assert advance(host, SPEC, TASK) == ("base", "rows of t")
     disk.rows["other"] = None
-    with pytest.raises(ClusterError, match=r"but 10\.0\.0\.7 is not: other.csv must be there\."):
+    with pytest.raises(ClusterError, match=r"10\.0\.0\.7 .*other.csv"):
         advance(host, SPEC, OTHER)
 
 

@@ -44,7 +44,7 @@ def test_options_that_the_prompt_shows_are_asked_for_once(make):
 
 
 def test_a_question_with_one_option_is_refused(make):
-    with pytest.raises(TaskDataError, match=r"options of a row must be two or more, but the request has .*row 2"):
+    with pytest.raises(TaskDataError, match=r"two or more, .*row 2"):
         checked(make()).questions([("one", "a|b"), ("two", "a")])
 
 
@@ -89,7 +89,7 @@ def test_an_option_that_does_not_fit_is_refused_with_its_row(make):
 
 def test_messages_need_a_chat_template(make):
     task = make(prompt=None, messages=[{"role": "user", "content": "{q}"}])
-    with pytest.raises(TaskDataError, match="`messages` must have a tokenizer with a chat template"):
+    with pytest.raises(TaskDataError, match=r"`messages`.* chat template"):
         prepare(task, characters())
     data = prepare(task, characters(chat=CHAT))
     assert shown(data.tokenizer, data.encoded("train").ids.row(0)) == "<|user|>Sky<|end|><|assistant|>blu"

@@ -261,7 +261,7 @@ def test_names_of_options_must_differ(make):
     assert "`option_names` must hold names that differ from each other, but" in refused(
         make(rows, option_names="names")
     )
-    with pytest.raises(TaskDataError, match=r'`option_names` must differ from each other, but got \["A", "A"\]'):
+    with pytest.raises(TaskDataError, match=r'`option_names`.*\["A", "A"\]'):
         checked(make(options=[" x", " y"], option_names=["A", "A"]))
 
 

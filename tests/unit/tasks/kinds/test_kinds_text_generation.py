@@ -210,31 +210,27 @@ def test_a_prompt_that_ends_in_a_space_is_warned_of(make):
 
 def test_an_answer_that_does_not_fit_names_its_row(make):
     rows = [*SUMS, {"q": "x", "a": "abc" * 30, "n": "1"}]
-    with pytest.raises(TaskDataError, match=r"an answer must fit `max_length`.*rows.jsonl.*line 4"):
+    with pytest.raises(TaskDataError, match=r"`max_length`.*rows.jsonl.*line 4"):
         prepare(make(rows), characters())
 
 
 def test_the_base_must_have_space_for_what_is_written(make):
     task = make(max_length=500)
-    with pytest.raises(
-        TaskDataError, match=r"together must be at most 512 with this base model, but got max_length=500"
-    ):
+    with pytest.raises(TaskDataError, match=r"512 .*max_length=500"):
         prepare(task, characters())
 
 
 def test_without_an_end_token_a_stop_string_is_needed(make):
     tokenizer = characters()
     tokenizer.eos_token = None
-    with pytest.raises(
-        TaskDataError, match=r"`generation.stop` must name a text where the base model has no end token"
-    ):
+    with pytest.raises(TaskDataError, match=r"`generation\.stop`"):
         prepare(make(), tokenizer)
     prepare(make(generation={"max_new_tokens": 9, "stop": ["zz"]}), tokenizer)
 
 
 def test_messages_need_a_chat_template(make):
     chat = {"prompt": None, "messages": [{"role": "user", "content": "{q}"}]}
-    with pytest.raises(TaskDataError, match="must have a tokenizer with a chat template"):
+    with pytest.raises(TaskDataError, match="chat template"):
         prepare(make(**chat), characters())
     prepare(make(**chat), characters(chat=CHAT))
 
@@ -271,9 +267,7 @@ def test_a_value_that_no_template_takes_is_refused_with_the_reason(make, value, 
 
 def test_an_end_token_in_an_answer_is_refused(make):
     task = make([*SUMS, {"q": "x", "a": "so</s>", "n": "1"}])
-    with pytest.raises(
-        TaskDataError, match=r"must not have the end token </s> in its text, but in .* 'x\?' \(line 4\)"
-    ):
+    with pytest.raises(TaskDataError, match=r"</s> .* 'x\?' \(line 4\)"):
         prepare(task, characters())
 
 
@@ -303,6 +297,6 @@ def test_a_regular_expression_that_takes_ages_on_answers_is_warned_of(make, monk
 )
 def test_a_chat_template_that_does_not_take_the_messages_is_told(make, template, says):
     task = make(prompt=None, messages=[{"role": "system", "content": "so"}, {"role": "user", "content": "{q}"}])
-    with pytest.raises(TaskDataError, match="`messages` must fit the chat template") as error:
+    with pytest.raises(TaskDataError, match="`messages`") as error:
         checked(task).check_tokenizer(characters(chat=template))
     assert says in str(error.value)
