@@ -11,19 +11,7 @@ from typing import Any, TextIO
 from loraxs_search.cli._output import plain
 from loraxs_search.cli.live_text import browse, data_lines, phase_in_words, time_left_in_words
 from loraxs_search.errors import counted
-from loraxs_search.log.events import (
-    BaselineScored,
-    CandidateScored,
-    DataRead,
-    Phase,
-    SearchStarted,
-    ShownEvent,
-    Steered,
-    TrialEnded,
-    TrialReported,
-    TrialStarted,
-    Warned,
-)
+from loraxs_search.log import events
 from loraxs_search.records import TrialState, to_json
 from loraxs_search.reports.search_state import SearchState
 
@@ -49,13 +37,13 @@ class LinesView:
         self._state = SearchState()
         self._counted_at, self._is_estimated = 0.0, False
 
-    def happened(self, event: ShownEvent) -> None:
+    def happened(self, event: events.ShownEvent) -> None:
         """Take the next event."""
         self._state.happened(event)
         for text in self._texts(event):
             print(self._line(text, event.at), end="", file=self._out, flush=True)
 
-    def known(self, event: ShownEvent) -> None:
+    def known(self, event: events.ShownEvent) -> None:
         """Take an event of an earlier driver: it counts, and has no line."""
         self._state.happened(event)
 
@@ -64,31 +52,31 @@ class LinesView:
         os.write(self._out.fileno(), self._line(text, time.time()).encode())
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _texts(self, event: ShownEvent) -> list[str]:
+    def _texts(self, event: events.ShownEvent) -> list[str]:
         texts: list[str] = []
         match event:
-            case Phase():
+            case events.Phase():
                 texts = self._phase(event)
-            case DataRead():
+            case events.DataRead():
                 texts = data_lines(event.report, event.num_rows, event.metric, short=True)
-            case SearchStarted():
+            case events.SearchStarted():
                 texts = self._started(event)
-            case TrialReported():
+            case events.TrialReported():
                 texts = ["  ".join([f"trial {event.trial_id}", *self._last_report(event.trial_id)])]
                 texts += self._estimate(event)
-            case TrialEnded():
+            case events.TrialEnded():
                 texts = [self._ended(event)]
-            case BaselineScored():
+            case events.BaselineScored():
                 texts = ["  ".join([f"baseline {event.name}", *_scores(event.metrics)])]
-            case CandidateScored():
+            case events.CandidateScored():
                 texts = ["  ".join([f"candidate {event.trial}", f"{event.split} rows", *_scores(event.metrics)])]
-            case Steered():
+            case events.Steered():
                 texts = [event.text]
-            case Warned() if self._warns:
+            case events.Warned() if self._warns:
                 texts = [f"warning: {event.text}"]
         return texts
 
-    def _phase(self, event: Phase) -> list[str]:
+    def _phase(self, event: events.Phase) -> list[str]:
         """Of what is counted, write a line now and then, and the last one."""
         if event.total is not None:
             if not event.done or (event.done != event.total and event.at - self._counted_at < _COUNT_EVERY_S):
@@ -96,7 +84,7 @@ class LinesView:
             self._counted_at = event.at
         return [phase_in_words(event)]
 
-    def _started(self, event: SearchStarted) -> list[str]:
+    def _started(self, event: events.SearchStarted) -> list[str]:
         why = f" ({event.why_slots})" if event.why_slots else ""
         what = f"{counted(event.num_trials, 'trial')} on {event.device} ({event.dtype})"
         then = f"then {counted(event.num_refits, 'refit')} of {counted(event.max_steps, 'step')}"
@@ -104,7 +92,7 @@ class LinesView:
         slots = counted(event.num_slots, "slot")
         return [f"study {event.study}: {what}, {slots}{why}", *notes, browse(event.study or "", self._server)]
 
-    def _estimate(self, event: TrialReported) -> list[str]:
+    def _estimate(self, event: events.TrialReported) -> list[str]:
         """Say once how long the whole search takes, as soon as all trials that run side by side have a pace."""
         facts, trials = self._state.facts, self._state.trials.values()
         left = "" if self._is_estimated else time_left_in_words(self._state.seconds_left(event.at))
@@ -116,7 +104,7 @@ class LinesView:
         refits = ", refits included" if self._state.refit_steps else ""
         return [f"{left}{refits}, at the pace of the first steps; less where trials are stopped early"]
 
-    def _ended(self, event: TrialEnded) -> str:
+    def _ended(self, event: events.TrialEnded) -> str:
         left = time_left_in_words(self._state.seconds_left(event.at))
         counted = f"[{self._state.num_ended}/{self._state.num_trials}]"
         name = event.trial_id
@@ -136,17 +124,17 @@ def _scores(metrics: Mapping[str, float]) -> list[str]:
     return [f"{name} {value:.4f}" for name, value in metrics.items()][:3]
 
 
-def printed(event: ShownEvent) -> dict[str, Any]:
+def printed(event: events.ShownEvent) -> dict[str, Any]:
     """Return an event as `--events` prints it: an object whose form users' programs rely on."""
     fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
     match event:
-        case TrialStarted():
+        case events.TrialStarted():
             fields = {"event": "trial_started", "trial": event.trial_id, "params": event.params}
-        case TrialReported(report=report):
+        case events.TrialReported(report=report):
             names = ("step", "metrics", "train_loss", "device_s", "num_tokens", "host")
             fields = {"event": "trial_reported", **{name: getattr(report, name) for name in names}}
             fields |= {"trial": report.trial_id, "stored_bytes": report.size.stored_bytes}
-        case TrialEnded():
+        case events.TrialEnded():
             fields = {"event": "trial_ended", "trial": event.trial_id, "state": event.state, "reason": event.reason}
     return {"study": event.study, "at": event.at, "version": event.version} | fields
 
@@ -157,12 +145,12 @@ class EventStream:
     def __init__(self, out: TextIO) -> None:
         self._out = out
 
-    def happened(self, event: ShownEvent) -> None:
+    def happened(self, event: events.ShownEvent) -> None:
         """Take the next event."""
         self._out.write(f"{to_json(printed(event))}\n")  # at once: another thread may have news too
         self._out.flush()
 
-    def known(self, event: ShownEvent) -> None:
+    def known(self, event: events.ShownEvent) -> None:
         """Pass over an event of an earlier driver."""
 
     def say(self, text: str) -> None:

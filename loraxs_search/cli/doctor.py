@@ -8,16 +8,8 @@ from typing import Annotated
 import typer
 from typer.exceptions import Exit
 
+from loraxs_search.cli import _output
 from loraxs_search.cli._completion import spaces
-from loraxs_search.cli._output import (
-    AddressOption,
-    JsonOption,
-    RuntimeEnvOption,
-    StorageOption,
-    TrackingOption,
-    emit,
-    print_table,
-)
 
 
 def doctor(
@@ -25,11 +17,11 @@ def doctor(
         str | None,
         typer.Argument(help="A space whose base and files every node needs; default: none.", autocompletion=spaces),
     ] = None,
-    address: AddressOption = None,
-    tracking_uri: TrackingOption = None,
-    runtime_env: RuntimeEnvOption = None,
-    storage: StorageOption = None,
-    as_json: JsonOption = False,
+    address: _output.AddressOption = None,
+    tracking_uri: _output.TrackingOption = None,
+    runtime_env: _output.RuntimeEnvOption = None,
+    storage: _output.StorageOption = None,
+    as_json: _output.JsonOption = False,
 ) -> None:
     """Check a cluster, or this machine, before a search.
 
@@ -46,10 +38,10 @@ def doctor(
 
     def show() -> None:
         columns = ("node", "check", "verdict", "value")
-        print_table(columns, [(f.node, f.check, f.verdict, f.value) for f in results])
+        _output.print_table(columns, [(f.node, f.check, f.verdict, f.value) for f in results])
         for hint in dict.fromkeys(f"{f.check}: {f.hint}" for f in results if f.hint):
             print(f"\nhint: {hint}", file=sys.stderr)
 
-    emit(as_json, results, show)
+    _output.emit(as_json, results, show)
     if any(result.verdict == "fail" for result in results):
         raise Exit(1)

@@ -8,19 +8,9 @@ from typing import Annotated
 import typer
 from typer.exceptions import Exit
 
+from loraxs_search.cli import _output
 from loraxs_search.cli._completion import StudyArgument, studies
 from loraxs_search.cli._completion import spaces as complete_spaces
-from loraxs_search.cli._output import (
-    AddressOption,
-    EventsOption,
-    JsonOption,
-    RuntimeEnvOption,
-    SetOption,
-    StorageOption,
-    TrackingOption,
-    emit,
-    print_table,
-)
 from loraxs_search.cli._search import check_output, show_result, show_results, watched, watched_together
 from loraxs_search.cli.check import check_space
 from loraxs_search.errors import UsageError
@@ -36,16 +26,16 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
         ),
     ],
     name: Annotated[str | None, typer.Option("--name", help="New name of the study; default: space and time.")] = None,
-    address: AddressOption = None,
-    runtime_env: RuntimeEnvOption = None,
-    tracking_uri: TrackingOption = None,
-    storage: StorageOption = None,
-    overrides: SetOption = None,
+    address: _output.AddressOption = None,
+    runtime_env: _output.RuntimeEnvOption = None,
+    tracking_uri: _output.TrackingOption = None,
+    storage: _output.StorageOption = None,
+    overrides: _output.SetOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, estimate the time and device hours, and stop there.")
     ] = False,
-    as_json: JsonOption = False,
-    as_events: EventsOption = False,
+    as_json: _output.JsonOption = False,
+    as_events: _output.EventsOption = False,
 ) -> None:
     """Search a space and score the best adapter.
 
@@ -130,11 +120,11 @@ def _dry_run(spaces: Sequence[str], changes: Sequence[str], name: str | None, as
 
 def resume(
     study: StudyArgument,
-    address: AddressOption = None,
-    runtime_env: RuntimeEnvOption = None,
-    storage: StorageOption = None,
-    as_json: JsonOption = False,
-    as_events: EventsOption = False,
+    address: _output.AddressOption = None,
+    runtime_env: _output.RuntimeEnvOption = None,
+    storage: _output.StorageOption = None,
+    as_json: _output.JsonOption = False,
+    as_events: _output.EventsOption = False,
 ) -> None:
     """Continue a search that was interrupted or killed.
 
@@ -163,7 +153,7 @@ def sync(
     study: Annotated[
         str | None, typer.Argument(help="Name of the study; default: all studies.", autocompletion=studies)
     ] = None,
-    as_json: JsonOption = False,
+    as_json: _output.JsonOption = False,
 ) -> None:
     """Write to MLflow what studies could not while it was unreachable.
 
@@ -176,6 +166,6 @@ def sync(
 
     done = list(sync(study))
     columns = ("study", "records", "problem")
-    emit(as_json, done, lambda: print_table(columns, [(it.study, it.state, it.problem) for it in done]))
+    _output.emit(as_json, done, lambda: _output.print_table(columns, [(it.study, it.state, it.problem) for it in done]))
     if any(it.state in ("waiting", "unreadable") for it in done):
         raise Exit(1)

@@ -9,19 +9,9 @@ from typing import Annotated
 
 import typer
 
+from loraxs_search.cli import _output
 from loraxs_search.cli._completion import studies
 from loraxs_search.cli._lines import EventStream
-from loraxs_search.cli._output import (
-    EventsOption,
-    JsonOption,
-    emit,
-    plain,
-    print_csv,
-    print_leaderboard,
-    print_leaderboard_csv,
-    print_table,
-    print_warnings,
-)
 from loraxs_search.cli._search import server_of
 from loraxs_search.cli.live_text import phase_in_words
 from loraxs_search.errors import UsageError, counted
@@ -56,7 +46,7 @@ def _draw(folder: StudyFolder, events: Iterable[ShownEvent]) -> None:
         for event in events:
             view.happened(event)
             if isinstance(event, Warned):
-                print(f"warning: {plain(event.text)}", file=sys.stderr)  # above what is drawn
+                print(f"warning: {_output.plain(event.text)}", file=sys.stderr)  # above what is drawn
 
 
 def _write(folder: StudyFolder, events: Iterable[ShownEvent]) -> None:
@@ -75,8 +65,8 @@ def status(
         bool, typer.Option("--watch", help="Show the search as it goes on, until it ends; Ctrl-C leaves the view.")
     ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, each param in a column of its own.")] = False,
-    as_json: JsonOption = False,
-    as_events: EventsOption = False,
+    as_json: _output.JsonOption = False,
+    as_events: _output.EventsOption = False,
 ) -> None:
     """List all studies, or the trials of one.
 
@@ -128,14 +118,14 @@ def _stream(study: str) -> None:
 def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:
     study = study_status(folder)
     if as_csv:
-        print_leaderboard_csv(study.trials)
+        _output.print_leaderboard_csv(study.trials)
     else:
-        emit(as_json, study, lambda: _show(study, folder.info.task))
+        _output.emit(as_json, study, lambda: _show(study, folder.info.task))
 
 
 def _show(study: StudyStatus, task: Task) -> None:
     counts = study.progress
-    print_leaderboard(study.trials, task, study.baselines)
+    _output.print_leaderboard(study.trials, task, study.baselines)
     talk = f"\n{study.study}: {study.state}, {counts.ended}/{counted(counts.num_trials, 'trial')} ended"
     print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
     if study.phase is not None:
@@ -147,7 +137,7 @@ def _show(study: StudyStatus, task: Task) -> None:
         print(f"finishing: {study.finishing}; no new trials, {counts.running} still running", file=sys.stderr)
     for command in study.commands:
         print(f"not answered yet: {describe(command)}", file=sys.stderr)
-    print_warnings(study.warnings)
+    _output.print_warnings(study.warnings)
     if study.place:
         print(f"{study.study} runs on {study.place}, or was killed there; `resume` finds out", file=sys.stderr)
 
@@ -159,13 +149,13 @@ def _all(as_json: bool, as_csv: bool) -> None:
 
     def show() -> None:
         if as_csv:
-            print_csv(columns, [summary.cells for summary in summaries])
+            _output.print_csv(columns, [summary.cells for summary in summaries])
             return
-        print_table(columns, [summary.cells for summary in summaries])
+        _output.print_table(columns, [summary.cells for summary in summaries])
         if not summaries:
             print("\nno studies yet: start one with `loraxs-search launch movie_reviews`", file=sys.stderr)
 
     for summary in summaries:
         if summary.problem:  # the others are shown all the same
             print(f"warning: {summary.problem}", file=sys.stderr)
-    emit(as_json, value, show)
+    _output.emit(as_json, value, show)

@@ -10,25 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from loraxs_search.records import (
-    NOT_STEERED,
-    STORED_NAMES,
-    Baseline,
-    Command,
-    CommandAnswer,
-    DataReport,
-    Direction,
-    FrontTrial,
-    Hyperparameters,
-    Lineage,
-    Proposal,
-    Scalar,
-    SearchRun,
-    Split,
-    SteeringStatus,
-    TrialReport,
-    TrialState,
-)
+from loraxs_search import records
 
 EVENT_VERSION = 1
 
@@ -71,7 +53,7 @@ class DriverStarted(_Decisive):
     """
 
     since: float
-    run: SearchRun | None = None
+    run: records.SearchRun | None = None
     event: Literal["driver_started"] = "driver_started"
 
 
@@ -88,12 +70,12 @@ class TrialStarted(_Decisive):
     """
 
     trial_id: str
-    params: Mapping[str, Scalar]
+    params: Mapping[str, records.Scalar]
     command: str = ""
-    lineage: Lineage | None = None
+    lineage: records.Lineage | None = None
     is_hidden: bool = False
-    proposal: Proposal | None = None
-    hyperparameters: Hyperparameters | None = None
+    proposal: records.Proposal | None = None
+    hyperparameters: records.Hyperparameters | None = None
     event: Literal["started"] = "started"
 
 
@@ -101,7 +83,7 @@ class TrialStarted(_Decisive):
 class TrialReported(Event):
     """A trial was scored on validation rows."""
 
-    report: TrialReport
+    report: records.TrialReport
     event: Literal["reported"] = "reported"
 
     @property
@@ -114,7 +96,7 @@ class TrialEnded(_Decisive):
     """A trial trained all its steps, was stopped early, or failed."""
 
     trial_id: str
-    state: TrialState
+    state: records.TrialState
     reason: str
     event: Literal["ended"] = "ended"
 
@@ -139,7 +121,7 @@ class Reopened(_Aside):
 class Commanded(_Aside):
     """The driver has taken a command, and has not decided on it."""
 
-    command: Command
+    command: records.Command
     event: Literal["commanded"] = "commanded"
 
 
@@ -147,7 +129,7 @@ class Commanded(_Aside):
 class Answered(_Aside):
     """The driver has decided on a command; the answer is its effect."""
 
-    answer: CommandAnswer
+    answer: records.CommandAnswer
     event: Literal["answered"] = "answered"
 
 
@@ -173,9 +155,9 @@ class AdapterWritten(_Aside):
 class BaselinesMeasured(_Aside):
     """What simple models reach on the search's rows."""
 
-    __pydantic_config__ = STORED_NAMES
+    __pydantic_config__ = records.STORED_NAMES
 
-    baselines: tuple[Baseline, ...]
+    baselines: tuple[records.Baseline, ...]
     event: Literal["yardsticks_measured"] = "yardsticks_measured"
 
 
@@ -187,7 +169,7 @@ class FrontFound(_Aside):
         gone: Trials of the front before, where the search went on, that are beaten now.
     """
 
-    trials: tuple[FrontTrial, ...]
+    trials: tuple[records.FrontTrial, ...]
     gone: tuple[str, ...] = ()
     event: Literal["front_found"] = "front_found"
 
@@ -220,7 +202,7 @@ class SearchFinished(_Aside):
     """A driver has come to the end of the search, or of its own; numbers of `summary` become metrics, the rest tags."""
 
     state: Literal["FINISHED", "FAILED", "KILLED"]
-    summary: Mapping[str, Scalar] = field(default_factory=dict)
+    summary: Mapping[str, records.Scalar] = field(default_factory=dict)
     event: Literal["search_finished"] = "search_finished"
 
 
@@ -260,7 +242,7 @@ class SearchStarted(Event):
 
     task: str
     metric: str
-    direction: Direction
+    direction: records.Direction
     num_trials: int
     max_steps: int
     report_every: int
@@ -272,7 +254,7 @@ class SearchStarted(Event):
     why_slots: str = ""
     time_left_s: float | None = None
     notes: tuple[str, ...] = ()
-    steering: SteeringStatus = NOT_STEERED
+    steering: records.SteeringStatus = records.NOT_STEERED
     event: Literal["search_started"] = "search_started"
 
 
@@ -286,8 +268,8 @@ class DataRead(Event):
     """
 
     metric: str
-    num_rows: Mapping[Split, int]
-    report: DataReport
+    num_rows: Mapping[records.Split, int]
+    report: records.DataReport
     event: Literal["data_read"] = "data_read"
 
 
@@ -308,7 +290,7 @@ class Steered(Event):
     """
 
     text: str
-    status: SteeringStatus | None = None
+    status: records.SteeringStatus | None = None
     event: Literal["steered"] = "steered"
 
 

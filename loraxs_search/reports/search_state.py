@@ -9,21 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from loraxs_search.log.events import (
-    BaselineScored,
-    CandidateScored,
-    DataRead,
-    Phase,
-    SearchEnded,
-    SearchStarted,
-    ShownEvent,
-    Steered,
-    TrialEnded,
-    TrialReported,
-    TrialsAdvanced,
-    TrialStarted,
-    Warned,
-)
+from loraxs_search.log import events
 from loraxs_search.records import Hyperparameters, Scalar, SteeringStatus, TrialState
 from loraxs_search.reports.time_left import Pace, TrainedSteps, expected_steps
 
@@ -97,22 +83,22 @@ class SearchState:
 
     def __init__(self, study: str = "") -> None:
         self.study = study
-        self.facts: SearchStarted | None = None
-        self.phase: Phase | None = None
+        self.facts: events.SearchStarted | None = None
+        self.phase: events.Phase | None = None
         self.trials: dict[str, TrialLine] = {}
         self.baselines: dict[str, Mapping[str, float]] = {}
         self.candidates: dict[str, Mapping[str, float]] = {}
         self.warnings: list[str] = []
         self.steered = ""  # the last that people asked of the search, and its answer
         self.steering = SteeringStatus()
-        self.ended: SearchEnded | None = None
+        self.ended: events.SearchEnded | None = None
         self._pace = self._work = Pace(0.0)
         self._hosts: dict[str, tuple[Pace, Pace]] = {}  # steps and rows
         self._refit_steps, self._refit_total = 0, 0
         self._low, self._high = math.inf, -math.inf
         self._derived: dict[str, Any] = {}  # what was computed since the last event: views ask often
 
-    def happened(self, event: ShownEvent) -> None:
+    def happened(self, event: events.ShownEvent) -> None:
         """Take the next event."""
         self._derived.clear()
         self.study = event.study or self.study
@@ -277,7 +263,7 @@ class SearchState:
         return _ORDER.index(trial.state), -trial.step if is_running else 0.0, score, trial.trial
 
     # ---- events ------------------------------------------------------------------------------------------------------
-    def _phase_begun(self, event: Phase) -> None:
+    def _phase_begun(self, event: events.Phase) -> None:
         if self.phase is None or self.phase.text != event.text or self.phase.unit != event.unit:
             self._work = Pace(event.at)
         elif event.done is not None:
@@ -286,18 +272,18 @@ class SearchState:
         if event.unit == "steps":
             self._refit_steps, self._refit_total = event.done or 0, event.total or 0
 
-    def _started(self, event: SearchStarted) -> None:
+    def _started(self, event: events.SearchStarted) -> None:
         self.facts, self.phase, self.ended = event, None, None
         self._pace, self._hosts, self.steering = Pace(event.at), {}, event.steering
         for trial in self.trials.values():
             trial.metric, trial.current_step = event.metric, 0
             self._widen(trial.scores)
 
-    def _trial_started(self, event: TrialStarted) -> None:
+    def _trial_started(self, event: events.TrialStarted) -> None:
         metric = self.facts.metric if self.facts else ""
         self.trials[event.trial_id] = TrialLine(event.trial_id, event.params, metric)
 
-    def _reported(self, event: TrialReported) -> None:
+    def _reported(self, event: events.TrialReported) -> None:
         report, trial = event.report, self.trials[event.trial_id]
         steps, trial.step, trial.host = report.step - trial.step, report.step, report.host.partition(" ")[0]
         trial.stored_bytes = report.size.stored_bytes
@@ -311,7 +297,7 @@ class SearchState:
                 paces[0].add(event.at, steps)
                 paces[1].add(event.at, steps * trial.rows_per_step)
 
-    def _advanced(self, event: TrialsAdvanced) -> None:
+    def _advanced(self, event: events.TrialsAdvanced) -> None:
         for name, step in event.steps.items():
             trial = self.trials.get(name)
             if trial is not None and trial.state is TrialState.RUNNING:
@@ -321,45 +307,45 @@ class SearchState:
         for score in filter(math.isfinite, scores):
             self._low, self._high = min(self._low, score), max(self._high, score)
 
-    def _trial_ended(self, event: TrialEnded) -> None:
+    def _trial_ended(self, event: events.TrialEnded) -> None:
         trial = self.trials[event.trial_id]
         trial.state, trial.current_step = event.state, 0
 
-    def _warned(self, event: Warned) -> None:
+    def _warned(self, event: events.Warned) -> None:
         self.warnings.append(event.text)
 
-    def _steered(self, event: Steered) -> None:
+    def _steered(self, event: events.Steered) -> None:
         self.steered = event.text
         if event.status is not None:
             if self.steering.is_paused and not event.status.is_paused:
                 self._pace = Pace(event.at)  # the time that the search stood still says nothing of its speed
             self.steering = event.status
 
-    def _baseline_scored(self, event: BaselineScored) -> None:
+    def _baseline_scored(self, event: events.BaselineScored) -> None:
         self.baselines[event.name] = event.metrics
 
-    def _candidate_scored(self, event: CandidateScored) -> None:
+    def _candidate_scored(self, event: events.CandidateScored) -> None:
         if event.split == "validation":
             self.candidates[event.trial] = event.metrics
 
-    def _data_read(self, event: DataRead) -> None:
+    def _data_read(self, event: events.DataRead) -> None:
         """Say nothing of how the search stands: views show it once, as it comes."""
 
-    def _search_ended(self, event: SearchEnded) -> None:
+    def _search_ended(self, event: events.SearchEnded) -> None:
         self.ended = event
 
 
-_TAKE: Mapping[type[ShownEvent], Callable[[SearchState, Any], None]] = {
-    Phase: SearchState._phase_begun,
-    SearchStarted: SearchState._started,
-    TrialStarted: SearchState._trial_started,
-    TrialReported: SearchState._reported,
-    TrialEnded: SearchState._trial_ended,
-    TrialsAdvanced: SearchState._advanced,
-    Warned: SearchState._warned,
-    Steered: SearchState._steered,
-    BaselineScored: SearchState._baseline_scored,
-    CandidateScored: SearchState._candidate_scored,
-    SearchEnded: SearchState._search_ended,
-    DataRead: SearchState._data_read,
+_TAKE: Mapping[type[events.ShownEvent], Callable[[SearchState, Any], None]] = {
+    events.Phase: SearchState._phase_begun,
+    events.SearchStarted: SearchState._started,
+    events.TrialStarted: SearchState._trial_started,
+    events.TrialReported: SearchState._reported,
+    events.TrialEnded: SearchState._trial_ended,
+    events.TrialsAdvanced: SearchState._advanced,
+    events.Warned: SearchState._warned,
+    events.Steered: SearchState._steered,
+    events.BaselineScored: SearchState._baseline_scored,
+    events.CandidateScored: SearchState._candidate_scored,
+    events.SearchEnded: SearchState._search_ended,
+    events.DataRead: SearchState._data_read,
 }

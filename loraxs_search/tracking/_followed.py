@@ -11,16 +11,8 @@ from itertools import islice
 from pathlib import Path
 
 from loraxs_search.home import ensure_dir, write_atomic
+from loraxs_search.log import events as log_events
 from loraxs_search.log.event_log import EventLog, from_line, lines_from
-from loraxs_search.log.events import (
-    AdapterWritten,
-    DriverStarted,
-    LoggedEvent,
-    ReportWritten,
-    TrialEnded,
-    TrialReported,
-    TrialStarted,
-)
 
 _ID = "tracking.id"
 _LOG, _OFFSET = "journal.jsonl", "mlflow.offset"
@@ -38,7 +30,7 @@ _logger = logging.getLogger(__name__)
 class Batch:
     """Events to be applied, and what is remembered once they are: an offset, and the file that it is in."""
 
-    events: list[LoggedEvent]
+    events: list[log_events.LoggedEvent]
     file: str
     offset: int
 
@@ -71,7 +63,7 @@ class FollowedLog:
         """What `applied` comes to once all that there is now has been applied."""
         return sum(_end(self._folder / file, self._offsets[name]) for name, file in _FILES.items())
 
-    def history(self) -> Iterator[LoggedEvent]:
+    def history(self) -> Iterator[log_events.LoggedEvent]:
         """Yield every event that there is, from the first one on."""
         yield from (event for _, event in self._earlier(0) if event is not None)
         yield from (event for event in EventLog(self.path, self._study).new() if not self._told.has(event))
@@ -94,7 +86,7 @@ class FollowedLog:
         write_atomic(self._folder / batch.file, str(batch.offset))
         self._offsets[batch.file] = batch.offset
 
-    def _earlier(self, start: int) -> Iterator[tuple[int, LoggedEvent | None]]:
+    def _earlier(self, start: int) -> Iterator[tuple[int, log_events.LoggedEvent | None]]:
         """Yield the events of the earlier file, each with the offset behind it; None where a line is no event."""
         for line, end in lines_from(self._folder / _EARLIER, start):
             try:
@@ -111,22 +103,22 @@ class _Told:
         self._starts, self._ends = set[str](), set[str]()
         self._reports = set[tuple[str, int]]()
 
-    def add(self, event: LoggedEvent | None) -> None:
+    def add(self, event: log_events.LoggedEvent | None) -> None:
         match event:
-            case TrialStarted():
+            case log_events.TrialStarted():
                 self._starts.add(event.trial_id)
-            case TrialReported(report=report):
+            case log_events.TrialReported(report=report):
                 self._reports.add((report.trial_id, report.step))
-            case TrialEnded():
+            case log_events.TrialEnded():
                 self._ends.add(event.trial_id)
 
-    def has(self, event: LoggedEvent) -> bool:
+    def has(self, event: log_events.LoggedEvent) -> bool:
         match event:
-            case TrialStarted():
+            case log_events.TrialStarted():
                 return event.trial_id in self._starts
-            case TrialReported(report=report):
+            case log_events.TrialReported(report=report):
                 return (report.trial_id, report.step) in self._reports
-            case TrialEnded():
+            case log_events.TrialEnded():
                 return event.trial_id in self._ends
         return False
 
@@ -145,15 +137,15 @@ def has_waiting(folder: Path) -> bool:
     return bool(recorded_id(folder)) and any(line is not None for line in waiting)
 
 
-def _translated(line: bytes) -> LoggedEvent:
+def _translated(line: bytes) -> log_events.LoggedEvent:
     """Return what a line of the earlier file is in the log."""
     fields = json.loads(line)
     kind = _KINDS.get(fields["event"], fields["event"])
-    if kind == DriverStarted.event:
+    if kind == log_events.DriverStarted.event:
         fields = {"at": fields["at"], "since": fields["at"], "run": fields}
-    if kind == AdapterWritten.event:  # paths from the root, of the machine that wrote them
+    if kind == log_events.AdapterWritten.event:  # paths from the root, of the machine that wrote them
         fields["folder"] = str(Path(*Path(fields["folder"]).parts[-2:]))
-    if kind == ReportWritten.event:
+    if kind == log_events.ReportWritten.event:
         fields["path"] = Path(fields["path"]).name
     return from_line(json.dumps({**fields, "event": kind}).encode())
 

@@ -11,19 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.log.events import (
-    AdapterWritten,
-    BaselinesMeasured,
-    DriverStarted,
-    FrontFound,
-    HostsMeasured,
-    LoggedEvent,
-    ReportWritten,
-    SearchFinished,
-    TrialEnded,
-    TrialReported,
-    TrialStarted,
-)
+from loraxs_search.log import events as log_events
 from loraxs_search.methods import LoraXS
 from loraxs_search.records import Hyperparameters, KeepRule, StudyDescription, TrialReport, TrialState
 from loraxs_search.tracking._run_texts import dataset_input, run_name
@@ -68,16 +56,16 @@ class Recorder:
         self._facts: StudyDescription | None = None
         self._trials: defaultdict[str, _Trial] = defaultdict(_Trial)
         self._handlers: dict[type, Callable[[Any], None]] = {
-            DriverStarted: self._search_started,
-            TrialStarted: self._trial_started,
-            TrialReported: self._trial_reported,
-            TrialEnded: self._trial_ended,
-            AdapterWritten: self._adapter_written,
-            BaselinesMeasured: self._baselines_measured,
-            FrontFound: self._front_found,
-            ReportWritten: self._report_written,
-            HostsMeasured: self._hosts_measured,
-            SearchFinished: self._search_finished,
+            log_events.DriverStarted: self._search_started,
+            log_events.TrialStarted: self._trial_started,
+            log_events.TrialReported: self._trial_reported,
+            log_events.TrialEnded: self._trial_ended,
+            log_events.AdapterWritten: self._adapter_written,
+            log_events.BaselinesMeasured: self._baselines_measured,
+            log_events.FrontFound: self._front_found,
+            log_events.ReportWritten: self._report_written,
+            log_events.HostsMeasured: self._hosts_measured,
+            log_events.SearchFinished: self._search_finished,
         }
 
     @property
@@ -85,18 +73,18 @@ class Recorder:
         """The trials that events have named so far."""
         return self._trials.keys()
 
-    def note(self, event: LoggedEvent) -> None:
+    def note(self, event: log_events.LoggedEvent) -> None:
         """Remember what later events are recorded by; the same event twice changes nothing."""
         match event:
-            case DriverStarted(run=run) if run is not None:
+            case log_events.DriverStarted(run=run) if run is not None:
                 self._facts = run.facts or self._facts
-            case TrialStarted():
+            case log_events.TrialStarted():
                 trial = self._trials[event.trial_id]
                 trial.started_at = event.at if trial.started_at is None else trial.started_at
-            case TrialReported(report=report):
+            case log_events.TrialReported(report=report):
                 self._trials[report.trial_id].reports.setdefault(report.step, report)
 
-    def apply(self, events: Iterable[LoggedEvent]) -> None:
+    def apply(self, events: Iterable[log_events.LoggedEvent]) -> None:
         """Record `events`, one after the other; most are of no concern to MLflow.
 
         Raises:
@@ -116,7 +104,7 @@ class Recorder:
             self._runs.forget()
             raise _classify(error) from error
 
-    def _search_started(self, event: DriverStarted) -> None:
+    def _search_started(self, event: log_events.DriverStarted) -> None:
         if (run := event.run) is None:
             return
         run_id = self._runs.run(SEARCH, event.at)
@@ -135,7 +123,7 @@ class Recorder:
             self._runs.describe(run_id, self._facts, event.at)
             self._runs.log_data(run_id, dataset_input(self._facts))
 
-    def _trial_started(self, event: TrialStarted) -> None:
+    def _trial_started(self, event: log_events.TrialStarted) -> None:
         run_id = self._runs.run(event.trial_id, event.at, run_name(event.trial_id, event.params))
         tags = {LINEAGE: str(event.lineage)} if event.lineage else {}
         self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params), tags=tags)
@@ -143,7 +131,7 @@ class Recorder:
             self._runs.log_data(run_id, dataset_input(self._facts))
         self._runs.reopen(run_id)
 
-    def _trial_reported(self, event: TrialReported) -> None:
+    def _trial_reported(self, event: log_events.TrialReported) -> None:
         report = event.report
         run_id = self._runs.run(report.trial_id, event.at)
         costs = {"train_loss": report.train_loss, "device_s": report.device_s, "num_tokens": report.num_tokens}
@@ -154,7 +142,7 @@ class Recorder:
             size = {name: value for name, value in vars(report.size).items() if value is not None}
             self._runs.add(run_id, metrics=size, at=event.at)
 
-    def _trial_ended(self, event: TrialEnded) -> None:
+    def _trial_ended(self, event: log_events.TrialEnded) -> None:
         run_id, trial = self._runs.run(event.trial_id, event.at), self._trials[event.trial_id]
         reports = tuple(trial.reports.values())
         metrics: dict[str, float] = {
@@ -166,7 +154,7 @@ class Recorder:
         self._runs.add(run_id, metrics=metrics, at=event.at)
         self._runs.end(run_id, _STATUS[event.state], event.at, {STATE: event.state.value, REASON: event.reason})
 
-    def _adapter_written(self, event: AdapterWritten) -> None:
+    def _adapter_written(self, event: log_events.AdapterWritten) -> None:
         folder = self._folder / event.folder
         if not folder.is_dir():
             raise RefusedError(f"the adapter folder {folder} is gone")
@@ -177,7 +165,7 @@ class Recorder:
         scores = {f"{'candidate' if own else 'refit'}.{name}": value for name, value in event.scores.items()}
         self._runs.add(run_id, metrics=scores, tags={MODEL_ID if own else f"{MODEL_ID}.refit": model_id}, at=event.at)
 
-    def _baselines_measured(self, event: BaselinesMeasured) -> None:
+    def _baselines_measured(self, event: log_events.BaselinesMeasured) -> None:
         run_id = self._runs.run(SEARCH, event.at)
         metrics, tags = dict[str, float](), dict[str, str]()
         for baseline in event.baselines:
@@ -188,7 +176,7 @@ class Recorder:
             tags |= {f"loraxs.{name}.answer": str(baseline.answer)} if baseline.answer is not None else {}
         self._runs.add(run_id, metrics=metrics, tags=tags, at=event.at)
 
-    def _front_found(self, event: FrontFound) -> None:
+    def _front_found(self, event: log_events.FrontFound) -> None:
         run_id = self._runs.run(SEARCH, event.at)
         for trial in event.trials:
             self._runs.add(self._runs.run(trial.trial_id, event.at), tags={ON_FRONT: "true"}, at=event.at)
@@ -197,19 +185,19 @@ class Recorder:
         lines = [f"{trial.trial_id},{trial.score},{trial.stored_bytes}" for trial in event.trials]
         self._runs.client.log_text(run_id, "\n".join(("trial,score,stored_bytes", *lines, "")), "front.csv")
 
-    def _report_written(self, event: ReportWritten) -> None:
+    def _report_written(self, event: log_events.ReportWritten) -> None:
         path = self._folder / event.path
         if not path.is_file():
             raise RefusedError(f"the report {path} is gone")
         self._runs.client.log_artifact(self._runs.run(SEARCH, event.at), str(path))
 
-    def _hosts_measured(self, event: HostsMeasured) -> None:
+    def _hosts_measured(self, event: log_events.HostsMeasured) -> None:
         """MLflow's page of a run draws what is named so beside its metrics, under `System metrics`."""
         readings = ((address, name, value) for address, each in event.usage.items() for name, value in each.items())
         metrics = {f"system/{_NOT_IN_A_NAME.sub('-', address)}/{name}": value for address, name, value in readings}
         self._runs.add(self._runs.run(SEARCH, event.at), metrics=metrics, at=event.at, step=event.step)
 
-    def _search_finished(self, event: SearchFinished) -> None:
+    def _search_finished(self, event: log_events.SearchFinished) -> None:
         run_id = self._runs.run(SEARCH, event.at)
         numbers = {k: v for k, v in event.summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
         words = {f"loraxs.{key}": str(value) for key, value in event.summary.items() if key not in numbers}

@@ -18,20 +18,7 @@ from pydantic import AfterValidator, Field
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import AnswerFact, Prediction, Serving, Split, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds._answers import (
-    MATCH_SECONDS,
-    Extraction,
-    ExtractSection,
-    SlowPatternError,
-    as_written,
-    check_answers,
-    check_end_tokens,
-    extract_laws,
-    length_warnings,
-    reference_warnings,
-    share_warnings,
-    stop_warnings,
-)
+from loraxs_search.tasks.kinds import _answers
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._examples import with_examples
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, prompts_of
@@ -79,7 +66,7 @@ class TextGenerationSection(PromptSection):
     """What the model learns to write, a text with columns in braces."""
     reference: Text | None = None
     """What a written answer is compared with. The default is the whole `answer`."""
-    extract: ExtractSection | None = None
+    extract: _answers.ExtractSection | None = None
     """Which part of a written text is its answer. The default is the whole text."""
     generation: GenerationSection = GenerationSection()
     """How long an answer may be, what ends it, and whether tokens are drawn."""
@@ -113,7 +100,7 @@ class TextGeneration(LanguageModelKind):
             if isinstance(keys.get(key), str):
                 yield from _template_laws(key, keys[key])
         if isinstance(keys.get("extract"), dict):
-            yield from extract_laws(keys["extract"])
+            yield from _answers.extract_laws(keys["extract"])
         generation = keys.get("generation")
         if isinstance(generation, dict) and not generation.get("temperature"):
             for key in ("top_p", "seed"):
@@ -128,9 +115,9 @@ class TextGeneration(LanguageModelKind):
         return {key: Template.of(self.task.settings[key]) for key in keys if key in self.task.settings}
 
     @property
-    def extraction(self) -> Extraction:
+    def extraction(self) -> _answers.Extraction:
         """What of a text is its answer."""
-        return Extraction.of(self.task.settings.get("extract"))
+        return _answers.Extraction.of(self.task.settings.get("extract"))
 
     @property
     def generation(self) -> GenerationSection:
@@ -152,7 +139,7 @@ class TextGeneration(LanguageModelKind):
         templates, known = self.templates, len(errors)
         stored = [columns.values.get(name) for name in templates["answer"].columns]
         answers = [] if None in stored else self.read_texts(templates["answer"], columns, place, errors)
-        said = as_written(answers, self.generation.stop)
+        said = _answers.as_written(answers, self.generation.stop)
         references: Sequence[str] = said
         if "reference" in templates:
             references = self.read_texts(templates["reference"], columns, place, errors)
@@ -160,7 +147,7 @@ class TextGeneration(LanguageModelKind):
         if len(errors) == known:
             blank = blank_rows([values for values in stored if values is not None]) if answers else []
             with collected(errors):
-                check_answers(self.task, said, blank, self.generation.stop, place)
+                _answers.check_answers(self.task, said, blank, self.generation.stop, place)
             with collected(errors):
                 labels = self._labels(references, place, frozenset(blank))
         raise_joined(self.task, errors)
@@ -170,10 +157,10 @@ class TextGeneration(LanguageModelKind):
         """Return the answers in the references; rows of `blank` have none, which is said of them already."""
         try:
             labels = self.extraction.references(references, whole="reference" not in self.task.settings)
-        except SlowPatternError as error:
+        except _answers.SlowPatternError as error:
             raise TaskDataError(
-                f"Task {self.task.name}: `extract.regex` must be found or missed in {MATCH_SECONDS:g} seconds, but"
-                f" takes longer in {place.name} on {place.values(references, [references.index(error.text)])}.",
+                f"Task {self.task.name}: `extract.regex` must be found or missed in {_answers.MATCH_SECONDS:g} seconds,"
+                f" but takes longer in {place.name} on {place.values(references, [references.index(error.text)])}.",
                 hint="write it without a repetition inside a repetition, such as (a+)+",
             ) from None
         if lost := [row for row, label in enumerate(labels) if not label and row not in blank]:
@@ -198,11 +185,11 @@ class TextGeneration(LanguageModelKind):
         if set(self.templates["answer"].columns) <= set(self.prompt.columns):
             yield "each column of `answer` is in the prompt too, which gives the answer away"
         for split, own in rows.items():
-            answers = as_written(own.extras.get(_ANSWERS, []), self.generation.stop)
-            yield from stop_warnings(split, answers, self.generation.stop)
+            answers = _answers.as_written(own.extras.get(_ANSWERS, []), self.generation.stop)
+            yield from _answers.stop_warnings(split, answers, self.generation.stop)
             if answers and "reference" in self.task.settings:
-                yield from reference_warnings(split, answers, own.labels.tolist(), self.extraction)
-        yield from length_warnings(encoded, self.generation.max_new_tokens)
+                yield from _answers.reference_warnings(split, answers, own.labels.tolist(), self.extraction)
+        yield from _answers.length_warnings(encoded, self.generation.max_new_tokens)
 
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         counts = {split: np.unique(own.labels, return_counts=True)[1] for split, own in rows.items()}
@@ -241,7 +228,7 @@ class TextGeneration(LanguageModelKind):
         ends = self.end_ids(tokenizer)
         answers = continued_ids(rows.extras[_ANSWERS], tokenizer)
         for end in ends:
-            check_end_tokens(self.task, rows, answers, end, tokenizer)
+            _answers.check_end_tokens(self.task, rows, answers, end, tokenizer)
         return self.joined(rows, tokenizer, [[*ids, *ends] for ids in answers])
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
@@ -266,7 +253,7 @@ class TextGeneration(LanguageModelKind):
     def _answer_as_written(self) -> str:
         """Return the template of answers without the stop string that ends it."""
         literal, answer = self.templates["answer"].parts[-1][0], self.task.settings["answer"]
-        (kept,) = as_written([literal], self.generation.stop)
+        (kept,) = _answers.as_written([literal], self.generation.stop)
         stop = literal[len(kept) :].replace("{", "{{").replace("}", "}}")
         return str(answer.removesuffix(stop))
 
@@ -316,7 +303,9 @@ class TextGeneration(LanguageModelKind):
         return written
 
     def score_warnings(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
-        return share_warnings(metrics, self.generation.max_new_tokens, extracts="extract" in self.task.settings)
+        return _answers.share_warnings(
+            metrics, self.generation.max_new_tokens, extracts="extract" in self.task.settings
+        )
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
     def constants(self, labels: Values) -> list[int] | list[float] | list[str]:

@@ -10,17 +10,7 @@ from loraxs_search.errors import counted
 from loraxs_search.records import Scalar, TrialRecord, TrialState
 from loraxs_search.reports.comparison import importances
 from loraxs_search.reports.html.facts import ReportFacts
-from loraxs_search.reports.html.figures._base import (
-    ACCENT,
-    GREY,
-    CannotDrawError,
-    Drawing,
-    ReportFigure,
-    log_axis,
-    shown,
-    styled,
-    thinner,
-)
+from loraxs_search.reports.html.figures import _base as base
 
 if TYPE_CHECKING:
     import optuna
@@ -73,7 +63,7 @@ def _distribution(values: list[Scalar]) -> optuna.distributions.BaseDistribution
         return None
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(values):
-        return CategoricalDistribution(sorted({shown(value) for value in values}))
+        return CategoricalDistribution(sorted({base.shown(value) for value in values}))
     if len(set(numbers)) <= min(_FEW, len(numbers) // 2) or (len(set(numbers)) <= _FEW and _are_whole(numbers)):
         return CategoricalDistribution(sorted(set(numbers)))
     low, high = float(min(numbers)), float(max(numbers))
@@ -90,55 +80,55 @@ def _plain(value: Scalar, distribution: optuna.distributions.BaseDistribution) -
 
     if not isinstance(distribution, CategoricalDistribution):
         return float(value)
-    return value if value in distribution.choices else shown(value)
+    return value if value in distribution.choices else base.shown(value)
 
 
-class ImportanceFigure(ReportFigure):
+class ImportanceFigure(base.ReportFigure):
     """The numbers of `compare`, which has them of the sampler's memory."""
 
     name = "importances"
     title = "Importances"
 
-    def draw(self, facts: ReportFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> base.Drawing:
         from plotly.graph_objects import Bar, Figure
 
         importance = importances(facts.folder)
         if not importance.values:
-            raise CannotDrawError(f"There are no importances: {importance.why or 'no parameter varies'}.")
-        names = [shown(name) for name in importance.values]
+            raise base.CannotDrawError(f"There are no importances: {importance.why or 'no parameter varies'}.")
+        names = [base.shown(name) for name in importance.values]
         shares = list(importance.values.values())
         labels = [f"{share:.2f}" for share in shares]
         bars = Bar(x=shares, y=names, text=labels, textposition="outside", cliponaxis=False, orientation="h")
-        figure = Figure(bars.update(marker={"color": ACCENT}, hovertemplate="%{y}: %{x:.3f}<extra></extra>"))
-        styled(figure, "share", height=90 + 30 * len(names))
+        figure = Figure(bars.update(marker={"color": base.ACCENT}, hovertemplate="%{y}: %{x:.3f}<extra></extra>"))
+        base.styled(figure, "share", height=90 + 30 * len(names))
         figure.update_yaxes(autorange="reversed")
         figure.update_xaxes(range=[0, 1.1 * max(shares)])
         says = (
             f"{names[0]} decides most whether a trial is among the best {importance.quantile:.0%}"
             f" of {importance.num_trials} complete ones. This says what decided this search, not which value is better."
         )
-        return Drawing(says, {self.name: figure})
+        return base.Drawing(says, {self.name: figure})
 
 
-class ScoreHistory(ReportFigure):
+class ScoreHistory(base.ReportFigure):
     name = "history"
     title = "Best score over trials"
 
-    def draw(self, facts: ReportFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> base.Drawing:
         from optuna.visualization import plot_optimization_history
 
         if len(facts.complete) < 2:
-            raise CannotDrawError("A history needs two trials that have trained all their steps.")
+            raise base.CannotDrawError("A history needs two trials that have trained all their steps.")
         figure = plot_optimization_history(optuna_study(facts), target_name=facts.metric)
         trials, best = figure.data[:2]
-        trials.update(name="complete trials", marker={"color": GREY, "size": 6})
-        best.update(name="best so far", line={"color": ACCENT, "width": 2.5, "shape": "hv"})
+        trials.update(name="complete trials", marker={"color": base.GREY, "size": 6})
+        best.update(name="best so far", line={"color": base.ACCENT, "width": 2.5, "shape": "hv"})
         first = int(facts.complete[0].trial_id)
         best.update(x=best.x[first:], y=best.y[first:])  # before it there is no best
         figure.data = (trials, best)
         figure.update_traces(hovertemplate="trial %{x}: %{y:.4f}<extra></extra>")
-        styled(figure, "trial", f"{facts.metric} on validation rows")
-        return Drawing(_says_history(facts), {self.name: figure})
+        base.styled(figure, "trial", f"{facts.metric} on validation rows")
+        return base.Drawing(_says_history(facts), {self.name: figure})
 
 
 def _says_history(facts: ReportFacts) -> str:
@@ -152,20 +142,20 @@ def _says_history(facts: ReportFacts) -> str:
 _LONGEST = 18  # characters of a label
 
 
-class Slices(ReportFigure):
+class Slices(base.ReportFigure):
     name = "slices"
     title = "Score over each parameter"
 
-    def draw(self, facts: ReportFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> base.Drawing:
         if len(facts.complete) < 2:
-            raise CannotDrawError("Slices need two trials that have trained all their steps.")
+            raise base.CannotDrawError("Slices need two trials that have trained all their steps.")
         study = optuna_study(facts)
         known = {name for trial in study.get_trials(deepcopy=False) for name in trial.params}
         names = [name for name in facts.varied if name in known]
         if not names:
-            raise CannotDrawError("No parameter varies, so that there is nothing to see a slice of.")
+            raise base.CannotDrawError("No parameter varies, so that there is nothing to see a slice of.")
         says = "A point for each complete trial that has the parameter; the later it was started, the bluer it is."
-        return Drawing(says, {f"slice_{name}": _slice(study, name, facts.metric) for name in names})
+        return base.Drawing(says, {f"slice_{name}": _slice(study, name, facts.metric) for name in names})
 
 
 def _slice(study: optuna.Study, name: str, metric: str) -> Figure:
@@ -173,20 +163,22 @@ def _slice(study: optuna.Study, name: str, metric: str) -> Figure:
 
     figure = plot_slice(study, params=[name], target_name=metric)
     scale = {
-        "colorscale": [[0, GREY], [1, ACCENT]],
+        "colorscale": [[0, base.GREY], [1, base.ACCENT]],
         "showscale": False,
-        "size": thinner(7, len(study.trials)),
+        "size": base.thinner(7, len(study.trials)),
         "line": {"width": 0},
     }
     figure.update_traces(marker=scale, hovertemplate="%{x}: %{y:.4f}<extra>trial %{marker.color}</extra>")
-    styled(figure, name, metric, height=260)
+    base.styled(figure, name, metric, height=260)
     if figure.layout.xaxis.type == "category":  # Optuna quotes labels
         for trace in figure.data:
             trace.x = [_unquoted(label) for label in trace.x]
         labels = [_unquoted(label) for label in figure.layout.xaxis.categoryarray]
         figure.update_xaxes(categoryarray=labels, tickvals=labels, ticktext=[_shortened(label) for label in labels])
     elif figure.layout.xaxis.type == "log":
-        log_axis(figure.layout.xaxis, *(edge([x for trace in figure.data for x in trace.x]) for edge in (min, max)))
+        base.log_axis(
+            figure.layout.xaxis, *(edge([x for trace in figure.data for x in trace.x]) for edge in (min, max))
+        )
     return figure
 
 
@@ -197,4 +189,4 @@ def _unquoted(label: str) -> str:
 def _shortened(label: str) -> str:
     """Return a label that stands beside others; its own text is escaped."""
     text = unescape(label)
-    return shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")
+    return base.shown(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")

@@ -8,55 +8,41 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.records import Baseline, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.html.facts import ReportFacts
-from loraxs_search.reports.html.figures._base import (
-    ACCENT,
-    GREY,
-    INK,
-    PALE,
-    RED,
-    CannotDrawError,
-    Drawing,
-    ReportFigure,
-    apart,
-    log_axis,
-    shown,
-    styled,
-    thinner,
-)
+from loraxs_search.reports.html.figures import _base as base
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
 
 
 _LOOKS: dict[TrialState, tuple[dict[str, Any], float]] = {  # line, opacity
-    TrialState.PRUNED: ({"color": GREY, "width": 1}, 0.55),
-    TrialState.FAIL: ({"color": RED, "width": 1.2}, 0.8),
-    TrialState.COMPLETE: ({"color": ACCENT, "width": 1.2}, 0.55),
-    TrialState.RUNNING: ({"color": PALE, "width": 1.5, "dash": "dot"}, 1.0),
+    TrialState.PRUNED: ({"color": base.GREY, "width": 1}, 0.55),
+    TrialState.FAIL: ({"color": base.RED, "width": 1.2}, 0.8),
+    TrialState.COMPLETE: ({"color": base.ACCENT, "width": 1.2}, 0.55),
+    TrialState.RUNNING: ({"color": base.PALE, "width": 1.5, "dash": "dot"}, 1.0),
 }
 
 
-class LearningCurves(ReportFigure):
+class LearningCurves(base.ReportFigure):
     name = "learning_curves"
     title = "Learning curves"
 
-    def draw(self, facts: ReportFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> base.Drawing:
         from plotly.graph_objects import Figure
 
         reported = [record for record in facts.records if record.reports]
         if not reported:
-            raise CannotDrawError("There are no curves yet: no trial has reported a score.")
+            raise base.CannotDrawError("There are no curves yet: no trial has reported a score.")
         groups = {state: [r for r in reported if r.state is state] for state in _LOOKS}
         figure = Figure([_curves(facts, state, records) for state, records in groups.items() if records])
         best = next((r for r in reported if facts.best and r.trial_id == facts.best.trial_id), None)
         if best is not None and len(reported) > 1:
-            line = {"color": ACCENT, "width": 3.5}
+            line = {"color": base.ACCENT, "width": 3.5}
             figure.add_trace(_lines(facts, [best], f"best, {best.trial_id}", line, 1.0))
         figure.add_traces([line for baseline in facts.baselines for line in _level(facts, baseline, reported)])
-        styled(figure, "step", f"{facts.metric} on validation rows", height=400)
+        base.styled(figure, "step", f"{facts.metric} on validation rows", height=400)
         if facts.baselines:
             figure.update_layout(margin={"r": 64})  # for their names
-        return Drawing(_says_curves(facts, groups), {self.name: figure})
+        return base.Drawing(_says_curves(facts, groups), {self.name: figure})
 
 
 def _says_curves(facts: ReportFacts, groups: dict[TrialState, list[TrialRecord]]) -> str:
@@ -67,7 +53,7 @@ def _says_curves(facts: ReportFacts, groups: dict[TrialState, list[TrialRecord]]
 
 def _curves(facts: ReportFacts, state: TrialState, records: Sequence[TrialRecord]) -> Scatter:
     line, opacity = _LOOKS[state]
-    line = line | {"width": thinner(line["width"], len(records))}
+    line = line | {"width": base.thinner(line["width"], len(records))}
     return _lines(facts, records, facts.word(state), line, opacity)
 
 
@@ -77,9 +63,9 @@ def _lines(
     from plotly.graph_objects import Scatter
 
     return Scatter(
-        x=apart([[report.step for report in record.reports] for record in records]),
-        y=apart([[report.metrics[facts.metric] for report in record.reports] for record in records]),
-        text=apart([[record.trial_id] * len(record.reports) for record in records]),
+        x=base.apart([[report.step for report in record.reports] for record in records]),
+        y=base.apart([[report.metrics[facts.metric] for report in record.reports] for record in records]),
+        text=base.apart([[record.trial_id] * len(record.reports) for record in records]),
         mode="lines+markers",
         marker={"size": 4},
         line=line,
@@ -98,8 +84,8 @@ def _level(facts: ReportFacts, baseline: Baseline, reported: Sequence[TrialRecor
         return []
     steps = [report.step for record in reported for report in record.reports]
     ends = [min(steps), max(*steps, min(steps) + 1)]
-    name = shown(baseline.name)
-    line = {"color": INK, "width": 1, "dash": "dash"}
+    name = base.shown(baseline.name)
+    line = {"color": base.INK, "width": 1, "dash": "dash"}
     hover = f"{name}: %{{y:.4f}}<extra></extra>"
     labels, texts = ["", name], {"textposition": "middle right", "showlegend": False, "cliponaxis": False}
     return [Scatter(x=ends, y=[score] * 2, mode="lines+text", text=labels, line=line, hovertemplate=hover, **texts)]
@@ -108,27 +94,27 @@ def _level(facts: ReportFacts, baseline: Baseline, reported: Sequence[TrialRecor
 _FEW = 10.0  # sizes that lie further apart are drawn on a logarithmic axis
 
 
-class QualityAndBytes(ReportFigure):
+class QualityAndBytes(base.ReportFigure):
     name = "quality_and_bytes"
     title = "Quality against bytes"
 
-    def draw(self, facts: ReportFacts) -> Drawing:
+    def draw(self, facts: ReportFacts) -> base.Drawing:
         if not facts.complete:
-            raise CannotDrawError("No trial has trained all its steps yet, and of the others nothing is kept.")
+            raise base.CannotDrawError("No trial has trained all its steps yet, and of the others nothing is kept.")
         points = {r.trial_id: (r.reports[-1].size.stored_bytes, facts.score(r)) for r in facts.complete}
         figure = _points(facts, points)
-        styled(figure, "stored bytes of adapter and head", f"{facts.metric} on validation rows", height=380)
+        base.styled(figure, "stored bytes of adapter and head", f"{facts.metric} on validation rows", height=380)
         sizes = [stored for stored, _ in points.values()]
         if min(sizes) == max(sizes):  # one tick, not a range of a millionth of a byte
             figure.update_xaxes(range=[0.9 * sizes[0], 1.1 * sizes[0]], tickvals=sizes[:1])
         elif max(sizes) > _FEW * min(sizes):
-            log_axis(figure.layout.xaxis, min(sizes), max(sizes))
+            base.log_axis(figure.layout.xaxis, min(sizes), max(sizes))
         scores = [score for _, score in points.values()]
         if min(scores) == max(scores):
             figure.update_yaxes(range=[scores[0] - 0.05, scores[0] + 0.05])
         elif facts.sign < 0:
             figure.update_yaxes(autorange="reversed")
-        return Drawing(_says_front(facts, points), {self.name: figure})
+        return base.Drawing(_says_front(facts, points), {self.name: figure})
 
 
 def _points(facts: ReportFacts, points: dict[str, tuple[int, float]]) -> Figure:
@@ -140,14 +126,14 @@ def _points(facts: ReportFacts, points: dict[str, tuple[int, float]]) -> Figure:
         return Scatter(x=x, y=y, text=names, name=label, hovertemplate=hover, **look)
 
     others = [name for name in points if name not in facts.front_ids]
-    front = {"color": ACCENT, "size": 9}
+    front = {"color": base.ACCENT, "size": 9}
     figure = Figure()
     if others:
-        figure.add_trace(trace(others, "complete trials", mode="markers", marker={"color": GREY, "size": 7}))
-    line = {"color": ACCENT, "shape": "hv", "width": 1.5}
+        figure.add_trace(trace(others, "complete trials", mode="markers", marker={"color": base.GREY, "size": 7}))
+    line = {"color": base.ACCENT, "shape": "hv", "width": 1.5}
     figure.add_trace(trace(facts.front_ids, "front", mode="lines+markers", marker=front, line=line))
     if facts.finalist is not None and (name := trial_of(facts.finalist.trial_id)) in points:
-        star = {"symbol": "circle-open", "color": ACCENT, "size": 17, "line": {"width": 2}}
+        star = {"symbol": "circle-open", "color": base.ACCENT, "size": 17, "line": {"width": 2}}
         label = "finalist" if name == facts.finalist.trial_id else "the finalist's recipe"
         figure.add_trace(trace([name], label, mode="markers", marker=star))
     return figure
