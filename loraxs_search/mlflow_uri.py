@@ -1,6 +1,8 @@
-"""Where the MLflow store is, and how its account is kept out of whatever is stored.
+"""Where the MLflow store is, how its account is kept out of whatever is stored, and plain requests to a server.
 
-Plain standard library: both rooms that speak MLflow need this before they pay for importing it.
+Both rooms that speak MLflow need this before they pay for importing it, or instead. Requests go through `requests`, as
+MLflow's own client does: proxies, certificates (REQUESTS_CA_BUNDLE), ~/.netrc and the account are then those of that
+client, and what works here works there. It is imported with the first request, so that nothing else pays for it.
 """
 
 from __future__ import annotations
@@ -11,9 +13,14 @@ import re
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.home import home
+
+if TYPE_CHECKING:
+    import requests
+
 
 ENV_URI, ENV_USER, ENV_PASSWORD = "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
 _SQLITE = "sqlite:///"
@@ -140,12 +147,8 @@ def _split(uri: str) -> tuple[str, dict[str, str]]:
             " %20, and so on",
         )
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
-    return bare, _account_in(parts)
-
-
-def _account_in(parts: urllib.parse.SplitResult) -> dict[str, str]:
     named = {ENV_USER: parts.username, ENV_PASSWORD: parts.password}
-    return {name: urllib.parse.unquote(value) for name, value in named.items() if value}
+    return bare, {name: urllib.parse.unquote(value) for name, value in named.items() if value}
 
 
 def prepare_environment() -> None:
@@ -154,3 +157,66 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
     # It logs each database error with its traceback; whoever called tells the error, in a line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+
+
+_CERTIFICATE, _INSECURE = "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_INSECURE_TLS"  # MLflow's own
+
+
+def get(
+    url: str, *, timeout_s: float, params: Mapping[str, str] | None = None, stream: bool = False
+) -> requests.Response:
+    """Return what a server answers, of whatever status.
+
+    The account of MLflow's variables goes along, but not to another server that this one sends on to.
+
+    Args:
+        timeout_s: How long connecting, and each wait for the next bytes, may take.
+        stream: Leave the body to be read from the response, which the caller closes.
+    Raises:
+        requests.RequestException: nothing that is an answer came; an `OSError`.
+    """
+    import requests
+    from requests.auth import HTTPBasicAuth
+
+    user, password = os.environ.get(ENV_USER, ""), os.environ.get(ENV_PASSWORD, "")
+    insecure = os.environ.get(_INSECURE, "").lower()
+    return requests.get(
+        url,
+        params=params,
+        # Bytes, as MLflow sends them: `requests` would take them for Latin-1.
+        auth=HTTPBasicAuth(user.encode(), password.encode()) if user else None,
+        verify=False if insecure in ("true", "1") else os.environ.get(_CERTIFICATE) or True,
+        timeout=timeout_s,
+        stream=stream,
+    )
+
+
+def check_server(uri: str, *, timeout_s: float = 5.0) -> None:
+    """Ask a server whether it is alive.
+
+    Raises:
+        TrackingError: no MLflow server answers at `uri` within `timeout_s`.
+    """
+    try:
+        status = get(f"{uri}/health", timeout_s=timeout_s).status_code
+    except (OSError, ValueError) as error:
+        problem = reason(error)
+    else:
+        # 401 and 403: a proxy that wants credentials. It is alive, and MLflow's client sends its own.
+        if status < 400 or status in (401, 403):
+            return
+        problem = f"it answers /health with status {status}"
+    raise TrackingError(
+        f"The MLflow server at {redact(uri)} must be reachable, but: {redact(problem)}.",
+        hint=f"start it, or check --tracking-uri and {ENV_URI}; without either, runs go to a local database",
+    )
+
+
+def reason(error: Exception) -> str:
+    """Return what the system says of a request that failed, without the layers of the client around it."""
+    inner = error.args[0] if error.args else error
+    inner = getattr(inner, "reason", inner)
+    if not isinstance(inner, Exception):
+        return str(error)
+    below = inner.__cause__ or next((part for part in reversed(inner.args) if isinstance(part, Exception)), inner)
+    return str(below) or type(below).__name__

@@ -5,10 +5,12 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import Generic, TypeVar
 
 Point = tuple[float, float]  # (score, turned so that more is better; bytes, of which fewer are better)
 KeyT = TypeVar("KeyT", int, str)
+_score_of, _bytes_of = itemgetter(0), itemgetter(1)
 
 
 def dominates(first: Point, second: Point) -> bool:
@@ -145,11 +147,3 @@ def _dominated_in(front: Sequence[Point], point: Point) -> bool:
     """Whether a point of a front, which is by bytes, dominates a point: only the nearest with no more bytes can."""
     place = bisect.bisect_right(front, point[1], key=_bytes_of) - 1
     return place >= 0 and dominates(front[place], point)
-
-
-def _score_of(point: Point) -> float:
-    return point[0]
-
-
-def _bytes_of(point: Point) -> float:
-    return point[1]

@@ -1,9 +1,10 @@
-"""Paths as people write them."""
+"""Paths and times as people write them."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 
 from loraxs_search.errors import did_you_mean
@@ -39,3 +40,13 @@ def meant_file(path: Path) -> str:
     except OSError:
         return ""
     return did_you_mean(path, beside)
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+
+
+def seconds_of(text: str) -> float | None:
+    """Return the seconds of `90s`, `10m`, `2h` or `1.5d`; None for any other text."""
+    match = _TIME.fullmatch(text)
+    return float(match[1]) * _UNITS[match[2]] if match else None

@@ -13,8 +13,8 @@ import typer
 
 from loraxs_search.cli._completion import StudiesArgument, StudyArgument
 from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table, shown_bytes
-from loraxs_search.durations import seconds_of
 from loraxs_search.errors import UsageError
+from loraxs_search.paths import seconds_of
 
 if TYPE_CHECKING:
     from loraxs_search.housekeeping.removal import Collected

@@ -24,7 +24,6 @@ from loraxs_search.mlflow_uri import redact, resolve_uri, without_account
 from loraxs_search.records import Manifest, TrialState
 from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry import trial_of
-from loraxs_search.registry.names import is_sha256
 from loraxs_search.registry.reader import registered_manifests
 from loraxs_search.studies import StudyFolder, list_studies, studies_root, trials_of
 
@@ -181,10 +180,8 @@ class Kind(ABC):
 
 _GOING_ON_S = 24 * 3600.0
 # The names that the product gives. What has another one is somebody's own, and stays.
-_BASE = re.compile(r"[0-9a-f]{16}(-bf16-\d+)?")
 _BY_CONTENT = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?\.safetensors")
 _SNAPSHOT = re.compile(r"[0-9.]+(step-\d+\.)?safetensors")
-_STATE = re.compile(r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors")
 _ROWS = ("rows", "tokens", "reports", "folders")
 _HALF_MADE = re.compile(
     r"\..+\.([0-9a-f]{32}|[a-z0-9_]{8}\.tmp)"  # a folder and a file on their way to a name
@@ -234,37 +231,50 @@ def _complete(study: StudyFolder) -> set[str]:
     return complete | {trial_of(candidate.trial_id) for candidate in study.candidates() or ()}
 
 
-class _FactorFiles(Kind):
+class _Named(Kind):
+    """Items of one folder that are known by the names that the product gives them.
+
+    Attributes:
+        pattern: Of these names; `glob` says where in the folder they are.
+    """
+
+    pattern: ClassVar[re.Pattern[str]]
+    glob: ClassVar[str] = "*"
+
+    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
+        for path in sorted((home / self.folders[0]).glob(self.glob)):
+            if self.pattern.fullmatch(path.name):
+                yield StoredItem.of(path, needed_by=self.needed_by(path, needs))
+
+    def needed_by(self, path: Path, needs: Needs) -> str:
+        """Return who needs an item; by default nobody."""
+        return ""
+
+
+class _FactorFiles(_Named):
     """SVD factors of bases' weights, this machine's own and others'."""
 
     name = "factors"
     loss = "the next search or load of their base decomposes its weights again"
     folders = ("factors",)
-    used_by_searches = True
-    needs_registry = True
+    used_by_searches = needs_registry = True
+    pattern, glob = _BY_CONTENT, "**/*"
 
-    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / "factors").rglob("*.safetensors")):
-            if not _BY_CONTENT.fullmatch(path.name):
-                continue
-            who = needs.factors.get(path.name.partition(".")[0], "") or needs.by_unfinished
-            yield StoredItem.of(path, needed_by=who)
+    def needed_by(self, path: Path, needs: Needs) -> str:
+        return needs.factors.get(path.name.partition(".")[0], "") or needs.by_unfinished
 
 
-class _BaseModels(Kind):
+class _BaseModels(_Named):
     """Base models that were unpacked or converted from an installed package."""
 
     name = "base models"
     loss = "unpacked or converted again from their package, if it is installed"
     folders = ("base_models",)
-    used_by_searches = True
-    needs_registry = True
+    used_by_searches = needs_registry = True
+    pattern = re.compile(r"[0-9a-f]{16}(-bf16-\d+)?")
 
-    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / "base_models").glob("[!.]*")):
-            if path.is_dir() and _BASE.fullmatch(path.name):
-                who = needs.by_unfinished or needs.bases.get(weight_digest(path), "")
-                yield StoredItem.of(path, needed_by=who)
+    def needed_by(self, path: Path, needs: Needs) -> str:
+        return needs.by_unfinished or needs.bases.get(weight_digest(path), "")
 
 
 class _DataSets(Kind):
@@ -284,46 +294,39 @@ class _DataSets(Kind):
                     yield StoredItem.of(path)
 
 
-class _PulledAdapters(Kind):
+class _PulledAdapters(_Named):
     """Adapters that were pulled, and what they were converted to, by digest."""
 
     name = "pulled adapters"
     loss = "pulled again by their version's number"
     folders = ("adapters",)
+    pattern = re.compile(r"[0-9a-f]{64}(\..*)?")
 
-    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / "adapters").glob("[!.]*")):
-            digest = path.name.partition(".")[0]
-            if is_sha256(digest):
-                yield StoredItem.of(path, needed_by=needs.adapters.get(digest, ""))
+    def needed_by(self, path: Path, needs: Needs) -> str:
+        return needs.adapters.get(path.name.partition(".")[0], "")
 
 
-class _States(Kind):
+class _States(_Named):
     """Large states of trials, which stayed on their node."""
 
     name = "large states"
     loss = "a trial that goes on from one trains from the start again"
     folders = ("states",)
     used_by_searches = True
+    pattern = re.compile(r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors")
 
-    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / "states").glob("*.safetensors")):
-            if _STATE.fullmatch(path.name):
-                yield StoredItem.of(path, needed_by=needs.by_unfinished)
+    def needed_by(self, path: Path, needs: Needs) -> str:
+        return needs.by_unfinished
 
 
-class _Assets(Kind):
+class _Assets(_Named):
     """Copies of what the trials of studies start from; each study keeps its own."""
 
     name = "copies of assets"
     loss = "the next trial of their study brings them again"
     folders = ("assets",)
     used_by_searches = True
-
-    def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for path in sorted((home / "assets").rglob("*.safetensors")):
-            if _BY_CONTENT.fullmatch(path.name):
-                yield StoredItem.of(path)
+    pattern, glob = _BY_CONTENT, "**/*"
 
 
 class _Leftovers(Kind):

@@ -78,7 +78,14 @@ class PeftMethod(Method):
         Raises:
             UsageError: it is not there; the message has PEFT's version.
         """
-        _check_tuner(self.name, self.tuner)
+        package = importlib.util.find_spec("peft")  # which is not imported for it
+        places = (package.submodule_search_locations if package else None) or ()
+        if self.tuner and not any((Path(place) / "tuners" / self.tuner).is_dir() for place in places):
+            version = importlib.metadata.version("peft") if package else "none"
+            raise UsageError(
+                f"`method: {self.name}` must be one that the installed PEFT has, but peft {version} lacks it.",
+                hint=f"install one with `peft.tuners.{self.tuner}` here and on every node, or leave the method out",
+            )
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         """Return where PEFT puts the adapter, and what goes with it."""
@@ -172,24 +179,6 @@ def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
     import safetensors.torch
 
     return len(safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}))
-
-
-def _check_tuner(method: str, tuner: str) -> None:
-    """Refuse a method whose tuner the installed PEFT lacks; PEFT itself is not imported.
-
-    Args:
-        tuner: Its folder there; nothing is checked where it is empty.
-    Raises:
-        UsageError: it is not there; the message has PEFT's version.
-    """
-    package = importlib.util.find_spec("peft")
-    places = (package.submodule_search_locations if package else None) or ()
-    if tuner and not any((Path(place) / "tuners" / tuner).is_dir() for place in places):
-        version = importlib.metadata.version("peft") if package else "none"
-        raise UsageError(
-            f"`method: {method}` must be one that the installed PEFT has, but peft {version} lacks it.",
-            hint=f"install a version with `peft.tuners.{tuner}` here and on every node, or leave the method out",
-        )
 
 
 def _check_linear(model: PreTrainedModel, names: Sequence[str]) -> None:

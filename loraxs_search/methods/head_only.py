@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import HeadPlan
-from loraxs_search.methods._names import Shapes
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.records import Hyperparameters, LinearModule, Scalar
+from loraxs_search.records import Hyperparameters
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
-    from transformers import PreTrainedModel
-
-    from loraxs_search.factors import FactorStore
+    from peft import LoraConfig
 
 
 class HeadOnly(PeftMethod):
@@ -41,16 +36,3 @@ class HeadOnly(PeftMethod):
         from peft.utils.constants import DUMMY_TARGET_MODULES
 
         return super().attachment(hyper, head) | {"target_modules": DUMMY_TARGET_MODULES}
-
-    def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        return {}
-
-    def attach(
-        self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
-    ) -> PeftModel:
-        if not head.trained:
-            raise UsageError(
-                "`method: head-only` must be for a task with a head, but this one's base answers by itself.",
-                hint="leave the method out",
-            )
-        return super().attach(model, hyper, head, factors)

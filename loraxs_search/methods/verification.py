@@ -92,7 +92,7 @@ def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -
         for row in range(NUM_ROWS)
     ]
     input_ids = tuple(tuple(row) for row in end_with_eos(torch.tensor(tokens), model.config).tolist())
-    logits = _logits(model, input_ids)  # (rows, labels)
+    logits = reference_logits(model, input_ids)  # (rows, labels)
     return ReferenceLogits(input_ids=input_ids, logits=tuple(tuple(row) for row in logits.tolist()))
 
 
@@ -102,12 +102,7 @@ def check_reference_logits(model: PeftModel | PreTrainedModel, reference: Refere
     Raises:
         FactorMismatchError: logits differ, are not finite, or are of another shape.
     """
-    compare_reference_logits(reference_rows(model, reference), reference, tolerance(model))
-
-
-def reference_rows(model: PeftModel | PreTrainedModel, reference: ReferenceLogits) -> Tensor:
-    """Return a model's logits of the reference's rows, float32, on the CPU."""
-    return _logits(model, reference.input_ids)
+    compare_reference_logits(reference_logits(model, reference.input_ids), reference, tolerance(model))
 
 
 def tolerance(model: nn.Module) -> float:
@@ -144,7 +139,7 @@ def merge_loss(merged: PreTrainedModel, adapted: Tensor, alone: Tensor, referenc
         adapted, alone: Logits of the reference's rows with the update beside the weights, and without it.
     """
     effect = float((adapted - alone).abs().max())
-    lost = float((reference_rows(merged, reference) - adapted).abs().max())
+    lost = float((reference_logits(merged, reference.input_ids) - adapted).abs().max())
     return lost / effect if effect else 0.0
 
 
@@ -158,8 +153,8 @@ def kept_logits(logits: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(model: PeftModel | PreTrainedModel, input_ids: tuple[tuple[int, ...], ...]) -> Tensor:
-    """Return float32 logits on the CPU; row by row, so that models without a padding token answer too."""
+def reference_logits(model: PeftModel | PreTrainedModel, input_ids: tuple[tuple[int, ...], ...]) -> Tensor:
+    """Return a model's logits of a reference's rows, float32, on the CPU; row by row: not every model has padding."""
     was_training = model.training
     model.eval()
     try:

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model import fresh_head, head_names, output_head, repeated_layers, with_labels
 from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
-from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods import PackedAdapter, get_method, head_parameter
 from loraxs_search.methods.starting import started_head
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
@@ -237,7 +236,7 @@ class Slot:
     def next_update(self, norm: float) -> list[AdamWUpdate]:
         """Return the AdamW update of each tensor, given the norm of the whole gradient."""
         hyper = self.spec.hyperparameters
-        factor = lr_factor(self.step, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
+        factor = hyper.lr_factor(self.step)
         rates = chain(repeat(hyper.learning_rate, len(self.adapter.tensors)), repeat(hyper.head_learning_rate))
         betas, clip = (hyper.adam_beta1, hyper.adam_beta2), clip_factor(norm, hyper.max_grad_norm)
         return [

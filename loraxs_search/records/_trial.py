@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,6 +111,20 @@ class Hyperparameters:
     method_params: Mapping[str, Scalar] = field(default_factory=dict)
     rank_pattern: RankPattern = "uniform"
     start_from: str | None = None
+
+    def lr_factor(self, step: int) -> float:
+        """Return the factor on both learning rates at an optimizer step, from 0: a resumed trial needs no other state.
+
+        Linear rise over the first ceil(warmup_ratio * max_steps) steps, then `linear` or `cosine` decay to 0 at
+        `max_steps`, or `constant`. The first step of a warm-up is not wasted on a rate of 0.
+        """
+        warmup = math.ceil(self.warmup_ratio * self.max_steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        if self.lr_schedule == "constant":
+            return 1.0
+        progress = min(1.0, (step - warmup) / max(1, self.max_steps - warmup))
+        return 0.5 * (1.0 + math.cos(math.pi * progress)) if self.lr_schedule == "cosine" else 1.0 - progress
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
 from loraxs_search.home import disk_faults
-from loraxs_search.mlflow_http import check_server, get
-from loraxs_search.mlflow_uri import prepare_environment, redact, sqlite_path
+from loraxs_search.mlflow_uri import check_server, get, prepare_environment, redact, sqlite_path
 from loraxs_search.registry.names import AdapterName
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from loraxs_search.durations import seconds_of
 from loraxs_search.errors import must_be, one_of
+from loraxs_search.paths import seconds_of
 from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan, Task
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS

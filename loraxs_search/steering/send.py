@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from loraxs_search.errors import CommandError, shortened
-from loraxs_search.mlflow_http import check_server
-from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
+from loraxs_search.mlflow_uri import check_server, redact, resolve_uri, sqlite_path
 from loraxs_search.records import AnswerState, Command, CommandAnswer, Scalar
 from loraxs_search.steering import decide, describe, foreseen
 from loraxs_search.studies import StudyFolder, holder_elsewhere, list_studies

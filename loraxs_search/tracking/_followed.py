@@ -46,9 +46,8 @@ class FollowedLog:
         self._study, self._folder = study, ensure_dir(folder)
         self.path = folder / _LOG
         self.study_id = _study_id(folder)
-        self._told = _Told()  # by the earlier file
-        for _, event in self._earlier(0):
-            self._told.add(event)
+        # What the earlier file has of trials: the log, which has it too, is read from its beginning then.
+        self._told = {_of_trial(event) for _, event in self._earlier(0)} - {None}
         if (folder / _EARLIER).exists() and not (folder / _OFFSET).exists():
             write_atomic(folder / _OFFSET, "0")  # from now on the log may have what the earlier file has not
         self._offsets = {name: _read_offset(folder, name) for name in _FILES}
@@ -66,7 +65,7 @@ class FollowedLog:
     def history(self) -> Iterator[log_events.LoggedEvent]:
         """Yield every event that there is, from the first one on."""
         yield from (event for _, event in self._earlier(0) if event is not None)
-        yield from (event for event in EventLog(self.path, self._study).new() if not self._told.has(event))
+        yield from (event for event in EventLog(self.path, self._study).new() if _of_trial(event) not in self._told)
 
     def read(self, limit: int) -> Batch:
         """Return the next events, of at most so many lines.
@@ -78,7 +77,7 @@ class FollowedLog:
         if entries := list(islice(self._earlier(offset), limit)):
             return Batch([event for _, event in entries if event is not None], _EARLIER_OFFSET, entries[-1][0])
         log = EventLog(self.path, self._study, self._offsets[_OFFSET])
-        events = [event for event in log.read(limit) if not self._told.has(event)]
+        events = [event for event in log.read(limit) if _of_trial(event) not in self._told]
         return Batch(events, _OFFSET, log.offset)
 
     def commit(self, batch: Batch) -> None:
@@ -96,31 +95,14 @@ class FollowedLog:
                 yield end, None
 
 
-class _Told:
-    """What the earlier file has of trials: the log, which has it too, is read from its beginning then."""
-
-    def __init__(self) -> None:
-        self._starts, self._ends = set[str](), set[str]()
-        self._reports = set[tuple[str, int]]()
-
-    def add(self, event: log_events.LoggedEvent | None) -> None:
-        match event:
-            case log_events.TrialStarted():
-                self._starts.add(event.trial_id)
-            case log_events.TrialReported(report=report):
-                self._reports.add((report.trial_id, report.step))
-            case log_events.TrialEnded():
-                self._ends.add(event.trial_id)
-
-    def has(self, event: log_events.LoggedEvent) -> bool:
-        match event:
-            case log_events.TrialStarted():
-                return event.trial_id in self._starts
-            case log_events.TrialReported(report=report):
-                return (report.trial_id, report.step) in self._reports
-            case log_events.TrialEnded():
-                return event.trial_id in self._ends
-        return False
+def _of_trial(event: log_events.LoggedEvent | None) -> tuple[str, str, int] | None:
+    """Return what tells an event of a trial from all others; None of other events."""
+    match event:
+        case log_events.TrialReported(report=report):
+            return event.event, report.trial_id, report.step
+        case log_events.TrialStarted() | log_events.TrialEnded():
+            return event.event, event.trial_id, 0
+    return None
 
 
 def recorded_id(folder: Path) -> str:
@@ -168,7 +150,7 @@ def _end(path: Path, start: int) -> int:
 
 def _study_id(folder: Path) -> str:
     """Return the id that tells this study from one of the same name on another machine."""
-    path = folder / _ID
-    if not path.exists():
-        write_atomic(path, f"{folder.name}-{secrets.token_hex(4)}")
-    return path.read_text().strip()
+    if not (known := recorded_id(folder)):
+        known = f"{folder.name}-{secrets.token_hex(4)}"
+        write_atomic(folder / _ID, known)
+    return known

@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import CommandError, StudyError, TrackingError, did_you_mean, shortened
-from loraxs_search.mlflow_http import check_server
-from loraxs_search.mlflow_uri import redact, sqlite_path
+from loraxs_search.mlflow_uri import check_server, redact, sqlite_path
 from loraxs_search.tracking._runs import KIND, STUDY_ID, TRIAL_ID
 from loraxs_search.tracking.recorded_searches import existing_client, searches_named
 from loraxs_search.tracking.store import connect
@@ -83,7 +82,7 @@ class CommandTags:
     def claim(self, tagged: TaggedWord) -> TaggedWord:
         """Write an id behind a word, and return the word with it."""
         claimed = replace(tagged, command_id=uuid.uuid4().hex)
-        self._connected().set_tag(tagged.run_id, COMMAND, _value(claimed))
+        self._connected().set_tag(tagged.run_id, COMMAND, f"{claimed.word} [{claimed.command_id}]")
         return claimed
 
     def answer(self, tagged: TaggedWord, text: str) -> None:
@@ -108,10 +107,6 @@ def _read(run_id: str, tags: Mapping[str, str]) -> TaggedWord:
     if claimed is None:
         return TaggedWord(run_id, value, trial_id)
     return TaggedWord(run_id, claimed["word"], trial_id, claimed["command_id"])
-
-
-def _value(tagged: TaggedWord) -> str:
-    return f"{tagged.word} [{tagged.command_id}]"
 
 
 class TaggedStudy:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, file_lock
-from loraxs_search.mlflow_http import check_server
 from loraxs_search.mlflow_uri import (
     ENV_PASSWORD,
     ENV_USER,
+    check_server,
     prepare_environment,
     redact,
     resolve_uri,

@@ -28,7 +28,6 @@ from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, GradientCheckpoint
 from loraxs_search.engine.passes import forward
 from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.factors import FactorStore
-from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods import HeadPlan, get_method
 from loraxs_search.methods.starting import started_head
 from loraxs_search.records import AdapterSize, Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
@@ -343,7 +342,7 @@ class TrialRun:
 
     def _set_rates(self) -> None:
         hyper = self.spec.hyperparameters
-        factor = lr_factor(self.step, hyper.max_steps, hyper.warmup_ratio, hyper.lr_schedule)
+        factor = hyper.lr_factor(self.step)
         for group in self._optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
 

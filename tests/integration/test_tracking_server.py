@@ -14,7 +14,7 @@ from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
 from support.tracked import Tracked
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.mlflow_http import check_server
+from loraxs_search.mlflow_uri import check_server
 from loraxs_search.records import (
     AdapterSize,
     PromotionRule,

@@ -7,7 +7,6 @@ it, PEFT's own layers, torch's losses and torch's optimizer. A trial gives its s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from support.families import families
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from loraxs_search.lr_schedule import lr_factor
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.records import TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
@@ -81,10 +79,7 @@ class Plain:
             weight_decay=hyper.weight_decay,
             foreach=False,
         )
-        factor = partial(lr_factor, max_steps=hyper.max_steps, warmup_ratio=hyper.warmup_ratio)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: factor(step, schedule=hyper.lr_schedule)
-        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, hyper.lr_factor)
         batches = TrainingBatches(self.data.lengths("train"), hyper.batch_size, hyper.seed)
         means = []
         for step in range(num_steps):

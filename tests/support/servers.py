@@ -41,7 +41,7 @@ class MlflowServer:
 
     def start(self, timeout_s: float = 120.0) -> None:
         from loraxs_search.errors import TrackingError
-        from loraxs_search.mlflow_http import check_server
+        from loraxs_search.mlflow_uri import check_server
         from loraxs_search.tracking.ui import server_environment
 
         with self._log.open("ab") as log:

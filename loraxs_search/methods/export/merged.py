@@ -62,12 +62,12 @@ class Merged(ExportFormat):
 
 def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:
     """Return the base with the update in its weights, and what people should know of it."""
-    from loraxs_search.methods.verification import merge_loss, reference_rows
+    from loraxs_search.methods.verification import merge_loss, reference_logits
 
     adapted, probe = adapter.peft, adapter.manifest.probe
-    with_update = reference_rows(adapted, probe)
+    with_update = reference_logits(adapted, probe.input_ids)
     with _updates_off(adapted):
-        without = reference_rows(adapted, probe)
+        without = reference_logits(adapted, probe.input_ids)
     merged = unloaded(adapted, merge=True)
     loss = merge_loss(merged, with_update, without, probe)
     return merged, _ROUNDED.format(loss, str(merged.dtype).removeprefix("torch.")) if loss > _MAX_MERGE_LOSS else ""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.mlflow_http import check_server, get
+from loraxs_search.mlflow_uri import check_server, get
 
 
 @contextlib.contextmanager

@@ -7,7 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraxs_search.lr_schedule import lr_factor
+from loraxs_search.records import Hyperparameters
+
+
+def scheduled(max_steps: int, warmup: float, schedule: str) -> Hyperparameters:
+    steps = {"max_steps": max_steps, "warmup_ratio": warmup, "lr_schedule": schedule}
+    return Hyperparameters((), 1e-3, 1e-3, **steps)
 
 
 @given(
@@ -19,7 +24,7 @@ from loraxs_search.lr_schedule import lr_factor
 def test_the_factor_rises_then_never_rises_again_and_stays_in_0_1(
     max_steps: int, warmup: float, schedule: str, data: st.DataObject
 ) -> None:
-    factors = [lr_factor(step, max_steps, warmup, schedule) for step in range(max_steps)]
+    factors = [scheduled(max_steps, warmup, schedule).lr_factor(step) for step in range(max_steps)]
     peak = math.ceil(warmup * max_steps)
     assert all(0 < f <= 1 for f in factors)
     assert all(a < b for a, b in pairwise(factors[:peak]))
@@ -31,4 +36,4 @@ def test_the_factor_rises_then_never_rises_again_and_stays_in_0_1(
     [("linear", 0, 0.5), ("linear", 1, 1.0), ("linear", 5, 5 / 9), ("cosine", 1, 1.0), ("constant", 9, 1.0)],
 )
 def test_known_values(schedule: str, step: int, expected: float) -> None:
-    assert lr_factor(step, 10, 0.1, schedule) == pytest.approx(expected)
+    assert scheduled(10, 0.1, schedule).lr_factor(step) == pytest.approx(expected)
