@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError
 from loraxs_search.methods import NATIVE
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.pull import copy_folder, new_folder
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task
-from loraxs_search.tracking.store import resolve_uri
 
 if TYPE_CHECKING:
     import torch

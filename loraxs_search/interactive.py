@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import UsageError
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.scaffold import init
 from loraxs_search.search import SearchResult, SearchView
 from loraxs_search.search import launch as _launch
 from loraxs_search.search import resume as _resume
 from loraxs_search.search_space import Overrides, SpaceSource
-from loraxs_search.tracking.store import resolve_uri
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -134,10 +134,9 @@ def print_warnings(warnings: Sequence[str]) -> None:
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[str] = frozenset()) -> None:
     """Print aligned columns without frames, fit for a terminal and for `awk`."""
-    widths = [
-        max(len(column), *(len(row[i]) for row in rows)) if rows else len(column) for i, column in enumerate(columns)
-    ]
-    for line in (columns, *rows):
+    lines = [columns, *rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines:
         cells = [
             cell.rjust(width) if column in right else cell.ljust(width)
             for cell, width, column in zip(line, widths, columns, strict=True)
@@ -180,7 +179,7 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Seq
     which a seed or the base gives back, the bytes without them, and the trial that params are from, with the step whose
     state a warm clone began with. Of several methods, what each trains is not R alone.
     """
-    varying = [name for name in _names(rows) if _varies(rows, name)]
+    varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_baseline_cells(baseline, task) for baseline in baselines)]
     empty = {name for name in _OPTIONAL if all(row[name] == "-" for row in cells)}
     params = [[_value(row.params.get(name)) for name in varying] for row in rows]
@@ -189,7 +188,8 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Seq
     body = [[*(row[name] for name in names), *own] for row, own in zip(cells, params, strict=True)]
     shown = ["parameters" if name == "R" and "method" in varying else name for name in names]
     print_table([*shown, *varying], body, right=frozenset(shown[2:]) - {"from"})
-    if len(rows) > 1 and (common := [f"{name} {_value(rows[0].params[name])}" for name in _common(rows)]):
+    alike = [name for name in _names(rows) if name not in varying and all(name in row.params for row in rows)]
+    if len(rows) > 1 and (common := [f"{name} {_value(rows[0].params[name])}" for name in alike]):
         sys.stdout.flush()
         print(f"in all trials: {', '.join(common)}", file=sys.stderr)
     for baseline in baselines:
@@ -212,15 +212,6 @@ def _columns(task: Task) -> list[str]:
     scores = [task.search_metric, *validated, f"test {task.metric}"]
     sizes = ["R", "bytes", "learnt bytes"]
     return ["trial", "state", "front", "step", "kept", *scores, "unparsed", "unended", *sizes, "seconds", "from"]
-
-
-def _common(rows: Sequence[LeaderboardRow]) -> list[str]:
-    """Return the params of which all trials have the same value."""
-    return [name for name in _names(rows) if all(name in row.params for row in rows) and not _varies(rows, name)]
-
-
-def _varies(rows: Sequence[LeaderboardRow], name: str) -> bool:
-    return len({row.params.get(name) for row in rows}) > 1
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
@@ -241,29 +242,22 @@ def _interrupted(studies: Iterable[str | None]) -> Exception:
     )
 
 
-def show_result(result: SearchResult, as_json: bool, *, as_events: bool = False) -> None:
-    """Print the leaderboard to stdout and what to do next to stderr.
+def show_results(results: SearchResult | Sequence[SearchResult], as_json: bool, *, as_events: bool = False) -> None:
+    """Print the leaderboard of a study, or of several, to stdout and what to do next to stderr.
 
     Args:
+        as_json: Print JSON instead, of several studies in a list.
         as_events: Stdout has had all of it.
     """
-    folder = StudyFolder.open(result.study)
-    document = search_document(folder, folder.journal())
-    if not as_events:
-        emit(as_json, document, lambda: print_leaderboard(document.trials, folder.info.task, document.baselines))
-    _say_what_next(document, folder.info)
-
-
-def show_results(results: Sequence[SearchResult], as_json: bool, *, as_events: bool = False) -> None:
-    """Print the leaderboards of several studies, as JSON in a list."""
-    if as_events or not as_json:
-        for result in results:
-            show_result(result, as_json, as_events=as_events)
-        return
-    folders = [StudyFolder.open(result.study) for result in results]
+    several = isinstance(results, Sequence)
+    folders = [StudyFolder.open(result.study) for result in (results if several else [results])]
     documents = [search_document(folder, folder.journal()) for folder in folders]
-    print(to_json(documents, indent=2))
+    if as_json and not as_events:
+        print(to_json(documents if several else documents[0], indent=2))
     for folder, document in zip(folders, documents, strict=True):
+        if not as_json and not as_events:
+            show = partial(print_leaderboard, document.trials, folder.info.task, document.baselines)
+            emit(as_json, document, show)
         _say_what_next(document, folder.info)
 
 
@@ -283,10 +277,8 @@ def check_output(as_json: bool, as_events: bool) -> None:
 def _say_what_next(document: SearchDocument, info: StudyInfo) -> None:
     if document.notice:
         print(f"\nnotice: {document.notice}", file=sys.stderr)
-    print(
-        f"\nstudy {document.study}: {counted(len(document.trials), 'trial')} in {document.wall_s:.0f} s",
-        file=sys.stderr,
-    )
+    trials = counted(len(document.trials), "trial")
+    print(f"\nstudy {document.study}: {trials} in {document.wall_s:.0f} s", file=sys.stderr)
     print_summary(document.study)
     print_warnings(document.warnings)
     print(browse(document.study, server_of(info.tracking_uri)), file=sys.stderr)

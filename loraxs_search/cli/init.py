@@ -74,15 +74,11 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
         name, kind, columns, label, classes, metric, base, max_length, config, split, drop_empty, _pairs(renamed)
     )
     path = out or Path(f"{task_name(data, choices)}.yaml")
-    _check_new(path)
+    if path.exists():
+        raise UsageError(f"`--out` must not exist, but {path} does.", hint="give another file with --out, or remove it")
     draft = _drafted(data, path, choices)
     save_draft(draft, path)
     _show(draft, path)
-
-
-def _check_new(path: Path) -> None:
-    if path.exists():
-        raise UsageError(f"`--out` must not exist, but {path} does.", hint="give another file with --out, or remove it")
 
 
 def _drafted(data: str, path: Path, choices: Choices) -> Draft:

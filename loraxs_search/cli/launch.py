@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import Exit
@@ -11,7 +11,7 @@ from typer.exceptions import Exit
 from loraxs_search.cli import _output
 from loraxs_search.cli._completion import StudyArgument, studies
 from loraxs_search.cli._completion import spaces as complete_spaces
-from loraxs_search.cli._search import check_output, show_result, show_results, watched, watched_together
+from loraxs_search.cli._search import check_output, show_results, watched, watched_together
 from loraxs_search.cli.check import check_space
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri
@@ -76,36 +76,19 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     if dry_run:
         _dry_run(spaces, changes, name, as_json)
         return
+    options: dict[str, Any] = {"address": address, "runtime_env": runtime_env, "tracking_uri": tracking_uri}
+    options |= {"storage": storage, "overrides": changes}
     if len(spaces) == 1:
         with watched(resolve_uri(tracking_uri), as_events=as_events) as (view, stop):
-            result = launch(
-                spaces[0],
-                name=name,
-                address=address,
-                runtime_env=runtime_env,
-                tracking_uri=tracking_uri,
-                storage=storage,
-                overrides=changes,
-                view=view,
-                stop=stop,
-            )
-        show_result(result, as_json, as_events=as_events)
+            result = launch(spaces[0], name=name, view=view, stop=stop, **options)
+        show_results(result, as_json, as_events=as_events)
         return
     if name is not None:
         raise UsageError(
             "`--name` must be given with one space only.", hint="several studies are named by their spaces"
         )
     with watched_together(resolve_uri(tracking_uri), as_events=as_events) as (views, stop):
-        results = launch_together(
-            spaces,
-            address=address,
-            runtime_env=runtime_env,
-            tracking_uri=tracking_uri,
-            storage=storage,
-            overrides=changes,
-            views=views,
-            stop=stop,
-        )
+        results = launch_together(spaces, views=views, stop=stop, **options)
     show_results(results, as_json, as_events=as_events)
 
 
@@ -146,7 +129,7 @@ def resume(
     uri = StudyFolder.open(study).info.tracking_uri if storage is None or StudyFolder.exists(study) else resolve_uri()
     with watched(uri, study=study, as_events=as_events) as (view, stop):
         result = resume(study, address=address, runtime_env=runtime_env, storage=storage, view=view, stop=stop)
-    show_result(result, as_json, as_events=as_events)
+    show_results(result, as_json, as_events=as_events)
 
 
 def sync(

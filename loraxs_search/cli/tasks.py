@@ -11,9 +11,10 @@ import typer
 from loraxs_search.cli._completion import well_known_tasks, well_known_tasks_and_spaces
 from loraxs_search.cli._output import JsonOption, drawing_stream, emit, plain, print_table
 from loraxs_search.errors import UsageError, counted
+from loraxs_search.records import Split
 
 if TYPE_CHECKING:
-    from loraxs_search.records import BaseModelRef, Split, Task
+    from loraxs_search.records import BaseModelRef, Task
     from loraxs_search.search_space import CatalogueEntry
     from loraxs_search.tasks.prepared import Preview
 
@@ -76,7 +77,7 @@ def preview(
             metavar="ID",
         ),
     ] = None,
-    split: Annotated[str, typer.Option("--split", help="`train`, `validation` or `test`.")] = "train",
+    split: Annotated[Split, typer.Option("--split", help="Missing ones are cut from the training rows.")] = "train",
     rows: Annotated[int, typer.Option("--rows", min=1, help="How many rows to show.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
@@ -91,7 +92,7 @@ def preview(
     from loraxs_search.tasks.prepared import preview as previewed
 
     task, ref = _task_and_base(source, base)
-    shown = previewed(task, load_tokenizer(locate(ref)), split=_split(split), num_rows=rows)
+    shown = previewed(task, load_tokenizer(locate(ref)), split=split, num_rows=rows)
     emit(as_json, shown, lambda: _print(shown))
 
 
@@ -119,19 +120,6 @@ def _base(name: str) -> BaseModelRef:
     if name in shipped_spaces() or name.endswith((".yaml", ".yml")):
         return load_space(name).base_model
     return BaseModelRef(name)
-
-
-def _split(name: str) -> Split:
-    from typing import get_args
-
-    from loraxs_search.errors import unknown_name
-    from loraxs_search.records import Split
-
-    known: tuple[Split, ...] = get_args(Split)
-    for split in known:
-        if split == name:
-            return split
-    raise UsageError(unknown_name("--split", name, known), hint="missing splits are cut from the training rows")
 
 
 def _facts(entry: CatalogueEntry) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from pathlib import Path
 from loraxs_search.errors import LoraxsError, StorageError, StudyError
 from loraxs_search.home import file_lock, home, is_locked, remove_whole, unused
 from loraxs_search.housekeeping.kinds import KINDS, Kind, Needs, StoredItem, gather_needs
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.steering import describe, open_commands, steered
 from loraxs_search.studies import StudyFolder, broken_studies, idle_elsewhere, list_studies, studies_root
 from loraxs_search.tracking._followed import has_waiting
 from loraxs_search.tracking.recorded_searches import remove_runs
-from loraxs_search.tracking.store import resolve_uri
 
 _A_SEARCH = "a search that is at work on this machine"
 

@@ -14,14 +14,11 @@ from loraxs_search.mlflow_uri import (
     check_server,
     prepare_environment,
     redact,
-    resolve_uri,
     sqlite_path,
 )
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-__all__ = ["connect", "ensure_store", "resolve_uri"]
 
 
 def ensure_store(uri: str) -> None:

@@ -166,9 +166,10 @@ def search(num_trials: int, at_once: int, pace_s: float, profile: Path | None) -
 
 
 def study(num_trials: int, at_once: int) -> tuple[Any, Any]:
+    from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.search.driver.launch import new_study
     from loraxs_search.search_space import load_space
-    from loraxs_search.tracking.store import ensure_store, resolve_uri
+    from loraxs_search.tracking.store import ensure_store
 
     overrides = (*OVERRIDES, f"search.trials={num_trials}", f"search.pack_size={at_once}")
     space = load_space("movie_reviews", overrides=overrides)

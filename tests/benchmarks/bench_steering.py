@@ -37,10 +37,11 @@ def drive() -> None:
     """Search until the study is finished, or this process is killed."""
     from bench_scale import Gauge, run
 
+    from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.search.driver.launch import new_study
     from loraxs_search.search_space import load_space
     from loraxs_search.studies import StudyFolder
-    from loraxs_search.tracking.store import ensure_store, resolve_uri
+    from loraxs_search.tracking.store import ensure_store
 
     overrides = (f"search.trials={TRIALS}", f"search.pack_size={AT_ONCE}", "search.max_steps=1600", "promotion.seeds=0")
     space = load_space("movie_reviews", overrides=(*overrides, "search.scheduler=none", "promotion.candidates=1"))

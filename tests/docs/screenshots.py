@@ -30,10 +30,11 @@ from support.browsers import WIDTHS, chromium, opened
 from support.recorded_searches import recorded_search
 from support.studies import TASK
 
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import SearchRun, StudyDescription
 from loraxs_search.reports.html import write_report
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking.store import ensure_store, resolve_uri
+from loraxs_search.tracking.store import ensure_store
 from loraxs_search.tracking.tracker import Tracker
 
 if TYPE_CHECKING:

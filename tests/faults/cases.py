@@ -164,6 +164,7 @@ def _drive(world: World, study: str, num_trials: int) -> None:
     from ray import cloudpickle
 
     from faults import faulty_host
+    from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.search import SilentView
     from loraxs_search.search.cluster.connection import connected
     from loraxs_search.search.driver.driver import Driver
@@ -171,7 +172,7 @@ def _drive(world: World, study: str, num_trials: int) -> None:
     from loraxs_search.search.hosts.host_config import host_config
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search_space import load_space
-    from loraxs_search.tracking.store import ensure_store, resolve_uri
+    from loraxs_search.tracking.store import ensure_store
 
     space = load_space(str(world.space(trials=num_trials)), overrides=("search.scheduler=none",))
     uri = resolve_uri(None)

@@ -11,13 +11,14 @@ from typing import Literal
 import pytest
 from faults import faulty_baselines
 
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult, SilentView, launch_together
 from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.launch import new_study
 from loraxs_search.search_space import load_space
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking.store import connect, ensure_store, resolve_uri
+from loraxs_search.tracking.store import connect, ensure_store
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 NAMES = ["constant", "tfidf", "features"]

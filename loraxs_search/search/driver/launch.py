@@ -16,6 +16,7 @@ from loraxs_search import versions
 from loraxs_search.errors import LoraxsError, StudyError, UsageError
 from loraxs_search.home import in_use
 from loraxs_search.log.events import Phase
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import AnswerState
 from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.commander import asks_for_more
@@ -32,7 +33,7 @@ from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in,
 from loraxs_search.studies.clock import steady_time
 from loraxs_search.studies.stored_space import stored_space
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tracking.store import ensure_store, resolve_uri
+from loraxs_search.tracking.store import ensure_store
 
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
