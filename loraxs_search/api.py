@@ -139,7 +139,7 @@ def report(study: str, *, output: str | Path | None = None) -> Path:
         StudyError: there is no such study, or it is damaged.
         HomeError: the file cannot be written.
     """
-    from loraxs_search.reports.html import write_report
+    from loraxs_search.reports.html.page import write_report
 
     return write_report(StudyFolder.open(study), None if output is None else Path(output))
 

@@ -242,18 +242,19 @@ def _interrupted(studies: Iterable[str | None]) -> Exception:
     )
 
 
-def show_results(results: SearchResult | Sequence[SearchResult], as_json: bool, *, as_events: bool = False) -> None:
-    """Print the leaderboard of a study, or of several, to stdout and what to do next to stderr.
+def show_results(
+    results: Sequence[SearchResult], as_json: bool, *, as_events: bool = False, in_list: bool = False
+) -> None:
+    """Print the leaderboard of each study to stdout and what to do next to stderr.
 
     Args:
-        as_json: Print JSON instead, of several studies in a list.
+        as_json: Print JSON instead: the document of the one study, or with `in_list` a list.
         as_events: Stdout has had all of it.
     """
-    several = isinstance(results, Sequence)
-    folders = [StudyFolder.open(result.study) for result in (results if several else [results])]
+    folders = [StudyFolder.open(result.study) for result in results]
     documents = [search_document(folder, folder.journal()) for folder in folders]
     if as_json and not as_events:
-        print(to_json(documents if several else documents[0], indent=2))
+        print(to_json(documents if in_list else documents[0], indent=2))
     for folder, document in zip(folders, documents, strict=True):
         if not as_json and not as_events:
             show = partial(print_leaderboard, document.trials, folder.info.task, document.baselines)

@@ -81,7 +81,7 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     if len(spaces) == 1:
         with watched(resolve_uri(tracking_uri), as_events=as_events) as (view, stop):
             result = launch(spaces[0], name=name, view=view, stop=stop, **options)
-        show_results(result, as_json, as_events=as_events)
+        show_results([result], as_json, as_events=as_events)
         return
     if name is not None:
         raise UsageError(
@@ -89,7 +89,7 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
         )
     with watched_together(resolve_uri(tracking_uri), as_events=as_events) as (views, stop):
         results = launch_together(spaces, views=views, stop=stop, **options)
-    show_results(results, as_json, as_events=as_events)
+    show_results(results, as_json, as_events=as_events, in_list=True)
 
 
 def _dry_run(spaces: Sequence[str], changes: Sequence[str], name: str | None, as_json: bool) -> None:
@@ -129,7 +129,7 @@ def resume(
     uri = StudyFolder.open(study).info.tracking_uri if storage is None or StudyFolder.exists(study) else resolve_uri()
     with watched(uri, study=study, as_events=as_events) as (view, stop):
         result = resume(study, address=address, runtime_env=runtime_env, storage=storage, view=view, stop=stop)
-    show_results(result, as_json, as_events=as_events)
+    show_results([result], as_json, as_events=as_events)
 
 
 def sync(

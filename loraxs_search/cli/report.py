@@ -39,7 +39,7 @@ def report(
 
     Example: loraxs-search report reviews --open
     """
-    from loraxs_search.reports.html import write_report
+    from loraxs_search.reports.html.page import write_report
 
     path = write_report(StudyFolder.open(study), output)
     print(path)

@@ -1,6 +1,6 @@
 """PEFT's LoRA layers as trials use them, alone and many in one pass: y_i += s B A x_i for the rows of each slot.
 
-How A and B start, what PiSSA does to a base, and the whole as plain LoRA.
+How A and B start, and the whole as plain LoRA.
 
 Letters: n rows of T positions each, r a slot's rank. Slots need nothing of each other, so ranks are not padded: a slot
 costs what its own products cost.
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -24,12 +23,9 @@ from torch import Tensor, nn
 from loraxs_search.base_model import matrix
 from loraxs_search.engine.layers import LayerRows
 from loraxs_search.engine.rows import RowSegment, SlotRowMap
-from loraxs_search.factors import FactorStore
 from loraxs_search.methods._base import PackedAdapter, Sizes
 from loraxs_search.methods._names import ADAPTER, ROOT
 from loraxs_search.methods._plain_lora import Pair, PlainLora
-
-_KEPT = "weight_before_lora"
 
 
 def _initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pair]:
@@ -63,14 +59,11 @@ def lora_layers(model: nn.Module) -> dict[str, Linear]:
 
 
 def as_plain_lora(model: PeftModel) -> PlainLora:
-    """Return the same function as LoRA on the base as it was loaded.
-
-    PiSSA's is of twice the rank: what was trained, less what it began with, which the base still has.
-    """
+    """Return the same function as LoRA on the base as it was loaded."""
     config, layers = _config(model), lora_layers(model)
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     return PlainLora(
-        pairs={name: _added_pair(layer, config) for name, layer in layers.items()},
+        pairs={name: _scaled_pair(layer) for name, layer in layers.items()},
         others={key: value.detach().cpu().contiguous() for key, value in state.items() if ".lora_" not in key},
         saved=config.modules_to_save or (),
         task_type=config.task_type,
@@ -78,55 +71,11 @@ def as_plain_lora(model: PeftModel) -> PlainLora:
     )
 
 
-# ---- a base whose weights an init changes ----------------------------------------------------------------------------
-@contextmanager
-def own_weights(model: nn.Module, names: Iterable[str], factors: FactorStore | None) -> Iterator[None]:
-    """Give these layers, by full name, weights of their own to be changed; the first ones are restored if that fails.
-
-    They are the checkpoint's, on the CPU, so that what is made of them is the same on any device and in any precision;
-    afterwards they are where the first ones are. Others hold those too: the model of another task, and whoever reads
-    the bare body in another thread.
-
-    Args:
-        factors: Knows the checkpoint's weights; None where the model has them itself.
-    """
-    try:
-        for name in names:
-            layer = model.get_submodule(name)
-            weight = layer.get_parameter("weight")
-            object.__setattr__(layer, _KEPT, weight)  # no parameter of the model: it is neither cast nor moved
-            exact = weight if factors is None else factors.checkpoint_weight(weight)
-            own = exact.detach().to("cpu", copy=True)
-            layer.register_parameter("weight", nn.Parameter(own, requires_grad=False))
-        yield
-        for layer in model.modules():
-            if (kept := _kept(layer)) is not None:
-                trained = layer.get_parameter("weight")
-                trained.data = trained.data.to(kept)
-    except BaseException:
-        restore_weights(model)
-        raise
-
-
-def restore_weights(model: nn.Module) -> None:
-    """Give layers the very parameters back that they had before `own_weights`."""
-    for layer in model.modules():
-        if (weight := _kept(layer)) is not None:
-            layer.register_parameter("weight", weight)
-            delattr(layer, _KEPT)
-
-
 # ---- inside ----------------------------------------------------------------------------------------------------------
 def _config(model: PeftModel) -> LoraConfig:
     config = model.peft_config[ADAPTER]
     assert isinstance(config, LoraConfig)
     return config
-
-
-def _kept(layer: nn.Module) -> nn.Parameter | None:
-    """Return the parameter in whose place a layer has a weight of its own."""
-    weight: nn.Parameter | None = vars(layer).get(_KEPT)
-    return weight
 
 
 def _layer(base: nn.Module, config: LoraConfig) -> Linear:
@@ -150,18 +99,9 @@ def _pair(layer: Linear) -> Pair:
     return a.detach(), b.detach()
 
 
-def _added_pair(layer: Linear, config: LoraConfig) -> Pair:
-    """Return A and scaling * B of what a layer adds to the weight that its base was loaded with."""
+def _scaled_pair(layer: Linear) -> Pair:
     a, b = _pair(layer)
-    scaling, kept = layer.scaling[ADAPTER], _kept(layer.get_base_layer())
-    if kept is None:
-        return a, scaling * b
-    weight = kept.detach().to("cpu", torch.float32)
-    weight = weight.T if layer.fan_in_fan_out else weight  # (out, in)
-    original = _empty(weight.shape[0], weight.shape[1])
-    original.weight.data = weight.clone()
-    first_a, first_b = (side.to(a.device) for side in _pair(_layer(original, config)))
-    return torch.cat([a, first_a]), scaling * torch.cat([b, -first_b], dim=1)
+    return a, layer.scaling[ADAPTER] * b
 
 
 class PackedPairs(PackedAdapter):

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.browsers import chromium, opened
 from support.recorded_searches import recorded_search
 
-from loraxs_search.reports.html import write_report
+from loraxs_search.reports.html.page import write_report
 
 
 def measure(num_trials: int, browser: bool) -> dict[str, Any]:

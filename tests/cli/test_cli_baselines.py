@@ -57,9 +57,9 @@ def test_status_shows_baselines_below_the_trials_with_test_scores_once_the_searc
 def test_a_search_ends_with_its_baselines(measured, capsys):
     measured.write_candidates([])
     result = SearchResult("s", tuple(measured.journal().records.values()), (), 1.0)
-    show_results(result, as_json=False)
+    show_results([result], as_json=False)
     assert [line.split() for line in capsys.readouterr().out.splitlines()][2:] == CELLS
-    show_results(result, as_json=True)
+    show_results([result], as_json=True)
     names = [baseline["name"] for baseline in json.loads(capsys.readouterr().out)["yardsticks"]]
     assert names == ["constant", "tfidf", "features"]
 

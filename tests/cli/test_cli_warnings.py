@@ -36,9 +36,9 @@ def test_status_warns_below_the_table(say, cut):
 
 def test_the_end_of_a_search_warns_too(cut, capsys):
     result = SearchResult("s", tuple(cut.journal().records.values()), (), 1.0)
-    show_results(result, as_json=False)
+    show_results([result], as_json=False)
     assert f"warning: {WARNING}" in capsys.readouterr().err
-    show_results(result, as_json=True)
+    show_results([result], as_json=True)
     shown = capsys.readouterr()
     assert json.loads(shown.out)["warnings"][0].startswith(WARNING)
     assert f"warning: {WARNING}" in shown.err

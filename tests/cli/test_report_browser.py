@@ -11,7 +11,7 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, searched
 
 from loraxs_search.records import TrialState
-from loraxs_search.reports.html import write_report
+from loraxs_search.reports.html.page import write_report
 
 pytestmark = [
     pytest.mark.slow,

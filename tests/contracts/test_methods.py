@@ -37,9 +37,8 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
     ),
     "lora": (
         {"rank": 2},
-        {"rank": 4, "rslora": True, "scale": 2.0, "init": "gaussian"},
-        {"rank": 2, "init": "pissa", "scale": 0.5},
-        {"rank": 4, "dora": True, "init": "orthogonal"},
+        {"rank": 4, "rslora": True, "scale": 2.0},
+        {"rank": 4, "dora": True},
     ),
     "vera": ({"rank": 3}, {"rank": 40, "d_initial": 0.5}),
     "ia3": ({}, {"scaled": "output"}, {"scaled": "input"}),

@@ -32,7 +32,7 @@ from support.studies import TASK
 
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import SearchRun, StudyDescription
-from loraxs_search.reports.html import write_report
+from loraxs_search.reports.html.page import write_report
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import ensure_store
 from loraxs_search.tracking.tracker import Tracker

@@ -16,7 +16,7 @@ def keep_report(folder: StudyFolder, journal: Journal, tracker: Tracker) -> None
     The trials have ended by now, and the tracker carries their records over meanwhile. A report that cannot be made
     stops nothing: `loraxs-search report` makes it again, and says what is wrong.
     """
-    from loraxs_search.reports.html import REPORT_FILE, write_report
+    from loraxs_search.reports.html.page import REPORT_FILE, write_report
 
     has_report = tracker.had_report if journal.has_report is None else journal.has_report
     if has_report and (folder.path / REPORT_FILE).is_file():  # on another machine it may be in MLflow alone

@@ -1,4 +1,4 @@
-"""Plain LoRA: PEFT's own numbers, a base that PiSSA gives back, and what it is as plain LoRA."""
+"""Plain LoRA: PEFT's own numbers, and what it is as plain LoRA."""
 
 from __future__ import annotations
 
@@ -52,9 +52,6 @@ def shake(model: nn.Module) -> None:
     [
         ({}, {}),
         ({"scale": 0.5, "rslora": True}, {"lora_alpha": 2, "use_rslora": True}),
-        ({"init": "gaussian"}, {"init_lora_weights": "gaussian"}),
-        ({"init": "orthogonal"}, {"init_lora_weights": "orthogonal"}),
-        ({"init": "pissa"}, {"init_lora_weights": "pissa"}),
         ({"dora": True}, {"use_dora": True}),
     ],
 )
@@ -84,32 +81,7 @@ def test_dora_takes_layers_that_keep_their_weights_the_other_way_round(make_base
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_pissa_gives_the_very_weights_back(make_base, family, inputs, logits) -> None:
-    base = make_base(family)
-    parameters = {name: base.get_submodule(name).weight for name in TARGETS[family]}
-    weights = {name: weight.detach().clone() for name, weight in parameters.items()}
-    before = logits(base, inputs)
-    model = attached(base, family, init="pissa")
-    assert all(not torch.equal(model.get_base_model().get_submodule(n).weight, w) for n, w in weights.items())
-    torch.testing.assert_close(logits(model, inputs), before, atol=1e-5, rtol=1e-5)
-    shake(model)
-    assert all(torch.equal(parameters[name], weight) for name, weight in weights.items()), "others read them meanwhile"
-    get_method("lora").detach(model)
-    assert all(base.get_submodule(name).weight is parameter for name, parameter in parameters.items())
-    assert torch.equal(logits(base, inputs), before)
-
-
-def test_weights_come_back_when_pissa_fails_halfway(make_base) -> None:
-    base = make_base()
-    base.bert.encoder.layer[1].output.dense.weight.data[0, 0] = torch.nan  # PEFT's SVD refuses it
-    before = base.bert.encoder.layer[0].attention.self.query.weight.detach().clone()
-    with pytest.raises(RuntimeError):
-        attached(base, init="pissa")
-    assert torch.equal(base.bert.encoder.layer[0].attention.self.query.weight, before)
-
-
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
-@pytest.mark.parametrize("params", [{"rslora": True, "scale": 3.0}, {"init": "pissa", "scale": 0.5}])
+@pytest.mark.parametrize("params", [{"rslora": True, "scale": 3.0}, {"scale": 0.5}])
 def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, inputs, logits, tmp_path) -> None:
     model = attached(make_base(family), family, **params)
     shake(model)
@@ -117,7 +89,7 @@ def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, input
     write_plain_lora(as_plain_lora(model), tmp_path)
     loaded = PeftModel.from_pretrained(make_base(family), str(tmp_path)).eval()
     config = loaded.peft_config["default"]
-    assert (config.r, config.lora_alpha) == ((8, 8) if params.get("init") else (4, 4))
+    assert (config.r, config.lora_alpha) == (4, 4)
     assert get_method("lora").lora_rank(hyper(family, **params)) == config.r
     assert config.init_lora_weights is True
     torch.testing.assert_close(logits(loaded, inputs), expected, atol=1e-5, rtol=1e-5)
@@ -132,19 +104,15 @@ def test_its_files_are_the_same_bytes_each_time(make_base) -> None:
 
 def test_what_is_no_linear_layer_is_refused(make_base) -> None:
     wrong = Hyperparameters(("bert.embeddings.word_embeddings",), 1e-3, 1e-3, method="lora", method_params={"rank": 2})
-    for init in ("default", "pissa"):
-        wrong.method_params["init"] = init  # type: ignore[index]
-        with pytest.raises(TargetModulesError, match="`target_modules`"):
-            get_method("lora").attach(make_base(), wrong, HEAD, None)
+    with pytest.raises(TargetModulesError, match="`target_modules` must be linear layers, but"):
+        get_method("lora").attach(make_base(), wrong, HEAD, None)
 
 
-def test_rank_is_held_against_the_smaller_side_and_the_init() -> None:
+def test_rank_is_held_against_the_smaller_side() -> None:
     modules, method = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24)), get_method("lora")
     method.check(method.with_defaults({"rank": 8}), modules)
     with pytest.raises(RankError, match=r"1\.\.8, .*rank=9 for wide"):
         method.check(method.with_defaults({"rank": 9}), modules)
-    with pytest.raises(RankError, match=r"`init: orthogonal`, .*rank=3"):
-        method.check(method.with_defaults({"rank": 3, "init": "orthogonal"}), modules)
 
 
 def test_its_options_are_true_or_false_in_yaml() -> None:
@@ -153,7 +121,7 @@ def test_its_options_are_true_or_false_in_yaml() -> None:
     assert list(space.parameters["rslora"].possible or ()) == [True, False]
     modules = (LinearModule("bert.encoder.layer.0.attention.self.query", 24, 24),)
     drawn = space.hyperparameters({"rank": 4, "learning_rate": 1e-3, "rslora": True, "dora": True}, modules, 0)
-    assert drawn.method_params == {"rank": 4, "scale": 1.0, "rslora": True, "dora": True, "init": "default"}
+    assert drawn.method_params == {"rank": 4, "scale": 1.0, "rslora": True, "dora": True}
     for wrong in ("1", "on top", "{int: [0, 1]}"):
         with pytest.raises(SpaceError, match=r"parameters\.dora"):
             load_space("movie_reviews", overrides=["method=lora", given % wrong])

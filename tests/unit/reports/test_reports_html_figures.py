@@ -8,7 +8,7 @@ from support.searched_studies import Tried, searched
 
 from loraxs_search import figures
 from loraxs_search.records import TrialState
-from loraxs_search.reports.html import read_facts
+from loraxs_search.reports.html.facts import read_facts
 from loraxs_search.reports.html.figures.params import optuna_study
 
 

@@ -15,7 +15,9 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK, study
 
 from loraxs_search.records import Baseline, Lineage, Origin, TrialState
-from loraxs_search.reports.html import read_facts, report_page, sections, write_report
+from loraxs_search.reports.html.facts import read_facts
+from loraxs_search.reports.html.figures import sections
+from loraxs_search.reports.html.page import report_page, write_report
 from loraxs_search.studies import StudyFolder
 
 LANDED = Path(__file__).parents[2] / "fixtures" / "landed" / "home" / "studies"

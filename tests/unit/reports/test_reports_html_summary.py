@@ -10,8 +10,7 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
 from loraxs_search.records import Baseline, TrialState
-from loraxs_search.reports.html import read_facts
-from loraxs_search.reports.html.facts import duration, spending
+from loraxs_search.reports.html.facts import duration, read_facts, spending
 from loraxs_search.reports.html.page import repeat_command
 from loraxs_search.reports.html.summary import summary
 from loraxs_search.reports.html.tables import failure_table, leaderboard_table

@@ -126,8 +126,8 @@ def test_the_extremes_are_those_a_trial_can_reach(parse):
 @pytest.mark.parametrize(
     ("parameters", "law"),
     [
-        ("method: lora\n  rank: {choice: [3, 4]}\n  init: orthogonal", "must be even with `init: orthogonal`"),
-        ("method: lora\n  rank: {int: [2, 8]}\n  init: {choice: [default, orthogonal]}", "but got rank=3"),
+        ("method: lora\n  rank: {choice: [3, 4000]}", "but got rank=4000"),
+        ("method: lora\n  rank: {int: [2, 4000]}\n  dora: {choice: [true, false]}", "but got rank=4000"),
     ],
 )
 def test_what_some_trial_could_not_be_is_refused(parse, parameters, law):

@@ -165,10 +165,10 @@ def test_a_method_whose_options_cannot_share_passes_is_named_as_far_as_it_goes(
     (note,) = notes(some)
     assert note.startswith("some trials of method lora cannot share passes: each trains alone")
     assert {params["rank"] for _, params in some.largest().adapters} == {4, 64}
-    for options in ("dora: true", "init: pissa", "init: {choice: [pissa]}"):
+    for options in ("dora: true", "dora: {choice: [true]}"):
         none = parse(TEXT, "method=lora", f"parameters={{{options}{rest}")
         assert (none.is_packable, none.unpackable_methods, notes(none)) == (False, ("lora",), ())
-    every = parse(TEXT, "method=lora", "parameters={init: {choice: [gaussian, default]}" + rest)
+    every = parse(TEXT, "method=lora", "parameters={rslora: {choice: [true, false]}" + rest)
     assert (every.is_packable, notes(every)) == (True, ())
 
 

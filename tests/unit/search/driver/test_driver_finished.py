@@ -10,7 +10,7 @@ from support.studies import study as new_study
 from support.tracked import Tracked
 
 from loraxs_search.records import SearchPlan, SearchRun, TrialState, to_json
-from loraxs_search.reports.html import REPORT_FILE
+from loraxs_search.reports.html.page import REPORT_FILE
 from loraxs_search.search.driver.finished import close_finished
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
