@@ -22,7 +22,7 @@ from loraxs_search.methods._base import (
     Sizes,
 )
 from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, R, Shapes
-from loraxs_search.methods._parameters import ParameterSpec, check_ranks, module_ranks, widest_rank
+from loraxs_search.methods._parameters import ParameterSpec, check_ranks
 from loraxs_search.methods._peft import PeftMethod, peft_model
 from loraxs_search.methods.starting import pack_start
 from loraxs_search.records import (
@@ -30,7 +30,6 @@ from loraxs_search.records import (
     Hyperparameters,
     LinearModule,
     Manifest,
-    RankPattern,
     Scalar,
     Sigma,
 )
@@ -79,13 +78,6 @@ class LoraXS(PeftMethod):
     parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
         {
             "rank": ParameterSpec("int", low=1, high=65536, about="r, the rows and columns of R."),
-            "rank_pattern": ParameterSpec(
-                "name",
-                names=get_args(RankPattern),
-                default=Hyperparameters.rank_pattern,
-                about="`uniform` gives all layers the same rank. `upper`, `lower`, `middle` and `ends` give that"
-                " half of the layers about 1.22 r and the others less, with no more numbers in all.",
-            ),
             "scale": ParameterSpec(
                 "float",
                 above=True,
@@ -117,7 +109,7 @@ class LoraXS(PeftMethod):
         {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
     )
     can_start: ClassVar[bool] = True
-    sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis", "rank_pattern")
+    sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis")
     packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
     serves_in_bank: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
@@ -135,14 +127,13 @@ class LoraXS(PeftMethod):
         Raises:
             RankError: it is above one of them; the message names the layer that it fits least.
         """
-        check_ranks(_ranks(params, [module.name for module in modules]), modules)
+        check_ranks(int(params["rank"]), modules)
 
     def slot_bytes(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], num_workers: int) -> int:
         # R with its gradient and two moments; in the pack C, what R is multiplied with, and gradients for each worker.
         own, drawn = self.size(params, modules, {}, {}).r_parameters * (4 + 2 + num_workers), 0
         if params["basis"] == "gaussian":  # A and B are the trial's own
-            ranks = _ranks(params, [module.name for module in modules])
-            drawn = sum(ranks[module.name] * (module.in_features + module.out_features) for module in modules)
+            drawn = sum(int(params["rank"]) * (module.in_features + module.out_features) for module in modules)
         return BYTES_PER_PARAMETER * (own + drawn)
 
     def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
@@ -178,18 +169,16 @@ class LoraXS(PeftMethod):
                 f"A trial must adapt all that the adapter it starts from does, but {missing[0]} may be left out.",
                 hint="choose `target_modules` that hold those of the adapter",
             )
-        ranks = _ranks(params, [module.name for module in modules])
-        own = module_ranks(start.rank, start.rank_pattern, start.target_modules)
-        if smaller := [name for name, rank in own.items() if ranks[name] < rank]:
+        if int(params["rank"]) < start.rank:
             raise UsageError(
-                f"`rank` must be at least that of the adapter it starts from, {own[smaller[0]]}, but a trial may have"
-                f" {ranks[smaller[0]]} for {smaller[0]}.",
+                f"`rank` must be at least that of the adapter it starts from, {start.rank}, but a trial may have"
+                f" {params['rank']}.",
                 hint="raise `rank` in the space, or start from a smaller adapter",
             )
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        ranks = _ranks(params, [module.name for module in modules])
-        return {f"{name}.{R}": (rank, rank) for name, rank in ranks.items()}
+        rank = int(params["rank"])
+        return {f"{module.name}.{R}": (rank, rank) for module in modules}
 
     def stored_identity(self, identity: Shapes) -> Shapes:
         return {}  # their names are in the config
@@ -210,9 +199,6 @@ class LoraXS(PeftMethod):
 
         if hyper.start_from is not None:
             check_start_on(linears, _config(hyper), hyper.target_modules, factors)
-
-    def lora_rank(self, hyper: Hyperparameters) -> int:
-        return max(module_ranks(hyper.rank, hyper.rank_pattern, hyper.target_modules).values(), default=hyper.rank)
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity)}
@@ -250,10 +236,8 @@ def factor_rank_bucket(max_rank: int) -> int:
 def _config(hyper: Hyperparameters, **attachment: Any) -> LoraXSConfig:
     from loraxs_search.methods.loraxs import LoraXSConfig
 
-    ranks = module_ranks(hyper.rank, hyper.rank_pattern, hyper.target_modules)
     return LoraXSConfig(
         r=hyper.rank,
-        rank_pattern={name: rank for name, rank in ranks.items() if rank != hyper.rank},
         scale=hyper.scale,
         sigma=hyper.sigma,
         basis=hyper.basis,
@@ -266,9 +250,4 @@ def _config(hyper: Hyperparameters, **attachment: Any) -> LoraXSConfig:
 
 
 def _max_rank(possible: Possible) -> int:
-    patterns = [str(pattern) for pattern in possible["rank_pattern"] or ()]
-    return max(widest_rank(int(rank), pattern) for rank in possible["rank"] or () for pattern in patterns)
-
-
-def _ranks(params: Mapping[str, Scalar], names: Sequence[str]) -> dict[str, int]:
-    return module_ranks(int(params["rank"]), str(params["rank_pattern"]), names)
+    return max(int(rank) for rank in possible["rank"] or ())

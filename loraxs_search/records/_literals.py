@@ -9,7 +9,6 @@ Direction = Literal["maximize", "minimize"]
 Sigma = Literal["input", "sqrt", "output", "none"]
 Basis = Literal["top", "middle", "bottom", "gaussian", "random", "gradient"]  # `gradient` in earlier records alone
 SVD_BASES: tuple[Basis, ...] = ("top", "middle", "bottom", "random")  # of the weight's own singular vectors
-RankPattern = Literal["uniform", "upper", "lower", "middle", "ends"]
 Head = Literal["full", "output"]
 LrSchedule = Literal["linear", "cosine", "constant"]
 Split = Literal["train", "validation", "test"]

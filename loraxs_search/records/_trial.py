@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraxs_search.records._base import Identity
-from loraxs_search.records._literals import Basis, Head, LrSchedule, RankPattern, Scalar, Sigma
+from loraxs_search.records._literals import Basis, Head, LrSchedule, Scalar, Sigma
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ class Hyperparameters:
         factor_rank: Rank at which the factors are computed; the trial uses their first `rank` columns.
         method: A name of `loraxs_search.methods`.
         method_params: The method's own parameters by name, defaults included.
-        rank_pattern: Which layers have more rank, and the others less; LoRA-XS's own.
         start_from: sha256 of the asset with the tensors of another adapter that it starts from.
     """
 
@@ -109,7 +108,6 @@ class Hyperparameters:
     factor_rank: int | None = None
     method: str = "lora-xs"
     method_params: Mapping[str, Scalar] = field(default_factory=dict)
-    rank_pattern: RankPattern = "uniform"
     start_from: str | None = None
 
     def lr_factor(self, step: int) -> float:

@@ -32,7 +32,6 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
     "lora-xs": (
         {"rank": 2},
         {"rank": 8, "basis": "random", "sigma": "sqrt", "init_std": 0.5},
-        {"rank": 4, "rank_pattern": "upper"},
         {"rank": 3, "basis": "gaussian"},
     ),
     "lora": (

@@ -47,7 +47,7 @@ def test_packed_with_others_they_equal_lone_trials(make_world: Any, family: str)
     specs = [
         world.spec("11", basis="gaussian", rank=8, weight_decay=0.1),
         world.spec("12", basis="gaussian", rank=3, sigma="sqrt", seed=77, target_modules=tuple(world.names[1::2])),
-        world.spec("13", basis="gaussian", rank=4, rank_pattern="upper"),
+        world.spec("13", basis="gaussian", rank=4),
         *world.mixed_specs()[:3],
     ]
     pack = world.pack(num_workers=2)

@@ -79,16 +79,6 @@ def test_a_trial_begins_at_the_others_function(world: Any, learnt: Callable[...,
     detach(model, spec)
 
 
-def test_a_pattern_of_ranks_begins_there_too(world: Any, learnt: Callable[..., Any]) -> None:
-    _, known, expected = learnt(rank=6, rank_pattern="upper")
-    for pattern, rank in (("upper", 6), ("uniform", 8)):
-        spec = starting(world, "1", known, scale=2.0, rank=rank, rank_pattern=pattern)
-        with use_factor_store(world.factors):
-            model = attach(world.model, spec)
-        torch.testing.assert_close(logits(world, model), expected, rtol=1e-5, atol=1e-6)
-        detach(model, spec)
-
-
 def test_without_the_head_r_alone_is_continued(world: Any, learnt: Callable[..., Any]) -> None:
     _, known, _ = learnt(with_head=False)
     spec, anew = starting(world, "1", known, rank=8), world.spec("1", rank=8)

@@ -43,9 +43,7 @@ def test_bytes_are_those_of_the_file_that_peft_would_write() -> None:
 def test_its_params_come_back_out_of_a_record_with_the_records_defaults() -> None:
     method = get_method("lora-xs")
     params = {"rank": 8, "basis": "bottom"}
-    record = dataclasses.replace(
-        HYPER, **method.fields(params, {"rank": (4, 100), "basis": ("bottom",), "rank_pattern": ("uniform",)})
-    )
+    record = dataclasses.replace(HYPER, **method.fields(params, {"rank": (4, 100), "basis": ("bottom",)}))
     assert method.params(record) == method.with_defaults(params)
     assert (record.factor_rank, record.method_params) == (128, {})
 
@@ -70,7 +68,7 @@ def test_a_trial_with_factors_of_its_own_takes_room_for_them() -> None:
         for basis in ("top", "gaussian")
     }
     assert needed["gaussian"] - needed["top"] == 4 * 4 * (24 + 8 + 24 + 24)
-    assert LoraXS().factor_sets({"rank": (4,), "rank_pattern": ("uniform",), "basis": ("gaussian",)}) == ()
+    assert LoraXS().factor_sets({"rank": (4,), "basis": ("gaussian",)}) == ()
 
 
 def test_no_trial_starts_from_an_adapter_whose_factors_were_drawn() -> None:

@@ -278,7 +278,7 @@ def test_the_room_is_light():
 
 
 def sized(rank):
-    return {"rank": rank, "basis": "top", "rank_pattern": "uniform"}
+    return {"rank": rank, "basis": "top"}
 
 
 def test_every_basis_and_the_largest_sizes_a_trial_may_have_are_known(parse, text):
