@@ -99,7 +99,7 @@ class _Sinks:
             sink.say(text)
 
 
-class WatchedSearch:
+class _WatchedSearch:
     """A `SearchView` that passes events on, and knows whether the search trains.
 
     Args:
@@ -124,7 +124,7 @@ class WatchedSearch:
 @contextlib.contextmanager
 def watched(
     tracking_uri: str, *, study: str | None = None, as_events: bool = False
-) -> Iterator[tuple[WatchedSearch, threading.Event]]:
+) -> Iterator[tuple[_WatchedSearch, threading.Event]]:
     """Yield a view of a search, and an event that Ctrl-C sets.
 
     It is a live table on a terminal, plain lines in a pipe, and for programs a stream of events on stdout beside the
@@ -140,7 +140,7 @@ def watched(
 
     stop = threading.Event()
     with _sinks(server_of(tracking_uri), as_events) as sinks:
-        view = WatchedSearch(sinks, study)
+        view = _WatchedSearch(sinks, study)
         with _ending(lambda: [view], sinks), _interrupts(sinks.say, lambda: view.is_training, stop):
             try:
                 yield view, stop
@@ -151,16 +151,16 @@ def watched(
 @contextlib.contextmanager
 def watched_together(
     tracking_uri: str, *, as_events: bool = False
-) -> Iterator[tuple[Callable[[str], WatchedSearch], threading.Event]]:
+) -> Iterator[tuple[Callable[[str], _WatchedSearch], threading.Event]]:
     """Yield what makes a view of a study, and an event that Ctrl-C sets; for several studies, in plain lines."""
     from loraxs_search.cli._lines import LinesView
 
-    stop, views, server = threading.Event(), list[WatchedSearch](), server_of(tracking_uri)
+    stop, views, server = threading.Event(), list[_WatchedSearch](), server_of(tracking_uri)
     stream = [EventStream(sys.stdout)] if as_events else []
 
-    def view(study: str) -> WatchedSearch:
+    def view(study: str) -> _WatchedSearch:
         sinks = _Sinks(*stream, LinesView(sys.stderr, server, label=study))
-        views.append(WatchedSearch(sinks))
+        views.append(_WatchedSearch(sinks))
         return views[-1]
 
     # The main thread only waits, so it may be interrupted at any time.
@@ -172,7 +172,7 @@ def watched_together(
 
 
 @contextlib.contextmanager
-def shown(tracking_uri: str) -> Iterator[WatchedSearch]:
+def shown(tracking_uri: str) -> Iterator[_WatchedSearch]:
     """Yield a view of a search that a Python program has begun; signals stay the program's own.
 
     It is drawn in a notebook and on a terminal; elsewhere stderr gets plain lines.
@@ -187,7 +187,7 @@ def shown(tracking_uri: str) -> Iterator[WatchedSearch]:
         NotebookView(server) if in_notebook() else _sinks(server, as_events=False)
     )
     with view_of as sinks:
-        view = WatchedSearch(sinks)
+        view = _WatchedSearch(sinks)
         with _ending(lambda: [view], sinks):
             yield view
 
@@ -208,7 +208,7 @@ def _sinks(server: str, as_events: bool) -> Iterator[_Sinks]:
 
 
 @contextlib.contextmanager
-def _ending(views: Callable[[], Sequence[WatchedSearch]], sinks: _Sink) -> Iterator[None]:
+def _ending(views: Callable[[], Sequence[_WatchedSearch]], sinks: _Sink) -> Iterator[None]:
     """Have each study's last event follow, when nobody works on it any more."""
     notice = ""
     try:

@@ -95,7 +95,7 @@ def _remove(kind: Kind, item: StoredItem, planned: Collected) -> Collected:
 
 
 @dataclass(frozen=True)
-class RemovedStudy:
+class _RemovedStudy:
     """What went with a study, or with a dry run would go.
 
     Args:
@@ -116,7 +116,7 @@ class RemovedStudy:
     unread: str = ""
 
 
-def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run: bool = False) -> RemovedStudy:
+def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run: bool = False) -> _RemovedStudy:
     """Remove a study's folder, and with `runs` its runs in MLflow first.
 
     Registered versions and pulled adapters stand on nothing in it. Nobody may be at work on it, here or, where it has a
@@ -153,7 +153,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
                 f"A study's commands must be answered before it goes, but `{describe(waiting[0])}` waits in {name!r}.",
                 hint=f"carry it out with `loraxs-search resume {name}`, or lose it with --force",
             )
-        removed = RemovedStudy(name, folder.path, item.num_bytes, storage=info.storage, unasked=unasked)
+        removed = _RemovedStudy(name, folder.path, item.num_bytes, storage=info.storage, unasked=unasked)
         if runs:
             uri = resolve_uri(info.tracking_uri)
             count, kept = remove_runs(uri, folder.path, info.task.registered_name, dry_run=dry_run)
@@ -196,13 +196,13 @@ def _idle_elsewhere(storage: str | None, name: str, *, force: bool) -> Iterator[
         yield unasked
 
 
-def _remove_unread(name: str, path: Path, why: str, *, dry_run: bool) -> RemovedStudy:
+def _remove_unread(name: str, path: Path, why: str, *, dry_run: bool) -> _RemovedStudy:
     """Remove the folder of a study that cannot be read, unless a process on this machine works on it.
 
     Raises:
         StudyError: one does.
     """
-    removed = RemovedStudy(name, path, StoredItem.of(path).num_bytes, unread=why)
+    removed = _RemovedStudy(name, path, StoredItem.of(path).num_bytes, unread=why)
     lock = path / "study.lock"
     if is_locked(lock):
         raise StudyError(

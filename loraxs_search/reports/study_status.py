@@ -29,7 +29,7 @@ from loraxs_search.studies import StudyFolder, broken_studies, list_studies, stu
 
 
 @dataclass(frozen=True)
-class StudySummary:
+class _StudySummary:
     """A line of the list.
 
     Args:
@@ -55,7 +55,7 @@ class StudySummary:
         return self.study, self.task, self.state, self.trials, self.created
 
 
-def study_summaries(*, sizes: bool = False) -> Iterator[StudySummary]:
+def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
     """Yield a line for each study, newest first; one that cannot be read hides no other.
 
     Folders without `study.json` come last: what a broken fetch, or the removal of a study in use, has left.
@@ -70,7 +70,7 @@ def study_summaries(*, sizes: bool = False) -> Iterator[StudySummary]:
             more |= {"num_bytes": sum(_sizes(path).values()), "is_waiting": _has_waiting(path)}
         if not StudyFolder.exists(name):
             problem = f"{path} has no study.json; remove it with `loraxs-search studies rm {name} --force`"
-            yield StudySummary(name, "-", "incomplete", "-", "-", problem=problem, **more)
+            yield _StudySummary(name, "-", "incomplete", "-", "-", problem=problem, **more)
             continue
         try:
             folder = StudyFolder.open(name)
@@ -78,10 +78,10 @@ def study_summaries(*, sizes: bool = False) -> Iterator[StudySummary]:
             counts = progress(journal.records.values(), whole_plan(folder, journal))
             state = study_state(folder)
         except StudyError as error:
-            yield StudySummary(name, "-", "unreadable", "-", "-", problem=error.message, **more)
+            yield _StudySummary(name, "-", "unreadable", "-", "-", problem=error.message, **more)
             continue
         created = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.info.created_at))
-        yield StudySummary(
+        yield _StudySummary(
             name, folder.info.task.registered_name, state, f"{counts.ended}/{counts.num_trials}", created, **more
         )
 
@@ -162,8 +162,8 @@ class StudyStatus:
 @overload
 def status(study: str) -> StudyStatus: ...
 @overload
-def status(study: None = None) -> list[StudySummary]: ...
-def status(study: str | None = None) -> StudyStatus | list[StudySummary]:
+def status(study: None = None) -> list[_StudySummary]: ...
+def status(study: str | None = None) -> StudyStatus | list[_StudySummary]:
     """Return how a study stands, also while it runs; without a name a summary of each study, newest first.
 
     Raises:

@@ -64,7 +64,7 @@ class PreparedTask(RowSource):
 
 
 @dataclass(frozen=True)
-class TaskData:
+class _TaskData:
     """A task's rows, checked and carved, before any tokenizer has seen them.
 
     Args:
@@ -83,7 +83,7 @@ class TaskData:
         return fingerprint(dict(self.rows), ("test",))
 
 
-def load_data(task: Task, cache_dir: Path | None = None) -> TaskData:
+def load_data(task: Task, cache_dir: Path | None = None) -> _TaskData:
     """Read a task's rows, check them and carve missing splits; no base model is needed.
 
     Missing validation and test splits are carved from train, a tenth each, the same rows always; a test split whose
@@ -98,7 +98,7 @@ def load_data(task: Task, cache_dir: Path | None = None) -> TaskData:
     cache = rows_cache(cache_dir)
     rows = read_rows(checked(task), cache)
     digest = fingerprint(rows)
-    return TaskData(rows, digest, cached_report(rows, digest, cache))
+    return _TaskData(rows, digest, cached_report(rows, digest, cache))
 
 
 def prepare(

@@ -18,7 +18,7 @@ _OPTIONAL = frozenset({"front", "kept step", "no answer", "cut", "learnt bytes",
 
 
 @dataclass(frozen=True)
-class ReportTable:
+class _ReportTable:
     """A table for people.
 
     Args:
@@ -33,18 +33,18 @@ class ReportTable:
     right: frozenset[str] = frozenset()
     states: tuple[str, ...] = ()
 
-    def part(self, first: int | None, last: int | None, caption: str) -> ReportTable:
+    def part(self, first: int | None, last: int | None, caption: str) -> _ReportTable:
         """Return some of its rows under another caption."""
         rows = slice(first, last)
-        return ReportTable(caption, self.columns, self.rows[rows], self.right, self.states[rows])
+        return _ReportTable(caption, self.columns, self.rows[rows], self.right, self.states[rows])
 
 
-def leaderboard_table(facts: ReportFacts) -> ReportTable:
+def leaderboard_table(facts: ReportFacts) -> _ReportTable:
     """Return all trials, best first; columns without a value are left out."""
     cells = [_cells(row, facts) for row in facts.rows]
     empty = {name for name in _OPTIONAL if all(row.get(name, "") == "" for row in cells)}
     columns = tuple(name for name in (cells[0] if cells else {}) if name not in empty)
-    return ReportTable(
+    return _ReportTable(
         caption=f"All {counted(len(cells), 'trial')}, best first by {facts.metric}; complete ones come first.",
         columns=columns,
         rows=tuple(tuple(row[name] for name in columns) for row in cells),
@@ -76,7 +76,7 @@ def _cells(row: LeaderboardRow, facts: ReportFacts) -> dict[str, str]:
     }
 
 
-def baseline_table(facts: ReportFacts, summary: Summary) -> ReportTable:
+def baseline_table(facts: ReportFacts, summary: Summary) -> _ReportTable:
     """Return the baselines, and what the result gains over each."""
     result = summary.result
     rows = [
@@ -93,10 +93,10 @@ def baseline_table(facts: ReportFacts, summary: Summary) -> ReportTable:
     caption = f"Baselines by {facts.task.metric}, and how much better the result is: {what}."
     width = 5 if any(row[4] for row in rows) else 4
     columns = ("baseline", "validation", "test", "gain", "why none")[:width]
-    return ReportTable(caption, columns, tuple(row[:width] for row in rows), frozenset(columns[1:4]))
+    return _ReportTable(caption, columns, tuple(row[:width] for row in rows), frozenset(columns[1:4]))
 
 
-def cost_table(facts: ReportFacts) -> ReportTable:
+def cost_table(facts: ReportFacts) -> _ReportTable:
     """Return what was spent on trials, by how they ended."""
     spent, counts = spending(facts), Counter(record.state for record in facts.records)
     spans = [
@@ -106,10 +106,10 @@ def cost_table(facts: ReportFacts) -> ReportTable:
     rows = tuple((name, f"{count:,}", duration(time_s), f"{time_s / 3600:,.3f}") for name, count, time_s in spans)
     caption = "Device time of trials, each to its last report. Refits, final scores and lost work are not in it."
     columns = ("trials", "number", "device time", "device hours")
-    return ReportTable(caption, columns, rows, frozenset(columns[1:]))
+    return _ReportTable(caption, columns, rows, frozenset(columns[1:]))
 
 
-def failure_table(facts: ReportFacts) -> ReportTable:
+def failure_table(facts: ReportFacts) -> _ReportTable:
     """Return what failed and why, the most frequent reason first: trials, refits, baselines."""
     failed: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for record in facts.records:
@@ -124,7 +124,7 @@ def failure_table(facts: ReportFacts) -> ReportTable:
             failed["baseline", baseline.failed].append(baseline.name)
     ordered = sorted(failed.items(), key=lambda item: -len(item[1]))
     rows = tuple((what, str(len(it)), why or "no reason was recorded", _named(it)) for (what, why), it in ordered)
-    return ReportTable("What failed, and why.", ("what", "number", "reason", "which"), rows, frozenset({"number"}))
+    return _ReportTable("What failed, and why.", ("what", "number", "reason", "which"), rows, frozenset({"number"}))
 
 
 def _named(names: Sequence[str]) -> str:
@@ -133,7 +133,7 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def settings_table(facts: ReportFacts) -> ReportTable:
+def settings_table(facts: ReportFacts) -> _ReportTable:
     """Return what was searched, on what, and with which versions."""
     info, identity = facts.info, facts.folder.identity()
     constants = {name: value for r in facts.records for name, value in r.params.items() if name not in facts.varied}
@@ -149,7 +149,7 @@ def settings_table(facts: ReportFacts) -> ReportTable:
         ("study id", info.study_id),
     ]
     caption = "What was searched, and with which versions."
-    return ReportTable(caption, ("setting", "value"), tuple(row for row in rows if row[1]))
+    return _ReportTable(caption, ("setting", "value"), tuple(row for row in rows if row[1]))
 
 
 def _score(value: float | None) -> str:
