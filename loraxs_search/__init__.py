@@ -100,34 +100,26 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(
-        (
-            "add_trial",
-            "clone_trial",
-            "continue_trials",
-            "extend_study",
-            "finish_study",
-            "pause_trials",
-            "stop_trials",
-        ),
-        "steering.send",
-    ),
-    "AdapterBank": "bank",
-    "Prediction": "records",
-    "Predictor": "predictor",
-    "Sampling": "tasks.kinds",
-    "SearchResult": "search",
-    "CheckedSpace": "search.driver.check",
-    "ShippedSpace": "shipped_spaces",
-    "StudyStatus": "reports.study_status",
-    "check": "search.driver.check",
-    "figures": "reports.html.page",
-    "init": "scaffold",
-    "launch": "interactive",
-    "resume": "interactive",
-    "spaces": "shipped_spaces",
-    "status": "reports.study_status",
-    "watch": "reports.progress",
+    name: module
+    for module, names in {
+        "bank": ["AdapterBank"],
+        "interactive": ["launch", "resume"],
+        "predictor": ["Predictor"],
+        "records": ["Prediction"],
+        "reports.html.page": ["figures"],
+        "reports.progress": ["watch"],
+        "reports.study_status": ["StudyStatus", "status"],
+        "scaffold": ["init"],
+        "search": ["SearchResult"],
+        "search.driver.check": ["CheckedSpace", "check"],
+        "shipped_spaces": ["ShippedSpace", "spaces"],
+        "steering.send": [
+            *("add_trial", "clone_trial", "continue_trials", "extend_study"),
+            *("finish_study", "pause_trials", "stop_trials"),
+        ],
+        "tasks.kinds": ["Sampling"],
+    }.items()
+    for name in names
 }
 
 # PEFT learns of LORAXS when somebody imports PEFT, at once if somebody has: no torch is loaded on our account.

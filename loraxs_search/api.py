@@ -30,23 +30,6 @@ if TYPE_CHECKING:
     from loraxs_search.predictor import Predictor
     from loraxs_search.reports.comparison import Comparison
 
-__all__ = [
-    "Prediction",
-    "compare",
-    "history",
-    "load",
-    "load_adapter",
-    "load_tokenizer",
-    "ls",
-    "predict",
-    "promote",
-    "pull",
-    "remove",
-    "report",
-    "rollback",
-    "show",
-]
-
 log = logging.getLogger(__name__)
 
 

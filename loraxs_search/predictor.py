@@ -75,10 +75,7 @@ class Predictor:
         return self
 
     def __call__(
-        self,
-        texts: str | Sequence[str | tuple[str, ...]],
-        *,
-        on_text: Callable[[int, str], None] | None = None,
+        self, texts: str | Sequence[str | tuple[str, ...]], *, on_text: Callable[[int, str], None] | None = None
     ) -> list[Prediction]:
         """Return the answer to each text, or to each row of texts, as `predict` does; to none, none."""
         rows = self._rows(question_rows(texts))
@@ -129,10 +126,7 @@ class Predictor:
         return encode(self._kind, self._source.tokenizer, rows)
 
     def _answer(
-        self,
-        rows: Sequence[tuple[Any, ...]],
-        questions: EncodedRows,
-        on_text: Callable[[int, str], None] | None = None,
+        self, rows: Sequence[tuple[Any, ...]], questions: EncodedRows, on_text: Callable[[int, str], None] | None = None
     ) -> list[Prediction]:
         import numpy as np
 

@@ -5,7 +5,6 @@ Beside it, which parameters decide whether a trial is among a study's best: PED-
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -211,22 +210,11 @@ def _compared(groups: Sequence[Group], tolerance: float) -> list[ComparedGroup]:
     """Return each group beside the first one, and beside LoRA."""
     first, sign = groups[0], groups[0].sign
     lora = front_of((point for group in groups for point in group.points if point.method == REFERENCE), sign)
-    compared = []
-    for group in groups:
-        own = _alone(group)
-        compared.append(
-            dataclasses.replace(
-                own,
-                difference=None if group is first else difference(first.evidence, group.evidence),
-                to_lora=ratio_to(lora, own.front, sign, tolerance),
-                reached_after=_reached_after(first.best, group),
-            )
-        )
-    return compared
+    return [_beside(group, first, lora, tolerance) for group in groups]
 
 
-def _alone(group: Group) -> ComparedGroup:
-    evidence = group.evidence
+def _beside(group: Group, first: Group, lora: Sequence[Point], tolerance: float) -> ComparedGroup:
+    evidence, front = group.evidence, front_of(group.points, group.sign)
     tested = evidence.tested
     return ComparedGroup(
         value=group.value,
@@ -236,12 +224,15 @@ def _alone(group: Group) -> ComparedGroup:
         steps=sum(trial.steps for trial in group.used),
         device_s=sum(trial.device_s for trial in group.used),
         points=tuple(group.points),
-        front=front_of(group.points, group.sign),
+        front=front,
         best=group.best,
         seed_scores=group.seed_scores,
         over_seeds=group.over_seeds,
         tested=f"{tested.study}/{tested.trial_id}" if tested else "",
         test_score=tested.test_metrics.get(evidence.task.metric) if tested else None,
+        difference=None if group is first else difference(first.evidence, evidence),
+        to_lora=ratio_to(lora, front, group.sign, tolerance),
+        reached_after=_reached_after(first.best, group),
     )
 
 
@@ -261,7 +252,12 @@ def _notes(studies: Sequence[ComparedStudy], groups: Sequence[Group], by: str) -
     if max(counts) > budget:
         notes.append(f"equal budgets: the first {budget} of up to {counted(max(counts), 'trial')} of each group")
     if budget < _FEW and len(groups) > 1:
-        notes.append(_few_trials(budget, by))
+        few = f"{counted(budget, 'trial')} of each group {'is' if budget == 1 else 'are'} few"
+        what = by if by == METHOD else f"value of {by}"
+        more = "differences may be chance; add some with `loraxs-search extend`"
+        if by != STUDY:
+            more = f"a search tries bad values less often; launch a study for each {what}"
+        notes.append(f"{few}: {more}")
     steps = {study.info.search.max_steps for study in studies}
     if len(steps) > 1:
         notes.append(f"trials of these studies train for {' or '.join(map(str, sorted(steps)))} steps")
@@ -270,11 +266,3 @@ def _notes(studies: Sequence[ComparedStudy], groups: Sequence[Group], by: str) -
     if len(groups) > 2:
         notes.append(f"{len(groups) - 1} differences are tested: hold each p to {0.05 / (len(groups) - 1):.3g}")
     return notes
-
-
-def _few_trials(budget: int, by: str) -> str:
-    few = f"{counted(budget, 'trial')} of each group {'is' if budget == 1 else 'are'} few"
-    if by == STUDY:
-        return f"{few}: differences may be chance; add some with `loraxs-search extend`"
-    what = by if by == METHOD else f"value of {by}"
-    return f"{few}: a search tries bad values less often; launch a study for each {what}"

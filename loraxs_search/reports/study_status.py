@@ -67,7 +67,9 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
         path = studies_root() / name
         more: dict[str, Any] = {"path": path}
         if sizes:
-            more |= {"num_bytes": sum(_sizes(path).values()), "is_waiting": _has_waiting(path)}
+            from loraxs_search.tracking._followed import has_waiting
+
+            more |= {"num_bytes": sum(_sizes(path).values()), "is_waiting": has_waiting(path)}
         if not StudyFolder.exists(name):
             problem = f"{path} has no study.json; remove it with `loraxs-search studies rm {name} --force`"
             yield _StudySummary(name, "-", "incomplete", "-", "-", problem=problem, **more)
@@ -117,12 +119,6 @@ def _sizes(folder: Path) -> dict[str, int]:
             name = part[0] if len(part) > 1 else "records"
             sizes[name] = sizes.get(name, 0) + path.lstat().st_size
     return sizes
-
-
-def _has_waiting(path: Path) -> bool:
-    from loraxs_search.tracking._followed import has_waiting
-
-    return has_waiting(path)
 
 
 @dataclass(frozen=True)
