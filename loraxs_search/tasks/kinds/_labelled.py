@@ -213,7 +213,7 @@ def missing_warnings(split: Split, what: str, missing: Sequence[str]) -> Iterato
 _SEPARATOR = "pair_separator"  # in `settings`: stands between two texts; tasks of before it have none
 
 
-class _ColumnsSection(Section):
+class ColumnsSection(Section):
     """The columns that are read. `a.b` is what `b` holds inside the column `a`."""
 
     text: Text
@@ -227,7 +227,7 @@ class _ColumnsSection(Section):
 class LabelledSection(Section):
     """One answer for each text or pair of texts."""
 
-    columns: _ColumnsSection
+    columns: ColumnsSection
     """Which columns hold what."""
     labels: Annotated[list[Text], AfterValidator(distinct)] = []  # noqa: RUF012  # pydantic copies it
     """Names of the labels in the order of their ids, at least two. A regression has none."""

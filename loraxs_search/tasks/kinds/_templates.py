@@ -270,7 +270,7 @@ def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     return next(iter(tokens), "").startswith(("▁", "Ġ"))
 
 
-class _MessageSection(Section):
+class MessageSection(Section):
     """A message of the prompt, written as the tokenizer's chat template has it."""
 
     role: Literal["system", "user", "assistant"]
@@ -284,7 +284,7 @@ class PromptSection(Section):
 
     prompt: Text | None = None
     """What the model reads: a text with columns in braces; `{{` and `}}` are single braces."""
-    messages: Annotated[list[_MessageSection], Field(min_length=1)] | None = None
+    messages: Annotated[list[MessageSection], Field(min_length=1)] | None = None
     """Messages instead of `prompt`. The answer ends with what ends a turn in the chat template."""
 
 

@@ -66,7 +66,7 @@ def _option_names(value: object) -> str | list[str] | None:
     return None if value is None else _options(value)
 
 
-class _MultipleChoiceSection(PromptSection):
+class MultipleChoiceSection(PromptSection):
     """A prompt, and options of which the likeliest one is the answer."""
 
     options: Annotated[str | list[str], PlainValidator(_options, json_schema_input_type=str | list[str])]
@@ -88,7 +88,7 @@ class MultipleChoice(LanguageModelKind):
     """
 
     name = "multiple-choice"
-    section = _MultipleChoiceSection
+    section = MultipleChoiceSection
     metrics = {name: CLASS_METRICS[name] for name in ("accuracy", "macro_f1")} | TOKEN_METRICS
     shots = (0, 4)
     asking = frozenset({"prompt", "messages", "options", "normalize"})

@@ -44,7 +44,7 @@ _ANSWERS = "answer"  # name of the learnt texts in `Rows.extras`
 _MOST_CONSTANTS = 8
 
 
-class _GenerationSection(Section):
+class GenerationSection(Section):
     """How answers are written."""
 
     max_new_tokens: Count = 128
@@ -68,7 +68,7 @@ class TextGenerationSection(PromptSection):
     """What a written answer is compared with. The default is the whole `answer`."""
     extract: _answers.ExtractSection | None = None
     """Which part of a written text is its answer. The default is the whole text."""
-    generation: _GenerationSection = _GenerationSection()
+    generation: GenerationSection = GenerationSection()
     """How long an answer may be, what ends it, and whether tokens are drawn."""
 
 
@@ -120,9 +120,9 @@ class TextGeneration(LanguageModelKind):
         return _answers.Extraction.of(self.task.settings.get("extract"))
 
     @property
-    def generation(self) -> _GenerationSection:
+    def generation(self) -> GenerationSection:
         """How answers are written."""
-        return _GenerationSection.model_validate(self.task.settings.get("generation") or {})
+        return GenerationSection.model_validate(self.task.settings.get("generation") or {})
 
     @property
     def spare_in_test(self) -> frozenset[str]:

@@ -115,7 +115,7 @@ TAG_METRICS: dict[str, Metric] = {
 
 
 # ---- the kind --------------------------------------------------------------------------------------------------------
-class _TagColumnsSection(Section):
+class TagColumnsSection(Section):
     """The columns that are read."""
 
     tokens: Text
@@ -124,10 +124,10 @@ class _TagColumnsSection(Section):
     """Column with the tag of each word."""
 
 
-class _TaggedSection(Section):
+class TaggedSection(Section):
     """A tag for each word of a sentence."""
 
-    columns: _TagColumnsSection
+    columns: TagColumnsSection
     """Which columns hold what."""
     labels: Annotated[list[Text], AfterValidator(distinct)]
     """The tags in the order of their ids: `O`, and `B-TYPE` or `I-TYPE` for each type of entity."""
@@ -140,7 +140,7 @@ class TokenClassification(TaskKind):
     """
 
     name = "token-classification"
-    section = _TaggedSection
+    section = TaggedSection
     metrics = TAG_METRICS
     hub_pipeline = "token-classification"
     unanswered = Prediction("", None, None, entities=())
