@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
     from loraxs_search.reports.html.page import figures
-    from loraxs_search.reports.progress import watch
-    from loraxs_search.reports.study_status import StudyStatus, status
+    from loraxs_search.reports.study_status import StudyStatus, status, watch
     from loraxs_search.scaffold import init
     from loraxs_search.search import SearchResult
     from loraxs_search.search.driver.check import CheckedSpace, check
@@ -107,8 +106,7 @@ _HOMES = {
         "predictor": ["Predictor"],
         "records": ["Prediction"],
         "reports.html.page": ["figures"],
-        "reports.progress": ["watch"],
-        "reports.study_status": ["StudyStatus", "status"],
+        "reports.study_status": ["StudyStatus", "status", "watch"],
         "scaffold": ["init"],
         "search": ["SearchResult"],
         "search.driver.check": ["CheckedSpace", "check"],

@@ -21,7 +21,7 @@ from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import to_json
-from loraxs_search.reports.progress import SearchDocument, ended, search_document
+from loraxs_search.reports.study_status import SearchDocument, ended, search_document
 from loraxs_search.studies import StudyFolder, StudyInfo
 
 if TYPE_CHECKING:

@@ -17,9 +17,8 @@ from loraxs_search.cli.live_text import phase_in_words
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import ShownEvent, Warned
 from loraxs_search.records import Task
-from loraxs_search.reports.progress import study_state, watch
-from loraxs_search.reports.progress import watch as events_of
-from loraxs_search.reports.study_status import StudyStatus, study_status, study_summaries
+from loraxs_search.reports.study_status import StudyStatus, study_state, study_status, study_summaries, watch
+from loraxs_search.reports.study_status import watch as events_of
 from loraxs_search.steering import describe
 from loraxs_search.studies import StudyFolder
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from loraxs_search.errors import StudyError, UsageError, shortened
 from loraxs_search.records import AdapterSize, Candidate, Identity, Scalar, TrialRecord, TrialState
-from loraxs_search.reports.progress import study_state
+from loraxs_search.reports.study_status import study_state
 from loraxs_search.studies import StudyFolder
 
 METHOD, STUDY = "method", "study"  # what trials can be grouped by beside their parameters

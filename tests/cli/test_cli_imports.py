@@ -55,6 +55,10 @@ def test_nothing_heavy_is_loaded(statement):
     assert loaded_by(statement) == []
 
 
+def test_the_verbs_from_python_load_no_numpy():
+    assert loaded_by("import loraxs_search.api", (*HEAVY, "numpy")) == []
+
+
 @pytest.mark.parametrize("module", ["trial", "engine.layers", "engine.rows", "methods.verification"])
 def test_what_the_peft_plugin_needs_can_be_imported_first(module):
     """Importing peft imports the plug-in, in the midst of whoever imports peft."""

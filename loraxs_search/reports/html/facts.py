@@ -10,7 +10,7 @@ from typing import Literal
 
 from loraxs_search.records import Baseline, Candidate, Task, TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, shown_baselines
-from loraxs_search.reports.progress import Progress, progress, study_state
+from loraxs_search.reports.study_status import Progress, progress, study_state
 from loraxs_search.steering import whole_plan
 from loraxs_search.studies import StudyFolder, StudyInfo
 

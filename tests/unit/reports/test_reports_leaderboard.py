@@ -19,7 +19,7 @@ from loraxs_search.records import (
     TrialState,
 )
 from loraxs_search.reports.leaderboard import leaderboard
-from loraxs_search.reports.progress import progress
+from loraxs_search.reports.study_status import progress
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
 

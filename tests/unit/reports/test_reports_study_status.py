@@ -1,9 +1,18 @@
-"""`status` from Python: a study as the command line shows it, and all of them."""
+"""`status` from Python: a study as the command line shows it, and all of them.
+
+Who follows a study from its folder learns what its launch says, in the same words, and when it ends.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +23,9 @@ from support.studies import study
 
 import loraxs_search
 from loraxs_search.errors import StudyError
+from loraxs_search.log.events import SearchEnded, SearchStarted, ShownEvent, TrialsAdvanced
 from loraxs_search.records import SteeringStatus, TrialState, to_json
+from loraxs_search.reports.study_status import StudyEvents, search_document, watch
 
 TRIALS = (Tried({"rank": 4, "learning_rate": 1e-3}, 0.7), Tried({"rank": 8, "learning_rate": 1e-3}, 0.9))
 
@@ -51,3 +62,137 @@ def test_a_running_search_stands_as_live_views_draw_it(fresh_home: Path, say: Ca
         driver.say.phase("training the best trial again")
         driver.say.counted(20, 40, "steps")
         assert "now: training the best trial again: 20 of 40 steps" in say("status", "s").err
+
+
+def untimed(events: list[ShownEvent]) -> list[ShownEvent]:
+    """A phase is told to the view and to the journal one after the other, a moment apart."""
+    return [replace(event, at=0.0) if event.event == "phase" else event for event in events]
+
+
+def test_a_follower_gets_the_events_that_the_launch_tells() -> None:
+    driver = ScriptedDriver(study("mine"))
+    follower, seen = StudyEvents(driver.folder), []
+    with driver.folder.lock():
+        assert follower.new() == []
+        driver.begin()
+        seen += follower.new()
+        assert [event.event for event in seen] == ["search_started"]
+        driver.train("00000", 40)
+        driver.train("00001", 20)
+        seen += follower.new()
+        driver.end("00001", TrialState.PRUNED)
+        driver.end("00000", TrialState.COMPLETE)
+        driver.finish()
+        seen += follower.new()
+        assert seen[-1].event == "candidate_scored"
+    (last,) = follower.new()
+    told = [event for event in driver.seen if getattr(event, "text", "") != "writing the last records to MLflow"]
+    assert untimed(seen) == untimed(told)
+    assert untimed(list(watch("mine", sleep=never))) == untimed([*told, last])
+    assert isinstance(last, SearchEnded)
+    assert last.state == "finished"
+    assert last.result == json.loads(to_json(search_document(driver.folder, driver.folder.journal())))
+
+
+def test_a_follower_learns_how_far_trials_are_between_reports() -> None:
+    driver = ScriptedDriver(study("mine"))
+    folder = driver.folder
+    stale = TrialsAdvanced(study="mine", at=1.0, steps={"00000": 99})
+    folder.write_steps(stale)  # by an earlier driver
+    follower = StudyEvents(folder)
+    with folder.lock():
+        driver.begin()
+        driver.train("00000", 40)
+        assert "trials_advanced" not in [event.event for event in follower.new()]
+        now = replace(stale, at=time.time() + 1, steps={"00000": 47})
+        folder.write_steps(now)
+        assert follower.new() == [now]
+        assert follower.new() == []
+
+
+def never(_: float) -> None:
+    raise AssertionError("there is nothing to wait for")
+
+
+def test_every_event_is_read_back_from_its_line() -> None:
+    driver = ScriptedDriver(study("mine"))
+    driver.begin()
+    driver.train("00000", 40)
+    driver.end("00000", TrialState.COMPLETE)
+    driver.finish()
+    events = list(watch("mine", sleep=never))
+    assert {event.event for event in events} == {
+        *("search_started", "started", "reported", "ended", "phase", "warning"),
+        *("yardstick_scored", "candidate_scored", "search_ended"),
+    }
+    assert all((event.study, event.version) == ("mine", 1) for event in events)
+
+
+def test_a_driver_that_was_killed_has_interrupted_its_study() -> None:
+    driver = ScriptedDriver(study("mine"))
+    driver.begin()
+    driver.train("00000", 20)
+    follower = StudyEvents(driver.folder)
+    assert [event.event for event in follower.new()] == ["search_started", "started", "reported"]
+    (last,) = follower.new()
+    assert isinstance(last, SearchEnded)
+    assert (last.state, last.result) == ("interrupted", None)
+
+
+def test_a_study_that_goes_on_while_it_is_watched_has_not_ended() -> None:
+    driver = ScriptedDriver(study("mine"))
+    follower = StudyEvents(driver.folder)
+    assert follower.new() == [], "its driver may be about to begin"
+    with driver.folder.lock():
+        driver.begin()
+        assert len(follower.new()) == 1
+    assert follower.new() == []
+    with driver.folder.lock():
+        assert follower.new() == []
+    assert follower.new() == []
+    assert len(follower.new()) == 1
+
+
+def test_a_study_of_a_version_without_notes_is_followed_too() -> None:
+    searched("old", [Tried({"rank": 4}, 0.8), Tried({"rank": 8}, 0.7, state=TrialState.PRUNED)])
+    events = list(watch("old", sleep=never))
+    assert [event.event for event in events] == [
+        *("started", "reported", "reported", "ended"),
+        *("started", "reported", "ended", "search_ended"),
+    ]
+
+
+def test_a_damaged_journal_is_said_with_its_place() -> None:
+    folder = searched("damaged", [Tried({"rank": 4}, 0.8)])
+    whole = folder.journal_path.stat().st_size
+    with folder.journal_path.open("a") as file:
+        file.write('{"event": "phase", "at": 1.0}\n')
+    with pytest.raises(StudyError, match=f"is damaged at byte {whole}"):
+        list(watch("damaged", sleep=never))
+
+
+def test_an_unknown_study_is_said_at_once() -> None:
+    with pytest.raises(StudyError, match="nothing"):
+        next(loraxs_search.watch("nothing"))
+
+
+def test_watching_from_another_process_loads_nothing_heavy() -> None:
+    searched("mine", [Tried({"rank": 4}, 0.8)])
+    program = """
+        import sys, loraxs_search
+        print([event.event for event in loraxs_search.watch("mine")][-1])
+        print([name for name in ("torch", "ray", "mlflow", "transformers", "peft", "optuna") if name in sys.modules])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.splitlines() == ["search_ended", "[]"]
+
+
+def test_what_is_started_is_known_from_outside() -> None:
+    driver = ScriptedDriver(study("mine"))
+    driver.begin()
+    (event,) = StudyEvents(driver.folder).new()
+    assert isinstance(event, SearchStarted)
+    assert event == driver.seen[0]
+    assert (event.metric, event.direction, event.num_trials) == ("accuracy", "maximize", 16)
