@@ -51,8 +51,7 @@ def _finished(folder: StudyFolder) -> list[Candidate]:
     candidates = folder.candidates()
     if candidates is None:
         raise StudyError(
-            f"A study must have come to its end to be promoted, but {folder.name!r} has not.",
-            hint=next_step(folder),
+            f"A study must have come to its end to be promoted, but {folder.name!r} has not.", hint=next_step(folder)
         )
     return candidates
 
@@ -91,11 +90,7 @@ def samples(decision: Decision) -> tuple[Sample, ...]:
 
 
 def compare(
-    *studies: str,
-    by: str = "method",
-    against: str | None = None,
-    max_bytes: int | None = None,
-    tolerance: float = 0.0,
+    *studies: str, by: str = "method", against: str | None = None, max_bytes: int | None = None, tolerance: float = 0.0
 ) -> Comparison:
     """Compare methods, or values of a parameter, of studies of one task, within equal trial budgets.
 

@@ -69,8 +69,7 @@ def shown_bytes(num_bytes: int) -> str:
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 EventsOption = Annotated[
-    bool,
-    typer.Option("--events", help="Print what happens as it happens, one JSON object a line."),
+    bool, typer.Option("--events", help="Print what happens as it happens, one JSON object a line.")
 ]
 TrackingOption = Annotated[
     str | None,
@@ -79,8 +78,7 @@ TrackingOption = Annotated[
     ),
 ]
 BaseOption = Annotated[
-    str | None,
-    typer.Option("--base", help="The task's champion on this base model.", metavar="NAME"),
+    str | None, typer.Option("--base", help="The task's champion on this base model.", metavar="NAME")
 ]
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="Ray cluster; default: Ray on this machine, for this search.")

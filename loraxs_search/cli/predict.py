@@ -131,20 +131,17 @@ def predict(  # noqa: PLR0913, PLR0917  # each is an option
         ),
     ],
     texts: Annotated[
-        list[str] | None,
-        typer.Argument(help="One text for each row; of several columns, each in turn. - is --file -."),
+        list[str] | None, typer.Argument(help="One text for each row; of several columns, each in turn. - is --file -.")
     ] = None,
     file: Annotated[
-        str | None,
-        typer.Option("--file", help="Rows of a .txt, .csv, .tsv, .jsonl or .parquet file; - is stdin."),
+        str | None, typer.Option("--file", help="Rows of a .txt, .csv, .tsv, .jsonl or .parquet file; - is stdin.")
     ] = None,
     form: Annotated[Form, typer.Option("--format", help="How answers are printed.")] = "text",
     repl: Annotated[
         bool, typer.Option("--repl", help="Ask for texts until Ctrl-D, with the base loaded once.")
     ] = False,
     skip_empty: Annotated[
-        bool,
-        typer.Option("--skip-empty", help="Leave rows of --file that have no text without an answer."),
+        bool, typer.Option("--skip-empty", help="Leave rows of --file that have no text without an answer.")
     ] = False,
     base: BaseOption = None,
     tracking_uri: TrackingOption = None,

@@ -59,11 +59,7 @@ def ls(
     emit(as_json, tasks, show)
 
 
-def show(
-    task: TaskArgument,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def show(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonOption = False) -> None:
     """Show the adapters of a task, newest first.
 
     It shows the last hundred versions. Test metrics are those of the adapter itself. Next to them is what the
@@ -125,11 +121,7 @@ def _spreads(version: RegisteredAdapter) -> dict[str, str]:
     return {name: str(spread) for name, spread in seed_statistics(version.candidate).items() if spread.count > 1}
 
 
-def history(
-    task: TaskArgument,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def history(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonOption = False) -> None:
     """Show every decision on a task's champion.
 
     The oldest comes first. Refusals, rollbacks and removals are there too, each with the rule's reasons and numbers.

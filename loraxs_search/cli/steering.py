@@ -112,11 +112,7 @@ def continue_(
     _send_command(study, "continue", trials or (), tracking_uri=tracking_uri, as_json=as_json)
 
 
-def finish(
-    study: StudyArgument,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def finish(study: StudyArgument, tracking_uri: TrackingOption = None, as_json: JsonOption = False) -> None:
     """Finish a running search without new trials.
 
     Running trials train to their ends. Paused ones end as they are. Then the candidates are scored, as always. Stop the
@@ -127,11 +123,7 @@ def finish(
     _send_command(study, "finish", tracking_uri=tracking_uri, as_json=as_json)
 
 
-def add(
-    study: StudyArgument,
-    params: ParamOption = None,
-    as_json: JsonOption = False,
-) -> None:
+def add(study: StudyArgument, params: ParamOption = None, as_json: JsonOption = False) -> None:
     """Add a trial of your own to a search.
 
     Values must be ones that the space allows. What you leave out is what the sampler would propose for this trial. A
@@ -170,14 +162,7 @@ def clone(
     """
     from loraxs_search.steering.send import read_params
 
-    _send_command(
-        study,
-        "clone",
-        [trial],
-        {"force": force},
-        read_params(params or ()),
-        as_json=as_json,
-    )
+    _send_command(study, "clone", [trial], {"force": force}, read_params(params or ()), as_json=as_json)
 
 
 def extend(

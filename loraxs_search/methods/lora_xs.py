@@ -25,14 +25,7 @@ from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, R, Shapes
 from loraxs_search.methods._parameters import ParameterSpec, check_ranks
 from loraxs_search.methods._peft import PeftMethod, peft_model
 from loraxs_search.methods.starting import pack_start
-from loraxs_search.records import (
-    Basis,
-    Hyperparameters,
-    LinearModule,
-    Manifest,
-    Scalar,
-    Sigma,
-)
+from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
 
 if TYPE_CHECKING:
     import torch

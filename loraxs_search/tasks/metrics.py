@@ -113,8 +113,7 @@ NUMBER_METRICS = _by_name(
     Metric("mse", "minimize", _mse),
 )
 TOKEN_METRICS = _by_name(
-    Metric("loss", "minimize", _ratio, column="losses"),
-    Metric("token_accuracy", "maximize", _ratio, column="correct"),
+    Metric("loss", "minimize", _ratio, column="losses"), Metric("token_accuracy", "maximize", _ratio, column="correct")
 )
 METRICS = CLASS_METRICS | NUMBER_METRICS
 

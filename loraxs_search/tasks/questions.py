@@ -17,12 +17,7 @@ from loraxs_search.errors import UsageError, meant
 from loraxs_search.home import disk_faults
 from loraxs_search.paths import meant_file
 from loraxs_search.tasks.files import decoded, file_format, read_columns, unpacked
-from loraxs_search.tasks.rows import (
-    TEXT_NAMES,
-    Columns,
-    MalformedFileError,
-    SourceLocation,
-)
+from loraxs_search.tasks.rows import TEXT_NAMES, Columns, MalformedFileError, SourceLocation
 from loraxs_search.tasks.separated import is_table, shows
 
 

@@ -22,11 +22,7 @@ from loraxs_search.home import ensure_dir, home, mark_used, write_atomic
 from loraxs_search.records import Split, Task, to_json
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, raise_joined, refuse
-from loraxs_search.tasks.splits import (
-    StoredSplit,
-    find_splits,
-    wanted_columns,
-)
+from loraxs_search.tasks.splits import StoredSplit, find_splits, wanted_columns
 
 
 def load_table(path: Path) -> pa.Table | None:

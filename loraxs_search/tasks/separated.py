@@ -137,8 +137,7 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[_Row]:
                 yield _Row(begin, line - 1, fields)
     except csv.Error as error:
         raise MalformedFileError(
-            f"must be separated values, but the row in line {line} cannot be read: {error}",
-            hint=_QUOTES,
+            f"must be separated values, but the row in line {line} cannot be read: {error}", hint=_QUOTES
         ) from error
 
 

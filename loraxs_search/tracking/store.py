@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, file_lock
-from loraxs_search.mlflow_uri import (
-    ENV_PASSWORD,
-    ENV_USER,
-    check_server,
-    prepare_environment,
-    redact,
-    sqlite_path,
-)
+from loraxs_search.mlflow_uri import ENV_PASSWORD, ENV_USER, check_server, prepare_environment, redact, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

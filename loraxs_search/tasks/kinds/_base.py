@@ -44,16 +44,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import (
-    AnswerFact,
-    OutputScale,
-    Prediction,
-    Sample,
-    Serving,
-    Split,
-    Task,
-    TaskModel,
-)
+from loraxs_search.records import AnswerFact, OutputScale, Prediction, Sample, Serving, Split, Task, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section
