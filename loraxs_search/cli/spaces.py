@@ -16,7 +16,7 @@ app = typer.Typer(help="The search spaces that come with the package.", no_args_
 
 
 @app.command("ls")
-def ls(as_json: JsonOption = False) -> None:
+def _ls(as_json: JsonOption = False) -> None:
     """List the shipped spaces.
 
     Example: loraxs-search spaces ls
@@ -28,7 +28,7 @@ def ls(as_json: JsonOption = False) -> None:
 
 
 @app.command("show")
-def show(name: ShippedSpaceArgument) -> None:
+def _show(name: ShippedSpaceArgument) -> None:
     """Print a shipped space.
 
     Example: loraxs-search spaces show movie_reviews
@@ -39,7 +39,7 @@ def show(name: ShippedSpaceArgument) -> None:
 
 
 @app.command("copy")
-def copy(
+def _copy(
     name: ShippedSpaceArgument,
     target: Annotated[Path | None, typer.Argument(help="File to write; default NAME.yaml here.")] = None,
 ) -> None:
@@ -60,7 +60,7 @@ def copy(
 
 
 @app.command("schema")
-def schema() -> None:
+def _schema() -> None:
     """Print the JSON Schema of a space file, with which editors complete and check it.
 
     It knows the methods, kinds and schedulers that are installed here. The line at the head of a shipped space leads to
@@ -74,7 +74,7 @@ def schema() -> None:
 
 
 @app.command("reference")
-def reference() -> None:
+def _reference() -> None:
     """Print every key of a space file with its type, default and meaning, as a page of Markdown.
 
     It knows the kinds, methods, samplers and schedulers that are installed here.

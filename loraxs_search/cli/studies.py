@@ -26,7 +26,7 @@ app = typer.Typer(
 
 
 @app.command("ls")
-def ls(as_json: JsonOption = False) -> None:
+def _ls(as_json: JsonOption = False) -> None:
     """List all studies, newest first.
 
     It is the list of `status`, with the size of each and whether records wait for MLflow. --json has the folders.
@@ -49,7 +49,7 @@ def ls(as_json: JsonOption = False) -> None:
 
 
 @app.command("show")
-def show(study: StudyArgument, as_json: JsonOption = False) -> None:
+def _show(study: StudyArgument, as_json: JsonOption = False) -> None:
     """Show where a study lies, what it takes, and how to open it with other programs.
 
     Example: loraxs-search studies show reviews
@@ -68,7 +68,7 @@ def show(study: StudyArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command("export")
-def export(
+def _export(
     study: StudyArgument,
     optuna: Annotated[Path, typer.Option("--optuna", help="The new file, an Optuna journal.", show_default=False)],
 ) -> None:
@@ -87,7 +87,7 @@ def export(
 
 
 @app.command("rm")
-def rm(
+def _rm(
     studies: StudiesArgument,
     runs: Annotated[
         bool, typer.Option("--runs", help="Delete the study's runs in MLflow too; by default MLflow keeps the record.")

@@ -25,7 +25,7 @@ _COLUMNS = ("task", "kind", "metric", "data", "about")
 
 
 @app.command("ls")
-def ls(as_json: JsonOption = False) -> None:
+def _ls(as_json: JsonOption = False) -> None:
     """List the well-known tasks, which a space names by `task: NAME`.
 
     Their rows come from the Hugging Face hub. This project has read the pages of the data sets, but never loaded them.
@@ -45,7 +45,7 @@ def ls(as_json: JsonOption = False) -> None:
 
 
 @app.command("show")
-def show(
+def _show(
     name: Annotated[str, typer.Argument(help="Name of a well-known task.", autocompletion=well_known_tasks)],
     as_json: JsonOption = False,
 ) -> None:
@@ -60,7 +60,7 @@ def show(
 
 
 @app.command("preview")
-def preview(
+def _preview(
     source: Annotated[
         str,
         typer.Argument(
