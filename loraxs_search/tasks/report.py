@@ -30,6 +30,7 @@ _COMPARED: tuple[tuple[records.Split, records.Split], ...] = (
     ("test", "validation"),
 )
 _OVERLAP_VERSION = "2"  # raise when the same rows are counted in another way
+_COUNTS = ("num_rows", "repeated", "blank")  # of each split, which files name in another order
 _EXAMPLES = 2  # shared rows that are named
 _Row = tuple[str, ...]
 
@@ -43,9 +44,10 @@ def cached_report(rows: Mapping[records.Split, Rows], fingerprint: str, cache_di
     path = cache_dir / "reports" / f"{_OVERLAP_VERSION}-{fingerprint}.json"
     try:
         report = records.from_json(records.DataReport, path.read_bytes())
-    except (OSError, ValueError):  # none, or damaged
-        report = records.DataReport()
-    if report.num_rows.keys() != rows.keys():
+        report = replace(
+            report, **{name: {split: getattr(report, name)[split] for split in SPLITS} for name in _COUNTS}
+        )
+    except (OSError, ValueError, KeyError):  # none, or damaged
         report = _data_report(rows)
         write_atomic(path, records.to_json(report))
     return replace(report, overlaps=tuple(_placed(it, rows[it.split], rows[it.other]) for it in report.overlaps))
@@ -178,14 +180,14 @@ def _exactly(overlap: records.SplitOverlap) -> str:
 
 
 def _repeated(report: records.DataReport) -> Iterator[str]:
-    for split in SPLITS:  # a cached report may have another order
-        if (repeated := report.repeated.get(split, 0)) and repeated >= _SHARE * report.num_rows[split]:
+    for split, repeated in report.repeated.items():
+        if repeated >= _SHARE * report.num_rows[split]:
             yield f"{repeated:,} of {report.num_rows[split]:,} {split} rows repeat the text of an earlier one"
 
 
 def _blank(report: records.DataReport) -> Iterator[str]:
-    for split in SPLITS:
-        if blank := report.blank.get(split, 0):
+    for split, blank in report.blank.items():
+        if blank:
             yield f"{blank:,} of {report.num_rows[split]:,} {split} rows have an empty text"
 
 
