@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +45,8 @@ def cached_report(rows: Mapping[records.Split, Rows], fingerprint: str, cache_di
     path = cache_dir / "reports" / f"{_OVERLAP_VERSION}-{fingerprint}.json"
     try:
         report = records.from_json(records.DataReport, path.read_bytes())
-        report = replace(
-            report, **{name: {split: getattr(report, name)[split] for split in SPLITS} for name in _COUNTS}
-        )
+        counts: dict[str, Any] = {it: {split: getattr(report, it)[split] for split in SPLITS} for it in _COUNTS}
+        report = replace(report, **counts)
     except (OSError, ValueError, KeyError):  # none, or damaged
         report = _data_report(rows)
         write_atomic(path, records.to_json(report))
