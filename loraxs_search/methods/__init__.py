@@ -6,7 +6,7 @@ lora_xs.py  LoRA-XS; its PEFT tuner is `loraxs/`, in PEFT's own file shape
 lora.py     plain LoRA, with PEFT's own tuner
 peft_methods.py: VeRA, IA3, TinyLoRA and Uni-LoRA, with PEFT's own tuners
 full.py, head_only.py: baselines, to compare adapters with
-loading.py  from an adapter folder to a model; formats.py: to other folders
+loading.py  from an adapter folder to a model; export/: to other folders
 
 A distribution adds a method by an entry point of the group `loraxs_search.methods`: its name to its class.
 """
