@@ -104,7 +104,7 @@ def test_its_files_are_the_same_bytes_each_time(make_base) -> None:
 
 def test_what_is_no_linear_layer_is_refused(make_base) -> None:
     wrong = Hyperparameters(("bert.embeddings.word_embeddings",), 1e-3, 1e-3, method="lora", method_params={"rank": 2})
-    with pytest.raises(TargetModulesError, match="`target_modules` must be linear layers, but"):
+    with pytest.raises(TargetModulesError, match="`target_modules`"):
         get_method("lora").attach(make_base(), wrong, HEAD, None)
 
 
