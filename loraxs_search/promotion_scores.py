@@ -53,7 +53,7 @@ def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
 def other_finalists(folder: StudyFolder, candidates: list[Candidate]) -> list[str]:
     """Return the keys of finalists of this machine's other studies that have answered the same test rows.
 
-    A study that was never decided on has looked at them all the same, and so has one that goes on or was interrupted.
+    A study that was never decided on has looked at them all the same, and so has one that continues or was interrupted.
     """
     own = {candidate.test_fingerprint for candidate in candidates if candidate.test_metrics} - {""}
     others = (name for name in list_studies() if name != folder.name)

@@ -15,7 +15,7 @@ SEARCH = (*TRAINING, "datasets", "ray", "optuna", "mlflow")
 
 
 def installed(packages: Sequence[str] = SEARCH) -> dict[str, str]:
-    """Return the version of each of these packages; one that is not installed is left out."""
+    """Return the version of each of these packages that is installed."""
     versions = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -1,4 +1,4 @@
-"""From an adapter folder to a model that is known to be the one that was trained."""
+"""From an adapter folder to a model that is verified to be the trained one."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def _adapter_records(version: Mapping[str, str], model: Mapping[str, str], diges
         version: Its tags.
         model: Those of the registered model.
     Raises:
-        KeyError, ValueError: somebody else registered it.
+        KeyError, ValueError: someone else registered it.
     """
 
     def text(kind: str) -> str:
@@ -265,7 +265,7 @@ def read_version(version: Any, model_tags: Mapping[str, str]) -> RegisteredAdapt
     """Rebuild a record from MLflow's model version and the tags of its registered model.
 
     Raises:
-        RegistryError: somebody else registered it.
+        RegistryError: someone else registered it.
     """
     tags = version.tags
     try:

@@ -41,7 +41,7 @@ class Criterion:
         return None if math.isfinite(value) else f"its {rows} {self.metric} is {value}"
 
     def show(self, metrics: Mapping[str, float]) -> str:
-        """Return name and value, for people."""
+        """Return name and value, as shown to users."""
         return f"{self.metric} {metrics[self.metric]:.4f}"
 
 
@@ -123,7 +123,7 @@ def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> 
 
 
 def identity(candidate: Candidate) -> str:
-    """Return the name of a candidate across studies, for people: `study/trial_id`."""
+    """Return the name of a candidate across studies, shown to users: `study/trial_id`."""
     return f"{candidate.study}/{candidate.trial_id}"
 
 
@@ -138,7 +138,7 @@ def trial_of(trial_id: str) -> str:
 
 
 def show_bytes(candidate: Candidate) -> str:
-    """Return what a candidate stores, for people."""
+    """Return what a candidate stores, as shown to users."""
     return f"{candidate.stored_bytes:,} bytes"
 
 

@@ -222,7 +222,7 @@ def new_folder(path: Path) -> Path:
 
 
 def copy_folder(folder: Path, target: Path) -> None:
-    """Copy a folder to one that is new or empty; of a copy that fails nothing is left."""
+    """Copy a folder to a new or empty one; a failed copy leaves nothing behind."""
     is_new = not target.exists()
     place = target.with_name(f".{target.name}.{os.getpid()}") if is_new else target  # may be where a volume is mounted
     with disk_faults(target, "--out"):

@@ -60,10 +60,10 @@ class Sampler(ABC):
     it sees the 200 best, the latest 200 and the running ones. The loop waits for the answer: a second is acceptable.
 
     What may be repeated: a proposal is recorded before a trial starts by it. A driver that is killed in between asks
-    again, and one that resumes a study has nothing but the log. Hence the same config, seed and history give the same
-    proposal. The sampler reads no clock, and keeps nothing in itself or in files. What it must remember it writes to
-    Optuna's system attributes, of the trial or of the study: they are recorded with the proposal, as JSON, and shown at
-    the next one. They come from the study's files, so nothing in them is run or unpickled unchecked.
+    again, and a driver that resumes a study has nothing but the log. Hence the same config, seed and history give the
+    same proposal. The sampler reads no clock, and keeps nothing in itself or in files. What it must remember it writes
+    to Optuna's system attributes, of the trial or of the study: they are recorded with the proposal, as JSON, and shown
+    at the next one. They come from the study's files, so nothing in them is run or unpickled unchecked.
 
     Conditions: `Space.suggest` asks only for the parameters that a trial has. The first trials of a space with several
     methods are not the sampler's: each method has one, drawn at random. Neither are those that a person adds, of which

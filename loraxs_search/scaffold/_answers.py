@@ -206,7 +206,7 @@ def _misspelt(table: Table, label: str, meant: Mapping[str, str], missing: Seque
     faults = {name: f"did you mean {usual!r}?" for name, usual in meant.items()}
     faults |= dict.fromkeys(missing, "is the answer missing?")
     return [
-        f"Each {label} of {table.name} must be one that it has often, but got {name!r}"
+        f"Each {label} of {table.name} must be a frequent one, but got {name!r}"
         f" ({places(table, _rows_of(table, label, name))}): {fault}"
         for name, fault in faults.items()
     ]

@@ -36,7 +36,7 @@ class ScoredTrial:
         step: Optimizer steps it has taken, at most `max_steps`.
         score: Validation value of what running trials are compared by; may be NaN.
         peers: Trials of the study that were scored in the same evaluation: id to (step, score). Their own reports come
-            before or after this one; one that dies in between never comes.
+            before or after this one; a peer that dies in between never reports.
         stored_bytes: What its adapter stores, the same at each step.
         peer_bytes: What its peers' adapters store, of those of which it is known.
     """
@@ -57,7 +57,7 @@ class Scheduler(ABC):
     random number that is not seeded by the config, and touches no file.
 
     What a trial's scheduler can say: it stops, with the reason, or it continues. It cannot pause a trial or change it.
-    Trials that fail or are lost are not reported, so a decision depends on reports alone. A trial that has been stopped
+    Trials that fail or are lost are not reported, so a decision depends on reports alone. A stopped trial
     reports no more, except where an earlier version of this package let it continue.
 
     Restarts: a scheduler is not stored. A driver that continues with a study makes a new one and gives it by `replay`

@@ -193,7 +193,7 @@ class Ledger:
 
     # ---- what watchers alone are shown -------------------------------------------------------------------------------
     def search_started(self, event: SearchStarted) -> None:
-        """Trials are about to train; the view is shown what there is of them already, once."""
+        """Trials are about to train; the view receives what they already have, once."""
         earlier, self._earlier = self._earlier or (), None
         self._say(event)
         for one in earlier:

@@ -97,7 +97,7 @@ class SpaceDescription:
         smallest: The adapter with the fewest bytes that a trial may have.
         largest: The one with the most.
         methods: The same for the trials of each method, by its name.
-        notes: What is worth saying of it, as shown to users.
+        notes: Remarks for users.
     """
 
     combinations: int | None

@@ -62,7 +62,7 @@ def _check_holds(
             law = f"must name a parameter that trials with {name} have (those of {both(methods)})"
             takers = declared[other].takers
             verb = "takes" if len(takers) == 1 else "take"
-            document.faults.add((*path, other), f"{law}, but {other} is one that {both(takers)} {verb}.")
+            document.faults.add((*path, other), f"{law}, but only {both(takers)} {verb} {other}.")
 
 
 class _ConditionReader:
@@ -126,7 +126,7 @@ class _ConditionReader:
         return match
 
     def _law(self, other: str, item: object) -> ParameterSpec:
-        """Return the law that a value is meant by: of the methods that take the parent, one that allows it."""
+        """Return the law that a value is meant by: of a method that takes the parent and allows it."""
         if other == METHOD:
             return method_spec()
         laws = self._specs.laws(other, self._declared[other].takers)

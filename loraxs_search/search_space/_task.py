@@ -101,7 +101,7 @@ class TaskSection(Section):
     name: Annotated[Text, AfterValidator(_registry_safe)]
     """The registry keeps the champion under this name: lower-case letters, digits, `.`, `_` and `-`."""
     variant: Annotated[Text, AfterValidator(_variant)] | None = None
-    """A language, a customer: the registry keeps a champion of its own for it, as `NAME.VARIANT`."""
+    """A language, a customer: the registry keeps its own champion for it, as `NAME.VARIANT`."""
     kind: Annotated[Text, AfterValidator(known_entry(KINDS, "a task kind"))]
     """What is learnt from a row."""
     data: DataSection

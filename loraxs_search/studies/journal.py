@@ -126,7 +126,7 @@ class Journal:
 
     @property
     def is_finished(self) -> bool | None:
-        """Whether all is recorded that MLflow is told of a search that has ended; None of an older version's driver."""
+        """Whether all that MLflow receives at the end of a search is recorded; None for an older version's driver."""
         return None if self._search_state is None and not self._is_described else self._search_state == "FINISHED"
 
     @property
@@ -230,7 +230,7 @@ class Journal:
         self.append(Answered(at=steady_time(), study=self._study, answer=answer))
         return True
 
-    # ---- what MLflow alone is told ---------------------------------------------------------------------------------
+    # ---- what only MLflow receives ---------------------------------------------------------------------------------
     def adapter_written(
         self, trial_id: str, folder: str, run_of: str = "", scores: Mapping[str, float] | None = None
     ) -> None:

@@ -13,11 +13,11 @@ def next_step(study: StudyFolder) -> str:
         return f"let its rule decide with `loraxs-search promote {study.name}`"
     if study.is_running():
         return f"wait for the search to end, and watch it with `loraxs-search status {study.name}`"
-    return f"go on with `loraxs-search resume {study.name}`"
+    return f"continue with `loraxs-search resume {study.name}`"
 
 
 def next_step_of_task(task: str, uri: str) -> str | None:
-    """Return what the newest study of a task in this registry is waiting for; None where there is no study of it."""
+    """Return what the newest study of a task in this registry is waiting for; None if there is no study of it."""
     for name in list_studies():
         try:
             study = StudyFolder.open(name)

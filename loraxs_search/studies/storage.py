@@ -312,7 +312,7 @@ class Storage:
             return self._objects.get(key)
 
     def delete(self, key: str) -> None:
-        """Delete an object; one that is not there is no error."""
+        """Delete an object; a missing object is no error."""
         with self._faults("writable", key), contextlib.suppress(FileNotFoundError):
             self._objects.delete(key)
 

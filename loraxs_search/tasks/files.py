@@ -25,7 +25,7 @@ _HINT = "write one object a line, or all of them as one list"
 
 
 def _read_json(text: str, wanted: Sequence[str]) -> Columns:
-    """Read the keys `wanted` of every object; one that lacks a key has None there.
+    """Read the keys `wanted` of every object; a missing key is None.
 
     Raises:
         MalformedFileError: something is no JSON, no object, or names a key twice.
@@ -142,7 +142,7 @@ def file_format(path: Path, also: Sequence[str] = ()) -> str:
     Args:
         also: Endings that the caller reads beside those of data files.
     Raises:
-        MalformedFileError: it is none that can be read.
+        MalformedFileError: the format is unknown.
     """
     endings = [ending.lower() for ending in path.suffixes if ending.lower() not in _COMPRESSIONS]
     known = (*also, *_FORMATS)

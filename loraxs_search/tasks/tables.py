@@ -77,7 +77,7 @@ def read_table(path: Path) -> Table:
     """Read all columns of a file.
 
     Raises:
-        UsageError: there is no such file, or its ending is none that is known.
+        UsageError: there is no such file, or its ending is unknown.
         TaskDataError: it is not what it seems to be, or holds no row.
     """
     if not path.is_file():

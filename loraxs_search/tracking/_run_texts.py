@@ -96,7 +96,7 @@ _MAX_LABELS = 12
 
 
 def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str], facts: StudyDescription) -> None:
-    """Describe an experiment, unless somebody has written a description of their own.
+    """Describe an experiment, unless a user has written their own description.
 
     Args:
         tags: The experiment's.
@@ -234,7 +234,7 @@ def _oldest(tags: Mapping[str, str]) -> list[str]:
     made: list[tuple[float, str]] = []
     for key, value in tags.items():
         if key.startswith(_VIEW_TAG + _OUR_VIEWS):
-            with contextlib.suppress(ValueError, TypeError, KeyError):  # somebody else wrote there, in another form
+            with contextlib.suppress(ValueError, TypeError, KeyError):  # someone else wrote there, in another form
                 made.append((float(json.loads(value)["createdAt"]), key))
     return [key for _, key in sorted(made)[:-_MAX_VIEWS]]
 

@@ -116,7 +116,7 @@ def test_what_is_wrong_with_the_file_and_with_its_rows_is_named_before_anything_
         ("task.options=[w1]", 'task.options: must be two or more, but got ["w1"].'),
         ("task.options=[w1, 2]", "task.options: must be a column that holds lists, or a list of texts, but got"),
         ("task.prompt=no column", "task.prompt: must name a column in braces, as in {question}, but got 'no column'."),
-        ("task.prompt='{words'", "task.prompt: must close each brace, or double one that is text, but got '{words'."),
+        ("task.prompt='{words'", "task.prompt: must close each brace, or double a brace that is text, but"),
         ("task.messages=[{role: user, content: x, name: y}]", "task.messages[0].name: must be one of: role, content"),
         ("task.normalize=letters", "task.normalize: must be one of:"),
         ("task.metrics=[accuracy, macro_f1]", "task.metrics[1]: must fit multiple-choice with a column of options"),

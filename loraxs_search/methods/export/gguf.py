@@ -92,7 +92,7 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
     Args:
         pairs: Full name of each adapted layer of a base without a head to its factors; zeros fill up smaller ranks.
         config: The base's.
-        base: Its name, for people.
+        base: Its name, as shown to users.
     Raises:
         UsageError: llama.cpp's names for this architecture, or for one of the layers, are not known.
         HomeError: the file cannot be written.
@@ -175,7 +175,7 @@ def write_modelfile(manifest: Manifest, title: str, folder: Path, serving: Servi
 
     Args:
         title: Of the method that trained it.
-        serving: How it is asked; None where it writes no text.
+        serving: How it is asked; None if it writes no text.
     """
     write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, serving))
     write_atomic(folder / "README.md", _readme(manifest, title, serving))
@@ -230,7 +230,7 @@ def _go(text: str) -> str:
 
 
 def _quoted(text: str) -> str | None:
-    """Return text between the quotes that the parser takes lines and quotes in; None where it would end too early."""
+    """Return text between the quotes that the parser takes lines and quotes in; None if it would end too early."""
     return None if _QUOTES in text or text.endswith('"') else f"{_QUOTES}{text}{_QUOTES}"
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def repeat_command(facts: ReportFacts) -> str:
-    """Return the command, with the overrides that the study was launched with and a name of its own."""
+    """Return the command, with the overrides that the study was launched with and its own name."""
     source = facts.info.space_source
     words, start = ["loraxs-search", "launch", source], f"# {source} with --set "
     for line in facts.folder.space_text().splitlines():  # its head has one for each override
@@ -106,7 +106,7 @@ def write_report(folder: StudyFolder, path: Path | None = None) -> Path:
     with disk_faults(path):
         is_file = not path.exists() or path.is_file()
     if not is_file:  # a device, such as /dev/stdout, would be replaced by a file
-        raise UsageError(f"A report must be a file, but {path} is none.", hint="name one that is not there yet")
+        raise UsageError(f"A report must be a file, but {path} is none.", hint="name a file that does not exist yet")
     write_atomic(path, report_page(read_facts(folder)))
     return path
 

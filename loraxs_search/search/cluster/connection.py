@@ -1,6 +1,6 @@
 """Connecting to Ray: a cluster by address, or one on this machine that lives as long as the search.
 
-An address is checked in seconds: Ray itself tries for many minutes to reach one that does not answer or refuses us.
+An address is checked in seconds: Ray itself tries for minutes to reach an address that does not answer.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ class SlotCounter:
     Args:
         count: Counts the slots of the cluster as it is now.
         concurrent: Slots the user wants, whether or not they are there: what does not fit waits, which is how an
-            autoscaler learns what is wanted. None means what there is, and one that waits where there is nothing.
+            autoscaler learns what is wanted. None means as many as fit, and one that waits if none fits.
         num_studies: Studies that share the slots.
     """
 

@@ -73,7 +73,7 @@ def fitting_baselines(kind: TaskKind) -> list[str]:
 
 
 def does_fit(name: str, kind: TaskKind) -> bool:
-    """Return whether a task has this baseline; one that cannot be asked, since it is not installed here, does fit."""
+    """Return whether a task has this baseline; an entry that is not installed here fits."""
     try:
         return BASELINES.get(name).fits(kind)
     except UsageError:

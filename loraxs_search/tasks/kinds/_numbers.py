@@ -70,7 +70,7 @@ def only_number(text: str) -> str:
 
 
 def _numbers(text: str) -> Iterator[str]:
-    """Yield the numbers of a text, in canonical form; the empty text for one that cannot be read.
+    """Yield the numbers of a text, in canonical form; an empty text for a number that cannot be read.
 
     Read are signs, thousands `1,234`, `1 234` or `1.234.567`, decimals, also behind a comma where it cannot stand for
     thousands, `1e3`, fractions `3/4` and `1 1/2`; currency signs before and percent signs after a number are left out.

@@ -166,7 +166,7 @@ def option_labels(
 ) -> npt.NDArray[np.int64]:
     """Return the index of each row's right option, (N,).
 
-    The whole column is read in one way: the one that fits every row. Where several fit, they must agree on every row.
+    The whole column is read in one way: the one that fits every row. If several fit, they must agree on every row.
     Of equal options it is the first: a model holds them equally likely, and the first of the likeliest is its answer.
 
     Args:

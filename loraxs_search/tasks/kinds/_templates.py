@@ -56,7 +56,7 @@ class Template:
             if match[0] in ("{{", "}}"):
                 literal += match[0][0]
             elif name is None:
-                raise ValueError(f"must close each brace, or double one that is text, but got {text!r}")
+                raise ValueError(f"must close each brace, or double a brace that is text, but got {text!r}")
             elif not name.strip():
                 raise ValueError(f"must name a column between braces, but got {text!r}")
             else:
@@ -217,7 +217,7 @@ class Prompt:
 
 
 def _chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, asks: bool) -> str:
-    """Return messages as the chat template writes them; one that writes today's date always writes the same one.
+    """Return messages as the chat template writes them; today's date is always the same one.
 
     Args:
         asks: Whether an answer is to follow.

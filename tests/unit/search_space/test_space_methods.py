@@ -183,7 +183,7 @@ FAULTS = """
   sigma: {choice: [input], when: {method: ia3}} | sigma.when.method | takes sigma: lora-xs, but got "ia3"
   sigma: {choice: [input], when: {method: [lora-xs, ia3]}} | sigma.when.method[1] | but got "ia3"
   sigma: {choice: [input], when: {method: lora}} | sigma.when.method | must be one of: lora-xs, ia3, ranked
-  sigma: {choice: [input], when: {side: input}} | sigma.when.side | but side is one that ia3 and ranked take
+  sigma: {choice: [input], when: {side: input}} | sigma.when.side | but only ia3 and ranked take side
   sigma: {choice: [input], when: {batch_size: 3}} | sigma.when.batch_size | must name a parameter of this space: method
   basis: {value: top, when: {sigma: none}} | basis.when.sigma | a value that sigma may have: input, sqrt
   width: 3 | width | but got 'width'

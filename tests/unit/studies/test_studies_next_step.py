@@ -12,7 +12,7 @@ URI = "sqlite:///mlflow.db"
 
 def test_a_study_is_resumed_watched_or_promoted():
     folder = study("mine", URI)
-    assert next_step_of_task(TASK.name, URI) == "go on with `loraxs-search resume mine`"
+    assert next_step_of_task(TASK.name, URI) == "continue with `loraxs-search resume mine`"
     with folder.lock():
         assert "`loraxs-search status mine`" in next_step_of_task(TASK.name, URI)
     folder.write_candidates([Candidate("mine", "0", TASK.name, {}, {}, 100, "data", "base")])

@@ -172,7 +172,7 @@ def test_columns_that_are_missing_are_named_with_their_nearest(make):
         ({"prompt": None}, "`prompt` must be given, or else `messages`, but got neither."),
         ({"messages": [{"role": "user", "content": "{q}"}]}, "`messages`, but got both."),
         ({"prompt": "What?"}, "`prompt` must name a column in braces, as in {question}, but got 'What?'."),
-        ({"prompt": "{q"}, "`prompt` must close each brace, or double one that is text, but got '{q'."),
+        ({"prompt": "{q"}, "`prompt` must close each brace, or double a brace that is text, but got '{q'."),
         ({"options": [" yes"]}, '`options` must be two or more, but got [" yes"].'),
         ({"options": [" yes", "yes"]}, "`options` must differ from each other"),
         ({"options": [" yes", " "]}, "`options` must each have text"),
