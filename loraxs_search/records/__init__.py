@@ -38,7 +38,9 @@ from loraxs_search.records._literals import (
 )
 from loraxs_search.records._promotion import (
     BASE_ALONE_ROWS,
+    NEGATIVE_FLIPS,
     Action,
+    AnswerFlips,
     Baseline,
     BaselineName,
     Candidate,
@@ -84,6 +86,7 @@ __all__ = [
     "BASE_ALONE_ROWS",
     "MAX_AUTO_PACK_SIZE",
     "MAX_STATE_BYTES",
+    "NEGATIVE_FLIPS",
     "NOT_STEERED",
     "STORED_NAMES",
     "SVD_BASES",
@@ -91,6 +94,7 @@ __all__ = [
     "AdapterRef",
     "AdapterSize",
     "AnswerFact",
+    "AnswerFlips",
     "AnswerState",
     "Answers",
     "BaseModel",

@@ -96,7 +96,8 @@ class PromotionRule:
             smaller finalist may be this much worse on test rows than the best champion there was.
         require: Baselines that a champion must beat: the `constant` answer, or `all` that were measured; the base alone
             must be, where the task's kind asks it.
-        guards: Metric to how much it may fall below the champion's, in its own unit.
+        guards: Metric to how much it may fall below the champion's, in its own unit; `negative_flips` to the share of
+            test rows that the champion answers right and the finalist wrong.
         max_bytes: Larger adapters are no candidates; None means no limit.
         candidates: How many of the best trials are candidates.
         seeds: How often each of these is trained again from a fresh seed; what comes out is a candidate too.
@@ -198,6 +199,29 @@ class ComparisonRecord:
     anchor_metric: float | None = None
 
 
+NEGATIVE_FLIPS = "negative_flips"  # a guard's name
+
+
+@dataclass(frozen=True)
+class AnswerFlips:
+    """Test rows that one of two adapters answers right and the other wrong.
+
+    Args:
+        negative: Right under the champion, wrong under the finalist.
+        positive: Wrong under the champion, right under the finalist.
+        num_rows: All test rows.
+    """
+
+    negative: int
+    positive: int
+    num_rows: int
+
+    @property
+    def negative_share(self) -> float:
+        """The share of all test rows that become wrong."""
+        return self.negative / self.num_rows
+
+
 Action = Literal["promote", "rollback", "remove"]
 
 
@@ -220,6 +244,8 @@ class Decision:
         looks: Comparisons on these rows that it is made of.
         seen: Digests of finalists that were scored on these rows and compared with nobody, which it was the first to
             count.
+        flips: What the winner changes of the champion's answers; None if no answers were compared, or if they are
+            numbers.
     """
 
     task: str
@@ -241,3 +267,4 @@ class Decision:
     test_fingerprint: str = ""
     looks: tuple[ComparisonRecord, ...] = ()
     seen: tuple[str, ...] = ()
+    flips: AnswerFlips | None = None

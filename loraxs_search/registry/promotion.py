@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from loraxs_search.records import Candidate, ComparisonRecord, Decision, KeptAnswers, PromotionRule, Task
+from loraxs_search.records import (
+    NEGATIVE_FLIPS,
+    AnswerFlips,
+    Candidate,
+    ComparisonRecord,
+    Decision,
+    KeptAnswers,
+    PromotionRule,
+    Task,
+)
 from loraxs_search.registry.finalist import NOISE, Criterion, better_when, identity, key, show_bytes
 from loraxs_search.registry.names import CHAMPION
 from loraxs_search.registry.test_set_reuse import ToleranceReference
@@ -198,7 +207,7 @@ class _PromotionTest:
         if self.rule.confidence and p is None:
             return _Verdict(False, f"not comparable: answers to test rows are missing; {_FORCE}")
         comparison = self.record(name, p)
-        if violated := self._violated_guard(champion.candidate):
+        if violated := self._violated_guard(champion):
             return _Verdict(False, violated, comparison)
         gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.value(champion_scores)
         scores = f"{criterion.show(champion_scores)}, {show_bytes(champion.candidate)}"
@@ -249,11 +258,23 @@ class _PromotionTest:
             return False, ", smaller but significantly worse"
         return True, f"within tolerance={rule.tolerance:g} of version {reference.version}, and smaller"
 
-    def _violated_guard(self, champion: Candidate) -> str | None:
+    def flips(self, champion: Scored) -> AnswerFlips | None:
+        """Return what the finalist changes of a champion's answers; None where answers cannot be compared."""
+        rows, others = self.finalist.rows, champion.rows
+        return None if rows is None or others is None else rows.flips_from(others)
+
+    def _violated_guard(self, champion: Scored) -> str | None:
         """Say which guarded metric falls too far."""
         finalist = self.finalist.candidate
         for name, allowed in sorted(self.rule.guards.items()):
-            new, old = finalist.test_metrics.get(name), champion.test_metrics.get(name)
+            if name == NEGATIVE_FLIPS:
+                flips = self.flips(champion)
+                if flips is None:
+                    return f"guard: {name} needs answers of both to the test rows, but they cannot be compared"
+                if flips.negative_share > allowed + NOISE:
+                    return f"guard: {name} is {flips.negative_share:.4f}, and may be at most {allowed:g}"
+                continue
+            new, old = finalist.test_metrics.get(name), champion.candidate.test_metrics.get(name)
             if new is None or old is None:
                 return f"guard: {name} must be known of both, but one has none"
             sign = 1.0 if better_when(name, "maximize") == "maximize" else -1.0
@@ -285,7 +306,7 @@ def decide(
     criterion, setup = Criterion.of(rule, task), setup or ComparisonSetup()
     candidate = finalist.candidate
     applied = _PromotionTest(rule, task, criterion, setup, finalist)
-    forcible = True
+    forcible, flips = True, None
     if fault := criterion.fault(candidate.test_metrics, "test"):
         verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
     elif champion is not None and key(candidate) == key(champion.candidate):
@@ -295,12 +316,13 @@ def decide(
     elif champion is None:
         verdict = applied.compare_with_baselines()
     else:
-        verdict = applied.compare_with_champion(champion)
+        verdict, flips = applied.compare_with_champion(champion), applied.flips(champion)
         if verdict.promoted and (why := applied.beaten_by_baseline()):
             verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
     forced = setup.forced and forcible and not verdict.promoted
     score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
-    reasons = (score, *applied.left_out(), verdict.reason, "promoted by force" if forced else "")
+    changed = _describe_flips(flips) if flips else ""
+    reasons = (score, *applied.left_out(), changed, verdict.reason, "promoted by force" if forced else "")
     return Decision(
         task=task.registered_name,
         study=candidate.study,
@@ -315,6 +337,7 @@ def decide(
         p_value=verdict.comparison.p_value if verdict.comparison else None,
         test_fingerprint=candidate.test_fingerprint,
         looks=(verdict.comparison,) if verdict.comparison else (),
+        flips=flips,
     )
 
 
@@ -322,6 +345,14 @@ def show_confidence(confidence: float) -> str:
     """Return a confidence with as many digits as tell it from certainty: 0.9917, 0.999995."""
     error = max(1 - confidence, 1e-15)
     return f"{confidence:.{max(4, 1 - math.floor(math.log10(error)))}f}".rstrip("0").rstrip(".")
+
+
+def _describe_flips(flips: AnswerFlips) -> str:
+    lost, won = flips.negative, flips.positive
+    return (
+        f"of {flips.num_rows:,} test rows, {lost:,} ({flips.negative_share:.1%}) that the champion answers right become"
+        f" wrong, and {won:,} that it answers wrong become right"
+    )
 
 
 def _incomparable(criterion: Criterion, finalist: Candidate, champion: Candidate) -> str | None:

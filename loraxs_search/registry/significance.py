@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.errors import IntegrityError
+from loraxs_search.records import AnswerFlips
 from loraxs_search.tasks.kinds import Metric, find_metric
 from loraxs_search.tasks.metrics import ratio_or_zero
 
@@ -79,6 +80,15 @@ class ScoredRows:
     def same_rows(self, other: ScoredRows) -> bool:
         """Whether both are answers to the same rows, as far as labels can tell."""
         return self.labels.dtype.kind == other.labels.dtype.kind and np.array_equal(self.labels, other.labels)
+
+    def flips_from(self, champion: ScoredRows) -> AnswerFlips | None:
+        """Return what these answers change of a champion's; None of numbers, of other rows, or of rows without any."""
+        if self.labels.dtype.kind not in "iO" or not self.same_rows(champion):
+            return None
+        was, is_right = (rows.predictions == rows.labels for rows in (champion, self))
+        if not (was.any() or is_right.any()):  # a metric of tokens alone asks for no answers
+            return None
+        return AnswerFlips(int((was & ~is_right).sum()), int((is_right & ~was).sum()), len(was))
 
     def to_bytes(self) -> bytes:
         """Return a safetensors file: predictions, labels, and for ids and texts whether each answer is correct.

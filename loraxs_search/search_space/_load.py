@@ -13,7 +13,7 @@ import yaml
 from loraxs_search.errors import UsageError, asking, must_be, one_of
 from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.paths import user_path
-from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, Task
+from loraxs_search.records import NEGATIVE_FLIPS, BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import MOASHA, SCHEDULERS
 from loraxs_search.search_space._distributions import METHOD, Parameter
@@ -324,7 +324,7 @@ def _promotion(document: Document, given: object, metrics: Sequence[str], method
     guards = keys.get("guards")
     named = [
         ("metric", keys.get("metric")),
-        *(("guards", name) for name in (guards if isinstance(guards, dict) else ())),
+        *(("guards", name) for name in (guards if isinstance(guards, dict) else ()) if name != NEGATIVE_FLIPS),
     ]
     for key, metric in named:
         if isinstance(metric, str) and metrics and metric not in metrics:

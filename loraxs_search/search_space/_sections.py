@@ -297,7 +297,8 @@ class PromotionSection(Section):
     require: Literal["constant", "all"] = PromotionRule.require
     """Baselines that a champion must beat: `all` that were measured, or the `constant` answer alone."""
     guards: dict[str, NotNegative] = {}  # noqa: RUF012  # pydantic copies it
-    """Other metrics, and how far each may fall below the champion's: `{f1: 0.01}`."""
+    """Other metrics, and how far each may fall below the champion's: `{f1: 0.01}`. `negative_flips` limits the share of
+    test rows that the champion answers right and the finalist wrong."""
     max_bytes: Count | None = None
     """Larger adapters are not candidates."""
     choose: Literal["best", "smallest"] = PromotionRule.choose

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loraxs_search.records import Baseline, Candidate, DataSource, KeptAnswers, PromotionRule, Task, from_json
+from loraxs_search.records import (
+    AnswerFlips,
+    Baseline,
+    Candidate,
+    DataSource,
+    KeptAnswers,
+    PromotionRule,
+    Task,
+    from_json,
+)
 from loraxs_search.registry import ScoredRows
 from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
 from loraxs_search.registry.test_set_reuse import ToleranceReference
@@ -182,6 +191,31 @@ def test_a_guarded_metric_must_not_fall_further_than_it_may(f1, promoted):
     assert decision.promoted is promoted
     assert ("guard: f1" in decision.reasons[-1]) is not promoted
     assert decide(rule, TASK, found, champion, ComparisonSetup(forced=True)).promoted
+
+
+def _right_between(start, stop):
+    """Return answers to a hundred rows, of which these are right."""
+    rows, labels = np.arange(100), np.arange(100) % 2
+    return ScoredRows(np.where((start <= rows) & (rows < stop), labels, 1 - labels), labels)
+
+
+@pytest.mark.parametrize(("allowed", "promoted"), [(0.04, False), (0.05, True)])
+def test_answers_that_become_wrong_are_counted_and_may_be_guarded(allowed, promoted):
+    champion = dataclasses.replace(_old(500), rows=_right_between(0, 50))
+    found = dataclasses.replace(_scored("t0", 850), rows=_right_between(5, 90))
+    decision = decide(PromotionRule(guards={"negative_flips": allowed}), TASK, found, champion)
+    assert decision.flips == AnswerFlips(negative=5, positive=40, num_rows=100)
+    assert decision.promoted is promoted
+    assert any("100 test rows, 5 (5.0%) that the champion answers right become wrong" in it for it in decision.reasons)
+    assert ("guard: negative_flips is 0.0500" in decision.reasons[-1]) is not promoted
+
+
+def test_numbers_and_answers_that_nobody_asked_for_have_no_flips():
+    none = ScoredRows(np.full(100, -1), np.arange(100) % 2)
+    numbers = ScoredRows(np.zeros(100, np.float32), np.ones(100, np.float32))
+    assert numbers.flips_from(numbers) is None
+    assert none.flips_from(none) is None
+    assert _rows(50, 50).flips_from(_rows(50, 49)) is None, "these are other rows"
 
 
 # ---- tolerance -------------------------------------------------------------------------------------------------------
