@@ -74,16 +74,18 @@ def ensure_dir(path: Path) -> Path:
     return path
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str, *, parents: bool = True) -> None:
     """Write `content` so that readers see the old file or the new one, never a part.
 
     The bytes go to a temporary file in the same folder, are flushed to the device, and are renamed over `path`. The
     rename itself is flushed too, so that a file seen once is still there after a power cut.
 
+    Args:
+        parents: Make the folder that it lies in, where that is missing.
     Raises:
         HomeError: no space left, no right to write, or a read-only file system; `path` is as it was.
     """
-    with _written_beside(path, content) as temporary, disk_faults(path):
+    with _written_beside(path, content, parents=parents) as temporary, disk_faults(path):
         os.replace(temporary, path)
         sync_folder(path.parent)
 
@@ -113,7 +115,7 @@ def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
 
 
 @contextlib.contextmanager
-def _written_beside(path: Path, content: bytes | str) -> Iterator[Path]:
+def _written_beside(path: Path, content: bytes | str, *, parents: bool = True) -> Iterator[Path]:
     """Yield a temporary file in the folder of `path` with `content`, flushed to the device; it is removed at the end.
 
     Raises:
@@ -122,7 +124,8 @@ def _written_beside(path: Path, content: bytes | str) -> Iterator[Path]:
     data = content.encode() if isinstance(content, str) else content
     with disk_faults(path):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if parents:
+                path.parent.mkdir(parents=True, exist_ok=True)
             fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         except FileNotFoundError as error:  # in a folder that is removed, or where the system lets nobody make one
             raise OSError(errno.ENOTDIR, error.strerror) from error

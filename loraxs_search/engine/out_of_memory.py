@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from loraxs_search.engine.rows import PassContext
-from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.errors import UsageError
 
 # What to catch; the CPU's allocator raises a bare RuntimeError.
 MEMORY_ERRORS = (torch.OutOfMemoryError, MemoryError, RuntimeError)
@@ -28,18 +28,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
-def row_too_long(longest: int) -> LoraxsError:
+class RowTooLongError(UsageError):
+    """Memory does not hold a row, with whatever else must be there."""
+
+
+def row_too_long(longest: int) -> RowTooLongError:
     """Return the error of a row that memory does not hold, of so many tokens."""
-    return UsageError(
+    return RowTooLongError(
         f"Memory must hold a pass of one row, but it ran out with a row of {longest} tokens.",
         hint=f"lower the task's `max_length` below {longest}, set `search.precision` to bfloat16, or use a device with"
         " more memory",
     )
 
 
-def generation_too_long(num_tokens: int) -> LoraxsError:
+def generation_too_long(num_tokens: int) -> RowTooLongError:
     """Return the error of a prompt that memory does not hold with what is written behind it."""
-    return UsageError(
+    return RowTooLongError(
         f"Memory must hold a prompt with what is written behind it, but it ran out with one of {num_tokens} tokens in"
         " all.",
         hint="lower the task's `max_length` or its `generation.max_new_tokens`, set `search.precision` to bfloat16, or"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import Sharing, check_packable, check_shared, probe_sharing, readable, timing_inputs
-from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, is_out_of_memory
+from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, RowTooLongError, is_out_of_memory
 from loraxs_search.engine.passes import ForwardRequests, Reduced
 from loraxs_search.engine.planning import Indices, PassExecutor, padding
 from loraxs_search.engine.prefix_cache import PrefixCache
@@ -31,6 +31,7 @@ from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Request, Task
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import Snapshot, split_metrics
 
+ResultT = TypeVar("ResultT")
 Rows = Mapping[str, Indices]  # of each trial, by its name
 
 
@@ -95,6 +96,9 @@ class Pack:
 
         A slot with an error keeps its state from before the step; leave it out of the next round.
         """
+        return self._each_at_worst(self._step, slots)
+
+    def _step(self, slots: Sequence[Slot]) -> dict[str, LoraxsError]:
         started = time.perf_counter()
         rows = {slot.name: slot.next_rows() for slot in slots}
         tokens = [int(slot.data.lengths("train")[rows[slot.name]].sum()) for slot in slots]
@@ -118,6 +122,9 @@ class Pack:
 
     def evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
         """Score each slot on every row of a split; return by trial id the metrics of `trial.evaluate`, or the error."""
+        return self._each_at_worst(lambda some: self._evaluate(some, split), slots)
+
+    def _evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
         started = time.perf_counter()
         requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
         self._packed.place(slots)
@@ -185,6 +192,20 @@ class Pack:
         self._packed.clear()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _each_at_worst(
+        self, compute: Callable[[Sequence[Slot]], dict[str, ResultT | LoraxsError]], slots: Sequence[Slot]
+    ) -> dict[str, ResultT | LoraxsError]:
+        """Compute for all slots together; where memory does not hold a row of one, for each by itself."""
+        try:
+            return compute(slots)
+        except RowTooLongError as error:
+            if len(slots) == 1:
+                return {slots[0].name: error}
+        results: dict[str, ResultT | LoraxsError] = {}
+        for slot in slots:
+            results |= self._each_at_worst(compute, [slot])
+        return results
+
     def _gradients(self, slots: Sequence[Slot], rows: Rows) -> dict[str, Tensor]:
         """Set each slot's whole gradient, and return each slot's mean loss, a scalar on the device."""
         self._packed.place(slots)

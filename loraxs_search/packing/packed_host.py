@@ -22,18 +22,13 @@ from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.packing.slot import Slot
-from loraxs_search.packing.trial_host import NodeStates, TrialHost, given_up
+from loraxs_search.packing.trial_host import TrialHost, given_up
 from loraxs_search.records import (
     MAX_STATE_BYTES,
-    Answers,
-    Baseline,
     BaseModelRef,
-    Basis,
-    Confirmation,
     HostInfo,
     LargestTrial,
     Precision,
-    Split,
     Task,
     TrialReport,
     TrialSpec,
@@ -47,8 +42,10 @@ LINGER_S = 0.05
 _UNKNOWN = LargestTrial()
 
 
-class PackedHost:
+class PackedHost(TrialHost):
     """A `Host` that advances many trials at once, of one task or several; None is the task that it began with.
+
+    A trial whose layers cannot share passes is advanced as a `TrialHost` does it, between rounds.
 
     One thread of its own does all computation but baselines: it forms a round of every trial that waits, so trials
     join and leave between rounds, and each caller gets its answer when its own trial is where it was asked to be. Up to
@@ -85,7 +82,8 @@ class PackedHost:
     ) -> None:
         # oneDNN forgets kernels beyond this number, and a pack uses more of them than a lone trial; read at first use.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
-        self._loaded = loaded = LoadedBase(base, task, precision=precision, device=device)
+        super().__init__(base, task, precision=precision, device=device, max_state_bytes=max_state_bytes)
+        loaded, self._takes_turns = self._loaded, slots is None
         budget = max_tokens or capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
         executor = PassExecutor(*workers_for(loaded.device))
         sharing = _sharing(loaded, refuse=slots is not None)
@@ -97,8 +95,6 @@ class PackedHost:
             executor=executor,
             sharing=sharing,
         )
-        self._states = NodeStates(max_state_bytes)
-        self._alone, self._takes_turns = TrialHost.on(loaded, self._states), slots is None
         self._full_slots = _full_slots(loaded, self._pack, largest.batch_size, executor.num_workers)
         if self._takes_turns and len(sharing.unpackable) == len(loaded.modules):
             self._full_slots = slots = 1
@@ -119,18 +115,10 @@ class PackedHost:
 
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
         """Describe base, data and device; rounds wait."""
-        info = self._on_bare_base(lambda: self._loaded.info(task, anew=anew))
+        info = super().info(task, anew=anew)
         unpackable = frozenset[str]() if self._may_go_alone(task) else self._pack.unpackable
         slots, full = self._num_slots, self._full_slots
         return replace(info, num_slots=slots, full_slots=full, unpackable=unpackable)
-
-    def base_changed(self) -> bool:
-        """Whether the base's weights on disk are others than those that were loaded."""
-        return self._loaded.base_changed()
-
-    def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
-        """Get the factors of these layers ahead of their use; rounds wait."""
-        self._on_bare_base(lambda: self._loaded.decompose(names, rank, basis))
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
@@ -153,35 +141,13 @@ class PackedHost:
 
     def give_up(self, names: Collection[str]) -> None:
         """End these trials before the next round, whether they are in the pack, wait for it, or train alone."""
-        self._alone.give_up(names)
+        super().give_up(names)
         with self._changed:
             self._given_up.update(self._called.intersection(names))
 
     def steps(self) -> Mapping[str, int]:
         """Return the steps of the trials in the present round, and of one that trains alone."""
-        return {**self._steps, **self._alone.steps()}
-
-    def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
-        """Return a trained adapter's files, as it will be loaded; rounds wait."""
-        return self._on_bare_base(lambda: self._loaded.confirm(spec, self._alone.whole(spec, snapshot, task), task))
-
-    def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
-        """Return a trained adapter's answers to these test rows, as it will be loaded; rounds wait."""
-        return self._on_bare_base(
-            lambda: self._loaded.answer(spec, self._alone.whole(spec, snapshot, task), rows, task)
-        )
-
-    def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
-        """Return the answers of the base without an adapter, as it will be loaded; rounds wait."""
-        return self._on_bare_base(lambda: self._loaded.answer_alone(split, rows, shots, task))
-
-    def baselines(self, task: Task | None = None) -> tuple[Baseline, ...]:
-        """Return what simple models reach on a task's rows; the caller's thread computes, and rounds go on."""
-        return self._loaded.baselines(self._run(lambda: self._loaded.prepared(task)))
-
-    def factor_file(self, key: str) -> bytes:
-        """Return a factor file, as `Confirmation.factors` names it."""
-        return self._loaded.factor_file(key)
+        return {**self._steps, **super().steps()}
 
     def close(self) -> None:
         """End the host's thread once all who wait are answered; the host takes no more calls."""
@@ -307,33 +273,30 @@ class PackedHost:
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None
     ) -> tuple[TrialReport, bytes]:
         try:
-            return self._alone.advance(spec, until, snapshot, task)
+            return super().advance(spec, until, snapshot, task)
         finally:
-            self._alone.release(spec)
+            self.release(spec)
 
     # ---- the callers' side -------------------------------------------------------------------------------------------
     def _may_go_alone(self, task: Task | None) -> bool:
         """Whether trials of this task may adapt layers that cannot share passes."""
-        return self._takes_turns and self._alone.serves(task)
+        return self._takes_turns and self._serves(task)
 
     def _goes_alone(self, spec: TrialSpec, task: Task | None) -> bool:
         """Whether a trial is advanced between rounds: its method, or a layer that it adapts, cannot share passes."""
         hyper = spec.hyperparameters
         method = get_method(hyper.method)
         if not method.can_pack(method.params(hyper)):
-            return self._alone.serves(task)
+            return self._serves(task)
         return self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)
 
-    def _on_bare_base(self, job: Callable[[], ResultT]) -> ResultT:
-        """Run a job in the host's own thread, on the base as it was loaded, without packed layers."""
+    def _park(self) -> None:
+        """Take packed layers off the base, and the trial that trains alone."""
+        self._pack.clear()
+        super()._park()
 
-        def run() -> ResultT:
-            self._pack.clear()
-            return job()
-
-        return self._run(run)
-
-    def _run(self, job: Callable[[], ResultT]) -> ResultT:
+    def _in_turn(self, job: Callable[[], ResultT]) -> ResultT:
+        """Run a job in the host's own thread, between rounds."""
         answer: Future[ResultT] = Future()
 
         def run() -> None:

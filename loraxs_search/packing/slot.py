@@ -70,7 +70,11 @@ class _SlotStateLayout:
         if not snapshot.moments:
             return
         for key, values in zip(_MOMENTS, zip(*moments, strict=True), strict=True):
-            named = {name: snapshot.moments[f"{key}/{name}"] for name in snapshot.parameters}
+            # The lone trial's optimizer has none of a parameter that never had a gradient.
+            named = {
+                name: snapshot.moments.get(f"{key}/{name}", torch.zeros_like(value))
+                for name, value in snapshot.parameters.items()
+            }
             for moment, value in zip(values, self.stacked(named), strict=True):
                 moment.copy_(value)
 

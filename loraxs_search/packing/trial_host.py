@@ -12,9 +12,10 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from loraxs_search.errors import StudyError, TrialGivenUpError, UsageError
 from loraxs_search.home import ensure_dir, home, write_atomic
@@ -38,6 +39,7 @@ from loraxs_search.records import (
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
 log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
 
 _KEPT = 2  # the one that was just written, and the one before: the caller may never see the latest reference
 _WEEK_S = 7 * 24 * 3600.0
@@ -150,23 +152,13 @@ class TrialHost:
         self._active: TrialRun | None = None
         self._advancing, self._is_given_up = "", False
 
-    @classmethod
-    def on(cls, loaded: LoadedBase, states: NodeStates) -> TrialHost:
-        """Return a host on a base that is loaded already; nobody else may use that base while a trial is active."""
-        host = cls.__new__(cls)
-        host._loaded, host._states, host._active = loaded, states, None
-        host._advancing, host._is_given_up = "", False
-        return host
-
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
         """Describe base, data and device.
 
         Args:
             anew: Read the task's rows again; trials go on with them if they have changed.
         """
-        if anew:
-            self._park()
-        return self._loaded.info(task, anew=anew)
+        return self._on_bare_base(lambda: self._loaded.info(task, anew=anew))
 
     def base_changed(self) -> bool:
         """Whether the base's weights on disk are others than those that were loaded."""
@@ -178,7 +170,7 @@ class TrialHost:
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use."""
-        self._loaded.decompose(names, rank, basis)
+        self._on_bare_base(lambda: self._loaded.decompose(names, rank, basis))
 
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
@@ -221,38 +213,44 @@ class TrialHost:
 
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Confirmation:
         """Return a trained adapter's files, as it will be loaded."""
-        return self._loaded.confirm(spec, self.whole(spec, snapshot, task), task)
+        return self._on_bare_base(lambda: self._loaded.confirm(spec, self._whole(spec, snapshot, task), task))
 
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task | None = None) -> Answers:
         """Return a trained adapter's answers to these test rows, as it will be loaded."""
-        return self._loaded.answer(spec, self.whole(spec, snapshot, task), rows, task)
+        return self._on_bare_base(lambda: self._loaded.answer(spec, self._whole(spec, snapshot, task), rows, task))
 
     def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
         """Return the answers of the base without an adapter, as it will be loaded."""
-        self._park()
-        return self._loaded.answer_alone(split, rows, shots, task)
+        return self._on_bare_base(lambda: self._loaded.answer_alone(split, rows, shots, task))
 
     def baselines(self, task: Task | None = None) -> tuple[Baseline, ...]:
-        """Return what simple models reach on the task's rows; another thread may ask while a trial advances."""
-        return self._loaded.baselines(self._loaded.prepared(task))
+        """Return what simple models reach on the task's rows; the caller's thread computes while trials advance."""
+        return self._loaded.baselines(self._in_turn(lambda: self._loaded.prepared(task)))
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file, as `Confirmation.factors` names it."""
         return self._loaded.factor_file(key)
 
-    def serves(self, task: Task | None) -> bool:
-        """Whether a task is the one it began with, whatever its reports score on however many validation rows."""
-        first = self._loaded.task
-        reported = {name: getattr(first, name) for name in ("validation_rows", "report_metric", "report_direction")}
-        return task is None or replace(task, **reported) == first
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _in_turn(self, job: Callable[[], ResultT]) -> ResultT:
+        """Run a job that nothing else may run beside."""
+        return job()
 
-    def whole(self, spec: TrialSpec, snapshot: bytes, task: Task | None = None) -> Snapshot:
+    def _on_bare_base(self, job: Callable[[], ResultT]) -> ResultT:
+        """Run a job on the base as it was loaded, with no trial on it."""
+
+        def run() -> ResultT:
+            self._park()
+            return job()
+
+        return self._in_turn(run)
+
+    def _whole(self, spec: TrialSpec, snapshot: bytes, task: Task | None) -> Snapshot:
         """Return the whole of a trial's state, trained again where it stayed on a node that is lost; the base is bare.
 
         Raises:
             TrialDivergedError: training it again does not succeed.
         """
-        self._park()
         given = Snapshot.from_bytes(snapshot)
         state = self._states.whole(given)
         assert state is not None  # one was given
@@ -265,9 +263,8 @@ class TrialHost:
         finally:
             self._park()
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
     def _activate(self, spec: TrialSpec, snapshot: Snapshot | None, task: Task | None) -> TrialRun:
-        if task is not None and not self.serves(task):
+        if task is not None and not self._serves(task):
             raise UsageError(
                 f"A host of lone trials serves one task, but got {task.name} beside {self._loaded.task.name}.",
                 hint="set `search.pack_size` to 2 or more to search several tasks on one device",
@@ -282,6 +279,12 @@ class TrialHost:
         model = attach(self._loaded.model, spec, self._loaded.factors, data.kind.outputs)
         self._active = TrialRun(spec, model, data, self._loaded.device, self._states.whole(snapshot))
         return self._active
+
+    def _serves(self, task: Task | None) -> bool:
+        """Whether a task is the one it began with, whatever its reports score on however many validation rows."""
+        first = self._loaded.task
+        reported = {name: getattr(first, name) for name in ("validation_rows", "report_metric", "report_direction")}
+        return task is None or replace(task, **reported) == first
 
     def _check_wanted(self) -> None:
         if self._is_given_up:

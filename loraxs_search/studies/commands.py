@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.records import Command, from_json, to_json
 
@@ -35,11 +36,20 @@ class CommandInbox:
 
         Raises:
             HomeError: the folder cannot be written.
+            StudyError: the study was removed meanwhile.
         """
+        try:
+            with disk_faults(self._path):
+                self._path.mkdir(exist_ok=True)
+        except FileNotFoundError as error:
+            raise StudyError(
+                f"Study {self._path.parent.name!r} was removed meanwhile.",
+                hint="`loraxs-search status` lists what is left",
+            ) from error
         latest = max((other.issued_at for other in self.waiting()), default=0.0)
         if command.issued_at <= latest:
             command = replace(command, issued_at=math.nextafter(latest, math.inf))
-        write_atomic(self._path / f"{command.command_id}.json", to_json(command))
+        write_atomic(self._path / f"{command.command_id}.json", to_json(command), parents=False)
 
     def waiting(self, *, set_aside: bool = False) -> Iterator[Command]:
         """Yield the commands that lie there, oldest first; what is none is passed over.

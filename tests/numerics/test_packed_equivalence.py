@@ -17,7 +17,7 @@ from loraxs_search.base_model import init_head, load_model
 from loraxs_search.errors import RankError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.packing.pack import Pack
 from loraxs_search.tasks.kinds import classifier
-from loraxs_search.tasks.prepared import PreparedTask
+from loraxs_search.tasks.prepared import PreparedTask, prepare
 from loraxs_search.trial import Snapshot, evaluate
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
@@ -304,11 +304,50 @@ def test_memory_that_holds_no_row_says_what_to_change(world: Any) -> None:
     pack = world.pack()
     slots = world.join(pack, [world.spec("1")])
     handle = refuse_passes(world, above=0)
-    with pytest.raises(UsageError, match=r"ran out with a row of \d+ tokens"):
-        pack.step(slots)
+    assert "max_length" in str(pack.step(slots)["1"].hint)
     handle.remove()
     train(pack, slots, 1)  # it may be there the next time
     pack.clear()
+
+
+def test_a_row_that_memory_does_not_hold_fails_its_own_trial_alone(world: Any) -> None:
+    pack, lengths = world.pack(), world.data.lengths("train")
+    slots = world.join(pack, [world.spec(str(number), batch_size=2) for number in range(1, 5)])
+    longest = {slot.name: int(lengths[slot.next_rows()].max()) for slot in slots}
+    limit = sorted(set(longest.values()))[-2]
+    handle = refuse_passes(world, above=limit)
+    errors = pack.step(slots)
+    handle.remove()
+    pack.clear()
+    assert set(errors) == {name for name, length in longest.items() if length > limit}
+    for slot in slots:
+        if slot.name not in errors:
+            assert world.distance(slot.snapshot(), world.lone(slot.spec, 1)) < TOLERANCE
+
+
+def test_trials_whose_rows_fit_into_memory_are_scored_where_those_of_another_do_not(world: Any) -> None:
+    pack, limit = world.pack(), 8
+    cut = prepare(replace(world.data.task, max_length=limit), world.data.tokenizer)
+    slots = [pack.join(world.spec("1"), world.data), pack.join(world.spec("2"), cut)]
+    handle = refuse_passes(world, above=limit)
+    scores = pack.evaluate(slots, "validation")
+    handle.remove()
+    pack.clear()
+    assert isinstance(scores["1"], UsageError)
+    assert "accuracy" in scores["2"]
+
+
+def test_a_lone_trials_state_is_taken_up_where_a_parameter_of_its_head_never_had_a_gradient(world: Any) -> None:
+    spec, pack = world.spec("1"), world.pack()
+    lone = world.lone(spec, 3)
+    without = next(name for name in lone.moments if "classifier" in name)
+    parameter = without.partition("/")[2]
+    moments = {name: value for name, value in lone.moments.items() if not name.endswith(f"/{parameter}")}
+    slot = pack.join(spec, world.data, replace(lone, moments=moments))
+    taken = slot.snapshot()
+    pack.clear()
+    assert not taken.moments[without].any()
+    assert all(torch.equal(taken.moments[name], value) for name, value in moments.items())
 
 
 def test_a_row_longer_than_the_budget_has_a_pass_of_its_own(world: Any, other_data: PreparedTask) -> None:

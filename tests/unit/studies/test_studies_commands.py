@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.home import write_atomic
+from loraxs_search.errors import StudyError
+from loraxs_search.home import remove_whole, write_atomic
 from loraxs_search.records import AnswerState, Command, CommandAnswer
 from loraxs_search.studies import CommandInbox, Journal
 
@@ -24,6 +25,17 @@ def test_commands_wait_oldest_first_until_they_are_removed(tmp_path: Path) -> No
     for _ in range(2):
         inbox.remove("c2")
     assert list(inbox.waiting()) == [STOP]
+
+
+def test_a_command_for_a_study_that_is_removed_meanwhile_brings_nothing_of_it_back(tmp_path: Path) -> None:
+    study = tmp_path / "gone"
+    study.mkdir()
+    inbox = CommandInbox(study / "commands")
+    inbox.put(TYPED)
+    remove_whole(study)
+    with pytest.raises(StudyError, match="gone"):
+        inbox.put(STOP)
+    assert not study.exists()
 
 
 def test_an_id_that_leads_elsewhere_removes_nothing(tmp_path: Path) -> None:
