@@ -64,8 +64,8 @@ def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, trac
     uri = resolve_uri(tracking_uri or folder.info.tracking_uri)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
-    if confirmed.alone_path.is_file():
-        rows[registry.BASE_ALONE] = confirmed.alone_path
+    if confirmed.base_rows_path.is_file():
+        rows[registry.BASE_ALONE] = confirmed.base_rows_path
     decision, _ = registry.Registry(uri).promote(
         folder.info.promotion,
         task,

@@ -84,8 +84,18 @@ class CommandError(LoraxsError):
     """A command to a running search is refused, or reaches nobody."""
 
 
-class TrialGivenUpError(LoraxsError):
+class TrialCancelledError(LoraxsError):
     """A host gave up a trial that somebody stopped."""
+
+
+class SearchInterruptedError(LoraxsError):
+    """The search was stopped from outside; nothing reported so far is lost."""
+
+    exit_code = 130  # what shells give a program that SIGINT ended
+
+
+class TrialsFailError(LoraxsError):
+    """Nearly all of the latest trials failed for one reason; the others wait until it is fixed."""
 
 
 class StorageError(LoraxsError):

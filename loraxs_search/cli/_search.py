@@ -231,7 +231,7 @@ def server_of(uri: str) -> str:
 
 
 def _interrupted(studies: Iterable[str | None]) -> Exception:
-    from loraxs_search.search import SearchInterruptedError
+    from loraxs_search.errors import SearchInterruptedError
 
     begun = [study for study in studies if study is not None]
     if not begun:

@@ -17,8 +17,7 @@ from loraxs_search.records import BASE_ALONE_ROWS
 
 if TYPE_CHECKING:
     from loraxs_search.records import AdapterSize
-    from loraxs_search.search.driver.check import CheckedSpace
-    from loraxs_search.search.driver.estimate import SearchEstimate
+    from loraxs_search.search.driver.check import CheckedSpace, SearchEstimate
     from loraxs_search.search_space import Space, SpaceDescription
 
 

@@ -145,7 +145,7 @@ def sync(
 
     Example: loraxs-search sync
     """
-    from loraxs_search.search.driver.sync import sync
+    from loraxs_search.search.driver.result import sync
 
     done = list(sync(study))
     columns = ("study", "records", "problem")

@@ -26,7 +26,7 @@ class Host(Protocol):
 
     Threads: a host that packs (`PackedHost`) is called from many threads at once, each call blocks until it is
     answered, and waiting trials share passes. A host of lone trials (`TrialHost`) is called from one thread at a time.
-    `baselines`, `give_up` and `steps` are called from threads of their own in both cases, beside any other call. After
+    `baselines`, `cancel` and `steps` are called from threads of their own in both cases, beside any other call. After
     `close` only `close` is called.
 
     Tasks: a host that packs serves any number of tasks that load its base in the same way but for the number of
@@ -44,7 +44,7 @@ class Host(Protocol):
     - BaseModelError, TaskDataError: the base or the rows are not what the node must have. The engine counts that as
       the node's fault where another host has had both.
     - TrialDivergedError: the trial's loss, gradient or a metric is not finite.
-    - TrialGivenUpError: `give_up` named the trial.
+    - TrialCancelledError: `cancel` named the trial.
     - RankError, TargetModulesError: the trial asks for what the base does not have.
     - StudyError: a snapshot cannot be read.
     - UsageError: the host cannot serve this task beside its first one.
@@ -86,10 +86,10 @@ class Host(Protocol):
         """
         ...
 
-    def give_up(self, names: Collection[str]) -> None:
+    def cancel(self, names: Collection[str]) -> None:
         """Have the trials of these names that are being advanced end before their next step; returns at once.
 
-        Their callers get a TrialGivenUpError. Of other names nothing is remembered: who wants to be sure asks again.
+        Their callers get a TrialCancelledError. Of other names nothing is remembered: who wants to be sure asks again.
 
         Args:
             names: `TrialSpec.name` of each.
@@ -117,7 +117,7 @@ class Host(Protocol):
         """
         ...
 
-    def answer_alone(self, split: Split, rows: range, shots: int, task: Task) -> Answers:
+    def answer_without_adapter(self, split: Split, rows: range, shots: int, task: Task) -> Answers:
         """Return the answers of the base without an adapter to consecutive rows, in the checkpoint's precision.
 
         Args:

@@ -211,7 +211,7 @@ class LoadedBase:
             shown = () if rows.start else self._ask(model, exact, data, sample_answers(data))
             return replace(_answers(data, "test", indices, scores), samples=tuple(shown))
 
-    def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
+    def answer_without_adapter(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
         """Return the answers of the base without an adapter to rows of a split; no trial may be on it."""
         data, indices = self.prepared((task or self.task).for_candidates), np.arange(rows.start, rows.stop, rows.step)
         exact, _ = self._exact_for(data.task)

@@ -22,7 +22,7 @@ from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.request import AdvanceRequest, admit, scored_now
 from loraxs_search.packing.slot import Slot
-from loraxs_search.packing.trial_host import TrialHost, given_up
+from loraxs_search.packing.trial_host import TrialHost, cancelled
 from loraxs_search.records import (
     MAX_STATE_BYTES,
     BaseModelRef,
@@ -106,7 +106,7 @@ class PackedHost(TrialHost):
         self._arrived: list[AdvanceRequest] = []
         self._jobs: list[Callable[[], None]] = []
         self._called: set[str] = set()  # trials whose callers wait for an answer
-        self._given_up: set[str] = set()
+        self._cancelled: set[str] = set()
         self._steps: Mapping[str, int] = {}  # of the round's trials; replaced as a whole, so that any thread reads it
         self._closing, self._begun = False, False
         self._expected = 0
@@ -137,13 +137,13 @@ class PackedHost(TrialHost):
         finally:
             with self._changed:
                 self._called.discard(spec.name)
-                self._given_up.discard(spec.name)  # too late for this call, and not meant for the next one
+                self._cancelled.discard(spec.name)  # too late for this call, and not meant for the next one
 
-    def give_up(self, names: Collection[str]) -> None:
+    def cancel(self, names: Collection[str]) -> None:
         """End these trials before the next round, whether they are in the pack, wait for it, or train alone."""
-        super().give_up(names)
+        super().cancel(names)
         with self._changed:
-            self._given_up.update(self._called.intersection(names))
+            self._cancelled.update(self._called.intersection(names))
 
     def steps(self) -> Mapping[str, int]:
         """Return the steps of the trials in the present round, and of one that trains alone."""
@@ -181,13 +181,13 @@ class PackedHost(TrialHost):
     def _wanted(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
         """Answer those who wait for a trial that was given up; return the requests of the round that are left."""
         with self._changed:
-            names, self._given_up = self._given_up, set()
+            names, self._cancelled = self._cancelled, set()
             if not names:
                 return active
             unwanted = [request for request in (*active, *self._arrived) if request.spec.name in names]
             self._arrived = [request for request in self._arrived if request not in unwanted]
         for request in unwanted:
-            request.answer.set_exception(given_up(request.spec.name))
+            request.answer.set_exception(cancelled(request.spec.name))
         return [request for request in active if request not in unwanted]
 
     def _await_work(self, active: list[AdvanceRequest]) -> None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from loraxs_search.errors import StudyError, TrialGivenUpError, UsageError
+from loraxs_search.errors import StudyError, TrialCancelledError, UsageError
 from loraxs_search.home import ensure_dir, home, write_atomic
 from loraxs_search.methods import get_method
 from loraxs_search.packing.loaded_base import LoadedBase
@@ -130,7 +130,7 @@ class TrialHost:
     """Advances trials, one at a time, on a base that is loaded once.
 
     Each `advance` returns the trial's snapshot, and restores the caller's when another trial is active, so a host can
-    be lost without losing a trial. Not thread-safe: one caller at a time, except for `baselines`, `give_up`
+    be lost without losing a trial. Not thread-safe: one caller at a time, except for `baselines`, `cancel`
     and `steps`.
 
     Args:
@@ -150,7 +150,7 @@ class TrialHost:
         self._loaded = LoadedBase(base, task, precision=precision, device=device)
         self._states = NodeStates(max_state_bytes)
         self._active: TrialRun | None = None
-        self._advancing, self._is_given_up = "", False
+        self._advancing, self._is_cancelled = "", False
 
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
         """Describe base, data and device.
@@ -182,9 +182,9 @@ class TrialHost:
 
         Raises:
             TrialDivergedError: the trial has no finite loss or metric; the host is ready for the next one.
-            TrialGivenUpError: `give_up` named it.
+            TrialCancelledError: `cancel` named it.
         """
-        self._advancing, self._is_given_up = spec.name, False
+        self._advancing, self._is_cancelled = spec.name, False
         try:
             run = self._activate(spec, Snapshot.from_bytes(snapshot) if snapshot else None, task)
             report = run.advance(until, self._check_wanted)
@@ -196,10 +196,10 @@ class TrialHost:
         is_last = run.done and not get_method(spec.hyperparameters.method).has_adapter
         return report, self._states.kept(spec, run.snapshot(), is_last=is_last)
 
-    def give_up(self, names: Collection[str]) -> None:
+    def cancel(self, names: Collection[str]) -> None:
         """End the trial that is being advanced before its next step, if it is one of these; from any thread."""
         if self._advancing in names:
-            self._is_given_up = True
+            self._is_cancelled = True
 
     def steps(self) -> Mapping[str, int]:
         """Return the steps of the trial that is being advanced; from any thread."""
@@ -219,9 +219,9 @@ class TrialHost:
         """Return a trained adapter's answers to these test rows, as it will be loaded."""
         return self._on_bare_base(lambda: self._loaded.answer(spec, self._whole(spec, snapshot, task), rows, task))
 
-    def answer_alone(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
+    def answer_without_adapter(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
         """Return the answers of the base without an adapter, as it will be loaded."""
-        return self._on_bare_base(lambda: self._loaded.answer_alone(split, rows, shots, task))
+        return self._on_bare_base(lambda: self._loaded.answer_without_adapter(split, rows, shots, task))
 
     def baselines(self, task: Task | None = None) -> tuple[Baseline, ...]:
         """Return what simple models reach on the task's rows; the caller's thread computes while trials advance."""
@@ -287,8 +287,8 @@ class TrialHost:
         return task is None or replace(task, **reported) == first
 
     def _check_wanted(self) -> None:
-        if self._is_given_up:
-            raise given_up(self._advancing)
+        if self._is_cancelled:
+            raise cancelled(self._advancing)
 
     def _park(self) -> None:
         if self._active is not None:
@@ -296,6 +296,6 @@ class TrialHost:
             self._active = None
 
 
-def given_up(name: str) -> TrialGivenUpError:
+def cancelled(name: str) -> TrialCancelledError:
     """Return the answer to who waits for a trial that somebody stopped."""
-    return TrialGivenUpError(f"Trial {name} was stopped before its next step.")
+    return TrialCancelledError(f"Trial {name} was stopped before its next step.")

@@ -132,7 +132,7 @@ class TrialSpec:
     Args:
         study: Tells trials of several studies apart that share a host.
         identity: What the study began with; a host that has loaded something else refuses the trial.
-        keeper: The actor that has the study's assets; a host asks it for those that its node lacks.
+        snapshot_store: The actor that has the study's assets; a host asks it for those that its node lacks.
     """
 
     trial_id: str
@@ -140,7 +140,7 @@ class TrialSpec:
     hyperparameters: Hyperparameters
     study: str = ""
     identity: Identity | None = None
-    keeper: str = ""
+    snapshot_store: str = ""
 
     @property
     def name(self) -> str:

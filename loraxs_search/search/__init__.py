@@ -9,28 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from loraxs_search.search.driver.interrupted import SearchInterruptedError, TrialsFailError
     from loraxs_search.search.driver.launch import launch, launch_together, resume
     from loraxs_search.search.driver.result import SearchResult
     from loraxs_search.search.ledger import SearchView, SilentView
 
 __all__ = [
-    "SearchInterruptedError",
     "SearchResult",
     "SearchView",
     "SilentView",
-    "TrialsFailError",
     "launch",
     "launch_together",
     "resume",
 ]
 
 _HOMES = {
-    "SearchInterruptedError": "driver.interrupted",
     "SearchResult": "driver.result",
     "SearchView": "ledger",
     "SilentView": "ledger",
-    "TrialsFailError": "driver.interrupted",
     "launch": "driver.launch",
     "launch_together": "driver.launch",
     "resume": "driver.launch",

@@ -34,7 +34,8 @@ class Verb(ABC):
     A command is carried out in two parts. `check` decides, from the study alone, and changes nothing. The driver
     journals its answer, which makes the command done, once and for good. `apply` then makes the effect part of the
     `SteeringState`, from command and facts alone: also in every later driver, as it replays the journal. So it reads
-    no clock, no file, and never fails. The search follows the state: `StudySearcher.follow` at each turn of its loop.
+    no clock, no file, and never fails. The search follows the state: `StudySearcher.apply_commands`, whenever it has
+    changed.
 
     An entry is a class in `control.py` or `more.py`, and a name in `VERBS` of `steering/__init__.py`.
 

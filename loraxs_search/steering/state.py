@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from loraxs_search.errors import CommandError
 from loraxs_search.records import Scalar, SearchPlan, SteeringStatus, TrialRecord, TrialState
 from loraxs_search.studies import Journal, StudyFolder
+from loraxs_search.studies.clock import steady_time
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,29 @@ def check_time(study: SteeredStudy, plan: SearchPlan) -> None:
             f"Study {study.name!r} has used up its time budget of {budget_s:g} s.",
             hint=f"give it more with `loraxs-search extend {study.name} --time 1h`",
         )
+
+
+class Deadline:
+    """The end of a time budget that all drivers of a study share; it moves when a command extends the budget.
+
+    Args:
+        since: When this driver began, less what others before it have worked, seconds since 1970.
+    """
+
+    def __init__(self, plan: SearchPlan, state: SteeringState, since: float) -> None:
+        self._plan, self._state, self._since = plan, state, since
+
+    @property
+    def budget_s(self) -> float | None:
+        """The time budget; None where there is none."""
+        return extended(self._plan, self._state).time_budget_s
+
+    @property
+    def left_s(self) -> float | None:
+        """What is left of the budget; None where there is none."""
+        return None if self.budget_s is None else max(0.0, self._since + self.budget_s - steady_time())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the budget is used up."""
+        return self.left_s == 0.0

@@ -11,7 +11,7 @@ from loraxs_search.records import Answers, Candidate, Refit, Split, check_trial_
 
 
 @dataclass(frozen=True)
-class _AloneFailure:
+class _BaseFailure:
     """Why the base alone could not be asked, and whether it could have been."""
 
     reason: str
@@ -34,7 +34,7 @@ class Confirmations:
 
     def finalists(self) -> tuple[str, ...]:
         """Return the adapters that have answered all test rows, by name."""
-        return tuple(sorted(path.stem for path in self._path.glob("*.safetensors") if path != self.alone_path))
+        return tuple(sorted(path.stem for path in self._path.glob("*.safetensors") if path != self.base_rows_path))
 
     def write_candidate(self, candidate: Candidate, rows: bytes) -> None:
         """Keep the scored finalist and its answers, which are written first."""
@@ -73,15 +73,15 @@ class Confirmations:
 
     # ---- the base alone ----------------------------------------------------------------------------------------------
     @property
-    def alone_path(self) -> Path:
+    def base_rows_path(self) -> Path:
         """The safetensors file with the answers of the base alone to the test rows."""
         return self._path / "base.safetensors"
 
-    def write_alone(self, rows: bytes) -> None:
+    def write_base_rows(self, rows: bytes) -> None:
         """Keep the answers of the base alone to all test rows."""
-        write_atomic(self.alone_path, rows)
+        write_atomic(self.base_rows_path, rows)
 
-    def alone_answers(self, shots: int, split: Split) -> dict[range, Answers]:
+    def base_answers(self, shots: int, split: Split) -> dict[range, Answers]:
         """Return answers of the base alone to rows of a split, as `answers` does.
 
         Args:
@@ -89,23 +89,23 @@ class Confirmations:
         """
         return self._answers(f"base-{shots}.{split}")
 
-    def write_alone_answers(self, shots: int, split: Split, rows: range, answers: Answers) -> None:
+    def write_base_answers(self, shots: int, split: Split, rows: range, answers: Answers) -> None:
         """Keep answers of the base alone to these rows."""
         write_atomic(self._path / f"base-{shots}.{split}-{rows.start}-{rows.stop}.json", to_json(answers))
 
-    def alone_failure(self, shots: int) -> _AloneFailure | None:
+    def base_failure(self, shots: int) -> _BaseFailure | None:
         """Return why the base alone could not answer; None where that is not known."""
         path = self._path / f"base-{shots}.failed.json"
-        return from_json(_AloneFailure, path.read_bytes()) if path.exists() else None
+        return from_json(_BaseFailure, path.read_bytes()) if path.exists() else None
 
-    def forget_alone_failures(self) -> None:
+    def forget_base_failures(self) -> None:
         """Have the base alone asked again for what it could not answer."""
         for path in self._path.glob("base-*.failed.json"):
             path.unlink()
 
-    def write_alone_failure(self, shots: int, reason: str, *, applies: bool = True) -> None:
+    def write_base_failure(self, shots: int, reason: str, *, applies: bool = True) -> None:
         """Keep why the base alone could not answer, and whether it could have."""
-        write_atomic(self._path / f"base-{shots}.failed.json", to_json(_AloneFailure(reason, applies)))
+        write_atomic(self._path / f"base-{shots}.failed.json", to_json(_BaseFailure(reason, applies)))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _answers(self, start: str) -> dict[range, Answers]:

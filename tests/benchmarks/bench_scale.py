@@ -3,9 +3,9 @@
     python tests/benchmarks/bench_scale.py [--trials 1000 10000] [--at-once 256] [--pace 0.5] [--json FILE]
                                            [--profile FILE] [--recorded N]
 
-Everything is real but the host: driver, sampler, ASHA, journal, Optuna database, keeper, MLflow (the embedded store)
-and Tune with a process for each trial in flight; those take some 60 to 100 MB each, so --at-once is what fits. Trials
-report four times, `--pace` seconds apart, or until ASHA stops them.
+Everything is real but the host: driver, sampler, ASHA, journal, snapshot store, MLflow (the embedded store) and Tune
+with a process for each trial in flight; those take some 60 to 100 MB each, so --at-once is what fits. Trials report
+four times, `--pace` seconds apart, or until ASHA stops them.
 
 A search is interrupted when 95 % of its trials have ended, and resumed to its end. `overhead` is wall time by trials
 ended while it runs; it is the driver's own cost as long as slots wait for it, which `capacity` tells (trials a second
@@ -183,9 +183,9 @@ def run(info: Any, space: Any, pace_s: float, view: Gauge, stop: threading.Event
     """Drive the study on a Ray of its own with simulated hosts; return its result, None when it was interrupted."""
     import simulated_host
 
+    from loraxs_search.errors import SearchInterruptedError
     from loraxs_search.search.cluster.connection import connected
     from loraxs_search.search.driver.driver import Driver
-    from loraxs_search.search.driver.interrupted import SearchInterruptedError
     from loraxs_search.search.hosts.host_config import host_config
     from loraxs_search.search.hosts.pool import HostPool
 

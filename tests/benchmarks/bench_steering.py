@@ -81,8 +81,7 @@ def cost(seconds: float, pace_s: float) -> dict[str, Any]:
     """Search for so long, and return the processor time that logging and steering take, and their share."""
     from bench_scale import Gauge, run, study
 
-    from loraxs_search.search.driver.commander import Commander
-    from loraxs_search.search.driver.tag_source import TagSource
+    from loraxs_search.search.driver.commander import Commander, TagSource
     from loraxs_search.search.hosts import study_actors
     from loraxs_search.tracking.tracker import Tracker
 
@@ -96,7 +95,7 @@ def cost(seconds: float, pace_s: float) -> dict[str, Any]:
     meter.measure("records_kept", Tracker, "_append")
     meter.measure("records_sent", Tracker, "_apply")
     meter.measure("tags", TagSource, "_look")
-    meter.measure("commands", Commander, "turn")
+    meter.measure("commands", Commander, "on_loop_step")
     meter.measure("hosts_asked", study_actors, "pool_usage")
     info, space = study(TRIALS, AT_ONCE)
     view = Timed(TRIALS, TRIALS + 1, stop)

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 
 from loraxs_search.errors import TrialDivergedError
-from loraxs_search.packing.trial_host import given_up
+from loraxs_search.packing.trial_host import cancelled
 from loraxs_search.records import (
     AdapterSize,
     Answers,
@@ -76,7 +76,7 @@ class SimulatedHost:
         unwanted = self._unwanted.setdefault(spec.name, threading.Event())
         unwanted.clear()
         if unwanted.wait(self._pace_s):
-            raise given_up(spec.name)
+            raise cancelled(spec.name)
         if spec.hyperparameters.learning_rate > 1:
             raise TrialDivergedError(f"Losses must be finite, but that of trial {spec.trial_id} is not.")
         score = accuracy(spec, until)
@@ -86,7 +86,7 @@ class SimulatedHost:
         header = {"study": spec.study, "trial_id": spec.trial_id, "reports": reports}
         return report, safetensors.numpy.save({"state": self._state}, {"trial": to_json(header)})
 
-    def give_up(self, names: Collection[str]) -> None:
+    def cancel(self, names: Collection[str]) -> None:
         for name in names:
             if (unwanted := self._unwanted.get(name)) is not None:
                 unwanted.set()

@@ -100,7 +100,7 @@ def test_sizes_are_short(num_bytes, text):
 @pytest.fixture
 def measured(monkeypatch):
     """Have the machine be measured at once: a tenth of a second a step."""
-    from loraxs_search.search.driver import estimate
+    from loraxs_search.search.driver import check as estimate
 
     fast = estimate.Measured("cpu", 6, 5, 0.1, 1.0, 0.0, 10.0)
     monkeypatch.setattr(estimate, "_measure", lambda *_: fast)

@@ -310,7 +310,7 @@ def test_a_second_ctrl_c_ends_at_once(searched, terminals, tiny_space_text, tmp_
     terminals.append(Terminal(command, searched.shell.environment()))
     terminal = terminals[0]
     terminal.wait_for("RUNNING", 120)
-    stuck = [pid for title in ("HostActor", "StudyKeeper") for pid in descendants(terminal.pid, title)]
+    stuck = [pid for title in ("HostActor", "SnapshotStore") for pid in descendants(terminal.pid, title)]
     try:
         for pid in stuck:
             os.kill(pid, signal.SIGSTOP)  # an end in order would wait for these

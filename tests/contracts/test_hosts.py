@@ -18,8 +18,8 @@ from loraxs_search.errors import (
     RankError,
     StudyError,
     TargetModulesError,
+    TrialCancelledError,
     TrialDivergedError,
-    TrialGivenUpError,
     UsageError,
 )
 from loraxs_search.packing import Host, PackedHost, TrialHost
@@ -140,9 +140,9 @@ def test_a_trial_that_is_given_up_ends_before_its_next_step(host: Host, make_spe
     with ThreadPoolExecutor(1) as caller:
         answer = caller.submit(host.advance, spec, 1_000_000, state, task)
         while not answer.done():  # of a trial that has not arrived, nothing is remembered
-            host.give_up([spec.name, "another/00000"])
+            host.cancel([spec.name, "another/00000"])
             wait([answer], timeout=0.05)
-        with pytest.raises(TrialGivenUpError, match="stopped"):
+        with pytest.raises(TrialCancelledError, match="stopped"):
             answer.result()
     assert host.advance(spec, 4, state, task)[0].metrics == undisturbed.metrics
 
@@ -150,7 +150,7 @@ def test_a_trial_that_is_given_up_ends_before_its_next_step(host: Host, make_spe
 def test_a_trial_that_nobody_waits_for_is_not_given_up_the_next_time(host: Host, make_spec: Any, task: Task) -> None:
     spec = make_spec("8")
     _, state = host.advance(spec, 2, None, task)
-    host.give_up([spec.name])
+    host.cancel([spec.name])
     assert host.advance(spec, 4, state, task)[0].step == 4
 
 
@@ -164,9 +164,9 @@ def test_a_host_says_how_far_a_trial_is_while_it_trains(host: Host, make_spec: A
         while not answer.done():
             seen += host.steps().values()
             if seen and seen[-1] >= 4:
-                host.give_up([spec.name])
+                host.cancel([spec.name])
             wait([answer], timeout=0.01)
-        assert isinstance(answer.exception(), TrialGivenUpError)
+        assert isinstance(answer.exception(), TrialCancelledError)
     assert seen == sorted(seen)
     assert seen[0] >= 2
     assert not host.steps()

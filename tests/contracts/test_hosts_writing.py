@@ -12,7 +12,7 @@ from support.toy_language import save_base, save_rows
 
 from loraxs_search.packing import Host
 from loraxs_search.records import Answers, Hyperparameters, LargestTrial, Task, TrialSpec
-from loraxs_search.search.driver.finishing import joined as joined_answers
+from loraxs_search.search.driver.work_items import joined as joined_answers
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space import Space, parse_space
 
@@ -80,13 +80,13 @@ def test_the_base_alone_is_asked_between_rounds_and_no_adapter_is_on_it(
     host: Host, space: Space, spec: TrialSpec, shots: int
 ) -> None:
     task = space.task
-    before = host.answer_alone("validation", ROWS, shots, task)  # all validation rows, whatever reports score
+    before = host.answer_without_adapter("validation", ROWS, shots, task)  # all validation rows, whatever reports score
     assert len(before.predictions) == len(before.labels) == len(ROWS)
     assert before.seconds > 0
     _, state = host.advance(spec, 4, None, task)
-    assert numbers(host.answer_alone("validation", ROWS, shots, task)) == numbers(before)
+    assert numbers(host.answer_without_adapter("validation", ROWS, shots, task)) == numbers(before)
     trained = host.answer(spec, state, ROWS, task)
-    alone = host.answer_alone("test", ROWS, shots, task)
+    alone = host.answer_without_adapter("test", ROWS, shots, task)
     assert trained.labels == alone.labels
     assert trained.loss != pytest.approx(alone.loss, rel=1e-3)
     assert host.advance(spec, 6, state, task)[0].step == 6
@@ -121,7 +121,7 @@ def test_an_adapter_knows_what_ends_its_answers(host: Host, space: Space, spec: 
 def test_a_task_that_is_measured_by_its_tokens_alone_writes_nothing(host: Host, space: Space, spec: TrialSpec) -> None:
     task = replace(space.task, metric="loss", direction="minimize", metrics=("loss", "token_accuracy"))
     task = replace(task, report_metric=None, report_direction=None)
-    answers = host.answer_alone("test", ROWS, 0, task)
+    answers = host.answer_without_adapter("test", ROWS, 0, task)
     assert (set(answers.predictions), answers.ended) == ({""}, None)
     metrics, rows = joined_answers([answers], task)
     assert set(metrics) == {"loss", "token_accuracy"}

@@ -15,10 +15,11 @@ import pytest
 from support.notebook import Notebook, notebook
 
 import loraxs_search
+from loraxs_search.errors import SearchInterruptedError, TrialsFailError
 from loraxs_search.log.events import Phase, ShownEvent
 from loraxs_search.records import Decision, TrialState
 from loraxs_search.registry import ScoredRows, choose, verify
-from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, TrialsFailError, launch, resume
+from loraxs_search.search import SearchResult, SilentView, launch, resume
 from loraxs_search.search.hosts import study_actors
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from support.spaces import REVIEWS
 
-from loraxs_search.errors import BaseModelError, StudyError, TaskDataError
+from loraxs_search.errors import BaseModelError, SearchInterruptedError, StudyError, TaskDataError
 from loraxs_search.log.events import ShownEvent, TrialReported
 from loraxs_search.records import TrialState
-from loraxs_search.search import SearchInterruptedError, SearchResult, SilentView, launch, resume
+from loraxs_search.search import SearchResult, SilentView, launch, resume
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]

@@ -28,8 +28,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.registry import ScoredRows, verify
 from loraxs_search.registry.factor_sets import lacks_factors
-from loraxs_search.search.driver.finishing import joined
-from loraxs_search.search.hosts.pieces import refit_spec
+from loraxs_search.search.driver.work_items import joined, refit_spec
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.trial import score_folder
 

@@ -163,8 +163,8 @@ def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_
         assert [y.name for y in actor.call("baselines", task, (task,))] == [y.name for y in lone.baselines(task)]
         if data.kind.shots:
             alone, own = (
-                actor.call("answer_alone", task, ("test", rows, 0, task)),
-                lone.answer_alone("test", rows, 0, task),
+                actor.call("answer_without_adapter", task, ("test", rows, 0, task)),
+                lone.answer_without_adapter("test", rows, 0, task),
             )
             assert alone.predictions == own.predictions
         assert report.step == 8

@@ -22,12 +22,12 @@ from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.commander import Commander, InboxSource
 from loraxs_search.search.ledger import Ledger, SilentView
-from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search.tune.trainable import REPORT, STEP
 from loraxs_search.search_space import parse_space
 from loraxs_search.steering import steered
 from loraxs_search.steering.send import new_command
+from loraxs_search.steering.state import Deadline
 from loraxs_search.studies import StudyFolder
 from support.toys import HYPERPARAMETERS
 
@@ -116,8 +116,8 @@ def drive(folder: StudyFolder) -> Driver:
         folder=folder,
         state=steered_study.state,
     )
-    commander = Commander(steered_study, [InboxSource(folder.inbox())], lambda *_: None, searcher.follow)
-    searcher.on_turn = commander.take_all
+    commander = Commander(steered_study, [InboxSource(folder.inbox())], lambda *_: None, searcher.apply_commands)
+    searcher.take_commands = commander.take_all
     return Driver(folder, searcher, commander, trials)
 
 

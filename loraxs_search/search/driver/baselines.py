@@ -1,19 +1,41 @@
-"""The baselines of a study: measured once, on a host beside its trials, and in the study folder before the end."""
+"""The baselines of a study, in its folder before the end: simple models, and the base without an adapter.
+
+Simple models are measured once, on a host beside the trials.
+
+The base alone is the baseline of task kinds that declare `shots`. A base that writes does not stop where an adapter
+does, so asking it costs more than a search. It is asked with each number of worked examples on `BASE_ALONE_ROWS`
+validation rows, spread evenly over all of them; the best of these answers the test rows, all of them, since promotion
+compares row by row. Parts are spread over all hosts, and what was answered before a kill is not asked again.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import HomeError
-from loraxs_search.records import Baseline, Task, is_alone, is_unmeasured
+from loraxs_search.records import (
+    BASE_ALONE_ROWS,
+    Answers,
+    Baseline,
+    Split,
+    Task,
+    is_alone,
+    is_unmeasured,
+    shots_name,
+)
+from loraxs_search.search.driver.work_items import BaseAnswerWork, in_parts, joined
 from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies import StudyFolder
+from loraxs_search.studies.confirmations import Confirmations
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +43,10 @@ log = logging.getLogger(__name__)
 class StudyBaselines:
     """Begins to measure a study's baselines, unless they are in its folder, and waits for them at the end.
 
-    Those that failed are measured again; `BaseAlone` sees to the base alone.
+    Those that failed are measured again; `BaseModelBaseline` sees to the base alone.
 
-    The first host measures, and Ray hands its answer to the keeper, which writes it: what the driver itself asks of the
-    keeper later waits for that.
+    The first host measures, and Ray hands its answer to the snapshot store, which writes it: what the driver asks
+    of the store later waits for that.
     """
 
     def __init__(self, folder: StudyFolder, actors: StudyActors, task: Task) -> None:
@@ -33,7 +55,7 @@ class StudyBaselines:
         self._known: tuple[Baseline, ...] = ()
         known = folder.baselines()
         if known is None or any(is_unmeasured(one) for one in known if not is_alone(one.name)):
-            self._written = actors.keeper.write_baselines.remote(actors.pool.host().baselines(task))
+            self._written = actors.snapshot_store.write_baselines.remote(actors.pool.host().baselines(task))
 
     def known(self) -> tuple[Baseline, ...]:
         """Return those that are in the study folder by now; waits for nothing."""
@@ -75,3 +97,110 @@ class StudyBaselines:
     def _measure_again(self) -> None:
         measured = self._actors.pool.host().result(lambda host: host.baselines(self._task))
         self._folder.write_baselines(measured)
+
+
+_PART = 32  # rows; a slow machine may write each for seconds, and says after each part how far it is
+
+
+@dataclass(frozen=True)
+class BaseModelBaseline:
+    """Measures what the base reaches alone, and keeps it among the study's baselines.
+
+    Args:
+        spread: Has items done on all hosts.
+    """
+
+    folder: StudyFolder
+    actors: StudyActors
+    task: Task
+    spread: Callable[[Sequence[BaseAnswerWork]], None]
+
+    @cached_property
+    def shots(self) -> tuple[int, ...]:
+        """Numbers of worked examples that it is asked with; none where the kind asks no base alone."""
+        from loraxs_search.tasks.kinds import kind_of
+
+        return kind_of(self.task).shots
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there is no more to do; what has failed is asked again."""
+        known = self.folder.baselines() or ()
+        if not {shots_name(shots) for shots in self.shots} <= {each.name for each in known if not is_unmeasured(each)}:
+            return False
+        return self._confirmed.base_rows_path.exists() or all(each.failed for each in known if is_alone(each.name))
+
+    def measure(self) -> None:
+        """Have the base answer what it has not answered yet, and write its baselines."""
+        if self.is_measured:
+            return
+        self._confirmed.forget_base_failures()
+        self.spread([item for shots in self.shots for item in self._work("validation", shots)])
+        scores = {shots: self._metrics(shots, "validation") for shots in self.shots}
+        sign = 1.0 if self.task.direction == "maximize" else -1.0
+        values = {shots: sign * metrics[self.task.metric] for shots, metrics in scores.items() if metrics}
+        if values:  # none may be finite, which is a result
+            best = max(values, key=lambda shots: (values[shots] if math.isfinite(values[shots]) else -math.inf, -shots))
+            self.spread(self._work("test", best))
+            self._write(scores, best)
+        else:
+            self._write(scores, None)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @property
+    def _confirmed(self) -> Confirmations:
+        return self.folder.confirmations()
+
+    def _work(self, split: Split, shots: int) -> list[BaseAnswerWork]:
+        """Return the rows of a split that are not answered yet, in parts for all hosts."""
+        if self._confirmed.base_failure(shots):
+            return []
+        done = self._confirmed.base_answers(shots, split)
+        identity = self.actors.info.identity
+        return [
+            BaseAnswerWork(self.folder, identity, self.task, split, rows, shots)
+            for rows in self._parts(split)
+            if _as_named(rows) not in done
+        ]
+
+    def _parts(self, split: Split) -> list[range]:
+        num_rows = self.actors.info.data.num_rows[split]  # of the whole split, however many rows reports score
+        step = max(1, -(-num_rows // BASE_ALONE_ROWS)) if split == "validation" else 1
+        return in_parts(range(0, num_rows, step), _PART)
+
+    def _answers(self, shots: int, split: Split) -> list[Answers]:
+        """Return the answers to a split, in order; none where some could not be had."""
+        answered = self._confirmed.base_answers(shots, split)
+        parts = [answered[name] for rows in self._parts(split) if (name := _as_named(rows)) in answered]
+        return parts if len(parts) == len(self._parts(split)) else []
+
+    def _metrics(self, shots: int, split: Split) -> dict[str, float]:
+        answers = self._answers(shots, split)
+        return joined(answers, self.task.for_candidates)[0] if answers else {}
+
+    def _write(self, validation: dict[int, dict[str, float]], best: int | None) -> None:
+        """Write the baselines, after the answers of the best to the test rows."""
+        test: dict[str, float] = {}
+        if best is not None and (answers := self._answers(best, "test")):
+            test, rows = joined(answers, self.task.for_candidates)
+            self._confirmed.write_base_rows(rows.to_bytes())
+        others = [baseline for baseline in self.folder.baselines() or () if not is_alone(baseline.name)]
+        alone = [self._baseline(shots, validation[shots], test if shots == best else {}) for shots in self.shots]
+        self.folder.write_baselines([*others, *alone])
+
+    def _baseline(self, shots: int, validation: dict[str, float], test: dict[str, float]) -> Baseline:
+        parts = (answers for split in _SPLITS for answers in self._confirmed.base_answers(shots, split).values())
+        failure = self._confirmed.base_failure(shots)
+        failed, applies = ("", True) if failure is None else (failure.reason[:200], failure.applies)
+        if failed:
+            log.warning("the base alone cannot be asked with %d worked examples: %s", shots, failed)
+        seconds = sum(part.seconds for part in parts)
+        return Baseline(shots_name(shots), validation, test, seconds=seconds, failed=failed, applies=applies)
+
+
+_SPLITS: tuple[Split, ...] = ("validation", "test")
+
+
+def _as_named(rows: range) -> range:
+    """Return rows as the files of their answers name them, which says nothing of the step between them."""
+    return range(rows.start, rows.stop)

@@ -1,20 +1,268 @@
-"""Check a space against its base model, and its data; nothing is trained."""
+"""Check a space against its base model, and its data; nothing is trained but a few measured steps, where asked for.
+
+What a search will take on this machine is the measured time of a few steps, times the steps that early stopping
+leaves. No Ray: the host that would train is built in this process.
+"""
 
 from __future__ import annotations
 
+import math
+import random
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import get_args
 
 from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, load_tokenizer, locate
-from loraxs_search.errors import LoraxsError
-from loraxs_search.records import BaseModel, DataReport, Head, LinearModule, Split
-from loraxs_search.search.cluster.placement import PackSize
-from loraxs_search.search.driver.estimate import SearchEstimate, estimate_search
+from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.packing import Host
+from loraxs_search.records import (
+    BASE_ALONE_ROWS,
+    AdapterSize,
+    BaseModel,
+    DataReport,
+    Head,
+    HostInfo,
+    LinearModule,
+    PromotionRule,
+    SearchPlan,
+    Split,
+    Task,
+    TrialReport,
+    TrialSpec,
+)
+from loraxs_search.schedulers import make_scheduler
+from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, processes_that_fit
+from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.prepared import load_data, locate_for, prepare
 from loraxs_search.tasks.report import data_warnings
+
+_MEASURED_S = 4.0  # of steps, about
+_MARGIN = 0.2  # what a machine's speed varies by, from minute to minute and from trial to trial
+_SIMULATED = 20  # searches with scores drawn at random
+_ANSWERED_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Measured:
+    """How fast this machine is with the trials of a space.
+
+    Args:
+        at_once: Trials that were measured, side by side.
+        num_steps: Of each of them.
+        step_s: Seconds of the device for a step of one of them, while the others train.
+        scoring_s: For a scoring of one of them, on the rows of a report.
+        answer_s: For an answer to one row, where answers are written or chosen at the end; 0 elsewhere.
+        start_s: Seconds to load base and data, and to the end of the first step.
+    """
+
+    device: str
+    at_once: int
+    num_steps: int
+    step_s: float
+    scoring_s: float
+    answer_s: float
+    start_s: float
+
+
+@dataclass(frozen=True)
+class StepCounts:
+    """Steps and reports of all trials of a search, from simulated ones: the mean, and the least and most steps."""
+
+    steps: float
+    least_steps: int
+    most_steps: int
+    reports: float
+
+
+@dataclass(frozen=True)
+class SearchEstimate:
+    """About how long a search takes on this machine; a range, since neither scores nor speed are known.
+
+    Args:
+        least_s: And `most_s`: from the start of `launch` to its end, refits and scoring included.
+        least_device_hours: And `most_device_hours`: of the one device here.
+        num_trials: And `num_refits`, at most.
+        step_share: What early stopping leaves of all steps of all trials.
+        parts_s: Seconds in the middle of the range, by what they go into.
+    """
+
+    least_s: float
+    most_s: float
+    least_device_hours: float
+    most_device_hours: float
+    num_trials: int
+    num_refits: int
+    step_share: tuple[float, float]
+    parts_s: dict[str, float]
+    measured: Measured
+
+
+def estimate_search(space: Space) -> SearchEstimate:
+    """Measure a few steps of drawn trials on this machine, and return what the whole search would take.
+
+    Raises:
+        UsageError: its trials start from what a search makes first.
+        LoraxsError: base or data are not here, or a drawn trial cannot be trained.
+    """
+    if space.start_from is not None:
+        raise UsageError("trials start from an adapter that a search brings first, so there is nothing to measure yet.")
+    began = time.monotonic()
+    host = training_host(host_config([space]), space.task, _threads())
+    try:
+        info = host.info(space.task)
+        measured = _measure(host, info, space, began)
+    finally:
+        host.close()
+    return add_up(space.search, space.promotion, space.task, info, measured)
+
+
+def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, measured: Measured) -> SearchEstimate:
+    """Return what a search takes at the measured speed."""
+    counts = simulated_steps(plan, measured.at_once)
+    all_steps, reports_each = plan.trials * plan.max_steps, math.ceil(plan.max_steps / plan.report_every)
+    candidates = min(rule.candidates, plan.trials)
+    refits = rule.num_refits(plan.trials)
+    step_s, scoring_s = measured.step_s, measured.scoring_s
+    trials_s = counts.steps * step_s + counts.reports * scoring_s
+    limit_s = math.inf if plan.time_budget_s is None else plan.time_budget_s
+    parts = {
+        "start": measured.start_s,
+        "trials": min(trials_s, limit_s),
+        "refits": refits * (plan.max_steps * step_s + reports_each * scoring_s),
+        "candidates": _final_s(task, info, measured, candidates + refits),
+    }
+    steps = counts.steps or 1.0
+    fewer, more = counts.least_steps / steps - _MARGIN, counts.most_steps / steps + _MARGIN
+    fixed = parts["refits"] + parts["candidates"]
+    least = min(trials_s * fewer, limit_s) + fixed * (1 - _MARGIN)
+    most = min(trials_s * more, limit_s) + fixed * (1 + _MARGIN)
+    return SearchEstimate(
+        least_s=least + parts["start"] * (1 - _MARGIN),
+        most_s=most + parts["start"] * (1 + _MARGIN),
+        least_device_hours=least / 3600,
+        most_device_hours=most / 3600,
+        num_trials=plan.trials,
+        num_refits=refits,
+        step_share=(counts.least_steps / all_steps, counts.most_steps / all_steps),
+        parts_s=parts,
+        measured=measured,
+    )
+
+
+def simulated_steps(plan: SearchPlan, at_once: int) -> StepCounts:
+    """Count the steps of searches whose trials have scores and sizes drawn at random, stopped by the plan's scheduler.
+
+    A trial keeps its score, so early stopping is right about it; the better a sampler gets, the fewer it stops.
+    """
+    runs = [_simulate(plan, at_once, random.Random(seed)) for seed in range(_SIMULATED)]
+    steps = [run[0] for run in runs]
+    return StepCounts(sum(steps) / len(runs), min(steps), max(steps), sum(run[1] for run in runs) / len(runs))
+
+
+def _simulate(plan: SearchPlan, at_once: int, draw: random.Random) -> tuple[int, int]:
+    scheduler = make_scheduler(plan, "maximize")
+    waiting, running = list(range(plan.trials)), dict[int, int]()
+    scores = [draw.random() for _ in waiting]
+    sizes = [draw.randint(1, 10**6) for _ in waiting]
+    num_reports = num_steps = 0
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            running[waiting.pop(0)] = 0
+        for trial in running:
+            step = min(running[trial] + plan.report_every, plan.max_steps)
+            num_steps += step - running[trial]
+            running[trial] = step
+        together = {f"{trial}": (step, scores[trial]) for trial, step in running.items()}
+        for trial, step in list(running.items()):
+            num_reports += 1
+            peers = {name: at for name, at in together.items() if name != f"{trial}"}
+            own, others = AdapterSize(1, 1, sizes[trial]), {name: sizes[int(name)] for name in peers}
+            scored = {"score": scores[trial]}
+            report = TrialReport(f"{trial}", step, scored, 0.0, 0.0, 0, own, peers, others)
+            if scheduler.report(report, "score") is not None or step >= plan.max_steps:
+                del running[trial]
+    return num_steps, num_reports
+
+
+def _final_s(task: Task, info: HostInfo, measured: Measured, num_candidates: int) -> float:
+    """Return seconds for scoring candidates on all validation rows, and the finalist on the test rows."""
+    report = info.data.num_rows
+    validation, test = (report.get(split, info.num_rows[split]) for split in ("validation", "test"))
+    if measured.answer_s:
+        alone = len(kind_of(task).shots)
+        rows = validation * num_candidates + min(validation, BASE_ALONE_ROWS) * alone + test * (1 + bool(alone))
+        return measured.answer_s * rows
+    row_s = measured.scoring_s / max(1, info.num_rows["validation"])
+    return row_s * (validation * num_candidates + test)
+
+
+# ---- measuring -------------------------------------------------------------------------------------------------------
+def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured:
+    plan = space.search
+    size = choose_pack_size(
+        plan.pack_size,
+        fits=min(info.num_slots, processes_that_fit()),
+        fills=info.full_slots,
+        num_trials=plan.trials,
+        num_devices=1,
+    ).size
+    specs = _drawn(space, info, min(size, plan.trials))
+    snapshots = _advance(host, specs, 1, [None] * len(specs), space.task)[1]  # factors, kernels: not again
+    start_s = time.monotonic() - began
+    scoring_s, snapshots = _advance(host, specs, 1, snapshots, space.task)
+    steps, done = 2, 1
+    both_s, snapshots = _advance(host, specs, done + steps, snapshots, space.task)
+    step_s = max(both_s - scoring_s, 1e-4) / steps
+    if (more := min(int(_MEASURED_S / step_s), plan.max_steps - done - steps)) > steps:
+        done, steps = done + steps, more
+        both_s, snapshots = _advance(host, specs, done + steps, snapshots, space.task)
+        step_s = max(both_s - scoring_s, 1e-4) / steps
+    answer_s = _answering_s(host, specs[0], snapshots[0], info, space.task) if kind_of(space.task).shots else 0.0
+    n = len(specs)
+    return Measured(info.device, n, steps, step_s / n, scoring_s / n, answer_s, start_s)
+
+
+def _advance(
+    host: Host, specs: Sequence[TrialSpec], until: int, snapshots: Sequence[bytes | None], task: Task
+) -> tuple[float, list[bytes | None]]:
+    """Advance trials side by side as a search does; return the seconds and their states."""
+    began = time.monotonic()
+    with ThreadPoolExecutor(len(specs), "measured") as threads:
+        answers = list(threads.map(lambda spec, state: host.advance(spec, until, state, task), specs, snapshots))
+    return time.monotonic() - began, [state for _, state in answers]
+
+
+def _answering_s(host: Host, spec: TrialSpec, snapshot: bytes | None, info: HostInfo, task: Task) -> float:
+    rows = range(min(_ANSWERED_ROWS, info.num_rows["test"]))
+    if not rows or snapshot is None:
+        return 0.0
+    began = time.monotonic()
+    host.answer(spec, snapshot, rows, task.for_candidates)
+    return (time.monotonic() - began) / len(rows)
+
+
+def _drawn(space: Space, info: HostInfo, count: int) -> list[TrialSpec]:
+    """Draw trials from the space, the same each time."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=space.search.seed))
+    specs = []
+    for number in range(count):
+        params = space.suggest(study.ask())
+        hyper = space.hyperparameters(params, info.modules, space.search.trial_seed(number))
+        specs.append(TrialSpec(f"{number:05d}", params, hyper, study="estimate"))
+    return specs
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 @dataclass(frozen=True)

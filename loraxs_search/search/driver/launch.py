@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search import versions
-from loraxs_search.errors import LoraxsError, StudyError, UsageError
+from loraxs_search.errors import LoraxsError, SearchInterruptedError, StudyError, UsageError
 from loraxs_search.home import in_use
 from loraxs_search.log.events import Phase
 from loraxs_search.mlflow_uri import resolve_uri
@@ -21,9 +21,7 @@ from loraxs_search.records import AnswerState
 from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.commander import asks_for_more
 from loraxs_search.search.driver.driver import Driver
-from loraxs_search.search.driver.finished import close_finished, lacks_baseline
-from loraxs_search.search.driver.interrupted import SearchInterruptedError
-from loraxs_search.search.driver.result import SearchResult
+from loraxs_search.search.driver.result import SearchResult, close_finished, lacks_baseline
 from loraxs_search.search.driver.start_from import resolve_start
 from loraxs_search.search.ledger import SearchView, SilentView
 from loraxs_search.search_space import Overrides, Space, SpaceSource, open_space

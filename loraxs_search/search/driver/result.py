@@ -1,19 +1,36 @@
-"""What a search has found, as Python shows it."""
+"""What a search has found, as Python shows it, and what MLflow and the study's folder keep of its end.
+
+Studies bring it over themselves; `sync` does it later for those that could not reach MLflow. It needs no Ray.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from loraxs_search.errors import counted
-from loraxs_search.records import Candidate, FrontTrial, TrialRecord, TrialState
-from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
-from loraxs_search.studies import StudyFolder
+from loraxs_search.errors import LoraxsError, StorageError, counted
+from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.records import (
+    Candidate,
+    FrontTrial,
+    Scalar,
+    TrialRecord,
+    TrialState,
+)
+from loraxs_search.registry import trial_of
+from loraxs_search.reports import leaderboard
+from loraxs_search.reports.leaderboard import LeaderboardRow, front
+from loraxs_search.search.driver.commander import answer_waiting
+from loraxs_search.studies import Journal, Storage, StudyFolder, is_behind, list_studies, mirrored
+from loraxs_search.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     import pandas as pd
     from plotly.graph_objects import Figure
+
 
 _SHOWN = 10  # trials that a notebook shows
 
@@ -113,3 +130,168 @@ def _columns(rows: list[LeaderboardRow], records: tuple[TrialRecord, ...]) -> li
     reports = (record.reports[-1] for record in records if record.reports)
     metrics = dict.fromkeys(f"metrics_{name}" for report in reports for name in report.metrics)
     return [*_FIELDS, *params, *metrics, *_MORE]
+
+
+_logger = logging.getLogger(__name__)
+
+
+def keep_report(folder: StudyFolder, journal: Journal, tracker: Tracker) -> None:
+    """Write the report of a search that has ended, and have MLflow keep it, once.
+
+    The trials have ended by now, and the tracker carries their records over meanwhile. A report that cannot be made
+    stops nothing: `loraxs-search report` makes it again, and says what is wrong.
+    """
+    from loraxs_search.reports.html.page import REPORT_FILE, write_report
+
+    has_report = tracker.had_report if journal.has_report is None else journal.has_report
+    if has_report and (folder.path / REPORT_FILE).is_file():  # on another machine it may be in MLflow alone
+        return
+    try:
+        journal.report_written(write_report(folder).name)
+    except Exception as error:  # noqa: BLE001  # whatever is wrong with a picture, the search has found what it found
+        name = folder.name
+        _logger.warning("no report was written (%s); try `loraxs-search report %s`", error, name)
+
+
+def close_finished(folder: StudyFolder) -> SearchResult:
+    """Return the result of a search that had ended; MLflow and its copy get what is still missing there."""
+    info = folder.info
+    with (
+        folder.lock(),
+        mirrored(folder, lambda: None),
+        Tracker(folder.name, folder.path, info.tracking_uri, info.task.registered_name, folder.keep_rule) as tracker,
+    ):
+        answer_waiting(folder, info.tracking_uri)
+        result = record_finished(folder, tracker)
+        tracker.drain()
+        return result
+
+
+def lacks_baseline(folder: StudyFolder) -> bool:
+    """Whether a required baseline was not measured: resuming measures it, since nothing is promoted without it."""
+    from loraxs_search.registry.baselines import unmeasured  # numpy
+
+    info, has_alone = folder.info, folder.confirmations().base_rows_path.is_file()
+    return bool(unmeasured(info.promotion, info.task, folder.baselines() or (), has_alone=has_alone))
+
+
+def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
+    """Record what MLflow is told of a search that had ended, where its driver was killed before it could say so."""
+    journal = folder.journal()
+    result = result_of(folder, journal)
+    if not is_recorded(journal, tracker):
+        log_adapters(folder, journal, result.trials, result.candidates)
+        journal.baselines_measured(folder.baselines() or ())
+        journal.front_found(result.front)
+    keep_report(folder, journal, tracker)
+    if not is_recorded(journal, tracker):
+        journal.search_finished("FINISHED", summary_of(result), at=journal.last_at)
+    return result
+
+
+def is_recorded(journal: Journal, tracker: Tracker) -> bool:
+    """Whether the end of a search is recorded, in its log or by an older version beside it."""
+    return tracker.was_finished if journal.is_finished is None else journal.is_finished
+
+
+def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
+    """Return how a search stands in its journal and its candidates."""
+    return SearchResult(
+        study=folder.name,
+        trials=tuple(journal.records.values()),
+        candidates=tuple(folder.candidates() or ()),
+        wall_s=journal.spent_s,
+        notice=journal.notice or "",
+        front=tuple(front(journal.records.values(), folder.keep_rule)) if folder.info.search.objectives else (),
+    )
+
+
+def log_adapters(
+    folder: StudyFolder, journal: Journal, trials: Sequence[TrialRecord], candidates: Sequence[Candidate]
+) -> None:
+    """Have MLflow keep the adapter of every completed trial that has one, and the finalist where that is a refit.
+
+    The scores of those that are candidates go with them.
+    """
+    scores = {candidate.trial_id: _candidate_scores(candidate) for candidate in candidates}
+    names = [record.trial_id for record in trials if record.state is TrialState.COMPLETE]
+    names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
+    for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
+        path = folder.adapter_path(name).relative_to(folder.path)
+        journal.adapter_written(name, str(path), trial_of(name), scores.get(name))
+
+
+def _candidate_scores(candidate: Candidate) -> dict[str, float]:
+    splits = {"validation": candidate.validation_metrics, "test": candidate.test_metrics}
+    return {f"{split}.{name}": value for split, metrics in splits.items() for name, value in metrics.items()}
+
+
+def summary_of(result: SearchResult) -> Mapping[str, Scalar]:
+    """Return what the run of a search says of its end."""
+    states = [record.state.value for record in result.trials]
+    counts: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}
+    finalist = next((c.trial_id for c in result.candidates if c.test_metrics), "")
+    return counts | {"wall_s": result.wall_s, "notice": result.notice, "finalist": finalist}
+
+
+_AWAY_AFTER_S = 10.0
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What became of a study's records.
+
+    Args:
+        state: `complete` when MLflow has them all now; `running` when a search is at work on it and brings them
+            itself; `elsewhere` when a driver on another machine has gone on with the study, and what waits here is old;
+            `waiting` when MLflow is away, or the storage that says whether another machine has gone on; `damaged` when
+            the study cannot be read, or its folder not written.
+        problem: Why they wait, or what is damaged.
+    """
+
+    study: str
+    state: Literal["complete", "running", "elsewhere", "waiting", "unreadable"]
+    problem: str = ""
+
+
+def sync(study: str | None = None) -> Iterator[Synced]:
+    """Bring over what waits of one study, or of all, newest first; yield each as it is done.
+
+    Raises:
+        StudyError: there is no such study.
+    """
+    if study is not None:
+        yield _sync(StudyFolder.open(study))
+        return
+    for name in list_studies():
+        yield _try_to_sync(name)
+
+
+def _try_to_sync(name: str) -> Synced:
+    try:
+        return _sync(StudyFolder.open(name))
+    except LoraxsError as error:  # the others are brought over all the same
+        return Synced(name, "unreadable", error.message)
+
+
+def _sync(folder: StudyFolder) -> Synced:
+    if folder.is_running():
+        return Synced(folder.name, "running")
+    info, uri = folder.info, resolve_uri(folder.info.tracking_uri)
+    try:
+        if info.storage is not None and is_behind(folder.path, Storage(info.storage), folder.name):
+            return Synced(folder.name, "elsewhere", "another machine has gone on with it: sync there")
+    except StorageError as error:
+        return Synced(folder.name, "waiting", error.message)
+    with folder.lock():
+        tracker = Tracker(folder.name, folder.path, uri, info.task.registered_name, folder.keep_rule)
+        try:
+            if folder.candidates() is not None and not is_recorded(folder.journal(), tracker):
+                with mirrored(folder, lambda: None):  # else another machine would record it otherwise
+                    record_finished(folder, tracker)
+            problem = tracker.drain(_AWAY_AFTER_S)
+        except StorageError as error:
+            problem = error.message
+        finally:
+            tracker.close(0.0)
+    return Synced(folder.name, "waiting" if problem else "complete", problem)

@@ -1,1 +1,1 @@
-"""The actors of a search: hosts, their directory, the study keeper."""
+"""The actors of a search: hosts, their directory, the snapshot store."""

@@ -46,8 +46,8 @@ class _RemoteMethod(Protocol[P, ResultT]):
         ...
 
 
-class KeeperHandle(Protocol):
-    """A `StudyKeeper`."""
+class SnapshotStoreHandle(Protocol):
+    """A `SnapshotStore`."""
 
     __ray_ready__: _RemoteMethod[[], object]
     read_asset: _RemoteMethod[[str], bytes]
@@ -61,7 +61,7 @@ class HostHandle(Protocol):
 
     info: _RemoteMethod[[Task], HostInfo]
     call: _RemoteMethod[..., Any]
-    give_up: _RemoteMethod[[Sequence[str]], None]
+    cancel: _RemoteMethod[[Sequence[str]], None]
     usage: _RemoteMethod[[], tuple[str, dict[str, float]]]
     steps: _RemoteMethod[[], dict[str, int]]
 
@@ -76,9 +76,9 @@ class DirectoryHandle(Protocol):
     leave: _RemoteMethod[[str], None]
 
 
-def find_keeper(name: str) -> KeeperHandle:
-    """Return the study keeper of this name."""
-    return cast("KeeperHandle", ray.get_actor(name, NAMESPACE))
+def find_snapshot_store(name: str) -> SnapshotStoreHandle:
+    """Return the snapshot store of this name."""
+    return cast("SnapshotStoreHandle", ray.get_actor(name, NAMESPACE))
 
 
 def find_directory(name: str) -> DirectoryHandle:
@@ -86,7 +86,7 @@ def find_directory(name: str) -> DirectoryHandle:
     return cast("DirectoryHandle", ray.get_actor(name, NAMESPACE))
 
 
-def kill(actor: KeeperHandle | DirectoryHandle) -> None:
+def kill(actor: SnapshotStoreHandle | DirectoryHandle) -> None:
     """End an actor's process now, and with it the actors that it owns."""
     ray.kill(cast("ActorHandle[Any]", actor))
 
@@ -148,9 +148,11 @@ class HostClient:
     def answer(self, spec: TrialSpec, snapshot: bytes, rows: range, task: Task) -> ObjectRef[Answers]:
         return self._call(task, Host.answer, spec, snapshot, rows, task)
 
-    def answer_alone(self, identity: Identity, split: Split, rows: range, shots: int, task: Task) -> ObjectRef[Answers]:
+    def answer_without_adapter(
+        self, identity: Identity, split: Split, rows: range, shots: int, task: Task
+    ) -> ObjectRef[Answers]:
         """Answered by a host that holds what the study began with."""
-        return self.actor.call.remote(Host.answer_alone.__name__, task, (split, rows, shots, task), identity)
+        return self.actor.call.remote(Host.answer_without_adapter.__name__, task, (split, rows, shots, task), identity)
 
     def factor_file(self, task: Task, key: str) -> ObjectRef[bytes]:
         return self._call(task, Host.factor_file, key)
@@ -160,9 +162,9 @@ class HostClient:
         call = self.actor.call.options(concurrency_group="baselines")
         return call.remote(Host.baselines.__name__, task, (task,))
 
-    def give_up(self, names: Sequence[str]) -> ObjectRef[None]:
+    def cancel(self, names: Sequence[str]) -> ObjectRef[None]:
         """Runs in a thread of its own: it waits for no trial."""
-        return self.actor.give_up.options(concurrency_group="commands").remote(names)
+        return self.actor.cancel.options(concurrency_group="commands").remote(names)
 
     def usage(self) -> ObjectRef[tuple[str, dict[str, float]]]:
         """Runs in the thread of commands: it waits for no trial."""

@@ -23,7 +23,7 @@ from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
 from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
 from loraxs_search.search.cluster.placement import processes_that_fit
-from loraxs_search.search.hosts.client import find_keeper
+from loraxs_search.search.hosts.client import find_snapshot_store
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.versions import with_python
 
@@ -152,10 +152,10 @@ class HostActor:
         except HomeError as error:
             raise HomeError(f"On node {self._address}: {error.message}", hint=error.hint) from error
 
-    def give_up(self, names: Collection[str]) -> None:
+    def cancel(self, names: Collection[str]) -> None:
         """End trials before their next step; nothing is to be ended where the host is not built yet."""
         if (host := self._host) is not None:
-            host.give_up(names)
+            host.cancel(names)
 
     def steps(self) -> dict[str, int]:
         """Return the steps of the trials that are being advanced, by `TrialSpec.name`."""
@@ -237,8 +237,8 @@ def _bring_assets(spec: TrialSpec) -> None:
         StudyError: the study has lost it.
     """
     digest = spec.hyperparameters.start_from
-    if digest is not None and spec.keeper and assets.lacks(digest):
-        assets.keep(ray.get(find_keeper(spec.keeper).read_asset.remote(digest)))
+    if digest is not None and spec.snapshot_store and assets.lacks(digest):
+        assets.keep(ray.get(find_snapshot_store(spec.snapshot_store).read_asset.remote(digest)))
 
 
 def check_versions(node: str, expected: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ _GATHER_S = 1.0  # between the first calls of trials whose processes start toget
 
 def training_host(config: HostConfig, task: Task, threads: int) -> Host:
     """Return the host that trains: packed, or with trials taking turns."""
-    import torch  # here, so that the driver, the keeper and the directory stay without it
+    import torch  # here, so that the driver, the snapshot store and the directory stay without it
 
     from loraxs_search.packing import PackedHost, TrialHost
 

@@ -193,7 +193,7 @@ def _answers(asked: list[ObjectRef[AnswerT]]) -> Iterator[AnswerT]:
 _AGAIN_S = 1.0
 
 
-class GivingUp:
+class TrialCanceller:
     """Asks every host again and again, as long as there is a trial to give up.
 
     A host remembers nothing of a trial that it does not advance at the moment, and which host has it only its process
@@ -205,7 +205,7 @@ class GivingUp:
         self._thread = ThreadPoolExecutor(1, "give-up")
         self._next = 0.0
 
-    def turn(self, trial_ids: Sequence[str]) -> None:
+    def on_loop_step(self, trial_ids: Sequence[str]) -> None:
         """Ask about these trials, unless that was done a moment ago; returns at once."""
         if trial_ids and time.monotonic() >= self._next:
             self._next = time.monotonic() + _AGAIN_S
@@ -218,6 +218,6 @@ class GivingUp:
     def _ask(self, names: Sequence[str]) -> None:
         try:
             for host in self._pool.hosts():
-                host.give_up(names)  # nobody waits for the answer
+                host.cancel(names)  # nobody waits for the answer
         except RayError as error:
             _logger.info("hosts cannot be asked to give up trials: %s", error)

@@ -1,4 +1,4 @@
-"""The actors that serve one study: its keeper, which has its files, and its part of the hosts."""
+"""The actors that serve one study: its snapshot store, which has its files, and its part of the hosts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loraxs_search.methods import get_method
 from loraxs_search.records import Baseline, HostInfo, Identity, Scalar, Task, TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import PackSize, unshared
-from loraxs_search.search.hosts.client import HOST_LOST, KeeperHandle, kill
+from loraxs_search.search.hosts.client import HOST_LOST, SnapshotStoreHandle, kill
 from loraxs_search.search.hosts.host_actor import check_unchanged
 from loraxs_search.search.hosts.pool import HostPool, HostWatch, Steps, Usage, pool_steps, pool_usage
 from loraxs_search.search_space import Space, describe
@@ -27,7 +27,7 @@ from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.tasks.report import data_warnings, overlap_counts
 
 
-class StudyKeeper:
+class SnapshotStore:
     """Keeps trial snapshots in the study folder, on the driver's node: no shared file system is needed.
 
     Hosts on other nodes get the study's assets from it. All that it knows is in the folder, and every call may be
@@ -36,7 +36,7 @@ class StudyKeeper:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._folder: StudyFolder | None = None  # opened at first use: the keeper starts before there is one
+        self._folder: StudyFolder | None = None  # opened at first use: the snapshot store starts before there is one
 
     def read_asset(self, digest: str) -> bytes:
         return self._open().read_asset(digest)
@@ -55,17 +55,17 @@ class StudyKeeper:
         return self._folder
 
 
-_RemoteKeeper = ray.remote(StudyKeeper)
+_RemoteSnapshotStore = ray.remote(SnapshotStore)
 
 
-def start_keeper(study: str) -> tuple[str, KeeperHandle]:
-    """Start the keeper of a study on this node; return the name under which it is found, and its handle."""
-    name = f"keeper-{uuid.uuid4().hex}"
+def start_snapshot_store(study: str) -> tuple[str, SnapshotStoreHandle]:
+    """Start the snapshot store of a study on this node; return the name under which it is found, and its handle."""
+    name = f"snapshots-{uuid.uuid4().hex}"
     # The driver's home, whatever this node's Ray was started with.
     env = {"env_vars": {"LORAXS_HOME": str(home())}}
     again = {"max_restarts": -1, "max_task_retries": -1}
-    actor = _RemoteKeeper.options(name=name, namespace=NAMESPACE, runtime_env=env, **pinned(here()), **again)
-    return name, cast("KeeperHandle", actor.remote(study))
+    actor = _RemoteSnapshotStore.options(name=name, namespace=NAMESPACE, runtime_env=env, **pinned(here()), **again)
+    return name, cast("SnapshotStoreHandle", actor.remote(study))
 
 
 _logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ _SHORT_WORK = 2e10  # out x in x min(out, in), summed: some eight seconds on one
 
 
 class StudyActors:
-    """The study's keeper, which ends with it, and the pool of hosts that it has a part of.
+    """The study's snapshot store, which ends with it, and the pool of hosts that it has a part of.
 
     Args:
         recorded: What the study began with; None where that is not known.
@@ -88,7 +88,7 @@ class StudyActors:
     def __init__(self, study: StudyInfo, space: Space, pool: HostPool, recorded: Identity | None = None) -> None:
         self._study, self._space, self.pool = study, space, pool
         self.start_from: str | None = None  # the asset that trials start from
-        keeper_name, self.keeper = start_keeper(study.name)  # it starts while the host loads
+        store_name, self.snapshot_store = start_snapshot_store(study.name)  # it starts while the host loads
         try:
             self.info: HostInfo = pool.host().result(lambda host: host.info(space.task))
             check_unchanged(study.name, recorded, self.info.identity)
@@ -99,8 +99,8 @@ class StudyActors:
             self.pack_size = pool.pack_size(self.info) if space.is_packable else alone(space)
             self.slot_counter = pool.slot_counter(self.pack_size.size, study.search)
             # By role: the names under which trainables find these actors.
-            self.actor_names = {"directory": pool.directory_name, "keeper": keeper_name}
-            ray.get(self.keeper.__ray_ready__.remote())
+            self.actor_names = {"directory": pool.directory_name, "snapshot_store": store_name}
+            ray.get(self.snapshot_store.__ray_ready__.remote())
         except BaseException:
             self.close()
             raise
@@ -132,8 +132,8 @@ class StudyActors:
                 reported_at = time.monotonic()
 
     def close(self) -> None:
-        """End the keeper now."""
-        kill(self.keeper)
+        """End the snapshot store now."""
+        kill(self.snapshot_store)
 
     def spec(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialSpec:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
@@ -141,8 +141,10 @@ class StudyActors:
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
         if get_method(hyper.method).can_start:
             hyper = replace(hyper, start_from=self.start_from)
-        keeper = self.actor_names["keeper"]
-        return TrialSpec(trial_id, params, hyper, study=self._study.name, identity=self.info.identity, keeper=keeper)
+        snapshot_store = self.actor_names["snapshot_store"]
+        return TrialSpec(
+            trial_id, params, hyper, study=self._study.name, identity=self.info.identity, snapshot_store=snapshot_store
+        )
 
     def hardware(self) -> dict[str, Scalar]:
         """Describe the cluster for the record."""

@@ -1,7 +1,8 @@
-"""Our searcher: asks the sampler for params and passes Tune's events to the ledger."""
+"""Our searcher: asks the sampler for params, passes Tune's events to the ledger, and notices trials that all fail."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,18 +24,53 @@ from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger import Ledger
-from loraxs_search.search.tune.deadline import Deadline
-from loraxs_search.search.tune.failures import Outcomes
-from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, RESOURCES, SPEC, STEP
+from loraxs_search.search.tune.runner import Unpickled
+from loraxs_search.search.tune.trainable import CANCELLED, FAILED, FATAL, REPORT, RESOURCES, SPEC, STEP
 from loraxs_search.search_space import Space
 from loraxs_search.steering import SteeringState
-from loraxs_search.steering.state import AskedTrial, extended, num_proposed
+from loraxs_search.steering.state import AskedTrial, Deadline, extended, num_proposed
 from loraxs_search.studies import StudyFolder
+
+_FEWEST = 5
+_SHARE = 0.9
+
+
+class Outcomes:
+    """Outcomes of the trials that this driver has run, latest last: why a trial failed, or empty if it reports.
+
+    A driver that goes on with a study begins with none, so that whatever was fixed in between can show.
+    """
+
+    def __init__(self) -> None:
+        self._reasons: dict[str, str] = {}
+
+    def went_on(self, trial_id: str) -> None:
+        """Record that a trial has reported; its first report counts."""
+        self._reasons.setdefault(trial_id, "")
+
+    def failed(self, trial_id: str, reason: str) -> None:
+        """Record that a trial has failed."""
+        self._reasons.pop(trial_id, None)
+        self._reasons[trial_id] = reason
+
+    def common_failure(self, num_slots: int) -> tuple[int, str] | None:
+        """Return how many of the latest trials failed for one reason, and that, when nearly all of them did.
+
+        The latest are twice as many as run side by side, ten at least; to decide, half of them must be there: trials
+        that fail do so sooner than others report.
+        """
+        enough = max(_FEWEST, num_slots)
+        latest = list(self._reasons.values())[-2 * enough :]
+        if len(latest) < enough:
+            return None
+        reason, count = Counter(latest).most_common(1)[0]
+        return (count, reason) if reason and count >= _SHARE * len(latest) else None
+
 
 _ResultT = TypeVar("_ResultT")
 
 
-class StudySearcher(Searcher):
+class StudySearcher(Unpickled, Searcher):
     """Proposes unfinished trials first, then new ones; records how each ends.
 
     A trial's id is its Optuna number, so sampler, log, MLflow and Tune speak of the same trial. Proposals depend on
@@ -43,13 +79,13 @@ class StudySearcher(Searcher):
     Tune takes an exception of its searcher for a failure of the trial. What keeps this one from recording is in
     `fatal_error` instead: from then on it records nothing and proposes nothing, and trials keep their last state.
 
-    What people ask of it is in `state`, which `follow` acts by. A paused trial is unfinished and not proposed. Trials
-    that people asked for come before new proposals, and on top of them.
+    What people ask of it is in `state`, which `apply_commands` acts by. A paused trial is unfinished and not proposed.
+    Trials that people asked for come before new proposals, and on top of them.
 
     Args:
         deadline: When the time budget is used up.
         folder: Of the study, whose name lineages have.
-        state: What commands have come to; whoever changes it calls `follow`.
+        state: What commands have come to; whoever changes it calls `apply_commands`.
     """
 
     fatal_error: LoraxsError | None = None
@@ -69,7 +105,7 @@ class StudySearcher(Searcher):
         state: SteeringState | None = None,
     ) -> None:
         super().__init__()
-        self.on_turn: Callable[[], None] = lambda: None  # called at each turn of Tune's loop
+        self.take_commands: Callable[[], None] = lambda: None  # called at each step of Tune's loop
         self._state = state or SteeringState()
         self._leaving: set[str] = set()  # trials that a report ended in Tune since somebody paused them
         self._parked: set[str] = set()  # trials that are paused, and no longer in Tune
@@ -80,10 +116,7 @@ class StudySearcher(Searcher):
         self._task_json = to_json(space.task)
         self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         self._outcomes = Outcomes()
-        self.follow()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {}  # Tune pickles its searcher into snapshots that we never read: the study folder is the truth
+        self.apply_commands()
 
     @property
     def early_end(self) -> str | None:
@@ -121,18 +154,18 @@ class StudySearcher(Searcher):
         return self.fatal_error is None and self.early_end is None and not self._pending and is_paused
 
     @property
-    def to_give_up(self) -> list[str]:
+    def to_cancel(self) -> list[str]:
         """The trials in Tune that are to end at their next step."""
         return [trial_id for trial_id in self._trial_ids.values() if trial_id in self._state.at_once]
 
-    def turn(self) -> None:
-        """Do what is done at each turn of Tune's loop; Tune has another loop while no trial runs."""
-        self._recording(self.on_turn)
+    def on_loop_step(self) -> None:
+        """Do what is done at each step of Tune's loop; Tune has another loop while no trial runs."""
+        self._recording(self.take_commands)
 
-    def follow(self) -> None:
+    def apply_commands(self) -> None:
         """Act by the state: end what is stopped, keep what is paused, propose again what goes on.
 
-        A trial in Tune leaves at its next report, when the scheduler asks `leaves`.
+        A trial in Tune leaves at its next report, when the scheduler asks `should_leave`.
         """
         outside = sorted({*self._pending, *self._parked})  # in the order in which they were started
         self._pending, self._parked = [], set()
@@ -144,13 +177,13 @@ class StudySearcher(Searcher):
             else:
                 self._pending.append(trial_id)
 
-    def leaves(self, trial_id: str) -> bool:
+    def should_leave(self, trial_id: str) -> bool:
         """Say whether somebody wants a trial in Tune to train no further, for now or for good."""
         if trial_id in self._state.paused:
             self._leaving.add(trial_id)
         return trial_id in self._state.stopping or trial_id in self._state.paused
 
-    def break_off(self, error: LoraxsError) -> None:
+    def abort(self, error: LoraxsError) -> None:
         """End the search for an error that is not a trial's; the first error counts."""
         self.fatal_error = self.fatal_error or error
 
@@ -158,7 +191,7 @@ class StudySearcher(Searcher):
         return True  # it holds back itself, by what the cluster has room for at the time
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        self.turn()
+        self.on_loop_step()
         return self._recording(lambda: self._suggest(trial_id))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -178,7 +211,7 @@ class StudySearcher(Searcher):
         try:
             return act()
         except LoraxsError as error:
-            self.break_off(error)
+            self.abort(error)
             return None
 
     def _suggest(self, tune_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
@@ -234,7 +267,7 @@ class StudySearcher(Searcher):
             self._fail(trial_id, f"its process was lost more than {counted(self._plan.max_failures, 'time')}")
         elif FAILED in result:
             self._fail(trial_id, result[FAILED])
-        elif GIVEN_UP in result:
+        elif CANCELLED in result:
             self._end(trial_id, result[STEP])
         else:
             self._reported(result)
@@ -289,7 +322,7 @@ class StudySearcher(Searcher):
             reason = self._stop_reason(trial_id)
         if reason is None and trial_id in self._leaving:
             self._parked.add(trial_id)
-            self.follow()  # it may have been continued in the meantime
+            self.apply_commands()  # it may have been continued in the meantime
             return
         self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason or f"the time budget ended at step {step}")
 

@@ -9,9 +9,9 @@ import ray
 from ray import tune
 from ray.exceptions import RayActorError, RayTaskError
 
-from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialGivenUpError
+from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCancelledError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
-from loraxs_search.search.hosts.client import HostClient, HostHandle, find_directory, find_keeper
+from loraxs_search.search.hosts.client import HostClient, HostHandle, find_directory, find_snapshot_store
 from loraxs_search.studies import read_reports
 
 OBJECTIVE = "objective"
@@ -19,7 +19,7 @@ STEP = "step"
 SPEC = "spec"
 REPORT = "report"
 FAILED = "failed"
-GIVEN_UP = "given_up"  # somebody stopped the trial: there is no report
+CANCELLED = "cancelled"  # somebody stopped the trial: there is no report
 FATAL = "fatal_error"  # (message, hint) of an error that is not the trial's
 RESOURCES = "resources"
 
@@ -30,7 +30,7 @@ class TrialTrainable(tune.Trainable):
     A trial that is given up ends without a report.
 
     Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, `resources`
-    of a slot, and the names of the `keeper` and `directory` actors. A trial that fails ends with a reason;
+    of a slot, and the names of the `snapshot_store` and `directory` actors. A trial that fails ends with a reason;
     one whose host died goes on with a new host from its last snapshot; a disk that cannot be written, or a node that is
     not fit, ends the search, not the trial.
     """
@@ -61,7 +61,7 @@ class TrialTrainable(tune.Trainable):
         except (LoraxsError, RayTaskError) as error:
             return self._broken_off(step, error)
         try:
-            ray.get(self._keeper.write_snapshot.remote(self._spec.trial_id, snapshot))
+            ray.get(self._snapshot_store.write_snapshot.remote(self._spec.trial_id, snapshot))
         except LoraxsError as error:  # of the study's folder, not of the trial
             return self._fatal(step, error)
         self._snapshot, self._reports = snapshot, (*self._reports, report)
@@ -74,10 +74,10 @@ class TrialTrainable(tune.Trainable):
         self._task = from_json(Task, config["task"])
         self._metric, self._every = config["metric"], config["report_every"]
         self._retries = config["max_failures"]
-        self._keeper = find_keeper(config["keeper"])
+        self._snapshot_store = find_snapshot_store(config["snapshot_store"])
         self._directory = find_directory(config["directory"])
         self._host = HostClient.of(self._find_host)
-        self._snapshot = ray.get(self._keeper.read_snapshot.remote(self._spec.trial_id))
+        self._snapshot = ray.get(self._snapshot_store.read_snapshot.remote(self._spec.trial_id))
         self._reports = read_reports(self._snapshot) if self._snapshot else ()
 
     def _find_host(self, lost: HostHandle | None) -> HostHandle:
@@ -115,8 +115,8 @@ class TrialTrainable(tune.Trainable):
         }
 
     def _broken_off(self, step: int, error: LoraxsError | RayTaskError) -> dict[str, Any]:
-        if isinstance(error, TrialGivenUpError):
-            return {STEP: step, GIVEN_UP: True, "done": True}
+        if isinstance(error, TrialCancelledError):
+            return {STEP: step, CANCELLED: True, "done": True}
         if isinstance(error, (HomeError, ClusterError)):  # both name their node
             return self._fatal(step, error)
         if isinstance(error, LoraxsError):

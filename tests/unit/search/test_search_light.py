@@ -11,12 +11,12 @@ MODULES = (
     "hosts.study_actors",
     "tune.searcher",
     "tune.runner",
-    "driver.candidates",
+    "driver.session",
     "tune.trainable",
     "hosts.directory",
     "ledger",
     "cluster.doctor",
-    "driver.sync",
+    "driver.result",
 )
 
 
@@ -39,6 +39,6 @@ def imported() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_driver_keeper_and_trainables_load_no_torch(imported: dict[str, list[str]], module: str) -> None:
+def test_driver_snapshot_store_and_trainables_load_no_torch(imported: dict[str, list[str]], module: str) -> None:
     """Each is a process of its own on a cluster; only hosts pay for torch."""
     assert imported[module] == []

@@ -13,7 +13,7 @@ from loraxs_search.cli import run
 from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole
 from loraxs_search.search import resume
-from loraxs_search.search.driver.sync import sync
+from loraxs_search.search.driver.result import sync
 from loraxs_search.studies import Journal, Storage, StudyFolder, fetch, list_studies, studies_root
 from loraxs_search.studies.info import SCHEMA_VERSION
 

@@ -12,8 +12,8 @@ from loraxs_search.errors import StudyError
 from loraxs_search.log.event_log import AppendLog
 from loraxs_search.log.events import Phase, Warned
 from loraxs_search.records import AdapterSize, SearchPlan, TrialReport, TrialState
-from loraxs_search.search.tune.deadline import Deadline
 from loraxs_search.steering import SteeringState
+from loraxs_search.steering.state import Deadline
 from loraxs_search.studies import Journal
 from loraxs_search.studies.clock import steady_time
 

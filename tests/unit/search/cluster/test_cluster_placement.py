@@ -76,7 +76,7 @@ def test_slots_are_counted_anew_every_few_seconds() -> None:
     counter = SlotCounter(lambda: share_out(nodes, 1, "auto"), concurrent=None, every_s=3.0, clock=lambda: now[0])
     assert counter.max_concurrent == 1
     nodes.append(LARGE)
-    assert counter.max_concurrent == 1, "Ray is not asked at every turn of the loop"
+    assert counter.max_concurrent == 1, "Ray is not asked at every step of the loop"
     now[0] = 3.0
     assert counter.max_concurrent == 5
     nodes.clear()

@@ -1,17 +1,32 @@
-"""A study's baselines are measured once."""
+"""A study's baselines are measured once.
+
+The base alone as a study's baseline, with hosts that only answer: what is asked, kept, and found again.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from support.studies import study
+from support.toys import TASK as TOY
+from support.word_pairs import WordPairs
 
-from loraxs_search.records import Baseline, is_unmeasured
-from loraxs_search.search.driver.baselines import StudyBaselines
+from loraxs_search.errors import TaskDataError
+from loraxs_search.records import BASE_ALONE_ROWS, Answers, Baseline, Identity, PromotionRule, Task, is_unmeasured
+from loraxs_search.registry import ScoredRows
+from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
+from loraxs_search.search.driver.result import lacks_baseline
+from loraxs_search.search.driver.work_items import BaseAnswerWork
 from loraxs_search.search.hosts.client import HOST_LOST
+from loraxs_search.studies import StudyFolder
+from loraxs_search.tasks.kinds import KINDS
 
 
 def test_baselines_that_are_in_the_folder_are_not_measured_again(fresh_home: Path) -> None:
@@ -43,8 +58,210 @@ def test_a_linear_model_that_failed_is_measured_again(
 
     monkeypatch.setattr("loraxs_search.search.driver.baselines.ray.get", get)
     host = SimpleNamespace(baselines=lambda task: [constant, tfidf], result=nobody)
-    keeper = SimpleNamespace(write_baselines=SimpleNamespace(remote=lambda measured: measured))
-    actors: Any = SimpleNamespace(keeper=keeper, pool=SimpleNamespace(host=lambda: host))
+    snapshot_store = SimpleNamespace(write_baselines=SimpleNamespace(remote=lambda measured: measured))
+    actors: Any = SimpleNamespace(snapshot_store=snapshot_store, pool=SimpleNamespace(host=lambda: host))
     found = {one.name: one for one in StudyBaselines(folder, actors, folder.info.task).result()}
     assert (found["constant"], found["zero-shot"]) == (constant, alone)
     assert is_unmeasured(found["tfidf"]) if host_is_lost else found["tfidf"] == tfidf
+
+
+ROWS = {"validation": 300, "test": 200}
+TASK = replace(
+    TOY,
+    name="pairs",
+    kind="word-pairs",
+    text="",
+    label="",
+    labels=(),
+    metric="exact_match",
+    metrics=("exact_match",),
+    validation_rows=10,
+    settings={"ask": "words", "answer": "pair"},
+    report_metric="loss",
+    report_direction="minimize",
+)
+CONSTANT = Baseline("constant", {"exact_match": 0.1}, {"exact_match": 0.1}, answer="a b")
+
+
+class Hosts:
+    """Two hosts, asked one item after another, that answer every n-th row rightly.
+
+    Args:
+        every: Number of worked examples to that n; one that is missing cannot be asked.
+        dies_after: Pieces until the driver is killed.
+    """
+
+    def __init__(self, every: dict[int, int], dies_after: int = 1000) -> None:
+        self.every, self.left = every, dies_after
+        self.loss = 1.0
+        self.asked: list[tuple[int, str, range]] = []
+        self.tasks: list[Task] = []
+
+    def spread(self, items: Sequence[BaseAnswerWork]) -> None:
+        for item in items:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            try:
+                answers = item.ask(self)  # type: ignore[arg-type, unused-ignore]
+            except TaskDataError as error:
+                item.failed(error)
+            else:
+                item.take(answers)  # type: ignore[arg-type]
+
+    def answer_without_adapter(self, identity: Identity, split: str, rows: range, shots: int, task: Task) -> Any:
+        assert identity == Identity("base", "data")
+        self.asked.append((shots, split, rows))
+        self.tasks.append(task)
+        if shots not in self.every:
+            raise TaskDataError("four examples do not fit")
+        said = tuple("a b" if row % self.every[shots] == 0 else "" for row in rows)
+        counts = (2,) * len(rows)
+        losses = tuple(row * self.loss for row in rows)
+        return Answers(said, ("a b",) * len(rows), sum(losses), 2 * len(rows), losses, counts, counts, seconds=1.0)
+
+
+@pytest.fixture
+def folder(fresh_home: Any, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
+    monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
+    made = study("s", task=TASK)
+    made.write_baselines([CONSTANT])
+    return made
+
+
+def alone(folder: StudyFolder, hosts: Hosts, task: Task = TASK) -> BaseModelBaseline:
+    info = SimpleNamespace(identity=Identity("base", "data"), data=SimpleNamespace(num_rows=ROWS))
+    actors: Any = SimpleNamespace(info=info, pool=SimpleNamespace(hosts=lambda: [1, 2]))
+    return BaseModelBaseline(folder, actors, task, hosts.spread)
+
+
+def test_validation_rows_choose_how_it_is_asked_and_it_answers_the_test_rows_once(folder: StudyFolder) -> None:
+    hosts = Hosts({0: 5, 4: 4})
+    measured = alone(folder, hosts)
+    assert not measured.is_measured
+    measured.measure()
+    assert {(shots, split) for shots, split, _ in hosts.asked} == {(0, "validation"), (4, "validation"), (4, "test")}
+    assert len(hosts.asked) == 2 * 5 + 7, "each split in parts"
+    assert all((task.report_metric, task.validation_rows) == (None, None) for task in hosts.tasks)
+    constant, zero, four = folder.baselines() or ()
+    assert constant == CONSTANT
+    assert (zero.name, zero.validation_metrics["exact_match"], zero.test_metrics) == ("zero-shot", 0.2, {})
+    assert (four.name, four.validation_metrics["exact_match"]) == ("4-shot", 0.5)
+    assert four.test_metrics == {"exact_match": 0.25, "loss": pytest.approx(sum(range(200)) / 400)}
+    assert (zero.seconds, four.seconds) == (5.0, 12.0)
+    rows = ScoredRows.from_bytes(folder.confirmations().base_rows_path.read_bytes())
+    assert (rows.predictions[:5].tolist(), len(rows.labels)) == (["a b", "", "", "", "a b"], 200)
+    np.testing.assert_array_equal(rows.losses, np.arange(200, dtype=np.float32))
+    assert measured.is_measured
+    before = len(hosts.asked)
+    alone(folder, hosts).measure()
+    assert len(hosts.asked) == before
+
+
+def test_validation_rows_that_choose_are_few_and_spread_evenly(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking a base that writes costs more than a search; rows may be sorted."""
+    monkeypatch.setitem(ROWS, "validation", 10_050)
+    hosts = Hosts({0: 5, 4: 4})
+    alone(folder, hosts).measure()
+    chosen = sorted(row for shots, split, rows in hosts.asked if (shots, split) == (0, "validation") for row in rows)
+    assert len(chosen) <= BASE_ALONE_ROWS < 2 * len(chosen)
+    assert len(set(np.diff(chosen))) == 1
+    assert (chosen[0], chosen[-1] > 9_900) == (0, True)
+    assert sum(len(rows) for _, split, rows in hosts.asked if split == "test") == ROWS["test"]
+
+
+def test_of_equal_ways_the_one_with_fewer_examples_is_asked(folder: StudyFolder) -> None:
+    hosts = Hosts({0: 4, 4: 4})
+    alone(folder, hosts).measure()
+    assert (0, "test") in {(shots, split) for shots, split, _ in hosts.asked}
+
+
+@pytest.mark.parametrize("items", range(6))
+def test_what_was_answered_before_a_kill_is_not_asked_again(folder: StudyFolder, items: int) -> None:
+    killed, undisturbed = Hosts({0: 5, 4: 4}, dies_after=items), Hosts({0: 5, 4: 4})
+    with pytest.raises(KeyboardInterrupt):
+        alone(folder, killed).measure()
+    assert not alone(folder, killed).is_measured
+    alone(folder, undisturbed).measure()
+    assert len(killed.asked) == items
+    rows = [(shots, split, row) for shots, split, rows in (*killed.asked, *undisturbed.asked) for row in rows]
+    assert len(rows) == len(set(rows)) == 2 * 150 + ROWS["test"]
+    assert (folder.baselines() or ())[2].test_metrics["exact_match"] == 0.25
+
+
+def test_answers_that_a_copy_has_left_behind_are_put_together_again(folder: StudyFolder) -> None:
+    """A storage gets `yardsticks.json` first: a copy that is cut short lacks the rows."""
+    hosts = Hosts({0: 5, 4: 4})
+    alone(folder, hosts).measure()
+    path, before = folder.confirmations().base_rows_path, len(hosts.asked)
+    content = path.read_bytes()
+    path.unlink()
+    assert not alone(folder, hosts).is_measured
+    alone(folder, hosts).measure()
+    assert path.read_bytes() == content
+    assert len(hosts.asked) == before
+
+
+def test_a_way_that_cannot_be_asked_says_why_and_stops_no_search(
+    folder: StudyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    hosts = Hosts({0: 5})
+    alone(folder, hosts).measure()
+    before = len(hosts.asked)
+    alone(folder, hosts).measure()
+    _, zero, four = folder.baselines() or ()
+    assert (four.failed, four.validation_metrics) == ("four examples do not fit", {})
+    assert zero.test_metrics["exact_match"] == 0.2
+    assert "cannot be asked with 4 worked examples: four examples do not fit" in caplog.text
+    assert len(hosts.asked) == before, "what has failed is not asked again"
+
+
+def test_a_base_that_could_not_be_asked_is_asked_again(folder: StudyFolder) -> None:
+    hosts = Hosts({4: 4})
+    alone(folder, hosts).measure()
+    assert [(each.failed != "", each.applies) for each in (folder.baselines() or ())[1:]] == [
+        (True, True),
+        (False, True),
+    ]
+    assert lacks_baseline(folder)
+    hosts.every[0] = 2
+    assert not alone(folder, hosts).is_measured
+    alone(folder, hosts).measure()
+    _, zero, four = folder.baselines() or ()
+    assert (zero.failed, zero.test_metrics["exact_match"], four.test_metrics) == ("", 0.5, {})
+    assert alone(folder, hosts).is_measured
+    assert not lacks_baseline(folder)
+
+
+def test_what_a_promotion_lacks_is_what_resuming_measures(folder: StudyFolder) -> None:
+    folder.write_baselines([CONSTANT])
+    assert lacks_baseline(folder), "it was never asked"
+    alone(folder, Hosts({0: 5, 4: 4})).measure()
+    assert not lacks_baseline(folder)
+    folder.confirmations().base_rows_path.unlink()
+    assert lacks_baseline(folder)
+    asks_less = replace(folder.info, name="c", promotion=PromotionRule(require="constant"))
+    assert not lacks_baseline(StudyFolder.create(asks_less, "task: sst2\n"))
+
+
+def test_a_base_without_a_finite_score_has_answered(folder: StudyFolder) -> None:
+    folder.write_baselines([CONSTANT, *(Baseline(f"{name}-shot", {"loss": math.nan}) for name in ("zero", "4"))])
+    assert lacks_baseline(folder)
+    by_loss, hosts = replace(TASK, metric="loss", direction="minimize", metrics=("loss",)), Hosts({0: 5, 4: 4})
+    hosts.loss = math.nan
+    assert not alone(folder, hosts, by_loss).is_measured
+    alone(folder, hosts, by_loss).measure()
+    assert alone(folder, hosts, by_loss).is_measured
+    _, zero, _ = folder.baselines() or ()
+    assert math.isnan(zero.test_metrics["loss"])
+    assert not lacks_baseline(folder)
+
+
+def test_other_kinds_ask_no_base_alone(folder: StudyFolder) -> None:
+    hosts = Hosts({})
+    other = alone(folder, hosts, TOY)
+    assert other.is_measured
+    other.measure()
+    assert (folder.baselines(), hosts.asked) == ((CONSTANT,), [])

@@ -1,17 +1,24 @@
-"""`check` from Python: what the command line prints, as a typed result."""
+"""`check` from Python: what the command line prints, as a typed result.
+
+What a search is said to take: counted by the scheduler itself, measured by the host itself.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from support.said import Said
+from support.studies import TASK
 
 import loraxs_search
-from loraxs_search.errors import SpaceError
-from loraxs_search.records import to_json
+from loraxs_search.errors import SpaceError, UsageError
+from loraxs_search.records import BaseModel, DataReport, HostInfo, PromotionRule, SearchPlan, to_json
+from loraxs_search.search.driver.check import Measured, add_up, estimate_search, simulated_steps
+from loraxs_search.search_space import load_space
 
 
 def test_it_is_what_the_command_line_prints(fresh_home: Path, tiny_space: Path, say: Callable[..., Said]) -> None:
@@ -27,3 +34,75 @@ def test_it_is_what_the_command_line_prints(fresh_home: Path, tiny_space: Path, 
 def test_it_reports_every_fault(fresh_home: Path, tiny_space: Path) -> None:
     with pytest.raises(SpaceError, match=r"search\.trials[\s\S]*search\.max_steps"):
         loraxs_search.check(str(tiny_space), overrides={"search.trials": 0, "search.max_steps": 0})
+
+
+PLAN = SearchPlan(trials=12, max_steps=160, report_every=40, reduction_factor=2)
+ROWS = {"train": 1000, "validation": 500, "test": 1000}
+INFO = HostInfo(
+    BaseModel("b", "", "0" * 64), (), 0, "d", ROWS, "cpu", "float32", {}, data=DataReport({**ROWS, "validation": 2000})
+)
+FAST = Measured("cpu", at_once=6, num_steps=5, step_s=0.1, scoring_s=1.0, answer_s=0.0, start_s=10.0)
+
+
+def test_without_early_stopping_every_step_is_counted():
+    counts = simulated_steps(SearchPlan(trials=5, max_steps=25, report_every=10, scheduler="none"), at_once=2)
+    assert (counts.least_steps, counts.steps, counts.most_steps) == (125, 125, 125)
+    assert counts.reports == 5 * 3
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "mo-asha"])
+def test_early_stopping_leaves_a_part_that_its_rungs_allow(scheduler):
+    plan = SearchPlan(trials=60, max_steps=160, report_every=40, reduction_factor=2, scheduler=scheduler)
+    counts = simulated_steps(plan, at_once=6)
+    # Were it right at once, half of the trials would stop at 40, and half of the rest at 80.
+    ideal = 60 * 40 + 30 * 40 + 15 * 80
+    assert ideal * 0.75 < counts.least_steps <= counts.steps <= counts.most_steps < 60 * 160
+    assert ideal * 0.9 < counts.steps < ideal * 1.6
+    assert simulated_steps(plan, at_once=6) == counts, "the same each time"
+
+
+def test_parts_add_up():
+    rule = PromotionRule(candidates=3, seeds=2)
+    plan = SearchPlan(trials=4, max_steps=100, report_every=50, scheduler="none")
+    estimate = add_up(plan, rule, TASK, INFO, FAST)
+    assert estimate.parts_s == {
+        "start": 10.0,
+        "trials": pytest.approx(4 * 100 * 0.1 + 8 * 1.0),
+        "refits": pytest.approx(6 * (100 * 0.1 + 2 * 1.0)),
+        "candidates": pytest.approx((9 * 2000 + 1000) / 500),
+    }
+    assert (estimate.num_trials, estimate.num_refits, estimate.step_share) == (4, 6, (1.0, 1.0))
+    middle = sum(estimate.parts_s.values())
+    assert (estimate.least_s, estimate.most_s) == (pytest.approx(middle * 0.8), pytest.approx(middle * 1.2))
+    assert estimate.least_device_hours == pytest.approx((middle - 10) * 0.8 / 3600)
+
+
+def test_a_time_budget_bounds_the_trials_and_nothing_else():
+    rule = PromotionRule(candidates=1, seeds=0)
+    bounded = SearchPlan(trials=100, max_steps=100, report_every=50, scheduler="none", time_budget_s=60.0)
+    estimate = add_up(bounded, rule, TASK, INFO, FAST)
+    assert estimate.parts_s["trials"] == 60.0
+    assert estimate.most_device_hours * 3600 == pytest.approx(60.0 + estimate.parts_s["candidates"] * 1.2)
+    assert estimate.least_s == pytest.approx(60.0 + 0.8 * (10.0 + estimate.parts_s["candidates"]))
+
+
+def test_early_stopping_widens_the_range():
+    estimate = add_up(PLAN, PromotionRule(seeds=0), TASK, INFO, FAST)
+    low, high = estimate.step_share
+    assert 0 < low < high <= 1
+    assert estimate.least_s < sum(estimate.parts_s.values()) < estimate.most_s
+
+
+def test_trials_that_start_from_what_a_search_makes_are_not_measured(tiny_space):
+    space = load_space(str(tiny_space), overrides=["start_from=another-task"])
+    with pytest.raises(UsageError, match="start from"):
+        estimate_search(space)
+
+
+def test_a_space_is_measured_on_this_machine(tiny_space):
+    estimate = estimate_search(load_space(str(tiny_space)))
+    assert 1 <= estimate.measured.at_once <= 6
+    assert (estimate.num_trials, estimate.num_refits) == (6, 2)
+    assert 0 < estimate.least_s < estimate.most_s < math.inf
+    assert min(estimate.parts_s.values()) > 0
+    assert estimate.measured.device.startswith("cpu")

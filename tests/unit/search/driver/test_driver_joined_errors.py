@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from ray.exceptions import RayTaskError
 
-from loraxs_search.errors import LoraxsError, TaskDataError
-from loraxs_search.search import SearchInterruptedError
+from loraxs_search.errors import LoraxsError, SearchInterruptedError, TaskDataError
 from loraxs_search.search.driver.launch import _joined
 
 

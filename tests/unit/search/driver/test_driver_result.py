@@ -1,17 +1,35 @@
-"""What a search has found, as Python and notebooks show it."""
+"""What a search has found, as Python and notebooks show it.
+
+A finished study that is resumed is shown as it ended, and its records in MLflow stay as they are.
+
+A search leaves a report in its folder and in MLflow, once; one that cannot be made stops nothing.
+
+`sync` carries over what waits, of one study or of all.
+"""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
+from support.studies import TASK
+from support.studies import study as new_study
+from support.tracked import Tracked
 
-from loraxs_search.errors import SpaceError, StudyError
-from loraxs_search.records import TrialState
+from loraxs_search.cli import run
+from loraxs_search.errors import HomeError, SpaceError, StudyError
+from loraxs_search.records import SearchPlan, SearchRun, TrialState, to_json
+from loraxs_search.reports.html import REPORT_FILE, page
 from loraxs_search.search import SearchResult
+from loraxs_search.search.driver import result as sync_module
+from loraxs_search.search.driver.result import Synced, close_finished, keep_report, sync
 from loraxs_search.search_space import parse_space
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies import Storage, StudyFolder
+from loraxs_search.tracking.store import connect
 
 TRIALS = (
     Tried({"rank": 4, "learning_rate": 1e-3}, 0.7),
@@ -100,3 +118,229 @@ def test_overrides_of_a_loaded_space_count_too() -> None:
     space = parse_space(SPACE, source="space.yaml", folder=Path())
     assert open_space(space, {"search.trials": 3}).search.trials == 3
     assert open_space(space, ()) is space
+
+
+NOTICE = "the time budget of 60 s is used up"
+BEGAN, ENDED = 1_000_000.0, 1_000_075.0
+
+
+@pytest.fixture
+def finished(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
+    """A study that a driver worked on for 75 s, long ago; MLflow does not know of its end."""
+    folder = new_study("s", store_uri)
+    with monkeypatch.context() as patch:
+        patch.setattr("loraxs_search.studies.journal.steady_time", lambda: ENDED)
+        journal = folder.journal()
+        journal.driver_started(BEGAN, SearchRun("", folder.info.search))
+        journal.trial_started("00000", {"rank": 4})
+        journal.trial_ended("00000", TrialState.PRUNED, NOTICE)
+        journal.search_ended(NOTICE)
+    folder.write_candidates([])
+    return folder
+
+
+def shown(uri: str) -> tuple[Any, ...]:
+    """Return what the search's own run says of its end."""
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("t")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")
+    history = client.get_metric_history(run.info.run_id, "wall_s")
+    return run.info.status, run.info.end_time, [m.value for m in history], run.data.tags.get("loraxs.notice")
+
+
+def test_resuming_a_finished_study_leaves_its_run_as_it_is(finished: StudyFolder) -> None:
+    uri = finished.info.tracking_uri
+    with Tracked("s", finished.path, uri, "t") as tracker:
+        tracker.search_finished("FINISHED", {"wall_s": 75.5, "notice": NOTICE})
+    before = shown(uri)
+    for _ in range(2):
+        result = close_finished(finished)
+        assert (result.wall_s, result.notice) == (75.0, NOTICE)
+    assert shown(uri) == before
+
+
+def test_an_end_that_a_killed_driver_did_not_record_is_recorded_as_it_was(finished: StudyFolder) -> None:
+    close_finished(finished)
+    assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)
+
+
+def test_an_end_that_an_older_version_recorded_is_not_recorded_again(store_uri: str) -> None:
+    """It told MLflow in a file beside the log."""
+    folder = new_study("s", store_uri)
+    plan = json.loads(to_json(SearchPlan()))
+    told: list[dict[str, Any]] = [
+        {"event": "search_started", "at": BEGAN, "space_yaml": "", "plan": plan, "params": {}, "tags": {}},
+        {"event": "report_written", "at": ENDED, "path": str(folder.path / REPORT_FILE)},
+        {"event": "search_finished", "at": ENDED, "state": "FINISHED", "summary": {"wall_s": 75.5, "notice": NOTICE}},
+    ]
+    (folder.path / "tracking.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in told))
+    (folder.path / REPORT_FILE).write_text("a report")
+    folder.journal().driver_started(BEGAN)
+    folder.journal().search_ended(NOTICE)
+    folder.write_candidates([])
+    before = folder.journal_path.read_bytes()
+    close_finished(folder)
+    assert folder.journal_path.read_bytes() == before
+    assert shown(store_uri) == ("FINISHED", ENDED * 1000, [75.5], NOTICE)
+
+
+@pytest.fixture
+def over(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
+    """A search that ended, whose driver was killed before it could say so; its folder is at its store."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    folder = searched("s", [Tried({"rank": 4}, 0.8), Tried({"rank": 8}, 0.7)])
+    with Tracked("s", folder.path, store_uri, "t") as tracker:
+        tracker.search_started("", folder.info.search)
+    object.__setattr__(folder.info, "tracking_uri", store_uri)
+    return folder
+
+
+def kept(uri: str) -> list[str]:
+    client = connect(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("t").experiment_id], "tags.`loraxs.kind` = 'search'")
+    return [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
+
+
+def test_a_finished_search_gets_its_report_once(over: StudyFolder, store_uri: str) -> None:
+    close_finished(over)
+    path = over.path / "report.html"
+    assert "The best so far" in path.read_text()
+    assert kept(store_uri) == ["report.html", "space.yaml"]
+    log = over.journal_path.read_bytes()
+    path.write_text("as it was")
+    close_finished(over)
+    assert path.read_text() == "as it was"
+    assert over.journal_path.read_bytes() == log
+
+
+def test_a_report_that_is_not_in_the_folder_is_written_again(over: StudyFolder, store_uri: str) -> None:
+    close_finished(over)
+    (over.path / "report.html").unlink()  # as on another machine: a storage keeps no copy of it
+    close_finished(over)
+    assert (over.path / "report.html").is_file()
+    assert kept(store_uri) == ["report.html", "space.yaml"]
+
+
+def test_while_its_driver_holds_it_a_finished_search_is_not_running(over: StudyFolder, store_uri: str) -> None:
+    with over.lock(), Tracked("s", over.path, store_uri, "t") as tracked:
+        keep_report(over, tracked.journal, tracked.tracker)
+    assert 'class="state finished"' in (over.path / "report.html").read_text()
+
+
+def test_a_report_that_cannot_be_made_stops_nothing(
+    over: StudyFolder, store_uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(facts: object) -> str:
+        raise ZeroDivisionError("no pen")
+
+    monkeypatch.setattr(page, "report_page", broken)
+    assert close_finished(over).study == "s"
+    assert "no report was written (no pen); try `loraxs-search report s`" in caplog.text
+    assert kept(store_uri) == ["space.yaml"]
+
+
+AWAY = "http://127.0.0.1:9"
+
+
+def study(name: str, uri: str, *, told_at: str = AWAY, finished: bool = False) -> StudyFolder:
+    """A study whose records were written while MLflow was away."""
+    folder = new_study(name, uri)
+    tracker = Tracked(name, folder.path, told_at, TASK.name)
+    tracker.search_started("", folder.info.search)
+    tracker.trial_started("00000", {"rank": 4})
+    tracker.trial_finished("00000", TrialState.FAIL, "because")
+    if finished:
+        folder.write_candidates([])
+    tracker.close(0.0)
+    return folder
+
+
+def states(uri: str) -> dict[str, str]:
+    client = connect(uri)
+    experiment = client.get_experiment_by_name("t")
+    runs = client.search_runs([experiment.experiment_id])
+    return {run.info.run_name: run.info.status for run in runs if run.data.tags["loraxs.kind"] == "search"}
+
+
+def test_what_waits_is_carried_over_once(store_uri: str) -> None:
+    study("one", store_uri)
+    study("two", store_uri, finished=True)
+    for _ in range(2):
+        assert set(sync()) == {Synced("one", "complete"), Synced("two", "complete")}
+        assert states(store_uri) == {"one": "RUNNING", "two": "FINISHED"}
+    size = StudyFolder.open("two").journal_path.stat().st_size
+    list(sync("two"))
+    assert StudyFolder.open("two").journal_path.stat().st_size == size, "a repetition tells nothing"
+
+
+def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri: str, tmp_path: Path) -> None:
+    """Its records are newer: those that wait here would set its runs back."""
+    folder = study("one", store_uri)
+    storage, shared = Storage(str(tmp_path / "shared")), tmp_path / "shared"
+    info = replace(folder.info, storage=storage.uri)
+    (folder.path / "study.json").write_text(to_json(info))
+    journal = (folder.path / "journal.jsonl").read_bytes()
+    assert [each.state for each in sync()] == ["waiting"], "who went on with it cannot be known"
+    shared.mkdir()
+    version = storage.write("one/journal.jsonl", journal, None)
+    assert list(sync()) == [Synced("one", "complete")]
+    later = journal + b'{"event": "driver_started", "since": 1.0, "at": 1.0}\n'
+    storage.write("one/journal.jsonl", later, version)
+    (synced,) = sync()
+    assert (synced.state, synced.problem) == ("elsewhere", "another machine has gone on with it: sync there")
+
+
+def test_an_end_that_is_recorded_here_is_in_the_copy_too(store_uri: str, tmp_path: Path) -> None:
+    """Else another machine records it in its own way, and neither goes on with what the other has."""
+    folder = study("one", store_uri, finished=True)
+    (tmp_path / "shared").mkdir()
+    storage = Storage(str(tmp_path / "shared"))
+    (folder.path / "study.json").write_text(to_json(replace(folder.info, storage=storage.uri)))
+    storage.write("one/journal.jsonl", folder.journal_path.read_bytes(), None)
+    storage.write("one/candidates.json", (folder.path / "candidates.json").read_bytes(), None)
+    assert list(sync()) == [Synced("one", "complete")]
+    assert folder.journal().is_finished
+    assert storage.get("one/journal.jsonl") == folder.journal_path.read_bytes()
+
+
+def test_records_wait_while_mlflow_is_away(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sync_module, "_AWAY_AFTER_S", 0.5)
+    study("gone", AWAY)
+    assert run(["sync", "gone", "--json"]) == 1
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["study"], shown["state"]) == ("gone", "waiting")
+    assert "127.0.0.1:9" in shown["problem"]
+
+
+def test_a_study_at_work_is_left_to_its_driver(store_uri: str) -> None:
+    folder = study("busy", store_uri)
+    with folder.lock():
+        assert list(sync("busy")) == [Synced("busy", "running")]
+    with pytest.raises(StudyError, match="busy"):
+        list(sync("idle"))
+
+
+def test_the_command_prints_a_table(store_uri: str, capsys: pytest.CaptureFixture[str]) -> None:
+    study("shown", store_uri)
+    assert run(["sync"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["study", "records", "problem"]
+    assert row.split() == ["shown", "complete"]
+
+
+def test_a_folder_that_cannot_be_written_keeps_no_other_waiting(
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study("one", store_uri)
+    study("two", store_uri)
+    lock = StudyFolder.lock
+
+    def locked(folder: StudyFolder) -> object:
+        if folder.name == "two":
+            raise HomeError("No right to write it.", hint="ask its owner")
+        return lock(folder)
+
+    monkeypatch.setattr(StudyFolder, "lock", locked)
+    assert set(sync()) == {Synced("two", "unreadable", "No right to write it."), Synced("one", "complete")}

@@ -46,7 +46,7 @@ CALLS: dict[str, Callable[[HostClient], Any]] = {
     "advance": lambda host: host.advance(SPEC, 4, None, TASK),
     "confirm": lambda host: host.confirm(SPEC, b"", TASK),
     "answer": lambda host: host.answer(SPEC, b"", range(3), TASK),
-    "answer_alone": lambda host: host.answer_alone(IDENTITY, "test", range(3), 4, TASK),
+    "answer_without_adapter": lambda host: host.answer_without_adapter(IDENTITY, "test", range(3), 4, TASK),
     "decompose": lambda host: host.decompose(TASK, ["q"], 4, "top"),
     "factor_file": lambda host: host.factor_file(TASK, "key"),
     "baselines": lambda host: host.baselines(TASK),
@@ -58,7 +58,7 @@ def test_each_call_is_one_of_the_contract_and_fits_it(name: str) -> None:
     group, method, task, args, *identity = CALLS[name](HostClient(lambda lost: Actor(), Actor()))  # type: ignore[arg-type, return-value]
     assert (method, task) == (name, TASK)
     inspect.signature(getattr(Host, method)).bind(None, *args)
-    assert identity == ([IDENTITY] if name == "answer_alone" else []), "a trial brings its own"
+    assert identity == ([IDENTITY] if name == "answer_without_adapter" else []), "a trial brings its own"
     assert group == ("baselines" if name == "baselines" else "")
 
 

@@ -111,7 +111,7 @@ class LoadedHost:
     def confirm(self, spec: TrialSpec, snapshot: bytes, task: Task) -> tuple[str, str]:
         return self._base, self._rows[task.name]
 
-    def answer_alone(self, split: str, rows: range, shots: int, task: Task) -> tuple[str, str]:
+    def answer_without_adapter(self, split: str, rows: range, shots: int, task: Task) -> tuple[str, str]:
         return self._base, self._rows[task.name]
 
 
@@ -127,8 +127,8 @@ def confirm(host: HostActor, spec: TrialSpec, task: Task) -> Any:
     return host.call("confirm", task, (spec, b"", task))
 
 
-def answer_alone(host: HostActor, spec: TrialSpec, task: Task) -> Any:
-    return host.call("answer_alone", task, ("test", range(3), 0, task), spec.identity)
+def answer_without_adapter(host: HostActor, spec: TrialSpec, task: Task) -> Any:
+    return host.call("answer_without_adapter", task, ("test", range(3), 0, task), spec.identity)
 
 
 def begun_with(base: str, rows: str) -> TrialSpec:
@@ -166,7 +166,7 @@ def test_a_warm_host_has_the_weights_of_now() -> None:
     assert disk.num_loads == 2
 
 
-@pytest.mark.parametrize("call", [advance, confirm, answer_alone])
+@pytest.mark.parametrize("call", [advance, confirm, answer_without_adapter])
 @pytest.mark.parametrize("changed", ["rows", "weights"])
 def test_a_node_with_other_files_than_the_study_began_with_is_refused_with_both_values(call: Any, changed: str) -> None:
     """Trials, refits, confirmations and the base alone go through these calls."""

@@ -1,4 +1,7 @@
-"""A searcher that cannot record says so and touches nothing more: Tune would take its exception for the trial's."""
+"""A searcher that cannot record says so and touches nothing more: Tune would take its exception for the trial's.
+
+When failures end a search: nearly all of the latest trials fail for one reason, and not five of any number.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import NoScheduler, SchedulerConfig
 from loraxs_search.search.ledger import Ledger, SilentView
-from loraxs_search.search.tune.searcher import StudySearcher
-from loraxs_search.search.tune.trainable import FAILED, FATAL, GIVEN_UP, REPORT, STEP
+from loraxs_search.search.tune.searcher import Outcomes, StudySearcher
+from loraxs_search.search.tune.trainable import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search_space import load_space
 from loraxs_search.steering import SteeringState
 from loraxs_search.studies import Journal
@@ -168,7 +171,7 @@ def report(searcher: StudySearcher, tune_id: str, step: int, trial_id: str) -> b
     """Have a trial report as Tune does; return whether it goes on."""
     result = _result(step, trial_id)
     searcher.on_trial_result(tune_id, result)
-    if step < 160 and not searcher.leaves(trial_id):
+    if step < 160 and not searcher.should_leave(trial_id):
         return True
     searcher.on_trial_complete(tune_id, result)
     return False
@@ -176,7 +179,7 @@ def report(searcher: StudySearcher, tune_id: str, step: int, trial_id: str) -> b
 
 def test_a_stopped_trial_ends_at_its_next_report(started: StudySearcher) -> None:
     started._state.stopping["00000"] = "stopped by a person"
-    started.follow()
+    started.apply_commands()
     assert states(started) == [TrialState.RUNNING] * 2, "its report is still to come"
     assert not report(started, "x", 40, "00000")
     assert report(started, "y", 40, "00001")
@@ -188,10 +191,10 @@ def test_a_stopped_trial_ends_at_its_next_report(started: StudySearcher) -> None
 def test_a_trial_that_its_host_gave_up_ends_without_a_report(started: StudySearcher) -> None:
     started._state.stopping["00000"] = "stopped by a person"
     started._state.at_once.add("00000")
-    assert started.to_give_up == ["00000"]
-    started.on_trial_complete("x", {STEP: 0, GIVEN_UP: True})
+    assert started.to_cancel == ["00000"]
+    started.on_trial_complete("x", {STEP: 0, CANCELLED: True})
     assert started._ledger.records["00000"].reason == "stopped by a person at step 0"
-    assert started.to_give_up == []
+    assert started.to_cancel == []
 
 
 def test_a_stop_that_comes_with_the_last_report_is_no_stop(started: StudySearcher) -> None:
@@ -207,22 +210,22 @@ def test_a_paused_trial_is_unfinished_and_goes_on_before_new_ones(started: Study
     assert _proposed(started) == "00002", "its slot is another trial's"
     assert not report(started, "y", 160, "00001")
     started._state.paused.clear()
-    started.follow()
+    started.apply_commands()
     assert _proposed(started) == "00000"
 
 
 def test_a_trial_that_is_continued_before_it_has_paused_just_goes_on(started: StudySearcher) -> None:
     started._state.paused.add("00000")
     started._state.paused.clear()
-    started.follow()
+    started.apply_commands()
     assert report(started, "x", 40, "00000")
 
 
 def test_a_trial_that_is_continued_as_it_leaves_is_proposed_again(started: StudySearcher) -> None:
     started._state.paused.add("00000")
-    assert started.leaves("00000")
+    assert started.should_leave("00000")
     started._state.paused.clear()
-    started.follow()
+    started.apply_commands()
     started.on_trial_complete("x", _result(40))
     assert _proposed(started) == "00000"
 
@@ -239,7 +242,7 @@ def test_a_search_whose_last_trials_are_paused_waits(make_searcher: Callable[...
     assert searcher.is_waiting
     assert searcher.has_more
     searcher._state.paused.clear()
-    searcher.follow()
+    searcher.apply_commands()
     assert not searcher.is_waiting
     assert _proposed(searcher) == "00000"
 
@@ -274,7 +277,7 @@ def test_finishing_ends_what_is_paused_and_lets_the_others_train(started: StudyS
     started._state.finishing = "finished by a person"
     started._state.stopping["00000"] = "finished by a person, while it was paused"
     started._state.paused.clear()
-    started.follow()
+    started.apply_commands()
     assert started._ledger.records["00000"].reason == "finished by a person, while it was paused at step 40"
     assert report(started, "y", 40, "00001")
     assert started.suggest("z") is None
@@ -287,3 +290,57 @@ def _proposed(searcher: StudySearcher, tune_id: str = "p0") -> str:
     """Return the trial that is proposed, under an id of Tune's."""
     assert isinstance(searcher.suggest(tune_id), dict)
     return searcher._trial_ids[tune_id]
+
+
+WHY = "`loss` must be finite, but got nan."
+
+
+def outcomes(*reasons: str) -> Outcomes:
+    """Trials that failed for these reasons, one after the other; no reason is a trial that reported."""
+    outcomes = Outcomes()
+    for number, reason in enumerate(reasons):
+        if reason:
+            outcomes.failed(f"{number:05d}", reason)
+        else:
+            outcomes.went_on(f"{number:05d}")
+    return outcomes
+
+
+def test_five_of_a_hundred_end_nothing() -> None:
+    mostly_good = ["", "", "", "", "", "", "", "", "", WHY] * 10
+    for length in range(101):
+        assert outcomes(*mostly_good[:length]).common_failure(num_slots=2) is None
+
+
+def test_half_of_them_end_nothing() -> None:
+    assert outcomes(*["", WHY] * 20).common_failure(num_slots=2) is None
+
+
+def test_the_first_five_that_all_fail_end_it() -> None:
+    assert outcomes(*[WHY] * 4).common_failure(num_slots=1) is None
+    assert outcomes(*[WHY] * 5).common_failure(num_slots=1) == (5, WHY)
+
+
+def test_what_went_well_long_ago_does_not_count() -> None:
+    assert outcomes(*[""] * 50, *[WHY] * 8).common_failure(num_slots=1) is None
+    assert outcomes(*[""] * 50, *[WHY] * 9).common_failure(num_slots=1) == (9, WHY)
+
+
+def test_unlike_reasons_are_no_common_cause() -> None:
+    assert outcomes(*["one", "another"] * 10).common_failure(num_slots=1) is None
+
+
+def test_as_many_must_fail_as_run_side_by_side() -> None:
+    """Of twenty that start together, those that fail do so first."""
+    assert outcomes(*[WHY] * 6).common_failure(num_slots=20) is None
+    assert outcomes(*[WHY] * 20).common_failure(num_slots=20) == (20, WHY)
+
+
+def test_a_trial_that_reports_and_then_fails_is_a_failure() -> None:
+    outcomes = Outcomes()
+    for number in range(5):
+        outcomes.went_on(f"{number:05d}")
+    for number in range(5):
+        outcomes.went_on(f"{number:05d}")
+        outcomes.failed(f"{number:05d}", WHY)
+    assert outcomes.common_failure(num_slots=1) == (5, WHY)

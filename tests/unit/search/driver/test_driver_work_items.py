@@ -1,4 +1,4 @@
-"""The pieces of a search's end, without a cluster: which rows are left, and what answers add up to."""
+"""The items of a search's end, without a cluster: which rows are left, and what answers add up to."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from loraxs_search.records import (
 )
 from loraxs_search.registry import sealed, verify
 from loraxs_search.registry.manifest import folder_digest
-from loraxs_search.search.driver.candidates import Finish
-from loraxs_search.search.driver.finishing import AnswerPiece, Trained, ValidationPiece, joined, row_pieces
+from loraxs_search.search.driver.finalize import Finalization
+from loraxs_search.search.driver.work_items import AnswerWork, Trained, ValidationWork, joined, row_parts
 from loraxs_search.studies.confirmations import Confirmations
 
 
@@ -38,13 +38,13 @@ from loraxs_search.studies.confirmations import Confirmations
 def test_every_row_is_answered_once_also_after_a_kill(num_rows, cuts):
     edges = sorted({cut for cut in cuts if cut <= num_rows})
     done = [range(a, b) for a, b in list(itertools.pairwise(edges))[::2]]
-    lacking = row_pieces(num_rows, done)
+    lacking = row_parts(num_rows, done)
     assert sorted(row for part in (*done, *lacking) for row in part) == list(range(num_rows))
 
 
 def test_parts_are_small_enough_to_show_how_far_the_work_is():
-    assert row_pieces(1000, []) == [range(start, min(start + 128, 1000)) for start in range(0, 1000, 128)]
-    assert row_pieces(1000, [range(1000)]) == []
+    assert row_parts(1000, []) == [range(start, min(start + 128, 1000)) for start in range(0, 1000, 128)]
+    assert row_parts(1000, [range(1000)]) == []
 
 
 def test_answers_of_several_hosts_add_up(tmp_path):
@@ -73,10 +73,10 @@ def test_a_finalist_whose_answers_are_not_finite_has_no_score_and_ends_no_search
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
     study = studies.study("s")
     trained = Trained(TrialSpec("00001", {}, HYPERPARAMETERS), study, {}, AdapterSize(1, 1, 1))
-    piece = AnswerPiece(trained, range(2), TASK)
-    piece.failed(TrialDivergedError("Logits must be finite."))
+    item = AnswerWork(trained, range(2), TASK)
+    item.failed(TrialDivergedError("Logits must be finite."))
     with pytest.raises(TaskDataError):
-        piece.failed(TaskDataError("elsewhere"))
+        item.failed(TaskDataError("elsewhere"))
     study.confirmations().write_answers("00001", range(2, 3), Answers((1,), (1,), 0.5))
     metrics, _ = joined(list(study.confirmations().answers("00001").values()), TASK)
     assert all(math.isnan(value) for value in metrics.values())
@@ -85,11 +85,11 @@ def test_a_finalist_whose_answers_are_not_finite_has_no_score_and_ends_no_search
 def test_only_divergence_leaves_a_candidate_without_validation_scores(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
     study = studies.study("s")
-    piece = ValidationPiece(Trained(TrialSpec("00001", {}, HYPERPARAMETERS), study, {}, AdapterSize(1, 1, 1)), TASK)
+    item = ValidationWork(Trained(TrialSpec("00001", {}, HYPERPARAMETERS), study, {}, AdapterSize(1, 1, 1)), TASK)
     with pytest.raises(TaskDataError):
-        piece.failed(TaskDataError("elsewhere"))
+        item.failed(TaskDataError("elsewhere"))
     assert study.confirmations().validation("00001") is None, "it is scored by the search that goes on"
-    piece.failed(TrialDivergedError("Logits must be finite."))
+    item.failed(TrialDivergedError("Logits must be finite."))
     assert study.confirmations().validation("00001") == {}
 
 
@@ -107,7 +107,7 @@ def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_it
     folder.write_baselines([Baseline("zero-shot", {TASK.metric: 0.4}, {TASK.metric: 0.4321})])
     space = SimpleNamespace(promotion=PromotionRule(), task=folder.info.task)
     actors = SimpleNamespace(pool=SimpleNamespace(hosts=[], config=SimpleNamespace(max_trials=1)))
-    finish = Finish(actors, folder, space, (), threading.Event())
+    finish = Finalization(actors, folder, space, (), threading.Event())
     (chosen,) = finish.seal([found], lambda _: None)
     path = folder.adapter_path("00000")
     assert verify(path).baselines == chosen.baselines == folder.baselines()

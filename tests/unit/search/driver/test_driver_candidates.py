@@ -16,7 +16,7 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.search.driver.candidate_trials import candidate_trials
+from loraxs_search.search.driver.candidates import candidate_trials
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
 ALONE, BOTH = SearchPlan(), SearchPlan(objectives=("pearson", "stored_bytes"))

@@ -12,7 +12,7 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import study
 from support.tracked import Tracked
 
-from loraxs_search.errors import ClusterError, StudyError
+from loraxs_search.errors import ClusterError, SearchInterruptedError, StudyError
 from loraxs_search.records import (
     AnswerState,
     Baseline,
@@ -27,11 +27,12 @@ from loraxs_search.records import (
 )
 from loraxs_search.reports.comparison import compare
 from loraxs_search.reports.study_status import study_status
-from loraxs_search.search.driver.candidates import Finish
 from loraxs_search.search.driver.commander import Commander, InboxSource, answer_waiting, asks_for_more
-from loraxs_search.search.driver.driver import Driver, _go_through
-from loraxs_search.search.driver.interrupted import SearchInterruptedError
+from loraxs_search.search.driver.driver import Driver
+from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.launch import resume
+from loraxs_search.search.driver.session import reopen as reopened
+from loraxs_search.search.driver.session import run_stages
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space import load_space
 from loraxs_search.steering import foreseen, steered
@@ -58,7 +59,7 @@ def ended(fresh_home: Path) -> StudyFolder:
 
 def reopen(folder: StudyFolder) -> bool:
     """Do what a driver does first."""
-    return Driver._reopen(None, steered(folder, folder.journal()))  # type: ignore[arg-type]
+    return reopened(steered(folder, folder.journal()))
 
 
 def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> None:
@@ -117,7 +118,7 @@ def test_a_finished_study_whose_base_alone_could_not_be_asked_does_its_end_again
         Driver(ended.info, actors, SilentView(), threading.Event())._run_with(actors, ended)
     assert ended.earlier_finalists() == ("00000",)
     done = list[str]()
-    _go_through(ended, ended.journal(), lambda: done.append("train"), lambda: bool(done.append("end")) or True, bool)
+    run_stages(ended, ended.journal(), lambda: done.append("train"), lambda: bool(done.append("end")) or True, bool)
     assert done == ["end"], "its trials have ended"
 
 
@@ -154,7 +155,7 @@ def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows
         ended.write_candidates([])
         return True
 
-    _go_through(ended, journal, train, keep_adapters, goes_on)
+    run_stages(ended, journal, train, keep_adapters, goes_on)
     once = ["train", "validate", "test"]
     assert done == ["train", "validate", *once, *once]
     assert ended.candidates() == []
@@ -206,22 +207,22 @@ def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path
     folder.inbox().put(new_command("pause"))
     study = steered(folder, folder.journal())
     commander = Commander(study, [InboxSource(folder.inbox())], lambda *_: None, lambda: None)
-    finish = Finish(None, folder, None, (), threading.Event(), on_turn=commander.turn)  # type: ignore[arg-type]
-    finish.turn()  # as `spread` does while hosts work
+    finish = Finalization(None, folder, None, (), threading.Event(), take_commands=commander.on_loop_step)  # type: ignore[arg-type]
+    finish.on_loop_step()  # as `map_over_hosts` does while hosts work
     (record,) = study.journal.commands.values()
     assert record.answer is not None
     assert record.answer.state is AnswerState.REFUSED
     assert "Ctrl-C" in record.answer.hint
     finish.stop.set()
     with pytest.raises(SearchInterruptedError):
-        finish.turn()
+        finish.on_loop_step()
 
 
 def test_refits_count_their_steps_between_reports(fresh_home: Path) -> None:
     plan, seen = SearchPlan(max_steps=100), list[tuple[int, int, str]]()
     space: Any = SimpleNamespace(search=plan)
     counted = lambda *done: seen.append(done)  # noqa: E731
-    finish = Finish(None, study("s"), space, (), threading.Event(), counted)  # type: ignore[arg-type]
+    finish = Finalization(None, study("s"), space, (), threading.Event(), counted)  # type: ignore[arg-type]
     finish._refit_steps.update({"00000.1": 0, "00001.1": 40})
     for name, step in (("00000.1", 7), ("00000.1", 20), ("00001.1", 30), ("00007", 99), ("00001.1", 100)):
         finish.reached(name, step)

@@ -15,7 +15,7 @@ from support.tracked import Tracked
 
 from loraxs_search.errors import CommandError, StudyError, TrackingError
 from loraxs_search.records import AnswerState, Command, CommandAnswer
-from loraxs_search.search.driver import tag_source
+from loraxs_search.search.driver import commander as tag_source
 from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.steering import SteeringState, steered
 from loraxs_search.steering.send import new_command, send
@@ -65,7 +65,7 @@ class RecordedStudy:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tag_source, "_EVERY_S", 0.02)
+    monkeypatch.setattr(tag_source, "_TAGS_EVERY_S", 0.02)
 
 
 @pytest.fixture

@@ -1,22 +1,29 @@
-"""The work that finishes a search: scores on all validation rows, answers to test rows, adapter files."""
+"""Work that any host can do, item by item, mapped over all hosts of a pool: refits, scores, answers, adapter files.
+
+Refits train the candidates' recipes again from fresh seeds: hosts that pack advance them in the same rounds.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import ray
 from ray import ObjectRef
+from ray.exceptions import RayTaskError
 
-from loraxs_search.errors import StudyError, TaskDataError, TrialDivergedError
+from loraxs_search.errors import ClusterError, HomeError, LoraxsError, StudyError, TaskDataError, TrialDivergedError
 from loraxs_search.records import (
     AdapterSize,
     Answers,
     Confirmation,
     Identity,
     Lineage,
+    Refit,
     Sample,
     Split,
     Task,
@@ -24,12 +31,150 @@ from loraxs_search.records import (
     TrialSpec,
 )
 from loraxs_search.registry import ScoredRows
-from loraxs_search.search.hosts.client import HostClient
-from loraxs_search.search.hosts.pieces import reason_of
+from loraxs_search.search.hosts.client import HOST_LOST, HostClient
 from loraxs_search.studies import StudyFolder, read_reports
 
+_MAX_LOST_HOSTS = 3
+
+AnswerT = TypeVar("AnswerT")
+
+
+class WorkItem(Protocol[AnswerT]):
+    """One item of work; it keeps its own results, so that a killed driver finds what was done."""
+
+    def ask(self, host: HostClient) -> ObjectRef[AnswerT]:
+        """Start it on a host. May be repeated, on another host."""
+        ...
+
+    def take(self, answer: AnswerT) -> bool:
+        """Keep a host's answer; return whether there is more to do."""
+        ...
+
+    def failed(self, error: Exception) -> None:
+        """Record that it failed, or raise where that must end the search."""
+        ...
+
+
+def map_over_hosts(
+    hosts: Callable[[], Sequence[HostClient]],
+    items: Sequence[WorkItem[Any]],
+    on_loop_step: Callable[[], None],
+    *,
+    at_once: int = 1,
+    finished: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Have every item done, `at_once` on each host at a time.
+
+    An item whose host died goes to another host.
+
+    Args:
+        hosts: Returns the hosts there are, one at least; not asked where there is nothing to do.
+        on_loop_step: Called several times a second; raises when the search was stopped from outside.
+        at_once: More than 1 where items share passes.
+        finished: Called with how many items are done, after each.
+    Raises:
+        RayActorError: hosts keep dying.
+        ClusterError, HomeError: a node is not fit for the search, or its disk is full.
+    """
+    waiting, pending = deque(items), dict[ObjectRef[Any], tuple[WorkItem[Any], HostClient]]()
+    losses_left, clients = _MAX_LOST_HOSTS * len(items), hosts() if items else []
+    num_done = 0
+
+    def go_on(item: WorkItem[Any], host: HostClient) -> None:
+        pending[item.ask(host)] = item, host
+
+    for host in [host for _ in range(at_once) for host in clients]:
+        if waiting:
+            go_on(waiting.popleft(), host)
+    while pending:
+        on_loop_step()
+        done, _ = ray.wait(list(pending), num_returns=1, timeout=0.5)
+        for answer in done:
+            item, host = pending.pop(answer)
+            try:
+                if _has_more(item, answer):
+                    go_on(item, host)
+                    continue
+                num_done += 1
+                finished(num_done)
+                if waiting:
+                    go_on(waiting.popleft(), host)
+            except HOST_LOST:
+                losses_left -= 1
+                if losses_left < 0:
+                    raise
+                go_on(item, host.replacement())
+
+
+def _has_more(item: WorkItem[AnswerT], answer: ObjectRef[AnswerT]) -> bool:
+    """Give an item its answer or its error; return whether there is more to do."""
+    try:
+        value = ray.get(answer)
+    except (*HOST_LOST, ClusterError, HomeError):  # the latter two are a node's fault, not the item's
+        raise
+    except (LoraxsError, RayTaskError) as error:
+        item.failed(error)
+        return False
+    return item.take(value)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what went wrong on a host, for people."""
+    if isinstance(error, LoraxsError):
+        return error.message
+    return f"{type(error.cause).__name__}: {error.cause}" if isinstance(error, RayTaskError) else str(error)
+
+
+_SEED_STRIDE = 1 << 32  # the seeds of a study's trials lie closer together than that
+
+
+def refit_spec(spec: TrialSpec, number: int) -> TrialSpec:
+    """Return the recipe of a trial with its `number`-th fresh seed, 1 for the first."""
+    hyper = replace(spec.hyperparameters, seed=spec.hyperparameters.seed + number * _SEED_STRIDE)
+    return replace(spec, trial_id=f"{spec.trial_id}.{number}", hyperparameters=hyper)
+
+
+@dataclass(frozen=True)
+class RefitWork:
+    """A recipe to train to its last step, its state kept after every `every` steps.
+
+    Args:
+        reached: Called with its name and the step that it has reached; one that failed has no more to do.
+    """
+
+    spec: TrialSpec
+    task: Task
+    every: int
+    folder: StudyFolder
+    reached: Callable[[str, int], None] = lambda _, __: None
+
+    def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
+        snapshot = self.folder.read_snapshot(self.spec.trial_id)
+        reports = read_reports(snapshot) if snapshot else ()
+        step = reports[-1].step if reports else 0
+        until = min(step + self.every, self.spec.hyperparameters.max_steps)
+        return host.advance(self.spec, until, snapshot, self.task)
+
+    def take(self, answer: tuple[TrialReport, bytes]) -> bool:
+        report, snapshot = answer
+        self.folder.write_snapshot(self.spec.trial_id, snapshot)
+        self.reached(self.spec.trial_id, report.step)
+        if report.step < self.spec.hyperparameters.max_steps:
+            return True
+        self._ended(self.folder.keep_rule.kept(read_reports(snapshot)).metrics)
+        return False
+
+    def failed(self, error: Exception) -> None:
+        self._ended({}, reason_of(error))
+        self.reached(self.spec.trial_id, self.spec.hyperparameters.max_steps)
+
+    def _ended(self, metrics: Mapping[str, float], failed: str = "") -> None:
+        refit = Refit(self.spec.hyperparameters.seed, metrics, failed=failed)
+        self.folder.confirmations().write_refit(self.spec.trial_id, refit)
+
+
 _BOTH = ("predictions", "labels")
-_PART = 128  # rows; a piece of fewer takes as long, since it puts the adapter on the base
+_PART = 128  # rows; an item of fewer takes as long, since it puts the adapter on the base
 
 
 @dataclass(frozen=True)
@@ -71,7 +216,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class ValidationPiece:
+class ValidationWork:
     """Score an adapter on all validation rows, in the passes that score trials."""
 
     trained: Trained
@@ -93,7 +238,7 @@ class ValidationPiece:
 
 
 @dataclass(frozen=True)
-class AnswerPiece:
+class AnswerWork:
     """Have some test rows answered by the finalist."""
 
     trained: Trained
@@ -115,7 +260,7 @@ class AnswerPiece:
 
 
 @dataclass(frozen=True)
-class AlonePiece:
+class BaseAnswerWork:
     """Have some rows of a split answered by the base alone; once that has failed, the rest is not asked."""
 
     folder: StudyFolder
@@ -126,20 +271,20 @@ class AlonePiece:
     shots: int
 
     def ask(self, host: HostClient) -> ObjectRef[Answers]:
-        return host.answer_alone(self.identity, self.split, self.rows, self.shots, self.task.for_candidates)
+        return host.answer_without_adapter(self.identity, self.split, self.rows, self.shots, self.task.for_candidates)
 
     def take(self, answer: Answers) -> bool:
-        self.folder.confirmations().write_alone_answers(self.shots, self.split, self.rows, answer)
+        self.folder.confirmations().write_base_answers(self.shots, self.split, self.rows, answer)
         return False
 
     def failed(self, error: Exception) -> None:
         """Keep the reason: a baseline stops no search. Worked examples may not fit, which no second try changes."""
         applies = not (self.shots and isinstance(error, TaskDataError))
-        self.folder.confirmations().write_alone_failure(self.shots, reason_of(error), applies=applies)
+        self.folder.confirmations().write_base_failure(self.shots, reason_of(error), applies=applies)
 
 
 @dataclass(frozen=True)
-class AdapterPiece:
+class AdapterWork:
     """Have an adapter written out, and give it to `keep`."""
 
     trained: Trained
@@ -157,7 +302,7 @@ class AdapterPiece:
         raise error
 
 
-def row_pieces(num_rows: int, done: Sequence[range]) -> list[range]:
+def row_parts(num_rows: int, done: Sequence[range]) -> list[range]:
     """Return the unanswered rows of a split, in parts that are small enough to show how far the work is."""
     ends = sorted(done, key=lambda rows: rows.start)
     starts = [0, *(rows.stop for rows in ends)]

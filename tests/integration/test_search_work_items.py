@@ -1,4 +1,4 @@
-"""Pieces of work on real actors: spread over all of them, and asked of another where one dies."""
+"""Pieces of work on real actors: map_over_hosts over all of them, and asked of another where one dies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import ray
 
 from loraxs_search.errors import TaskDataError
+from loraxs_search.search.driver.work_items import map_over_hosts
 from loraxs_search.search.hosts.client import HostClient
-from loraxs_search.search.hosts.pieces import spread
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
@@ -31,7 +31,7 @@ class Worker:
 
 
 def workers(*actors: Any) -> Any:
-    """Return what `spread` asks for hosts."""
+    """Return what `map_over_hosts` asks for hosts."""
     return lambda: [HostClient(lambda lost: Worker.remote("another"), actor) for actor in actors]
 
 
@@ -57,30 +57,30 @@ def go_on() -> None: ...
 
 
 def test_every_piece_is_done_once_and_every_host_has_some(ray_here: None) -> None:
-    pieces = [Number(n) for n in range(12)]
-    spread(workers(Worker.remote("a"), Worker.remote("b")), pieces, go_on)
-    assert all(len(piece.answers) == 1 for piece in pieces)
-    assert {name for piece in pieces for name in piece.answers} == {"a", "b"}
+    items = [Number(n) for n in range(12)]
+    map_over_hosts(workers(Worker.remote("a"), Worker.remote("b")), items, go_on)
+    assert all(len(item.answers) == 1 for item in items)
+    assert {name for item in items for name in item.answers} == {"a", "b"}
 
 
 def test_a_piece_is_asked_for_until_it_is_done_and_at_once_where_passes_are_shared(ray_here: None) -> None:
-    pieces = [Number(n, times=3) for n in range(4)]
-    spread(workers(Worker.remote("a")), pieces, go_on, at_once=4)
-    assert [piece.answers for piece in pieces] == [["a"] * 3] * 4
+    items = [Number(n, times=3) for n in range(4)]
+    map_over_hosts(workers(Worker.remote("a")), items, go_on, at_once=4)
+    assert [item.answers for item in items] == [["a"] * 3] * 4
 
 
 def test_a_host_that_dies_is_replaced_and_its_piece_is_not_lost(ray_here: None) -> None:
-    pieces = [Number(n) for n in range(6)]
-    spread(workers(Worker.remote("a", fatal=True), Worker.remote("b")), pieces, go_on)
-    assert all(len(piece.answers) == 1 for piece in pieces)
-    assert "another" in {name for piece in pieces for name in piece.answers}
+    items = [Number(n) for n in range(6)]
+    map_over_hosts(workers(Worker.remote("a", fatal=True), Worker.remote("b")), items, go_on)
+    assert all(len(item.answers) == 1 for item in items)
+    assert "another" in {name for item in items for name in item.answers}
 
 
 def test_what_a_host_cannot_do_is_the_pieces_own_fault_and_the_others_go_on(ray_here: None) -> None:
-    pieces = [Number(-1), Number(1)]
-    spread(workers(Worker.remote("a")), pieces, go_on)
-    assert isinstance(pieces[0].error, TaskDataError)
-    assert pieces[1].answers == ["a"]
+    items = [Number(-1), Number(1)]
+    map_over_hosts(workers(Worker.remote("a")), items, go_on)
+    assert isinstance(items[0].error, TaskDataError)
+    assert items[1].answers == ["a"]
 
 
 def test_it_stops_when_the_search_is_stopped(ray_here: None) -> None:
@@ -88,5 +88,5 @@ def test_it_stops_when_the_search_is_stopped(ray_here: None) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        spread(workers(Worker.remote("a")), [Number(1)], stop)
-    spread(workers(), [], stop)
+        map_over_hosts(workers(Worker.remote("a")), [Number(1)], stop)
+    map_over_hosts(workers(), [], stop)

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from support.studies import study
 
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import SearchInterruptedError, StudyError
 from loraxs_search.records import Identity, SearchPlan
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.driver import driver as drivers
-from loraxs_search.search.driver.interrupted import OwnStop, SearchInterruptedError
+from loraxs_search.search.driver.driver import OwnStop
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space import load_space
 from loraxs_search.tracking._followed import has_waiting

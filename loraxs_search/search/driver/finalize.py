@@ -1,0 +1,297 @@
+"""The end of a search: validation rows choose a finalist, test rows are answered by it alone, adapters are sealed.
+
+Finished work is recorded in the study folder item by item, so that after a kill no item is done twice.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from loraxs_search.errors import SearchInterruptedError
+from loraxs_search.methods import Method
+from loraxs_search.records import Candidate, Confirmation, Refit, Sample, TrialRecord, TrialSpec
+from loraxs_search.registry import choose, factors_at, install_factors, model_card, resealed, sealed, trial_of, verify
+from loraxs_search.registry.manifest import MANIFEST
+from loraxs_search.search.driver.baselines import BaseModelBaseline
+from loraxs_search.search.driver.candidates import candidate_trials, make_candidate, make_manifest
+from loraxs_search.search.driver.work_items import (
+    AdapterWork,
+    AnswerWork,
+    RefitWork,
+    Trained,
+    ValidationWork,
+    WorkItem,
+    joined,
+    map_over_hosts,
+    refit_spec,
+    row_parts,
+    samples_of,
+)
+from loraxs_search.search.hosts.client import HostClient
+from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.search_space import Space
+from loraxs_search.studies import StudyFolder, read_reports
+
+log = logging.getLogger(__name__)
+
+RunOf = Callable[[str], str | None]
+
+
+@dataclass(frozen=True)
+class Finalization:
+    """Finishes one study: trains its best recipes again, chooses the finalist, and has all adapters written.
+
+    Args:
+        trials: Completed ones, best first; `promotion.candidates` of those whose method may be promoted, and their
+            refits, are candidates.
+        stop: Ends the work from outside.
+        counted: Called with how much of the present work is done, of how much, in which unit.
+        take_commands: Called again and again while hosts work, to answer what people ask.
+    """
+
+    actors: StudyActors
+    folder: StudyFolder
+    space: Space
+    trials: Sequence[TrialRecord]
+    stop: threading.Event
+    counted: Callable[[int, int, str], None] = lambda _, __, ___: None
+    take_commands: Callable[[], None] = lambda: None
+    _adapters: dict[str, Trained] = field(default_factory=dict)
+    _refit_steps: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Sequence[TrialRecord]:
+        """The trials that are candidates."""
+        able = [record for record in self.trials if self.space.may_be_candidate(self._method(record).name)]
+        return candidate_trials(able, self.space.promotion, self.space.task, self.space.search)
+
+    def refit(self) -> None:
+        """Train `promotion.seeds` refits of each of the best trials; existing ones are left alone.
+
+        Raises:
+            SearchInterruptedError: stopped from outside.
+        """
+        confirmed, every = self.folder.confirmations(), self.space.search.report_every
+        wanted = [(record, number, spec) for record in self.best for number, spec in enumerate(self._refits(record), 1)]
+        self._refit_steps.update({spec.trial_id: self._steps_done(spec) for _, _, spec in wanted})
+        self._count_refits()
+        items = [
+            RefitWork(spec, self.space.task, every, self.folder, self.reached)
+            for record, number, spec in wanted
+            if confirmed.refit(spec.trial_id) is None
+        ]
+        self._map_over_hosts(items, shared=True)
+
+    def reached(self, name: str, step: int) -> None:
+        """A refit has got to a step, from any thread; a step before the one that is known changes nothing."""
+        if step > self._refit_steps.get(name, step):
+            self._refit_steps[name] = step
+            self._count_refits()
+
+    def _count_refits(self) -> None:
+        total = len(self._refit_steps) * self.space.search.max_steps
+        self.counted(sum(self._refit_steps.values()), total, "steps")
+
+    def validate(self) -> list[Candidate]:
+        """Score the best trials and their refits on all validation rows; return them, best first."""
+        trained = [adapter for record in self.best for adapter in self._of_recipe(record)]
+        scores = {adapter.trial_id: adapter.validation_metrics for adapter in trained}
+        if self._are_scored_anew():
+            confirmed = self.folder.confirmations()
+            missing = [adapter for adapter in trained if confirmed.validation(adapter.trial_id) is None]
+            items = [ValidationWork(adapter, self.space.task) for adapter in missing]
+            self._map_over_hosts(items, shared=True, unit="adapters")
+            scores = {name: confirmed.validation(name) or {} for name in scores}
+        made = [self._candidate(adapter, scores) for adapter in trained]
+        task = self.space.task
+        sign, worst = (-1.0, float("-inf")) if task.direction == "maximize" else (1.0, float("inf"))
+        return sorted(made, key=lambda c: (sign * c.validation_metrics.get(task.metric, worst), c.trial_id))
+
+    def seal(self, candidates: Sequence[Candidate], run_of: RunOf) -> list[Candidate]:
+        """Have the finalist answer all test rows and every adapter written out, on all hosts; return the candidates.
+
+        Args:
+            run_of: Trial id to its MLflow run.
+        """
+        confirmed = self.folder.confirmations()
+        chosen = choose(self.space.promotion, self.space.task, candidates).finalist
+        name = chosen.trial_id if chosen else ""
+        # Others may have answered the test rows before the end was interrupted, or before more trials were asked for.
+        answered_before = dict.fromkeys((*self.folder.earlier_finalists(), *confirmed.finalists()))
+        earlier = tuple(other for other in answered_before if other != name)
+        if chosen and (done := confirmed.candidate(name)):
+            chosen = replace(done, baselines=self.folder.baselines() or (), earlier_finalists=earlier)
+        known, finalist = {c.trial_id: c for c in candidates}, list[Confirmation]()
+
+        def keep(adapter: Trained, confirmation: Confirmation) -> None:
+            if adapter.trial_id == name:  # its card has test scores, which may not be there yet
+                finalist.append(confirmation)
+            else:
+                self._write(adapter, confirmation, known.get(adapter.trial_id), run_of)
+
+        untested = chosen is not None and not chosen.test_metrics
+        answers = self._answer_work(name) if untested else []
+        kept = [record.trial_id for record in self.trials if self._method(record).has_adapter]
+        ids = list(dict.fromkeys((*known, *kept)))
+        adapters = [
+            AdapterWork(self._trained(i), self.space.task, keep)
+            for i in ids
+            if not self._is_sealed(i, tested=i == name)
+        ]
+        self._map_over_hosts([*answers, *adapters], unit="parts")
+        if chosen is not None:
+            parts, rows = list(confirmed.answers(name).values()), b""
+            if untested:
+                metrics, answered = joined(parts, self.space.task)
+                rows, baselines = answered.to_bytes(), self.folder.baselines() or ()
+                chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
+            for confirmation in finalist:  # none where it was written before the driver was killed
+                self._write(self._trained(name), confirmation, chosen, run_of, samples_of(parts))
+            self._update_baselines(chosen)
+            if untested:
+                confirmed.write_candidate(chosen, rows)
+        return [chosen if chosen is not None and c.trial_id == name else c for c in candidates]
+
+    @property
+    def base_baseline(self) -> BaseModelBaseline:
+        """The base without an adapter, where the task's kind asks it."""
+        spread = functools.partial(self._map_over_hosts, unit="parts")
+        return BaseModelBaseline(self.folder, self.actors, self.space.task, spread)
+
+    def on_loop_step(self) -> None:
+        """Do what is done again and again while hosts work.
+
+        Raises:
+            SearchInterruptedError: stopped from outside.
+        """
+        self.take_commands()
+        if self.stop.is_set():
+            raise SearchInterruptedError(
+                f"Study {self.folder.name!r} was interrupted after its trials, before its candidates were scored.",
+                hint=f"go on with `loraxs-search resume {self.folder.name}`",
+            )
+
+    def _map_over_hosts(self, items: Sequence[WorkItem[Any]], *, shared: bool = False, unit: str = "") -> None:
+        """Have every item done on all hosts.
+
+        Args:
+            shared: Pieces share passes where hosts pack.
+            unit: What items are called where they are counted; empty where they count themselves.
+        """
+        pool, at_once = self.actors.pool, self.actors.pool.config.max_trials if shared else 1
+
+        def finished(done: int) -> None:
+            if unit:
+                self.counted(done, len(items), unit)
+
+        if items:
+            finished(0)
+        map_over_hosts(pool.hosts, items, self.on_loop_step, at_once=at_once, finished=finished)
+
+    def _steps_done(self, spec: TrialSpec) -> int:
+        """Return how far a refit has got before now."""
+        if self.folder.confirmations().refit(spec.trial_id) is not None:
+            return spec.hyperparameters.max_steps
+        snapshot = self.folder.read_snapshot(spec.trial_id)
+        return read_reports(snapshot)[-1].step if snapshot else 0
+
+    # ---- adapters ----------------------------------------------------------------------------------------------------
+    def _method(self, record: TrialRecord) -> Method:
+        return self.space.method_of(record.params)
+
+    def _spec(self, record: TrialRecord) -> TrialSpec:
+        return self.actors.spec(record.trial_id, record.params)
+
+    def _refits(self, record: TrialRecord) -> list[TrialSpec]:
+        spec = self._spec(record)
+        return [refit_spec(spec, number) for number in range(1, self.space.promotion.seeds + 1)]
+
+    def _answer_work(self, name: str) -> list[AnswerWork]:
+        """Return the test rows that an adapter has yet to answer, in parts for all hosts."""
+        confirmed, num_rows = self.folder.confirmations(), self.actors.info.num_rows["test"]
+        parts = row_parts(num_rows, list(confirmed.answers(name)))
+        return [AnswerWork(self._trained(name), rows, self.space.task) for rows in parts]
+
+    def _of_recipe(self, record: TrialRecord) -> list[Trained]:
+        """Return a trial and its finished refits."""
+        confirmed = self.folder.confirmations()
+        ended = [s for s in self._refits(record) if (refit := confirmed.refit(s.trial_id)) and not refit.failed]
+        return [self._trained(name) for name in (record.trial_id, *(spec.trial_id for spec in ended))]
+
+    def _trained(self, trial_id: str) -> Trained:
+        """Return a completed trial's adapter, or a refit's."""
+        if trial_id not in self._adapters:
+            record = next(r for r in self.trials if r.trial_id == trial_of(trial_id))
+            refit = self.folder.confirmations().refit(trial_id)
+            spec = self._spec(record)
+            if refit is not None:
+                spec = refit_spec(spec, int(trial_id.rpartition(".")[2]))
+            kept = self.folder.keep_rule.kept(record.reports)
+            metrics = refit.validation_metrics if refit is not None else kept.metrics
+            self._adapters[trial_id] = Trained(spec, self.folder, metrics, kept.size, record.lineage)
+        return self._adapters[trial_id]
+
+    def _are_scored_anew(self) -> bool:
+        """Whether reports scored something else than candidates are compared by, or a part of the validation rows."""
+        limit = self.space.task.validation_rows
+        if self.space.task.report_metric is not None:
+            return True
+        return limit is not None and self.actors.info.num_rows["validation"] >= limit
+
+    # ---- records -----------------------------------------------------------------------------------------------------
+    def _candidate(self, adapter: Trained, scores: Mapping[str, Mapping[str, float]]) -> Candidate:
+        confirmed, trial_id = self.folder.confirmations(), trial_of(adapter.trial_id)
+        own = self._trained(trial_id)
+        recipe = {trial_id: Refit(own.spec.hyperparameters.seed)}
+        for number in range(1, self.space.promotion.seeds + 1):
+            if refit := confirmed.refit(f"{trial_id}.{number}"):
+                recipe[f"{trial_id}.{number}"] = refit
+        others = [
+            replace(refit, validation_metrics=scores.get(name, {}))
+            for name, refit in recipe.items()
+            if name != adapter.trial_id
+        ]
+        return make_candidate(self.folder, self.actors.info, adapter, scores[adapter.trial_id], others)
+
+    def _is_sealed(self, trial_id: str, *, tested: bool) -> bool:
+        """Whether an adapter is written out; a finalist's says what it scores on the test rows.
+
+        One that was sealed as a mere candidate, before the search went on, does not.
+        """
+        path = self.folder.adapter_path(trial_id)
+        return (path / MANIFEST).exists() and (not tested or bool(verify(path).test_metrics))
+
+    def _write(
+        self,
+        adapter: Trained,
+        confirmation: Confirmation,
+        candidate: Candidate | None,
+        run_of: RunOf,
+        samples: tuple[Sample, ...] = (),
+    ) -> None:
+        if candidate is not None:
+            self._bring_factors(confirmation)
+        run_id = run_of(trial_of(adapter.trial_id))
+        manifest = make_manifest(self.folder, self.space, self.actors.info, adapter, confirmation, candidate, run_id)
+        manifest = replace(manifest, samples=samples)
+        files = {**confirmation.files, "README.md": model_card(manifest).encode()}
+        self.folder.write_adapter(adapter.trial_id, sealed(files, manifest))
+
+    def _update_baselines(self, finalist: Candidate) -> None:
+        """Have a finalist's folder say what baselines score that were measured after it was sealed."""
+        path = self.folder.adapter_path(finalist.trial_id)
+        if verify(path).baselines != finalist.baselines:
+            self.folder.write_adapter(finalist.trial_id, resealed(path, baselines=finalist.baselines))
+
+    def _bring_factors(self, confirmation: Confirmation) -> None:
+        """Copy the adapter's factors into this machine's cache: promotion registers them."""
+        task = self.space.task
+        for key, checksum in confirmation.factors.items():
+            if factors_at(key, checksum) is None:
+                ask = functools.partial(HostClient.factor_file, task=task, key=key)
+                install_factors(key, self.actors.pool.host().result(ask))

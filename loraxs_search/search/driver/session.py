@@ -1,0 +1,337 @@
+"""One driver's work on an open study: train, refit and score, write adapters, until nobody asks for more."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Mapping
+
+from loraxs_search.errors import HomeError, SearchInterruptedError, TrialsFailError, counted
+from loraxs_search.log.events import SearchStarted
+from loraxs_search.records import Candidate, SearchRun, StudyDescription, TrialState
+from loraxs_search.samplers.proposer import Proposer
+from loraxs_search.samplers.trials import StudyTrials
+from loraxs_search.schedulers import Scheduler, make_scheduler
+from loraxs_search.search.driver.baselines import StudyBaselines
+from loraxs_search.search.driver.candidates import completed_trials
+from loraxs_search.search.driver.commander import commands
+from loraxs_search.search.driver.finalize import Finalization
+from loraxs_search.search.driver.result import SearchResult, log_adapters, result_of
+from loraxs_search.search.hosts.pool import TrialCanceller, Usage
+from loraxs_search.search.hosts.study_actors import StudyActors
+from loraxs_search.search.ledger import Ledger, ScoreWatch
+from loraxs_search.search.tune.runner import TuneScheduler, run_tuner
+from loraxs_search.search.tune.searcher import StudySearcher
+from loraxs_search.search_space import Space, notes
+from loraxs_search.steering import SteeredStudy, steered
+from loraxs_search.steering.state import Deadline, planned
+from loraxs_search.studies import Journal, StudyFolder, StudyInfo
+from loraxs_search.studies.clock import steady_time
+from loraxs_search.tracking._run_texts import environment_tags
+
+_LOOK_EVERY_S = 0.5  # while all that is left is paused
+
+
+class SearchSession:
+    """Searches an open study, whose lock this driver holds; every stage can be repeated.
+
+    Args:
+        info: The study's, with the tracking URI that this driver uses.
+        started_at: When this driver began its work.
+        run_of: Returns the run of a trial in MLflow, if it has one by now.
+    """
+
+    def __init__(  # noqa: PLR0913  # the parts of one search
+        self,
+        info: StudyInfo,
+        space: Space,
+        folder: StudyFolder,
+        journal: Journal,
+        actors: StudyActors,
+        ledger: Ledger,
+        stop: threading.Event,
+        *,
+        started_at: float,
+        run_of: Callable[[str], str | None],
+    ) -> None:
+        self._baselines = StudyBaselines(folder, actors, space.task)  # begun first: Ray Tune takes seconds to start
+        self._info, self._space, self._folder, self._journal = info, space, folder, journal
+        self._actors, self._ledger, self._stop, self._run_of = actors, ledger, stop, run_of
+        self._study, self._was_begun = steered(folder, journal), journal.num_drivers > 0
+        reopen(self._study)
+        plan, task = info.search, info.task
+        self._deadline = Deadline(plan, self._study.state, started_at - journal.spent_s)
+        self._watch = ScoreWatch(task, plan.max_steps)
+        self._finalization: Finalization | None = None  # once its trials have ended
+        trials = StudyTrials(task, plan, lambda: space)
+        ledger.open(journal, trials, self._watch, after_report=self._say_baselines)
+        self._begin_journal(started_at)
+        ledger.recover(folder)
+        self._scheduler = self._make_scheduler()
+        self._shown_plan = planned(plan, self._study.state, self._study.records)
+        ledger.search_started(self._facts())
+        self._searcher = StudySearcher(
+            Proposer(trials, space),
+            ledger,
+            space,
+            plan,
+            actors,
+            self._scheduler,
+            self._deadline,
+            folder=folder,
+            state=self._study.state,
+        )
+
+    def run(self) -> SearchResult:
+        """Search until the budget is used and nobody asks for more; return the result.
+
+        Raises:
+            SearchInterruptedError: stopped before the budget was used.
+            TrialsFailError: nearly all of the latest trials failed for the same reason.
+        """
+        study, uri, say = self._study, self._info.tracking_uri, self._ledger.steered
+        with self._actors.watched(self._record_usage, self._show_steps):
+            while True:
+                with commands(study, uri, say, self._apply_commands, goes_on=self._was_begun) as commander:
+                    self._commander = commander
+                    run_stages(self._folder, self._journal, self._train, self._finalize, self._wants_more)
+                if not reopen(study):  # by what was answered last
+                    break
+                self._was_begun = False  # from here on somebody may write words to this driver
+        self._ledger.close()
+        self._journal.search_ended(self._journal.notice or "")
+        return result_of(self._folder, self._journal)
+
+    # ---- opening -----------------------------------------------------------------------------------------------------
+    def _begin_journal(self, started_at: float) -> None:
+        """Have the journal take what happens, of a new study first what its rows are like."""
+        task, info, space = self._info.task, self._actors.info, self._space
+        params = self._actors.hardware() | {
+            "search.metric": task.search_metric,
+            "search.direction": task.search_direction,
+            "task.kind": task.kind,
+        }
+        facts = StudyDescription(
+            space.task, space.base_model.id, tuple(space.parameters), info.num_rows, info.data_fingerprint
+        )
+        run = SearchRun(space.text, self._info.search, params, environment_tags(self._actors.gpus()), facts)
+        self._journal.driver_started(started_at, run)
+        if not self._journal.records:
+            self._ledger.data_read(task, info)
+
+    def _make_scheduler(self) -> Scheduler:
+        """Return the scheduler as it stood when the journal ended; trials that it had stopped end now."""
+        scheduler = make_scheduler(self._info.search, self._info.task.search_direction)
+        scheduler.replay(self._journal.reports, self._info.task.search_metric)
+        for trial_id, reason in scheduler.stopped.items():
+            self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason)
+        return scheduler
+
+    # ---- steering ----------------------------------------------------------------------------------------------------
+    def _apply_commands(self) -> None:
+        """Have the searcher act by commands; where they change the plan, the view begins anew."""
+        self._searcher.apply_commands()
+        plan = planned(self._info.search, self._study.state, self._study.records)
+        if plan != self._shown_plan:
+            self._shown_plan = plan
+            self._ledger.search_started(self._facts())
+
+    def _wants_more(self) -> bool:
+        """Take what people have sent; say whether they ask for more than has been trained."""
+        self._commander.take_all()  # what came too late is refused
+        has_more = reopen(self._study)
+        if has_more:
+            self._ledger.search_started(self._facts())
+        return has_more
+
+    # ---- training ----------------------------------------------------------------------------------------------------
+    def _train(self) -> None:
+        """Run trials until there are no more.
+
+        Raises:
+            SearchInterruptedError, TrialsFailError: trials are left.
+        """
+        with contextlib.closing(TrialCanceller(self._actors.pool, self._info.name)) as canceller:
+
+            def on_loop_step() -> None:
+                self._commander.on_loop_step()
+                canceller.on_loop_step(self._searcher.to_cancel)
+
+            self._searcher.take_commands = on_loop_step
+            self._run_tuner_and_wait()
+        self._end_unfinished(planned(self._info.search, self._study.state, self._journal.records).trials)
+        self._journal.search_ended(self._searcher.notice)
+
+    def _run_tuner_and_wait(self) -> None:
+        """Run Ray Tune; where all that is left is paused, wait for somebody to continue it.
+
+        Tune does not wait: without trials to run it would hold processes and warn of missing resources.
+        """
+        searcher = self._searcher
+        while searcher.has_more and searcher.fatal_error is None and not self._stop.is_set():
+            if not searcher.is_waiting:
+                self._run_tuner()
+                continue
+            self._ledger.steered(f"everything left is paused: go on with `loraxs-search continue {self._info.name}`")
+            while searcher.is_waiting and not self._stop.wait(_LOOK_EVERY_S):
+                searcher.on_loop_step()
+        if searcher.fatal_error is not None:
+            raise searcher.fatal_error
+
+    def _run_tuner(self) -> None:
+        searcher, metric = self._searcher, self._info.task.search_metric
+        scheduler = TuneScheduler(self._scheduler, metric, searcher.abort, searcher.should_leave)
+        run_tuner(
+            searcher,
+            scheduler,
+            self._info.search,
+            self._folder.path / "tune",
+            self._deadline,
+            is_over=lambda: self._stop.is_set() or searcher.fatal_error is not None,
+            on_loop_step=searcher.on_loop_step,
+            abort=searcher.abort,
+        )
+
+    def _end_unfinished(self, num_trials: int) -> None:
+        """End what the time budget has cut short, or say why trials are left."""
+        searcher, ledger, name = self._searcher, self._ledger, self._info.name
+        left = ledger.unfinished()
+        is_complete = not left and not searcher.is_short
+        if searcher.failing is not None and not is_complete:
+            raise TrialsFailError(
+                f"Study {name!r} was interrupted: {searcher.failing}",
+                hint=f"fix that, then go on with `loraxs-search resume {name}`",
+            )
+        if searcher.out_of_time is not None:
+            for record in left:
+                ledger.trial_ended(record.trial_id, TrialState.PRUNED, searcher.out_of_time)
+        elif not is_complete:
+            ended = len(ledger.records) - len(left)
+            raise SearchInterruptedError(
+                f"Study {name!r} was interrupted: {ended} of {counted(num_trials, 'trial')} have ended. "
+                "The others keep the state of their last report.",
+                hint=f"go on with `loraxs-search resume {name}`",
+            )
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+    def _finalize(self) -> bool:
+        """Choose the finalist and have adapters written; False where it is left off, since the search goes on.
+
+        Test rows are asked only after people have last been asked whether it does.
+        """
+        self._journal.baselines_measured(self._baselines.result())
+        self._say_baselines()
+        trials = completed_trials(self._ledger.records.values(), self._folder.keep_rule)
+        finalization = self._finalization = Finalization(
+            self._actors,
+            self._folder,
+            self._space,
+            trials,
+            self._stop,
+            self._ledger.counted,
+            self._commander.on_loop_step,
+        )
+        candidates = self._validated(finalization)
+        if self._wants_more():
+            return False
+        if not finalization.base_baseline.is_measured:
+            self._ledger.phase("asking the base alone, on validation and test rows")
+            finalization.base_baseline.measure()
+        self._ledger.phase("scoring the finalist on the test rows, writing adapters")
+        candidates = finalization.seal(candidates, self._run_of)
+        for candidate in (candidate for candidate in candidates if candidate.test_metrics):
+            self._ledger.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
+        log_adapters(self._folder, self._journal, trials, candidates)
+        self._journal.baselines_measured(self._folder.baselines() or ())
+        self._ledger.baselines_scored(self._folder.baselines() or ())
+        self._folder.write_candidates(candidates)
+        return True
+
+    def _validated(self, finalization: Finalization) -> list[Candidate]:
+        """Train the best recipes again, and return all candidates, scored on all validation rows, best first."""
+        seeds = self._info.promotion.seeds
+        if seeds and finalization.best:
+            trials, fresh = counted(len(finalization.best), "trial"), counted(seeds, "fresh seed")
+            self._ledger.phase(f"training the best {trials} again from {fresh}")
+            finalization.refit()
+        self._ledger.phase("scoring the candidates on all validation rows")
+        candidates = finalization.validate()
+        for candidate in candidates:
+            self._ledger.candidate_scored(candidate.trial_id, "validation", candidate.validation_metrics)
+        for candidate in candidates[:1]:
+            self._watch.scored(candidate.trial_id, candidate.validation_metrics)
+        return candidates
+
+    # ---- what watchers are shown -------------------------------------------------------------------------------------
+    def _say_baselines(self) -> None:
+        self._ledger.baselines_scored(self._baselines.known())
+
+    def _show_steps(self, steps: Mapping[str, int]) -> None:
+        """Say how far trials and refits have got since their last reports; called from a thread of its own."""
+        self._ledger.advanced(self._folder, steps)
+        for name, step in steps.items():
+            if self._finalization is not None:
+                self._finalization.reached(name, step)
+
+    def _record_usage(self, usage: Usage) -> None:
+        """Record how busy hosts are; called from a thread of its own, for MLflow alone."""
+        with contextlib.suppress(HomeError):
+            self._journal.hosts_measured(usage, since=self._info.created_at)
+
+    def _facts(self) -> SearchStarted:
+        actors, task = self._actors, self._info.task
+        plan = planned(self._info.search, self._study.state, self._ledger.records)
+        return SearchStarted(
+            study=self._info.name,
+            at=steady_time(),
+            task=task.registered_name,
+            metric=task.search_metric,
+            direction=task.search_direction,
+            num_trials=plan.trials,
+            max_steps=plan.max_steps,
+            report_every=plan.report_every,
+            num_refits=self._info.promotion.num_refits(plan.trials),
+            device=actors.info.device,
+            dtype=actors.info.dtype,
+            num_slots=actors.slot_counter.max_concurrent,
+            slots=actors.slots_by_address(),
+            why_slots=actors.pack_size.reason,
+            time_left_s=self._deadline.left_s,
+            notes=notes(self._space),
+            steering=self._study.state.status,
+        )
+
+
+def reopen(study: SteeredStudy) -> bool:
+    """Go on with a study whose trials had ended, where people have asked for more; return whether they have.
+
+    The journal says so first: candidates that are still there are of before.
+    """
+    has_more = study.state.num_reopenings > study.journal.num_reopenings
+    if has_more:
+        study.journal.reopened(study.state.num_reopenings)
+    if study.journal.is_reopened:
+        study.folder.set_candidates_aside()
+    return has_more
+
+
+def run_stages(
+    folder: StudyFolder,
+    journal: Journal,
+    train: Callable[[], None],
+    finalize: Callable[[], bool],
+    wants_more: Callable[[], bool],
+) -> None:
+    """Train, then finalize; from the start again whenever people ask for more in the meantime.
+
+    Args:
+        finalize: Returns whether it came to its end.
+        wants_more: Whether people have asked for more: then the candidates are set aside.
+    """
+    while True:
+        if journal.notice is None and folder.candidates() is None:
+            train()
+        if wants_more() or (folder.candidates() is None and not finalize()):
+            continue
+        if not wants_more():
+            return
