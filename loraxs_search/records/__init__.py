@@ -54,7 +54,7 @@ from loraxs_search.records._promotion import (
     is_unmeasured,
     shots_name,
 )
-from loraxs_search.records._search import FrontTrial, KeepRule, SearchPlan, SearchRun, StudyDescription
+from loraxs_search.records._search import CheckpointSelection, FrontTrial, SearchPlan, SearchRun, StudyDescription
 from loraxs_search.records._task import (
     AnswerFact,
     ConstantAnswer,
@@ -104,6 +104,7 @@ __all__ = [
     "BaselineName",
     "Basis",
     "Candidate",
+    "CheckpointSelection",
     "Command",
     "CommandAnswer",
     "CommandRecord",
@@ -120,7 +121,6 @@ __all__ = [
     "HostInfo",
     "Hyperparameters",
     "Identity",
-    "KeepRule",
     "KeptAnswers",
     "LargestTrial",
     "Lineage",

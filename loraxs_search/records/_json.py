@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from loraxs_search.errors import StudyError, shortened
 
 RecordT = TypeVar("RecordT")
-_STORED = {"baselines": "yardsticks"}  # fields whose name in files, in MLflow and in `--json` is that of version 0.1
+# Fields whose name in files, in MLflow and in `--json` is that of version 0.1.
+_STORED = {"baselines": "yardsticks", "checkpoint": "keep"}
 # A record with such a field declares `__pydantic_config__ = STORED_NAMES`: it is written and read by that alone.
 STORED_NAMES = {"alias_generator": lambda field: _STORED.get(field, field)}
 

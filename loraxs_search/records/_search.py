@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from loraxs_search.records._json import STORED_NAMES
 from loraxs_search.records._literals import MAX_STATE_BYTES, Direction, Precision, Scalar, SearchDevice, Split
 from loraxs_search.records._task import Task
 from loraxs_search.records._trial import TrialReport
@@ -31,11 +32,13 @@ class SearchPlan:
         pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial alone.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
         device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
-        keep: Which step of a trial becomes its adapter: the last, or the one with the best report.
+        checkpoint: Which step of a trial becomes its adapter: the last, or the one with the best report.
         objectives: What is searched for together: what running trials are compared by, and `stored_bytes`; empty where
             it is the score alone.
         max_state_mb: Larger states of trials, in megabytes, stay on their node; losing it restarts the trial.
     """
+
+    __pydantic_config__ = STORED_NAMES
 
     trials: int = 16
     max_steps: int = 160
@@ -53,7 +56,7 @@ class SearchPlan:
     scheduler_params: Mapping[str, Scalar] = field(default_factory=dict)
     sampler: str = "tpe"
     sampler_params: Mapping[str, Scalar] = field(default_factory=dict)
-    keep: Literal["last", "best"] = "last"
+    checkpoint: Literal["last", "best"] = "last"
     objectives: tuple[str, ...] = ()
     max_state_mb: float = MAX_STATE_BYTES / 1e6
 
@@ -77,26 +80,26 @@ class FrontTrial:
 
 
 @dataclass(frozen=True)
-class KeepRule:
+class CheckpointSelection:
     """Which step of a trial that has trained all its steps becomes its adapter.
 
     Args:
         metric: What reports are compared by; of equal ones the earlier is kept.
-        keep: `last` takes the last step, whatever its report.
+        checkpoint: `last` takes the last step, whatever its report.
     """
 
     metric: str
     direction: Direction
-    keep: Literal["last", "best"] = "last"
+    checkpoint: Literal["last", "best"] = "last"
 
     @classmethod
-    def of(cls, task: Task, plan: SearchPlan) -> KeepRule:
-        """Return the rule of a study."""
-        return cls(task.search_metric, task.search_direction, plan.keep)
+    def of(cls, task: Task, plan: SearchPlan) -> CheckpointSelection:
+        """Return the selection of a study."""
+        return cls(task.search_metric, task.search_direction, plan.checkpoint)
 
-    def kept(self, reports: Sequence[TrialReport]) -> TrialReport:
+    def select(self, reports: Sequence[TrialReport]) -> TrialReport:
         """Return the report of the step that is kept, of at least one."""
-        if self.keep == "last":
+        if self.checkpoint == "last":
             return reports[-1]
         sign = 1.0 if self.direction == "maximize" else -1.0
         return max(reports, key=lambda report: (sign * report.metrics[self.metric], -report.step))

@@ -83,9 +83,9 @@ class ComparedStudy:
         return recorded
 
     def _trial(self, record: TrialRecord) -> ComparedTrial:
-        rule, last, score = self.folder.keep_rule, record.reports[-1] if record.reports else None, math.nan
+        rule, last, score = self.folder.checkpoint_selection, record.reports[-1] if record.reports else None, math.nan
         if record.state is TrialState.COMPLETE:
-            score = rule.kept(record.reports).metrics[rule.metric]
+            score = rule.select(record.reports).metrics[rule.metric]
         return ComparedTrial(
             study=self.name,
             trial_id=record.trial_id,

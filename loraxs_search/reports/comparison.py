@@ -261,8 +261,8 @@ def _notes(studies: Sequence[ComparedStudy], groups: Sequence[Group], by: str) -
     steps = {study.info.search.max_steps for study in studies}
     if len(steps) > 1:
         notes.append(f"trials of these studies train for {' or '.join(map(str, sorted(steps)))} steps")
-    if len({study.info.search.keep for study in studies}) > 1:
-        notes.append("search.keep differs: the best of several reports looks better than the last one")
+    if len({study.info.search.checkpoint for study in studies}) > 1:
+        notes.append("search.checkpoint differs: the best of several reports looks better than the last one")
     if len(groups) > 2:
         notes.append(f"{len(groups) - 1} differences are tested: hold each p to {0.05 / (len(groups) - 1):.3g}")
     return notes

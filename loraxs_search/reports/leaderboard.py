@@ -11,8 +11,8 @@ from loraxs_search.pareto import Fronts
 from loraxs_search.records import (
     Baseline,
     Candidate,
+    CheckpointSelection,
     FrontTrial,
-    KeepRule,
     Lineage,
     Scalar,
     Task,
@@ -21,16 +21,18 @@ from loraxs_search.records import (
 )
 
 
-def front(records: Iterable[TrialRecord], keep: KeepRule) -> list[FrontTrial]:
+def front(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[FrontTrial]:
     """Return the complete trials that no other one beats in score and stored bytes together, fewest bytes first.
 
     Of trials that were stopped nothing is kept that could be used, and their scores are of fewer steps.
     """
-    kept = {r.trial_id: keep.kept(r.reports) for r in records if r.state is TrialState.COMPLETE}
-    fronts, sign = Fronts[str](), 1.0 if keep.direction == "maximize" else -1.0
+    kept = {r.trial_id: selection.select(r.reports) for r in records if r.state is TrialState.COMPLETE}
+    fronts, sign = Fronts[str](), 1.0 if selection.direction == "maximize" else -1.0
     for trial_id in sorted(kept):
-        fronts.add(trial_id, (sign * kept[trial_id].metrics[keep.metric], kept[trial_id].size.stored_bytes))
-    return [FrontTrial(name, kept[name].metrics[keep.metric], kept[name].size.stored_bytes) for name in fronts.first()]
+        fronts.add(trial_id, (sign * kept[trial_id].metrics[selection.metric], kept[trial_id].size.stored_bytes))
+    return [
+        FrontTrial(name, kept[name].metrics[selection.metric], kept[name].size.stored_bytes) for name in fronts.first()
+    ]
 
 
 def shown_baselines(baselines: Iterable[Baseline] | None, *, finished: bool) -> list[Baseline]:
@@ -103,20 +105,20 @@ def leaderboard(
     records: Iterable[TrialRecord],
     task: Task,
     candidates: Iterable[Candidate] = (),
-    keep: Literal["last", "best"] = "last",
+    checkpoint: Literal["last", "best"] = "last",
     objectives: Sequence[str] = (),
 ) -> list[LeaderboardRow]:
     """Return a row a trial: completed first, each group by validation score, then by id.
 
     Args:
-        keep: Which step of a trial its adapter is of, as `SearchPlan` has it; `objectives` too.
+        checkpoint: Which step of a trial its adapter is of, as `SearchPlan` has it; `objectives` too.
     """
     records = tuple(records)
     scored = {c.trial_id: c for c in candidates}
     from loraxs_search.registry import trial_of  # late: it costs as much as all of `status`
 
     tested = {trial_of(c.trial_id): c for c in scored.values() if c.test_metrics}
-    rule = KeepRule(task.search_metric, task.search_direction, keep)
+    rule = CheckpointSelection(task.search_metric, task.search_direction, checkpoint)
     rows = [_row(r, task, rule, scored.get(r.trial_id), tested.get(r.trial_id)) for r in records]
     if objectives:
         best = {it.trial_id for it in front(records, rule)}
@@ -135,12 +137,12 @@ def interrupted(rows: Iterable[LeaderboardRow]) -> list[LeaderboardRow]:
 
 
 def _row(
-    record: TrialRecord, task: Task, rule: KeepRule, candidate: Candidate | None, finalist: Candidate | None
+    record: TrialRecord, task: Task, rule: CheckpointSelection, candidate: Candidate | None, finalist: Candidate | None
 ) -> LeaderboardRow:
     validation = candidate.validation_metrics if candidate else {}
     last = kept = record.reports[-1] if record.reports else None
     if record.state is TrialState.COMPLETE:
-        kept = rule.kept(record.reports)
+        kept = rule.select(record.reports)
     ended = record.ended_at is not None
     written = validation or (kept.metrics if kept else {})
     return LeaderboardRow(
@@ -156,7 +158,7 @@ def _row(
         reason=record.reason,
         finalist=finalist.trial_id if finalist else "",
         candidate_score=validation.get(task.metric),
-        kept_step=kept.step if kept and rule.keep == "best" and record.state is TrialState.COMPLETE else None,
+        kept_step=kept.step if kept and rule.checkpoint == "best" and record.state is TrialState.COMPLETE else None,
         unparsed=written.get("unparsed"),
         unended=written.get("unended"),
         without_projection=last.size.without_projection if last else None,

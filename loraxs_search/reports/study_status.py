@@ -338,7 +338,7 @@ def study_status(folder: StudyFolder) -> StudyStatus:
     state, place = state_and_place(folder)
     study, info, candidates = steered(folder, folder.journal()), folder.info, folder.candidates()
     records = study.records
-    rows = leaderboard(records.values(), info.task, candidates or (), info.search.keep, info.search.objectives)
+    rows = leaderboard(records.values(), info.task, candidates or (), info.search.checkpoint, info.search.objectives)
     rows, search = interrupted(rows) if state == "interrupted" else rows, SearchState()
     if state == "running":
         for event in StudyEvents(folder).new():
@@ -349,7 +349,7 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         state=state,
         progress=progress(records.values(), planned(info.search, study.state, records)),
         trials=rows,
-        front=list(front(records.values(), folder.keep_rule)) if info.search.objectives else [],
+        front=list(front(records.values(), folder.checkpoint_selection)) if info.search.objectives else [],
         baselines=shown_baselines(folder.baselines(), finished=candidates is not None),
         paused=study.paused,
         finishing="" if study.trials_have_ended else study.state.finishing or "",

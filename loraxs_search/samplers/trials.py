@@ -19,7 +19,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
 
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.pareto import Point
-from loraxs_search.records import KeepRule, SearchPlan, Task, TrialReport
+from loraxs_search.records import CheckpointSelection, SearchPlan, Task, TrialReport
 from loraxs_search.records import TrialState as State
 from loraxs_search.samplers._base import DrawnSpace
 
@@ -40,7 +40,7 @@ class StudyTrials:
     """
 
     def __init__(self, task: Task, plan: SearchPlan, space: Callable[[], DrawnSpace]) -> None:
-        self.plan, self._keep, self._space = plan, KeepRule.of(task, plan), space
+        self.plan, self._selection, self._space = plan, CheckpointSelection.of(task, plan), space
         score = StudyDirection.MAXIMIZE if task.search_direction == "maximize" else StudyDirection.MINIMIZE
         self.directions = (score, StudyDirection.MINIMIZE) if plan.objectives else (score,)
         self.trials: list[FrozenTrial] = []
@@ -102,7 +102,7 @@ class StudyTrials:
     def _report(self, trial: FrozenTrial, report: TrialReport) -> None:
         self._reports[report.trial_id].append(report)
         if len(self.directions) == 1:
-            trial.intermediate_values[report.step] = report.metrics[self._keep.metric]
+            trial.intermediate_values[report.step] = report.metrics[self._selection.metric]
         else:
             trial.user_attrs[f"{_REPORT}{report.step}"] = self._values(report)
 
@@ -114,18 +114,18 @@ class StudyTrials:
             trial.user_attrs["state"], trial.state = event.state.value, TrialState.FAIL
             return
         if event.state is State.COMPLETE:
-            values = self._values(self._keep.kept(tuple(reports)))
+            values = self._values(self._selection.select(tuple(reports)))
             if any(map(math.isnan, values)):  # nothing is better or worse: Optuna, too, takes it as failed
                 trial.user_attrs["state"], trial.state = event.state.value, TrialState.FAIL
                 return
             trial.values = values
         elif event.state is State.PRUNED and len(self.directions) == 1 and reports:
-            score = reports[-1].metrics[self._keep.metric]
+            score = reports[-1].metrics[self._selection.metric]
             trial.values = None if math.isnan(score) else [score]
         trial.state = TrialState[event.state.value]
 
     def _values(self, report: TrialReport) -> list[float]:
-        return [report.metrics[self._keep.metric], float(report.size.stored_bytes)][: len(self.directions)]
+        return [report.metrics[self._selection.metric], float(report.size.stored_bytes)][: len(self.directions)]
 
 
 def last_report(trial: FrozenTrial) -> tuple[int, Point] | None:

@@ -223,6 +223,7 @@ KEYS: dict[KeyPath, _Retired] = {
         decides_trials=False,
     ),
 }
+RENAMED: dict[KeyPath, str] = {("search", "keep"): "checkpoint"}
 VALUES: dict[str, dict[str, _Retired]] = {  # of a parameter
     "basis": {
         "gradient": _Retired("use `basis: top`, which scores as well"),
@@ -248,12 +249,15 @@ def refuse_retired(document: Document) -> None:
     for path, got, retired in _found(document.data):
         faults.add(path, f"must be left out: this version no longer supports {got or 'it'}.")
         remedies.append(retired.remedy)
+    for section, path, new in _renamed(document.data):
+        faults.add(path, f"must be called `{new}`.")
+        remedies.append(f"write `{dotted((*path[:-1], new))}: {shown(section[path[-1]])}`")
     if faults:
         faults.fail(document.source, document.locations, hint="\n".join(dict.fromkeys(remedies)))
 
 
 def without_retired(document: Document, study: str) -> None:
-    """Take out of a stored study's space what is gone and decides no trial, with a warning.
+    """Take out of a stored study's space what is gone and decides no trial, with a warning; rename what is renamed.
 
     Raises:
         StudyError: it names what the search cannot go on without.
@@ -273,6 +277,8 @@ def without_retired(document: Document, study: str) -> None:
         _logger.warning("study %s: `%s` is ignored: this version no longer supports it", study, dotted(path))
         section = document.data if len(path) == 1 else document.data[path[0]]
         del section[path[-1]]
+    for section, path, new in _renamed(document.data):
+        section[new] = section.pop(path[-1])
 
 
 def warn_of_retired(text: str, study: str) -> None:
@@ -294,6 +300,14 @@ def _found(data: object) -> Iterator[tuple[KeyPath, str, _Retired]]:
         for path, value in _scalars(sections.get(root), (root,)):
             if (gone := VALUES.get(_parameter_of(path), {}).get(str(value))) is not None:
                 yield path, shown(value), gone
+
+
+def _renamed(data: object) -> Iterator[tuple[dict[Any, Any], KeyPath, str]]:
+    """Yield the sections with a key that has another name now, where it is, and that name."""
+    for path, new in RENAMED.items():
+        section = data.get(path[0]) if isinstance(data, dict) else None
+        if isinstance(section, dict) and path[-1] in section:
+            yield section, path, new
 
 
 def _scalars(value: object, path: KeyPath) -> Iterator[tuple[KeyPath, object]]:

@@ -233,8 +233,8 @@ class SearchSection(Section):
     """
     objectives: Names | None = None
     """`[METRIC, stored_bytes]` searches for a high score and few bytes together."""
-    keep: Literal["last", "best"] = SearchPlan.keep
-    """Which adapter of a trial counts: the `last` one, or the one with the `best` report."""
+    checkpoint: Literal["last", "best"] = SearchPlan.checkpoint
+    """Which step of a trial becomes its adapter: the `last` one, or the one with the `best` report."""
     trials: Count = SearchPlan.trials
     """Number of trials to propose. `extend` raises it; trials from `add` and `clone` come on top."""
     max_steps: Count = SearchPlan.max_steps

@@ -22,8 +22,8 @@ from loraxs_search.records import (
     STORED_NAMES,
     Baseline,
     Candidate,
+    CheckpointSelection,
     Identity,
-    KeepRule,
     KeptAnswers,
     TrialReport,
     TrialState,
@@ -190,9 +190,9 @@ class StudyFolder:
         return self.path / _RESOLVED_SPACE
 
     @property
-    def keep_rule(self) -> KeepRule:
+    def checkpoint_selection(self) -> CheckpointSelection:
         """Which step of a trial becomes its adapter."""
-        return KeepRule.of(self.info.task, self.info.search)
+        return CheckpointSelection.of(self.info.task, self.info.search)
 
     def space_text(self) -> str:
         """Return the space as it was launched."""
@@ -364,12 +364,12 @@ class StudyFolder:
         """
         check_owner(snapshot, self.name, trial_id)
         folder, reports = self.path / "snapshots", tuple[TrialReport, ...]()
-        if self.keep_rule.keep == "best":
+        if self.checkpoint_selection.checkpoint == "best":
             reports = read_reports(snapshot)
-            if self.keep_rule.kept(reports).step == reports[-1].step:
+            if self.checkpoint_selection.select(reports).step == reports[-1].step:
                 write_atomic(kept_path(folder, trial_id, reports[-1].step), snapshot)
         write_atomic(snapshot_path(folder, trial_id), snapshot)
-        wanted = {self.keep_rule.kept(some).step for some in (reports, reports[:-1]) if some}
+        wanted = {self.checkpoint_selection.select(some).step for some in (reports, reports[:-1]) if some}
         for path in kept_paths(folder, trial_id) if reports else ():
             if path not in {kept_path(folder, trial_id, step) for step in wanted}:
                 path.unlink(missing_ok=True)
@@ -390,10 +390,10 @@ class StudyFolder:
             StudyError: the best one is missing, or that of another trial.
         """
         last = self.read_snapshot(trial_id)
-        if last is None or self.keep_rule.keep == "last":
+        if last is None or self.checkpoint_selection.checkpoint == "last":
             return last
         reports = read_reports(last)
-        if (step := self.keep_rule.kept(reports).step) == reports[-1].step:
+        if (step := self.checkpoint_selection.select(reports).step) == reports[-1].step:
             return last
         path = kept_path(self.path / "snapshots", trial_id, step)
         if not path.exists():

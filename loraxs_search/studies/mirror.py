@@ -276,7 +276,7 @@ class Mirror:
     def _kept_beside(self, key: str) -> list[str]:
         """Return the keys of the snapshots that are kept beside a trial's last one."""
         folder, _, name = key.rpartition("/")
-        if folder != "snapshots" or self._folder.keep_rule.keep == "last":
+        if folder != "snapshots" or self._folder.checkpoint_selection.checkpoint == "last":
             return []
         paths = kept_paths(self._folder.path / folder, name.removesuffix(".safetensors"))
         return [f"{folder}/{path.name}" for path in paths]

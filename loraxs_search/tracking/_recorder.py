@@ -13,7 +13,7 @@ from typing import Any
 from loraxs_search.errors import LoraxsError
 from loraxs_search.log import events as log_events
 from loraxs_search.methods import LoraXS
-from loraxs_search.records import Hyperparameters, KeepRule, StudyDescription, TrialReport, TrialState
+from loraxs_search.records import CheckpointSelection, Hyperparameters, StudyDescription, TrialReport, TrialState
 from loraxs_search.tracking._run_texts import dataset_input, run_name
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 
@@ -48,11 +48,11 @@ class Recorder:
 
     Args:
         folder: The study's, which adapters and the report lie below.
-        keep: Which step of a trial becomes its adapter; None where that is the last one of each.
+        selection: Which step of a trial becomes its adapter; None where that is the last one of each.
     """
 
-    def __init__(self, runs: StudyRuns, folder: Path, keep: KeepRule | None = None) -> None:
-        self._runs, self._folder, self._keep = runs, folder, keep
+    def __init__(self, runs: StudyRuns, folder: Path, selection: CheckpointSelection | None = None) -> None:
+        self._runs, self._folder, self._selection = runs, folder, selection
         self._facts: StudyDescription | None = None
         self._trials: defaultdict[str, _Trial] = defaultdict(_Trial)
         self._handlers: dict[type, Callable[[Any], None]] = {
@@ -149,8 +149,8 @@ class Recorder:
             "wall_s": event.at - (event.at if trial.started_at is None else trial.started_at),
             "total_device_s": reports[-1].device_s if reports else 0.0,
         }
-        if self._keep is not None and self._keep.keep == "best" and event.state is TrialState.COMPLETE:
-            metrics["kept_step"] = self._keep.kept(reports).step
+        if self._selection is not None and self._selection.checkpoint == "best" and event.state is TrialState.COMPLETE:
+            metrics["kept_step"] = self._selection.select(reports).step
         self._runs.add(run_id, metrics=metrics, at=event.at)
         self._runs.end(run_id, _STATUS[event.state], event.at, {STATE: event.state.value, REASON: event.reason})
 

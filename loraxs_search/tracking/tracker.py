@@ -13,7 +13,7 @@ from loraxs_search.home import disk_faults
 from loraxs_search.log.event_log import to_line
 from loraxs_search.log.events import DriverStarted, LoggedEvent, ReportWritten, SearchFinished
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import KeepRule
+from loraxs_search.records import CheckpointSelection
 from loraxs_search.tracking._followed import Batch, FollowedLog
 from loraxs_search.tracking._recorder import AwayError, Recorder, RefusedError
 from loraxs_search.tracking._runs import StudyRuns
@@ -38,13 +38,15 @@ class Tracker:
         study_dir: Its folder.
         uri: The store, as `resolve_uri` gives it.
         experiment: MLflow experiment the runs appear in, created when missing.
-        keep: Which step of a trial becomes its adapter; None where that is the last one of each.
+        selection: Which step of a trial becomes its adapter; None where that is the last one of each.
     Raises:
         StudyError: the log is damaged.
         HomeError: the folder cannot be written.
     """
 
-    def __init__(self, study: str, study_dir: Path, uri: str, experiment: str, keep: KeepRule | None = None) -> None:
+    def __init__(
+        self, study: str, study_dir: Path, uri: str, experiment: str, selection: CheckpointSelection | None = None
+    ) -> None:
         self._followed = FollowedLog(study, study_dir)
         self._uri = uri
         self._refused_path = study_dir / "tracking.refused.jsonl"
@@ -55,7 +57,7 @@ class Tracker:
             experiment=experiment,
             map_path=study_dir / "tracking.runs.jsonl",
         )
-        self._recorder = Recorder(self._runs, study_dir, keep)
+        self._recorder = Recorder(self._runs, study_dir, selection)
         self.was_finished = False  # whether the search was said to have ended, when this was opened
         self.had_report = False  # whether a report was written since the search last started, when this was opened
         for event in self._followed.history():

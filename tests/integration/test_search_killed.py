@@ -20,7 +20,7 @@ from loraxs_search.studies.folder import studies_root
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 FEWER = ("--set", "search.trials=3", "--set", "promotion.seeds=0")
-BEST = ("--set", "search.keep=best", "--set", "search.metric=f1")
+BEST = ("--set", "search.checkpoint=best", "--set", "search.metric=f1")
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
 
 

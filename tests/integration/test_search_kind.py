@@ -39,7 +39,7 @@ parameters:
   target_modules: {choice: [attention, all-linear]}
   learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}
   batch_size: 8
-search: {trials: 4, max_steps: 8, report_every: 2, keep: best, precision: float32}
+search: {trials: 4, max_steps: 8, report_every: 2, checkpoint: best, precision: float32}
 promotion: {candidates: 2, seeds: 1}
 """
 

@@ -12,7 +12,7 @@ import pytest
 from support.shell import start
 
 from loraxs_search.pareto import dominates
-from loraxs_search.records import KeepRule, TrialRecord, TrialState
+from loraxs_search.records import CheckpointSelection, TrialRecord, TrialState
 from loraxs_search.registry import choose
 from loraxs_search.reports.leaderboard import front
 from loraxs_search.search.driver.candidates import candidate_trials
@@ -83,7 +83,7 @@ def check_front(shown: dict[str, Any]) -> None:
     assert folder.info.search.scheduler == "mo-asha"
     records = folder.journal().records
     assert any(record.reason.startswith("MO-ASHA stopped it") for record in records.values())
-    best = front(records.values(), KeepRule.of(folder.info.task, folder.info.search))
+    best = front(records.values(), CheckpointSelection.of(folder.info.task, folder.info.search))
     points = {row["trial_id"]: (row["score"], row["stored_bytes"]) for row in shown["trials"]}
     complete = {name for name in points if records[name].state is TrialState.COMPLETE}
     assert {it.trial_id for it in best} == {
@@ -104,7 +104,7 @@ def check_front(shown: dict[str, Any]) -> None:
 
     candidates = folder.candidates() or []
     expected = candidate_trials(
-        completed_trials(records.values(), folder.keep_rule),
+        completed_trials(records.values(), folder.checkpoint_selection),
         folder.info.promotion,
         folder.info.task,
         folder.info.search,

@@ -10,8 +10,8 @@ from typing import Any
 
 from loraxs_search.log.events import TrialEnded, TrialStarted
 from loraxs_search.records import (
+    CheckpointSelection,
     Hyperparameters,
-    KeepRule,
     Lineage,
     Scalar,
     SearchPlan,
@@ -38,12 +38,12 @@ class Tracked:
         folder: Path,
         uri: str,
         experiment: str,
-        keep: KeepRule | None = None,
+        selection: CheckpointSelection | None = None,
         journal: Journal | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(folder / "journal.jsonl", study) if journal is None else journal
-        self.tracker = Tracker(study, folder, uri, experiment, keep)
+        self.tracker = Tracker(study, folder, uri, experiment, selection)
 
     def search_started(
         self,

@@ -69,7 +69,7 @@ class ReportFacts:
     def rows(self) -> list[LeaderboardRow]:
         """The leaderboard."""
         search = self.info.search
-        return leaderboard(self.records, self.task, self.candidates, search.keep, search.objectives)
+        return leaderboard(self.records, self.task, self.candidates, search.checkpoint, search.objectives)
 
     @cached_property
     def counts(self) -> Progress:
@@ -98,7 +98,7 @@ class ReportFacts:
     @cached_property
     def front_ids(self) -> list[str]:
         """The trials that no other one beats in score and bytes together, fewest bytes first."""
-        return [trial.trial_id for trial in front(self.records, self.folder.keep_rule)]
+        return [trial.trial_id for trial in front(self.records, self.folder.checkpoint_selection)]
 
     @property
     def finalist(self) -> Candidate | None:
@@ -107,7 +107,7 @@ class ReportFacts:
 
     def score(self, record: TrialRecord) -> float:
         """Return the score of a trial that trained all its steps."""
-        return self.folder.keep_rule.kept(record.reports).metrics[self.metric]
+        return self.folder.checkpoint_selection.select(record.reports).metrics[self.metric]
 
     @cached_property
     def varied(self) -> list[str]:

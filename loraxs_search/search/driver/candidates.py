@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 from loraxs_search.pareto import spread_order
 from loraxs_search.records import (
     Candidate,
+    CheckpointSelection,
     Confirmation,
     FrontTrial,
     HostInfo,
-    KeepRule,
     Manifest,
     PromotionRule,
     Refit,
@@ -28,14 +28,14 @@ from loraxs_search.search_space import Space
 from loraxs_search.studies import StudyFolder
 
 
-def completed_trials(records: Iterable[TrialRecord], keep: KeepRule) -> list[TrialRecord]:
+def completed_trials(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[TrialRecord]:
     """Return the trials that trained all their steps, best first by the report of the step that is kept.
 
     Ties go to the older trial.
     """
     done = [r for r in records if r.state is TrialState.COMPLETE]
-    sign = -1.0 if keep.direction == "maximize" else 1.0
-    return sorted(done, key=lambda r: (sign * keep.kept(r.reports).metrics[keep.metric], r.trial_id))
+    sign = -1.0 if selection.direction == "maximize" else 1.0
+    return sorted(done, key=lambda r: (sign * selection.select(r.reports).metrics[selection.metric], r.trial_id))
 
 
 def candidate_trials(
@@ -52,25 +52,29 @@ def candidate_trials(
     Args:
         trials: Complete ones, best first.
     """
-    keep, limit = KeepRule.of(task, plan), rule.max_bytes
-    small = [r for r in trials if limit is None or keep.kept(r.reports).size.stored_bytes <= limit] or list(trials)
+    selection, limit = CheckpointSelection.of(task, plan), rule.max_bytes
+    small = [r for r in trials if limit is None or selection.select(r.reports).size.stored_bytes <= limit] or list(
+        trials
+    )
     if rule.choose == "best" and not plan.objectives:
         return small[: rule.candidates]
-    of_each_size = {it.stored_bytes: it for it in reversed(front(small, keep))}  # more bytes, and a better score, first
+    of_each_size = {
+        it.stored_bytes: it for it in reversed(front(small, selection))
+    }  # more bytes, and a better score, first
     chosen = list(of_each_size.values())
     if rule.choose == "smallest":
-        chosen = _smallest_first(chosen, rule, task, keep)
+        chosen = _smallest_first(chosen, rule, task, selection)
     by_name = {record.trial_id: record for record in small}
     first = [by_name.pop(it.trial_id) for it in chosen]
     return [*first, *by_name.values()][: rule.candidates]
 
 
 def _smallest_first(
-    best_first: Sequence[FrontTrial], rule: PromotionRule, task: Task, keep: KeepRule
+    best_first: Sequence[FrontTrial], rule: PromotionRule, task: Task, selection: CheckpointSelection
 ) -> list[FrontTrial]:
     """Order a front by what the rule would choose."""
-    sign = 1.0 if keep.direction == "maximize" else -1.0
-    if not best_first or Criterion.of(rule, task).metric != keep.metric:
+    sign = 1.0 if selection.direction == "maximize" else -1.0
+    if not best_first or Criterion.of(rule, task).metric != selection.metric:
         by_point = {(sign * it.score, float(it.stored_bytes)): it for it in reversed(best_first)}
         return [by_point[point] for point in spread_order(list(by_point))]
     best, *others = best_first

@@ -80,7 +80,9 @@ class Driver:
                 folder.set_candidates_aside()
             actors.start_from = keep_start(folder)
             journal, uri = folder.journal(), self._info.tracking_uri
-            tracker = Tracker(folder.name, folder.path, uri, self._info.task.registered_name, folder.keep_rule)
+            tracker = Tracker(
+                folder.name, folder.path, uri, self._info.task.registered_name, folder.checkpoint_selection
+            )
             try:
                 result = self._search(folder, actors, journal, tracker)
                 journal.front_found(result.front)

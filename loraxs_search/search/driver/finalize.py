@@ -231,7 +231,7 @@ class Finalization:
             spec = self._spec(record)
             if refit is not None:
                 spec = refit_spec(spec, int(trial_id.rpartition(".")[2]))
-            kept = self.folder.keep_rule.kept(record.reports)
+            kept = self.folder.checkpoint_selection.select(record.reports)
             metrics = refit.validation_metrics if refit is not None else kept.metrics
             self._adapters[trial_id] = Trained(spec, self.folder, metrics, kept.size, record.lineage)
         return self._adapters[trial_id]

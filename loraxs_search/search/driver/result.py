@@ -21,8 +21,7 @@ from loraxs_search.records import (
     TrialState,
 )
 from loraxs_search.registry import trial_of
-from loraxs_search.reports import leaderboard
-from loraxs_search.reports.leaderboard import LeaderboardRow, front
+from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard
 from loraxs_search.search.driver.commander import answer_waiting
 from loraxs_search.studies import Journal, Storage, StudyFolder, is_behind, list_studies, mirrored
 from loraxs_search.tracking.tracker import Tracker
@@ -68,7 +67,7 @@ class SearchResult:
             StudyError: the study is no longer on this machine.
         """
         info = StudyFolder.open(self.study).info
-        return leaderboard(self.trials, info.task, self.candidates, info.search.keep, info.search.objectives)
+        return leaderboard(self.trials, info.task, self.candidates, info.search.checkpoint, info.search.objectives)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a flat table with a row for each trial, best first.
@@ -159,7 +158,9 @@ def close_finished(folder: StudyFolder) -> SearchResult:
     with (
         folder.lock(),
         mirrored(folder, lambda: None),
-        Tracker(folder.name, folder.path, info.tracking_uri, info.task.registered_name, folder.keep_rule) as tracker,
+        Tracker(
+            folder.name, folder.path, info.tracking_uri, info.task.registered_name, folder.checkpoint_selection
+        ) as tracker,
     ):
         answer_waiting(folder, info.tracking_uri)
         result = record_finished(folder, tracker)
@@ -202,7 +203,9 @@ def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
         candidates=tuple(folder.candidates() or ()),
         wall_s=journal.spent_s,
         notice=journal.notice or "",
-        front=tuple(front(journal.records.values(), folder.keep_rule)) if folder.info.search.objectives else (),
+        front=tuple(front(journal.records.values(), folder.checkpoint_selection))
+        if folder.info.search.objectives
+        else (),
     )
 
 
@@ -284,7 +287,7 @@ def _sync(folder: StudyFolder) -> Synced:
     except StorageError as error:
         return Synced(folder.name, "waiting", error.message)
     with folder.lock():
-        tracker = Tracker(folder.name, folder.path, uri, info.task.registered_name, folder.keep_rule)
+        tracker = Tracker(folder.name, folder.path, uri, info.task.registered_name, folder.checkpoint_selection)
         try:
             if folder.candidates() is not None and not is_recorded(folder.journal(), tracker):
                 with mirrored(folder, lambda: None):  # else another machine would record it otherwise

@@ -221,7 +221,7 @@ class SearchSession:
         """
         self._journal.baselines_measured(self._baselines.result())
         self._say_baselines()
-        trials = completed_trials(self._ledger.records.values(), self._folder.keep_rule)
+        trials = completed_trials(self._ledger.records.values(), self._folder.checkpoint_selection)
         finalization = self._finalization = Finalization(
             self._actors,
             self._folder,

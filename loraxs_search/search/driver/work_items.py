@@ -161,7 +161,7 @@ class RefitWork:
         self.reached(self.spec.trial_id, report.step)
         if report.step < self.spec.hyperparameters.max_steps:
             return True
-        self._ended(self.folder.keep_rule.kept(read_reports(snapshot)).metrics)
+        self._ended(self.folder.checkpoint_selection.select(read_reports(snapshot)).metrics)
         return False
 
     def failed(self, error: Exception) -> None:
@@ -199,7 +199,7 @@ class Trained:
     @property
     def kept_step(self) -> int | None:
         """The step that it is of, where the study keeps the best one."""
-        return None if self.folder.keep_rule.keep == "last" else read_reports(self.snapshot())[-1].step
+        return None if self.folder.checkpoint_selection.checkpoint == "last" else read_reports(self.snapshot())[-1].step
 
     def snapshot(self) -> bytes:
         """Return the state that is kept: its last one, or the best.

@@ -334,7 +334,7 @@ def test_a_study_is_named_once_and_exists(fresh_home):
 def test_what_limits_a_comparison_is_said(fresh_home):
     searched("a", [tried(0.5)], finished=False)
     searched("b", [tried(0.5)], max_steps=40)
-    searched("c", [], plan=SearchPlan(keep="best"))
+    searched("c", [], plan=SearchPlan(checkpoint="best"))
     running = searched("d", [tried(0.5)])
     with running.lock():
         comparison = compare(["a", "b", "c", "d"], by="study")
@@ -345,7 +345,7 @@ def test_what_limits_a_comparison_is_said(fresh_home):
         "c has no trial that ended",
         "1 trial of each group is few: differences may be chance; add some with `loraxs-search extend`",
         "trials of these studies train for 20 or 40 steps",
-        "search.keep differs: the best of several reports looks better than the last one",
+        "search.checkpoint differs: the best of several reports looks better than the last one",
         "2 differences are tested: hold each p to 0.025",
     )
 

@@ -13,9 +13,9 @@ from loraxs_search.cli._output import print_leaderboard
 from loraxs_search.pareto import dominates
 from loraxs_search.records import (
     AdapterSize,
+    CheckpointSelection,
     DataSource,
     FrontTrial,
-    KeepRule,
     Task,
     TrialRecord,
     TrialReport,
@@ -24,7 +24,7 @@ from loraxs_search.records import (
 from loraxs_search.reports.leaderboard import front, leaderboard
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
-KEEP = KeepRule("pearson", "maximize")
+SELECTION = CheckpointSelection("pearson", "maximize")
 BOTH = ("pearson", "stored_bytes")
 
 
@@ -45,18 +45,18 @@ TRIALS = [
 
 
 def test_the_front_is_of_complete_trials_by_bytes_and_equal_ones_are_all_on_it() -> None:
-    assert [it.trial_id for it in front(TRIALS, KEEP)] == ["00003", "00001", "00005", "00000"]
-    assert front(TRIALS, KEEP)[0] == FrontTrial("00003", 0.5, 1000)
-    worst_first = front(TRIALS, replace(KEEP, direction="minimize"))
+    assert [it.trial_id for it in front(TRIALS, SELECTION)] == ["00003", "00001", "00005", "00000"]
+    assert front(TRIALS, SELECTION)[0] == FrontTrial("00003", 0.5, 1000)
+    worst_first = front(TRIALS, replace(SELECTION, direction="minimize"))
     assert [it.trial_id for it in worst_first] == ["00003"]
-    assert front([], KEEP) == []
+    assert front([], SELECTION) == []
 
 
 def test_the_step_that_is_kept_counts() -> None:
     rising = [trial(0, 0.9, 900), trial(1, 1.0, 1000)]
     falling = [replace(t, reports=(t.reports[1], replace(t.reports[0], step=3))) for t in rising]
-    assert [it.score for it in front(falling, replace(KEEP, keep="best"))] == [0.9, 1.0]
-    assert [it.score for it in front(falling, KEEP)] == [0.45, 0.5]
+    assert [it.score for it in front(falling, replace(SELECTION, checkpoint="best"))] == [0.9, 1.0]
+    assert [it.score for it in front(falling, SELECTION)] == [0.45, 0.5]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5).map(float), st.integers(1, 5)), max_size=15), st.randoms())
@@ -64,11 +64,11 @@ def test_nothing_beats_a_trial_of_the_front_and_something_beats_each_other(
     points: list[tuple[float, int]], order: random.Random
 ) -> None:
     trials = [trial(number, *point) for number, point in enumerate(points)]
-    on_front = {it.trial_id for it in front(trials, KEEP)}
+    on_front = {it.trial_id for it in front(trials, SELECTION)}
     for number, point in enumerate(points):
         assert (f"{number:05d}" in on_front) != any(dominates(other, point) for other in points)
     mixed = order.sample(trials, len(trials))
-    assert front(mixed, KEEP) == front(trials, KEEP), "whatever the order they come in"
+    assert front(mixed, SELECTION) == front(trials, SELECTION), "whatever the order they come in"
 
 
 def test_the_leaderboard_marks_the_front_where_both_were_searched_for(capsys: pytest.CaptureFixture[str]) -> None:

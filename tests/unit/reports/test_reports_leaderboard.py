@@ -95,7 +95,7 @@ def test_trials_are_compared_by_their_reports_and_candidates_by_the_tasks_metric
 
 
 def test_a_complete_trial_stands_for_the_step_that_is_kept():
-    rows = {row.trial_id: row for row in leaderboard(TRIALS, TASK, keep="best")}
+    rows = {row.trial_id: row for row in leaderboard(TRIALS, TASK, checkpoint="best")}
     assert (rows["00003"].score, rows["00003"].step, rows["00003"].kept_step) == (0.7, 2, 1)
     assert (rows["00001"].score, rows["00001"].kept_step) == (0.4, 2)
     assert all(rows[name].kept_step is None for name in ("00000", "00002", "00004"))  # these have no adapter
@@ -108,7 +108,7 @@ def test_columns_that_only_some_studies_have_are_shown_where_they_have_values(ca
 
     plain = ["trial", "state", "step", "pearson", "test pearson", "R", "bytes", "seconds"]
     assert heading(TASK, leaderboard(TRIALS, TASK)) == plain
-    best = leaderboard(TRIALS, TASK, keep="best")
+    best = leaderboard(TRIALS, TASK, checkpoint="best")
     assert heading(TASK, best) == [*plain[:3], "kept", *plain[3:]]
     by_mse = replace(TASK, report_metric="mse", report_direction="minimize")
     both = [*plain[:3], "mse", "validation pearson", "test pearson"]

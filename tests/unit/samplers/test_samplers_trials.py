@@ -255,7 +255,7 @@ def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder: StudyFolder
     for step, score in ((4, 0.9), (8, 0.6)):
         journal.trial_reported(report("00000", step, score))
     journal.trial_ended("00000", TrialState.COMPLETE, "so")
-    assert [trial.value for trial in read(folder, space, SearchPlan(keep="best")).trials] == [0.9]
+    assert [trial.value for trial in read(folder, space, SearchPlan(checkpoint="best")).trials] == [0.9]
 
 
 def test_a_hidden_trial_has_a_number_and_nothing_else(folder: StudyFolder, space: Space) -> None:

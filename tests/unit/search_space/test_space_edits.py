@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,20 @@ def test_an_override_that_names_it_is_refused_too(parse, text):
         parse(text, "parameters.basis=gradient", "method=psoft")
     assert "use `basis: top`" in caught.value.hint
     assert "lora-xs" in caught.value.hint
+
+
+def test_a_key_that_has_another_name_now_is_refused_with_that_name(parse, text):
+    with pytest.raises(SpaceError) as caught:
+        parse(text, "search.keep=best")
+    assert "search.keep: must be called `checkpoint`" in caught.value.message
+    assert caught.value.hint == "write `search.checkpoint: best`"
+
+
+def test_a_stored_study_goes_on_with_the_name_that_a_key_had(text, folder, caplog):
+    text = re.sub(r"^search:.*?(?=^\S|\Z)", "", text, flags=re.M | re.S) + "\nsearch: {keep: best}\n"
+    space = parse_stored(text, source="space.yaml", folder=folder, name="old")
+    assert space.search.checkpoint == "best"
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(("line", "key"), DECIDING.items())

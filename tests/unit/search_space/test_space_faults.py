@@ -111,8 +111,8 @@ trials | objectives: [stored_bytes, accuracy] | search.objectives | but got ["st
 trials | objectives: [accuracy, seconds] | search.objectives | must be a metric and then stored_bytes
 trials | objectives: [acuracy, stored_bytes] | search.objectives[0] | did you mean accuracy? It must fit
 trials | objectives: [accuracy, accuracy] | search.objectives | must name each once, without a second 'accuracy'
-trials | keep: first | search.keep | must be one of: last, best
-trials | keep: bst | search.keep | did you mean best? It must be one of: best, last
+trials | checkpoint: first | search.checkpoint | must be one of: last, best
+trials | checkpoint: bst | search.checkpoint | did you mean best? It must be one of: best, last
 metric: f2 | promotion.metric | must be one of the task's metrics: f1, accuracy
 metric: acuracy | promotion.metric | did you mean accuracy? It must be one of the task's metrics: accuracy
 metric | min_gain: .inf | promotion.min_gain | must be a finite number

@@ -366,8 +366,8 @@ def test_the_smallest_is_chosen_within_a_tolerance(parse, text):
 
 
 def test_the_best_step_of_a_trial_is_kept_where_asked(parse, text):
-    assert parse(text).search.keep == "last"
-    assert parse(text, "search.keep=best").search.keep == "best"
+    assert parse(text).search.checkpoint == "last"
+    assert parse(text, "search.checkpoint=best").search.checkpoint == "best"
 
 
 def test_what_says_nothing_to_some_trials_is_noted(parse) -> None:

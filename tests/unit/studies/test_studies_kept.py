@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from support.reports import report
 from support.studies import TASK, state, study
 
 from loraxs_search.errors import StudyError
-from loraxs_search.records import KeepRule, SearchPlan, TrialReport
+from loraxs_search.records import CheckpointSelection, SearchPlan, TrialReport
 from loraxs_search.studies import Storage, StudyFolder, fetch, folder, read_reports
 from loraxs_search.studies.mirror import Mirror
 from loraxs_search.studies.storage import Storage as AnyStorage
@@ -37,18 +38,23 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def kept(home: Path) -> StudyFolder:
-    return study("best", search=SearchPlan(keep="best"))
+    return study("best", search=SearchPlan(checkpoint="best"))
 
 
 def files(kept: StudyFolder) -> list[str]:
     return sorted(path.name for path in (kept.path / "snapshots").iterdir())
 
 
+def test_what_a_trial_keeps_is_stored_under_the_name_that_earlier_versions_read(kept: StudyFolder) -> None:
+    assert json.loads((kept.path / "study.json").read_text())["search"]["keep"] == "best"
+    assert StudyFolder.open("best").info.search.checkpoint == "best"
+
+
 @pytest.mark.parametrize(("direction", "best"), [("maximize", 20), ("minimize", 10)])
 def test_the_best_report_is_kept_and_of_equals_the_earlier(direction, best):
     reports = [report("00000", step, SCORES[step]) for step in (10, 20, 30, 40)]
-    assert KeepRule("accuracy", direction, "best").kept(reports).step == best
-    assert KeepRule("accuracy", direction).kept(reports).step == 40
+    assert CheckpointSelection("accuracy", direction, "best").select(reports).step == best
+    assert CheckpointSelection("accuracy", direction).select(reports).step == 40
 
 
 def test_the_last_state_resumes_and_the_best_is_the_adapter(kept):
@@ -117,7 +123,7 @@ def test_a_copy_is_whole_at_every_moment(
 ) -> None:
     """However long a copy takes, and whatever the trial does meanwhile, it holds the best of the last that it holds."""
     machine("first")
-    first = study("s", search=SearchPlan(keep="best"), storage=storage.uri)
+    first = study("s", search=SearchPlan(checkpoint="best"), storage=storage.uri)
     steps: Iterator[int] = iter(SCORES)
     write = AnyStorage.write
 
@@ -128,7 +134,7 @@ def test_a_copy_is_whole_at_every_moment(
         last = storage.get("s/snapshots/00000.safetensors")
         if last is not None:
             reports: tuple[TrialReport, ...] = read_reports(last)
-            best = first.keep_rule.kept(reports).step
+            best = first.checkpoint_selection.select(reports).step
             assert best == reports[-1].step or storage.get(f"s/snapshots/00000.step-{best}.safetensors") is not None
         return version
 
@@ -145,7 +151,7 @@ def test_a_copy_is_whole_at_every_moment(
 
 def test_what_reports_are_compared_by_decides(home):
     task = replace(TASK, report_metric="loss", report_direction="minimize")
-    lowest = study("loss", task=task, search=SearchPlan(keep="best"))
+    lowest = study("loss", task=task, search=SearchPlan(checkpoint="best"))
     for step, loss in ((10, 0.2), (20, 0.4)):
         reports = tuple(
             replace(report("00000", at, 0.0), metrics={"loss": value})

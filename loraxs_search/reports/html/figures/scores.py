@@ -47,7 +47,7 @@ class LearningCurves(base.ReportFigure):
 
 def _says_curves(facts: ReportFacts, groups: dict[TrialState, list[TrialRecord]]) -> str:
     counts = [f"{len(records):,} {facts.word(state)}" for state, records in groups.items() if records]
-    kept = " The step with the best score is kept." if facts.info.search.keep == "best" else ""
+    kept = " The step with the best score is kept." if facts.info.search.checkpoint == "best" else ""
     return f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}"
 
 
