@@ -45,7 +45,7 @@ _KEPT = 2  # the one that was just written, and the one before: the caller may n
 _WEEK_S = 7 * 24 * 3600.0
 
 
-class NodeStates:
+class _NodeStates:
     """Large states in `home()/states`, by content; any host of the node reads them.
 
     Args:
@@ -148,7 +148,7 @@ class TrialHost:
         max_state_bytes: int = MAX_STATE_BYTES,
     ) -> None:
         self._loaded = LoadedBase(base, task, precision=precision, device=device)
-        self._states = NodeStates(max_state_bytes)
+        self._states = _NodeStates(max_state_bytes)
         self._active: TrialRun | None = None
         self._advancing, self._is_cancelled = "", False
 

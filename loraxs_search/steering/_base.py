@@ -37,7 +37,7 @@ class Verb(ABC):
     no clock, no file, and never fails. The search follows the state: `StudySearcher.apply_commands`, whenever it has
     changed.
 
-    An entry is a class in `control.py` or `more.py`, and a name in `VERBS` of `steering/__init__.py`.
+    An entry is a class in `verbs.py`, and a name in `VERBS` of `steering/__init__.py`.
 
     Args:
         name: What people type.

@@ -33,9 +33,8 @@ from loraxs_search.records import (
     to_json,
 )
 from loraxs_search.studies.adapter_files import are_aside, replace_folder, restore_folders
-from loraxs_search.studies.candidates import CandidateFiles
 from loraxs_search.studies.commands import CommandInbox
-from loraxs_search.studies.confirmations import Confirmations
+from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
 from loraxs_search.studies.info import SCHEMA_VERSION, StudyInfo, parse_info
 from loraxs_search.studies.journal import Journal, trial_states
 from loraxs_search.studies.reading import read_record, read_text

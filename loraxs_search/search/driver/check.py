@@ -69,7 +69,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class StepCounts:
+class _StepCounts:
     """Steps and reports of all trials of a search, from simulated ones: the mean, and the least and most steps."""
 
     steps: float
@@ -153,14 +153,14 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
     )
 
 
-def simulated_steps(plan: SearchPlan, at_once: int) -> StepCounts:
+def simulated_steps(plan: SearchPlan, at_once: int) -> _StepCounts:
     """Count the steps of searches whose trials have scores and sizes drawn at random, stopped by the plan's scheduler.
 
     A trial keeps its score, so early stopping is right about it; the better a sampler gets, the fewer it stops.
     """
     runs = [_simulate(plan, at_once, random.Random(seed)) for seed in range(_SIMULATED)]
     steps = [run[0] for run in runs]
-    return StepCounts(sum(steps) / len(runs), min(steps), max(steps), sum(run[1] for run in runs) / len(runs))
+    return _StepCounts(sum(steps) / len(runs), min(steps), max(steps), sum(run[1] for run in runs) / len(runs))
 
 
 def _simulate(plan: SearchPlan, at_once: int, draw: random.Random) -> tuple[int, int]:

@@ -26,7 +26,7 @@ _SENT_BY = "somebody in MLflow"
 
 
 class TagSource:
-    """A `CommandSource`. A store that is away is asked again later, and never disturbs the search.
+    """A `_CommandSource`. A store that is away is asked again later, and never disturbs the search.
 
     A word stays in its tag, claimed by the id of its command, until the journal has the answer: a driver that is killed
     before that leaves it to the next one. An answer that cannot be written is lost to MLflow alone.
@@ -145,7 +145,7 @@ _EVERY_S = 0.2  # between two looks at what people have sent
 Said = Callable[[str, SteeringStatus], None]
 
 
-class CommandSource(Protocol):
+class _CommandSource(Protocol):
     """Where commands come from; every call returns at once."""
 
     def waiting(self) -> Iterable[Command]:
@@ -205,7 +205,7 @@ class Commander:
     """
 
     def __init__(
-        self, study: SteeredStudy, sources: Iterable[CommandSource], say: Said, apply_commands: Callable[[], None]
+        self, study: SteeredStudy, sources: Iterable[_CommandSource], say: Said, apply_commands: Callable[[], None]
     ) -> None:
         self._study, self._sources, self._say, self._apply_commands = study, tuple(sources), say, apply_commands
         self._next_look = 0.0

@@ -163,7 +163,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
         ) as tracker,
     ):
         answer_waiting(folder, info.tracking_uri)
-        result = record_finished(folder, tracker)
+        result = _record_finished(folder, tracker)
         tracker.drain()
         return result
 
@@ -176,21 +176,21 @@ def lacks_baseline(folder: StudyFolder) -> bool:
     return bool(unmeasured(info.promotion, info.task, folder.baselines() or (), has_alone=has_alone))
 
 
-def record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
+def _record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
     """Record what MLflow is told of a search that had ended, where its driver was killed before it could say so."""
     journal = folder.journal()
     result = result_of(folder, journal)
-    if not is_recorded(journal, tracker):
+    if not _is_recorded(journal, tracker):
         log_adapters(folder, journal, result.trials, result.candidates)
         journal.baselines_measured(folder.baselines() or ())
         journal.front_found(result.front)
     keep_report(folder, journal, tracker)
-    if not is_recorded(journal, tracker):
+    if not _is_recorded(journal, tracker):
         journal.search_finished("FINISHED", summary_of(result), at=journal.last_at)
     return result
 
 
-def is_recorded(journal: Journal, tracker: Tracker) -> bool:
+def _is_recorded(journal: Journal, tracker: Tracker) -> bool:
     """Whether the end of a search is recorded, in its log or by an older version beside it."""
     return tracker.was_finished if journal.is_finished is None else journal.is_finished
 
@@ -289,9 +289,9 @@ def _sync(folder: StudyFolder) -> Synced:
     with folder.lock():
         tracker = Tracker(folder.name, folder.path, uri, info.task.registered_name, folder.checkpoint_selection)
         try:
-            if folder.candidates() is not None and not is_recorded(folder.journal(), tracker):
+            if folder.candidates() is not None and not _is_recorded(folder.journal(), tracker):
                 with mirrored(folder, lambda: None):  # else another machine would record it otherwise
-                    record_finished(folder, tracker)
+                    _record_finished(folder, tracker)
             problem = tracker.drain(_AWAY_AFTER_S)
         except StorageError as error:
             problem = error.message

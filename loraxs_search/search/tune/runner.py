@@ -97,7 +97,7 @@ class TuneScheduler(Unpickled, FIFOScheduler):
         self.on_trial_result(tune_controller, trial, result)
 
 
-class DeadlineStopper(Unpickled, Stopper):
+class _DeadlineStopper(Unpickled, Stopper):
     """Stops each trial at its first report after the deadline."""
 
     def __init__(self, deadline: Deadline) -> None:
@@ -221,7 +221,7 @@ def run_tuner(
                 storage_path=str(storage),
                 checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the SnapshotStore keeps snapshots
                 failure_config=FailureConfig(max_failures=plan.max_failures),
-                stop=DeadlineStopper(deadline),
+                stop=_DeadlineStopper(deadline),
                 callbacks=[LoopWatch(is_over, begun, abort, deadline)],
                 verbose=0,
                 progress_reporter=_SilentReporter(),
