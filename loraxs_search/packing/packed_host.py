@@ -116,7 +116,7 @@ class PackedHost(TrialHost):
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
         """Describe base, data and device; rounds wait."""
         info = super().info(task, anew=anew)
-        unpackable = frozenset[str]() if self._may_go_alone(task) else self._pack.unpackable
+        unpackable = frozenset[str]() if self._may_train_unpacked(task) else self._pack.unpackable
         slots, full = self._num_slots, self._full_slots
         return replace(info, num_slots=slots, full_slots=full, unpackable=unpackable)
 
@@ -124,8 +124,8 @@ class PackedHost(TrialHost):
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
     ) -> tuple[TrialReport, bytes]:
         """Train with all others that wait; trials that are in step are scored in one evaluation, as peers."""
-        if self._goes_alone(spec, task):
-            return self._on_bare_base(lambda: self._advance_alone(spec, until, snapshot, task))
+        if self._trains_unpacked(spec, task):
+            return self._on_bare_base(lambda: self._advance_unpacked(spec, until, snapshot, task))
         request = AdvanceRequest(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
         with self._changed:
             self._refuse_when_closed()
@@ -269,7 +269,7 @@ class PackedHost(TrialHost):
         while len(self._idle) > self._num_slots:
             self._idle.pop(next(iter(self._idle)))
 
-    def _advance_alone(
+    def _advance_unpacked(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None
     ) -> tuple[TrialReport, bytes]:
         try:
@@ -278,17 +278,17 @@ class PackedHost(TrialHost):
             self.release(spec)
 
     # ---- the callers' side -------------------------------------------------------------------------------------------
-    def _may_go_alone(self, task: Task | None) -> bool:
+    def _may_train_unpacked(self, task: Task | None) -> bool:
         """Whether trials of this task may adapt layers that cannot share passes."""
         return self._takes_turns and self._serves(task)
 
-    def _goes_alone(self, spec: TrialSpec, task: Task | None) -> bool:
+    def _trains_unpacked(self, spec: TrialSpec, task: Task | None) -> bool:
         """Whether a trial is advanced between rounds: its method, or a layer that it adapts, cannot share passes."""
         hyper = spec.hyperparameters
         method = get_method(hyper.method)
         if not method.can_pack(method.params(hyper)):
             return self._serves(task)
-        return self._may_go_alone(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)
+        return self._may_train_unpacked(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)
 
     def _park(self) -> None:
         """Take packed layers off the base, and the trial that trains alone."""

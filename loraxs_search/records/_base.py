@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+_SHOWN = 16  # hexadecimal digits of a digest
+
 
 @dataclass(frozen=True)
 class BaseModelRef:
@@ -97,3 +99,14 @@ class Identity:
     base_digest: str
     data_fingerprint: str
     setup: BaseSetup | None = None
+
+    def difference(self, actual: Identity) -> str:
+        """Describe where base or data differ from these, with both values; empty where they agree."""
+        values = {
+            "weight digest": (self.base_digest, actual.base_digest),
+            "data fingerprint": (self.data_fingerprint, actual.data_fingerprint),
+        }
+        differs = [f"{name} {now[:_SHOWN]}, not {was[:_SHOWN]}" for name, (was, now) in values.items() if now != was]
+        if self.setup and actual.setup and (unlike := self.setup.difference(actual.setup)):
+            differs.append(f"another base: {unlike}")
+        return " and ".join(differs)

@@ -17,7 +17,7 @@ import psutil
 import ray
 
 from loraxs_search import assets
-from loraxs_search.errors import BaseModelError, ClusterError, HomeError, StudyError, TaskDataError
+from loraxs_search.errors import BaseModelError, ClusterError, HomeError, TaskDataError
 from loraxs_search.home import in_use
 from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
@@ -26,41 +26,6 @@ from loraxs_search.search.cluster.placement import processes_that_fit
 from loraxs_search.search.hosts.client import find_snapshot_store
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.versions import with_python
-
-_SHOWN = 16  # hexadecimal digits of a digest
-
-
-def difference(expected: Identity, actual: Identity) -> str:
-    """Describe where base or data differ, with both values; empty where they agree."""
-    values = {
-        "weight digest": (expected.base_digest, actual.base_digest),
-        "data fingerprint": (expected.data_fingerprint, actual.data_fingerprint),
-    }
-    differs = [
-        f"{name} {actual_value[:_SHOWN]}, not {wanted[:_SHOWN]}"
-        for name, (wanted, actual_value) in values.items()
-        if actual_value != wanted
-    ]
-    if expected.setup and actual.setup and (unlike := expected.setup.difference(actual.setup)):
-        differs.append(f"another base: {unlike}")
-    return " and ".join(differs)
-
-
-def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> None:
-    """Refuse to continue a study on a base or rows that differ from those it began with.
-
-    Args:
-        recorded: What it began with; None where that is not known: it has not begun, or an older version began it.
-    Raises:
-        StudyError: they differ; the message has both values.
-    """
-    if recorded is not None and (differs := difference(recorded, actual)):
-        raise StudyError(
-            f"Study {study!r} must go on with the base and the data that it began with, but the files now have"
-            f" {differs}.",
-            hint="put the files back that it began with, or launch a new study",
-        )
-
 
 _MEGABYTE = 1e6  # as MLflow counts them
 
@@ -188,7 +153,7 @@ class HostActor:
                     host, loaded = self._host_with(task), self._loaded[to_json(task)]
             except (BaseModelError, TaskDataError) as error:  # both were there on the host that the search began with
                 raise self._unfit(str(error), error.hint) from error
-        if identity is not None and (differs := difference(identity, loaded)):
+        if identity is not None and (differs := identity.difference(loaded)):
             raise self._unfit(
                 f"it has {differs}.",
                 "put the files that the study began with at the same path on every node, or launch a new study",

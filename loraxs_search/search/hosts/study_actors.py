@@ -14,13 +14,13 @@ from typing import cast
 import ray
 
 from loraxs_search.base_model import check_packable
+from loraxs_search.errors import StudyError
 from loraxs_search.home import home
 from loraxs_search.methods import get_method
 from loraxs_search.records import Baseline, HostInfo, Identity, Scalar, Task, TrialSpec
 from loraxs_search.search.cluster.connection import NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import PackSize, unshared
 from loraxs_search.search.hosts.client import HOST_LOST, SnapshotStoreHandle, kill
-from loraxs_search.search.hosts.host_actor import check_unchanged
 from loraxs_search.search.hosts.pool import HostPool, HostWatch, Steps, Usage, pool_steps, pool_usage
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyFolder, StudyInfo
@@ -96,7 +96,7 @@ class StudyActors:
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
             self._adaptable = {name for group in groups for name in group.modules}
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
-            self.pack_size = pool.pack_size(self.info) if space.is_packable else alone(space)
+            self.pack_size = pool.pack_size(self.info) if space.is_packable else unpacked(space)
             self.slot_counter = pool.slot_counter(self.pack_size.size, study.search)
             # By role: the names under which trainables find these actors.
             self.actor_names = {"directory": pool.directory_name, "snapshot_store": store_name}
@@ -186,7 +186,23 @@ class StudyActors:
         return sorted(kind for kind in kinds if not kind.startswith(("node", "bundle")))
 
 
-def alone(space: Space) -> PackSize:
+def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> None:
+    """Refuse to continue a study on a base or rows that differ from those it began with.
+
+    Args:
+        recorded: What it began with; None where that is not known: it has not begun, or an older version began it.
+    Raises:
+        StudyError: they differ; the message has both values.
+    """
+    if recorded is not None and (differs := recorded.difference(actual)):
+        raise StudyError(
+            f"Study {study!r} must go on with the base and the data that it began with, but the files now have"
+            f" {differs}.",
+            hint="put the files back that it began with, or launch a new study",
+        )
+
+
+def unpacked(space: Space) -> PackSize:
     """Return the pack size of methods whose trials cannot share passes, and say so where more were asked for."""
     asked, size = space.search.pack_size, unshared(space.methods)
     if asked not in ("auto", 1):

@@ -22,8 +22,9 @@ from loraxs_search.records import (
     TrialSpec,
 )
 from loraxs_search.search.cluster import placement
-from loraxs_search.search.hosts.host_actor import HostActor, check_unchanged, check_versions
+from loraxs_search.search.hosts.host_actor import HostActor, check_versions
 from loraxs_search.search.hosts.host_config import MAX_CALLERS, HostConfig
+from loraxs_search.search.hosts.study_actors import check_unchanged
 from loraxs_search.versions import with_python
 
 OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
