@@ -136,7 +136,7 @@ def test_a_key_that_has_another_name_now_is_refused_with_that_name(parse, text):
     with pytest.raises(SpaceError) as caught:
         parse(text, "search.keep=best")
     assert "search.keep: must be called `checkpoint`" in caught.value.message
-    assert caught.value.hint == "write `search.checkpoint: best`"
+    assert caught.value.hint == 'write `search.checkpoint: "best"`'
 
 
 def test_a_stored_study_goes_on_with_the_name_that_a_key_had(text, folder, caplog):
