@@ -112,13 +112,13 @@ def search_document(folder: StudyFolder, journal: Journal) -> SearchDocument:
     """Return a study's document as its folder has it now."""
     info, records = folder.info, journal.records.values()
     plan = info.search
-    rows = leaderboard(records, info.task, folder.candidates() or (), plan.keep, plan.objectives)
+    rows = leaderboard(records, info.task, folder.candidates() or (), plan.checkpoint, plan.objectives)
     return SearchDocument(
         study=folder.name,
         wall_s=journal.spent_s,
         notice=journal.notice or "",
         trials=rows,
-        front=list(front(records, folder.keep_rule)) if plan.objectives else [],
+        front=list(front(records, folder.checkpoint_selection)) if plan.objectives else [],
         baselines=shown_baselines(folder.baselines(), finished=True),
         warnings=score_warnings(rows, info.task),
     )

@@ -105,7 +105,7 @@ class SimulatedHost:
         said = tuple(label if wrong.random() < share else 1 - label for label in labels)
         return Answers(said, labels, float(len(rows)))
 
-    def answer_alone(self, split: Split, rows: range, shots: int, task: Task) -> Answers:
+    def answer_without_adapter(self, split: Split, rows: range, shots: int, task: Task) -> Answers:
         labels = tuple(row % 2 for row in rows)
         return Answers((0,) * len(labels), labels, float(len(rows)))
 

@@ -23,7 +23,8 @@ from support.tracked import Tracked
 from loraxs_search.cli import run
 from loraxs_search.errors import HomeError, SpaceError, StudyError
 from loraxs_search.records import SearchPlan, SearchRun, TrialState, to_json
-from loraxs_search.reports.html import REPORT_FILE, page
+from loraxs_search.reports.html import page
+from loraxs_search.reports.html.page import REPORT_FILE
 from loraxs_search.search import SearchResult
 from loraxs_search.search.driver import result as sync_module
 from loraxs_search.search.driver.result import Synced, close_finished, keep_report, sync
