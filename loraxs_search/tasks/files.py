@@ -170,7 +170,7 @@ def read_columns(path: Path, content: bytes, wanted: Sequence[str], optional: Se
     if ending in (".csv", ".tsv"):
         return read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional)
     if ending == ".conll":
-        return _read_conll(text, wanted)
+        return _read_conll(text, every)
     return with_parts(_read_json(text, every), wanted)
 
 

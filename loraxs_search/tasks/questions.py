@@ -139,7 +139,7 @@ def read_standard_input(content: bytes, columns: Sequence[str], *, others: bool 
 
 
 _NAMED = "%s: %r is read as the name of its column, not as a text"
-_HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl or .parquet has the columns that the task reads"
+_HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl, .parquet or .conll has the columns that the task reads"
 
 
 def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], others: bool) -> QuestionRows:

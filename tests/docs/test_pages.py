@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from support.pages import BENCHMARKS, PAGES, README, ROOT, SEARCH_SPACES
+from support.pages import BENCHMARKS, CONTRIBUTING, PAGES, README, ROOT, SEARCH_SPACES
 
 from loraxs_search.cli._main import app
 
@@ -58,6 +58,22 @@ def test_options_named_exist(page):
 def test_every_page_is_reached_from_the_readme():
     linked = {path.resolve() for _, path in README.links()}
     assert {(ROOT / page.path).resolve() for page in PAGES if page is not README} <= linked
+
+
+def test_files_that_contributing_names_exist():
+    """A file of the package is named from the package's folder, a test by its name alone; NAME stands for a new one."""
+    known = {path.name for folder in ("loraxs_search", "tests") for path in (ROOT / folder).rglob("*.py")}
+    for path in set(re.findall(r"`([\w./]+(?:\.py|/))`", CONTRIBUTING.text)):
+        if not re.search("NAME|PACKAGE", path):
+            found = [(ROOT / folder / path).exists() for folder in ("", "loraxs_search")]
+            assert any(found) or path in known, path
+
+
+def test_names_that_contributing_places_are_in_their_files():
+    placed = re.findall(r"`(\w+)`(?: \([^)]*\))? in `([\w/]+\.py)`", CONTRIBUTING.text)
+    assert len(placed) > 10
+    for name, path in placed:
+        assert re.search(rf"\b{name}\b", (ROOT / "loraxs_search" / path).read_text()), f"{name} in {path}"
 
 
 # ---- benchmarks ------------------------------------------------------------------------------------------------------

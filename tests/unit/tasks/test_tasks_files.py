@@ -222,6 +222,7 @@ def test_sentences_are_read_from_conll():
     assert columns.available == ["tokens", "2", "3", "tags"]
     assert columns.values == {"tokens": [["Ada", "left"], ["#", "Oslo"]], "tags": [["B-PER", "O"], ["O", "B-LOC"]]}
     assert columns.lines == [4, 7]
+    assert read_columns(Path("d.conll"), CONLL.encode(), ["tokens"], ["tags"]).values.keys() == {"tokens", "tags"}
     alone = read_columns(Path("d.conll.gz"), gzip.compress(b"Ada\nleft\n\n\nOslo"), ["tokens", "tags"])
     assert (alone.available, alone.values) == (["tokens"], {"tokens": [["Ada", "left"], ["Oslo"]]})
 
