@@ -62,7 +62,8 @@ def test_every_page_is_reached_from_the_readme():
 
 def test_files_that_contributing_names_exist():
     """A file of the package is named from the package's folder, a test by its name alone; NAME stands for a new one."""
-    known = {path.name for folder in ("loraxs_search", "tests") for path in (ROOT / folder).rglob("*.py")}
+    files = [path for folder in ("loraxs_search", "tests") for path in (ROOT / folder).rglob("*.py")]
+    known = {path.name for path in files} | {f"{path.parent.name}/" for path in files}
     for path in set(re.findall(r"`([\w./]+(?:\.py|/))`", CONTRIBUTING.text)):
         if not re.search("NAME|PACKAGE", path):
             found = [(ROOT / folder / path).exists() for folder in ("", "loraxs_search")]
