@@ -120,7 +120,7 @@ _HOMES = {
     for name in names
 }
 
-# PEFT learns of LORAXS when somebody imports PEFT, at once if somebody has: no torch is loaded on our account.
+# PEFT learns of LORAXS when PEFT is imported, at once if it is already: no torch is loaded on our account.
 register_post_import_hook(lambda _: importlib.import_module("loraxs_search.methods.loraxs"), "peft")
 
 

@@ -52,7 +52,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
         storage: A folder that machines share, or s3://bucket/prefix: the study can be resumed from another machine.
         overrides: `{"dotted.path": value}`, or `dotted.path=YAML value` each, put in before the space is checked.
-        progress: Show the search as it goes on: drawn on a terminal and in a notebook, elsewhere lines on stderr.
+        progress: Show the search while it runs: drawn on a terminal and in a notebook, elsewhere lines on stderr.
         view: Your own view of the search, in place of `progress`.
         stop: Set it from anywhere to end the search cleanly.
 
@@ -60,7 +60,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
         SpaceError: the space has faults.
         StudyError: the name is taken.
         UsageError: both `progress` and `view` are given.
-        SearchInterruptedError: stopped from outside; go on with `resume`.
+        SearchInterruptedError: stopped from outside; continue with `resume`.
     """
     if hasattr(space, "to_json"):
         space = init(space, text=text, label=label, name=name)
@@ -90,10 +90,10 @@ def resume(
     view: SearchView | None = None,
     stop: threading.Event | None = None,
 ) -> SearchResult:
-    """Go on with a study where its last reports left it; a finished one is returned as it is.
+    """Continue with a study where its last reports left it; a finished one is returned as it is.
 
     Args:
-        storage: Where the study was copied to, when another machine began it; one that began here knows.
+        storage: Where the study was copied to, if another machine began it.
         progress: As `launch` takes it; `view` and `stop` too.
 
     Raises:

@@ -75,7 +75,7 @@ def artifact_root(uri: str) -> Path | None:
 
 
 def parts_of(uri: str) -> urllib.parse.SplitResult | None:
-    """Return the parts of an address; None where it cannot be read, or its account must be percent-encoded."""
+    """Return the parts of an address; None if it cannot be read, or its account must be percent-encoded."""
     try:
         parts = urllib.parse.urlsplit(uri)
         _ = parts.port
@@ -86,7 +86,7 @@ def parts_of(uri: str) -> urllib.parse.SplitResult | None:
 
 
 def shown(uri: str) -> str:
-    """Return an address for a message that refuses it; nothing of one that may hold an account."""
+    """Return an address for a message that refuses it, without anything that may be an account."""
     return "one with an account (not shown)" if "@" in uri else repr(uri)
 
 
@@ -119,7 +119,7 @@ class _AccountVariables:
 
     def _restore(self) -> None:
         for name, value in self._before.items():
-            if os.environ.get(name) != self._account[name]:  # set by somebody else meanwhile
+            if os.environ.get(name) != self._account[name]:  # set by someone else meanwhile
                 continue
             del os.environ[name]
             os.environ |= {} if value is None else {name: value}

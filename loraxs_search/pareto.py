@@ -42,7 +42,7 @@ class Fronts(Generic[KeyT]):
         return key in self._points
 
     def get(self, key: KeyT) -> Point | None:
-        """Return a key's point, None where it is not there."""
+        """Return a key's point, None if it is not there."""
         return self._points.get(key)
 
     def add(self, key: KeyT, point: Point) -> None:

@@ -56,7 +56,7 @@ class Predictor:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What somebody is asked for who types a row: its columns, in words."""
+        """What a user is asked for who types a row: its columns, in words."""
         return self._kind.question_texts
 
     @property

@@ -22,7 +22,7 @@ class LinesView:
     """Writes one line an event, with the seconds since the start.
 
     Args:
-        server: Address of MLflow, for people; empty for the embedded store.
+        server: Address of MLflow, as shown to users; empty for the embedded store.
         label: What each line begins with, so that studies differ.
         began: When the seconds begin, since 1970.
         warns: Whether to write warnings too; where logging does, they would be there twice.

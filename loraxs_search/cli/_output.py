@@ -120,7 +120,7 @@ def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
 
 
 def describe_decision(decision: Decision) -> str:
-    """Return what a decision was on, for people."""
+    """Return what a decision was on, as shown to users."""
     return f"{'no trial' if decision.winner is None else f'trial {decision.winner}'} of {decision.study or 'no study'}"
 
 
@@ -159,7 +159,7 @@ def write_csv(row: Sequence[object]) -> None:
 
 
 def print_leaderboard_csv(rows: Sequence[LeaderboardRow]) -> None:
-    """Print a study's trials as CSV: every field of a row, and every param as a column of its own."""
+    """Print a study's trials as CSV: every field of a row, and every param as its own column."""
     names = _names(rows)
     fields = [field.name for field in dataclasses.fields(LeaderboardRow) if field.name != "params"]
     columns = [*fields, *(f"params.{name}" for name in names)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    study: Annotated[str, typer.Argument(help="Name of the study, also of one that runs.", autocompletion=studies)],
+    study: Annotated[str, typer.Argument(help="Name of a study, running or not.", autocompletion=studies)],
     output: Annotated[
         Path | None,
         typer.Option("--output", help="The file; default: report.html in the study's folder.", dir_okay=False),
@@ -78,7 +78,7 @@ def compare(
 
     Equal budgets: of each group, the first N trials that have ended are compared; N is what the smallest group has.
     `trials` says how many of all these are, such as 4 of 6. Stopped and failed trials count. A search tries bad values
-    less often, so give each value a study of its own: `launch SPACE --set parameters.basis=bottom --name bottom`.
+    less often, so give each value its own study: `launch SPACE --set parameters.basis=bottom --name bottom`.
 
     The best: `best` is the group's trial with the best score among those that trained all their steps, `R` and `bytes`
     are what it stores. `over seeds` is the mean and deviation of it and its refits on all validation rows, where it is

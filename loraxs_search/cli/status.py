@@ -61,9 +61,9 @@ def status(
         str | None, typer.Argument(help="Name of the study; default: list all studies.", autocompletion=studies)
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Show the search as it goes on, until it ends; Ctrl-C leaves the view.")
+        bool, typer.Option("--watch", help="Show the search while it runs, until it ends; Ctrl-C leaves the view.")
     ] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, each param in a column of its own.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, each param in its own column.")] = False,
     as_json: _output.JsonOption = False,
     as_events: _output.EventsOption = False,
 ) -> None:
@@ -131,7 +131,7 @@ def _show(study: StudyStatus, task: Task) -> None:
         print(f"now: {phase_in_words(study.phase)}", file=sys.stderr)
     if study.paused or study.is_paused:
         what = [*(["the whole search"] if study.is_paused else []), *study.paused]
-        print(f"paused: {', '.join(what)}; go on with `loraxs-search continue {study.study}`", file=sys.stderr)
+        print(f"paused: {', '.join(what)}; continue with `loraxs-search continue {study.study}`", file=sys.stderr)
     if study.finishing:
         print(f"finishing: {study.finishing}; no new trials, {counts.running} still running", file=sys.stderr)
     for command in study.commands:

@@ -65,7 +65,7 @@ class TrialStarted(_Decisive):
         command: Id of the command that asked for it; empty where the search proposed it.
         lineage: The trial that it was cloned from.
         is_hidden: Whether the sampler learns nothing from it.
-        proposal: How the sampler came to the params; None in events of older versions, and of one that is hidden.
+        proposal: How the sampler came to the params; None in events of older versions, and of a hidden trial.
         hyperparameters: What the params resolve to; None in events of older versions, and where they resolve to none.
     """
 
@@ -111,7 +111,7 @@ class TrainingEnded(_Decisive):
 
 @dataclass(frozen=True, kw_only=True)
 class Reopened(_Aside):
-    """The search goes on after its trials had ended, for as many commands so far."""
+    """The search continues after its trials had ended, for as many commands so far."""
 
     number: int
     event: Literal["reopened"] = "reopened"
@@ -133,7 +133,7 @@ class Answered(_Aside):
     event: Literal["answered"] = "answered"
 
 
-# ---- what MLflow alone is told ---------------------------------------------------------------------------------------
+# ---- what only MLflow receives ---------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class AdapterWritten(_Aside):
     """An adapter lies in `folder`, to be kept as a logged model of a trial's run.
@@ -166,7 +166,7 @@ class FrontFound(_Aside):
     """The trials that no other one beats in score and stored bytes together, once all have ended.
 
     Args:
-        gone: Trials of the front before, where the search went on, that are beaten now.
+        gone: Trials of the front before, where the search continued, that are beaten now.
     """
 
     trials: tuple[records.FrontTrial, ...]
@@ -213,7 +213,7 @@ class Phase(Event):
 
     Args:
         text: What is being done, in a few words.
-        done, total: How much of it, in `unit`; None where that is not counted.
+        done, total: How much of it, in `unit`; None if that is not counted.
     """
 
     text: str
@@ -235,7 +235,7 @@ class SearchStarted(Event):
         device, dtype: Of the first host.
         num_slots: Trials at once. `slots` has those of each node, by its address.
         why_slots: Why so many; empty where that was asked for.
-        time_left_s: What is left of the time budget for trials; None where there is none.
+        time_left_s: What is left of the time budget for trials; None if there is none.
         notes: What of the space may not be what was meant.
         steering: What people have asked of the search so far.
     """
@@ -275,7 +275,7 @@ class DataRead(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something that people should know; the search goes on."""
+    """Something that people should know; the search continues."""
 
     text: str
     event: Literal["warning"] = "warning"
@@ -320,7 +320,7 @@ class CandidateScored(Event):
 # ---- what no line holds ----------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class TrialsAdvanced(Event):
-    """Trials have got further since their last reports; only the latest is kept, in a file of its own.
+    """Trials have got further since their last reports; only the latest is kept, in its own file.
 
     Args:
         steps: That trials have taken, by trial, or by refit (`00004.1`); some may be missing.
@@ -335,9 +335,9 @@ class SearchEnded(Event):
     """Nobody works on the study any more; always the last event.
 
     Args:
-        state: `interrupted` also after an error; `loraxs-search resume` goes on then.
-        notice: Why it ended before its budget was used, for people; empty where it was used.
-        result: What `launch --json` prints; None where the search was interrupted.
+        state: `interrupted` also after an error; `loraxs-search resume` continues then.
+        notice: Why it ended before its budget was used, as shown to users; empty where it was used.
+        result: What `launch --json` prints; None if the search was interrupted.
     """
 
     state: Literal["finished", "interrupted"]

@@ -74,7 +74,7 @@ def get_method(name: str) -> Method:
     """
     if name in GONE:
         raise UsageError(
-            f"`method` must be one that this version has, but got {name!r}.",
+            f"`method` must be a method of this version, but got {name!r}.",
             hint="use the version of loraxs-search that trained it, or search again with another method",
         )
     return METHODS.get(name)()

@@ -286,7 +286,7 @@ def _answered(ask: Callable[[], _T]) -> _T:
 
 
 def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIMEOUT_S, may_lack: bool = False) -> Any:
-    """Return what a server answers; None where `may_lack` and it says that there is no such thing."""
+    """Return what a server answers; None if `may_lack` and it says that there is no such thing."""
     with _open(uri, call, query, timeout_s, may_lack=may_lack) as answer:
         value = answer.json()
         if answer.status_code < _FAILED:

@@ -57,7 +57,7 @@ class TrialLine:
 
 @dataclass(frozen=True)
 class HostLine:
-    """A node that trains: trials on it, how many it takes (None where that is not known), steps and rows a second."""
+    """A node that trains: trials on it, how many it takes (None if that is not known), steps and rows a second."""
 
     address: str
     num_trials: int
@@ -112,7 +112,7 @@ class SearchState:
 
     @property
     def paused(self) -> list[str]:
-        """The trials that wait until somebody continues them."""
+        """The trials that wait until a user continues them."""
         unended = (name for name in self.steering.paused if name in self.trials)
         return [name for name in unended if self.trials[name].state is TrialState.RUNNING]
 
@@ -123,7 +123,7 @@ class SearchState:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether nothing goes on until somebody continues what is paused."""
+        """Whether nothing continues until a user continues what is paused."""
         is_paused = self.steering.is_paused or self.num_trials == len(self.trials)
         return self.is_training and bool(self.paused or self.steering.is_paused) and is_paused and not self.num_training
 
@@ -155,7 +155,7 @@ class SearchState:
 
     @property
     def best_baseline(self) -> Score | None:
-        """The best baseline that is scored by what trials are compared by; None where there is none."""
+        """The best baseline that is scored by what trials are compared by; None if there is none."""
         if self.facts is None:
             return None
         metric = self.facts.metric

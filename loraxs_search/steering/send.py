@@ -60,7 +60,7 @@ def new_command(
     arguments: Mapping[str, Scalar] | None = None,
     params: Mapping[str, Scalar] | None = None,
 ) -> Command:
-    """Return a command of this user on this machine, with an id of its own."""
+    """Return a command of this user on this machine, with its own id."""
     return Command(
         uuid.uuid4().hex,
         verb,
@@ -173,7 +173,7 @@ def _send_away(uri: str, study: str, command: Command, place: str = "") -> Comma
     if tagged.is_interrupted:
         raise CommandError(
             f"A search must run to be told something through MLflow, but study {study!r} was interrupted.",
-            hint=f"`loraxs-search resume {study}` on {place or tagged.machine or 'its machine'} goes on; send it then",
+            hint=f"run `loraxs-search resume {study}` on {place or tagged.machine or 'its machine'}; send it then",
         )
     tagged.write(command.verb, command.trial_ids)
     runs = "the run of each trial" if command.trial_ids else "the search's run"
@@ -198,7 +198,7 @@ def _user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as containers have
-        return "somebody"
+        return "a user"
 
 
 __all__ = [
@@ -221,7 +221,7 @@ def stop_trials(study: str, *trials: str, now: bool = False, tracking_uri: str |
     Returns:
         The search's answer; `queued` where nobody runs the study, its driver is busy, or another machine runs it.
     Raises:
-        CommandError: the search refuses it: an unknown trial, one that has ended.
+        CommandError: the search refuses it: the trial is unknown or has ended.
         StudyError: there is no such study.
         TrackingError: the server does not answer, or refuses.
     """
@@ -276,7 +276,7 @@ def clone_trial(
 
 
 def extend_study(study: str, *, trials: int | None = None, time: str | None = None) -> CommandAnswer:
-    """Give a search more trials or more time; a finished one goes on with `resume`.
+    """Give a search more trials or more time; a finished one continues with `resume`.
 
     The answer and errors are those of `stop_trials`.
 

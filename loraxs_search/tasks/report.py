@@ -1,6 +1,6 @@
 """The data report of a task, with its warnings: rows that splits share, lengths, answers, what a score is worth.
 
-Everything is counted once for each content. The part that depends on tokenizer and metrics has a cache of its own.
+Everything is counted once for each content. The part that depends on tokenizer and metrics has its own cache.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class FollowedLog:
     """Reads a study's log for MLflow.
 
     The offset may lag behind what was applied, never run ahead of it. Versions that had no such offset wrote events for
-    MLflow into a file of their own: what waits there comes first. Of the log, what that file has is passed over then.
+    MLflow into their own file: what waits there comes first. Of the log, what that file has is passed over then.
     """
 
     def __init__(self, study: str, folder: Path) -> None:
@@ -86,7 +86,7 @@ class FollowedLog:
         self._offsets[batch.file] = batch.offset
 
     def _earlier(self, start: int) -> Iterator[tuple[int, log_events.LoggedEvent | None]]:
-        """Yield the events of the earlier file, each with the offset behind it; None where a line is no event."""
+        """Yield the events of the earlier file, each with the offset behind it; None if a line is no event."""
         for line, end in lines_from(self._folder / _EARLIER, start):
             try:
                 yield end, _translated(line)

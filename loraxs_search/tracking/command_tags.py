@@ -144,7 +144,7 @@ class TaggedStudy:
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether the search has stopped before its end; of one that was killed this is not known."""
+        """Whether the search has stopped before its end; unknown if its driver was killed."""
         return str(self._run.info.status) in ("KILLED", "FAILED")
 
     def write(self, word: str, trial_ids: Sequence[str]) -> None:
