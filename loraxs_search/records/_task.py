@@ -36,6 +36,7 @@ class DataSource:
         elsewhere: Splits that come from other data sets of the hub.
         max_characters: Training rows with more characters in all columns that are read are left out; None keeps all.
         carved_rows: How many training rows each missing split gets; None means a tenth of them.
+        train_rows: How many training rows are learnt from, at most; a hash of their texts chooses them.
     """
 
     hub: str | None = None
@@ -46,6 +47,7 @@ class DataSource:
     elsewhere: Mapping[Split, SplitSource] = field(default_factory=dict)
     max_characters: int | None = None
     carved_rows: int | None = None
+    train_rows: int | None = None
 
 
 def registered_name(task: str, variant: str | None) -> str:

@@ -80,6 +80,8 @@ class DataSection(Section):
     """Training rows with more characters, in all columns that are read, are left out."""
     carved_rows: Count | None = None
     """How many training rows are set aside for each split that is missing. The default is a tenth of them."""
+    train_rows: Count | None = None
+    """Learn from this many training rows at most. Their texts decide which, whatever the order of the file."""
 
 
 def _variant(name: str) -> str:
@@ -341,7 +343,8 @@ def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:
 def _source(data: DataSection, folder: Path) -> DataSource:
     own: dict[Split, SplitSection | None] = {"validation": data.validation, "test": data.test}
     elsewhere = {split: SplitSource(**other.model_dump()) for split, other in own.items() if other is not None}
-    source = DataSource(elsewhere=elsewhere, max_characters=data.max_characters, carved_rows=data.carved_rows)
+    given = data.model_dump(include={"max_characters", "carved_rows", "train_rows"})
+    source = DataSource(elsewhere=elsewhere, **given)
     if data.data_files is not None:
         files = {split: str(user_path(path, folder)) for split, path in data.data_files if path is not None}
         return replace(source, data_files=files)

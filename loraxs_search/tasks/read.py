@@ -223,6 +223,8 @@ def _validated(kind: TaskKind, columns: Columns, split: StoredSplit) -> Rows:
 def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]:
     """Take the missing splits out of train: test first, then validation, a tenth of train each or `carved_rows`.
 
+    Of the rest, `train_rows` stay.
+
     A row goes where a hash of its text says, so equal texts stay on one side, and neither the order of rows nor any
     library's generator plays a part.
     """
@@ -243,7 +245,10 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
         high = str(ranked[min(position * size, len(ranked)) - 1])
         carved[name] = train.take(np.flatnonzero((keys > low) & (keys <= high)))
         low = high
-    carved["train"] = train.take(np.flatnonzero(keys > low)) if missing else train
+    kept = np.flatnonzero(keys > low)
+    if task.source.train_rows is not None:
+        kept = np.sort(kept[np.argsort(keys[kept], kind="stable")[: task.source.train_rows]])
+    carved["train"] = train if len(kept) == len(train) else train.take(kept)
     for name in SPLITS:
         if not len(carved[name]):
             raise TaskDataError(

@@ -153,6 +153,19 @@ def test_the_cache_knows_which_split_was_shortened(make_task, rows, same):
     assert {split: len(it) for split, it in load_data(task).rows.items()} == {"train": 30, "validation": 31, "test": 9}
 
 
+def test_as_many_rows_are_learnt_from_as_asked_whatever_their_order(make_task, rows):
+    few = [
+        load_data(replace(task, source=replace(task.source, train_rows=20))).rows["train"].texts
+        for task in (make_task({"train": own, "test": rows(9)}) for own in (rows(100), rows(100)[::-1]))
+    ]
+    assert len(few[0]) == 20 and sorted(few[0]) == sorted(few[1])
+    task = make_task({"train": rows(100)})
+    whole, capped = (load_data(replace(task, source=replace(task.source, train_rows=n))).rows for n in (None, 30))
+    assert len(whole["train"]) == 80 and len(capped["train"]) == 30, "a tenth each is carved first"
+    assert capped["test"].texts == whole["test"].texts and capped["validation"].texts == whole["validation"].texts
+    assert set(capped["train"].texts) < set(whole["train"].texts)
+
+
 def test_as_many_rows_are_carved_as_asked(make_task, rows):
     task = make_task({"train": rows(100)})
     data = load_data(replace(task, source=replace(task.source, carved_rows=7)))
