@@ -23,7 +23,6 @@ from loraxs_search.cli import (
     init,
     launch,
     predict,
-    promote,
     registry,
     report,
     spaces,
@@ -125,7 +124,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     *(report.compare, report.report, launch.resume, launch.sync),
     *(steering.stop, steering.pause, steering.continue_, steering.finish),
     *(steering.add, steering.clone, steering.extend),
-    *(promote.promote, registry.ls, registry.show, registry.history, registry.rollback, registry.rm),
+    *(registry.promote, registry.ls, registry.show, registry.history, registry.rollback, registry.rm),
     *(registry.pull, predict.predict, ui.ui, studies.gc),
 )
 for verb in _VERBS:

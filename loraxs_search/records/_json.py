@@ -12,8 +12,14 @@ from typing import Any, TypeVar
 from loraxs_search.errors import StudyError, shortened
 
 RecordT = TypeVar("RecordT")
-# Fields whose name in files, in MLflow and in `--json` is that of version 0.1.
-_STORED = {"baselines": "yardsticks", "checkpoint": "keep"}
+# Fields whose name in files, in MLflow and in `--json` is that of an earlier version.
+_STORED = {
+    "baselines": "yardsticks",
+    "checkpoint": "keep",
+    "comparisons": "looks",
+    "reference_version": "anchor_version",
+    "reference_metric": "anchor_metric",
+}
 # A record with such a field declares `__pydantic_config__ = STORED_NAMES`: it is written and read by that alone.
 STORED_NAMES = {"alias_generator": lambda field: _STORED.get(field, field)}
 

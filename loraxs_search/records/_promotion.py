@@ -185,9 +185,11 @@ class ComparisonRecord:
         number: Of this comparison among all on these rows; the same two compared again are one comparison.
         confidence: What it was held to.
         p_value: Chance of a gain this large if there were none; None when no test was asked for.
-        anchor_version: Version whose score tolerance was counted from; None where tolerance was off.
-        anchor_metric: That version's score on these rows.
+        reference_version: Version whose score tolerance was counted from; None where tolerance was off.
+        reference_metric: That version's score on these rows.
     """
+
+    __pydantic_config__ = STORED_NAMES
 
     alias: str
     finalist: str
@@ -195,8 +197,8 @@ class ComparisonRecord:
     number: int
     confidence: float
     p_value: float | None = None
-    anchor_version: int | None = None
-    anchor_metric: float | None = None
+    reference_version: int | None = None
+    reference_metric: float | None = None
 
 
 NEGATIVE_FLIPS = "negative_flips"  # a guard's name
@@ -241,12 +243,14 @@ class Decision:
         at: When, ISO 8601, by the clock of its promoter.
         number: Of this decision among those on the task; 0 in version 0.1, which counted none.
         test_fingerprint: Of the test rows that it was made on.
-        looks: Comparisons on these rows that it is made of.
+        comparisons: Those on these rows that it is made of.
         seen: Digests of finalists that were scored on these rows and compared with nobody, which it was the first to
             count.
         flips: What the winner changes of the champion's answers; None if no answers were compared, or if they are
             numbers.
     """
+
+    __pydantic_config__ = STORED_NAMES
 
     task: str
     study: str
@@ -265,6 +269,6 @@ class Decision:
     at: str = ""
     number: int = 0
     test_fingerprint: str = ""
-    looks: tuple[ComparisonRecord, ...] = ()
+    comparisons: tuple[ComparisonRecord, ...] = ()
     seen: tuple[str, ...] = ()
     flips: AnswerFlips | None = None

@@ -47,6 +47,11 @@ def of_finalist(client: MlflowClient, task: str, finalist: str) -> list[Decision
     return _read(_on_pages(client, task, f" and tags.`{_FINALISTS}` LIKE '%{digest_of(finalist)}%'"), task)
 
 
+def next_number(past: Iterable[Decision]) -> int:
+    """Return the number of the next decision. Promoters' clocks differ; they take turns, so the count does not."""
+    return 1 + max((decision.number for decision in past), default=0)
+
+
 def in_order(decisions: Iterable[Decision]) -> list[Decision]:
     """Return decisions as they were made; those of version 0.1 have no number, and are placed by their time."""
     decisions = list(decisions)
@@ -86,9 +91,9 @@ def _movable(records: Mapping[str, str]) -> dict[str, str]:
     for name, text in records.items():
         with contextlib.suppress(ValueError):  # what cannot be read is not moved
             decision = from_json(Decision, text)
-            number = max((look.number for look in decision.looks), default=0)
+            number = max((made.number for made in decision.comparisons), default=0)
             highest[decision.test_fingerprint] = max((number, name), highest.get(decision.test_fingerprint, (0, "")))
-            if not decision.promoted and decision.action == "promote" and (decision.looks or not decision.seen):
+            if not decision.promoted and decision.action == "promote" and (decision.comparisons or not decision.seen):
                 refusals[name] = text
     needed = {name for _, name in highest.values()}
     return {name: text for name, text in refusals.items() if name not in needed}
@@ -96,7 +101,7 @@ def _movable(records: Mapping[str, str]) -> dict[str, str]:
 
 def _move(client: MlflowClient, uri: str, task: str, page: Mapping[str, str]) -> None:
     experiment = ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
-    finalists = {look.finalist for text in page.values() for look in from_json(Decision, text).looks}
+    finalists = {made.finalist for text in page.values() for made in from_json(Decision, text).comparisons}
     index = " ".join(sorted(map(digest_of, finalists)))
     run = client.create_run(experiment, tags={**page, _TASK: task, _FINALISTS: index}, run_name=task)
     client.set_terminated(run.info.run_id)

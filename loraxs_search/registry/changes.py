@@ -1,34 +1,40 @@
-"""Changing which version a task's names mean: rollback, removal, and what every change has in common."""
+"""Changing which version a task's names mean: rollback, removal, and what every change has in common.
+
+One promoter at a time changes a task's champion: aliases have no compare-and-swap.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import RegistryError
+from loraxs_search.home import disk_faults, file_lock
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Decision, from_json, to_json
-from loraxs_search.registry import _decisions, _promotion_lock, _signing, _versions
+from loraxs_search.registry import _decisions, _signing, _versions
 from loraxs_search.registry._mlflow import speaking
-from loraxs_search.registry._versions import (
-    CANDIDATE,
-    CHANGE,
-    DECISION,
-    PAGE,
-    SUMMARY,
-    RegisteredAdapter,
-    adapter_tag,
-)
+from loraxs_search.registry._versions import CHANGE, RegisteredAdapter, adapter_tag
 from loraxs_search.registry.finalist import better_when, identity
 from loraxs_search.registry.names import CHAMPION, AdapterName, base_alias, check_task, parse_name
 from loraxs_search.registry.pages import SHOWN, TaskSummary, shown, summarise, task_page
 from loraxs_search.registry.reader import RegistryReader
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 _logger = logging.getLogger(__name__)
 
@@ -57,12 +63,9 @@ class ChangingRegistry(RegistryReader):
     def rollback(self, task: str, to: int | None = None) -> Decision:
         """Make an earlier version champion again; by default the one before the present champion.
 
-        With `to`, also where the task has no champion.
-
-        Where the team signs, only what it has signed before is signed anew; the present champion too, where its
-        signature is an older version's.
-
-        One that was killed is finished by the next call, which goes no further than the first one would have.
+        With `to`, also where the task has no champion. Where the team signs, only what it has signed before is signed
+        anew; the present champion too, where its signature is an older version's. A rollback that was killed is
+        finished by the next call, which goes no further than the first one would have.
 
         Raises:
             RegistryError: there is no such version, or no champion to go back from, or none before it.
@@ -128,7 +131,7 @@ class ChangingRegistry(RegistryReader):
             self._client.set_registered_model_tag(task, CHANGE, to_json(change))
         return self._finish(change)
 
-    def _finish_begun(self, task: str, check: _promotion_lock.Check) -> Decision | None:
+    def _finish_begun(self, task: str, check: Check) -> Decision | None:
         """Finish the change during which a process was killed, and return its decision; None if there is none.
 
         One after which the champion was changed by other means is dropped.
@@ -184,7 +187,7 @@ class ChangingRegistry(RegistryReader):
                 for alias in target.aliases:
                     self._client.delete_registered_model_alias(task, alias)
                 self._client.delete_model_version(task, str(target.version))
-            for tag in (adapter_tag(change.digest, kind) for kind in (CANDIDATE, DECISION)):
+            for tag in (adapter_tag(change.digest, kind) for kind in (_versions.CANDIDATE, _versions.DECISION)):
                 if tag in model.tags:
                     self._client.delete_registered_model_tag(task, tag)
         if CHAMPION in change.decision.aliases:
@@ -223,7 +226,7 @@ class ChangingRegistry(RegistryReader):
             aliases=aliases,
             version=target.version,
             at=now(),
-            number=next_number(self.latest_decisions(target.task)),
+            number=_decisions.next_number(self.latest_decisions(target.task)),
         )
 
     def _previous(self, task: str, champion: int) -> int:
@@ -260,10 +263,10 @@ class ChangingRegistry(RegistryReader):
         """Describe a task's registered model, unless a user has written their own description."""
         model = self._known_model(task)
         present = model.description or ""
-        if present and model.tags.get(PAGE) != _digest(present):
+        if present and model.tags.get(_versions.PAGE) != _digest(present):
             return
         page = task_page(task, self.champion(task), self.latest_decisions(task))
-        self._client.set_registered_model_tag(task, PAGE, _digest(page))
+        self._client.set_registered_model_tag(task, _versions.PAGE, _digest(page))
         self._client.update_registered_model(task, page)
 
     def _move(self, task: str, aliases: Sequence[str], version: int, digest: str) -> None:
@@ -275,21 +278,21 @@ class ChangingRegistry(RegistryReader):
 
     def _summarise(self, summary: TaskSummary) -> None:
         with speaking(self.uri):
-            self._client.set_registered_model_tag(summary.task, SUMMARY, to_json(summary))
+            self._client.set_registered_model_tag(summary.task, _versions.SUMMARY, to_json(summary))
             self._client.set_registered_model_tag(summary.task, SHOWN, shown(summary))
 
     @contextlib.contextmanager
-    def _locked(self, task: str) -> Iterator[_promotion_lock.Check]:
+    def _locked(self, task: str) -> Iterator[Check]:
         """Wait until no other promotion of the task runs; yields what raises once the lock is lost."""
         database = sqlite_path(self.uri)
         if database is not None:
             self._client  # noqa: B018  # refuses a store that is not there before a lock is made beside it
-            with _promotion_lock.file_promotion_lock(database) as check:
+            with file_promotion_lock(database) as check:
                 yield check
             return
         with speaking(self.uri):
             _versions.ensure_model(self._client, check_task(task))
-        with speaking(self.uri), _promotion_lock.lease_promotion_lock(self._client, task) as check:
+        with speaking(self.uri), lease_promotion_lock(self._client, task) as check:
             yield check
 
 
@@ -302,10 +305,95 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def next_number(past: Sequence[Decision]) -> int:
-    """Return the number of the next decision. Promoters' clocks differ; they take turns, so the count does not."""
-    return 1 + max((decision.number for decision in past), default=0)
-
-
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+# ---- one promoter at a time ------------------------------------------------------------------------------------------
+TAG = "loraxs.lease"
+TTL_S = 120.0  # longer than registering an adapter takes: a lease that outlives its owner is taken over
+WAIT_S = 180.0
+# Longer than a promoter takes from reading that the lease is free to writing its own.
+_SETTLE_S = (0.3, 0.6)
+_POLL_S = (0.1, 0.4)
+
+Check = Callable[[], None]
+
+
+@contextlib.contextmanager
+def file_promotion_lock(database: Path) -> Iterator[Check]:
+    """Hold an embedded store's lock: a file beside it, which the system frees when its holder dies."""
+    path = database.with_name(f"{database.name}.promote.lock")
+    with disk_faults(path), file_lock(path):
+        yield lambda: None
+
+
+@contextlib.contextmanager
+def lease_promotion_lock(client: MlflowClient, task: str, *, wait_s: float = WAIT_S) -> Iterator[Check]:
+    """Hold a task's lock on a server: a lease in a tag of its registered model, which must exist.
+
+    Whoever finds it free or run out writes its name, waits a moment, and holds it if its name still stands there: of
+    two that wrote, the last one. Not proof against a promoter that sleeps between reading and writing for longer than
+    that moment, nor against clocks that differ by more than the lease; so the one yielded here is to be called right
+    before the champion moves: it raises unless the lease is still held, and renews it.
+
+    Raises:
+        RegistryError: another promoter holds the lease for longer than `wait_s`.
+    """
+    lease = _Lease(client, task)
+    lease.acquire(wait_s)
+    try:
+        yield lease.check
+    finally:
+        lease.release()
+
+
+class _Lease:
+    def __init__(self, client: MlflowClient, task: str) -> None:
+        self._client, self._task = client, task
+        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+
+    def acquire(self, wait_s: float) -> None:
+        deadline = time.monotonic() + wait_s
+        while True:
+            owner, expires = self._read()
+            if owner is None or expires < time.time():
+                self._write()
+                time.sleep(random.uniform(*_SETTLE_S))
+                if self._read()[0] == self._owner:
+                    return
+            if time.monotonic() > deadline:
+                raise RegistryError(
+                    f"The lease on {self._task} must be free to change its champion, but {owner} holds it.",
+                    hint="try again; a promoter that died loses it within two minutes",
+                )
+            time.sleep(random.uniform(*_POLL_S))
+
+    def check(self) -> None:
+        owner, _ = self._read()
+        if owner != self._owner:
+            raise RegistryError(
+                f"The lease on {self._task} must be held to change its champion, but {owner or 'nobody'} holds it.",
+                hint="promoting took too long and another process took over: decide again",
+            )
+        self._write()
+
+    def release(self) -> None:
+        """Give the lease back; where the server is away by now, it runs out."""
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):
+            if self._read()[0] == self._owner:
+                self._client.delete_registered_model_tag(self._task, TAG)
+
+    def _read(self) -> tuple[str | None, float]:
+        model = _versions.registered_model(self._client, self._task)
+        try:
+            lease = json.loads(model.tags[TAG]) if model else {}
+            return str(lease["owner"]), float(lease["expires"])
+        except (KeyError, ValueError, TypeError):
+            return None, 0.0
+
+    def _write(self) -> None:
+        lease = {"owner": self._owner, "expires": time.time() + TTL_S}
+        self._client.set_registered_model_tag(self._task, TAG, json.dumps(lease))

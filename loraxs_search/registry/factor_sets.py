@@ -123,7 +123,7 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class RegisteredFactorSet:
+class _FactorSet:
     """Where the files of a set lie, and the logged model that they are of."""
 
     source: str
@@ -196,7 +196,7 @@ def _listed(source: str, uri: str) -> dict[str, int]:
     return sizes
 
 
-def sets_of(uri: str, base_digest: str) -> list[RegisteredFactorSet]:
+def sets_of(uri: str, base_digest: str) -> list[_FactorSet]:
     """Return a base's sets: one, or several where promoters made one each or it was begun by version 0.1.
 
     A server is asked without MLflow.
@@ -211,7 +211,7 @@ def sets_of(uri: str, base_digest: str) -> list[RegisteredFactorSet]:
     )
 
 
-def _find(client: MlflowClient, base_digest: str) -> list[RegisteredFactorSet]:
+def _find(client: MlflowClient, base_digest: str) -> list[_FactorSet]:
     page = client.search_model_versions(
         f"name = '{_set_name(base_digest)}'", max_results=1, order_by=["version_number ASC"]
     )
@@ -219,29 +219,29 @@ def _find(client: MlflowClient, base_digest: str) -> list[RegisteredFactorSet]:
     return sets + _registered(page[0] if page else None, base_digest)
 
 
-def _read(experiment: Any | None, base_digest: str) -> list[RegisteredFactorSet]:
+def _read(experiment: Any | None, base_digest: str) -> list[_FactorSet]:
     prefix, tags = f"{_TAG}{base_digest}.", experiment.tags if experiment is not None else {}
-    return [RegisteredFactorSet(tags[key], key.removeprefix(prefix)) for key in sorted(tags) if key.startswith(prefix)]
+    return [_FactorSet(tags[key], key.removeprefix(prefix)) for key in sorted(tags) if key.startswith(prefix)]
 
 
-def _registered(version: Any | None, base_digest: str) -> list[RegisteredFactorSet]:
+def _registered(version: Any | None, base_digest: str) -> list[_FactorSet]:
     """Return the set that version 0.1 kept as the first version of a registered model."""
     if version is None:
         return []
     if version.tags.get("loraxs.base_digest") != base_digest:
         raise RegistryError(f"{_set_name(base_digest)} in the registry must be of base {base_digest}, but is not.")
-    return [RegisteredFactorSet(version.source, version.tags[_versions.MODEL_ID])]
+    return [_FactorSet(version.source, version.tags[_versions.MODEL_ID])]
 
 
 def _set_name(base_digest: str) -> str:
     return f"factors-{base_digest[:32]}"
 
 
-def _create(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> RegisteredFactorSet:
+def _create(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> _FactorSet:
     experiment = _versions.ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
     tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
     name = _set_name(base_digest)
     model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS", tags=tags)
     model = client.finalize_logged_model(model.model_id, "READY")
     client.set_experiment_tag(experiment, f"{_TAG}{base_digest}.{model.model_id}", model.artifact_location)
-    return RegisteredFactorSet(model.artifact_location, str(model.model_id))
+    return _FactorSet(model.artifact_location, str(model.model_id))

@@ -85,8 +85,8 @@ def _baseline_table(candidate: Candidate, metric: str) -> list[str]:
 
 def _compared(decision: Decision) -> Iterable[str]:
     """Say how often its test rows were looked at: the more often, the less the next score says."""
-    if decision.looks:
-        last = decision.looks[-1]
+    if decision.comparisons:
+        last = decision.comparisons[-1]
         sure = f", held to a confidence of {show_confidence(last.confidence)}" if last.confidence else ""
         yield f"comparison {last.number} on these test rows{sure}"
     if decision.forced:

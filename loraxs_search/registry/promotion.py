@@ -336,7 +336,7 @@ def decide(
         champion=identity(champion.candidate) if champion else None,
         p_value=verdict.comparison.p_value if verdict.comparison else None,
         test_fingerprint=candidate.test_fingerprint,
-        looks=(verdict.comparison,) if verdict.comparison else (),
+        comparisons=(verdict.comparison,) if verdict.comparison else (),
         flips=flips,
     )
 

@@ -113,7 +113,7 @@ class RegistryReader:
             finalist: Its key.
         """
         latest = self.latest_decisions(task)
-        if any(look.finalist == finalist for decision in latest for look in decision.looks):
+        if any(made.finalist == finalist for decision in latest for made in decision.comparisons):
             return latest
         with speaking(self.uri):
             return _decisions.in_order([*_decisions.of_finalist(self._client, task, finalist), *latest])

@@ -44,10 +44,10 @@ class ComparisonHistory:
         """Count the comparisons and finalists of a decision."""
         if decision.test_fingerprint != self._test_rows:
             return
-        if not decision.looks:
+        if not decision.comparisons:
             self._last += len(set(decision.seen) - self._counted)
         self._counted.update(decision.seen)
-        for made in decision.looks:  # whose number is that of those seen before, too
+        for made in decision.comparisons:  # whose number is that of those seen before, too
             self._made.setdefault((made.finalist, made.opponent), made)
             self._last = max(self._last, made.number)
 
@@ -133,9 +133,9 @@ class _Holders:
     def take(self, decision: Decision) -> None:
         version = decision.version
         is_here = decision.test_fingerprint == self._test_rows and decision.metric == self._criterion.metric
-        for made in decision.looks if is_here else ():
-            if made.alias == self._alias and made.anchor_version is not None and made.anchor_metric is not None:
-                self.scores.setdefault(made.anchor_version, made.anchor_metric)
+        for made in decision.comparisons if is_here else ():
+            if made.alias == self._alias and made.reference_version is not None and made.reference_metric is not None:
+                self.scores.setdefault(made.reference_version, made.reference_metric)
         if version is None:
             return
         if decision.action == "remove":

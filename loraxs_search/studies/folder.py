@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.assets import digest_of
 from loraxs_search.errors import HomeError, LoraxsError, StudyError, unknown_name
-from loraxs_search.home import disk_faults, ensure_dir, file_lock, home, is_locked, shared_lock, write_atomic
+from loraxs_search.home import (
+    are_aside,
+    disk_faults,
+    ensure_dir,
+    file_lock,
+    home,
+    is_locked,
+    replace_folder,
+    restore_folders,
+    shared_lock,
+    write_atomic,
+)
 from loraxs_search.log.event_log import EventLog
 from loraxs_search.log.events import TrialsAdvanced
 from loraxs_search.mlflow_uri import without_account
@@ -32,7 +43,6 @@ from loraxs_search.records import (
     registered_name,
     to_json,
 )
-from loraxs_search.studies.adapter_files import are_aside, replace_folder, restore_folders
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
 from loraxs_search.studies.info import SCHEMA_VERSION, StudyInfo, parse_info

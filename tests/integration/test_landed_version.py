@@ -69,7 +69,7 @@ def test_an_interrupted_study_goes_on_to_its_end_and_can_be_promoted(
 
     decision = loraxs_search.promote(STUDY, force=True)  # on another machine scores may differ, and the rule refuse
     assert (decision.promoted, decision.version, decision.champion) == (True, 2, "champion/00001"), decision
-    assert [look.number for look in decision.looks] == [2], "the landed version's look at these rows counts"
+    assert [made.number for made in decision.comparisons] == [2], "the landed version's look at these rows counts"
 
 
 def test_an_adapter_that_was_pulled_answers_as_it_did(landed_home: Path) -> None:

@@ -19,7 +19,7 @@ from support.toys import TASK, adapter, candidate
 from loraxs_search.errors import RegistryError
 from loraxs_search.factors import FactorStore
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, _promotion_lock, pull, verify
+from loraxs_search.registry import Registry, changes, pull, verify
 from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry.factor_sets import lacks_factors
 
@@ -80,7 +80,7 @@ def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp
     assert scores == sorted(scores), "each was decided against the champion of its time"
     for before, after in itertools.pairwise(crowned):
         assert after.champion == f"{before.study}/{before.winner}"
-    assert _promotion_lock.TAG not in connect(mlflow_server.uri).get_registered_model("toy").tags, (
+    assert changes.TAG not in connect(mlflow_server.uri).get_registered_model("toy").tags, (
         "nobody holds the lease any more"
     )
 
@@ -91,22 +91,22 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server):
 
     def hold(owner: str, seconds: float) -> None:
         lease = json.dumps({"owner": owner, "expires": time.time() + seconds})
-        client.set_registered_model_tag("leased", _promotion_lock.TAG, lease)
+        client.set_registered_model_tag("leased", changes.TAG, lease)
 
     hold("a promoter that died", 2.0)
     began = time.monotonic()
     with (
         pytest.raises(RegistryError, match="but a promoter that died holds it"),
-        _promotion_lock.lease_promotion_lock(client, "leased", wait_s=0.5),
+        changes.lease_promotion_lock(client, "leased", wait_s=0.5),
     ):
         pass
-    with _promotion_lock.lease_promotion_lock(client, "leased") as check:
+    with changes.lease_promotion_lock(client, "leased") as check:
         assert time.monotonic() - began > 1.5
         check()
         hold("another", 60.0)
         with pytest.raises(RegistryError, match="but another holds it"):
             check()
-    assert "another" in client.get_registered_model("leased").tags[_promotion_lock.TAG], "it is not ours to give back"
+    assert "another" in client.get_registered_model("leased").tags[changes.TAG], "it is not ours to give back"
 
 
 @pytest.mark.long

@@ -289,7 +289,7 @@ def test_a_second_study_meets_the_champion_on_its_own_rows(
     search("met-elsewhere", *plan, "search.seed=2", f"task.data.data_files.test={REVIEWS_TEST}")
     anew = loraxs_search.promote("met-elsewhere")
     assert "has no answers to these test rows: it was scored anew" in anew.reasons[1]
-    assert anew.looks[0].number == 1
+    assert anew.comparisons[0].number == 1
     assert anew.p_value is not None
     (summary,) = [s for s in loraxs_search.ls() if s.task == "met-reviews"]
     (champion,) = [v for v in loraxs_search.show("met-reviews") if "champion" in v.aliases]

@@ -37,7 +37,7 @@ def test_finalists_of_other_studies_have_looked_at_the_test_rows_whether_or_not_
         finalist(name, 20, rows)
 
     def number(study: str) -> int:
-        return loraxs_search.promote(study, tracking_uri=store_uri).looks[0].number
+        return loraxs_search.promote(study, tracking_uri=store_uri).comparisons[0].number
 
     assert number("second") == 2
     assert number("elsewhere") == 1
@@ -53,11 +53,11 @@ def test_finalists_of_studies_that_go_on_count_too(finalist, store_uri):
     goes_on = StudyFolder.open("first")
     goes_on.set_candidates_aside()
     assert goes_on.candidates() is None
-    assert loraxs_search.promote("second", tracking_uri=store_uri).looks[0].number == 2
+    assert loraxs_search.promote("second", tracking_uri=store_uri).comparisons[0].number == 2
     finalist("third", 20)
     (StudyFolder.open("third").path / "candidates.json").unlink()  # interrupted before it came to its end
     finalist("fourth", 20)
-    assert loraxs_search.promote("fourth", tracking_uri=store_uri).looks[0].number == 4
+    assert loraxs_search.promote("fourth", tracking_uri=store_uri).comparisons[0].number == 4
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -93,5 +93,5 @@ def test_a_study_that_may_not_be_written_is_decided_on_unless_a_driver_holds_it(
         monkeypatch.setattr(filelock.UnixFileLock, "_acquire", denied)  # root may write everywhere
         with pytest.raises(StudyError, match="one driver at a time"):
             loraxs_search.promote("s", tracking_uri=store_uri)
-    monkeypatch.setattr("loraxs_search.registry._promotion_lock.file_lock", lambda _: contextlib.nullcontext())
-    assert loraxs_search.promote("s", tracking_uri=store_uri).looks[0].number == 1
+    monkeypatch.setattr("loraxs_search.registry.changes.file_lock", lambda _: contextlib.nullcontext())
+    assert loraxs_search.promote("s", tracking_uri=store_uri).comparisons[0].number == 1

@@ -15,9 +15,9 @@ from loraxs_search.records import PromotionRule, Refit
 from loraxs_search.registry import Beside, Registry, Rescored, ScoredRows, check_base, on_base
 from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._versions import DECISIONS
-from loraxs_search.registry.comparison import comparable
 from loraxs_search.registry.names import base_alias
 from loraxs_search.registry.promotion import Scored, decide
+from loraxs_search.registry.store import comparable
 
 RULE = PromotionRule()
 LABELS = np.arange(400) % 2
@@ -188,7 +188,7 @@ def test_a_champion_whose_texts_were_read_by_other_rules_is_scored_anew(
     for compared, alike in ((anew, champion_earlier or not finalist_earlier), (alone, not alone.note)):
         decision = decide(PromotionRule(require="constant"), task, finalist, compared.scored)
         assert ("not comparable" in decision.reasons[-1]) is not alike
-        assert bool(decision.looks) is alike
+        assert bool(decision.comparisons) is alike
 
 
 def test_answers_that_were_exchanged_are_refused(registry, promote, store_uri):
@@ -504,14 +504,14 @@ def test_refusals_lie_on_pages_and_what_a_promotion_reads_is_bounded(registry, p
     assert len([name for name in tags if name.startswith(DECISIONS)]) < 2 * 3
     history = registry.history("movie-reviews")
     assert [past.winner for past in history] == [f"t{number}" for number in range(9)]
-    assert [look.number for past in history for look in past.looks] == list(range(1, 10))
+    assert [made.number for past in history for made in past.comparisons] == list(range(1, 10))
     assert len(registry.latest_decisions("movie-reviews")) < 2 * 3
     assert "t1" not in [past.winner for past in registry.latest_decisions("movie-reviews")]
-    assert [look.number for look in promote("t1", 319)[0].looks] == [2], "the comparison that lies on a page"
+    assert [made.number for made in promote("t1", 319)[0].comparisons] == [2], "the comparison that lies on a page"
     for _ in range(8):  # the same comparison again, whose number is an old one
         promote("t8", 312)
     promoted, _ = promote("t9", 390)
-    assert [look.number for look in promoted.looks] == [10]
+    assert [made.number for made in promoted.comparisons] == [10]
     assert registry.rollback("movie-reviews").version == 1
 
 

@@ -77,7 +77,7 @@ def test_a_first_champion_must_beat_the_constant_answer_significantly(right, pro
     beside = "worse than" if gain < 0 else f"gain {gain:+.4f} over" if gain else "no better than"
     assert f"{beside} the constant answer (accuracy 0.5000)" in decision.reasons[-1]
     assert ("more steps, other target modules or more trials" in decision.reasons[-1]) is not promoted
-    assert (decision.looks[0].opponent, decision.looks[0].number) == ("constant", 1)
+    assert (decision.comparisons[0].opponent, decision.comparisons[0].number) == ("constant", 1)
     forced = decide(
         PromotionRule(), TASK, _scored("t0", right, baselines=(constant,)), None, ComparisonSetup(forced=True)
     )
@@ -143,7 +143,7 @@ def test_the_nth_look_at_the_same_rows_is_held_to_more():
     finalist, champion = _scored("t0", 806), _old(800)  # p = 1/64
     decisions = [decide(PromotionRule(), TASK, finalist, champion, ComparisonSetup(number=n)) for n in (1, 2)]
     assert [d.promoted for d in decisions] == [True, False]
-    assert [d.looks[0].confidence for d in decisions] == pytest.approx([1 - 0.05 / 2, 1 - 0.05 / 6])
+    assert [d.comparisons[0].confidence for d in decisions] == pytest.approx([1 - 0.05 / 2, 1 - 0.05 / 6])
     assert decide(PromotionRule(), TASK, finalist, champion, ComparisonSetup(number=2, level=0.02)).promoted
 
 
@@ -160,7 +160,7 @@ def test_few_test_rows_decide_nothing(champion):
     assert not refused.promoted
     assert "at least 10 test rows are needed" in refused.reasons[-1]
     assert "there are 9" in refused.reasons[-1]
-    assert refused.looks == ()
+    assert refused.comparisons == ()
     assert decide(PromotionRule(), TASK, few, held, ComparisonSetup(forced=True)).forced
     assert decide(NUMBERS, TASK, few, held).promoted
     assert decide(PromotionRule(), TASK, enough, None).promoted
@@ -222,7 +222,7 @@ def test_numbers_and_answers_that_nobody_asked_for_have_no_flips():
 @pytest.mark.parametrize(
     ("right", "stored_bytes", "promoted"), [(798, 999, True), (800, 999, True), (798, 1000, False), (790, 10, False)]
 )
-def test_within_tolerance_of_the_anchor_a_strictly_smaller_one_replaces_the_champion(right, stored_bytes, promoted):
+def test_within_tolerance_of_the_reference_a_strictly_smaller_one_replaces_the_champion(right, stored_bytes, promoted):
     rule = PromotionRule(min_gain=0.01, tolerance=0.005)
     decision = decide(
         rule,
@@ -233,7 +233,7 @@ def test_within_tolerance_of_the_anchor_a_strictly_smaller_one_replaces_the_cham
     )
     assert decision.promoted is promoted
     assert ("of version 1, and smaller" in decision.reasons[-1]) is promoted
-    assert (decision.looks[0].anchor_version, decision.looks[0].anchor_metric) == (1, 0.80)
+    assert (decision.comparisons[0].reference_version, decision.comparisons[0].reference_metric) == (1, 0.80)
 
 
 def test_small_losses_do_not_add_up():
@@ -243,13 +243,13 @@ def test_small_losses_do_not_add_up():
     refused = decide(rule, TASK, smaller, champion, ComparisonSetup(reference=ToleranceReference(1, 0.80)))
     assert not refused.promoted
     assert "0.0060 below version 1, which tolerance counts from" in refused.reasons[-1]
-    unanchored = decide(rule, TASK, smaller, champion, ComparisonSetup())
-    assert not unanchored.promoted
+    without = decide(rule, TASK, smaller, champion, ComparisonSetup())
+    assert not without.promoted
 
 
 def test_a_smaller_one_that_is_significantly_worse_stays_out():
-    rule, anchor = PromotionRule(tolerance=0.02), ComparisonSetup(reference=ToleranceReference(1, 0.81))
-    refused = decide(rule, TASK, _scored("t0", 800, 10), _old(810), anchor)
+    rule, reference = PromotionRule(tolerance=0.02), ComparisonSetup(reference=ToleranceReference(1, 0.81))
+    refused = decide(rule, TASK, _scored("t0", 800, 10), _old(810), reference)
     assert not refused.promoted
     assert "smaller but significantly worse" in refused.reasons[-1]
 
@@ -263,7 +263,7 @@ def test_a_champion_that_cannot_be_compared_stays_unless_forced(other, why):
     champion = _old(100, **other)
     refused = decide(PromotionRule(), TASK, _scored("t0", 900), champion)
     assert not refused.promoted
-    assert refused.looks == (), "nothing was looked at"
+    assert refused.comparisons == (), "nothing was looked at"
     assert "not comparable" in refused.reasons[-1]
     assert why in refused.reasons[-1]
     forced = decide(PromotionRule(), TASK, _scored("t0", 900), champion, ComparisonSetup(forced=True))
@@ -283,7 +283,7 @@ def test_the_champion_is_not_promoted_again_even_by_force():
     for forced in (False, True):
         decision = decide(PromotionRule(), TASK, champion, champion, ComparisonSetup(forced=forced))
         assert not decision.promoted
-        assert decision.looks == ()
+        assert decision.comparisons == ()
         assert decision.reasons[-1] == "s1/t0 already is the champion"
 
 
@@ -338,11 +338,11 @@ def test_deciding_again_after_acting_changes_nothing(rule, finalist, champion, f
 @law
 @given(rules, finalists, champions, st.integers(1, 20))
 def test_unforced_promotion_never_loses_more_than_tolerance(rule, finalist, champion, look):
-    anchor = ToleranceReference(1, champion.candidate.test_metrics["accuracy"])
-    decision = decide(rule, TASK, finalist, champion, ComparisonSetup(number=look, reference=anchor))
+    reference = ToleranceReference(1, champion.candidate.test_metrics["accuracy"])
+    decision = decide(rule, TASK, finalist, champion, ComparisonSetup(number=look, reference=reference))
     if decision.promoted:
         assert decision.winner_metric is not None
-        assert decision.winner_metric >= anchor.metric - rule.tolerance - 1e-6
+        assert decision.winner_metric >= reference.metric - rule.tolerance - 1e-6
 
 
 @law
@@ -373,7 +373,9 @@ def test_a_first_champion_must_beat_the_better_of_constant_answer_and_base_alone
     assert decision.promoted is promoted
     named = "the constant answer (accuracy 0.5000)" if base < 500 else f"the base alone (4-shot) (accuracy 0.{base}0)"
     assert f"{'over' if base < 800 else 'worse than'} {named}" in decision.reasons[-1]
-    assert [look.opponent for look in decision.looks] == ["constant"], "the same first comparison, whichever it is of"
+    assert [made.opponent for made in decision.comparisons] == ["constant"], (
+        "the same first comparison, whichever it is of"
+    )
 
 
 def test_a_base_alone_that_was_not_measured_leaves_the_place_empty():
@@ -413,7 +415,9 @@ def test_a_first_champion_must_beat_every_baseline_significantly_or_by_score_wit
     decision = decide(PromotionRule(), TASK, finalist, None)
     assert decision.promoted is promoted
     assert promoted or f"tfidf (accuracy 0.{tfidf}0)" in decision.reasons[-1]
-    assert len(decision.looks) == 1, "all baselines together are one comparison, each held to the whole of its level"
+    assert len(decision.comparisons) == 1, (
+        "all baselines together are one comparison, each held to the whole of its level"
+    )
     assert decide(PromotionRule(require="constant"), TASK, finalist, None).promoted
 
 
@@ -434,7 +438,7 @@ def test_answers_of_a_baseline_to_other_rows_decide_nothing(num_rows, about, why
     decision = decide(PromotionRule(), TASK, dataclasses.replace(finalist, answers=answers), champion)
     assert decision.promoted is not bool(why)
     assert why in decision.reasons[-1]
-    assert decision.looks or why
+    assert decision.comparisons or why
 
 
 def test_the_constant_answer_is_the_best_one_for_the_metric_that_decides():
@@ -455,7 +459,7 @@ def test_a_later_champion_may_not_score_below_a_baseline(tfidf, promoted):
     decision = decide(PromotionRule(), TASK, finalist, champion)
     assert decision.promoted is promoted
     assert ("worse than tfidf (accuracy 0.8090)" in decision.reasons[-1]) is not promoted
-    assert decision.looks
+    assert decision.comparisons
     assert decide(PromotionRule(require="constant"), TASK, finalist, champion).promoted
 
 
@@ -544,7 +548,7 @@ def test_a_baseline_whose_score_is_not_finite_is_not_beaten(score):
             decision = decide(rule, TASK, one, champion)
             assert not decision.promoted
             assert "must be finite" in decision.reasons[-1]
-            assert not decision.looks
+            assert not decision.comparisons
             assert decide(rule, TASK, one, champion, ComparisonSetup(forced=True)).forced
     assert decide(PromotionRule(require="constant"), TASK, beside_tfidf, None).promoted
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import threading
 
 import numpy as np
@@ -13,13 +14,13 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.records import ComparisonRecord, Decision, PromotionRule
-from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, ScoredRows, _promotion_lock
+from loraxs_search.records import ComparisonRecord, Decision, PromotionRule, from_json, to_json
+from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, ScoredRows, changes
 from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._versions import DECISIONS
-from loraxs_search.registry.comparison import ComparedChampion, FinalistComparison
 from loraxs_search.registry.finalist import Criterion
 from loraxs_search.registry.promotion import Scored
+from loraxs_search.registry.store import ComparedChampion, FinalistComparison
 from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 
 RULE = PromotionRule()
@@ -52,7 +53,7 @@ def promote(registry, task, candidate, make_folder, tmp_path):
 
 
 def numbers(decision: Decision) -> list[int]:
-    return [look.number for look in decision.looks]
+    return [made.number for made in decision.comparisons]
 
 
 # ---- looks -----------------------------------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def test_each_comparison_on_the_same_rows_is_held_to_more(promote):
     assert numbers(promote("t1", 302)) == [2]
     third = promote("t2", 307)  # p = 1/128: enough for a first look, not for a third
     assert (numbers(third), third.promoted) == ([3], False)
-    assert third.looks[0].confidence == pytest.approx(1 - 0.05 / 12)
+    assert third.comparisons[0].confidence == pytest.approx(1 - 0.05 / 12)
     assert "comparison 3 on these rows" in third.reasons[-1]
 
 
@@ -69,7 +70,7 @@ def test_deciding_again_on_the_same_study_is_the_same_look(registry, promote):
     promote("t0", 300)
     first = promote("t1", 303)
     for again in (promote("t1", 303), promote("t1", 303)):
-        assert (again.promoted, again.looks, again.reasons) == (first.promoted, first.looks, first.reasons)
+        assert (again.promoted, again.comparisons, again.reasons) == (first.promoted, first.comparisons, first.reasons)
     assert numbers(promote("t2", 304)) == [3]
     forced = promote("t1", 303, forced=True)
     assert (forced.promoted, forced.forced, numbers(forced)) == (True, True, [2])
@@ -97,7 +98,7 @@ def test_a_bases_own_championship_is_a_look_of_its_own(promote):
     decision = promote(
         "t1", 300, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "rows", rows(340), "rows")
     )
-    assert [(look.alias, look.opponent, look.number) for look in decision.looks] == [
+    assert [(made.alias, made.opponent, made.number) for made in decision.comparisons] == [
         ("champion", "s1/t0", 2),
         ("champion-large", "constant", 3),
     ]
@@ -118,7 +119,7 @@ def test_the_number_stands_on_the_version(registry, promote, store_uri):
     described = connect(store_uri).get_model_version("movie-reviews", "2").description
     # The first one was won, so the second has its share, too.
     assert f"comparison 2 on these test rows, held to a confidence of {1 - 0.05 / 2 - 0.05 / 6:.4g}" in described
-    assert registry.champion("movie-reviews").decision.looks[0].number == 2
+    assert registry.champion("movie-reviews").decision.comparisons[0].number == 2
 
 
 def test_a_refusal_of_a_promoter_that_has_lost_the_lease_is_not_written_down(registry, promote, task, monkeypatch):
@@ -128,7 +129,7 @@ def test_a_refusal_of_a_promoter_that_has_lost_the_lease_is_not_written_down(reg
         raise RegistryError("another holds it")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_promotion_lock, "file_promotion_lock", lambda _: contextlib.nullcontext(lost))
+        patch.setattr(changes, "file_promotion_lock", lambda _: contextlib.nullcontext(lost))
         with pytest.raises(RegistryError):
             promote("t1", 321)
         with pytest.raises(RegistryError):
@@ -172,7 +173,7 @@ def test_promoters_at_once_never_share_a_number(store_uri, task, candidate, make
     for thread in threads:
         thread.join()
     assert not faults
-    looks = [look.number for decision in Registry(store_uri).history("movie-reviews") for look in decision.looks]
+    looks = [made.number for decision in Registry(store_uri).history("movie-reviews") for made in decision.comparisons]
     assert sorted(looks) == [1, 2, 3, 4, 5]
 
 
@@ -187,22 +188,22 @@ def test_small_losses_do_not_add_up(promote):
     assert promoted == [True, True, False, False, False]
 
 
-def test_a_champion_that_was_rolled_back_is_no_anchor(registry, promote):
+def test_a_champion_that_was_rolled_back_is_no_reference(registry, promote):
     promote("t0", 330, rule=SMALLER)
     assert promote("t1", 340, rule=SMALLER).promoted
     registry.rollback("movie-reviews")
-    assert promote("t2", 328, rule=SMALLER, stored_bytes=900).looks[0].anchor_version == 1
+    assert promote("t2", 328, rule=SMALLER, stored_bytes=900).comparisons[0].reference_version == 1
 
 
-def test_a_champion_that_was_removed_is_no_anchor(registry, promote):
+def test_a_champion_that_was_removed_is_no_reference(registry, promote):
     promote("t0", 330, rule=SMALLER)
     promote("t1", 340, rule=SMALLER)
     promote("t2", 338, rule=SMALLER, stored_bytes=900)
     registry.remove("movie-reviews:2", forced=True)
-    assert promote("t3", 334, rule=SMALLER, stored_bytes=800).looks[0].anchor_version == 3
+    assert promote("t3", 334, rule=SMALLER, stored_bytes=800).comparisons[0].reference_version == 3
 
 
-def test_a_forced_champion_is_no_anchor(promote):
+def test_a_forced_champion_is_no_reference(promote):
     forced = promote("t0", 205, rule=SMALLER, forced=True)
     assert forced.forced
     refused = promote("t1", 205, rule=SMALLER, stored_bytes=900)
@@ -210,16 +211,20 @@ def test_a_forced_champion_is_no_anchor(promote):
     assert "no score that tolerance could count from" in refused.reasons[-1]
 
 
-def test_on_new_rows_the_champion_as_it_is_scored_there_is_the_anchor_also_later(promote):
+def test_on_new_rows_the_champion_as_it_is_scored_there_is_the_reference_also_later(promote):
     promote("t0", 390, rule=SMALLER, test="old rows")
 
     def rescore(_):
         return Rescored({"accuracy": 340 / 400}, "rows", rows(340), "rows")
 
     first = promote("t1", 337, rule=SMALLER, stored_bytes=900, rescore=rescore)
-    assert (first.promoted, first.looks[0].anchor_version, first.looks[0].anchor_metric) == (True, 1, 0.85)
+    assert (first.promoted, first.comparisons[0].reference_version, first.comparisons[0].reference_metric) == (
+        True,
+        1,
+        0.85,
+    )
     second = promote("t2", 334, rule=SMALLER, stored_bytes=800)
-    assert (second.promoted, second.looks[0].anchor_version) == (False, 1)
+    assert (second.promoted, second.comparisons[0].reference_version) == (False, 1)
 
 
 # ---- pure ------------------------------------------------------------------------------------------------------------
@@ -228,7 +233,7 @@ def made(version: int, score: float, **other) -> Decision:
     return Decision("t", "s", True, f"t{version}", score, None, **({"metric": "accuracy"} | fields | other))
 
 
-def test_the_anchor_is_the_best_that_held_this_name_on_these_rows():
+def test_the_reference_is_the_best_that_held_this_name_on_these_rows():
     criterion = Criterion("accuracy", 1.0)
     past = [
         made(1, 0.80),
@@ -251,9 +256,21 @@ def test_the_anchor_is_the_best_that_held_this_name_on_these_rows():
     ) == ToleranceReference(1, 0.80)
 
 
+def test_comparisons_are_stored_under_the_names_of_earlier_versions():
+    record = ComparisonRecord("champion", "s/t1", "s/t0", 1, 0.95, 0.01, 3, 0.8)
+    decision = made(1, 0.8, comparisons=(record,))
+    (stored,) = json.loads(to_json(decision))["looks"]
+    assert (stored["anchor_version"], stored["anchor_metric"]) == (3, 0.8)
+    assert from_json(Decision, to_json(decision)) == decision
+
+
 def test_looks_of_other_rows_and_the_same_two_again_are_not_counted():
     look = ComparisonRecord("champion", "s/t1", "s/t0", 1, 0.95)
-    past = [made(1, 0.8, looks=(look,)), made(1, 0.8, looks=(look,)), made(2, 0.8, test_fingerprint="x", looks=(look,))]
+    past = [
+        made(1, 0.8, comparisons=(look,)),
+        made(1, 0.8, comparisons=(look,)),
+        made(2, 0.8, test_fingerprint="x", comparisons=(look,)),
+    ]
     looks = ComparisonHistory(past, "rows")
     assert looks.number("s/t1", "s/t0") == 1
     assert looks.number("s/t2", "s/t0") == 2
@@ -281,8 +298,8 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
             {"champion": champion} if champion else {}
         )
         assert not again.promoted
-        assert again.looks in ((), decision.looks), "the same study again is no new look"
-    numbers = {(look.finalist, look.opponent): look.number for known in past for look in known.looks}
+        assert again.comparisons in ((), decision.comparisons), "the same study again is no new look"
+    numbers = {(made.finalist, made.opponent): made.number for known in past for made in known.comparisons}
     assert sorted(numbers.values()) == list(range(1, len(numbers) + 1))
 
 
@@ -291,7 +308,7 @@ def decided(finalist: str, looks: ComparisonHistory, opponent: str = "constant",
     look = looks.number(finalist, opponent), 1 - looks.level(finalist, opponent, 0.05)
     seen = looks.uncounted(finalist)
     decision = dataclasses.replace(
-        made(0, 0.5), version=None, seen=seen, looks=(ComparisonRecord("champion", finalist, opponent, *look, p),)
+        made(0, 0.5), version=None, seen=seen, comparisons=(ComparisonRecord("champion", finalist, opponent, *look, p),)
     )
     looks.take(decision)
     return decision
@@ -302,10 +319,10 @@ def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened
     assert ComparisonHistory([], "rows", seen).number("s/t3", "constant") == 3
     assert ComparisonHistory([], "rows", ["s/t1"]).number("s/t1", "constant") == 1, "the same finalist is the same look"
     past = [decided("s/t3", ComparisonHistory([], "rows", seen))]
-    assert (past[0].looks[0].number, len(past[0].seen)) == (3, 2)
+    assert (past[0].comparisons[0].number, len(past[0].seen)) == (3, 2)
     assert ComparisonHistory(past, "rows", seen).number("s/t4", "constant") == 4
     past.append(decided("s/t2", ComparisonHistory(past, "rows", seen)))
-    assert past[1].looks[0].number == 3, "it was counted already"
+    assert past[1].comparisons[0].number == 3, "it was counted already"
     assert ComparisonHistory(past, "rows", seen).number("s/t4", "constant") == 4
 
 
@@ -314,7 +331,7 @@ def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
     champion = registry.champion("movie-reviews")
     other = {"test_metrics": {"accuracy": 0.75}, "validation_metrics": {"accuracy": 0.75, "f1": 0.75}}
     refused = promote("t1", 302, rule=PromotionRule(metric="f1"), **other)
-    assert (refused.looks, len(refused.seen)) == ((), 1)
+    assert (refused.comparisons, len(refused.seen)) == ((), 1)
     assert numbers(promote("t1", 302, rule=RULE)) == [2]
     assert numbers(promote("t2", 303)) == [3]
     assert registry.champion("movie-reviews") == champion
@@ -322,13 +339,15 @@ def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
 
 def test_a_comparison_that_finds_a_gain_hands_its_share_on() -> None:
     looks = ComparisonHistory([], "rows")
-    levels = [1 - decided(f"s/t{n}", looks, p=p).looks[0].confidence for n, p in enumerate((0.001, 0.001, 0.9, 0.9))]
+    levels = [
+        1 - decided(f"s/t{n}", looks, p=p).comparisons[0].confidence for n, p in enumerate((0.001, 0.001, 0.9, 0.9))
+    ]
     shares = [0.05 / (n * (n + 1)) for n in (1, 2, 3, 4)]
     assert levels == pytest.approx([shares[0], sum(shares[:2]), sum(shares[:3]), shares[3]])
 
 
 def test_what_was_decided_before_keeps_its_number_and_its_level() -> None:
-    old = made(1, 0.8, looks=(ComparisonRecord("champion", "s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))
+    old = made(1, 0.8, comparisons=(ComparisonRecord("champion", "s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))
     looks = ComparisonHistory([old], "rows")
     assert looks.number("s/t1", "s/t0") == 3
     assert looks.level("s/t1", "s/t0", 0.05) == pytest.approx(0.05 / 3)
@@ -345,8 +364,8 @@ def test_fifty_comparisons_of_equal_adapters_promote_by_luck_no_more_often_than_
         for number in range(1, 50):
             won = random.binomial(170, 0.5)
             p = float(binom.sf(won - 1, 170, 0.5))
-            look = decided(f"s/t{number}", looks, champion, p).looks[0]
+            look = decided(f"s/t{number}", looks, champion, p).comparisons[0]
             if p <= 1 - look.confidence:
-                champion, is_false = look.finalist, True
+                champion, is_false = made.finalist, True
         num_false += is_false
     assert num_false <= num_chains * 0.05 + 2 * (num_chains * 0.05 * 0.95) ** 0.5
