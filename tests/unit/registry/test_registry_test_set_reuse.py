@@ -366,6 +366,6 @@ def test_fifty_comparisons_of_equal_adapters_promote_by_luck_no_more_often_than_
             p = float(binom.sf(won - 1, 170, 0.5))
             look = decided(f"s/t{number}", looks, champion, p).comparisons[0]
             if p <= 1 - look.confidence:
-                champion, is_false = made.finalist, True
+                champion, is_false = look.finalist, True
         num_false += is_false
     assert num_false <= num_chains * 0.05 + 2 * (num_chains * 0.05 * 0.95) ** 0.5
