@@ -20,15 +20,8 @@ from rich.segment import ControlType
 from rich.table import Table
 from rich.text import Text
 
+from loraxs_search.cli import live_text
 from loraxs_search.cli._output import drawing_stream, plain
-from loraxs_search.cli.live_text import (
-    browse,
-    clock,
-    data_lines,
-    params_in_short,
-    progress_in_words,
-    time_left_in_words,
-)
 from loraxs_search.errors import counted
 from loraxs_search.log.events import DataRead, ShownEvent
 from loraxs_search.records import TrialState
@@ -48,13 +41,13 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
         notice: What is to be seen to the end; empty where nothing is.
         server: Address of MLflow, for people; empty for the embedded store.
     """
-    passed = _text(f"{clock(now - began)}  ", style="dim")
+    passed = _text(f"{live_text.clock(now - began)}  ", style="dim")
     if state.facts is None:
         return passed + _text(notice or (state.phase.text if state.phase else "waiting for the search"))
     above = [*_head(state, console, now, passed), *_lines(state, now, notice)]
     below = [
         *(_text(f"note: {note}", style="yellow", no_wrap=True, overflow="ellipsis") for note in state.facts.notes),
-        _text(browse(state.study, server), style="dim", no_wrap=True, overflow="ellipsis"),
+        _text(live_text.browse(state.study, server), style="dim", no_wrap=True, overflow="ellipsis"),
     ]
     rows = console.height - len(above) - len(below) - 3  # an empty line, the heading, the cursor's line
     return Group(*above, Text(""), _table(state, console, max(1, min(_MAX_ROWS, rows))), *below)
@@ -65,7 +58,7 @@ def _head(state: SearchState, console: Console, now: float, passed: Text) -> lis
     facts = state.facts
     title = _text(f"{state.study}: {facts.task} on {facts.device} ({facts.dtype})", no_wrap=True, overflow="ellipsis")
     title.stylize("bold")
-    left = time_left_in_words(state.seconds_left(now))
+    left = live_text.time_left_in_words(state.seconds_left(now))
     line = Table.grid(padding=(0, 2, 0, 0))
     bar = ProgressBar(total=1.0, completed=state.share_done(), width=max(10, min(_MAX_BAR, console.width - 30)))
     line.add_row(bar, _text(f"{100 * state.share_done():.0f} %"), _text(left), passed)
@@ -73,7 +66,7 @@ def _head(state: SearchState, console: Console, now: float, passed: Text) -> lis
 
 
 def _lines(state: SearchState, now: float, notice: str) -> list[RenderableType]:
-    lines = [(label, _text(text)) for label, text in progress_in_words(state)]
+    lines = [(label, _text(text)) for label, text in live_text.progress_in_words(state)]
     hosts = state.hosts(now) if state.is_training else []
     for host in hosts[:_MAX_HOSTS]:
         slots = f"{host.num_trials}/{'?' if host.num_slots is None else host.num_slots} slots"
@@ -121,7 +114,7 @@ def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Se
     score = "-" if trial.score is None else f"{trial.score:.4f}"
     stored = [f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []
     step = f"{max(trial.step, trial.current_step)}/{max_steps}"
-    return trial.trial, trial.state.value, step, score, curve, *stored, params_in_short(trial.params)
+    return trial.trial, trial.state.value, step, score, curve, *stored, live_text.params_in_short(trial.params)
 
 
 def _text(text: str, **style: Any) -> Text:
@@ -166,7 +159,7 @@ class LiveView:
         with self._lock:
             self._state.happened(event)
         if isinstance(event, DataRead):  # not in the lock: a drawing waits for it while it holds the console
-            lines = map(plain, data_lines(event.report, event.num_rows, event.metric, short=True))
+            lines = map(plain, live_text.data_lines(event.report, event.num_rows, event.metric, short=True))
             self._console.print(*lines, sep="\n", end="\n\n", markup=False, highlight=False, soft_wrap=True)
 
     known = happened
@@ -236,7 +229,7 @@ class NotebookView:
         with self._lock:
             self._state.happened(event)
             if isinstance(event, DataRead):
-                self._rows = data_lines(event.report, event.num_rows, event.metric, short=True)
+                self._rows = live_text.data_lines(event.report, event.num_rows, event.metric, short=True)
             if event.at - self._drawn_at < _EVERY_S:
                 return
             self._drawn_at = event.at

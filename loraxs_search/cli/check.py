@@ -27,7 +27,7 @@ def _describe_estimate(estimate: SearchEstimate) -> dict[str, str]:
     of = estimate.measured
     shares = f"{low:.0%}" if round(high - low, 2) == 0 else f"{low:.0%} to {high:.0%}"
     parts = ", ".join(f"{name} {_time(seconds)}" for name, seconds in estimate.parts_s.items())
-    hours = _range(estimate.least_device_hours, estimate.most_device_hours)
+    hours = f"{estimate.least_device_hours:.2g} to {estimate.most_device_hours:.2g}"
     return {
         "estimate": f"about {_time(estimate.least_s)} to {_time(estimate.most_s)} on this machine alone, "
         f"{hours} device hours",
@@ -43,10 +43,6 @@ def _time(seconds: float) -> str:
     if seconds < 90:
         return f"{_two(seconds)} s"
     return f"{_two(seconds / 60)} min" if seconds < 5400 else f"{_two(seconds / 3600)} h"
-
-
-def _range(low: float, high: float) -> str:
-    return f"{low:.2g} to {high:.2g}"
 
 
 def _two(value: float) -> str:

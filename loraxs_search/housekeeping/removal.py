@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,9 +36,7 @@ class Collected:
     kept: str = ""
 
 
-def collect(
-    older_than_s: float, *, dry_run: bool = False, tracking_uri: str | None = None, kinds: Sequence[Kind] = KINDS
-) -> list[Collected]:
+def collect(older_than_s: float, *, dry_run: bool = False, tracking_uri: str | None = None) -> list[Collected]:
     """Remove what nobody needs and nobody has used for so long, and return every item that was looked at.
 
     What registered versions, pulled names, studies and running searches need stays, and so does what leads out of the
@@ -54,17 +52,16 @@ def collect(
         return []
     with file_lock(root / ".gc.lock"), unused() as idle:
         needs = gather_needs(root, tracking_uri)
-        judged = list(_judged(root, kinds, needs, older_than_s, idle))
+        judged = list(_judged(root, needs, older_than_s, idle))
         return [done if dry_run or done.kept else _remove(kind, item, done) for kind, item, done in judged]
 
 
-def _judged(
-    root: Path, kinds: Sequence[Kind], needs: Needs, older_than_s: float, idle: bool
-) -> Iterator[tuple[Kind, StoredItem, Collected]]:
+def _judged(root: Path, needs: Needs, older_than_s: float, idle: bool) -> Iterator[tuple[Kind, StoredItem, Collected]]:
     now = time.time()
-    for kind in kinds:
+    for kind in KINDS:
         for item in kind.items(root, needs):
-            kept = _why_kept(root, kind, item, needs, idle) or _recent(item, older_than_s, now)
+            recent = "" if item.used_at <= now - older_than_s else "used not long ago"
+            kept = _why_kept(root, kind, item, needs, idle) or recent
             yield kind, item, Collected(kind.name, item.paths[0], item.num_bytes, item.used_at, kept)
 
 
@@ -76,10 +73,6 @@ def _why_kept(root: Path, kind: Kind, item: StoredItem, needs: Needs, idle: bool
     if kind.used_by_searches and not idle:
         return f"may be needed by {_A_SEARCH}"
     return needs.unknown if kind.needs_registry else ""
-
-
-def _recent(item: StoredItem, older_than_s: float, now: float) -> str:
-    return "" if item.used_at <= now - older_than_s else "used not long ago"
 
 
 def _remove(kind: Kind, item: StoredItem, planned: Collected) -> Collected:

@@ -38,11 +38,6 @@ def _initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pai
         return {name: _pair(_layer(_empty(*size), config)) for name, size in sizes.items()}
 
 
-def _scaling_of(config: LoraConfig) -> float:
-    """Return the factor of B A, as PEFT computes it."""
-    return float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))
-
-
 @torch.no_grad()
 def draw_pairs(model: PeftModel, seed: int) -> None:
     """Start A and B of a model's layers in float32: PEFT draws them in the dtype of the base."""
@@ -112,7 +107,8 @@ class PackedPairs(PackedAdapter):
     """
 
     def __init__(self, config: LoraConfig, sizes: Sizes, seed: int, device: torch.device) -> None:
-        self.modules, self.scaling = tuple(sizes), _scaling_of(config)
+        self.modules = tuple(sizes)
+        self.scaling = float(config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r))  # as PEFT's
         self._shapes = {name: ((config.r, size[1]), (size[0], config.r)) for name, size in sizes.items()}
         drawn = _initial_pairs(config, sizes, seed)
         self.vector = torch.cat([side.flatten() for pair in drawn.values() for side in pair]).to(device)

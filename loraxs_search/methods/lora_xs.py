@@ -11,16 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.errors import UsageError
-from loraxs_search.methods._base import (
-    FactorRequest,
-    FactorSet,
-    HeadPlan,
-    PackedAdapter,
-    PackedBase,
-    PackedMethod,
-    Possible,
-    Sizes,
-)
+from loraxs_search.methods import _base
 from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, R, Shapes
 from loraxs_search.methods._parameters import ParameterSpec, check_ranks
 from loraxs_search.methods._peft import PeftMethod, peft_model
@@ -41,15 +32,15 @@ _SMALLEST_FACTOR_RANK = 64
 _BASES = ("top", "middle", "bottom", "gaussian")
 
 
-class _PackedLoraXS(PackedMethod):
+class _PackedLoraXS(_base.PackedMethod):
     """Slots share A and B; each has its own R."""
 
-    def adapter(self, hyper: Hyperparameters, sizes: Sizes, device: torch.device) -> PackedAdapter:
+    def adapter(self, hyper: Hyperparameters, sizes: _base.Sizes, device: torch.device) -> _base.PackedAdapter:
         from loraxs_search.methods.loraxs.packed import PackedR
 
         return PackedR(_config(hyper), sizes, device)
 
-    def on(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> PackedBase:
+    def on(self, linears: Mapping[str, nn.Module], factors: FactorStore, num_workers: int) -> _base.PackedBase:
         from loraxs_search.methods.loraxs.packed import PackedLinears
 
         return PackedLinears(linears, factors, num_workers)
@@ -103,12 +94,12 @@ class LoraXS(PeftMethod):
     )
     can_start: ClassVar[bool] = True
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis")
-    packed: ClassVar[PackedMethod | None] = _PackedLoraXS()
+    packed: ClassVar[_base.PackedMethod | None] = _PackedLoraXS()
     serves_in_bank: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
 
     # ---- resolution --------------------------------------------------------------------------------------------------
-    def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
+    def fields(self, params: Mapping[str, Scalar], possible: _base.Possible) -> Mapping[str, Any]:
         return {**params, "factor_rank": factor_rank_bucket(_max_rank(possible))}
 
     def params(self, hyper: Hyperparameters) -> Mapping[str, Scalar]:
@@ -129,9 +120,11 @@ class LoraXS(PeftMethod):
             drawn = sum(int(params["rank"]) * (module.in_features + module.out_features) for module in modules)
         return BYTES_PER_PARAMETER * (own + drawn)
 
-    def factor_sets(self, possible: Possible) -> tuple[FactorSet, ...]:
+    def factor_sets(self, possible: _base.Possible) -> tuple[_base.FactorSet, ...]:
         rank = factor_rank_bucket(_max_rank(possible))
-        return tuple(FactorSet(cast("Basis", basis), rank) for basis in possible["basis"] or () if basis != "gaussian")
+        return tuple(
+            _base.FactorSet(cast("Basis", basis), rank) for basis in possible["basis"] or () if basis != "gaussian"
+        )
 
     def start_asset(self, folder: Path, manifest: Manifest, *, with_head: bool) -> bytes:
         return pack_start(folder, manifest, R, with_head=with_head)
@@ -177,7 +170,7 @@ class LoraXS(PeftMethod):
         return {}  # their names are in the config
 
     # ---- work --------------------------------------------------------------------------------------------------------
-    def factors(self, hyper: Hyperparameters, sizes: Sizes) -> Iterator[FactorRequest]:
+    def factors(self, hyper: Hyperparameters, sizes: _base.Sizes) -> Iterator[_base.FactorRequest]:
         from loraxs_search.methods.loraxs import module_settings
 
         if hyper.basis == "gaussian":
@@ -185,7 +178,7 @@ class LoraXS(PeftMethod):
         config = _config(hyper)
         for name, size in sizes.items():
             settings = module_settings(config, name, *size)
-            yield FactorRequest(name, settings.factor_rank, settings.basis, settings.driver)
+            yield _base.FactorRequest(name, settings.factor_rank, settings.basis, settings.driver)
 
     def check_on(self, linears: Mapping[str, nn.Module], hyper: Hyperparameters, factors: FactorStore) -> None:
         from loraxs_search.methods.loraxs import check_start_on
@@ -193,7 +186,7 @@ class LoraXS(PeftMethod):
         if hyper.start_from is not None:
             check_start_on(linears, _config(hyper), hyper.target_modules, factors)
 
-    def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
+    def attachment(self, hyper: Hyperparameters, head: _base.HeadPlan) -> dict[str, Any]:
         own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity)}
         return super().attachment(hyper, head) | own
 
@@ -206,7 +199,7 @@ class LoraXS(PeftMethod):
         return _config(hyper, **attachment)
 
     def attach(
-        self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
+        self, model: PreTrainedModel, hyper: Hyperparameters, head: _base.HeadPlan, factors: FactorStore | None
     ) -> PeftModel:
         from loraxs_search.methods.loraxs import current_factor_store, use_factor_store
 
@@ -242,5 +235,5 @@ def _config(hyper: Hyperparameters, **attachment: Any) -> LoraXSConfig:
     )
 
 
-def _max_rank(possible: Possible) -> int:
+def _max_rank(possible: _base.Possible) -> int:
     return max(int(rank) for rank in possible["rank"] or ())

@@ -158,13 +158,10 @@ def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, to
     if not reference or not front:
         return None
     mark = min(sign * reference[-1].score, sign * front[-1].score)
-    own, other = (_smallest(points, sign, mark - tolerance) for points in (front, reference))
+    least = mark - tolerance - NOISE
+    own, other = (next(it for it in points if sign * it.score >= least) for points in (front, reference))
     parameters = own.r_parameters / other.r_parameters if other.r_parameters else None
     return SizeRatio(sign * mark, own.trial, other.trial, parameters, own.stored_bytes / other.stored_bytes)
-
-
-def _smallest(front: Sequence[Point], sign: float, mark: float) -> Point:
-    return next(point for point in front if sign * point.score >= mark - NOISE)
 
 
 MAX_GROUPS = 12

@@ -19,23 +19,12 @@ from pydantic import PlainValidator
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import AnswerFact, Prediction, Split
 from loraxs_search.tasks.encoded import EncodedRows
+from loraxs_search.tasks.kinds import _options as option_forms
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._choices import Choices, ReadLosses
 from loraxs_search.tasks.kinds._examples import with_examples
 from loraxs_search.tasks.kinds._labelled import are_hidden
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of
-from loraxs_search.tasks.kinds._options import (
-    SEPARATOR,
-    OptionTexts,
-    items_of,
-    named_labels,
-    option_labels,
-    option_laws,
-    option_letter,
-    read_options,
-    shown_options,
-    split_options,
-)
 from loraxs_search.tasks.kinds._requests import ForwardRequest, RequestGenerator, RowScores
 from loraxs_search.tasks.kinds._section import Text
 from loraxs_search.tasks.kinds._templates import PromptSection, prompt_fields, prompt_laws
@@ -102,7 +91,7 @@ class MultipleChoice(LanguageModelKind):
     def laws(cls, keys: Keys) -> Iterator[Fault]:
         yield from prompt_laws(keys)
         if keys.get("options") is not None:
-            yield from option_laws(keys["options"])
+            yield from option_forms.option_laws(keys["options"])
         names, options = keys.get("option_names"), keys.get("options")
         if isinstance(names, list) and isinstance(options, list) and len(names) != len(options):
             yield ("option_names",), f"must name each of the {len(options)} options, but got {json.dumps(names)}."
@@ -122,11 +111,11 @@ class MultipleChoice(LanguageModelKind):
         return f"{cls.name} with a column of options" if isinstance(keys.get("options"), str) else cls.name
 
     @property
-    def options(self) -> OptionTexts:
+    def options(self) -> option_forms.OptionTexts:
         """How each row's options are written."""
         end = self.prompt.contents[-1].parts[-1][0]  # what stands behind the last column
         adds_space = not self.prompt.roles and not end[-1:].isspace()
-        return OptionTexts.of(self.task.settings["options"], adds_space=adds_space)
+        return option_forms.OptionTexts.of(self.task.settings["options"], adds_space=adds_space)
 
     @property
     def columns(self) -> dict[str, str]:
@@ -153,9 +142,11 @@ class MultipleChoice(LanguageModelKind):
     def _read_labels(self, options: list[list[str]], columns: Columns, place: SourceLocation) -> npt.NDArray[np.int64]:
         values, names = columns.values[self.task.settings["label"]], self.task.settings.get("option_names")
         if names is None:
-            return option_labels(values, options, self.task, place)
+            return option_forms.option_labels(values, options, self.task, place)
         named = [names] * len(values) if isinstance(names, list | tuple) else columns.values[names]
-        return named_labels(values, [items_of(own) for own in named], options, self.task, place)
+        return option_forms.named_labels(
+            values, [option_forms.items_of(own) for own in named], options, self.task, place
+        )
 
     def _read_options(
         self, num_rows: int, columns: Columns, place: SourceLocation, errors: list[TaskDataError]
@@ -168,11 +159,11 @@ class MultipleChoice(LanguageModelKind):
             rows: Sequence[Mapping[str, Any]] = self.written_rows(form.columns, columns, place, errors)
             if len(errors) > known:  # missing values would be counted again, as options without text
                 return [[]] * num_rows
-            stored: Sequence[Any] = [shown_options(form.fill(row)) for row in rows]
+            stored: Sequence[Any] = [option_forms.shown_options(form.fill(row)) for row in rows]
         else:
             stored = columns.values[form.column]
-            rows = [{form.column: items_of(value)} for value in stored]
-        options, faults = read_options(form, rows, stored, self.task, place)
+            rows = [{form.column: option_forms.items_of(value)} for value in stored]
+        options, faults = option_forms.read_options(form, rows, stored, self.task, place)
         errors += faults
         return options
 
@@ -181,14 +172,16 @@ class MultipleChoice(LanguageModelKind):
     ) -> Rows:
         if self.options.fixed is not None:
             return Rows(texts, None, labels, extras)
-        return Rows(texts, [shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
+        return Rows(texts, [option_forms.shown_options(own) for own in options], labels, {**extras, _OPTIONS: options})
 
     def hides_answers(self, columns: Columns) -> bool:
         names, form = self.task.settings.get("option_names"), self.options
         known = list(names) if isinstance(names, list | tuple) else []
         if isinstance(names, str) or form.column is not None:
             listed = columns.values[names if isinstance(names, str) else str(form.column)]
-            known += [str(item) for own in map(items_of, listed) if isinstance(own, list | tuple) for item in own]
+            known += [
+                str(item) for own in map(option_forms.items_of, listed) if isinstance(own, list | tuple) for item in own
+            ]
         else:
             known += form.fixed or []
         return are_hidden(columns.values[self.task.settings["label"]], [name.strip() for name in known])
@@ -196,7 +189,10 @@ class MultipleChoice(LanguageModelKind):
     @property
     def question_texts(self) -> tuple[str, ...]:
         listed = self.options.column
-        return tuple(f"{name}, separated by {SEPARATOR}" if name == listed else name for name in self.question_columns)
+        return tuple(
+            f"{name}, separated by {option_forms.SEPARATOR}" if name == listed else name
+            for name in self.question_columns
+        )
 
     @property
     def question_columns(self) -> tuple[str, ...]:
@@ -214,8 +210,8 @@ class MultipleChoice(LanguageModelKind):
         check_question(self.task, texts, self.question_texts)
         asked = [dict(zip(self.question_columns, row, strict=True)) for row in rows]
         if form.column is not None:
-            asked = [row | {form.column: split_options(row[form.column])} for row in asked]
-        options, faults = read_options(form, asked, texts, self.task, SourceLocation("the request"))
+            asked = [row | {form.column: option_forms.split_options(row[form.column])} for row in asked]
+        options, faults = option_forms.read_options(form, asked, texts, self.task, SourceLocation("the request"))
         raise_joined(self.task, faults)
         contents, extras = self.held([self.prompt.fill(row) for row in asked])
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)
@@ -309,7 +305,7 @@ class MultipleChoice(LanguageModelKind):
     # ---- what people read --------------------------------------------------------------------------------------------
     def show(self, answer: float | str) -> str:
         fixed = self.options.fixed
-        return option_letter(int(answer)) if fixed is None else fixed[int(answer)].strip()
+        return option_forms.option_letter(int(answer)) if fixed is None else fixed[int(answer)].strip()
 
 
 def _goes_on(options: Sequence[Sequence[int]]) -> bool:

@@ -18,18 +18,10 @@ from pydantic import AfterValidator, Field
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import AnswerFact, Prediction, Serving, Split, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import _answers
+from loraxs_search.tasks.kinds import _answers, _requests
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._examples import with_examples
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, prompts_of
-from loraxs_search.tasks.kinds._requests import (
-    Generated,
-    GenerateRequest,
-    RequestGenerator,
-    RowScores,
-    Sampling,
-    Values,
-)
 from loraxs_search.tasks.kinds._section import Count, Section, Text, distinct
 from loraxs_search.tasks.kinds._templates import PromptSection, Template, continued_ids, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import TEXT_METRICS
@@ -153,7 +145,7 @@ class TextGeneration(LanguageModelKind):
         raise_joined(self.task, errors)
         return Rows(texts, None, labels, {**extras, _ANSWERS: answers} if answers else extras)
 
-    def _labels(self, references: Sequence[str], place: SourceLocation, blank: frozenset[int]) -> Values:
+    def _labels(self, references: Sequence[str], place: SourceLocation, blank: frozenset[int]) -> _requests.Values:
         """Return the answers in the references; rows of `blank` have none, which is said of them already."""
         try:
             labels = self.extraction.references(references, whole="reference" not in self.task.settings)
@@ -232,7 +224,9 @@ class TextGeneration(LanguageModelKind):
         return self.joined(rows, tokenizer, [[*ids, *ends] for ids in answers])
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
-    def score(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
+    def score(
+        self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]
+    ) -> _requests.RequestGenerator[_requests.RowScores]:
         scores = yield from self.score_tokens(data, split, rows)
         if not self.reports_answers:
             return scores
@@ -259,7 +253,7 @@ class TextGeneration(LanguageModelKind):
 
     def base_alone(
         self, data: RowSource, split: Split, rows: npt.NDArray[np.int64], shots: int
-    ) -> RequestGenerator[RowScores]:
+    ) -> _requests.RequestGenerator[_requests.RowScores]:
         asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens
         if shots:
             asked = with_examples(asked, self.prompt, data, shots=shots, room=room)
@@ -270,17 +264,17 @@ class TextGeneration(LanguageModelKind):
 
     def predict(
         self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
-    ) -> RequestGenerator[list[Prediction]]:
+    ) -> _requests.RequestGenerator[list[Prediction]]:
         written = yield from self._write(data, questions)
         return [Prediction(row, text.strip(), None) for row, text in zip(shown, written.texts, strict=True)]
 
     def _with_answers(
-        self, scores: RowScores, data: RowSource, rows: EncodedRows, references: Values
-    ) -> RequestGenerator[RowScores]:
+        self, scores: _requests.RowScores, data: RowSource, rows: EncodedRows, references: _requests.Values
+    ) -> _requests.RequestGenerator[_requests.RowScores]:
         """Yield what writes the answers to rows, whose prompts end where their answers begin; add them to scores."""
         written = yield from self._write(data, self.asked_again(rows))
         answers = self.extraction.settled([self.extraction.find(text) for text in written.texts], references.tolist())
-        return RowScores(answers, scores.losses, scores.counts, scores.correct, written.ended)
+        return _requests.RowScores(answers, scores.losses, scores.counts, scores.correct, written.ended)
 
     def asked_again(self, rows: EncodedRows) -> EncodedRows:
         prompts = prompts_of(rows)
@@ -289,13 +283,13 @@ class TextGeneration(LanguageModelKind):
         pairs = [(rows.extras.row(number), prompts.row(number)) for number in range(len(rows))]
         return EncodedRows(Ragged.of([longer if len(longer) else own for longer, own in pairs], np.int32))
 
-    def _write(self, data: RowSource, prompts: EncodedRows) -> RequestGenerator[Generated]:
+    def _write(self, data: RowSource, prompts: EncodedRows) -> _requests.RequestGenerator[_requests.Generated]:
         settings, sampling = self.generation, None
         if settings.temperature:
             top_p = 1.0 if settings.top_p is None else settings.top_p
-            sampling = Sampling(settings.seed or 0, settings.temperature, top_p)
+            sampling = _requests.Sampling(settings.seed or 0, settings.temperature, top_p)
         stop, ends = tuple(settings.stop), self.end_ids(data.tokenizer)
-        written: Generated = yield GenerateRequest(
+        written: _requests.Generated = yield _requests.GenerateRequest(
             prompts, np.arange(len(prompts)), settings.max_new_tokens, stop, sampling, ends
         )
         if np.isnan(written.margins).any():
@@ -308,7 +302,7 @@ class TextGeneration(LanguageModelKind):
         )
 
     # ---- baselines, and what people read -----------------------------------------------------------------------------
-    def constants(self, labels: Values) -> list[int] | list[float] | list[str]:
+    def constants(self, labels: _requests.Values) -> list[int] | list[float] | list[str]:
         return super().constants(labels)[:_MOST_CONSTANTS]
 
     @property

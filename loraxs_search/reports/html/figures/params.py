@@ -64,14 +64,12 @@ def _distribution(values: list[Scalar]) -> optuna.distributions.BaseDistribution
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(values):
         return CategoricalDistribution(sorted({base.shown(value) for value in values}))
-    if len(set(numbers)) <= min(_FEW, len(numbers) // 2) or (len(set(numbers)) <= _FEW and _are_whole(numbers)):
+    if len(set(numbers)) <= min(_FEW, len(numbers) // 2) or (
+        len(set(numbers)) <= _FEW and all(number == int(number) for number in numbers)
+    ):
         return CategoricalDistribution(sorted(set(numbers)))
     low, high = float(min(numbers)), float(max(numbers))
     return FloatDistribution(low, high, log=low > 0 and high > _DECADE * low)
-
-
-def _are_whole(numbers: Iterable[float]) -> bool:
-    return all(number == int(number) for number in numbers)
 
 
 def _plain(value: Scalar, distribution: optuna.distributions.BaseDistribution) -> Scalar:
