@@ -1,10 +1,25 @@
+"""What an experiment says of its task, the view of a study's trials, and the data that runs name."""
+
 from __future__ import annotations
+
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tracked import Tracked
 
-from loraxs_search.tracking._run_texts import run_name
+from loraxs_search.records import DataSource, SearchPlan, StudyDescription, Task
+from loraxs_search.tracking._run_texts import (
+    dataset_input,
+    run_name,
+    runs_link,
+    task_note,
+    trials_view,
+    view_key,
+    write_view,
+)
+from loraxs_search.tracking.store import connect
 
 
 @pytest.mark.parametrize(
@@ -35,3 +50,134 @@ def test_whatever_the_params_a_name_is_short(params):
     name = run_name("00042", params)
     assert name.startswith("#42")
     assert len(name) <= 48
+
+
+TASK = Task(
+    "exp",
+    "sequence-classification",
+    DataSource(data_files={"train": "/home/me/reviews.csv"}),
+    "text",
+    "label",
+    "accuracy",
+    "maximize",
+    ("accuracy",),
+    labels=("bad", "good"),
+)
+FACTS = StudyDescription(TASK, "org/base", ("rank", "learning_rate", "dropout"), {"train": 800, "test": 200}, "f" * 64)
+NOTE = "mlflow.note.content"
+
+
+@pytest.fixture
+def record(store_uri, tmp_path):
+    """Record a study that starts, in a folder of its own, and return the experiment and the study's id."""
+
+    def run(study: str = "s1", facts: StudyDescription | None = FACTS):
+        with Tracked(study, tmp_path / study, store_uri, "exp") as tracker:
+            tracker.search_started("task: {}\n", SearchPlan(), facts=facts)
+            tracker.trial_started("00007", {"rank": 4, "learning_rate": 0.002})
+        return connect(store_uri).get_experiment_by_name("exp"), (tmp_path / study / "tracking.id").read_text()
+
+    return run
+
+
+def views(experiment) -> dict[str, dict]:
+    """The shared views of an experiment by key."""
+    prefix = "mlflow.sharedViewState."
+    return {key.removeprefix(prefix): json.loads(v) for key, v in experiment.tags.items() if key.startswith(prefix)}
+
+
+def test_an_experiment_says_what_its_task_is_and_how_to_use_it(record):
+    note = record()[0].tags[NOTE]
+    for part in ("bad, good", "`reviews.csv`: 800 train, 200 test rows", "`org/base`", "loraxs-search pull exp"):
+        assert part in note
+    assert "/home/me" not in note
+
+
+def test_a_description_that_people_wrote_stays(record, store_uri):
+    experiment, _ = record()
+    connect(store_uri).set_experiment_tag(experiment.experiment_id, NOTE, "ours")
+    assert record("s2")[0].tags[NOTE] == "ours"
+
+
+def test_a_description_of_ours_follows_the_latest_study(record):
+    record()
+    assert "`org/other`" in record("s2", StudyDescription(TASK, "org/other"))[0].tags[NOTE]
+
+
+def test_a_view_shows_the_trials_of_its_study_best_first(record, store_uri):
+    experiment, study_id = record()
+    view = views(experiment)[view_key(study_id)]
+    assert view["name"] == "s1"
+    state = json.loads(view["state"])
+    (parent,) = connect(store_uri).search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")
+    assert state["searchFilter"] == f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`accuracy`", False)
+    for column in ("metrics.`accuracy`", "params.`dropout`", "metrics.`stored_bytes`", "tags.`loraxs.reason`"):
+        assert column in state["selectedColumns"]
+    assert len(connect(store_uri).search_runs([experiment.experiment_id], state["searchFilter"])) == 1
+
+
+def test_recording_a_study_again_changes_no_view_and_no_description(record, tmp_path):
+    before, _ = record()
+    (tmp_path / "s1" / "mlflow.offset").unlink()
+    after, _ = record()
+    assert after.tags == before.tags
+
+
+def test_a_study_of_an_older_version_has_neither(record):
+    experiment, _ = record(facts=None)
+    assert views(experiment) == {}
+    assert NOTE not in experiment.tags
+
+
+def test_a_loss_is_sorted_upwards_and_a_view_fits_a_tag_however_many_parameters():
+    view = trials_view("s", "run", "loss", "minimize", [f"parameter_{i}" for i in range(1000)], 0.0)
+    assert json.loads(json.loads(view)["state"])["orderByAsc"]
+    assert len(view) < 20_000
+
+
+def test_of_many_views_the_oldest_of_ours_go_and_those_of_people_stay(store_uri):
+    client = connect(store_uri)
+    experiment_id = client.create_experiment("many")
+    theirs = ("mlflow.sharedViewState.0a1b", "mlflow.sharedViewState.loraxs-odd")
+    for key in theirs:
+        client.set_experiment_tag(experiment_id, key, "[1]")
+    for number in range(33):
+        tags = client.get_experiment(experiment_id).tags
+        view = trials_view(f"s{number}", "run", "accuracy", "maximize", (), created_at=number)
+        write_view(client, experiment_id, tags, view_key(f"s{number:02d}"), view)
+    tags = client.get_experiment(experiment_id).tags
+    assert set(theirs) <= set(tags)
+    assert sorted(set(tags) - set(theirs)) == [f"mlflow.sharedViewState.loraxs-s{n:02d}" for n in range(3, 33)]
+
+
+def test_a_link_opens_a_view_in_the_workspace_for_training():
+    assert runs_link("http://h:1", "7", "k") == (
+        "http://h:1/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=k"
+    )
+
+
+def test_each_run_names_its_data(record, store_uri):
+    experiment, _ = record()
+    runs = connect(store_uri).search_runs([experiment.experiment_id])
+    assert len(runs) == 2
+    for run in runs:
+        (named,) = run.inputs.dataset_inputs
+        assert (named.dataset.name, named.dataset.digest) == ("exp", "f" * 16)
+        assert json.loads(named.dataset.profile)["num_rows"] == 1000
+        assert json.loads(named.dataset.source) == {"uri": "reviews.csv"}
+
+
+def test_data_of_the_hub_name_their_set_and_revision():
+    facts = StudyDescription(
+        Task(**{**vars(TASK), "source": DataSource(hub="glue", config="sst2", revision="abc")}), "b"
+    )
+    dataset = dataset_input(facts).dataset
+    assert (dataset.name, dataset.source_type) == ("glue/sst2", "hugging_face")
+    assert json.loads(dataset.source) == {"path": "glue", "config_name": "sst2", "revision": "abc"}
+
+
+def test_a_task_of_many_labels_has_a_short_description():
+    facts = StudyDescription(Task(**{**vars(TASK), "labels": tuple(f"label {i}" for i in range(500))}), "b")
+    assert "and 488 more" in task_note(facts)
+    assert len(task_note(facts)) < 2000
