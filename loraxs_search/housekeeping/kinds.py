@@ -271,7 +271,7 @@ class _BaseModels(_Named):
     loss = "unpacked or converted again from their package, if it is installed"
     folders = ("base_models",)
     used_by_searches = needs_registry = True
-    pattern = re.compile(r"[0-9a-f]{16}(-bf16-\d+)?")
+    pattern, glob = re.compile(r"[0-9a-f]{16}(-bf16-\d+)?"), "*/"
 
     def needed_by(self, path: Path, needs: Needs) -> str:
         return needs.by_unfinished or needs.bases.get(weight_digest(path), "")
