@@ -39,7 +39,7 @@ def ui(
     """
     from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.studies import StudyFolder
-    from loraxs_search.tracking._followed import recorded_id
+    from loraxs_search.tracking.followed import recorded_id
     from loraxs_search.tracking.ui import run_ui, ui_page
 
     folder = StudyFolder.open(study) if study is not None and StudyFolder.exists(study) else None

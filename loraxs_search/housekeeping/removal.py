@@ -15,7 +15,7 @@ from loraxs_search.housekeeping.kinds import KINDS, Kind, Needs, StoredItem, gat
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.steering import describe, open_commands, steered
 from loraxs_search.studies import StudyFolder, broken_studies, idle_elsewhere, list_studies, studies_root
-from loraxs_search.tracking._followed import has_waiting
+from loraxs_search.tracking.followed import has_waiting
 from loraxs_search.tracking.recorded_searches import remove_runs
 
 _A_SEARCH = "a search that is at work on this machine"

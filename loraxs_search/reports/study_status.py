@@ -232,7 +232,7 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
         path = studies_root() / name
         more: dict[str, Any] = {"path": path}
         if sizes:
-            from loraxs_search.tracking._followed import has_waiting
+            from loraxs_search.tracking.followed import has_waiting
 
             more |= {"num_bytes": sum(_sizes(path).values()), "is_waiting": has_waiting(path)}
         if not StudyFolder.exists(name):

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
-from loraxs_search.tasks.kinds._labelled import finite_number
+from loraxs_search.tasks.kinds import finite_number
 from loraxs_search.tasks.rows import composed
 from loraxs_search.tasks.tables import Table
 

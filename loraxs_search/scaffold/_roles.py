@@ -23,8 +23,7 @@ from loraxs_search.scaffold._answers import (
     has_few,
     places,
 )
-from loraxs_search.tasks.kinds import KINDS, items_of
-from loraxs_search.tasks.kinds._labelled import finite_number
+from loraxs_search.tasks.kinds import KINDS, finite_number, items_of
 from loraxs_search.tasks.rows import TEXT_NAMES
 from loraxs_search.tasks.tables import Table
 

@@ -14,8 +14,8 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.log import events as log_events
 from loraxs_search.methods import LoraXS
 from loraxs_search.records import CheckpointSelection, Hyperparameters, StudyDescription, TrialReport, TrialState
-from loraxs_search.tracking._run_texts import dataset_input, run_name
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
+from loraxs_search.tracking.run_texts import dataset_input, run_name
 
 STATE = "loraxs.state"
 REASON = "loraxs.reason"

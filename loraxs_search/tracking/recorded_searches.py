@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import TrackingError
 from loraxs_search.mlflow_uri import check_server, redact, sqlite_path
 from loraxs_search.tasks.kinds import find_metric
-from loraxs_search.tracking._followed import recorded_id
-from loraxs_search.tracking._run_texts import USUAL, trials_view, view_key, write_view
 from loraxs_search.tracking._runs import KIND, STUDY, STUDY_ID
+from loraxs_search.tracking.followed import recorded_id
+from loraxs_search.tracking.run_texts import USUAL, trials_view, view_key, write_view
 from loraxs_search.tracking.store import connect
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from loraxs_search.log.event_log import to_line
 from loraxs_search.log.events import DriverStarted, LoggedEvent, ReportWritten, SearchFinished
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import CheckpointSelection
-from loraxs_search.tracking._followed import Batch, FollowedLog
 from loraxs_search.tracking._recorder import AwayError, Recorder, RefusedError
 from loraxs_search.tracking._runs import StudyRuns
+from loraxs_search.tracking.followed import Batch, FollowedLog
 
 _logger = logging.getLogger(__name__)
 _BATCH = 500  # lines applied between two commits of the offset

@@ -15,8 +15,8 @@ from pathlib import Path
 from loraxs_search.errors import StudyError, TrackingError
 from loraxs_search.home import disk_faults, ensure_dir, home
 from loraxs_search.mlflow_uri import artifact_root, check_server, redact
-from loraxs_search.tracking._run_texts import experiments_link, runs_link
 from loraxs_search.tracking.recorded_searches import open_view
+from loraxs_search.tracking.run_texts import experiments_link, runs_link
 from loraxs_search.tracking.store import connect, ensure_store
 
 DEFAULT_PORT = 5000

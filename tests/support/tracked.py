@@ -21,7 +21,7 @@ from loraxs_search.records import (
     TrialState,
 )
 from loraxs_search.studies import Journal
-from loraxs_search.tracking._run_texts import environment_tags
+from loraxs_search.tracking.run_texts import environment_tags
 from loraxs_search.tracking.tracker import Tracker
 
 

@@ -17,8 +17,8 @@ from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import AnswerState, Command, CommandAnswer, SteeringStatus
 from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, steered
 from loraxs_search.studies import CommandInbox, StudyFolder
-from loraxs_search.tracking._followed import recorded_id
 from loraxs_search.tracking.command_tags import CommandTags, TaggedWord
+from loraxs_search.tracking.followed import recorded_id
 
 _logger = logging.getLogger(__name__)
 _TAGS_EVERY_S, _LONGEST_S, _LAST_S = 2.0, 15.0, 5.0

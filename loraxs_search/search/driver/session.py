@@ -27,7 +27,7 @@ from loraxs_search.steering import SteeredStudy, steered
 from loraxs_search.steering.state import Deadline, planned
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo
 from loraxs_search.studies.clock import steady_time
-from loraxs_search.tracking._run_texts import environment_tags
+from loraxs_search.tracking.run_texts import environment_tags
 
 _LOOK_EVERY_S = 0.5  # while all that is left is paused
 

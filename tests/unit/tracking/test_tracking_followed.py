@@ -20,7 +20,7 @@ from loraxs_search.log.events import (
 )
 from loraxs_search.records import Hyperparameters, SearchPlan, SearchRun, TrialReport, TrialState, to_json
 from loraxs_search.studies import Journal
-from loraxs_search.tracking._followed import FollowedLog, has_waiting
+from loraxs_search.tracking.followed import FollowedLog, has_waiting
 
 Report = Callable[..., TrialReport]
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.tracked import Tracked
 
 from loraxs_search.records import DataSource, SearchPlan, StudyDescription, Task
-from loraxs_search.tracking._run_texts import (
+from loraxs_search.tracking.run_texts import (
     dataset_input,
     run_name,
     runs_link,

@@ -20,8 +20,8 @@ from loraxs_search.search.driver.commander import Commander, commands
 from loraxs_search.steering import SteeringState, steered
 from loraxs_search.steering.send import new_command, send
 from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking._followed import recorded_id
 from loraxs_search.tracking.command_tags import ANSWER, COMMAND, CommandTags, TaggedWord
+from loraxs_search.tracking.followed import recorded_id
 from loraxs_search.tracking.store import connect
 
 

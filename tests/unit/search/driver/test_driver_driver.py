@@ -19,7 +19,7 @@ from loraxs_search.search.driver import driver as drivers
 from loraxs_search.search.driver.driver import OwnStop
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space import load_space
-from loraxs_search.tracking._followed import has_waiting
+from loraxs_search.tracking.followed import has_waiting
 
 
 def test_a_search_that_loses_its_lease_stops_no_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
