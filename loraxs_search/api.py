@@ -82,7 +82,7 @@ def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, trac
 def samples(decision: Decision) -> tuple[Sample, ...]:
     """Return test rows beside what the winner of a decision of this machine makes of them, where it writes or chooses.
 
-    None where the adapter has no winner, or its study is not here.
+    None if the adapter has no winner, or its study is not here.
     """
     if decision.winner is None or decision.study not in list_studies():
         return ()
@@ -255,7 +255,7 @@ def load_adapter(
 ) -> PeftModel | PreTrainedModel:
     """Return the adapter `name` on its base, ready to use; its config names the task's labels.
 
-    A PEFT model, unless its method is one that PEFT does not build.
+    A PEFT model, unless PEFT does not build the method.
 
     Args:
         name: What `pull` takes; or `STUDY/TRIAL`, an adapter that a search of this machine has kept; or a folder: a

@@ -85,7 +85,7 @@ class CommandError(LoraxsError):
 
 
 class TrialCancelledError(LoraxsError):
-    """A host gave up a trial that somebody stopped."""
+    """A host gave up a trial that a user stopped."""
 
 
 class SearchInterruptedError(LoraxsError):

@@ -97,7 +97,7 @@ def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
     A file system without hard links lets its readers see the file empty for a moment.
 
     Returns:
-        The file's status; None where there is a file already.
+        The file's status; None if there is a file already.
 
     Raises:
         HomeError: no space left, no right to write, or a read-only file system.
@@ -195,7 +195,7 @@ def file_lock(path: Path) -> BaseFileLock:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether somebody holds the lock of a file. Writes nothing, and keeps nobody out.
+    """Return whether another process holds the lock of a file. Writes nothing, and keeps no other out.
 
     filelock can only ask by taking the lock, which needs the right to write and would refuse two who ask at once.
     """

@@ -135,7 +135,7 @@ def watched(
         study: Its name, where that is known before the search begins.
 
     Raises:
-        SearchInterruptedError: Ctrl-C was pressed; says how to go on.
+        SearchInterruptedError: Ctrl-C was pressed; says how to continue.
     """
 
     stop = threading.Event()
@@ -238,7 +238,7 @@ def _interrupted(studies: Iterable[str | None]) -> Exception:
         return SearchInterruptedError("The search was interrupted before its first trial; nothing was written.")
     return SearchInterruptedError(
         "\n".join(f"Study {study!r} was interrupted; nothing that was reported is lost." for study in begun),
-        hint="\n".join(f"go on with `loraxs-search resume {study}`" for study in begun),
+        hint="\n".join(f"continue with `loraxs-search resume {study}`" for study in begun),
     )
 
 

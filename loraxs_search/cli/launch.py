@@ -57,7 +57,7 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     scored on the test rows. `search.time_budget` does not limit this part. Where answers are written, all of them write
     answers to all validation rows, and so does the base alone, without and with worked examples.
 
-    Several spaces with one base are searched together, each in a study of its own. Their trials share the passes over
+    Several spaces with one base are searched together, each in its own study. Their trials share the passes over
     the base. `resume` continues one study at a time.
 
     A study accepts only the rows and the base that it began with: weights, tokenizer, configuration. Every host and

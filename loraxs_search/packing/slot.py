@@ -83,7 +83,7 @@ class _SlotStateLayout:
 
 
 def check_target_modules(spec: TrialSpec, known: Collection[str]) -> None:
-    """Refuse a trial that adapts no layer, or one that the base does not have.
+    """Refuse a trial that adapts no layer, or a layer that the base lacks.
 
     Raises:
         TargetModulesError: with the layers that there are.

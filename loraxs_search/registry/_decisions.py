@@ -34,7 +34,7 @@ def latest(tags: Mapping[str, str], task: str) -> list[Decision]:
 
 
 def every(client: MlflowClient, tags: Mapping[str, str], task: str) -> list[Decision]:
-    """Return all decisions, those on pages too; one that was being moved when its promoter was killed counts once."""
+    """Return all decisions, those on pages too. One that a killed process had half moved counts once."""
     return _read(_on_pages(client, task) | named_records(tags, DECISIONS), task)
 
 

@@ -34,7 +34,7 @@ _FORCE = "`--force` promotes it all the same"
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """An adapter that was scored on test rows, and its answers to them; None where they were not kept.
+    """An adapter that was scored on test rows, and its answers to them; None if they were not kept.
 
     Args:
         alone: A finalist's base without an adapter: its answers to the same rows.
@@ -96,7 +96,7 @@ class _PromotionTest:
         return ComparisonRecord(self.setup.alias, finalist, opponent, self.setup.number, confidence, p, *known)
 
     def p_value(self, better: ScoredRows | None, worse: ScoredRows | None) -> float | None:
-        """Return the chance that `better` is ahead by luck; None where rows cannot tell."""
+        """Return the chance that `better` is ahead by luck; None if rows cannot tell."""
         if better is None or worse is None:
             return None
         from loraxs_search.registry.significance import p_value  # numpy, where rows are there to compare
@@ -259,7 +259,7 @@ class _PromotionTest:
         return True, f"within tolerance={rule.tolerance:g} of version {reference.version}, and smaller"
 
     def flips(self, champion: Scored) -> AnswerFlips | None:
-        """Return what the finalist changes of a champion's answers; None where answers cannot be compared."""
+        """Return what the finalist changes of a champion's answers; None if answers cannot be compared."""
         rows, others = self.finalist.rows, champion.rows
         return None if rows is None or others is None else rows.flips_from(others)
 

@@ -55,7 +55,7 @@ class RegistryReader:
         """Return the adapter that `TASK`, `TASK@alias` or `TASK:3` names.
 
         Raises:
-            RegistryError: no such task, alias or version; the message lists what there is.
+            RegistryError: no such task, alias or version; the message lists those that exist.
             TrackingError: the server does not answer.
         """
         parsed = parse_name(name)
@@ -96,7 +96,7 @@ class RegistryReader:
         return [replace(version, aliases=tuple(sorted(aliases.get(version.version, ())))) for version in adapters]
 
     def history(self, task: str) -> list[Decision]:
-        """Return every decision on the task, refusals too, oldest first; one that cannot be read is left out.
+        """Return every decision on the task, refusals too, oldest first; unreadable decisions are left out.
 
         One that moved a name and was killed before it was written down is taken from the version it promoted.
         """

@@ -28,7 +28,7 @@ class ComparedTrial:
         seed: Of its start and the order of its rows.
         steps: How far it came.
         score: Of the report of the step that is kept; None of a trial that has not trained all its steps.
-        size: What it stores; None where it has no report.
+        size: What it stores; None if it has no report.
     """
 
     study: str
@@ -48,7 +48,7 @@ class ComparedTrial:
         return f"{self.study}/{self.trial_id}"
 
     def value(self, by: str) -> Scalar | None:
-        """Return what it had of a parameter, its default where the space leaves it out; None where it takes none."""
+        """Return what it had of a parameter, its default where the space leaves it out; None if it takes none."""
         if by == STUDY:
             return self.study
         if by == METHOD:
@@ -76,7 +76,7 @@ class ComparedStudy:
 
     @property
     def identity(self) -> Identity | None:
-        """What its rows and its base are by content; None where nothing has been loaded yet."""
+        """What its rows and its base are by content; None if nothing has been loaded yet."""
         recorded = self.folder.identity()
         if recorded is None and self.candidates:
             recorded = Identity(self.candidates[0].base_digest, self.candidates[0].data_fingerprint)
@@ -125,7 +125,7 @@ def read_studies(names: Sequence[str]) -> list[ComparedStudy]:
             raise StudyError(
                 f"Studies that are compared must have one task, the same rows and one base, but {studies[0].name} and "
                 f"{other.name} differ: {'; '.join(differences)}.",
-                hint="compare studies of one task; each task has a comparison of its own",
+                hint="compare studies of one task; each task has its own comparison",
             )
     return studies
 

@@ -102,20 +102,20 @@ class ComparedGroup:
     """The trials of one method, or of one value of a parameter.
 
     Args:
-        value: What they have in common; None where the method does not take the parameter. `label` is for people.
+        value: What they have in common; None if the method does not take the parameter. `label` is for people.
         num_trials: How many have ended; the first `Comparison.budget` of them are compared.
         steps, device_s: What those took in all.
         points: Those that trained all their steps and store at most `max_bytes`, in the order they were started.
         front: The best ones for their size, smallest first.
-        best: The best score among `points`; None where there is none.
+        best: The best score among `points`; None if there is none.
         seed_scores: The task's metric of the best one and of its refits on all validation rows, its own first; where it
             is no candidate, that of trials with the same params, at their reports.
         over_seeds: Mean and deviation of these.
         tested: The finalist that is of this group, which answered the test rows; empty without one.
         test_score: The task's metric of it.
         difference: From the first group; None for that one itself, and where nothing tells.
-        to_lora: What it takes beside LoRA to be as good; None where no LoRA was tried.
-        reached_after: Trials until one was as good as the first group's best; None where none was.
+        to_lora: What it takes beside LoRA to be as good; None if no LoRA was tried.
+        reached_after: Trials until one was as good as the first group's best; None if none was.
     """
 
     value: Scalar | None

@@ -45,7 +45,7 @@ def shown_baselines(baselines: Iterable[Baseline] | None, *, finished: bool) -> 
     return [baseline if finished else replace(baseline, test_metrics={}) for baseline in baselines or ()]
 
 
-# Of trials that have not ended: of a study that nobody works on, and where somebody has paused the trial.
+# Of trials that have not ended: of a study that nobody works on, and where a user has paused the trial.
 INTERRUPTED: Literal["INTERRUPTED"] = "INTERRUPTED"
 PAUSED: Literal["PAUSED"] = "PAUSED"
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
@@ -56,7 +56,7 @@ class LeaderboardRow:
     """One trial as people compare it.
 
     Args:
-        state: `INTERRUPTED` where nobody works on the study, `PAUSED` where somebody paused the trial; else Optuna's.
+        state: `INTERRUPTED` where nobody works on the study, `PAUSED` where a user paused the trial; else Optuna's.
         score: Validation value of what trials are compared by: of the report of the step that is kept, and of the last
             one of a trial that has not trained all its steps. None before the first report.
         test_score: The task's metric on the test split, for the trial that the finalist is of.
@@ -68,9 +68,9 @@ class LeaderboardRow:
         unparsed: Where answers were written, the share of validation rows in which none was found: a candidate's, or
             before there is one the report's that `score` is of.
         unended: The share that the bound on new tokens ended.
-        on_front: Whether no other complete trial beats it in score and stored bytes together; None where these are not
+        on_front: Whether no other complete trial beats it in score and stored bytes together; None if these are not
             searched for together.
-        without_projection: Of `stored_bytes` those that no seed gives back; None where all are such.
+        without_projection: Of `stored_bytes` those that no seed gives back; None if all are such.
         lineage: The trial of this study that it was cloned from.
     """
 

@@ -78,7 +78,7 @@ class StudyTrials:
         self._reports[event.trial_id] = []
 
     def _drawn(self, event: TrialStarted) -> FrozenTrial:
-        """Return the trial with what it was drawn from; the sampler sees no params of one that is hidden."""
+        """Return the trial with what it was drawn from; the sampler sees no params of a hidden trial."""
         if event.is_hidden:
             self._hidden.add(event.trial_id)
             return create_trial(state=TrialState.RUNNING)

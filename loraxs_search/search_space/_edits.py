@@ -80,7 +80,7 @@ def _narrow_list(
     takers: Sequence[str],
     gone: Set[str],
 ) -> None:
-    """Leave out forms for other methods, and those behind one that always holds now."""
+    """Leave out forms for other methods, and those behind a form that now always holds."""
     left, kept = list(takers), dict[int, Any]()
     for index, given in enumerate(forms):
         if left and (form := _narrowed(given, earlier, left, gone)):
@@ -202,7 +202,7 @@ class _Retired:
         remedy: For people, an imperative.
         decides_trials: Whether a search with it trains other trials than one without it. If not, a stored study goes
             on without it.
-        in_stored: Whether a stored study goes on with it, as it always was.
+        in_stored: Whether a stored study continues with it, as it always was.
     """
 
     remedy: str
@@ -260,7 +260,7 @@ def without_retired(document: Document, study: str) -> None:
     """Take out of a stored study's space what is gone and decides no trial, with a warning; rename what is renamed.
 
     Raises:
-        StudyError: it names what the search cannot go on without.
+        StudyError: it names what the search cannot continue without.
     """
     found = [each for each in _found(document.data) if not each[2].in_stored]
     needed = [

@@ -118,7 +118,7 @@ _OBJECTIVES: KeyPath = ("search", "objectives")
 
 
 def quality_of(search: object) -> str | None:
-    """Return the metric that `search.objectives` begins with; None where the key is missing, or is no list of two."""
+    """Return the metric that `search.objectives` begins with; None if the key is missing, or is no list of two."""
     given = search.get("objectives") if isinstance(search, dict) else None
     if not isinstance(given, list) or len(given) != 2:
         return None
@@ -151,7 +151,7 @@ def _metric_faults(
         law = f"must be left out, or be what search.objectives begin with: {quality}"
         yield ("search", "metric"), f"{law}, but got {shown(own)}."
     if task is None or quality not in kind_of(task).fitting_metrics(kind_of(task).keys()):
-        return  # that is a fault of its own
+        return  # reported elsewhere
     decides = rule.get("metric") or task.metric
     stands_in = decides == task.metric and quality == kind_of(task).report_metric  # as a loss for written answers
     if decides != quality and not stands_in:

@@ -104,7 +104,7 @@ def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
 
 
 def apply(command: Command, answer: CommandAnswer, state: SteeringState) -> None:
-    """Make the effect of an answered command part of the state; one that was refused has none.
+    """Make the effect of an answered command part of the state; a refused command has no effect.
 
     A verb of a later version, in a journal that it wrote, is passed over.
     """

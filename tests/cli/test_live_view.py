@@ -281,7 +281,7 @@ def test_ctrl_c_in_a_terminal_ends_in_order_and_resume_goes_on(warm_home, termin
     terminal.press(b"\x03")
     assert terminal.wait() == 130, terminal.text[-2000:]
     assert "error: Study 'stopped' was interrupted" in terminal.text
-    assert "hint: go on with `loraxs-search resume stopped`" in terminal.text
+    assert "with `loraxs-search resume stopped`" in terminal.text
     assert "Traceback" not in terminal.text
     assert terminal.has_cursor
     assert out.read_text() == ""

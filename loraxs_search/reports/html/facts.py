@@ -186,7 +186,7 @@ def _spared_s(record: TrialRecord, max_steps: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: hours from two hours on, minutes from two minutes on, else seconds."""
+    """Return a time shown to users: hours from two hours on, minutes from two minutes on, else seconds."""
     for least, unit_s, name in ((7200.0, 3600.0, "h"), (120.0, 60.0, "min")):
         if seconds >= least:
             return f"{seconds / unit_s:,.1f} {name}"

@@ -42,7 +42,7 @@ class SearchResult:
         trials: Every trial, in the order they were started.
         candidates: The best trials and their refits, best first by validation. The finalist alone has test scores.
         wall_s: How long drivers have worked on it, all of them together.
-        notice: Why the search ended before its budget, for people; empty when it did not.
+        notice: Why the search ended before its budget, as shown to users; empty when it did not.
         front: The complete trials that no other one beats in score and stored bytes together, fewest bytes first; empty
             where these are not searched for together.
     """
@@ -246,9 +246,9 @@ class Synced:
 
     Args:
         state: `complete` when MLflow has them all now; `running` when a search is at work on it and brings them
-            itself; `elsewhere` when a driver on another machine has gone on with the study, and what waits here is old;
-            `waiting` when MLflow is away, or the storage that says whether another machine has gone on; `damaged` when
-            the study cannot be read, or its folder not written.
+            itself; `elsewhere` when a driver on another machine has continued with the study, and what waits here is
+            old; `waiting` when MLflow is away, or the storage that says whether another machine has continued;
+            `damaged` when the study cannot be read, or its folder not written.
         problem: Why they wait, or what is damaged.
     """
 
@@ -283,7 +283,7 @@ def _sync(folder: StudyFolder) -> Synced:
     info, uri = folder.info, resolve_uri(folder.info.tracking_uri)
     try:
         if info.storage is not None and is_behind(folder.path, Storage(info.storage), folder.name):
-            return Synced(folder.name, "elsewhere", "another machine has gone on with it: sync there")
+            return Synced(folder.name, "elsewhere", "another machine has continued with it: sync there")
     except StorageError as error:
         return Synced(folder.name, "waiting", error.message)
     with folder.lock():

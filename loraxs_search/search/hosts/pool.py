@@ -96,7 +96,7 @@ class HostPool:
         """Return the counter of slots for one of the studies, as nodes come and go.
 
         Args:
-            size: Trials that share a device. Each study has a slot of its own at least: trials that cannot share passes
+            size: Trials that share a device. Each study has its own slot at least: trials that cannot share passes
                 take turns on the host, whatever study they are of.
         """
         devices = share_out(living_nodes(), 1, self._device).num_slots

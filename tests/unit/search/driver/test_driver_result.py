@@ -288,7 +288,7 @@ def test_a_study_that_another_machine_went_on_with_is_left_to_it(store_uri: str,
     later = journal + b'{"event": "driver_started", "since": 1.0, "at": 1.0}\n'
     storage.write("one/journal.jsonl", later, version)
     (synced,) = sync()
-    assert (synced.state, synced.problem) == ("elsewhere", "another machine has gone on with it: sync there")
+    assert (synced.state, synced.problem) == ("elsewhere", "another machine has continued with it: sync there")
 
 
 def test_an_end_that_is_recorded_here_is_in_the_copy_too(store_uri: str, tmp_path: Path) -> None:
