@@ -12,7 +12,7 @@ from pathlib import Path
 
 from loraxs_search.home import write_atomic
 from loraxs_search.records import Answers, Candidate, Refit, Split, check_trial_id, from_json, to_json
-from loraxs_search.studies.reading import read_record
+from loraxs_search.studies.info import read_record
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loraxs_search.search_space import Space, parse_stored
 from loraxs_search.studies.folder import StudyFolder
-from loraxs_search.studies.reading import read_record
+from loraxs_search.studies.info import read_record
 
 
 def stored_space(folder: StudyFolder) -> Space:

@@ -207,24 +207,32 @@ def run_tuner(
         setting_up.enter_context(_SETTING_UP)
         tuner = tune.Tuner(
             TrialTrainable,
-            tune_config=TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler,
-                num_samples=-1,
-                # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
-                max_concurrent_trials=max(plan.trials, _MIN_WAITING),
-                reuse_actors=True,
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=RunConfig(
-                name=uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
-                storage_path=str(storage),
-                checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the SnapshotStore keeps snapshots
-                failure_config=FailureConfig(max_failures=plan.max_failures),
-                stop=_DeadlineStopper(deadline),
-                callbacks=[LoopWatch(is_over, begun, abort, deadline)],
-                verbose=0,
-                progress_reporter=_SilentReporter(),
-            ),
+            tune_config=_tune_config(searcher, scheduler, plan),
+            run_config=_run_config(plan, storage, deadline, LoopWatch(is_over, begun, abort, deadline)),
         )
         tuner.fit()
+
+
+def _tune_config(searcher: Searcher, scheduler: TuneScheduler, plan: SearchPlan) -> TuneConfig:
+    return TuneConfig(
+        search_alg=searcher,
+        scheduler=scheduler,
+        num_samples=-1,
+        # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
+        max_concurrent_trials=max(plan.trials, _MIN_WAITING),
+        reuse_actors=True,
+        trial_dirname_creator=lambda trial: trial.trial_id,
+    )
+
+
+def _run_config(plan: SearchPlan, storage: Path, deadline: Deadline, watch: LoopWatch) -> RunConfig:
+    return RunConfig(
+        name=uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
+        storage_path=str(storage),
+        checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the SnapshotStore keeps snapshots
+        failure_config=FailureConfig(max_failures=plan.max_failures),
+        stop=_DeadlineStopper(deadline),
+        callbacks=[watch],
+        verbose=0,
+        progress_reporter=_SilentReporter(),
+    )
