@@ -59,7 +59,7 @@ class GradientCheckpointing:
 
     Args:
         layers: The base's repeated layers; None when it has no such list, and then nothing is done.
-        context: Where adapted layers find the rows of their pass; None where all rows have one adapter.
+        context: Where adapted layers find the rows of their pass; None if all rows have one adapter.
     """
 
     def __init__(self, layers: nn.ModuleList | None, context: PassContext[Any] | None = None) -> None:

@@ -297,5 +297,5 @@ class TrialHost:
 
 
 def cancelled(name: str) -> TrialCancelledError:
-    """Return the answer to who waits for a trial that somebody stopped."""
+    """Return the answer to who waits for a trial that a user stopped."""
     return TrialCancelledError(f"Trial {name} was stopped before its next step.")

@@ -108,7 +108,7 @@ def check_unended(command: Command, study: SteeredStudy) -> None:
 
 
 def check_unstopped(command: Command, study: SteeredStudy) -> None:
-    """Refuse trials that somebody has stopped, and any where the study is to finish.
+    """Refuse trials that a user has stopped, and any where the study is to finish.
 
     Raises:
         CommandError: an earlier command says the contrary.

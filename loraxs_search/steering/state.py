@@ -148,12 +148,12 @@ class Deadline:
 
     @property
     def budget_s(self) -> float | None:
-        """The time budget; None where there is none."""
+        """The time budget; None if there is none."""
         return extended(self._plan, self._state).time_budget_s
 
     @property
     def left_s(self) -> float | None:
-        """What is left of the budget; None where there is none."""
+        """What is left of the budget; None if there is none."""
         return None if self.budget_s is None else max(0.0, self._since + self.budget_s - steady_time())
 
     @property

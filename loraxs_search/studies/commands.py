@@ -84,7 +84,7 @@ class CommandInbox:
                 return command
         except FileNotFoundError:  # its sender took it back
             return None
-        except OSError as error:  # as of somebody who lets nobody else read it
+        except OSError as error:  # as of a file that only its owner may read
             self._warn(path, error)
             return None
         except ValueError:

@@ -99,7 +99,7 @@ class Confirmations:
         write_atomic(self._path / f"base-{shots}.{split}-{rows.start}-{rows.stop}.json", to_json(answers))
 
     def base_failure(self, shots: int) -> _BaseFailure | None:
-        """Return why the base alone could not answer; None where that is not known."""
+        """Return why the base alone could not answer; None if that is not known."""
         path = self._path / f"base-{shots}.failed.json"
         return from_json(_BaseFailure, path.read_bytes()) if path.exists() else None
 

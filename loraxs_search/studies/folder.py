@@ -303,7 +303,7 @@ class StudyFolder:
         write_atomic(self.path / "identity.json", to_json(identity, indent=2))
 
     def identity(self) -> Identity | None:
-        """Return the base and the data that the study began with; None where no host has loaded them yet."""
+        """Return the base and the data that the study began with; None if no host has loaded them yet."""
         path = self.path / "identity.json"
         return read_record(Identity, path) if path.exists() else None
 
@@ -340,7 +340,7 @@ class StudyFolder:
         write_atomic(self.path / _STEPS, to_json(steps))
 
     def read_steps(self) -> TrialsAdvanced | None:
-        """Return how far trials were when somebody last said so; None where nobody has."""
+        """Return how far trials were when that was last recorded; None if it never was."""
         path = self.path / _STEPS
         return read_record(TrialsAdvanced, path) if path.exists() else None
 

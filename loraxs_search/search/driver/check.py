@@ -272,9 +272,9 @@ class CheckedSpace:
     Args:
         space: Its name.
         base_digest: Of the base's weights.
-        rows: The number of rows of each split, of validation those that are scored; None where no data was read.
-        data: Of the rows: repeated ones, and those that splits share; None where no data was read.
-        pack_size: How many trials would share this machine; None where no data was read, or it has an accelerator.
+        rows: The number of rows of each split, of validation those that are scored; None if no data was read.
+        data: Of the rows: repeated ones, and those that splits share; None if no data was read.
+        pack_size: How many trials would share this machine; None if no data was read, or it has an accelerator.
         warnings: What of the data may make scores look better than they are.
         description: Combinations, module groups, the smallest and the largest adapter.
         estimate: What a search would take here, where that was asked for.

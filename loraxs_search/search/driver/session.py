@@ -97,7 +97,7 @@ class SearchSession:
                     run_stages(self._folder, self._journal, self._train, self._finalize, self._wants_more)
                 if not reopen(study):  # by what was answered last
                     break
-                self._was_begun = False  # from here on somebody may write words to this driver
+                self._was_begun = False  # from here on a user may write words to this driver
         self._ledger.close()
         self._journal.search_ended(self._journal.notice or "")
         return result_of(self._folder, self._journal)
@@ -163,7 +163,7 @@ class SearchSession:
         self._journal.search_ended(self._searcher.notice)
 
     def _run_tuner_and_wait(self) -> None:
-        """Run Ray Tune; where all that is left is paused, wait for somebody to continue it.
+        """Run Ray Tune; where all that is left is paused, wait until a user continues it.
 
         Tune does not wait: without trials to run it would hold processes and warn of missing resources.
         """

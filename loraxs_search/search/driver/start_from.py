@@ -12,7 +12,7 @@ from loraxs_search.studies import StudyFolder, StudyInfo
 
 
 def resolve_start(space: Space, uri: str) -> StartFrom | None:
-    """Return which version a space's `start_from` means now; None where it names none.
+    """Return which version a space's `start_from` means now; None if it names none.
 
     Raises:
         RegistryError: there is no such adapter.
@@ -72,7 +72,7 @@ def check_start(space: Space, study: StudyInfo, info: HostInfo) -> None:
 
 
 def keep_start(folder: StudyFolder) -> str | None:
-    """Have the study keep the asset that its trials start from, and return its digest; None where they start anew.
+    """Have the study keep the asset that its trials start from, and return its digest; None if they start anew.
 
     Raises:
         RegistryError, TrackingError: it cannot be had, and the study does not have it yet.

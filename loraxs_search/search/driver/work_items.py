@@ -338,6 +338,6 @@ def samples_of(parts: Sequence[Answers]) -> tuple[Sample, ...]:
 
 
 def _column(parts: Sequence[Answers], name: str) -> list[Any] | None:
-    """Return a column of all rows; None where some part has none."""
+    """Return a column of all rows; None if some part has none."""
     columns = [getattr(part, name) for part in parts]
     return None if any(column is None for column in columns) else [value for column in columns for value in column]

@@ -56,7 +56,7 @@ class HostConfig:
             the cluster can import.
         versions: The driver's, which a host's process must have too.
         max_state_bytes: Larger states of trials stay on the host's node.
-        body: How all tasks load the base, whatever their outputs; None where a simulation loads none.
+        body: How all tasks load the base, whatever their outputs; None if a simulation loads none.
     """
 
     base: BaseModelRef

@@ -78,7 +78,7 @@ class StudyActors:
     """The study's snapshot store, which ends with it, and the pool of hosts that it has a part of.
 
     Args:
-        recorded: What the study began with; None where that is not known.
+        recorded: What the study began with; None if that is not known.
     Raises:
         StudyError: the first host has another base or other rows than those recorded.
         BaseModelError, TaskDataError: the first host cannot use the base or the data.
@@ -190,7 +190,7 @@ def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> 
     """Refuse to continue a study on a base or rows that differ from those it began with.
 
     Args:
-        recorded: What it began with; None where that is not known: it has not begun, or an older version began it.
+        recorded: What it began with; None if that is not known: it has not begun, or an older version began it.
     Raises:
         StudyError: they differ; the message has both values.
     """

@@ -59,7 +59,7 @@ class TuneScheduler(Unpickled, FIFOScheduler):
     Args:
         metric: What running trials are compared by.
         abort: Called when the scheduler raises: Tune would take that for a failure of the trial.
-        should_leave: Says of a trial that has reported whether somebody wants it to train no further.
+        should_leave: Says of a trial that has reported whether a user wants it to train no further.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class LoopWatch(Unpickled, Callback):
         is_over: Asked at each step of the loop.
         begun: Called at each step of the loop.
         unfit: Called with what is wrong when a node cannot run trials, as one that joined late may not.
-        deadline: When the time budget is used up; None where there can be none.
+        deadline: When the time budget is used up; None if there can be none.
     """
 
     def __init__(

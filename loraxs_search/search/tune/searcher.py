@@ -107,7 +107,7 @@ class StudySearcher(Unpickled, Searcher):
         super().__init__()
         self.take_commands: Callable[[], None] = lambda: None  # called at each step of Tune's loop
         self._state = state or SteeringState()
-        self._leaving: set[str] = set()  # trials that a report ended in Tune since somebody paused them
+        self._leaving: set[str] = set()  # trials that a report ended in Tune since a user paused them
         self._parked: set[str] = set()  # trials that are paused, and no longer in Tune
         self._sampler, self._folder = sampler, folder
         self._ledger, self._space, self._plan, self._actors = ledger, space, plan, actors
@@ -178,7 +178,7 @@ class StudySearcher(Unpickled, Searcher):
                 self._pending.append(trial_id)
 
     def should_leave(self, trial_id: str) -> bool:
-        """Say whether somebody wants a trial in Tune to train no further, for now or for good."""
+        """Say whether a user wants a trial in Tune to train no further, for now or for good."""
         if trial_id in self._state.paused:
             self._leaving.add(trial_id)
         return trial_id in self._state.stopping or trial_id in self._state.paused
@@ -281,7 +281,7 @@ class StudySearcher(Unpickled, Searcher):
         return num_proposed(self._ledger.records, self._state)
 
     def _asked(self) -> AskedTrial | None:
-        """Return the next trial that somebody asked for and that has not started."""
+        """Return the next trial that a user asked for and that has not started."""
         if not self._state.asked:
             return None
         started = {record.command for record in self._ledger.records.values()}

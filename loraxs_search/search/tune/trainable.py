@@ -19,7 +19,7 @@ STEP = "step"
 SPEC = "spec"
 REPORT = "report"
 FAILED = "failed"
-CANCELLED = "cancelled"  # somebody stopped the trial: there is no report
+CANCELLED = "cancelled"  # a user stopped the trial: there is no report
 FATAL = "fatal_error"  # (message, hint) of an error that is not the trial's
 RESOURCES = "resources"
 
