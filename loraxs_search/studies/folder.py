@@ -47,16 +47,7 @@ from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
 from loraxs_search.studies.info import SCHEMA_VERSION, StudyInfo, parse_info, read_record, read_text
 from loraxs_search.studies.journal import Journal, trial_states
-from loraxs_search.studies.trial_files import (
-    are_aside,
-    check_owner,
-    kept_path,
-    kept_paths,
-    read_reports,
-    replace_folder,
-    restore_folders,
-    snapshot_path,
-)
+from loraxs_search.studies.snapshots import check_owner, kept_path, kept_paths, read_reports, snapshot_path
 
 if TYPE_CHECKING:
     from loraxs_search.search_space import Space

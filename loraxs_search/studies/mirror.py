@@ -13,8 +13,8 @@ from loraxs_search.errors import LoraxsError, StorageConflictError, StorageError
 from loraxs_search.studies.clock import Clock
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import LEASE_S, Lease
+from loraxs_search.studies.snapshots import is_kept, kept_paths
 from loraxs_search.studies.storage import Storage
-from loraxs_search.studies.trial_files import is_kept, kept_paths
 
 # What is copied, in this order: a copy that was cut short is one of an earlier moment. What belongs to one machine is
 # not among it.
