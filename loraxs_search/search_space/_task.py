@@ -81,7 +81,7 @@ class DataSection(Section):
     carved_rows: Count | None = None
     """How many training rows are set aside for each split that is missing. The default is a tenth of them."""
     train_rows: Count | None = None
-    """Learn from this many training rows at most. Their texts decide which, whatever the order of the file."""
+    """Most training rows to learn from. A hash of their texts decides which."""
 
 
 def _variant(name: str) -> str:
