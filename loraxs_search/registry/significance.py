@@ -170,7 +170,8 @@ def p_value(
     known = metric if isinstance(metric, Metric) else find_metric(metric)
     if known is None or not first.same_rows(second) or not len(first.labels):
         return None
-    if known.column != "predictions" and not _have_tokens(known, first, second):
+    columns = [rows.column(known.column) for rows in (first, second)]
+    if known.column != "predictions" and (not first.same_tokens(second) or any(it is None for it in columns)):
         return None
     if known.is_share:
         return _mcnemar(first, second)
@@ -188,11 +189,6 @@ def score_of(metric: Metric, rows: ScoredRows) -> float | None:
     values = rows.column(metric.column)
     against = rows.labels if metric.column == "predictions" else rows.counts
     return None if values is None or against is None or not len(values) else metric.score(values, against)
-
-
-def _have_tokens(metric: Metric, first: ScoredRows, second: ScoredRows) -> bool:
-    both = (first.column(metric.column), second.column(metric.column))
-    return first.same_tokens(second) and all(values is not None for values in both)
 
 
 def _mcnemar(first: ScoredRows, second: ScoredRows) -> float:
@@ -400,12 +396,8 @@ def _spearman(answered: Numbers, true: Numbers) -> Numbers:
     return _pearson(rankdata(answered, axis=1), rankdata(true[:1], axis=1))
 
 
-def _mse(answered: Numbers, true: Numbers) -> Numbers:
-    return np.asarray(((answered - true) ** 2).mean(1))
-
-
 OF_NUMBERS: dict[str, Callable[[Numbers, Numbers], Numbers]] = {
     "pearson": _pearson,
     "spearman": _spearman,
-    "mse": _mse,
+    "mse": lambda answered, true: np.asarray(((answered - true) ** 2).mean(1)),
 }
