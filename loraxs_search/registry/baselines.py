@@ -48,7 +48,7 @@ def baseline_answers(
 
     Args:
         metric: It decides; `sign` is 1 when more of it is better, -1 when less is.
-        rows: Of the adapter that they are held against; None if they were not kept: recorded scores serve then.
+        rows: Of the adapter that they are compared with; None if they were not kept: recorded scores serve then.
         baselines: The study's.
         alone: Answers of the base alone, where the study has them.
         answers: Those of other baselines, by name.

@@ -1,6 +1,6 @@
 """Pulling an adapter by name into a content-addressed cache: verified, atomic, resumable, quick when it is there.
 
-Copies for people are made from the cache, where they want them.
+`--out` copies a folder from the cache.
 """
 
 from __future__ import annotations

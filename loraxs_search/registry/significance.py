@@ -33,7 +33,7 @@ class ScoredRows:
     Args:
         predictions: Of the adapter itself, shape (N,): label ids, numbers or texts.
         labels: What they should be, shape (N,).
-        losses: The sum of each row's loss, (N,), float32; None where metrics need none, as the next two.
+        losses: The sum of each row's loss, (N,), float32; None if metrics need none, as the next two.
         counts: What these are sums of, (N,), int64.
         correct: How many of these were predicted, (N,), int64.
         scoring: By which `SCORING` texts were read; 0 is that of earlier versions.
@@ -65,7 +65,7 @@ class ScoredRows:
         return cls(np.asarray(predictions, kind), np.asarray(labels, kind), **arrays, scoring=SCORING)
 
     def column(self, name: str) -> Values | None:
-        """Return what a metric is taken of, by its `Metric.column`; None where these rows lack it."""
+        """Return what a metric is taken of, by its `Metric.column`; None if these rows lack it."""
         values: Values | None = getattr(self, name)
         return values
 
@@ -153,7 +153,7 @@ Ids = npt.NDArray[np.int64]
 def p_value(
     metric: str | Metric, sign: float, first: ScoredRows, second: ScoredRows, level: float = 0.05
 ) -> float | None:
-    """Return the chance of seeing `first` ahead by this much if it were no better; None where rows cannot tell.
+    """Return the chance of seeing `first` ahead by this much if it were no better; None if rows cannot tell.
 
     Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired permutation test. If
     neither is better, it is chance which of the two gave which answer to a row. So the two answers to each row are
@@ -185,7 +185,7 @@ def p_value(
 
 
 def score_of(metric: Metric, rows: ScoredRows) -> float | None:
-    """Return a metric of rows; None where they lack what it is taken of."""
+    """Return a metric of rows; None if they lack what it is taken of."""
     values = rows.column(metric.column)
     against = rows.labels if metric.column == "predictions" else rows.counts
     return None if values is None or against is None or not len(values) else metric.score(values, against)

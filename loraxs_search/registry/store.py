@@ -66,7 +66,7 @@ class ComparedChampion:
     """A champion as the finalist is compared with it.
 
     Args:
-        note: How its scores came about, where they are not the recorded ones; for people.
+        note: How its scores came about, where they are not the recorded ones; shown to users.
     """
 
     adapter: RegisteredAdapter

@@ -90,7 +90,7 @@ class BaselineModel(ABC):
     `resume` has measured it.
 
     The untouched base, asked in the adapter's own form (`zero-shot`, `4-shot`), is no entry: answering takes longer
-    than trials do, so all hosts share it. A task kind orders it with `shots`. Hence no name ends with `-shot`.
+    than trials do, so all hosts share it. A task kind orders it with `shots`. So no name ends with `-shot`.
 
     A subclass is registered under its `name`: in `BASELINES`, or by an entry point of the group
     `loraxs_search.baselines`. `promotion.require: all` then requires that a first champion beats it. The module is
