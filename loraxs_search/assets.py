@@ -20,14 +20,14 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def asset_path(digest: str) -> Path:
+def _asset_path(digest: str) -> Path:
     """Return where an asset lies on this machine; it may not be there."""
     return home() / "assets" / digest[:2] / f"{digest}.safetensors"
 
 
 def lacks(digest: str) -> bool:
     """Whether an asset is not on this machine, or is damaged; a damaged one is removed."""
-    path = asset_path(digest)
+    path = _asset_path(digest)
     try:
         with disk_faults(path), path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
@@ -47,7 +47,7 @@ def keep(content: bytes) -> str:
         HomeError: the folder cannot be written.
     """
     digest = digest_of(content)
-    path = asset_path(digest)
+    path = _asset_path(digest)
     if not path.exists():
         write_atomic(path, content)
     return digest
@@ -59,7 +59,7 @@ def existing_path(digest: str) -> Path:
     Raises:
         StudyError: it is not on this machine.
     """
-    path = asset_path(digest)
+    path = _asset_path(digest)
     if not path.exists():
         raise StudyError(
             f"A trial's asset must be on its machine, but {path} is not there.",

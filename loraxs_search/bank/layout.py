@@ -96,10 +96,7 @@ class Layout:
 
 
 def make_layout(
-    settings: Mapping[str, ModuleSettings],
-    head: Mapping[str, Tensor],
-    config: LoraXSConfig,
-    model: TaskModel,
+    settings: Mapping[str, ModuleSettings], head: Mapping[str, Tensor], config: LoraXSConfig, model: TaskModel
 ) -> Layout:
     """Return the layout of adapters with these settings and head parameters, the latter (n, *shape)."""
     return Layout(

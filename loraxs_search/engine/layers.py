@@ -138,10 +138,7 @@ class AdaptedHead(nn.Module):
     """
 
     def __init__(
-        self,
-        base_layer: nn.Module,
-        context: PassContext[Any],
-        state: Callable[[RowSegment[AdapterT], int], HeadState],
+        self, base_layer: nn.Module, context: PassContext[Any], state: Callable[[RowSegment[AdapterT], int], HeadState]
     ) -> None:
         super().__init__()
         self.base_layer = base_layer

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from loraxs_search.records._adapter import (
-    AdapterRef,
-    Entity,
-    Manifest,
-    Prediction,
-    ReferenceLogits,
-    Sample,
-    StartFrom,
-)
+from loraxs_search.records._adapter import AdapterRef, Entity, Manifest, Prediction, ReferenceLogits, Sample, StartFrom
 from loraxs_search.records._base import BaseModel, BaseModelRef, BaseSetup, Identity, LinearModule
 from loraxs_search.records._command import (
     NOT_STEERED,
