@@ -88,7 +88,7 @@ def write_atomic(path: Path, content: bytes | str, *, parents: bool = True) -> N
     """
     with _written_beside(path, content, parents=parents) as temporary, disk_faults(path):
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
 
 
 def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
@@ -111,7 +111,7 @@ def create_atomic(path: Path, content: bytes | str) -> os.stat_result | None:
             if error.errno not in _NO_HARD_LINKS:
                 raise
             return _create_in_place(path, temporary.read_bytes())
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
         return temporary.stat()
 
 
@@ -299,7 +299,7 @@ def _umask() -> int:
     return int(line.split()[1], 8) if line else 0o077
 
 
-def sync_folder(path: Path) -> None:
+def _sync_folder(path: Path) -> None:
     """Flush the names in a folder to the device: a rename stays after a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -329,7 +329,7 @@ def replace_folder(target: Path, files: Mapping[str, bytes]) -> None:
             if target.exists():
                 target.rename(aside)
             building.rename(target)
-            sync_folder(target.parent)
+            _sync_folder(target.parent)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     shutil.rmtree(aside, ignore_errors=True)

@@ -69,7 +69,7 @@ def study_state(folder: StudyFolder) -> str:
     return "finished" if folder.candidates() is not None else "interrupted"
 
 
-def state_and_place(folder: StudyFolder) -> tuple[str, str]:
+def _state_and_place(folder: StudyFolder) -> tuple[str, str]:
     """Return a study's state, and where its driver may be if not on this machine.
 
     A study that is copied to a storage may go on with a driver on another machine, of which this folder knows nothing.
@@ -335,7 +335,7 @@ def status(study: str | None = None) -> StudyStatus | list[_StudySummary]:
 
 def study_status(folder: StudyFolder) -> StudyStatus:
     """Return how a study stands."""
-    state, place = state_and_place(folder)
+    state, place = _state_and_place(folder)
     study, info, candidates = steered(folder, folder.journal()), folder.info, folder.candidates()
     records = study.records
     rows = leaderboard(records.values(), info.task, candidates or (), info.search.checkpoint, info.search.objectives)
