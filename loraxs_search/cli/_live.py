@@ -39,7 +39,7 @@ def draw(state: SearchState, console: Console, now: float, began: float, notice:
     Args:
         began: When the view did.
         notice: What is to be seen to the end; empty where nothing is.
-        server: Address of MLflow, for people; empty for the embedded store.
+        server: Address of MLflow, as shown to users; empty for the embedded store.
     """
     passed = _text(f"{live_text.clock(now - began)}  ", style="dim")
     if state.facts is None:
@@ -131,7 +131,7 @@ class LiveView:
     A thread draws, while the search's own thread says what happens.
 
     Args:
-        server: Address of MLflow, for people; empty for the embedded store.
+        server: Address of MLflow, as shown to users; empty for the embedded store.
         began: When the clock that it shows begins, seconds since 1970; now by default.
     """
 

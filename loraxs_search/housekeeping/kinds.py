@@ -173,13 +173,13 @@ class Kind(ABC):
         """Return what keeps others from an item while it goes.
 
         Raises:
-            LoraxsError: on entering it, where somebody is at work on it.
+            LoraxsError: on entering it, if it is in use.
         """
         return contextlib.nullcontext()
 
 
 _GOING_ON_S = 24 * 3600.0
-# The names that the product gives. What has another one is somebody's own, and stays.
+# The names that the product gives. What has another one is a user's own, and stays.
 _BY_CONTENT = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{16})?\.safetensors")
 _SNAPSHOT = re.compile(r"[0-9.]+(step-\d+\.)?safetensors")
 _ROWS = ("rows", "tokens", "reports", "folders")
@@ -191,7 +191,7 @@ _HALF_MADE = re.compile(
 
 
 class _Snapshots(Kind):
-    """States of trials that ended early, of finished studies: none of these goes on.
+    """States of trials that ended early, of finished studies: none of these continues.
 
     Complete ones keep theirs: when the study is extended, another of them may become a candidate. Earlier versions kept
     states for clones, which no study needs any more.
@@ -221,7 +221,7 @@ class _Snapshots(Kind):
         study = StudyFolder.open(item.paths[0].relative_to(studies_root()).parts[0])
         with study.lock():
             if study.candidates() is None:
-                raise StudyError(f"study {study.name} goes on")
+                raise StudyError(f"study {study.name} continues")
             yield
 
 
@@ -310,7 +310,7 @@ class _States(_Named):
     """Large states of trials, which stayed on their node."""
 
     name = "large states"
-    loss = "a trial that goes on from one trains from the start again"
+    loss = "a trial that continues from one trains from the start again"
     folders = ("states",)
     used_by_searches = True
     pattern = re.compile(r"[0-9a-f]{16}\.\d+\.[0-9a-f]{32}\.safetensors")
@@ -348,7 +348,7 @@ class _Leftovers(Kind):
                     yield self._item(path)
 
     def _item(self, path: Path) -> StoredItem:
-        """Return what is half removed as long unused, and what is half made as in use for a day: it may be going on."""
+        """Return what is half removed as long unused, and what is half made as in use for a day."""
         item = StoredItem.of(path)
         if path.name.startswith(REMOVED):
             return replace(item, used_at=0.0)

@@ -92,9 +92,9 @@ class _RemovedStudy:
     """What went with a study, or with a dry run would go.
 
     Args:
-        num_runs: Runs that were deleted in MLflow; None where they were not asked for, and stay.
+        num_runs: Runs that were deleted in MLflow; None if they were not asked for, and stay.
         kept_runs: Registered versions whose runs stay.
-        storage: Where a copy of the study stays; None where there is none.
+        storage: Where a copy of the study stays; None if there is none.
         unasked: Why the storage could not say whether a driver elsewhere is at work; empty where it could.
         unread: Why the study could not be read: its runs and its storage are not known then; empty where it could.
     """
@@ -120,9 +120,9 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
         force: Even where records wait for MLflow, which are lost then, its storage does not answer, or the study cannot
             be read.
     Raises:
-        StudyError: there is no such study, somebody is at work on it, it cannot be read, or its records have not
+        StudyError: there is no such study, it is in use, it cannot be read, or its records have not
             reached MLflow.
-        StorageError: its storage cannot say whether somebody is at work on it.
+        StorageError: its storage cannot say whether it is in use.
         TrackingError: MLflow does not answer, and its runs are to go.
     """
     if (path := studies_root() / name).is_symlink():

@@ -58,7 +58,7 @@ class PackedHost(TrialHost):
         largest: The largest trial to come, by which slots are counted.
         max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
-            that have just been answered. Trials that go on together are scored together.
+            that have just been answered. Trials that continue together are scored together.
         max_state_bytes: Larger states of trials stay on the node.
         gather_s: How long the very first round waits for the next of the trials that are starting.
 

@@ -20,7 +20,7 @@ class Accepted:
     """A verb carries a command out.
 
     Args:
-        text: What happens now, for people.
+        text: What happens now, as shown to users.
         facts: What was decided, beside the command itself; `apply` gets them again whenever the journal is replayed.
     """
 

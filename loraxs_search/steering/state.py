@@ -81,7 +81,7 @@ class SteeredStudy:
 
     @property
     def paused(self) -> list[str]:
-        """The trials that are paused; one that came to its end before its next report no longer is."""
+        """The trials that are paused; a trial that ended before its next report is not."""
         return sorted(each for each in self.state.paused if self.records[each].state is TrialState.RUNNING)
 
     @property

@@ -61,7 +61,7 @@ class CommandInbox:
         yield from sorted(commands, key=lambda command: (command.issued_at, command.command_id))
 
     def remove(self, command_id: str) -> None:
-        """Take away a command that is answered; one that is not there changes nothing."""
+        """Remove an answered command; a missing one changes nothing."""
         name = f"{command_id}.json"
         if _NAME.fullmatch(name):  # journals of 0.1.0 may have ids from tags, and those lead anywhere
             with disk_faults(self._path):

@@ -158,7 +158,7 @@ class StudyFolder:
         if cls.exists(name):
             raise StudyError(
                 f"Study {name!r} already exists.",
-                hint=f"go on with `loraxs-search resume {name}`, or choose another name with --name",
+                hint=f"continue with `loraxs-search resume {name}`, or choose another name with --name",
             )
         # A fetch was cut short, or the file was taken away.
         raise StudyError(
@@ -436,11 +436,11 @@ class StudyFolder:
         return self._candidates.read()
 
     def set_candidates_aside(self) -> None:
-        """Have the candidates be none any more, since the search goes on; what is known of each of them stays."""
+        """Have the candidates be none any more, since the search continues; what is known of each of them stays."""
         self._candidates.set_aside()
 
     def earlier_finalists(self) -> tuple[str, ...]:
-        """Return the adapters that had answered the test rows when the search went on, in order."""
+        """Return the adapters that had answered the test rows when the search continued, in order."""
         return self._candidates.earlier_finalists()
 
     @property

@@ -57,7 +57,7 @@ def parts(key: str, content: bytes, copied: int) -> Iterator[tuple[str, bytes]]:
     """Yield the objects that a file's content goes to, in order, of those behind what was copied before.
 
     One that grows beyond a part is in parts from then on, and its own object says so: cut short before that, the copy
-    is one of an earlier moment. Version 0.1 takes that object for a damaged journal, and does not go on from a part.
+    is one of an earlier moment. Version 0.1 takes that object for a damaged journal, and does not continue from a part.
     """
     whole = content[: content.rfind(b"\n") + 1]
     if key not in _GROWING or len(whole) <= PART_BYTES:
@@ -102,7 +102,7 @@ def is_behind(path: Path, storage: Storage, name: str) -> bool:
         return True
     raise StudyError(
         f"Of study {name!r} one side must be ahead, but {path} and {storage.uri} each hold what the other lacks.",
-        hint="keep one: move the folder away to go on with the storage's",
+        hint="keep one: move the folder away to continue with the storage's",
     )
 
 
@@ -120,7 +120,7 @@ class Standstill:
     """Watches a copy: `moved` when something of it came through, `stuck` with a reason when not.
 
     Args:
-        place: What is copied and where to, for people.
+        place: What is copied and where to, as shown to users.
     """
 
     def __init__(self, place: str, clock: Clock) -> None:
@@ -133,13 +133,13 @@ class Standstill:
         """Something came through; return what to say if it was said that nothing did."""
         was_reported = self._reason != "" or self._next_s > PATIENCE_S
         self._moved_at, self._next_s, self._reason = self._clock.now(), PATIENCE_S, ""
-        return f"the copy of {self._place} goes on" if was_reported else None
+        return f"the copy of {self._place} continues" if was_reported else None
 
     def stuck(self, reason: str) -> str | None:
         """Nothing came through; return what to say the first time."""
         is_news = self._reason == ""
         self._reason = reason
-        return f"the copy of {self._place} waits, the search goes on: {reason}" if is_news else None
+        return f"the copy of {self._place} waits, the search continues: {reason}" if is_news else None
 
     def overdue(self) -> str | None:
         """Return what to say where nothing has come through for a minute, and then for twice as long each time."""
@@ -148,8 +148,8 @@ class Standstill:
             return None
         self._next_s = 2 * still_s
         return (
-            f"the copy of {self._place} has stood still for {still_s:.0f} s, the search goes on: "
-            f"{self._reason or 'the storage is slow'}; were this machine lost now, another would go on from that copy"
+            f"the copy of {self._place} has stood still for {still_s:.0f} s, the search continues: "
+            f"{self._reason or 'the storage is slow'}; if this machine is lost, another continues from that copy"
         )
 
 
@@ -168,7 +168,7 @@ class Mirror:
         lost: Called when another driver has taken over.
 
     Raises:
-        StudyError: another driver is at work, or has gone on with the study since this folder was fetched.
+        StudyError: another driver is at work, or has continued with the study since this folder was fetched.
         StorageError: the storage cannot be used.
     """
 
@@ -269,7 +269,7 @@ class Mirror:
     def _check_ahead(self) -> None:
         if is_behind(self._folder.path, self._storage, self._folder.name):
             raise StudyError(
-                f"Study {self._folder.name!r} must be as its storage has it, but another driver went on with it.",
+                f"Study {self._folder.name!r} must be as its storage has it, but another driver continued with it.",
                 hint=f"fetch it: `loraxs-search resume {self._folder.name} --storage {self._storage.uri}`",
             )
 

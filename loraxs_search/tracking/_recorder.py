@@ -48,7 +48,7 @@ class Recorder:
 
     Args:
         folder: The study's, which adapters and the report lie below.
-        selection: Which step of a trial becomes its adapter; None where that is the last one of each.
+        selection: Which step of a trial becomes its adapter; None if that is the last one of each.
     """
 
     def __init__(self, runs: StudyRuns, folder: Path, selection: CheckpointSelection | None = None) -> None:
@@ -113,7 +113,7 @@ class Recorder:
             plan |= {f"search.{key}": value for key, value in plan.pop(taken).items()}
         plan["search.objectives"] = ", ".join(plan["search.objectives"])
         plan = {key: value for key, value in plan.items() if value != ""}
-        # MLflow never changes a param: a search that goes on keeps its first ones, and says what is new in tags.
+        # MLflow never changes a param: a search that continues keeps its first ones, and says what is new in tags.
         known = self._runs.client.get_run(run_id).data.params
         params = {key: value for key, value in (plan | dict(run.params)).items() if key not in known}
         self._runs.add(run_id, params=params, tags=run.tags)

@@ -46,7 +46,7 @@ def _paged(search: Callable[..., Any], *arguments: Any, **options: Any) -> Itera
 
 
 def open_view(client: MlflowClient, study: str, study_id: str = "") -> tuple[str, str] | None:
-    """Return the experiment of a study and the key of its view; None where no such study is recorded.
+    """Return the experiment of a study and the key of its view; None if no such study is recorded.
 
     A study of an older version has no view, nor has one that many newer ones came after: it is made here.
 
@@ -70,7 +70,7 @@ def open_view(client: MlflowClient, study: str, study_id: str = "") -> tuple[str
 def remove_runs(uri: str, folder: Path, experiment: str, *, dry_run: bool = False) -> tuple[int, tuple[str, ...]]:
     """Delete a study's runs as the MLflow UI does, and return their number and the versions whose runs stay.
 
-    MLflow can restore them until somebody calls `mlflow gc`. It may be repeated. Logged models stay: registered
+    MLflow can restore them until a user calls `mlflow gc`. It may be repeated. Logged models stay: registered
     versions may be of them.
 
     Raises:

@@ -20,7 +20,7 @@ from loraxs_search.tracking.followed import Batch, FollowedLog
 
 _logger = logging.getLogger(__name__)
 _BATCH = 500  # lines applied between two commits of the offset
-_LAST_BATCH = 50  # once somebody waits for the end, to see that it comes nearer
+_LAST_BATCH = 50  # once a user waits for the end, to see that it comes nearer
 _LOOK_EVERY_S = 0.2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SILENT_S = 60.0
@@ -38,7 +38,7 @@ class Tracker:
         study_dir: Its folder.
         uri: The store, as `resolve_uri` gives it.
         experiment: MLflow experiment the runs appear in, created when missing.
-        selection: Which step of a trial becomes its adapter; None where that is the last one of each.
+        selection: Which step of a trial becomes its adapter; None if that is the last one of each.
     Raises:
         StudyError: the log is damaged.
         HomeError: the folder cannot be written.
@@ -66,7 +66,7 @@ class Tracker:
         self._runs.doubt(self._recorder.trials)
         self.trouble: str | None = None  # why events wait, while the store is away
         self._closing = self._stopped = False
-        self._hurried = False  # somebody waits, and small batches show that events go over
+        self._hurried = False  # a user waits, and small batches show that events go over
         self._changed = threading.Condition()
         self._writer = threading.Thread(target=self._write, name="mlflow-writer", daemon=True)
         self._writer.start()

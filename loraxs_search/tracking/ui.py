@@ -34,7 +34,7 @@ def ui_command(uri: str, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -
     root = artifact_root(uri)
     if root is None:
         raise TrackingError(
-            f"The store at {redact(uri)} is a server with a UI of its own.", hint=f"open {redact(uri)} in a browser"
+            f"The store at {redact(uri)} is a server with its own UI.", hint=f"open {redact(uri)} in a browser"
         )
     serve = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     return [*serve, "--backend-store-uri", uri, "--artifacts-destination", str(root)]
@@ -97,7 +97,7 @@ def server_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a group of its own: Ctrl-C in a terminal goes to us alone, and its processes end together."""
+    """Run a server in its own group: Ctrl-C in a terminal goes to us alone, and its processes end together."""
     with disk_faults(log), log.open("wb") as out:
         process = subprocess.Popen(
             command, env=server_environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
@@ -113,7 +113,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(_END_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # somebody presses Ctrl-C again
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a user presses Ctrl-C again
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

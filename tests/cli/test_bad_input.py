@@ -222,7 +222,7 @@ def test_a_study_name_that_is_taken(say, searched):
         said = say("launch", "movie_reviews", "--name", "reviews")
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith(
-        "error: Study 'reviews' already exists.\n\nhint: go on with `loraxs-search resume reviews`"
+        "error: Study 'reviews' already exists.\n\nhint: continue with `loraxs-search resume reviews`"
     )
 
 
@@ -247,7 +247,7 @@ def test_of_two_launches_at_once_on_one_name_one_runs(searched, tiny_space_text,
     assert (first, second) == (0, 1), refusal
     assert [line.split()[1] for line in table.splitlines()] == ["state", "COMPLETE", *["BASELINE"] * 3]
     assert nothing == ""
-    assert "error: Study 'twice' already exists.\n\nhint: go on with `loraxs-search resume twice`" in refusal
+    assert "error: Study 'twice' already exists.\n\nhint: continue with `loraxs-search resume twice`" in refusal
     assert "Traceback" not in refusal
     assert ["twice", "tiny-reviews", "finished", "1/1"] in [
         line.split()[:4] for line in searched.shell.ok("status").splitlines()

@@ -205,7 +205,7 @@ def test_a_tag_that_is_typed_there_stops_a_trial_of_a_running_search(page, link,
     page.get_by_role("button", name="Add tag").click()
     shoot("7-tag")
     page.get_by_role("button", name="Save tags").click()
-    visible(page, page.get_by_text("stopped by a person (somebody in MLflow)").first)
+    visible(page, page.get_by_text("stopped by a person (a user in MLflow)").first)
     page.get_by_text("stop: done: trial 00000 ends at its next report").first.wait_for()
     assert page.get_by_text("loraxs.command").count() == 0, "it is deleted once it is answered"
     shoot("8-stopped")

@@ -1,6 +1,6 @@
 """Carries commands of people into a running search, each once, whatever is killed when.
 
-They come from the study's folder, and from tags of its MLflow runs, which a thread of their own reads and answers.
+They come from the study's folder, and from tags of its MLflow runs, which their own thread reads and answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loraxs_search.tracking.followed import recorded_id
 
 _logger = logging.getLogger(__name__)
 _TAGS_EVERY_S, _LONGEST_S, _LAST_S = 2.0, 15.0, 5.0
-_SENT_BY = "somebody in MLflow"
+_SENT_BY = "a user in MLflow"
 
 
 class TagSource:
@@ -31,7 +31,7 @@ class TagSource:
     A word stays in its tag, claimed by the id of its command, until the journal has the answer: a driver that is killed
     before that leaves it to the next one. An answer that cannot be written is lost to MLflow alone.
 
-    A word means the search that runs when it is written. Those that nobody has claimed when a driver goes on with a
+    A word means the search that runs when it is written. Those that nobody has claimed when a driver continues with a
     study were written while none ran: they are refused, since who wrote them may have given up on them long ago.
 
     Args:
@@ -256,7 +256,7 @@ def answer_waiting(folder: StudyFolder, tracking_uri: str) -> None:
 
 
 def asks_for_more(folder: StudyFolder, state: SteeringState) -> bool:
-    """Whether people have asked a study for more since its trials had ended, or it is going on for that already."""
+    """Whether people have asked a study for more since its trials had ended, or it is continuing for that already."""
     journal = folder.journal()
     return journal.is_reopened or state.num_reopenings > journal.num_reopenings
 

@@ -96,7 +96,7 @@ def host_config(spaces: Sequence[Space]) -> HostConfig:
     return HostConfig(
         base=spaces[0].base_model,
         precision=spaces[0].search.precision,
-        # Each study has a slot of its own at least.
+        # Each study has its own slot at least.
         pack_size=max(*fixed, len(spaces)) if len(fixed) == len(sizes) else "auto",
         packed=len(spaces) > 1 or sizes[0] != 1,
         largest=_largest([space.largest() for space in spaces]),

@@ -86,7 +86,7 @@ class TuneScheduler(Unpickled, FIFOScheduler):
                 LoraxsError(
                     f"The scheduler {self._scheduler.name!r} failed on a report of trial {trial_id}:"
                     f" {type(error).__name__}: {error}.",
-                    hint="fix the scheduler, then go on with `loraxs-search resume`",
+                    hint="fix the scheduler, then continue with `loraxs-search resume`",
                 )
             )
             return self.CONTINUE

@@ -38,7 +38,7 @@ _SHARE = 0.9
 class Outcomes:
     """Outcomes of the trials that this driver has run, latest last: why a trial failed, or empty if it reports.
 
-    A driver that goes on with a study begins with none, so that whatever was fixed in between can show.
+    A driver that continues with a study begins with none, so that whatever was fixed in between can show.
     """
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class StudySearcher(Unpickled, Searcher):
 
     @property
     def has_more(self) -> bool:
-        """Whether there is a trial to propose, now or once what is paused goes on."""
+        """Whether there is a trial to propose, now or once what is paused continues."""
         return self.early_end is None and self.is_short
 
     @property
@@ -163,7 +163,7 @@ class StudySearcher(Unpickled, Searcher):
         self._recording(self.take_commands)
 
     def apply_commands(self) -> None:
-        """Act by the state: end what is stopped, keep what is paused, propose again what goes on.
+        """Act by the state: end what is stopped, keep what is paused, propose again what continues.
 
         A trial in Tune leaves at its next report, when the scheduler asks `should_leave`.
         """

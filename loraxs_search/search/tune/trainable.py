@@ -31,8 +31,8 @@ class TrialTrainable(tune.Trainable):
 
     Config: `spec` and `task` (a TrialSpec and a Task as JSON), `metric`, `report_every`, `max_failures`, `resources`
     of a slot, and the names of the `snapshot_store` and `directory` actors. A trial that fails ends with a reason;
-    one whose host died goes on with a new host from its last snapshot; a disk that cannot be written, or a node that is
-    not fit, ends the search, not the trial.
+    one whose host died continues with a new host from its last snapshot; a disk that cannot be written, or a node that
+    is not fit, ends the search, not the trial.
     """
 
     _snapshot: bytes | None

@@ -264,7 +264,7 @@ def test_the_copy_follows_while_the_driver_works_and_back_again(
         second.journal().trial_ended("00000", TrialState.COMPLETE, "done")
         second.write_candidates([])
     machine("one")
-    with pytest.raises(StudyError, match="another driver went on"), keep(StudyFolder.open("s"), storage):
+    with pytest.raises(StudyError, match="another driver continued"), keep(StudyFolder.open("s"), storage):
         pass
     again = fetch("s", storage)
     assert again.journal().records["00000"].state is TrialState.COMPLETE

@@ -76,7 +76,7 @@ def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
         broken.clear()
         within(copied)
     assert storage.get("s/journal.jsonl") == read(first.path / "journal.jsonl")
-    assert "waits, the search goes on: OSError: [Errno 5] Input/output error" in caplog.text
+    assert "waits, the search continues: OSError: [Errno 5] Input/output error" in caplog.text
 
 
 def test_a_copy_that_is_not_whole_at_the_end_says_so(
@@ -112,22 +112,22 @@ def watched(clock: Any) -> Iterator[tuple[Standstill, Callable[[float], str | No
 def test_a_copy_that_stands_still_is_told_at_once_and_then_more_and_more_rarely(make_clock: MakeClock) -> None:
     with watched(make_clock()) as (standstill, after):
         assert standstill.moved() is None
-        assert "waits, the search goes on: it is away" in (standstill.stuck("it is away") or "")
+        assert "waits, the search continues: it is away" in (standstill.stuck("it is away") or "")
         assert standstill.stuck("it is away") is None
         assert after(PATIENCE_S - 1) is None
-        assert "has stood still for 60 s, the search goes on: it is away" in (after(1) or "")
+        assert "has stood still for 60 s, the search continues: it is away" in (after(1) or "")
         assert after(PATIENCE_S - 1) is None
         assert "has stood still for 120 s" in (after(1) or "")
         assert after(2 * PATIENCE_S - 1) is None
-        assert standstill.moved() == "the copy of study 's' in /shared goes on"
+        assert standstill.moved() == "the copy of study 's' in /shared continues"
         assert standstill.moved() is None
         assert after(PATIENCE_S - 1) is None
 
 
 def test_a_copy_that_neither_comes_through_nor_fails_is_told_too(make_clock: MakeClock) -> None:
     with watched(make_clock()) as (standstill, after):
-        assert "has stood still for 60 s, the search goes on: the storage is slow" in (after(PATIENCE_S) or "")
-        assert "goes on" in (standstill.moved() or "")
+        assert "has stood still for 60 s, the search continues: the storage is slow" in (after(PATIENCE_S) or "")
+        assert "continues" in (standstill.moved() or "")
 
 
 def test_the_heartbeat_tells_of_a_copy_that_stands_still(

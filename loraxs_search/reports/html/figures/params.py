@@ -56,7 +56,7 @@ def _values(records: Iterable[TrialRecord], name: str) -> list[Scalar]:
 
 
 def _distribution(values: list[Scalar]) -> optuna.distributions.BaseDistribution | None:
-    """Return what values lie in: a range of numbers, or a choice of labels; None where there is none."""
+    """Return what values lie in: a range of numbers, or a choice of labels; None if there is none."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     if not values:

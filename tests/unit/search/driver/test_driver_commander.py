@@ -76,7 +76,7 @@ def recorded(store_uri: str) -> RecordedStudy:
 def test_stop_on_a_trials_run_means_that_trial(recorded: RecordedStudy) -> None:
     recorded.type(" stop ", "00001")
     recorded.drive("00001")
-    assert recorded.state().stopping == {"00001": "stopped by a person (somebody in MLflow)"}
+    assert recorded.state().stopping == {"00001": "stopped by a person (a user in MLflow)"}
     assert COMMAND not in recorded.tags("00001")
     assert recorded.tags("00001")[ANSWER] == "stop: done: trial 00001 ends at its next report"
 
