@@ -52,7 +52,7 @@ def test_the_ui_serves_the_embedded_store_with_its_artifacts(store_uri, fresh_ho
 
 
 def test_a_server_serves_its_own_ui():
-    with pytest.raises(TrackingError, match="UI of its own") as refused:
+    with pytest.raises(TrackingError, match="its own UI") as refused:
         ui_command("http://user:secret@mlflow.example:5000")
     assert refused.value.hint == "open http://***@mlflow.example:5000 in a browser"
 
