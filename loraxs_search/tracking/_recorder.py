@@ -13,7 +13,15 @@ from typing import Any
 from loraxs_search.errors import LoraxsError
 from loraxs_search.log import events as log_events
 from loraxs_search.methods import LoraXS
-from loraxs_search.records import CheckpointSelection, Hyperparameters, StudyDescription, TrialReport, TrialState
+from loraxs_search.records import (
+    CheckpointSelection,
+    Hyperparameters,
+    SearchPlan,
+    StudyDescription,
+    TrialReport,
+    TrialState,
+    json_name,
+)
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 from loraxs_search.tracking.run_texts import dataset_input, run_name
 
@@ -108,7 +116,7 @@ class Recorder:
         if (run := event.run) is None:
             return
         run_id = self._runs.run(SEARCH, event.at)
-        plan = {f"search.{name}": value for name, value in vars(run.plan).items()}
+        plan = {f"search.{json_name(SearchPlan, name)}": value for name, value in vars(run.plan).items()}
         for taken in ("search.scheduler_params", "search.sampler_params"):
             plan |= {f"search.{key}": value for key, value in plan.pop(taken).items()}
         plan["search.objectives"] = ", ".join(plan["search.objectives"])

@@ -47,6 +47,7 @@ def test_the_parent_says_what_the_search_was(open_tracker, record, look, store_u
     (parent,) = look().parents
     assert parent.data.params["task"] == "toy"
     assert parent.data.params["search.trials"] == "3"
+    assert parent.data.params["search.keep"] == "last", "MLflow keeps the name of earlier versions"
     assert parent.data.tags["version.mlflow"] == version("mlflow")
     assert parent.data.tags["version.torch"] == version("torch")
     assert int(parent.data.tags["hardware.cores"]) >= 1
