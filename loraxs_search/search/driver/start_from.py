@@ -35,10 +35,10 @@ def resolve_start(space: Space, uri: str) -> StartFrom | None:
             f"`start_from` must name an adapter that trials can start from, but {ref.name} is of {own.method}.",
             hint="leave it out, or name an adapter of lora-xs",
         )
-    return StartFrom(ref, manifest.base_digest, own, _has_same_answers(manifest.task, space.task))
+    return StartFrom(ref, manifest.base_digest, own, has_same_answers(manifest.task, space.task))
 
 
-def _has_same_answers(task: Task, other: Task) -> bool:
+def has_same_answers(task: Task, other: Task) -> bool:
     """Whether one task's head answers the other: the labels are the same, or the task is."""
     return task.kind == other.kind and task.labels == other.labels and bool(task.labels or task.name == other.name)
 
