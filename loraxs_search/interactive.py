@@ -1,4 +1,4 @@
-"""`launch` and `resume` for people at a prompt: the search itself, and if they like its progress."""
+"""`launch` and `resume` at a prompt: the search itself and, if wanted, its progress."""
 
 from __future__ import annotations
 

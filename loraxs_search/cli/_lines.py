@@ -1,4 +1,4 @@
-"""What a search says in a pipe: plain lines for people, and one JSON object a line for programs."""
+"""What a search prints into a pipe: plain lines to read, or one JSON object a line for programs."""
 
 from __future__ import annotations
 
@@ -154,4 +154,4 @@ class EventStream:
         """Pass over an event of an earlier driver."""
 
     def say(self, text: str) -> None:
-        """Say nothing: notices are for people."""
+        """Print nothing: a program needs no notices."""

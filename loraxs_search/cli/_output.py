@@ -1,4 +1,4 @@
-"""Printing data: tables for people, JSON for programs, and no text from elsewhere that would steer the terminal."""
+"""Printing data: tables to read, JSON for programs, and no text from elsewhere that would steer the terminal."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _SHORT_NAMES = {"learning_rate": "lr", "head_learning_rate": "head_lr", "target_
 
 
 def time_left_in_words(seconds: float | None) -> str:
-    """Return an estimate for people; empty while there is none."""
+    """Return an estimate as text; empty while there is none."""
     if seconds is None:
         return ""
     if seconds < 10:

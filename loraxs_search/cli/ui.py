@@ -33,7 +33,7 @@ def ui(
     a registered model.
 
     It prints the link and runs until Ctrl-C. What the server says goes to `ui.log` in the home. A tracking server has a
-    UI of its own: then only the link is printed and opened.
+    own UI: then only the link is printed and opened.
 
     Example: loraxs-search ui reviews
     """

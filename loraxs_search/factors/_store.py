@@ -183,7 +183,7 @@ class FactorStore:
     def variants(
         self, weight: Tensor, *, rank: int, basis: Basis = "top", driver: Driver = "auto"
     ) -> Iterator[tuple[str, Factors]]:
-        """Yield factors of the same weight that other machines have made, each with a short name of its own.
+        """Yield factors of the same weight that other machines have made, each with its own short name.
 
         Singular vectors of nearly equal singular values are only defined up to a rotation: all are equally good, but
         an R has a meaning in one of them only. `loraxs_search.registry` downloads them; they are checked here.

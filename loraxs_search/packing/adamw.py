@@ -1,4 +1,4 @@
-"""Clipping and AdamW for all slots at once, each with rates, decay and betas of its own.
+"""Clipping and AdamW for all slots at once, each with its own rates, decay and betas.
 
 An optimizer of `torch.optim` takes one of each a call, so that a pack of n trials would be 2 n optimizers. On an
 accelerator, where a call costs more than its numbers, each operation here runs over the tensors of every trial in one

@@ -47,7 +47,7 @@ class PackedHost(TrialHost):
 
     A trial whose layers cannot share passes is advanced as a `TrialHost` does it, between rounds.
 
-    One thread of its own does all computation but baselines: it forms a round of every trial that waits, so trials
+    A separate thread does all computation but baselines: it forms a round of every trial that waits, so trials
     join and leave between rounds, and each caller gets its answer when its own trial is where it was asked to be. Up to
     `slots` trials stay on the device between calls.
 

@@ -102,7 +102,7 @@ class ComparedGroup:
     """The trials of one method, or of one value of a parameter.
 
     Args:
-        value: What they have in common; None if the method does not take the parameter. `label` is for people.
+        value: What they have in common; None if the method does not take the parameter. `label` is shown to users.
         num_trials: How many have ended; the first `Comparison.budget` of them are compared.
         steps, device_s: What those took in all.
         points: Those that trained all their steps and store at most `max_bytes`, in the order they were started.

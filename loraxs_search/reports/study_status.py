@@ -72,8 +72,8 @@ def study_state(folder: StudyFolder) -> str:
 def _state_and_place(folder: StudyFolder) -> tuple[str, str]:
     """Return a study's state, and where its driver may be if not on this machine.
 
-    A study that is copied to a storage may go on with a driver on another machine, of which this folder knows nothing.
-    The storage is asked once: where a driver elsewhere holds it and has not said that it ended, the state is
+    A study that is copied to a storage may continue with a driver on another machine, of which this folder knows
+    nothing. The storage is asked once: where a driver elsewhere holds it and has not said that it ended, the state is
     `elsewhere`. It may have been killed: only who waits for a sign of life knows, as `resume` does.
 
     Returns:
@@ -94,7 +94,7 @@ class SearchDocument:
 
     Args:
         wall_s: How long drivers have worked on it, all of them together.
-        notice: Why the search ended before its budget, for people; empty when it did not.
+        notice: Why the search ended before its budget, as shown to users; empty when it did not.
     """
 
     __pydantic_config__ = STORED_NAMES
@@ -221,7 +221,7 @@ class _StudySummary:
 
 
 def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
-    """Yield a line for each study, newest first; one that cannot be read hides no other.
+    """Yield a line for each study, newest first; an unreadable study does not hide the others.
 
     Folders without `study.json` come last: what a broken fetch, or the removal of a study in use, has left.
 

@@ -28,7 +28,7 @@ _CHECK = "`loraxs-search check FILE` looks at a space without searching it"
 
 @dataclass(frozen=True, order=True)
 class KeyLocation:
-    """Where a value was written: `order` sorts locations in reading order, `text` names one for people."""
+    """Where a value was written: `order` sorts locations in reading order, `text` names one to users."""
 
     order: tuple[int, int]
     text: str

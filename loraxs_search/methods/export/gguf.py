@@ -235,7 +235,7 @@ def _quoted(text: str) -> str | None:
 
 
 def _flags(serving: Serving | None) -> str:
-    """Return how llama.cpp is told to write as `predict` does: its own defaults draw tokens, and talk in a chat."""
+    """Return the options with which llama.cpp writes as `predict` does: its own defaults draw tokens, and talk in a chat."""
     if serving is None:
         return ""
     drawn = f"--temp {serving.temperature:g}"

@@ -85,7 +85,7 @@ class ReportFacts:
         return [record for record in self.records if record.state is TrialState.PRUNED]
 
     def word(self, state: TrialState | Literal["INTERRUPTED", "PAUSED"]) -> str:
-        """Return what a trial's state is called for people."""
+        """Return how a trial's state is shown."""
         if state == "INTERRUPTED" or (state is TrialState.RUNNING and self.state != "running"):
             return "not ended"
         return "paused" if state == "PAUSED" else _WORDS[state]

@@ -19,7 +19,7 @@ _OPTIONAL = frozenset({"front", "kept step", "no answer", "cut", "learnt bytes",
 
 @dataclass(frozen=True)
 class _ReportTable:
-    """A table for people.
+    """A table of the report.
 
     Args:
         caption: What it is of, in a sentence.

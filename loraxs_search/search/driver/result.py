@@ -177,7 +177,7 @@ def lacks_baseline(folder: StudyFolder) -> bool:
 
 
 def _record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
-    """Record what MLflow is told of a search that had ended, where its driver was killed before it could say so."""
+    """Record what MLflow receives at the end of a search whose driver was killed before it could."""
     journal = folder.journal()
     result = result_of(folder, journal)
     if not _is_recorded(journal, tracker):

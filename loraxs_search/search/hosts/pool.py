@@ -160,7 +160,7 @@ class HostWatch(Generic[AnswerT]):
             try:
                 if (answer := self._ask()) and not self._closing.is_set():
                     self._record(answer)
-            except Exception as error:  # noqa: BLE001  # for people who watch: a search does without
+            except Exception as error:  # noqa: BLE001  # shown to users only: a search does without
                 _logger.info("hosts cannot be asked: %s", error)
             self._closing.wait(self._every_s)
 
