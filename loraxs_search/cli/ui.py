@@ -32,8 +32,8 @@ def ui(
     Without a study it shows all tasks: each is an experiment, each search a run with its trials below it, each champion
     a registered model.
 
-    It prints the link and runs until Ctrl-C. What the server says goes to `ui.log` in the home. A tracking server has a
-    own UI: then only the link is printed and opened.
+    It prints the link and runs until Ctrl-C. What the server says goes to `ui.log` in the home. A tracking server has
+    its own UI: then only the link is printed and opened.
 
     Example: loraxs-search ui reviews
     """

@@ -199,7 +199,7 @@ class HostsMeasured(_Aside):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchFinished(_Aside):
-    """A driver has come to the end of the search, or to its own end; numbers of `summary` become metrics, the rest tags."""
+    """A driver ended, with or without the search; numbers of `summary` become metrics, the rest tags."""
 
     state: Literal["FINISHED", "FAILED", "KILLED"]
     summary: Mapping[str, records.Scalar] = field(default_factory=dict)

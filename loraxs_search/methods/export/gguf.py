@@ -235,7 +235,7 @@ def _quoted(text: str) -> str | None:
 
 
 def _flags(serving: Serving | None) -> str:
-    """Return the options with which llama.cpp writes as `predict` does: its own defaults draw tokens, and talk in a chat."""
+    """Return the options with which llama.cpp writes as `predict` does: by default it draws tokens, and chats."""
     if serving is None:
         return ""
     drawn = f"--temp {serving.temperature:g}"
