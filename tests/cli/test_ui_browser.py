@@ -194,6 +194,7 @@ def link_of(page: Any, store: str, study: str) -> Callable[[str], str]:
 
 
 @pytest.mark.timeout(900)
+@pytest.mark.long
 def test_a_tag_that_is_typed_there_stops_a_trial_of_a_running_search(page, link, shoot, running):
     page.goto(link_of(page, running, "typed")(link.partition("/#")[0]))
     visible(page, page.get_by_role("link", name="#1 r").first)

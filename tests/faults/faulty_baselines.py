@@ -1,4 +1,4 @@
-"""A host that trains for real, but whose baselines go wrong."""
+"""A host whose baselines go wrong."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.simulated_host import simulated_host
+
 from loraxs_search.packing import Host
 from loraxs_search.records import Baseline, Task
-from loraxs_search.search.hosts.host_config import HostConfig, training_host
+from loraxs_search.search.hosts.host_config import HostConfig
 
 Fault = Literal["dies once", "raises"]
 
 
 class FaultyBaselines:
-    """Passes everything else on to the host that trains.
+    """Passes everything else on to a host that does not.
 
     Args:
         marker: A file that says that the host has died once.
@@ -39,7 +41,7 @@ class FaultyBaselines:
 
 def faulty_baselines(config: HostConfig, task: Task, threads: int, *, fault: Fault, marker: Path) -> Host:
     """Return the host of a config; see `HostConfig.make`."""
-    return FaultyBaselines(training_host(config, task, threads), fault, marker)
+    return FaultyBaselines(simulated_host(config, task, threads, pace_s=0.01, start_s=0.0), fault, marker)
 
 
 def with_fault(fault: Fault, marker: Path) -> Callable[..., Host]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,8 @@ from support.servers import MlflowServer
 
 if TYPE_CHECKING:
     from loraxs_search.search import SearchResult
+    from loraxs_search.search.hosts.host_config import HostConfig
+    from loraxs_search.search_space import Space
 
 PASSWORD = "a long enough p@ssword"
 _RAY = contextlib.ExitStack()
@@ -63,6 +67,34 @@ def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[.
         from loraxs_search.search import launch
 
         return launch(str(tiny_space), name=name, overrides=("search.keep_hosts=60s", *overrides), stop=stop)
+
+    return launched
+
+
+@pytest.fixture
+def simulated(
+    ray_here: None, in_search_home: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SearchResult]:
+    """Search as `search` does, on hosts that train nothing: for what is the driver's alone. `resume` has them too."""
+    from benchmarks import simulated_host
+    from ray import cloudpickle
+
+    from loraxs_search.search import launch
+    from loraxs_search.search.hosts import host_config
+
+    cloudpickle.register_pickle_by_value(simulated_host)  # hosts cannot import this folder
+    make = functools.partial(simulated_host.simulated_host, pace_s=0.01, start_s=0.0)
+    functools.update_wrapper(make, simulated_host.simulated_host)  # a pool is known by the name of what makes hosts
+    real = host_config.host_config
+
+    def config(spaces: Sequence[Space]) -> HostConfig:
+        made = real(spaces)
+        return replace(made, make=make, pack_size=2 if made.pack_size == "auto" else made.pack_size)
+
+    monkeypatch.setattr(host_config, "host_config", config)
+
+    def launched(name: str, *overrides: str, stop: threading.Event | None = None) -> SearchResult:
+        return launch(str(tiny_space), name=name, overrides=overrides, stop=stop)
 
     return launched
 

@@ -33,6 +33,7 @@ def world(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.long
 def test_nothing_is_lost_or_doubled_where_trials_fail_by_themselves(
     ray_here: None, in_search_home: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

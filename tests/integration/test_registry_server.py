@@ -113,7 +113,7 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server):
 def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, tmp_path):
     registry = Registry(server_with_accounts.uri)
     assert registry.champion("toy") is None
-    with pytest.raises(RegistryError, match="`task` must be one of: none"):
+    with pytest.raises(RegistryError, match="`task`"):
         registry.resolve("toy")
     decision, version = registry.promote(
         PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")}

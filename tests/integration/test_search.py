@@ -109,6 +109,7 @@ def test_a_notebook_shows_the_search_its_result_and_its_figures(
     assert all(figure.data for figure in cells["figures"].values())
 
 
+@pytest.mark.long
 def test_rows_that_splits_share_are_logged_and_recorded(
     search: Callable[..., SearchResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,15 +143,16 @@ def test_a_finished_study_resumes_to_the_same_result(whole: SearchResult, in_sea
     assert second.candidates == whole.candidates
 
 
-def test_the_same_seed_gives_the_same_search(search: Callable[..., SearchResult]) -> None:
+def test_the_same_seed_gives_the_same_search(simulated: Callable[..., SearchResult]) -> None:
     plan = ("search.trials=4", "search.pack_size=1")  # of trials at once, who reports first decides
-    first, second = search("seed-a", *plan), search("seed-b", *plan)
+    first, second = simulated("seed-a", *plan), simulated("seed-b", *plan)
     shown = [
         [(t.trial_id, t.params, t.state, [r.metrics for r in t.reports]) for t in r.trials] for r in (first, second)
     ]
     assert shown[0] == shown[1]
 
 
+@pytest.mark.long
 def test_a_packed_search_trains_the_same_trials(
     search: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
@@ -163,9 +165,9 @@ def test_a_packed_search_trains_the_same_trials(
 
 
 def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(
-    search: Callable[..., SearchResult], agree: Callable[..., object]
+    simulated: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
-    result = search(
+    result = simulated(
         "diverge",
         "parameters.learning_rate={choice: [1.0e-2, 1.0e+38]}",
         "search.trials=5",
@@ -179,12 +181,12 @@ def test_trials_that_diverge_fail_with_a_reason_and_the_others_go_on(
 
 
 def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_with(
-    search: Callable[..., SearchResult], agree: Callable[..., object]
+    simulated: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
     with pytest.raises(
         TrialsFailError, match=r"5 of the latest trials failed for the same reason: .* finite"
     ) as failed:
-        search("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.pack_size=1")
+        simulated("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.pack_size=1")
     assert "loraxs-search resume doomed" in (failed.value.hint or "")
     assert StudyFolder.open("doomed").candidates() is None
     before = StudyFolder.open("doomed").journal().records
@@ -196,10 +198,10 @@ def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_wit
 
 
 def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
-    search: Callable[..., SearchResult], agree: Callable[..., object]
+    simulated: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
-    result = search(
-        "late", "search.trials=500", "search.time_budget=12s", "search.max_steps=2000", "search.report_every=10"
+    result = simulated(
+        "late", "search.trials=500", "search.time_budget=3s", "search.max_steps=2000", "search.report_every=10"
     )
     agree("late", len(result.trials))
     assert len(result.trials) < 500
@@ -207,13 +209,13 @@ def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
 
 
 def test_the_time_budget_is_that_of_all_drivers_together(
-    search: Callable[..., SearchResult], agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    simulated: Callable[..., SearchResult], agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that searched for an hour and was killed has left nothing of half an hour, the next day or whenever."""
     stop = threading.Event()
     stop.set()
     with pytest.raises(SearchInterruptedError):
-        search("spent", "search.trials=500", "search.time_budget=30m", stop=stop)
+        simulated("spent", "search.trials=500", "search.time_budget=30m", stop=stop)
     journal = StudyFolder.open("spent").journal()
     with monkeypatch.context() as patch:
         patch.setattr("loraxs_search.studies.journal.steady_time", lambda: 3600.0)

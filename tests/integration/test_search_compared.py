@@ -22,11 +22,11 @@ def searched() -> dict[str, SearchResult]:
 
 
 @pytest.fixture
-def results(searched: dict[str, SearchResult], search: Callable[..., SearchResult]) -> dict[str, SearchResult]:
-    short = ("search.keep_hosts=60s", "search.scheduler=none", "search.trials=3", "promotion.candidates=1")
+def results(searched: dict[str, SearchResult], simulated: Callable[..., SearchResult]) -> dict[str, SearchResult]:
+    short = ("search.scheduler=none", "search.trials=3", "promotion.candidates=1")
     for basis in ("top", "bottom"):
         if basis not in searched:
-            searched[basis] = search(basis, *short, f"parameters.basis={basis}", "promotion.seeds=2")
+            searched[basis] = simulated(basis, *short, f"parameters.basis={basis}", "promotion.seeds=2")
     return searched
 
 

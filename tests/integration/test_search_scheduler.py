@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from support.in_process import InProcess
 from support.plugins import write_distribution
-from support.shell import Shell
 
 from loraxs_search.records import TrialState
+from loraxs_search.search import SearchResult
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
@@ -43,7 +43,7 @@ class EverySecond(Scheduler):
 
 
 @pytest.fixture
-def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
+def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> InProcess:
     folder = tmp_path / "site"
     group = {"loraxs_search.schedulers": {"every-second": "EverySecond", "gone": "Gone"}}
     write_distribution(folder, "toy_schedulers", EVERY_SECOND, group)
@@ -51,10 +51,11 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
 
 
 def test_a_scheduler_from_outside_stops_trials_of_a_real_search(
-    shell: Shell, tiny_space: Path, agree: Callable[..., object]
+    shell: InProcess, simulated: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
     plan = ("search.scheduler=every-second", "search.patience=4", "search.trials=4", "promotion.seeds=0")
-    shell.ok("launch", str(tiny_space), "--name", "every-second", *(part for item in plan for part in ("--set", item)))
+    with shell.as_there():
+        simulated("every-second", *plan)
     agree("every-second", 4)
     folder = StudyFolder.open("every-second")
     assert folder.info.search.scheduler_params == {"patience": 4}
@@ -64,7 +65,7 @@ def test_a_scheduler_from_outside_stops_trials_of_a_real_search(
     assert {(record.reason, record.reports[-1].step) for record in pruned} == {("it was the second one at step 4", 4)}
 
 
-def test_its_keys_are_held_to_its_own_laws(shell: Shell, tiny_space: Path) -> None:
+def test_its_keys_are_held_to_its_own_laws(shell: InProcess, tiny_space: Path) -> None:
     for plan, message in (
         ("search.patience=0", "search.patience: must be at least 1, but got 0."),
         (

@@ -51,7 +51,7 @@ def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
         assert loraxs_search.stop_trials(NAME, "00001", now=True).state is AnswerState.DONE
         until(lambda: states()["00001"] is TrialState.PRUNED, "it is given up")
         assert time.monotonic() - began < 60  # a second on an idle machine
-        with pytest.raises(CommandError, match="00001 of study 'steered' has already ended, PRUNED"):
+        with pytest.raises(CommandError, match=r"00001 .*PRUNED"):
             loraxs_search.stop_trials(NAME, "00001")
         until(lambda: "00003" in states(), "its slot is another one's")
         assert (

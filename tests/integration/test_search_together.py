@@ -75,10 +75,10 @@ def test_bases_that_differ_are_refused_before_anything_is_written(
 ) -> None:
     ratings.write_text(ratings.read_text().replace("precision: float32", "precision: bfloat16"))
     before = list_studies()
-    with pytest.raises(UsageError, match=r"agree in `search.precision`, but tiny has float32 and ratings has bfloat16"):
+    with pytest.raises(UsageError, match=r"`search.precision`.* float32 .* bfloat16"):
         launch_together([str(tiny_space), str(ratings)])
     ratings.write_text(re.sub("base_model: .*", "base_model: {id: org/other, revision: main}", ratings.read_text()))
-    with pytest.raises(UsageError, match=r"agree in `base_model`, but tiny has /\S+ and ratings has org/other main\."):
+    with pytest.raises(UsageError, match=r"`base_model`.* org/other main\."):
         launch_together([str(tiny_space), str(ratings)])
     assert list_studies() == before
 

@@ -96,7 +96,7 @@ def check_scored_anew(task: Task, folder: Path) -> None:
     turned = replace(task, settings=dict(task.settings) | {"reference": "{words}"})
     assert score_folder(folder, turned).metrics["exact_match"] < same.metrics["exact_match"]
     written = replace(task, settings=dict(task.settings) | {"answer": " say {turned}"})
-    with pytest.raises(TaskDataError, match="must have the same answers to its test rows however they are asked"):
+    with pytest.raises(TaskDataError, match="test rows"):
         score_folder(folder, replace(written, settings=dict(written.settings) | {"extract": {"after": "say"}}))
 
 

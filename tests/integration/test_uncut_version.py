@@ -77,6 +77,7 @@ def test_what_mlflow_has_not_got_is_sent(uncut_home: Path, agree: Callable[..., 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_an_interrupted_search_on_a_real_base_goes_on_to_its_end(
     uncut_home: Path, agree: Callable[..., object]
 ) -> None:

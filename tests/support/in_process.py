@@ -32,13 +32,13 @@ class InProcess(Shell):
         if args[0] in SEARCHES:
             return super().run(*args, timeout_s=timeout_s)
         out, err = _stream(), _stream()
-        with self._as_there(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _talking():
+        with self.as_there(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _talking():
             warnings.simplefilter("ignore")
             code = run(args)
         return subprocess.CompletedProcess(self.command(*args), code, _text(out), _text(err))
 
     @contextlib.contextmanager
-    def _as_there(self) -> Iterator[None]:
+    def as_there(self) -> Iterator[None]:
         """Be in its folder, with its environment and what is installed in its package."""
         with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
             for name, value in self.environment().items():
