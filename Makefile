@@ -62,7 +62,7 @@ else
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 25
 endif
 
-# What takes many minutes: PEFT's own test matrices on our method, more faults, an autoscaler.
+# What takes many minutes: more whole searches, bases and faults, PEFT's own test matrices, an autoscaler.
 long: env postgres
 	$(BIN)/python -m pytest --long -m long
 

@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,8 @@ class Meter:
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
-    def measure(self, label: str, owner: Any, name: str) -> None:
+    def measure(self, label: str, owner: Any, before: Callable[..., Any]) -> None:
         """Count what a function of a class or a module takes from now on."""
-        before = getattr(owner, name)
 
         @functools.wraps(before)
         def measured(*args: Any, **kwargs: Any) -> Any:
@@ -74,15 +74,17 @@ class Meter:
             finally:
                 self.seconds[label] += time.thread_time() - start
 
-        setattr(owner, name, measured)
+        setattr(owner, before.__name__, measured)
 
 
 def cost(seconds: float, pace_s: float) -> dict[str, Any]:
     """Search for so long, and return the processor time that logging and steering take, and their share."""
     from bench_scale import Gauge, run, study
 
+    from loraxs_search.log.event_log import EventLog
     from loraxs_search.search.driver.commander import Commander, TagSource
     from loraxs_search.search.hosts import study_actors
+    from loraxs_search.search.hosts.pool import pool_usage
     from loraxs_search.tracking.tracker import Tracker
 
     class Timed(Gauge):
@@ -92,11 +94,11 @@ def cost(seconds: float, pace_s: float) -> dict[str, Any]:
                 threading.Timer(seconds, self.stop.set).start()
 
     meter, stop = Meter(), threading.Event()
-    meter.measure("records_kept", Tracker, "_append")
-    meter.measure("records_sent", Tracker, "_apply")
-    meter.measure("tags", TagSource, "_look")
-    meter.measure("commands", Commander, "on_loop_step")
-    meter.measure("hosts_asked", study_actors, "pool_usage")
+    meter.measure("log", EventLog, EventLog.append)
+    meter.measure("records_sent", Tracker, Tracker._apply)
+    meter.measure("tags", TagSource, TagSource._look)
+    meter.measure("commands", Commander, Commander.on_loop_step)
+    meter.measure("hosts_asked", study_actors, pool_usage)
     info, space = study(TRIALS, AT_ONCE)
     view = Timed(TRIALS, TRIALS + 1, stop)
     run(info, space, pace_s, view, stop)
