@@ -78,7 +78,7 @@ class SimulatedHost:
         if unwanted.wait(self._pace_s):
             raise cancelled(spec.name)
         if spec.hyperparameters.learning_rate > 1:
-            raise TrialDivergedError(f"Losses must be finite, but that of trial {spec.trial_id} is not.")
+            raise TrialDivergedError("The loss must be finite, but it is infinite.")
         score = accuracy(spec, until)
         metrics = {"loss": 1 - score, **dict.fromkeys(task.metrics, score)}
         report = TrialReport(spec.trial_id, until, metrics, 1 - score, self._pace_s, 1000 * until, SIZE)
