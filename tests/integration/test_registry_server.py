@@ -20,8 +20,8 @@ from loraxs_search.errors import RegistryError
 from loraxs_search.factors import FactorStore
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, changes, pull, verify
-from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry.factor_sets import lacks_factors
+from loraxs_search.tracking.store import connect
 
 pytestmark = pytest.mark.slow
 TESTS = Path(__file__).parents[1]

@@ -15,8 +15,8 @@ from loraxs_search.factors._store import checksum, write_factors
 from loraxs_search.home import factor_path, factor_variant_path
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, factors_at, install_factors, pull
-from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry.factor_sets import keep_unchecked, lacks_factors, sets_of
+from loraxs_search.tracking.store import connect
 
 WEIGHT = torch.randn(12, 10, generator=torch.Generator().manual_seed(3))
 

@@ -9,9 +9,9 @@ import pytest
 
 from loraxs_search.records import Baseline, ComparisonRecord, Decision, PromotionRule, Refit
 from loraxs_search.registry import Registry
-from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._versions import CANDIDATE, DECISION, DECISIONS, SUMMARY, adapter_tag
 from loraxs_search.registry.pages import MAX_PAGE, task_page, version_page
+from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(confidence=0)
 REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, {"accuracy": 0.82}))

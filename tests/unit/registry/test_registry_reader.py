@@ -5,8 +5,8 @@ import pytest
 from loraxs_search.errors import RegistryError
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, _versions, reader
-from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._versions import SUMMARY as TAG
+from loraxs_search.tracking.store import connect
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import pytest
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, pull, verify
-from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._signing import ENV_KEY, FILE, SEQUENCE, SeenSequences, Statement, check_signature, sign
 from loraxs_search.registry._versions import CANDIDATE, DECISION, adapter_tag
 from loraxs_search.registry.names import AdapterName
+from loraxs_search.tracking.store import connect
 
 KEY = "a key of the team's own"
 RULE = PromotionRule(confidence=0)  # no test rows are needed

@@ -10,8 +10,8 @@ from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Baseline, PromotionRule, SearchPlan, TrialState
 from loraxs_search.registry import Registry
-from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry._versions import DECISIONS
+from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(confidence=0)  # numbers as they stand: no answers to test rows are at hand
 
