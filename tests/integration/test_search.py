@@ -224,7 +224,7 @@ def test_the_time_budget_is_that_of_all_drivers_together(
     result = resume("spent")
     assert result.trials == ()
     assert result.notice == "the time budget of 1800 s is used up"
-    assert 3600 < result.wall_s < 3600 + 300
+    assert 3600 < result.wall_s < 2 * 3600, "the hour counts once"
 
 
 FRESH = """
