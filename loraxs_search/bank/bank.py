@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -80,7 +81,7 @@ class AdapterBank:
             raise UsageError("A bank must be made of one adapter at least, or of a base.")
         manifest, base = verified_manifest(_folder_of(names[0], tracking_uri))
         model = kind_of(manifest.task).model
-        is_classifier = model.body == classifier(2).body  # which rows without an adapter may ask too
+        is_classifier = _loaded_as(model) == _loaded_as(classifier(2))  # which rows without an adapter may ask too
         bank = cls(base, max_bytes=max_bytes, device=device, task_model=classifier(2) if is_classifier else model)
         for name in names:
             bank.load(name, tracking_uri=tracking_uri)
@@ -299,7 +300,7 @@ class AdapterBank:
                 f" of kind {task.kind}, {lacks}.",
                 hint="make another bank for it: its first adapter, or `num_labels`, decides",
             )
-        if model.body != own.body:
+        if _loaded_as(model) != _loaded_as(own):
             raise UsageError(
                 f"Adapters of a bank must all read the base as {own.auto_class}, but {task.name}, of kind {task.kind},"
                 f" reads {model.auto_class}.",
@@ -311,6 +312,11 @@ class AdapterBank:
         with self._lock:
             self._store.free_space(layout, names)
             self._store.put(layout, names, vectors, self._tasks.setdefault(to_json(task), task))
+
+
+def _loaded_as(model: TaskModel) -> TaskModel:
+    """Return what all adapters of a bank have in common: what their heads read is each row's own."""
+    return replace(model.body, pooling="class")
 
 
 def _folder_of(source: str | Path, tracking_uri: str | None) -> Path:

@@ -19,7 +19,9 @@ from loraxs_search.base_model import (
     make_identity,
     matrix,
     missing_poolers,
+    place_pooling,
     probe_sharing,
+    resolved_pooling,
     use_padded_attention,
     with_labels,
 )
@@ -37,7 +39,7 @@ from loraxs_search.methods.loraxs import (
 )
 from loraxs_search.methods.loraxs.packed import FactorPairs, add_core_update_
 from loraxs_search.methods.verification import check_body
-from loraxs_search.records import BaseModel, Sigma, TaskModel
+from loraxs_search.records import BaseModel, Pooling, Sigma, TaskModel
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,9 @@ class BankModel:
     """
 
     def __init__(self, base: BaseModel, task_model: TaskModel, device: torch.device) -> None:
-        self.base, self.device, self.task_model = base, device, task_model
-        self.model = load_model(base, task_model, device=device)
+        self.base, self.device = base, device
+        self.task_model = replace(task_model, pooling=resolved_pooling(task_model.pooling, base))
+        self.model = load_model(base, self.task_model, device=device)
         use_padded_attention(self.model)
         self.context: PassContext[RowMap[StoredRows]] = PassContext()
         self._fingerprints: dict[tuple[str, FactorKey, int, Sigma], tuple[float, ...]] = {}
@@ -128,6 +131,7 @@ class BankModel:
         self._unpackable = sharing.unpackable
         self._pairs = FactorPairs(self._linears, current_factor_store)
         self.own_heads: _Heads = {name: self.model.get_submodule(name) for name in self.head_names}
+        place_pooling(self.model, self.task_model.pooling, self._pooling_of_rows)
         for name, layer in self._linears.items():
             self.model.set_submodule(name, AdaptedLinear(layer, self.context, [_StoredCores(name, self._pairs)]))
         for name, head in self.own_heads.items():
@@ -201,6 +205,12 @@ class BankModel:
         return self._templates[key]
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _pooling_of_rows(self) -> list[tuple[int, Pooling]]:
+        """Return what the heads of neighbouring rows read of the base, with the number of these rows."""
+        segments = self.context.row_map.segments
+        models = [own.adapter.layout.model if own.adapter.layout else self.task_model for own in segments]
+        return [(own.num_rows, model.pooling) for own, model in zip(segments, models, strict=True)]
+
     def _make_heads(self, layout: Layout) -> _Heads:
         if not self.head_names:
             if layout.head:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -33,7 +33,7 @@ class Layout:
     Args:
         modules: Adapted modules with rank and factors, in the order in which they are stored.
         head: Full names and shapes of the head parameters that are stored, after the modules.
-        model: How the base is loaded for them.
+        model: How the base is loaded for them, and what their heads read of it.
         identity_layers: Head layers that are the identity.
     """
 
@@ -102,7 +102,7 @@ def make_layout(
     return Layout(
         tuple((name, s.rank, s.factor_key) for name, s in settings.items()),
         tuple(sorted((name, tuple(value.shape[1:])) for name, value in head.items())),
-        model,
+        replace(model, pooling=config.pooling),
         tuple(config.pass_through),
     )
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules, matrix, repeated_layers
     from loraxs_search.base_model.load import bare_body, load_model, load_tokenizer, tokenizer_digest, with_setup
+    from loraxs_search.base_model.pooling import place_pooling, pooling_of, resolved_pooling, trained_pooling
     from loraxs_search.base_model.reading import (
         close_to,
         dummy_inputs,
@@ -74,14 +75,18 @@ __all__ = [
     "output_head",
     "padding_side",
     "peft_task_type",
+    "place_pooling",
+    "pooling_of",
     "probe_sharing",
     "projection",
     "quiet",
     "readable",
     "repeated_layers",
+    "resolved_pooling",
     "rounding",
     "timing_inputs",
     "tokenizer_digest",
+    "trained_pooling",
     "use_padded_attention",
     "uses_padded_attention",
     "weight_bytes",
@@ -115,6 +120,10 @@ _HOMES = {
     "padding_side": "reading",
     "make_identity": "head",
     "last_states": "reading",
+    "place_pooling": "pooling",
+    "pooling_of": "pooling",
+    "trained_pooling": "pooling",
+    "resolved_pooling": "pooling",
     "probe_sharing": "sharing",
     "projection": "reading",
     "readable": "reading",

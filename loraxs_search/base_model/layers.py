@@ -32,7 +32,7 @@ def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:
     """
     with library_call(base):
         config: PretrainedConfig = AutoConfig.from_pretrained(base.path, **dict(model.config))
-    if model.auto_class == "AutoModelForCausalLM" and not _reads_from_left(config):
+    if model.auto_class == "AutoModelForCausalLM" and not reads_from_left(config):
         raise BaseModelError(
             f"A task whose base answers by itself must have a decoder, but {base.id} is an encoder"
             f" ({config.model_type}): each of its tokens sees those that follow.",
@@ -42,8 +42,8 @@ def task_config(base: BaseModel, model: TaskModel) -> PretrainedConfig:
     return config
 
 
-def _reads_from_left(config: PretrainedConfig) -> bool:
-    """Whether transformers loads a base as a language model in which no token sees a later one.
+def reads_from_left(config: PretrainedConfig) -> bool:
+    """Return whether transformers loads a base as a language model in which no token sees a later one.
 
     Encoders that are also trained with masks, such as BERT, are loaded too, but are decoders only if they say so.
     """

@@ -27,6 +27,7 @@ from transformers import (
 from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, make_identity
 from loraxs_search.base_model.layers import auto_class, task_config
+from loraxs_search.base_model.pooling import place_pooling, resolved_pooling
 from loraxs_search.base_model.reading import check_projection, padding_side
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import BaseModel, BaseSetup, TaskModel
@@ -68,6 +69,7 @@ def load_model(
     model.requires_grad_(False)
     keep_head_float32(model)
     _fill_head(model, missing)
+    place_pooling(model, resolved_pooling(task_model.pooling, base))
     cast("nn.Module", model).to(device).eval()  # in place; transformers' decorator hides what `to` takes
     if task_model.num_outputs is None:
         check_projection(model)
@@ -203,6 +205,7 @@ def bare_body(model: PreTrainedModel) -> nn.Module:
     """Return a copy of a base's modules on the same weights: adapters put on `model` are not in it."""
     tensors = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     body: nn.Module = copy.deepcopy(model.base_model, tensors)
+    place_pooling(cast("PreTrainedModel", body), "class")  # what a head reads is no matter here
     return body
 
 

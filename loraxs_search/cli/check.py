@@ -156,7 +156,8 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
         + (f", trials by {task.report_metric}" if task.report_metric else "")
         + (f"; {', '.join(plan.objectives)} together" if plan.objectives else ""),
         "method": ", ".join(get_method(name).title for name in space.methods),
-        "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}",
+        "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}"
+        + ("" if seen.pooling == "class" else f"; heads read {seen.pooling} (pooling)"),
         "searched": f"{', '.join(searched) or 'nothing'}: {_combinations(space, description)}",
         "budget": f"{counted(plan.trials, 'trial')} of at most {counted(plan.max_steps, 'step')}{_passes(space, seen)},"
         f" scored every {plan.report_every}",

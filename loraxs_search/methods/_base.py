@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from loraxs_search.methods._names import BYTES_PER_PARAMETER, Shapes
 from loraxs_search.methods._parameters import ParameterSpec
-from loraxs_search.records import AdapterSize, Basis, Hyperparameters, LinearModule, Manifest, Scalar
+from loraxs_search.records import AdapterSize, Basis, Hyperparameters, LinearModule, Manifest, Pooling, Scalar
 
 if TYPE_CHECKING:
     import torch
@@ -60,11 +60,13 @@ class HeadPlan:
         identity: Linear layers that are the identity when `attach` is called, and must be when the adapter is loaded:
             those before a head's output where only that is trained, and a pooler that the checkpoint lacks.
         task_type: PEFT's name of the task; None where PEFT must not train a head by itself.
+        pooling: What the head reads of the base, on which it is in place when `attach` is called.
     """
 
     trained: tuple[str, ...] = ()
     identity: tuple[str, ...] = ()
     task_type: str | None = None
+    pooling: Pooling = "class"
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,8 @@ class Method(ABC):
     """What is worth knowing before a search with it, for people: a clause that follows its name."""
     serves_in_bank: ClassVar[bool] = False
     """Whether an `AdapterBank` takes its adapters: it knows the numbers of LoRA-XS alone."""
+    says_pooling: ClassVar[bool] = False
+    """Whether PEFT's config of an adapter says what its head reads. Where it does not, PEFT refuses a pooled one."""
     merges: ClassVar[bool] = False
     """Whether an adapter's update can be added to the weights of its base."""
     has_plain_lora: ClassVar[bool] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import tempfile
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from loraxs_search.errors import TargetModulesError, UsageError
 from loraxs_search.methods._base import HeadPlan, Method
 from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
-from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Scalar
+from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Pooling, Scalar
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -158,21 +159,49 @@ class PeftMethod(Method):
         return AdapterSize(own, sum(trained.values()) - own, _num_bytes(stored), without)
 
     def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
+        from loraxs_search.base_model import pooling_of
+
+        pooling = pooling_of(cast("PreTrainedModel", peft_model(model).get_base_model()))
         with tempfile.TemporaryDirectory() as folder:
             peft_model(model).save_pretrained(folder)
-            return {name: (Path(folder) / name).read_bytes() for name in FILES}
+            files = {name: (Path(folder) / name).read_bytes() for name in FILES}
+        if pooling != "class" and not self.says_pooling:
+            files[_CONFIG] = _refused_by_stock(files[_CONFIG], pooling)
+        return files
 
     def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel:
         from peft import PeftModel
 
+        config = _stored_config(folder)
         if not self.reads_weights:
-            return PeftModel.from_pretrained(base, str(folder), torch_device=device)
+            return PeftModel.from_pretrained(base, str(folder), config=config, torch_device=device)
         cast("nn.Module", base).to("cpu")  # in place; transformers' decorator hides what `to` takes
-        loaded: PeftModel = PeftModel.from_pretrained(base, str(folder), torch_device="cpu")
+        loaded: PeftModel = PeftModel.from_pretrained(base, str(folder), config=config, torch_device="cpu")
         return loaded.to(device)
 
     def _is_projection(self, name: str) -> bool:
         return name.rpartition(".")[2] in self.projections
+
+
+_CONFIG = FILES[0]
+_POOLED = " on a pool, for loraxs_search.load_adapter alone: "
+
+
+def _refused_by_stock(config: bytes, pooling: Pooling) -> bytes:
+    """Return a config file with a `task_type` that PEFT refuses: its head would read something else, without a word."""
+    values = json.loads(config)
+    return json.dumps(values | {"task_type": f"{values['task_type'] or ''}{_POOLED}{pooling}"}, indent=2).encode()
+
+
+def _stored_config(folder: Path) -> PeftConfig:
+    """Return the config in an adapter's folder, also one that `_refused_by_stock` made unreadable for PEFT."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    values = json.loads((folder / _CONFIG).read_bytes())
+    task_type, _, _ = (values.get("task_type") or "").partition(_POOLED)
+    made = PEFT_TYPE_TO_CONFIG_MAPPING[values["peft_type"]]
+    config: PeftConfig = made.from_peft_type(**made.check_kwargs(**values | {"task_type": task_type or None}))
+    return config
 
 
 def _num_bytes(tensors: Mapping[str, Tensor]) -> int:

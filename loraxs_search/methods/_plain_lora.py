@@ -19,9 +19,11 @@ from torch.nn.functional import pad
 from loraxs_search.errors import UsageError
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.methods._names import ADAPTER, FILES, ROOT
+from loraxs_search.records import Pooling
 
 if TYPE_CHECKING:  # not above: importing PEFT imports LoRA-XS, which imports this module
     from peft import LoraConfig, PeftModel
+    from transformers import PreTrainedModel
 
 
 Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32; scales are multiplied into B
@@ -36,6 +38,7 @@ class PlainLora:
         others: What else is stored, the head above all, under the keys that PEFT loads.
         saved: The modules that `others` belong to.
         fan_in_fan_out: Whether the layers keep their weights as (in, out).
+        pooling: What the head reads of the base, for which LoRA's config has no place.
     """
 
     pairs: Mapping[str, Pair]
@@ -43,6 +46,7 @@ class PlainLora:
     saved: Sequence[str] = ()
     task_type: str | None = None
     fan_in_fan_out: bool = False
+    pooling: Pooling = "class"
 
 
 def write_plain_lora(
@@ -57,9 +61,10 @@ def write_plain_lora(
         base: The base's name in the file, which servers compare with their own.
         revision: The base's revision in the file; with `base`.
     Raises:
-        UsageError: a module's rank is above `rank`.
+        UsageError: a module's rank is above `rank`, or the head reads a pool.
         HomeError: the folder cannot be written.
     """
+    _check_read_as_class(lora.pooling)
     tensors = dict(lora.others)
     ranks: dict[str, int] = {}
     for name, pair in lora.pairs.items():
@@ -72,6 +77,20 @@ def write_plain_lora(
         config = _config(lora, ranks)
         config.base_model_name_or_path, config.revision = base, revision
         config.save_pretrained(str(folder))
+
+
+def _check_read_as_class(pooling: Pooling) -> None:
+    """Refuse what LoRA's config cannot say: whoever loads it would read something else, without a word.
+
+    Raises:
+        UsageError: the head reads a pool.
+    """
+    if pooling != "class":
+        raise UsageError(
+            "A plain LoRA adapter must have a head that reads what the base's class does, but this one's reads"
+            f" `pooling: {pooling}`.",
+            hint="`loraxs-search pull --format lora` makes a folder for sentence-transformers of it",
+        )
 
 
 def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
@@ -120,6 +139,8 @@ def as_plain_lora(model: PeftModel, *, rank: int) -> PlainLora:
     """
     from peft.utils import get_peft_model_state_dict
 
+    from loraxs_search.base_model import pooling_of
+
     config = model.active_peft_config
     saved = tuple(config.modules_to_save or ())
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
@@ -130,6 +151,7 @@ def as_plain_lora(model: PeftModel, *, rank: int) -> PlainLora:
         saved=saved,
         task_type=config.task_type,
         fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for _, layer in _layers(model)),
+        pooling=pooling_of(cast("PreTrainedModel", model.get_base_model())),
     )
 
 

@@ -98,6 +98,8 @@ class LoraXS(PeftMethod):
     serves_in_bank: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
 
+    says_pooling: ClassVar[bool] = True
+
     # ---- resolution --------------------------------------------------------------------------------------------------
     def fields(self, params: Mapping[str, Scalar], possible: _base.Possible) -> Mapping[str, Any]:
         return {**params, "factor_rank": factor_rank_bucket(_max_rank(possible))}
@@ -187,7 +189,11 @@ class LoraXS(PeftMethod):
             check_start_on(linears, _config(hyper), hyper.target_modules, factors)
 
     def attachment(self, hyper: Hyperparameters, head: _base.HeadPlan) -> dict[str, Any]:
-        own = {"modules_to_save": list(head.trained), "pass_through": list(head.identity)}
+        own = {
+            "modules_to_save": list(head.trained),
+            "pass_through": list(head.identity),
+            "pooling": head.pooling,
+        }
         return super().attachment(hyper, head) | own
 
     def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:

@@ -28,6 +28,8 @@ from loraxs_search.base_model import (
     load_tokenizer,
     locate,
     matrix,
+    resolved_pooling,
+    trained_pooling,
     use_padded_attention,
     weight_bytes,
     with_setup,
@@ -115,7 +117,7 @@ class LoadedBase:
         self.device = _choose_device(device)
         self._device_name = _device_name(self.device)  # now: another thread of a process may have its own setting
         self._ref, self.base = base, with_setup(locate_for(task, base))
-        self.task = task
+        self.task = self.with_pooling(task)
         self._prepared: dict[str, PreparedTask] = {}
         self._exact: dict[TaskModel, tuple[PreTrainedModel, int]] = {}
         self._pruned: dict[PreTrainedModel, LastLayerPruning] = {}
@@ -140,7 +142,7 @@ class LoadedBase:
         Raises:
             TaskDataError: the data do not fit the declaration.
         """
-        task = task or self.task
+        task = self.with_pooling(task or self.task)
         key = to_json(task)
         known = self._prepared.get(key)
         if known is None or anew:
@@ -148,6 +150,10 @@ class LoadedBase:
             if known is None or fresh.data_fingerprint != known.data_fingerprint:
                 self._prepared[key] = fresh
         return self._prepared[key]
+
+    def with_pooling(self, task: Task) -> Task:
+        """Return a task with what `auto` comes to on this base."""
+        return replace(task, pooling=resolved_pooling(task.pooling, self.base))
 
     def _has_bias(self, task: Task) -> bool:
         """Whether the output layer of a task's head has a bias; it is asked for where answers are standardised."""
@@ -163,18 +169,21 @@ class LoadedBase:
     def info(self, task: Task | None = None, *, anew: bool = False) -> HostInfo:
         """Describe base, data and device; see `prepared`."""
         data = self.prepared(task, anew=anew)
+        note = trained_pooling(self.base)[1] if (task or data.task).pooling == "auto" else ""
+        warnings = (*data.report.warnings, *filter(None, [note]))
         return HostInfo(
             base=self.base,
             modules=self.modules,
             head_parameters=self._exact_for(data.task)[1],
             data_fingerprint=data.data_fingerprint,
-            data=data.report,
+            data=replace(data.report, warnings=warnings),
             test_fingerprint=data.test_fingerprint,
             num_rows=data.num_scored,
             device=self._device_name,
             dtype=str(self.dtype).removeprefix("torch."),
             versions=versions.installed(versions.TRAINING),
             base_bytes=weight_bytes(Path(self.base.path)),
+            pooling=data.task.pooling,
         )
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:

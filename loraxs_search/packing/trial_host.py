@@ -284,7 +284,7 @@ class TrialHost:
         """Whether a task is the one it began with, whatever its reports score on however many validation rows."""
         first = self._loaded.task
         reported = {name: getattr(first, name) for name in ("validation_rows", "report_metric", "report_direction")}
-        return task is None or replace(task, **reported) == first
+        return task is None or replace(self._loaded.with_pooling(task), **reported) == first
 
     def _check_wanted(self) -> None:
         if self._is_cancelled:

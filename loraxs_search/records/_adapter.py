@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from loraxs_search.records._base import BaseModelRef, BaseSetup
 from loraxs_search.records._json import STORED_NAMES
-from loraxs_search.records._literals import Scalar
+from loraxs_search.records._literals import Pooling, Scalar
 from loraxs_search.records._promotion import Baseline, Refit
 from loraxs_search.records._task import Task
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, Lineage
@@ -31,13 +31,15 @@ class StartFrom:
     """What a study's trials start from, as it was when the study was launched.
 
     Args:
-        with_head: Whether they start from its head too: it answers with the same labels.
+        with_head: Whether they start from its head too: it answers with the same labels, and reads the same pool.
+        pooling: What its head reads.
     """
 
     adapter: AdapterRef
     base_digest: str
     hyperparameters: Hyperparameters
     with_head: bool = False
+    pooling: Pooling = "class"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from loraxs_search.records._adapter import ReferenceLogits, Sample
 from loraxs_search.records._base import BaseModel, Identity, LinearModule
-from loraxs_search.records._literals import Scalar, Split
+from loraxs_search.records._literals import Pooling, Scalar, Split
 from loraxs_search.records._task import DataReport
 
 
@@ -22,6 +22,7 @@ class HostInfo:
         test_fingerprint: Of the test rows alone.
         unpackable: Layers that cannot serve many trials in one pass; of a host of lone trials, none.
         data: What the task's splits share and repeat.
+        pooling: What the task's head reads of the base: what `auto` comes to there.
     """
 
     base: BaseModel
@@ -38,6 +39,7 @@ class HostInfo:
     unpackable: frozenset[str] = frozenset()
     data: DataReport = field(default_factory=DataReport)
     test_fingerprint: str = ""
+    pooling: Pooling = "class"
 
     @property
     def identity(self) -> Identity:

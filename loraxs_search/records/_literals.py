@@ -10,6 +10,7 @@ Sigma = Literal["input", "sqrt", "output", "none"]
 Basis = Literal["top", "middle", "bottom", "gaussian", "random", "gradient"]  # `gradient` in earlier records alone
 SVD_BASES: tuple[Basis, ...] = ("top", "middle", "bottom", "random")  # of the weight's own singular vectors
 Head = Literal["full", "output"]
+Pooling = Literal["auto", "class", "cls", "mean", "last"]  # `auto` in a space alone: a launch resolves it
 LrSchedule = Literal["linear", "cosine", "constant"]
 Split = Literal["train", "validation", "test"]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loraxs_search.records._literals import Direction, Scalar, Split
+from loraxs_search.records._literals import Direction, Pooling, Scalar, Split
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Task:
             earlier versions launched.
         variant: Which of several championships of the task it is, such as a language or a customer; None where there is
             one alone.
+        pooling: What a head reads of the last hidden states: what the base's class does, or a pool of each row.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Task:
     report_direction: Direction | None = None
     standardized: bool = False
     variant: str | None = None
+    pooling: Pooling = "class"
 
     @property
     def registered_name(self) -> str:
@@ -138,17 +140,19 @@ class TaskModel:
         num_outputs: Outputs of the head that each trial trains; None where there is none, and the last hidden states
             and the base's own output embedding are read.
         config: Fields of the model's configuration that the task sets.
+        pooling: What the head reads of the last hidden states.
     """
 
     auto_class: str
     num_outputs: int | None = None
     config: tuple[tuple[str, Scalar], ...] = ()
+    pooling: Pooling = "class"
 
     @property
     def body(self) -> TaskModel:
         """The same model, whatever its outputs: tasks with equal ones can share a host."""
         config = tuple((name, value) for name, value in self.config if name not in _OF_OUTPUTS)
-        return TaskModel(self.auto_class, None if self.num_outputs is None else 1, config)
+        return TaskModel(self.auto_class, None if self.num_outputs is None else 1, config, self.pooling)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.kinds import TaskKind
 
 
+_POOLS = {
+    "cls": " The head reads the last hidden state of the first token.",
+    "mean": " The head reads the mean of a text's last hidden states.",
+    "last": " The head reads the last hidden state of the last token.",
+}
 _WRITTEN = ("unparsed", "unended")  # shares of written answers: none was found, or the bound on tokens ended it
 
 
@@ -29,7 +34,8 @@ def model_card(manifest: Manifest) -> str:
         _front_matter(manifest),
         f"# {task.registered_name}",
         f"{method.title} adapter for `{manifest.base_model.id}`: {task.kind.replace('-', ' ')}"
-        + (f" into {', '.join(task.labels)}." if task.labels else "."),
+        + (f" into {', '.join(task.labels)}." if task.labels else ".")
+        + _POOLS.get(task.pooling, ""),
         "## Scores",
         score_table(manifest),
         _seeds(manifest),
@@ -164,13 +170,18 @@ def _loading(manifest: Manifest) -> str:
 
     base, kind = replace(manifest.base_model, sha256=manifest.base_digest), _kind(manifest.task)
     dtype = None if manifest.factors else "float32"  # factor files are of the checkpoint's type, and its head is kept
-    return f"""With this package, wherever the search found its base:
+    own = f"""With this package, wherever the search found its base:
 
 ```python
 import loraxs_search
 model = loraxs_search.load_adapter("{manifest.task.registered_name}")
 tokenizer = loraxs_search.load_tokenizer("{manifest.task.registered_name}"){_predicting(kind)}
-```
+```"""
+    if manifest.task.pooling != "class" and not get_method(manifest.hyperparameters.method).says_pooling:
+        return (
+            f"{own}{between_texts(manifest.task)}\n\nPEFT alone refuses it: its files cannot say what the head reads."
+        )
+    return f"""{own}
 
 With transformers and PEFT, from this folder, {where_base_is(base)}:
 
@@ -226,7 +237,7 @@ def _predicting(kind: TaskKind) -> str:
 
 def _vllm(manifest: Manifest) -> str:
     """Return how vLLM serves the adapter; nothing where it cannot be written as plain LoRA."""
-    if not get_method(manifest.hyperparameters.method).has_plain_lora:
+    if not get_method(manifest.hyperparameters.method).has_plain_lora or manifest.task.pooling != "class":
         return ""
     ref, rank = manifest.base_model, _lora_rank(manifest)
     base, where = (ref.id, "") if ref.package is None else ("FOLDER", "; FOLDER is `folder` of the code above")

@@ -28,8 +28,9 @@ def sealed(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
     for name, content in files.items():
         check_file(name, len(content))
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    pooled = 1 if manifest.task.pooling == "class" else 2
     version = max((_SINCE.get(key, 1) for key in manifest.task.settings), default=1)
-    text = to_json(dataclasses.replace(manifest, files=digests, schema_version=version), indent=2) + "\n"
+    text = to_json(dataclasses.replace(manifest, files=digests, schema_version=max(version, pooled)), indent=2) + "\n"
     return {**files, MANIFEST: text.encode()}
 
 

@@ -108,13 +108,17 @@ def write_note(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]
     client.set_experiment_tag(experiment_id, _NOTE, text)
 
 
+def _read(task: Task) -> str:
+    return "" if task.pooling == "class" else f", read with `pooling: {task.pooling}`"
+
+
 def task_note(facts: StudyDescription) -> str:
     """Return the description of a task's experiment, as its latest study has it."""
     task, model = facts.task, f"#/models/{facts.task.registered_name}?workflowType=machine_learning"
     return f"""{task.kind.replace("-", " ").capitalize()}{_labels(task)}. {_searched(task)}
 
 - **Data**: {_data(facts)}
-- **Base model**: `{facts.base_model}`, frozen. Each trial trains a tiny adapter on it.
+- **Base model**: `{facts.base_model}`, frozen{_read(task)}. Each trial trains a tiny adapter on it.
 
 Each search is a run, with its trials below it. `loraxs-search ui STUDY` opens the trials of a search, best first.
 While a search runs, the tag `loraxs.command` with the value `stop`, on the run of a trial, stops that trial.

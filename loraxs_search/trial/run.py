@@ -22,6 +22,7 @@ from loraxs_search.base_model import (
     missing_poolers,
     output_head,
     peft_task_type,
+    pooling_of,
     repeated_layers,
 )
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, GradientCheckpointing, is_out_of_memory, row_too_long
@@ -176,7 +177,8 @@ def attach(
         _check_distinct(trained[0], idle)
     _continue_head(model, hyper, trained, outputs or OutputScale())
     # With a task type PEFT would train the whole head by itself.
-    plan = HeadPlan(trained, (*idle, *missing_poolers(model)), None if idle else peft_task_type(model))
+    task_type = None if idle else peft_task_type(model)
+    plan = HeadPlan(trained, (*idle, *missing_poolers(model)), task_type, pooling_of(model))
     adapted = get_method(hyper.method).attach(model, hyper, plan, factors)
     adapted.eval()  # dropout off: a result must not depend on who shares the device
     return adapted

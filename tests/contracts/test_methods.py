@@ -17,7 +17,7 @@ from support.families import families
 from torch import Tensor, nn
 from transformers import PreTrainedModel, RobertaConfig
 
-from loraxs_search.base_model import fresh_head, head_names, locate, output_head
+from loraxs_search.base_model import fresh_head, head_names, locate, output_head, place_pooling
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
 from loraxs_search.methods import METHODS, Method
 from loraxs_search.methods.export import FORMATS, converted, formats_of
@@ -252,6 +252,31 @@ def test_what_is_stored_is_the_model(method: Method, base: PreTrainedModel, head
         other = bases.base(config, noise=0.05)  # with a head of its own
         loaded = method.load(other, folder, "cpu").eval()
         torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_head_reads_is_stored_or_stock_peft_refuses_it(
+    method: Method, base: PreTrainedModel, head: str, tmp_path: Path
+) -> None:
+    """Whoever loads it without knowing of pools gets the trained model, or an error; never another model."""
+    from peft import PeftModel
+
+    place_pooling(base, "mean")
+    spec = next(specs(method, base, head))
+    model = attach(base, spec)
+    shake(model)
+    expected = logits(model)
+    for name, content in method.files(model, body_fingerprint(base)).items():
+        (tmp_path / name).write_bytes(content)
+    detach(model, spec)
+    others = [bases.base(type(base.config).from_dict(base.config.to_dict()), noise=0.05) for _ in range(2)]
+    place_pooling(others[0], "mean")  # as its task is loaded
+    torch.testing.assert_close(logits(method.load(others[0], tmp_path, "cpu").eval()), expected, rtol=1e-5, atol=1e-6)
+    if method.says_pooling:
+        there = PeftModel.from_pretrained(others[1], str(tmp_path)).eval()
+        torch.testing.assert_close(logits(there), expected, rtol=1e-5, atol=1e-6)
+    elif method.has_adapter:
+        with pytest.raises(ValueError, match=r"Invalid task type: '.*loraxs_search\.load_adapter alone: mean'"):
+            PeftModel.from_pretrained(others[1], str(tmp_path))
 
 
 # ---- packed ----------------------------------------------------------------------------------------------------------

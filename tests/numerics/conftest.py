@@ -21,6 +21,7 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     LongformerConfig,
+    ModernBertConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -34,7 +35,7 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.slot import Slot
-from loraxs_search.records import BaseModel, DataSource, LinearModule, Task, TrialSpec
+from loraxs_search.records import BaseModel, DataSource, LinearModule, Pooling, Task, TrialSpec
 from loraxs_search.search_space import load_space
 from loraxs_search.tasks.kinds import classifier, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, prepare
@@ -59,6 +60,9 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "convbert": lambda: ConvBertConfig(**SMALL, intermediate_size=48, embedding_size=32),
     "longformer": lambda: LongformerConfig(
         **SMALL, intermediate_size=48, attention_window=8, max_position_embeddings=64, sep_token_id=3
+    ),
+    "modernbert": lambda: ModernBertConfig(
+        **SMALL, intermediate_size=48, eos_token_id=1, bos_token_id=2, cls_token_id=2, sep_token_id=3
     ),
     "xlnet": lambda: XLNetConfig(vocab_size=VOCAB, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=0),
 }
@@ -157,11 +161,13 @@ class World:
 
     distance = staticmethod(distance)
 
-    def __init__(self, folder: Path, family: str = "bert", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, folder: Path, family: str = "bert", dtype: torch.dtype | None = None, pooling: Pooling = "class"
+    ) -> None:
         self.base = save_base(folder / "base", family)
         self.data = make_data(folder / "data", padding_side=load_tokenizer(self.base).padding_side)
-        self.model = load_model(self.base, classifier(2), dtype=dtype)
-        exact = load_model(self.base, classifier(2))
+        self.model = load_model(self.base, classifier(2, pooling), dtype=dtype)
+        exact = load_model(self.base, classifier(2, pooling))
         self.modules: tuple[LinearModule, ...] = linear_modules(self.base, classifier(2))
         self.names = [module.name for module in self.modules]
         self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)

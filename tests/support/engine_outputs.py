@@ -115,7 +115,7 @@ def _bank(base: Any, tasks: Any) -> dict[str, Any]:
 
 def quickstart(folder: Path) -> dict[str, Any]:
     """Return what two trials learn and score in a pack on the quickstart's own base."""
-    space = load_space("movie_reviews")
+    space = load_space("movie_reviews", overrides=["task.pooling=class"])
     base = locate(space.base_model)
     data = prepare(replace(space.task, validation_rows=16), load_tokenizer(base), cache_dir=folder / "cache")
     task_model = kind_of(space.task).model

@@ -1,20 +1,28 @@
 """Plain LoRA, exactly, whatever method trained the update, for stock PEFT and vLLM's filesystem resolver.
 
+Where the head reads a pool, for which LoRA's config has no place, it is a folder for sentence-transformers.
+
 Its README.md says how with the task's labels: a config.json would have transformers look for the base beside it. The
 tokenizer is there too.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.home import write_atomic
 from loraxs_search.methods._base import Method
+from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
+from loraxs_search.methods.export._sentence_encoder import encoding_page, write_pooled_head
 from loraxs_search.records import BaseModelRef, Manifest
 from loraxs_search.tasks.asking import asked_as_in_training, between_texts, loading_code, where_base_is
 from loraxs_search.tasks.kinds import kind_of
+
+if TYPE_CHECKING:
+    from loraxs_search.methods._plain_lora import PlainLora
 
 
 class PlainLoRAFolder(ExportFormat):
@@ -32,9 +40,20 @@ class PlainLoRAFolder(ExportFormat):
         from loraxs_search.methods._plain_lora import write_plain_lora
 
         lora, base = adapter.plain_lora(), _loadable(adapter.manifest)
+        page = _page(adapter, base) if lora.pooling == "class" else encoding_page(adapter)
+        if lora.pooling != "class":
+            lora = _with_pooled_head(adapter, lora, folder)
         write_plain_lora(lora, folder, rank=options.rank, base=base.id, revision=base.revision)
         adapter.tokenizer.save_pretrained(str(folder))
-        write_atomic(folder / "README.md", _page(adapter, base))
+        write_atomic(folder / "README.md", page)
+
+
+def _with_pooled_head(adapter: LoadedAdapter, lora: PlainLora, folder: Path) -> PlainLora:
+    """Write pool and head as modules of sentence-transformers, and return the update of the body alone."""
+    model = unloaded(adapter.peft, merge=True)
+    write_pooled_head(model, adapter, folder)
+    pairs = {name.removeprefix(f"{model.base_model_prefix}."): pair for name, pair in lora.pairs.items()}
+    return replace(lora, pairs=pairs, others={}, saved=(), task_type="FEATURE_EXTRACTION", pooling="class")
 
 
 def _loadable(manifest: Manifest) -> BaseModelRef:

@@ -1,5 +1,7 @@
 """A whole model: the base with the update added to its weights, and its tokenizer. Plain transformers load it.
 
+Where the head reads a pool that transformers do not know, it is a folder for sentence-transformers.
+
 A warning, also in its README.md, says where the base's type rounds much of the update away.
 """
 
@@ -10,12 +12,13 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from loraxs_search.home import write_atomic
 from loraxs_search.methods._base import Method
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
+from loraxs_search.methods.export._sentence_encoder import encoding_page, write_pooled_head
 from loraxs_search.records import Serving
 from loraxs_search.tasks.asking import asked_as_in_training, between_texts, generation_options
 from loraxs_search.tasks.kinds import kind_of
@@ -46,18 +49,32 @@ class Merged(ExportFormat):
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
         from loraxs_search import base_model
 
+        is_pooled = adapter.manifest.task.pooling != "class" and not _says_pooling(adapter)
         serving = adapter.serving  # of the base as it was
         merged, notice = _merge(adapter)
         if notice:
             _logger.warning("%s", notice)
         if serving is not None:
             _set_generation(merged, serving, adapter.tokenizer)
-        write_atomic(folder / "README.md", _page(adapter, serving, notice))
+        page = encoding_page(adapter, notice) if is_pooled else _page(adapter, serving, notice)
+        write_atomic(folder / "README.md", page)
+        if is_pooled:
+            write_pooled_head(merged, adapter, folder)
         with base_model.quiet():  # of a progress bar
-            merged.save_pretrained(str(folder))
+            whole = cast("PreTrainedModel", merged.base_model) if is_pooled else merged
+            whole.save_pretrained(str(folder))
         if base_model.head_names(merged):
             _load_in_float32(folder / "config.json")
         adapter.tokenizer.save_pretrained(str(folder))
+
+
+def _says_pooling(adapter: LoadedAdapter) -> bool:
+    """Have the base's configuration say what the head reads, where it has a place for that, as ModernBERT's has."""
+    config, pooling = adapter.base.config, adapter.manifest.task.pooling
+    if pooling in ("cls", "mean") and hasattr(config, "classifier_pooling"):
+        config.classifier_pooling = pooling
+        return True
+    return False
 
 
 def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:

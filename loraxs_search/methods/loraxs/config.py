@@ -16,7 +16,7 @@ from peft.utils import PeftType, register_peft_method
 
 from loraxs_search.errors import UsageError
 from loraxs_search.factors import Driver
-from loraxs_search.records import SVD_BASES, Basis, Sigma
+from loraxs_search.records import SVD_BASES, Basis, Pooling, Sigma
 
 NAME = "LORAXS"
 PREFIX = "loraxs_"
@@ -87,6 +87,8 @@ class LoraXSConfig(PeftConfig):
         modules_to_save: Modules trained and saved whole, such as the head.
         pass_through: Layers made the identity when the adapter is put on a model, here or at any load: the rest of a
             head whose output layer alone is trained, a pooler that the base's checkpoint lacks.
+        pooling: What heads read of the last hidden states, put in place like `pass_through`: `class` leaves it to the
+            model's class; `cls` is the first token's, `last` the last one's, `mean` the mean over a row's tokens.
         factor_fingerprints: Module name to the fingerprint of its A, B; filled when the adapter is made, compared when
             it is loaded.
         body_fingerprint: Numbers of the whole base below its head; compared, where there are any, when the adapter is
@@ -113,6 +115,7 @@ class LoraXSConfig(PeftConfig):
     bias: str = "none"
     modules_to_save: list[str] | None = None
     pass_through: list[str] = field(default_factory=list)
+    pooling: Pooling = "class"
     factor_fingerprints: dict[str, list[float]] = field(default_factory=dict)
     body_fingerprint: list[float] = field(default_factory=list)
 
@@ -145,15 +148,20 @@ class LoraXSConfig(PeftConfig):
         return kwargs
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values in a fixed order: sets sorted, repeated `modules_to_save` dropped."""
+        """Return plain values in a fixed order: sets sorted, repeated `modules_to_save` dropped.
+
+        `pooling: class` is left out: earlier versions do just that.
+        """
         plain: dict[str, Any] = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
         if self.modules_to_save is not None:
             plain["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
+        if self.pooling == "class":
+            del plain["pooling"]
         return plain
 
     def _wrong_choices(self) -> list[str]:
         known = {"sigma": get_args(Sigma), "basis": (*SVD_BASES, "gaussian"), "factor_driver": get_args(Driver)}
-        known["bias"] = ("none",)
+        known |= {"bias": ("none",), "pooling": tuple(set(get_args(Pooling)) - {"auto"})}
         faults = [
             f"`{name}` must be one of: {', '.join(values)}, but got {getattr(self, name)!r}."
             for name, values in known.items()

@@ -39,7 +39,8 @@ def export_lora(
         base: The base's name in the file, which servers compare with their own; None means where it was loaded from.
         revision: The base's revision in the file; with `base`.
     Raises:
-        UsageError: the model has no LoRA-XS adapter of this name, or one of a rank above `rank`.
+        UsageError: the model has no LoRA-XS adapter of this name, one of a rank above `rank`, or one whose head reads a
+            pool.
         HomeError: the folder cannot be written.
     """
     config = _config(model, adapter_name)
@@ -69,6 +70,7 @@ def as_plain_lora(model: PeftModel, adapter_name: str) -> PlainLora:
         saved=[*(config.modules_to_save or ()), *config.pass_through],
         task_type=config.task_type,
         fan_in_fan_out=any(layer.fan_in_fan_out for layer in _layers(model, adapter_name).values()),
+        pooling=config.pooling,
     )
 
 

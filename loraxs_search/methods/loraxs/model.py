@@ -21,13 +21,21 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraxs_search.base_model import head_names, is_identity, keep_head_float32, make_identity
+from loraxs_search.base_model import (
+    head_names,
+    is_identity,
+    keep_head_float32,
+    make_identity,
+    place_pooling,
+    pooling_of,
+)
 from loraxs_search.errors import TargetModulesError, UsageError, unknown_name
 from loraxs_search.factors import fingerprint
 from loraxs_search.methods.loraxs._settings import module_settings
 from loraxs_search.methods.loraxs.config import PREFIX, LoraXSConfig
 from loraxs_search.methods.loraxs.layer import BASE, LoraXSLayer, LoraXSLinear, grouped_head_output
 from loraxs_search.methods.verification import check_body
+from loraxs_search.records import Pooling
 
 
 def _sum_config(
@@ -110,17 +118,18 @@ class LoraXSModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Add an adapter to every targeted layer or, when one of them refuses, to none.
 
-        Layers of `pass_through`, which the adapter neither trains nor stores, become the identity; the config records
-        which driver computed the factors.
+        Layers of `pass_through`, which the adapter neither trains nor stores, become the identity, and heads read the
+        config's `pooling`; the config records which driver computed the factors.
 
         Raises:
             BaseModelError: the config has the fingerprint of another body.
-            UsageError: an adapter on the model trains other layers of the head.
+            UsageError: an adapter on the model trains other layers of the head, or reads another pool.
         """
         config = _checked(self.peft_config[adapter_name])
         others = [_checked(other) for name, other in self.peft_config.items() if name != adapter_name]
         _check_head(model, config, others)
         make_identity(model, config.pass_through)
+        before = _pool(model, config.pooling)
         _keep_head_exact(model, config)
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
@@ -128,6 +137,7 @@ class LoraXSModel(BaseTuner):
         except BaseException:
             for layer in _layers_with(model, adapter_name):
                 layer.delete_adapter(adapter_name)
+            _pool(model, before)
             raise
         drivers = {layer.settings[adapter_name].driver for layer in _layers_with(model, adapter_name)}
         if len(drivers) == 1:
@@ -245,12 +255,26 @@ def _check_head(model: nn.Module, config: LoraXSConfig, others: Sequence[LoraXSC
     trained = [name for other in others for name in other.modules_to_save or ()]
     changed = [name for name in config.pass_through if others and not is_identity(model.get_submodule(name))]
     nested = [name for saved in config.modules_to_save or () for name in trained if name.startswith(f"{saved}.")]
+    if others and (apart := {config.pooling, *(other.pooling for other in others)} - {others[0].pooling}):
+        raise UsageError(
+            f"Adapters on one model must read the same pool, but got {others[0].pooling} and {apart.pop()}.",
+            hint="load each of them on a base of its own",
+        )
     if wrong := [*changed, *nested]:
         raise UsageError(
             "An adapter must train the same layers of the head as those that are on the model, but they differ in "
             f"{wrong[0]}.",
             hint="load each of them on a base of its own",
         )
+
+
+def _pool(model: nn.Module, pooling: Pooling) -> Pooling:
+    """Have heads read a pool; return what they read before."""
+    if not isinstance(model, PreTrainedModel):
+        return "class"
+    before = pooling_of(model)
+    place_pooling(model, pooling)
+    return before
 
 
 def _keep_head_exact(model: nn.Module, config: LoraXSConfig) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import get_args
 
-from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, load_tokenizer, locate
+from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, load_tokenizer, locate, resolved_pooling
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.packing import Host
 from loraxs_search.records import (
@@ -25,6 +25,7 @@ from loraxs_search.records import (
     Head,
     HostInfo,
     LinearModule,
+    Pooling,
     PromotionRule,
     SearchPlan,
     Split,
@@ -279,6 +280,7 @@ class CheckedSpace:
         description: Combinations, module groups, the smallest and the largest adapter.
         estimate: What a search would take here, where that was asked for.
         no_estimate: Why that cannot be said.
+        pooling: What heads read of the base, where the space says `auto` what it comes to.
     """
 
     space: str
@@ -290,6 +292,7 @@ class CheckedSpace:
     description: SpaceDescription
     estimate: SearchEstimate | None
     no_estimate: str
+    pooling: Pooling = "class"
 
 
 def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, overrides: Overrides = ()) -> CheckedSpace:
@@ -317,7 +320,8 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
         pack_size = _pack_size(loaded, modules, description, float(prepared.lengths("train").mean()))
         warnings = data_warnings(report, rows, loaded.task.metric)
     time, unknown = _estimated(loaded) if estimate else (None, "")
-    return CheckedSpace(loaded.name, base.weight_digest, rows, report, pack_size, warnings, description, time, unknown)
+    facts = (rows, report, pack_size, warnings, description, time, unknown)
+    return CheckedSpace(loaded.name, base.weight_digest, *facts, resolved_pooling(loaded.task.pooling, base))
 
 
 def _base_and_data(space: Space, data: bool) -> BaseModel:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import HomeError, SearchInterruptedError
 from loraxs_search.search.driver.result import SearchResult, keep_report, lacks_baseline, summary_of
-from loraxs_search.search.driver.start_from import check_start, keep_start
+from loraxs_search.search.driver.start_from import check_start, keep_start, with_pooling
 from loraxs_search.search.ledger import Ledger, SearchView
 from loraxs_search.search_space import Space
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
@@ -66,6 +66,7 @@ class Driver:
             folder = self._begun_folder()
             actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
             try:
+                self._info, self._space = with_pooling(self._info, self._space, actors.info)
                 check_start(self._space, self._info, actors.info)
                 actors.prepare_factors(self._ledger.phase)
                 return self._run_with(actors, self._open_folder())

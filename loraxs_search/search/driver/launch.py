@@ -143,7 +143,8 @@ def _body(space: Space) -> str:
     """Describe how a space's kind loads the base, whatever its outputs."""
     body = kind_of(space.task).model.body
     settings = [f"{name}={value}" for name, value in body.config]
-    return ", ".join([body.auto_class, "no head" if body.num_outputs is None else "a head", *settings])
+    head = "no head" if body.num_outputs is None else f"a head with pooling {body.pooling}"
+    return ", ".join([body.auto_class, head, *settings])
 
 
 def _joined(errors: Sequence[BaseException]) -> BaseException:

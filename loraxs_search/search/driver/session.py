@@ -110,6 +110,7 @@ class SearchSession:
             "search.metric": task.search_metric,
             "search.direction": task.search_direction,
             "task.kind": task.kind,
+            **({} if task.pooling == "class" else {"task.pooling": task.pooling}),
         }
         facts = StudyDescription(
             space.task, space.base_model.id, tuple(space.parameters), info.num_rows, info.data_fingerprint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loraxs_search.errors import BaseModelError, UsageError, one_of
 from loraxs_search.methods import get_method
 from loraxs_search.methods.starting import START
@@ -35,12 +37,25 @@ def resolve_start(space: Space, uri: str) -> StartFrom | None:
             f"`start_from` must name an adapter that trials can start from, but {ref.name} is of {own.method}.",
             hint="leave it out, or name an adapter of lora-xs",
         )
-    return StartFrom(ref, manifest.base_digest, own, has_same_answers(manifest.task, space.task))
+    with_head = has_same_answers(manifest.task, space.task)
+    return StartFrom(ref, manifest.base_digest, own, with_head, manifest.task.pooling)
 
 
 def has_same_answers(task: Task, other: Task) -> bool:
     """Whether one task's head answers the other: the labels are the same, or the task is."""
     return task.kind == other.kind and task.labels == other.labels and bool(task.labels or task.name == other.name)
+
+
+def with_pooling(study: StudyInfo, space: Space, info: HostInfo) -> tuple[StudyInfo, Space]:
+    """Return study and space with what `pooling: auto` comes to on the base, which a study keeps.
+
+    A head that reads another pool is no start for trials.
+    """
+    task = replace(space.task, pooling=info.pooling) if space.task.pooling == "auto" else space.task
+    start = study.start_from
+    if start is not None:
+        start = replace(start, with_head=start.with_head and start.pooling == task.pooling)
+    return replace(study, task=task, start_from=start), replace(space, task=task)
 
 
 def check_start(space: Space, study: StudyInfo, info: HostInfo) -> None:

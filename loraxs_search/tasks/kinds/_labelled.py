@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pydantic import AfterValidator
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError, meant, shortened
-from loraxs_search.records import Prediction, Split, Task
+from loraxs_search.records import Pooling, Prediction, Split, Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import LinearForm, TaskKind
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
@@ -231,6 +231,10 @@ class LabelledSection(Section):
     """Which columns hold what."""
     labels: Annotated[list[Text], AfterValidator(distinct)] = []  # noqa: RUF012  # pydantic copies it
     """Names of the labels in the order of their ids, at least two. A regression has none."""
+    pooling: Pooling = "auto"
+    """Which last hidden states the head reads: the first token's (`cls`), the last token's (`last`), their `mean`, or
+    what the base's class reads (`class`, such as BERT's pooler). `auto` is what a base of sentence-transformers was
+    trained with, else `class`; it is decided at launch."""
 
 
 class LabelledKind(TaskKind):
@@ -243,12 +247,12 @@ class LabelledKind(TaskKind):
         columns = section.columns
         fields = {"text": columns.text, "text_pair": columns.text_pair, "label": columns.label}
         settings = {} if columns.text_pair is None else {_SEPARATOR: "\n"}
-        return {**fields, "labels": tuple(section.labels), "settings": settings}
+        return {**fields, "labels": tuple(section.labels), "pooling": section.pooling, "settings": settings}
 
     def keys(self) -> dict[str, Any]:
         task = self.task
         columns = {"text": task.text, "text_pair": task.text_pair, "label": task.label}
-        return {"columns": columns, "labels": list(task.labels)}
+        return {"columns": columns, "labels": list(task.labels), "pooling": task.pooling}
 
     @property
     def num_outputs(self) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records import AnswerFact, OutputScale, Prediction, Split, TaskModel
+from loraxs_search.records import AnswerFact, OutputScale, Pooling, Prediction, Split, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection, numbers
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
 
 
-def regressor() -> TaskModel:
+def regressor(pooling: Pooling = "class") -> TaskModel:
     """Return a model with one output."""
     config = (("num_labels", 1), ("problem_type", "regression"))
-    return TaskModel("AutoModelForSequenceClassification", 1, config)
+    return TaskModel("AutoModelForSequenceClassification", 1, config, pooling)
 
 
 class Regression(LabelledKind):
@@ -54,7 +54,7 @@ class Regression(LabelledKind):
 
     @property
     def model(self) -> TaskModel:
-        return regressor()
+        return regressor(self.task.pooling)
 
     def read_labels(
         self, values: Sequence[Any], place: SourceLocation, stored_names: Sequence[str] | None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.records import AnswerFact, Prediction, Split, TaskModel
+from loraxs_search.records import AnswerFact, Pooling, Prediction, Split, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection, class_ids, missing_warnings
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 _BINARY = ("f1",)  # of the second of two labels
 
 
-def classifier(num_labels: int) -> TaskModel:
+def classifier(num_labels: int, pooling: Pooling = "class") -> TaskModel:
     """Return a classifier of this many labels."""
     config = (("num_labels", num_labels), ("problem_type", "single_label_classification"))
-    return TaskModel("AutoModelForSequenceClassification", num_labels, config)
+    return TaskModel("AutoModelForSequenceClassification", num_labels, config, pooling)
 
 
 class SequenceClassification(LabelledKind):
@@ -60,7 +60,7 @@ class SequenceClassification(LabelledKind):
 
     @property
     def model(self) -> TaskModel:
-        return classifier(len(self.task.labels))
+        return classifier(len(self.task.labels), self.task.pooling)
 
     def read_labels(
         self, values: Sequence[Any], place: SourceLocation, stored_names: Sequence[str] | None

@@ -89,10 +89,11 @@ def test_a_manifest_of_another_version_is_refused_with_a_remedy(make_folder):
     assert "upgrade" in str(refused.value.hint)
 
 
-def test_what_older_versions_would_answer_otherwise_has_a_later_version(make_folder, manifest):
+@pytest.mark.parametrize("changes", [{"settings": {"pair_separator": "\n"}}, {"pooling": "mean"}])
+def test_what_older_versions_would_answer_otherwise_has_a_later_version(make_folder, manifest, changes):
     plain, made = make_folder("t0"), manifest("t1")
     folder = make_folder("t1")
-    seal(folder, replace(made, task=replace(made.task, settings={"pair_separator": "\n"})))
+    seal(folder, replace(made, task=replace(made.task, **changes)))
     assert (verify(plain).schema_version, verify(folder).schema_version) == (1, 2)
 
 

@@ -1,16 +1,18 @@
-"""Which adapters trials may start from: refused at launch, before anything is loaded."""
+"""Which adapters trials may start from, and what `pooling: auto` comes to: decided at launch."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.studies import TASK
+from support.studies import TASK, study
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import UsageError
+from loraxs_search.records import AdapterRef, BaseModel, HostInfo, Pooling, StartFrom, Task, from_json, to_json
 from loraxs_search.search.driver import start_from
 from loraxs_search.search_space import parse_space
 
@@ -49,3 +51,26 @@ def test_the_head_of_one_variant_answers_another_of_the_same_task() -> None:
     assert start_from.has_same_answers(german, french)
     assert start_from.has_same_answers(german, numbers)
     assert not start_from.has_same_answers(german, replace(german, name="another"))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "with_head"), [("auto", "mean", True), ("class", "class", False), ("mean", "mean", True)]
+)
+def test_a_study_keeps_the_pooling_and_starts_from_heads_of_the_same_alone(
+    given: Pooling, kept: Pooling, with_head: bool
+) -> None:
+    space = parse_space(SPACE, source="s.yaml", folder=Path(), overrides=[f"task.pooling={given}"])
+    assert space.task.pooling == given
+    start = StartFrom(AdapterRef("t:1", "d" * 64), "b" * 64, HYPERPARAMETERS, with_head=True, pooling="mean")
+    info = replace(study("s").info, task=space.task, start_from=start)
+    host = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, pooling="mean")
+    kept_info, kept_space = start_from.with_pooling(info, space, host)
+    assert (kept_info.task.pooling, kept_space.task.pooling) == (kept, kept)
+    assert kept_info.start_from == replace(start, with_head=with_head)
+
+
+def test_studies_and_adapters_from_before_are_read_as_they_were() -> None:
+    assert parse_space(SPACE, source="s.yaml", folder=Path()).task.pooling == "auto"
+    stored = json.loads(to_json(TASK))
+    del stored["pooling"]
+    assert from_json(Task, json.dumps(stored)).pooling == "class"

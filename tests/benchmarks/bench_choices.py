@@ -1,0 +1,109 @@
+"""Does a choice gain anything? The same recipe of LoRA-XS with each of its values, from the same seeds.
+
+    python tests/benchmarks/bench_choices.py --data FOLDER --arms task.pooling=class task.pooling=mean [--json FILE]
+
+FOLDER holds `glue/<task>/{train,validation}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes.
+Trials of an arm differ in their seed alone and share passes; nothing is searched, stopped or promoted. Each is scored
+on validation rows after a quarter, half and all of its steps; differences to the first arm are paired by seed, with the
+interval of Student's t. `--json` keeps what was measured, and a second run goes on from there. Scores are what is
+compared; nothing is timed. `--quick` shows that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_methods import GLUE, LENGTHS, MINILM
+from scipy.stats import t as student
+
+from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.packing import capacity
+from loraxs_search.packing.loaded_base import LoadedBase
+from loraxs_search.packing.pack import Pack
+from loraxs_search.records import Scalar, TrialSpec
+from loraxs_search.search_space import Space, parse_space
+
+Scores = dict[str, list[float]]  # of each seed, by the step of the report
+TASKS = {"movie_reviews": "sst2"} | GLUE  # movie reviews have the columns and labels of SST-2
+RECIPE: dict[str, Scalar] = {
+    "rank": 16,
+    "target_modules": "all-linear",
+    "learning_rate": 8.0e-3,
+    "head_learning_rate": 5.0e-3,
+}
+
+
+def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
+    folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
+    files = {split: str(path) for split in ("train", "validation") if (path := folder / f"{split}.jsonl.gz").exists()}
+    length = LENGTHS.get(task, 64)
+    text = f"task:\n  use: {TASKS[task]}\n  data: {{data_files: {json.dumps(files)}}}\n  max_length: {length}\n"
+    text += f"  validation_rows: {rows}\n{MINILM}parameters: {json.dumps(RECIPE)}\n"
+    text += f"search: {{max_steps: {steps}, report_every: {steps}}}\n"
+    return parse_space(text, source=f"{task}.yaml", folder=data, overrides=(arm,))
+
+
+def measure(space: Space, seeds: int, steps: int) -> Scores:
+    """Return the scores of the recipe from each seed."""
+    loaded = LoadedBase(space.base_model, space.task)
+    data, executor = loaded.prepared(), PassExecutor(*workers_for(loaded.device))
+    budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
+    pack = Pack(loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor)
+    specs = [TrialSpec(str(n), RECIPE, space.hyperparameters(RECIPE, loaded.modules, n)) for n in range(seeds)]
+    slots, scores = [pack.join(spec, data) for spec in specs], Scores()
+    for step in range(1, steps + 1):
+        if errors := pack.step(slots):
+            raise next(iter(errors.values()))
+        if step in (steps // 4, steps // 2, steps):
+            found: dict[str, Any] = pack.evaluate(slots, "validation")
+            scores[str(step)] = [found[slot.name][space.task.metric] for slot in slots]
+    return scores
+
+
+def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
+    first = next(iter(arms.values()))
+    for arm, scores in arms.items():
+        for step, values in scores.items():
+            line = f"{task}, {metric}, {arm}, step {step}: {np.mean(values):.3f} ({np.std(values, ddof=1):.3f})"
+            if scores is not first:
+                gains = np.subtract(values, first[step])
+                reach = student.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5
+                line += f", {gains.mean():+.3f} ({gains.mean() - reach:+.3f} to {gains.mean() + reach:+.3f})"
+            print(line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--arms", nargs="+", default=["task.pooling=class", "task.pooling=mean"])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=1000, help="validation rows that are scored, at most")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.steps, arguments.seeds, arguments.rows = 8, 2, 50
+    known: dict[str, Scores] = {}
+    if arguments.json and arguments.json.exists():
+        known = json.loads(arguments.json.read_text())
+    for task in arguments.tasks:
+        arms = dict[str, Scores]()
+        for arm in arguments.arms:
+            space = make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
+            key = f"{task} {arm} {arguments.steps} {arguments.seeds} {arguments.rows}"
+            if key not in known:
+                known[key] = measure(space, arguments.seeds, arguments.steps)
+                if arguments.json:
+                    arguments.json.write_text(json.dumps(known, indent=2))
+            arms[arm] = known[key]
+        show(task, space.task.metric, arms)
+
+
+if __name__ == "__main__":
+    main()

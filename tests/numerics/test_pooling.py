@@ -1,0 +1,229 @@
+"""Trials whose heads read a pool: packed as alone, resumed as uninterrupted, loaded as trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+
+from loraxs_search import AdapterBank
+from loraxs_search.base_model import linear_modules, load_model, locate, pooling_of
+from loraxs_search.base_model.pooling import pool
+from loraxs_search.errors import UsageError
+from loraxs_search.methods.export import converted
+from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.loraxs import export_lora
+from loraxs_search.methods.verification import check_reference_logits
+from loraxs_search.packing import TrialHost
+from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Pooling, Task, TrialSpec
+from loraxs_search.search_space import load_space
+from loraxs_search.tasks.kinds import classifier
+
+from .conftest import VOCAB, save_base
+
+TOLERANCE = 1e-5
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2"])
+def test_a_pack_is_its_lone_trials(make_world: Callable[..., Any], family: str) -> None:
+    world = make_world(family, pooling="mean")
+    specs = [world.spec("1"), world.spec("2", rank=8, head="full", batch_size=5), world.spec("3", sigma="none")]
+    pack = world.pack(num_workers=2)
+    slots = world.join(pack, specs)
+    for _ in range(10):
+        assert pack.step(slots) == {}
+    metrics = pack.evaluate(slots, "validation")
+    losses = {slot.name: metrics[slot.name]["loss"] for slot in slots}
+    world.check_each_is_as_alone(pack, slots, 10, TOLERANCE)
+    for spec in specs:
+        assert losses[spec.name] == pytest.approx(world.lone(spec, 10).reports[-1].metrics["loss"], rel=1e-5)
+    read_by_class = make_world(family)
+    assert read_by_class.lone(specs[0], 1).reports[-1].metrics != world.lone(specs[0], 1).reports[-1].metrics
+
+
+@pytest.mark.parametrize(("pooling", "cuts"), [("class", True), ("cls", True), ("mean", False)])
+def test_the_last_layer_is_cut_where_the_pool_allows_it(
+    pooling: Pooling, cuts: bool, make_world: Callable[..., Any]
+) -> None:
+    from loraxs_search.engine.pruning import LastLayerPruning
+    from loraxs_search.packing.slot import AdaptableLayers
+
+    world = make_world("bert", pooling=pooling)
+    assert LastLayerPruning(world.model, AdaptableLayers(world.model, world.modules).layers).cuts is cuts
+
+
+def test_a_trial_goes_on_from_its_snapshot(make_world: Callable[..., Any]) -> None:
+    world = make_world("bert", pooling="mean")
+    spec = world.spec("1")
+    whole = world.lone(spec, 8)
+    resumed = world.lone(spec, 8, world.lone(spec, 4))
+    assert all(torch.equal(resumed.parameters[name], value) for name, value in whole.parameters.items())
+
+
+def test_a_host_says_what_auto_comes_to_and_trains_so(
+    tiny_space: Path, tiny_base: Path, in_warm_home: Path, tmp_path: Path
+) -> None:
+    """And what it stores gives in PEFT the logits that it gave there."""
+    folder = tmp_path / "encoder"
+    shutil.copytree(tiny_base, folder)
+    modules = [{"path": "", "type": "a.Transformer"}, {"path": "1_Pooling", "type": "a.Pooling"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
+    space = load_space(str(tiny_space), overrides=[f"base_model={folder}"])
+    assert space.task.pooling == "auto"
+    host = TrialHost(space.base_model, space.task, precision="float32")
+    info = host.info(space.task)
+    assert info.pooling == "mean"
+    params = {"rank": 4, "target_modules": "attention", "learning_rate": 1e-2}
+    spec = TrialSpec("00000", params, space.hyperparameters(params, info.modules, seed=1))
+    for task in (space.task, replace(space.task, pooling=info.pooling)):
+        _, state = host.advance(spec, 2, None, task)
+    confirmation = host.confirm(spec, state)
+    for name, content in confirmation.files.items():
+        (tmp_path / name).write_bytes(content)
+    model = PeftModel.from_pretrained(plain(BaseModel("b", str(folder), "")), str(tmp_path)).eval()
+    check_reference_logits(model, confirmation.probe)
+
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_max_tokens": true}')
+    other = TrialHost(space.base_model, space.task, precision="float32").info(space.task)
+    assert other.pooling == "class"
+    assert any("pooling by max" in warning for warning in other.data.warnings)
+
+
+# ---- stored adapters -------------------------------------------------------------------------------------------------
+def inputs(num_rows: int = 4) -> dict[str, Tensor]:
+    ids = torch.randint(4, VOCAB, (num_rows, 9), generator=torch.Generator().manual_seed(3))
+    mask = torch.arange(9) < torch.tensor([4, 9, 6, 7])[:num_rows, None]
+    return {"input_ids": ids.masked_fill(~mask, 0), "attention_mask": mask.long()}
+
+
+@torch.no_grad()
+def logits(model: torch.nn.Module) -> Tensor:
+    found: Tensor = model(**inputs()).logits
+    return found
+
+
+def reading(pooling: Pooling) -> Task:
+    metrics = ("accuracy",)
+    source, labels = DataSource(), ("no", "yes")
+    kind = "sequence-classification"
+    return Task("it", kind, source, "text", "label", *metrics, "maximize", metrics, labels=labels, pooling=pooling)
+
+
+def plain(base: BaseModel) -> PreTrainedModel:
+    return AutoModelForSequenceClassification.from_pretrained(base.path, num_labels=2).eval()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> BaseModel:
+    save_base(tmp_path / "base")
+    return locate(BaseModelRef(str(tmp_path / "base")))
+
+
+@pytest.fixture
+def make_pooled(base: BaseModel, make_adapter: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Make a LoRA-XS adapter whose head reads a pool."""
+    names = tuple(module.name for module in linear_modules(base, classifier(2)))
+
+    def make(pooling: Pooling, name: str = "", **changes: Any) -> Path:
+        given = {"rank": 2, "target_modules": names, "task": reading(pooling), **changes}
+        return make_adapter(tmp_path / (name or pooling), base, **given)
+
+    return make
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+def test_peft_loads_a_native_adapter_as_it_was_trained(
+    pooling: Pooling, make_pooled: Callable[..., Path], base: BaseModel
+) -> None:
+    folder = make_pooled(pooling)
+    expected = logits(load_adapter_folder(folder, base=base))
+    there = PeftModel.from_pretrained(plain(base), str(folder)).eval()
+    torch.testing.assert_close(logits(there), expected, **CLOSE)
+    assert not torch.allclose(logits(PeftModel.from_pretrained(plain(base), str(make_pooled("class")))), expected)
+
+
+def test_adapters_of_one_model_read_one_pool(make_pooled: Callable[..., Path], base: BaseModel) -> None:
+    mean, cls = make_pooled("mean"), make_pooled("cls")
+    model = PeftModel.from_pretrained(plain(base), str(mean)).eval()
+    expected = logits(model)
+    with pytest.raises(UsageError, match="mean and cls"):
+        model.load_adapter(str(cls), "other")
+    assert pooling_of(model.get_base_model()) == "mean"
+    assert torch.equal(logits(model), expected)
+
+
+def test_a_bank_reads_each_row_as_its_adapter_was_trained(make_pooled: Callable[..., Path], base: BaseModel) -> None:
+    ways: list[Pooling] = ["mean", "class", "last"]
+    folders = {name: make_pooled(name, seed=seed) for seed, name in enumerate(ways)}
+    bank = AdapterBank(base)
+    for name, folder in folders.items():
+        bank.load(name, folder)
+    names = ["last", "mean", None, "class"]
+    for index, (name, found) in enumerate(zip(names, bank.logits(names, inputs()), strict=True)):
+        model = load_model(base, classifier(2)) if name is None else load_adapter_folder(folders[name], base=base)
+        torch.testing.assert_close(found, logits(model)[index], **CLOSE)
+
+
+def test_plain_lora_files_that_cannot_say_the_pool_are_refused(
+    make_pooled: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="pooling: mean"):
+        export_lora(load_adapter_folder(make_pooled("mean")), "default", tmp_path / "lora")
+
+
+def encoded(folder: Path) -> Tensor:
+    """Return what sentence-transformers makes of `inputs` by the modules of a folder; their code is short."""
+    modules = json.loads((folder / "modules.json").read_text())
+    assert [module["type"].rpartition(".")[2] for module in modules[:2]] == ["Transformer", "Pooling"]
+    pooling = json.loads((folder / modules[1]["path"] / "config.json").read_text())
+    flags = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
+    (how,) = [name for name, flag in flags.items() if pooling[flag]]
+    with torch.no_grad():
+        body = AutoModel.from_pretrained(folder).eval()  # with the adapter beside it, where there is one
+        x = pool(body(**inputs()).last_hidden_state, inputs()["attention_mask"], how)
+        for module in modules[2:]:
+            assert module["type"] == "sentence_transformers.models.Dense"
+            config = json.loads((folder / module["path"] / "config.json").read_text())
+            state = load_file(folder / module["path"] / "model.safetensors")
+            x = linear(x, state["linear.weight"], state.get("linear.bias"))
+            x = getattr(torch.nn, config["activation_function"].rpartition(".")[2])()(x)
+    return x
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta", "gpt2"])
+@pytest.mark.parametrize("form", ["merged", "lora"])
+def test_exports_of_a_pooled_adapter_are_sentence_encoders_of_its_logits(
+    form: str, family: str, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    save_base(tmp_path / "base", family)
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    names = tuple(module.name for module in linear_modules(base, classifier(2)))
+    folder = make_adapter(tmp_path / "mean", base, rank=2, target_modules=names, task=reading("mean"))
+    made = converted(folder, form)
+    torch.testing.assert_close(encoded(made), logits(load_adapter_folder(folder)), **CLOSE)
+    assert "sentence_transformers.SentenceTransformer" in (made / "README.md").read_text()
+
+
+def test_modernbert_says_its_pool_itself(make_adapter: Callable[..., Path], tmp_path: Path) -> None:
+    save_base(tmp_path / "base", "modernbert")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    names = tuple(module.name for module in linear_modules(base, classifier(2)))
+    folder = make_adapter(tmp_path / "mean", base, rank=2, target_modules=names, task=reading("mean"))
+    merged = AutoModelForSequenceClassification.from_pretrained(converted(folder, "merged")).eval()
+    torch.testing.assert_close(logits(merged), logits(load_adapter_folder(folder)), **CLOSE)
+    with pytest.raises(UsageError, match="The head of ModernBertForSequenceClassification"):
+        converted(folder, "lora")

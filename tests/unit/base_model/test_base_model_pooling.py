@@ -1,0 +1,189 @@
+"""What a head reads of its base: the pool, whichever class it is of, however rows are padded."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from loraxs_search.base_model import load_model, place_pooling, pooling_of, resolved_pooling, trained_pooling
+from loraxs_search.records import BaseModel, Pooling
+from loraxs_search.tasks.kinds import classifier
+
+IDS = [[5, 6, 7, 8, 9], [10, 11, 12]]
+POOLED: list[Pooling] = ["cls", "mean", "last"]
+
+
+def rows(width: int, side: str = "right") -> dict[str, Tensor]:
+    """Return rows of 5 and 3 tokens, padded to a width."""
+    padded = [[0] * (width - len(own)) + own if side == "left" else own + [0] * (width - len(own)) for own in IDS]
+    real = [[int(token > 0) for token in own] for own in padded]
+    return {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(real)}
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, inputs: dict[str, Tensor]) -> Tensor:
+    found: Tensor = model(**inputs).logits
+    return found
+
+
+@pytest.mark.parametrize("pooling", POOLED)
+def test_every_heads_input_is_the_pool_of_the_rows_own_tokens(
+    pooling: Pooling, make_base: Callable[[str], BaseModel], family: str
+) -> None:
+    """Each row alone, without padding, gives what it gives beside others; and the numbers are those of its states."""
+    base = make_base(family)
+    model = load_model(base, classifier(3, pooling))
+    assert pooling_of(model) == pooling
+    together = logits(model, rows(9))
+    for index, ids in enumerate(IDS):
+        alone = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
+        torch.testing.assert_close(logits(model, alone), together[index : index + 1], atol=1e-5, rtol=1e-4)
+        place_pooling(model, "class")
+        with torch.no_grad():
+            states = model.base_model(**alone)[0]
+        place_pooling(model, pooling)
+        with torch.no_grad():
+            read = model.base_model(**alone)
+        expected = {"cls": states[:, 0], "mean": states.mean(1), "last": states[:, -1]}[pooling]
+        torch.testing.assert_close(read[0], expected[:, None].expand_as(states))
+        if "pooler_output" in read:
+            torch.testing.assert_close(read.pooler_output, expected)
+    assert not torch.allclose(together[0], together[1], atol=1e-4)
+
+
+def test_pools_do_not_depend_on_the_side_of_padding() -> None:
+    from loraxs_search.base_model.pooling import pool
+
+    states = torch.randn(2, 9, 4)
+    for side in ("left", "right"):
+        mask = rows(9, side)["attention_mask"]
+        own = [states[row][mask[row].bool()] for row in range(2)]
+        expected: dict[Pooling, Tensor] = {
+            "cls": torch.stack([x[0] for x in own]),
+            "mean": torch.stack([x.mean(0) for x in own]),
+            "last": torch.stack([x[-1] for x in own]),
+        }
+        for pooling, value in expected.items():
+            torch.testing.assert_close(pool(states, mask, pooling), value)
+
+
+def test_class_leaves_a_base_as_it_is_and_a_second_call_replaces_the_first(
+    make_base: Callable[[str], BaseModel],
+) -> None:
+    base, inputs = make_base("bert"), rows(6)
+    plain = logits(load_model(base, classifier(2)), inputs)
+    model = load_model(base, classifier(2, "mean"))
+    mean = logits(model, inputs)
+    assert not torch.allclose(mean, plain, atol=1e-4)
+    place_pooling(model, "mean")
+    place_pooling(model, "mean")
+    assert torch.equal(logits(model, inputs), mean)
+    copied = copy.deepcopy(model)
+    place_pooling(model, "class")
+    assert torch.equal(logits(model, inputs), plain)
+    assert torch.equal(logits(copied, inputs), mean)
+
+
+def test_the_pool_of_a_base_in_half_precision_is_taken_in_float32(make_base: Callable[[str], BaseModel]) -> None:
+    model = load_model(make_base("roberta"), classifier(2, "mean"), dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert model.base_model(**rows(6))[0].dtype == torch.float32
+    assert logits(model, rows(6)).dtype == torch.float32
+
+
+def test_rows_of_one_batch_may_be_read_each_in_its_way(make_base: Callable[[str], BaseModel], family: str) -> None:
+    base, inputs = make_base(family), rows(7)
+    model = load_model(base, classifier(2))
+    expected = []
+    for index, pooling in enumerate(["mean", "class"]):
+        place_pooling(model, pooling)  # type: ignore[arg-type]
+        expected.append(logits(model, inputs)[index])
+    place_pooling(model, "class", lambda: [(1, "mean"), (1, "class")])
+    torch.testing.assert_close(logits(model, inputs), torch.stack(expected), atol=1e-5, rtol=1e-4)
+
+
+# ---- what a base was trained with ------------------------------------------------------------------------------------
+def encoder(folder: Path, **pooling: Any) -> None:
+    """Make a folder one of sentence-transformers, with this configuration of its pooling."""
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+
+
+MEAN = {"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("bert", MEAN, "mean"),
+        ("bert", MEAN | {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ("bert", {"pooling_mode_lasttoken": True}, "last"),
+        ("bert", {"pooling_mode": "mean", "include_prompt": True}, "mean"),
+        ("llama", {"pooling_mode_lasttoken": True}, "class"),  # which reads the last token
+        ("llama", MEAN, "mean"),
+        ("modernbert", MEAN, "mean"),
+        ("modernbert", {"pooling_mode_cls_token": True}, "class"),  # as its configuration says
+    ],
+)
+def test_auto_is_what_a_sentence_encoders_folder_says(
+    name: str, given: dict[str, Any], expected: Pooling, make_base: Callable[[str], BaseModel]
+) -> None:
+    base = make_base(name)
+    encoder(Path(base.path), **given)
+    assert trained_pooling(base) == (expected, "")
+
+
+def test_what_a_class_reads_by_its_configuration_is_left_to_it(make_base: Callable[[str], BaseModel]) -> None:
+    base = make_base("modernbert")
+    config = AutoConfig.from_pretrained(base.path)
+    config.classifier_pooling = "mean"
+    config.save_pretrained(base.path)
+    encoder(Path(base.path), **MEAN)
+    assert trained_pooling(base) == ("class", "")
+    pooled = load_model(base, classifier(2, "mean"))
+    torch.testing.assert_close(
+        logits(load_model(base, classifier(2)), rows(7)), logits(pooled, rows(7)), atol=1e-5, rtol=1e-4
+    )
+
+
+def test_a_decoder_reads_the_last_token_by_itself(make_base: Callable[[str], BaseModel]) -> None:
+    base = make_base("llama")
+    model, inputs = load_model(base, classifier(2)), rows(7)
+    padding = inputs["attention_mask"] == 0
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(padding, model.config.pad_token_id)
+    plain = logits(model, inputs)
+    place_pooling(model, "last")
+    torch.testing.assert_close(logits(model, inputs), plain)
+
+
+@pytest.mark.parametrize("given", [{"pooling_mode_max_tokens": True}, MEAN | {"pooling_mode_cls_token": True}])
+def test_what_is_no_pool_of_ours_is_said(given: dict[str, Any], make_base: Callable[[str], BaseModel]) -> None:
+    base = make_base("bert")
+    encoder(Path(base.path), **given)
+    pooling, note = trained_pooling(base)
+    assert pooling == "class"
+    assert "max" in note or "cls and mean" in note
+
+
+def test_other_bases_are_read_as_their_class_does(make_base: Callable[[str], BaseModel], family: str) -> None:
+    assert trained_pooling(make_base(family)) == ("class", "")
+
+
+def test_the_quickstarts_base_was_trained_with_its_mean(quickstart: BaseModel) -> None:
+    assert trained_pooling(quickstart) == ("mean", "")
+    assert [resolved_pooling(given, quickstart) for given in ("auto", "class", "cls")] == ["mean", "class", "cls"]
+    assert pooling_of(load_model(quickstart, classifier(2, "auto"))) == "mean"
