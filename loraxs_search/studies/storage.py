@@ -29,7 +29,7 @@ _BUCKET_HINT = (
 )
 
 
-class Bucket:
+class S3Bucket:
     """Objects below `s3://bucket/prefix`.
 
     Raises:
@@ -259,7 +259,7 @@ class Storage:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         is_folder = uri.strip() and "://" not in uri
-        self._objects: _ObjectStore = _SharedFolder(uri) if is_folder else Bucket(uri)
+        self._objects: _ObjectStore = _SharedFolder(uri) if is_folder else S3Bucket(uri)
 
     def check(self) -> None:
         """See that objects can be written and deleted, and that what another driver has written is not replaced.
