@@ -2,7 +2,8 @@
 
 A kind says which keys of a space file it takes, as which model a base is loaded for it, how rows become tokens, which
 positions of a row are read, what the loss is, how rows are scored, and how an answer reads. Nothing else in the package
-but `scaffold`, which guesses one, knows a kind by its name. It never sees a model: it is given what a pass computed, or asks for a pass.
+but `scaffold`, which guesses one, knows a kind by its name. It never sees a model: it is given what a pass computed, or
+asks for a pass.
 
 **Life.** `kind_of(task)` makes one instance for a task, wherever the task is met: in the driver, the command line, the
 registry and on every host. Making one does no work and never fails; `checked(task)` holds a task to the kind's laws.
