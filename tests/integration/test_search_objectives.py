@@ -15,8 +15,7 @@ from loraxs_search.pareto import dominates
 from loraxs_search.records import CheckpointSelection, TrialRecord, TrialState
 from loraxs_search.registry import choose
 from loraxs_search.reports.leaderboard import front
-from loraxs_search.search.driver.candidates import candidate_trials
-from loraxs_search.search.driver.finalize import completed_trials
+from loraxs_search.search.driver.candidates import candidate_trials, completed_trials
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from loraxs_search.base_model import head_names, load_model, load_tokenizer, locate, tokenizer_digest, with_setup
 from loraxs_search.errors import BaseModelError, StudyError
 from loraxs_search.records import BaseModel, BaseModelRef, Identity
-from loraxs_search.search.hosts.host_actor import check_unchanged
+from loraxs_search.search.hosts.study_actors import check_unchanged
 from loraxs_search.tasks.kinds import classifier, regressor
 
 HEADS = {
