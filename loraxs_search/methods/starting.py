@@ -1,4 +1,4 @@
-"""What a trial starts from that a registered adapter has learnt: an asset of its study.
+"""What a trial starts from: a registered adapter, and a linear probe for its head; each is an asset of its study.
 
 The file has the adapter's tensors, by their names in the base, and a header with what they presume. Read without torch,
 but for the functions that return tensors.
@@ -20,7 +20,7 @@ from loraxs_search.safetensors_header import entry_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-START = "start_from"  # the asset's name in a study
+START, PROBE = "start_from", "linear_probe"  # the assets' names in a study
 _CONFIG, _TENSORS = FILES
 
 
@@ -77,20 +77,26 @@ def start_tensor(digest: str, name: str) -> Tensor | None:
 def started_head(
     hyper: Hyperparameters, drawn: Mapping[str, Tensor], output: str, outputs: OutputScale
 ) -> dict[str, Tensor]:
-    """Return a trial's head at its start: the adapter's, where the trial trains just what that has stored.
+    """Return a trial's head at its start: the adapter's, where the trial trains just what that has stored, else the
+    linear probe where there is one.
 
     Args:
         drawn: What the trial would start from, by full name in the base.
         output: The head's output layer, from which `outputs` is taken out again: a stored head has it folded in.
     """
-    own = dict(drawn)
-    if hyper.start_from is None or set(start_header(hyper.start_from).head) != own.keys():
-        return own
-    stored = {name: start_tensor(hyper.start_from, name) for name in own}
-    if any(value is None or value.shape != own[name].shape for name, value in stored.items()):
-        return own
-    head = {name: value for name, value in stored.items() if value is not None}
+    own, digest = dict(drawn), hyper.start_from
+    if digest is None or set(start_header(digest).head) != own.keys() or (stored := _stored(digest, own)) is None:
+        probe = None if hyper.linear_probe is None else _stored(hyper.linear_probe, own)
+        return own if probe is None else probe
     for name, mean in ((f"{output}.weight", 0.0), (f"{output}.bias", outputs.mean)):
-        if name in head:
-            head[name] = (head[name] - mean) / outputs.spread
-    return head
+        if name in stored:
+            stored[name] = (stored[name] - mean) / outputs.spread
+    return stored
+
+
+def _stored(digest: str, own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Return the tensors of an asset in place of these; None where it has others."""
+    stored = {name: start_tensor(digest, name) for name in own}
+    if any(value is None or value.shape != own[name].shape for name, value in stored.items()):
+        return None
+    return {name: value for name, value in stored.items() if value is not None}

@@ -11,6 +11,7 @@ from loraxs_search.records import (
     Basis,
     Confirmation,
     HostInfo,
+    LinearProbe,
     Split,
     Task,
     TrialReport,
@@ -130,6 +131,10 @@ class Host(Protocol):
 
     def baselines(self, task: Task) -> tuple[Baseline, ...]:
         """Return what simple models reach on a task's rows, while trials go on."""
+        ...
+
+    def linear_probe(self, task: Task) -> LinearProbe:
+        """Return the output layer that heads of a task may start from, fitted on the untouched base within seconds."""
         ...
 
     def factor_file(self, key: str) -> bytes:

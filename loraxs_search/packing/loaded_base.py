@@ -50,6 +50,7 @@ from loraxs_search.records import (
     Basis,
     Confirmation,
     HostInfo,
+    LinearProbe,
     Precision,
     Split,
     Task,
@@ -67,6 +68,7 @@ from loraxs_search.trial import (
     ask,
     attach,
     detach,
+    fit_linear_probe,
     load_parameters,
     sample_answers,
 )
@@ -231,6 +233,10 @@ class LoadedBase:
     def baselines(self, data: PreparedTask) -> tuple[Baseline, ...]:
         """Return what simple models reach on a task's rows; any thread may ask, also while trials train."""
         return measure_baselines(BaselineInputs(data, self._bare_body, self.device))
+
+    def linear_probe(self, task: Task | None = None) -> LinearProbe:
+        """Return the output layer that heads of a task may start from; no trial may be on the base."""
+        return fit_linear_probe(self.prepared(task), self.model)
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file of this node."""

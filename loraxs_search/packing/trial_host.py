@@ -30,6 +30,7 @@ from loraxs_search.records import (
     Basis,
     Confirmation,
     HostInfo,
+    LinearProbe,
     Precision,
     Split,
     Task,
@@ -226,6 +227,10 @@ class TrialHost:
     def baselines(self, task: Task | None = None) -> tuple[Baseline, ...]:
         """Return what simple models reach on the task's rows; the caller's thread computes while trials advance."""
         return self._loaded.baselines(self._in_turn(lambda: self._loaded.prepared(task)))
+
+    def linear_probe(self, task: Task | None = None) -> LinearProbe:
+        """Return the output layer that heads of a task may start from."""
+        return self._on_bare_base(lambda: self._loaded.linear_probe(task))
 
     def factor_file(self, key: str) -> bytes:
         """Return a factor file, as `Confirmation.factors` names it."""

@@ -12,7 +12,7 @@ from loraxs_search.records._command import (
     CommandRecord,
     SteeringStatus,
 )
-from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial
+from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
 from loraxs_search.records._json import STORED_NAMES, RecordT, check_trial_id, from_json, json_name, to_json
 from loraxs_search.records._literals import (
     MAX_AUTO_PACK_SIZE,
@@ -21,6 +21,7 @@ from loraxs_search.records._literals import (
     Basis,
     Direction,
     Head,
+    HeadInit,
     LrSchedule,
     Pooling,
     Precision,
@@ -111,6 +112,7 @@ __all__ = [
     "Entity",
     "FrontTrial",
     "Head",
+    "HeadInit",
     "HostInfo",
     "Hyperparameters",
     "Identity",
@@ -118,6 +120,7 @@ __all__ = [
     "LargestTrial",
     "Lineage",
     "LinearModule",
+    "LinearProbe",
     "LrSchedule",
     "Manifest",
     "Origin",

@@ -48,6 +48,23 @@ class HostInfo:
 
 
 @dataclass(frozen=True)
+class LinearProbe:
+    """The output layer of a task's head, fitted on the untouched base.
+
+    Args:
+        content: A safetensors file with its weight and bias by their names in the base; empty if there is none.
+        num_rows: Train rows that it was fitted on.
+        seconds: What that took.
+        reason: Why there is none.
+    """
+
+    content: bytes = b""
+    num_rows: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class LargestTrial:
     """The largest of the trials that share a host's passes, by which its slots are counted.
 

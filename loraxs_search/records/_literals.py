@@ -11,6 +11,7 @@ Basis = Literal["top", "middle", "bottom", "gaussian", "random", "gradient"]  # 
 SVD_BASES: tuple[Basis, ...] = ("top", "middle", "bottom", "random")  # of the weight's own singular vectors
 Head = Literal["full", "output"]
 Pooling = Literal["auto", "class", "cls", "mean", "last"]  # `auto` in a space alone: a launch resolves it
+HeadInit = Literal["probe", "random"]
 LrSchedule = Literal["linear", "cosine", "constant"]
 Split = Literal["train", "validation", "test"]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraxs_search.records._base import Identity
-from loraxs_search.records._literals import Basis, Head, LrSchedule, Scalar, Sigma
+from loraxs_search.records._literals import Basis, Head, HeadInit, LrSchedule, Scalar, Sigma
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,8 @@ class Hyperparameters:
         method: A name of `loraxs_search.methods`.
         method_params: The method's own parameters by name, defaults included.
         start_from: sha256 of the asset with the tensors of another adapter that it starts from.
+        head_init: Where the head starts.
+        linear_probe: sha256 of the asset with the head's output layer at its start; with `head_init: probe` alone.
     """
 
     target_modules: tuple[str, ...]
@@ -109,6 +111,8 @@ class Hyperparameters:
     method: str = "lora-xs"
     method_params: Mapping[str, Scalar] = field(default_factory=dict)
     start_from: str | None = None
+    head_init: HeadInit = "random"
+    linear_probe: str | None = None
 
     def lr_factor(self, step: int) -> float:
         """Return the factor on both learning rates at an optimizer step, from 0: a resumed trial needs no other state.

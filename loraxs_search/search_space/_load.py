@@ -38,7 +38,7 @@ from loraxs_search.tasks.kinds import find_metric, kind_of
 _REQUIRED = ("task", "base_model", "parameters")
 _SECTIONS = (*_REQUIRED, "method", "search", "promotion", "start_from")
 SpaceSource = str | Path | Mapping[str, Any] | Space  # what `launch` and `check` take
-_HEAD_PARAMETERS = {"head", "head_learning_rate"}
+_HEAD_PARAMETERS = {"head", "head_init", "head_learning_rate"}
 
 
 def load_space(path_or_name: str, *, overrides: Overrides = ()) -> Space:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from loraxs_search.errors import TargetModulesError, UsageError, asking, did_you_mean, must_be, one_of
 from loraxs_search.methods import METHODS, ParameterSpec, get_method
 from loraxs_search.plugins import EntryPoints
-from loraxs_search.records import Head, Hyperparameters, LinearModule, LrSchedule, Scalar
+from loraxs_search.records import Head, HeadInit, Hyperparameters, LinearModule, LrSchedule, Scalar
 from loraxs_search.search_space._distributions import METHOD
 
 GROUPS = ("attention", "ffn", "all-linear")
@@ -195,6 +195,12 @@ COMMON: Mapping[str, ParameterSpec] = {
         names=get_args(Head),
         default=Hyperparameters.head,
         about="`full` trains the whole head, `output` its last layer alone.",
+    ),
+    "head_init": ParameterSpec(
+        "name",
+        names=get_args(HeadInit),
+        default="probe",
+        about="Where the head starts: `probe` fits its last layer to the untouched base first, `random` draws it.",
     ),
     "learning_rate": ParameterSpec("float", above=True, about="Learning rate of the adapter."),
     "head_learning_rate": ParameterSpec(

@@ -204,6 +204,11 @@ class Space:
         values = self._possible_values(method.name, "head", Hyperparameters.head)
         return [cast("Head", value) for value in values or ()]
 
+    def head_inits(self) -> set[Scalar]:
+        """Return where the heads of trials may start."""
+        default = Hyperparameters.head_init
+        return {value for name in self.methods for value in self._possible_values(name, "head_init", default) or ()}
+
     def _reachable(self, method: Method, names: Sequence[str]) -> list[dict[str, Scalar]]:
         """Return what these parameters of a method may be together in a trial."""
         own = self.defaults.get(method.name, {})

@@ -11,6 +11,7 @@ from loraxs_search.trial.evaluate import (
     score_rows,
     split_metrics,
 )
+from loraxs_search.trial.linear_probe import fit_linear_probe
 from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters, make_report
 from loraxs_search.trial.snapshot import Snapshot
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_step",
     "detach",
     "evaluate",
+    "fit_linear_probe",
     "load_parameters",
     "make_report",
     "sample_answers",

@@ -23,6 +23,7 @@ from loraxs_search.records import (
     Confirmation,
     HostInfo,
     Identity,
+    LinearProbe,
     Split,
     Task,
     TrialReport,
@@ -153,6 +154,9 @@ class HostClient:
     ) -> ObjectRef[Answers]:
         """Answered by a host that holds what the study began with."""
         return self.actor.call.remote(Host.answer_without_adapter.__name__, task, (split, rows, shots, task), identity)
+
+    def linear_probe(self, task: Task) -> ObjectRef[LinearProbe]:
+        return self._call(task, Host.linear_probe, task)
 
     def factor_file(self, task: Task, key: str) -> ObjectRef[bytes]:
         return self._call(task, Host.factor_file, key)

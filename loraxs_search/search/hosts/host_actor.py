@@ -201,9 +201,10 @@ def _bring_assets(spec: TrialSpec) -> None:
         HomeError: the folder cannot be written.
         StudyError: the study has lost it.
     """
-    digest = spec.hyperparameters.start_from
-    if digest is not None and spec.snapshot_store and assets.lacks(digest):
-        assets.keep(ray.get(find_snapshot_store(spec.snapshot_store).read_asset.remote(digest)))
+    hyper = spec.hyperparameters
+    for digest in (hyper.start_from, hyper.linear_probe):
+        if digest is not None and spec.snapshot_store and assets.lacks(digest):
+            assets.keep(ray.get(find_snapshot_store(spec.snapshot_store).read_asset.remote(digest)))
 
 
 def check_versions(node: str, expected: Mapping[str, str]) -> None:

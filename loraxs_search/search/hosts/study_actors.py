@@ -88,6 +88,7 @@ class StudyActors:
     def __init__(self, study: StudyInfo, space: Space, pool: HostPool, recorded: Identity | None = None) -> None:
         self._study, self._space, self.pool = study, space, pool
         self.start_from: str | None = None  # the asset that trials start from
+        self.linear_probe: Callable[[], str | None] = lambda: None  # returns the asset that heads start from
         store_name, self.snapshot_store = start_snapshot_store(study.name)  # it starts while the host loads
         try:
             self.info: HostInfo = pool.host().result(lambda host: host.info(space.task))
@@ -141,6 +142,9 @@ class StudyActors:
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
         if get_method(hyper.method).can_start:
             hyper = replace(hyper, start_from=self.start_from)
+        if hyper.head_init == "probe":
+            probe = self.linear_probe()
+            hyper = replace(hyper, linear_probe=probe, head_init="probe" if probe else "random")
         snapshot_store = self.actor_names["snapshot_store"]
         return TrialSpec(
             trial_id, params, hyper, study=self._study.name, identity=self.info.identity, snapshot_store=snapshot_store

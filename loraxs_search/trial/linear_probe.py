@@ -1,0 +1,157 @@
+"""The linear probe of a base: the best output layer of its head before anything else is trained (LP-FT).
+
+Source: Kumar et al. 2022, arXiv 2202.10054; differs in that the probe is fitted to a part of the train rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from loraxs_search.base_model import head_names, output_head
+from loraxs_search.records import LinearProbe
+from loraxs_search.tasks import Batch, PreparedTask, eval_batches, fixed_subset
+from loraxs_search.tasks.kinds import PassOutputs
+
+LIMIT_S = 8.0  # of the calling thread in passes over the base
+_MAX_ROWS, _MAX_READS = 2000, 20_000
+_CHUNK_ROWS = 250  # drawn at random, so that those computed in time are a fair sample
+_CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 8192  # of a pass
+_PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of half the squared norm, strongest first
+_HELD_OUT = 5  # every fifth row chooses among them
+_ITERATIONS = 50
+_LEAST_SPREAD = 0.01  # of the mean spread: an input that hardly varies gets no large weight
+
+
+def fit_linear_probe(data: PreparedTask, model: PreTrainedModel) -> LinearProbe:
+    """Fit the output layer of a head on the untouched base.
+
+    It minimises the task's own loss with a penalty on the squared norm over standardised inputs; rows that are held out
+    choose the penalty. The same rows give the same numbers, unless time ends before all of them are computed.
+
+    Args:
+        model: The base as it was loaded, with nothing on it. Its head's own numbers are not read.
+    """
+    if not head_names(model):
+        return LinearProbe(reason="the task has no head")
+    name, before = output_head(model)
+    if before:
+        return LinearProbe(reason=f"{before[-1]}, the layer before the head's output, has no numbers yet")
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    started = time.perf_counter()
+    x_MD, rows = _head_inputs(data, model, layer)
+    fitted = _fit(_Problem(data, x_MD, rows, has_bias=layer.bias is not None))
+    if not all(bool(value.isfinite().all()) for value in fitted.values()):
+        return LinearProbe(reason="the base's numbers are not finite")
+    content = save({f"{name}.{key}": value.contiguous() for key, value in sorted(fitted.items())})
+    return LinearProbe(content, len(rows.counts), time.perf_counter() - started)
+
+
+# ---- inputs ----------------------------------------------------------------------------------------------------------
+def _head_inputs(data: PreparedTask, model: PreTrainedModel, layer: nn.Module) -> tuple[Tensor, Batch]:
+    """Return what the layer gets for train rows, (M, width) float32 on the CPU, and these rows without their tokens."""
+    seen: list[Tensor] = []
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+        """Keep the inputs. The output becomes its own position: so models that pick one of many show which it was."""
+        seen.append(inputs[0].detach().float().cpu())
+        positions = torch.arange(outputs.shape[1], device=outputs.device, dtype=torch.float32)
+        return outputs if outputs.dim() == 2 else positions[None, :, None].expand(outputs.shape)
+
+    parts, batches = list[Tensor](), list[Batch]()
+    with layer.register_forward_hook(look), torch.inference_mode():
+        for batch in _batches(data, model.device):
+            inputs = {key: value.to(model.device) for key, value in batch.inputs.items()}
+            picked = model(**inputs).logits
+            parts.append(_read(seen.pop(), picked.float().cpu(), batch.reads))
+            batches.append(batch)
+    targets, counts = (torch.cat([getattr(batch, key) for batch in batches]) for key in ("targets", "counts"))
+    return torch.cat(parts), replace(batches[0], inputs={}, counts=counts, reads=None, targets=targets)
+
+
+def _read(x: Tensor, picked: Tensor, reads: Tensor | None) -> Tensor:
+    if reads is not None:
+        return x[reads[:, 0], reads[:, 1]]
+    return x if x.dim() == 2 else x[torch.arange(len(x)), picked[:, 0].long()]
+
+
+def _batches(data: PreparedTask, device: torch.device) -> Iterator[Batch]:
+    """Yield train rows, always the same ones, until there are enough or time is over."""
+    started, order = time.thread_time(), fixed_subset(data.num_rows("train"), _MAX_ROWS)
+    order = np.random.default_rng(0).permutation(order)
+    order = order[: max(1, int(np.searchsorted(np.cumsum(data.encoded("train").counts(order)), _MAX_READS)))]
+    most = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
+    for start in range(0, len(order), _CHUNK_ROWS):
+        rows: npt.NDArray[np.int64] = order[start : start + _CHUNK_ROWS]
+        for batch in eval_batches(data.lengths("train")[rows], most):
+            yield data.collate("train", rows[batch])
+            if time.thread_time() - started > LIMIT_S:
+                return
+
+
+# ---- the fit ---------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Problem:
+    """Inputs and targets of a probe.
+
+    Args:
+        inputs: What the layer gets at each read, (M, width).
+        rows: Whose reads they are, n rows with M targets.
+    """
+
+    data: PreparedTask
+    inputs: Tensor
+    rows: Batch
+    has_bias: bool
+
+    def mean_loss(self, outputs_MO: Tensor, chosen_n: Tensor) -> Tensor:
+        """Return the mean of the task's loss over the reads of the chosen rows."""
+        losses_n = self.data.kind.loss(PassOutputs(outputs_MO), self.rows)
+        return (losses_n * chosen_n).sum() / (self.rows.counts * chosen_n).sum().clamp(min=1)
+
+
+def _fit(problem: _Problem) -> dict[str, Tensor]:
+    """Return weight and bias of the best layer."""
+    x_MD, num_outputs = problem.inputs, problem.data.kind.model.num_outputs
+    assert num_outputs is not None
+    mean_D = x_MD.mean(0) if problem.has_bias else torch.zeros(x_MD.shape[1])
+    spread_D = (x_MD - mean_D).square().mean(0).sqrt()
+    spread_D = spread_D.clamp(min=_LEAST_SPREAD * float(spread_D.mean()))
+    z_MD = (x_MD - mean_D) / spread_D
+    weight_OD = torch.zeros(num_outputs, x_MD.shape[1], requires_grad=True)
+    bias_O = torch.zeros(num_outputs, requires_grad=problem.has_bias)
+    held_n = (torch.arange(len(problem.rows.counts)) % _HELD_OUT == 0).float()
+
+    def minimise(penalty: float, chosen_n: Tensor) -> None:
+        tensors = [weight_OD, *([bias_O] if problem.has_bias else [])]
+        lbfgs = torch.optim.LBFGS(tensors, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            lbfgs.zero_grad()
+            value = problem.mean_loss(z_MD @ weight_OD.T + bias_O, chosen_n)
+            value = value + 0.5 * penalty * weight_OD.square().sum()
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        lbfgs.step(closure)  # type: ignore[no-untyped-call]
+
+    best, best_loss = _PENALTIES[0], float("inf")
+    for penalty in _PENALTIES:
+        minimise(penalty, 1 - held_n)
+        with torch.no_grad():
+            loss = float(problem.mean_loss(z_MD @ weight_OD.T + bias_O, held_n))
+        if not loss < best_loss:
+            break
+        best, best_loss = penalty, loss
+    minimise(best, torch.ones_like(held_n))
+    weight = weight_OD.detach() / spread_D
+    return {"weight": weight} | ({"bias": bias_O.detach() - weight @ mean_D} if problem.has_bias else {})

@@ -1,0 +1,135 @@
+"""A head that starts as the linear probe of the untouched base: the same in a lone trial, in a pack, and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from support import toy_language
+
+from loraxs_search import assets
+from loraxs_search.base_model import output_head
+from loraxs_search.engine.passes import forward
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.packing import PackedHost, TrialHost
+from loraxs_search.records import BaseModelRef, TrialSpec
+from loraxs_search.trial import attach, detach, fit_linear_probe
+
+from .test_standardized_targets import make_task
+from .test_token_heads import TaggedWorld
+
+
+def probed(world: Any, trial_id: str, **changes: Any) -> TrialSpec:
+    """Return a trial whose head starts as the probe of the world's base."""
+    digest = assets.keep(fit_linear_probe(world.data, world.model).content)
+    return world.spec(trial_id, head_init="probe", linear_probe=digest, **changes)
+
+
+def first_loss(world: Any, spec: TrialSpec) -> float:
+    """Return a trial's mean loss on all train rows before its first step."""
+    data = world.data
+    batch = data.collate("train", np.arange(data.num_rows("train")))
+    with use_factor_store(world.factors):
+        model = attach(world.model, spec)
+    with torch.no_grad():
+        losses = data.kind.loss(forward(model, batch.inputs, batch.reads), batch)
+    detach(model, spec)
+    return float(losses.sum() / batch.counts.sum())
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+def test_a_trial_starts_with_the_probes_loss(make_world: Callable[..., Any], family: str) -> None:
+    world = make_world(family)
+    started = first_loss(world, probed(world, "1", init_std=0.0))
+    drawn = [first_loss(world, world.spec(f"{seed}", init_std=0.0)) for seed in range(3)]
+    assert started < 0.6 < min(drawn), "a constant answer has a loss of .69"
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_no_other_output_layer_is_better(make_world: Callable[..., Any], family: str) -> None:
+    """On all train rows the probe has the least loss plus penalty: gradients of the loss are the penalty's own."""
+    world = make_world(family)
+    spec, (name, _) = probed(world, "1", init_std=0.0), output_head(world.model)
+    with use_factor_store(world.factors):
+        model = attach(world.model, spec)
+    batch = world.data.collate("train", np.arange(world.data.num_rows("train")))
+    weight, *bias = [p for n, p in model.named_parameters() if n.split(".modules_to_save")[0].endswith(name)]
+    outputs = forward(model, batch.inputs, batch.reads)
+    world.data.kind.loss(outputs, batch).mean().backward()
+    assert all(float(own.grad.abs().max()) < 1e-3 for own in bias)
+    assert torch.nn.functional.cosine_similarity(weight.grad.flatten(), -weight.detach().flatten(), 0) > 0
+    detach(model, spec)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_words_with_tags_have_a_probe(tmp_path: Path, family: str) -> None:
+    world = TaggedWorld(tmp_path, family)
+    drawn = first_loss(world, world.spec("1", init_std=0.0))
+    assert first_loss(world, probed(world, "1", init_std=0.0)) < 0.7 * drawn
+
+
+@pytest.mark.usefixtures("in_warm_home")
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_numbers_have_a_probe_in_standard_units(tmp_path: Path, tiny_base: Path, *, has_bias: bool) -> None:
+    if not has_bias:
+        toy_language.save_base(tmp_path)
+    task = make_task(tmp_path, mean=150_000.0 if has_bias else 0.0)
+    host = TrialHost(BaseModelRef(str(tiny_base if has_bias else tmp_path)), task, precision="float32", device="cpu")
+    found = host.linear_probe(task)
+    weights = safetensors.torch.load(found.content)
+    assert found.num_rows == 80
+    assert any(name.endswith(".bias") for name in weights) == has_bias
+    spec = TrialSpec("1", {}, replace(toy_spec(host, task), linear_probe=assets.keep(found.content), head_init="probe"))
+    started, _ = host.advance(spec, 0, None, task)
+    drawn, _ = host.advance(TrialSpec("2", {}, toy_spec(host, task)), 0, None, task)
+    assert started.metrics["loss"] < 0.9 * drawn.metrics["loss"]
+    host.close()
+
+
+def toy_spec(host: TrialHost, task: Any) -> Any:
+    from support.trials import make_spec
+
+    names = [module.name for module in host.info(task).modules]
+    return make_spec("1", names, rank=2, init_std=0.0).hyperparameters
+
+
+def test_packed_with_others_they_equal_lone_trials(world: Any) -> None:
+    specs = [probed(world, "11"), probed(world, "12", rank=8, head_learning_rate=5e-3), *world.mixed_specs()[:3]]
+    pack = world.pack(num_workers=2)
+    slots = world.join(pack, specs)
+    for _ in range(15):
+        assert pack.step(slots) == {}
+    world.check_each_is_as_alone(pack, slots, 15, 1e-4)  # near the least loss little but rounding is left of gradients
+
+
+def test_resumed_is_uninterrupted(world: Any) -> None:
+    spec = probed(world, "1")
+    half, whole = world.lone(spec, 5), world.lone(spec, 10)
+    resumed = world.lone(spec, 10, half)
+    assert all(torch.equal(resumed.parameters[name], value) for name, value in whole.parameters.items())
+
+
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "deberta"])
+def test_a_head_that_draws_a_layer_before_its_output_has_none(make_world: Callable[..., Any], family: str) -> None:
+    world = make_world(family)
+    found = fit_linear_probe(world.data, world.model)
+    assert not found.content
+    assert "has no numbers yet" in found.reason
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_host_fits_the_same_one_whatever_is_on_its_base(world: Any, *, packed: bool) -> None:
+    ref, task = BaseModelRef(id=world.base.path), world.data.task
+    options: dict[str, Any] = {"precision": "float32", "device": "cpu"}
+    host = PackedHost(ref, task, slots=2, **options) if packed else TrialHost(ref, task, **options)
+    before = host.linear_probe(task)
+    host.advance(world.spec("1", init_std=5.0), 3, None, task)  # its adapter and head stay on
+    assert host.linear_probe(task).content == before.content
+    assert before.num_rows == 90
+    host.close()
