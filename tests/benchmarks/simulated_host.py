@@ -24,6 +24,7 @@ from loraxs_search.records import (
     Confirmation,
     HostInfo,
     LinearModule,
+    LinearProbe,
     ReferenceLogits,
     Split,
     Task,
@@ -111,6 +112,9 @@ class SimulatedHost:
 
     def factor_file(self, key: str) -> bytes:
         return b""
+
+    def linear_probe(self, task: Task) -> LinearProbe:
+        return LinearProbe(reason="this host trains nothing")
 
     def baselines(self, task: Task) -> tuple[Baseline, ...]:
         return (Baseline("constant", {task.metric: 0.5}, {task.metric: 0.5}, answer=0),)

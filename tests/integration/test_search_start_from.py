@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loraxs_search.errors import RegistryError, UsageError
-from loraxs_search.methods.starting import START
+from loraxs_search.methods.starting import PROBE, START
 from loraxs_search.registry.manifest import read
 from loraxs_search.studies import StudyFolder
 
@@ -38,7 +38,7 @@ def test_trials_start_from_the_version_that_the_name_meant_at_launch(
     start = folder.info.start_from
     assert start is not None
     assert (start.adapter.name, start.with_head) == ("started-reviews:1", True)
-    assert set(folder.assets()) == {START}
+    assert set(folder.assets()) == {START, PROBE}
     for trial in result.trials:
         if folder.adapter_path(trial.trial_id).exists():
             manifest = read(folder.adapter_path(trial.trial_id))

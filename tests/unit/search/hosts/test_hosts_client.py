@@ -48,6 +48,7 @@ CALLS: dict[str, Callable[[HostClient], Any]] = {
     "answer": lambda host: host.answer(SPEC, b"", range(3), TASK),
     "answer_without_adapter": lambda host: host.answer_without_adapter(IDENTITY, "test", range(3), 4, TASK),
     "decompose": lambda host: host.decompose(TASK, ["q"], 4, "top"),
+    "linear_probe": lambda host: host.linear_probe(TASK),
     "factor_file": lambda host: host.factor_file(TASK, "key"),
     "baselines": lambda host: host.baselines(TASK),
 }

@@ -1,0 +1,33 @@
+"""A search whose heads start as the linear probe: one for all trials and refits, kept when the search is resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loraxs_search.methods.starting import PROBE
+from loraxs_search.registry.manifest import read
+from loraxs_search.studies import StudyFolder
+
+if TYPE_CHECKING:
+    from loraxs_search.search import SearchResult
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+
+
+def test_all_trials_and_refits_start_from_the_studys_probe(search: Callable[..., SearchResult]) -> None:
+    result = search("probed", "search.trials=2", "promotion.seeds=1", "search.scheduler=none")
+    folder = StudyFolder.open("probed")
+    digest = folder.assets()[PROBE]
+    assert folder.read_asset(digest)
+    assert len(result.candidates) == 4
+    for candidate in result.candidates:
+        hyper = read(folder.adapter_path(candidate.trial_id)).hyperparameters
+        assert (hyper.head_init, hyper.linear_probe) == ("probe", digest)
+
+
+def test_heads_that_start_at_random_have_none(search: Callable[..., SearchResult]) -> None:
+    search("unprobed", "search.trials=1", "promotion.seeds=0", "parameters.head_init=random")
+    assert PROBE not in StudyFolder.open("unprobed").assets()

@@ -1,0 +1,91 @@
+"""A study's linear probe is fitted once, and no search ends for want of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.studies import study
+
+from loraxs_search.methods.starting import PROBE
+from loraxs_search.records import LinearProbe
+from loraxs_search.search.driver.linear_probe import StudyProbe
+from loraxs_search.search.hosts.client import HOST_LOST
+from loraxs_search.search_space import Space
+
+FITTED = LinearProbe(b"weights", 90, 0.5)
+
+
+class HostStub:
+    """Answers with what it is given: a probe, or an error that is raised."""
+
+    def __init__(self, *answers: LinearProbe | Exception) -> None:
+        self.answers, self.num_asked = list(answers), 0
+
+    def linear_probe(self, task: object) -> LinearProbe | Exception:
+        self.num_asked += 1
+        return self.answers.pop(0)
+
+    def result(self, ask: Any) -> LinearProbe:
+        return get(ask(self))
+
+
+def get(answer: LinearProbe | Exception) -> LinearProbe:
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+@pytest.fixture
+def make(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("loraxs_search.search.driver.linear_probe.ray.get", get)
+    said: list[str] = []
+
+    def probe(host: HostStub, inits: tuple[str, ...] = ("probe",)) -> StudyProbe:
+        folder = probe.folder  # type: ignore[attr-defined]
+        space: Space = SimpleNamespace(task=folder.info.task, head_inits=lambda: set(inits))  # type: ignore[assignment]
+        actors: Any = SimpleNamespace(pool=SimpleNamespace(host=lambda: host))
+        return StudyProbe(folder, actors, space, said.append)
+
+    probe.folder, probe.said = study("s"), said  # type: ignore[attr-defined]
+    return probe
+
+
+def test_the_study_keeps_it_and_a_resumed_one_asks_no_host(make: Any) -> None:
+    host = HostStub(FITTED)
+    probe = make(host)
+    digest = probe.digest()
+    assert probe.digest() == digest == make.folder.assets()[PROBE]
+    assert make.folder.read_asset(digest) == b"weights"
+    resumed = HostStub()
+    assert make(resumed).digest() == digest
+    assert (host.num_asked, resumed.num_asked) == (1, 0)
+    assert make.said == ["heads start from a linear probe of 90 train rows (0.5 s)"]
+
+
+def test_a_base_without_one_is_said_once(make: Any) -> None:
+    probe = make(HostStub(LinearProbe(reason="the task has no head")))
+    assert [probe.digest(), probe.digest()] == [None, None]
+    assert make.said == ["heads start at random: the task has no head"]
+    assert not make.folder.assets()
+
+
+def test_a_lost_host_is_replaced(make: Any) -> None:
+    assert make(HostStub(HOST_LOST[0](), FITTED)).digest() is not None
+
+
+@pytest.mark.parametrize("errors", [[HOST_LOST[0](), HOST_LOST[0]()]])
+def test_where_none_can_be_had_heads_start_at_random(
+    make: Any, errors: list[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert make(HostStub(*errors)).digest() is None
+    assert "no linear probe" in caplog.text
+
+
+def test_a_space_whose_heads_start_at_random_asks_only_for_a_trial_that_somebody_adds(make: Any) -> None:
+    host = HostStub(FITTED)
+    probe = make(host, ("random",))
+    assert host.num_asked == 0
+    assert probe.digest() is not None
