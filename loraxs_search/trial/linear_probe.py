@@ -18,8 +18,11 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model import head_names, output_head
 from loraxs_search.records import LinearProbe
-from loraxs_search.tasks import Batch, PreparedTask, eval_batches, fixed_subset
+from loraxs_search.tasks.batch import Batch
+from loraxs_search.tasks.encoded import eval_batches
 from loraxs_search.tasks.kinds import PassOutputs
+from loraxs_search.tasks.prepared import PreparedTask
+from loraxs_search.tasks.read import fixed_subset
 
 LIMIT_S = 8.0  # of the calling thread in passes over the base
 _MAX_ROWS, _MAX_READS = 2000, 20_000

@@ -15,6 +15,7 @@ from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search_space import Space
 from loraxs_search.studies import StudyFolder
+from loraxs_search.tasks.kinds import kind_of
 
 log = logging.getLogger(__name__)
 
@@ -23,15 +24,16 @@ class StudyProbe:
     """Begins to fit a study's linear probe, unless its folder has one, while the processes of trials start.
 
     Args:
-        say: Takes what people should know of it.
+        say: Takes what begins.
     """
 
     def __init__(self, folder: StudyFolder, actors: StudyActors, space: Space, say: Callable[[str], None]) -> None:
-        self._folder, self._actors, self._task, self._say = folder, actors, space.task, say
+        self._folder, self._actors, self._task = folder, actors, space.task
         self._digest = folder.assets().get(PROBE)
         self._asked: ObjectRef[LinearProbe] | None = None
-        self._is_settled = self._digest is not None
+        self._is_settled = self._digest is not None or kind_of(space.task).model.num_outputs is None
         if not self._is_settled and "probe" in space.head_inits():
+            say("fitting a linear probe for heads to start from")
             self._asked = actors.pool.host().linear_probe(space.task)
 
     def digest(self) -> str | None:
@@ -40,18 +42,18 @@ class StudyProbe:
             self._is_settled, probe = True, self._result()
             if probe.content:
                 self._digest = self._folder.write_asset(PROBE, probe.content)
-                self._say(f"heads start from a linear probe of {probe.num_rows:,} train rows ({probe.seconds:.1f} s)")
+                log.info("heads start from a linear probe of %d train rows (%.1f s)", probe.num_rows, probe.seconds)
             else:
-                self._say(f"heads start at random: {probe.reason}")
+                log.warning("heads start at random, without a linear probe: %s", probe.reason)
         return self._digest
 
     def _result(self) -> LinearProbe:
+        host = self._actors.pool.host
         try:
             try:
-                return ray.get(self._asked or self._actors.pool.host().linear_probe(self._task))
+                return ray.get(self._asked or host().linear_probe(self._task))
             except HOST_LOST:
-                return self._actors.pool.host().result(lambda host: host.linear_probe(self._task))
+                return host().result(lambda client: client.linear_probe(self._task))
         except (*HOST_LOST, RayTaskError) as error:  # no search ends for it
-            reason = next(iter(str(getattr(error, "cause", error)).strip().splitlines()), type(error).__name__)
-            log.warning("heads have no linear probe to start from: %s", reason)
-            return LinearProbe(reason=reason)
+            reason = next(iter(str(getattr(error, "cause", error)).strip().splitlines()), "")
+            return LinearProbe(reason=reason or type(error).__name__)
