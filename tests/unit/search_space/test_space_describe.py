@@ -32,6 +32,7 @@ def test_params_become_hyperparameters_with_the_records_defaults(parse):
         max_steps=80,
         seed=7,
         factor_rank=128,
+        head_init="probe",  # studies of before have none, and start at random
     )
 
 
@@ -42,6 +43,7 @@ def test_every_parameter_reaches_the_hyperparameters(parse):
         "sigma": "sqrt",
         "basis": "gaussian",
         "head": "output",
+        "head_init": "random",
         "init_std": 1e-4,
         "learning_rate": 1e-3,
         "head_learning_rate": 2e-3,

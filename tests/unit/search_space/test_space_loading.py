@@ -98,7 +98,7 @@ def test_sections_offer_every_field_of_their_record_with_its_default(section, re
 def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
     from loraxs_search.records import Hyperparameters
 
-    elsewhere = {"max_steps", "seed", "factor_rank", "method", "method_params", "start_from"}
+    elsewhere = {"max_steps", "seed", "factor_rank", "method", "method_params", "start_from", "linear_probe"}
     assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(parameter_specs("lora-xs"))
 
 
