@@ -74,15 +74,12 @@ class Driver:
                 actors.close()
 
     def _run_with(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
-        from loraxs_search.search.driver.linear_probe import StudyProbe
-
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if (recorded := folder.identity()) is None or recorded.setup is None:
                 folder.write_identity(actors.info.identity)
             if lacks_baseline(folder):
                 folder.set_candidates_aside()
             actors.start_from = keep_start(folder)
-            actors.linear_probe = StudyProbe(folder, actors, self._space, self._ledger.phase).digest
             journal, uri = folder.journal(), self._info.tracking_uri
             tracker = Tracker(
                 folder.name, folder.path, uri, self._info.task.registered_name, folder.checkpoint_selection

@@ -16,6 +16,7 @@ from loraxs_search.search.driver.baselines import StudyBaselines
 from loraxs_search.search.driver.candidates import completed_trials
 from loraxs_search.search.driver.commander import commands
 from loraxs_search.search.driver.finalize import Finalization
+from loraxs_search.search.driver.linear_probe import StudyProbe
 from loraxs_search.search.driver.result import SearchResult, log_adapters, result_of
 from loraxs_search.search.hosts.pool import TrialCanceller, Usage
 from loraxs_search.search.hosts.study_actors import StudyActors
@@ -55,6 +56,7 @@ class SearchSession:
         run_of: Callable[[str], str | None],
     ) -> None:
         self._baselines = StudyBaselines(folder, actors, space.task)  # begun first: Ray Tune takes seconds to start
+        actors.linear_probe = StudyProbe(folder, actors, space, ledger.phase).digest
         self._info, self._space, self._folder, self._journal = info, space, folder, journal
         self._actors, self._ledger, self._stop, self._run_of = actors, ledger, stop, run_of
         self._study, self._was_begun = steered(folder, journal), journal.num_drivers > 0
