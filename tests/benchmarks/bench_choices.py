@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from bench_methods import GLUE, LENGTHS, MINILM
+from optuna.trial import FixedTrial
 from scipy.stats import t as student
 
+from loraxs_search.assets import keep
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import Scalar, TrialSpec
 from loraxs_search.search_space import Space, parse_space
+from loraxs_search.trial import fit_linear_probe
 
 Scores = dict[str, list[float]]  # of each seed, by the step of the report
 TASKS = {"movie_reviews": "sst2"} | GLUE  # movie reviews have the columns and labels of SST-2
@@ -53,7 +57,11 @@ def measure(space: Space, seeds: int, steps: int) -> Scores:
     data, executor = loaded.prepared(), PassExecutor(*workers_for(loaded.device))
     budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
     pack = Pack(loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor)
-    specs = [TrialSpec(str(n), RECIPE, space.hyperparameters(RECIPE, loaded.modules, n)) for n in range(seeds)]
+    params = space.suggest(FixedTrial({}))  # the recipe, with what the arm changes
+    specs = [TrialSpec(str(n), params, space.hyperparameters(params, loaded.modules, n)) for n in range(seeds)]
+    if specs[0].hyperparameters.head_init == "probe":
+        probe = keep(fit_linear_probe(data, loaded.model).content)
+        specs = [replace(s, hyperparameters=replace(s.hyperparameters, linear_probe=probe)) for s in specs]
     slots, scores = [pack.join(spec, data) for spec in specs], Scores()
     for step in range(1, steps + 1):
         if errors := pack.step(slots):

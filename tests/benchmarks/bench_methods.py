@@ -77,7 +77,6 @@ ABLATION: dict[str, list[Any]] = {  # the first value is the default
     "sigma": ["input", "sqrt", "output", "none"],
     "init_std": [1.0e-5, 1.0e-3, 1.0e-2],
     "target_modules": ["all-linear", "attention", "ffn", "query+value"],
-    "head_init": ["random", "probe"],  # the default is the second
 }
 ABLATION_TASKS = ("sst2", "cola")
 LORA_XS = METHODS["lora-xs"].replace("[4, 8, 16]", "[16]")
