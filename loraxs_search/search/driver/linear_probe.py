@@ -31,7 +31,9 @@ class StudyProbe:
         self._folder, self._actors, self._task = folder, actors, space.task
         self._digest = folder.assets().get(PROBE)
         self._asked: ObjectRef[LinearProbe] | None = None
-        self._is_settled = self._digest is not None or kind_of(space.task).model.num_outputs is None
+        has_none = kind_of(space.task).model.num_outputs is None
+        is_old = not folder.resolved_space_path.exists()  # its space is read with the defaults of today
+        self._is_settled = self._digest is not None or has_none or is_old
         if not self._is_settled and "probe" in space.head_inits():
             say("fitting a linear probe for heads to start from")
             self._asked = actors.pool.host().linear_probe(space.task)

@@ -50,6 +50,7 @@ def make(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return StudyProbe(folder, actors, space, said.append)
 
     probe.folder, probe.said = study("s"), said  # type: ignore[attr-defined]
+    probe.folder.resolved_space_path.write_text("{}")  # type: ignore[attr-defined]
     return probe
 
 
@@ -91,3 +92,10 @@ def test_a_space_whose_heads_start_at_random_asks_only_for_a_trial_that_somebody
     probe = make(host, ("random",))
     assert host.num_asked == 0
     assert probe.digest() is not None
+
+
+def test_heads_of_a_study_from_before_defaults_were_kept_go_on_at_random(make: Any) -> None:
+    make.folder.resolved_space_path.unlink()
+    host = HostStub()
+    assert make(host).digest() is None
+    assert host.num_asked == 0
