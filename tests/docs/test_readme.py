@@ -170,9 +170,8 @@ assert type(model).__name__ == "PeftModelForSequenceClassification" and not mode
 assert model.config.id2label == {0: "negative", 1: "positive"}
 assert [answer.label for answer in classify(texts)] == [answer.label for answer in bank.predict("movie-reviews", texts)]
 assert [answer.label in ("negative", "positive") for answer in answers] == [True, True]
-from loraxs_search.methods.loraxs import export_lora
-export_lora(model, "default", pathlib.Path("exported"))
-assert pathlib.Path("exported/adapter_config.json").exists()
+exported = loraxs_search.pull("movie-reviews", form="lora", out="exported")
+assert pathlib.Path(exported, "adapter_config.json").exists() and pathlib.Path(exported, "1_Pooling").is_dir()
 assert type(model.merge_and_unload()).__name__ == "BertForSequenceClassification"
 """
 

@@ -129,8 +129,9 @@ def test_memory_that_holds_no_row_even_so_is_refused(world: Any) -> None:
     def refuse(_: nn.Module, args: tuple[Any, ...]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    with world.model.register_forward_pre_hook(refuse), pytest.raises(UsageError, match="pass of one row"):
-        pack.step(slots)
+    with world.model.register_forward_pre_hook(refuse):
+        errors = pack.step(slots)
+    assert isinstance(errors["1"], UsageError) and "pass of one row" in str(errors["1"])
     assert pack.step(slots) == {}  # it may be there the next time
 
 

@@ -52,7 +52,7 @@ def base(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pyte
 
 
 def make_task(folder: Path, spread: float = SPREAD, mean: float = MEAN, **changes: Any) -> Task:
-    """Write rows whose number follows from their words; return the task as a new search has it."""
+    """Write rows whose number follows from their words; return the task as a launch stores it."""
     rows = []
     for i in range(120):
         words = [toy_language.WORDS[(7 * i + 3 * j) % 20] for j in range(2 + i % 5)]
@@ -72,7 +72,7 @@ task:
 base_model: some/base
 parameters: {{rank: 2, learning_rate: 0.01}}
 """
-    return replace(parse_space(text, source="s.yaml", folder=folder).task, **changes)
+    return replace(parse_space(text, source="s.yaml", folder=folder).task, pooling="class", **changes)
 
 
 def make_spec(host: TrialHost | PackedHost, trial_id: str = "1", **changes: Any) -> TrialSpec:

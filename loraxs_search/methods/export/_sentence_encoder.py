@@ -33,7 +33,9 @@ def write_pooled_head(model: PreTrainedModel, adapter: LoadedAdapter, folder: Pa
     """
     import safetensors.torch
 
-    task, (layers, activation) = adapter.manifest.task, _linear_head(model)
+    from loraxs_search.base_model import pooling_of
+
+    task, (layers, activation), pooling = adapter.manifest.task, _linear_head(model), pooling_of(model)
     pool = {"word_embedding_dimension": layers[0].in_features}
     modules = ["", "1_Pooling", *(f"{number}_Dense" for number in range(2, 2 + len(layers)))]
     kinds = ["Transformer", *(name.partition("_")[2] for name in modules[1:])]
@@ -44,7 +46,7 @@ def write_pooled_head(model: PreTrainedModel, adapter: LoadedAdapter, folder: Pa
     files = {
         "modules.json": listed,
         "sentence_bert_config.json": {"max_seq_length": task.max_length, "do_lower_case": False},
-        "1_Pooling/config.json": pool | {f"pooling_mode_{flag}": how == task.pooling for how, flag in _FLAGS.items()},
+        "1_Pooling/config.json": pool | {f"pooling_mode_{flag}": how == pooling for how, flag in _FLAGS.items()},
     }
     for path, layer in zip(modules[2:], layers, strict=True):
         files[f"{path}/config.json"] = {

@@ -49,7 +49,7 @@ class Merged(ExportFormat):
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
         from loraxs_search import base_model
 
-        is_pooled = adapter.manifest.task.pooling != "class" and not _says_pooling(adapter)
+        is_pooled = base_model.pooling_of(adapter.base) != "class" and not _says_pooling(adapter)
         serving = adapter.serving  # of the base as it was
         merged, notice = _merge(adapter)
         if notice:
@@ -70,7 +70,9 @@ class Merged(ExportFormat):
 
 def _says_pooling(adapter: LoadedAdapter) -> bool:
     """Have the base's configuration say what the head reads, where it has a place for that, as ModernBERT's has."""
-    config, pooling = adapter.base.config, adapter.manifest.task.pooling
+    from loraxs_search.base_model import pooling_of
+
+    config, pooling = adapter.base.config, pooling_of(adapter.base)
     if pooling in ("cls", "mean") and hasattr(config, "classifier_pooling"):
         config.classifier_pooling = pooling
         return True

@@ -44,6 +44,7 @@ def test_every_section_becomes_its_record(parse, text, folder):
         metric="accuracy",
         direction="maximize",
         metrics=("accuracy", "f1"),
+        pooling="auto",
     )
     assert space.base_model == BaseModelRef(id="org/name")
     assert space.search == SearchPlan(trials=4, time_budget_s=600.0, sampler_params={"n_startup_trials": 10})
