@@ -6,8 +6,9 @@ FOLDER holds SST-2 as `{train,validation,test}.jsonl.gz` with columns `sentence`
 quickstart's base at rank 16 on all its linear layers, the same number of trials and steps of batch 16, no early
 stopping, each trial scored once on the validation split at its end. Optuna draws the learning rates of ours, and the
 plain side is given the same ones, and heads of ours read what the class reads and start at random as the plain ones do,
-so accuracies are compared trial by trial; they still differ in the rows' order and the head's first numbers. Both sides are timed from a fresh process that imports nothing yet to its end. Ours also
-scores the best trial on the test split and keeps every adapter. Nothing is cached before, unless --warm.
+so accuracies are compared trial by trial; they still differ in the rows' order and the head's first numbers. Both sides
+are timed from a fresh process that imports nothing yet to its end. Ours also scores the best trial on the test split
+and keeps every adapter. Nothing is cached before, unless --warm.
 
 `efficiency` is the base's arithmetic for real (unpadded) tokens, forward and input gradient in training and forward in
 scoring, over wall time, as a share of the matrix peak measured in the same run at the precision of the search.
