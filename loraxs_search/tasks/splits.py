@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from loraxs_search.errors import TaskDataError, unknown_name
+from loraxs_search.errors import TaskDataError, first_line, unknown_name
 from loraxs_search.home import disk_faults
 from loraxs_search.paths import user_path
 from loraxs_search.records import Split, SplitSource, Task
@@ -350,7 +350,7 @@ def _faults(who: str, place: str, cache_dir: Path) -> Iterator[None]:
                     f"{who}{place} must be read in one of its configurations: {configs['names'].replace(chr(39), '')}.",
                     hint="name it: `data.config` in a space, --config for `init`",
                 ) from error
-            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            reason = first_line(cause)
             raise TaskDataError(
                 f"{who}{place} must be a readable data set, but: {reason}",
                 hint="check the id and the network, or name local files under `data_files`",

@@ -20,7 +20,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
-from loraxs_search.errors import HomeError
+from loraxs_search.errors import HomeError, first_line
 from loraxs_search.records import (
     BASE_ALONE_ROWS,
     Answers,
@@ -83,7 +83,7 @@ class StudyBaselines:
             except HomeError:
                 raise
             except (*HOST_LOST, RayTaskError) as error:
-                reason = next(iter(str(getattr(error, "cause", error)).strip().splitlines()), type(error).__name__)
+                reason = first_line(getattr(error, "cause", error))
             else:
                 return
         log.warning("the study's baselines cannot be measured: %s", reason)

@@ -9,6 +9,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
+from loraxs_search.errors import first_line
 from loraxs_search.methods.starting import PROBE
 from loraxs_search.records import LinearProbe
 from loraxs_search.search.hosts.client import HOST_LOST
@@ -57,5 +58,4 @@ class StudyProbe:
             except HOST_LOST:
                 return host().result(lambda client: client.linear_probe(self._task))
         except (*HOST_LOST, RayTaskError) as error:  # no search ends for it
-            reason = next(iter(str(getattr(error, "cause", error)).strip().splitlines()), "")
-            return LinearProbe(reason=reason or type(error).__name__)
+            return LinearProbe(reason=first_line(getattr(error, "cause", error)))
