@@ -127,6 +127,8 @@ def _show(study: StudyStatus, task: Task) -> None:
     _output.print_leaderboard(study.trials, task, study.baselines)
     talk = f"\n{study.study}: {study.state}, {counts.ended}/{counted(counts.num_trials, 'trial')} ended"
     print(f"{talk} ({counts.complete} complete, {counts.pruned} pruned, {counts.failed} failed)", file=sys.stderr)
+    if heads := [f"{key} {value}" for key in ("pooling", "head_init") if (value := getattr(study, key)) is not None]:
+        print(f"heads: {', '.join(heads)}", file=sys.stderr)
     if study.phase is not None:
         print(f"now: {phase_in_words(study.phase)}", file=sys.stderr)
     if study.paused or study.is_paused:

@@ -14,12 +14,14 @@ from typing import Any, overload
 
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
+from loraxs_search.methods.starting import PROBE
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import (
     STORED_NAMES,
     Baseline,
     Command,
     FrontTrial,
+    Pooling,
     SearchPlan,
     TrialRecord,
     TrialState,
@@ -261,6 +263,7 @@ def study_facts(name: str) -> dict[str, Any]:
     """
     folder = StudyFolder.open(name)
     info = folder.info
+    pooling, head_init = _head_facts(folder, folder.journal().records.values())
     return {
         "study": name,
         "path": str(folder.path),
@@ -268,6 +271,8 @@ def study_facts(name: str) -> dict[str, Any]:
         "created": info.created_at,
         "task": info.task.registered_name,
         "base": info.base_model.id,
+        "pooling": pooling,
+        "head_init": head_init,
         "space": info.space_source,
         "MLflow": redact(info.tracking_uri),
         "storage": info.storage,
@@ -301,6 +306,8 @@ class StudyStatus:
         is_paused: Whether new trials wait too.
         place: The machine whose driver has the study, or was killed there; empty where that is this one.
         phase: What a running search does beside training trials, and how far it is; None while they train.
+        pooling: What heads read of the base; `auto` until a host has resolved it, None where the task has no pooling.
+        head_init: Where the heads of all trials start; None where they differ, or before the first trial.
     """
 
     __pydantic_config__ = STORED_NAMES
@@ -318,6 +325,8 @@ class StudyStatus:
     is_paused: bool = False
     place: str = ""
     phase: Phase | None = None
+    pooling: Pooling | None = None
+    head_init: str | None = None
 
 
 @overload
@@ -344,6 +353,7 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         for event in StudyEvents(folder).new():
             search.happened(event)
         rows = [_as_drawn(row, search) for row in rows]
+    pooling, head_init = _head_facts(folder, records.values())
     return StudyStatus(
         study=folder.name,
         state=state,
@@ -358,7 +368,24 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         is_paused=study.state.is_paused,
         place=place,
         phase=search.phase,
+        pooling=pooling,
+        head_init=head_init,
     )
+
+
+def _head_facts(folder: StudyFolder, records: Collection[TrialRecord]) -> tuple[Pooling | None, str | None]:
+    """Return what heads read, and where those of all trials start: without the asset, `probe` comes to `random`."""
+    from loraxs_search.tasks.kinds import KINDS  # numpy, which a list of studies does without
+
+    info, kind = folder.info, KINDS.importable().get(folder.info.task.kind)
+    if kind is None:  # another distribution's, which is not here
+        return None, None
+    pooling = info.task.pooling if "pooling" in kind.section.model_fields else None
+    given = {str(record.params.get("head_init", "probe")) for record in records}
+    has_own = info.start_from is not None and info.start_from.with_head  # those of the adapter
+    if kind(info.task).model.num_outputs is None or has_own or len(given) != 1:
+        return pooling, None
+    return pooling, given.pop() if PROBE in folder.assets() else "random"
 
 
 def _as_drawn(row: LeaderboardRow, search: SearchState) -> LeaderboardRow:

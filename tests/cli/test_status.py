@@ -8,14 +8,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support.scripted_driver import ScriptedDriver
 from support.searched_studies import Tried, searched
-from support.studies import study
+from support.studies import TASK, study
 
 from loraxs_search.cli._lines import printed
 from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState, to_json
@@ -107,6 +107,46 @@ def storage_folder(tmp_path: Path) -> Path:
     folder = tmp_path / "shared"
     folder.mkdir()
     return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "pooling", "params", "probe", "heads"),
+    [
+        ("sequence-classification", "mean", ({}, {}), b"probe", {"pooling": "mean", "head_init": "probe"}),
+        ("sequence-classification", "class", ({}, {}), None, {"pooling": "class", "head_init": "random"}),
+        ("regression", "cls", ({"head_init": "probe"},), None, {"pooling": "cls", "head_init": "random"}),
+        (
+            "regression",
+            "cls",
+            ({"head_init": "probe"}, {"head_init": "random"}),
+            b"",
+            {"pooling": "cls", "head_init": None},
+        ),
+        ("sequence-classification", "auto", (), None, {"pooling": "auto", "head_init": None}),
+        ("token-classification", "class", ({},), None, {"pooling": None, "head_init": "random"}),
+        ("elsewhere's", "class", ({},), b"", {"pooling": None, "head_init": None}),
+    ],
+)
+def test_it_says_what_heads_read_and_where_they_start(
+    kind: str,
+    pooling: str,
+    params: Sequence[dict[str, str]],
+    probe: bytes | None,
+    heads: Mapping[str, str | None],
+    say: Say,
+) -> None:
+    task = replace(TASK, kind=kind, pooling=pooling, labels=("no", "yes"))
+    folder = searched("mine", [Tried(own, 0.8, state=TrialState.FAIL) for own in params], task=task)
+    if probe is not None:
+        folder.write_asset("linear_probe", probe)
+    for verb in (("status",), ("studies", "show")):
+        said = json.loads(say(*verb, "mine", "--json").ok)
+        assert {key: said[key] for key in ("pooling", "head_init")} == heads
+    line = ", ".join(f"{key} {value}" for key, value in heads.items() if value)
+    assert [it for it in say("status", "mine").err.splitlines() if it.startswith("heads: ")] == (
+        [f"heads: {line}"] if line else []
+    )
+    assert f"pooling       {heads['pooling'] or '-'}\n" in say("studies", "show", "mine").ok
 
 
 # ---- CSV -------------------------------------------------------------------------------------------------------------
