@@ -13,6 +13,7 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults, home, write_atomic
 
 _logger = logging.getLogger(__name__)
+START, PROBE = "start_from", "linear_probe"  # names in a study: of an adapter's tensors, of an output layer for heads
 
 
 def digest_of(content: bytes) -> str:

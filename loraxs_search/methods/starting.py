@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.assets import existing_path
+from loraxs_search.assets import START, existing_path
 from loraxs_search.methods._names import FILES, ROOT
 from loraxs_search.records import Hyperparameters, Manifest, OutputScale, from_json, to_json
 from loraxs_search.safetensors_header import entry_of
@@ -20,7 +20,6 @@ from loraxs_search.safetensors_header import entry_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-START, PROBE = "start_from", "linear_probe"  # the assets' names in a study
 _CONFIG, _TENSORS = FILES
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
+from loraxs_search.assets import PROBE
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
-from loraxs_search.methods.starting import PROBE
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import (
     STORED_NAMES,

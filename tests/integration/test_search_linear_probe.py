@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loraxs_search.methods.starting import PROBE
+from loraxs_search.assets import PROBE
 from loraxs_search.registry.manifest import read
 from loraxs_search.studies import StudyFolder
 

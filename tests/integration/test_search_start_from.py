@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loraxs_search.assets import PROBE, START
 from loraxs_search.errors import RegistryError, UsageError
-from loraxs_search.methods.starting import PROBE, START
 from loraxs_search.registry.manifest import read
 from loraxs_search.studies import StudyFolder
 

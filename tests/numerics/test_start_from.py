@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from loraxs_search import assets
+from loraxs_search.assets import START
 from loraxs_search.errors import FactorMismatchError, RankError
 from loraxs_search.methods import get_method
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.methods.starting import START
 from loraxs_search.records import AdapterSize, BaseModelRef, Manifest, ReferenceLogits, TrialSpec
 from loraxs_search.trial import TrialRun, attach, detach
 

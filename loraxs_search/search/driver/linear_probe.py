@@ -9,8 +9,8 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
+from loraxs_search.assets import PROBE
 from loraxs_search.errors import first_line
-from loraxs_search.methods.starting import PROBE
 from loraxs_search.records import LinearProbe
 from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.study_actors import StudyActors

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from loraxs_search.assets import START
 from loraxs_search.errors import BaseModelError, UsageError, one_of
 from loraxs_search.methods import get_method
-from loraxs_search.methods.starting import START
 from loraxs_search.records import AdapterRef, HostInfo, Manifest, StartFrom, Task
 from loraxs_search.registry import Registry, pull, verify
 from loraxs_search.search_space import Space, trial_shapes

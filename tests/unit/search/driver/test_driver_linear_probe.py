@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.studies import study
 
-from loraxs_search.methods.starting import PROBE
+from loraxs_search.assets import PROBE
 from loraxs_search.records import LinearProbe
 from loraxs_search.search.driver.linear_probe import StudyProbe
 from loraxs_search.search.hosts.client import HOST_LOST
