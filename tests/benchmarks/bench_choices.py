@@ -2,18 +2,21 @@
 
     python tests/benchmarks/bench_choices.py --data FOLDER --arms task.pooling=class task.pooling=mean [--json FILE]
 
-FOLDER holds `glue/<task>/{train,validation}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes.
-Trials of an arm differ in their seed alone and share passes; nothing is searched, stopped or promoted. Each is scored
-on validation rows after a quarter, half and all of its steps; differences to the first arm are paired by seed, with the
-interval of Student's t. `--json` keeps what was measured, and a second run goes on from there. Scores are what is
-compared; nothing is timed. `--quick` shows that it runs.
+FOLDER holds `glue/<task>/{train,validation}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes, or
+several of these with `+` between them. Trials of an arm differ in their seed alone; those of arms with equal tasks and
+bases share passes. Nothing is searched, stopped or promoted. Each trial is scored on validation rows after a quarter,
+half and all of its steps; differences to the first arm are paired by seed, with the interval of Student's t. `--json`
+keeps what was measured, and a second run goes on from there. Scores are what is compared; nothing is timed. `--quick`
+shows that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from loraxs_search.records import Scalar, TrialSpec
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.trial import fit_linear_probe
 
+SLOTS = 24  # trials of a pack
 Scores = dict[str, list[float]]  # of each seed, by the step of the report
 TASKS = {"movie_reviews": "sst2"} | GLUE  # movie reviews have the columns and labels of SST-2
 RECIPE: dict[str, Scalar] = {
@@ -48,28 +52,45 @@ def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
     text = f"task:\n  use: {TASKS[task]}\n  data: {{data_files: {json.dumps(files)}}}\n  max_length: {length}\n"
     text += f"  validation_rows: {rows}\n{MINILM}parameters: {json.dumps(RECIPE)}\n"
     text += f"search: {{max_steps: {steps}, report_every: {steps}}}\n"
-    return parse_space(text, source=f"{task}.yaml", folder=data, overrides=(arm,))
+    return parse_space(text, source=f"{task}.yaml", folder=data, overrides=tuple(arm.split("+")))
 
 
-def measure(space: Space, seeds: int, steps: int) -> Scores:
-    """Return the scores of the recipe from each seed."""
+def measure(arms: dict[str, Space], seeds: int, steps: int) -> dict[str, Scores]:
+    """Return the scores of each arm from each seed; arms share the task and the base."""
+    space = next(iter(arms.values()))
     loaded = LoadedBase(space.base_model, space.task)
     data, executor = loaded.prepared(), PassExecutor(*workers_for(loaded.device))
     budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
     pack = Pack(loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor)
-    params = space.suggest(FixedTrial({}))  # the recipe, with what the arm changes
-    specs = [TrialSpec(str(n), params, space.hyperparameters(params, loaded.modules, n)) for n in range(seeds)]
-    if specs[0].hyperparameters.head_init == "probe":
+    specs = []
+    for arm, own in arms.items():
+        params = own.suggest(FixedTrial({}))  # the recipe, with what the arm changes
+        specs += [TrialSpec(f"{arm}/{n}", params, own.hyperparameters(params, loaded.modules, n)) for n in range(seeds)]
+    if any(spec.hyperparameters.head_init == "probe" for spec in specs):
         probe = keep(fit_linear_probe(data, loaded.model).content)
-        specs = [replace(s, hyperparameters=replace(s.hyperparameters, linear_probe=probe)) for s in specs]
-    slots, scores = [pack.join(spec, data) for spec in specs], Scores()
+        specs = [
+            replace(s, hyperparameters=replace(s.hyperparameters, linear_probe=probe))
+            if s.hyperparameters.head_init == "probe"
+            else s
+            for s in specs
+        ]
+    slots, scores = [pack.join(spec, data) for spec in specs], {arm: Scores() for arm in arms}
     for step in range(1, steps + 1):
         if errors := pack.step(slots):
             raise next(iter(errors.values()))
         if step in (steps // 4, steps // 2, steps):
             found: dict[str, Any] = pack.evaluate(slots, "validation")
-            scores[str(step)] = [found[slot.name][space.task.metric] for slot in slots]
+            for arm in arms:
+                scores[arm][str(step)] = [found[f"{arm}/{n}"][space.task.metric] for n in range(seeds)]
     return scores
+
+
+def packs(arms: dict[str, Space], seeds: int) -> Iterator[dict[str, Space]]:
+    """Yield arms that can share passes, as many as fill a pack."""
+    for _, alike in groupby(sorted(arms, key=lambda arm: repr(arms[arm].task)), key=lambda arm: arms[arm].task):
+        names, size = list(alike), max(1, SLOTS // seeds)
+        for start in range(0, len(names), size):
+            yield {arm: arms[arm] for arm in names[start : start + size]}
 
 
 def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
@@ -101,16 +122,16 @@ def main() -> None:
     if arguments.json and arguments.json.exists():
         known = json.loads(arguments.json.read_text())
     for task in arguments.tasks:
-        arms = dict[str, Scores]()
-        for arm in arguments.arms:
-            space = make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
-            key = f"{task} {arm} {arguments.steps} {arguments.seeds} {arguments.rows}"
-            if key not in known:
-                known[key] = measure(space, arguments.seeds, arguments.steps)
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(known, indent=2))
-            arms[arm] = known[key]
-        show(task, space.task.metric, arms)
+        spaces = {
+            arm: make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
+            for arm in arguments.arms
+        }
+        keys = {arm: f"{task} {arm} {arguments.steps} {arguments.seeds} {arguments.rows}" for arm in spaces}
+        for together in packs({arm: space for arm, space in spaces.items() if keys[arm] not in known}, arguments.seeds):
+            known |= {keys[arm]: found for arm, found in measure(together, arguments.seeds, arguments.steps).items()}
+            if arguments.json:
+                arguments.json.write_text(json.dumps(known, indent=2))
+        show(task, next(iter(spaces.values())).task.metric, {arm: known[key] for arm, key in keys.items()})
 
 
 if __name__ == "__main__":
