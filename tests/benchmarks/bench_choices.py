@@ -2,12 +2,12 @@
 
     python tests/benchmarks/bench_choices.py --data FOLDER --arms task.pooling=class task.pooling=mean [--json FILE]
 
-FOLDER holds `glue/<task>/{train,validation}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes, or
-several of these with `+` between them. Trials of an arm differ in their seed alone; those of arms with equal tasks and
-bases share passes. Nothing is searched, stopped or promoted. Each trial is scored on validation rows after a quarter,
-half and all of its steps; differences to the first arm are paired by seed, with the interval of Student's t. `--json`
-keeps what was measured, and a second run goes on from there. Scores are what is compared; nothing is timed. `--quick`
-shows that it runs.
+FOLDER holds `glue/<task>/{train,validation,test}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes,
+or several of these with `+` between them. Trials of an arm differ in their seed alone; those of arms with equal tasks
+and bases share passes. Nothing is searched, stopped or promoted. Each trial is scored on validation rows after a
+quarter, half and all of its steps, or on test rows at the end (`--split test`); differences to the first arm are paired
+by seed, with the interval of Student's t. `--json` keeps what was measured, and a second run goes on from there. Scores
+are what is compared; nothing is timed. `--quick` shows that it runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.records import Scalar, TrialSpec
+from loraxs_search.records import Scalar, Split, TrialSpec
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.trial import fit_linear_probe
 
@@ -47,7 +47,9 @@ RECIPE: dict[str, Scalar] = {
 
 def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
     folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
-    files = {split: str(path) for split in ("train", "validation") if (path := folder / f"{split}.jsonl.gz").exists()}
+    files = {
+        split: str(path) for split in ("train", "validation", "test") if (path := folder / f"{split}.jsonl.gz").exists()
+    }
     length = LENGTHS.get(task, 64)
     text = f"task:\n  use: {TASKS[task]}\n  data: {{data_files: {json.dumps(files)}}}\n  max_length: {length}\n"
     text += f"  validation_rows: {rows}\n{MINILM}parameters: {json.dumps(RECIPE)}\n"
@@ -55,7 +57,7 @@ def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
     return parse_space(text, source=f"{task}.yaml", folder=data, overrides=tuple(arm.split("+")))
 
 
-def measure(arms: dict[str, Space], seeds: int, steps: int) -> dict[str, Scores]:
+def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dict[str, Scores]:
     """Return the scores of each arm from each seed; arms share the task and the base."""
     space = next(iter(arms.values()))
     loaded = LoadedBase(space.base_model, space.task)
@@ -78,8 +80,8 @@ def measure(arms: dict[str, Space], seeds: int, steps: int) -> dict[str, Scores]
     for step in range(1, steps + 1):
         if errors := pack.step(slots):
             raise next(iter(errors.values()))
-        if step in (steps // 4, steps // 2, steps):
-            found: dict[str, Any] = pack.evaluate(slots, "validation")
+        if step == steps or (split == "validation" and step in (steps // 4, steps // 2)):
+            found: dict[str, Any] = pack.evaluate(slots, split)
             for arm in arms:
                 scores[arm][str(step)] = [found[f"{arm}/{n}"][space.task.metric] for n in range(seeds)]
     return scores
@@ -113,6 +115,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1000, help="validation rows that are scored, at most")
+    parser.add_argument("--split", default="validation", choices=["validation", "test"], help="rows that are scored")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -121,14 +124,18 @@ def main() -> None:
     known: dict[str, Scores] = {}
     if arguments.json and arguments.json.exists():
         known = json.loads(arguments.json.read_text())
+    suffix = "" if arguments.split == "validation" else f" {arguments.split}"
     for task in arguments.tasks:
         spaces = {
             arm: make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
             for arm in arguments.arms
         }
-        keys = {arm: f"{task} {arm} {arguments.steps} {arguments.seeds} {arguments.rows}" for arm in spaces}
+        keys = {arm: f"{task} {arm} {arguments.steps} {arguments.seeds} {arguments.rows}{suffix}" for arm in spaces}
         for together in packs({arm: space for arm, space in spaces.items() if keys[arm] not in known}, arguments.seeds):
-            known |= {keys[arm]: found for arm, found in measure(together, arguments.seeds, arguments.steps).items()}
+            known |= {
+                keys[arm]: found
+                for arm, found in measure(together, arguments.seeds, arguments.steps, arguments.split).items()
+            }
             if arguments.json:
                 arguments.json.write_text(json.dumps(known, indent=2))
         show(task, next(iter(spaces.values())).task.metric, {arm: known[key] for arm, key in keys.items()})
