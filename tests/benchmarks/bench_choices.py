@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_choices.py --data FOLDER --arms task.pooling=class task.pooling=mean [--json FILE]
 
-FOLDER holds `glue/<task>/{train,validation,test}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes,
+FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes,
 or several of these with `+` between them. Trials of an arm differ in their seed alone; those of arms with equal tasks
 and bases share passes. Nothing is searched, stopped or promoted. Each trial is scored on validation rows after a
 quarter, half and all of its steps, or on test rows at the end (`--split test`); differences to the first arm are paired
