@@ -159,6 +159,7 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
         "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}"
         + ("" if seen.pooling == "class" else f"; heads read {seen.pooling} (pooling)"),
         "searched": f"{', '.join(searched) or 'nothing'}: {_combinations(space, description)}",
+        **_first_trials(space),
         "budget": f"{counted(plan.trials, 'trial')} of at most {counted(plan.max_steps, 'step')}{_passes(space, seen)},"
         f" scored every {plan.report_every}",
         "pack size": _pack_size(plan.pack_size, seen),
@@ -167,6 +168,16 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
         facts["start from"] = f"{space.start_from}, as the registry has it at launch"
     facts["at the end"] = _end(space, seen)
     return facts
+
+
+def _first_trials(space: Space) -> dict[str, str]:
+    """Say what the first trials have by recipe, of what is searched."""
+    from loraxs_search.search_space import plain_name
+
+    drawn = [{plain_name(name): value for name, value in params.items()} for params in space.first_params()]
+    searched = {name for name, parameter in space.parameters.items() if parameter.size != 1}
+    firsts = [", ".join(f"{name} {value}" for name, value in params.items() if name in searched) for params in drawn]
+    return {"first trials" if len(firsts) > 1 else "first trial": f"by recipe: {'; '.join(firsts)}"} if firsts else {}
 
 
 def _passes(space: Space, seen: CheckedSpace) -> str:

@@ -180,6 +180,8 @@ class Method(ABC):
     """Whether `target_modules` decides anything."""
     needs_head: ClassVar[bool] = False
     """Whether a task must have a head for it."""
+    recipe: ClassVar[Mapping[str, Scalar]] = MappingProxyType({})
+    """Params, by name in YAML, that did well on every task with a head that was measured: the first trial has them."""
     advice: ClassVar[str] = ""
     """What is worth knowing before a search with it, for people: a clause that follows its name."""
     serves_in_bank: ClassVar[bool] = False

@@ -65,9 +65,9 @@ class Sampler(ABC):
     to Optuna's system attributes, of the trial or of the study: they are recorded with the proposal, as JSON, and shown
     at the next one. They come from the study's files, so nothing in them is run or unpickled unchecked.
 
-    Conditions: `Space.suggest` asks only for the parameters that a trial has. The first trials of a space with several
-    methods are not the sampler's: each method has one, drawn at random. Neither are those that a person adds, of which
-    only what is left out is proposed. The sampler sees them all.
+    Conditions: `Space.suggest` asks only for the parameters that a trial has. The first trials are not the
+    sampler's: each method has one, by its recipe, the rest drawn at random. Neither are those that a person adds, of
+    which only what is left out is proposed. The sampler sees them all.
 
     Scores: a trial whose score is not a number is shown as failed, as Optuna has it. With two objectives only complete
     trials have values, and stopped ones come best first.

@@ -30,7 +30,7 @@ _RELATIVE_PARAMS = "relative_params"
 class Proposer:
     """Draws params that depend on a seed and the study's history only. What it draws changes nothing.
 
-    In a space of several methods each method has one of the first trials, with params drawn at random.
+    Each method has one of the first trials, by its recipe as far as the space has it, the rest drawn at random.
 
     Args:
         trials: The history; the study's plan, which they hold, names the sampler.

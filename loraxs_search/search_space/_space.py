@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import eq
 from typing import TYPE_CHECKING, Any, cast
 
 from loraxs_search.methods import FactorSet, Method, Possible, get_method
@@ -31,6 +32,7 @@ from loraxs_search.search_space._distributions import (
     reachable_shapes,
 )
 from loraxs_search.search_space._parameter_specs import DEFAULT_TARGET_MODULES, resolve_modules
+from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -185,8 +187,9 @@ class Space:
         return [parameter.drawn_name(index) for index in range(len(parameter.alternatives))]
 
     def first_params(self) -> list[dict[str, Scalar]]:
-        """Return what the first trials of a space of several methods draw: each trains another one."""
-        return [self.drawn_params({METHOD: method}) for method in self.methods] if len(self.methods) > 1 else []
+        """Return what the first trials draw: each trains another method, by its recipe as far as the space has it."""
+        firsts = [self._recipe(method) for method in self.methods]
+        return [self.drawn_params(params) for params in firsts if params]
 
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""
@@ -194,6 +197,20 @@ class Space:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _recipe(self, method: str) -> dict[str, Scalar]:
+        """Return those values of a method's recipe that a trial may draw, with the choice of the method."""
+        known: dict[str, Scalar] = {METHOD: method} if len(self.methods) > 1 else {}
+        recipe = get_method(method).recipe if kind_of(self.task).model.num_outputs is not None else {}
+        for name in drawing_order(self.parameters.values()):
+            parameter = self.parameters[name]
+            index = parameter.chosen(known)
+            if index is None or name not in recipe:
+                continue
+            value = parameter.alternatives[index].distribution.find(recipe[name], eq)
+            if value is not None:
+                known[name] = value
+        return known
+
     def _can_pack(self, method: Method) -> list[bool]:
         """Return whether trials of a method can share passes, for each way in which its words and flags can fall."""
         named = [name for name, spec in method.parameters.items() if spec.kind in ("name", "flag")]

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,27 @@ def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
             print(line, flush=True)
 
 
+def leave_one_out(found: dict[str, dict[str, float]]) -> None:
+    """Print for each task what the arm that the others choose loses there, and how many random arms would equal it.
+
+    Args:
+        found: By task and arm the mean of the seeds.
+    """
+    for task, scores in found.items():
+        others = [own for other, own in found.items() if other != task]
+        chosen = min(scores, key=lambda arm: sum(max(own.values()) - own[arm] for own in others))
+        ordered, regret = sorted(scores.values()), max(scores.values()) - scores[chosen]
+        # Of k arms without repetition, the i-th lowest of n is the best with chance C(i, k - 1) / C(n, k).
+        best_of = [
+            sum(comb(i, k - 1) * value for i, value in enumerate(ordered)) / comb(len(ordered), k)
+            for k in range(1, len(ordered) + 1)
+        ]
+        trials = next(k for k, best in enumerate(best_of, 1) if best >= scores[chosen] - 1e-9)
+        print(
+            f"{task}: the others choose {chosen}, {scores[chosen]:.3f}, regret {regret:.3f}, worth {trials} random arms"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -116,6 +138,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1000, help="validation rows that are scored, at most")
     parser.add_argument("--split", default="validation", choices=["validation", "test"], help="rows that are scored")
+    parser.add_argument("--leave-one-out", action="store_true", help="also print what arms lose that others choose")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -125,6 +148,7 @@ def main() -> None:
     if arguments.json and arguments.json.exists():
         known = json.loads(arguments.json.read_text())
     suffix = "" if arguments.split == "validation" else f" {arguments.split}"
+    means: dict[str, dict[str, float]] = {}
     for task in arguments.tasks:
         spaces = {
             arm: make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
@@ -139,6 +163,9 @@ def main() -> None:
             if arguments.json:
                 arguments.json.write_text(json.dumps(known, indent=2))
         show(task, next(iter(spaces.values())).task.metric, {arm: known[key] for arm, key in keys.items()})
+        means[task] = {arm: float(np.mean(known[key][str(arguments.steps)])) for arm, key in keys.items()}
+    if arguments.leave_one_out:
+        leave_one_out(means)
 
 
 if __name__ == "__main__":

@@ -159,7 +159,7 @@ def test_trials_that_run_together_differ(name: str) -> None:
 def test_it_proposes_near_what_was_good(name: str, num_trials: int) -> None:
     """The best rate is 0.03; the middle of the range, where chance draws, is 0.01."""
     rate = "{rank: 4, learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}}"
-    text = f"task: sst2\nbase_model: org/base\nparameters: {rate}\nsearch: {{scheduler: none}}\n"
+    text = f"task: sst2\nbase_model: org/base\nmethod: vera\nparameters: {rate}\nsearch: {{scheduler: none}}\n"
     study = Study(space_of(text, name))
     study.run(num_trials)
     rates = sorted(float(study.start()[1]["learning_rate"]) for _ in range(3))
@@ -176,6 +176,7 @@ def test_those_that_learn_nothing_propose_the_same_whatever_was_good(name: str) 
 def test_qmc_spreads_trials_more_evenly_than_chance() -> None:
     """Of 16 points of a Sobol sequence, one is in each sixteenth of every range."""
     study = Study(space_of(CONDITIONAL, "qmc"))
+    study.start()  # by the recipe
     drawn = [float(study.start()[1]["weight_decay"]) for _ in range(16)]
     assert {int(value / 0.1 * 16) for value in drawn} == set(range(16))
 
@@ -338,7 +339,8 @@ class Broken(Sampler):
 def test_a_sampler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SAMPLERS._entries, "broken", Broken)
     study = Study(space_of(CONDITIONAL, "broken"))
-    with pytest.raises(LoraxsError, match=r"'broken'.*00000: RuntimeError: no luck"):
+    study.start()  # by the recipe
+    with pytest.raises(LoraxsError, match=r"'broken'.*00001: RuntimeError: no luck"):
         study.start()
 
 
