@@ -197,7 +197,7 @@ parameters:
 {% if writes or chooses %}
   learning_rate: {log_uniform: [5.0e-4, 1.0e-2]}
 {% else %}
-  learning_rate: {log_uniform: [2.0e-3, 2.0e-2]}
+  learning_rate: {log_uniform: [2.0e-3, 1.6e-2]}
   head_learning_rate: {log_uniform: [2.0e-3, 2.0e-2]}
 {% endif %}
   batch_size: {{ batch }}
