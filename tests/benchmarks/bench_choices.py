@@ -90,7 +90,11 @@ def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dic
 
 def packs(arms: dict[str, Space], seeds: int) -> Iterator[dict[str, Space]]:
     """Yield arms that can share passes, as many as fill a pack."""
-    for _, alike in groupby(sorted(arms, key=lambda arm: repr(arms[arm].task)), key=lambda arm: arms[arm].task):
+
+    def frozen(arm: str) -> str:
+        return repr((arms[arm].task, arms[arm].base_model))
+
+    for _, alike in groupby(sorted(arms, key=frozen), key=frozen):
         names, size = list(alike), max(1, SLOTS // seeds)
         for start in range(0, len(names), size):
             yield {arm: arms[arm] for arm in names[start : start + size]}
