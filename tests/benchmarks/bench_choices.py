@@ -69,8 +69,8 @@ def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dic
     for arm, own in arms.items():
         params = own.suggest(FixedTrial({}))  # the recipe, with what the arm changes
         specs += [TrialSpec(f"{arm}/{n}", params, own.hyperparameters(params, loaded.modules, n)) for n in range(seeds)]
-    if any(spec.hyperparameters.head_init == "probe" for spec in specs):
-        probe = keep(fit_linear_probe(data, loaded.model).content)
+    if content := fit_linear_probe(data, loaded.model).content:  # none where the base lacks a layer before the output
+        probe = keep(content)
         specs = [
             replace(s, hyperparameters=replace(s.hyperparameters, linear_probe=probe))
             if s.hyperparameters.head_init == "probe"
