@@ -111,7 +111,7 @@ def _table(state: SearchState, console: Console, num_rows: int) -> Table:
 
 
 def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Sequence[str]:
-    score = "-" if trial.score is None else f"{trial.score:.4f}"
+    score = "-" if trial.score is None else f"{trial.score:.4f}{live_text.on_rows(trial.scored_rows)}"
     stored = [f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []
     step = f"{max(trial.step, trial.current_step)}/{max_steps}"
     return trial.trial, trial.state.value, step, score, curve, *stored, live_text.params_in_short(trial.params)

@@ -74,6 +74,7 @@ from loraxs_search.records._trial import (
     TrialReport,
     TrialSpec,
     TrialState,
+    comparable_report,
 )
 
 __all__ = [
@@ -156,6 +157,7 @@ __all__ = [
     "TrialState",
     "alone_baseline",
     "check_trial_id",
+    "comparable_report",
     "from_json",
     "is_alone",
     "is_unmeasured",
