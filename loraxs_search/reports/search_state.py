@@ -163,8 +163,9 @@ class SearchState:
         """How much better the best trial is than the best baseline, negative where it is worse; None without both, and
         while its score is of a part of the rows."""
         best, mark = self.best, self.best_baseline
-        is_known = best is not None and mark is not None and best.scored_rows is None
-        return self._sign() * (mark.value - best.value) if is_known else None
+        if best is None or mark is None or best.scored_rows is not None:
+            return None
+        return self._sign() * (mark.value - best.value)
 
     @property
     def best_baseline(self) -> Score | None:
