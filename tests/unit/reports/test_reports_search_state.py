@@ -265,3 +265,12 @@ def test_a_lucky_score_of_few_rows_is_the_best_only_while_there_is_no_other() ->
     assert state.best == Score("00000", pytest.approx(0.6))
     state.happened(replace(lucky, report=replace(lucky.report, step=80, metrics=metrics)))
     assert state.best == Score("00002", 0.99)
+
+
+def test_a_trial_stands_where_all_rows_were_scored_last(state: SearchState) -> None:
+    last = [event for event in training() if isinstance(event, TrialReported) and event.trial_id == "00002"][-1]
+    metrics = dict.fromkeys(last.report.metrics, 0.99)
+    state.happened(replace(last, report=replace(last.report, step=60, metrics=metrics, scored_rows=128)))
+    line = state.trials["00002"]
+    assert (line.step, line.score, line.scored_rows) == (60, last.report.metrics["pearson"], None)
+    assert state.best == Score("00000", pytest.approx(0.6))
