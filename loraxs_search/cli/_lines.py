@@ -13,7 +13,6 @@ from loraxs_search.cli.live_text import browse, data_lines, phase_in_words, time
 from loraxs_search.errors import counted
 from loraxs_search.log import events
 from loraxs_search.records import TrialState, to_json
-from loraxs_search.reports.leaderboard import on_rows
 from loraxs_search.reports.search_state import SearchState
 
 _COUNT_EVERY_S = 10.0
@@ -114,9 +113,8 @@ class LinesView:
 
     def _last_report(self, name: str) -> list[str]:
         trial, facts = self._state.trials[name], self._state.facts
-        if facts is None or not trial.scores:
-            return [f"step {trial.step}"]
-        return [f"step {trial.step}", f"{facts.metric} {trial.scores[-1]:.4f}{on_rows(trial.rows[-1])}"]
+        score = [f"{facts.metric} {trial.score:.4f}"] if facts is not None and trial.score is not None else []
+        return [f"step {trial.step}", *score]
 
     def _line(self, text: str, at: float) -> str:
         return f"{max(0.0, at - self._began):6.1f}s  {self._label}{plain(text)}\n"
@@ -133,7 +131,7 @@ def printed(event: events.ShownEvent) -> dict[str, Any]:
         case events.TrialStarted():
             fields = {"event": "trial_started", "trial": event.trial_id, "params": event.params}
         case events.TrialReported(report=report):
-            names = ("step", "metrics", "train_loss", "device_s", "num_tokens", "host", "scored_rows")
+            names = ("step", "metrics", "train_loss", "device_s", "num_tokens", "host")
             fields = {"event": "trial_reported", **{name: getattr(report, name) for name in names}}
             fields |= {"trial": report.trial_id, "stored_bytes": report.size.stored_bytes}
         case events.TrialEnded():

@@ -25,7 +25,6 @@ from loraxs_search.cli._output import drawing_stream, plain
 from loraxs_search.errors import counted
 from loraxs_search.log.events import DataRead, ShownEvent
 from loraxs_search.records import TrialState
-from loraxs_search.reports.leaderboard import on_rows
 from loraxs_search.reports.search_state import SearchState, TrialLine
 from loraxs_search.reports.text_plot import sparkline
 
@@ -112,7 +111,7 @@ def _table(state: SearchState, console: Console, num_rows: int) -> Table:
 
 
 def _cells(trial: TrialLine, max_steps: int, curve: str, with_bytes: bool) -> Sequence[str]:
-    score = "-" if trial.score is None else f"{trial.score:.4f}{on_rows(trial.scored_rows)}"
+    score = "-" if trial.score is None else f"{trial.score:.4f}"
     stored = [f"{trial.stored_bytes:,}" if trial.stored_bytes else "-"] if with_bytes else []
     step = f"{max(trial.step, trial.current_step)}/{max_steps}"
     return trial.trial, trial.state.value, step, score, curve, *stored, live_text.params_in_short(trial.params)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TextIO, cast
 import typer
 
 from loraxs_search.records import Baseline, Decision, Scalar, Task, to_json
-from loraxs_search.reports.leaderboard import LeaderboardRow, on_rows
+from loraxs_search.reports.leaderboard import LeaderboardRow
 
 # Control characters but tabs and ends of lines, and those that turn the direction of writing.
 _STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -225,7 +225,7 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "step": str(row.step),
         "kept": _value(row.kept_step),
         f"validation {task.metric}": _score(row.candidate_score),
-        task.search_metric: _score(row.score) + on_rows(row.scored_rows),
+        task.search_metric: _score(row.score),
         f"test {task.metric}": _score(row.test_score) + refit,
         "unparsed": _score(row.unparsed),
         "unended": _score(row.unended),

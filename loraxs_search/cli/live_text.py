@@ -9,7 +9,6 @@ from rich.cells import cell_len, set_cell_size
 from loraxs_search.errors import counted
 from loraxs_search.log.events import Phase
 from loraxs_search.records import DataReport, Scalar, Split, TrialState
-from loraxs_search.reports.leaderboard import on_rows
 from loraxs_search.reports.search_state import SearchState
 
 _SHORT_NAMES = {"learning_rate": "lr", "head_learning_rate": "head_lr", "target_modules": "modules"}
@@ -101,7 +100,7 @@ def _best(state: SearchState) -> str:
     best, mark, lead = state.best, state.best_baseline, state.lead
     if best is None or state.facts is None:
         return ""
-    text = f"{best.name}  {state.facts.metric} {best.value:.4f}{on_rows(best.scored_rows)}"
+    text = f"{best.name}  {state.facts.metric} {best.value:.4f}"
     if mark is None or lead is None:
         return text
     return f"{text}, {abs(lead):.4f} {'better' if lead > 0 else 'worse'} than {mark.name} ({mark.value:.4f})"

@@ -75,9 +75,7 @@ class Host(Protocol):
         ...
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
-        """Train a trial up to a step, score validation rows, and return the report and the state to keep.
-
-        All of them are scored at the steps that trials are compared by, else few (`TrialSpec.scores_all`).
+        """Train a trial up to a step, score the validation rows, and return the report and the state to keep.
 
         Args:
             until: Step to stop at; the trial's `max_steps` where that is less. A trial that is at that step already is

@@ -121,14 +121,12 @@ class Pack:
         return errors
 
     def evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
-        """Score each slot on every row of a split, of validation on those of its report; return by trial id the metrics
-        of `trial.evaluate`, or the error."""
+        """Score each slot on every row of a split; return by trial id the metrics of `trial.evaluate`, or the error."""
         return self._each_at_worst(lambda some: self._evaluate(some, split), slots)
 
     def _evaluate(self, slots: Sequence[Slot], split: Split) -> dict[str, dict[str, float] | LoraxsError]:
         started = time.perf_counter()
-        rows = {slot.name: _scored_rows(slot, split) for slot in slots}
-        requests = {slot.name: slot.data.kind.score(slot.data, split, rows[slot.name]) for slot in slots}
+        requests = {s.name: s.data.kind.score(s.data, split, np.arange(s.data.num_rows(split))) for s in slots}
         self._packed.place(slots)
         scores = self._engine.run(self._packed.requesters(), requests)
         results: dict[str, dict[str, float] | LoraxsError] = {}
@@ -136,14 +134,11 @@ class Pack:
             score = scores[slot.name]
             try:
                 results[slot.name] = (
-                    score
-                    if isinstance(score, TrialDivergedError)
-                    else split_metrics(slot.data, split, score, rows[slot.name])
+                    score if isinstance(score, TrialDivergedError) else split_metrics(slot.data, split, score)
                 )
             except TrialDivergedError as error:
                 results[slot.name] = error
-        tokens = [int(slot.data.lengths(split)[rows[slot.name]].sum()) for slot in slots]
-        _share_time(slots, tokens, time.perf_counter() - started)
+        _share_time(slots, [int(slot.data.lengths(split).sum()) for slot in slots], time.perf_counter() - started)
         return results
 
     def answer(self, slots: Sequence[Slot], requests: Mapping[str, Request]) -> dict[str, Any]:
@@ -227,11 +222,6 @@ class Pack:
                 losses[trial] += part.sum() / counts[trial]
         self._packed.collect()
         return losses
-
-
-def _scored_rows(slot: Slot, split: Split) -> Indices:
-    rows = slot.report_rows if split == "validation" else None
-    return np.arange(slot.data.num_rows(split)) if rows is None else rows
 
 
 def _seconds(compute: Callable[[], object], device: torch.device) -> float:

@@ -24,7 +24,7 @@ from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.records import AdapterSize, Head, LinearModule, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot, check_step, make_report, report_rows
+from loraxs_search.trial import Snapshot, check_step, make_report
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -220,11 +220,6 @@ class Slot:
         return [*self.adapter.tensors, *self.head.values()]
 
     @property
-    def report_rows(self) -> npt.NDArray[np.int64] | None:
-        """The validation rows that a report of the present step scores; None for all of them."""
-        return report_rows(self.spec, self.data, self.step)
-
-    @property
     def num_bytes(self) -> int:
         """Memory of the trained tensors, their gradients and optimizer state."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
@@ -271,7 +266,6 @@ class Slot:
             num_tokens=self.num_tokens,
             size=self.size,
             retrained_steps=self._retrained,
-            rows=self.report_rows,
         )
         self._losses.clear()
         self._reports = (*self._reports, report)

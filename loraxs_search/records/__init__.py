@@ -74,7 +74,6 @@ from loraxs_search.records._trial import (
     TrialReport,
     TrialSpec,
     TrialState,
-    comparable_report,
 )
 
 __all__ = [
@@ -157,7 +156,6 @@ __all__ = [
     "TrialState",
     "alone_baseline",
     "check_trial_id",
-    "comparable_report",
     "from_json",
     "is_alone",
     "is_unmeasured",

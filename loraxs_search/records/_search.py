@@ -36,8 +36,6 @@ class SearchPlan:
         objectives: What is searched for together: what running trials are compared by, and `stored_bytes`; empty where
             it is the score alone.
         max_state_mb: Larger states of trials, in megabytes, stay on their node; losing it restarts the trial.
-        full_reports: Which reports score all rows: those that trials are compared by, or all, as in studies that
-            earlier versions launched. Others score few of them.
     """
 
     __pydantic_config__ = STORED_NAMES
@@ -61,7 +59,6 @@ class SearchPlan:
     checkpoint: Literal["last", "best"] = "last"
     objectives: tuple[str, ...] = ()
     max_state_mb: float = MAX_STATE_BYTES / 1e6
-    full_reports: Literal["compared", "all"] = "all"
 
     def trial_seed(self, number: int) -> int:
         """Return the seed of the trial with this number: its start and the order of its rows."""

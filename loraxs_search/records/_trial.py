@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,8 +137,6 @@ class TrialSpec:
         study: Tells trials of several studies apart that share a host.
         identity: What the study began with; a host that has loaded something else refuses the trial.
         snapshot_store: The actor that has the study's assets; a host asks it for those that its node lacks.
-        compared_at: Steps whose reports trials are compared by; None for all. Reports of other steps but the last score
-            few rows.
     """
 
     trial_id: str
@@ -147,11 +145,6 @@ class TrialSpec:
     study: str = ""
     identity: Identity | None = None
     snapshot_store: str = ""
-    compared_at: tuple[int, ...] | None = None
-
-    def scores_all(self, step: int) -> bool:
-        """Whether the report of a step scores all rows that reports score."""
-        return self.compared_at is None or step in self.compared_at or step >= self.hyperparameters.max_steps
 
     @property
     def name(self) -> str:
@@ -200,7 +193,6 @@ class TrialReport:
         retrained_steps: Steps that were trained again since the trial's state, too large to travel, was lost with its
             node.
         host: The node and device that trained it, for people; empty where that was not recorded.
-        scored_rows: How many rows `metrics` are of where these are a part of those that reports score; else None.
     """
 
     trial_id: str
@@ -214,17 +206,6 @@ class TrialReport:
     peer_bytes: Mapping[str, int] = field(default_factory=dict)
     retrained_steps: int = 0
     host: str = ""
-    scored_rows: int | None = None
-
-
-def comparable_report(reports: Sequence[TrialReport]) -> TrialReport | None:
-    """Return a trial's last report that scores all rows, else its last one; None if it has none.
-
-    A score of few rows may be high by luck.
-    """
-    return next(
-        (report for report in reversed(reports) if report.scored_rows is None), reports[-1] if reports else None
-    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from loraxs_search.records import (
     Task,
     TrialRecord,
     TrialState,
-    comparable_report,
 )
 
 
@@ -58,8 +57,8 @@ class LeaderboardRow:
 
     Args:
         state: `INTERRUPTED` where nobody works on the study, `PAUSED` where a user paused the trial; else Optuna's.
-        score: Validation value of what trials are compared by: of the report of the step that is kept, and of a trial
-            that has not trained all its steps, of the last one that scored all rows. None before the first report.
+        score: Validation value of what trials are compared by: of the report of the step that is kept, and of the last
+            one of a trial that has not trained all its steps. None before the first report.
         test_score: The task's metric on the test split, for the trial that the finalist is of.
         seconds: Wall time from start to end, or to the last report's device time while running.
         stored_bytes: Bytes of R **and** head as stored.
@@ -73,7 +72,6 @@ class LeaderboardRow:
             searched for together.
         without_projection: Of `stored_bytes` those that no seed gives back; None if all are such.
         lineage: The trial of this study that it was cloned from.
-        scored_rows: How many rows `score` is of while none of the trial's reports has scored all of them.
     """
 
     trial_id: str
@@ -94,7 +92,6 @@ class LeaderboardRow:
     on_front: bool | None = None
     without_projection: int | None = None
     lineage: Lineage | None = None
-    scored_rows: int | None = None
 
     @property
     def origin(self) -> str:
@@ -111,7 +108,7 @@ def leaderboard(
     checkpoint: Literal["last", "best"] = "last",
     objectives: Sequence[str] = (),
 ) -> list[LeaderboardRow]:
-    """Return a row a trial: completed first, each group by validation score, then by id; scores of few rows come last.
+    """Return a row a trial: completed first, each group by validation score, then by id.
 
     Args:
         checkpoint: Which step of a trial its adapter is of, as `SearchPlan` has it; `objectives` too.
@@ -128,9 +125,8 @@ def leaderboard(
         rows = [replace(row, on_front=row.trial_id in best) for row in rows]
     sign = -1.0 if task.search_direction == "maximize" else 1.0
 
-    def key(row: LeaderboardRow) -> tuple[int, bool, float, str]:
-        score = math.inf if row.score is None else sign * row.score
-        return _ORDER.index(TrialState(row.state)), row.scored_rows is not None, score, row.trial_id
+    def key(row: LeaderboardRow) -> tuple[int, float, str]:
+        return _ORDER.index(TrialState(row.state)), math.inf if row.score is None else sign * row.score, row.trial_id
 
     return sorted(rows, key=key)
 
@@ -144,7 +140,7 @@ def _row(
     record: TrialRecord, task: Task, rule: CheckpointSelection, candidate: Candidate | None, finalist: Candidate | None
 ) -> LeaderboardRow:
     validation = candidate.validation_metrics if candidate else {}
-    last, kept = record.reports[-1] if record.reports else None, comparable_report(record.reports)
+    last = kept = record.reports[-1] if record.reports else None
     if record.state is TrialState.COMPLETE:
         kept = rule.select(record.reports)
     ended = record.ended_at is not None
@@ -167,13 +163,7 @@ def _row(
         unended=written.get("unended"),
         without_projection=last.size.without_projection if last else None,
         lineage=record.lineage,
-        scored_rows=kept.scored_rows if kept else None,
     )
-
-
-def on_rows(scored_rows: int | None) -> str:
-    """Return what follows a score that is of a part of the rows."""
-    return "" if scored_rows is None else f" on {scored_rows:,} rows"
 
 
 def score_warnings(rows: Sequence[LeaderboardRow], task: Task) -> list[str]:

@@ -6,7 +6,7 @@ import heapq
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from loraxs_search.log import events
@@ -26,7 +26,6 @@ class TrialLine:
     Args:
         metric: What trials are compared by; empty while that is not known.
         reports: Metrics of each of its reports.
-        rows: How many rows each of these is of, where they are a part; None where they are all.
         host: Address of the node that it trains on; empty while that is not known.
         current_step: The step that it has got to since its last report, as far as is known.
     """
@@ -37,7 +36,6 @@ class TrialLine:
     state: TrialState = TrialState.RUNNING
     step: int = 0
     reports: list[Mapping[str, float]] = field(default_factory=list)
-    rows: list[int | None] = field(default_factory=list)
     stored_bytes: int = 0
     host: str = ""
     current_step: int = 0
@@ -53,17 +51,8 @@ class TrialLine:
 
     @property
     def score(self) -> float | None:
-        """The last one of all rows, while there is none of a part; None before the first report."""
-        return self.reports[self._comparable].get(self.metric) if self.reports else None
-
-    @property
-    def scored_rows(self) -> int | None:
-        """How many rows the score is of, where they are a part."""
-        return self.rows[self._comparable] if self.rows else None
-
-    @property
-    def _comparable(self) -> int:
-        return next((place for place in reversed(range(len(self.rows))) if self.rows[place] is None), -1)
+        """Its last one; None before the first report."""
+        return self.reports[-1].get(self.metric) if self.reports else None
 
 
 @dataclass(frozen=True)
@@ -79,11 +68,10 @@ class HostLine:
 
 @dataclass(frozen=True)
 class Score:
-    """The best of several by what trials are compared by; `scored_rows` as `TrialLine` has it."""
+    """The best of several by what trials are compared by."""
 
     name: str
     value: float
-    scored_rows: int | None = None
 
 
 class SearchState:
@@ -155,17 +143,15 @@ class SearchState:
 
     @property
     def best(self) -> Score | None:
-        """The trial with the best score so far; those of a part of the rows count while there are no others."""
-        return self._once("best", self._best_trial)
+        """The trial with the best score of its last report so far."""
+        scored = ((trial.trial, trial.score) for trial in self.trials.values())
+        return self._once("best", lambda: self._best({name: score for name, score in scored if score is not None}))
 
     @property
     def lead(self) -> float | None:
-        """How much better the best trial is than the best baseline, negative where it is worse; None without both, and
-        while its score is of a part of the rows."""
+        """How much better the best trial is than the best baseline, negative where it is worse; None without both."""
         best, mark = self.best, self.best_baseline
-        if best is None or mark is None or best.scored_rows is not None:
-            return None
-        return self._sign() * (mark.value - best.value)
+        return None if best is None or mark is None else self._sign() * (mark.value - best.value)
 
     @property
     def best_baseline(self) -> Score | None:
@@ -271,12 +257,6 @@ class SearchState:
         name = min(finite, key=lambda name: (self._sign() * finite[name], name))
         return Score(name, finite[name])
 
-    def _best_trial(self) -> Score | None:
-        scored = [trial for trial in self.trials.values() if trial.score is not None and math.isfinite(trial.score)]
-        whole = [trial for trial in scored if trial.scored_rows is None] or scored
-        best = self._best({trial.trial: trial.score for trial in whole if trial.score is not None})
-        return None if best is None else replace(best, scored_rows=self.trials[best.name].scored_rows)
-
     def _place(self, trial: TrialLine) -> tuple[int, float, float, str]:
         score = math.inf if trial.score is None else self._sign() * trial.score
         is_running = trial.state is TrialState.RUNNING
@@ -308,7 +288,6 @@ class SearchState:
         steps, trial.step, trial.host = report.step - trial.step, report.step, report.host.partition(" ")[0]
         trial.stored_bytes = report.size.stored_bytes
         trial.reports.append(report.metrics)
-        trial.rows.append(report.scored_rows)
         self._widen(trial.scores[-1:])
         if self.facts is not None and event.at >= self.facts.at:
             self._pace.add(event.at, steps)

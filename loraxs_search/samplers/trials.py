@@ -2,8 +2,6 @@
 
 A study of several objectives takes no reports (`Trial.report` raises), so there they are the trial's attributes. A
 pruned trial has no values there: `FrontHistory` shows the sampler which of these were good.
-
-Reports that score a part of the rows are left out: samplers would hold them against those that score all.
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ class StudyTrials:
         match event:
             case TrialStarted():
                 self._start(event)
-            case TrialReported(report=report) if report.trial_id not in self._hidden and report.scored_rows is None:
+            case TrialReported(report=report) if report.trial_id not in self._hidden:
                 self._report(self.trials[int(report.trial_id)], report)
             case TrialEnded():
                 self._end(self.trials[int(event.trial_id)], event)

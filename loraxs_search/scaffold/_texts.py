@@ -182,7 +182,7 @@ task:
   max_length: {{ measured.max_length }}  # tokens of a row; longer ones lose their ends
 {% endif %}
 {% if scored %}
-  validation_rows: {{ scored }}  # scored where trials are compared; candidates are scored on all of them
+  validation_rows: {{ scored }}  # scored at each report; candidates are scored on all of them
 {% endif %}
 
 base_model:

@@ -24,7 +24,6 @@ __all__ = [
     "Scheduler",
     "SchedulerConfig",
     "ScoredTrial",
-    "compared_steps",
     "make_scheduler",
 ]
 
@@ -43,13 +42,3 @@ def make_scheduler(plan: SearchPlan, direction: Direction) -> Scheduler:
     values: dict[str, Scalar] = {"reduction_factor": plan.reduction_factor, **plan.scheduler_params}
     parameters = {name: values.get(name, law.default) for name, law in entry.parameters.items()}
     return entry(SchedulerConfig(direction, plan.max_steps, plan.report_every, parameters))
-
-
-def compared_steps(plan: SearchPlan) -> tuple[int, ...] | None:
-    """Return the steps before the last one whose reports trials of a plan are compared by; None for all reports.
-
-    Where the best report of a trial is kept, a trial's own reports are compared, too.
-    """
-    if plan.full_reports == "all" or plan.checkpoint == "best":
-        return None
-    return make_scheduler(plan, "maximize").compared_steps()  # either direction has the same steps

@@ -89,11 +89,6 @@ class Scheduler(ABC):
         Called once for each step of a trial. About a trial at its last step too, whose answer counts for nothing.
         """
 
-    def compared_steps(self) -> tuple[int, ...] | None:
-        """Return the steps whose reports decide; None where any report may. Others score few of the rows, and `decide`
-        is called about them too."""
-        return None
-
     def report(self, report: TrialReport, metric: str) -> str | None:
         """Take in a report and return why its trial stops before all its steps, or None.
 

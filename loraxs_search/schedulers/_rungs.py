@@ -61,10 +61,6 @@ class HalvingScheduler(Scheduler):
             self._rungs.insert(0, (step, self.rung()))
             step *= self._factor
 
-    def compared_steps(self) -> tuple[int, ...]:
-        """Return the steps of the rungs: a trial reports at each of them, and is judged there."""
-        return tuple(sorted(step for step, _ in self._rungs))
-
     def decide(self, trial: ScoredTrial) -> str | None:
         """Compare a trial with all that reached the highest of its rungs at which it has not been judged."""
         for peer, (step, score) in trial.peers.items():

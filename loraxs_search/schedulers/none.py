@@ -10,9 +10,5 @@ class NoScheduler(Scheduler):
 
     name = "none"
 
-    def compared_steps(self) -> tuple[int, ...]:
-        """Return none: the last reports decide."""
-        return ()
-
     def decide(self, trial: ScoredTrial) -> None:
         """Let the trial continue."""

@@ -243,11 +243,6 @@ class SearchSection(Section):
     """Steps between two reports. Each report scores the trial and may stop it."""
     concurrent: Count | None = None
     """Most trials that run at once. The default is as many as fit; an autoscaler starts nodes for those that wait."""
-    full_reports: Literal["compared", "all"] = "compared"
-    """Which reports score all of `validation_rows`: `all`, or those that trials are `compared` by, which are the
-    scheduler's and the last one. The others only show how a trial is doing, on 128 rows. With `checkpoint: best` all
-    reports are compared; up to 256 rows are always scored whole.
-    """
     scheduler: Annotated[str, AfterValidator(known_entry(SCHEDULERS, "a scheduler"))] = SearchPlan.scheduler
     """Which trials stop early. With `objectives` the default is `mo-asha`."""
     sampler: Annotated[str, AfterValidator(known_entry(SAMPLERS, "a sampler"))] = SearchPlan.sampler

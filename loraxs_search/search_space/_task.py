@@ -119,8 +119,8 @@ class TaskSection(Section):
     error.
     """
     validation_rows: Count | None = None
-    """How many validation rows a report scores at most, see `search.full_reports`. The default is all. At the end,
-    candidates are scored on all of them.
+    """How many validation rows to score at each report. The default is all. At the end, candidates are scored on all of
+    them.
     """
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,6 @@ from loraxs_search.tasks.read import SPLITS, fingerprint, fixed_subset, read_row
 from loraxs_search.tasks.report import cached_report, with_answers
 from loraxs_search.tasks.rows import Rows, collected, raise_joined
 from loraxs_search.tasks.tokens import cache_key, encode_questions, tokenize, tokenizer_identity
-
-FEW_ROWS = 128  # of validation, in reports that decide nothing
 
 
 class PreparedTask(RowSource):
@@ -59,16 +56,6 @@ class PreparedTask(RowSource):
     def num_rows(self, split: Split) -> int:
         """Return the number of rows; for validation, of those that are scored."""
         return len(self._labels[split])
-
-    @cached_property
-    def few_rows(self) -> npt.NDArray[np.int64] | None:
-        """The validation rows that a report scores by which no trials are compared, ascending; None where it scores all
-        of them, since they are no more than 256.
-
-        A hash draws them: files may be sorted.
-        """
-        num_rows = self.num_rows("validation")
-        return fixed_subset(num_rows, FEW_ROWS) if num_rows > 2 * FEW_ROWS else None
 
     @property
     def num_scored(self) -> dict[Split, int]:

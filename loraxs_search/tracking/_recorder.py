@@ -145,10 +145,7 @@ class Recorder:
         costs = {"train_loss": report.train_loss, "device_s": report.device_s, "num_tokens": report.num_tokens}
         if report.retrained_steps:
             costs["retrained_steps"] = report.retrained_steps
-        # MLflow orders runs by their latest scores: those of few rows have other names.
-        few = "" if report.scored_rows is None else f"on_{report.scored_rows}_rows."
-        scores = {f"{few}{name}": value for name, value in report.metrics.items()}
-        self._runs.add(run_id, metrics=costs | scores, at=event.at, step=report.step)
+        self._runs.add(run_id, metrics=costs | dict(report.metrics), at=event.at, step=report.step)
         if report.step == next(iter(self._trials[report.trial_id].reports)):
             size = {name: value for name, value in vars(report.size).items() if value is not None}
             self._runs.add(run_id, metrics=size, at=event.at)

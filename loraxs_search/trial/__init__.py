@@ -12,7 +12,7 @@ from loraxs_search.trial.evaluate import (
     split_metrics,
 )
 from loraxs_search.trial.linear_probe import fit_linear_probe
-from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters, make_report, report_rows
+from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters, make_report
 from loraxs_search.trial.snapshot import Snapshot
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "fit_linear_probe",
     "load_parameters",
     "make_report",
-    "report_rows",
     "sample_answers",
     "score_folder",
     "score_rows",

@@ -27,31 +27,24 @@ NUM_SAMPLES = 3  # rows that cards show
 ResultT = TypeVar("ResultT")
 
 
-def evaluate(
-    model: torch.nn.Module, data: PreparedTask, split: Split, rows: npt.NDArray[np.int64] | None = None
-) -> dict[str, float]:
-    """Return the task's metrics and the mean loss of `model` on these rows of `split`; None means every row.
+def evaluate(model: torch.nn.Module, data: PreparedTask, split: Split) -> dict[str, float]:
+    """Return the task's metrics and the mean loss of `model` on every row of `split`.
 
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
-    rows = np.arange(data.num_rows(split)) if rows is None else rows
-    return split_metrics(data, split, score_rows(model, data, split, rows), rows)
+    return split_metrics(data, split, score_rows(model, data, split, np.arange(data.num_rows(split))))
 
 
-def split_metrics(
-    data: PreparedTask, split: Split, scores: RowScores, rows: npt.NDArray[np.int64] | None = None
-) -> dict[str, float]:
-    """Return the task's metrics and the mean loss of rows of a split.
+def split_metrics(data: PreparedTask, split: Split, scores: RowScores) -> dict[str, float]:
+    """Return the task's metrics and the mean loss of a whole split.
 
     Args:
-        scores: Scores of these rows, in their order.
-        rows: None means every row of the split.
+        scores: Scores of every row of the split, in its order.
     Raises:
         TrialDivergedError: a metric or the loss is not finite.
     """
-    labels = data.labels(split)
-    metrics = data.kind.measure_scores(scores, labels if rows is None else labels[rows])
+    metrics = data.kind.measure_scores(scores, data.labels(split))
     if bad := {name: value for name, value in metrics.items() if not np.isfinite(value)}:
         raise TrialDivergedError(f"`{split} metrics` must be finite, but got {bad}.")
     return metrics

@@ -37,19 +37,8 @@ from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.snapshot import Snapshot
 
-log = logging.getLogger(__name__)
-Indices = npt.NDArray[np.int64]
 
-
-def report_rows(spec: TrialSpec, data: PreparedTask, step: int) -> Indices | None:
-    """Return the validation rows that a trial's report of a step scores; None for all of them.
-
-    They follow from the arguments alone, so that trials are compared on the same rows wherever they train.
-    """
-    return None if spec.scores_all(step) else data.few_rows
-
-
-def make_report(  # noqa: PLR0913  # each is a keyword
+def make_report(
     spec: TrialSpec,
     metrics: Mapping[str, float],
     losses: Sequence[float],
@@ -59,7 +48,6 @@ def make_report(  # noqa: PLR0913  # each is a keyword
     num_tokens: int,
     size: AdapterSize,
     retrained_steps: int = 0,
-    rows: Indices | None = None,
 ) -> TrialReport:
     """Return a trial's report at a step.
 
@@ -69,7 +57,6 @@ def make_report(  # noqa: PLR0913  # each is a keyword
         device_s: Seconds of computation spent on the trial so far.
         num_tokens: Real (unpadded) training tokens so far.
         retrained_steps: As `TrialReport` has them.
-        rows: As `report_rows` returns them.
     """
     return TrialReport(
         trial_id=spec.trial_id,
@@ -80,8 +67,11 @@ def make_report(  # noqa: PLR0913  # each is a keyword
         num_tokens=num_tokens,
         size=size,
         retrained_steps=retrained_steps,
-        scored_rows=None if rows is None else len(rows),
     )
+
+
+log = logging.getLogger(__name__)
+Indices = npt.NDArray[np.int64]
 
 
 class _BatchGradient:
@@ -271,7 +261,7 @@ class TrialRun:
         return self.step >= self.spec.hyperparameters.max_steps
 
     def advance(self, until: int, before_step: Callable[[], None] = lambda: None) -> TrialReport:
-        """Train up to step `until` (at most `max_steps`), score validation rows, and return the report.
+        """Train up to step `until` (at most `max_steps`), score the validation split, and return the report.
 
         Args:
             before_step: Called ahead of each step; what it raises ends the training there.
@@ -281,8 +271,7 @@ class TrialRun:
         started, first = time.perf_counter(), self.step
         losses = self.train(until, before_step)
         since = max(0, self._reports[-1].step - first) if self._reports else 0
-        rows = report_rows(self.spec, self.data, self.step)
-        metrics = evaluate(self.model, self.data, "validation", rows)
+        metrics = evaluate(self.model, self.data, "validation")
         self._device_s += time.perf_counter() - started
         report = make_report(
             self.spec,
@@ -293,7 +282,6 @@ class TrialRun:
             num_tokens=self._num_tokens,
             size=self._size,
             retrained_steps=self._retrained,
-            rows=rows,
         )
         self._reports = (*self._reports, report)
         return report

@@ -35,7 +35,7 @@ SMALL, AUTO = "a third of the trials", "auto"
 ROWS = {"steps": 160, "every": 40, "batch_size": 16, "rows": 500, "max_length": 64}
 RULES: dict[str, Callable[[int, int], int]] = {  # step and all rows to the rows that a report scores
     "all": lambda step, rows: rows,
-    "compared": lambda step, rows: rows if step in (40, 80, 160) else 128,  # the default
+    "compared": lambda step, rows: rows if step in (40, 80, 160) else 128,
     "growing": lambda step, rows: max(128, rows * step // 160),
     "half at first": lambda step, rows: rows // 2 if step == 40 else rows,
     "one at first": lambda step, rows: 1 if step == 40 else rows,

@@ -40,22 +40,6 @@ def texts(out: io.StringIO) -> list[str]:
     return [line.split("s  ", 1)[1] for line in out.getvalue().splitlines()]
 
 
-def test_lines_say_of_how_many_rows_a_score_is() -> None:
-    out = io.StringIO()
-    view = Teller(LinesView(out, "", began=1000.0).happened)
-    view.started(replace(FACTS, num_trials=2, num_slots=2, num_refits=0))
-    first = reported(begun(0, 1000.0), 20, 0.5, 1020.0)
-    view.trial_changed(first)
-    second = reported(first, 40, 0.9, 1040.0)
-    few = replace(second, reports=(first.reports[0], replace(second.reports[1], scored_rows=128)))
-    view.trial_changed(few)
-    view.trial_changed(closed(few, TrialState.PRUNED, 1041.0))
-    said = [line for line in texts(out) if line.startswith("trial")]
-    assert said[0] == "trial 00000  step 20  pearson 0.5000"
-    assert said[1] == "trial 00000  step 40  pearson 0.9000 on 128 rows"
-    assert "  step 40  pearson 0.9000 on 128 rows  " in said[2]
-
-
 def test_lines_say_each_event_once() -> None:
     out = io.StringIO()
     lines = LinesView(out, "", began=1000.0)

@@ -23,11 +23,10 @@ from loraxs_search.errors import (
     UsageError,
 )
 from loraxs_search.packing import Host, PackedHost, TrialHost
-from loraxs_search.records import Hyperparameters, LargestTrial, Task, TrialReport, TrialSpec
+from loraxs_search.records import Hyperparameters, LargestTrial, Task, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import read_reports
-from loraxs_search.tasks import prepared
 from loraxs_search.trial import Snapshot
 
 # How a search asks for each: the size of its packs, and whether trials share passes.
@@ -216,36 +215,6 @@ def test_reports_and_candidates_may_be_scored_by_different_metrics(host: Host, m
     again, _ = host.advance(spec, 2, state, by_f1.for_candidates)
     assert (again.step, set(again.metrics)) == (2, {*task.metrics, "loss"})
     assert host.answer(spec, state, range(10), by_f1) == host.answer(spec, state, range(10), task)
-
-
-def test_a_report_by_which_no_trials_are_compared_scores_few_rows(
-    host: Host, make_spec: Any, task: Task, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepared, "FEW_ROWS", 8)
-    task = replace(task, validation_rows=25)
-    whole, spec = make_spec("13"), replace(make_spec("13"), compared_at=(2,))
-
-    def reports(spec: TrialSpec) -> tuple[list[TrialReport], list[bytes]]:
-        found, states = list[TrialReport](), list[bytes]()
-        for step in (2, 4, 6, 8):
-            report, state = host.advance(spec, step, states[-1] if states else None, task)
-            found.append(report)
-            states.append(state)
-        return found, states
-
-    (expected, _), (found, states) = reports(whole), reports(spec)
-    assert [report.scored_rows for report in expected] == [None] * 4
-    assert [report.scored_rows for report in found] == [None, 8, 8, None]
-    for few, every in zip(found, expected, strict=True):
-        assert few.train_loss == pytest.approx(every.train_loss), "it trains as it would"
-        if few.scored_rows is None:
-            assert few.metrics == pytest.approx(every.metrics)
-        else:
-            assert few.metrics["accuracy"] * 8 % 1 == 0
-            assert few.metrics["loss"] != pytest.approx(every.metrics["loss"], rel=1e-4)
-    resumed, _ = host.advance(spec, 4, states[0], task)
-    assert (resumed.scored_rows, resumed.metrics) == (8, pytest.approx(found[1].metrics))
-    assert read_reports(states[-1]) == tuple(found)
 
 
 def test_baselines_are_measured_beside_a_trial(host: Host, make_spec: Any, task: Task) -> None:

@@ -15,7 +15,6 @@ from loraxs_search.records import Answers, Hyperparameters, LargestTrial, Task, 
 from loraxs_search.search.driver.work_items import joined as joined_answers
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space import Space, parse_space
-from loraxs_search.tasks import prepared
 
 SPACE = """
 task:
@@ -105,19 +104,6 @@ def test_answers_carry_what_metrics_are_taken_of(host: Host, space: Space, spec:
     parts = [host.answer(spec, state, rows, task) for rows in (ROWS[:5], ROWS[5:])]
     assert joined(parts, lambda part: part.predictions) == list(whole.predictions)
     assert joined(parts, lambda part: part.losses) == pytest.approx(list(whole.losses or ()), rel=1e-4)
-
-
-def test_a_report_by_which_no_trials_are_compared_reads_few_rows(
-    host: Host, space: Space, spec: TrialSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepared, "FEW_ROWS", 2)
-    task = replace(space.task, validation_rows=9)
-    few, state = host.advance(replace(spec, compared_at=()), 2, None, task)
-    every, _ = host.advance(spec, 2, None, task)
-    assert (few.scored_rows, every.scored_rows, set(few.metrics)) == (2, None, {"loss"})
-    assert few.metrics["loss"] != pytest.approx(every.metrics["loss"], rel=1e-4)
-    last, _ = host.advance(replace(spec, compared_at=()), 8, state, task)
-    assert last.scored_rows is None
 
 
 def test_candidates_are_scored_by_what_they_write(host: Host, space: Space, spec: TrialSpec) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
-import random
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -16,11 +14,10 @@ from support.reports import METRIC, report, together
 
 from loraxs_search.errors import UsageError
 from loraxs_search.records import SearchPlan, TrialReport
-from loraxs_search.schedulers import SCHEDULERS, Scheduler, ScoredTrial, compared_steps, make_scheduler
+from loraxs_search.schedulers import SCHEDULERS, Scheduler, ScoredTrial, make_scheduler
 
 NAMES = SCHEDULERS.names()
 EVERY, STEPS, TRIALS = 4, 32, 8
-SIZE: dict[str, Any] = {"max_steps": STEPS, "report_every": EVERY}
 SCORES = st.one_of(st.floats(0, 1), st.just(math.nan))
 # Rounds of trials that are scored together, as a pack scores them: a score, or None for each that takes no part.
 ROUNDS = st.lists(st.lists(st.none() | SCORES, min_size=TRIALS, max_size=TRIALS), max_size=12)
@@ -28,7 +25,7 @@ every_scheduler = pytest.mark.parametrize("name", NAMES)
 
 
 def new(name: str) -> Scheduler:
-    return make_scheduler(SearchPlan(**SIZE, scheduler=name), "maximize")
+    return make_scheduler(SearchPlan(scheduler=name, max_steps=STEPS, report_every=EVERY), "maximize")
 
 
 def reported(scheduler: Scheduler, rounds: list[list[float | None]]) -> Iterator[TrialReport]:
@@ -56,41 +53,6 @@ def test_restarts_change_no_decision(name: str, rounds: list[list[float | None]]
         before.append(latest)
         assert resumed.report(latest, METRIC) == undisturbed.report(latest, METRIC)
         assert resumed.stopped == undisturbed.stopped
-
-
-@every_scheduler
-@given(rounds=ROUNDS, noise=st.randoms(use_true_random=False))
-def test_reports_of_other_steps_than_it_compares_decide_nothing(
-    name: str, rounds: list[list[float | None]], noise: random.Random
-) -> None:
-    """They are of few rows."""
-    exact, noisy = new(name), new(name)
-    compared = exact.compared_steps()
-    assert compared == compared_steps(SearchPlan(**SIZE, scheduler=name, full_reports="compared"))
-
-    def blurred(step: int, score: float) -> float:
-        return score if compared is None or step in (*compared, STEPS) else noise.random()
-
-    for latest in reported(exact, rounds):
-        peers = {name: (step, blurred(step, score)) for name, (step, score) in latest.peers.items()}
-        other = report(latest.trial_id, latest.step, blurred(latest.step, latest.metrics[METRIC]), peers)
-        exact.report(latest, METRIC)
-        noisy.report(other, METRIC)
-        assert noisy.stopped.keys() == exact.stopped.keys()
-
-
-@pytest.mark.parametrize(
-    ("changes", "steps"),
-    [
-        ({}, (4, 8, 16)),
-        ({"reduction_factor": 3}, (4, 12)),
-        ({"scheduler": "none"}, ()),
-        ({"checkpoint": "best"}, None),
-        ({"full_reports": "all"}, None),
-    ],
-)
-def test_the_plan_alone_says_which_reports_score_all_rows(changes: dict[str, Any], steps: object) -> None:
-    assert compared_steps(replace(SearchPlan(**SIZE, full_reports="compared"), **changes)) == steps
 
 
 @every_scheduler
@@ -150,10 +112,6 @@ class Nobody(Scheduler):
     name: ClassVar = "nobody"
 
     def decide(self, trial: ScoredTrial) -> None: ...
-
-
-def test_one_that_does_not_say_what_it_compares_gets_all_rows() -> None:
-    assert Nobody(make_scheduler(SearchPlan(), "maximize").config).compared_steps() is None
 
 
 def test_an_unknown_scheduler_is_refused_with_the_known_ones() -> None:

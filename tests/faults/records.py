@@ -56,7 +56,7 @@ def read_records(study: str) -> Records:
     stands = {
         r.data.tags["trial_id"]: (
             r.data.tags.get("loraxs.state", "RUNNING"),
-            len(client.get_metric_history(r.info.run_id, "train_loss")),  # scores of few rows have another name
+            len(client.get_metric_history(r.info.run_id, task.search_metric)),
         )
         for r in children
     }

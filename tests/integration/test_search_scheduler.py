@@ -11,7 +11,7 @@ from support.plugins import write_distribution
 
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult
-from loraxs_search.studies import StudyFolder, read_reports
+from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 
@@ -77,17 +77,3 @@ def test_its_keys_are_held_to_its_own_laws(shell: InProcess, tiny_space: Path) -
         done = shell.run("check", str(tiny_space), "--set", plan)
         assert done.returncode == 2
         assert message in " ".join(done.stderr.split())
-
-
-@pytest.mark.parametrize("rule", ["compared", "all"])
-def test_reports_that_decide_nothing_score_few_rows(simulated: Callable[..., SearchResult], rule: str) -> None:
-    name = f"rows-{rule}"
-    simulated(name, f"search.full_reports={rule}")
-    folder = StudyFolder.open(name)
-    journal = folder.journal()
-    refits = [path.stem for path in (folder.path / "snapshots").iterdir() if "." in path.stem]
-    assert len(refits) == 2
-    of_refits = [report for refit in refits for report in read_reports(folder.read_snapshot(refit) or b"")]
-    few = {report.step for report in journal.reports if report.scored_rows == 128}
-    assert few == ({6} if rule == "compared" else set())
-    assert {report.step for report in of_refits if report.scored_rows} == ({2, 4, 6} if rule == "compared" else set())

@@ -16,7 +16,6 @@ from loraxs_search.errors import BaseModelError, StudyError, TargetModulesError,
 from loraxs_search.methods import METHODS, get_method
 from loraxs_search.packing import PackedHost, TrialHost, capacity, loaded_base
 from loraxs_search.records import BaseModelRef
-from loraxs_search.tasks import prepared
 from loraxs_search.trial import Snapshot
 
 Make = Callable[..., PackedHost]
@@ -343,20 +342,3 @@ def test_lora_shares_passes_and_what_changes_the_base_trains_between_them(
         assert distance(state, lone.advance(spec, 9, None)[1]) < 1e-5
     for spec, state in ((dora, states[0]), (plain, states[1])):
         assert host.confirm(spec, state).files == lone.confirm(spec, state).files
-
-
-def test_trials_that_are_scored_together_score_their_own_rows(
-    world: Any, make_host: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(prepared, "FEW_ROWS", 8)
-    host, ref = make_host(), BaseModelRef(id=world.base.path)
-    lone = TrialHost(ref, world.data.task, precision="float32", device="cpu")
-    specs = [replace(world.spec("1"), compared_at=(5,)), replace(world.spec("2"), compared_at=())]
-    with ThreadPoolExecutor(2) as callers:
-        found = [report for report, _ in callers.map(lambda spec: host.advance(spec, 5, None), specs)]
-    assert [report.scored_rows for report in found] == [None, 8]
-    assert found[0].peers.keys() == {"2"}
-    for spec, report in zip(specs, found, strict=True):
-        expected = lone.advance(spec, 5, None)[0]
-        assert report.scored_rows == expected.scored_rows
-        assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)

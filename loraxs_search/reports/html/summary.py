@@ -25,7 +25,6 @@ class _Result:
         name: A trial's id, or a refit's.
         rows: What the score is of, for people.
         test: Whether that is the test rows.
-        is_partial: Whether no report has scored all rows yet, so that no baseline's score is of the same ones.
     """
 
     name: str
@@ -34,7 +33,6 @@ class _Result:
     rows: str
     test: bool
     stored_bytes: int | None
-    is_partial: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,11 +110,7 @@ def _result(facts: ReportFacts) -> _Result | None:
         return None
     limit = facts.task.validation_rows
     rows = "the validation rows" if limit is None else f"at most {limit:,} validation rows"
-    if best.scored_rows is not None:
-        rows = f"{best.scored_rows:,} validation rows"
-    return _Result(
-        best.trial_id, facts.metric, best.score, rows, False, best.stored_bytes, best.scored_rows is not None
-    )
+    return _Result(best.trial_id, facts.metric, best.score, rows, False, best.stored_bytes)
 
 
 def _found(facts: ReportFacts, result: _Result | None) -> str:
@@ -134,9 +128,7 @@ def _compare(facts: ReportFacts, result: _Result | None, baseline: Baseline) -> 
     metrics = baseline.test_metrics if result.test else baseline.validation_metrics
     score = metrics.get(result.metric)
     sign = facts.sign if result.metric == facts.metric else (1.0 if facts.task.direction == "maximize" else -1.0)
-    if score is None or result.is_partial:
-        return _AgainstBaseline(baseline, score, None)
-    return _AgainstBaseline(baseline, score, sign * (result.score - score))
+    return _AgainstBaseline(baseline, score, None if score is None else sign * (result.score - score))
 
 
 def _verdict(result: _Result | None, against: tuple[_AgainstBaseline, ...]) -> str:

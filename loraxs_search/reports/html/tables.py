@@ -10,7 +10,7 @@ from loraxs_search.errors import counted
 from loraxs_search.records import Scalar, TrialState
 from loraxs_search.reports.html.facts import ReportFacts, duration, spending
 from loraxs_search.reports.html.summary import Summary
-from loraxs_search.reports.leaderboard import LeaderboardRow, on_rows
+from loraxs_search.reports.leaderboard import LeaderboardRow
 
 FIRST_ROWS = 20
 _NAMED = 12  # trials that a row of failures names
@@ -61,7 +61,7 @@ def _cells(row: LeaderboardRow, facts: ReportFacts) -> dict[str, str]:
         "front": "yes" if row.on_front else "",
         "step": f"{row.step:,}",
         "kept step": _value(row.kept_step),
-        facts.metric: _score(row.score) + on_rows(row.scored_rows),
+        facts.metric: _score(row.score),
         "all rows": _score(row.candidate_score),
         "test": _score(row.test_score) + refit,
         "no answer": _score(row.unparsed),

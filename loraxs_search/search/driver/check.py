@@ -33,12 +33,12 @@ from loraxs_search.records import (
     TrialReport,
     TrialSpec,
 )
-from loraxs_search.schedulers import compared_steps, make_scheduler
+from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, processes_that_fit
 from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.prepared import FEW_ROWS, load_data, locate_for, prepare
+from loraxs_search.tasks.prepared import load_data, locate_for, prepare
 from loraxs_search.tasks.report import data_warnings
 
 _MEASURED_S = 4.0  # of steps, about
@@ -55,7 +55,7 @@ class Measured:
         at_once: Trials that were measured, side by side.
         num_steps: Of each of them.
         step_s: Seconds of the device for a step of one of them, while the others train.
-        scoring_s: For a scoring of one of them, on all rows that a report scores.
+        scoring_s: For a scoring of one of them, on the rows of a report.
         answer_s: For an answer to one row, where answers are written or chosen at the end; 0 elsewhere.
         start_s: Seconds to load base and data, and to the end of the first step.
     """
@@ -123,9 +123,7 @@ def estimate_search(space: Space) -> SearchEstimate:
 
 def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, measured: Measured) -> SearchEstimate:
     """Return what a search takes at the measured speed."""
-    num_rows, compared_at = info.num_rows["validation"], compared_steps(plan)
-    few = FEW_ROWS / num_rows if num_rows > 2 * FEW_ROWS and compared_at is not None else 1.0
-    counts = simulated_steps(plan, measured.at_once, few)
+    counts = simulated_steps(plan, measured.at_once)
     all_steps, reports_each = plan.trials * plan.max_steps, math.ceil(plan.max_steps / plan.report_every)
     candidates = min(rule.candidates, plan.trials)
     refits = rule.num_refits(plan.trials)
@@ -135,7 +133,7 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
     parts = {
         "start": measured.start_s,
         "trials": min(trials_s, limit_s),
-        "refits": refits * (plan.max_steps * step_s + (few * (reports_each - 1) + 1) * scoring_s),
+        "refits": refits * (plan.max_steps * step_s + reports_each * scoring_s),
         "candidates": _final_s(task, info, measured, candidates + refits),
     }
     steps = counts.steps or 1.0
@@ -156,25 +154,22 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
     )
 
 
-def simulated_steps(plan: SearchPlan, at_once: int, few: float = 1.0) -> _StepCounts:
+def simulated_steps(plan: SearchPlan, at_once: int) -> _StepCounts:
     """Count the steps of searches whose trials have scores and sizes drawn at random, stopped by the plan's scheduler.
 
     A trial keeps its score, so early stopping is right about it; the better a sampler gets, the fewer it stops.
-
-    Args:
-        few: What a report by which no trials are compared counts beside one that scores all rows.
     """
-    runs = [_simulate(plan, at_once, random.Random(seed), few) for seed in range(_SIMULATED)]
+    runs = [_simulate(plan, at_once, random.Random(seed)) for seed in range(_SIMULATED)]
     steps = [run[0] for run in runs]
     return _StepCounts(sum(steps) / len(runs), min(steps), max(steps), sum(run[1] for run in runs) / len(runs))
 
 
-def _simulate(plan: SearchPlan, at_once: int, draw: random.Random, few: float) -> tuple[int, float]:
-    scheduler, compared_at = make_scheduler(plan, "maximize"), compared_steps(plan)
+def _simulate(plan: SearchPlan, at_once: int, draw: random.Random) -> tuple[int, int]:
+    scheduler = make_scheduler(plan, "maximize")
     waiting, running = list(range(plan.trials)), dict[int, int]()
     scores = [draw.random() for _ in waiting]
     sizes = [draw.randint(1, 10**6) for _ in waiting]
-    num_reports, num_steps = 0.0, 0
+    num_reports = num_steps = 0
     while waiting or running:
         while waiting and len(running) < at_once:
             running[waiting.pop(0)] = 0
@@ -184,8 +179,7 @@ def _simulate(plan: SearchPlan, at_once: int, draw: random.Random, few: float) -
             running[trial] = step
         together = {f"{trial}": (step, scores[trial]) for trial, step in running.items()}
         for trial, step in list(running.items()):
-            is_compared = compared_at is None or step in compared_at or step >= plan.max_steps
-            num_reports += 1.0 if is_compared else few
+            num_reports += 1
             peers = {name: at for name, at in together.items() if name != f"{trial}"}
             own, others = AdapterSize(1, 1, sizes[trial]), {name: sizes[int(name)] for name in peers}
             scored = {"score": scores[trial]}

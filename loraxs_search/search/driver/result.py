@@ -19,7 +19,6 @@ from loraxs_search.records import (
     Scalar,
     TrialRecord,
     TrialState,
-    comparable_report,
 )
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard
@@ -73,9 +72,8 @@ class SearchResult:
     def to_pandas(self) -> pd.DataFrame:
         """Return a flat table with a row for each trial, best first.
 
-        Params are in columns `params_rank` and so on, metrics of the trial's last report that scored all rows in
-        `metrics_accuracy` and so on. `score` is what trials are compared by, of the step that is kept. What a trial has
-        not is missing.
+        Params are in columns `params_rank` and so on, metrics of the trial's last report in `metrics_accuracy` and so
+        on. `score` is what trials are compared by, of the step that is kept. What a trial has not is missing.
 
         Raises:
             StudyError: the study is no longer on this machine.
@@ -117,8 +115,7 @@ _MORE = ("seconds", "reason", "finalist", "kept_step", "unparsed", "unended", "o
 
 def _flat(row: LeaderboardRow, record: TrialRecord) -> dict[str, Any]:
     fields = {name: getattr(row, name) for name in (*_FIELDS, *_MORE)}
-    report = comparable_report(record.reports)
-    metrics = report.metrics if report else {}
+    metrics = record.reports[-1].metrics if record.reports else {}
     return {
         **fields,
         "state": str(row.state),

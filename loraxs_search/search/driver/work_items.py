@@ -131,8 +131,7 @@ _SEED_STRIDE = 1 << 32  # the seeds of a study's trials lie closer together than
 def refit_spec(spec: TrialSpec, number: int) -> TrialSpec:
     """Return the recipe of a trial with its `number`-th fresh seed, 1 for the first."""
     hyper = replace(spec.hyperparameters, seed=spec.hyperparameters.seed + number * _SEED_STRIDE)
-    compared_at = None if spec.compared_at is None else ()  # no scheduler stops it
-    return replace(spec, trial_id=f"{spec.trial_id}.{number}", hyperparameters=hyper, compared_at=compared_at)
+    return replace(spec, trial_id=f"{spec.trial_id}.{number}", hyperparameters=hyper)
 
 
 @dataclass(frozen=True)

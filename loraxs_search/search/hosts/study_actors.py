@@ -18,7 +18,6 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import home
 from loraxs_search.methods import get_method
 from loraxs_search.records import Baseline, HostInfo, Identity, Scalar, Task, TrialSpec
-from loraxs_search.schedulers import compared_steps
 from loraxs_search.search.cluster.connection import NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import PackSize, unshared
 from loraxs_search.search.hosts.client import HOST_LOST, SnapshotStoreHandle, kill
@@ -88,7 +87,6 @@ class StudyActors:
 
     def __init__(self, study: StudyInfo, space: Space, pool: HostPool, recorded: Identity | None = None) -> None:
         self._study, self._space, self.pool = study, space, pool
-        self._compared_at = compared_steps(study.search)
         self.start_from: str | None = None  # the asset that trials start from
         self.linear_probe: Callable[[], str | None] = lambda: None  # returns the asset that heads start from
         store_name, self.snapshot_store = start_snapshot_store(study.name)  # it starts while the host loads
@@ -149,13 +147,7 @@ class StudyActors:
             hyper = replace(hyper, linear_probe=probe, head_init="probe" if probe else "random")
         snapshot_store = self.actor_names["snapshot_store"]
         return TrialSpec(
-            trial_id,
-            params,
-            hyper,
-            study=self._study.name,
-            identity=self.info.identity,
-            snapshot_store=snapshot_store,
-            compared_at=self._compared_at,
+            trial_id, params, hyper, study=self._study.name, identity=self.info.identity, snapshot_store=snapshot_store
         )
 
     def hardware(self) -> dict[str, Scalar]:

@@ -6,13 +6,11 @@ from dataclasses import replace
 
 import pytest
 from support.recorded_searches import recorded_search
-from support.reports import report
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
-from loraxs_search.records import Baseline, SearchPlan, TrialState
+from loraxs_search.records import Baseline, TrialState
 from loraxs_search.reports.html.facts import duration, read_facts, spending
-from loraxs_search.reports.html.figures.scores import LearningCurves
 from loraxs_search.reports.html.page import repeat_command
 from loraxs_search.reports.html.summary import summary
 from loraxs_search.reports.html.tables import failure_table, leaderboard_table
@@ -121,16 +119,3 @@ def test_the_command_to_repeat_it_has_the_overrides(fresh_home):
     object.__setattr__(folder.info, "space_source", space.source)
     words = f"loraxs-search launch {space.source} --set search.trials=24 --set 'parameters.rank={{choice: [4, 8]}}'"
     assert repeat_command(facts) == f"{words} --name s-again"
-
-
-def test_a_score_of_few_rows_is_held_against_no_baseline(fresh_home):
-    folder = searched("s", [], finished=False, plan=SearchPlan(scheduler="none"))
-    journal = folder.journal()
-    journal.trial_started("00000", {"rank": 4})
-    journal.trial_reported(replace(report("00000", 10, 0.99), scored_rows=128))
-    folder.write_baselines([Baseline("constant", {"accuracy": 0.85}, {"accuracy": 0.1})])
-    said = of(folder)
-    assert said.found.startswith("The best so far, trial 00000, reaches accuracy 0.9900 on 128 validation rows")
-    assert (said.verdict, said.is_beaten, [each.gain for each in said.against]) == ("", False, [None])
-    drawing = LearningCurves().draw(read_facts(folder))
-    assert drawing.says.endswith("Where no trials are compared, a point is of 128 rows alone.")

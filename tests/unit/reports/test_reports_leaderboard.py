@@ -138,34 +138,3 @@ def test_bytes_without_projections_have_a_column_where_files_hold_some(capsys):
     assert lines[0][lines[0].index("bytes") :][:3] == ["bytes", "learnt", "bytes"]
     assert {line[0]: line[6:8] for line in lines[1:]}["00007"] == ["80", "48"]
     assert {line[0]: line[6:8] for line in lines[1:]}["00001"] == ["80", "-"]
-
-
-def partial(record: TrialRecord, *steps: int) -> TrialRecord:
-    """Return a trial whose reports of these steps score few rows."""
-    few = (replace(it, scored_rows=128) if it.step in steps else it for it in record.reports)
-    return replace(record, reports=tuple(few))
-
-
-def test_a_lucky_score_of_few_rows_never_wins(capsys):
-    trials = [
-        partial(trial("00000", TrialState.RUNNING, 0.5, 0.99, ended_at=None), 2),
-        partial(trial("00001", TrialState.RUNNING, 0.95, ended_at=None), 1),
-        trial("00002", TrialState.RUNNING, 0.6, ended_at=None),
-        partial(trial("00003", TrialState.COMPLETE, 0.99, 0.4), 1),
-        trial("00004", TrialState.COMPLETE, 0.2, 0.41),
-        partial(trial("00005", TrialState.PRUNED, 0.99), 1),
-        trial("00006", TrialState.PRUNED, 0.1),
-    ]
-    rows = leaderboard(trials, TASK)
-    assert [(row.trial_id, row.score, row.scored_rows) for row in rows] == [
-        ("00004", 0.41, None),
-        ("00003", 0.4, None),
-        ("00002", 0.6, None),
-        ("00000", 0.5, None),
-        ("00001", 0.95, 128),
-        ("00006", 0.1, None),
-        ("00005", 0.99, 128),
-    ]
-    assert next(row.step for row in rows if row.trial_id == "00000") == 2
-    print_leaderboard(rows, TASK)
-    assert capsys.readouterr().out.count(" on 128 rows") == 2

@@ -19,7 +19,7 @@ from loraxs_search.log.events import (
     Warned,
 )
 from loraxs_search.records import SteeringStatus, TrialState
-from loraxs_search.reports.search_state import HostLine, Score, SearchState
+from loraxs_search.reports.search_state import HostLine, SearchState
 
 
 @pytest.fixture
@@ -245,32 +245,3 @@ def test_the_end_ends_every_estimate(state: SearchState) -> None:
     state.happened(SearchEnded(study="mine", at=1100.0, state="finished"))
     assert (state.share_done(), state.seconds_left(1100.0), state.is_training) == (1.0, None, False)
     assert state.warnings == ["many answers were cut"]
-
-
-def test_a_lucky_score_of_few_rows_is_the_best_only_while_there_is_no_other() -> None:
-    """In a search that stops no trial, reports score all rows at the end alone."""
-    state = SearchState()
-    for event in training():
-        if not isinstance(event, TrialReported):
-            state.happened(event)
-            continue
-        few = None if event.report.step == 80 else 128
-        state.happened(replace(event, report=replace(event.report, scored_rows=few)))
-        assert state.best is not None
-        assert (state.best.scored_rows, state.lead is None) == (few, few is not None)
-    assert state.best == Score("00000", pytest.approx(0.6))
-    lucky = [event for event in training() if isinstance(event, TrialReported) and event.trial_id == "00002"][-1]
-    metrics = dict.fromkeys(lucky.report.metrics, 0.99)
-    state.happened(replace(lucky, report=replace(lucky.report, step=60, metrics=metrics, scored_rows=128)))
-    assert state.best == Score("00000", pytest.approx(0.6))
-    state.happened(replace(lucky, report=replace(lucky.report, step=80, metrics=metrics)))
-    assert state.best == Score("00002", 0.99)
-
-
-def test_a_trial_stands_where_all_rows_were_scored_last(state: SearchState) -> None:
-    last = [event for event in training() if isinstance(event, TrialReported) and event.trial_id == "00002"][-1]
-    metrics = dict.fromkeys(last.report.metrics, 0.99)
-    state.happened(replace(last, report=replace(last.report, step=60, metrics=metrics, scored_rows=128)))
-    line = state.trials["00002"]
-    assert (line.step, line.score, line.scored_rows) == (60, last.report.metrics["pearson"], None)
-    assert state.best == Score("00000", pytest.approx(0.6))

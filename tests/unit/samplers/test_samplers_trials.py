@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -268,21 +267,3 @@ def test_a_hidden_trial_has_a_number_and_nothing_else(folder: StudyFolder, space
     assert (trial.params, trial.intermediate_values, trial.state) == ({}, {}, OptunaState.RUNNING)
     trials.apply(TrialEnded(at=3.0, trial_id="00000", state=TrialState.COMPLETE, reason="trained"))
     assert (trial.state, trial.user_attrs["state"]) == (OptunaState.FAIL, "COMPLETE")
-
-
-@pytest.mark.parametrize("plan", [SearchPlan(), BOTH], ids=["score", "score and bytes"])
-def test_reports_of_few_rows_are_no_business_of_samplers(folder: StudyFolder, space: Space, plan: SearchPlan) -> None:
-    journal = folder.journal()
-    for name, first in (("00000", None), ("00001", 128)):
-        journal.trial_started(name, {"rank": 4, "learning_rate": 0.01, "sigma": "input"})
-        journal.trial_reported(replace(report(name, 4, 0.5), scored_rows=first))
-        journal.trial_reported(replace(report(name, 8, 0.9), scored_rows=128))
-        journal.trial_ended(name, TrialState.PRUNED, "a user stopped it")
-    stopped, unscored = read(folder, space, plan).trials
-    assert [trial.state for trial in (stopped, unscored)] == [OptunaState.PRUNED] * 2
-    if plan is BOTH:
-        assert (last_report(stopped), last_report(unscored)) == ((4, (0.5, 1)), None)
-    else:
-        assert [trial.intermediate_values for trial in (stopped, unscored)] == [{4: 0.5}, {}]
-        assert [trial.value for trial in (stopped, unscored)] == [0.5, None]
-    Proposer(read(folder, space, plan), space).propose(3)

@@ -47,9 +47,7 @@ def test_every_section_becomes_its_record(parse, text, folder):
         pooling="auto",
     )
     assert space.base_model == BaseModelRef(id="org/name")
-    assert space.search == SearchPlan(
-        trials=4, time_budget_s=600.0, sampler_params={"n_startup_trials": 10}, full_reports="compared"
-    )
+    assert space.search == SearchPlan(trials=4, time_budget_s=600.0, sampler_params={"n_startup_trials": 10})
     assert space.promotion == PromotionRule(metric="f1")
     assert (space.name, space.text, space.folder) == ("space", text, str(folder))
 
@@ -92,7 +90,7 @@ def test_sections_offer_every_field_of_their_record_with_its_default(section, re
     elsewhere = {"metric", *of_samplers} if record is SearchPlan else set()  # becomes the task's, or `sampler_params`
     assert {renamed.get(field.name, field.name) for field in own} | elsewhere == set(section.model_fields)
     for field in own:
-        if field.name not in ("id", "full_reports"):  # a stored plan without the latter scores all rows, as ever
+        if field.name != "id":
             default = field.default if field.default_factory is MISSING else field.default_factory()
             given = section.model_fields[renamed.get(field.name, field.name)].default
             assert default in (given, given or ()), "a list that is not given is empty"

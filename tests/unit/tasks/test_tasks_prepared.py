@@ -113,21 +113,6 @@ def test_validation_is_limited_in_tokens_and_labels_alike(make_task, tokenizer, 
     assert some.data_fingerprint == whole.data_fingerprint
 
 
-@pytest.mark.parametrize(("num_rows", "few"), [(256, None), (257, 128), (700, 128)])
-def test_few_rows_are_a_mixed_part_of_a_file_that_is_sorted(make_task, tokenizer, rows, num_rows, few):
-    def by_label(n):
-        return sorted(rows(n), key=lambda row: row["label"])
-
-    data = prepare(make_task({"train": rows(10), "validation": by_label(num_rows), "test": rows(10)}), tokenizer)
-    if few is None:
-        assert data.few_rows is None
-        return
-    labels = data.labels("validation")
-    assert len(set(data.few_rows.tolist())) == few
-    assert abs(labels[data.few_rows].mean() - labels.mean()) < 0.15
-    assert prepare(data.task, tokenizer).few_rows.tolist() == data.few_rows.tolist()
-
-
 def test_what_is_shared_is_read_only(make_task, tokenizer):
     prepared = prepare(make_task(validation_rows=3), tokenizer)
     for split in ("train", "validation", "test"):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -102,17 +101,6 @@ def test_replaying_everything_changes_nothing(open_tracker, record, look, study_
         run.info.end_time for run in before.children.values()
     ]
     assert [model.model_id for model in after.models] == [model.model_id for model in before.models]
-
-
-def test_scores_of_few_rows_have_names_of_their_own(open_tracker, look, report):
-    """MLflow orders runs by the latest value of a name."""
-    tracker = open_tracker()
-    tracker.trial_reported(report("t0", 40, 0.5))
-    tracker.trial_reported(replace(report("t0", 80, 0.9), scored_rows=128))
-    assert tracker.flush(60)
-    points = look().points["t0"]
-    assert (points["accuracy"], points["on_128_rows.accuracy"]) == ([(40, 0.5)], [(80, 0.9)])
-    assert [step for step, _ in points["train_loss"]] == [40, 80]
 
 
 def test_events_told_twice_count_once(open_tracker, record, look, report):

@@ -48,9 +48,7 @@ class LearningCurves(base.ReportFigure):
 def _says_curves(facts: ReportFacts, groups: dict[TrialState, list[TrialRecord]]) -> str:
     counts = [f"{len(records):,} {facts.word(state)}" for state, records in groups.items() if records]
     kept = " The step with the best score is kept." if facts.info.search.checkpoint == "best" else ""
-    few = next((report.scored_rows for record in facts.records for report in record.reports if report.scored_rows), 0)
-    partial = f" Where no trials are compared, a point is of {few:,} rows alone." if few else ""
-    return f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}{partial}"
+    return f"One line for each trial that has reported: {', '.join(counts)}. Stopped trials are grey.{kept}"
 
 
 def _curves(facts: ReportFacts, state: TrialState, records: Sequence[TrialRecord]) -> Scatter:

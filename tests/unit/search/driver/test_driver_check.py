@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -76,18 +75,6 @@ def test_parts_add_up():
     middle = sum(estimate.parts_s.values())
     assert (estimate.least_s, estimate.most_s) == (pytest.approx(middle * 0.8), pytest.approx(middle * 1.2))
     assert estimate.least_device_hours == pytest.approx((middle - 10) * 0.8 / 3600)
-
-
-def test_reports_that_decide_nothing_cost_a_part():
-    """Of 500 rows they score 128: those at 75, as rungs are at 25 and 50, and all of refits but the last."""
-    plan = SearchPlan(trials=4, max_steps=100, report_every=25, scheduler="none", full_reports="compared")
-    parts = add_up(plan, PromotionRule(candidates=3, seeds=2), TASK, INFO, FAST).parts_s
-    assert parts["trials"] == pytest.approx(4 * (100 * 0.1 + 1.0 + 3 * 128 / 500))
-    assert parts["refits"] == pytest.approx(6 * (100 * 0.1 + 1.0 + 3 * 128 / 500))
-    halving = replace(plan, trials=1, scheduler="asha")
-    assert add_up(halving, PromotionRule(), TASK, INFO, FAST).parts_s["trials"] == pytest.approx(10 + 3 + 128 / 500)
-    few = replace(INFO, num_rows={**ROWS, "validation": 256})
-    assert add_up(halving, PromotionRule(), TASK, few, FAST).parts_s["trials"] == pytest.approx(10 + 4)
 
 
 def test_a_time_budget_bounds_the_trials_and_nothing_else():

@@ -65,11 +65,6 @@ def test_a_table_has_a_row_for_each_trial_best_first(fresh_home: Path) -> None:
     assert list(table["params_sigma"].isna()) == [False, True, True]
     assert list(table["score"]) == list(table["metrics_accuracy"]) == [0.9, 0.7, 0.95]
     assert table["test_score"].isna().all()
-    *others, stopped = result_of(StudyFolder.open("s")).trials
-    lucky = replace(stopped.reports[-1], step=15, metrics={"accuracy": 0.99}, scored_rows=128)
-    later = replace(stopped, reports=(*stopped.reports, lucky))
-    table = SearchResult("s", (*others, later), (), 0.0).to_pandas()
-    assert list(table["score"]) == list(table["metrics_accuracy"]) == [0.9, 0.7, 0.95], "not of a part of the rows"
     empty = SearchResult(searched("empty", ()).name, (), (), 0.0).to_pandas()
     assert len(empty) == 0
     assert "stored_bytes" in empty

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 from support.studies import study
 
-from loraxs_search.schedulers import compared_steps
 from loraxs_search.search.driver import launch
 from loraxs_search.search_space import parse_space
 from loraxs_search.studies import StudyFolder
@@ -30,25 +28,3 @@ def test_a_regression_goes_on_with_the_numbers_it_began_with(
     StudyFolder.create(info, SPACE)
     launch.resume("s")
     assert seen[0].task.standardized is standardized
-
-
-@pytest.mark.parametrize("rule", ["compared", "all", None])
-def test_a_study_goes_on_scoring_the_rows_that_it_began_with(
-    fresh_home: Path, monkeypatch: pytest.MonkeyPatch, rule: str | None
-) -> None:
-    """Studies of earlier versions say nothing of it: their reports score all rows."""
-    seen: list[Any] = []
-    monkeypatch.setattr(launch, "_run_one", lambda info, space, *_: seen.append((info, space)))
-    space = parse_space(SPACE, source="s.yaml", folder=fresh_home)
-    assert space.search.full_reports == "compared", "new studies are launched so"
-    info = replace(study("other").info, name="s", task=space.task, search=space.search)
-    path = StudyFolder.create(info, SPACE).path / "study.json"
-    stored = json.loads(path.read_text())
-    stored["search"] |= {"full_reports": rule}
-    if rule is None:
-        del stored["search"]["full_reports"]
-    path.write_text(json.dumps(stored))
-    launch.resume("s")
-    ((info, space),) = seen
-    assert info.search == space.search
-    assert compared_steps(info.search) == ((40, 80) if rule == "compared" else None)
