@@ -12,6 +12,7 @@ from typing import Annotated, Any, TextIO, cast
 
 import typer
 
+from loraxs_search.errors import counted
 from loraxs_search.records import Baseline, Decision, Scalar, Task, to_json
 from loraxs_search.reports.leaderboard import LeaderboardRow
 
@@ -122,6 +123,16 @@ def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
 def describe_decision(decision: Decision) -> str:
     """Return what a decision was on, as shown to users."""
     return f"{'no trial' if decision.winner is None else f'trial {decision.winner}'} of {decision.study or 'no study'}"
+
+
+def print_reasons(decision: Decision, indent: str) -> None:
+    """Print why a decision was made, and the score of each slice."""
+    lines = list(decision.reasons)
+    for each in decision.slices:
+        score, other = (_score(value) for value in (each.score, each.champion_score))
+        beside = "" if each.champion_score is None else f", champion {other}"
+        lines.append(f"{each.name}: {decision.metric} {score}{beside}, {counted(each.num_rows, 'row')}")
+    print("\n".join(f"{indent}{line}" for line in lines))
 
 
 def print_warnings(warnings: Sequence[str]) -> None:

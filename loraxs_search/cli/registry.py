@@ -16,6 +16,7 @@ from loraxs_search.cli._output import (
     TrackingOption,
     describe_decision,
     emit,
+    print_reasons,
     print_summary,
     print_table,
 )
@@ -60,7 +61,7 @@ def promote(
 
     def show() -> None:
         print(f"{decision.task}: {verdict}, {describe_decision(decision)}")
-        print("\n".join(f"  {reason}" for reason in decision.reasons))
+        print_reasons(decision, "  ")
         for sample in samples(decision):
             print(f"\n  {_last_line(sample.prompt)}")
             print(f"    reference: {_line(sample.reference)}\n    answer: {_line(sample.answer)}")
@@ -212,7 +213,7 @@ def history(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: Js
             by = ", by force" if decision.forced else ""
             at = f"{decision.at[:16].replace('T', ' ')}  " if decision.at else ""
             print(f"{at}{verdict}  {describe_decision(decision)}{called}{by}")
-            print("\n".join(f"    {reason}" for reason in decision.reasons))
+            print_reasons(decision, "    ")
 
     emit(as_json, decisions, show)
 

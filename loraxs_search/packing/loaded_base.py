@@ -322,6 +322,8 @@ def _answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], scor
     given = {name: values for name in (*columns, "ended") if (values := getattr(scores, name)) is not None}
     lists: dict[str, Any] = {name: tuple(values.tolist()) for name, values in given.items()}
     labels = data.labels(split)[rows]
+    if split == "test":
+        lists["slices"] = {name: tuple(values[row] for row in rows) for name, values in data.slices.items()}
     return Answers(
         predictions=tuple(scores.answers_like(labels).tolist()),
         labels=tuple(labels.tolist()),

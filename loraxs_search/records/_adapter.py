@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from loraxs_search.records._base import BaseModelRef, BaseSetup
 from loraxs_search.records._json import STORED_NAMES
 from loraxs_search.records._literals import Pooling, Scalar
-from loraxs_search.records._promotion import Baseline, Refit
+from loraxs_search.records._promotion import Baseline, Refit, SliceScore
 from loraxs_search.records._task import Task
 from loraxs_search.records._trial import AdapterSize, Hyperparameters, Lineage
 
@@ -117,6 +117,7 @@ class Manifest:
         lineage: The trial that its own was cloned from, whose state it may have begun with.
         ends: The tokens that end an answer that it writes, as the tokenizer names them.
         setup: Its base's; None in older manifests.
+        slices: The finalist's scores on slices of the test rows, where its task has some.
     """
 
     __pydantic_config__ = STORED_NAMES
@@ -149,3 +150,4 @@ class Manifest:
     lineage: Lineage | None = None
     ends: tuple[str, ...] = ()
     setup: BaseSetup | None = None
+    slices: tuple[SliceScore, ...] = ()

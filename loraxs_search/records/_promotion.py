@@ -97,7 +97,8 @@ class PromotionRule:
         require: Baselines that a champion must beat: the `constant` answer, or `all` that were measured; the base alone
             must be, where the task's kind asks it.
         guards: Metric to how much it may fall below the champion's, in its own unit; `negative_flips` to the share of
-            test rows that the champion answers right and the finalist wrong.
+            test rows that the champion answers right and the finalist wrong; `slice_loss` to how much the metric that
+            decides may fall on any slice of at least `MIN_SLICE_ROWS` test rows.
         max_bytes: Larger adapters are no candidates; None means no limit.
         candidates: How many of the best trials are candidates.
         seeds: How often each of these is trained again from a fresh seed; what comes out is a candidate too.
@@ -201,7 +202,8 @@ class ComparisonRecord:
     reference_metric: float | None = None
 
 
-NEGATIVE_FLIPS = "negative_flips"  # a guard's name
+NEGATIVE_FLIPS, SLICE_LOSS = "negative_flips", "slice_loss"  # guards that are no metrics
+MIN_SLICE_ROWS = 30  # on fewer, one answer is more than three points of accuracy
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,30 @@ class AnswerFlips:
     def negative_share(self) -> float:
         """The share of all test rows that become wrong."""
         return self.negative / self.num_rows
+
+
+@dataclass(frozen=True)
+class SliceScore:
+    """A score on the test rows that have one value in a slice column.
+
+    Args:
+        value: The empty text stands for rows without one.
+        score: The finalist's; None where the metric is not defined on these rows.
+        champion_score: The champion's; None also where there is none, or its answers cannot be compared.
+        loss: How much worse the finalist is, in the metric's unit, negative where it is better; None without both.
+    """
+
+    column: str
+    value: str
+    num_rows: int
+    score: float | None
+    champion_score: float | None = None
+    loss: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Column and value as people read them."""
+        return f"{self.column}={' '.join(self.value.split()) or '(none)'}"
 
 
 Action = Literal["promote", "rollback", "remove"]
@@ -248,6 +274,7 @@ class Decision:
             count.
         flips: What the winner changes of the champion's answers; None if no answers were compared, or if they are
             numbers.
+        slices: Scores on each slice of the test rows. Records of many keep those that lose most.
     """
 
     __pydantic_config__ = STORED_NAMES
@@ -272,3 +299,4 @@ class Decision:
     comparisons: tuple[ComparisonRecord, ...] = ()
     seen: tuple[str, ...] = ()
     flips: AnswerFlips | None = None
+    slices: tuple[SliceScore, ...] = ()

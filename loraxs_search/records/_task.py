@@ -78,6 +78,8 @@ class Task:
         variant: Which of several championships of the task it is, such as a language or a customer; None where there is
             one alone.
         pooling: What a head reads of the last hidden states: what the base's class does, or a pool of each row.
+        slices: Columns that say which groups a row is of; promotion scores the test rows of each. No adapter reads
+            them, and they are no part of the rows' fingerprints.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Task:
     standardized: bool = False
     variant: str | None = None
     pooling: Pooling = "class"
+    slices: tuple[str, ...] = ()
 
     @property
     def registered_name(self) -> str:

@@ -14,7 +14,7 @@ from loraxs_search.registry.pull import adapter_folder, pull
 from loraxs_search.registry.store import BASE_ALONE, Beside, RegisteredAdapter, Registry, Rescored
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.significance import ScoredRows
+    from loraxs_search.registry.scored_rows import ScoredRows
 
 __all__ = [
     "BASE_ALONE",
@@ -43,7 +43,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "ScoredRows":  # numpy, which pulling does without
-        from loraxs_search.registry.significance import ScoredRows
+        from loraxs_search.registry.scored_rows import ScoredRows
 
         return ScoredRows
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -343,8 +344,15 @@ def _shortened(candidate: Candidate, limit: int) -> Candidate:
 
 
 def fitted(decision: Decision) -> str:
-    """Return the decision as JSON short enough for a tag, the last reasons kept: they say what was decided."""
+    """Return the decision as JSON short enough for a tag, the last reasons kept: they say what was decided.
+
+    Of many slices, those that lose most are kept.
+    """
     text, short = to_json(decision), decision
+    while len(text) > _MAX_TAG and short.slices:
+        least = min(short.slices, key=lambda each: -math.inf if each.loss is None else each.loss)
+        short = replace(short, slices=tuple(each for each in short.slices if each is not least))
+        text = to_json(short)
     while len(text) > _MAX_TAG and (short.reasons or short.seen):
         short = replace(short, reasons=short.reasons[1:], seen=short.seen if short.reasons else short.seen[:-20])
         left_out = f"({len(decision.reasons) - len(short.reasons)} more reasons)"

@@ -17,7 +17,7 @@ from loraxs_search.records import (
     is_alone,
     is_unmeasured,
 )
-from loraxs_search.registry.significance import ScoredRows, score_of
+from loraxs_search.registry.scored_rows import ScoredRows, score_of
 from loraxs_search.tasks.baselines import does_fit
 from loraxs_search.tasks.kinds import Metric, kind_of
 

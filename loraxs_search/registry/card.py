@@ -40,6 +40,7 @@ def model_card(manifest: Manifest) -> str:
         score_table(manifest),
         _seeds(manifest),
         *_baseline_table(manifest),
+        *_slice_table(manifest),
         _chosen(manifest),
         *_searched(manifest),
         *_samples(manifest),
@@ -132,6 +133,15 @@ def _baseline_table(manifest: Manifest) -> list[str]:
     table = [f"| on the same test rows | {metric} |", "|---|---|"]
     table += [f"| {name} | {_number(test, metric)} |" for name, test in rows]
     return ["\n".join(table)] if manifest.baselines else []
+
+
+def _slice_table(manifest: Manifest) -> list[str]:
+    """Return the score on each slice of the test rows; nothing where the task has no slices."""
+    table = [f"| slice of the test rows | rows | {manifest.task.metric} |", "|---|---|---|"]
+    for each in manifest.slices:
+        score = "-" if each.score is None else f"{each.score:.4f}"
+        table.append(f"| {each.name.replace('|', '&#124;')} | {each.num_rows:,} | {score} |")
+    return ["\n".join(table)] if manifest.slices else []
 
 
 def _describe(baseline: Baseline, task: Task) -> str:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.records import (
     NEGATIVE_FLIPS,
+    SLICE_LOSS,
     AnswerFlips,
     Candidate,
     ComparisonRecord,
     Decision,
     KeptAnswers,
     PromotionRule,
+    SliceScore,
     Task,
 )
 from loraxs_search.registry.finalist import NOISE, Criterion, better_when, identity, key, show_bytes
@@ -23,7 +25,7 @@ from loraxs_search.registry.test_set_reuse import ToleranceReference
 
 if TYPE_CHECKING:
     from loraxs_search.registry.baselines import BaselineAnswer
-    from loraxs_search.registry.significance import ScoredRows
+    from loraxs_search.registry.scored_rows import ScoredRows
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
 _CONSTANT = "with `promotion.require: constant` only the constant answer counts"
@@ -201,7 +203,7 @@ class _PromotionTest:
     def compare_with_champion(self, champion: Scored) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
         criterion, champion_scores, name = self.criterion, champion.candidate.test_metrics, key(champion.candidate)
-        if fault := _incomparable(criterion, self.finalist.candidate, champion.candidate) or self._unlike(champion):
+        if fault := self._incomparable(champion):
             return _Verdict(False, f"not comparable: {fault}")
         p = self.p_value(self.finalist.rows, champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
@@ -223,6 +225,15 @@ class _PromotionTest:
         return _Verdict(tolerated, against + (f", {why}" if tolerated else shortfall + why), comparison)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _incomparable(self, champion: Scored) -> str:
+        """Say why a champion's scores and answers cannot be held against the finalist's; empty where they can."""
+        own, other = self.finalist.candidate.test_fingerprint, champion.candidate.test_fingerprint
+        if own != other:
+            return f"the champion was scored on other test rows ({other[:12]}, not {own[:12]})"
+        if fault := self.criterion.fault(champion.candidate.test_metrics, "test"):
+            return f"the champion has no finite test {self.criterion.metric} ({fault})"
+        return self._unlike(champion)
+
     def _unlike(self, champion: Scored) -> str:
         """Say why answers to the same rows are unlike: texts were read otherwise, or the metric is of other tokens.
 
@@ -263,6 +274,18 @@ class _PromotionTest:
         rows, others = self.finalist.rows, champion.rows
         return None if rows is None or others is None else rows.flips_from(others)
 
+    def slices(self, champion: Scored | None) -> tuple[SliceScore, ...]:
+        """Return the scores on each slice of the finalist's rows, and the champion's where both can be compared."""
+        rows = self.finalist.rows
+        if rows is None or not rows.slices:
+            return ()
+        from loraxs_search.registry.scored_rows import slice_scores
+        from loraxs_search.tasks.kinds import find_metric
+
+        metric = find_metric(self.criterion.metric, self.task)
+        others = None if champion is None or self._incomparable(champion) else champion.rows
+        return () if metric is None else slice_scores(metric, self.criterion.sign, rows, others)
+
     def _violated_guard(self, champion: Scored) -> str | None:
         """Say which guarded metric falls too far."""
         finalist = self.finalist.candidate
@@ -273,6 +296,12 @@ class _PromotionTest:
                     return f"guard: {name} needs answers of both to the test rows, but they cannot be compared"
                 if flips.negative_share > allowed + NOISE:
                     return f"guard: {name} is {flips.negative_share:.4f}, and may be at most {allowed:g}"
+                continue
+            if name == SLICE_LOSS:
+                from loraxs_search.registry.scored_rows import losing_slice
+
+                if fault := losing_slice(self.slices(champion), allowed):
+                    return fault
                 continue
             new, old = finalist.test_metrics.get(name), champion.candidate.test_metrics.get(name)
             if new is None or old is None:
@@ -306,7 +335,7 @@ def decide(
     criterion, setup = Criterion.of(rule, task), setup or ComparisonSetup()
     candidate = finalist.candidate
     applied = _PromotionTest(rule, task, criterion, setup, finalist)
-    forcible, flips = True, None
+    forcible, flips, slices = True, None, tuple[SliceScore, ...]()
     if fault := criterion.fault(candidate.test_metrics, "test"):
         verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
     elif champion is not None and key(candidate) == key(champion.candidate):
@@ -314,15 +343,16 @@ def decide(
     elif why := applied.unready():
         verdict = _Verdict(False, why)
     elif champion is None:
-        verdict = applied.compare_with_baselines()
+        verdict, slices = applied.compare_with_baselines(), applied.slices(None)
     else:
         verdict, flips = applied.compare_with_champion(champion), applied.flips(champion)
+        slices = applied.slices(champion)
         if verdict.promoted and (why := applied.beaten_by_baseline()):
             verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
     forced = setup.forced and forcible and not verdict.promoted
     score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
-    changed = _describe_flips(flips) if flips else ""
-    reasons = (score, *applied.left_out(), changed, verdict.reason, "promoted by force" if forced else "")
+    changed, by_force = _describe_changes(flips, slices), "promoted by force" if forced else ""
+    reasons = (score, *applied.left_out(), *changed, verdict.reason, by_force)
     return Decision(
         task=task.registered_name,
         study=candidate.study,
@@ -338,6 +368,7 @@ def decide(
         test_fingerprint=candidate.test_fingerprint,
         comparisons=(verdict.comparison,) if verdict.comparison else (),
         flips=flips,
+        slices=slices,
     )
 
 
@@ -347,21 +378,12 @@ def show_confidence(confidence: float) -> str:
     return f"{confidence:.{max(4, 1 - math.floor(math.log10(error)))}f}".rstrip("0").rstrip(".")
 
 
-def _describe_flips(flips: AnswerFlips) -> str:
-    lost, won = flips.negative, flips.positive
-    return (
-        f"of {flips.num_rows:,} test rows, {lost:,} ({flips.negative_share:.1%}) that the champion answers right become"
-        f" wrong, and {won:,} that it answers wrong become right"
-    )
+def _describe_changes(flips: AnswerFlips | None, slices: tuple[SliceScore, ...]) -> list[str]:
+    if flips is None and not slices:
+        return []
+    from loraxs_search.registry.scored_rows import describe_flips, describe_slices
 
-
-def _incomparable(criterion: Criterion, finalist: Candidate, champion: Candidate) -> str | None:
-    if finalist.test_fingerprint != champion.test_fingerprint:
-        both = f"{champion.test_fingerprint[:12]}, not {finalist.test_fingerprint[:12]}"
-        return f"the champion was scored on other test rows ({both})"
-    if fault := criterion.fault(champion.test_metrics, "test"):
-        return f"the champion has no finite test {criterion.metric} ({fault})"
-    return None
+    return [describe_flips(flips) if flips else "", describe_slices(slices)]
 
 
 def _beside(gain: float, other: str) -> str:

@@ -29,7 +29,7 @@ from loraxs_search.registry.pages import TaskSummary, summarise
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from loraxs_search.registry.significance import ScoredRows
+    from loraxs_search.registry.scored_rows import ScoredRows
 
 
 ResultT = TypeVar("ResultT")
@@ -138,7 +138,7 @@ class RegistryReader:
         """
         if adapter.evidence is None:
             return None
-        from loraxs_search.registry.significance import FILE, MAX_ROWS_BYTES, ScoredRows
+        from loraxs_search.registry.scored_rows import FILE, MAX_ROWS_BYTES, ScoredRows
 
         with tempfile.TemporaryDirectory() as folder:
             source = f"{adapter.source.rstrip('/')}/evidence"

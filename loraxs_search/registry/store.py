@@ -29,7 +29,7 @@ from loraxs_search.registry.promotion import BASELINES, ComparisonSetup, Scored,
 from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.significance import ScoredRows
+    from loraxs_search.registry.scored_rows import ScoredRows
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,7 +294,7 @@ class Registry(ChangingRegistry):
             page = version_page(manifest, candidate, decision, version)
             client.update_model_version(task, str(version), page)
             if answers is not None:
-                from loraxs_search.registry.significance import FILE
+                from loraxs_search.registry.scored_rows import FILE
 
                 _versions.add_test_predictions(client, task, version, FILE, answers)
             factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
@@ -356,6 +356,6 @@ class Registry(ChangingRegistry):
 def _read_predictions(content: bytes | None) -> ScoredRows | None:
     if content is None:
         return None
-    from loraxs_search.registry.significance import ScoredRows
+    from loraxs_search.registry.scored_rows import ScoredRows
 
     return ScoredRows.from_bytes(content)

@@ -13,7 +13,7 @@ import yaml
 from loraxs_search.errors import UsageError, asking, must_be, one_of
 from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.paths import user_path
-from loraxs_search.records import NEGATIVE_FLIPS, BaseModelRef, PromotionRule, SearchPlan, Task
+from loraxs_search.records import NEGATIVE_FLIPS, SLICE_LOSS, BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import MOASHA, SCHEDULERS
 from loraxs_search.search_space._distributions import METHOD, Parameter
@@ -125,7 +125,9 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
     search = _search(document, sections.get("search") or {})
     _check_sampler(document, search, parameters)
     task = _reported(document, sections.get("search") or {}, task)
-    promotion = _promotion(document, sections.get("promotion") or {}, task.metrics if task else (), methods)
+    has_slices = isinstance(sections.get("task"), dict) and sections["task"].get("slices") is not None
+    metrics = task.metrics if task else ()
+    promotion = _promotion(document, sections.get("promotion") or {}, metrics, methods, has_slices=has_slices)
     check_objectives(document, sections.get("search") or {}, sections.get("promotion") or {}, task)
     start_from = _start_from(document, sections.get("start_from"))
     if document.faults or task is None or base_model is None or method is None:
@@ -318,13 +320,17 @@ def _sound(document: Document, given: object, key: str, default: int) -> int | N
     return None if document.faults.at_or_below(("search", key)) else value
 
 
-def _promotion(document: Document, given: object, metrics: Sequence[str], methods: Sequence[str]) -> PromotionRule:
+def _promotion(
+    document: Document, given: object, metrics: Sequence[str], methods: Sequence[str], *, has_slices: bool
+) -> PromotionRule:
     section = read_section(document, ("promotion",), PromotionSection, given)
     keys = given if isinstance(given, dict) else {}
-    guards = keys.get("guards")
+    guards = keys["guards"] if isinstance(keys.get("guards"), dict) else {}
+    if SLICE_LOSS in guards and not has_slices:
+        document.faults.add(("promotion", "guards"), f"must stand beside `task.slices` where it names {SLICE_LOSS}.")
     named = [
         ("metric", keys.get("metric")),
-        *(("guards", name) for name in (guards if isinstance(guards, dict) else ()) if name != NEGATIVE_FLIPS),
+        *(("guards", name) for name in guards if name not in (NEGATIVE_FLIPS, SLICE_LOSS)),
     ]
     for key, metric in named:
         if isinstance(metric, str) and metrics and metric not in metrics:

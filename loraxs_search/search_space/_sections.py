@@ -298,7 +298,8 @@ class PromotionSection(Section):
     """Baselines that a champion must beat: `all` that were measured, or the `constant` answer alone."""
     guards: dict[str, NotNegative] = {}  # noqa: RUF012  # pydantic copies it
     """Other metrics, and how far each may fall below the champion's: `{f1: 0.01}`. `negative_flips` limits the share of
-    test rows that the champion answers right and the finalist wrong."""
+    test rows that the champion answers right and the finalist wrong, `slice_loss` what the metric that decides may lose
+    on any slice of at least 30 test rows; see `task.slices`."""
     max_bytes: Count | None = None
     """Larger adapters are not candidates."""
     choose: Literal["best", "smallest"] = PromotionRule.choose

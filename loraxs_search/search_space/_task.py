@@ -122,6 +122,10 @@ class TaskSection(Section):
     """How many validation rows to score at each report. The default is all. At the end, candidates are scored on all of
     them.
     """
+    slices: Names | None = None
+    """Columns that say which groups a row is of, such as a language or a source: promotion scores the test rows of each
+    value, of which a column has at most 50. Adapters do not read them.
+    """
 
 
 @cache
@@ -149,6 +153,7 @@ class _TaskLaws:
                     self._fault(path, message)
             self._check_metrics(self._kind, self._own_keys(self._kind))
         self._check_data()
+        self._check_slices()
 
     def _check_names(self) -> None:
         """Refuse names that YAML reads as true or false though they are written otherwise."""
@@ -179,6 +184,15 @@ class _TaskLaws:
             if name not in known:
                 fits = f"must fit {kind.describe(keys)} (one of: {one_of(known, name)})"
                 self._fault(path, f"{asking(fits, name, known)}, but got {shown(name)}.")
+
+    def _check_slices(self) -> None:
+        """Refuse slices by what is asked or answered."""
+        columns, slices = self._sound("columns"), self._sound("slices")
+        read = [*(columns.values() if isinstance(columns, dict) else ()), self._given.get("label")]
+        for index, name in enumerate(slices or ()):
+            if name in read:
+                law = "must be a column that groups rows, not one of texts or answers"
+                self._fault(("slices", index), f"{law}, but got {shown(name)}.")
 
     def _check_data(self) -> None:
         data = self._given.get("data")
@@ -337,6 +351,7 @@ def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:
         max_length=section.max_length,
         validation_rows=section.validation_rows,
         variant=section.variant,
+        slices=tuple(section.slices or ()),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class PreparedTask(RowSource):
         data_fingerprint: sha256 over the texts and labels of all splits; `validation_rows` plays no part in it.
         test_fingerprint: sha256 over those of the test split alone.
         report: What the splits share and repeat.
+        slices: What each test row has in the task's slice columns.
     """
 
     def __init__(  # one place makes it
@@ -46,12 +48,13 @@ class PreparedTask(RowSource):
         splits: Mapping[Split, EncodedRows],
         labels: Mapping[Split, npt.NDArray[Any]],
         report: DataReport | None = None,
+        slices: Mapping[str, list[str]] = MappingProxyType({}),
     ) -> None:
         super().__init__(tokenizer, splits, labels)
         self.kind, self.task = kind, kind.task
         self.data_fingerprint = data_fingerprint
         self.report = report or DataReport()
-        self.test_fingerprint = test_fingerprint
+        self.test_fingerprint, self.slices = test_fingerprint, slices
 
     def num_rows(self, split: Split) -> int:
         """Return the number of rows; for validation, of those that are scored."""
@@ -139,7 +142,8 @@ def prepare(
         identity=f"{data.fingerprint} {identity}",
         cache_dir=cache,
     )
-    return PreparedTask(kind, tokenizer, data.fingerprint, data.test_fingerprint, splits, labels, report)
+    slices = data.rows["test"].slices
+    return PreparedTask(kind, tokenizer, data.fingerprint, data.test_fingerprint, splits, labels, report, slices)
 
 
 def encode(kind: TaskKind, tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, ...]]) -> EncodedRows:

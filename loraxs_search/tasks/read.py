@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,8 @@ def store_table(path: Path, table: pa.Table) -> None:
     write_atomic(path, sink.getvalue().to_pybytes())
 
 
-_EXTRA = "extra."  # before the names of columns that a kind adds
+_EXTRA, _SLICE = "extra.", "slice."  # before the names of columns that a kind adds, and of those of slices
+_MAX_VALUES = 50  # of a slice column; with more it tells rows apart rather than groups
 _VERSION = "6"  # raised whenever the same bytes are read as other rows
 
 
@@ -61,7 +63,9 @@ def rows_cache(cache_dir: Path | None) -> Path:
     return ensure_dir(cache_dir if cache_dir is not None else home() / "datasets")
 
 
-def _rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str], most: int | None) -> Path:
+def _rows_path(
+    task: Task, digest: str, cache_dir: Path, spare: frozenset[str], most: int | None, slices: Sequence[str]
+) -> Path:
     """Return where the rows of a file are kept: all that decides them is in the name.
 
     Args:
@@ -75,6 +79,8 @@ def _rows_path(task: Task, digest: str, cache_dir: Path, spare: frozenset[str], 
         parts += (f"max_characters={most}",)
     if spare:
         parts += (f"without {sorted(spare)}",)
+    if slices:
+        parts += (f"slices={list(slices)}",)
     return cache_dir / "rows" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:40]}.arrow"
 
 
@@ -84,9 +90,12 @@ def _load_rows(path: Path, source: str) -> Rows | None:
     if table is None:
         return None
     columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "label"}
-    extras = {name.removeprefix(_EXTRA): values for name, values in columns.items() if name.startswith(_EXTRA)}
+    extras, slices = (
+        {name.removeprefix(start): values for name, values in columns.items() if name.startswith(start)}
+        for start in (_EXTRA, _SLICE)
+    )
     labels, place = _labels(table.column("label").combine_chunks()), SourceLocation(source, columns.get("line"))
-    return Rows(columns["text"], columns.get("pair"), labels, extras, place)
+    return Rows(columns["text"], columns.get("pair"), labels, extras, place, slices)
 
 
 def _store_rows(path: Path, rows: Rows) -> None:
@@ -101,6 +110,7 @@ def _store_rows(path: Path, rows: Rows) -> None:
     if rows.place is not None and rows.place.lines is not None:
         columns["line"] = pa.array(rows.place.lines, pa.int32())
     extras = {f"{_EXTRA}{name}": pa.array(values) for name, values in rows.extras.items()}
+    extras |= {f"{_SLICE}{name}": pa.array(values, pa.large_string()) for name, values in rows.slices.items()}
     ensure_dir(path.parent)
     store_table(path, pa.table({**columns, "label": pa.array(rows.labels), **extras}))
 
@@ -126,13 +136,19 @@ def read_rows(kind: TaskKind, cache_dir: Path) -> dict[Split, Rows]:
     task = kind.task
     stored = find_splits(task, cache_dir)
     rows: dict[Split, Rows] = {}
-    errors: list[TaskDataError] = []
-    for name, split in stored.items():
-        with collected(errors):
-            if (read := _read(kind, name, split, cache_dir)) is not None:
+    errors: dict[Split, list[TaskDataError]] = {name: [] for name in stored}
+    gives_test: Split = "test" if "test" in stored else "train"
+    for name in sorted(stored, key=("test", "train", "validation").index):
+        with collected(errors[name]):
+            read = _read(kind, name, stored[name], cache_dir, task.slices if name == gives_test else ())
+            if read is None:  # its answers are hidden
+                gives_test = "train"
+            else:
                 rows[name] = read
-    raise_joined(task, errors)
-    return _carve(task, rows, stored["train"].name)
+    raise_joined(task, [error for own in errors.values() for error in own])
+    carved = _carve(task, rows, stored["train"].name)
+    _check_slices(task, carved["test"])
+    return carved
 
 
 def fingerprint(rows: dict[Split, Rows], splits: Sequence[Split] = SPLITS) -> str:
@@ -174,19 +190,19 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
-def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path) -> Rows | None:
+def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path, slices: Sequence[str] = ()) -> Rows | None:
     """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
     spare = kind.spare_in_test if name == "test" else frozenset[str]()
     most = kind.task.source.max_characters if name == "train" else None
-    path = None if split.digest is None else _rows_path(kind.task, split.digest, cache_dir, spare, most)
+    path = None if split.digest is None else _rows_path(kind.task, split.digest, cache_dir, spare, most, slices)
     if path is not None and (known := _load_rows(path, split.name)) is not None:
         return known
-    columns = split.read(kind.task, spare)
+    columns = split.read(kind.task, spare, slices)
     if name == "test" and kind.hides_answers(columns):
         return None
     if most is not None:
         columns = _short_rows(kind.task, columns, most)
-    rows = _validated(kind, columns, split)
+    rows = _validated(kind, columns, split, slices)
     if path is not None:
         _store_rows(path, rows)
     return rows
@@ -210,13 +226,36 @@ def _characters(value: object) -> int:
     return sum(map(_characters, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
 
 
-def _validated(kind: TaskKind, columns: Columns, split: StoredSplit) -> Rows:
+def _validated(kind: TaskKind, columns: Columns, split: StoredSplit, slices: Sequence[str]) -> Rows:
     place = SourceLocation(split.name, columns.lines)
-    rows = replace(kind.read(columns, place), place=place)
+    groups = {name: list(map(_group, columns.values[name])) for name in slices}
+    rows = replace(kind.read(columns, place), place=place, slices=groups)
     if split.is_file:
         blank, hint = kind.blank_rows(columns, rows), "remove the rows, or write their text"
         refuse(kind.task, "each row must have text", rows.texts, blank, place, hint)
     return rows
+
+
+def _group(value: object) -> str:
+    """Return the value of a slice column as text; the empty one where there is none."""
+    if isinstance(value, float):  # pandas writes whole numbers so where some are missing
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _check_slices(task: Task, rows: Rows) -> None:
+    """Refuse slice columns that hold too many different values."""
+    many = {name: count for name, own in rows.slices.items() if (count := len(set(own))) > _MAX_VALUES}
+    if many:
+        got = " and ".join(f"`{name}` has {count:,}" for name, count in many.items())
+        place = "" if rows.place is None else f" in {rows.place.name}"
+        raise TaskDataError(
+            f"Task {task.name}: a column of `slices` must have at most {_MAX_VALUES} different values in the test rows,"
+            f" but {got}{place}.",
+            hint="name columns of groups, such as a language or a source, or write a column that joins values",
+        )
 
 
 # ---- carving ---------------------------------------------------------------------------------------------------------

@@ -192,6 +192,8 @@ class Rows:
         extras: What else the kind needs of its columns, by its own name: one value a row, each a text or a list
             of texts.
         place: Where the rows are from, for messages; None of rows that are in no source. No part of their content.
+        slices: What each row has in the task's slice columns, by column; those of test rows alone. Fingerprints leave
+            them out: with and without slices, a task has the same rows.
     """
 
     texts: list[str]
@@ -199,6 +201,7 @@ class Rows:
     labels: npt.NDArray[Any]
     extras: Mapping[str, list[Any]] = field(default_factory=dict)
     place: SourceLocation | None = field(default=None, compare=False)
+    slices: Mapping[str, list[str]] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -207,8 +210,9 @@ class Rows:
         """Return the rows of `indices`, in that order."""
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
         extras = {name: [column[i] for i in indices] for name, column in self.extras.items()}
+        slices = {name: [column[i] for i in indices] for name, column in self.slices.items()}
         place = None if self.place is None else self.place.take(indices)
-        return Rows([self.texts[i] for i in indices], pairs, self.labels[indices], extras, place)
+        return Rows([self.texts[i] for i in indices], pairs, self.labels[indices], extras, place, slices)
 
 
 _NUMBERS = {1: "one", 2: "two", 3: "three"}

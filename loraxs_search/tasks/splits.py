@@ -51,11 +51,12 @@ class StoredSplit(ABC):
         """Return the names that the data give to the ids of the column that may have some; None without any."""
 
     @abstractmethod
-    def read(self, task: Task, spare: frozenset[str]) -> Columns:
+    def read(self, task: Task, spare: frozenset[str], slices: Sequence[str] = ()) -> Columns:
         """Return the columns that the task names.
 
         Args:
             spare: Those that may be missing.
+            slices: Further ones, which say which groups a row is of.
         Raises:
             TaskDataError: it cannot be read, or a column is missing.
         """
@@ -64,6 +65,11 @@ class StoredSplit(ABC):
 def wanted_columns(task: Task) -> list[str]:
     """Return the columns that a task names, each once, the one that may have label names last."""
     return list(dict.fromkeys(kind_of(task).columns.values()))
+
+
+def _with_slices(wanted: list[str], slices: Sequence[str]) -> list[str]:
+    """Return the columns to read; that with label names stays last."""
+    return [*(name for name in slices if name not in wanted), *wanted]
 
 
 def find_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
@@ -113,12 +119,13 @@ def _check_numbering(task: Task, splits: Mapping[Split, StoredSplit]) -> None:
             )
 
 
-def _check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str]) -> None:
+def _check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str], slices: Sequence[str] = ()) -> None:
     no_rows = _no_rows(f"Task {task.name}: ", place)
     if not columns.available:
         raise no_rows
     wanted = kind_of(task).columns
-    missing = [(key, name) for key, name in wanted.items() if name not in {*columns.available, *spare}]
+    named = [*wanted.items(), *(("slices", name) for name in slices)]
+    missing = [(key, name) for key, name in named if name not in {*columns.available, *spare}]
     if missing:
         laws = " ".join(unknown_name(key, name, columns.available) for key, name in missing)
         section = missing[0][0].partition(".")[0]
@@ -161,12 +168,12 @@ class _FileSplit(StoredSplit):
         except MalformedFileError:  # said when it is read
             return None
 
-    def read(self, task: Task, spare: frozenset[str]) -> Columns:
+    def read(self, task: Task, spare: frozenset[str], slices: Sequence[str] = ()) -> Columns:
         try:
-            columns = read_columns(self.path, self.content, wanted_columns(task))
+            columns = read_columns(self.path, self.content, _with_slices(wanted_columns(task), slices))
         except MalformedFileError as error:
             raise TaskDataError(f"Task {task.name}: {self.path} {error.message}.", hint=error.hint) from error
-        _check_columns(task, columns, self.name, spare)
+        _check_columns(task, columns, self.name, spare, slices)
         return columns
 
 
@@ -290,11 +297,11 @@ class _HubSplit(StoredSplit):
         feature = getattr(feature, "feature", feature)  # of a list, that of its items
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
-    def read(self, task: Task, spare: frozenset[str]) -> Columns:
-        wanted, available = wanted_columns(task), list(self.rows.column_names)
+    def read(self, task: Task, spare: frozenset[str], slices: Sequence[str] = ()) -> Columns:
+        wanted, available = _with_slices(wanted_columns(task), slices), list(self.rows.column_names)
         values = self.rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
         columns = with_parts(Columns(available, values), wanted)
-        _check_columns(task, columns, self.name, spare)
+        _check_columns(task, columns, self.name, spare, slices)
         return replace(columns, stored_names=self.label_names(task))
 
 

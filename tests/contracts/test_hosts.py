@@ -38,6 +38,7 @@ pytestmark = pytest.mark.usefixtures("in_warm_home")  # factors stay there for t
 @pytest.fixture(scope="module")
 def space(tiny_base: Path) -> Space:
     text = SPACE.format(task="contract", base=tiny_base, trials=1, steps=8, every=2, promotion="{}")
+    text = text.replace("  max_length: 32", "  max_length: 32\n  slices: [sentiment]")
     return parse_space(text, source="contract.yaml", folder=Path("/"))
 
 
@@ -204,6 +205,10 @@ def test_an_adapter_is_written_and_asked_between_rounds(host: Host, make_spec: A
     predictions = [value for rows in parts for value in host.answer(spec, state, rows, task).predictions]
     assert list(whole.predictions) == predictions
     assert len(whole.labels) == 40
+    assert whole.slices == {"sentiment": tuple(task.labels[label] for label in whole.labels)}
+    assert [value for rows in parts for value in host.answer(spec, state, rows, task).slices["sentiment"]] == list(
+        whole.slices["sentiment"]
+    )
     undisturbed = host.advance(other, 4, others, task)
     assert undisturbed[0].step == 4
 

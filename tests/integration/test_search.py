@@ -43,6 +43,8 @@ def whole(ray_here: None, search_home: Path, tiny_space_text: str, cells: Notebo
     overrides = {
         "search.keep_hosts": "60s",
         "promotion.seeds": 2,
+        "task.slices": ["sentiment"],
+        "promotion.guards": {"slice_loss": 0.05},
         "parameters.learning_rate": {"log_uniform": [2.0e-2, 1.0e-1]},
     }
     with pytest.MonkeyPatch.context() as patch:
@@ -95,6 +97,12 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     assert choose(folder.info.promotion, folder.info.task, result.candidates).finalist == finalist
     rows = ScoredRows.from_bytes(folder.confirmations().rows_path(finalist.trial_id).read_bytes())
     assert finalist.test_metrics["accuracy"] == pytest.approx(float((rows.predictions == rows.labels).mean()))
+    names = folder.info.task.labels
+    assert rows.slices["sentiment"].tolist() == [names[label] for label in rows.labels]
+    shares = [float((rows.predictions == rows.labels)[rows.labels == label].mean()) for label in (0, 1)]
+    for trial_id in (candidate.trial_id for candidate in result.candidates):
+        slices = verify(folder.adapter_path(trial_id)).slices
+        assert [each.score for each in slices] == (pytest.approx(shares) if trial_id == finalist.trial_id else [])
 
 
 def test_a_notebook_shows_the_search_its_result_and_its_figures(

@@ -9,6 +9,7 @@ from loraxs_search.records import (
     AdapterSize,
     Candidate,
     Identity,
+    PromotionRule,
     Refit,
     Scalar,
     SearchPlan,
@@ -45,10 +46,11 @@ def searched(
     finished: bool = True,
     max_steps: int = 20,
     plan: SearchPlan | None = None,
+    promotion: PromotionRule | None = None,
 ) -> StudyFolder:
     """Create a study with these trials; a finished one has its best trial as only candidate, without refits."""
     made = replace(plan or SearchPlan(), trials=len(trials), max_steps=max_steps, report_every=10)
-    folder = study(name, task=task, search=made)
+    folder = study(name, task=task, search=made, promotion=promotion)
     (folder.path / "space.yaml").write_text(space)
     if identity is not None:
         folder.write_identity(identity)
@@ -80,12 +82,14 @@ def confirm(
     answers: Sequence[int] | None = None,
     labels: Sequence[int] = (),
     test_fingerprint: str = "test",
+    slices: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Make a trial a candidate of its study, beside those that there are.
 
     Args:
         scores: Its own on validation rows, then those of its refits.
         answers: To the test rows; with these it is the finalist.
+        slices: Of the test rows, by column.
     """
     task, candidates = folder.info.task, folder.candidates() or []
     refits = [Refit(number, {task.metric: score}) for number, score in enumerate(scores[1:], start=1)]
@@ -104,5 +108,5 @@ def confirm(
         test_fingerprint=test_fingerprint,
     )
     if answers is not None:
-        folder.confirmations().write_candidate(candidate, ScoredRows.of(answers, labels).to_bytes())
+        folder.confirmations().write_candidate(candidate, ScoredRows.of(answers, labels, slices=slices).to_bytes())
     folder.write_candidates([*candidates, candidate])

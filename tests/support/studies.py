@@ -21,6 +21,7 @@ def study(
     storage: str | None = None,
     task: Task = TASK,
     search: SearchPlan | None = None,
+    promotion: PromotionRule | None = None,
 ) -> StudyFolder:
     """Create a study in which nothing has been tried."""
     info = StudyInfo(
@@ -29,7 +30,7 @@ def study(
         task,
         BaseModelRef("b"),
         search or SearchPlan(),
-        PromotionRule(),
+        promotion or PromotionRule(),
         "s.yaml",
         "/",
         uri,

@@ -10,11 +10,12 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from loraxs_search.errors import SearchInterruptedError
 from loraxs_search.methods import Method
-from loraxs_search.records import Candidate, Confirmation, Refit, Sample, TrialRecord, TrialSpec
+from loraxs_search.records import Candidate, Confirmation, Refit, TrialRecord, TrialSpec
 from loraxs_search.registry import choose, factors_at, install_factors, model_card, resealed, sealed, trial_of, verify
 from loraxs_search.registry.manifest import MANIFEST
 from loraxs_search.search.driver.baselines import BaseModelBaseline
@@ -31,6 +32,7 @@ from loraxs_search.search.driver.work_items import (
     refit_spec,
     row_parts,
     samples_of,
+    slices_of,
 )
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.hosts.study_actors import StudyActors
@@ -151,7 +153,8 @@ class Finalization:
                 rows, baselines = answered.to_bytes(), self.folder.baselines() or ()
                 chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
             for confirmation in finalist:  # none where it was written before the driver was killed
-                self._write(self._trained(name), confirmation, chosen, run_of, samples_of(parts))
+                beside = {"samples": samples_of(parts), "slices": slices_of(parts, self.space.task)}
+                self._write(self._trained(name), confirmation, chosen, run_of, beside)
             self._update_baselines(chosen)
             if untested:
                 confirmed.write_candidate(chosen, rows)
@@ -272,13 +275,13 @@ class Finalization:
         confirmation: Confirmation,
         candidate: Candidate | None,
         run_of: RunOf,
-        samples: tuple[Sample, ...] = (),
+        beside: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         if candidate is not None:
             self._bring_factors(confirmation)
         run_id = run_of(trial_of(adapter.trial_id))
         manifest = make_manifest(self.folder, self.space, self.actors.info, adapter, confirmation, candidate, run_id)
-        manifest = replace(manifest, samples=samples)
+        manifest = replace(manifest, **beside)
         files = {**confirmation.files, "README.md": model_card(manifest).encode()}
         self.folder.write_adapter(adapter.trial_id, sealed(files, manifest))
 

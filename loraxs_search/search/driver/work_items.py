@@ -25,6 +25,7 @@ from loraxs_search.records import (
     Lineage,
     Refit,
     Sample,
+    SliceScore,
     Split,
     Task,
     TrialReport,
@@ -322,7 +323,10 @@ def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], Scor
 
     columns = {name: _column(parts, name) for name in ("losses", "counts", "correct", "ended")}
     predictions, labels = ([value for part in parts for value in getattr(part, name)] for name in _BOTH)
-    rows = ScoredRows.of(predictions, labels, *(columns[name] for name in ("losses", "counts", "correct")))
+    names = [name for name in task.slices if all(name in part.slices for part in parts)]
+    slices = {name: [value for part in parts for value in part.slices[name]] for name in names}
+    sums = (columns[name] for name in ("losses", "counts", "correct"))
+    rows = ScoredRows.of(predictions, labels, *sums, slices=slices)
     if not all(part.predictions for part in parts):
         return dict.fromkeys((*task.metrics, "loss"), math.nan), rows
     if columns["losses"] is None:  # sums of parts do as well as those of rows
@@ -330,6 +334,16 @@ def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], Scor
         columns |= {"losses": [part.loss for part in parts], "counts": counts}
     arrays: dict[str, Any] = {name: None if values is None else np.asarray(values) for name, values in columns.items()}
     return kind_of(task).measure_scores(RowScores(rows.predictions, **arrays), rows.labels), rows
+
+
+def slices_of(parts: Sequence[Answers], task: Task) -> tuple[SliceScore, ...]:
+    """Return the task's metric on each slice of the rows that answers are to."""
+    from loraxs_search.registry.scored_rows import slice_scores
+    from loraxs_search.tasks.kinds import kind_of
+
+    if not task.slices or not all(part.predictions for part in parts):
+        return ()
+    return slice_scores(kind_of(task).metrics[task.metric], 1.0, joined(parts, task)[1])
 
 
 def samples_of(parts: Sequence[Answers]) -> tuple[Sample, ...]:

@@ -15,6 +15,7 @@ from loraxs_search.records import (
     DataSource,
     Refit,
     Sample,
+    SliceScore,
     SplitSource,
 )
 from loraxs_search.registry import model_card
@@ -61,6 +62,16 @@ def test_the_card_has_baselines_beside_the_adapters_score(manifest):
     assert "| TF-IDF of the texts, linear model | 0.7800 |" in card
     assert "| the untouched base's features of 500 train rows, linear model | - |" in card
     assert "on the same test rows" not in model_card(manifest())
+
+
+def test_the_card_has_the_score_of_each_slice(manifest):
+    slices = (SliceScore("source", "a|b\nc", 1200, 0.75), SliceScore("source", "", 3, None))
+    card = model_card(manifest(slices=slices))
+    assert (
+        "| slice of the test rows | rows | accuracy |\n|---|---|---|\n| source=a&#124;b c | 1,200 | 0.7500 |\n" in card
+    )
+    assert "| source=(none) | 3 | - |\n" in card
+    assert "slice of the test rows" not in model_card(manifest())
 
 
 def test_the_constant_of_a_regression_is_a_number_in_the_card(manifest, task):

@@ -17,12 +17,16 @@ from loraxs_search.records import (
     DataSource,
     KeptAnswers,
     PromotionRule,
+    SliceScore,
     Task,
     from_json,
 )
 from loraxs_search.registry import ScoredRows
+from loraxs_search.registry._versions import fitted
 from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
+from loraxs_search.registry.scored_rows import slice_scores
 from loraxs_search.registry.test_set_reuse import ToleranceReference
+from loraxs_search.tasks.kinds import TOKEN_METRICS
 
 TASK = Task(
     name="toy",
@@ -216,6 +220,84 @@ def test_numbers_and_answers_that_nobody_asked_for_have_no_flips():
     assert numbers.flips_from(numbers) is None
     assert none.flips_from(none) is None
     assert _rows(50, 50).flips_from(_rows(50, 49)) is None, "these are other rows"
+
+
+# ---- slices ----------------------------------------------------------------------------------------------------------
+def _sliced(rows, **sizes):
+    """Return rows of which the first are of one group, the next of another, and so on."""
+    groups = [name for name, size in sizes.items() for _ in range(size)]
+    return dataclasses.replace(rows, slices={"group": np.array(groups, object)})
+
+
+@pytest.mark.parametrize(("size", "allowed", "promoted"), [(30, 0.1, False), (30, 0.2, True), (29, 0.1, True)])
+def test_no_slice_of_enough_rows_may_lose_more_than_its_guard_allows(size, allowed, promoted):
+    champion = dataclasses.replace(_old(500), rows=_right_between(0, 50))
+    found = dataclasses.replace(
+        _scored("t0", 850), rows=_sliced(_right_between(size // 5, 100), a=size, b=50, c=50 - size)
+    )
+    decision = decide(PromotionRule(guards={"slice_loss": allowed}), TASK, found, champion)
+    assert decision.promoted is promoted
+    assert [(each.name, each.num_rows, each.champion_score) for each in decision.slices] == [
+        ("group=a", size, 1.0),
+        ("group=b", 50, pytest.approx((50 - size) / 50)),
+        ("group=c", 50 - size, 0.0),
+    ]
+    assert decision.slices[0].loss == pytest.approx((size // 5) / size)
+    assert any(reason.startswith("slices that lose: 1 of 3, group=a by 0.") for reason in decision.reasons)
+    assert ("guard: slice_loss of group=a" in decision.reasons[-1]) is not promoted
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (_right_between(0, 99), "needs a slice of at least 30 test rows, but there is none"),
+        (_sliced(_right_between(0, 99), a=29, b=29, c=29, d=13), "needs a slice of at least 30 test rows"),
+        (_sliced(_rows(100, 1), a=101), "needs the scores of both on group=a, but they cannot be compared"),
+    ],
+)
+def test_what_a_guarded_slice_loses_must_be_known(rows, why):
+    champion = dataclasses.replace(_old(500), rows=_right_between(0, 50))
+    found = dataclasses.replace(_scored("t0", 850), rows=rows)
+    decision = decide(PromotionRule(confidence=0, guards={"slice_loss": 1.0}), TASK, found, champion)
+    assert not decision.promoted
+    assert decision.reasons[-1].startswith(f"guard: slice_loss {why}")
+
+
+def test_slices_are_scored_by_the_metric_that_decides_and_a_first_champion_too():
+    labels, groups = np.linspace(0, 1, 80, dtype=np.float32), {"group": np.array(["a", "b"] * 40, object)}
+    task = dataclasses.replace(TASK, kind="regression", labels=(), metric="mse", metrics=("mse",), direction="minimize")
+    near, far = (ScoredRows(labels + np.where(np.arange(80) % 2, off, 0.1), labels) for off in (0.2, 0.3))
+    found = Scored(_candidate("t0", 0, test_metrics={"mse": 0.02}), dataclasses.replace(near, slices=groups))
+    first = decide(PromotionRule(), task, found, None)
+    assert [(each.score, each.champion_score) for each in first.slices] == [
+        (pytest.approx(0.01), None),
+        (pytest.approx(0.04), None),
+    ]
+    champion = Scored(_candidate("old", 0, study="s0", test_metrics={"mse": 0.05}), far)
+    assert [each.loss for each in decide(PromotionRule(), task, found, champion).slices] == [
+        0.0,
+        pytest.approx(0.04 - 0.09),
+    ]
+    others = dataclasses.replace(champion, candidate=dataclasses.replace(champion.candidate, test_fingerprint="others"))
+    assert [each.champion_score for each in decide(PromotionRule(), task, found, others).slices] == [None, None]
+
+
+def test_sums_over_tokens_are_scored_by_slice_and_none_without_tokens():
+    labels, counts = np.zeros(4, np.int64), np.array([1, 3, 0, 0])
+    rows = ScoredRows(labels, labels, np.array([1, 2, 0, 0], np.float32), counts, counts)
+    groups = {"group": np.array(["a", "a", "b", "b"], object)}
+    found = slice_scores(TOKEN_METRICS["loss"], -1.0, dataclasses.replace(rows, slices=groups))
+    assert [(each.value, each.num_rows, each.score) for each in found] == [("a", 2, 0.75), ("b", 2, None)]
+
+
+def test_a_record_of_a_decision_keeps_the_slices_that_lose_most():
+    slices = tuple(SliceScore("group", f"{i:03d}", 40, 0.5, 0.5 + i / 1000, i / 1000) for i in range(150))
+    decision = dataclasses.replace(decide(PromotionRule(), TASK, _scored("t0", 850), _old(500)), slices=slices)
+    kept = from_json(type(decision), fitted(decision))
+    assert len(fitted(decision)) <= 5000
+    assert kept.reasons == decision.reasons
+    assert kept.slices == slices[-len(kept.slices) :]
+    assert len(kept.slices) > 10
 
 
 # ---- tolerance -------------------------------------------------------------------------------------------------------

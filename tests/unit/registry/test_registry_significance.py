@@ -226,7 +226,18 @@ def test_rows_with_tokens_survive_their_file_and_old_files_are_read():
     assert rows([1, 0], [1, 1]).to_bytes() == rows([1, 0], [1, 1]).to_bytes()
     old = ScoredRows.from_bytes(rows([1, 0], [1, 1]).to_bytes())
     assert (old.losses, old.counts, old.correct) == (None, None, None)
+    assert old.slices == {}
     torn = ScoredRows(full.predictions, full.labels, full.losses[:1], full.counts, full.correct)
+    with pytest.raises(IntegrityError, match=r"\[\(1,\), \(2,\)\]"):
+        ScoredRows.from_bytes(torn.to_bytes())
+
+
+def test_slices_survive_the_file_of_their_rows():
+    groups = {"token_losses": ["a", "b"], "Sprache.größe": ["", "x y"]}
+    read = ScoredRows.from_bytes(ScoredRows.of([1, 0], [1, 1], slices=groups).to_bytes())
+    assert {name: values.tolist() for name, values in read.slices.items()} == groups
+    assert (read.losses, read.predictions.tolist()) == (None, [1, 0])
+    torn = ScoredRows.of([1, 0], [1, 1], slices={"group": ["a"]})
     with pytest.raises(IntegrityError, match=r"\[\(1,\), \(2,\)\]"):
         ScoredRows.from_bytes(torn.to_bytes())
 

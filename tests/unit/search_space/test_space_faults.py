@@ -124,6 +124,10 @@ metric | methods: [lora-x] | promotion.methods | did you mean lora-xs? It must b
 metric | direction: up | promotion.direction | must be one of: maximize, minimize
 metric | guards: {f1: -1} | promotion.guards.f1 | must be at least 0
 metric | guards: [f1] | promotion.guards | must be a mapping
+metric | guards: {slice_loss: 0.02} | promotion.guards | must stand beside `task.slices` where it names slice_loss
+name | slices: [source, label] | task.slices[1] | must be a column that groups rows
+name | slices: [] | task.slices | must hold at least one item
+name | slices: source | task.slices | must be a list
 metric | seeds: -1 | promotion.seeds | must be at least 0
 metric | choose: small | promotion.choose | must be one of: smallest, best
 metric | choose: smallest | promotion.choose | must stand beside a tolerance, which says what fewer bytes may cost
@@ -181,6 +185,8 @@ def _hangs_on_another(key, keys):
     """Whether a law between two keys cannot be checked, because the other one is wrong itself."""
     if key in ("promotion.metric", "search.objectives[0]"):
         return any(other.startswith("task.") for other in keys)
+    if key == "promotion.guards":
+        return any(other.startswith("task.slices") for other in keys)
     if key.startswith("task.metrics") or key == "task.labels":
         return "task.kind" in keys or "task.labels[0]" in keys
     parents = ("parameters.rank", "parameters.rnk", "parameters.learning_rate")

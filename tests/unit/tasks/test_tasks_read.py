@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 
 from loraxs_search.errors import HomeError, TaskDataError
 from loraxs_search.records import DataSource, to_json
-from loraxs_search.tasks.prepared import prepare
+from loraxs_search.tasks.prepared import load_data, prepare
 from loraxs_search.tasks.read import fixed_subset
 
 
@@ -28,6 +29,70 @@ def texts_of(prepared, tokenizer, split):
 
 def one_file(path: Path | str, **changes) -> DataSource:
     return DataSource(data_files={"train": str(path)}, **changes)
+
+
+# ---- columns of slices -----------------------------------------------------------------------------------------------
+GROUPS = [*["de", "en", "", None, 7, 7.0, float("nan"), True] * 2, "de"]
+AS_TEXT = [*["de", "en", "", "", "7", "7", "", "true"] * 2, "de"]
+
+
+def grouped(rows: list[dict[str, object]], values: Sequence[object] = GROUPS) -> list[dict[str, object]]:
+    return [{**row, "language": values[i % len(values)]} for i, row in enumerate(rows)]
+
+
+def test_slices_are_read_of_the_rows_that_are_tested_and_change_no_fingerprint(make_task, rows):
+    files = {"train": rows(40), "validation": rows(10, "good w"), "test": grouped(rows(17, "bad w"))}
+    plain, task = load_data(make_task(files)), make_task(files, slices=("language",))
+    for _ in range(2):  # of the file, and of the cache
+        data = load_data(task)
+        assert data.rows["test"].slices == {"language": AS_TEXT}
+        assert (data.fingerprint, data.test_fingerprint) == (plain.fingerprint, plain.test_fingerprint)
+    assert load_data(make_task(files)).rows["test"].slices == {}
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_slices_of_test_rows_that_are_carved_are_those_of_train(make_task, rows, tokenizer, hidden):
+    train = [{**row, "language": row["text"].split()[0][-1]} for row in rows(60)]
+    files = {"train": train, "validation": rows(10, "good w")}
+    if hidden:
+        files["test"] = [{**row, "label": -1, "language": "of hidden rows"} for row in rows(9, "bad w")]
+    task = make_task(files, slices=("language",))
+    tested = load_data(task).rows["test"]
+    assert tested.slices["language"] == [text.split()[0][-1] for text in tested.texts]
+    assert prepare(task, tokenizer).slices == tested.slices
+    plain, limit = make_task(files), 12
+    short = replace(task.source, max_characters=limit)
+    kept = load_data(replace(task, source=short)).rows["test"]
+    assert kept.slices["language"] == [text.split()[0][-1] for text in kept.texts]
+    assert kept.texts == load_data(replace(plain, source=short)).rows["test"].texts, "their characters are not counted"
+
+
+def test_a_slice_column_that_is_missing_where_test_rows_are_from_is_named(make_task, rows):
+    files = {"train": grouped(rows(40)), "test": rows(17, "bad w")}
+    with pytest.raises(TaskDataError, match=r"`slices` must be one of: .*'language'. Place: .*test\.jsonl") as caught:
+        load_data(make_task(files, slices=("language",)))
+    assert "train.jsonl" not in caught.value.message
+    files["test"] = grouped(files["test"])
+    with pytest.raises(TaskDataError, match=r"Did you mean language\? `slices`"):
+        load_data(make_task(files, slices=("languge",)))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_a_slice_column_has_fifty_values_at_most(tmp_path, make_task, rows, form):
+    for number in (50, 51):
+        test = grouped(rows(60, "bad w"), [f"source {i}" for i in range(number)])
+        path = tmp_path / f"{number}.{form}"
+        lines = [json.dumps(row) for row in test]
+        if form == "csv":
+            lines = ["text,label,language", *(f"{row['text']},{row['label']},{row['language']}" for row in test)]
+        path.write_text("\n".join(lines))
+        task = make_task({"train": rows(40)}, slices=("language",))
+        source = replace(task.source, data_files={**task.source.data_files, "test": str(path)})
+        if number == 50:
+            assert len(set(load_data(replace(task, source=source)).rows["test"].slices["language"])) == 50
+            continue
+        with pytest.raises(TaskDataError, match=r"at most 50 different values .*`language` has 51 in .*51\."):
+            load_data(replace(task, source=source))
 
 
 # ---- formats ---------------------------------------------------------------------------------------------------------
