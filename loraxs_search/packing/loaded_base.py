@@ -149,7 +149,7 @@ class LoadedBase:
         known = self._prepared.get(key)
         if known is None or anew:
             fresh = prepare(task, load_tokenizer(self.base), has_bias=self._has_bias(task))
-            if known is None or fresh.data_fingerprint != known.data_fingerprint:
+            if known is None or (fresh.data_fingerprint, fresh.slices) != (known.data_fingerprint, known.slices):
                 self._prepared[key] = fresh
         return self._prepared[key]
 

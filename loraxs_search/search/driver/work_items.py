@@ -325,8 +325,8 @@ def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], Scor
     predictions, labels = ([value for part in parts for value in getattr(part, name)] for name in _BOTH)
     names = [name for name in task.slices if all(name in part.slices for part in parts)]
     slices = {name: [value for part in parts for value in part.slices[name]] for name in names}
-    sums = (columns[name] for name in ("losses", "counts", "correct"))
-    rows = ScoredRows.of(predictions, labels, *sums, slices=slices)
+    sums: dict[str, Any] = {name: columns[name] for name in ("losses", "counts", "correct")}
+    rows = ScoredRows.of(predictions, labels, **sums, slices=slices)
     if not all(part.predictions for part in parts):
         return dict.fromkeys((*task.metrics, "loss"), math.nan), rows
     if columns["losses"] is None:  # sums of parts do as well as those of rows

@@ -185,6 +185,8 @@ def _hangs_on_another(key, keys):
     """Whether a law between two keys cannot be checked, because the other one is wrong itself."""
     if key in ("promotion.metric", "search.objectives[0]"):
         return any(other.startswith("task.") for other in keys)
+    if key == "task.slices[1]":
+        return "task.columns.label" in keys
     if key == "promotion.guards":
         return any(other.startswith("task.slices") for other in keys)
     if key.startswith("task.metrics") or key == "task.labels":

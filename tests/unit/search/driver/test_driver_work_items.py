@@ -30,7 +30,7 @@ from loraxs_search.records import (
 from loraxs_search.registry import sealed, verify
 from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.search.driver.finalize import Finalization
-from loraxs_search.search.driver.work_items import AnswerWork, Trained, ValidationWork, joined, row_parts
+from loraxs_search.search.driver.work_items import AnswerWork, Trained, ValidationWork, joined, row_parts, slices_of
 from loraxs_search.studies.confirmations import Confirmations
 
 
@@ -57,6 +57,12 @@ def test_answers_of_several_hosts_add_up(tmp_path):
     metrics, rows = joined(list(found.values()), replace(TASK, metrics=("accuracy",)))
     assert metrics == {"accuracy": pytest.approx(2 / 3), "loss": 0.5}
     assert (rows.predictions.tolist(), rows.labels.tolist()) == ([0, 1, 1], [0, 0, 1])
+    groups = [("a", "b"), ("a",)]
+    parts = [replace(part, slices={"group": own}) for part, own in zip(found.values(), groups, strict=True)]
+    task = replace(TASK, metrics=("accuracy",), metric="accuracy", slices=("group",))
+    assert joined(parts, task)[1].slices["group"].tolist() == ["a", "b", "a"]
+    assert [(each.value, each.score) for each in slices_of(parts, task)] == [("a", 1.0), ("b", 0.0)]
+    assert slices_of([*parts, Answers((), (), math.nan)], task) == (), "some are not finite"
 
 
 def test_what_is_done_is_found_again(tmp_path):
