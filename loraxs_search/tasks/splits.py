@@ -169,8 +169,11 @@ class _FileSplit(StoredSplit):
             return None
 
     def read(self, task: Task, spare: frozenset[str], slices: Sequence[str] = ()) -> Columns:
+        wanted = _with_slices(wanted_columns(task), slices)
         try:
-            columns = read_columns(self.path, self.content, _with_slices(wanted_columns(task), slices))
+            columns = read_columns(self.path, self.content, wanted)
+            if absent := spare.difference(columns.available):  # of a table that lacks a column, no row is read
+                columns = read_columns(self.path, self.content, [name for name in wanted if name not in absent])
         except MalformedFileError as error:
             raise TaskDataError(f"Task {task.name}: {self.path} {error.message}.", hint=error.hint) from error
         _check_columns(task, columns, self.name, spare, slices)

@@ -94,6 +94,14 @@ def test_test_rows_need_no_answer_where_a_reference_is_compared(make):
     assert prepared.report.warnings == ()
 
 
+def test_a_table_may_lack_the_column_of_answers_too(make, tmp_path):
+    rows, task = without_answers(SUMS), make(test=without_answers(SUMS), **NUMBER)
+    (tmp_path / "test.csv").write_text("\n".join([",".join(rows[0]), *(",".join(row.values()) for row in rows)]))
+    files = {**task.source.data_files, "test": str(tmp_path / "test.csv")}
+    table = load_data(replace(task, source=replace(task.source, data_files=files)))
+    assert table.test_fingerprint == load_data(task).test_fingerprint
+
+
 def test_a_file_without_answers_is_for_testing_alone_whatever_was_read_before(make):
     rows = without_answers(SUMS)
     assert len(load_data(make(test=rows, **NUMBER)).rows["test"]) == 3  # and cached
