@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -49,6 +49,10 @@ class ScoredTrial:
     peer_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
+def _nobody(_: str) -> bool:
+    return False
+
+
 class Scheduler(ABC):
     """Decides about each report of a study whether its trial continues; a subclass writes `decide`.
 
@@ -80,6 +84,7 @@ class Scheduler(ABC):
     def __init__(self, config: SchedulerConfig) -> None:
         self.config = config
         self.stopped: dict[str, str] = {}  # trials that their last report stopped before all their steps: why
+        self.spares: Callable[[str], bool] = _nobody  # trials that it never stops; others are held against them
         self._steps: dict[str, int] = {}  # of each trial's latest report
 
     @abstractmethod
@@ -100,7 +105,7 @@ class Scheduler(ABC):
             score, stored = report.metrics[metric], report.size.stored_bytes
             reason = self.decide(ScoredTrial(trial_id, step, score, report.peers, stored, report.peer_bytes))
             self.stopped.pop(trial_id, None)  # it continued nevertheless, in a study of an earlier version
-            if reason is not None and step < self.config.max_steps:
+            if reason is not None and step < self.config.max_steps and not self.spares(trial_id):
                 self.stopped[trial_id] = reason
         return self.stopped.get(trial_id)
 

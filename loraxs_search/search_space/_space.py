@@ -191,6 +191,11 @@ class Space:
         firsts = [self._recipe(method) for method in self.methods]
         return [self.drawn_params(params) for params in firsts if params]
 
+    def follows_recipe(self, params: Mapping[str, Scalar]) -> bool:
+        """Whether a trial has the recipe of its method, as far as the space has it."""
+        recipe = self._recipe(self.method_of(params).name)
+        return bool(recipe.keys() - {METHOD}) and recipe.items() <= params.items()
+
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""
         sizes = [count_configurations(self.parameters_of(method)) for method in self.methods]

@@ -57,6 +57,16 @@ def test_restarts_change_no_decision(name: str, rounds: list[list[float | None]]
 
 @every_scheduler
 @given(rounds=ROUNDS)
+def test_a_spared_trial_is_never_stopped(name: str, rounds: list[list[float | None]]) -> None:
+    scheduler = new(name)
+    scheduler.spares = lambda trial_id: trial_id == "00000"
+    for latest in reported(scheduler, rounds):
+        scheduler.report(latest, METRIC)
+        assert "00000" not in scheduler.stopped
+
+
+@every_scheduler
+@given(rounds=ROUNDS)
 def test_every_stop_has_a_reason_and_comes_before_the_last_step(name: str, rounds: list[list[float | None]]) -> None:
     scheduler = new(name)
     for latest in reported(scheduler, rounds):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Mapping
+from itertools import islice
 
 from loraxs_search.errors import HomeError, SearchInterruptedError, TrialsFailError, counted
 from loraxs_search.log.events import SearchStarted
@@ -125,10 +126,19 @@ class SearchSession:
     def _make_scheduler(self) -> Scheduler:
         """Return the scheduler as it stood when the journal ended; trials that it had stopped end now."""
         scheduler = make_scheduler(self._info.search, self._info.task.search_direction)
+        scheduler.spares = self._is_recipe
         scheduler.replay(self._journal.reports, self._info.task.search_metric)
         for trial_id, reason in scheduler.stopped.items():
             self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason)
         return scheduler
+
+    def _is_recipe(self, trial_id: str) -> bool:
+        """Whether a trial is one of the first, by its method's recipe: it trains to the end.
+
+        Its rate is high for long: it is often behind in the middle and ahead at the end.
+        """
+        firsts = dict(islice(self._journal.records.items(), len(self._space.methods)))
+        return trial_id in firsts and self._space.follows_recipe(firsts[trial_id].params)
 
     # ---- steering ----------------------------------------------------------------------------------------------------
     def _apply_commands(self) -> None:

@@ -138,8 +138,18 @@ def test_the_first_trial_is_the_recipe_as_far_as_the_space_has_it(sampler: str) 
     assert params["rank"] == recipe["rank"]
 
 
+def test_a_trial_follows_the_recipe_by_all_that_the_space_has_of_it() -> None:
+    space = load_space("movie_reviews")
+    params = _first(space)
+    assert space.follows_recipe(params)
+    assert not space.follows_recipe(params | {"learning_rate": 0.0079})
+    assert not load_space("rivals_movie_reviews").follows_recipe({**params, "method": "vera"})
+
+
 def test_a_task_without_a_head_has_no_recipe() -> None:
-    assert load_space("movie_reviews_text").first_params() == []
+    text = load_space("movie_reviews_text")
+    assert text.first_params() == []
+    assert not text.follows_recipe({"rank": 16, "learning_rate": 8e-3})
 
 
 def _first(space: Space) -> dict[str, Any]:
