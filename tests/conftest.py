@@ -350,7 +350,8 @@ def sized_down() -> list[str]:
     """Options that make a shipped search one of seconds."""
     search = ("search.trials=2", "search.max_steps=24", "search.report_every=12", "promotion.candidates=1")
     few = ("promotion.seeds=1", "task.validation_rows=32", "task.max_length=32")  # at the end all rows are scored
-    return [part for override in (*search, *few) for part in ("--set", override)]
+    rule = ("promotion.require=constant",)  # so short a search beats no other baseline
+    return [part for override in (*search, *few, *rule) for part in ("--set", override)]
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def _trial(trial_id: str, draw: random.Random) -> Ended:
     pruned, score = draw.random() < 0.6, draw.random()
     steps = (40, 80, 120, 160)[: draw.choice((1, 2)) if pruned else 4]
     params = {"rank": 8, "target_modules": "ffn"}
-    params |= {"learning_rate": draw.uniform(3e-3, 3e-2), "head_learning_rate": draw.uniform(3e-3, 2e-2)}
+    params |= {"learning_rate": draw.uniform(2e-3, 1.6e-2), "head_learning_rate": draw.uniform(3e-3, 2e-2)}
     metrics = {"accuracy": score, "f1": score, "loss": 1 - score}
     reports = [TrialReport(trial_id, step, metrics, 0.5, 1.0, 1000, SIZE) for step in steps]
     return trial_id, params, reports, TrialState.PRUNED if pruned else TrialState.COMPLETE

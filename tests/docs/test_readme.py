@@ -39,6 +39,7 @@ COPIED = next(command.args[3] for command in OURS if command.args[:2] == ["space
 def shape(line: str) -> str:
     """What stays of a line of output from one search to another: words, not numbers, digests and places."""
     line = re.sub(r"\S*/adapters/[0-9a-f]{64}", "FOLDER", line)
+    line = re.sub(r"over (the constant answer|tfidf) \(", "over BASELINE (", line)  # the nearest one
     return re.sub(r"(\bp[=<])?-?\d[\d,.e-]*", "N", " ".join(line.split()))
 
 
