@@ -18,7 +18,7 @@ def command(fresh_home: Path) -> list[str]:
 
 
 def in_order(lines: list[str]) -> bool:
-    heading, trial, blank, talk = lines
+    heading, trial, blank, talk, _ = lines
     return heading.startswith("trial ") and trial.startswith("00000 ") and blank == "" and talk.startswith("s: ")
 
 

@@ -50,7 +50,7 @@ def test_rows_of_a_space_are_shown_with_special_tokens_and_counts(say, tiny_spac
     assert re.fullmatch(r"\[CLS\] .* \[SEP\]", text)
     assert answer in ("--- answer: negative", "--- answer: positive")
     assert printed.count("--- validation row") == 2
-    assert re.search(r"^validation: 1,000 rows\ntokens of the first 1,000 rows: mean \d+\.\d, most 32$", printed, re.M)
+    assert re.search(r"^validation: 2,000 rows\ntokens of the first 1,000 rows: mean \d+\.\d, most 32$", printed, re.M)
     described = json.loads(say("tasks", "preview", str(tiny_space), "--rows", "1", "--json").ok)
     assert (described["split"], described["num_rows"], len(described["rows"])) == ("train", 900, 1)
     assert described["rows"][0]["parts"][0]["learnt"] is False

@@ -209,7 +209,7 @@ def test_check_counts_shared_and_repeated_rows_and_warns(say, tiny_space):
     shared, repeated, cut = said.err.splitlines()
     assert shared.startswith("warning: 89 of 100 test rows are also in train (80 letter for letter, ")
     assert repeated == "warning: 20 of 220 train rows repeat the text of an earlier one"
-    assert cut.startswith("warning: 14 of 64 validation rows are longer than `max_length` (the longest has 62 tokens)")
+    assert cut.startswith("warning: 15 of 64 validation rows are longer than `max_length` (the longest has 62 tokens)")
     described = json.loads(say("check", str(tiny_space), "--data", "--json", *files).out)
     assert described["data"]["constant"]["scores"]["test"].keys() == described["data"]["standard_errors"]["test"].keys()
     assert described["data"]["overlaps"][1] == {"split": "test", "other": "train", "exact": 80, "folded": 89} | {

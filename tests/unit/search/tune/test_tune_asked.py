@@ -10,6 +10,7 @@ from ray.tune.search import Searcher
 from support.asked_driver import PLAN, SPACE, drive, send
 from support.studies import TASK, study
 
+from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records import (
     AnswerState,
     TrialState,
@@ -36,7 +37,8 @@ def test_an_added_trial_comes_first_and_on_top_of_the_budget(folder: StudyFolder
     assert in_optuna.value == pytest.approx(0.51), "the sampler learns from it"
 
 
-def test_what_is_not_given_is_what_the_sampler_proposes(folder: StudyFolder) -> None:
+def test_what_is_not_given_is_what_the_sampler_proposes(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoraXS, "recipe", {})  # whose trial is not the sampler's
     undisturbed = drive(folder)
     undisturbed.begin()
     proposed = folder.journal().records["00000"].params
