@@ -171,12 +171,11 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
 
 
 def _first_trials(space: Space) -> dict[str, str]:
-    """Say what the first trials have by recipe, of what is searched."""
+    """Say what the first trials have by recipe."""
     from loraxs_search.search_space import plain_name
 
     drawn = [{plain_name(name): value for name, value in params.items()} for params in space.first_params()]
-    searched = {name for name, parameter in space.parameters.items() if parameter.size != 1}
-    firsts = [", ".join(f"{name} {value}" for name, value in params.items() if name in searched) for params in drawn]
+    firsts = [", ".join(f"{name} {value}" for name, value in params.items()) for params in drawn]
     return {"first trials" if len(firsts) > 1 else "first trial": f"by recipe: {'; '.join(firsts)}"} if firsts else {}
 
 

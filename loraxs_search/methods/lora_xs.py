@@ -92,7 +92,7 @@ class LoraXS(PeftMethod):
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
     )
-    # Measured for ranks 4 and 16, on five tasks: "A recipe" in tests/benchmarks/README.md.
+    # Measured for ranks 4 and 16, on three tasks: "A recipe" in tests/benchmarks/README.md.
     recipe: ClassVar[Mapping[str, Scalar]] = MappingProxyType(
         {"rank": 16, "target_modules": "all-linear", "learning_rate": 8.0e-3, "head_learning_rate": 5.0e-3}
     )

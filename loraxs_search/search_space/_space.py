@@ -188,13 +188,16 @@ class Space:
 
     def first_params(self) -> list[dict[str, Scalar]]:
         """Return what the first trials draw: each trains another method, by its recipe as far as the space has it."""
-        firsts = [self._recipe(method) for method in self.methods]
-        return [self.drawn_params(params) for params in firsts if params]
+        searched = {parameter.name for parameter in self.searched()}
+        firsts = (self.drawn_params(self._by_recipe(method)) for method in self.methods)
+        drawn = ({name: value for name, value in params.items() if name in searched} for params in firsts)
+        return [params for params in drawn if params]
 
     def follows_recipe(self, params: Mapping[str, Scalar]) -> bool:
-        """Whether a trial has the recipe of its method, as far as the space has it."""
-        recipe = self._recipe(self.method_of(params).name)
-        return bool(recipe.keys() - {METHOD}) and recipe.items() <= params.items()
+        """Whether a trial learns at the rate of its method's recipe, and has the rest of it that the space has."""
+        method = self.method_of(params).name
+        is_rate = params.get("learning_rate") == self._recipe(method).get("learning_rate")
+        return is_rate and self._by_recipe(method).items() <= params.items()
 
     def grid_size(self) -> int | None:
         """Return how many different params there are, or None when a parameter is continuous."""
@@ -202,16 +205,21 @@ class Space:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _recipe(self, method: str) -> dict[str, Scalar]:
-        """Return those values of a method's recipe that a trial may draw, with the choice of the method."""
+    def _recipe(self, method: str) -> Mapping[str, Scalar]:
+        """Return a method's recipe; recipes are of tasks with a head."""
+        return get_method(method).recipe if kind_of(self.task).model.num_outputs is not None else {}
+
+    def _by_recipe(self, method: str) -> dict[str, Scalar]:
+        """Return what a trial by a method's recipe has: constants, and the recipe as far as it may be drawn."""
         known: dict[str, Scalar] = {METHOD: method} if len(self.methods) > 1 else {}
-        recipe = get_method(method).recipe if kind_of(self.task).model.num_outputs is not None else {}
+        recipe = self._recipe(method)
         for name in drawing_order(self.parameters.values()):
             parameter = self.parameters[name]
-            index = parameter.chosen(known)
-            if index is None or name not in recipe:
+            if (index := parameter.chosen(known)) is None:
                 continue
-            value = parameter.alternatives[index].distribution.find(recipe[name], eq)
+            distribution = parameter.alternatives[index].distribution
+            wanted = distribution.value if isinstance(distribution, Constant) else recipe.get(name)
+            value = None if wanted is None else distribution.find(wanted, eq)
             if value is not None:
                 known[name] = value
         return known

@@ -6,7 +6,7 @@ FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz` and `movie_reviews/...
 or several of these with `+` between them. Trials of an arm differ in their seed alone; those of arms with equal tasks
 and bases share passes. Nothing is searched, stopped or promoted. Each trial is scored on validation rows after a
 quarter, half and all of its steps, or on test rows at the end (`--split test`); differences to the first arm are paired
-by seed, with the interval of Student's t. `--json` keeps what was measured, and a second run goes on from there. Scores
+by seed, with the interval of Student's t. `--json` keeps what was measured, and a second run continues it. Scores
 are what is compared; nothing is timed. `--quick` shows that it runs.
 """
 

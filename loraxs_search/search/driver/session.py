@@ -137,8 +137,9 @@ class SearchSession:
 
         Its rate is high for long: it is often behind in the middle and ahead at the end.
         """
-        firsts = dict(islice(self._journal.records.items(), len(self._space.methods)))
-        return trial_id in firsts and self._space.follows_recipe(firsts[trial_id].params)
+        records = self._journal.records
+        is_first = trial_id in islice(records, len(self._space.methods))
+        return is_first and self._space.follows_recipe(records[trial_id].params)
 
     # ---- steering ----------------------------------------------------------------------------------------------------
     def _apply_commands(self) -> None:

@@ -343,7 +343,7 @@ def slices_of(parts: Sequence[Answers], task: Task) -> tuple[SliceScore, ...]:
 
     if not task.slices or not all(part.predictions for part in parts):
         return ()
-    return slice_scores(kind_of(task).metrics[task.metric], 1.0, joined(parts, task)[1])
+    return slice_scores(kind_of(task).metrics[task.metric], 1.0, joined(parts, task)[1])  # no champion, no sign
 
 
 def samples_of(parts: Sequence[Answers]) -> tuple[Sample, ...]:

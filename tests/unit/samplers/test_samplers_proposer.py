@@ -143,7 +143,23 @@ def test_a_trial_follows_the_recipe_by_all_that_the_space_has_of_it() -> None:
     params = _first(space)
     assert space.follows_recipe(params)
     assert not space.follows_recipe(params | {"learning_rate": 0.0079})
+    assert not space.follows_recipe(params | {"rank": 4})
     assert not load_space("rivals_movie_reviews").follows_recipe({**params, "method": "vera"})
+
+
+def test_a_space_that_only_has_the_recipes_constants_has_no_trial_by_it() -> None:
+    """Its first trial is the sampler's, and may be stopped."""
+    given = ("parameters.rank=16", "parameters.target_modules=all-linear", "parameters.head_learning_rate=0.005")
+    space = load_space("movie_reviews", overrides=(*given, "parameters.learning_rate={log_uniform: [1.0e-3, 2.0e-3]}"))
+    assert space.first_params() == []
+    assert not space.follows_recipe(_first(space))
+
+
+def test_a_recipe_is_found_where_a_constant_decides() -> None:
+    rates = "[{log_uniform: [1.0e-3, 2.0e-2], when: {rank: 8}}, 1.0e-3]"
+    space = load_space("movie_reviews", overrides=("parameters.rank=8", f"parameters.learning_rate={rates}"))
+    assert _first(space)["learning_rate"] == LoraXS.recipe["learning_rate"]
+    assert space.follows_recipe(_first(space))
 
 
 def test_a_task_without_a_head_has_no_recipe() -> None:
