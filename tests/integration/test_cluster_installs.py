@@ -107,6 +107,7 @@ def test_a_late_node_that_cannot_install_ends_the_search_and_resume_goes_on_with
     world = World(tmp_path, in_search_home, env=cluster.env)
     where = ("--address", cluster.address, "--runtime-env", str(tmp_path / "env.yaml"))
     plan = ("search.trials=5", "search.max_steps=300", "search.report_every=10", "search.scheduler=none")
+    plan += ("search.pack_size=1",)  # a node that no trial needs is not looked at
     longer = [word for override in plan for word in ("--set", override)]
     search = world.launch("late", *where, *longer, space=tiny_space)
     world.wait_for(search, (in_search_home / "studies" / "late").exists)

@@ -26,13 +26,14 @@ def test_a_late_node_with_another_version_ends_the_search_and_resume_goes_on_wit
 ) -> None:
     world = World(tmp_path, in_search_home, env=cluster.env)
     plan = ("search.trials=5", "search.max_steps=300", "search.report_every=10", "search.scheduler=none")
+    plan += ("search.pack_size=1",)  # a node that no trial needs is not looked at
     longer = [word for override in plan for word in ("--set", override)]
-    search = world.launch("late", "--address", cluster.address, *longer, space=tiny_space)
-    world.wait_for(search, (in_search_home / "studies" / "late").exists)
-    unlike = tmp_path / "unlike" / "peft-0.21.99.dist-info"
-    unlike.mkdir(parents=True)
-    (unlike / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.21.99\n")
-    late = cluster.join(PYTHONPATH=str(unlike.parent))
+    search = world.launch("unlike", "--address", cluster.address, *longer, space=tiny_space)
+    world.wait_for(search, (in_search_home / "studies" / "unlike").exists)
+    other = tmp_path / "other" / "peft-0.21.99.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: peft\nVersion: 0.21.99\n")
+    late = cluster.join(PYTHONPATH=str(other.parent))
     code, talk = world.end(search)
     assert code == 1, talk
     told = rf"the driver's versions, but [\d.]+ has peft 0\.21\.99, the driver has {re.escape(version('peft'))}\."
@@ -40,5 +41,5 @@ def test_a_late_node_with_another_version_ends_the_search_and_resume_goes_on_wit
     assert "hint: install the same versions on every node" in talk
 
     late.kill()
-    world.resume("late", "--address", cluster.address)
-    agree("late", 5)
+    world.resume("unlike", "--address", cluster.address)
+    agree("unlike", 5)
