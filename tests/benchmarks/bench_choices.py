@@ -3,11 +3,12 @@
     python tests/benchmarks/bench_choices.py --data FOLDER --arms task.pooling=class task.pooling=mean [--json FILE]
 
 FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes,
-or several of these with `+` between them. Trials of an arm differ in their seed alone; those of arms with equal tasks
-and bases share passes. Nothing is searched, stopped or promoted. Each trial is scored on validation rows after a
-quarter, half and all of its steps, or on test rows at the end (`--split test`); differences to the first arm are paired
-by seed, with the interval of Student's t. `--json` keeps what was measured, and a second run continues it. Scores
-are what is compared; nothing is timed. `--quick` shows that it runs.
+or several of these with `+` between them. Trials of an arm differ in their seed alone. Those of arms with equal tasks
+and bases share passes, where their methods can, and others train one by one. Nothing is searched, stopped or promoted.
+Each trial is scored on validation rows after a quarter, half and all of its steps (at the end alone, where it trains by
+itself), or on test rows at the end (`--split test`); differences to the first arm are paired by seed, with the interval
+of Student's t. `--json` keeps what was measured, and a second run continues it. Scores are what is compared; nothing is
+timed. `--quick` shows that it runs.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import Scalar, Split, TrialSpec
-from loraxs_search.search_space import Space, parse_space
-from loraxs_search.trial import fit_linear_probe
+from loraxs_search.search_space import Space, parameter_specs, parse_space
+from loraxs_search.tasks.prepared import PreparedTask
+from loraxs_search.trial import TrialRun, attach, detach, evaluate, fit_linear_probe
 
 SLOTS = 24  # trials of a pack
 Scores = dict[str, list[float]]  # of each seed, by the step of the report
@@ -53,9 +55,12 @@ def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
     }
     length = LENGTHS.get(task, 64)
     text = f"task:\n  use: {TASKS[task]}\n  data: {{data_files: {json.dumps(files)}}}\n  max_length: {length}\n"
-    text += f"  validation_rows: {rows}\n{MINILM}parameters: {json.dumps(RECIPE)}\n"
+    overrides = tuple(arm.split("+"))
+    own = parameter_specs(dict(it.split("=", 1) for it in overrides).get("method", "lora-xs"))
+    recipe = {name: value for name, value in RECIPE.items() if name in own}
+    text += f"  validation_rows: {rows}\n{MINILM}parameters: {json.dumps(recipe)}\n"
     text += f"search: {{max_steps: {steps}, report_every: {steps}}}\n"
-    return parse_space(text, source=f"{task}.yaml", folder=data, overrides=tuple(arm.split("+")))
+    return parse_space(text, source=f"{task}.yaml", folder=data, overrides=overrides)
 
 
 def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dict[str, Scores]:
@@ -64,7 +69,6 @@ def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dic
     loaded = LoadedBase(space.base_model, space.task)
     data, executor = loaded.prepared(), PassExecutor(*workers_for(loaded.device))
     budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
-    pack = Pack(loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor)
     specs = []
     for arm, own in arms.items():
         params = own.suggest(FixedTrial({}))  # the recipe, with what the arm changes
@@ -77,6 +81,9 @@ def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dic
             else s
             for s in specs
         ]
+    if not space.is_packable:
+        return _one_by_one(arms, specs, data, loaded, split)
+    pack = Pack(loaded.model, loaded.factors, loaded.modules, max_tokens=budget, executor=executor)
     slots, scores = [pack.join(spec, data) for spec in specs], {arm: Scores() for arm in arms}
     for step in range(1, steps + 1):
         if errors := pack.step(slots):
@@ -88,11 +95,25 @@ def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dic
     return scores
 
 
+def _one_by_one(
+    arms: dict[str, Space], specs: list[TrialSpec], data: PreparedTask, loaded: LoadedBase, split: Split
+) -> dict[str, Scores]:
+    """Train trials that cannot share passes, and score each at its end."""
+    scores = {arm: Scores() for arm in arms}
+    for spec in specs:
+        run = TrialRun(spec, attach(loaded.model, spec, loaded.factors, data.kind.outputs), data, loaded.device)
+        run.train(spec.hyperparameters.max_steps)
+        found = evaluate(run.model, data, split)[data.kind.task.metric]
+        scores[spec.trial_id.rpartition("/")[0]].setdefault(str(run.step), []).append(found)
+        detach(run.model, spec)
+    return scores
+
+
 def packs(arms: dict[str, Space], seeds: int) -> Iterator[dict[str, Space]]:
     """Yield arms that can share passes, as many as fill a pack."""
 
     def frozen(arm: str) -> str:
-        return repr((arms[arm].task, arms[arm].base_model))
+        return repr((arms[arm].is_packable, arms[arm].task, arms[arm].base_model))
 
     for _, alike in groupby(sorted(arms, key=frozen), key=frozen):
         names, size = list(alike), max(1, SLOTS // seeds)
