@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.adapter_store import Part
 from loraxs_search.bank.bank_model import BankModel, StoredRows
+from loraxs_search.bank.layout import Layout
 from loraxs_search.engine.base import AdaptedBase, Owners
 from loraxs_search.engine.passes import Requester, forward
 from loraxs_search.engine.requests import Engine
@@ -82,6 +83,45 @@ class BankRows(AdaptedBase):
             lines = list(outputs.project(outputs.read))
         by_row = dict(zip(order, lines, strict=True))
         return [by_row[row] for row in range(len(order))]
+
+
+class OpenRows(AdaptedBase):
+    """Adapters that come and go between passes, each under a number that rows name it by, as in a server.
+
+    `put` and `drop` are for one thread; passes may be computed side by side. An adapter that the bank loses meanwhile
+    stays here until it is dropped.
+    """
+
+    def __init__(self, bank: BankModel) -> None:
+        super().__init__(bank.model, bank.context)
+        self._bank, self._next = bank, 0
+        self._adapters: dict[int, tuple[Layout | None, Tensor]] = {}
+
+    def put(self, part: Part) -> int:
+        """Add the one adapter of a part, or none, and return its number."""
+        self._next += 1
+        self._adapters[self._next] = part.layout, part.vectors
+        return self._next
+
+    def drop(self, owner: int) -> None:
+        """Remove an adapter that no row names any more."""
+        del self._adapters[owner]
+
+    def shape(self, owner: int) -> str:
+        """Return what adapters have in common that are computed fastest side by side."""
+        layout, _ = self._adapters[owner]
+        return "" if layout is None else layout.sort_key
+
+    def row_map(self, owners: Owners) -> RowMap[StoredRows]:
+        segments, start = list[RowSegment[StoredRows]](), 0
+        for _, run in groupby(owners.tolist(), key=lambda owner: id(self._adapters[owner][0])):
+            own = list(run)
+            layout, vectors = self._adapters[own[0]]
+            if layout is not None and len(set(own)) > 1:
+                vectors = torch.cat([self._adapters[owner][1] for owner in own])
+            segments.append(self._bank.segment(start, start + len(own), layout, vectors))
+            start += len(own)
+        return RowMap(segments)
 
 
 class Questions:
@@ -166,10 +206,15 @@ class GenerateOptions:
     max_new_tokens: int | None
     stop: tuple[str, ...] | None
     sampling: Sampling | None
+    logprobs: int | None = None
 
     @classmethod
     def of(
-        cls, max_new_tokens: int | None, stop: str | Sequence[str] | None, sampling: Sampling | None
+        cls,
+        max_new_tokens: int | None,
+        stop: str | Sequence[str] | None,
+        sampling: Sampling | None,
+        logprobs: int | None = None,
     ) -> GenerateOptions:
         """Check what a caller gives.
 
@@ -181,7 +226,7 @@ class GenerateOptions:
         texts = (stop,) if isinstance(stop, str) else None if stop is None else tuple(stop)
         if not all(isinstance(text, str) and text for text in texts or ()):
             raise UsageError(f"`stop` must be texts that are not empty, but got {stop!r}.")
-        return cls(max_new_tokens, texts, sampling)
+        return cls(max_new_tokens, texts, sampling, logprobs)
 
 
 def generate(
@@ -212,6 +257,19 @@ def generate(
         for row, text in zip(rows[key], written.texts, strict=True):
             texts[row] = text
     return texts
+
+
+def generate_request(
+    prompts: Sequence[str], task: Task | None, options: GenerateOptions, tokenizer: PreTrainedTokenizerBase
+) -> GenerateRequest:
+    """Return the request that continues prompts with one adapter of a task, or with the bare base.
+
+    Raises:
+        UsageError: as `AdapterBank.generate`.
+    """
+    request = _write(encoded_prompts(prompts, tokenizer), range(len(prompts)), task, options, tokenizer)
+    _check_length(request, tokenizer.model_max_length)
+    return request
 
 
 def encoded_prompts(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
@@ -250,7 +308,7 @@ def _write(
         )
     stop = options.stop if options.stop is not None else serving.stop if serving else ()
     ends = kind.end_ids(tokenizer) if kind else ()
-    return GenerateRequest(encoded, np.array(rows), limit, stop, options.sampling, ends)
+    return GenerateRequest(encoded, np.array(rows), limit, stop, options.sampling, ends, options.logprobs)
 
 
 def _check_length(write: GenerateRequest, context: int) -> None:

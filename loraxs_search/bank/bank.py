@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.adapter_store import AdapterStore, Part
-from loraxs_search.bank.answering import BankRows, GenerateOptions, Questions, generate
+from loraxs_search.bank.answering import BankRows, GenerateOptions, OpenRows, Questions, generate
 from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.base_model import load_tokenizer, locate, with_setup
@@ -80,12 +80,19 @@ class AdapterBank:
         if not names:
             raise UsageError("A bank must be made of one adapter at least, or of a base.")
         manifest, base = verified_manifest(_folder_of(names[0], tracking_uri))
-        model = kind_of(manifest.task).model
-        is_classifier = _loaded_as(model) == _loaded_as(classifier(2))  # which rows without an adapter may ask too
-        bank = cls(base, max_bytes=max_bytes, device=device, task_model=classifier(2) if is_classifier else model)
+        bank = cls.for_task(manifest.task, base, max_bytes=max_bytes, device=device)
         for name in names:
             bank.load(name, tracking_uri=tracking_uri)
         return bank
+
+    @classmethod
+    def for_task(
+        cls, task: Task, base: BaseModelRef | BaseModel, *, max_bytes: int | None = None, device: str = "cpu"
+    ) -> AdapterBank:
+        """Return an empty bank for adapters that read the base as those of a task do."""
+        model = kind_of(task).model
+        is_classifier = _loaded_as(model) == _loaded_as(classifier(2))  # which rows without an adapter may ask too
+        return cls(base, max_bytes=max_bytes, device=device, task_model=classifier(2) if is_classifier else model)
 
     # ---- adapters come and go ----------------------------------------------------------------------------------------
     def load(self, name: str, source: str | Path | None = None, *, tracking_uri: str | None = None) -> None:
@@ -260,6 +267,31 @@ class AdapterBank:
             parts = self._store.take(list(tasks))
         options = GenerateOptions.of(max_new_tokens, stop, sampling)
         return generate(names, prompts, tasks, options, BankRows(self._model, parts), self._tokenizer, on_text)
+
+    # ---- for servers -------------------------------------------------------------------------------------------------
+    @property
+    def has_head(self) -> bool:
+        """Whether adapters have a head; without one, they choose or write."""
+        return self._model.has_head
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's. Where it cuts rows is a setting of its own: one thread at a time may have it tokenise."""
+        return self._tokenizer
+
+    def take(self, name: str | None) -> Part:
+        """Return one adapter, which counts as used, or none for the bare base: what `OpenRows.put` takes.
+
+        Raises:
+            UsageError: there is none of this name.
+        """
+        with self._lock:
+            (part,) = self._store.take([name])
+        return part
+
+    def open_rows(self) -> OpenRows:
+        """Return this base for rows whose adapters come and go."""
+        return OpenRows(self._model)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @cached_property

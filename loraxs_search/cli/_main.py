@@ -25,6 +25,7 @@ from loraxs_search.cli import (
     predict,
     registry,
     report,
+    serve,
     spaces,
     status,
     steering,
@@ -125,7 +126,7 @@ _VERBS: tuple[Callable[..., None], ...] = (
     *(steering.stop, steering.pause, steering.continue_, steering.finish),
     *(steering.add, steering.clone, steering.extend),
     *(registry.promote, registry.ls, registry.show, registry.history, registry.rollback, registry.rm),
-    *(registry.pull, predict.predict, ui.ui, studies.gc),
+    *(registry.pull, predict.predict, serve.serve, ui.ui, studies.gc),
 )
 for verb in _VERBS:
     app.command(name=verb.__name__.rstrip("_"))(verb)

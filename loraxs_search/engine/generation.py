@@ -8,7 +8,7 @@ Letters: n rows, T tokens of each with padding, V tokens of the vocabulary, D th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,6 +89,14 @@ class Generation:
                     cohort.placed(self._base)
         self._cohorts = [cohort for cohort in self._cohorts if cohort.sequences]
         return ended
+
+    def drop(self, sequences: Collection[OpenSequence]) -> None:
+        """Remove sequences that nobody waits for any more."""
+        for cohort in self._cohorts:
+            stays = np.array([own not in sequences for own in cohort.sequences])
+            if cohort.leave(stays) and cohort.sequences:
+                cohort.placed(self._base)
+        self._cohorts = [cohort for cohort in self._cohorts if cohort.sequences]
 
 
 def generate(base: AdaptedBase, sequences: Sequence[OpenSequence], owners: Owners, worker: int = 0) -> None:
@@ -208,6 +216,9 @@ def _next_tokens(logits_nV: Tensor, sequences: Sequence[OpenSequence]) -> tuple[
     for i, sequence in enumerate(sequences):
         if sequence.samples and not np.isnan(margins[i]):
             tokens[i] = sequence.drawn(logits_nV[i])
+    for i, sequence in enumerate(sequences):
+        if sequence.wants_logprobs:
+            sequence.note_logprobs(logits_nV[i], tokens[i])
     stays = [own.add(token, margin) for own, token, margin in zip(sequences, tokens, margins, strict=True)]
     return np.array(tokens, np.int64), np.array(stays, bool)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.tasks.encoded import Ragged
-from loraxs_search.tasks.kinds import Generated, GenerateRequest, Sampling
+from loraxs_search.tasks.kinds import Generated, GenerateRequest, Sampling, TokenLogprobs
 
 _WINDOW = 12  # tokens that are decoded together; a window is decoded anew with each token
 _INCOMPLETE = "\ufffd"  # what stands for the first bytes of a character
@@ -133,8 +133,9 @@ class OpenSequence:
     def begin(self) -> None:
         """Forget what was written, but not what a listener has heard of it."""
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []
         self.margin = np.inf
-        self.ended = False
+        self.ended = self.is_over = False
         self._growing = _GrowingText(self._tokenizer)
         self._stopped: int | None = None  # if the stop string begins
 
@@ -147,6 +148,18 @@ class OpenSequence:
     def samples(self) -> bool:
         """Whether its tokens are drawn."""
         return self._numbers is not None
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether the log probabilities of its tokens are kept."""
+        return self._request.logprobs is not None
+
+    def note_logprobs(self, logits_V: Tensor, token: int) -> None:
+        """Keep the log probabilities of the next token, and of the likeliest ones."""
+        logprobs_V = torch.log_softmax(logits_V.float(), 0)
+        values, ids = logprobs_V.topk(self._request.logprobs or 0)
+        likeliest = dict(zip(ids.tolist(), values.tolist(), strict=True))
+        self.logprobs.append(TokenLogprobs(token, float(logprobs_V[token]), likeliest))
 
     @property
     def text(self) -> str:
@@ -170,7 +183,8 @@ class OpenSequence:
         over = self.ended or len(self.tokens) == self._request.max_new_tokens or bool(np.isnan(self.margin))
         if self._request.stop or self._on_text or over:
             self._read(over)
-        return not (over or self.ended)
+        self.is_over = over or self.ended
+        return not self.is_over
 
     def _read(self, over: bool) -> None:
         stop = self._request.stop
@@ -193,4 +207,5 @@ def generated(rows: Sequence[OpenSequence]) -> Generated:
         tokens=Ragged.of([row.tokens for row in rows], np.int32),
         ended=np.array([row.ended for row in rows]),
         margins=np.array([row.margin for row in rows], np.float32),
+        logprobs=[row.logprobs for row in rows],
     )

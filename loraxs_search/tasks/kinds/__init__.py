@@ -21,10 +21,11 @@ from loraxs_search.tasks.kinds._requests import (
     RequestGenerator,
     RowScores,
     Sampling,
+    TokenLogprobs,
     run_requests,
 )
 from loraxs_search.tasks.kinds._section import Count, Names, Section, Text, distinct
-from loraxs_search.tasks.kinds._templates import DATE, Prompt, Template, begin_ids, token_ids
+from loraxs_search.tasks.kinds._templates import DATE, Prompt, Template, begin_ids, render_chat, token_ids
 from loraxs_search.tasks.kinds.multiple_choice import MultipleChoice
 from loraxs_search.tasks.kinds.regression import Regression, regressor
 from loraxs_search.tasks.kinds.sequence_classification import SequenceClassification, classifier
@@ -62,6 +63,7 @@ __all__ = [
     "TaskKind",
     "Template",
     "Text",
+    "TokenLogprobs",
     "begin_ids",
     "checked",
     "classifier",
@@ -72,6 +74,7 @@ __all__ = [
     "kind_of",
     "metric_fault",
     "regressor",
+    "render_chat",
     "run_requests",
     "token_ids",
 ]

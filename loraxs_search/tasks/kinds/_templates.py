@@ -200,7 +200,7 @@ class Prompt:
         contents = [said if content.columns else content.fill({}) for content in self.contents]
         first = [{"role": role, "content": text} for role, text in zip(self.roles, contents, strict=True)]
         later = [{"role": "assistant", "content": answer}, *(it for it in first if it["role"] != "system")]
-        texts = [_chat(messages, tokenizer, asks=True) for messages in (first, first + later)]
+        texts = [render_chat(messages, tokenizer, asks=True) for messages in (first, first + later)]
         # A template may write a space before an answer, or thoughts before the last one alone.
         single, behind = token_ids([texts[0], texts[1].rpartition(answer)[2]], tokenizer)
         same = 0
@@ -213,10 +213,10 @@ class Prompt:
     ) -> str:
         """Return messages as the chat template writes them, up to where the answer begins, or with an answer."""
         messages = [{"role": role, "content": text} for role, text in zip(self.roles, contents, strict=True)]
-        return _chat(messages if answer is None else [*messages, answer], tokenizer, asks=answer is None)
+        return render_chat(messages if answer is None else [*messages, answer], tokenizer, asks=answer is None)
 
 
-def _chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *, asks: bool) -> str:
+def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, *, asks: bool) -> str:
     """Return messages as the chat template writes them; today's date is always the same one.
 
     Args:
@@ -227,7 +227,7 @@ def _chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, *,
         forms = "".join(f" | replace({form!r}, {DATE.strftime(form)!r})" for form in _DATE_FORMS)
         template = f"{{%- macro strftime_now(form) -%}}{{{{ form{forms} }}}}{{%- endmacro -%}}{template}"
     rendered = tokenizer.apply_chat_template(
-        messages, chat_template=template, tokenize=False, add_generation_prompt=asks
+        list(messages), chat_template=template, tokenize=False, add_generation_prompt=asks
     )
     return cast("str", rendered)
 

@@ -1,0 +1,118 @@
+"""loraxs-search serve [TASK...]"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loraxs_search.cli._completion import adapters
+from loraxs_search.cli._output import BaseOption, TrackingOption, shown_bytes
+from loraxs_search.errors import UsageError
+from loraxs_search.mlflow_uri import resolve_uri
+
+_EXTRA = "pip install 'loraxs-search[serve]'"
+
+
+def serve(  # noqa: PLR0913, PLR0917  # each is an option
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="Tasks of the registry, all on one base.", autocompletion=adapters)
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Serve every task of the registry on the base.")] = False,
+    base: BaseOption = None,
+    host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 for others.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
+    api_key_file: Annotated[
+        Path | None, typer.Option("--api-key-file", help="File with an API key in each line; any of them is accepted.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option("--max-bytes", help="Memory for adapters, such as 1GiB; the least recently used are evicted."),
+    ] = None,
+    max_rows: Annotated[int, typer.Option("--max-rows", help="Rows that one request may have.", min=1)] = 1024,
+    queue: Annotated[int, typer.Option("--queue", help="Rows that may wait; beyond it, 429.", min=1)] = 2048,
+    device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda or cuda:1.")] = "cpu",
+    tracking_uri: TrackingOption = None,
+) -> None:
+    """Answer requests over HTTP with the champions of tasks.
+
+    All tasks share one base in memory, and requests for any of them share its passes. When another adapter becomes a
+    task's champion, it answers within seconds, without a restart. `model` in a request is TASK, TASK@alias or TASK:3.
+
+    POST /classify takes rows: {"model": TASK, "input": ["a text"]}. POST /v1/completions and /v1/chat/completions are
+    OpenAI's, for adapters that write. GET /v1/models, /health, /ready and /metrics tell of the server.
+
+    It listens on this machine alone unless --host says otherwise. Ctrl-C or SIGTERM answers what was asked, and ends.
+
+    Example: loraxs-search serve movie-reviews --port 8000
+    """
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise UsageError(f"`serve` needs {error.name}, which is not installed.", hint=_EXTRA) from error
+
+    if bool(tasks) == every:
+        raise UsageError(
+            f"`serve` must have tasks or --all, but got {'both' if every else 'neither'}.",
+            hint="`loraxs-search ls` lists the tasks",
+        )
+    keys = () if api_key_file is None else _keys(api_key_file)
+    listening = _listen(host, port)
+    from loraxs_search.records import BaseModelRef
+    from loraxs_search.serve.app import Server
+    from loraxs_search.serve.requests import Limits
+    from loraxs_search.serve.served_models import ServedModels
+
+    models = ServedModels(
+        tasks or (),
+        uri=resolve_uri(tracking_uri),
+        base=None if base is None else BaseModelRef(base),
+        max_bytes=_bytes(max_bytes),
+        device=device,
+    )
+    server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue))
+    at = f"http://{host}:{listening.getsockname()[1]}"
+    size = shown_bytes(models.bank.num_bytes)
+    print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}, docs at {at}/docs", file=sys.stderr)
+    config = uvicorn.Config(server.app, log_level="warning", access_log=False)
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def _bytes(size: str | None) -> int | None:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return None if size is None else int(TypeAdapter(ByteSize).validate_python(size))
+    except ValidationError:
+        raise UsageError(f"`--max-bytes` must be a size such as 1GiB or 500MB, but got {size!r}.") from None
+
+
+def _keys(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"`--api-key-file` must be a text file that can be read, but {path}: {error}.") from error
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise UsageError(f"`--api-key-file` must have a key at least, but {path} has none.")
+    return keys
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens, so that a port in use is known before a base is loaded."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise UsageError(
+            f"`--host` and `--port` must be free to listen at, but {host}:{port}: {error.strerror or error}.",
+            hint="choose another --port; 0 takes a free one",
+        ) from error
+    return listening

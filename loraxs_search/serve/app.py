@@ -1,0 +1,370 @@
+"""The HTTP surface of a server: routes, errors, keys, limits and numbers for Prometheus.
+
+Routes and bodies follow OpenAI's API (`/v1/completions`, `/v1/chat/completions`, `/v1/models`) and vLLM's
+(`/classify`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from loraxs_search import __version__
+from loraxs_search.errors import LoraxsError, TaskDataError, TrackingError, TrialDivergedError, UsageError
+from loraxs_search.serve.answers import Asked, classification, completion, last_pieces, piece, shown_models
+from loraxs_search.serve.engine import Job, QueueFullError, ServingEngine
+from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
+from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody
+from loraxs_search.serve.served_models import ServedAdapter, ServedModels, UnknownModelError
+
+log = logging.getLogger(__name__)
+ResultT = TypeVar("ResultT")
+
+DIGEST_HEADER = "x-loraxs-digest"
+_OPEN_PATHS = ("/health", "/ready")  # that need no key
+
+
+class _Numbers:
+    """What `/metrics` shows."""
+
+    def __init__(self, models: ServedModels, engine: ServingEngine) -> None:
+        self.registry = CollectorRegistry()
+        new = partial(Gauge, registry=self.registry)
+        self.requests = Counter("loraxs_requests", "Requests", ["route", "status"], registry=self.registry)
+        self.seconds = Histogram("loraxs_request_seconds", "Time to answer", ["route"], registry=self.registry)
+        new("loraxs_rows_waiting", "Rows that wait for a pass").set_function(lambda: engine.num_waiting)
+        new("loraxs_rows_computed", "Rows computed").set_function(lambda: engine.num_rows)
+        new("loraxs_passes", "Passes over the base").set_function(lambda: engine.num_passes)
+        new("loraxs_tokens_written", "Tokens written").set_function(lambda: engine.num_tokens)
+        new("loraxs_adapters_loaded", "Adapters in memory").set_function(lambda: len(models.bank))
+        new("loraxs_adapter_bytes", "Bytes of their numbers").set_function(lambda: models.bank.num_bytes)
+        new("loraxs_champions_moved", "Names that came to mean another adapter").set_function(
+            lambda: models.num_switches
+        )
+
+
+class Server:
+    """An application over models and an engine.
+
+    Args:
+        keys: API keys, any of which is accepted; none needs none.
+    """
+
+    def __init__(
+        self, models: ServedModels, *, keys: Sequence[str] = (), limits: Limits | None = None, poll_s: float = 1.0
+    ) -> None:
+        self.models, self.limits = models, limits or Limits()
+        self.engine = ServingEngine(
+            models.bank, models.load, max_rows=self.limits.rows_at_once, max_waiting=self.limits.waiting_rows
+        )
+        self._keys = [key.encode() for key in keys]
+        self._numbers = _Numbers(models, self.engine)
+        self._poll_s = poll_s
+        self.app = FastAPI(title="loraxs-search", version=__version__, lifespan=self._lifespan)
+        self._route()
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        stopped = threading.Event()
+        follower = threading.Thread(
+            target=self.models.follow, args=(stopped, self._poll_s), name="follow-champions", daemon=True
+        )
+        self.engine.start()
+        follower.start()
+        try:
+            yield
+        finally:
+            stopped.set()
+            await asyncio.to_thread(self.engine.close)
+
+    def _route(self) -> None:
+        app = self.app
+        for path in ("/classify", "/v1/classify"):
+            app.post(path)(self.classify)
+        app.post("/v1/completions")(self.complete)
+        app.post("/v1/chat/completions")(self.chat)
+        app.get("/v1/models")(self.list_models)
+        app.get("/health")(self.health)
+        app.get("/ready")(self.ready)
+        app.get("/metrics", response_class=PlainTextResponse)(self.metrics)
+        app.add_middleware(_Guard, server=self)
+        app.exception_handler(RequestValidationError)(_invalid_body)
+        app.exception_handler(HTTPException)(_http_error)
+        app.exception_handler(LoraxsError)(_own_error)
+        app.exception_handler(Exception)(_unexpected)
+
+    # ---- routes ------------------------------------------------------------------------------------------------------
+    async def classify(self, body: ClassifyBody, request: Request) -> Response:
+        """Answer rows as `loraxs-search predict` does: labels, numbers, chosen options, entities or texts."""
+        adapter = await self._adapter(body.model)
+        if adapter is None:
+            raise RefusedError(400, f"The bare base {body.model} has no task: name a task's adapter.", "model")
+        results = await self._run(request, classify_jobs(adapter, body, self.limits))
+        return _json(classification(Asked.of("classify", body.model, adapter, self.models), results), adapter)
+
+    async def complete(self, body: CompletionBody, request: Request) -> Response:
+        """Continue prompts."""
+        adapter = await self._adapter(body.model)
+        asked = Asked.of("cmpl", body.model, adapter, self.models)
+        return await self._written(request, asked, completion_jobs(adapter, body, self.limits), body)
+
+    async def chat(self, body: ChatBody, request: Request) -> Response:
+        """Answer messages."""
+        adapter = await self._adapter(body.model)
+        asked = Asked.of("chatcmpl", body.model, adapter, self.models)
+        return await self._written(request, asked, chat_jobs(adapter, body, self.limits), body)
+
+    async def list_models(self) -> Any:
+        """List the models that are served, with version, digest and score."""
+        return shown_models(self.models)
+
+    async def health(self) -> Any:
+        """Say that requests are computed."""
+        if not self.engine.is_alive:
+            return _error(503, "The computing thread has ended.")
+        return {"status": "ok"}
+
+    async def ready(self) -> Any:
+        """Say whether requests are accepted, and what is amiss."""
+        if not self.engine.is_alive:
+            return _error(503, "The computing thread has ended.")
+        registry = "ok" if self.models.registry_error is None else self.models.registry_error
+        return {"status": "ok", "registry": registry, "adapters": len(self.models.bank)}
+
+    async def metrics(self) -> Response:
+        """Return numbers for Prometheus."""
+        return PlainTextResponse(generate_latest(self._numbers.registry), media_type=CONTENT_TYPE_LATEST)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def refused(self, request: Request) -> Response | None:
+        """Return the answer to a request without a key, or one that is too large."""
+        if self._keys and request.url.path not in _OPEN_PATHS:
+            scheme, _, key = request.headers.get("authorization", "").partition(" ")
+            given = key.strip().encode()
+            if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
+                return _error(401, "An API key of this server must stand in the header `Authorization: Bearer KEY`.")
+        length = request.headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= self.limits.body_bytes):
+            return _error(413, f"A request may have at most {self.limits.body_bytes:,} bytes, but has {length[:20]}.")
+        return None
+
+    def count(self, scope: Scope, status: int, seconds: float) -> None:
+        """Add a request to the numbers of `/metrics`."""
+        route = getattr(scope.get("route"), "path", "other")
+        self._numbers.requests.labels(route, status).inc()
+        self._numbers.seconds.labels(route).observe(seconds)
+
+    async def _adapter(self, name: str) -> ServedAdapter | None:
+        """Return the adapter of a model's name; None for the bare base of a bank that writes."""
+        if (adapter := self.models.find(name)) is not None:
+            return adapter
+        if name == self.models.base.id and not self.models.bank.has_head:
+            return None
+        return await asyncio.to_thread(self.models.look_up, name)
+
+    async def _run(self, request: Request, jobs: Sequence[Job]) -> list[Any]:
+        """Have jobs computed; rows are dropped when the client hangs up."""
+        self.engine.submit(jobs)
+        waiting = asyncio.gather(*(job.result for job in jobs))
+        return await _unless_gone(request, waiting, jobs)
+
+    async def _written(
+        self, request: Request, asked: Asked, jobs: list[Job], body: CompletionBody | ChatBody
+    ) -> Response:
+        if not body.stream:
+            return _json(completion(asked, await self._run(request, jobs), body.n), asked.adapter)
+        stream = _Stream(asked, jobs, body)
+        self.engine.submit(jobs)
+        await stream.begin()
+        headers = {DIGEST_HEADER: asked.digest, "cache-control": "no-cache"}
+        return StreamingResponse(stream.events(), media_type="text/event-stream", headers=headers)
+
+
+class _Stream:
+    """The pieces of what jobs write, as server-sent events."""
+
+    def __init__(self, asked: Asked, jobs: Sequence[Job], body: CompletionBody | ChatBody) -> None:
+        self._asked, self._jobs, self._num_choices = asked, jobs, body.n
+        self._usage = body.stream_options is not None and body.stream_options.include_usage
+        self._pieces = asyncio.Queue[tuple[int, str] | None]()  # None at the end
+        self._first: tuple[int, str] | None = None
+        loop = asyncio.get_running_loop()
+
+        def hear(index: int, _: int, text: str) -> None:
+            loop.call_soon_threadsafe(self._pieces.put_nowait, (index, text))
+
+        for index, job in enumerate(jobs):
+            job.on_text = partial(hear, index)
+        self._all = asyncio.gather(*(job.result for job in jobs))
+        self._all.add_done_callback(lambda _: self._pieces.put_nowait(None))
+
+    async def begin(self) -> None:
+        """Wait for the first piece, or raise what is wrong with the request: its status is not sent yet."""
+        try:
+            self._first = await self._pieces.get()
+        except asyncio.CancelledError:
+            self._cancel()
+            raise
+        if self._first is None:
+            self._all.result()
+
+    async def events(self) -> AsyncIterator[str]:
+        """Yield all pieces, and what ends a stream; rows are dropped when the client hangs up."""
+        begun = set[int]()
+        try:
+            found = self._first
+            while found is not None:
+                index, text = found
+                yield _event(piece(self._asked, index, text, first=index not in begun))
+                begun.add(index)
+                found = await self._pieces.get()
+            try:
+                texts = self._all.result()
+            except Exception as error:  # the status has been sent: the error is an event
+                log.warning("a stream has failed", exc_info=error)
+                yield _event(json.loads(bytes(_of(error).body)))
+                return
+            for chunk in last_pieces(self._asked, texts, self._num_choices, usage=self._usage):
+                yield _event(chunk)
+            yield "data: [DONE]\n\n"
+        finally:
+            self._cancel()
+
+    def _cancel(self) -> None:
+        for job in self._jobs:
+            job.cancel()
+
+
+class _Guard:
+    """Checks key and size before a request is read, and counts what was answered.
+
+    Args:
+        app: What answers.
+    """
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app, self._server = app, server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, num_bytes = time.perf_counter(), 500, 0
+        limit = self._server.limits.body_bytes
+
+        async def counted() -> Message:
+            nonlocal num_bytes
+            message = await receive()
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > limit:
+                raise HTTPException(413, f"A request may have at most {limit:,} bytes.")
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            await (self._server.refused(Request(scope)) or self._app)(scope, counted, noted)
+        finally:
+            self._server.count(scope, status, time.perf_counter() - started)
+
+
+async def _unless_gone(request: Request, waiting: asyncio.Future[ResultT], jobs: Sequence[Job]) -> ResultT:
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watcher = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({waiting, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        raise RefusedError(499, "The client has closed the connection.")
+    finally:
+        watcher.cancel()
+        if not waiting.done():
+            for job in jobs:
+                job.cancel()
+            waiting.cancel()
+
+
+def _event(value: Any) -> str:
+    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
+
+
+def _json(value: Any, adapter: ServedAdapter | None) -> Response:
+    headers = {} if adapter is None else {DIGEST_HEADER: adapter.digest}
+    return Response(json.dumps(value, ensure_ascii=False).encode(), media_type="application/json", headers=headers)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def _error(status: int, message: str, param: str | None = None) -> JSONResponse:
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    headers = {"retry-after": "1"} if status in (429, 503) else {}
+    headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
+    return JSONResponse({"error": error}, status, headers)
+
+
+_STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
+    (UnknownModelError, 404),
+    (QueueFullError, 429),
+    (TaskDataError, 400),
+    (UsageError, 400),
+    (TrackingError, 503),
+    (TrialDivergedError, 500),
+)
+
+
+def _of(error: Exception) -> JSONResponse:
+    if isinstance(error, RefusedError):
+        return _error(error.status, error.message, error.param)
+    if isinstance(error, LoraxsError):
+        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
+        return _error(status, f"{error.message} {error.hint or ''}".strip())
+    return _error(500, "The server has failed at this request; its log says why.")
+
+
+async def _own_error(_: Request, error: Exception) -> Response:
+    return _of(error)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("%s failed", request.url.path, exc_info=error)
+    return _of(error)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, str(error.detail))
+
+
+async def _invalid_body(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    if not request.headers.get("content-type", "").partition(";")[0].strip().endswith("json"):
+        return _error(415, "A body must be JSON, and the header `Content-Type: application/json` must say so.")
+    found = error.errors()[0]
+    place = ".".join(str(part) for part in found["loc"] if part != "body")
+    if found["type"] == "json_invalid":
+        return _error(400, f"A body must be JSON, but at character {place}: {found['ctx']['error']}.")
+    return _error(422, f"`{place or 'body'}`: {found['msg']}.", place or None)

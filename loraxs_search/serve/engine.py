@@ -1,0 +1,319 @@
+"""What computes a server's requests: a queue, and one thread that answers rows of any adapters in one pass.
+
+Whatever waits when a pass begins shares it. Texts are written side by side: rows join and leave between two tokens, and
+passes of other requests are computed in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from loraxs_search.bank import AdapterBank
+from loraxs_search.engine.generation import Generation, open_sequences
+from loraxs_search.engine.passes import Requester
+from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.engine.requests import Engine
+from loraxs_search.engine.sequence import OpenSequence, generated
+from loraxs_search.errors import LoraxsError
+from loraxs_search.serve.served_models import ServedAdapter
+from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, RequestGenerator
+
+log = logging.getLogger(__name__)
+
+Asking = Callable[[RowSource], RequestGenerator[Any]]
+
+
+class QueueFullError(LoraxsError):
+    """More rows wait than the server accepts."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Rows of one request that one adapter answers.
+
+    Args:
+        adapter: None is the bare base.
+        num_rows: Rows that it adds to a pass, or writes side by side.
+        num_outputs: Of the adapter's head; None if it has none.
+        asking: Makes the requests of these rows, in the computing thread; their result is the job's.
+        on_text: Called in the computing thread with a row's number and each piece of its text.
+    """
+
+    adapter: ServedAdapter | None
+    num_rows: int
+    num_outputs: int | None
+    asking: Asking
+    on_text: Callable[[int, str], None] | None = None
+    cancelled: bool = False
+    result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    _owner: int = 0
+    _requests: RequestGenerator[Any] | None = None
+    _writing: list[OpenSequence] = field(default_factory=list)
+    _written: GenerateRequest | None = None
+
+    def cancel(self) -> None:
+        """Have rows that are not computed yet left out: nobody waits for them."""
+        self.cancelled = True
+
+
+class ServingEngine:
+    """Computes jobs in a thread of its own, which `start` starts.
+
+    Args:
+        load: Called in the computing thread for an adapter that the bank has lost.
+        max_rows: Rows of a pass, and rows that are written side by side.
+        max_waiting: Rows that may wait.
+    """
+
+    def __init__(
+        self, bank: AdapterBank, load: Callable[[ServedAdapter], None], *, max_rows: int = 64, max_waiting: int = 2048
+    ) -> None:
+        self.max_rows, self.max_waiting = max_rows, max_waiting
+        self.num_passes = self.num_rows = self.num_tokens = self.num_steps = 0  # since the start
+        self._bank, self._load = bank, load
+        self._source = RowSource(bank.tokenizer)
+        self._waiting: deque[Job] = deque()
+        self._num_waiting = 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="serving-engine", daemon=True)
+        self._done: list[tuple[Job, Any]] = []
+        self._owners: dict[str | None, tuple[int, int]] = {}  # by digest: number in the base, and how many jobs it has
+        self._writers: list[Job] = []  # whose rows are written
+        self._joining: deque[Job] = deque()  # whose rows are to be
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self._source.tokenizer
+
+    @property
+    def num_waiting(self) -> int:
+        """Rows that wait for a pass."""
+        return self._num_waiting
+
+    @property
+    def num_open(self) -> int:
+        """Jobs whose rows are written, or wait to be."""
+        return len(self._writers) + len(self._joining)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether jobs are computed."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin to compute."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Compute what waits, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue the jobs of one request: all of them or, where too many rows wait, none.
+
+        Raises:
+            QueueFullError: too many rows wait.
+        """
+        num_rows = sum(job.num_rows for job in jobs)
+        with self._changed:
+            if self._num_waiting + num_rows > self.max_waiting and self._num_waiting:
+                raise QueueFullError(
+                    f"At most {self.max_waiting} rows may wait, and {self._num_waiting} do.", hint="try again later"
+                )
+            self._waiting.extend(jobs)
+            self._num_waiting += num_rows
+            self._changed.notify()
+
+    # ---- the computing thread ----------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        self._base = self._bank.open_rows()
+        self._engine = Engine(self._base, PassExecutor(*workers_for(self._base.device)))
+        self._generation = Generation(self._base)
+        while (jobs := self._next_jobs()) is not None:
+            self._advance({job: None for job in jobs if self._begin(job)})
+            self._write()
+            self._hand_out()
+
+    def _next_jobs(self) -> list[Job] | None:
+        """Return the jobs of the next pass, none while others write; wait for one, or return None at the end."""
+        chosen, num_rows = list[Job](), 0
+        with self._changed:
+            while not self._waiting and not self._writers and not self._joining:
+                if self._closed:
+                    return None
+                self._changed.wait()
+            while self._waiting and (not chosen or num_rows + self._waiting[0].num_rows <= self.max_rows):
+                job = self._waiting.popleft()
+                self._num_waiting -= job.num_rows
+                chosen.append(job)
+                num_rows += job.num_rows
+        return chosen
+
+    def _begin(self, job: Job) -> bool:
+        """Take a job's adapter from the bank and make its requests; return whether that went well."""
+        if job.cancelled:
+            self._finish(job, asyncio.CancelledError())
+            return False
+        try:
+            self._take(job)
+            job._requests = job.asking(self._source)
+        except Exception as error:  # noqa: BLE001  # it is the job's: the thread must live
+            self._finish(job, error)
+            return False
+        return True
+
+    def _take(self, job: Job) -> None:
+        """Take a job's adapter from the bank, unless the rows of another job have it already."""
+        key = None if job.adapter is None else job.adapter.digest
+        owner, count = self._owners.get(key, (0, 0))
+        if not count:
+            if job.adapter is not None and job.adapter.digest not in self._bank:
+                self._load(job.adapter)
+            owner = self._base.put(self._bank.take(key))
+        self._owners[key] = owner, count + 1
+        job._owner = owner
+
+    def _release(self, job: Job) -> None:
+        key = None if job.adapter is None else job.adapter.digest
+        owner, count = self._owners[key]
+        if count == 1:
+            self._base.drop(owner)
+            del self._owners[key]
+        else:
+            self._owners[key] = owner, count - 1
+        job._owner = 0
+
+    def _advance(self, answers: Mapping[Job, Any]) -> None:
+        """Give jobs what they asked for, until each has its result or waits for what it writes."""
+        while answers:
+            reads: dict[Job, ForwardRequest] = {}
+            for job, answer in answers.items():
+                assert job._requests is not None  # it has begun
+                try:
+                    if isinstance(answer, Exception):
+                        raise answer
+                    request = job._requests.send(answer)
+                except StopIteration as end:
+                    self._finish(job, end.value)
+                except Exception as error:  # noqa: BLE001  # the same
+                    self._finish(job, error)
+                else:
+                    if isinstance(request, ForwardRequest):
+                        reads[job] = request
+                    else:
+                        job._written = request
+                        self._joining.append(job)
+            answers = self._read(reads) if reads else {}
+
+    def _read(self, reads: Mapping[Job, ForwardRequest]) -> dict[Job, Any]:
+        """Compute rows in shared passes; where that fails, each job by itself, so that one fault is one job's."""
+        in_order = sorted(reads, key=lambda job: (self._base.shape(job._owner), job._owner))
+        names = {job: str(number) for number, job in enumerate(in_order)}
+        requesters = {names[job]: Requester(job._owner, self._source, job.num_outputs) for job in in_order}
+        try:
+            results = self._engine.compute(requesters, {names[job]: reads[job] for job in in_order})
+        except Exception as error:  # noqa: BLE001  # the same
+            if len(reads) == 1:
+                return dict.fromkeys(reads, error)
+            return {job: answer for job in in_order for answer in self._read({job: reads[job]}).values()}
+        self.num_passes += 1
+        self.num_rows += sum(job.num_rows for job in in_order)
+        return {job: results[names[job]] for job in in_order}
+
+    # ---- writing -----------------------------------------------------------------------------------------------------
+    def _write(self) -> None:
+        """Let further rows join, and give each row that is written one more token."""
+        gone = [job for job in self._writers if job.cancelled]
+        self._generation.drop({row for job in gone for row in job._writing})
+        for job in gone:
+            self._leave(job, asyncio.CancelledError())
+        try:
+            self._join()
+            if len(self._generation):
+                self.num_tokens += len(self._generation)
+                self.num_steps += 1
+                self._settle(self._generation.step())
+        except Exception as error:  # what the rows share is lost, and so are all of them
+            log.warning("rows that were being written are lost", exc_info=error)
+            self._generation = Generation(self._base)
+            for job in list(self._writers):
+                self._leave(job, error)
+
+    def _join(self) -> None:
+        sequences, owners = list[OpenSequence](), list[int]()
+        while self._joining and len(self._generation) + len(sequences) < self.max_rows:
+            job = self._joining.popleft()
+            if job.cancelled:
+                self._finish(job, asyncio.CancelledError())
+                continue
+            assert job._written is not None  # it asked for that
+            job._writing = open_sequences(job._written, self.tokenizer, self._base.model, job.on_text)
+            self._writers.append(job)
+            sequences += job._writing
+            owners += [job._owner] * len(job._writing)
+        if sequences:
+            self.num_tokens += len(sequences)
+            self._settle(self._generation.join(sequences, np.array(owners)))
+
+    def _settle(self, ended: Sequence[OpenSequence]) -> None:
+        """Give its answer to each job whose last row has ended."""
+        if not ended:
+            return
+        ready: dict[Job, Any] = {}
+        left = set(ended)
+        for job in [job for job in self._writers if left & set(job._writing)]:
+            if all(row.is_over for row in job._writing):
+                self._writers.remove(job)
+                ready[job] = generated(job._writing)
+                job._writing = []
+        self._advance(ready)
+
+    def _leave(self, job: Job, error: BaseException) -> None:
+        self._writers.remove(job)
+        job._writing = []
+        self._finish(job, error)
+
+    # ---- results -----------------------------------------------------------------------------------------------------
+    def _finish(self, job: Job, result: Any) -> None:
+        if job._owner:
+            self._release(job)
+        job._requests = job._written = None
+        self._done.append((job, result))
+
+    def _hand_out(self) -> None:
+        """Give results to those who wait, with one call for each loop that they wait in."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Any]]] = {}
+        for job, result in self._done:
+            by_loop.setdefault(job.result.get_loop(), []).append((job, result))
+        self._done = []
+        for loop, results in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(_settle_futures, results)
+            except RuntimeError:  # the loop is closed: nobody waits
+                log.debug("%d answers came after the end", len(results))
+
+
+def _settle_futures(results: Sequence[tuple[Job, Any]]) -> None:
+    for job, result in results:
+        if job.result.done():
+            continue
+        if isinstance(result, asyncio.CancelledError):
+            job.result.cancel()
+        elif isinstance(result, BaseException):
+            job.result.set_exception(result)
+        else:
+            job.result.set_result(result)

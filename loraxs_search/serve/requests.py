@@ -1,0 +1,266 @@
+"""What a body asks for, as jobs for the engine; what cannot be done is refused before anything waits."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from loraxs_search.bank.answering import GenerateOptions, encoded_prompts, generate_request
+from loraxs_search.errors import LoraxsError, TaskDataError, TrialDivergedError, UsageError
+from loraxs_search.records import Prediction, Serving
+from loraxs_search.serve.engine import Job
+from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, Row
+from loraxs_search.serve.served_models import ServedAdapter
+from loraxs_search.tasks.batch import RowSource
+from loraxs_search.tasks.kinds import RequestGenerator, Sampling, TaskKind, TokenLogprobs, render_chat
+from loraxs_search.tasks.prepared import encode
+
+_COMPLETION_TOKENS = 16  # OpenAI's default
+
+
+class RefusedError(LoraxsError):
+    """A request that is answered with a status of its own.
+
+    Args:
+        param: The field of the body that is at fault.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may ask of a server.
+
+    Args:
+        body_bytes: Of a request.
+        rows: Of a request.
+        waiting_rows: Of all requests that wait.
+        rows_at_once: Of one pass.
+    """
+
+    body_bytes: int = 4 << 20
+    rows: int = 1024
+    waiting_rows: int = 2048
+    rows_at_once: int = 64
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers to rows, with what their tokens were.
+
+    Args:
+        num_cut: Rows that were longer than the task takes, and were cut.
+    """
+
+    predictions: Sequence[Prediction]
+    num_tokens: int
+    num_cut: int
+
+
+@dataclass(frozen=True)
+class LikelyText:
+    """A token's text, and its log probability; the likeliest ones there, the first one first."""
+
+    text: str
+    logprob: float
+    likeliest: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written after one prompt.
+
+    Args:
+        ended: Whether an end token or a stop string ended it.
+        logprobs: Of each token, where they were asked for.
+    """
+
+    text: str
+    num_prompt_tokens: int
+    num_tokens: int
+    ended: bool
+    logprobs: Sequence[LikelyText] = ()
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) -> list[Job]:
+    """Return the jobs of rows for an adapter's own answer, none with more rows than a pass has.
+
+    Raises:
+        RefusedError, TaskDataError: there is no row, there are too many, or one is not what the task reads.
+    """
+    kind = adapter.kind
+    listed = body.input if isinstance(body.input, list) else [body.input]
+    _check_count(len(listed), limits, "input")
+    rows = [_row(number, row, kind.question_columns) for number, row in enumerate(listed)]
+    kind.questions(rows)
+    parts = [rows[start : start + limits.rows_at_once] for start in range(0, len(rows), limits.rows_at_once)]
+    return [Job(adapter, len(part), kind.model.num_outputs, _predicting(kind, part, body.truncate)) for part in parts]
+
+
+def _check_count(count: int, limits: Limits, param: str) -> None:
+    if not 1 <= count <= limits.rows:
+        raise RefusedError(
+            400 if not count else 413, f"`{param}` must have 1 to {limits.rows} rows, but has {count}.", param
+        )
+
+
+def _row(number: int, row: Row, columns: Sequence[str]) -> tuple[Any, ...]:
+    shown = ", ".join(columns)
+    if isinstance(row, str):
+        if len(columns) > 1:
+            raise RefusedError(400, f"A row must be an object with {shown}, but row {number} is a text.", "input")
+        return (row,)
+    if set(row) != set(columns):
+        got = ", ".join(row) or "nothing"
+        raise RefusedError(400, f"A row must be an object with {shown}, but row {number} has {got}.", "input")
+    return tuple(row[name] for name in columns)
+
+
+def _predicting(
+    kind: TaskKind, rows: Sequence[tuple[Any, ...]], truncate: bool
+) -> Callable[[RowSource], RequestGenerator[Answered]]:
+    def ask(source: RowSource) -> RequestGenerator[Answered]:
+        encoded = encode(kind, source.tokenizer, rows)
+        if encoded.num_cut and not truncate:
+            raise TaskDataError(
+                f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but"
+                f" {encoded.num_cut} of {len(rows)} have more."
+            )
+        predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in rows])
+        return Answered(predictions, int(encoded.lengths.sum()), encoded.num_cut)
+
+    return ask
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+def completion_jobs(adapter: ServedAdapter | None, body: CompletionBody, limits: Limits) -> list[Job]:
+    """Return a job for each choice, those of a prompt side by side.
+
+    Raises:
+        RefusedError, UsageError: as `_check_writes`, and where a field is not what it should be.
+    """
+    prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    options = _options(adapter, body, body.max_tokens, body.logprobs)
+    _check_writes(adapter, body, len(prompts), limits)
+    return [
+        _job(adapter, lambda _, prompt=prompt: prompt, _nth(options, choice), _COMPLETION_TOKENS)
+        for prompt in prompts
+        for choice in range(body.n)
+    ]
+
+
+def chat_jobs(adapter: ServedAdapter | None, body: ChatBody, limits: Limits) -> list[Job]:
+    """Return a job for each choice.
+
+    Raises:
+        RefusedError, UsageError: as `completion_jobs`; the base has no chat template.
+    """
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RefusedError(400, "`top_logprobs` must stand beside `logprobs: true`.", "top_logprobs")
+    messages = [{"role": message.role, "content": message.content} for message in body.messages]
+
+    def prompt(tokenizer: PreTrainedTokenizerBase) -> str:
+        if not tokenizer.chat_template:
+            raise UsageError(
+                "Messages need a base with a chat template, and this one has none.", hint="use /v1/completions"
+            )
+        try:
+            return render_chat(messages, tokenizer, asks=True)
+        except Exception as error:  # templates raise whatever they like about roles and their order
+            raise UsageError(f"The base's chat template refuses these messages: {error}.") from error
+
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    options = _options(adapter, body, body.max_completion_tokens or body.max_tokens, logprobs)
+    _check_writes(adapter, body, 1, limits)
+    return [_job(adapter, prompt, _nth(options, choice), None) for choice in range(body.n)]
+
+
+def _check_writes(
+    adapter: ServedAdapter | None, body: CompletionBody | ChatBody, num_prompts: int, limits: Limits
+) -> None:
+    """Refuse what does not write.
+
+    Raises:
+        RefusedError: the adapter classifies or chooses, there is no prompt, or there are too many.
+    """
+    if adapter is not None and adapter.kind.model.num_outputs is not None:
+        kind = adapter.manifest.task.kind
+        raise RefusedError(400, f"{body.model} is of kind {kind}, which writes no text: use /classify.", "model")
+    _check_count(num_prompts * body.n, limits, "prompt")
+    if body.stream and body.logprobs is not None and body.logprobs is not False:
+        raise RefusedError(400, "`logprobs` must stand without `stream`.", "logprobs")
+
+
+def _options(
+    adapter: ServedAdapter | None, body: CompletionBody | ChatBody, max_tokens: int | None, logprobs: int | None
+) -> GenerateOptions:
+    serving = None if adapter is None else adapter.kind.serving
+    return GenerateOptions.of(max_tokens, body.stop, _sampling(body, serving, adapter), logprobs)
+
+
+def _sampling(
+    body: CompletionBody | ChatBody, serving: Serving | None, adapter: ServedAdapter | None
+) -> Sampling | None:
+    """Return how tokens are drawn: what the body says, else the task; by default the likeliest token is taken."""
+    temperature, top_p, seed = body.temperature, body.top_p, body.seed
+    if temperature is None and top_p is not None:
+        temperature = 1.0  # OpenAI's default
+    if temperature is None and serving is not None and serving.temperature:
+        temperature, top_p = serving.temperature, serving.top_p
+        if seed is None and adapter is not None:  # as `predict` draws
+            seed = int((adapter.manifest.task.settings.get("generation") or {}).get("seed") or 0)
+    if not temperature:
+        return None
+    return Sampling(secrets.randbits(63) if seed is None else seed, temperature, 1.0 if top_p is None else top_p)
+
+
+def _nth(options: GenerateOptions, choice: int) -> GenerateOptions:
+    """Return the options of one of several choices, each of which draws by itself."""
+    if options.sampling is None or not choice:
+        return options
+    return replace(options, sampling=replace(options.sampling, seed=options.sampling.seed + choice))
+
+
+def _job(
+    adapter: ServedAdapter | None,
+    prompt: Callable[[PreTrainedTokenizerBase], str],
+    options: GenerateOptions,
+    max_tokens: int | None,
+) -> Job:
+    """Return the job that continues one prompt.
+
+    Args:
+        max_tokens: Where neither body nor task says how many; None is what the context has left.
+    """
+    task = None if adapter is None else adapter.manifest.task
+    serving = None if adapter is None else adapter.kind.serving
+
+    def ask(source: RowSource) -> RequestGenerator[Written]:
+        tokenizer, text, own = source.tokenizer, prompt(source.tokenizer), options
+        if own.max_new_tokens is None and not (serving and serving.max_new_tokens):
+            left = tokenizer.model_max_length - int(encoded_prompts([text], tokenizer).lengths[0])
+            own = replace(own, max_new_tokens=max(1, left if max_tokens is None else max_tokens))
+        request = generate_request([text], task, own, tokenizer)
+        written = yield request
+        if not np.isfinite(written.margins).all():
+            raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
+        num_prompt, num_tokens = int(request.source.lengths[0]), len(written.tokens.row(0))
+        likely = [_likely(it, tokenizer) for it in written.logprobs[0]]
+        return Written(written.texts[0], num_prompt, num_tokens, bool(written.ended[0]), likely)
+
+    return Job(adapter, 1, None, ask)
+
+
+def _likely(it: TokenLogprobs, tokenizer: PreTrainedTokenizerBase) -> LikelyText:
+    ids = [it.token, *it.likeliest]
+    texts = [str(tokenizer.decode([token], clean_up_tokenization_spaces=False)) for token in ids]
+    return LikelyText(texts[0], it.logprob, tuple(zip(texts[1:], it.likeliest.values(), strict=True)))

@@ -1,0 +1,83 @@
+"""Bodies of requests, as OpenAI's and vLLM's clients send them. What a server does not do is refused, not ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Texts = str | list[str]
+Row = str | dict[str, Any]
+
+_SEED = 2**63 - 1
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: Annotated[str, Field(description="TASK (its champion), TASK@alias, TASK:3, or the base", max_length=400)]
+    user: Annotated[str | None, Field(description="accepted, and not used")] = None
+
+
+class ClassifyBody(_Body):
+    """Rows for an adapter's own answer, as `predict` gives it."""
+
+    input: Annotated[
+        Row | list[Row],
+        Field(description="a text; an object with the task's columns where it reads several; or a list of such rows"),
+    ]
+    truncate: Annotated[
+        bool, Field(description="cut rows that are longer than the task's `max_length`, as in training; else 400")
+    ] = True
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+
+
+class _WritingBody(_Body):
+    temperature: Annotated[float | None, Field(ge=0, le=100, description="default: what the task says, or 0")] = None
+    top_p: Annotated[float | None, Field(gt=0, le=1)] = None
+    seed: Annotated[int | None, Field(ge=0, le=_SEED, description="default: the task's own, or drawn")] = None
+    stop: Annotated[Texts | None, Field(description="default: what the task says")] = None
+    n: Annotated[int, Field(ge=1, le=16)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    presence_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
+    frequency_penalty: Annotated[float | None, Field(ge=0, le=0)] = None
+    logit_bias: None = None
+
+
+class CompletionBody(_WritingBody):
+    """Prompts to be continued as they are."""
+
+    prompt: Texts
+    max_tokens: Annotated[int | None, Field(ge=1, description="default: what the task says, or 16")] = None
+    logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    echo: Literal[False] = False
+    best_of: Literal[1, None] = None
+    suffix: None = None
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    role: Annotated[str, Field(min_length=1, max_length=64)]
+    content: str
+    name: str | None = None
+
+
+class ChatBody(_WritingBody):
+    """Messages, written as the base's chat template does."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int | None, Field(ge=1)] = None
+    max_completion_tokens: Annotated[
+        int | None, Field(ge=1, description="default: what the task says, or what the context has left")
+    ] = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
+    tools: None = None
+    response_format: None = None

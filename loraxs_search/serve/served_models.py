@@ -1,0 +1,261 @@
+"""The adapters of a server by the names that clients call them, followed as champions move.
+
+A name is looked up in the registry when it is first used, and again every second while it is in use. An answer is given
+by the adapter that the name meant when its request came.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from loraxs_search.bank import AdapterBank
+from loraxs_search.errors import LoraxsError, RegistryError, TrackingError, UsageError, unknown_name
+from loraxs_search.records import BaseModelRef, Manifest
+from loraxs_search.registry import verify
+from loraxs_search.registry.names import ResolvedNames, parse_name, store_stamp
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.tasks.kinds import TaskKind, kind_of
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+_FORGET_S = 600.0  # a name that is not served by itself and that nobody uses is followed no longer
+
+
+class UnknownModelError(RegistryError):
+    """The server has no model of this name."""
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """An adapter that answers, with what clients are told of it.
+
+    Args:
+        version: None if another process has pulled a newer one at the same moment.
+    """
+
+    task: str
+    version: int | None
+    digest: str
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def kind(self) -> TaskKind:
+        """What its answers are."""
+        return kind_of(self.manifest.task)
+
+    @property
+    def created(self) -> int:
+        """When it was made, in seconds of Unix time."""
+        return int(datetime.fromisoformat(self.manifest.created_at).timestamp())
+
+
+@dataclass
+class _Followed:
+    adapter: ServedAdapter
+    used: float
+
+
+class ServedModels:
+    """Tasks of a registry, all on one base.
+
+    Args:
+        tasks: Those that are served; empty means every task of the registry that fits the base and the bank.
+        base: None takes that of the first task.
+        max_bytes: Limit on the adapters' numbers in memory; the least recently used are evicted.
+    Raises:
+        RegistryError: a task of `tasks` is not in the registry.
+        UsageError: there is no task to serve, or one does not fit the others.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str],
+        *,
+        uri: str,
+        base: BaseModelRef | None = None,
+        max_bytes: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.tasks, self.uri = tuple(tasks), uri
+        self.registry_error: str | None = None  # why the registry cannot be read
+        self.num_switches = 0  # names that have come to mean another adapter
+        self._reader = RegistryReader(uri)
+        self._names: dict[str, _Followed] = {}
+        self._lock = threading.Lock()  # of the names
+        self._loading = threading.Lock()  # one adapter at a time is pulled and loaded
+        self._stamp: str | None = None
+        names = self.tasks or self._of_registry()
+        if not names:
+            raise UsageError(
+                "A server must have a task to serve, but the registry has none.",
+                hint="promote an adapter first: `loraxs-search promote STUDY`",
+            )
+        first = self._first(names, base)
+        self.base = first.manifest.base_model
+        found = first.manifest.base_model if base is None else base
+        self.bank = AdapterBank.for_task(first.manifest.task, found, max_bytes=max_bytes, device=device)
+        self._load_all(names)
+
+    # ---- asked by requests -------------------------------------------------------------------------------------------
+    def find(self, name: str) -> ServedAdapter | None:
+        """Return the adapter of a name that is known already, at no cost; None if it has to be looked up."""
+        followed = self._names.get(name)
+        if followed is None:
+            return None
+        followed.used = time.monotonic()
+        return followed.adapter
+
+    def look_up(self, name: str) -> ServedAdapter:
+        """Find a name in the registry, load its adapter and follow it from now on. For a worker thread.
+
+        Raises:
+            UnknownModelError: there is none, or it is not served here.
+            UsageError, BaseModelError, FactorMismatchError: it does not fit this server.
+            TrackingError: the registry does not answer.
+        """
+        try:
+            task = parse_name(name).task
+        except RegistryError as error:
+            raise UnknownModelError(error.message, hint=error.hint) from error
+        if self.tasks and task not in {parse_name(own).task for own in self.tasks}:
+            raise UnknownModelError(unknown_name("model", name, self.tasks), hint="`GET /v1/models` lists those served")
+        with self._loading:
+            if (known := self.find(name)) is not None:  # another request was quicker
+                return known
+            try:
+                adapter = self._pulled(name)
+            except TrackingError:
+                raise
+            except RegistryError as error:
+                raise UnknownModelError(error.message, hint=error.hint) from error
+            self._check_base(adapter)
+            self.load(adapter)
+        with self._lock:
+            self._names[name] = _Followed(adapter, time.monotonic())
+        return adapter
+
+    def load(self, adapter: ServedAdapter) -> None:
+        """Load an adapter into the bank, under its digest."""
+        self.bank.load(adapter.digest, adapter.folder)
+
+    def served(self) -> list[tuple[str, ServedAdapter]]:
+        """Return the names that are followed, with what they mean now."""
+        with self._lock:
+            return [(name, followed.adapter) for name, followed in sorted(self._names.items())]
+
+    # ---- champions move ----------------------------------------------------------------------------------------------
+    def refresh(self) -> None:
+        """Look each name up again, and load what it has come to mean; called again and again by one thread.
+
+        While the registry cannot be read, names keep their meaning.
+        """
+        stamp = store_stamp(self.uri)
+        if stamp is not None and stamp == self._stamp and self.registry_error is None:
+            return
+        error = None
+        for name, followed in list(self._names.items()):
+            if name not in self.tasks and time.monotonic() - followed.used > _FORGET_S:
+                self._forget(name)
+                continue
+            try:
+                self._follow(name, followed)
+            except TrackingError as fault:
+                error = fault.message
+                break
+            except LoraxsError as fault:
+                log.warning("%s keeps its adapter: its new one is refused: %s", name, fault.message)
+        if (error is None) != (self.registry_error is None):
+            log.warning("the registry cannot be read: %s", error) if error else log.warning("the registry is back")
+        self.registry_error = error
+        self._stamp = stamp if error is None else None
+
+    def follow(self, stopped: threading.Event, poll_s: float = POLL_S) -> None:
+        """Refresh until told to stop: the body of a thread."""
+        while not stopped.wait(poll_s):
+            try:
+                self.refresh()
+            except Exception:  # the server goes on with what it has
+                log.exception("names were not refreshed")
+
+    def _follow(self, name: str, followed: _Followed) -> None:
+        try:
+            digest = self._reader.resolve(name).digest
+        except TrackingError:
+            raise
+        except RegistryError as error:
+            log.warning("%s is served no longer: %s", name, error.message)
+            self._forget(name)
+            return
+        if digest == followed.adapter.digest:
+            return
+        with self._loading:
+            adapter = self._pulled(name)
+            self._check_base(adapter)
+            self.load(adapter)
+        with self._lock:
+            followed.adapter = adapter
+        self.num_switches += 1
+        log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
+
+    def _forget(self, name: str) -> None:
+        with self._lock:
+            self._names.pop(name, None)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _of_registry(self) -> list[str]:
+        return [summary.task for summary in self._reader.summaries() if summary.version is not None]
+
+    def _first(self, names: Sequence[str], base: BaseModelRef | None) -> ServedAdapter:
+        """Return the adapter that decides what the base is loaded as: the first that fits."""
+        errors: list[LoraxsError] = []
+        for name in names:
+            try:
+                adapter = self._pulled(name)
+                if base is None or adapter.manifest.base_model.id.rpartition("/")[2] == base.id.rpartition("/")[2]:
+                    return adapter
+            except LoraxsError as error:
+                if self.tasks:
+                    raise
+                errors.append(error)
+        raise UsageError(
+            f"A server must have an adapter on its base, but none of {', '.join(names[:5])} has one"
+            + (f" on {base.id}." if base else "."),
+            hint=errors[0].message if errors else None,
+        )
+
+    def _load_all(self, names: Sequence[str]) -> None:
+        for name in names:
+            try:
+                self.look_up(name)
+            except LoraxsError as error:
+                if self.tasks:
+                    raise
+                log.warning("%s is not served: %s", name, error.message)
+
+    def _pulled(self, name: str) -> ServedAdapter:
+        folder = pull(name, uri=self.uri)
+        meaning = ResolvedNames(folder.parent / "names.json", self.uri).get(name)  # as `pull` has just written it
+        version = meaning.version if meaning is not None and meaning.digest == folder.name else None
+        return ServedAdapter(parse_name(name).task, version, folder.name, folder, verify(folder))
+
+    def _check_base(self, adapter: ServedAdapter) -> None:
+        """Refuse an adapter of another base.
+
+        Raises:
+            UnknownModelError: its base is not this server's.
+        """
+        if adapter.manifest.base_digest != self.bank.base.weight_digest:
+            raise UnknownModelError(
+                f"Models here are adapters of {self.base.id}, but {adapter.task} is one of"
+                f" {adapter.manifest.base_model.id}.",
+                hint="start another server for it",
+            )

@@ -1,0 +1,173 @@
+"""Servers of tiny adapters that a registry holds: real HTTP on a loopback port, in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import uvicorn
+from support.sealed import seal
+from support.toy_language import choosing, save_base, writing
+
+from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.factors import FactorStore
+from loraxs_search.methods.loraxs import use_factor_store
+from loraxs_search.records import (
+    BaseModel,
+    BaseModelRef,
+    Candidate,
+    Manifest,
+    PromotionRule,
+    Task,
+    TaskModel,
+    from_json,
+)
+from loraxs_search.registry import Registry
+from loraxs_search.serve.app import Server
+from loraxs_search.serve.requests import Limits
+from loraxs_search.serve.served_models import ServedModels
+
+Promote = Callable[..., str]
+
+
+@dataclass
+class Running:
+    """A server that answers, and the registry behind it."""
+
+    url: str
+    server: Server
+    uri: str
+    promote: Promote
+
+    def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
+        return requests.post(self.url + path, json=body, timeout=60, **options)
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return requests.get(self.url + path, timeout=60, **options)
+
+    def classify(self, model: str, texts: Any, **options: Any) -> Any:
+        return self.post("/classify", {"model": model, "input": texts, **options}).json()
+
+
+@contextlib.contextmanager
+def running(server: Server) -> Iterator[str]:
+    """Yield the address of a server that answers until the end."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    own = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False))
+    thread = threading.Thread(target=own.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    while True:  # the socket accepts before the application is up
+        with contextlib.suppress(requests.ConnectionError):
+            requests.get(f"{url}/health", timeout=60).raise_for_status()
+            break
+        assert thread.is_alive()
+    try:
+        yield url
+    finally:
+        own.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def registry(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Promote]]:
+    """The address of a store in a home of the module's own, and what promotes an adapter folder there."""
+    folder = tmp_path_factory.mktemp("served")
+    home = folder / "home"
+    home.mkdir()
+    shutil.copy(store_template, home / "mlflow.db")
+    uri, count = f"sqlite:///{home / 'mlflow.db'}", 0
+
+    def promote(source: Path, **changes: Any) -> str:
+        """Make a copy of an adapter its task's champion, and return its digest."""
+        nonlocal count
+        count += 1
+        sealed = folder / f"sealed-{count}"
+        shutil.copytree(source, sealed)
+        manifest = from_json(Manifest, (source / "manifest.json").read_bytes())
+        manifest = seal(sealed, replace(manifest, created_at="2026-11-29T00:00:00+00:00", study=f"s{count}", **changes))
+        numbers = dict.fromkeys(manifest.task.metrics, 0.9)
+        found = Candidate(
+            manifest.study, "0", manifest.task.name, numbers, numbers, 1000, "", manifest.base_digest,
+            manifest.base_model.id,
+        )  # fmt: skip
+        decision, version = Registry(uri).promote(
+            PromotionRule(confidence=0), manifest.task, [found], {"0": sealed}, True
+        )
+        assert decision.promoted
+        return Registry(uri).resolve(f"{manifest.task.registered_name}:{version}").digest
+
+    with pytest.MonkeyPatch.context() as patch, use_factor_store(FactorStore(folder / "factors")):
+        patch.setenv("LORAXS_HOME", str(home))
+        yield uri, promote
+
+
+TARGETS = tuple(f"bert.encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value"))
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path, registry: tuple[str, Promote]) -> BaseModel:
+    return locate(BaseModelRef(str(tiny_base)))
+
+
+@pytest.fixture(scope="module")
+def folders(
+    base: BaseModel, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """Adapters of classifiers of two and three labels, and of a regression; `two-again` is of the first one's task."""
+    folder = tmp_path_factory.mktemp("adapters")
+    kinds: dict[str, dict[str, Any]] = {
+        "two": {"rank": 4},
+        "two-again": {"rank": 4, "scale": 2.0},
+        "three": {"rank": 2, "num_labels": 3},
+        "number": {"rank": 4, "num_labels": 1},
+    }
+    return {
+        name: make_adapter(folder / name, base, seed=seed, target_modules=TARGETS, **kind)
+        for seed, (name, kind) in enumerate(kinds.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def encoder(registry: tuple[str, Promote], folders: dict[str, Path]) -> Iterator[Running]:
+    """A server of task-2, task-3 and task-1 on the tiny encoder, which looks the registry up again and again."""
+    uri, promote = registry
+    for name in ("two", "three", "number"):
+        promote(folders[name])
+    models = ServedModels(["task-2", "task-3", "task-1"], uri=uri)
+    server = Server(models, limits=Limits(body_bytes=100_000, rows=100, rows_at_once=8), poll_s=0.05)
+    with running(server) as url:
+        yield Running(url, server, uri, promote)
+
+
+WRITERS: dict[str, Task] = {
+    "one": writing("one"),
+    "two": writing("two", prompt="{first} say {second}"),
+    "listed": choosing("listed", options="choices"),
+}
+
+
+@pytest.fixture(scope="module")
+def decoder(
+    registry: tuple[str, Promote], make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """A server of adapters that write and choose, on a decoder of a toy language with a chat template."""
+    uri, promote = registry
+    folder = tmp_path_factory.mktemp("decoder")
+    save_base(folder / "base", chat=True)
+    base = locate(BaseModelRef(str(folder / "base")))
+    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
+    for seed, (name, task) in enumerate(WRITERS.items()):
+        promote(make_adapter(folder / name, base, task=task, seed=seed, rank=4, target_modules=modules))
+    server = Server(ServedModels(list(WRITERS), uri=uri), limits=Limits(rows_at_once=8), poll_s=0.05)
+    with running(server) as url:
+        yield Running(url, server, uri, promote)

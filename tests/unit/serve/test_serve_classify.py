@@ -1,0 +1,280 @@
+"""A server of classifiers: its answers are those of `predict`, and champions move under it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+
+import loraxs_search
+from loraxs_search.errors import RegistryError, UsageError
+from loraxs_search.predictor import Predictor
+from loraxs_search.registry import Registry
+from loraxs_search.serve.app import Server
+from loraxs_search.serve.requests import Limits
+from loraxs_search.serve.served_models import ServedModels
+
+from .conftest import running
+
+TEXTS = ["a fine film", "two hours that I want back", "so so", "it is what it is, and no more than that"]
+
+
+def close(one, other):
+    return all(abs(a - b) < 1e-5 for a, b in zip(one, other, strict=True))
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+def test_answers_are_those_of_predict(encoder, folders):
+    for name, model in (("two", "task-2"), ("three", "task-3")):
+        answer = encoder.classify(model, TEXTS)
+        expected = Predictor(folders[name])(TEXTS)
+        assert [one["label"] for one in answer["data"]] == [one.label for one in expected]
+        assert close([one["score"] for one in answer["data"]], [one.score for one in expected])
+        for one, other in zip(answer["data"], expected, strict=True):
+            assert close(one["probs"], other.probabilities.values())
+            assert one["num_classes"] == len(other.probabilities)
+        assert [one["index"] for one in answer["data"]] == [0, 1, 2, 3]
+        assert answer["model"] == model
+        assert answer["usage"]["prompt_tokens"] > len(TEXTS)
+
+
+def test_a_regression_answers_with_numbers(encoder, folders):
+    data = encoder.classify("task-1", TEXTS)["data"]
+    assert close([one["score"] for one in data], [one.score for one in Predictor(folders["number"])(TEXTS)])
+    assert all(one["label"] is None and one["probs"] is None for one in data)
+
+
+def test_one_text_or_an_object_is_a_row_too(encoder):
+    listed = encoder.classify("task-2", [TEXTS[0]])["data"]
+    assert encoder.classify("task-2", TEXTS[0])["data"] == listed
+    assert encoder.classify("task-2", {"text": TEXTS[0]})["data"] == listed
+    assert encoder.post("/v1/classify", {"model": "task-2", "input": TEXTS[0]}).json()["data"] == listed
+
+
+def test_requests_for_several_adapters_at_once_are_answered_each_by_its_own(encoder):
+    wanted = [("task-2", 0), ("task-3", 1), ("task-1", 2), ("task-2", 3)] * 12
+    alone = {(model, row): encoder.classify(model, TEXTS[row])["data"][0]["score"] for model, row in set(wanted)}
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda it: encoder.classify(it[0], TEXTS[it[1]])["data"][0]["score"], wanted))
+    assert close(answers, [alone[it] for it in wanted])
+
+
+def test_more_rows_than_a_pass_has_are_answered_in_their_order(encoder):
+    texts = [f"{word} {number}" for number, word in enumerate(("film", "actor", "plot") * 13)]
+    alone = [encoder.classify("task-2", text)["data"][0]["score"] for text in texts[:5]]
+    data = encoder.classify("task-2", texts)["data"]
+    assert [one["index"] for one in data] == list(range(39))
+    assert close([one["score"] for one in data[:5]], alone)
+
+
+def test_each_answer_names_the_adapter_that_gave_it(encoder):
+    response = encoder.post("/classify", {"model": "task-3", "input": TEXTS[0]})
+    digest = Registry(encoder.uri).resolve("task-3").digest
+    assert response.headers["x-loraxs-digest"] == response.json()["system_fingerprint"] == digest
+
+
+def test_long_rows_are_cut_as_in_training_or_refused(encoder):
+    long = "word " * 500
+    assert encoder.classify("task-2", [long, "short"])["truncated"] == 1
+    response = encoder.post("/classify", {"model": "task-2", "input": long, "truncate": False})
+    assert response.status_code == 400
+    assert "at most 128 tokens" in response.json()["error"]["message"]
+
+
+# ---- champions -------------------------------------------------------------------------------------------------------
+def test_a_promotion_under_load_is_answered_soon_and_no_request_fails(encoder, folders):
+    before, digests, failed = Registry(encoder.uri).resolve("task-2").digest, [], []
+    stop = threading.Event()
+
+    def ask():
+        while not stop.is_set():
+            response = encoder.post("/classify", {"model": "task-2", "input": TEXTS})
+            (digests if response.ok else failed).append(response.headers.get("x-loraxs-digest"))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    after = encoder.promote(folders["two-again"])
+    while after not in digests and all(thread.is_alive() for thread in threads):  # the test's own limit ends it
+        time.sleep(0.01)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert set(digests) == {before, after}
+    expected = [one.score for one in Predictor(folders["two-again"])(TEXTS)]
+    assert close([one["score"] for one in encoder.classify("task-2", TEXTS)["data"]], expected)
+    old = encoder.classify("task-2:1", TEXTS)["data"]
+    assert close([one["score"] for one in old], [one.score for one in Predictor(folders["two"])(TEXTS)])
+    encoder.promote(folders["two"])
+
+
+def test_a_model_that_was_removed_is_unknown(encoder, folders):
+    version = Registry(encoder.uri).resolve("task-3").version
+    encoder.promote(folders["three"])
+    name = f"task-3:{version}"
+    assert encoder.post("/classify", {"model": name, "input": "x"}).ok
+    Registry(encoder.uri).remove(name)
+    while (response := encoder.post("/classify", {"model": name, "input": "x"})).ok:
+        time.sleep(0.01)
+    assert response.status_code == 404
+
+
+def test_models_are_listed_with_what_they_stand_for(encoder):
+    found = {model["id"]: model for model in encoder.get("/v1/models").json()["data"]}
+    champion = Registry(encoder.uri).resolve("task-3")
+    assert found["task-3"]["digest"] == champion.digest
+    assert found["task-3"]["version"] == champion.version
+    assert found["task-3"]["labels"] == ["label 0", "label 1", "label 2"]
+    assert found["task-3"]["parent"] == encoder.server.models.base.id
+
+
+def test_a_registry_that_is_away_changes_nothing_but_ready(encoder, monkeypatch):
+    from loraxs_search.errors import TrackingError
+
+    def gone(*_):
+        raise TrackingError("The store does not answer.")
+
+    models = encoder.server.models
+    with monkeypatch.context() as patch:
+        patch.setattr(type(models._reader), "resolve", gone)
+        models._stamp = None
+        while "does not answer" not in encoder.get("/ready").json()["registry"]:
+            time.sleep(0.01)
+        assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
+    while encoder.get("/ready").json()["registry"] != "ok":
+        time.sleep(0.01)
+
+
+def test_evicted_adapters_are_loaded_again(registry, encoder, folders):
+    limit = encoder.server.models.bank.num_bytes // 2
+    models = ServedModels(["task-2", "task-3", "task-1"], uri=registry[0], max_bytes=limit)
+    with running(Server(models)) as url:
+        for model, name in (("task-2", "two"), ("task-3", "three"), ("task-1", "number")) * 2:
+            body = {"model": model, "input": TEXTS}
+            data = requests.post(f"{url}/classify", json=body, timeout=60).json()["data"]
+            assert close([one["score"] for one in data], [one.score for one in Predictor(folders[name])(TEXTS)])
+        assert models.bank.num_bytes <= limit
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        ({"model": "task-9", "input": "x"}, 404, "task-9"),
+        ({"model": "../etc", "input": "x"}, 404, "task"),
+        ({"model": "task-2@nobody", "input": "x"}, 404, "nobody"),
+        ({"model": "task-2:999", "input": "x"}, 404, "999"),
+        ({"model": "task-2"}, 422, "input"),
+        ({"model": "task-2", "input": []}, 400, "1 to 100 rows, but has 0"),
+        ({"model": "task-2", "input": ["x"] * 101}, 413, "1 to 100 rows, but has 101"),
+        ({"model": "task-2", "input": ""}, 400, "text"),
+        ({"model": "task-2", "input": ["fine", "  "]}, 400, "row 2"),
+        ({"model": "task-2", "input": {"text": None}}, 400, "text"),
+        ({"model": "task-2", "input": {"text": 5}}, 400, "text"),
+        ({"model": "task-2", "input": {"sentence": "x"}}, 400, "an object with text"),
+        ({"model": "task-2", "input": [["x"]]}, 422, "input"),
+        ({"model": "task-2", "input": 5}, 422, "input"),
+        ({"model": 5, "input": "x"}, 422, "model"),
+        ({"model": "task-2", "input": "x", "truncate": "yes"}, 422, "truncate"),
+        ({"model": "task-2", "input": "x", "other": 1}, 422, "other"),
+        ([], 422, "body"),
+    ],
+)
+def test_what_a_server_cannot_answer_has_a_status_and_a_sentence(body, status, says, encoder):
+    response = encoder.post("/classify", body)
+    assert response.status_code == status
+    assert says in response.json()["error"]["message"]
+    assert "\n" not in response.json()["error"]["message"].strip()
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [(b"{", 400), (b"\xff\xfe", 400), (b'{"model": "task-2", "input": NaN}', 422), (b"", 422), (b"x" * 100_001, 413)],
+)
+def test_bodies_that_are_no_json_or_too_large_are_refused(raw, status, encoder):
+    headers = {"content-type": "application/json"}
+    response = requests.post(f"{encoder.url}/classify", data=raw, headers=headers, timeout=60)
+    assert response.status_code == status
+    assert response.json()["error"]["message"]
+    if status != 413:
+        assert requests.post(f"{encoder.url}/classify", data=raw or b"{}", timeout=60).status_code == 415
+
+
+def test_a_body_without_a_length_is_measured_as_it_comes(encoder):
+    def parts():
+        for _ in range(101):
+            yield b" " * 1000
+
+    assert requests.post(f"{encoder.url}/classify", data=parts(), timeout=60).status_code == 413
+
+
+def test_classifiers_do_not_write(encoder):
+    response = encoder.post("/v1/completions", {"model": "task-2", "prompt": "x"})
+    assert (response.status_code, "use /classify" in response.json()["error"]["message"]) == (400, True)
+
+
+def test_a_full_queue_says_when_to_come_again(registry):
+    server = Server(ServedModels(["task-2"], uri=registry[0]), limits=Limits(rows_at_once=1, waiting_rows=2))
+    with running(server) as url, ThreadPoolExecutor(24) as pool:
+        body = {"model": "task-2", "input": "word " * 100}
+        asked = list(pool.map(lambda _: requests.post(f"{url}/classify", json=body, timeout=60), range(96)))
+    statuses = {response.status_code for response in asked}
+    assert statuses == {200, 429}
+    assert all(response.headers["retry-after"] for response in asked if response.status_code == 429)
+
+
+def test_a_client_that_hangs_up_leaves_nothing_behind(encoder):
+    body = json.dumps({"model": "task-2", "input": ["word " * 100] * 64}).encode()
+    head = (
+        f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    host, port = encoder.url.removeprefix("http://").split(":")
+    for _ in range(20):
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(head.encode() + body)
+    assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
+    while encoder.server.engine.num_waiting:
+        time.sleep(0.01)
+
+
+def test_a_key_is_asked_for(registry):
+    with running(Server(ServedModels(["task-2"], uri=registry[0]), keys=["sesame", "open"])) as url:
+        body = {"model": "task-2", "input": "x"}
+        for headers in ({}, {"authorization": "Bearer no"}, {"authorization": "Basic sesame"}):
+            response = requests.post(f"{url}/classify", json=body, headers=headers, timeout=60)
+            assert (response.status_code, response.json()["error"]["type"]) == (401, "authentication_error")
+        for key in ("sesame", "open"):
+            headers = {"authorization": f"Bearer {key}"}
+            assert requests.post(f"{url}/classify", json=body, headers=headers, timeout=60).ok
+        assert requests.get(f"{url}/v1/models", timeout=60).status_code == 401
+        assert requests.get(f"{url}/ready", timeout=60).ok
+
+
+def test_metrics_count_what_was_answered(encoder):
+    encoder.classify("task-2", TEXTS)
+    text = encoder.get("/metrics").text
+    assert 'loraxs_requests_total{route="/classify",status="200"}' in text
+    assert "loraxs_adapters_loaded" in text
+    assert 'route="other"' not in text or encoder.get("/nowhere").status_code == 404
+
+
+def test_what_cannot_be_served_is_refused_at_the_start(registry, encoder):
+    with pytest.raises(RegistryError):
+        ServedModels(["nobody"], uri=registry[0])
+    with pytest.raises(UsageError):
+        ServedModels([], uri=f"{registry[0]}.none")
+
+
+def test_every_task_of_a_registry_can_be_served(registry, encoder):
+    models = ServedModels([], uri=registry[0])
+    assert {"task-1", "task-2", "task-3"} <= {name for name, _ in models.served()}
+
+
+def test_the_package_stays_light():
+    assert "serve" not in dir(loraxs_search)

@@ -1,0 +1,224 @@
+"""A server of adapters that write: rows of any of them join and leave between tokens, and each is written as alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+import requests
+
+from loraxs_search import AdapterBank, Sampling
+from loraxs_search.registry import Registry
+from loraxs_search.serve.engine import ServingEngine
+from loraxs_search.serve.requests import Limits, completion_jobs
+from loraxs_search.serve.schemas import CompletionBody
+
+PROMPTS = ["say w1 w2", "say w3", "say w4 w5 w6 w7", "say w8 w9"]
+
+
+@pytest.fixture(scope="module")
+def bank(decoder):
+    bank = AdapterBank(decoder.server.models.base, num_labels=None)
+    for name in ("one", "two", "listed"):
+        bank.load(name, name, tracking_uri=decoder.uri)
+    return bank
+
+
+@pytest.fixture
+def client(decoder):
+    with openai.OpenAI(base_url=f"{decoder.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+# ---- texts -----------------------------------------------------------------------------------------------------------
+def test_completions_are_what_a_bank_writes(client, bank):
+    answer = client.completions.create(model="one", prompt=PROMPTS)
+    assert [choice.text for choice in answer.choices] == bank.generate("one", PROMPTS)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage.prompt_tokens == 3 + 2 + 5 + 3
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert {choice.finish_reason for choice in answer.choices} <= {"stop", "length"}
+
+
+def test_an_answer_names_its_adapter(client, decoder):
+    answer = client.completions.create(model="two", prompt="w1 say w2")
+    assert answer.system_fingerprint == Registry(decoder.uri).resolve("two").digest
+
+
+def test_the_bare_base_answers_by_its_own_name(client, decoder, bank):
+    answer = client.completions.create(model=decoder.server.models.base.id, prompt=PROMPTS, max_tokens=5)
+    assert [choice.text for choice in answer.choices] == bank.generate([None] * 4, PROMPTS, max_new_tokens=5)
+
+
+def test_rows_of_several_adapters_that_come_at_any_time_are_written_as_alone(client, bank):
+    wanted = [(model, prompt, length) for length in (3, 9, 20) for prompt in PROMPTS for model in ("one", "two")]
+    alone = [bank.generate(model, prompt, max_new_tokens=length)[0] for model, prompt, length in wanted]
+
+    def ask(it):
+        model, prompt, length = it
+        return client.completions.create(model=model, prompt=prompt, max_tokens=length).choices[0].text
+
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(ask, wanted)) == alone
+
+
+def test_a_stream_has_the_same_text_in_pieces(client, bank):
+    chunks = list(client.completions.create(model="one", prompt=PROMPTS[0], max_tokens=12, stream=True))
+    assert len(chunks) > 3
+    assert "".join(chunk.choices[0].text for chunk in chunks) == bank.generate("one", PROMPTS[0], max_new_tokens=12)[0]
+    assert chunks[-1].choices[0].finish_reason in ("stop", "length")
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_stream_of_several_prompts_says_which_a_piece_is_of(client, bank):
+    texts = [""] * 4
+    options = {"include_usage": True}
+    for chunk in client.completions.create(model="one", prompt=PROMPTS, stream=True, stream_options=options):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+        usage = chunk.usage
+    assert texts == bank.generate("one", PROMPTS)
+    assert usage.prompt_tokens == 13
+
+
+def test_draws_follow_from_the_seed(client, bank):
+    drawn = [
+        client.completions.create(model="one", prompt=PROMPTS[0], max_tokens=9, temperature=1.5, top_p=0.9, seed=seed)
+        for seed in (1, 1, 2, 3)
+    ]
+    texts = [answer.choices[0].text for answer in drawn]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+    sampling = Sampling(1, 1.5, 0.9)
+    assert texts[0] == bank.generate("one", PROMPTS[0], max_new_tokens=9, sampling=sampling)[0]
+    several = client.completions.create(model="one", prompt=PROMPTS[:2], n=3, max_tokens=9, temperature=1.5, seed=1)
+    assert len(several.choices) == 6
+    assert len({choice.text for choice in several.choices[:3]}) > 1
+    assert several.usage.prompt_tokens == 5
+
+
+def test_a_stop_string_ends_a_text(client, bank):
+    whole = bank.generate("one", PROMPTS[0], max_new_tokens=12)[0]
+    word = whole.split()[2]
+    answer = client.completions.create(model="one", prompt=PROMPTS[0], max_tokens=12, stop=word)
+    assert answer.choices[0].text == whole.partition(word)[0]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_messages_go_through_the_chat_template(client, bank):
+    messages = [{"role": "user", "content": "say w1 w2"}]
+    answer = client.chat.completions.create(model="one", messages=messages)
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].message.content == bank.generate("one", "say w1 w2 ")[0]
+    chunks = list(client.chat.completions.create(model="one", messages=messages, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == answer.choices[0].message.content
+    bare = client.chat.completions.create(model="one", messages=messages, max_completion_tokens=3)
+    assert bare.usage.completion_tokens <= 3
+
+
+def test_log_probabilities_are_those_of_the_tokens(client):
+    own = client.completions.create(model="one", prompt=PROMPTS[0], max_tokens=5, logprobs=3).choices[0].logprobs
+    assert len(own.tokens) == len(own.token_logprobs) == len(own.top_logprobs) == len(own.text_offset)
+    for token, value, likeliest in zip(own.tokens, own.token_logprobs, own.top_logprobs, strict=True):
+        assert value == pytest.approx(max(likeliest.values()))
+        assert likeliest[token] == value < 0
+    messages = [{"role": "user", "content": "say w1 w2"}]
+    chat = client.chat.completions.create(model="one", messages=messages, logprobs=True, top_logprobs=2)
+    content = chat.choices[0].logprobs.content
+    assert len(content) == chat.usage.completion_tokens
+    assert content[0].logprob == pytest.approx(content[0].top_logprobs[0].logprob)
+
+
+def test_rows_that_choose_and_write_are_answered_as_predict_does(decoder, bank):
+    rows = [("w1 w2", ["w1", "w2 w3"]), ("w4", ["w5", "w6", "w7"])]
+    answer = decoder.classify("listed", [{"words": words, "choices": options} for words, options in rows])
+    expected = bank.predict("listed", rows)
+    assert [one["label"] for one in answer["data"]] == [one.label for one in expected]
+    assert [one["score"] for one in answer["data"]] == pytest.approx([one.score for one in expected], abs=1e-5)
+    written = decoder.classify("two", [{"first": "w1", "second": "w2"}])["data"][0]["label"]
+    assert written == bank.predict("two", [("w1", "w2")])[0].label
+
+
+# ---- in mid-flight ---------------------------------------------------------------------------------------------------
+def test_a_request_in_mid_flight_has_its_first_token_within_two_steps(decoder, bank):
+    """The first job's listener, in the computing thread, is what submits the second one."""
+    adapter, body = decoder.server.models.look_up("one"), {"model": "one", "stop": ["never"]}
+    steps = []
+
+    async def ask():
+        engine = ServingEngine(decoder.server.models.bank, decoder.server.models.load)
+        engine.start()
+        (first,) = completion_jobs(adapter, CompletionBody(prompt="say w1", max_tokens=40, **body), Limits())
+        (second,) = completion_jobs(adapter, CompletionBody(prompt="say w2", max_tokens=3, **body), Limits())
+        second.on_text = lambda _, __: steps.append(engine.num_steps)
+
+        def submit(_, __):
+            if not steps:
+                steps.append(engine.num_steps)
+                engine.submit([second])
+
+        first.on_text = submit
+        engine.submit([first])
+        texts = [(await job.result).text for job in (first, second)]
+        engine.close()
+        return texts
+
+    texts = asyncio.run(ask())
+    assert texts == [bank.generate("one", f"say w{n}", max_new_tokens=count)[0] for n, count in ((1, 40), (2, 3))]
+    assert steps[1] - steps[0] <= 2
+
+
+def test_a_stream_whose_client_hangs_up_is_written_no_further(decoder):
+    engine = decoder.server.engine
+    body = {"model": "one", "prompt": "say w1", "max_tokens": 60, "stream": True, "stop": ["never"]}
+    for _ in range(3):
+        with requests.post(f"{decoder.url}/v1/completions", json=body, stream=True, timeout=60) as response:
+            next(response.iter_lines())
+    while engine.num_open:
+        time.sleep(0.01)
+    assert decoder.post("/v1/completions", {"model": "one", "prompt": "say w1"}).ok
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("completions", {"model": "one", "prompt": ""}, 400, "token"),
+        ("completions", {"model": "one", "prompt": []}, 400, "has 0"),
+        ("completions", {"model": "one", "prompt": "w1 " * 80}, 400, "at most 64 tokens"),
+        ("completions", {"model": "one", "prompt": "w1", "max_tokens": 1000}, 400, "at most 64 tokens"),
+        ("completions", {"model": "one", "prompt": "w1", "max_tokens": 0}, 422, "max_tokens"),
+        ("completions", {"model": "one", "prompt": "w1", "temperature": -1}, 422, "temperature"),
+        ("completions", {"model": "one", "prompt": "w1", "top_p": 0}, 422, "top_p"),
+        ("completions", {"model": "one", "prompt": "w1", "stop": [""]}, 400, "stop"),
+        ("completions", {"model": "one", "prompt": "w1", "n": 0}, 422, "n"),
+        ("completions", {"model": "one", "prompt": "w1", "echo": True}, 422, "echo"),
+        ("completions", {"model": "one", "prompt": "w1", "presence_penalty": 1}, 422, "presence_penalty"),
+        ("completions", {"model": "one", "prompt": "w1", "stream": True, "logprobs": 1}, 400, "logprobs"),
+        ("completions", {"model": "one", "prompt": "\ud800"}, 400, ""),
+        ("chat/completions", {"model": "one", "messages": []}, 422, "messages"),
+        ("chat/completions", {"model": "one", "messages": [{"role": "user"}]}, 422, "content"),
+        ("chat/completions", {"model": "nobody", "messages": [{"role": "u", "content": "w1"}]}, 404, "nobody"),
+        (
+            "chat/completions",
+            {"model": "one", "messages": [{"role": "u", "content": "w1"}], "top_logprobs": 2},
+            400,
+            "logprobs",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_cannot_be_written_has_a_status_and_a_sentence(path, body, status, says, stream, decoder):
+    response = decoder.post(f"/v1/{path}", {"stream": stream, **body})
+    assert response.status_code == status
+    assert says in response.json()["error"]["message"]
+
+
+def test_a_base_that_classifies_has_no_name_of_its_own(decoder):
+    response = decoder.post("/classify", {"model": decoder.server.models.base.id, "input": "w1"})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
