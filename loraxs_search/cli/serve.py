@@ -62,7 +62,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
             hint="`loraxs-search ls` lists the tasks",
         )
     keys = () if api_key_file is None else _keys(api_key_file)
-    listening = _listen(host, port)
+    listening = listen(host, port)
     from loraxs_search.records import BaseModelRef
     from loraxs_search.serve.app import Server
     from loraxs_search.serve.requests import Limits
@@ -103,8 +103,14 @@ def _keys(path: Path) -> tuple[str, ...]:
     return keys
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens, so that a port in use is known before a base is loaded."""
+def listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket, so that a port in use is known before a base is loaded.
+
+    Its protocol is named: asyncio sends answers without delay over such sockets alone.
+
+    Raises:
+        UsageError: the port is in use, or the address is not this machine's.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from support.sealed import seal
 from support.toy_language import choosing, save_base, writing
 
 from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.cli.serve import listen
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.records import (
@@ -60,8 +60,7 @@ class Running:
 @contextlib.contextmanager
 def running(server: Server) -> Iterator[str]:
     """Yield the address of a server that answers until the end."""
-    listening = socket.socket()
-    listening.bind(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     own = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False))
     thread = threading.Thread(target=own.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

@@ -1,0 +1,352 @@
+"""What a server of adapters answers in a second, and how long a client waits.
+
+    python tests/benchmarks/bench_serve.py --json serve.json
+    python tests/benchmarks/bench_serve.py --shows writing
+
+Clients are another process that asks one text at a time over connections that stay open; each request names an adapter
+drawn at random. Adapters are random, of rank 8 on all linear layers of the quickstart's base, made in memory, and texts
+are the shipped film reviews. `front` is the same application over an engine that answers without computing: the CPU
+time of the server's process for each request is what HTTP costs. `peft` is the same application over PEFT's own mixed
+batch of plain LoRA adapters. `writing` asks SmolLM2 for 64 tokens with eight adapters, at once and one after another.
+`moves TASK` asks a task of your registry that has two versions, and rolls it back and forth meanwhile. `--quick` only
+shows that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from bench_bank import BULK
+from peft import LoraConfig, get_peft_model
+
+from loraxs_search import AdapterBank
+from loraxs_search.base_model import linear_modules, load_model, locate
+from loraxs_search.cli.serve import listen
+from loraxs_search.methods.loraxs import LoraXSConfig
+from loraxs_search.records import AdapterSize, Hyperparameters, Manifest, ReferenceLogits, Task
+from loraxs_search.registry import Registry
+from loraxs_search.search_space import load_space
+from loraxs_search.serve.app import Server
+from loraxs_search.serve.engine import Job
+from loraxs_search.serve.requests import Limits
+from loraxs_search.serve.served_models import ServedAdapter, ServedModels
+from loraxs_search.tasks.kinds import ForwardRequest, kind_of
+from loraxs_search.tasks.prepared import load_data
+
+RANK, PORT_WAIT_S = 8, 0.05
+
+
+class RandomModels(ServedModels):
+    """Adapters of random numbers under the names `adapter-N`, without a registry."""
+
+    def __init__(self, space_name: str, count: int) -> None:
+        space = load_space(space_name)
+        base = locate(space.base_model)
+        self.tasks, self.uri, self.base = (), "", space.base_model
+        self.registry_error, self.num_switches = None, 0
+        self.bank = AdapterBank.for_task(space.task, base)
+        modules = [module.name for module in linear_modules(base, kind_of(space.task).model)]
+        names = [f"adapter-{number}" for number in range(count)]
+        config = LoraXSConfig(r=RANK, target_modules=modules)
+        width = load_model(base, kind_of(space.task).model).config.hidden_size
+        for start in range(0, count, BULK):
+            own = names[start : start + BULK]
+            found = {f"base_model.model.{m}.loraxs_R": torch.randn(len(own), RANK, RANK) * 0.05 for m in modules}
+            if self.bank.has_head:
+                found["base_model.model.classifier.weight"] = torch.randn(len(own), 2, width) * 0.05
+                found["base_model.model.classifier.bias"] = torch.zeros(len(own), 2)
+            self.bank.add(own, config, space.task, found)
+        self._adapters = {name: _adapter(name, space.task, base.id) for name in names}
+
+    def find(self, name: str) -> ServedAdapter | None:
+        return self._adapters.get(name)
+
+    def refresh(self) -> None:
+        pass
+
+
+def _adapter(name: str, task: Task, base: str) -> ServedAdapter:
+    hyper = Hyperparameters(rank=RANK, target_modules=(), learning_rate=1e-3, head_learning_rate=1e-3)
+    manifest = Manifest(
+        task=task, base_model=load_space("movie_reviews").base_model, base_digest="", data_fingerprint="", study="",
+        trial_id="", params={}, hyperparameters=hyper, validation_metrics={}, test_metrics={},
+        size=AdapterSize(0, 0, 0), probe=ReferenceLogits((), ()), versions={}, created_at="2026-11-29",
+    )  # fmt: skip
+    return ServedAdapter(name, None, name, Path(), manifest)
+
+
+def _front(server: Server) -> None:
+    """Have an engine answer with zeros, at once."""
+
+    def submit(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            requests = job.asking(server.engine._source)
+            request = next(requests)
+            assert isinstance(request, ForwardRequest)
+            try:
+                requests.send((torch.zeros(len(request.rows), 2),))
+            except StopIteration as end:
+                job.result.set_result(end.value)
+
+    server.engine.submit = submit  # type: ignore[method-assign]
+
+
+def _peft(server: Server, count: int) -> None:
+    """Have an engine compute with PEFT's mixed batch of plain LoRA adapters of the same rank."""
+    models = server.models
+    base, task = models.bank.base, load_space("movie_reviews").task
+    modules = [module.name for module in linear_modules(base, kind_of(task).model)]
+    config = LoraConfig(r=RANK, target_modules=modules, init_lora_weights=False, task_type="SEQ_CLS")
+    model = get_peft_model(load_model(base, kind_of(task).model), config, adapter_name="adapter-0").eval()
+    for number in range(1, count):
+        model.add_adapter(f"adapter-{number}", config)
+    model.eval()
+    source = server.engine._source
+
+    def read(reads: Mapping[Job, ForwardRequest]) -> dict[Job, Any]:
+        jobs = list(reads)
+        rows = [reads[job].source for job in jobs]
+        padded = source.tokenizer.pad(
+            {"input_ids": [row.ids.row(0).tolist() for row in rows]},  # type: ignore[union-attr]
+            return_tensors="pt",
+        )
+        names = [job.adapter.digest if job.adapter else "" for job in jobs]
+        with torch.inference_mode():
+            logits = model(**padded, adapter_names=names).logits.float()
+        return {job: (logits[row : row + 1],) for row, job in enumerate(jobs)}
+
+    server.engine._read = read  # type: ignore[method-assign]
+
+
+def serve(way: str, count: int, pipe: Connection, options: argparse.Namespace) -> None:
+    """Serve until told to stop; the body of a process."""
+    import uvicorn
+
+    torch.manual_seed(0)
+    if way == "moves":
+        from loraxs_search.mlflow_uri import resolve_uri
+
+        server = Server(ServedModels([options.task], uri=resolve_uri()))
+    else:
+        space = "movie_reviews_text" if way == "writing" else "movie_reviews"
+        server = Server(RandomModels(space, count), limits=Limits(rows_at_once=options.rows))
+    if way == "front":
+        _front(server)
+    if way == "peft":
+        _peft(server, count)
+    listening = listen("127.0.0.1", 0)
+    own = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False))
+    pipe.send(listening.getsockname()[1])
+    own.run(sockets=[listening])
+
+
+# ---- clients ---------------------------------------------------------------------------------------------------------
+class Client:
+    """One connection that stays open."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def ask(self, path: str, body: Any) -> tuple[int, str, bytes]:
+        """Return status, digest and body of an answer."""
+        if not hasattr(self, "_reader"):
+            self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+        content = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+        self._writer.write(f"{head}\r\n\r\n".encode() + content)
+        lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines[1:] if ": " in line)
+        answer = await self._reader.readexactly(int(headers["content-length"]))
+        return int(lines[0].split()[1]), headers.get("x-loraxs-digest", ""), answer
+
+
+async def _load(
+    port: int, clients: int, seconds: float, bodies: Sequence[Any], path: str
+) -> list[tuple[float, float, int, str]]:
+    """Return when each answer came, how long it took, its status and digest."""
+    found: list[tuple[float, float, int, str]] = []
+    end = time.perf_counter() + seconds
+
+    async def one(seed: int) -> None:
+        client, draw = Client(port), random.Random(seed)
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            status, digest, _ = await client.ask(path, draw.choice(bodies))
+            found.append((time.perf_counter(), time.perf_counter() - started, status, digest))
+
+    await asyncio.gather(*(one(seed) for seed in range(clients)))
+    return found
+
+
+def _bodies(count: int) -> list[Any]:
+    texts = load_data(load_space("movie_reviews").task).rows["test"].texts[:512]
+    draw = random.Random(0)
+    return [{"model": f"adapter-{draw.randrange(count)}", "input": text} for text in texts for _ in range(4)]
+
+
+class Serving:
+    """A server in another process, for as long as the context is open."""
+
+    def __init__(self, way: str, count: int, options: argparse.Namespace) -> None:
+        self._pipe, other = multiprocessing.Pipe()
+        spawn = multiprocessing.get_context("spawn")
+        self._process = spawn.Process(target=serve, args=(way, count, other, options), daemon=True)
+
+    def __enter__(self) -> Serving:
+        self._process.start()
+        self.port: int = self._pipe.recv()
+        while True:
+            try:
+                asyncio.run(Client(self.port).ask("/classify", {}))
+                break
+            except OSError:
+                time.sleep(PORT_WAIT_S)
+        self._cpu = psutil.Process(self._process.pid)
+        return self
+
+    def cpu_s(self) -> float:
+        times = self._cpu.cpu_times()
+        return times.user + times.system
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.join()
+
+
+def classifying(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure each way with each number of adapters and clients, in turn."""
+    ways = [("bank", count) for count in options.adapters] + [("peft", options.peft_adapters), ("front", 1)]
+    rows = []
+    for way, count in ways:
+        bodies = _bodies(count)
+        with Serving(way, count, options) as server:
+            for clients in options.clients:
+                asyncio.run(_load(server.port, clients, options.seconds / 4, bodies, "/classify"))
+                before, started = server.cpu_s(), time.perf_counter()
+                found = asyncio.run(_load(server.port, clients, options.seconds, bodies, "/classify"))
+                seconds, cpu = time.perf_counter() - started, server.cpu_s() - before
+                waits = sorted(took for _, took, _, _ in found)
+                rows.append(
+                    {
+                        "way": way,
+                        "adapters": count,
+                        "clients": clients,
+                        "requests_per_s": len(found) / seconds,
+                        "p50_ms": 1e3 * statistics.median(waits),
+                        "p95_ms": 1e3 * waits[int(0.95 * (len(waits) - 1))],
+                        "cpu_ms": 1e3 * cpu / len(found),
+                        "failed": sum(status != 200 for _, _, status, _ in found),
+                    }
+                )
+                row = rows[-1]
+                print(
+                    f"{way:6} {count:6} adapters {clients:4} clients: {row['requests_per_s']:7.1f} requests/s,"
+                    f" p50 {row['p50_ms']:.1f} ms, p95 {row['p95_ms']:.1f} ms, {row['cpu_ms']:.2f} ms of CPU,"
+                    f" {row['failed']} failed",
+                    flush=True,
+                )
+    return rows
+
+
+def writing(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure eight adapters that write at once, and one after another, in turn."""
+    texts = load_data(load_space("movie_reviews").task).rows["test"].texts[:8]
+    bodies = [
+        {"model": f"adapter-{number}", "prompt": f"Review: {text}\nSentiment:", "max_tokens": options.tokens}
+        for number, text in enumerate(texts)
+    ]
+    rows = []
+    with Serving("writing", 8, options) as server:
+
+        async def at_once() -> int:
+            answers = await asyncio.gather(*(Client(server.port).ask("/v1/completions", body) for body in bodies))
+            return sum(json.loads(answer)["usage"]["completion_tokens"] for _, _, answer in answers)
+
+        async def in_turn() -> int:
+            answers = [await Client(server.port).ask("/v1/completions", body) for body in bodies]
+            return sum(json.loads(answer)["usage"]["completion_tokens"] for _, _, answer in answers)
+
+        for round_ in range(options.rounds + 1):
+            for way, ask in (("at once", at_once), ("in turn", in_turn)):
+                started = time.perf_counter()
+                tokens = asyncio.run(ask())
+                rate = tokens / (time.perf_counter() - started)
+                if round_:
+                    rows.append({"way": way, "tokens_per_s": rate})
+                    print(f"{way}: {rate:.1f} tokens/s", flush=True)
+    rates = {
+        way: statistics.median(row["tokens_per_s"] for row in rows if row["way"] == way)
+        for way in ("at once", "in turn")
+    }
+    print(f"eight adapters at once: {rates['at once'] / rates['in turn']:.2f} times one after another")
+    return rows
+
+
+def moves(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Ask a task while its champion moves back and forth."""
+    from loraxs_search.mlflow_uri import resolve_uri
+
+    registry = Registry(resolve_uri())
+    texts = load_data(load_space("movie_reviews").task).rows["test"].texts[:512]
+    bodies = [{"model": options.task, "input": text} for text in texts]
+    rows = []
+    with Serving("moves", 1, options) as server, ThreadPoolExecutor(1) as pool:
+        versions = [version.version for version in registry.versions(options.task)][:2]
+        cold = f"{options.task}:{versions[-1]}"
+        started = time.perf_counter()
+        asyncio.run(Client(server.port).ask("/classify", {"model": cold, "input": texts[0]}))
+        print(f"cold adapter: {time.perf_counter() - started:.2f} s")
+        for round_ in range(options.rounds):
+            load = pool.submit(asyncio.run, _load(server.port, 32, 8.0, bodies, "/classify"))
+            time.sleep(2.0)
+            champion = registry.champion(options.task)
+            assert champion is not None
+            target = next(version for version in versions if version != champion.version)
+            registry.rollback(options.task, target)
+            moved, digest = time.perf_counter(), registry.resolve(options.task).digest
+            found = load.result()
+            new = [at for at, _, _, given in found if given == digest and at > moved]
+            failed = sum(status != 200 for _, _, status, _ in found)
+            rows.append({"first_new_s": min(new) - moved if new else None, "failed": failed, "asked": len(found)})
+            print(f"move {round_}: {rows[-1]}", flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shows", nargs="+", default=["classifying"], choices=["classifying", "writing", "moves"])
+    parser.add_argument("--adapters", nargs="+", type=int, default=[1, 1024, 10_000])
+    parser.add_argument("--peft-adapters", type=int, default=64)
+    parser.add_argument("--clients", nargs="+", type=int, default=[1, 32, 256])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rows", type=int, default=64, help="rows of a pass, at most")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer that is written")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--task", default="movie-reviews")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if options.quick:
+        options.adapters, options.peft_adapters, options.clients, options.seconds = [4], 2, [2], 0.5
+        options.tokens, options.rounds = 4, 1
+    shows = {"classifying": classifying, "writing": writing, "moves": moves}
+    found = {show: shows[show](options) for show in options.shows}
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
