@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -79,6 +80,8 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     at = f"http://{host}:{listening.getsockname()[1]}"
     size = shown_bytes(models.bank.num_bytes)
     print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}, docs at {at}/docs", file=sys.stderr)
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
+        signal.signal(number, lambda *_: None)
     config = uvicorn.Config(server.app, log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[listening])
 

@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ LAUNCH = "launch movie_reviews --name reviews"  # what the shared search ran, si
 OURS = README.commands("loraxs-search")
 # Whatever has an address runs on a cluster, in tests/integration/test_cluster_local.py; `ui` in
 # tests/cli/test_ui_browser.py; `launch` is the search that all these tests share.
-ELSEWHERE = [command for command in OURS if "--address" in command.args or command.args[0] == "ui"]
+ELSEWHERE = [command for command in OURS if "--address" in command.args or command.args[0] in ("ui", "serve")]
 (WRITES,) = [command for command in OURS if command.args[:2] == ["launch", "movie_reviews_text"]]
 FIRST = next(i for i, command in enumerate(OURS) if command.args[0] == "init")
 OWN_ROWS = OURS[FIRST : FIRST + 4]  # from a file of rows to answers, in a home of its own
@@ -47,9 +48,9 @@ def shape(line: str) -> str:
 def test_the_readme_has_commands():
     assert {command.args[0] for command in OURS} == {
         *("launch", "promote", "pull", "predict", "spaces", "check", "status", "resume", "ui", "history", "ls", "show"),
-        *("doctor", "sync", "compare", "init", "report"),
+        *("doctor", "sync", "compare", "init", "report", "serve"),
     }
-    assert [command.args[0] for command in ELSEWHERE] == ["ui", "doctor", "launch"]
+    assert [command.args[0] for command in ELSEWHERE] == ["ui", "doctor", "launch", "serve"]
     assert all(line.startswith("$ ") for block in README.blocks("console") for line in block.splitlines()[:1])
 
 
@@ -120,6 +121,35 @@ def test_a_command_runs_and_prints_what_the_readme_says(command, searched, readm
     said = [re.sub(r"^(positive|negative)\t", "LABEL\t", line) for line in shown]
     labels = {re.sub(r"^(positive|negative) ", "LABEL ", line) for line in printed}
     assert {shape(line) for line in said} <= labels
+
+
+@pytest.mark.slow
+def test_the_server_answers_what_the_readme_asks_it(searched):
+    """The command and the request as they are, but for a free port; a signal ends the server cleanly."""
+    (command,) = [command for command in ELSEWHERE if command.args[0] == "serve"]
+    (request,) = re.findall(r"^\$ (curl .*localhost:8000/classify.*)$", README.text, re.MULTILINE)
+    shell, options = searched.shell, ("--port", "0")
+    process = subprocess.Popen(
+        shell.command(*command.args, *options),
+        cwd=shell.folder,
+        env=shell.environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        address = next(found[1] for line in process.stderr if (found := re.search(r"at http://(\S+:\d+),", line)))
+        asked = ["bash", "-c", request.replace("localhost:8000", address)]
+        while (done := subprocess.run(asked, capture_output=True, text=True, check=False)).returncode == 7:
+            assert process.poll() is None
+        answer = json.loads(done.stdout)
+        (expected,) = json.loads(shell.ok("predict", "movie-reviews", "a moving, funny film", "--json"))
+        assert answer["data"][0]["label"] == expected["label"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="module")
