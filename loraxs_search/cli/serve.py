@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sys
@@ -63,27 +64,22 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
             hint="`loraxs-search ls` lists the tasks",
         )
     keys = () if api_key_file is None else _keys(api_key_file)
-    listening = listen(host, port)
-    from loraxs_search.records import BaseModelRef
-    from loraxs_search.serve.app import Server
-    from loraxs_search.serve.requests import Limits
-    from loraxs_search.serve.served_models import ServedModels
+    limit = _bytes(max_bytes)
+    with listen(host, port) as listening:
+        from loraxs_search.records import BaseModelRef
+        from loraxs_search.serve.app import Server
+        from loraxs_search.serve.requests import Limits
+        from loraxs_search.serve.served_models import ServedModels
 
-    models = ServedModels(
-        tasks or (),
-        uri=resolve_uri(tracking_uri),
-        base=None if base is None else BaseModelRef(base),
-        max_bytes=_bytes(max_bytes),
-        device=device,
-    )
-    server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue))
-    at = f"http://{host}:{listening.getsockname()[1]}"
-    size = shown_bytes(models.bank.num_bytes)
-    print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}, docs at {at}/docs", file=sys.stderr)
-    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
-        signal.signal(number, lambda *_: None)
-    config = uvicorn.Config(server.app, log_level="warning", access_log=False)
-    uvicorn.Server(config).run(sockets=[listening])
+        own_base = None if base is None else BaseModelRef(base)
+        models = ServedModels(tasks or (), uri=resolve_uri(tracking_uri), base=own_base, max_bytes=limit, device=device)
+        server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue))
+        at = f"http://{host}:{listening.getsockname()[1]}"
+        size = shown_bytes(models.bank.num_bytes)
+        print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}, docs at {at}/docs", file=sys.stderr)
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
+            signal.signal(number, lambda *_: None)
+        uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False)).run(sockets=[listening])
 
 
 def _bytes(size: str | None) -> int | None:
@@ -116,9 +112,11 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        with contextlib.ExitStack() as closing:
+            listening = closing.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            closing.pop_all()
     except OSError as error:
         raise UsageError(
             f"`--host` and `--port` must be free to listen at, but {host}:{port}: {error.strerror or error}.",

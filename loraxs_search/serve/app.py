@@ -24,17 +24,18 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loraxs_search import __version__
 from loraxs_search.errors import LoraxsError, TaskDataError, TrackingError, TrialDivergedError, UsageError
 from loraxs_search.serve.answers import Asked, classification, completion, last_pieces, piece, shown_models
 from loraxs_search.serve.engine import Job, QueueFullError, ServingEngine
 from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels, UnknownModelError
+from loraxs_search.versions import installed
 
 log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 
+PACKAGE = "loraxs-search"
 DIGEST_HEADER = "x-loraxs-digest"
 _OPEN_PATHS = ("/health", "/ready")  # that need no key
 
@@ -75,7 +76,7 @@ class Server:
         self._keys = [key.encode() for key in keys]
         self._numbers = _Numbers(models, self.engine)
         self._poll_s = poll_s
-        self.app = FastAPI(title="loraxs-search", version=__version__, lifespan=self._lifespan)
+        self.app = FastAPI(title=PACKAGE, version=installed([PACKAGE])[PACKAGE], lifespan=self._lifespan)
         self._route()
 
     @contextlib.asynccontextmanager
@@ -291,9 +292,9 @@ async def _unless_gone(request: Request, waiting: asyncio.Future[ResultT], jobs:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    watcher = asyncio.ensure_future(gone())
+    watcher: asyncio.Future[Any] = asyncio.ensure_future(gone())
     try:
-        await asyncio.wait({waiting, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(list[asyncio.Future[Any]]((waiting, watcher)), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
             return waiting.result()
         raise RefusedError(499, "The client has closed the connection.")

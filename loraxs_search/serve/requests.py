@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -152,10 +153,14 @@ def completion_jobs(adapter: ServedAdapter | None, body: CompletionBody, limits:
     options = _options(adapter, body, body.max_tokens, body.logprobs)
     _check_writes(adapter, body, len(prompts), limits)
     return [
-        _job(adapter, lambda _, prompt=prompt: prompt, _nth(options, choice), _COMPLETION_TOKENS)
+        _job(adapter, partial(_given, prompt), _nth(options, choice), _COMPLETION_TOKENS)
         for prompt in prompts
         for choice in range(body.n)
     ]
+
+
+def _given(prompt: str, _: PreTrainedTokenizerBase) -> str:
+    return prompt
 
 
 def chat_jobs(adapter: ServedAdapter | None, body: ChatBody, limits: Limits) -> list[Job]:

@@ -268,7 +268,7 @@ def writing(options: argparse.Namespace) -> list[dict[str, Any]]:
         {"model": f"adapter-{number}", "prompt": f"Review: {text}\nSentiment:", "max_tokens": options.tokens}
         for number, text in enumerate(texts)
     ]
-    rows = []
+    rows, rates = list[dict[str, Any]](), dict[str, list[float]]()
     with Serving("writing", 8, options) as server:
 
         async def at_once() -> int:
@@ -285,13 +285,11 @@ def writing(options: argparse.Namespace) -> list[dict[str, Any]]:
                 tokens = asyncio.run(ask())
                 rate = tokens / (time.perf_counter() - started)
                 if round_:
+                    rates.setdefault(way, []).append(rate)
                     rows.append({"way": way, "tokens_per_s": rate})
                     print(f"{way}: {rate:.1f} tokens/s", flush=True)
-    rates = {
-        way: statistics.median(row["tokens_per_s"] for row in rows if row["way"] == way)
-        for way in ("at once", "in turn")
-    }
-    print(f"eight adapters at once: {rates['at once'] / rates['in turn']:.2f} times one after another")
+    ratio = statistics.median(rates["at once"]) / statistics.median(rates["in turn"])
+    print(f"eight adapters at once: {ratio:.2f} times one after another")
     return rows
 
 

@@ -227,7 +227,7 @@ def render_chat(messages: Sequence[Mapping[str, str]], tokenizer: PreTrainedToke
         forms = "".join(f" | replace({form!r}, {DATE.strftime(form)!r})" for form in _DATE_FORMS)
         template = f"{{%- macro strftime_now(form) -%}}{{{{ form{forms} }}}}{{%- endmacro -%}}{template}"
     rendered = tokenizer.apply_chat_template(
-        list(messages), chat_template=template, tokenize=False, add_generation_prompt=asks
+        [dict(message) for message in messages], chat_template=template, tokenize=False, add_generation_prompt=asks
     )
     return cast("str", rendered)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -48,7 +49,9 @@ class Running:
     promote: Promote
 
     def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
-        return requests.post(self.url + path, json=body, timeout=60, **options)
+        content = json.dumps(body).encode()  # NaN and infinity too, which `requests` refuses
+        headers = {"content-type": "application/json"}
+        return requests.post(self.url + path, data=content, headers=headers, timeout=60, **options)
 
     def get(self, path: str, **options: Any) -> requests.Response:
         return requests.get(self.url + path, timeout=60, **options)

@@ -1,0 +1,43 @@
+"""`serve` refuses what it cannot do before it loads a base."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "tasks or --all, but got neither"),
+        (["reviews", "--all"], "tasks or --all, but got both"),
+        (["reviews", "--port", "99999"], "at most 65535"),
+        (["reviews", "--host", "not an address"], "must be free to listen at"),
+        (["reviews", "--api-key-file", "nowhere.txt"], "must be a text file that can be read"),
+        (["reviews", "--api-key-file", "empty.txt"], "must have a key at least"),
+        (["reviews", "--max-bytes", "much", "--port", "0"], "must be a size such as 1GiB"),
+        (["reviews", "--port", "0"], "reviews"),
+        (["--all", "--port", "0"], "the registry has none"),
+    ],
+)
+def test_what_cannot_be_served_is_said(arguments, says, say, store_uri, tmp_path):
+    (tmp_path / "cwd" / "empty.txt").write_text("\n")
+    said = say("serve", *arguments)
+    assert said.code in (1, 2)
+    assert says in " ".join(said.err.split())
+
+
+def test_a_port_in_use_is_said(say, store_uri):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        said = say("serve", "reviews", "--port", str(taken.getsockname()[1]))
+    assert said.code == 2
+    assert "choose another --port" in said.err
+
+
+def test_an_extra_that_is_missing_is_named(say, monkeypatch, store_uri):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    said = say("serve", "reviews")
+    assert said.code == 2
+    assert "pip install 'loraxs-search[serve]'" in said.err
