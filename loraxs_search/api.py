@@ -23,11 +23,13 @@ from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_
 
 if TYPE_CHECKING:
     import torch
+    from pandas import DataFrame
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from loraxs_search.methods.export import MergedDtype
     from loraxs_search.predictor import Predictor
+    from loraxs_search.registry.mlflow_model import Upgrade
     from loraxs_search.reports.comparison import Comparison
 
 log = logging.getLogger(__name__)
@@ -161,6 +163,22 @@ def rollback(task: str, *, to: int | None = None, tracking_uri: str | None = Non
     return registry.Registry(resolve_uri(tracking_uri)).rollback(task, to)
 
 
+def upgrade_registry(
+    task: str | None = None, *, dry_run: bool = False, tracking_uri: str | None = None
+) -> list[Upgrade]:
+    """Give every version that lacks one an `MLmodel`, so that MLflow loads it, and say what became of each version.
+
+    Args:
+        task: This task's versions alone.
+        dry_run: Change nothing, and say what would become of each.
+    Raises:
+        UnknownTaskError: there is no such task.
+    """
+    from loraxs_search.registry import mlflow_model
+
+    return mlflow_model.upgrade(resolve_uri(tracking_uri), task, dry_run=dry_run)
+
+
 def remove(name: str, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
     """Delete the version `TASK:3`; a champion, or the version with the best test score, only with `force`.
 
@@ -288,7 +306,7 @@ def load_tokenizer(
 
 def predict(
     name: str | Path,
-    texts: str | Sequence[str | tuple[str, ...]],
+    texts: str | Sequence[str | tuple[str, ...]] | DataFrame,
     *,
     base: str | None = None,
     on_text: Callable[[int, str], None] | None = None,
@@ -299,16 +317,17 @@ def predict(
     Args:
         name: As `load_adapter`.
         texts: One text, whose answer is a list of one, or several; for a task that reads several columns, such as pairs
-            or a prompt with two columns, the texts of each row in turn, or a tuple for each row.
+            or a prompt with two columns, the texts of each row in turn, or a tuple for each row. Or a DataFrame with
+            the task's columns.
         on_text: Called with a row's number and each piece of its answer as it is written, row after row; where answers
             are no texts, never. Without it, rows are written side by side, which takes less time.
     Raises:
-        UsageError: `texts` are no texts, or too many or few for the task's columns.
+        UsageError: `texts` are no texts, too many or few for the task's columns, or a DataFrame that lacks one.
         TaskDataError: a row has nothing to read, or something else than text.
     """
-    from loraxs_search.tasks.questions import question_rows
+    from loraxs_search.tasks.questions import is_frame, question_rows
 
-    rows = question_rows(texts)  # what is no text is refused before anything is looked for
+    rows = texts if is_frame(texts) else question_rows(texts)  # no text is refused before anything is looked for
     return predictor(name, base=base, tracking_uri=tracking_uri)(rows, on_text=on_text)
 
 

@@ -18,6 +18,7 @@ from loraxs_search.tasks.rows import check_question
 
 if TYPE_CHECKING:
     import torch
+    from pandas import DataFrame
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -35,13 +36,16 @@ class Predictor:
     Args:
         folder: The adapter's.
         dtype: Precision of the base; by default the checkpoint's.
+        in_registry: Whether the folder is as the registry holds it, with other files beside the adapter's.
     Raises:
         IntegrityError: the folder is no adapter, or its files are not what its manifest says.
     """
 
-    def __init__(self, folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, *, dtype: torch.dtype | None = None, device: str = "cpu", in_registry: bool = False
+    ) -> None:
         self.folder, self._dtype, self._device = folder, dtype, device
-        self._manifest = verify(folder)
+        self._manifest = verify(folder, in_registry=in_registry)
         self._kind = kind_of(self._manifest.task)
 
     @property
@@ -75,10 +79,13 @@ class Predictor:
         return self
 
     def __call__(
-        self, texts: str | Sequence[str | tuple[str, ...]], *, on_text: Callable[[int, str], None] | None = None
+        self,
+        texts: str | Sequence[str | tuple[str, ...]] | DataFrame,
+        *,
+        on_text: Callable[[int, str], None] | None = None,
     ) -> list[Prediction]:
-        """Return the answer to each text, or to each row of texts, as `predict` does; to none, none."""
-        rows = self._rows(question_rows(texts))
+        """Return the answer to each text, or to each row of texts or of a table, as `predict` does; to none, none."""
+        rows = self._rows(question_rows(texts, self.columns))
         if not rows:
             return []
         questions = self._encode(rows)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
@@ -28,7 +29,10 @@ from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction,
 from loraxs_search.registry import adapter_folder
 from loraxs_search.studies import kept_adapter
 from loraxs_search.tasks.kinds import Sampling, classifier, kind_of
-from loraxs_search.tasks.questions import listed, question_rows
+from loraxs_search.tasks.questions import is_frame, listed, question_rows, rows_of_tasks
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _BULK = 4096  # adapters of one call that are added at once
 
@@ -199,18 +203,21 @@ class AdapterBank:
             parts = self._store.take(names)
         return BankRows(self._model, parts).logits(inputs)
 
-    def predict(self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, ...]]) -> list[Prediction]:
+    def predict(
+        self, names: str | Sequence[str], texts: str | Sequence[str | tuple[str, ...]] | DataFrame
+    ) -> list[Prediction]:
         """Apply to each text the adapter that is named for it.
 
         Args:
             names: The adapter of each text, or one name for all of them.
             texts: Several texts, or one, whose answer is a list of one. A task that reads several columns, such as
-                pairs or a prompt with two columns, takes a tuple of as many.
+                pairs or a prompt with two columns, takes a tuple of as many. Or a DataFrame, of which each row's task
+                reads its columns.
         Raises:
-            UsageError: a name is not in the bank, or there is not one for each text.
+            UsageError: a name is not in the bank, there is not one for each text, or a DataFrame lacks a column.
             TaskDataError: a task takes another number of texts, or a text has nothing to read.
         """
-        rows = question_rows(texts)
+        rows: Any = texts if is_frame(texts) else question_rows(texts)
         names = [names] * len(rows) if isinstance(names, str) else names
         if len(names) != len(rows):
             raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(rows)}.")
@@ -222,6 +229,8 @@ class AdapterBank:
         with self._lock:  # once: an adapter that is replaced meanwhile has other labels for other numbers
             tasks = [self._store.task(name) for name in names]
             parts = self._store.take(list(dict.fromkeys(names)))
+        if is_frame(rows):
+            rows = rows_of_tasks(rows, [kind_of(task).question_columns for task in tasks])
         with self._tokenizing:
             questions = Questions(tasks, names, rows, self._tokenizer)
         return questions.predict(BankRows(self._model, parts))

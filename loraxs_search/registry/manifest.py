@@ -17,6 +17,16 @@ SCHEMA_VERSION = 2
 _SINCE = {"pair_separator": 2, "messages": 2}  # settings of a task by which older versions would answer otherwise
 MAX_BYTES = {".json": 16 * 2**20, ".md": 2**20, ".safetensors": 4 * 2**30}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+MLMODEL = "MLmodel"
+# Beside the adapter in the registry, for MLflow alone: `mlflow_model` writes these, but the last, which MLflow writes
+# whenever it loads a version from a folder of this machine.
+MLFLOW_FILES = frozenset(
+    {
+        *(MLMODEL, "conda.yaml", "python_env.yaml", "requirements.txt"),
+        *("input_example.json", "serving_input_example.json", "registered_model_meta"),
+    }
+)
+_EVIDENCE = "evidence"  # a folder: answers to the test rows
 
 
 def sealed(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
@@ -34,14 +44,21 @@ def sealed(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
     return {**files, MANIFEST: text.encode()}
 
 
-def verify(folder: Path) -> Manifest:
+def lies_beside(name: str, is_dir: bool) -> bool:
+    """Whether an entry of a version's files in the registry lies beside the adapter, and is not part of it."""
+    return is_dir if name == _EVIDENCE else name in MLFLOW_FILES and not is_dir
+
+
+def verify(folder: Path, *, in_registry: bool = False) -> Manifest:
     """Check every file of `folder` against its manifest, and return the manifest.
 
+    Args:
+        in_registry: Whether the folder holds a version as the registry does, with what `lies_beside` the adapter.
     Raises:
         IntegrityError: a file differs, is missing, is not listed, or is of a kind or size that is not taken.
     """
     manifest = read(folder)
-    present = {path.name: path for path in _files(folder) if path.name != MANIFEST}
+    present = {path.name: path for path in _files(folder, in_registry) if path.name != MANIFEST}
     for name in sorted(present.keys() | manifest.files.keys()):
         place = folder / name
         if name not in present:
@@ -110,8 +127,8 @@ def check_link(source: str, name: str) -> None:
 _HINT = "do not use this folder; pull the adapter again"
 
 
-def _files(folder: Path) -> list[Path]:
-    files = sorted(folder.iterdir())
+def _files(folder: Path, in_registry: bool) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if not (in_registry and lies_beside(path.name, path.is_dir())))
     for path in files:
         if not stat.S_ISREG(path.lstat().st_mode):
             raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)

@@ -20,14 +20,22 @@ from loraxs_search.registry import factor_sets
 from loraxs_search.registry._mlflow import Listed, fetch_file, list_files
 from loraxs_search.registry._signing import SeenSequences, check_signature
 from loraxs_search.registry._versions import RegisteredAdapter
-from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, check_file, check_link, folder_digest, read, verify
+from loraxs_search.registry.manifest import (
+    MANIFEST,
+    MAX_BYTES,
+    check_file,
+    check_link,
+    folder_digest,
+    lies_beside,
+    read,
+    verify,
+)
 from loraxs_search.registry.names import AdapterName, Resolved, ResolvedNames, parse_name, store_stamp
 from loraxs_search.registry.reader import RegistryReader
 
 _logger = logging.getLogger(__name__)
 _MAX_FILES = 16
 _STALE_S = 24 * 3600.0
-_EVIDENCE = "evidence"  # what lies beside the adapter and is not pulled
 
 
 def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
@@ -185,7 +193,7 @@ def _fetch(adapter: RegisteredAdapter, uri: str, folder: Path) -> None:
 
 def _checked(listed: Sequence[Listed]) -> dict[str, int]:
     """Return the files to fetch and their sizes; refuse what an adapter cannot hold before a byte of it is fetched."""
-    files = {file.name: file for file in listed if not (file.name == _EVIDENCE and file.is_dir)}
+    files = {file.name: file for file in listed if not lies_beside(file.name, file.is_dir)}
     if not 0 < len(files) <= _MAX_FILES:
         raise IntegrityError(f"an adapter must have 1 to {_MAX_FILES} files, but got {len(files)}.")
     for name, file in files.items():

@@ -297,6 +297,9 @@ class Registry(ChangingRegistry):
                 from loraxs_search.registry.scored_rows import FILE
 
                 _versions.add_test_predictions(client, task, version, FILE, answers)
+            from loraxs_search.registry.mlflow_model import add_mlflow_model  # pandas
+
+            add_mlflow_model(client, self.uri, client.get_model_version(task, str(version)), manifest)
             factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
             check()  # registering took a while, and a server has other clients
             self._move(task, aliases, version, digest)

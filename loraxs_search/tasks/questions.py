@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,17 +22,53 @@ from loraxs_search.tasks.rows import TEXT_NAMES, Columns, MalformedFileError, So
 from loraxs_search.tasks.separated import is_table, shows
 
 
-def question_rows(texts: Any) -> list[tuple[Any, ...]]:
+def question_rows(texts: Any, columns: Sequence[str] = ()) -> list[tuple[Any, ...]]:
     """Return the rows of a request, each with its texts: a row is a text, or a tuple of several.
 
     What is in a row is left to the task's kind, which knows what it should be.
 
     Args:
-        texts: A list of rows, or one text.
+        texts: A list of rows, one text, or a DataFrame of pandas.
+        columns: What the task reads of a DataFrame; its other columns do not matter.
     Raises:
-        UsageError: it is neither.
+        UsageError: it is none of these, or lacks a column.
     """
+    if is_frame(texts):
+        return list(zip(*(_frame_column(texts, name) for name in columns), strict=True))
     return [row if isinstance(row, tuple) else (row,) for row in listed(texts, "texts")]
+
+
+def rows_of_tasks(frame: Any, columns: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:
+    """Return the rows of a DataFrame that several tasks read.
+
+    Args:
+        columns: Those that the task of each row reads.
+    Raises:
+        UsageError: it lacks one.
+    """
+    read = {own: question_rows(frame, own) for own in {tuple(own) for own in columns}}
+    return [read[tuple(own)][number] for number, own in enumerate(columns)]
+
+
+def is_frame(texts: Any) -> bool:
+    """Whether this is a DataFrame of pandas, which is not imported for that."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(texts, pandas.DataFrame)
+
+
+def _frame_column(frame: Any, name: str) -> list[Any]:
+    """Return a column's values as files have them: None for a missing one, lists instead of arrays."""
+    names = list(frame.columns)
+    if names.count(name) != 1:
+        has = "has it twice" if name in names else f"has: {', '.join(map(str, names))}"
+        near = "" if name in names else meant(name, [str(other) for other in names])
+        raise UsageError(
+            f"`texts` must have the column {name}, which the task reads, but {has}.",
+            hint=f"rename the column {near} to {name}" if near else "give the columns that the task was trained on",
+        )
+    column = frame[name]
+    values: list[Any] = [None if missing else value for value, missing in zip(column, column.isna(), strict=True)]
+    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
 
 def listed(texts: Any, name: str) -> list[Any]:
@@ -47,7 +84,7 @@ def listed(texts: Any, name: str) -> list[Any]:
     if hasattr(texts, "columns"):  # it lists the names of its columns
         raise UsageError(
             f"`{name}` must be a text or a list of texts, but got {type(texts).__name__}.",
-            hint='give one column, such as df["sentence"], or the rows as a list of tuples',
+            hint="give a pandas DataFrame, a list of texts, or the rows as a list of tuples",
         )
     is_list = hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
     if not is_list or isinstance(texts, bytes | Mapping):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -416,6 +417,11 @@ def test_a_loaded_adapter_answers_again_and_again(adapter: Path) -> None:
     classify = loraxs_search.load(adapter)
     assert classify(TEXTS) == loraxs_search.predict(adapter, TEXTS) == classify(TEXTS)
     assert classify("so so") == classify(["so so"])
+    table = pd.DataFrame({"id": range(len(TEXTS)), "text": TEXTS})
+    assert classify(table) == loraxs_search.predict(adapter, table) == classify(TEXTS)
+    assert classify(table[:0]) == []
+    with pytest.raises(UsageError, match="must have the column text"):
+        loraxs_search.predict(adapter, table[["id"]])
     assert (classify.columns, classify.labels) == (("text",), ("label 0", "label 1"))
     assert repr(classify).startswith("<Predictor task-2: lora-xs on ")
     for bad in (3, None, {"text": "so"}):

@@ -340,6 +340,12 @@ def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: 
 
 
 @every_kind
+def test_its_example_is_a_question(name: str, kind: TaskKind) -> None:
+    assert len(kind.example) == len(kind.question_columns)
+    assert len(kind.questions([kind.example])) == 1
+
+
+@every_kind
 def test_what_nobody_can_answer_is_refused(name: str, kind: TaskKind) -> None:
     for rows in ([], [()], [("a", "b", "c", "d")], [("",)]):
         with pytest.raises(TaskDataError, match="must be given"):

@@ -6,12 +6,16 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from mlflow import pyfunc
 from support.recorded_homes import take_up
 from support.shell import Shell
 
 import loraxs_search
+from loraxs_search.api import upgrade_registry
 from loraxs_search.records import TrialState
+from loraxs_search.registry.mlflow_model import Upgrade
 from loraxs_search.studies import StudyFolder, read_reports
 
 LANDED = Path(__file__).parents[1] / "fixtures" / "landed"
@@ -85,3 +89,21 @@ def test_an_adapter_that_was_promoted_is_pulled_and_answers_as_it_did(
     files = {path.name: path.read_bytes() for path in pulled.iterdir()}
     assert files == {path.name: path.read_bytes() for path in recorded_adapter().iterdir()}
     assert_answers_as_recorded(TASK, uri)
+
+
+def test_versions_are_upgraded_for_mlflow_and_pulled_as_before(
+    landed_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{landed_home / 'mlflow.db'}"
+    outcomes = [upgrade_registry(tracking_uri=uri) for _ in range(2)]
+    assert outcomes == [[Upgrade(f"{TASK}:1", "upgraded")], [Upgrade(f"{TASK}:1", "has one")]]
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "another-home"))
+    pulled = loraxs_search.pull(TASK, tracking_uri=uri)
+    assert pulled.name == recorded_adapter().name
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    recorded = json.loads((LANDED / "predictions.json").read_text())
+    answers = pyfunc.load_model(f"models:/{TASK}@champion").predict(
+        pd.DataFrame({"sentence": [it["text"] for it in recorded]})
+    )
+    assert answers["label"].tolist() == [it["label"] for it in recorded]
+    assert answers["score"].tolist() == pytest.approx([it["score"] for it in recorded], abs=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import itertools
 import json
 import os
@@ -13,12 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 import torch
+from support.ports import free_port
+from support.sealed import promote as promote_folder
+from support.servers import Server
 from support.toys import TASK, adapter, candidate
 
+import loraxs_search
+from loraxs_search.api import upgrade_registry
+from loraxs_search.base_model import locate
 from loraxs_search.errors import RegistryError
 from loraxs_search.factors import FactorStore
-from loraxs_search.records import PromotionRule
+from loraxs_search.records import BaseModelRef, PromotionRule
 from loraxs_search.registry import Registry, changes, pull, verify
 from loraxs_search.registry.factor_sets import lacks_factors
 from loraxs_search.tracking.store import connect
@@ -148,3 +156,55 @@ def test_a_server_hands_out_the_factors_of_a_base(mlflow_server, tmp_path, monke
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "any")  # what plain requests do not know: MLflow's client asks
     pull("with-factors", uri=mlflow_server.uri)
     assert not lacks_factors(key, checksum)
+
+
+# ---- MLflow's own commands -------------------------------------------------------------------------------------------
+@pytest.mark.long
+def test_mlflows_own_commands_answer_as_predict_does(mlflow_server, make_adapter, tiny_base, tmp_path, monkeypatch):
+    base, query = locate(BaseModelRef(str(tiny_base))), ("bert.encoder.layer.0.attention.self.query",)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
+    with monkeypatch.context() as patch:  # as earlier releases
+        patch.setattr("loraxs_search.registry.mlflow_model.add_mlflow_model", lambda *_: False)
+        task = promote_folder(make_adapter(tmp_path / "a", base, rank=2, target_modules=query), mlflow_server.uri)
+    assert [it.outcome for it in upgrade_registry(task)] == ["upgraded"]
+    texts = ["a moving, funny film", "so so"]
+    expected = [{"label": it.label, "score": it.score} for it in loraxs_search.predict(task, texts)]
+    port, rows, printed = free_port(), tmp_path / "rows.json", tmp_path / "answers.json"
+    mlflow = [sys.executable, "-m", "mlflow", "models"]
+    where = ["--model-uri", f"models:/{task}@champion", "--env-manager", "local"]
+
+    def close(answer: str) -> bool:
+        found = [{name: row[name] for name in ("label", "score")} for row in json.loads(answer)["predictions"]]
+        return found == [{**row, "score": pytest.approx(row["score"], abs=1e-5)} for row in expected]
+
+    table = {"columns": ["id", "text"], "data": [[number, text] for number, text in enumerate(texts)]}
+    rows.write_text(json.dumps({"dataframe_split": table}))
+    command = [*mlflow, "predict", *where, "-i", str(rows), "-o", str(printed)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert close(printed.read_text())
+
+    def invoke(body: object) -> requests.Response:
+        return requests.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60)
+
+    def answers() -> bool:
+        try:
+            return requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok
+        except OSError:
+            return False
+
+    serve = [*mlflow, "serve", *where, "--host", "127.0.0.1", "--port", str(port)]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it starts `uvicorn` by its name
+    server = Server(serve, tmp_path / "log", answers, {"PATH": path})
+    server.start()
+    try:
+        records = [{"text": text} for text in texts]
+        forms = [{"dataframe_split": table}, {"dataframe_records": records}, {"inputs": texts}, {"inputs": records}]
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            replies = list(threads.map(invoke, 4 * [*forms, {"inputs": {"text": texts}}]))
+        assert all(reply.ok and close(reply.text) for reply in replies), [reply.text for reply in replies]
+        refused = invoke({"dataframe_split": {"columns": ["text"], "data": [["fine"], [None]]}})
+        assert (refused.status_code, "must be given one text per row" in refused.text) == (400, True)
+        assert invoke({"dataframe_split": {"columns": ["words"], "data": [["fine"]]}}).status_code == 400
+    finally:
+        server.kill()

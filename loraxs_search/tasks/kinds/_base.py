@@ -207,6 +207,11 @@ class TaskKind(ABC):
         """The columns of a file that has questions, one for each text."""
         return self.question_texts
 
+    @property
+    def example(self) -> tuple[str, ...]:
+        """A question as it is typed, of texts that are made up: a text for each of `question_columns`."""
+        return tuple(f"the text of {name}" for name in self.question_columns)
+
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """Return a question's values as the data's are read; what is no text then is refused."""
         return tuple(row)

@@ -198,6 +198,12 @@ class MultipleChoice(LanguageModelKind):
     def question_columns(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.prompt.columns, *self.options.columns)))
 
+    @property
+    def example(self) -> tuple[str, ...]:
+        options = option_forms.shown_options(["an option", "another one"])
+        texts = zip(self.question_columns, super().example, strict=True)
+        return tuple(options if name == self.options.column else text for name, text in texts)
+
     def as_texts(self, row: Sequence[Any]) -> tuple[Any, ...]:
         column, values = self.options.column, list(super().as_texts(row))
         if column is not None and (place := self.question_columns.index(column)) < len(row):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from support.characters import characters
@@ -102,6 +103,23 @@ def test_numbers_are_written_as_in_training(bank):
         assert [one.label for one in bank.predict("one", [number])] == [bank.predict("one", [text])[0].label]
     assert bank.predict("two", [("w1", 4)])[0].label == bank.predict("two", [("w1", "4")])[0].label
     assert bank.predict("listed", [(3, "w2 | w3")])[0].label == bank.predict("listed", [("3", "w2 | w3")])[0].label
+
+
+def test_each_row_of_a_table_has_the_columns_of_its_task(bank):
+    table = pd.DataFrame(
+        {
+            "first": ["w4", None, None],
+            "choices": [None, ["w2", "w3"], None],
+            "second": ["w5", None, None],
+            "words": [None, "w1", "w6"],
+        }
+    )
+    rows = [("w4", "w5"), ("w1", ["w2", "w3"]), "w6"]
+    assert bank.predict(["two", "listed", "one"], table) == bank.predict(["two", "listed", "one"], rows)
+    with pytest.raises(UsageError, match="must have the column a, which the task reads"):
+        bank.predict("four", table)
+    with pytest.raises(UsageError, match="got 1 for 3"):
+        bank.predict(["one"], table)
 
 
 def test_options_may_be_a_list(bank):

@@ -15,7 +15,13 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
 
 from loraxs_search.base_model import locate
 from loraxs_search.errors import UsageError
@@ -76,6 +82,16 @@ def test_it_says_the_names_of_the_labels(sealed, form):
     (code,) = re.findall(r"```python\n(.*?)```", (made / "README.md").read_text(), flags=re.S)
     assert "loraxs_search" not in code
     assert 'labels = ["no", "yes"]' in code  # tests/numerics/test_adapter_equivalence.py runs it
+
+
+def test_a_merged_model_is_a_pipeline_that_knows_its_labels(sealed, logits):
+    folder, base = sealed
+    (shares,) = logits(load_adapter_folder(folder, base=base), TOKENIZER(["a b a"], return_tensors="pt")).softmax(-1)
+    classify = pipeline("text-classification", model=str(converted(folder, "merged")), top_k=None)
+    (found,) = classify(["a b a"])
+    assert {it["label"]: it["score"] for it in found} == pytest.approx(
+        dict(zip(["no", "yes"], shares.tolist(), strict=True))
+    )
 
 
 @pytest.mark.parametrize("form", ["lora", "merged"])

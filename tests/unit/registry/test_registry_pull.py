@@ -119,7 +119,7 @@ def test_a_file_of_which_more_comes_than_was_listed_is_refused(promoted, store_u
 def test_an_exchanged_manifest_is_refused_though_it_fits_its_files(registered_files, store_uri, fresh_home):
     content = json.loads((registered_files / "manifest.json").read_text())
     (registered_files / "manifest.json").write_text(json.dumps(content | {"trial_id": "t9"}))
-    verify(registered_files)
+    verify(registered_files, in_registry=True)
     with pytest.raises(IntegrityError, match="is not what was registered"):
         pull("movie-reviews", uri=store_uri)
     assert _cached(fresh_home) == set()

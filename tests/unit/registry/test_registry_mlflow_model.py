@@ -1,0 +1,271 @@
+"""MLflow loads what was promoted, and answers as `predict` does; older versions can be upgraded."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from mlflow import pyfunc
+from mlflow.exceptions import MlflowException
+from support.entity_rows import LABELS
+from support.said import Said
+from support.sealed import promote, seal
+from support.toy_language import choosing, save_base, writing
+
+import loraxs_search
+from loraxs_search.api import upgrade_registry
+from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.errors import IntegrityError, UnknownTaskError
+from loraxs_search.factors import FactorStore
+from loraxs_search.mlflow_flavor import MlflowPredictor
+from loraxs_search.predictor import Predictor
+from loraxs_search.records import BaseModelRef, DataSource, Prediction, Task, TaskModel
+from loraxs_search.registry import Registry, pull, verify
+from loraxs_search.registry._mlflow import connect
+from loraxs_search.registry.factor_sets import lacks_factors
+from loraxs_search.registry.manifest import MLFLOW_FILES, folder_digest
+from loraxs_search.registry.mlflow_model import Upgrade, upgrade
+
+URI = "models:/task-2@champion"
+TEXTS = ["a moving, funny film", "two hours that I will never get back", "so so"]
+TAGGING = Task(
+    "tags", "token-classification", DataSource(), "text", "tags", "f1", "maximize", ("f1",), labels=tuple(LABELS)
+)
+
+
+@pytest.fixture(autouse=True)
+def _store_of_mlflow(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+
+
+@pytest.fixture
+def make(make_adapter: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Make an adapter of a task, on a base that fits it."""
+
+    def make(task: Task | None = None) -> Path:
+        base, modules = tiny_base, ("bert.encoder.layer.0.attention.self.query",)
+        if task is not None and task is not TAGGING:
+            base = tmp_path / "base"
+            save_base(base)
+            body = TaskModel("AutoModelForCausalLM")
+            modules = tuple(it.name for it in linear_modules(locate(BaseModelRef(str(base))), body))
+        located = locate(BaseModelRef(str(base)))
+        return make_adapter(tmp_path / "adapter", located, task=task, rank=4, seed=3, target_modules=modules)
+
+    return make
+
+
+@pytest.fixture
+def files(make: Callable[..., Path], store_uri: str) -> Path:
+    """Where the files of a promoted version lie, `task-2:1`."""
+    return Path(Registry(store_uri).resolve(promote(make(), store_uri)).source)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def as_before(files: Path) -> None:
+    """Take from a version what earlier releases did not register."""
+    for name in MLFLOW_FILES:
+        (files / name).unlink(missing_ok=True)
+
+
+# ---- answers ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [
+        (None, {"text": TEXTS}),
+        (TAGGING, {"text": ["Ada Lovelace works", "for Bell Labs in Paris"]}),
+        (writing(prompt="{first} say {second}"), {"second": ["w1 w2", "w3"], "first": ["w4", "w5"]}),
+        (choosing(options="choices"), {"choices": [["w1", "w2"], "w3 | w4 | w5"], "words": ["w1 w2", "w3"]}),
+    ],
+    ids=["classes", "tags", "writes", "chooses"],
+)
+def test_mlflow_answers_as_predict_does(make, store_uri, task, rows):
+    frame = pd.DataFrame({"id": "other", **rows}).iloc[::-1]
+    name = promote(make(task), store_uri)
+    model = pyfunc.load_model(f"models:/{name}@champion")
+    found = model.predict(frame)
+    expected = [asdict(answer) for answer in loraxs_search.predict(name, frame)]
+    assert list(found.index) == list(frame.index)
+    assert json.loads(json.dumps(found.to_dict("records"), allow_nan=False)) == [
+        {key: value for key, value in json.loads(json.dumps(row)).items() if key in found.columns} for row in expected
+    ]
+    said = {key for row in expected for key, value in row.items() if value is not None}
+    assert {*found.columns} == {"label", "score"} | said - {"text"}
+    assert len(model.predict(model.input_example)) == 1
+
+
+class Fixed(Predictor):
+    """Says the same whatever it is asked, and not to two at a time."""
+
+    def __init__(self, *answers: Prediction) -> None:
+        self._fixed, self._asked = list(answers), threading.Lock()
+
+    def __call__(self, texts: Any, **_: Any) -> list[Prediction]:
+        assert self._asked.acquire(blocking=False), "it is not for several threads at once"
+        time.sleep(0.01)
+        self._asked.release()
+        return self._fixed
+
+
+def test_a_number_stays_a_number_and_nothing_is_none():
+    frame = pd.DataFrame({"text": ["a", "b"]})
+    regressed = MlflowPredictor(Fixed(Prediction("a", None, 0.5), Prediction("b", None, 1.5))).predict(frame)
+    assert (regressed["score"].dtype, regressed["label"].tolist()) == (float, [None, None])
+    mixed = MlflowPredictor(Fixed(Prediction("a", "x", 0.5), Prediction("b", None, None))).predict(frame)
+    assert mixed["score"].tolist() == [0.5, None], "NaN is not JSON"
+
+
+def test_what_mlflow_shows_of_a_version(files, store_uri):
+    meta = pyfunc.load_model(URI).metadata
+    assert [(it["name"], it["type"]) for it in meta.signature.inputs.to_dict()] == [("text", "string")]
+    flavor = meta.flavors["loraxs_search"]
+    assert (flavor["task"], flavor["kind"], flavor["digest"]) == (
+        "task-2",
+        "sequence-classification",
+        folder_digest(files),
+    )
+    requirements = (files / "requirements.txt").read_text().splitlines()
+    assert all("==" in line and "+" not in line for line in requirements)
+    assert {"torch", "transformers", "mlflow"} <= {line.partition("==")[0] for line in requirements}
+
+
+@pytest.mark.parametrize("text", [None, float("nan"), " ", 3])
+def test_a_row_that_cannot_be_answered_is_refused_with_the_reason(files, text):
+    with pytest.raises(MlflowException, match=r"task-2 must be given") as refused:
+        pyfunc.load_model(URI).predict(pd.DataFrame({"text": pd.Series(["fine", text], dtype=object)}))
+    assert refused.value.get_http_status_code() == 400
+
+
+def test_threads_of_a_server_take_turns():
+    model, frame = MlflowPredictor(Fixed(Prediction("a", "x", 0.5))), pd.DataFrame({"text": ["a"]})
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(lambda _: model.predict(frame)["label"].item(), range(12)))
+    assert answers == ["x"] * 12
+
+
+def test_factors_come_from_the_registry_where_it_can_be_reached(make, store_uri, tmp_path, monkeypatch, caplog):
+    key, checksum = FactorStore().identify(torch.randn(12, 10, generator=torch.Generator().manual_seed(3)), rank=4)
+    folder = make()
+    seal(folder, replace(verify(folder), factors={key: checksum}))
+    promote(folder, store_uri)
+    downloaded = mlflow.artifacts.download_artifacts(URI, dst_path=str(tmp_path / "downloaded"))
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "elsewhere"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'nothing.db'}")
+    pyfunc.load_model(downloaded)
+    assert "factors could not be fetched" in caplog.text
+    assert lacks_factors(key, checksum)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    pyfunc.load_model(downloaded)
+    assert not lacks_factors(key, checksum)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda f: (f / "adapter_model.safetensors").write_bytes(b"other"),
+        lambda f: (f / "adapter_config.json").unlink(),
+        lambda f: (f / "extra.json").write_text("{}"),
+    ],
+)
+def test_what_was_changed_in_the_registry_is_not_loaded(files, fault):
+    fault(files)
+    with pytest.raises(IntegrityError):
+        pyfunc.load_model(URI)
+
+
+# ---- what lies beside the adapter ------------------------------------------------------------------------------------
+def test_a_version_is_pulled_as_it_was_promoted(files, store_uri, tmp_path):
+    pyfunc.load_model(URI)
+    assert (files / "registered_model_meta").exists(), "MLflow writes into the registry's own folder"
+    pulled = pull("task-2", uri=store_uri, cache=tmp_path / "cache")
+    assert content(pulled) == content(tmp_path / "adapter")
+    assert pulled.name == folder_digest(tmp_path / "adapter") == folder_digest(files)
+
+
+def test_what_only_resembles_mlflows_files_is_refused(files, store_uri, tmp_path):
+    (files / "MLmodel").unlink()
+    for name in ("MLmodel/", "MLmodel.yaml", "mlmodel", "uv.lock"):
+        path = files / name
+        path.mkdir() if name.endswith("/") else path.write_text("")
+        with pytest.raises(IntegrityError):
+            pull("task-2", uri=store_uri, cache=tmp_path / "cache")
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_nothing_of_the_working_directory_gets_into_a_version(make, store_uri):
+    for name in ("uv.lock", "pyproject.toml"):
+        Path(name).write_text("")
+    files = Path(Registry(store_uri).resolve(promote(make(), store_uri)).source)
+    assert not {"uv.lock", "pyproject.toml"} & {path.name for path in files.iterdir()}
+
+
+@pytest.mark.parametrize("call", ["log_model_artifact", "set_registered_model_alias"])  # of `MLmodel`; after it
+def test_a_promotion_that_was_killed_is_made_whole_by_the_next(make, store_uri, killed_at, call):
+    folder = make()
+    with killed_at(call):
+        promote(folder, store_uri)
+    path = Path(connect(store_uri).get_model_version("task-2", "1").source) / "MLmodel"
+    before = path.read_bytes() if path.exists() else None
+    promote(folder, store_uri)
+    assert pyfunc.load_model(URI).metadata.flavors["loraxs_search"]["task"] == "task-2"
+    assert before in (None, path.read_bytes()), "it is written once"
+    assert (before is None) == (call == "log_model_artifact")
+
+
+# ---- versions from before --------------------------------------------------------------------------------------------
+def test_older_versions_are_upgraded_once_and_nothing_else_changes(files, store_uri):
+    as_before(files)
+    before, version = content(files), connect(store_uri).get_model_version("task-2", "1")
+    assert upgrade(store_uri, dry_run=True) == [Upgrade("task-2:1", "upgraded")]
+    assert content(files) == before
+    assert upgrade(store_uri) == [Upgrade("task-2:1", "upgraded")]
+    after = content(files)
+    assert {name: after[name] for name in before} == before
+    assert {*after} - {*before} <= MLFLOW_FILES
+    assert vars(connect(store_uri).get_model_version("task-2", "1")) == vars(version)
+    assert len(pyfunc.load_model(URI).predict(pd.DataFrame({"text": TEXTS}))) == 3
+    assert upgrade(store_uri, "task-2") == [Upgrade("task-2:1", "has one")]
+    (files / "registered_model_meta").unlink()
+    assert content(files) == after
+
+
+def test_what_is_not_ours_is_left_alone_and_what_is_damaged_told(files, store_uri, say: Callable[..., Said]):
+    client = connect(store_uri)
+    client.create_model_version("task-2", str(files))
+    client.create_registered_model("of-others")
+    client.create_model_version("of-others", str(files))
+    as_before(files)
+    manifest = files / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"trial_id"', ' "trial_id"', 1))
+    said = say("registry", "upgrade")
+    first, second = said.out.splitlines()[1:]
+    assert said.code == 1
+    assert first.split()[:2] == ["task-2:1", "failed"]
+    assert "manifest.json is not what was registered" in first
+    assert second.split()[:2] == ["task-2:2", "skipped"]
+    assert not (files / "MLmodel").exists()
+
+
+def test_upgrading_says_what_it_would_do_or_that_there_is_nothing(files, store_uri, say: Callable[..., Said]):
+    assert say("registry", "upgrade").ok.splitlines()[1].split()[:3] == ["task-2:1", "has", "one"]
+    as_before(files)
+    assert "would be upgraded" in say("registry", "upgrade", "task-2", "--dry-run").ok
+    assert json.loads(say("registry", "upgrade", "--json").ok) == [
+        {"name": "task-2:1", "outcome": "upgraded", "reason": ""}
+    ]
+    with pytest.raises(UnknownTaskError):
+        upgrade_registry("task-3")
+    assert say("registry", "upgrade", "task-3").code == 1
