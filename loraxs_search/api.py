@@ -235,7 +235,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> Predictor:
-    """Return the adapter `name` on its base, ready to be called with texts.
+    """Return the adapter `name` on its base, ready to be called with texts, or a DataFrame with the task's columns.
 
         classify = loraxs_search.load("movie-reviews")
         classify(["a fine film", "a dull one"])
