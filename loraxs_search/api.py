@@ -203,7 +203,8 @@ def pull(
     Args:
         base: The champion on this base, where a task has several.
         form: `native` as it was trained, or an export format: `lora` the same as plain LoRA, `merged` a whole model,
-            `gguf` plain LoRA for llama.cpp and Ollama, or one of an installed distribution.
+            `gguf` plain LoRA for llama.cpp and Ollama, `onnx` a graph whose inputs are the adapter, or one of an
+            installed distribution.
         rank: Rank that `lora` is padded to with zeros.
         dtype: `float32` for a `merged` model whose base's own type rounds the update away.
         out: Folder to copy it to, new or empty; None returns the cache's own.

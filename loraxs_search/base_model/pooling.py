@@ -73,7 +73,7 @@ class _Hook:
 
     def __call__(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         states: Tensor = output.last_hidden_state  # (n, T, width)
-        runs = [(len(states), self.pooling)] if self.runs is None else self.runs()
+        runs = [(states.shape[0], self.pooling)] if self.runs is None else self.runs()
         if all(pooling == "class" for _, pooling in runs):
             return None
         mask: Tensor | None = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
@@ -111,9 +111,10 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     if pooling == "mean":
         weights = mask.to(states.dtype)[..., None]
         return (states * weights).sum(1) / weights.sum(1)
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    from_end = mask * (columns + 1 if pooling == "last" else len(columns) - columns)
-    return states[torch.arange(len(states), device=states.device), from_end.argmax(1)]
+    num_rows, width = mask.shape  # of `len`, an exporter would make a constant
+    columns = torch.arange(width, device=mask.device)
+    from_end = mask * (columns + 1 if pooling == "last" else width - columns)
+    return states[torch.arange(num_rows, device=states.device), from_end.argmax(1)]
 
 
 def place_pooling(model: PreTrainedModel, pooling: Pooling, runs: Runs | None = None) -> None:

@@ -264,7 +264,7 @@ def pull(
         str,
         typer.Option(
             "--format",
-            help="native (the adapter as trained), lora, merged (a whole model), or gguf (for llama.cpp).",
+            help="native (the adapter as trained), lora, merged (a whole model), gguf (for llama.cpp), or onnx.",
             metavar="FORMAT",
             autocompletion=formats,
         ),
@@ -300,6 +300,10 @@ def pull(
     vLLM loads `lora` folders only of bases that it adapts, and only without a trained head: those of language models,
     such as a text-generation task trains. `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which
     Ollama asks as in training; it needs the base as a GGUF file.
+
+    `onnx` is for any ONNX runtime, of LoRA-XS classifiers and regressions with basis `top`. model.onnx has the base;
+    adapters are small files of inputs, which each row brings: one model.onnx serves all of a base, mixed in one batch.
+    It needs `pip install 'loraxs-search[onnx]'`. README.md has the code that asks it.
 
     Bases: --base NAME takes the end of a base's id. If several bases end alike, write ORGANISATION/NAME: an adapter of
     another base is then refused.

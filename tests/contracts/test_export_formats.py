@@ -47,7 +47,7 @@ def toy_format(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FORMATS._entries, ToyFormat.name, ToyFormat)
 
 
-@pytest.fixture(params=["lora", "merged", "gguf", "toy"])
+@pytest.fixture(params=["lora", "merged", "gguf", "onnx", "toy"])
 def form(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -62,7 +62,7 @@ def adapter(tiny_base: Path, in_warm_home: Path, make_adapter: Any, tmp_path: Pa
 
 
 def test_every_format_is_tested() -> None:
-    assert {*FORMATS.names()} == {"lora", "merged", "gguf", "toy"}
+    assert {*FORMATS.names()} == {"lora", "merged", "gguf", "onnx", "toy"}
 
 
 def test_a_declaration_is_whole(form: str) -> None:
@@ -88,7 +88,7 @@ def test_options_of_others_are_refused_before_anything_is_read(form: str, tmp_pa
         with pytest.raises(UsageError, match=f"`--{name}` must go with --format "):
             converted(tmp_path / "none", form, **{name: value})
     with pytest.raises(UsageError, match="`--format`"):
-        check_options("onnx", ExportOptions())
+        check_options("tflite", ExportOptions())
 
 
 def test_an_export_is_whole_and_written_once(form: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_nothing_is_left_of_an_export_that_fails(form: str, adapter: Path, monke
 def test_a_format_fits_methods_not_adapters_alone() -> None:
     assert formats_of(METHODS.get("full")()) == []
     assert formats_of(METHODS.get("head-only")()) == ["merged"]
-    assert formats_of(METHODS.get("lora-xs")()) == ["lora", "merged", "gguf", "toy"]
+    assert formats_of(METHODS.get("lora-xs")()) == ["lora", "merged", "gguf", "onnx", "toy"]
 
 
 def test_a_distributions_format_has_the_adapter_and_the_options(adapter: Path) -> None:

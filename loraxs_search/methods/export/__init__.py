@@ -5,6 +5,7 @@ _folder.py  makes an export once and keeps it beside the adapter
 lora.py     plain LoRA, for PEFT, vLLM and other servers
 merged.py   a whole model, for transformers
 gguf.py     plain LoRA for llama.cpp, with a Modelfile for Ollama
+onnx.py     the base as a graph, whose inputs are the adapter, for onnxruntime
 
 A distribution adds a format by an entry point of the group `loraxs_search.export_formats`: its name to its class.
 """

@@ -14,10 +14,11 @@ from loraxs_search.methods.export._base import ExportFormat, ExportOptions, Load
 from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.lora import PlainLoRAFolder
 from loraxs_search.methods.export.merged import Merged
+from loraxs_search.methods.export.onnx import ONNX
 from loraxs_search.plugins import EntryPoints
 
 FORMATS: EntryPoints[type[ExportFormat]] = EntryPoints(
-    "--format", "loraxs_search.export_formats", {entry.name: entry for entry in (PlainLoRAFolder, Merged, GGUF)}
+    "--format", "loraxs_search.export_formats", {entry.name: entry for entry in (PlainLoRAFolder, Merged, GGUF, ONNX)}
 )
 
 

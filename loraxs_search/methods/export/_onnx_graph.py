@@ -1,0 +1,155 @@
+"""A base as one ONNX graph: A and B are in it, and each row of a batch brings its own C and head.
+
+Letters: n rows of T tokens, m adapted layers, r the rank of a batch, k that of the graph, L outputs. C (r, r) is R with
+scale and singular values multiplied in, as in `bank/layout.py`; A and B are orthonormal, so adapters of any sigma share
+them. A smaller C is filled up with zeros.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from loraxs_search.base_model import dummy_inputs, output_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CORES, NUM_LABELS, LOGITS = "cores", "num_labels", "logits"
+_ROWS, _RANK, _LABELS = 3, 5, 4  # of the traced batch: they differ from each other, and are not 1
+
+
+class _Rows:
+    """What the rows of a pass bring: C, (n, m, r, r), and parameters of the head, each (n, *shape)."""
+
+    cores: Tensor
+    head: Mapping[str, Tensor]
+
+
+class _CoreLinear(nn.Module):
+    """y_i = W x_i + B C_i A x_i.
+
+    Args:
+        a, b: A (k, in) and B (out, k).
+        place: Of the layer among the adapted ones.
+    """
+
+    def __init__(self, base_layer: nn.Module, a: Tensor, b: Tensor, place: int, rows: _Rows) -> None:
+        super().__init__()
+        self.base_layer, self._place, self._rows = base_layer, place, rows
+        self.a_t = nn.Parameter(a.T.contiguous(), requires_grad=False)  # (in, k)
+        self.b_t = nn.Parameter(b.T.contiguous(), requires_grad=False)  # (k, out)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's own weight, for models that ask a layer for it."""
+        return self.base_layer.get_parameter("weight")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.base_layer(x)  # (n, T, out), or (n T, out)
+        cores = self._rows.cores[:, self._place]  # (n, r, r)
+        rank = cores.shape[-1]
+        z = torch.matmul(x, self.a_t[:, :rank])
+        z_by_row = z if z.dim() == 3 else z.reshape(cores.shape[0], -1, rank)  # (n, T, r)
+        u = torch.bmm(z_by_row, cores.mT).reshape(z.shape)
+        return y + torch.matmul(u, self.b_t[:rank])
+
+
+class _RowLinear(nn.Module):
+    """y_i = W_i x_i + b_i, a layer of the head that each row brings."""
+
+    def __init__(self, name: str, rows: _Rows) -> None:
+        super().__init__()
+        self._name, self._rows = name, rows
+        self.weight = nn.Parameter(torch.empty(0), requires_grad=False)  # says the type to those who ask the head
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (self._rows.head.get(f"{self._name}.{part}") for part in ("weight", "bias"))
+        assert weight is not None
+        y = torch.bmm(x if x.dim() == 3 else x[:, None], weight.mT)  # (n, T, out)
+        y = y if bias is None else y + bias[:, None]
+        return y if x.dim() == 3 else y[:, 0]
+
+
+class RowGraph(nn.Module):
+    """A base that computes what `model` is replaced with: it is changed, for good.
+
+    Args:
+        model: A classifier in float32, without PEFT.
+        pairs: A (k, in) and B (out, k), float32, of each adapted layer, in the order of C.
+        head: Names and shapes of the head's parameters that rows bring, all of linear layers.
+        tokens: Names of what a tokenizer gives.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        pairs: Mapping[str, tuple[Tensor, Tensor]],
+        head: Mapping[str, Sequence[int]],
+        tokens: Sequence[str],
+    ) -> None:
+        super().__init__()
+        self.model, self._rows, self._tokens, self._head = model, _Rows(), tuple(tokens), dict(head)
+        self._output, self._num_modules = output_head(model)[0], len(pairs)
+        self.rank = next(len(a) for a, _ in pairs.values())
+        for place, (name, (a, b)) in enumerate(pairs.items()):
+            model.set_submodule(name, _CoreLinear(model.get_submodule(name), a, b, place, self._rows))
+        for name in dict.fromkeys(parameter.rpartition(".")[0] for parameter in head):
+            model.set_submodule(name, _RowLinear(name, self._rows))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the inputs, in their order: tokens, C, labels of the rows, the head."""
+        return [*self._tokens, CORES, NUM_LABELS, *self._head]
+
+    def forward(self, tokens: list[Tensor], cores: Tensor, num_labels: Tensor, head: list[Tensor]) -> Tensor:
+        """Return logits (n, L), -inf beyond the labels of a row, whose number is (n, 1)."""
+        torch._check(cores.shape[-1] <= self.rank)
+        self._rows.cores, self._rows.head = cores, dict(zip(self._head, head, strict=True))
+        logits: Tensor = self.model(**dict(zip(self._tokens, tokens, strict=True))).logits
+        return logits.masked_fill(torch.arange(logits.shape[-1]) >= num_labels, float("-inf"))
+
+    def exported(self) -> bytes:
+        """Return the graph as an ONNX file, the same each time: nothing in it says when or where it was made."""
+        inputs = dummy_inputs(self.model, _ROWS)
+        tokens = [inputs.get(name, torch.zeros_like(inputs["input_ids"])) for name in self._tokens]
+        rank = min(_RANK, self.rank)
+        outputs = {name for name in self._head if name.rpartition(".")[0] == self._output}
+        wide = {name: (_LABELS, *shape[1:]) if name in outputs else shape for name, shape in self._head.items()}
+        cores = torch.zeros(_ROWS, self._num_modules, rank, rank)
+        given = tokens, cores, torch.full((_ROWS, 1), _LABELS), [torch.zeros(_ROWS, *each) for each in wide.values()]
+        axes = (
+            [{0: "rows", 1: "tokens"} for _ in tokens],
+            {0: "rows", 2: "rank", 3: "rank"},
+            {0: "rows"},
+            [{0: "rows", 1: "labels"} if name in outputs else {0: "rows"} for name in self._head],
+        )
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # of what the exporter uses of its own libraries
+            program = torch.onnx.export(
+                self.eval(),
+                given,
+                input_names=self.names,
+                output_names=[LOGITS],
+                dynamic_shapes=axes,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        assert program is not None
+        return _plain(program.model_proto)
+
+
+def _plain(model: Any) -> bytes:
+    """Return an ONNX model without its notes: traces of nodes name files of this machine."""
+    graph = model.graph
+    parts = [model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output]
+    for part in parts:
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content

@@ -1,0 +1,343 @@
+"""A LoRA-XS classifier or regression for onnxruntime: the base as a graph, and the adapter as a few of its inputs.
+
+`model.onnx` has the base with A and B of each layer. C = scale * R with the singular values, and the head, are inputs
+of each row, in `adapter.safetensors`. So one `model.onnx` serves all adapters whose `onnx.json` has its digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+from loraxs_search.errors import UsageError
+from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.methods._base import Method
+from loraxs_search.methods._names import ADAPTER
+from loraxs_search.methods._peft import unloaded
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
+from loraxs_search.records import Manifest
+from loraxs_search.tasks.asking import between_texts
+from loraxs_search.tasks.kinds import kind_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from loraxs_search.methods.export._onnx_graph import RowGraph
+    from loraxs_search.methods.loraxs import LoraXSConfig
+
+MODEL, ADAPTER_FILE, ABOUT = "model.onnx", "adapter.safetensors", "onnx.json"
+_EXTRA = ("onnx", "onnxscript", "onnxruntime")
+_TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+_MOST_BYTES = (1 << 31) - (1 << 20)  # a file of protobuf is below 2 GiB
+_HEADED = "AutoModelForSequenceClassification"
+
+
+class ONNX(ExportFormat):
+    """Of LoRA-XS adapters of the basis `top`, whose head gives one answer for a row."""
+
+    name: ClassVar[str] = "onnx"
+
+    @classmethod
+    def fits(cls, method: Method) -> bool:
+        return method.serves_in_bank
+
+    def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
+        from safetensors.torch import save
+
+        from loraxs_search import base_model
+        from loraxs_search.methods.verification import tolerance
+
+        _check_extra()
+        _check_task(adapter.manifest)
+        config = _config(adapter)
+        pairs = _factor_pairs(adapter, config)
+        inputs, exactness = _inputs(adapter, list(pairs)), tolerance(adapter.peft)
+        tokens = [name for name in _TOKENS if name in (*_TOKENS[:2], *adapter.tokenizer.model_input_names)]
+        pooling = base_model.pooling_of(adapter.base)
+        key = _key(adapter, config, pairs, sorted(inputs), tokens)
+        if not _take_shared(folder, key):
+            model = cast("Any", unloaded(adapter.peft)).float()
+            write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, adapter.manifest))
+        _check_answers(folder / MODEL, inputs, adapter, exactness)
+        write_atomic(folder / ADAPTER_FILE, save(inputs, {"format": "pt"}))
+        about = _about(adapter, tokens, inputs, pooling) | {"model": {"key": key, "sha256": _sha256(folder / MODEL)}}
+        write_atomic(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+        adapter.tokenizer.save_pretrained(str(folder))
+        write_atomic(folder / "README.md", _page(adapter.manifest))
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+def _check_extra() -> None:
+    if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
+        raise UsageError(
+            f"`--format onnx` must have {', '.join(_EXTRA)}, but {missing[0]} is not installed here.",
+            hint="pip install 'loraxs-search[onnx]'",
+        )
+
+
+def _check_task(manifest: Manifest) -> None:
+    if kind_of(manifest.task).model.auto_class != _HEADED:
+        raise UsageError(
+            "`--format onnx` must be of an adapter whose head gives one answer for a row, but"
+            f" {manifest.task.registered_name} is of kind {manifest.task.kind}.",
+            hint="use --format merged, and an exporter of your own; language models may follow later",
+        )
+
+
+def _config(adapter: LoadedAdapter) -> LoraXSConfig:
+    from loraxs_search.methods.loraxs import LoraXSConfig
+
+    config = adapter.peft.active_peft_config
+    assert isinstance(config, LoraXSConfig)  # of the one method that banks serve
+    if config.basis != "top":
+        raise UsageError(
+            "`--format onnx` must be of an adapter of `basis: top`, since A and B of that are in the graph which all"
+            f" adapters share, but this one has basis {config.basis}.",
+            hint="use --format lora or merged, or search with `basis: top`",
+        )
+    return config
+
+
+def _check_layers(adapted: Mapping[str, Any], possible: Mapping[str, Any], base: str) -> None:
+    if wrong := [name for name in adapted if name not in possible]:
+        raise UsageError(
+            "`--format onnx` must be of an adapter of layers in the blocks of a base, that each row has to itself, but"
+            f" {wrong[0]} of {base} is none.",
+            hint="use --format lora or merged",
+        )
+
+
+# ---- the graph -------------------------------------------------------------------------------------------------------
+def _factor_pairs(adapter: LoadedAdapter, config: LoraXSConfig) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return A (k, in) and B (out, k) of each layer that may be adapted; beyond a layer's own sides they are zero."""
+    from torch.nn.functional import pad
+
+    from loraxs_search import base_model
+    from loraxs_search.factors import resolve_driver
+    from loraxs_search.methods.loraxs import LoraXSLayer, checked_factors, current_factor_store
+
+    base, ref = adapter.base, adapter.manifest.base_model
+    modules = base_model.linear_modules(base_model.locate(ref), kind_of(adapter.manifest.task).model)
+    sharing = base_model.probe_sharing(base, tuple(module.name for module in modules))
+    base_model.check_shared(sharing, "Rows of an ONNX graph", "use --format lora or merged")
+    layers = {m.name: base.get_submodule(m.name) for m in modules if m.name not in sharing.unpackable}
+    adapted = {name: layer.settings[ADAPTER] for name, layer in base.named_modules() if isinstance(layer, LoraXSLayer)}
+    _check_layers(adapted, layers, ref.id)
+    rank = config.factor_rank or max(own.factor_rank for own in adapted.values())
+    pairs = {}
+    for name, layer in layers.items():
+        weight = base_model.matrix(cast("Any", layer).get_base_layer() if name in adapted else layer).detach()
+        if name in adapted:
+            factors, _ = checked_factors(weight, adapted[name], name, config.factor_fingerprints)
+        else:
+            driver = resolve_driver("auto", config.basis, *weight.shape)
+            own_rank = min(rank, *weight.shape)
+            factors = current_factor_store().get(weight, rank=own_rank, basis=config.basis, driver=driver)
+        a, b = factors.ab(factors.rank, "none")
+        pairs[name] = pad(a, (0, 0, 0, rank - factors.rank)), pad(b, (0, rank - factors.rank))
+    return pairs
+
+
+def _inputs(adapter: LoadedAdapter, modules: list[str]) -> dict[str, Tensor]:
+    """Return what a row brings: C (m, r, r), zero where a layer is not adapted, number of labels (1,), and the head."""
+    import torch
+    from peft.utils import get_peft_model_state_dict
+
+    from loraxs_search.methods.export._onnx_graph import CORES, NUM_LABELS
+    from loraxs_search.methods.loraxs import LoraXSLayer, split_tensors
+
+    own = {n: layer.core(ADAPTER) for n, layer in adapter.base.named_modules() if isinstance(layer, LoraXSLayer)}
+    rank = max(len(core) for core in own.values())
+    cores = torch.zeros(len(modules), rank, rank)
+    for name, core in own.items():
+        cores[modules.index(name), : len(core), : len(core)] = core.detach()
+    _, head = split_tensors(get_peft_model_state_dict(adapter.peft, save_embedding_layers=False))
+    num_labels = torch.tensor([adapter.base.config.num_labels])
+    return {CORES: cores, NUM_LABELS: num_labels, **{name: head[name].float().contiguous() for name in sorted(head)}}
+
+
+def _graph(
+    model: PreTrainedModel,
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    inputs: Mapping[str, Tensor],
+    tokens: list[str],
+    manifest: Manifest,
+) -> bytes:
+    from torch import nn
+
+    from loraxs_search.methods.export._onnx_graph import CORES, NUM_LABELS, RowGraph
+
+    base, head = manifest.base_model.id, {n: tuple(v.shape) for n, v in inputs.items() if n not in (CORES, NUM_LABELS)}
+    for name in head:
+        if not isinstance(layer := model.get_submodule(name.rpartition(".")[0]), nn.Linear):
+            raise UsageError(
+                f"`--format onnx` must be of a trained head of linear layers, but {name} of {base} is of"
+                f" {type(layer).__name__}.",
+                hint="use --format merged, or search with `head: output`",
+            )
+    graph: RowGraph = RowGraph(model, pairs, head, tokens)
+    if (num_bytes := 4 * sum(parameter.numel() for parameter in graph.parameters())) > _MOST_BYTES:
+        raise UsageError(
+            f"An ONNX file must be below 2 GiB, but {base} has {num_bytes:,} bytes in float32.",
+            hint="use --format merged, or a smaller base",
+        )
+    try:
+        return graph.exported()
+    except Exception as error:
+        cause = error.__cause__ or error  # the exporter's own is advice
+        reason = next(iter(str(cause).strip().splitlines()), "without a word")
+        raise UsageError(
+            f"torch must be able to export {base} ({type(model).__name__}) to ONNX, but it cannot:"
+            f" {type(cause).__name__}: {reason}",
+            hint="use --format merged",
+        ) from error
+
+
+def _key(
+    adapter: LoadedAdapter,
+    config: LoraXSConfig,
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    inputs: list[str],
+    tokens: list[str],
+) -> str:
+    """Return a digest of all that a graph is made of: adapters of one key have the same file."""
+    from loraxs_search import base_model
+
+    located = base_model.with_setup(base_model.locate(adapter.manifest.base_model))
+    versions = [importlib.metadata.version(name) for name in ("torch", "transformers", *_EXTRA[:2])]
+    pooling = base_model.pooling_of(adapter.base)
+    parts = [ONNX.layout, located.weight_digest, located.setup, type(adapter.base).__name__, pooling, versions]
+    digest = hashlib.sha256(repr([*parts, inputs, tokens, config.pass_through, list(pairs)]).encode())
+    for pair in pairs.values():
+        for factor in pair:
+            digest.update(factor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _take_shared(folder: Path, key: str) -> bool:
+    """Link the file of another adapter's export, whose graph is the same; return whether there is one."""
+    for about in sorted(folder.parent.glob(f"*.{ONNX.name}/{ABOUT}")):
+        try:
+            model = json.loads(about.read_bytes())["model"]
+            if model["key"] != key or _sha256(about.with_name(MODEL)) != model["sha256"]:
+                continue
+            try:
+                os.link(about.with_name(MODEL), folder / MODEL)
+            except OSError:  # a disk without links
+                shutil.copyfile(about.with_name(MODEL), folder / MODEL)
+        except (OSError, ValueError, LookupError, TypeError):  # removed meanwhile, or damaged
+            (folder / MODEL).unlink(missing_ok=True)
+            continue
+        return True
+    return False
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_answers(path: Path, inputs: Mapping[str, Tensor], adapter: LoadedAdapter, exactness: float) -> None:
+    """Refuse a file that does not give the adapter's reference logits, padded and beside a row without an adapter."""
+    import numpy as np
+    import onnxruntime
+    import torch
+    from torch.nn.functional import pad
+
+    from loraxs_search.errors import FactorMismatchError
+    from loraxs_search.methods.export._onnx_graph import NUM_LABELS
+    from loraxs_search.methods.verification import compare_reference_logits
+
+    probe, tokenizer = adapter.manifest.probe, adapter.tokenizer
+    side = (3, 0) if tokenizer.padding_side == "left" else (0, 3)
+    own = torch.tensor(probe.input_ids)
+    ids = pad(torch.cat([own, own[:1]]), side, value=int(tokenizer.pad_token_id))
+    mask = pad(torch.ones(len(own) + 1, own.shape[1], dtype=torch.int64), side)
+    given: dict[str, Any] = dict(zip(_TOKENS, (ids, mask, torch.zeros_like(ids)), strict=True))
+    for name, value in inputs.items():
+        rows = value.expand(len(ids), *value.shape).clone()
+        rows[-1] *= name == NUM_LABELS
+        given[name] = rows
+    with disk_faults(path):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {each.name: np.ascontiguousarray(given[each.name].numpy()) for each in session.get_inputs()}
+    (logits,) = session.run(None, feed)
+    try:
+        compare_reference_logits(torch.from_numpy(logits[:-1]), probe, exactness)
+    except FactorMismatchError as error:
+        raise UsageError(
+            f"An ONNX graph must compute what the adapter does, but that of {adapter.manifest.base_model.id} does not"
+            f" in onnxruntime: {error.message}",
+            hint="use --format merged",
+        ) from error
+
+
+# ---- what is said of it ----------------------------------------------------------------------------------------------
+def _about(adapter: LoadedAdapter, tokens: list[str], inputs: Mapping[str, Tensor], pooling: str) -> dict[str, Any]:
+    manifest, task = adapter.manifest, adapter.manifest.task
+    return {
+        "task": task.registered_name,
+        "kind": task.kind,
+        "base_model": manifest.base_model.id,
+        "base_digest": manifest.base_digest,
+        "labels": list(task.labels),
+        "columns": [name for name in (task.text, task.text_pair) if name],
+        "max_length": task.max_length,
+        "padding_side": adapter.tokenizer.padding_side,
+        "pooling": pooling,
+        "token_inputs": tokens,
+        "row_inputs": list(inputs),
+    }
+
+
+def _page(manifest: Manifest) -> str:
+    task = manifest.task
+    texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
+    answer = "the label's is the largest" if task.labels else "the first one is the number"
+    return f"""# {task.registered_name}
+
+A LoRA-XS adapter for `{manifest.base_model.id}`, for any ONNX runtime. In float32.
+
+- `{MODEL}`: the base, with the frozen A and B of each layer. The same for all adapters whose `{ABOUT}` has its sha256.
+- `{ADAPTER_FILE}`: what a row brings, each without its first axis: `cores` (C = scale * R with the singular values, for
+  each layer), `num_labels`, and the head.
+- `{ABOUT}`: labels, max_length, names of inputs. Tokenizer: the other files.
+
+```python
+import hashlib, json, pathlib
+import numpy as np, onnxruntime, transformers
+from safetensors.numpy import load_file
+
+about = json.loads(pathlib.Path("{ABOUT}").read_bytes())
+digest = hashlib.sha256(pathlib.Path("{MODEL}").read_bytes()).hexdigest()
+assert digest == about["model"]["sha256"], "the adapter is of another graph"
+session = onnxruntime.InferenceSession("{MODEL}")
+tokenizer = transformers.AutoTokenizer.from_pretrained(".", padding_side=about["padding_side"])
+adapter = load_file("{ADAPTER_FILE}")
+
+def logits(texts, adapters):
+    "Each row has its own adapter; smaller ones are filled up with zeros."
+    tokens = tokenizer(texts, truncation=True, max_length=about["max_length"], padding=True, return_tensors="np")
+    inputs = {{name: tokens[name].astype(np.int64) for name in about["token_inputs"]}}
+    for name in about["row_inputs"]:
+        values = [adapter[name] for adapter in adapters]
+        widest = np.max([value.shape for value in values], axis=0)
+        filled = [np.pad(v, [(0, most - size) for most, size in zip(widest, v.shape)]) for v in values]
+        inputs[name] = np.stack(filled)
+    return session.run(None, inputs)[0]
+
+texts = [{texts}]
+print(logits(texts, [adapter] * len(texts)))
+```
+
+Of a row's logits, {answer}; beyond its `num_labels` they are -inf. Rows may bring adapters of other tasks, whose
+`max_length` may differ.{between_texts(task)}
+"""
