@@ -7,8 +7,10 @@ them. A smaller C is filled up with zeros.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,7 +110,6 @@ class RowGraph(nn.Module):
 
     def forward(self, tokens: list[Tensor], cores: Tensor, num_labels: Tensor, head: list[Tensor]) -> Tensor:
         """Return logits (n, L), -inf beyond the labels of a row, whose number is (n, 1)."""
-        torch._check(cores.shape[-1] <= self.rank)
         self._rows.cores, self._rows.head = cores, dict(zip(self._head, head, strict=True))
         logits: Tensor = self.model(**dict(zip(self._tokens, tokens, strict=True))).logits
         return logits.masked_fill(torch.arange(logits.shape[-1]) >= num_labels, float("-inf"))
@@ -128,8 +129,7 @@ class RowGraph(nn.Module):
             {0: "rows"},
             [{0: "rows", 1: "labels"} if name in outputs else {0: "rows"} for name in self._head],
         )
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of what the exporter uses of its own libraries
+        with _quietly(), torch.no_grad():
             program = torch.onnx.export(
                 self.eval(),
                 given,
@@ -142,6 +142,20 @@ class RowGraph(nn.Module):
             )
         assert program is not None
         return _plain(program.model_proto)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Leave out what the exporter says of itself, such as that torchvision is not installed."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _plain(model: Any) -> bytes:
