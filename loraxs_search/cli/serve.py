@@ -36,6 +36,14 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     ] = None,
     max_rows: Annotated[int, typer.Option("--max-rows", help="Rows that one request may have.", min=1)] = 1024,
     queue: Annotated[int, typer.Option("--queue", help="Rows that may wait; beyond it, 429.", min=1)] = 2048,
+    shadow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shadow",
+            help="A challenger that answers a task's rows too, for a log alone; repeatable.",
+            metavar="TASK=STUDY/TRIAL",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda or cuda:1.")] = "cpu",
     tracking_uri: TrackingOption = None,
 ) -> None:
@@ -46,6 +54,9 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
     POST /classify takes rows: {"model": TASK, "input": ["a text"]}. POST /v1/completions and /v1/chat/completions are
     OpenAI's, for adapters that write. GET /v1/models, /health, /ready and /metrics tell of the server.
+
+    With --shadow, clients get the champion's answers, and a trial's adapter computes the same rows beside it. Both
+    answers are written to shadow/TASK.jsonl in the state folder, with the texts: rows for `init` and `data_files`.
 
     It listens on this machine alone unless --host says otherwise. Ctrl-C or SIGTERM answers what was asked, and ends.
 
@@ -73,7 +84,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
         own_base = None if base is None else BaseModelRef(base)
         models = ServedModels(tasks or (), uri=resolve_uri(tracking_uri), base=own_base, max_bytes=limit, device=device)
-        server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue))
+        server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue), shadows=shadow or ())
         at = f"http://{host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)
         print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}, docs at {at}/docs", file=sys.stderr)

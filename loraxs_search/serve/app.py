@@ -30,6 +30,7 @@ from loraxs_search.serve.engine import Job, QueueFullError, ServingEngine
 from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels, UnknownModelError
+from loraxs_search.serve.shadow import Shadows
 from loraxs_search.versions import installed
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ _OPEN_PATHS = ("/health", "/ready")  # that need no key
 class _Numbers:
     """What `/metrics` shows."""
 
-    def __init__(self, models: ServedModels, engine: ServingEngine) -> None:
+    def __init__(self, models: ServedModels, engine: ServingEngine, shadows: Shadows) -> None:
         self.registry = CollectorRegistry()
         new = partial(Gauge, registry=self.registry)
         self.requests = Counter("loraxs_requests", "Requests", ["route", "status"], registry=self.registry)
@@ -54,6 +55,9 @@ class _Numbers:
         new("loraxs_tokens_written", "Tokens written").set_function(lambda: engine.num_tokens)
         new("loraxs_adapters_loaded", "Adapters in memory").set_function(lambda: len(models.bank))
         new("loraxs_adapter_bytes", "Bytes of their numbers").set_function(lambda: models.bank.num_bytes)
+        new("loraxs_shadow_rows_agreed", "Rows a challenger answers alike").set_function(lambda: shadows.num_agreed)
+        new("loraxs_shadow_rows_differed", "Rows it answers otherwise").set_function(lambda: shadows.num_differed)
+        new("loraxs_shadow_rows_lost", "Rows of shadows that are not in a log").set_function(lambda: shadows.num_lost)
         new("loraxs_champions_moved", "Names that came to mean another adapter").set_function(
             lambda: models.num_switches
         )
@@ -64,17 +68,26 @@ class Server:
 
     Args:
         keys: API keys, any of which is accepted; none needs none.
+        shadows: As `Shadows` takes them.
+        poll_s: Seconds between two looks at the registry.
     """
 
     def __init__(
-        self, models: ServedModels, *, keys: Sequence[str] = (), limits: Limits | None = None, poll_s: float = 1.0
+        self,
+        models: ServedModels,
+        *,
+        keys: Sequence[str] = (),
+        limits: Limits | None = None,
+        shadows: Sequence[str] = (),
+        poll_s: float = 1.0,
     ) -> None:
         self.models, self.limits = models, limits or Limits()
         self.engine = ServingEngine(
             models.bank, models.load, max_rows=self.limits.rows_at_once, max_waiting=self.limits.waiting_rows
         )
         self._keys = [key.encode() for key in keys]
-        self._numbers = _Numbers(models, self.engine)
+        self.shadows, self._noting = Shadows(shadows, models), set[asyncio.Future[None]]()
+        self._numbers = _Numbers(models, self.engine, self.shadows)
         self._poll_s = poll_s
         self.app = FastAPI(title=PACKAGE, version=installed([PACKAGE])[PACKAGE], lifespan=self._lifespan)
         self._route()
@@ -92,6 +105,7 @@ class Server:
         finally:
             stopped.set()
             await asyncio.to_thread(self.engine.close)
+            await asyncio.gather(*self._noting)
 
     def _route(self) -> None:
         app = self.app
@@ -115,7 +129,8 @@ class Server:
         adapter = await self._adapter(body.model)
         if adapter is None:
             raise RefusedError(400, f"The bare base {body.model} has no task: name a task's adapter.", "model")
-        results = await self._run(request, classify_jobs(adapter, body, self.limits))
+        jobs = classify_jobs(adapter, body, self.limits)
+        results = await self._run(request, jobs, self.shadows.jobs(body.model, jobs), body.model)
         return _json(classification(Asked.of("classify", body.model, adapter, self.models), results), adapter)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
@@ -178,9 +193,15 @@ class Server:
             return None
         return await asyncio.to_thread(self.models.look_up, name)
 
-    async def _run(self, request: Request, jobs: Sequence[Job]) -> list[Any]:
-        """Have jobs computed; rows are dropped when the client hangs up."""
-        self.engine.submit(jobs)
+    async def _run(
+        self, request: Request, jobs: Sequence[Job], shadows: Sequence[Job] = (), model: str = ""
+    ) -> list[Any]:
+        """Have jobs computed, with those of a shadow; rows are dropped when the client hangs up."""
+        self.engine.submit([*jobs, *shadows])
+        if shadows:
+            noting = asyncio.ensure_future(self.shadows.note(model, jobs, shadows))
+            self._noting.add(noting)
+            noting.add_done_callback(self._noting.discard)
         waiting = asyncio.gather(*(job.result for job in jobs))
         return await _unless_gone(request, waiting, jobs)
 

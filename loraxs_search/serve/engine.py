@@ -37,6 +37,20 @@ class QueueFullError(LoraxsError):
     """More rows wait than the server accepts."""
 
 
+@dataclass(frozen=True)
+class AskedRows:
+    """Rows that are asked of an adapter.
+
+    Args:
+        columns: Their names.
+        truncate: Whether rows may be cut to what the task takes.
+    """
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[Any, ...]]
+    truncate: bool = True
+
+
 @dataclass(eq=False)
 class Job:
     """Rows of one request that one adapter answers.
@@ -47,6 +61,7 @@ class Job:
         num_outputs: Of the adapter's head; None if it has none.
         asking: Makes the requests of these rows, in the computing thread; their result is the job's.
         on_text: Called in the computing thread with a row's number and each piece of its text.
+        rows: What is asked, where that is rows.
     """
 
     adapter: ServedAdapter | None
@@ -54,6 +69,7 @@ class Job:
     num_outputs: int | None
     asking: Asking
     on_text: Callable[[int, str], None] | None = None
+    rows: AskedRows | None = None
     cancelled: bool = False
     result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     _owner: int = 0

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from loraxs_search.bank.answering import GenerateOptions, encoded_prompts, generate_request
 from loraxs_search.errors import LoraxsError, TaskDataError, TrialDivergedError, UsageError
 from loraxs_search.records import Prediction, Serving
-from loraxs_search.serve.engine import Job
+from loraxs_search.serve.engine import AskedRows, Job
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, Row
 from loraxs_search.serve.served_models import ServedAdapter
 from loraxs_search.tasks.batch import RowSource
@@ -98,13 +98,18 @@ def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) ->
     Raises:
         RefusedError, TaskDataError: there is no row, there are too many, or one is not what the task reads.
     """
-    kind = adapter.kind
     listed = body.input if isinstance(body.input, list) else [body.input]
     _check_count(len(listed), limits, "input")
-    rows = [_row(number, row, kind.question_columns) for number, row in enumerate(listed)]
-    kind.questions(rows)
-    parts = [rows[start : start + limits.rows_at_once] for start in range(0, len(rows), limits.rows_at_once)]
-    return [Job(adapter, len(part), kind.model.num_outputs, _predicting(kind, part, body.truncate)) for part in parts]
+    columns, size = adapter.kind.question_columns, limits.rows_at_once
+    rows = [_row(number, row, columns) for number, row in enumerate(listed)]
+    adapter.kind.questions(rows)
+    parts = [AskedRows(columns, rows[start : start + size], body.truncate) for start in range(0, len(rows), size)]
+    return [rows_job(adapter, part) for part in parts]
+
+
+def rows_job(adapter: ServedAdapter, asked: AskedRows) -> Job:
+    """Return the job of an adapter's answers to some rows."""
+    return Job(adapter, len(asked.rows), adapter.kind.model.num_outputs, _predicting(adapter.kind, asked), rows=asked)
 
 
 def _check_count(count: int, limits: Limits, param: str) -> None:
@@ -126,12 +131,11 @@ def _row(number: int, row: Row, columns: Sequence[str]) -> tuple[Any, ...]:
     return tuple(row[name] for name in columns)
 
 
-def _predicting(
-    kind: TaskKind, rows: Sequence[tuple[Any, ...]], truncate: bool
-) -> Callable[[RowSource], RequestGenerator[Answered]]:
+def _predicting(kind: TaskKind, asked: AskedRows) -> Callable[[RowSource], RequestGenerator[Answered]]:
     def ask(source: RowSource) -> RequestGenerator[Answered]:
+        rows = asked.rows
         encoded = encode(kind, source.tokenizer, rows)
-        if encoded.num_cut and not truncate:
+        if encoded.num_cut and not asked.truncate:
             raise TaskDataError(
                 f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but"
                 f" {encoded.num_cut} of {len(rows)} have more."

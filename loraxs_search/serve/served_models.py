@@ -18,9 +18,11 @@ from loraxs_search.bank import AdapterBank
 from loraxs_search.errors import LoraxsError, RegistryError, TrackingError, UsageError, unknown_name
 from loraxs_search.records import BaseModelRef, Manifest
 from loraxs_search.registry import verify
+from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.registry.names import ResolvedNames, parse_name, store_stamp
-from loraxs_search.registry.pull import pull
+from loraxs_search.registry.pull import adapter_folder, pull
 from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.studies import kept_adapter
 from loraxs_search.tasks.kinds import TaskKind, kind_of
 
 log = logging.getLogger(__name__)
@@ -141,6 +143,18 @@ class ServedModels:
             self.load(adapter)
         with self._lock:
             self._names[name] = _Followed(adapter, time.monotonic())
+        return adapter
+
+    def load_kept(self, task: str, name: str) -> ServedAdapter:
+        """Load an adapter that is not registered, under a task's name: `STUDY/TRIAL`, or a folder.
+
+        Raises:
+            StudyError, IntegrityError, BaseModelError, FactorMismatchError: it cannot be loaded.
+        """
+        folder = kept_adapter(name) or adapter_folder(name, uri=self.uri)
+        adapter = ServedAdapter(task, None, folder_digest(folder), folder, verify(folder))
+        self._check_base(adapter)
+        self.load(adapter)
         return adapter
 
     def load(self, adapter: ServedAdapter) -> None:

@@ -12,7 +12,8 @@ import pytest
 import requests
 
 import loraxs_search
-from loraxs_search.errors import RegistryError, UsageError
+from loraxs_search.errors import LoraxsError, RegistryError, UsageError
+from loraxs_search.home import home
 from loraxs_search.predictor import Predictor
 from loraxs_search.registry import Registry
 from loraxs_search.serve.app import Server
@@ -160,6 +161,45 @@ def test_evicted_adapters_are_loaded_again(registry, encoder, folders):
             data = requests.post(f"{url}/classify", json=body, timeout=60).json()["data"]
             assert close([one["score"] for one in data], [one.score for one in Predictor(folders[name])(TEXTS)])
         assert models.bank.num_bytes <= limit
+
+
+# ---- shadows ---------------------------------------------------------------------------------------------------------
+def test_a_shadow_answers_the_same_rows_for_a_log_alone(encoder, folders):
+    models = ServedModels(["task-2"], uri=encoder.uri)
+    champion, challenger = (Predictor(folders[name])(TEXTS) for name in ("two", "two-again"))
+    with running(server := Server(models, shadows=[f"task-2={folders['two-again']}"])) as url:
+        body = {"model": "task-2", "input": TEXTS}
+        answer = requests.post(f"{url}/classify", json=body, timeout=60)
+        assert close([one["score"] for one in answer.json()["data"]], [one.score for one in champion])
+        while server.shadows.num_agreed + server.shadows.num_differed < len(TEXTS):
+            time.sleep(0.01)
+        assert "loraxs_shadow_rows_agreed" in requests.get(f"{url}/metrics", timeout=60).text
+    lines = [json.loads(line) for line in (home() / "shadow" / "task-2.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in lines] == TEXTS
+    assert [line["champion"] for line in lines] == [one.label for one in champion]
+    assert [line["challenger"] for line in lines] == [one.label for one in challenger]
+    assert close([line["challenger_score"] for line in lines], [one.score for one in challenger])
+    assert [line["agree"] for line in lines] == [a.label == b.label for a, b in zip(champion, challenger, strict=True)]
+    assert {line["champion_digest"] for line in lines} == {answer.headers["x-loraxs-digest"]}
+
+
+def test_a_shadow_that_fails_disturbs_nobody(encoder, folders, monkeypatch, tmp_path):
+    monkeypatch.setattr("loraxs_search.serve.shadow.home", lambda: tmp_path)
+    server = Server(ServedModels(["task-2"], uri=encoder.uri), shadows=[f"task-2={folders['two-again']}"])
+    (tmp_path / "shadow" / "task-2.jsonl").mkdir()
+    with running(server) as url:
+        assert requests.post(f"{url}/classify", json={"model": "task-2", "input": TEXTS}, timeout=60).ok
+        while not server.shadows.num_lost:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "given", ["task-2", "task-2=", "task-9=./x", "task-2=./nowhere", "task-2={three}", "task-2=s/1"]
+)
+def test_a_shadow_that_does_not_fit_is_refused(given, encoder, folders):
+    folder = str(folders["number"])
+    with pytest.raises(LoraxsError):
+        Server(encoder.server.models, shadows=[given.format(three=folder)])
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

@@ -1,0 +1,114 @@
+"""Shadows: a challenger answers the rows of a champion's requests too, in the same pass, for a log alone.
+
+Clients get the champion's answers, and never wait for the challenger's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from loraxs_search.errors import UsageError
+from loraxs_search.home import ensure_dir, home
+from loraxs_search.records import Prediction
+from loraxs_search.serve.engine import Job
+from loraxs_search.serve.requests import Answered, rows_job
+from loraxs_search.serve.served_models import ServedAdapter, ServedModels
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Shadow:
+    challenger: ServedAdapter
+    path: Path
+
+
+class Shadows:
+    """Challengers by task, and what they answered: a JSON object a row, in `shadow/TASK.jsonl` of the state folder.
+
+    Args:
+        given: `TASK=STUDY/TRIAL`, or `TASK=FOLDER` as `./FOLDER`, of any number of tasks.
+    Raises:
+        UsageError: an entry is not of that form, the task is not served, or its challenger answers another task.
+        StudyError, IntegrityError, BaseModelError: the challenger cannot be loaded.
+    """
+
+    def __init__(self, given: Sequence[str], models: ServedModels) -> None:
+        self.num_agreed = self.num_differed = self.num_lost = 0  # rows; lost ones were not computed or not written
+        self._shadows: dict[str, _Shadow] = {}
+        for entry in given:
+            task, equals, name = entry.partition("=")
+            if not equals or not name:
+                raise UsageError(f"`--shadow` must be TASK=STUDY/TRIAL, but got {entry!r}.")
+            champion, challenger = models.look_up(task), models.load_kept(task, name)
+            columns = champion.kind.question_columns
+            if (challenger.manifest.task.kind, challenger.kind.question_columns) != (
+                champion.manifest.task.kind,
+                columns,
+            ):
+                raise UsageError(
+                    f"A shadow must read what its champion reads, but {name} is of task"
+                    f" {challenger.manifest.task.name}, and {task} reads {', '.join(columns)}."
+                )
+            path = ensure_dir(home() / "shadow") / f"{champion.manifest.task.registered_name}.jsonl"
+            self._shadows[task] = _Shadow(challenger, path)
+
+    def jobs(self, model: str, jobs: Sequence[Job]) -> list[Job]:
+        """Return the challenger's jobs for the same rows; none where the model has no shadow."""
+        shadow = self._shadows.get(model)
+        if shadow is None:
+            return []
+        return [rows_job(shadow.challenger, job.rows) for job in jobs if job.rows is not None]
+
+    async def note(self, model: str, jobs: Sequence[Job], shadows: Sequence[Job]) -> None:
+        """Wait for both answers and write them down; whatever fails is counted and said, and disturbs nobody."""
+        shadow = self._shadows[model]
+        for job, other in zip(jobs, shadows, strict=True):
+            assert job.adapter is not None and job.rows is not None  # as `jobs` has seen
+            try:
+                answers: list[Answered] = await asyncio.gather(job.result, other.result)
+                champion, challenger = (answer.predictions for answer in answers)
+                lines = [
+                    _line(shadow, job.adapter, job.rows.columns, row, one, two)
+                    for row, one, two in zip(job.rows.rows, champion, challenger, strict=True)
+                ]
+                await asyncio.to_thread(_append, shadow.path, lines)
+            except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the answer has been given
+                self.num_lost += job.num_rows
+                log.warning("%d rows of the shadow of %s are lost: %s", job.num_rows, model, error)
+            else:
+                agreed = sum(one.label == two.label for one, two in zip(champion, challenger, strict=True))
+                self.num_agreed += agreed
+                self.num_differed += job.num_rows - agreed
+
+
+def _line(
+    shadow: _Shadow,
+    adapter: ServedAdapter,
+    columns: Sequence[str],
+    row: Sequence[Any],
+    champion: Prediction,
+    challenger: Prediction,
+) -> str:
+    answers = {
+        "champion": champion.score if champion.label is None else champion.label,
+        "champion_score": champion.score,
+        "challenger": challenger.score if challenger.label is None else challenger.label,
+        "challenger_score": challenger.score,
+        "agree": champion.label == challenger.label if champion.label is not None else None,
+    }
+    names = {"champion_digest": adapter.digest, "challenger_digest": shadow.challenger.digest}
+    found = dict(zip(columns, row, strict=True)) | answers | names | {"at": datetime.now(UTC).isoformat()}
+    return json.dumps(found, ensure_ascii=False) + "\n"
+
+
+def _append(path: Path, lines: Sequence[str]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(lines))
