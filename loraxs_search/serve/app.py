@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraxs_search.errors import LoraxsError, TaskDataError, TrackingError, TrialDivergedError, UsageError
 from loraxs_search.serve.answers import Asked, classification, completion, last_pieces, piece, shown_models
-from loraxs_search.serve.engine import Job, QueueFullError, ServingEngine
+from loraxs_search.serve.engine import EngineStoppedError, Job, QueueFullError, ServingEngine
 from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels, UnknownModelError
@@ -351,6 +351,7 @@ def _error(status: int, message: str, param: str | None = None) -> JSONResponse:
 _STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
     (UnknownModelError, 404),
     (QueueFullError, 429),
+    (EngineStoppedError, 503),
     (TaskDataError, 400),
     (UsageError, 400),
     (TrackingError, 503),

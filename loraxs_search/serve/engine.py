@@ -37,6 +37,10 @@ class QueueFullError(LoraxsError):
     """More rows wait than the server accepts."""
 
 
+class EngineStoppedError(LoraxsError):
+    """Nothing is computed any more."""
+
+
 @dataclass(frozen=True)
 class AskedRows:
     """Rows that are asked of an adapter.
@@ -143,7 +147,10 @@ class ServingEngine:
 
         Raises:
             QueueFullError: too many rows wait.
+            EngineStoppedError: the computing thread has ended.
         """
+        if not self.is_alive:
+            raise EngineStoppedError("The computing thread has ended.", hint="start the server anew; its log says why")
         num_rows = sum(job.num_rows for job in jobs)
         with self._changed:
             if self._num_waiting + num_rows > self.max_waiting and self._num_waiting:

@@ -64,6 +64,7 @@ class ServedAdapter:
 class _Followed:
     adapter: ServedAdapter
     used: float
+    refused: str = ""  # why the adapter that the name means by now is not taken
 
 
 class ServedModels:
@@ -186,7 +187,9 @@ class ServedModels:
                 error = fault.message
                 break
             except LoraxsError as fault:
-                log.warning("%s keeps its adapter: its new one is refused: %s", name, fault.message)
+                if fault.message != followed.refused:  # said once
+                    log.warning("%s keeps its adapter: its new one is refused: %s", name, fault.message)
+                followed.refused = fault.message
         if (error is None) != (self.registry_error is None):
             log.warning("the registry cannot be read: %s", error) if error else log.warning("the registry is back")
         self.registry_error = error
@@ -216,7 +219,10 @@ class ServedModels:
             self._check_base(adapter)
             self.load(adapter)
         with self._lock:
-            followed.adapter = adapter
+            old, followed.adapter, followed.refused = followed.adapter, adapter, ""
+            in_use = {own.adapter.digest for own in self._names.values()}
+        if old.digest not in in_use and old.digest in self.bank:  # requests that have begun with it have its numbers
+            self.bank.evict(old.digest)
         self.num_switches += 1
         log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
 

@@ -49,13 +49,11 @@ class Shadows:
                 raise UsageError(f"`--shadow` must be TASK=STUDY/TRIAL, but got {entry!r}.")
             champion, challenger = models.look_up(task), models.load_kept(task, name)
             columns = champion.kind.question_columns
-            if (challenger.manifest.task.kind, challenger.kind.question_columns) != (
-                champion.manifest.task.kind,
-                columns,
-            ):
+            tasks = champion.manifest.task, challenger.manifest.task
+            if len({(own.kind, own.labels) for own in tasks}) > 1 or challenger.kind.question_columns != columns:
                 raise UsageError(
-                    f"A shadow must read what its champion reads, but {name} is of task"
-                    f" {challenger.manifest.task.name}, and {task} reads {', '.join(columns)}."
+                    f"A shadow must have the kind, the columns and the labels of its champion, but {name} is of task"
+                    f" {tasks[1].name}, and {task} reads {', '.join(columns)} for {', '.join(tasks[0].labels)}."
                 )
             path = ensure_dir(home() / "shadow") / f"{champion.manifest.task.registered_name}.jsonl"
             self._shadows[task] = _Shadow(challenger, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import threading
 import time
@@ -10,17 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
+from safetensors.torch import load_file, save_file
 
 import loraxs_search
+from loraxs_search.base_model import locate
 from loraxs_search.errors import LoraxsError, RegistryError, UsageError
 from loraxs_search.home import home
 from loraxs_search.predictor import Predictor
+from loraxs_search.records import BaseModelRef
 from loraxs_search.registry import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.requests import Limits
 from loraxs_search.serve.served_models import ServedModels
 
-from .conftest import running
+from .conftest import TARGETS, running
 
 TEXTS = ["a fine film", "two hours that I want back", "so so", "it is what it is, and no more than that"]
 
@@ -115,6 +119,25 @@ def test_a_promotion_under_load_is_answered_soon_and_no_request_fails(encoder, f
     encoder.promote(folders["two"])
 
 
+def test_a_champion_on_another_base_is_refused_and_the_last_one_goes_on(
+    encoder, folders, base, make_adapter, tmp_path, caplog
+):
+    shutil.copytree(base.path, tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, tmp_path / "other" / "model.safetensors")
+    other = locate(BaseModelRef(str(tmp_path / "other")))
+    before = encoder.classify("task-3", TEXTS)
+    encoder.promote(make_adapter(tmp_path / "adapter", other, num_labels=3, rank=2, target_modules=TARGETS))
+    while not any("its new one is refused" in record.message for record in caplog.records):
+        time.sleep(0.01)
+    after = encoder.classify("task-3", TEXTS)
+    assert (after["data"], after["system_fingerprint"]) == (before["data"], before["system_fingerprint"])
+    encoder.promote(folders["three"])
+    while encoder.classify("task-3", TEXTS)["system_fingerprint"] == before["system_fingerprint"]:
+        time.sleep(0.01)
+    assert sum("its new one is refused" in record.message for record in caplog.records) == 1
+
+
 def test_a_model_that_was_removed_is_unknown(encoder, folders):
     version = Registry(encoder.uri).resolve("task-3").version
     encoder.promote(folders["three"])
@@ -193,13 +216,12 @@ def test_a_shadow_that_fails_disturbs_nobody(encoder, folders, monkeypatch, tmp_
             time.sleep(0.01)
 
 
-@pytest.mark.parametrize(
-    "given", ["task-2", "task-2=", "task-9=./x", "task-2=./nowhere", "task-2={three}", "task-2=s/1"]
-)
+@pytest.mark.parametrize("given", ["", "=", "=./nowhere", "=s/1", "={number}", "={three}"])
 def test_a_shadow_that_does_not_fit_is_refused(given, encoder, folders):
-    folder = str(folders["number"])
     with pytest.raises(LoraxsError):
-        Server(encoder.server.models, shadows=[given.format(three=folder)])
+        Server(encoder.server.models, shadows=[f"task-2{given}".format(**folders)])
+    with pytest.raises(LoraxsError):
+        Server(encoder.server.models, shadows=[f"task-9={folders['two']}"])
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
