@@ -87,7 +87,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue), shadows=shadow or ())
         at = f"http://{host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)
-        print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}, docs at {at}/docs", file=sys.stderr)
+        print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}", file=sys.stderr)
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
             signal.signal(number, lambda *_: None)
         uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False)).run(sockets=[listening])

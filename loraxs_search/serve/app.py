@@ -15,11 +15,12 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,7 +39,8 @@ ResultT = TypeVar("ResultT")
 
 PACKAGE = "loraxs-search"
 DIGEST_HEADER = "x-loraxs-digest"
-_OPEN_PATHS = ("/health", "/ready")  # that need no key
+_OPEN_PATHS = ("/", "/health", "/ready")  # that need no key
+_PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
 class _Numbers:
@@ -116,6 +118,7 @@ class Server:
         app.get("/v1/models")(self.list_models)
         app.get("/health")(self.health)
         app.get("/ready")(self.ready)
+        app.get("/", include_in_schema=False)(self.page)
         app.get("/metrics", response_class=PlainTextResponse)(self.metrics)
         app.add_middleware(_Guard, server=self)
         app.exception_handler(RequestValidationError)(_invalid_body)
@@ -161,6 +164,10 @@ class Server:
             return _error(503, "The computing thread has ended.")
         registry = "ok" if self.models.registry_error is None else self.models.registry_error
         return {"status": "ok", "registry": registry, "adapters": len(self.models.bank)}
+
+    async def page(self) -> Response:
+        """Return a page to try the tasks on."""
+        return HTMLResponse(_PAGE)
 
     async def metrics(self) -> Response:
         """Return numbers for Prometheus."""

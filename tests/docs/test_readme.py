@@ -138,7 +138,7 @@ def test_the_server_answers_what_the_readme_asks_it(searched):
     )
     assert process.stderr is not None
     try:
-        address = next(found[1] for line in process.stderr if (found := re.search(r"at http://(\S+:\d+),", line)))
+        address = next(found[1] for line in process.stderr if (found := re.search(r"at http://(\S+:\d+)", line)))
         asked = ["bash", "-c", request.replace("localhost:8000", address)]
         while (done := subprocess.run(asked, capture_output=True, text=True, check=False)).returncode == 7:
             assert process.poll() is None
