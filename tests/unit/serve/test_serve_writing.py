@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import requests
+from support.pages import CLUSTER
 
 from loraxs_search import AdapterBank, Sampling
 from loraxs_search.registry import Registry
@@ -142,6 +143,15 @@ def test_rows_that_choose_and_write_are_answered_as_predict_does(decoder, bank):
     assert [one["score"] for one in answer["data"]] == pytest.approx([one.score for one in expected], abs=1e-5)
     written = decoder.classify("two", [{"first": "w1", "second": "w2"}])["data"][0]["label"]
     assert written == bank.predict("two", [("w1", "w2")])[0].label
+
+
+def test_the_page_asks_as_it_says(decoder, bank, capsys):
+    (block,) = [block for block in CLUSTER.blocks("python") if "openai" in block]
+    here = block.replace("http://127.0.0.1:8000", decoder.url).replace("movie-reviews-text", "one")
+    exec(compile(here, CLUSTER.path, "exec"), {})
+    prompts = ["Review: a moving film\nSentiment:", "Review: so so\nSentiment:"]
+    whole, streamed = bank.generate("one", prompts)
+    assert capsys.readouterr().out == f"{whole} {Registry(decoder.uri).resolve('one').digest}\n{streamed}"
 
 
 # ---- in mid-flight ---------------------------------------------------------------------------------------------------
