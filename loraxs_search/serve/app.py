@@ -91,7 +91,9 @@ class Server:
         self.shadows, self._noting = Shadows(shadows, models), set[asyncio.Future[None]]()
         self._numbers = _Numbers(models, self.engine, self.shadows)
         self._poll_s = poll_s
-        self.app = FastAPI(title=PACKAGE, version=installed([PACKAGE])[PACKAGE], lifespan=self._lifespan)
+        self.app = FastAPI(
+            title=PACKAGE, version=installed([PACKAGE])[PACKAGE], docs_url=None, redoc_url=None, lifespan=self._lifespan
+        )
         self._route()
 
     @contextlib.asynccontextmanager

@@ -175,7 +175,7 @@ def chat_jobs(adapter: ServedAdapter | None, body: ChatBody, limits: Limits) -> 
     """
     if body.top_logprobs is not None and not body.logprobs:
         raise RefusedError(400, "`top_logprobs` must stand beside `logprobs: true`.", "top_logprobs")
-    messages = [{"role": message.role, "content": message.content} for message in body.messages]
+    messages = [message.model_dump(exclude_none=True) for message in body.messages]
 
     def prompt(tokenizer: PreTrainedTokenizerBase) -> str:
         if not tokenizer.chat_template:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from loraxs_search.bank import AdapterBank
 from loraxs_search.errors import LoraxsError, RegistryError, TrackingError, UsageError, unknown_name
+from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import BaseModelRef, Manifest
 from loraxs_search.registry import verify
 from loraxs_search.registry.manifest import folder_digest
@@ -106,6 +107,7 @@ class ServedModels:
         self.base = first.manifest.base_model
         found = first.manifest.base_model if base is None else base
         self.bank = AdapterBank.for_task(first.manifest.task, found, max_bytes=max_bytes, device=device)
+        self._always = frozenset(names)  # followed for as long as they are in the registry
         self._load_all(names)
 
     # ---- asked by requests -------------------------------------------------------------------------------------------
@@ -176,9 +178,12 @@ class ServedModels:
         stamp = store_stamp(self.uri)
         if stamp is not None and stamp == self._stamp and self.registry_error is None:
             return
-        error = None
+        database, error = sqlite_path(self.uri), None
+        if database is not None and not database.exists():  # which else reads as a registry without tasks
+            self._note(f"There is no {database}.")
+            return
         for name, followed in list(self._names.items()):
-            if name not in self.tasks and time.monotonic() - followed.used > _FORGET_S:
+            if name not in self._always and time.monotonic() - followed.used > _FORGET_S:
                 self._forget(name)
                 continue
             try:
@@ -190,10 +195,14 @@ class ServedModels:
                 if fault.message != followed.refused:  # said once
                     log.warning("%s keeps its adapter: its new one is refused: %s", name, fault.message)
                 followed.refused = fault.message
+        self._note(error)
+        self._stamp = stamp if error is None else None
+
+    def _note(self, error: str | None) -> None:
+        """Keep why the registry cannot be read, and say when that changes."""
         if (error is None) != (self.registry_error is None):
             log.warning("the registry cannot be read: %s", error) if error else log.warning("the registry is back")
         self.registry_error = error
-        self._stamp = stamp if error is None else None
 
     def follow(self, stopped: threading.Event, poll_s: float = POLL_S) -> None:
         """Refresh until told to stop: the body of a thread."""

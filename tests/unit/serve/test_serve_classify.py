@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
@@ -173,6 +174,18 @@ def test_a_registry_that_is_away_changes_nothing_but_ready(encoder, monkeypatch)
         assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
     while encoder.get("/ready").json()["registry"] != "ok":
         time.sleep(0.01)
+
+
+def test_a_store_that_is_gone_is_a_registry_that_is_away(encoder):
+    store = Path(encoder.uri.removeprefix("sqlite:///"))
+    away = store.rename(store.with_name("away.db"))
+    while "There is no" not in encoder.get("/ready").json()["registry"]:
+        time.sleep(0.01)
+    assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
+    away.rename(store)
+    while encoder.get("/ready").json()["registry"] != "ok":
+        time.sleep(0.01)
+    assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
 
 
 def test_evicted_adapters_are_loaded_again(registry, encoder, folders):
