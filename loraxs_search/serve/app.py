@@ -19,18 +19,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loraxs_search.errors import LoraxsError, TaskDataError, TrackingError, TrialDivergedError, UsageError
 from loraxs_search.serve.answers import Asked, classification, completion, last_pieces, piece, shown_models
-from loraxs_search.serve.engine import EngineStoppedError, Job, QueueFullError, ServingEngine
+from loraxs_search.serve.engine import Job, ServingEngine
+from loraxs_search.serve.http_errors import add_error_answers, answer_of, error_answer
 from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody
-from loraxs_search.serve.served_models import ServedAdapter, ServedModels, UnknownModelError
+from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 from loraxs_search.serve.shadow import Shadows
 from loraxs_search.versions import installed
 
@@ -123,10 +122,7 @@ class Server:
         app.get("/", include_in_schema=False)(self.page)
         app.get("/metrics", response_class=PlainTextResponse)(self.metrics)
         app.add_middleware(_Guard, server=self)
-        app.exception_handler(RequestValidationError)(_invalid_body)
-        app.exception_handler(HTTPException)(_http_error)
-        app.exception_handler(LoraxsError)(_own_error)
-        app.exception_handler(Exception)(_unexpected)
+        add_error_answers(app)
 
     # ---- routes ------------------------------------------------------------------------------------------------------
     async def classify(self, body: ClassifyBody, request: Request) -> Response:
@@ -157,13 +153,13 @@ class Server:
     async def health(self) -> Any:
         """Say that requests are computed."""
         if not self.engine.is_alive:
-            return _error(503, "The computing thread has ended.")
+            return error_answer(503, "The computing thread has ended.")
         return {"status": "ok"}
 
     async def ready(self) -> Any:
         """Say whether requests are accepted, and what is amiss."""
         if not self.engine.is_alive:
-            return _error(503, "The computing thread has ended.")
+            return error_answer(503, "The computing thread has ended.")
         registry = "ok" if self.models.registry_error is None else self.models.registry_error
         return {"status": "ok", "registry": registry, "adapters": len(self.models.bank)}
 
@@ -182,10 +178,14 @@ class Server:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode()
             if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
-                return _error(401, "An API key of this server must stand in the header `Authorization: Bearer KEY`.")
+                return error_answer(
+                    401, "The header `Authorization: Bearer KEY` must have a key of this server."
+                )
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= self.limits.body_bytes):
-            return _error(413, f"A request may have at most {self.limits.body_bytes:,} bytes, but has {length[:20]}.")
+            return error_answer(
+                413, f"A body may have at most {self.limits.body_bytes:,} bytes, but has {length[:20]}."
+            )
         return None
 
     def count(self, scope: Scope, status: int, seconds: float) -> None:
@@ -268,7 +268,7 @@ class _Stream:
                 texts = self._all.result()
             except Exception as error:  # the status has been sent: the error is an event
                 log.warning("a stream has failed", exc_info=error)
-                yield _event(json.loads(bytes(_of(error).body)))
+                yield _event(json.loads(bytes(answer_of(error).body)))
                 return
             for chunk in last_pieces(self._asked, texts, self._num_choices, usage=self._usage):
                 yield _event(chunk)
@@ -343,60 +343,3 @@ def _event(value: Any) -> str:
 def _json(value: Any, adapter: ServedAdapter | None) -> Response:
     headers = {} if adapter is None else {DIGEST_HEADER: adapter.digest}
     return Response(json.dumps(value, ensure_ascii=False).encode(), media_type="application/json", headers=headers)
-
-
-# ---- errors ----------------------------------------------------------------------------------------------------------
-_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-
-
-def _error(status: int, message: str, param: str | None = None) -> JSONResponse:
-    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    error = {"message": message, "type": kind, "param": param, "code": status}
-    headers = {"retry-after": "1"} if status in (429, 503) else {}
-    headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
-    return JSONResponse({"error": error}, status, headers)
-
-
-_STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
-    (UnknownModelError, 404),
-    (QueueFullError, 429),
-    (EngineStoppedError, 503),
-    (TaskDataError, 400),
-    (UsageError, 400),
-    (TrackingError, 503),
-    (TrialDivergedError, 500),
-)
-
-
-def _of(error: Exception) -> JSONResponse:
-    if isinstance(error, RefusedError):
-        return _error(error.status, error.message, error.param)
-    if isinstance(error, LoraxsError):
-        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-        return _error(status, f"{error.message} {error.hint or ''}".strip())
-    return _error(500, "The server has failed at this request; its log says why.")
-
-
-async def _own_error(_: Request, error: Exception) -> Response:
-    return _of(error)
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("%s failed", request.url.path, exc_info=error)
-    return _of(error)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return _error(error.status_code, str(error.detail))
-
-
-async def _invalid_body(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    if not request.headers.get("content-type", "").partition(";")[0].strip().endswith("json"):
-        return _error(415, "A body must be JSON, and the header `Content-Type: application/json` must say so.")
-    found = error.errors()[0]
-    place = ".".join(str(part) for part in found["loc"] if part != "body")
-    if found["type"] == "json_invalid":
-        return _error(400, f"A body must be JSON, but at character {place}: {found['ctx']['error']}.")
-    return _error(422, f"`{place or 'body'}`: {found['msg']}.", place or None)
