@@ -122,6 +122,10 @@ class UnknownTaskError(RegistryError):
     """The registry has no task of this name."""
 
 
+class UnknownVersionError(RegistryError):
+    """A task has no adapter of this version or alias."""
+
+
 class IntegrityError(RegistryError):
     """A file's content is not what its manifest says."""
 

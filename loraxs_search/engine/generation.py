@@ -55,6 +55,11 @@ class Generation:
     def __len__(self) -> int:
         return sum(len(cohort.sequences) for cohort in self._cohorts)
 
+    @property
+    def width(self) -> int:
+        """The columns of the widest cache: tokens of a row, and padding before them."""
+        return max((cohort.decoding.width for cohort in self._cohorts), default=0)
+
     @torch.inference_mode()
     def join(self, sequences: Sequence[OpenSequence], owners: Owners) -> list[OpenSequence]:
         """Compute the prompts of further sequences and give each its first token; return those that ended with it.
@@ -129,6 +134,7 @@ class _Cohort:
             order = closed_up(stays, self.owners)
             if len(order):
                 self.decoding.select(order)
+                self.decoding.trim()
             self.sequences = [self.sequences[i] for i in order.tolist()]
             self.owners, self.tokens_n = self.owners[order], self.tokens_n[order]
         return ended
@@ -140,6 +146,7 @@ class _Cohort:
         order = np.argsort(owners, kind="stable")
         places = np.split(np.argsort(order), [len(first.owners)])
         decoding = Decoding.joined([first.decoding, second.decoding], places)
+        decoding.trim()
         every = [*first.sequences, *second.sequences]
         tokens_n = np.concatenate([first.tokens_n, second.tokens_n])[order]
         return cls(decoding, [every[i] for i in order.tolist()], owners[order], tokens_n)

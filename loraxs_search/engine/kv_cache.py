@@ -117,6 +117,17 @@ class GrowingLayer(DynamicLayer):
             self._keys, self._values = self._keys[indices], self._values[indices]
         self._show(num_rows, length)
 
+    def drop_first(self, count: int) -> None:
+        """Forget the first tokens of every row."""
+        (keys, values), length = self._held(), self.get_seq_length() - count
+        self._make_space(keys, values, 0, length)
+        self._values[:, :, :length] = values[:, :, count:]
+        if self._turned:
+            self._keys[:, :, :, :length] = keys[:, :, count:].transpose(2, 3)
+        else:
+            self._keys[:, :, :length] = keys[:, :, count:]
+        self._show(len(keys), length)
+
     def forked(self, rows: Tensor) -> GrowingLayer:
         """Return a layer of these rows that shares no memory with this one."""
         other = copy.copy(self)
@@ -195,6 +206,11 @@ class Decoding:
         self.allows_gaps = _keeps_every_key(base)
         self.can_be_joined = all(isinstance(layer, GrowingLayer) for layer in self._cache.layers)
 
+    @property
+    def width(self) -> int:
+        """Columns: the tokens of a row, and the padding before them."""
+        return 0 if self._mask_nS is None else self._mask_nS.shape[1]
+
     @torch.inference_mode()
     def compute(self, ids_nT: Tensor, mask_nT: Tensor) -> Tensor:
         """Compute further tokens of each row; return their last hidden states, (n, T, D).
@@ -223,6 +239,20 @@ class Decoding:
         chosen = torch.from_numpy(rows).to(mask_nS.device)
         self._cache.batch_select_indices(chosen)
         self._mask_nS = mask_nS[chosen]
+
+    @torch.inference_mode()
+    def trim(self) -> None:
+        """Forget the first columns where they are padding of every row, and more than the others.
+
+        All rows end in the same column, so a batch that rows join and leave for ever would grow for ever.
+        """
+        mask_nS = self._mask()
+        width = mask_nS.shape[1]
+        first = int(mask_nS.any(0).int().argmax())
+        if self.can_be_joined and first > max(width - first, _SPACE):
+            self._mask_nS = mask_nS[:, first:].contiguous()
+            for layer in self._cache.layers:
+                cast("GrowingLayer", layer).drop_first(first)
 
     def follow(self, tokens_n: npt.NDArray[np.int64]) -> Tensor:
         """Compute one more token of each row; return its last hidden states, (n, D)."""

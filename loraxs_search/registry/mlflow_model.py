@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraxs_search.errors import IntegrityError, LoraxsError, RegistryError, UsageError
+from loraxs_search.errors import IntegrityError, LoraxsError, TrackingError
 from loraxs_search.records import Manifest
 from loraxs_search.registry import _versions
 from loraxs_search.registry._mlflow import connect, exists, fetch_file, list_files, speaking
@@ -142,14 +142,19 @@ def _upgraded(client: MlflowClient, uri: str, version: Any, dry_run: bool) -> Up
     name = f"{version.name}:{version.version}"
     if _DIGEST not in version.tags or MODEL_ID not in version.tags:
         return Upgrade(name, "skipped", "it was not registered by loraxs-search")
+    from loraxs_search.tasks.kinds import kind_of
+
     try:
         with speaking(uri):
             if _has_mlflow_model(uri, version):
                 return Upgrade(name, "has one")
             manifest = _registered_manifest(uri, version)
+            kind_of(manifest.task)
             if not dry_run:
                 add_mlflow_model(client, uri, version, manifest)
-    except (RegistryError, UsageError) as error:  # the second: its kind is not installed here
+    except TrackingError:
+        raise
+    except LoraxsError as error:  # it is this version's, such as a kind that is not installed here
         return Upgrade(name, "failed", error.message)
     return Upgrade(name, "upgraded")
 

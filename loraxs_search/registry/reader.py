@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from loraxs_search.errors import IntegrityError, RegistryError, UnknownTaskError, unknown_name
+from loraxs_search.errors import IntegrityError, RegistryError, UnknownTaskError, UnknownVersionError, unknown_name
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Decision, Manifest, from_json
 from loraxs_search.registry import _decisions, _mlflow, _versions
@@ -224,13 +224,13 @@ class RegistryReader:
             hint = "`loraxs-search ls` has every task" if known else "run `loraxs-search launch SPACE` to find one"
             return UnknownTaskError(f"{unknown_name('task', name.task, known)} Registry: {place}.", hint=hint)
         if name.alias == CHAMPION:
-            return RegistryError(
+            return UnknownVersionError(
                 f"Task {name.task} has no champion: none was promoted, or it was removed. Registry: {place}.",
                 hint=f"see `loraxs-search history {name.task}` for why, or run `loraxs-search promote STUDY`",
             )
         have = [f"{name.task}@{alias}" for alias in sorted(model.aliases)]
         have += [f"{name.task}:{v}" for v in _versions.numbers(self._client, name.task)]
-        return RegistryError(
+        return UnknownVersionError(
             f"{unknown_name('adapter', str(name), have)} Registry: {place}.",
             hint=f"`loraxs-search show {name.task}` has every version, with its base",
         )

@@ -174,13 +174,11 @@ class Server:
     # ---- inside ------------------------------------------------------------------------------------------------------
     def refused(self, request: Request) -> Response | None:
         """Return the answer to a request without a key, or one that is too large."""
-        if self._keys and request.url.path not in _OPEN_PATHS:
+        if self._keys and request.scope["path"] not in _OPEN_PATHS:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode()
             if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
-                return error_answer(
-                    401, "The header `Authorization: Bearer KEY` must have a key of this server."
-                )
+                return error_answer(401, "The header `Authorization: Bearer KEY` must have a key of this server.")
         length = request.headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit() and len(length) < 16 and int(length) <= self.limits.body_bytes):
             return error_answer(
@@ -206,8 +204,8 @@ class Server:
         self, request: Request, jobs: Sequence[Job], shadows: Sequence[Job] = (), model: str = ""
     ) -> list[Any]:
         """Have jobs computed, with those of a shadow; rows are dropped when the client hangs up."""
-        self.engine.submit([*jobs, *shadows])
-        if shadows:
+        self.engine.submit(jobs)
+        if shadows and self.shadows.submit(self.engine, shadows):
             noting = asyncio.ensure_future(self.shadows.note(model, jobs, shadows))
             self._noting.add(noting)
             noting.add_done_callback(self._noting.discard)
@@ -221,7 +219,7 @@ class Server:
             return _json(completion(asked, await self._run(request, jobs), body.n), asked.adapter)
         stream = _Stream(asked, jobs, body)
         self.engine.submit(jobs)
-        await stream.begin()
+        await stream.begin(request)
         headers = {DIGEST_HEADER: asked.digest, "cache-control": "no-cache"}
         return StreamingResponse(stream.events(), media_type="text/event-stream", headers=headers)
 
@@ -244,15 +242,16 @@ class _Stream:
         self._all = asyncio.gather(*(job.result for job in jobs))
         self._all.add_done_callback(lambda _: self._pieces.put_nowait(None))
 
-    async def begin(self) -> None:
+    async def begin(self, request: Request) -> None:
         """Wait for the first piece, or raise what is wrong with the request: its status is not sent yet."""
         try:
-            self._first = await self._pieces.get()
-        except asyncio.CancelledError:
+            first = asyncio.ensure_future(self._pieces.get())
+            self._first = await _unless_gone(request, first, self._jobs)
+            if self._first is None:
+                self._all.result()
+        except BaseException:
             self._cancel()
             raise
-        if self._first is None:
-            self._all.result()
 
     async def events(self) -> AsyncIterator[str]:
         """Yield all pieces, and what ends a stream; rows are dropped when the client hangs up."""
@@ -328,12 +327,13 @@ async def _unless_gone(request: Request, waiting: asyncio.Future[ResultT], jobs:
         if waiting.done():
             return waiting.result()
         raise RefusedError(499, "The client has closed the connection.")
+    except BaseException:
+        for job in jobs:
+            job.cancel()
+        waiting.cancel()
+        raise
     finally:
         watcher.cancel()
-        if not waiting.done():
-            for job in jobs:
-                job.cancel()
-            waiting.cancel()
 
 
 def _event(value: Any) -> str:

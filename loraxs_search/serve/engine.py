@@ -7,6 +7,7 @@ passes of other requests are computed in between.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -18,18 +19,20 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank import AdapterBank
-from loraxs_search.engine.generation import Generation, open_sequences
+from loraxs_search.bank.adapter_store import Part
+from loraxs_search.engine.generation import MAX_TOKENS, Generation, open_sequences
 from loraxs_search.engine.passes import Requester
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.engine.requests import Engine
 from loraxs_search.engine.sequence import OpenSequence, generated
-from loraxs_search.errors import LoraxsError
+from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.serve.served_models import ServedAdapter
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, RequestGenerator
 
 log = logging.getLogger(__name__)
 
+_TRIES = 3  # to load an adapter that others evict
 Asking = Callable[[RowSource], RequestGenerator[Any]]
 
 
@@ -86,6 +89,10 @@ class Job:
         self.cancelled = True
 
 
+def _stopped() -> EngineStoppedError:
+    return EngineStoppedError("Nothing is computed any more.", hint="start the server anew; its log says why")
+
+
 class ServingEngine:
     """Computes jobs in a thread of its own, which `start` starts.
 
@@ -109,6 +116,7 @@ class ServingEngine:
         self._thread = threading.Thread(target=self._run, name="serving-engine", daemon=True)
         self._done: list[tuple[Job, Any]] = []
         self._owners: dict[str | None, tuple[int, int]] = {}  # by digest: number in the base, and how many jobs it has
+        self._active: list[Job] = []  # that were taken from the queue last
         self._writers: list[Job] = []  # whose rows are written
         self._joining: deque[Job] = deque()  # whose rows are to be
 
@@ -118,7 +126,7 @@ class ServingEngine:
 
     @property
     def num_waiting(self) -> int:
-        """Rows that wait for a pass."""
+        """Rows that wait for a pass, or to be written."""
         return self._num_waiting
 
     @property
@@ -149,10 +157,10 @@ class ServingEngine:
             QueueFullError: too many rows wait.
             EngineStoppedError: the computing thread has ended.
         """
-        if not self.is_alive:
-            raise EngineStoppedError("The computing thread has ended.", hint="start the server anew; its log says why")
         num_rows = sum(job.num_rows for job in jobs)
         with self._changed:
+            if self._closed or not self.is_alive:
+                raise _stopped()
             if self._num_waiting + num_rows > self.max_waiting and self._num_waiting:
                 raise QueueFullError(
                     f"At most {self.max_waiting} rows may wait, and {self._num_waiting} do.", hint="try again later"
@@ -163,11 +171,24 @@ class ServingEngine:
 
     # ---- the computing thread ----------------------------------------------------------------------------------------
     def _run(self) -> None:
+        try:
+            self._compute()
+        except BaseException:  # a fault of ours: nobody may wait for ever
+            log.exception("the computing thread has ended")
+        with self._changed:
+            self._closed = True
+            left = [*self._waiting, *self._joining, *self._writers, *self._active]
+        self._done += [(job, _stopped()) for job in dict.fromkeys(left)]
+        self._hand_out()
+
+    def _compute(self) -> None:
         self._base = self._bank.open_rows()
         self._engine = Engine(self._base, PassExecutor(*workers_for(self._base.device)))
         self._generation = Generation(self._base)
         while (jobs := self._next_jobs()) is not None:
+            self._active = jobs
             self._advance({job: None for job in jobs if self._begin(job)})
+            self._active = []
             self._write()
             self._hand_out()
 
@@ -204,11 +225,21 @@ class ServingEngine:
         key = None if job.adapter is None else job.adapter.digest
         owner, count = self._owners.get(key, (0, 0))
         if not count:
-            if job.adapter is not None and job.adapter.digest not in self._bank:
-                self._load(job.adapter)
-            owner = self._base.put(self._bank.take(key))
+            owner = self._base.put(self._part(job.adapter))
         self._owners[key] = owner, count + 1
         job._owner = owner
+
+    def _part(self, adapter: ServedAdapter | None) -> Part:
+        if adapter is None:
+            return self._bank.take(None)
+        for _ in range(_TRIES):
+            if adapter.digest not in self._bank:
+                self._load(adapter)
+            with contextlib.suppress(UsageError):  # whatever was loaded meanwhile may have evicted it
+                return self._bank.take(adapter.digest)
+        raise EngineStoppedError(
+            "Adapters evict each other before they are used.", hint="raise `--max-bytes` of the server"
+        )
 
     def _release(self, job: Job) -> None:
         key = None if job.adapter is None else job.adapter.digest
@@ -240,6 +271,7 @@ class ServingEngine:
                     else:
                         job._written = request
                         self._joining.append(job)
+                        self._count_waiting(job.num_rows)
             answers = self._read(reads) if reads else {}
 
     def _read(self, reads: Mapping[Job, ForwardRequest]) -> dict[Job, Any]:
@@ -260,11 +292,11 @@ class ServingEngine:
     # ---- writing -----------------------------------------------------------------------------------------------------
     def _write(self) -> None:
         """Let further rows join, and give each row that is written one more token."""
-        gone = [job for job in self._writers if job.cancelled]
-        self._generation.drop({row for job in gone for row in job._writing})
-        for job in gone:
-            self._leave(job, asyncio.CancelledError())
         try:
+            gone = [job for job in self._writers if job.cancelled]
+            self._generation.drop({row for job in gone for row in job._writing})
+            for job in gone:
+                self._leave(job, asyncio.CancelledError())
             self._join()
             if len(self._generation):
                 self.num_tokens += len(self._generation)
@@ -277,20 +309,46 @@ class ServingEngine:
                 self._leave(job, error)
 
     def _join(self) -> None:
+        """Let as many jobs begin to write as there is space for; where that fails, it fails for them alone."""
+        joining, open_rows = list[Job](), len(self._generation)
         sequences, owners = list[OpenSequence](), list[int]()
-        while self._joining and len(self._generation) + len(sequences) < self.max_rows:
-            job = self._joining.popleft()
-            if job.cancelled:
-                self._finish(job, asyncio.CancelledError())
-                continue
+        while self._joining and open_rows + len(sequences) < self.max_rows:
+            job = self._joining[0]
             assert job._written is not None  # it asked for that
-            job._writing = open_sequences(job._written, self.tokenizer, self._base.model, job.on_text)
+            if not job.cancelled and self._is_too_much(job._written, open_rows + len(sequences)):
+                break
+            self._joining.popleft()
+            self._count_waiting(-job.num_rows)
             self._writers.append(job)
+            if job.cancelled:
+                self._leave(job, asyncio.CancelledError())
+                continue
+            joining.append(job)
+            job._writing = open_sequences(job._written, self.tokenizer, self._base.model, job.on_text)
             sequences += job._writing
             owners += [job._owner] * len(job._writing)
-        if sequences:
+        if not sequences:
+            return
+        try:
+            ended = self._generation.join(sequences, np.array(owners))
+        except Exception as error:  # theirs, as long as the others are still there
+            if len(self._generation) != open_rows:
+                raise
+            for job in joining:
+                self._leave(job, error)
+        else:
             self.num_tokens += len(sequences)
-            self._settle(self._generation.join(sequences, np.array(owners)))
+            self._settle(ended)
+
+    def _is_too_much(self, request: GenerateRequest, num_open: int) -> bool:
+        """Whether a batch with these rows might have more tokens, padding included, than a batch may have."""
+        rows = [row.max_length for job in self._writers for row in job._writing]
+        longest = max([*rows, int(request.source.lengths[request.rows].max()) + request.max_new_tokens])
+        return bool(num_open) and (num_open + len(request.rows)) * longest > MAX_TOKENS
+
+    def _count_waiting(self, num_rows: int) -> None:
+        with self._changed:
+            self._num_waiting += num_rows
 
     def _settle(self, ended: Sequence[OpenSequence]) -> None:
         """Give its answer to each job whose last row has ended."""

@@ -201,7 +201,7 @@ def _check_writes(
     Raises:
         RefusedError: the adapter classifies or chooses, there is no prompt, or there are too many.
     """
-    if adapter is not None and adapter.kind.model.num_outputs is not None:
+    if adapter is not None and adapter.kind.serving is None:
         kind = adapter.manifest.task.kind
         raise RefusedError(400, f"{body.model} is of kind {kind}, which writes no text: use /classify.", "model")
     _check_count(num_prompts * body.n, limits, "prompt")
@@ -220,16 +220,17 @@ def _sampling(
     body: CompletionBody | ChatBody, serving: Serving | None, adapter: ServedAdapter | None
 ) -> Sampling | None:
     """Return how tokens are drawn: what the body says, else the task; by default the likeliest token is taken."""
+    own_temperature = serving.temperature if serving is not None and serving.temperature else None
     temperature, top_p, seed = body.temperature, body.top_p, body.seed
-    if temperature is None and top_p is not None:
-        temperature = 1.0  # OpenAI's default
-    if temperature is None and serving is not None and serving.temperature:
-        temperature, top_p = serving.temperature, serving.top_p
-        if seed is None and adapter is not None:  # as `predict` draws
+    if temperature is None:
+        temperature = own_temperature if own_temperature is not None else None if top_p is None else 1.0  # OpenAI's
+        if own_temperature is not None and seed is None and adapter is not None:  # as `predict` draws
             seed = int((adapter.manifest.task.settings.get("generation") or {}).get("seed") or 0)
+    if top_p is None:
+        top_p = serving.top_p if serving is not None and own_temperature is not None else 1.0
     if not temperature:
         return None
-    return Sampling(secrets.randbits(63) if seed is None else seed, temperature, 1.0 if top_p is None else top_p)
+    return Sampling(secrets.randbits(63) if seed is None else seed, temperature, top_p)
 
 
 def _nth(options: GenerateOptions, choice: int) -> GenerateOptions:

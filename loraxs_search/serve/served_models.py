@@ -6,6 +6,7 @@ by the adapter that the name meant when its request came.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -15,7 +16,16 @@ from datetime import datetime
 from pathlib import Path
 
 from loraxs_search.bank import AdapterBank
-from loraxs_search.errors import LoraxsError, RegistryError, TrackingError, UsageError, unknown_name
+from loraxs_search.errors import (
+    HomeError,
+    LoraxsError,
+    RegistryError,
+    TrackingError,
+    UnknownTaskError,
+    UnknownVersionError,
+    UsageError,
+    unknown_name,
+)
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import BaseModelRef, Manifest
 from loraxs_search.registry import verify
@@ -65,7 +75,9 @@ class ServedAdapter:
 class _Followed:
     adapter: ServedAdapter
     used: float
-    refused: str = ""  # why the adapter that the name means by now is not taken
+    tried: str = ""  # the digest that the name was found to mean last
+    refused: str = ""  # a digest that is not taken, whatever comes
+    fault: str = ""  # what was said last
 
 
 class ServedModels:
@@ -94,6 +106,7 @@ class ServedModels:
         self.num_switches = 0  # names that have come to mean another adapter
         self._reader = RegistryReader(uri)
         self._names: dict[str, _Followed] = {}
+        self._kept: set[str] = set()  # digests that no name means
         self._lock = threading.Lock()  # of the names
         self._loading = threading.Lock()  # one adapter at a time is pulled and loaded
         self._stamp: str | None = None
@@ -133,19 +146,17 @@ class ServedModels:
             raise UnknownModelError(error.message, hint=error.hint) from error
         if self.tasks and task not in {parse_name(own).task for own in self.tasks}:
             raise UnknownModelError(unknown_name("model", name, self.tasks), hint="`GET /v1/models` lists those served")
+        try:
+            adapter = self._pulled(name)
+        except (UnknownTaskError, UnknownVersionError) as error:
+            raise UnknownModelError(error.message, hint=error.hint) from error
+        self._check_base(adapter)
         with self._loading:
-            if (known := self.find(name)) is not None:  # another request was quicker
-                return known
-            try:
-                adapter = self._pulled(name)
-            except TrackingError:
-                raise
-            except RegistryError as error:
-                raise UnknownModelError(error.message, hint=error.hint) from error
-            self._check_base(adapter)
-            self.load(adapter)
+            if adapter.digest not in self.bank:  # another request may have been quicker
+                self.load(adapter)
         with self._lock:
             self._names[name] = _Followed(adapter, time.monotonic())
+        self._stamp = None  # it may mean another one by now
         return adapter
 
     def load_kept(self, task: str, name: str) -> ServedAdapter:
@@ -158,6 +169,7 @@ class ServedModels:
         adapter = ServedAdapter(task, None, folder_digest(folder), folder, verify(folder))
         self._check_base(adapter)
         self.load(adapter)
+        self._kept.add(adapter.digest)
         return adapter
 
     def load(self, adapter: ServedAdapter) -> None:
@@ -175,28 +187,42 @@ class ServedModels:
 
         While the registry cannot be read, names keep their meaning.
         """
-        stamp = store_stamp(self.uri)
-        if stamp is not None and stamp == self._stamp and self.registry_error is None:
-            return
-        database, error = sqlite_path(self.uri), None
-        if database is not None and not database.exists():  # which else reads as a registry without tasks
-            self._note(f"There is no {database}.")
-            return
         for name, followed in list(self._names.items()):
             if name not in self._always and time.monotonic() - followed.used > _FORGET_S:
                 self._forget(name)
-                continue
+        stamp = store_stamp(self.uri)
+        if stamp is not None and stamp == self._stamp:
+            return
+        self._stamp = stamp  # None after whatever goes wrong: then all names are looked up again
+        database = sqlite_path(self.uri)
+        if database is not None and not database.exists():  # which else reads as a registry without tasks
+            self._note(f"There is no {database}.")
+            self._stamp = None
+            return
+        faults = list[str]()
+        for name, followed in list(self._names.items()):
             try:
                 self._follow(name, followed)
-            except TrackingError as fault:
-                error = fault.message
+                followed.fault = ""
+            except TrackingError as fault:  # as it would be of the other names
+                faults.append(fault.message)
                 break
-            except LoraxsError as fault:
-                if fault.message != followed.refused:  # said once
-                    log.warning("%s keeps its adapter: its new one is refused: %s", name, fault.message)
-                followed.refused = fault.message
-        self._note(error)
-        self._stamp = stamp if error is None else None
+            except Exception as fault:  # noqa: BLE001  # it is one name's: the others are followed all the same
+                faults += self._kept_back(name, followed, fault)
+        if faults:
+            self._stamp = None
+        self._note(faults[0] if faults else None)
+
+    def _kept_back(self, name: str, followed: _Followed, fault: Exception) -> list[str]:
+        """Say, once, why a name keeps its adapter; return what may pass, so that it is tried again."""
+        message = fault.message if isinstance(fault, LoraxsError) else repr(fault)
+        if message != followed.fault:
+            log.warning("%s keeps its adapter, and its new one is refused: %s", name, message)
+        followed.fault = message
+        may_pass = not isinstance(fault, LoraxsError) or isinstance(fault, HomeError) or type(fault) is RegistryError
+        if not may_pass:
+            followed.refused = followed.tried
+        return [message] if may_pass else []
 
     def _note(self, error: str | None) -> None:
         """Keep why the registry cannot be read, and say when that changes."""
@@ -215,29 +241,36 @@ class ServedModels:
     def _follow(self, name: str, followed: _Followed) -> None:
         try:
             digest = self._reader.resolve(name).digest
-        except TrackingError:
-            raise
-        except RegistryError as error:
+        except (UnknownTaskError, UnknownVersionError) as error:
             log.warning("%s is served no longer: %s", name, error.message)
             self._forget(name)
             return
-        if digest == followed.adapter.digest:
+        if digest in (followed.adapter.digest, followed.refused):
             return
+        followed.tried = digest
+        adapter = self._pulled(name)
+        self._check_base(adapter)
         with self._loading:
-            adapter = self._pulled(name)
-            self._check_base(adapter)
             self.load(adapter)
         with self._lock:
-            old, followed.adapter, followed.refused = followed.adapter, adapter, ""
-            in_use = {own.adapter.digest for own in self._names.values()}
-        if old.digest not in in_use and old.digest in self.bank:  # requests that have begun with it have its numbers
-            self.bank.evict(old.digest)
+            old, followed.adapter = followed.adapter, adapter
+        self._drop(old)
         self.num_switches += 1
         log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
 
     def _forget(self, name: str) -> None:
         with self._lock:
-            self._names.pop(name, None)
+            followed = self._names.pop(name, None)
+        if followed is not None:
+            self._drop(followed.adapter)
+
+    def _drop(self, adapter: ServedAdapter) -> None:
+        """Take an adapter out of the bank that no name means any more; requests that have begun have its numbers."""
+        with self._lock:
+            in_use = {own.adapter.digest for own in self._names.values()} | self._kept
+        if adapter.digest not in in_use:
+            with contextlib.suppress(UsageError):  # the bank has evicted it already
+                self.bank.evict(adapter.digest)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _of_registry(self) -> list[str]:

@@ -1,6 +1,7 @@
-"""Shadows: a challenger answers the rows of a champion's requests too, in the same pass, for a log alone.
+"""Shadows: a challenger answers the rows of a champion's requests too, for a log alone.
 
-Clients get the champion's answers, and never wait for the challenger's.
+Clients get the champion's answers. The challenger's rows take their share of the passes; while too many rows wait, they
+are left out.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ from typing import Any
 from loraxs_search.errors import UsageError
 from loraxs_search.home import ensure_dir, home
 from loraxs_search.records import Prediction
-from loraxs_search.serve.engine import Job
+from loraxs_search.serve.engine import Job, QueueFullError, ServingEngine
 from loraxs_search.serve.requests import Answered, rows_job
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 
@@ -65,6 +67,15 @@ class Shadows:
             return []
         return [rows_job(shadow.challenger, job.rows) for job in jobs if job.rows is not None]
 
+    def submit(self, engine: ServingEngine, shadows: Sequence[Job]) -> bool:
+        """Queue a challenger's jobs; return whether they fit, after those that clients wait for."""
+        try:
+            engine.submit(shadows)
+        except QueueFullError:
+            self.num_lost += sum(job.num_rows for job in shadows)
+            return False
+        return True
+
     async def note(self, model: str, jobs: Sequence[Job], shadows: Sequence[Job]) -> None:
         """Wait for both answers and write them down; whatever fails is counted and said, and disturbs nobody."""
         shadow = self._shadows[model]
@@ -82,9 +93,10 @@ class Shadows:
                 self.num_lost += job.num_rows
                 log.warning("%d rows of the shadow of %s are lost: %s", job.num_rows, model, error)
             else:
-                agreed = sum(one.label == two.label for one, two in zip(champion, challenger, strict=True))
-                self.num_agreed += agreed
-                self.num_differed += job.num_rows - agreed
+                agree = [one.label == two.label for one, two in zip(champion, challenger, strict=True)]
+                if shadow.challenger.kind.model.num_outputs != 1:  # two numbers are hardly ever the same
+                    self.num_agreed += sum(agree)
+                    self.num_differed += len(agree) - sum(agree)
 
 
 def _line(
@@ -103,10 +115,14 @@ def _line(
         "agree": champion.label == challenger.label if champion.label is not None else None,
     }
     names = {"champion_digest": adapter.digest, "challenger_digest": shadow.challenger.digest}
-    found = dict(zip(columns, row, strict=True)) | answers | names | {"at": datetime.now(UTC).isoformat()}
+    shadow_of = answers | names | {"at": datetime.now(UTC).isoformat()}
+    found = dict(zip(columns, row, strict=True)) | {f"shadow_{name}": value for name, value in shadow_of.items()}
     return json.dumps(found, ensure_ascii=False) + "\n"
 
 
+_APPENDING = threading.Lock()  # so that rows of two requests do not mix
+
+
 def _append(path: Path, lines: Sequence[str]) -> None:
-    with path.open("a", encoding="utf-8") as file:
+    with _APPENDING, path.open("a", encoding="utf-8") as file:
         file.write("".join(lines))

@@ -223,6 +223,29 @@ def test_sequences_join_and_leave_between_tokens(
         assert sequence.margin == pytest.approx(expected.margins[number], abs=1e-4) or not sure[number]
 
 
+def test_a_batch_that_is_never_empty_does_not_grow(make_world: Callable[..., Any]) -> None:
+    """Rows come one by one, as requests to a server do; each is written as it is with the others."""
+    world, asked = make_world("llama", [2]), request(prompts(count=15))
+    longest = int(asked.source.lengths.max()) + NEW
+    with adapted(world) as model:
+        expected = write(model, asked, tokenizer())
+        generation, widths = Generation(AdaptedBase(model)), list[int]()
+        for _ in range(12):
+            sequences = open_sequences(asked, tokenizer(), model)
+            for sequence in sequences:
+                generation.join([sequence], np.zeros(1, np.int64))
+                generation.step()
+                generation.step()
+                widths.append(generation.width)
+            for number, sequence in enumerate(sequences[:10]):
+                sure = expected.margins[number] > MARGIN
+                assert not sure or sequence.tokens[:NEW] == expected.tokens.row(number).tolist()[: len(sequence.tokens)]
+        while len(generation):
+            generation.step()
+    assert max(widths) <= 2 * longest + 33
+    assert len(widths) * 2 > 3 * max(widths)  # it would have grown by two each time
+
+
 def test_texts_stream_without_what_follows_a_stop_string(make_world: Callable[..., Any]) -> None:
     world, source = make_world("llama", [2]), prompts()
     pieces: dict[int, list[str]] = {}

@@ -64,6 +64,19 @@ def test_joined_rows_end_in_one_column(turned: bool) -> None:
         assert torch.equal(part[:, :, 5:], more[which])
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_first_tokens_can_be_dropped(turned: bool) -> None:
+    layer, both, more = GrowingLayer(turned), torch.randn(2, 3, 2, 70, 8), torch.randn(2, 2, 2, 1, 8)
+    layer.update(*both)
+    layer.batch_select_indices(torch.tensor([2, 0]))
+    layer.drop_first(61)
+    layer.update(*more)
+    assert layer.get_seq_length() == 10
+    for part, which in ((layer.keys, 0), (layer.values, 1)):
+        assert torch.equal(part[:, :, :9], both[which][[2, 0], :, 61:])
+        assert torch.equal(part[:, :, 9:], more[which])
+
+
 @pytest.mark.parametrize("family", families(["llama", "qwen3", "mistral", "gemma"]))
 @torch.inference_mode()
 def test_token_by_token_gives_the_states_of_whole_rows(family: str) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import loraxs_search
 from loraxs_search.base_model import locate
-from loraxs_search.errors import LoraxsError, RegistryError, UsageError
+from loraxs_search.errors import HomeError, LoraxsError, RegistryError, UsageError
 from loraxs_search.home import home
 from loraxs_search.predictor import Predictor
 from loraxs_search.records import BaseModelRef
@@ -176,6 +176,28 @@ def test_a_registry_that_is_away_changes_nothing_but_ready(encoder, monkeypatch)
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize(
+    "fault", [RegistryError("The registry forbids it."), HomeError("No space left."), OSError("odd")]
+)
+def test_a_fault_that_may_pass_is_tried_again(fault, encoder, folders, monkeypatch):
+    """As a password that has expired, a full disk, or a lock that is held too long."""
+    before = encoder.classify("task-1", "x")["system_fingerprint"]
+
+    def refuse(*_, **__):
+        raise fault
+
+    with monkeypatch.context() as patch:
+        patch.setattr("loraxs_search.serve.served_models.pull", refuse)
+        after = encoder.promote(folders["number"])
+        while encoder.get("/ready").json()["registry"] == "ok":
+            time.sleep(0.01)
+        assert encoder.classify("task-1", "x")["system_fingerprint"] == before
+        assert encoder.post("/classify", {"model": "task-1@nobody", "input": "x"}).status_code >= 500
+    while encoder.classify("task-1", "x")["system_fingerprint"] != after:
+        time.sleep(0.01)
+    assert encoder.get("/ready").json()["registry"] == "ok"
+
+
 def test_a_store_that_is_gone_is_a_registry_that_is_away(encoder):
     store = Path(encoder.uri.removeprefix("sqlite:///"))
     away = store.rename(store.with_name("away.db"))
@@ -212,11 +234,13 @@ def test_a_shadow_answers_the_same_rows_for_a_log_alone(encoder, folders):
         assert "loraxs_shadow_rows_agreed" in requests.get(f"{url}/metrics", timeout=60).text
     lines = [json.loads(line) for line in (home() / "shadow" / "task-2.jsonl").read_text().splitlines()]
     assert [line["text"] for line in lines] == TEXTS
-    assert [line["champion"] for line in lines] == [one.label for one in champion]
-    assert [line["challenger"] for line in lines] == [one.label for one in challenger]
-    assert close([line["challenger_score"] for line in lines], [one.score for one in challenger])
-    assert [line["agree"] for line in lines] == [a.label == b.label for a, b in zip(champion, challenger, strict=True)]
-    assert {line["champion_digest"] for line in lines} == {answer.headers["x-loraxs-digest"]}
+    assert [line["shadow_champion"] for line in lines] == [one.label for one in champion]
+    assert [line["shadow_challenger"] for line in lines] == [one.label for one in challenger]
+    assert close([line["shadow_challenger_score"] for line in lines], [one.score for one in challenger])
+    assert [line["shadow_agree"] for line in lines] == [
+        a.label == b.label for a, b in zip(champion, challenger, strict=True)
+    ]
+    assert {line["shadow_champion_digest"] for line in lines} == {answer.headers["x-loraxs-digest"]}
 
 
 def test_a_shadow_that_fails_disturbs_nobody(encoder, folders, monkeypatch, tmp_path):

@@ -12,10 +12,15 @@ import requests
 from support.pages import CLUSTER
 
 from loraxs_search import AdapterBank, Sampling
+from loraxs_search.engine import generation
 from loraxs_search.registry import Registry
+from loraxs_search.serve.app import Server
 from loraxs_search.serve.engine import ServingEngine
 from loraxs_search.serve.requests import Limits, completion_jobs
 from loraxs_search.serve.schemas import CompletionBody
+from loraxs_search.serve.served_models import ServedModels
+
+from .conftest import running
 
 PROMPTS = ["say w1 w2", "say w3", "say w4 w5 w6 w7", "say w8 w9"]
 
@@ -183,6 +188,59 @@ def test_a_request_in_mid_flight_has_its_first_token_within_two_steps(decoder, b
     assert steps[1] - steps[0] <= 2
 
 
+def test_rows_that_wait_to_be_written_count_as_waiting(decoder):
+    body = {"model": "one", "prompt": "say w1", "max_tokens": 50, "stop": ["never"]}
+    limits = Limits(rows_at_once=2, waiting_rows=4)
+    with running(Server(ServedModels(["one"], uri=decoder.uri), limits=limits)) as url, ThreadPoolExecutor(40) as pool:
+        asked = pool.map(lambda _: requests.post(f"{url}/v1/completions", json=body, timeout=60).status_code, range(80))
+        assert set(asked) == {200, 429}
+
+
+def test_a_row_that_cannot_begin_ends_no_other(decoder, bank, monkeypatch):
+    """The second job's prompt fails while the first one is written."""
+    adapter, body = decoder.server.models.look_up("one"), {"model": "one", "stop": ["never"]}
+    read = generation._read_prompts
+
+    def failing(base, prompts, owners, worker):
+        if len(prompts[0]) == 3:
+            raise ValueError("no such prompt")
+        return read(base, prompts, owners, worker)
+
+    monkeypatch.setattr(generation, "_read_prompts", failing)
+
+    async def ask():
+        engine = ServingEngine(decoder.server.models.bank, decoder.server.models.load)
+        engine.start()
+        (first,) = completion_jobs(adapter, CompletionBody(prompt="say w1", max_tokens=40, **body), Limits())
+        (second,) = completion_jobs(adapter, CompletionBody(prompt="say w2 w3", max_tokens=3, **body), Limits())
+        submitted = []
+
+        def submit(_, __):
+            if not submitted:
+                submitted.append(True)
+                engine.submit([second])
+
+        first.on_text = submit
+        engine.submit([first])
+        with pytest.raises(ValueError, match="no such prompt"):
+            await second.result
+        text = (await first.result).text
+        engine.close()
+        return text
+
+    assert asyncio.run(ask()) == bank.generate("one", "say w1", max_new_tokens=40)[0]
+
+
+def test_when_the_computing_thread_ends_everybody_is_told(decoder, monkeypatch):
+    models = ServedModels(["one"], uri=decoder.uri)
+    with running(server := Server(models)) as url:
+        monkeypatch.setattr(server.engine, "_write", lambda: 1 / 0)
+        body = {"model": "one", "prompt": "say w1"}
+        assert requests.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 503
+        assert requests.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 503
+        assert requests.get(f"{url}/health", timeout=60).status_code == 503
+
+
 def test_a_stream_whose_client_hangs_up_is_written_no_further(decoder):
     engine = decoder.server.engine
     body = {"model": "one", "prompt": "say w1", "max_tokens": 60, "stream": True, "stop": ["never"]}
@@ -211,6 +269,7 @@ def test_a_stream_whose_client_hangs_up_is_written_no_further(decoder):
         ("completions", {"model": "one", "prompt": "w1", "presence_penalty": 1}, 422, "presence_penalty"),
         ("completions", {"model": "one", "prompt": "w1", "stream": True, "logprobs": 1}, 400, "logprobs"),
         ("completions", {"model": "one", "prompt": "\ud800"}, 400, ""),
+        ("completions", {"model": "listed", "prompt": "w1"}, 400, "use /classify"),
         ("chat/completions", {"model": "one", "messages": []}, 422, "messages"),
         ("chat/completions", {"model": "one", "messages": [{"role": "user"}]}, 422, "content"),
         ("chat/completions", {"model": "nobody", "messages": [{"role": "u", "content": "w1"}]}, 404, "nobody"),
