@@ -45,6 +45,9 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda or cuda:1.")] = "cpu",
+    print_vllm: Annotated[
+        bool, typer.Option("--print-vllm", help="Print the command that serves these tasks with vLLM, and end.")
+    ] = False,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Answer requests over HTTP with the champions of tasks.
@@ -60,8 +63,20 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
     It listens on this machine alone unless --host says otherwise. Ctrl-C or SIGTERM answers what was asked, and ends.
 
+    --print-vllm prints the command that has vLLM serve tasks that write instead, by the same names.
+
     Example: loraxs-search serve movie-reviews --port 8000
     """
+    if bool(tasks) == every:
+        raise UsageError(
+            f"`serve` must have tasks or --all, but got {'both' if every else 'neither'}.",
+            hint="`loraxs-search ls` lists the tasks",
+        )
+    if print_vllm:
+        from loraxs_search.serve.vllm_command import vllm_command
+
+        print(vllm_command(tasks or (), uri=resolve_uri(tracking_uri), base=base))
+        return
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -69,11 +84,6 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     except ModuleNotFoundError as error:
         raise UsageError(f"`serve` needs {error.name}, which is not installed.", hint=_EXTRA) from error
 
-    if bool(tasks) == every:
-        raise UsageError(
-            f"`serve` must have tasks or --all, but got {'both' if every else 'neither'}.",
-            hint="`loraxs-search ls` lists the tasks",
-        )
     keys = () if api_key_file is None else _keys(api_key_file)
     limit = _bytes(max_bytes)
     with listen(host, port) as listening:

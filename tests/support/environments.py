@@ -27,7 +27,9 @@ class Environment:
     def pip(self, *arguments: str, variables: Mapping[str, str] | None = None) -> None:
         """Install; where that fails, the test is skipped with the reason."""
         command = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
-        done = subprocess.run(command, env=_clean(variables), capture_output=True, text=True, timeout=3000, check=False)
+        done = subprocess.run(
+            command, env=clean_variables(variables), capture_output=True, text=True, timeout=3000, check=False
+        )
         if done.returncode:
             reason = next(iter(reversed(done.stderr.strip().splitlines())), "without a word")
             pytest.skip(f"{arguments[-1]} cannot be installed here: {reason}")
@@ -48,7 +50,7 @@ class Environment:
             program.write_text(code)
             command = [str(self.python), str(program), *arguments]
             done = subprocess.run(
-                command, env=_clean(variables), capture_output=True, text=True, timeout=timeout_s, check=False
+                command, env=clean_variables(variables), capture_output=True, text=True, timeout=timeout_s, check=False
             )
         assert done.returncode == 0, done.stderr[-4000:]
         return done.stdout
@@ -75,7 +77,7 @@ def version(distribution: str) -> str:
     return f"{distribution}=={importlib.metadata.version(distribution)}"
 
 
-def _clean(variables: Mapping[str, str] | None) -> dict[str, str]:
+def clean_variables(variables: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the environment of a process that finds nothing of ours."""
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     return kept | {"HF_HUB_OFFLINE": "1"} | dict(variables or {})
