@@ -26,7 +26,8 @@ from loraxs_search.serve.vllm_command import ENTRY, ENV_TASKS, plain_rank, rank_
 
 if TYPE_CHECKING:
     from loraxs_search.records import BaseModel
-    from loraxs_search.registry.reader import RegisteredAdapter, RegistryReader
+    from loraxs_search.registry import RegisteredAdapter
+    from loraxs_search.registry.reader import RegistryReader
 
 _MARK_S = 3600.0
 _PINNED = re.compile(r"(?P<task>[^@:]+)@(?P<digits>[0-9a-f]{16})")
