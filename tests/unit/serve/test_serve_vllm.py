@@ -124,6 +124,11 @@ def in_registry(registry, monkeypatch):
     return promote
 
 
+def resolver(tasks: list[str], *, poll_s: float = 3600.0, retry_s: float = 60.0) -> TaskResolver:
+    """Return a resolver that looks names up again when it is told to."""
+    return TaskResolver(tasks, poll_s=poll_s, retry_s=retry_s)
+
+
 def served(vllm: Vllm, scenario) -> Any:
     """Run a scenario on an event loop, with the plug-in's table of names in place."""
 
@@ -141,7 +146,7 @@ def short(task: str, digest: str) -> str:
 # ---- names -----------------------------------------------------------------------------------------------------------
 def test_a_name_is_answered_by_its_champion_and_follows_it(resolvers, model, writer, in_registry):
     first = in_registry(writer("moves"))
-    vllm = Vllm(model, TaskResolver(["moves"]))
+    vllm = Vllm(model, resolver(["moves"]))
 
     async def scenario():
         assert await vllm.ask("moves") == short("moves", first)
@@ -161,7 +166,7 @@ def test_a_name_is_answered_by_its_champion_and_follows_it(resolvers, model, wri
 def test_a_champion_that_moves_while_vllm_loads_the_old_one_is_seen(resolvers, model, writer, in_registry, registry):
     in_registry(writer("late"))
     database = Path(registry[0].removeprefix("sqlite:///"))
-    vllm = Vllm(model, TaskResolver(["late"]))
+    vllm = Vllm(model, resolver(["late"]))
 
     async def scenario():
         request = await vllm.resolver.resolve_lora(model, "late")
@@ -178,7 +183,7 @@ def test_a_champion_that_moves_while_vllm_loads_the_old_one_is_seen(resolvers, m
 
 def test_names_follow_by_themselves(resolvers, model, writer, in_registry):
     in_registry(writer("followed"))
-    vllm = Vllm(model, TaskResolver(["followed"], poll_s=0.01))
+    vllm = Vllm(model, resolver(["followed"], poll_s=0.01))
 
     async def scenario():
         await vllm.ask("followed")
@@ -191,7 +196,7 @@ def test_names_follow_by_themselves(resolvers, model, writer, in_registry):
 
 def test_a_name_that_means_nothing_any_more_is_taken_away(resolvers, model, writer, in_registry, registry):
     in_registry(writer("removed"))
-    vllm = Vllm(model, TaskResolver(["*"]))
+    vllm = Vllm(model, resolver(["*"]))
 
     async def scenario():
         assert await vllm.ask("removed") is not None
@@ -204,7 +209,7 @@ def test_a_name_that_means_nothing_any_more_is_taken_away(resolvers, model, writ
 
 def test_adapters_that_others_have_loaded_stay(resolvers, model, writer, in_registry):
     own = SimpleNamespace(lora_name="by-hand", lora_int_id=7, lora_path="somewhere")
-    vllm = Vllm(model, TaskResolver(["*"]))
+    vllm = Vllm(model, resolver(["*"]))
     vllm.lora_requests["by-hand"] = own
 
     async def scenario():
@@ -225,7 +230,7 @@ def test_what_vllm_must_not_answer_for_is_404(
     in_registry(writer("of-another-base", on=str(other)))
     in_registry(writer("too-large", rank=16))
     in_registry(folders["three"])  # task-3, a classifier
-    vllm = Vllm(model, TaskResolver(["mine", "of-another-base", "too-large", "task-3", "nobody"]))
+    vllm = Vllm(model, resolver(["mine", "of-another-base", "too-large", "task-3", "nobody"]))
 
     async def scenario():
         names = ("mine", "not-offered", "of-another-base", "too-large", "task-3", "nobody", "org/model", "mine:9", "")
@@ -239,7 +244,7 @@ def test_a_base_of_other_settings_is_another_base(resolvers, model, writer, in_r
     (tmp_path / "copy").mkdir()
     for file in Path(model).iterdir():
         (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
-    vllm = Vllm(str(tmp_path / "copy"), TaskResolver(["settings"]))
+    vllm = Vllm(str(tmp_path / "copy"), resolver(["settings"]))
 
     async def scenario():
         return await vllm.ask("settings")
@@ -247,7 +252,7 @@ def test_a_base_of_other_settings_is_another_base(resolvers, model, writer, in_r
     assert served(vllm, scenario)
     config = tmp_path / "copy" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"rms_norm_eps": 0.1}))
-    vllm = Vllm(str(tmp_path / "copy"), TaskResolver(["settings"]))
+    vllm = Vllm(str(tmp_path / "copy"), resolver(["settings"]))
     assert served(vllm, scenario) is None
 
 
@@ -256,7 +261,7 @@ def test_a_champion_that_cannot_be_served_leaves_the_old_one_until_it_can(
     retry_s, resolvers, model, writer, in_registry
 ):
     first = in_registry(writer("kept"))
-    vllm = Vllm(model, TaskResolver(["kept"], retry_s=retry_s))
+    vllm = Vllm(model, resolver(["kept"], retry_s=retry_s))
 
     async def scenario():
         await vllm.ask("kept")
@@ -276,7 +281,7 @@ def test_a_champion_that_cannot_be_served_leaves_the_old_one_until_it_can(
 
 def test_a_registry_that_is_away_is_503_and_names_keep_their_adapters(resolvers, model, in_registry, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    vllm = Vllm(model, TaskResolver(["*"]))
+    vllm = Vllm(model, resolver(["*"]))
     vllm.lora_requests["any"] = SimpleNamespace(lora_name=short("any", "0" * 64), lora_int_id=1, lora_path="x")
 
     async def scenario():
@@ -290,13 +295,13 @@ def test_a_registry_that_is_away_is_503_and_names_keep_their_adapters(resolvers,
 
 def test_nothing_is_resolved_without_vllms_table_of_names(resolvers, model, writer, in_registry):
     in_registry(writer("unattached"))
-    vllm = Vllm(model, TaskResolver(["unattached"]))
+    vllm = Vllm(model, resolver(["unattached"]))
     assert asyncio.run(vllm.ask("unattached")) is None
 
 
 @pytest.mark.parametrize("fault", ["no lora", "no updates", "no names", "taken"])
 def test_a_vllm_that_is_set_up_wrongly_does_not_start(fault, resolvers, model, monkeypatch):
-    vllm = Vllm(model, TaskResolver(["task"]))
+    vllm = Vllm(model, resolver(["task"]))
     if fault == "no lora":
         vllm.vllm_config.lora_config = None
     if fault == "no updates":
