@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import socket
@@ -318,14 +319,29 @@ def test_classifiers_do_not_write(encoder):
     assert (response.status_code, "use /classify" in response.json()["error"]["message"]) == (400, True)
 
 
-def test_a_full_queue_says_when_to_come_again(registry):
+def test_a_full_queue_says_when_to_come_again(registry, encoder, monkeypatch):
+    """One row is computed until the test lets it go, two wait, and there is no place for a fourth."""
     server = Server(ServedModels(["task-2"], uri=registry[0]), limits=Limits(rows_at_once=1, waiting_rows=2))
-    with running(server) as url, ThreadPoolExecutor(24) as pool:
-        body = {"model": "task-2", "input": "word " * 100}
-        asked = list(pool.map(lambda _: requests.post(f"{url}/classify", json=body, timeout=60), range(96)))
-    statuses = {response.status_code for response in asked}
-    assert statuses == {200, 429}
-    assert all(response.headers["retry-after"] for response in asked if response.status_code == 429)
+    computing, go = threading.Event(), threading.Event()
+    read = server.engine._read
+
+    def held(reads):
+        computing.set()
+        go.wait()
+        return read(reads)
+
+    monkeypatch.setattr(server.engine, "_read", held)
+    with running(server) as url, ThreadPoolExecutor(3) as pool:
+        ask = functools.partial(requests.post, f"{url}/classify", json={"model": "task-2", "input": "x"}, timeout=60)
+        asked = [pool.submit(ask)]
+        computing.wait()
+        asked += [pool.submit(ask), pool.submit(ask)]
+        while server.engine.num_waiting < 2:
+            time.sleep(0.01)
+        refused = ask()
+        go.set()
+        assert [response.result().status_code for response in asked] == [200, 200, 200]
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
 
 
 def test_a_client_that_hangs_up_leaves_nothing_behind(encoder):
@@ -342,7 +358,7 @@ def test_a_client_that_hangs_up_leaves_nothing_behind(encoder):
         time.sleep(0.01)
 
 
-def test_a_key_is_asked_for(registry):
+def test_a_key_is_asked_for(registry, encoder):
     with running(Server(ServedModels(["task-2"], uri=registry[0]), keys=["sesame", "open"])) as url:
         body = {"model": "task-2", "input": "x"}
         for headers in ({}, {"authorization": "Bearer no"}, {"authorization": "Basic sesame"}):
