@@ -118,6 +118,10 @@ class RegistryError(LoraxsError):
     """The registry has no such task, version or champion, or refuses a change."""
 
 
+class RegistryUnreadableError(RegistryError):
+    """The registry's store is not there, fails, or forbids what was asked: nothing is known of what it holds."""
+
+
 class UnknownTaskError(RegistryError):
     """The registry has no task of this name."""
 

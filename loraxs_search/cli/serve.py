@@ -40,7 +40,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         list[str] | None,
         typer.Option(
             "--shadow",
-            help="A challenger that answers a task's rows too, for a log alone; repeatable.",
+            help="A challenger that answers a task's rows too, only for a log; repeatable.",
             metavar="TASK=STUDY/TRIAL",
         ),
     ] = None,
@@ -87,13 +87,11 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     keys = () if api_key_file is None else _keys(api_key_file)
     limit = _bytes(max_bytes)
     with listen(host, port) as listening:
-        from loraxs_search.records import BaseModelRef
         from loraxs_search.serve.app import Server
         from loraxs_search.serve.requests import Limits
         from loraxs_search.serve.served_models import ServedModels
 
-        own_base = None if base is None else BaseModelRef(base)
-        models = ServedModels(tasks or (), uri=resolve_uri(tracking_uri), base=own_base, max_bytes=limit, device=device)
+        models = ServedModels(tasks or (), uri=resolve_uri(tracking_uri), base=base, max_bytes=limit, device=device)
         server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue), shadows=shadow or ())
         at = f"http://{host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)

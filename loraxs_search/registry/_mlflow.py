@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
+from loraxs_search.errors import IntegrityError, RegistryUnreadableError, TrackingError
 from loraxs_search.home import disk_faults
 from loraxs_search.mlflow_uri import check_server, get, prepare_environment, redact, sqlite_path
 from loraxs_search.registry.names import AdapterName
@@ -35,13 +35,13 @@ def connect(uri: str) -> MlflowClient:
 
     Raises:
         TrackingError: no server answers.
-        RegistryError: the embedded database does not exist.
+        RegistryUnreadableError: the embedded database does not exist.
     """
     path = sqlite_path(uri)
     if path is None:
         check_server(uri)
     elif not path.exists():
-        raise RegistryError(
+        raise RegistryUnreadableError(
             f"There is no registry at {path}: nothing has been recorded yet.",
             hint="run `loraxs-search launch SPACE`, or name a server with --tracking-uri",
         )
@@ -57,7 +57,7 @@ def speaking(uri: str) -> Iterator[None]:
 
     Raises:
         TrackingError: a server answers that it cannot.
-        RegistryError: anything else.
+        RegistryUnreadableError: anything else.
     """
     prepare_environment()
     from mlflow.exceptions import MlflowException
@@ -71,7 +71,7 @@ def speaking(uri: str) -> Iterator[None]:
                 hint="see its log: its database or its artifact store may be away",
             ) from error
         old_schema = "out-of-date database schema" in str(error)
-        raise RegistryError(
+        raise RegistryUnreadableError(
             f"The registry at {redact(uri)} failed: {redact(str(error))}",
             hint=f"run `mlflow db upgrade {redact(uri)}` after a backup" if old_schema else None,
         ) from error

@@ -16,7 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from loraxs_search.errors import IntegrityError, RegistryError, UnknownTaskError, UnknownVersionError, unknown_name
+from loraxs_search.errors import (
+    IntegrityError,
+    RegistryError,
+    RegistryUnreadableError,
+    UnknownTaskError,
+    UnknownVersionError,
+    unknown_name,
+)
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Decision, Manifest, from_json
 from loraxs_search.registry import _decisions, _mlflow, _versions
@@ -64,6 +71,15 @@ class RegistryReader:
             with speaking(self.uri):
                 raise self._unknown(parsed)
         return adapter
+
+    def check_there(self) -> None:
+        """Refuse an embedded store whose database is gone, which else reads as a registry without tasks.
+
+        Raises:
+            RegistryUnreadableError: there is none.
+        """
+        if not exists(self.uri):
+            raise RegistryUnreadableError(f"There is no registry at {redact(self.uri)}.")
 
     def check_known(self, task: str) -> None:
         """Refuse a task that nothing was ever decided on.

@@ -70,7 +70,7 @@ class Server:
     Args:
         keys: API keys, any of which is accepted; none needs none.
         shadows: As `Shadows` takes them.
-        poll_s: Seconds between two looks at the registry.
+        poll_s: Seconds after which names are looked up again.
     """
 
     def __init__(
@@ -152,14 +152,12 @@ class Server:
 
     async def health(self) -> Any:
         """Say that requests are computed."""
-        if not self.engine.is_alive:
-            return error_answer(503, "The computing thread has ended.")
+        self.engine.check_alive()
         return {"status": "ok"}
 
     async def ready(self) -> Any:
-        """Say whether requests are accepted, and what is amiss."""
-        if not self.engine.is_alive:
-            return error_answer(503, "The computing thread has ended.")
+        """Say whether requests are accepted, and why the registry cannot be read."""
+        self.engine.check_alive()
         registry = "ok" if self.models.registry_error is None else self.models.registry_error
         return {"status": "ok", "registry": registry, "adapters": len(self.models.bank)}
 

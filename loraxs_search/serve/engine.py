@@ -139,6 +139,15 @@ class ServingEngine:
         """Whether jobs are computed."""
         return self._thread.is_alive()
 
+    def check_alive(self) -> None:
+        """Refuse to go on without the computing thread.
+
+        Raises:
+            EngineStoppedError: it has ended.
+        """
+        if not self.is_alive:
+            raise _stopped()
+
     def start(self) -> None:
         """Begin to compute."""
         self._thread.start()

@@ -9,7 +9,14 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from loraxs_search.errors import LoraxsError, TaskDataError, TrackingError, TrialDivergedError, UsageError
+from loraxs_search.errors import (
+    LoraxsError,
+    RegistryUnreadableError,
+    TaskDataError,
+    TrackingError,
+    TrialDivergedError,
+    UsageError,
+)
 from loraxs_search.serve.engine import EngineStoppedError, QueueFullError
 from loraxs_search.serve.requests import RefusedError
 from loraxs_search.serve.served_models import UnknownModelError
@@ -39,6 +46,7 @@ _STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
     (TaskDataError, 400),
     (UsageError, 400),
     (TrackingError, 503),
+    (RegistryUnreadableError, 503),
     (TrialDivergedError, 500),
 )
 

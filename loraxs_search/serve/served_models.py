@@ -20,15 +20,15 @@ from loraxs_search.errors import (
     HomeError,
     LoraxsError,
     RegistryError,
+    RegistryUnreadableError,
     TrackingError,
     UnknownTaskError,
     UnknownVersionError,
     UsageError,
     unknown_name,
 )
-from loraxs_search.mlflow_uri import sqlite_path
-from loraxs_search.records import BaseModelRef, Manifest
-from loraxs_search.registry import verify
+from loraxs_search.records import Manifest
+from loraxs_search.registry import check_base, on_base, verify
 from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.registry.names import ResolvedNames, parse_name, store_stamp
 from loraxs_search.registry.pull import adapter_folder, pull
@@ -85,7 +85,7 @@ class ServedModels:
 
     Args:
         tasks: Those that are served; empty means every task of the registry that fits the base and the bank.
-        base: None takes that of the first task.
+        base: TASK means its champion on this base; None takes the base of the first task.
         max_bytes: Limit on the adapters' numbers in memory; the least recently used are evicted.
     Raises:
         RegistryError: a task of `tasks` is not in the registry.
@@ -97,11 +97,11 @@ class ServedModels:
         tasks: Sequence[str],
         *,
         uri: str,
-        base: BaseModelRef | None = None,
+        base: str | None = None,
         max_bytes: int | None = None,
         device: str = "cpu",
     ) -> None:
-        self.tasks, self.uri = tuple(tasks), uri
+        self.tasks, self.uri, self._base = tuple(tasks), uri, base
         self.registry_error: str | None = None  # why the registry cannot be read
         self.num_switches = 0  # names that have come to mean another adapter
         self._reader = RegistryReader(uri)
@@ -116,10 +116,9 @@ class ServedModels:
                 "A server must have a task to serve, but the registry has none.",
                 hint="promote an adapter first: `loraxs-search promote STUDY`",
             )
-        first = self._first(names, base)
+        first = self._first(names)
         self.base = first.manifest.base_model
-        found = first.manifest.base_model if base is None else base
-        self.bank = AdapterBank.for_task(first.manifest.task, found, max_bytes=max_bytes, device=device)
+        self.bank = AdapterBank.for_task(first.manifest.task, self.base, max_bytes=max_bytes, device=device)
         self._always = frozenset(names)  # followed for as long as they are in the registry
         self._load_all(names)
 
@@ -194,14 +193,10 @@ class ServedModels:
         if stamp is not None and stamp == self._stamp:
             return
         self._stamp = stamp  # None after whatever goes wrong: then all names are looked up again
-        database = sqlite_path(self.uri)
-        if database is not None and not database.exists():  # which else reads as a registry without tasks
-            self._note(f"There is no {database}.")
-            self._stamp = None
-            return
         faults = list[str]()
         for name, followed in list(self._names.items()):
             try:
+                self._reader.check_there()
                 self._follow(name, followed)
                 followed.fault = ""
             except TrackingError as fault:  # as it would be of the other names
@@ -219,7 +214,7 @@ class ServedModels:
         if message != followed.fault:
             log.warning("%s keeps its adapter, and its new one is refused: %s", name, message)
         followed.fault = message
-        may_pass = not isinstance(fault, LoraxsError) or isinstance(fault, HomeError) or type(fault) is RegistryError
+        may_pass = not isinstance(fault, LoraxsError) or isinstance(fault, HomeError | RegistryUnreadableError)
         if not may_pass:
             followed.refused = followed.tried
         return [message] if may_pass else []
@@ -240,7 +235,7 @@ class ServedModels:
 
     def _follow(self, name: str, followed: _Followed) -> None:
         try:
-            digest = self._reader.resolve(name).digest
+            digest = self._reader.resolve(self._meant(name)).digest
         except (UnknownTaskError, UnknownVersionError) as error:
             log.warning("%s is served no longer: %s", name, error.message)
             self._forget(name)
@@ -276,23 +271,21 @@ class ServedModels:
     def _of_registry(self) -> list[str]:
         return [summary.task for summary in self._reader.summaries() if summary.version is not None]
 
-    def _first(self, names: Sequence[str], base: BaseModelRef | None) -> ServedAdapter:
-        """Return the adapter that decides what the base is loaded as: the first that fits."""
+    def _meant(self, name: str) -> str:
+        """Return what the registry calls a name: that of a task alone is its champion on the base."""
+        return name if "@" in name or ":" in name else on_base(name, self._base)
+
+    def _first(self, names: Sequence[str]) -> ServedAdapter:
+        """Return the adapter that decides what the base is loaded as: the first that is there."""
         errors: list[LoraxsError] = []
         for name in names:
             try:
-                adapter = self._pulled(name)
-                if base is None or adapter.manifest.base_model.id.rpartition("/")[2] == base.id.rpartition("/")[2]:
-                    return adapter
+                return self._pulled(name)
             except LoraxsError as error:
                 if self.tasks:
                     raise
                 errors.append(error)
-        raise UsageError(
-            f"A server must have an adapter on its base, but none of {', '.join(names[:5])} has one"
-            + (f" on {base.id}." if base else "."),
-            hint=errors[0].message if errors else None,
-        )
+        raise errors[0]
 
     def _load_all(self, names: Sequence[str]) -> None:
         for name in names:
@@ -304,10 +297,13 @@ class ServedModels:
                 log.warning("%s is not served: %s", name, error.message)
 
     def _pulled(self, name: str) -> ServedAdapter:
-        folder = pull(name, uri=self.uri)
-        meaning = ResolvedNames(folder.parent / "names.json", self.uri).get(name)  # as `pull` has just written it
+        meant = self._meant(name)
+        folder = pull(meant, uri=self.uri)
+        meaning = ResolvedNames(folder.parent / "names.json", self.uri).get(meant)  # as `pull` has just written it
         version = meaning.version if meaning is not None and meaning.digest == folder.name else None
-        return ServedAdapter(parse_name(name).task, version, folder.name, folder, verify(folder))
+        manifest = verify(folder)
+        check_base(self._base, manifest.base_model.id)
+        return ServedAdapter(parse_name(name).task, version, folder.name, folder, manifest)
 
     def _check_base(self, adapter: ServedAdapter) -> None:
         """Refuse an adapter of another base.

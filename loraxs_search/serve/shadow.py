@@ -1,4 +1,4 @@
-"""Shadows: a challenger answers the rows of a champion's requests too, for a log alone.
+"""Shadows: a challenger answers the rows of a champion's requests too, only for a log.
 
 Clients get the champion's answers. The challenger's rows take their share of the passes; while too many rows wait, they
 are left out.
@@ -93,10 +93,14 @@ class Shadows:
                 self.num_lost += job.num_rows
                 log.warning("%d rows of the shadow of %s are lost: %s", job.num_rows, model, error)
             else:
-                agree = [one.label == two.label for one, two in zip(champion, challenger, strict=True)]
-                if shadow.challenger.kind.model.num_outputs != 1:  # two numbers are hardly ever the same
-                    self.num_agreed += sum(agree)
-                    self.num_differed += len(agree) - sum(agree)
+                agree = [_agree(*both) for both in zip(champion, challenger, strict=True)]
+                self.num_agreed += agree.count(True)
+                self.num_differed += agree.count(False)
+
+
+def _agree(champion: Prediction, challenger: Prediction) -> bool | None:
+    """Return whether two answers are the same; of numbers, which hardly ever are, None."""
+    return None if champion.label is None else champion.label == challenger.label
 
 
 def _line(
@@ -112,7 +116,7 @@ def _line(
         "champion_score": champion.score,
         "challenger": challenger.score if challenger.label is None else challenger.label,
         "challenger_score": challenger.score,
-        "agree": champion.label == challenger.label if champion.label is not None else None,
+        "agree": _agree(champion, challenger),
     }
     names = {"champion_digest": adapter.digest, "challenger_digest": shadow.challenger.digest}
     shadow_of = answers | names | {"at": datetime.now(UTC).isoformat()}

@@ -21,7 +21,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.errors import LoraxsError, RegistryError, TrackingError, UnknownTaskError, UsageError
+from loraxs_search.errors import (
+    LoraxsError,
+    RegistryError,
+    RegistryUnreadableError,
+    TrackingError,
+    UnknownTaskError,
+    UnknownVersionError,
+    UsageError,
+)
 from loraxs_search.serve.vllm_command import ENTRY, ENV_TASKS, plain_rank, rank_option
 
 if TYPE_CHECKING:
@@ -128,7 +136,7 @@ class TaskResolver:
 
         try:
             return await asyncio.to_thread(self._exported, lora_name)
-        except TrackingError as error:
+        except (TrackingError, RegistryUnreadableError) as error:
             raise HTTPException(503, f"The registry does not answer: {error.message}") from error
         except LoraxsError as error:
             log.warning("%s is not served: %s", lora_name, error.message)
@@ -152,8 +160,9 @@ class TaskResolver:
             return
         for name, request in names.items():
             try:
+                self._reader.check_there()
                 await self._refresh_name(name, request)
-            except TrackingError as error:
+            except (TrackingError, RegistryUnreadableError) as error:
                 if not self._is_away:
                     log.warning("names keep their adapters: the registry does not answer: %s", error.message)
                 self._is_away, self._settled = True, None
@@ -172,9 +181,7 @@ class TaskResolver:
         table = self._models.lora_requests
         try:
             digest = (await asyncio.to_thread(self._registered, name)).digest
-        except TrackingError:
-            raise
-        except RegistryError as error:
+        except (UnknownTaskError, UnknownVersionError) as error:
             log.warning("%s is served no longer: %s", name, error.message)
             if table.get(name) is request:
                 del table[name]
@@ -189,7 +196,7 @@ class TaskResolver:
             fresh = await asyncio.to_thread(self._exported, name)
             fresh.lora_int_id = self._models.lora_id_counter.inc(1)
             await self._engine.add_lora(fresh)
-        except TrackingError:
+        except (TrackingError, RegistryUnreadableError):
             raise
         except Exception as error:  # noqa: BLE001  # vLLM's own, too, such as of a module that it does not adapt
             self._refused[name] = digest, time.monotonic() + self._retry_s

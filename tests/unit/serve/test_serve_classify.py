@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from safetensors.torch import load_file, save_file
 
 import loraxs_search
 from loraxs_search.base_model import locate
-from loraxs_search.errors import HomeError, LoraxsError, RegistryError, UsageError
+from loraxs_search.errors import HomeError, LoraxsError, RegistryError, RegistryUnreadableError, UsageError
 from loraxs_search.home import home
 from loraxs_search.predictor import Predictor
-from loraxs_search.records import BaseModelRef
+from loraxs_search.records import BaseModelRef, Manifest, from_json
 from loraxs_search.registry import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.requests import Limits
@@ -121,6 +122,25 @@ def test_a_promotion_under_load_is_answered_soon_and_no_request_fails(encoder, f
     encoder.promote(folders["two"])
 
 
+def test_a_base_that_is_named_is_the_one_of_its_own_champion(encoder, base, make_adapter, tmp_path):
+    """The task's champion is on another base by now."""
+    task = replace(from_json(Manifest, (encoder_folder(encoder) / "manifest.json").read_bytes()).task, name="zz-moved")
+    own = encoder.promote(make_adapter(tmp_path / "own", base, task=task, rank=2, target_modules=TARGETS))
+    shutil.copytree(base.path, tmp_path / "other-base")
+    weights = load_file(tmp_path / "other-base" / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, tmp_path / "other-base" / "model.safetensors")
+    other = locate(BaseModelRef(str(tmp_path / "other-base")))
+    newer = encoder.promote(make_adapter(tmp_path / "newer", other, task=task, rank=2, target_modules=TARGETS))
+    for named, digest in ((None, newer), (base.id, own), (other.id, newer)):
+        models = ServedModels(["zz-moved"], uri=encoder.uri, base=named)
+        assert [(name, adapter.digest) for name, adapter in models.served()] == [("zz-moved", digest)]
+        assert models.bank.base.weight_digest == (base if digest == own else other).weight_digest
+
+
+def encoder_folder(encoder):
+    return encoder.server.models.look_up("task-2").folder
+
+
 def test_a_champion_on_another_base_is_refused_and_the_last_one_goes_on(
     encoder, folders, base, make_adapter, tmp_path, caplog
 ):
@@ -178,7 +198,7 @@ def test_a_registry_that_is_away_changes_nothing_but_ready(encoder, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "fault", [RegistryError("The registry forbids it."), HomeError("No space left."), OSError("odd")]
+    "fault", [RegistryUnreadableError("It is forbidden."), HomeError("No space left."), OSError("odd")]
 )
 def test_a_fault_that_may_pass_is_tried_again(fault, encoder, folders, monkeypatch):
     """As a password that has expired, a full disk, or a lock that is held too long."""
@@ -194,15 +214,15 @@ def test_a_fault_that_may_pass_is_tried_again(fault, encoder, folders, monkeypat
             time.sleep(0.01)
         assert encoder.classify("task-1", "x")["system_fingerprint"] == before
         assert encoder.post("/classify", {"model": "task-1@nobody", "input": "x"}).status_code >= 500
-    while encoder.classify("task-1", "x")["system_fingerprint"] != after:
+    while encoder.get("/ready").json()["registry"] != "ok":  # said once all names have been looked up
         time.sleep(0.01)
-    assert encoder.get("/ready").json()["registry"] == "ok"
+    assert encoder.classify("task-1", "x")["system_fingerprint"] == after
 
 
 def test_a_store_that_is_gone_is_a_registry_that_is_away(encoder):
     store = Path(encoder.uri.removeprefix("sqlite:///"))
     away = store.rename(store.with_name("away.db"))
-    while "There is no" not in encoder.get("/ready").json()["registry"]:
+    while "There is no registry" not in encoder.get("/ready").json()["registry"]:
         time.sleep(0.01)
     assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
     away.rename(store)
@@ -242,6 +262,15 @@ def test_a_shadow_answers_the_same_rows_for_a_log_alone(encoder, folders):
         a.label == b.label for a, b in zip(champion, challenger, strict=True)
     ]
     assert {line["shadow_champion_digest"] for line in lines} == {answer.headers["x-loraxs-digest"]}
+
+
+def test_numbers_neither_agree_nor_differ(encoder, folders):
+    server = Server(ServedModels(["task-1"], uri=encoder.uri), shadows=[f"task-1={folders['number']}"])
+    log = home() / "shadow" / "task-1.jsonl"
+    with running(server) as url:
+        assert requests.post(f"{url}/classify", json={"model": "task-1", "input": TEXTS}, timeout=60).ok
+    assert [json.loads(line)["shadow_agree"] for line in log.read_text().splitlines()] == [None] * 4
+    assert (server.shadows.num_agreed, server.shadows.num_differed, server.shadows.num_lost) == (0, 0, 0)
 
 
 def test_a_shadow_that_fails_disturbs_nobody(encoder, folders, monkeypatch, tmp_path):

@@ -19,9 +19,10 @@ import pytest
 from support.toy_language import save_base, writing
 
 from loraxs_search.base_model import linear_modules, locate, with_setup
-from loraxs_search.errors import LoraxsError, UsageError
+from loraxs_search.errors import LoraxsError, RegistryUnreadableError, UsageError
 from loraxs_search.records import BaseModelRef, TaskModel
 from loraxs_search.registry import Registry
+from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.serve import vllm_plugin
 from loraxs_search.serve.vllm_command import rank_option, vllm_command
 from loraxs_search.serve.vllm_plugin import TaskResolver
@@ -291,6 +292,32 @@ def test_a_registry_that_is_away_is_503_and_names_keep_their_adapters(resolvers,
         return away.value.status_code, await vllm.ask("any")
 
     assert served(vllm, scenario) == (503, short("any", "0" * 64))
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_store_that_cannot_be_read_takes_no_name_away(
+    gone, resolvers, model, writer, in_registry, registry, monkeypatch
+):
+    """Its database is not there, or MLflow fails at it."""
+    known = in_registry(writer("known"))
+    vllm = Vllm(model, resolver(["*"]))
+    store = Path(registry[0].removeprefix("sqlite:///"))
+
+    def fails(*_):
+        raise RegistryUnreadableError("The registry failed.")
+
+    async def scenario():
+        assert await vllm.ask("known") == short("known", known)
+        away = store.rename(store.with_name("away.db")) if gone else store
+        with monkeypatch.context() as patch:
+            if not gone:
+                patch.setattr(RegistryReader, "resolve", fails)
+                vllm.resolver._settled = None
+            await vllm.resolver.refresh()
+            assert await vllm.ask("known") == short("known", known)
+        away.rename(store)
+
+    served(vllm, scenario)
 
 
 def test_nothing_is_resolved_without_vllms_table_of_names(resolvers, model, writer, in_registry):
