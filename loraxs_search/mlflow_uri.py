@@ -159,6 +159,8 @@ def prepare_environment() -> None:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
+# OpenSSL's codes for a certificate that nobody known here has signed; not for one that is old, or of another name.
+_UNKNOWN_AUTHORITY = (18, 19, 20, 21)
 _CERTIFICATE, _INSECURE = "MLFLOW_TRACKING_SERVER_CERT_PATH", "MLFLOW_TRACKING_INSECURE_TLS"  # MLflow's own
 
 
@@ -197,26 +199,30 @@ def check_server(uri: str, *, timeout_s: float = 5.0) -> None:
     Raises:
         TrackingError: no MLflow server answers at `uri` within `timeout_s`.
     """
+    hint = f"start it, or check --tracking-uri and {ENV_URI}; without either, runs go to a local database"
     try:
         status = get(f"{uri}/health", timeout_s=timeout_s).status_code
     except (OSError, ValueError) as error:
         problem = reason(error)
+        if getattr(_innermost(error), "verify_code", 0) in _UNKNOWN_AUTHORITY:
+            hint = "name a file with the certificate of the authority that signed the server's in REQUESTS_CA_BUNDLE"
     else:
         # 401 and 403: a proxy that wants credentials. It is alive, and MLflow's client sends its own.
         if status < 400 or status in (401, 403):
             return
         problem = f"it answers /health with status {status}"
-    raise TrackingError(
-        f"The MLflow server at {redact(uri)} must be reachable, but: {redact(problem)}.",
-        hint=f"start it, or check --tracking-uri and {ENV_URI}; without either, runs go to a local database",
-    )
+    raise TrackingError(f"The MLflow server at {redact(uri)} must be reachable, but: {redact(problem)}.", hint=hint)
 
 
 def reason(error: Exception) -> str:
     """Return what the system says of a request that failed, without the layers of the client around it."""
+    below = _innermost(error)
+    return str(below) or type(below).__name__
+
+
+def _innermost(error: Exception) -> BaseException:
     inner = error.args[0] if error.args else error
     inner = getattr(inner, "reason", inner)
     if not isinstance(inner, Exception):
-        return str(error)
-    below = inner.__cause__ or next((part for part in reversed(inner.args) if isinstance(part, Exception)), inner)
-    return str(below) or type(below).__name__
+        return error
+    return inner.__cause__ or next((part for part in reversed(inner.args) if isinstance(part, Exception)), inner)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.tls import https_server
 
 from loraxs_search.errors import LoraxsError, TrackingError
 from loraxs_search.mlflow_uri import artifact_root, check_server, get, redact, resolve_uri, sqlite_path, without_account
@@ -98,6 +99,27 @@ def test_a_server_that_hangs_is_given_up_in_time() -> None:
         mute.listen()
         with pytest.raises(TrackingError, match="timed out"):
             check_server(f"http://127.0.0.1:{mute.getsockname()[1]}", timeout_s=0.3)
+
+
+def test_a_certificate_of_an_unknown_authority_is_said_with_the_variable_that_names_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with https_server(tmp_path) as (uri, authority):
+        with pytest.raises(TrackingError, match="certificate verify failed") as refused:
+            check_server(uri)
+        assert "REQUESTS_CA_BUNDLE" in str(refused.value.hint)
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+        check_server(uri)
+
+
+def test_a_certificate_of_another_server_is_no_matter_of_the_authority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with https_server(tmp_path, "DNS:mlflow.example.org") as (uri, authority):
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority))
+        with pytest.raises(TrackingError, match="certificate verify failed") as refused:
+            check_server(uri)
+    assert "--tracking-uri" in str(refused.value.hint)
 
 
 @pytest.mark.parametrize("uri", ["http://host.invalid:5000", "http://:5000", "http://[::1"])

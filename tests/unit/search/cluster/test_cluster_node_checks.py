@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import ssl
-import subprocess
-import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.tls import https_server
 
 from loraxs_search.search.cluster import node_facts
 from loraxs_search.search.cluster.node_checks import CheckResult, Expected, NodeFacts, evaluate, failures, unlike_files
@@ -130,43 +125,14 @@ def test_a_file_that_differs_between_nodes_is_named_with_both_digests() -> None:
     assert result.value == f"/data/train.csv has sha256 {'b' * 16} here, {'a' * 16} on 10.0.0.2"
 
 
-@pytest.fixture
-def https_server(tmp_path: Path) -> Iterator[str]:
-    """A server whose certificate nobody else has signed, as one inside a company."""
-    if shutil.which("openssl") is None:
-        pytest.skip("`openssl` is not installed")
-    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=mlflow.example.org"]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"https://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
-
-
-class Healthy(BaseHTTPRequestHandler):
-    """Answers /health alone."""
-
-    def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/health" else 404)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
-
-
-def test_a_certificate_is_the_drivers_to_trust(https_server: str) -> None:
+def test_a_certificate_is_the_drivers_to_trust(tmp_path: Path) -> None:
     """A node only has to find the server; MLFLOW_TRACKING_SERVER_CERT_PATH is set where records are sent from."""
     question = {"files": [], "base": None, "hub": False, "thorough": False}
-    assert node_facts.facts_here(question | {"mlflow": https_server})["mlflow_problem"] is None
-    wrong = node_facts.facts_here(question | {"mlflow": f"{https_server}/elsewhere"})["mlflow_problem"]
-    assert wrong == "it answers with status 404"
-    closed = https_server.rpartition(":")[0] + ":9"
+    with https_server(tmp_path) as (uri, _):
+        assert node_facts.facts_here(question | {"mlflow": uri})["mlflow_problem"] is None
+        wrong = node_facts.facts_here(question | {"mlflow": f"{uri}/elsewhere"})["mlflow_problem"]
+        assert wrong == "it answers with status 404"
+    closed = uri.rpartition(":")[0] + ":9"
     assert node_facts.facts_here(question | {"mlflow": closed})["mlflow_problem"] is not None
 
 
