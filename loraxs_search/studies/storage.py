@@ -1,150 +1,18 @@
-"""A place that outlives a driver's machine: a folder on a file system that machines share, or a bucket.
-
-A bucket must speak S3 with conditional writes, which pyarrow has none of.
-"""
+"""A place that outlives a driver's machine: a folder on a file system that machines share, or a bucket."""
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from loraxs_search.errors import HomeError, StorageConflictError, StorageError
 from loraxs_search.home import create_atomic, home, write_atomic
-from loraxs_search.mlflow_uri import parts_of, shown
-
-if TYPE_CHECKING:
-    from obstore.store import S3Config, S3Store
-
-
-_BUCKET_HINT = (
-    "check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile of ~/.aws/credentials, "
-    "or the machine's role; AWS_ENDPOINT_URL for a server that is not AWS, which must know conditional writes"
-)
-
-
-class S3Bucket:
-    """Objects below `s3://bucket/prefix`.
-
-    Raises:
-        StorageError: the address is malformed or not one of these.
-    """
-
-    hint = _BUCKET_HINT
-
-    def __init__(self, uri: str) -> None:
-        from obstore.exceptions import BaseError
-
-        self._store = _store(uri)
-        self.faults: tuple[type[Exception], ...] = (OSError, BaseError)
-
-    def create(self, key: str, content: bytes) -> str | None:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError
-
-        try:
-            return obstore.put(self._store, key, content, mode="create", use_multipart=False)["e_tag"]
-        except AlreadyExistsError:
-            return None
-
-    def write(self, key: str, content: bytes, version: str | None) -> str:
-        import obstore
-        from obstore.exceptions import AlreadyExistsError, PreconditionError
-
-        try:
-            seen = obstore.put(
-                self._store,
-                key,
-                content,
-                mode="create" if version is None else {"e_tag": version},
-                use_multipart=False,
-            )
-        except (AlreadyExistsError, PreconditionError) as error:
-            raise StorageConflictError(
-                f"{key} must be as this driver left it, but another one has written it."
-            ) from error
-        return seen["e_tag"] or ""
-
-    def get(self, key: str) -> bytes | None:
-        import obstore
-
-        try:
-            return bytes(obstore.get(self._store, key).bytes())
-        except FileNotFoundError:
-            return None
-
-    def delete(self, key: str) -> None:
-        import obstore
-
-        obstore.delete(self._store, key)
-
-    def versions(self, prefix: str) -> Mapping[str, str]:
-        import obstore
-
-        pages: Iterable[Iterable[Mapping[str, object]]] = obstore.list(self._store, prefix or None)
-        return {str(item["path"]): str(item["e_tag"]) for page in pages for item in page}
-
-
-def _store(uri: str) -> S3Store:
-    from obstore.store import S3Store
-
-    parts = parts_of(uri)
-    if parts is None or parts.scheme != "s3" or not parts.hostname or "@" in parts.netloc:
-        raise StorageError(
-            f"`--storage` must be a folder or s3://bucket/prefix, but got {shown(uri)}.",
-            hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL, the account by AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY",
-        )
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    if endpoint and not _is_server(endpoint):  # obstore would panic at it, and print it in each error
-        raise StorageError(f"AWS_ENDPOINT_URL must be http(s)://SERVER, but is {shown(endpoint)}.", hint=_BUCKET_HINT)
-    return S3Store(
-        parts.netloc,
-        prefix="/".join(filter(None, parts.path.split("/"))) or None,  # no name between slashes may be empty
-        config=_config(endpoint),
-        client_options={
-            "allow_http": endpoint.startswith("http://"),
-            "connect_timeout": timedelta(seconds=5),
-            "timeout": timedelta(seconds=60),
-        },
-        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
-    )
-
-
-def _is_server(endpoint: str) -> bool:
-    parts = parts_of(endpoint)
-    is_server = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
-    return is_server and "@" not in endpoint and endpoint.split() == [endpoint]
-
-
-def _config(endpoint: str) -> S3Config:
-    config: S3Config = {
-        "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-    }
-    if endpoint:
-        config["endpoint"] = endpoint
-    if "AWS_ACCESS_KEY_ID" not in os.environ and (profile := _profile()):
-        config["access_key_id"] = profile["aws_access_key_id"]
-        config["secret_access_key"] = profile["aws_secret_access_key"]
-        if "aws_session_token" in profile:
-            config["session_token"] = profile["aws_session_token"]
-    return config
-
-
-def _profile() -> dict[str, str]:
-    """Return the account of AWS's own file, which the client does not read; nothing where it names none."""
-    read = configparser.ConfigParser(interpolation=None)
-    read.read(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
-    section = os.environ.get("AWS_PROFILE") or "default"
-    profile = dict(read[section]) if section in read else {}
-    return profile if {"aws_access_key_id", "aws_secret_access_key"} <= profile.keys() else {}
-
+from loraxs_search.studies.buckets import Bucket
 
 _FOLDER_HINT = "check that its share is mounted here, has room and may be used"
 
@@ -250,7 +118,8 @@ class Storage:
     A version tells an object from those that replace it: it is for comparing only.
 
     Args:
-        uri: A folder that is there, or `s3://bucket/prefix`; a server that is not AWS is named by AWS_ENDPOINT_URL.
+        uri: A folder that is there, `s3://bucket/prefix` or `az://container/prefix`; AWS_ENDPOINT_URL and
+            AZURE_STORAGE_ENDPOINT name a server that is not the cloud's own.
 
     Raises:
         StorageError: the address is malformed or not one of these.
@@ -259,7 +128,7 @@ class Storage:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         is_folder = uri.strip() and "://" not in uri
-        self._objects: _ObjectStore = _SharedFolder(uri) if is_folder else S3Bucket(uri)
+        self._objects: _ObjectStore = _SharedFolder(uri) if is_folder else Bucket(uri)
 
     def check(self) -> None:
         """See that objects can be written and deleted, and that what another driver has written is not replaced.

@@ -62,7 +62,7 @@ def environment(folder: Path, name: str, install: Callable[[Environment], None])
     Args:
         install: Puts into it what it is for.
     """
-    root = Path(os.environ[KEPT]) if KEPT in os.environ else folder
+    root = kept_in(folder)
     place, ready = root / name, root / f"{name}.ready"
     made = Environment(place / "bin" / "python")
     if not ready.exists():
@@ -70,6 +70,11 @@ def environment(folder: Path, name: str, install: Callable[[Environment], None])
         install(made)
         ready.touch()
     return made
+
+
+def kept_in(folder: Path) -> Path:
+    """Return where other people's software goes: `folder`, unless LORAXS_TEST_ENVIRONMENTS names another."""
+    return Path(os.environ[KEPT]) if KEPT in os.environ else folder
 
 
 def version(distribution: str) -> str:

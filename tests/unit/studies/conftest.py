@@ -1,9 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from support import object_stores
+from support.environments import kept_in
 
 from loraxs_search.studies import Storage, lease, mirror
 from loraxs_search.studies.clock import Clock
@@ -35,14 +37,44 @@ def make_clock() -> Callable[..., HandClock]:
     return HandClock
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with object_stores.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as variables:
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with object_stores.azurite(folder := tmp_path_factory.mktemp("azurite"), kept_in(folder)) as variables:
+        yield variables
+
+
+def place(kind: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return an empty place of a kind, and set what leads there."""
+    if kind == "folder":
+        (folder / "shared").mkdir()
+        return str(folder / "shared")
+    if kind == "moto":
+        return f"{request.getfixturevalue('s3_bucket')}/studies of mine"
+    for name, value in request.getfixturevalue(kind).items():
+        monkeypatch.setenv(name, value)
+    scheme = "az" if kind == "azurite" else "s3"
+    return f"{scheme}://{object_stores.BUCKET}/{folder.name}/studies of mine"
+
+
+AZURITE = pytest.param("azurite", marks=pytest.mark.long)
+
+
+@pytest.fixture(params=["folder", "moto", pytest.param("seaweedfs", marks=pytest.mark.long), AZURITE])
 def storage_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty place of each kind."""
-    if request.param == "folder":
-        (tmp_path / "shared").mkdir()
-        return str(tmp_path / "shared")
-    bucket: str = request.getfixturevalue("s3_bucket")
-    return f"{bucket}/studies of mine"
+    return place(request.param, request, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=["folder", "moto", "seaweedfs", AZURITE])
+def each_storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """An empty place of each kind, all but Azurite in every run."""
+    return Storage(place(request.param, request, tmp_path, monkeypatch))
 
 
 @pytest.fixture

@@ -1,0 +1,168 @@
+"""Buckets as a place for studies: S3, and Azure's containers.
+
+Both must have conditional writes, which pyarrow has none of. Google's buckets compare generations, and their listings,
+which the copy of a study goes by, have none.
+"""
+
+from __future__ import annotations
+
+import configparser
+import os
+from collections.abc import Iterable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.errors import StorageConflictError, StorageError, first_line
+from loraxs_search.mlflow_uri import parts_of, shown
+
+if TYPE_CHECKING:
+    from obstore.store import AzureStore, S3Config, S3Store
+
+
+_HINTS = {
+    "s3": "check the address and the account: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile of "
+    "~/.aws/credentials, or the machine's role; AWS_ENDPOINT_URL for a server that is not AWS, which must know "
+    "conditional writes",
+    "az": "check the address and the account: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, "
+    "AZURE_STORAGE_SAS_TOKEN or a service principal; AZURE_STORAGE_ENDPOINT for a server that is not Azure",
+}
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+}
+
+
+class Bucket:
+    """Objects below `s3://bucket/prefix` or `az://container/prefix`; a version is an ETag without its quotes.
+
+    Azure lists ETags without quotes and gives them back with quotes where it writes, S3 has quotes in both.
+
+    Raises:
+        StorageError: the address is malformed or not one of these, or it lacks an account.
+    """
+
+    def __init__(self, uri: str) -> None:
+        from obstore.exceptions import BaseError
+
+        self._store, self.hint = _store(uri)
+        self.faults: tuple[type[Exception], ...] = (OSError, BaseError)
+
+    def create(self, key: str, content: bytes) -> str | None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            return _version(obstore.put(self._store, key, content, mode="create", use_multipart=False)["e_tag"])
+        except AlreadyExistsError:
+            return None
+
+    def write(self, key: str, content: bytes, version: str | None) -> str:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            seen = obstore.put(
+                self._store,
+                key,
+                content,
+                mode="create" if version is None else {"e_tag": f'"{version}"'},
+                use_multipart=False,
+            )
+        except (AlreadyExistsError, PreconditionError) as error:
+            raise StorageConflictError(
+                f"{key} must be as this driver left it, but another one has written it."
+            ) from error
+        return _version(seen["e_tag"])
+
+    def get(self, key: str) -> bytes | None:
+        import obstore
+
+        try:
+            return bytes(obstore.get(self._store, key).bytes())
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        import obstore
+
+        obstore.delete(self._store, key)
+
+    def versions(self, prefix: str) -> Mapping[str, str]:
+        import obstore
+
+        pages: Iterable[Iterable[Mapping[str, Any]]] = obstore.list(self._store, prefix or None)
+        return {str(item["path"]): _version(item["e_tag"]) for page in pages for item in page}
+
+
+def _version(e_tag: str | None) -> str:
+    return (e_tag or "").removeprefix('"').removesuffix('"')
+
+
+def _store(uri: str) -> tuple[S3Store | AzureStore, str]:
+    """Return where an address leads, and what to do where it does not."""
+    from obstore.exceptions import BaseError
+    from obstore.store import AzureStore, S3Store
+
+    parts = parts_of(uri)
+    if parts is None or parts.scheme not in _HINTS or not parts.hostname or "@" in parts.netloc:
+        raise StorageError(
+            f"`--storage` must be a folder, s3://bucket/prefix or az://container/prefix, but got {shown(uri)}.",
+            hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL, the account by AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY",
+        )
+    hint, endpoint = _HINTS[parts.scheme], _endpoint(parts.scheme)
+    options: dict[str, Any] = {
+        "prefix": "/".join(filter(None, parts.path.split("/"))) or None,  # no name between slashes may be empty
+        "client_options": {
+            "allow_http": endpoint.startswith("http://"),
+            "connect_timeout": timedelta(seconds=5),
+            "timeout": timedelta(seconds=60),
+        },
+        "retry_config": {"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
+    }
+    if parts.scheme == "s3":
+        return S3Store(parts.netloc, config=_s3_config(endpoint), **options), hint
+    try:
+        return AzureStore(parts.netloc, config={"endpoint": endpoint} if endpoint else {}, **options), hint
+    except BaseError as error:
+        message = f"The storage at {uri} must have an account, but: {first_line(error)}."
+        raise StorageError(message, hint=hint) from error
+
+
+def _endpoint(scheme: str) -> str:
+    """Return the server that the environment names in place of the cloud's own; empty if there is none."""
+    name = next((name for name in _ENDPOINTS[scheme] if os.environ.get(name)), None)
+    endpoint = os.environ[name] if name else ""
+    if endpoint and not _is_server(endpoint):  # obstore would panic at it, and print it in each error
+        raise StorageError(f"{name} must be http(s)://SERVER, but is {shown(endpoint)}.", hint=_HINTS[scheme])
+    return endpoint
+
+
+def _is_server(endpoint: str) -> bool:
+    parts = parts_of(endpoint)
+    is_server = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+    return is_server and "@" not in endpoint and endpoint.split() == [endpoint]
+
+
+def _s3_config(endpoint: str) -> S3Config:
+    config: S3Config = {
+        "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+    }
+    if endpoint:
+        config["endpoint"] = endpoint
+    if "AWS_ACCESS_KEY_ID" not in os.environ and (profile := _profile()):
+        config["access_key_id"] = profile["aws_access_key_id"]
+        config["secret_access_key"] = profile["aws_secret_access_key"]
+        if "aws_session_token" in profile:
+            config["session_token"] = profile["aws_session_token"]
+    return config
+
+
+def _profile() -> dict[str, str]:
+    """Return the account of AWS's own file, which the client does not read; nothing where it names none."""
+    read = configparser.ConfigParser(interpolation=None)
+    read.read(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
+    section = os.environ.get("AWS_PROFILE") or "default"
+    profile = dict(read[section]) if section in read else {}
+    return profile if {"aws_access_key_id", "aws_secret_access_key"} <= profile.keys() else {}

