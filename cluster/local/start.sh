@@ -3,7 +3,8 @@
 # Use it to see a search on a real cluster, or to kill a node and watch its trials continue on another. It is not faster
 # than `loraxs-search launch SPACE`, which starts one node for itself.
 #
-# Needs: `ray` on PATH, from the environment that has loraxs-search.
+# Needs: `ray` on PATH, from an environment with this package: `make env` makes .venv, or `pip install dist/*.whl` puts
+# the wheel of `make dist` into one of yours.
 #
 #     eval "$(cluster/local/start.sh 2 1)"        # 2 workers with 1 CPU each; gives this shell the token
 #     loraxs-search launch movie_reviews --address 127.0.0.1:6379

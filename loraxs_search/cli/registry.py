@@ -303,7 +303,7 @@ def pull(
 
     `onnx` is for any ONNX runtime, of LoRA-XS classifiers and regressions with basis `top`. model.onnx has the base;
     adapters are small files of inputs, which each row brings: one model.onnx serves all of a base, mixed in one batch.
-    It needs `pip install 'loraxs-search[onnx]'`. README.md has the code that asks it.
+    It needs the extra, `pip install '.[onnx]'`. README.md has the code that asks it.
 
     Bases: --base NAME takes the end of a base's id. If several bases end alike, write ORGANISATION/NAME: an adapter of
     another base is then refused.

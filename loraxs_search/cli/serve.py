@@ -13,10 +13,8 @@ import typer
 
 from loraxs_search.cli._completion import adapters
 from loraxs_search.cli._output import BaseOption, TrackingOption, shown_bytes
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import UsageError, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri
-
-_EXTRA = "pip install 'loraxs-search[serve]'"
 
 
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
@@ -82,7 +80,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         import prometheus_client  # noqa: F401
         import uvicorn
     except ModuleNotFoundError as error:
-        raise UsageError(f"`serve` needs {error.name}, which is not installed.", hint=_EXTRA) from error
+        raise UsageError(f"`serve` needs {error.name}, which is not installed.", hint=extra_hint("serve")) from error
 
     keys = () if api_key_file is None else _keys(api_key_file)
     limit = _bytes(max_bytes)

@@ -40,4 +40,4 @@ def test_an_extra_that_is_missing_is_named(say, monkeypatch, store_uri):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     said = say("serve", "reviews")
     assert said.code == 2
-    assert "pip install 'loraxs-search[serve]'" in said.err
+    assert "pip install '.[serve]'" in said.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import copy
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -17,36 +18,26 @@ from typing import Any
 
 import pytest
 import typer
-import yaml
 from packaging.requirements import Requirement
+from support.cluster_files import (
+    CLUSTER,
+    FILES,
+    LAUNCHERS,
+    MANIFESTS,
+    NODE_ENVIRONMENT,
+    SCRIPTS,
+    documents,
+    environment,
+    read,
+)
+from support.pages import ROOT
 
+from loraxs_search import __version__
 from loraxs_search.cli._main import app
-from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 from loraxs_search.shipped_spaces import shipped_spaces
 
-ROOT = Path(__file__).parents[2]
-CLUSTER = ROOT / "cluster"
-FILES = sorted(path for path in CLUSTER.rglob("*") if path.is_file() and path.name != "README.md")
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in [*FILES, CLUSTER / "README.md"]}
-LAUNCHERS = ("aws.yaml", "gcp.yaml", "on-prem.yaml")
-SCRIPTS = ("local/start.sh", "local/stop.sh", "mlflow/serve.sh", "slurm.sbatch")
-MANIFESTS = ("kuberay/mlflow.yaml", "kuberay/raycluster.yaml", "kuberay/rayjob.yaml")
 BIN = Path(sys.executable).parent
-KUBERNETES = "1.34"  # of the schemas; any version that knows these kinds would do
-
-# A node started without these would not be as `launch` starts its own (`_RAY_ENVIRONMENT` says why each matters).
-NODE_ENVIRONMENT = {
-    name: _RAY_ENVIRONMENT[name]
-    for name in ("RAY_worker_niceness", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "RAY_USAGE_STATS_ENABLED")
-}
-
-
-def read(name: str) -> str:
-    return (CLUSTER / name).read_text()
-
-
-def documents(name: str) -> list[dict[str, Any]]:
-    return [document for document in yaml.safe_load_all(read(name)) if document]
 
 
 # ---- every file ------------------------------------------------------------------------------------------------------
@@ -166,7 +157,7 @@ def test_all_workers_are_there_when_a_search_starts(name):
 def ray_start_lines(name: str) -> Iterator[list[str]]:
     for command in launcher_commands(name):
         for part in command.split(";"):
-            words = shlex.split(part)
+            words = list(itertools.dropwhile(lambda word: re.match(r"\w+=", word), shlex.split(part)))
             if words[:2] == ["ray", "start"]:
                 yield words[2:]
 
@@ -188,138 +179,44 @@ def test_every_node_asks_for_the_token_and_has_the_environment_of_a_local_one(na
         assert f" {variable}={value}" in code, variable
 
 
+WHEEL = f"loraxs_search-{__version__}-py3-none-any.whl"
+
+
+@pytest.mark.parametrize("name", [*LAUNCHERS, "kuberay/Dockerfile"])
+def test_a_file_installs_the_wheel_of_make_dist(name):
+    header, code = [re.findall(pattern, read(name), re.MULTILINE) for pattern in (r"^# .*$", r"^[^#\n].*$")]
+    assert any("make dist" in line for line in header)
+    assert any(re.search(rf"pip install .*\S*/{re.escape(WHEEL)}\b", line) for line in code)
+    assert set(re.findall(r"[\w.-]+\.whl", read(name))) == {WHEEL}
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_a_launcher_copies_what_it_installs(name):
+    [config] = documents(name)
+    (home,) = {place.removesuffix("/dist") for place, source in config["file_mounts"].items() if source == "dist"}
+    assert f"{home}/.ray/auth_token" in config["file_mounts"]
+    installs = [command for command in launcher_commands(name) if WHEEL in command]
+    assert all(f" ~/dist/{WHEEL}" in command for command in installs)
+
+
+def test_ray_up_does_not_turn_the_second_autoscaler_on():
+    """`ray up` exports the variable before each command of the head; it takes the head for a worker there."""
+    from ray.autoscaler._private.util import with_envs
+
+    [config] = documents("on-prem.yaml")
+    *_, command = with_envs(config["head_start_ray_commands"], {"RAY_enable_autoscaler_v2": "1"})
+    ray = "ray() { echo $RAY_enable_autoscaler_v2 $*; }"
+    done = subprocess.run(["bash", "-c", f"{ray}; {command}"], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.startswith("0 start --head ")
+
+
 def test_all_name_one_ray_and_one_image():
     versions = {v for text in TEXTS.values() for v in re.findall(r"rayproject/ray:([\d.]+)|rayVersion: ([\d.]+)", text)}
     assert {a or b for a, b in versions} == {"2.60.0"}
     needed = [Requirement(r) for r in importlib.metadata.requires("loraxs-search") or ()]
     assert all(r.specifier.contains("2.60.0") for r in needed if r.name == "ray")
     images = {i for text in TEXTS.values() for i in re.findall(r"registry\.example\.org/loraxs-search:\S+", text)}
-    assert len(images) == 1
-
-
-# ---- Kubernetes ------------------------------------------------------------------------------------------------------
-OBJECTS = [
-    pytest.param(document, id=f"{document['kind']}-{document['metadata']['name']}")
-    for name in MANIFESTS
-    for document in documents(name)
-]
-OURS = [o for o in OBJECTS if not o.values[0]["apiVersion"].startswith("ray.io/")]  # type: ignore[index]
-KUBERAY = [o for o in OBJECTS if o.values[0]["apiVersion"].startswith("ray.io/")]  # type: ignore[index]
-
-# KubeRay's API reference, `ray.io/v1`; no package carries its schemas.
-FIELDS = {
-    "RayCluster": """authOptions autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec
-        headServiceAnnotations managedBy rayVersion suspend workerGroupSpecs""",
-    "headGroupSpec": "enableIngress headService labels rayStartParams resources serviceType template",
-    "workerGroupSpecs": """groupName idleTimeoutSeconds labels maxReplicas minReplicas numOfHosts rayStartParams
-        replicas resources scaleStrategy suspend template""",
-    "RayJob": """activeDeadlineSeconds backoffLimit clusterSelector deletionStrategy entrypoint entrypointNumCpus
-        entrypointNumGpus entrypointResources jobId managedBy metadata preRunningDeadlineSeconds rayClusterSpec
-        runtimeEnvYAML shutdownAfterJobFinishes submissionMode submitterConfig submitterPodTemplate suspend
-        ttlSecondsAfterFinished""",
-}
-
-
-def unknown(section: dict[str, Any], kind: str) -> set[str]:
-    return set(section) - set(FIELDS[kind].split())
-
-
-def pod_templates(document: Any) -> Iterator[dict[str, Any]]:
-    """Every pod that an object makes: whatever has containers."""
-    if isinstance(document, dict):
-        if "containers" in document.get("spec", {}):
-            yield document
-        for value in document.values():
-            yield from pod_templates(value)
-    elif isinstance(document, list):
-        for value in document:
-            yield from pod_templates(value)
-
-
-def validate(document: dict[str, Any]) -> None:
-    import kubernetes_validate
-
-    kubernetes_validate.validate(document, KUBERNETES, strict=True)
-
-
-@pytest.mark.parametrize("document", OURS)
-def test_a_kubernetes_object_fits_its_published_schema(document):
-    validate(document)
-
-
-@pytest.mark.parametrize("document", KUBERAY)
-def test_a_kuberay_object_has_documented_fields_and_sound_pods(document):
-    spec = document["spec"]
-    assert document["apiVersion"] == "ray.io/v1"
-    assert unknown(spec, document["kind"]) == set()
-    if document["kind"] == "RayCluster":
-        assert spec["authOptions"] == {"mode": "token"}
-        assert unknown(spec["headGroupSpec"], "headGroupSpec") == set()
-        for group in spec["workerGroupSpecs"]:
-            assert unknown(group, "workerGroupSpecs") == set()
-            assert group["minReplicas"] == group["replicas"] == group["maxReplicas"]
-        starts = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-        assert all(isinstance(v, str) for group in starts for v in group["rayStartParams"].values())
-    templates = list(pod_templates(document))
-    assert templates
-    for template in templates:
-        validate({"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}, "template": template})
-
-
-@pytest.mark.parametrize("document", [o for o in OBJECTS if list(pod_templates(o.values[0]))])
-def test_pods_have_no_root_and_limits(document):
-    for pod in (template["spec"] for template in pod_templates(document)):
-        assert pod["securityContext"]["runAsNonRoot"] is True
-        assert pod["securityContext"]["runAsUser"] > 0
-        assert pod["automountServiceAccountToken"] is False
-        for container in pod["containers"]:
-            assert {"cpu", "memory"} <= set(container["resources"]["limits"])
-            assert container["securityContext"]["allowPrivilegeEscalation"] is False
-            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-
-
-def environment(document: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for template in pod_templates(document):
-        for container in template["spec"]["containers"]:
-            found |= {entry["name"]: entry for entry in container.get("env", ())}
-    return found
-
-
-def test_secrets_come_from_the_secret_that_the_header_makes():
-    [pattern] = re.findall(r"grep -E '(.*?)'", read("kuberay/mlflow.yaml"))
-    exported = re.findall(r"(\w+)=\.\.\.", read("kuberay/mlflow.yaml"))
-    assert all(re.match(pattern, f"{name}=x") for name in exported)
-    for name in MANIFESTS:
-        for document in documents(name):
-            assert document["kind"] != "Secret"
-            for variable, entry in environment(document).items():
-                if re.search("PASSWORD|TOKEN|SECRET|ACCESS_KEY", variable):
-                    reference = entry["valueFrom"]["secretKeyRef"]
-                    assert reference["name"] == "loraxs-mlflow"
-                    assert reference["key"] in exported
-
-
-def test_ray_pods_have_the_environment_of_a_local_node():
-    [cluster] = [d for d in documents("kuberay/raycluster.yaml") if d["kind"] == "RayCluster"]
-    for group in (cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]):
-        found = {name: entry.get("value") for name, entry in environment(group).items()}
-        assert NODE_ENVIRONMENT.items() <= found.items()
-
-
-def test_policies_and_selectors_meet_the_pods_they_mean():
-    objects = {(d["kind"], d["metadata"]["name"]): d for name in MANIFESTS for d in documents(name)}
-    cluster, job = objects["RayCluster", "loraxs"], objects["RayJob", "reviews"]
-    assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
-    policy = objects["NetworkPolicy", "loraxs-ray"]["spec"]
-    assert policy["podSelector"]["matchLabels"] == job["spec"]["clusterSelector"]
-    ours = policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
-    for template in (*pod_templates(cluster), *pod_templates(job)):
-        assert ours.items() <= template["metadata"]["labels"].items()
-    for kind, name in (("Deployment", "mlflow"), ("StatefulSet", "mlflow-postgres")):
-        labels = objects[kind, name]["spec"]["template"]["metadata"]["labels"]
-        assert objects["Service", name]["spec"]["selector"] == labels
-        assert objects[kind, name]["spec"]["selector"]["matchLabels"] == labels
+    assert images == {f"registry.example.org/loraxs-search:{__version__}"}
 
 
 # ---- MLflow ----------------------------------------------------------------------------------------------------------

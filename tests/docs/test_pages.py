@@ -77,6 +77,40 @@ def test_names_that_contributing_places_are_in_their_files():
         assert re.search(rf"\b{name}\b", (ROOT / "loraxs_search" / path).read_text()), f"{name} in {path}"
 
 
+# ---- installing -----------------------------------------------------------------------------------------------------
+def given_to_pip_by_name(text: str) -> list[str]:
+    """Return every mention of this package that pip would look up on an index."""
+    calls = re.findall(r"pip3? install ([^\n`;|&]*)", text.replace("\\\n", " "))
+    words = [word.strip("'\".,)") for call in calls for word in call.split()]
+    return [word for word in words if re.fullmatch(r"loraxs[-_.]search(\[.*)?([=<>~!@].*)?", word, re.IGNORECASE)]
+
+
+def test_nothing_installs_this_package_from_an_index():
+    """It is on none: whoever takes its name there would be installed."""
+    folders = [ROOT / name for name in ("cluster", "loraxs_search", "search_spaces", "tests/benchmarks")]
+    texts = (".html", ".ini", ".j2", ".json", ".md", ".py", ".sbatch", ".sh", ".yaml", "")
+    files = [path for folder in folders for path in folder.rglob("*") if path.suffix in texts and path.is_file()]
+    files += [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "tests" / "demo.sh"]
+    assert {"README.md", "Makefile", "Dockerfile", "serve.py", "aws.yaml"} <= {path.name for path in files}
+    found = {str(path.relative_to(ROOT)): given_to_pip_by_name(path.read_text()) for path in files}
+    assert {path: words for path, words in found.items() if words} == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "$ pip install loraxs-search",
+        "  - pip install -U 'loraxs_search[serve]==0.2' && true",
+        "RUN pip install --no-cache-dir \\\n      boto3 loraxs-search",
+        "hint=\"pip install 'loraxs-search[onnx]'\"",
+        "Use `python -m pip install loraxs-search>=0.2`.",
+    ],
+)
+def test_a_name_for_an_index_is_found(line):
+    assert len(given_to_pip_by_name(line)) == 1
+    assert given_to_pip_by_name(line.replace("loraxs", "dist/loraxs")) == []
+
+
 # ---- benchmarks ------------------------------------------------------------------------------------------------------
 def benchmark_commands() -> list[list[str]]:
     """Return every call of a benchmark on its page, as the shell would split it."""

@@ -1,0 +1,131 @@
+"""What `make dist` builds from a checkout without anything else is complete, and works without the checkout."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import pytest
+from support.environments import clean_variables
+from support.pages import ROOT
+
+import loraxs_search
+
+WHEEL = f"loraxs_search-{loraxs_search.__version__}-py3-none-any.whl"
+
+
+def checkout() -> list[Path]:
+    """Return the files that are part of this checkout, by their paths in it."""
+    listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(listed, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("only git knows what belongs to this folder")
+    return [Path(name) for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+# ---- the wheel of the tests ------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def contents(wheel: Path) -> dict[str, bytes]:
+    """The files of the wheel that all tests share."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def in_a_wheel() -> dict[str, Path]:
+    """Return the files of this checkout that belong into a wheel, by their places there."""
+    moved = {"loraxs_search": "loraxs_search", "search_spaces": "loraxs_search/_spaces"}
+    files = [path for path in checkout() if path.parts[0] in moved]
+    return {str(PurePosixPath(moved[path.parts[0]], *path.parts[1:])): path for path in files}
+
+
+def test_the_wheel_has_every_file_of_the_package_and_its_spaces(contents: dict[str, bytes]) -> None:
+    places = in_a_wheel()
+    assert {
+        "loraxs_search/py.typed",
+        "loraxs_search/serve/page.html",
+        "loraxs_search/reports/html/templates/report.html.j2",
+        "loraxs_search/_spaces/data/movie_reviews/train.jsonl.gz",
+        "loraxs_search/_spaces/tasks/sst2.yaml",
+    } <= set(places)
+    assert set(places) - set(contents) == set()
+    assert [name for name, path in places.items() if contents[name] != (ROOT / path).read_bytes()] == []
+    others = {PurePosixPath(name).parts[0] for name in set(contents) - set(places)}
+    assert f"{WHEEL.removesuffix('-py3-none-any.whl')}.dist-info" in others
+    assert not any(name.startswith(("tests/", "cluster/")) or name.endswith(".pyc") for name in contents)
+
+
+def test_the_wheel_declares_its_command_and_its_plugins(contents: dict[str, bytes]) -> None:
+    (declared,) = [text.decode() for name, text in contents.items() if name.endswith(".dist-info/entry_points.txt")]
+    assert "loraxs-search = loraxs_search.cli:main" in declared
+    assert "[vllm.general_plugins]" in declared
+    (metadata,) = [text.decode() for name, text in contents.items() if name.endswith(".dist-info/METADATA")]
+    assert {"Provides-Extra: serve", "Provides-Extra: onnx"} <= set(metadata.splitlines())
+
+
+# ---- make dist -------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make dist` leaves in a copy of the checkout that has nothing else, but the wheel of an older version."""
+    folder = tmp_path_factory.mktemp("clean") / "checkout"
+    for path in checkout():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, folder / path)
+    (folder / "dist").mkdir()
+    (folder / "dist" / "loraxs_search-0.0.1-py3-none-any.whl").write_text("old")
+    index = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder.parent), "build"]
+    asked = subprocess.run(index, capture_output=True, text=True, timeout=120, check=False)
+    if asked.returncode:
+        pytest.skip(f"no package index: {asked.stderr.strip().splitlines()[-1]}")
+    make = ["make", "-C", str(folder), "dist", f"PYTHON={sys.executable}"]
+    done = subprocess.run(make, env=clean_variables(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "dist"
+
+
+@pytest.fixture(scope="module")
+def command(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The command of the wheel in a fresh environment, which borrows the dependencies of this one."""
+    folder = tmp_path_factory.mktemp("fresh") / "env"
+    venv.create(folder)
+    pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
+    subprocess.run([*pip, "--no-deps", "--no-index", *dist.glob("*.whl")], check=True, timeout=120)
+    ours, theirs = (next(Path(place, "lib").glob("python3*/site-packages")) for place in (sys.prefix, folder))
+    (theirs / "dependencies.pth").write_text(f"{ours}\n")  # as a plain folder: links to a checkout are not followed
+    return folder / "bin" / "loraxs-search"
+
+
+@pytest.mark.slow
+def test_make_dist_builds_one_wheel_and_its_source(dist: Path) -> None:
+    source = WHEEL.replace("-py3-none-any.whl", ".tar.gz")
+    assert {path.name for path in dist.iterdir()} == {WHEEL, source}
+    with tarfile.open(dist / source) as archive:
+        names = {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in archive.getnames()}
+    assert {"cluster/README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "tests/conftest.py"} <= names
+    with zipfile.ZipFile(dist / WHEEL) as built:
+        assert set(in_a_wheel()) <= set(built.namelist())
+
+
+@pytest.mark.slow
+def test_the_wheel_has_its_command_and_its_spaces_without_a_checkout(command: Path, tmp_path: Path) -> None:
+    assert loraxs_search.__version__ in say(command, tmp_path, "--version")
+    assert "movie_reviews" in say(command, tmp_path, "spaces", "ls")
+
+
+@pytest.mark.long
+def test_the_wheel_checks_a_search_without_a_checkout(command: Path, tmp_path: Path) -> None:
+    checked = say(command, tmp_path, "launch", "movie_reviews", "--dry-run")
+    assert re.search(rf"^space +movie_reviews \({command.parents[1]}/", checked)
+
+
+def say(command: Path, folder: Path, *args: str) -> str:
+    """Run the command as a user does, where nothing leads to the checkout."""
+    called = {"cwd": folder, "env": clean_variables(), "timeout": 280}
+    done = subprocess.run([command, *args], capture_output=True, text=True, check=False, **called)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
