@@ -50,8 +50,8 @@ def launch(  # noqa: PLR0913  # each is a keyword
         address: Ray cluster; None starts one on this machine for the time of the search.
         runtime_env: YAML file with Ray's environment for the cluster's nodes; our own code goes to them anyhow.
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
-        storage: A folder that machines share, s3://bucket/prefix or az://container/prefix: the study can be resumed
-            from another machine.
+        storage: A folder that machines share, or s3://, az:// or gs://bucket/prefix: the study can be resumed from
+            another machine.
         overrides: `{"dotted.path": value}`, or `dotted.path=YAML value` each, put in before the space is checked.
         progress: Show the search while it runs: drawn on a terminal and in a notebook, elsewhere lines on stderr.
         view: Your own view of the search, in place of `progress`.

@@ -96,8 +96,8 @@ StorageOption = Annotated[
     str | None,
     typer.Option(
         "--storage",
-        help="Where to copy the study, to resume it on another machine: a shared folder, s3://BUCKET/PREFIX or "
-        "az://CONTAINER/PREFIX.",
+        help="Where to copy the study, to resume it on another machine: a shared folder, or s3://, az:// or "
+        "gs://BUCKET/PREFIX.",
         metavar="URI",
     ),
 ]

@@ -1,14 +1,11 @@
-"""Buckets as a place for studies: S3, and Azure's containers.
-
-Both must have conditional writes, which pyarrow has none of. Google's buckets compare generations, and their listings,
-which the copy of a study goes by, have none.
-"""
+"""Buckets as a place for studies, by obstore: pyarrow's have no conditional writes."""
 
 from __future__ import annotations
 
 import configparser
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +14,8 @@ from loraxs_search.errors import StorageConflictError, StorageError, first_line
 from loraxs_search.mlflow_uri import parts_of, shown
 
 if TYPE_CHECKING:
-    from obstore.store import AzureStore, S3Config, S3Store
+    from obstore import UpdateVersion
+    from obstore.store import AzureStore, GCSStore, S3Config, S3Store
 
 
 _HINTS = {
@@ -26,17 +24,23 @@ _HINTS = {
     "conditional writes",
     "az": "check the address and the account: AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, "
     "AZURE_STORAGE_SAS_TOKEN or a service principal; AZURE_STORAGE_ENDPOINT for a server that is not Azure",
+    "gs": "check the address and the account: a file that GOOGLE_APPLICATION_CREDENTIALS names, or the machine's role",
 }
 _ENDPOINTS = {
     "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
     "az": ("AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"),
+    "gs": ("GOOGLE_BASE_URL",),
 }
 
 
-class Bucket:
-    """Objects below `s3://bucket/prefix` or `az://container/prefix`; a version is an ETag without its quotes.
+_AT_ONCE = 16  # requests for the generations of objects
 
-    Azure lists ETags without quotes and gives them back with quotes where it writes, S3 has quotes in both.
+
+class Bucket:
+    """Objects below `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`.
+
+    A version is an ETag without its quotes, which Azure leaves out where it lists. Google compares generations instead,
+    and its listings have none: each object is asked for its own.
 
     Raises:
         StorageError: the address is malformed or not one of these, or it lacks an account.
@@ -46,6 +50,7 @@ class Bucket:
         from obstore.exceptions import BaseError
 
         self._store, self.hint = _store(uri)
+        self._by_generation = uri.startswith("gs:")
         self.faults: tuple[type[Exception], ...] = (OSError, BaseError)
 
     def create(self, key: str, content: bytes) -> str | None:
@@ -53,7 +58,7 @@ class Bucket:
         from obstore.exceptions import AlreadyExistsError
 
         try:
-            return _version(obstore.put(self._store, key, content, mode="create", use_multipart=False)["e_tag"])
+            return self._version(obstore.put(self._store, key, content, mode="create", use_multipart=False))
         except AlreadyExistsError:
             return None
 
@@ -66,14 +71,14 @@ class Bucket:
                 self._store,
                 key,
                 content,
-                mode="create" if version is None else {"e_tag": f'"{version}"'},
+                mode="create" if version is None else self._condition(version),
                 use_multipart=False,
             )
         except (AlreadyExistsError, PreconditionError) as error:
             raise StorageConflictError(
                 f"{key} must be as this driver left it, but another one has written it."
             ) from error
-        return _version(seen["e_tag"])
+        return self._version(seen)
 
     def get(self, key: str) -> bytes | None:
         import obstore
@@ -89,25 +94,49 @@ class Bucket:
         obstore.delete(self._store, key)
 
     def versions(self, prefix: str) -> Mapping[str, str]:
+
+        listed = {str(item["path"]): item for item in self._listed(prefix)}
+        if self._by_generation:
+            with ThreadPoolExecutor(_AT_ONCE) as callers:
+                listed = dict(zip(listed, callers.map(self._head, listed), strict=True))
+        return {key: self._version(item) for key, item in listed.items() if item}
+
+    def keys(self, prefix: str) -> Iterable[str]:
+        return [str(item["path"]) for item in self._listed(prefix)]
+
+    def _listed(self, prefix: str) -> Iterator[Mapping[str, Any]]:
         import obstore
 
         pages: Iterable[Iterable[Mapping[str, Any]]] = obstore.list(self._store, prefix or None)
-        return {str(item["path"]): _version(item["e_tag"]) for page in pages for item in page}
+        for page in pages:
+            yield from page
+
+    def _head(self, key: str) -> Mapping[str, Any]:
+        """Return what is known of an object; nothing if it was deleted meanwhile."""
+        import obstore
+
+        try:
+            return obstore.head(self._store, key)
+        except FileNotFoundError:
+            return {}
+
+    def _version(self, seen: Mapping[str, Any]) -> str:
+        version: str | None = seen["version" if self._by_generation else "e_tag"]
+        return (version or "").removeprefix('"').removesuffix('"')
+
+    def _condition(self, version: str) -> UpdateVersion:
+        return {"version": version} if self._by_generation else {"e_tag": f'"{version}"'}
 
 
-def _version(e_tag: str | None) -> str:
-    return (e_tag or "").removeprefix('"').removesuffix('"')
-
-
-def _store(uri: str) -> tuple[S3Store | AzureStore, str]:
+def _store(uri: str) -> tuple[S3Store | AzureStore | GCSStore, str]:
     """Return where an address leads, and what to do where it does not."""
     from obstore.exceptions import BaseError
-    from obstore.store import AzureStore, S3Store
+    from obstore.store import AzureStore, GCSStore, S3Store
 
     parts = parts_of(uri)
     if parts is None or parts.scheme not in _HINTS or not parts.hostname or "@" in parts.netloc:
         raise StorageError(
-            f"`--storage` must be a folder, s3://bucket/prefix or az://container/prefix, but got {shown(uri)}.",
+            f"`--storage` must be a folder, or s3://, az:// or gs://BUCKET/PREFIX, but got {shown(uri)}.",
             hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL, the account by AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY",
         )
@@ -124,6 +153,8 @@ def _store(uri: str) -> tuple[S3Store | AzureStore, str]:
     if parts.scheme == "s3":
         return S3Store(parts.netloc, config=_s3_config(endpoint), **options), hint
     try:
+        if parts.scheme == "gs":
+            return GCSStore(parts.netloc, **options), hint
         return AzureStore(parts.netloc, config={"endpoint": endpoint} if endpoint else {}, **options), hint
     except BaseError as error:
         message = f"The storage at {uri} must have an account, but: {first_line(error)}."

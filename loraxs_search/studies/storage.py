@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +63,9 @@ class _SharedFolder:
         versions = {str(path.relative_to(self._folder)): _version_at(path) for path in paths}
         return {key: version for key, version in versions.items() if version is not None}
 
+    def keys(self, prefix: str) -> Iterable[str]:
+        return self.versions(prefix)
+
     def _path(self, key: str) -> Path:
         if not self._folder.is_dir():
             raise StorageError(
@@ -95,6 +98,10 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _is_temporary(key: str) -> bool:
+    return key.rpartition("/")[2].startswith(".")
+
+
 class _ObjectStore(Protocol):
     """Where objects lie; `Storage` has the contract, and turns what goes wrong here into its errors."""
 
@@ -111,6 +118,8 @@ class _ObjectStore(Protocol):
 
     def versions(self, prefix: str) -> Mapping[str, str]: ...
 
+    def keys(self, prefix: str) -> Iterable[str]: ...
+
 
 class Storage:
     """Whole objects by key, below one address; each is replaced whole or not at all.
@@ -118,8 +127,8 @@ class Storage:
     A version tells an object from those that replace it: it is for comparing only.
 
     Args:
-        uri: A folder that is there, `s3://bucket/prefix` or `az://container/prefix`; AWS_ENDPOINT_URL and
-            AZURE_STORAGE_ENDPOINT name a server that is not the cloud's own.
+        uri: A folder that is there, `s3://bucket/prefix`, `az://container/prefix` or `gs://bucket/prefix`;
+            AWS_ENDPOINT_URL and AZURE_STORAGE_ENDPOINT name a server that is not the cloud's own.
 
     Raises:
         StorageError: the address is malformed or not one of these.
@@ -191,7 +200,8 @@ class Storage:
         Raises:
             StorageError: they cannot be listed.
         """
-        return sorted(self.versions(prefix))
+        with self._faults("readable", prefix):
+            return sorted(key for key in self._objects.keys(prefix) if not _is_temporary(key))
 
     def versions(self, prefix: str) -> dict[str, str]:
         """Return the versions of the objects below `prefix`; temporary files are left out.
@@ -201,7 +211,7 @@ class Storage:
         """
         with self._faults("readable", prefix):
             versions = self._objects.versions(prefix)
-        return {key: version for key, version in versions.items() if not key.rpartition("/")[2].startswith(".")}
+        return {key: version for key, version in versions.items() if not _is_temporary(key)}
 
     def _keeps_what_is_newer(self, key: str, version: str | None) -> bool:
         self.write(key, b"newer", version)

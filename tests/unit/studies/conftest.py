@@ -49,6 +49,12 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         yield variables
 
 
+@pytest.fixture(scope="session")
+def google() -> Iterator[dict[str, str]]:
+    with object_stores.google() as variables:
+        yield variables
+
+
 def place(kind: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Return an empty place of a kind, and set what leads there."""
     if kind == "folder":
@@ -58,20 +64,20 @@ def place(kind: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: 
         return f"{request.getfixturevalue('s3_bucket')}/studies of mine"
     for name, value in request.getfixturevalue(kind).items():
         monkeypatch.setenv(name, value)
-    scheme = "az" if kind == "azurite" else "s3"
+    scheme = {"azurite": "az", "google": "gs"}.get(kind, "s3")
     return f"{scheme}://{object_stores.BUCKET}/{folder.name}/studies of mine"
 
 
-AZURITE = pytest.param("azurite", marks=pytest.mark.long)
+SEAWEEDFS, GOOGLE, AZURITE = (pytest.param(kind, marks=pytest.mark.long) for kind in ("seaweedfs", "google", "azurite"))
 
 
-@pytest.fixture(params=["folder", "moto", pytest.param("seaweedfs", marks=pytest.mark.long), AZURITE])
+@pytest.fixture(params=["folder", "moto", SEAWEEDFS, GOOGLE, AZURITE])
 def storage_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """An empty place of each kind."""
     return place(request.param, request, tmp_path, monkeypatch)
 
 
-@pytest.fixture(params=["folder", "moto", "seaweedfs", AZURITE])
+@pytest.fixture(params=["folder", "moto", "seaweedfs", "google", AZURITE])
 def each_storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
     """An empty place of each kind, all but Azurite in every run."""
     return Storage(place(request.param, request, tmp_path, monkeypatch))

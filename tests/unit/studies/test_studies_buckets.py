@@ -1,4 +1,4 @@
-"""What every storage promises: a folder, S3 as moto and SeaweedFS have it, and Azure as Azurite has it."""
+"""What every storage promises: a folder, S3 (moto, SeaweedFS), Azure (Azurite), and a stand-in for Google's."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def test_what_another_has_written_is_not_replaced(storage: Storage) -> None:
     assert storage.write("a/b", b"new", None)
 
 
-@pytest.mark.parametrize("uri", ["ftp://server/folder", "s3:///nothing", "gs://bucket", "s3://me:secret@bucket/x"])
+@pytest.mark.parametrize("uri", ["ftp://server/folder", "s3:///nothing", "gcs://bucket", "s3://me:secret@bucket/x"])
 def test_another_kind_of_address_is_refused(uri: str) -> None:
-    with pytest.raises(StorageError, match="a folder, s3://") as caught:
+    with pytest.raises(StorageError, match="a folder, or s3://") as caught:
         Storage(uri)
     assert "secret" not in caught.value.message
 

@@ -225,7 +225,7 @@ def test_a_study_of_another_storage_is_not_taken_for_one_of_this(
 @pytest.mark.parametrize("uri", ["", " "])
 def test_no_address_is_none(uri: str) -> None:
     """An empty variable in a script would name the working directory."""
-    with pytest.raises(StorageError, match="a folder, s3://"):
+    with pytest.raises(StorageError, match="a folder, or s3://"):
         Storage(uri)
 
 
