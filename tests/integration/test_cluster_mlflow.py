@@ -1,0 +1,133 @@
+"""cluster/mlflow/serve.sh as its header says: on PostgreSQL and SeaweedFS, with accounts, behind Caddy over https."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+from support.cluster_files import CLUSTER
+from support.object_stores import BUCKET, seaweedfs
+from support.ports import free_port
+from support.servers import Server, no_postgres, postgres
+from support.shell import Shell
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(500)]
+ADMIN, SEARCHER = ("admin", "a long enough p@ssword"), ("searcher", "another long passw0rd")
+CADDYFILE = """{{
+    admin off
+    storage file_system {folder}
+    auto_https disable_redirects
+    skip_install_trust
+}}
+https://localhost:{port} {{
+    bind 127.0.0.1
+    tls internal
+    reverse_proxy 127.0.0.1:{mlflow}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Team:
+    """A team's MLflow, by https and behind its proxy, and the certificate of the authority that signed the proxy's."""
+
+    uri: str
+    behind: str
+    authority: Path
+
+    def is_up(self) -> bool:
+        """Ask as a client that knows the authority."""
+        try:
+            return requests.get(f"{self.uri}/health", verify=str(self.authority), timeout=5).ok
+        except OSError:
+            return False
+
+
+@pytest.fixture
+def team(tmp_path: Path) -> Iterator[Team]:
+    """The three servers below MLflow's, that one, and Caddy."""
+    if (caddy := shutil.which("caddy")) is None:
+        pytest.skip("Caddy (Debian package caddy) is not installed")
+    if (reason := no_postgres()) is not None:
+        pytest.skip(reason)
+    folder, port, inner = tmp_path / "caddy", free_port(), free_port()
+    config = tmp_path / "Caddyfile"
+    config.write_text(CADDYFILE.format(folder=folder, port=port, mlflow=inner))
+    authority = folder / "pki" / "authorities" / "local" / "root.crt"
+    made = Team(f"https://localhost:{port}", f"http://127.0.0.1:{inner}", authority)
+    serve, proxy = [str(CLUSTER / "mlflow" / "serve.sh")], [caddy, "run", "--config", str(config)]
+    with seaweedfs(tmp_path) as bucket, postgres(tmp_path) as (database, _):
+        variables = bucket | serving(database, inner, f"localhost:{port}")
+        variables["MLFLOW_S3_ENDPOINT_URL"] = variables.pop("AWS_ENDPOINT_URL")
+        mlflow = Server(serve, tmp_path / "mlflow.log", lambda: answers(made.behind), variables)
+        server = Server([*proxy, "--adapter", "caddyfile"], tmp_path / "caddy.log", made.is_up, {"HOME": str(tmp_path)})
+        try:
+            mlflow.start()
+            server.start()
+            yield made
+        finally:
+            server.kill()
+            mlflow.kill()
+
+
+def serving(database: str, port: int, host: str) -> dict[str, str]:
+    """Return the environment that serve.sh lists, but for the account of the bucket."""
+    parts = urllib.parse.urlsplit(database)
+    return {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PGHOST": str(parts.hostname),
+        "PGPORT": str(parts.port),
+        "PGUSER": str(parts.username),
+        "PGDATABASE": parts.path.removeprefix("/"),
+        "PGPASSWORD": "any: this database trusts its machine",
+        "ARTIFACTS": f"s3://{BUCKET}/mlflow",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "any long random text",
+        "ALLOWED_HOSTS": f"{host},127.0.0.1:{port}",
+        "PORT": str(port),
+    }
+
+
+def answers(uri: str) -> bool:
+    try:
+        return requests.get(f"{uri}/health", timeout=5).ok
+    except OSError:
+        return False
+
+
+def test_a_team_searches_promotes_and_pulls_over_https(
+    team: Team, tiny_space: Path, fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def account(user: str, password: str) -> None:
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", user)
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+    place, trusting = ("--tracking-uri", team.uri), {"verify": str(team.authority), "timeout": 30}
+    create = {"username": SEARCHER[0], "password": SEARCHER[1]}
+    requests.post(f"{team.uri}/api/2.0/mlflow/users/create", json=create, auth=ADMIN, **trusting).raise_for_status()
+    stranger = requests.get(f"{team.uri}/api/2.0/mlflow/experiments/get?experiment_id=0", **trusting)
+    assert stranger.status_code == 401
+    other = requests.get(team.behind, headers={"Host": "other.example.org"}, auth=ADMIN, timeout=30)
+    assert other.status_code == 403, "ALLOWED_HOSTS has no such name"
+
+    account(*SEARCHER)
+    shell, short = Shell(fresh_home, tmp_path), ("search.trials=2", "search.max_steps=4", "promotion.seeds=0")
+    launch = ("launch", str(tiny_space), "--name", "s", *place, *(part for it in short for part in ("--set", it)))
+    refused = shell.run(*launch)
+    assert refused.returncode == 1
+    assert "REQUESTS_CA_BUNDLE" in refused.stderr
+    assert not (fresh_home / "studies").exists(), "nothing was searched"
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(team.authority))
+    shell.ok(*launch)
+    account(*ADMIN)  # a task's first promotion
+    shell.ok("promote", "s", "--force")
+    account(*SEARCHER)
+    pulled = Shell(tmp_path / "elsewhere", tmp_path).ok("pull", "tiny-reviews", *place).strip()
+    assert (Path(pulled) / "adapter_model.safetensors").is_file()
