@@ -19,6 +19,7 @@ from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.pull import copy_folder, new_folder
+from loraxs_search.registry.shadow_log import shadow_log_path
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task
 
 if TYPE_CHECKING:
@@ -35,18 +36,28 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
+def promote(
+    study: str | None = None,
+    *,
+    force: bool = False,
+    shadow_log: str | Path | None = None,
+    tracking_uri: str | None = None,
+) -> Decision:
     """Let the rule of `study` (default: the newest) decide whether its finalist becomes its task's champion.
 
     A champion that was scored on other test rows, or stands on another base, is scored anew in this process first.
 
+    Args:
+        shadow_log: What `serve --shadow` wrote. The decision cites it where it is of finalist and champion; by default
+            this machine's log of the task, if there is one.
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
+        UsageError: `shadow_log` cannot be read.
     """
     folder = StudyFolder.open(study or _newest())
     _finished(folder)
     with folder.unchanged():  # nobody extends the study, removes it or decides about it meanwhile
-        return _promote(folder, _finished(folder), force, tracking_uri)
+        return _promote(folder, _finished(folder), force, _shadow_log(folder, shadow_log), tracking_uri)
 
 
 def _finished(folder: StudyFolder) -> list[Candidate]:
@@ -58,7 +69,16 @@ def _finished(folder: StudyFolder) -> list[Candidate]:
     return candidates
 
 
-def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, tracking_uri: str | None) -> Decision:
+def _shadow_log(folder: StudyFolder, given: str | Path | None) -> Path | None:
+    if given is not None:
+        return Path(given)
+    own = shadow_log_path(folder.info.task.registered_name)
+    return own if own.is_file() else None
+
+
+def _promote(
+    folder: StudyFolder, candidates: list[Candidate], force: bool, shadow_log: Path | None, tracking_uri: str | None
+) -> Decision:
     from loraxs_search.search_space import warn_of_retired
 
     warn_of_retired(folder.space_text(), folder.name)
@@ -76,7 +96,7 @@ def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, trac
         force,
         rows,
         rescore=lambda champion: scored_anew(champion, task, uri),
-        beside=registry.Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates)),
+        beside=registry.Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates), shadow_log),
     )
     return decision
 

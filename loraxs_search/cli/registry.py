@@ -37,6 +37,14 @@ def promote(
     force: Annotated[
         bool, typer.Option("--force", help="Promote the finalist whatever the rule says; recorded.")
     ] = False,
+    shadow_log: Annotated[
+        Path | None,
+        typer.Option(
+            "--shadow-log",
+            help="What `serve --shadow` wrote; default: this machine's log of the task.",
+            metavar="FILE",
+        ),
+    ] = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -49,6 +57,9 @@ def promote(
     Promoted or not, the decision and its reasons are printed and recorded. A refusal is a result too, so the exit code
     is 0 for both (`--json` has `promoted`).
 
+    Where `serve --shadow` logged this adapter beside this champion, the decision cites how many requests both answered,
+    and how many alike. The rule does not depend on it.
+
     Run it where the search ran: it reads the study from LORAXS_HOME. For a study with --storage, `loraxs-search resume
     STUDY --storage URI` first brings it to this machine.
 
@@ -56,7 +67,7 @@ def promote(
     """
     from loraxs_search.api import promote, samples
 
-    decision = promote(study, force=force, tracking_uri=tracking_uri)
+    decision = promote(study, force=force, shadow_log=shadow_log, tracking_uri=tracking_uri)
     verdict = "promoted" if decision.promoted else "not promoted"
     if decision.promoted and "champion" not in decision.aliases:
         verdict = f"promoted to {decision.aliases[0]}"

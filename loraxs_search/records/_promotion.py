@@ -250,6 +250,25 @@ class SliceScore:
         return f"{self.column}={' '.join(self.value.split()) or '(none)'}"
 
 
+@dataclass(frozen=True)
+class ShadowRecord:
+    """What a server has logged of a finalist that answered the champion's requests too.
+
+    Args:
+        champion, challenger: Digests of both adapters.
+        num_rows: Rows that both answered.
+        num_agreed: Those of them with the same answer; None of numbers, which hardly ever are the same.
+        since, until: When the first and the last of them were answered, ISO 8601.
+    """
+
+    champion: str
+    challenger: str
+    num_rows: int
+    num_agreed: int | None
+    since: str
+    until: str
+
+
 Action = Literal["promote", "rollback", "remove"]
 
 
@@ -275,6 +294,7 @@ class Decision:
         flips: What the winner changes of the champion's answers; None if no answers were compared, or if they are
             numbers.
         slices: Scores on each slice of the test rows. Records of many keep those that lose most.
+        shadow: What a shadow log says of the winner beside the champion; None if it says nothing of both.
     """
 
     __pydantic_config__ = STORED_NAMES
@@ -300,3 +320,4 @@ class Decision:
     seen: tuple[str, ...] = ()
     flips: AnswerFlips | None = None
     slices: tuple[SliceScore, ...] = ()
+    shadow: ShadowRecord | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import IntegrityError, LoraxsError, RegistryError
-from loraxs_search.records import Candidate, Decision, KeptAnswers, PromotionRule, Task
+from loraxs_search.records import Candidate, Decision, KeptAnswers, PromotionRule, ShadowRecord, Task
 from loraxs_search.registry import _signing, _versions, factor_sets
 from loraxs_search.registry._decisions import next_number
 from loraxs_search.registry._mlflow import speaking
@@ -26,6 +26,7 @@ from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.names import CHAMPION, base_alias, check_task
 from loraxs_search.registry.pages import summarise, version_page
 from loraxs_search.registry.promotion import BASELINES, ComparisonSetup, Scored, decide
+from loraxs_search.registry.shadow_log import cited, read_shadow_log
 from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 
 if TYPE_CHECKING:
@@ -54,11 +55,13 @@ class Beside:
         study: Whose candidates they are, for the record where there are none.
         answers: Of the study's baselines to the test rows, by name.
         seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
+        shadow_log: A log of `serve --shadow`, which the decision cites where it is of the finalist and the champion.
     """
 
     study: str = ""
     answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
     seen: Sequence[str] = ()
+    shadow_log: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,6 +250,7 @@ class Registry(ChangingRegistry):
         alone = predictions.get(BASE_ALONE)
         of_base = alone.read_bytes() if alone is not None else None
         finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
+        shadows = _shadows(beside.shadow_log, folders.get(choice.finalist.trial_id))
         for _ in range(_MAX_TRIES):
             champions = self._champions(name, finalist, rescore)  # may take minutes: before the lock
             with self._locked(name) as check:
@@ -255,7 +259,8 @@ class Registry(ChangingRegistry):
                     continue
                 past = self.decisions_before(name, key(finalist.candidate))
                 comparison = FinalistComparison(rule, task, finalist, forced, past, beside.seen)
-                decision = comparison.decide({alias: one for alias, one in champions.items() if one is not None})
+                present = {alias: one for alias, one in champions.items() if one is not None}
+                decision = _cited(comparison.decide(present), present, shadows)
                 reasons = (*choice.reasons, *decision.reasons)
                 decision = replace(decision, reasons=reasons, at=now(), number=next_number(past))
                 if not decision.promoted:
@@ -354,6 +359,19 @@ class Registry(ChangingRegistry):
             champion=identity(champion.candidate) if champion else None,
             at=now(),
         )
+
+
+def _shadows(log: Path | None, finalist: Path | None) -> Mapping[str, ShadowRecord]:
+    """Return what a log says of a finalist's folder, by the champion's digest."""
+    return {} if log is None or finalist is None else read_shadow_log(log, folder_digest(finalist))
+
+
+def _cited(
+    decision: Decision, champions: Mapping[str, ComparedChampion], shadows: Mapping[str, ShadowRecord]
+) -> Decision:
+    """Return a decision with what a shadow log says of the champion that it names."""
+    named = [one.adapter for one in champions.values() if identity(one.adapter.candidate) == decision.champion]
+    return cited(decision, named[0].digest, shadows) if named else decision
 
 
 def _read_predictions(content: bytes | None) -> ScoredRows | None:

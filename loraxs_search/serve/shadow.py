@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import UsageError
-from loraxs_search.home import ensure_dir, home
+from loraxs_search.home import ensure_dir
 from loraxs_search.records import Prediction
+from loraxs_search.registry.shadow_log import shadow_log_path
 from loraxs_search.serve.engine import Job, QueueFullError, ServingEngine
 from loraxs_search.serve.requests import Answered, rows_job
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
@@ -57,7 +58,8 @@ class Shadows:
                     f"A shadow must have the kind, the columns and the labels of its champion, but {name} is of task"
                     f" {tasks[1].name}, and {task} reads {', '.join(columns)} for {', '.join(tasks[0].labels)}."
                 )
-            path = ensure_dir(home() / "shadow") / f"{champion.manifest.task.registered_name}.jsonl"
+            path = shadow_log_path(champion.manifest.task.registered_name)
+            ensure_dir(path.parent)
             self._shadows[task] = _Shadow(challenger, path)
 
     def jobs(self, model: str, jobs: Sequence[Job]) -> list[Job]:

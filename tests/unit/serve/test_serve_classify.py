@@ -23,6 +23,8 @@ from loraxs_search.home import home
 from loraxs_search.predictor import Predictor
 from loraxs_search.records import BaseModelRef, Manifest, from_json
 from loraxs_search.registry import Registry
+from loraxs_search.registry.manifest import folder_digest
+from loraxs_search.registry.shadow_log import read_shadow_log, shadow_log_path
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.requests import Limits
 from loraxs_search.serve.served_models import ServedModels
@@ -261,7 +263,11 @@ def test_a_shadow_answers_the_same_rows_for_a_log_alone(encoder, folders):
     assert [line["shadow_agree"] for line in lines] == [
         a.label == b.label for a, b in zip(champion, challenger, strict=True)
     ]
-    assert {line["shadow_champion_digest"] for line in lines} == {answer.headers["x-loraxs-digest"]}
+    digests = answer.headers["x-loraxs-digest"], folder_digest(folders["two-again"])
+    (record,) = read_shadow_log(shadow_log_path("task-2"), digests[1]).values()
+    assert (record.champion, record.challenger) == digests
+    assert (record.num_rows, record.num_agreed) == (len(TEXTS), server.shadows.num_agreed)
+    assert (record.since, record.until) == (lines[0]["shadow_at"], lines[-1]["shadow_at"])
 
 
 def test_numbers_neither_agree_nor_differ(encoder, folders):
@@ -274,7 +280,7 @@ def test_numbers_neither_agree_nor_differ(encoder, folders):
 
 
 def test_a_shadow_that_fails_disturbs_nobody(encoder, folders, monkeypatch, tmp_path):
-    monkeypatch.setattr("loraxs_search.serve.shadow.home", lambda: tmp_path)
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
     server = Server(ServedModels(["task-2"], uri=encoder.uri), shadows=[f"task-2={folders['two-again']}"])
     (tmp_path / "shadow" / "task-2.jsonl").mkdir()
     with running(server) as url:
