@@ -93,11 +93,16 @@ class TrialReported(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEnded(_Decisive):
-    """A trial trained all its steps, was stopped early, or failed."""
+    """A trial trained all its steps, was stopped early, or failed.
+
+    Args:
+        worked_s: Seconds since its start in which a driver was at work; None in events of older versions.
+    """
 
     trial_id: str
     state: records.TrialState
     reason: str
+    worked_s: float | None = None
     event: Literal["ended"] = "ended"
 
 

@@ -218,6 +218,8 @@ class TrialRecord:
         lineage: The trial of the study that it was cloned from.
         is_hidden: Whether the sampler learns nothing from it.
         reported_at: When each report was recorded, seconds since 1970.
+        worked_s: Seconds from its start to its end in which a driver was at work; None while it has not ended, and of
+            one that an older version ended.
     """
 
     trial_id: str
@@ -231,6 +233,7 @@ class TrialRecord:
     lineage: Lineage | None = None
     is_hidden: bool = False
     reported_at: tuple[float, ...] = ()
+    worked_s: float | None = None
 
     @property
     def is_warm_clone(self) -> bool:

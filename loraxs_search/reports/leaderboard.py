@@ -60,7 +60,8 @@ class LeaderboardRow:
         score: Validation value of what trials are compared by: of the report of the step that is kept, and of the last
             one of a trial that has not trained all its steps. None before the first report.
         test_score: The task's metric on the test split, for the trial that the finalist is of.
-        seconds: Wall time from start to end, or to the last report's device time while running.
+        seconds: Wall time from start to end, less what no driver was at work; while running, device time up to the last
+            report.
         stored_bytes: Bytes of R **and** head as stored.
         finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
         candidate_score: The task's metric on all validation rows, where the trial is a candidate.
@@ -143,7 +144,6 @@ def _row(
     last = kept = record.reports[-1] if record.reports else None
     if record.state is TrialState.COMPLETE:
         kept = rule.select(record.reports)
-    ended = record.ended_at is not None
     written = validation or (kept.metrics if kept else {})
     return LeaderboardRow(
         trial_id=record.trial_id,
@@ -153,7 +153,7 @@ def _row(
         test_score=finalist.test_metrics.get(task.metric) if finalist else None,
         r_parameters=last.size.r_parameters if last else None,
         stored_bytes=last.size.stored_bytes if last else None,
-        seconds=(record.ended_at or 0.0) - record.started_at if ended else (last.device_s if last else 0.0),
+        seconds=_seconds(record),
         params=record.params,
         reason=record.reason,
         finalist=finalist.trial_id if finalist else "",
@@ -164,6 +164,14 @@ def _row(
         without_projection=last.size.without_projection if last else None,
         lineage=record.lineage,
     )
+
+
+def _seconds(record: TrialRecord) -> float:
+    if record.worked_s is not None:
+        return record.worked_s
+    if record.ended_at is not None:  # by an older version
+        return record.ended_at - record.started_at
+    return record.reports[-1].device_s if record.reports else 0.0
 
 
 def score_warnings(rows: Sequence[LeaderboardRow], task: Task) -> list[str]:

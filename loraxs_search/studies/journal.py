@@ -65,6 +65,7 @@ class Journal:
         self._reports: list[TrialReport] = []
         self._commands: dict[str, CommandRecord] = {}
         self._work_time = WorkTime()
+        self._work_before_s: dict[str, float] = {}  # each trial's start
         self._notice: str | None = None
         self._num_reopenings, self._is_reopened = 0, False
         self._is_drivers, self._num_drivers = False, 0
@@ -212,8 +213,10 @@ class Journal:
         """Record how a trial ended; return None when it had ended before."""
         if self._records[trial_id].state is not TrialState.RUNNING:
             return None
+        now = steady_time()
+        worked_s = self._work_time.until_now(now) - self._work_before_s[trial_id]
         return self.append(
-            TrialEnded(at=steady_time(), study=self._study, trial_id=trial_id, state=state, reason=reason)
+            TrialEnded(at=now, study=self._study, trial_id=trial_id, state=state, reason=reason, worked_s=worked_s)
         )
 
     def commanded(self, command: Command) -> bool:
@@ -324,6 +327,7 @@ class Journal:
     def _apply_to_trial(self, event: TrialStarted | TrialReported | TrialEnded) -> None:
         match event:
             case TrialStarted():
+                self._work_before_s[event.trial_id] = self._work_time.seconds
                 self._records[event.trial_id] = TrialRecord(
                     trial_id=event.trial_id,
                     params=event.params,
@@ -341,7 +345,7 @@ class Journal:
             case TrialEnded():
                 record = self._records[event.trial_id]
                 self._records[event.trial_id] = replace(
-                    record, state=event.state, reason=event.reason, ended_at=event.at
+                    record, state=event.state, reason=event.reason, ended_at=event.at, worked_s=event.worked_s
                 )
 
 

@@ -153,8 +153,9 @@ class Recorder:
     def _trial_ended(self, event: log_events.TrialEnded) -> None:
         run_id, trial = self._runs.run(event.trial_id, event.at), self._trials[event.trial_id]
         reports = tuple(trial.reports.values())
+        since_start_s = event.at - (event.at if trial.started_at is None else trial.started_at)
         metrics: dict[str, float] = {
-            "wall_s": event.at - (event.at if trial.started_at is None else trial.started_at),
+            "wall_s": since_start_s if event.worked_s is None else event.worked_s,
             "total_device_s": reports[-1].device_s if reports else 0.0,
         }
         if self._selection is not None and self._selection.checkpoint == "best" and event.state is TrialState.COMPLETE:

@@ -72,12 +72,14 @@ class Tracked:
         self._begin(report.trial_id)
         self.journal.trial_reported(report)
 
-    def trial_finished(self, trial_id: str, state: TrialState, reason: str = "", wall_s: float = 0.0) -> None:
+    def trial_finished(
+        self, trial_id: str, state: TrialState, reason: str = "", wall_s: float = 0.0, worked_s: float | None = None
+    ) -> None:
         self._begin(trial_id)
         record = self.journal.records[trial_id]
         if record.state is TrialState.RUNNING:
             at = record.started_at + wall_s
-            self.journal.append(TrialEnded(at=at, trial_id=trial_id, state=state, reason=reason))
+            self.journal.append(TrialEnded(at=at, trial_id=trial_id, state=state, reason=reason, worked_s=worked_s))
 
     def adapter_logged(self, trial_id: str, folder: Path, run_of: str = "") -> None:
         self.journal.adapter_written(trial_id, str(folder), run_of)

@@ -74,6 +74,11 @@ def test_a_trial_without_a_report_has_no_numbers():
     assert (row.step, row.score, row.test_score, row.r_parameters, row.stored_bytes) == (0, None, None, None, None)
 
 
+def test_the_seconds_of_a_trial_are_those_in_which_a_driver_was_at_work():
+    resumed = replace(trial("00000", TrialState.COMPLETE, 0.5), worked_s=3.0)
+    assert leaderboard([resumed], TASK)[0].seconds == 3.0
+
+
 def test_a_running_trial_shows_its_device_time():
     assert next(row.seconds for row in leaderboard(TRIALS, TASK) if row.trial_id == "00004") == 1.0
 

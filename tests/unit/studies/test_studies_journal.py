@@ -10,7 +10,7 @@ import pytest
 
 from loraxs_search.errors import StudyError
 from loraxs_search.log.event_log import AppendLog
-from loraxs_search.log.events import Phase, Warned
+from loraxs_search.log.events import DriverStarted, Phase, TrialReported, TrialStarted, Warned
 from loraxs_search.records import AdapterSize, SearchPlan, TrialReport, TrialState
 from loraxs_search.steering import SteeringState
 from loraxs_search.steering.state import Deadline
@@ -172,6 +172,21 @@ def test_each_report_has_the_time_at_which_it_was_recorded(path: Path) -> None:
     record = Journal(path).records["00000"]
     assert len(record.reported_at) == 2
     assert record.started_at <= record.reported_at[0] <= record.reported_at[1]
+
+
+def test_the_time_of_a_trial_leaves_out_what_no_driver_was_at_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed = Journal(path)
+    killed.append(DriverStarted(at=1010.0, since=1000.0))
+    killed.append(TrialStarted(at=1020.0, trial_id="00000", params={"rank": 8}))
+    killed.append(TrialReported(at=1050.0, report=report("00000", 40)))
+    resumed = Journal(path)
+    resumed.append(DriverStarted(at=5010.0, since=5000.0))
+    monkeypatch.setattr("loraxs_search.studies.journal.steady_time", lambda: 5040.0)
+    resumed.trial_ended("00000", TrialState.COMPLETE, "trained all 80 steps")
+    record = Journal(path).records["00000"]
+    assert (record.started_at, record.ended_at) == (1020.0, 5040.0)
+    assert record.worked_s == 30.0 + 40.0
+    assert record.worked_s <= Journal(path).spent_s == 50.0 + 40.0
 
 
 def test_threads_may_note_while_the_driver_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

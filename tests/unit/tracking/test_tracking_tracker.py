@@ -103,6 +103,14 @@ def test_replaying_everything_changes_nothing(open_tracker, record, look, study_
     assert [model.model_id for model in after.models] == [model.model_id for model in before.models]
 
 
+def test_the_wall_time_of_a_trial_leaves_out_what_no_driver_was_at_work(open_tracker, look):
+    tracker = open_tracker()
+    tracker.trial_started("t0", {"rank": 4})
+    tracker.trial_finished("t0", TrialState.COMPLETE, wall_s=400.0, worked_s=30.0)
+    assert tracker.flush()
+    assert look().children["t0"].data.metrics["wall_s"] == 30.0
+
+
 def test_events_told_twice_count_once(open_tracker, record, look, report):
     tracker = open_tracker()
     record(tracker)
