@@ -24,9 +24,11 @@ from loraxs_search.tasks.kinds import PassOutputs
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.tasks.read import fixed_subset
 
-LIMIT_S = 8.0  # of the calling thread in passes over the base
 _MAX_ROWS, _MAX_READS = 2000, 20_000
-_CHUNK_ROWS = 250  # drawn at random, so that those computed in time are a fair sample
+_CPU_PRODUCTS, _ACCELERATOR_PRODUCTS = (
+    8e11,
+    1e15,
+)  # of numbers, in passes over the base; a clock would not repeat itself
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 8192  # of a pass
 _PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of half the squared norm, strongest first
 _HELD_OUT = 5  # every fifth row chooses among them
@@ -38,7 +40,8 @@ def fit_linear_probe(data: PreparedTask, model: PreTrainedModel) -> LinearProbe:
     """Fit the output layer of a head on the untouched base.
 
     It minimises the task's own loss with a penalty on the squared norm over standardised inputs; rows that are held out
-    choose the penalty. The same rows give the same numbers, unless time ends before all of them are computed.
+    choose the penalty. How many rows it reads follows from their lengths and the base's size: on one core with bfloat16
+    they take some eight seconds at most.
 
     Args:
         model: The base as it was loaded, with nothing on it. Its head's own numbers are not read.
@@ -72,7 +75,7 @@ def _head_inputs(data: PreparedTask, model: PreTrainedModel, layer: nn.Module) -
 
     parts, batches = list[Tensor](), list[Batch]()
     with layer.register_forward_hook(look), torch.inference_mode():
-        for batch in _batches(data, model.device):
+        for batch in _batches(data, model):
             inputs = {key: value.to(model.device) for key, value in batch.inputs.items()}
             picked = model(**inputs).logits
             parts.append(_read(seen.pop(), picked.float().cpu(), batch.reads))
@@ -87,18 +90,22 @@ def _read(x: Tensor, picked: Tensor, reads: Tensor | None) -> Tensor:
     return x if x.dim() == 2 else x[torch.arange(len(x)), picked[:, 0].long()]
 
 
-def _batches(data: PreparedTask, device: torch.device) -> Iterator[Batch]:
-    """Yield train rows, always the same ones, until there are enough or time is over."""
-    started, order = time.thread_time(), fixed_subset(data.num_rows("train"), _MAX_ROWS)
+def _batches(data: PreparedTask, model: PreTrainedModel) -> Iterator[Batch]:
+    """Yield train rows, always the same ones."""
+    on_cpu = model.device.type == "cpu"
+    order = fixed_subset(data.num_rows("train"), _MAX_ROWS)
     order = np.random.default_rng(0).permutation(order)
-    order = order[: max(1, int(np.searchsorted(np.cumsum(data.encoded("train").counts(order)), _MAX_READS)))]
-    most = _CPU_TOKENS if device.type == "cpu" else _ACCELERATOR_TOKENS
-    for start in range(0, len(order), _CHUNK_ROWS):
-        rows: npt.NDArray[np.int64] = order[start : start + _CHUNK_ROWS]
-        for batch in eval_batches(data.lengths("train")[rows], most):
-            yield data.collate("train", rows[batch])
-            if time.thread_time() - started > LIMIT_S:
-                return
+    reads = np.cumsum(data.encoded("train").counts(order))
+    products = np.cumsum(data.lengths("train")[order]) * float(_products_per_token(model))
+    most = _CPU_PRODUCTS if on_cpu else _ACCELERATOR_PRODUCTS
+    rows: npt.NDArray[np.int64] = order[: max(1, int(((reads <= _MAX_READS) & (products <= most)).sum()))]
+    for batch in eval_batches(data.lengths("train")[rows], _CPU_TOKENS if on_cpu else _ACCELERATOR_TOKENS):
+        yield data.collate("train", rows[batch])
+
+
+def _products_per_token(model: nn.Module) -> int:
+    matrices = (module for module in model.modules() if not isinstance(module, nn.Embedding))
+    return sum(own.numel() for module in matrices for own in module.parameters(recurse=False) if own.dim() == 2)
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,18 @@ def test_a_head_that_draws_a_layer_before_its_output_has_none(make_world: Callab
     found = fit_linear_probe(world.data, world.model)
     assert not found.content
     assert "has no numbers yet" in found.reason
+
+
+def test_a_large_base_and_long_rows_are_read_in_part_and_a_clock_decides_nothing(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fit_linear_probe(world.data, world.model)
+    monkeypatch.setattr("loraxs_search.trial.linear_probe._CPU_PRODUCTS", 1e6)
+    part = fit_linear_probe(world.data, world.model)
+    assert 0 < part.num_rows < whole.num_rows
+    monkeypatch.setattr(time, "thread_time", count(0.0, 100.0).__next__)  # as on a busy machine
+    again = fit_linear_probe(world.data, world.model)
+    assert (again.content, again.num_rows) == (part.content, part.num_rows)
 
 
 @pytest.mark.parametrize("packed", [False, True])
