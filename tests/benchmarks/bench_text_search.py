@@ -56,7 +56,7 @@ RANK, BATCH_SIZE, MAX_LENGTH, VALIDATION_ROWS = 32, 8, 512, 64
 
 def split_rows(folder: Path, target: Path, test_rows: int) -> dict[str, str]:
     """Write train, validation and test files for both sides; return their paths."""
-    stored = gzip.decompress((folder / "train.jsonl.gz").read_bytes()).decode().splitlines()
+    stored = gzip.decompress((folder / "train.jsonl.gz").read_bytes()).decode().rstrip("\n").split("\n")
     lines = [line for line in stored if _NUMBER.search(json.loads(line)["answer"])]
     cuts = {"test": lines[:test_rows], "validation": lines[test_rows : test_rows + VALIDATION_ROWS]}
     cuts["train"] = lines[test_rows + VALIDATION_ROWS :]

@@ -71,7 +71,7 @@ class Cluster:
         token = self.folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        self.port = free_port() if self.places[0].ip == "127.0.0.1" else 6379
+        self.port = 6379 if self.places[0].prefix else free_port()
         self._start(0, "--head", f"--port={self.port}", *self.head)
         self._await(0)
         for number in range(1, len(self.places)):
@@ -86,6 +86,11 @@ class Cluster:
         self._start(number, f"--address={self.address}", "--num-cpus=1", **env)
         self._await(number)
         return self.places[-1]
+
+    def start_again(self, number: int) -> None:
+        """Start a worker that has ended, and return when it runs."""
+        self._start(number, f"--address={self.address}", "--num-cpus=1")
+        self._await(number)
 
     def stop(self) -> None:
         """End every node, workers first."""

@@ -37,13 +37,13 @@ class TeamStore:
 
 
 @contextlib.contextmanager
-def team_store(folder: Path) -> Iterator[TeamStore]:
-    """Start all three, and end them."""
+def team_store(folder: Path, host: str = "127.0.0.1") -> Iterator[TeamStore]:
+    """Start all three, and end them; MLflow listens at `host`."""
     folder.mkdir()
     s3_url, s3 = _s3(folder)
-    uri = f"http://127.0.0.1:{(port := free_port())}"
+    uri = f"http://{host}:{(port := free_port())}"
     with postgres(folder) as (database_uri, database):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port)]
         command += ["--workers", "1", "--backend-store-uri", database_uri]
         command += ["--artifacts-destination", f"s3://{BUCKET}"]
         env = {"MLFLOW_S3_ENDPOINT_URL": s3_url, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **_KEYS}

@@ -62,13 +62,15 @@ class World:
         path.write_text(text.replace("precision: float32", f"precision: float32, pack_size: {self.pack_size}"))
         return path
 
-    def start(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *arguments: str, env: Mapping[str, str] | None = None, output: int = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
         """Start the command line, in a session of its own."""
         return subprocess.Popen(
             [*self.prefix, sys.executable, "-m", "loraxs_search", *arguments],
             env={**os.environ, "LORAXS_HOME": str(self.home), **self.env, **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
             text=True,
             start_new_session=True,
         )

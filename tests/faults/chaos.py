@@ -1,0 +1,390 @@
+"""Random faults in random combinations, while people search, promote, pull and ask a server; then every answer judged.
+
+    python tests/faults/chaos.py [--minutes 5] [--seed 0] [--json FILE] [--history FOLDER] [--keep N,N,...]
+
+An episode is made from its seed: faults, whom they hit, when and for how long. It begins with a champion, goes on until
+both of its searches have ended, and is judged by `history.py` and by what lies in the study folders, in MLflow and in
+the registry then. Episodes follow each other, seed by seed, until the minutes are over. One that breaks a rule prints
+its seed, and is run again with ever fewer of its faults; `--keep` names those that are left. When a fault strikes is
+the same in each run, what it interrupts is not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.boxes import Way
+
+from faults.arena import STUDIES, Arena, arena, missing_means
+from faults.history import Promoted, broken_log, is_continued, violations
+from faults.records import Losses
+from faults.world import titled, tree
+
+FAULTS_FOR_S = 100.0  # of an episode
+SETTLE_S = 420.0  # until everything has to have ended after the last fault
+_EVERY_S = 4.0  # a fault, on average
+_PAUSE_S = 0.3
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Fault:
+    """A fault of an episode.
+
+    Args:
+        at: Seconds from the beginning.
+        victim: Which of the things that it can hit; a number that is taken modulo how many there are.
+    """
+
+    kind: str
+    at: float
+    lasts: float
+    victim: int
+
+
+@dataclass(frozen=True)
+class FaultKind:
+    """How a fault is made.
+
+    Args:
+        strike: Makes it, and unmakes it when its context ends.
+        target: Two faults at one target do not overlap.
+        hides_registry: Whether readers may have to answer from what they know.
+        ends_server: Whether a server of adapters is away.
+    """
+
+    strike: Callable[[Arena, int], contextlib.AbstractContextManager[None]]
+    target: str
+    hides_registry: bool = False
+    ends_server: bool = False
+
+
+@contextlib.contextmanager
+def _driver_killed(place: Arena, victim: int) -> Iterator[None]:
+    place.signal_driver(STUDIES[victim % 2], signal.SIGKILL)
+    yield
+
+
+@contextlib.contextmanager
+def _driver_frozen(place: Arena, victim: int) -> Iterator[None]:
+    process = place.signal_driver(STUDIES[victim % 2], signal.SIGSTOP)
+    yield
+    if process is not None and process.poll() is None:
+        process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _second_driver(place: Arena, victim: int) -> Iterator[None]:
+    """Resume a study that is being searched, as somebody does who does not know."""
+    place.drive(STUDIES[victim % 2])
+    yield
+
+
+def _process_killed(title: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def strike(place: Arena, victim: int) -> Iterator[None]:
+        node = place.worker(victim)
+        found = titled(tree(node.process.pid), title) if node.process else []
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        yield
+
+    return strike
+
+
+@contextlib.contextmanager
+def _power_cut(place: Arena, victim: int) -> Iterator[None]:
+    place.box(victim).power_cut()
+    yield
+    place.reboot(victim)
+
+
+@contextlib.contextmanager
+def _worker_frozen(place: Arena, victim: int) -> Iterator[None]:
+    node = place.worker(victim)
+    stopped = tree(node.process.pid) if node.process else []
+    with place.frozen(stopped):
+        yield
+
+
+def _cable_cut(way: Way) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def strike(place: Arena, victim: int) -> Iterator[None]:
+        place.box(victim).cut(way)
+        yield
+        place.box(victim).join()
+
+    return strike
+
+
+@contextlib.contextmanager
+def _cable_slow(place: Arena, victim: int) -> Iterator[None]:
+    place.box(victim).slow(delay_s=0.1, jitter_s=0.1, loss=0.05)
+    yield
+    place.box(victim).slow()
+
+
+def _server_killed(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def strike(place: Arena, _: int) -> Iterator[None]:
+        server = getattr(place.store, name)
+        server.kill(signal.SIGQUIT if name == "database" else signal.SIGKILL)  # PostgreSQL ends at once by SIGQUIT
+        yield
+        server.start()
+
+    return strike
+
+
+def _server_frozen(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def strike(place: Arena, _: int) -> Iterator[None]:
+        process = getattr(place.store, name).process
+        with place.frozen(tree(process.pid) if process else []):
+            yield
+
+    return strike
+
+
+@contextlib.contextmanager
+def _disk_full(place: Arena, _: int) -> Iterator[None]:
+    place.disk.fill()
+    yield
+    place.disk.free()
+
+
+@contextlib.contextmanager
+def _serve_killed(place: Arena, _: int) -> Iterator[None]:
+    place.stop_serving()
+    yield
+    place.start_serving()
+
+
+KINDS = {
+    "driver killed": FaultKind(_driver_killed, "driver {}"),
+    "driver frozen": FaultKind(_driver_frozen, "driver {}"),
+    "second driver": FaultKind(_second_driver, "driver {}"),
+    "host process killed": FaultKind(_process_killed("HostActor"), "worker {}"),
+    "slot process killed": FaultKind(_process_killed("Trainable"), "worker {}"),
+    "worker's power cut": FaultKind(_power_cut, "worker {}"),
+    "worker frozen": FaultKind(_worker_frozen, "worker {}"),
+    "worker's cable cut": FaultKind(_cable_cut("both"), "worker {}"),
+    "worker not heard": FaultKind(_cable_cut("out"), "worker {}"),
+    "worker hears nothing": FaultKind(_cable_cut("in"), "worker {}"),
+    "worker's cable slow": FaultKind(_cable_slow, "worker {}"),
+    "MLflow killed": FaultKind(_server_killed("mlflow"), "store", hides_registry=True),
+    "MLflow frozen": FaultKind(_server_frozen("mlflow"), "store", hides_registry=True),
+    "PostgreSQL killed": FaultKind(_server_killed("database"), "store", hides_registry=True),
+    "S3 frozen": FaultKind(_server_frozen("s3"), "store", hides_registry=True),
+    "disk full": FaultKind(_disk_full, "disk", hides_registry=True),
+    "server killed": FaultKind(_serve_killed, "server", ends_server=True),
+}
+
+
+def plan(seed: int) -> tuple[Fault, ...]:
+    """Return the faults of an episode, by time."""
+    rng, found, free_at = random.Random(seed), list[Fault](), dict[str, float]()
+    at = rng.uniform(1.0, _EVERY_S)
+    while at < FAULTS_FOR_S:
+        kind, victim, lasts = rng.choice(list(KINDS)), rng.randrange(2), rng.uniform(1.0, 15.0)
+        target = KINDS[kind].target.format(victim)
+        if free_at.get(target, 0.0) <= at:
+            found.append(Fault(kind, round(at, 2), round(lasts, 2), victim))
+            free_at[target] = at + lasts + 5.0
+        at += rng.expovariate(1 / _EVERY_S)
+    return tuple(found)
+
+
+# ---- an episode ------------------------------------------------------------------------------------------------------
+class Episode:
+    """People and faults at once, and the rules that must hold for them.
+
+    Args:
+        evidence: A folder to make for what helps to understand a search that does not end.
+    """
+
+    def __init__(self, place: Arena, faults: Sequence[Fault], evidence: Path | None = None) -> None:
+        self._place, self._faults, self._evidence = place, faults, evidence
+        self.history = place.history
+        self._over = threading.Event()
+        self._broken = list[str]()
+
+    def run(self) -> list[str]:
+        """Return the rules that were broken."""
+        began = time.monotonic()
+        searches = [threading.Thread(target=self._search, args=(study,)) for study in STUDIES]
+        faults = [threading.Thread(target=self._strike, args=(began, fault)) for fault in self._faults]
+        around = [
+            threading.Thread(target=self._again_and_again, args=(act,))
+            for act in (self._place.pull, self._place.look, self._place.ask, self._watch_logs, self._promote)
+        ]
+        for thread in [*searches, *faults, *around]:
+            thread.start()
+        for thread in faults:
+            thread.join()
+        end = time.monotonic() + SETTLE_S
+        for thread in searches:
+            thread.join(max(0.0, end - time.monotonic()))
+        stuck = [study for study, thread in zip(STUDIES, searches, strict=True) if thread.is_alive()]
+        self._over.set()
+        if stuck and self._evidence is not None:
+            self._place.keep_evidence(self._evidence)
+        for study in stuck:
+            self._place.signal_driver(study, signal.SIGKILL)
+        for thread in [*searches, *around]:
+            thread.join()
+        if stuck:
+            return [f"{study} has not ended {SETTLE_S:g} s after the last fault" for study in stuck]
+        return [*self._broken, *self._judged()]
+
+    def _search(self, study: str) -> None:
+        """Search as a patient person does: begin again until it has ended."""
+        while not self._over.is_set():
+            op = self._place.drive(study)
+            if op.value.get("code") == 0:
+                return
+            self._over.wait(3.0)
+
+    def _strike(self, began: float, fault: Fault) -> None:
+        kind = KINDS[fault.kind]
+        self._over.wait(max(0.0, began + fault.at - time.monotonic()))
+
+        def strike() -> dict[str, Any]:
+            with kind.strike(self._place, fault.victim):
+                time.sleep(fault.lasts)
+            return {}
+
+        marks = {"hides_registry": kind.hides_registry, "ends_server": kind.ends_server}
+        op = self.history.do("fault", strike, fault=fault.kind, **marks)
+        if op.error:
+            self._broken.append(f"the fault itself failed: {fault}: {op.error}")
+
+    def _again_and_again(self, act: Callable[[], object]) -> None:
+        while not self._over.is_set():
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001  # a fault of this script may not pass for a quiet history
+                self._broken.append(f"{act.__name__} failed: {error!r}")
+                return
+            self._over.wait(_PAUSE_S)
+
+    def _promote(self) -> None:
+        self._place.promote()
+        self._over.wait(2.0)
+
+    def _watch_logs(self) -> None:
+        for study in STUDIES:
+            before, after = self._place.log_grown(study)
+            if not is_continued(before, after):
+                self._broken.append(f"{study}'s log has lost lines that it had")
+
+    def _judged(self) -> list[str]:
+        place, found = self._place, list[str]()
+        for study in STUDIES:
+            found += [f"{study}: {fault}" for fault in broken_log(place.events(study), place.world.trials)]
+        for study in STUDIES:
+            code, said = place.world.end(place.world.start("resume", study))  # what MLflow lacks is written now
+            if code:
+                found.append(f"{study} cannot be resumed at the end: {said[-500:]}")
+        if (lost := place.world.losses()) != Losses():
+            found.append(f"log and MLflow differ: {lost}")
+        digests = place.versions()
+        found += violations(self.history, Promoted(digests, place.truths(digests)))
+        if not place.serves(digests[max(digests)]):
+            found.append("the server does not come to serve the last champion")
+        return found
+
+
+def run_episode(faults: Sequence[Fault], warm: Path, history: Path | None) -> tuple[list[str], dict[str, int]]:
+    """Return the rules that an episode breaks, and what was done in it."""
+    with arena(warm) as place:
+        found = Episode(place, faults, history and history.with_suffix("")).run()
+        if history is not None:
+            place.history.write(history)
+        return found, place.history.counts()
+
+
+def shrink(faults: Sequence[Fault], is_broken: Callable[[Sequence[Fault]], bool]) -> list[Fault]:
+    """Return fewer faults that still break a rule: each is left out in turn, halves first."""
+    left, size = list(faults), max(1, len(faults) // 2)
+    while size:
+        start = 0
+        while start < len(left):
+            fewer = left[:start] + left[start + size :]
+            if is_broken(fewer):
+                left = fewer
+            else:
+                start += size
+        size //= 2
+    return left
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+def main() -> int:
+    """Run episodes until the minutes are over; exit 1 where a rule was broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", help="numbers of the faults to make, of the first episode alone")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--history", type=Path, help="a folder for one file an episode")
+    parser.add_argument("--warm", type=Path, help="keep the unpacked base there, for the next time")
+    parser.add_argument("--no-shrink", action="store_true")
+    arguments = parser.parse_args()
+    os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with tempfile.TemporaryDirectory(prefix="lx-") as folder:
+        if reason := missing_means(Path(folder)):
+            parser.error(reason)
+        return _episodes(arguments, arguments.warm or Path(folder) / "warm")
+
+
+def _episodes(arguments: argparse.Namespace, warm: Path) -> int:
+    end, seed, episodes = time.monotonic() + 60 * arguments.minutes, arguments.seed, list[dict[str, Any]]()
+    while not episodes or (time.monotonic() < end and not arguments.keep):
+        faults = plan(seed)
+        if arguments.keep:
+            faults = tuple(faults[int(number)] for number in arguments.keep.split(","))
+        history = arguments.history / f"{seed}.jsonl" if arguments.history else None
+        began = time.monotonic()
+        found, counts = run_episode(faults, warm, history)
+        took = round(time.monotonic() - began, 1)
+        episodes.append({"seed": seed, "faults": [asdict(f) for f in faults], "counts": counts, "violations": found})
+        print(f"seed {seed}: {len(faults)} faults, {took} s, {len(found)} rules broken; {counts}", flush=True)
+        for line in found:
+            print(f"  {line}", flush=True)
+        if found and not arguments.no_shrink:
+            _shrunk(seed, faults, warm)
+        seed += 1
+    made = Counter(fault["kind"] for episode in episodes for fault in episode["faults"])
+    broken = [episode["seed"] for episode in episodes if episode["violations"]]
+    print(json.dumps({"episodes": len(episodes), "faults": dict(made), "broken seeds": broken}, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(episodes, indent=2) + "\n")
+    return 1 if broken else 0
+
+
+def _shrunk(seed: int, faults: Sequence[Fault], warm: Path) -> None:
+    numbers = {fault: number for number, fault in enumerate(faults)}
+    left = shrink(faults, lambda fewer: bool(run_episode(fewer, warm, None)[0]))
+    print(f"  it takes: --seed {seed} --keep {','.join(str(numbers[fault]) for fault in left)}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""What happened in a run of `chaos.py`, and whether it may have: who asked what, from when to when, and the answer."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+TOLERANCE = 1e-4  # of a probability that a server gives, beside rows of other adapters
+
+
+@dataclass(frozen=True)
+class Op:
+    """One thing that somebody asked for.
+
+    Args:
+        kind: `driver`, `promote`, `champion`, `pull`, `answer` or `fault`.
+        began: Seconds of the monotonic clock, as `ended`.
+        error: Why there is no value.
+    """
+
+    kind: str
+    began: float
+    ended: float
+    value: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+class History:
+    """Operations of all threads, in the order in which they ended."""
+
+    def __init__(self, ops: Iterable[Op] = ()) -> None:
+        self.ops = list(ops)
+        self._lock = threading.Lock()
+
+    def do(self, kind: str, ask: Callable[[], Mapping[str, Any]], **known: Any) -> Op:
+        """Ask for something and note what came of it; an error is an answer too."""
+        began = time.monotonic()
+        try:
+            value, error = {**known, **ask()}, ""
+        except Exception as fault:  # noqa: BLE001  # whatever a fault leads to; what it may not be is judged afterwards
+            value, error = known, f"{type(fault).__name__}: {fault}"
+        op = Op(kind, began, time.monotonic(), value, error)
+        with self._lock:
+            self.ops.append(op)
+        return op
+
+    def done(self, kind: str) -> list[Op]:
+        """Return the operations of a kind that gave a value."""
+        return [op for op in self.ops if op.kind == kind and not op.error]
+
+    def counts(self) -> dict[str, int]:
+        """Count operations: by kind, those without a value as `KIND failed`."""
+        return dict(Counter(f"{op.kind} failed" if op.error else op.kind for op in self.ops))
+
+    def write(self, path: Path) -> None:
+        """Write one line an operation."""
+        path.write_text("".join(json.dumps(asdict(op)) + "\n" for op in self.ops))
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """What the registry holds at the end.
+
+    Args:
+        digests: Of each version.
+        truth: What the adapter of a digest answers to each text by itself: probabilities in the order of the labels.
+    """
+
+    digests: Mapping[int, str]
+    truth: Mapping[str, Sequence[Sequence[float]]]
+
+    def versions(self, digest: str) -> list[int]:
+        """Return the versions that have this content."""
+        return [version for version, own in self.digests.items() if own == digest]
+
+
+def violations(history: History, promoted: Promoted) -> list[str]:
+    """Return every rule that a history breaks; none is what we hope for."""
+    found = [*_drivers(history), *_champions(history), *_pulls(history, promoted), *_answers(history, promoted)]
+    return list(dict.fromkeys(found))
+
+
+def is_continued(before: bytes, after: bytes) -> bool:
+    """Return whether a log has kept every whole line that it had."""
+    return after.startswith(before[: before.rfind(b"\n") + 1])
+
+
+def broken_log(lines: Sequence[Mapping[str, Any]], num_trials: int) -> list[str]:
+    """Return what is wrong with the events of a study that has ended: trials or reports lost, doubled or out of order.
+
+    Args:
+        lines: `journal.jsonl`, parsed.
+    """
+    found, steps, ended = list[str](), dict[str, int](), Counter[str]()
+    started = Counter(line["trial_id"] for line in lines if line.get("event") == "started")
+    for line in lines:
+        if line.get("event") == "reported":
+            report = line["report"]
+            trial, step = report["trial_id"], report["step"]
+            if ended[trial]:
+                found.append(f"trial {trial} reports step {step} after its end")
+            if step <= steps.get(trial, 0):
+                found.append(f"trial {trial} reports step {step} after step {steps[trial]}")
+            steps[trial] = step
+        elif line.get("event") == "ended":
+            ended[line["trial_id"]] += 1
+    found += [f"trial {trial} starts {count} times" for trial, count in started.items() if count > 1]
+    found += [f"trial {trial} ends {count} times" for trial, count in ended.items() if count > 1]
+    found += [f"trial {trial} has not ended" for trial in started if not ended[trial]]
+    if len(started) != num_trials:
+        found.append(f"{len(started)} trials instead of {num_trials}")
+    return found
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+def _drivers(history: History) -> Iterable[str]:
+    for op in history.ops:
+        said = str(op.value.get("said", ""))
+        if "Traceback" in said:
+            yield f"a {op.kind} shows a traceback: {said[-1500:]}"
+        if op.kind in ("driver", "promote") and (code := op.value.get("code", 1)) not in (0, 1, 130, -9):
+            yield f"a {op.kind} ends with {code}: {said[-500:]}"
+        if op.kind in ("driver", "promote") and op.value.get("code") == 1 and "error:" not in said:
+            yield f"a {op.kind} fails and does not say why: {said[-500:]}"
+
+
+def _may_be(history: History, read: Op, *, is_blind: bool) -> set[int] | None:
+    """Return the versions that a reader of the champion may find: the one that was promoted last, and those that were
+    being promoted meanwhile; blind readers may find any earlier one. None if any may be: a promotion that failed may
+    have moved the champion. Promotions follow each other.
+    """
+    begun = [op for op in history.ops if op.kind == "promote" and op.began < read.ended and not _is_refused(op)]
+    ended = [
+        number for number, op in enumerate(begun) if op.ended < read.began and not op.error and op.value["version"]
+    ]
+    possible = begun if is_blind else begun[ended[-1] if ended else 0 :]
+    if any(op.error or op.value["version"] is None for op in possible):
+        return None
+    return {op.value["version"] for op in possible} | ({0} if not ended else set())
+
+
+def _is_refused(op: Op) -> bool:
+    """Return whether a promotion failed before it asked the registry anything."""
+    return any(
+        text in str(op.value.get("said", "")) for text in ("`study` must be one of", "must have come to its end")
+    )
+
+
+def _champions(history: History) -> Iterable[str]:
+    """The champion is the adapter that was promoted last."""
+    for read in history.done("champion"):
+        allowed = _may_be(history, read, is_blind=False)
+        if allowed is not None and (version := read.value["version"] or 0) not in allowed:
+            yield f"version {version} is the champion where {sorted(allowed)} may be"
+
+
+def _pulls(history: History, promoted: Promoted) -> Iterable[str]:
+    """What is pulled was promoted; and it is the champion, unless the registry could not be asked."""
+    outages = [op for op in history.ops if op.kind == "fault" and op.value.get("hides_registry")]
+    for pull in history.done("pull"):
+        digest = pull.value["digest"]
+        if not (versions := promoted.versions(digest)):
+            yield f"{digest[:12]} is pulled and was never promoted"
+            continue
+        is_blind = any(op.began < pull.ended and pull.began < op.ended for op in outages)
+        allowed = _may_be(history, pull, is_blind=is_blind)
+        if allowed is not None and not allowed & set(versions):
+            yield f"version {versions[-1]} is pulled where {sorted(allowed)} may be"
+
+
+def _answers(history: History, promoted: Promoted) -> Iterable[str]:
+    """An answer is that of the adapter which it names, and that adapter was promoted."""
+    kills = [op for op in history.ops if op.kind == "fault" and op.value.get("ends_server")]
+    for answer in (op for op in history.ops if op.kind == "answer"):
+        if answer.error:
+            if not any(op.began < answer.ended and answer.began < op.ended for op in kills):
+                yield f"a server that nobody has killed does not answer: {answer.error[:200]}"
+            continue
+        value = answer.value
+        if value["status"] in (429, 503):
+            continue
+        if value["status"] != 200:
+            yield f"an answer has status {value['status']}: {value['said'][:300]}"
+        elif (truth := promoted.truth.get(value["digest"])) is None:
+            yield f"an answer is of {value['digest'][:12]}, which was never promoted"
+        elif any(abs(a - b) > TOLERANCE for a, b in zip(value["probs"], truth[value["text"]], strict=True)):
+            yield f"an answer of {value['digest'][:12]} is not its own: {value['probs']} for {truth[value['text']]}"

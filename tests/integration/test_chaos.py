@@ -1,0 +1,139 @@
+"""The judge of chaos catches what it is for; and five minutes of chaos break no rule."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults import chaos
+from faults.arena import missing_means
+from faults.chaos import KINDS, Fault, plan, shrink
+from faults.history import History, Op, Promoted, broken_log, is_continued, violations
+
+PROMOTED = Promoted({1: "aaa", 2: "bbb"}, {"aaa": [[0.9, 0.1]], "bbb": [[0.2, 0.8]]})
+
+
+def op(kind: str, began: float, ended: float, error: str = "", **value: Any) -> Op:
+    return Op(kind, began, ended, value, error)
+
+
+def answer(began: float, digest: str, probs: list[float], status: int = 200) -> Op:
+    return op("answer", began, began + 1, status=status, said="", digest=digest, probs=probs, text=0)
+
+
+GOOD = [
+    op("promote", 0, 2, code=0, said="", version=1),
+    op("champion", 1, 3, version=None),  # began before the promotion had ended
+    op("champion", 3, 4, version=1),
+    op("pull", 3, 4, digest="aaa"),
+    op("promote", 2, 3, code=1, said="error: A study must have come to its end to be promoted", version=None),
+    op("promote", 4, 7, code=0, said="", version=2),
+    op("pull", 6, 8, digest="aaa"),
+    op("fault", 8, 12, hides_registry=True, ends_server=False),
+    op("pull", 9, 10, digest="aaa"),  # what was known before the registry went
+    op("pull", 9, 13, error="TrackingError: the server does not answer"),
+    op("driver", 0, 9, code=-9, said=""),
+    op("fault", 20, 25, hides_registry=False, ends_server=True),
+    op("answer", 21, 22, error="ConnectionError: refused"),
+    answer(13, "bbb", [0.20001, 0.79999]),
+    answer(14, "", [], status=503),
+]
+
+
+def test_what_may_be_is_not_blamed() -> None:
+    assert violations(History(GOOD), PROMOTED) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (op("champion", 8, 9, version=1), "version 1 is the champion where [2] may be"),
+        (op("champion", 8, 9, version=None), "version 0 is the champion where [2] may be"),
+        (op("pull", 8, 9, digest="ccc"), "ccc is pulled and was never promoted"),
+        (answer(15, "bbb", [0.9, 0.1]), "an answer of bbb is not its own"),
+        (answer(15, "ccc", [0.9, 0.1]), "an answer is of ccc, which was never promoted"),
+        (answer(15, "bbb", [0.2, 0.8], status=500), "an answer has status 500"),
+        (op("answer", 15, 16, error="ConnectionError: refused"), "a server that nobody has killed does not answer"),
+        (op("driver", 0, 9, code=1, said="Traceback (most recent call last)"), "shows a traceback"),
+        (op("driver", 0, 9, code=1, said=""), "does not say why"),
+        (op("driver", 0, 9, code=-11, said=""), "ends with -11"),
+    ],
+)
+def test_what_may_not_be_is_said(bad: Op, says: str) -> None:
+    found = violations(History([*GOOD, bad]), PROMOTED)
+    assert any(says in line for line in found), found
+
+
+def test_an_old_adapter_is_pulled_where_the_registry_could_be_asked() -> None:
+    sighted = [own for own in GOOD if own.kind != "fault"]
+    assert "version 1 is pulled where [2] may be" in violations(History(sighted), PROMOTED)
+
+
+def test_a_promotion_that_failed_may_have_moved_the_champion() -> None:
+    failed = op("promote", 8, 9, code=1, said="error: the server does not answer", version=None)
+    read = op("champion", 10, 11, version=1)
+    assert violations(History([*GOOD, read]), PROMOTED)
+    assert violations(History([*GOOD, failed, read]), PROMOTED) == []
+
+
+LOG = [
+    {"event": "started", "trial_id": "0"},
+    {"event": "reported", "report": {"trial_id": "0", "step": 5}},
+    {"event": "reported", "report": {"trial_id": "0", "step": 10}},
+    {"event": "ended", "trial_id": "0"},
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (LOG[:3], "trial 0 has not ended"),
+        ([*LOG, LOG[3]], "trial 0 ends 2 times"),
+        ([LOG[0], *LOG], "trial 0 starts 2 times"),
+        ([*LOG[:2], *LOG[1:]], "trial 0 reports step 5 after step 5"),
+        ([*LOG, {"event": "reported", "report": {"trial_id": "0", "step": 15}}], "reports step 15 after its end"),
+        ([*LOG, {"event": "started", "trial_id": "1"}, {"event": "ended", "trial_id": "1"}], "2 trials instead of 1"),
+    ],
+)
+def test_a_log_that_lost_or_doubled_something_is_told(lines: list[dict[str, Any]], says: str) -> None:
+    assert broken_log(LOG, 1) == []
+    assert any(says in line for line in broken_log(lines, 1))
+
+
+def test_a_log_may_lose_a_line_that_was_half_written_and_nothing_else() -> None:
+    assert is_continued(b'{"a": 1}\n{"b', b'{"a": 1}\n{"c": 2}\n')
+    assert not is_continued(b'{"a": 1}\n{"b": 2}\n', b'{"a": 1}\n')
+
+
+def test_faults_follow_from_the_seed_and_two_at_one_target_do_not_overlap() -> None:
+    kinds = set()
+    for seed in range(50):
+        faults = plan(seed)
+        assert faults == plan(seed)
+        free_at: dict[str, float] = {}
+        for fault in faults:
+            target = KINDS[fault.kind].target.format(fault.victim)
+            assert fault.at >= free_at.get(target, 0.0)
+            free_at[target] = fault.at + fault.lasts
+        kinds |= {fault.kind for fault in faults}
+    assert kinds == set(KINDS)
+
+
+def test_what_is_broken_is_shrunk_to_what_it_takes() -> None:
+    faults = [Fault("disk full", float(n), 1.0, n) for n in range(9)]
+    needed = {faults[2], faults[7]}
+    assert shrink(faults, lambda fewer: needed <= set(fewer)) == [faults[2], faults[7]]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_five_minutes_of_chaos_break_no_rule(tmp_path: Path) -> None:
+    if reason := missing_means(tmp_path):
+        pytest.skip(reason)
+    done = subprocess.run(
+        [sys.executable, chaos.__file__, "--minutes", "5", "--no-shrink"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
