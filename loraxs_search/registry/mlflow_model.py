@@ -88,12 +88,20 @@ def _write(folder: Path, manifest: Manifest, version: Any) -> None:
             Schema([ColSpec(own, name, required=False) for name, own in types.items()]),
         ),
         input_example=[dict(zip(kind.question_columns, kind.example, strict=True))],
-        # Without local labels, as in 2.9.1+cpu: package indexes do not have those.
-        pip_requirements=[f"{name}=={version.partition('+')[0]}" for name, version in installed(_PINNED).items()],
+        pip_requirements=_requirements(),
         model_config={"device": "cpu"},
     )
     model.model_size_bytes = manifest.size.stored_bytes  # MLflow has measured these files instead
     model.save(str(folder / MLMODEL))
+
+
+def _requirements() -> list[str]:
+    """Return what an environment needs beside this package: no index has that, and whoever took its name there would
+    have their code run.
+    """
+    pinned = installed([name for name in _PINNED if name != "loraxs-search"])
+    # Without local labels, as in 2.9.1+cpu: package indexes do not have those.
+    return [f"{name}=={version.partition('+')[0]}" for name, version in pinned.items()]
 
 
 # ---- versions from before --------------------------------------------------------------------------------------------
