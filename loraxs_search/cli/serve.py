@@ -54,7 +54,8 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     task's champion, it answers within seconds, without a restart. `model` in a request is TASK, TASK@alias or TASK:3.
 
     POST /classify takes rows: {"model": TASK, "input": ["a text"]}. POST /v1/completions and /v1/chat/completions are
-    OpenAI's, for adapters that write. GET /v1/models, /health, /ready and /metrics tell of the server.
+    OpenAI's, for adapters that write. GET /v1/models, /health, /ready and /metrics tell of the server. GET / is a page
+    to try the tasks on, which can compute in the browser.
 
     With --shadow, clients get the champion's answers, and a trial's adapter computes the same rows beside it. Both
     answers are written to shadow/TASK.jsonl in the state folder, with the texts: rows for `init` and `data_files`.

@@ -22,11 +22,13 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraxs_search.serve.answers import Asked, classification, completion, last_pieces, piece, shown_models
 from loraxs_search.serve.engine import Job, ServingEngine
 from loraxs_search.serve.http_errors import add_error_answers, answer_of, error_answer
+from loraxs_search.serve.onnx_files import OnnxFiles
 from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
@@ -40,6 +42,9 @@ PACKAGE = "loraxs-search"
 DIGEST_HEADER = "x-loraxs-digest"
 _OPEN_PATHS = ("/", "/health", "/ready")  # that need no key
 _PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+_WEB_PATH = "/web"
+_SWITCH = "data-vendored hidden"  # of the page: computing in the browser
+WEB = Path(__file__).with_name("web")  # what the page loads; `vendor` in it is made by `make web`
 
 
 class _Numbers:
@@ -89,7 +94,7 @@ class Server:
         self._keys = [key.encode() for key in keys]
         self.shadows, self._noting = Shadows(shadows, models), set[asyncio.Future[None]]()
         self._numbers = _Numbers(models, self.engine, self.shadows)
-        self._poll_s = poll_s
+        self._poll_s, self._computes_in_browser = poll_s, (WEB / "vendor").is_dir()
         self.app = FastAPI(
             title=PACKAGE, version=installed([PACKAGE])[PACKAGE], docs_url=None, redoc_url=None, lifespan=self._lifespan
         )
@@ -120,6 +125,11 @@ class Server:
         app.get("/health")(self.health)
         app.get("/ready")(self.ready)
         app.get("/", include_in_schema=False)(self.page)
+        files = OnnxFiles(self._adapter, self._run)
+        app.get("/onnx")(files.describe)
+        app.get("/onnx/{sha256}")(files.file)
+        if self._computes_in_browser:
+            app.mount(_WEB_PATH, _Web(directory=WEB))
         app.get("/metrics", response_class=PlainTextResponse)(self.metrics)
         app.add_middleware(_Guard, server=self)
         add_error_answers(app)
@@ -163,7 +173,7 @@ class Server:
 
     async def page(self) -> Response:
         """Return a page to try the tasks on."""
-        return HTMLResponse(_PAGE)
+        return HTMLResponse(_PAGE.replace(_SWITCH, "") if self._computes_in_browser else _PAGE)
 
     async def metrics(self) -> Response:
         """Return numbers for Prometheus."""
@@ -172,7 +182,8 @@ class Server:
     # ---- inside ------------------------------------------------------------------------------------------------------
     def refused(self, request: Request) -> Response | None:
         """Return the answer to a request without a key, or one that is too large."""
-        if self._keys and request.scope["path"] not in _OPEN_PATHS:
+        path = request.scope["path"]
+        if self._keys and path not in _OPEN_PATHS and not path.startswith(f"{_WEB_PATH}/"):
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode()
             if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
@@ -276,6 +287,15 @@ class _Stream:
     def _cancel(self) -> None:
         for job in self._jobs:
             job.cancel()
+
+
+class _Web(StaticFiles):
+    """The page's own files, never those of an older version."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 class _Guard:

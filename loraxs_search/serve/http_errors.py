@@ -75,12 +75,13 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return error_answer(error.status_code, str(error.detail))
 
 
-async def _invalid_body(request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    if not request.headers.get("content-type", "").partition(";")[0].strip().endswith("json"):
-        return error_answer(415, "A body must be JSON, and the header `Content-Type: application/json` must say so.")
     found = error.errors()[0]
-    place = ".".join(str(part) for part in found["loc"] if part != "body")
+    where, *parts = found["loc"]
+    if where == "body" and not request.headers.get("content-type", "").partition(";")[0].strip().endswith("json"):
+        return error_answer(415, "A body must be JSON, and the header `Content-Type: application/json` must say so.")
+    place = ".".join(map(str, parts))
     if found["type"] == "json_invalid":
         return error_answer(400, f"A body must be JSON, but at character {place}: {found['ctx']['error']}.")
     return error_answer(422, f"`{place or 'body'}`: {found['msg']}.", place or None)
@@ -88,7 +89,7 @@ async def _invalid_body(request: Request, error: Exception) -> Response:
 
 def add_error_answers(app: FastAPI) -> None:
     """Have errors of an application's routes answered."""
-    app.exception_handler(RequestValidationError)(_invalid_body)
+    app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(LoraxsError)(_own_error)
     app.exception_handler(Exception)(_unexpected)
