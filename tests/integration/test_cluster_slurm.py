@@ -119,10 +119,10 @@ def test_a_search_is_stopped_before_the_time_limit_and_the_job_goes_on_by_itself
     two_nodes: User, space: Callable[[int], Path], in_search_home: Path, agree: Callable[[str, int], object]
 ) -> None:
     cluster, study = two_nodes.cluster, "slurm"
-    refused = two_nodes.sbatch(str(SCRIPT), str(space(100)), study)
+    refused = two_nodes.sbatch(str(SCRIPT), str(space(200)), study)
     (said,) = re.findall(r'a Slurm that has no GPUs says "(.*)"', SCRIPT.read_text())
     assert said in refused.stderr
-    job = two_nodes.submit(space(100), study)
+    job = two_nodes.submit(space(200), study)
     two_nodes.wait_for_reports(study, 2, job)
     for box in cluster.boxes:
         (limit,) = open_files(box)
