@@ -2,7 +2,7 @@
 
 A box is a set of namespaces. It is ended by the pid of its first process: the kernel then ends all others in it. The
 pid namespace matters: `ray stop` ends every Ray that it sees in /proc. A box has the machine's programs; its own are
-/tmp, /run and /dev/shm, empty at each start, and /home, which is its disk. Delay and loss are made in user space
+/tmp, /run and /dev/shm, empty at each start, and /home and /root, its disk. Delay and loss are made in user space
 (`cable.py`), since not every kernel has `tc netem`.
 """
 
@@ -265,7 +265,7 @@ def boxes(count: int, *, show: Sequence[Path] = (), users: Sequence[str] = (), s
 
     Args:
         show: Folders of this machine that boxes see at the same path, beside the checkout and the environment of the
-            tests; those that lie below /tmp, /run and /home would be hidden otherwise.
+            tests; those that lie below /tmp, /run, /home and /root would be hidden otherwise.
         users: Accounts of the boxes, each with a folder below /home.
         sshd: Whether sshd runs; root and `users` get in with the key of `Boxes.ssh`.
     """
@@ -314,7 +314,7 @@ def _write_accounts(folder: Path, count: int, net: str, users: Sequence[str]) ->
 
 
 def _make_disk(disk: Path, users: Sequence[str]) -> None:
-    for part in ("home", "tmp", "run"):
+    for part in ("home", "root", "tmp", "run"):
         (disk / part).mkdir(parents=True)
     for number, user in enumerate(users):
         home = disk / "home" / user
@@ -336,14 +336,14 @@ def _make_keys(folder: Path, addresses: Sequence[str]) -> None:
 
 def _start_script(name: str, ip: str, disk: Path, shown: Sequence[Path], *, sshd: bool) -> str:
     """Return what the first process of a box runs; it reads the name of its interface."""
-    own = {"/run": disk / "run", "/home": disk / "home", "/tmp": disk / "tmp"}  # /tmp, which has the disk, comes last
+    own = {place: disk / place[1:] for place in ("/run", "/root", "/home", "/tmp")}  # /tmp has the disk: it comes last
     lines = ["set -euo pipefail", 'echo "pid $$"', "read -r plug", f"hostname {name}"]
     lines += ["ip link set lo up", 'ip link set "$plug" name eth0', f"ip address add {ip}/24 dev eth0"]
     lines += ["ip link set eth0 up"]
     for file in ("hosts", "passwd", "group", "shadow"):
         lines.append(f"mount --bind {disk.parent}/{file} /etc/{file}")
     for target, place in own.items():
-        if target != "/home":
+        if target in ("/run", "/tmp"):
             lines.append(f"mount -t tmpfs -o mode={'1777' if target == '/tmp' else '755'} tmpfs {place}")
         for path in shown:
             if path.is_relative_to(target):
