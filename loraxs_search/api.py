@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from loraxs_search.methods.export import MergedDtype
+    from loraxs_search.methods.export import MergedDtype, OnnxPrecision
     from loraxs_search.predictor import Predictor
     from loraxs_search.registry.mlflow_model import Upgrade
     from loraxs_search.reports.comparison import Comparison
@@ -215,6 +215,7 @@ def pull(
     form: str = "native",
     rank: int | None = None,
     dtype: MergedDtype | None = None,
+    precision: OnnxPrecision | None = None,
     out: str | Path | None = None,
     tracking_uri: str | None = None,
 ) -> Path:
@@ -227,6 +228,7 @@ def pull(
             installed distribution.
         rank: Rank that `lora` is padded to with zeros.
         dtype: `float32` for a `merged` model whose base's own type rounds the update away.
+        precision: How matrices of `onnx` are stored: `fp16` or `int8`.
         out: Folder to copy it to, new or empty; None returns the cache's own.
     Raises:
         RegistryError: no such task, alias or version, or the task has no champion.
@@ -234,14 +236,14 @@ def pull(
         UsageError: `out` holds something, or `rank` is below the adapter's own.
         HomeError: `out` or the cache cannot be written.
     """
-    if is_export := (form, rank, dtype) != (NATIVE, None, None):
+    if is_export := (form, rank, dtype, precision) != (NATIVE, None, None, None):
         from loraxs_search.methods.export import ExportOptions, check_options, converted  # numpy
 
-        check_options(form, ExportOptions(rank, dtype))
+        check_options(form, ExportOptions(rank, dtype, precision))
     target = None if out is None else new_folder(Path(out))
     folder = _found(registry.pull, name, base, tracking_uri)
     if is_export:
-        folder = converted(folder, form, rank=rank, dtype=dtype)
+        folder = converted(folder, form, rank=rank, dtype=dtype, precision=precision)
     if target is None:
         return folder
     copy_folder(folder, target)

@@ -80,7 +80,7 @@ def test_declarations_are_read_without_torch() -> None:
 
 
 def test_options_of_others_are_refused_before_anything_is_read(form: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"rank": 8, "dtype": "float32"}
+    options: dict[str, Any] = {"rank": 8, "dtype": "float32", "precision": "int8"}
     for name, value in options.items():
         if name in FORMATS.get(form).options:
             check_options(form, ExportOptions(**{name: value}))

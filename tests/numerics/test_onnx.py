@@ -7,34 +7,44 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 import torch
 from safetensors.numpy import load_file
 from support.families import families
+from transformers import BertConfig
 
-from loraxs_search import load
+from loraxs_search import load, load_adapter, load_tokenizer
 from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.export import converted
+from loraxs_search.methods.export import OnnxPrecision, converted
+from loraxs_search.methods.export._onnx_precision import LIMITS
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Pooling, Prediction, Task
 from loraxs_search.tasks.kinds import classifier
 
-from .conftest import WORDS, save_base
+from .conftest import FAMILIES, VOCAB, WORDS, save_base
 
 TEXTS = [" ".join(WORDS[start : start + length]) for start, length in ((0, 5), (9, 2), (20, 11), (33, 1))]
 EXACT = 1e-4
 Logits = Callable[[Sequence[Any], Sequence[Any]], npt.NDArray[np.float32]]
+TAGS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 
 
 def reading(labels: Sequence[str] = ("no", "yes"), pooling: Pooling = "class", **changes: Any) -> Task:
     kind, metric = ("sequence-classification", "accuracy") if labels else ("regression", "pearson")
     given = {"labels": tuple(labels), "pooling": pooling, "max_length": 12, **changes}
     return Task("it", kind, DataSource(), "text", "label", metric, "maximize", (metric,), **given)
+
+
+def tagging(labels: Sequence[str] = TAGS, **changes: Any) -> Task:
+    given = {"labels": tuple(labels), "max_length": 12, **changes}
+    return Task("names", "token-classification", DataSource(), "text", "tags", "f1", "maximize", ("f1",), **given)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +64,24 @@ def make(make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Logits]:
-    """Return the function that a folder's README.md defines, after its code ran there."""
+def wide(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Make an adapter on a base whose matrices are most of its graph."""
+    sizes = {"vocab_size": VOCAB, "hidden_size": 96, "intermediate_size": 256}
+    config = BertConfig(**sizes, num_hidden_layers=1, num_attention_heads=4, pad_token_id=0)
+    monkeypatch.setitem(FAMILIES, "wide", lambda: config)
+    return partial(make, "wide", init_std=0.1, task=reading(pooling="mean"))
 
-    def run(folder: Path) -> Logits:
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shares: npt.NDArray[np.float32] = torch.from_numpy(logits).softmax(-1).numpy()
+    return shares
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Logits]:
+    """Return a function that a folder's README.md defines, after its code ran there."""
+
+    def run(folder: Path, name: str = "logits") -> Logits:
         (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
         assert "torch" not in code
         assert "loraxs" not in code
@@ -65,7 +89,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Logits]:
         with monkeypatch.context() as patch:
             patch.chdir(folder)
             exec(code, names)
-        found: Logits = names["logits"]
+        found: Logits = names[name]
         return found
 
     return run
@@ -130,6 +154,89 @@ def test_pairs_are_read_with_their_segments(
     pairs = [("a film", "a moving, funny film"), ("it is so very long and dull that", "I left"), ("so", "so")]
     check(opened(made)(pairs, [inputs_of(made)] * len(pairs)), load(folder)(pairs))
     assert "token_type_ids" in json.loads((made / "onnx.json").read_text())["token_inputs"]
+
+
+# ---- tags ------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("family", families(["bert", "roberta", "gpt2", "llama"]))
+def test_each_word_has_the_tag_that_predict_gives(
+    family: str, make: Callable[..., Path], opened: Callable[..., Logits]
+) -> None:
+    folders = [make(family, task=tagging()), make(family, task=tagging(TAGS[:3]), rank=7, seed=1)]
+    made = [converted(folder, "onnx") for folder in folders]
+    assert json.loads((made[0] / "onnx.json").read_text())["answers"] == "first token of each word"
+    assert (made[0] / "model.onnx").samefile(made[1] / "model.onnx")
+    texts = [*TEXTS, f"  {TEXTS[0]}\tunheard-of  {WORDS[3]}"]
+    rows = [inputs_of(made[row % 2]) for row in range(len(texts))]
+    said = opened(made[0], "tags")(texts, rows)
+    expected = [load(folder)(texts) for folder in folders]
+    assert [" ".join(tags) for tags in said] == [expected[row % 2][row].label for row in range(len(texts))]
+    assert len({tag for tags in said for tag in tags}) > 2, "they differ"
+    logits = opened(made[1])(texts, rows)
+    for way, folder in enumerate(folders):
+        model, tokenizer = load_adapter(folder), load_tokenizer(folder)
+        for row in range(way, len(texts), 2):
+            tokens = tokenizer([texts[row]], truncation=True, max_length=12, return_tensors="pt")
+            with torch.no_grad():
+                own = model(**tokens).logits[0].numpy()  # (T, L)
+            length = len(own)
+            here = logits[row, -length:] if tokenizer.padding_side == "left" else logits[row, :length]
+            np.testing.assert_allclose(here[:, : own.shape[-1]], own, atol=EXACT)
+            assert np.isneginf(here[:, own.shape[-1] :]).all()
+
+
+def test_a_tagger_that_answers_otherwise_is_refused(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from loraxs_search.methods.export import _onnx_graph
+
+    monkeypatch.setattr(_onnx_graph._CoreLinear, "forward", lambda self, x: self.base_layer(x))
+    with pytest.raises(UsageError, match=r"must compute what the adapter does.*a difference of"):
+        converted(make(task=tagging(), factor_rank=16), "onnx")  # no other test has this graph
+
+
+# ---- precisions ------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_matrices_are_stored_in_fewer_bytes_and_answers_hardly_move(
+    precision: OnnxPrecision, wide: Callable[..., Path], opened: Callable[..., Logits]
+) -> None:
+    folders = [wide(), wide(seed=1, rank=7)]
+    made = [converted(folder, "onnx", precision=precision) for folder in folders]
+    whole = [converted(folder, "onnx") for folder in folders]
+    assert (made[0] / "model.onnx").samefile(made[1] / "model.onnx"), "adapters share it"
+    assert not (made[0] / "model.onnx").samefile(whole[0] / "model.onnx"), "but not with float32"
+    sizes = [(folder / "model.onnx").stat().st_size for folder in (made[0], whole[0])]
+    assert sizes[0] < {"fp16": 0.62, "int8": 0.45}[precision] * sizes[1], "the graph itself has 60,000 bytes"
+    for folder, name in ((made[0], precision), (whole[0], "float32")):
+        assert json.loads((folder / "onnx.json").read_text())["precision"] == name
+        model = onnx.load(folder / "model.onnx")
+        assert {it.key: it.value for it in model.metadata_props} == {"precision": name}
+        read = {each for node in model.graph.node for each in node.input}
+        assert {tensor.name for tensor in model.graph.initializer} <= read, "runtimes warn of others"
+    assert f"stored as {precision}" in (made[0] / "README.md").read_text()
+    inputs = [[inputs_of(folders[row % 2]) for row in range(4)] for folders in (made, whole)]
+    assert all((value == inputs[1][0][name]).all() for name, value in inputs[0][0].items()), "R and head are float32"
+    moved = softmax(opened(made[0])(TEXTS, inputs[0])) - softmax(opened(whole[0])(TEXTS, inputs[1]))
+    assert 0 < abs(moved).max() < LIMITS[precision]
+
+
+@pytest.mark.parametrize("task", [reading(()), tagging()])
+def test_int8_of_numbers_and_of_tags(task: Task, make: Callable[..., Path], opened: Callable[..., Logits]) -> None:
+    folder = make(task=task)
+    both = [converted(folder, "onnx", precision=precision) for precision in ("int8", None)]
+    one, other = (opened(made)(TEXTS, [inputs_of(made)] * len(TEXTS)) for made in both)
+    np.testing.assert_allclose(one, other, atol=LIMITS["int8"] * max(1, abs(other[np.isfinite(other)]).max()))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_precision_that_moves_answers_too_far_is_refused(
+    precision: OnnxPrecision, wide: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loraxs_search.methods.export import _onnx_graph
+
+    monkeypatch.setattr(_onnx_graph._CoreLinear, "forward", lambda self, x: self.base_layer(x))
+    folder = wide(factor_rank=24, init_std=2.0)  # no other test has this graph
+    with pytest.raises(UsageError, match=f"`--precision {precision}` must move a probability by at most") as refused:
+        converted(folder, "onnx", precision=precision)
+    assert ("fp16" in refused.value.hint) is (precision == "int8")
+    assert not list(folder.parent.glob(f"{folder.name}.onnx*"))
 
 
 def test_one_file_serves_all_adapters_of_a_base(make: Callable[..., Path], tmp_path: Path) -> None:

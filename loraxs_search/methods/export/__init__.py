@@ -12,7 +12,13 @@ A distribution adds a format by an entry point of the group `loraxs_search.expor
 
 from __future__ import annotations
 
-from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype
+from loraxs_search.methods.export._base import (
+    ExportFormat,
+    ExportOptions,
+    LoadedAdapter,
+    MergedDtype,
+    OnnxPrecision,
+)
 from loraxs_search.methods.export._folder import FORMATS, check_options, converted, formats_of
 
 __all__ = [
@@ -21,6 +27,7 @@ __all__ = [
     "ExportOptions",
     "LoadedAdapter",
     "MergedDtype",
+    "OnnxPrecision",
     "check_options",
     "converted",
     "formats_of",

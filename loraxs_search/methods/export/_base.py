@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from loraxs_search.methods._plain_lora import PlainLora
 
 MergedDtype = Literal["float32"]
+OnnxPrecision = Literal["fp16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,12 @@ class ExportOptions:
     Args:
         rank: Rank of every layer, filled up with zeros.
         dtype: Type that the adapter is loaded in.
+        precision: How a graph's matrices are stored, where that is not float32.
     """
 
     rank: int | None = None
     dtype: MergedDtype | None = None
+    precision: OnnxPrecision | None = None
 
     @property
     def given(self) -> dict[str, int | str]:

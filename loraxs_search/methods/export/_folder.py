@@ -10,7 +10,7 @@ from pathlib import Path
 from loraxs_search.errors import UsageError, one_of, unknown_name
 from loraxs_search.home import alone, disk_faults, remove_whole, write_atomic
 from loraxs_search.methods import NATIVE, Method, get_method
-from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype, OnnxPrecision
 from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.lora import PlainLoRAFolder
 from loraxs_search.methods.export.merged import Merged
@@ -41,14 +41,21 @@ def check_options(form: str, options: ExportOptions) -> None:
         raise UsageError(f"`--{name}` must go with --format {takers}, but got {form!r}.")
 
 
-def converted(folder: Path, form: str, *, rank: int | None = None, dtype: MergedDtype | None = None) -> Path:
+def converted(
+    folder: Path,
+    form: str,
+    *,
+    rank: int | None = None,
+    dtype: MergedDtype | None = None,
+    precision: OnnxPrecision | None = None,
+) -> Path:
     """Return an adapter in another format, made once and kept beside `folder`.
 
     It appears whole, and is made again if its files were changed.
 
     Args:
         folder: A verified adapter folder.
-        rank, dtype: As `ExportOptions` has them.
+        rank, dtype, precision: As `ExportOptions` has them.
     Raises:
         UsageError: the adapter has no such format, or the format no such option.
         BaseModelError, FactorMismatchError: the adapter cannot be loaded here.
@@ -57,7 +64,7 @@ def converted(folder: Path, form: str, *, rank: int | None = None, dtype: Merged
 
     from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 
-    options = ExportOptions(rank, dtype)
+    options = ExportOptions(rank, dtype, precision)
     check_options(form, options)
     manifest = read_manifest(folder)
     method = get_method(manifest.hyperparameters.method)
@@ -95,7 +102,7 @@ def _entry(method: Method, form: str) -> type[ExportFormat]:
 
 
 def _which(options: ExportOptions) -> str:
-    """Return what tells exports of one format apart: `-r8`, `-float32`."""
+    """Return what tells exports of one format apart: `-r8`, `-float32`, `-int8`."""
     return "".join(f"-r{value}" if name == "rank" else f"-{value}" for name, value in options.given.items())
 
 

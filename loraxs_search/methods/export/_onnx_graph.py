@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from loraxs_search.base_model import dummy_inputs, output_head
+from loraxs_search.methods.export._base import OnnxPrecision
+from loraxs_search.methods.export._onnx_precision import PRECISION, stored_as
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,7 +83,7 @@ class RowGraph(nn.Module):
     """A base that computes what `model` is replaced with: it is changed, for good.
 
     Args:
-        model: A classifier in float32, without PEFT.
+        model: A classifier or tagger in float32, without PEFT.
         pairs: A (k, in) and B (out, k), float32, of each adapted layer, in the order of C.
         head: Names and shapes of the head's parameters that rows bring, all of linear layers.
         tokens: Names of what a tokenizer gives.
@@ -109,13 +111,18 @@ class RowGraph(nn.Module):
         return [*self._tokens, CORES, NUM_LABELS, *self._head]
 
     def forward(self, tokens: list[Tensor], cores: Tensor, num_labels: Tensor, head: list[Tensor]) -> Tensor:
-        """Return logits (n, L), -inf beyond the labels of a row, whose number is (n, 1)."""
+        """Return logits (n, L), or (n, T, L) of taggers, -inf beyond the labels of a row, whose number is (n, 1)."""
         self._rows.cores, self._rows.head = cores, dict(zip(self._head, head, strict=True))
         logits: Tensor = self.model(**dict(zip(self._tokens, tokens, strict=True))).logits
-        return logits.masked_fill(torch.arange(logits.shape[-1]) >= num_labels, float("-inf"))
+        beyond = torch.arange(logits.shape[-1]) >= num_labels  # (n, L)
+        return logits.masked_fill(beyond[:, None] if logits.dim() == 3 else beyond, float("-inf"))
 
-    def exported(self) -> bytes:
-        """Return the graph as an ONNX file, the same each time: nothing in it says when or where it was made."""
+    def exported(self, precision: OnnxPrecision | None = None) -> bytes:
+        """Return the graph as an ONNX file, the same each time: nothing in it says when or where it was made.
+
+        Args:
+            precision: How its matrices are stored; None means float32. The file's metadata say it.
+        """
         inputs = dummy_inputs(self.model, _ROWS)
         tokens = [inputs.get(name, torch.zeros_like(inputs["input_ids"])) for name in self._tokens]
         rank = min(_RANK, self.rank)
@@ -141,7 +148,7 @@ class RowGraph(nn.Module):
                 verbose=False,
             )
         assert program is not None
-        return _plain(program.model_proto)
+        return _file(program.model_proto, precision)
 
 
 @contextlib.contextmanager
@@ -158,12 +165,15 @@ def _quietly() -> Iterator[None]:
         log.setLevel(level)
 
 
-def _plain(model: Any) -> bytes:
+def _file(model: Any, precision: OnnxPrecision | None) -> bytes:
     """Return an ONNX model without its notes: traces of nodes name files of this machine."""
     graph = model.graph
     parts = [model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output]
     for part in parts:
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+    if precision is not None:
+        stored_as(model, precision)
+    model.metadata_props.add(key=PRECISION, value=precision or "float32")
     content: bytes = model.SerializeToString(deterministic=True)
     return content

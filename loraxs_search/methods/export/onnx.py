@@ -1,4 +1,4 @@
-"""A LoRA-XS classifier or regression for onnxruntime: the base as a graph, and the adapter as a few of its inputs.
+"""A LoRA-XS classifier, tagger or regression for onnxruntime: the base as a graph, the adapter as a few of its inputs.
 
 `model.onnx` has the base with A and B of each layer. C = scale * R with the singular values, and the head, are inputs
 of each row, in `adapter.safetensors`. So one `model.onnx` serves all adapters whose `onnx.json` has its digest.
@@ -14,16 +14,17 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from loraxs_search.errors import UsageError, extra_hint
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.methods._base import Method
 from loraxs_search.methods._names import ADAPTER
 from loraxs_search.methods._peft import unloaded
-from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, OnnxPrecision
+from loraxs_search.methods.export._onnx_page import ABOUT, ADAPTER_FILE, MODEL, is_tagger, onnx_page
+from loraxs_search.methods.export._onnx_precision import LIMITS
 from loraxs_search.records import Manifest
-from loraxs_search.tasks.asking import between_texts
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -33,17 +34,26 @@ if TYPE_CHECKING:
     from loraxs_search.methods.export._onnx_graph import RowGraph
     from loraxs_search.methods.loraxs import LoraXSConfig
 
-MODEL, ADAPTER_FILE, ABOUT = "model.onnx", "adapter.safetensors", "onnx.json"
 _EXTRA = ("onnx", "onnxscript", "onnxruntime")
 _TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+_CLASSIFIER = "AutoModelForSequenceClassification"
+_SENTENCES = (
+    "a moving, funny film",
+    "two hours I will never get back",
+    "Is the meeting in Paris still on Tuesday?",
+    "12 of 40 parts arrived damaged, and nobody answers the phone.",
+    "Das Publikum war begeistert, die Kritik nicht.",
+    "Anna Berg of Northwind joined the board in Geneva on 3 May.",
+)
 _MOST_BYTES = (1 << 31) - (1 << 20)  # a file of protobuf is below 2 GiB
-_HEADED = "AutoModelForSequenceClassification"
 
 
 class ONNX(ExportFormat):
-    """Of LoRA-XS adapters of the basis `top`, whose head gives one answer for a row."""
+    """Of LoRA-XS adapters of the basis `top` with a head, which answers for a row or for each of its tokens."""
 
     name: ClassVar[str] = "onnx"
+    options: ClassVar[frozenset[str]] = frozenset({"precision"})
+    layout: ClassVar[int] = 2
 
     @classmethod
     def fits(cls, method: Method) -> bool:
@@ -57,21 +67,26 @@ class ONNX(ExportFormat):
 
         _check_extra()
         _check_task(adapter.manifest)
-        config = _config(adapter)
+        config, precision = _config(adapter), options.precision
         pairs = _factor_pairs(adapter, config)
         inputs, exactness = _inputs(adapter, list(pairs)), tolerance(adapter.peft)
         tokens = [name for name in _TOKENS if name in (*_TOKENS[:2], *adapter.tokenizer.model_input_names)]
         pooling = base_model.pooling_of(adapter.base)
-        key = _key(adapter, config, pairs, sorted(inputs), tokens)
+        key = _key(adapter, config, pairs, sorted(inputs), [*tokens, precision or ""])
+        asked = _asked(adapter) if precision else None
         if not _take_shared(folder, key):
             model = cast("Any", unloaded(adapter.peft)).float()
-            write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, adapter.manifest))
-        _check_answers(folder / MODEL, inputs, adapter, exactness)
+            write_atomic(folder / MODEL, _graph(model, pairs, inputs, tokens, adapter.manifest, precision))
+        if precision is None or asked is None:
+            _check_answers(folder / MODEL, inputs, adapter, exactness)
+        else:
+            _check_precision(folder / MODEL, inputs, adapter, asked, precision)
         write_atomic(folder / ADAPTER_FILE, save(inputs, {"format": "pt"}))
-        about = _about(adapter, tokens, inputs, pooling) | {"model": {"key": key, "sha256": _sha256(folder / MODEL)}}
+        about = _about(adapter, tokens, inputs, pooling, precision)
+        about |= {"model": {"key": key, "sha256": _sha256(folder / MODEL)}}
         write_atomic(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         adapter.tokenizer.save_pretrained(str(folder))
-        write_atomic(folder / "README.md", _page(adapter.manifest))
+        write_atomic(folder / "README.md", onnx_page(adapter.manifest, precision))
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
@@ -84,10 +99,10 @@ def _check_extra() -> None:
 
 
 def _check_task(manifest: Manifest) -> None:
-    if kind_of(manifest.task).model.auto_class != _HEADED:
+    if not is_tagger(manifest.task) and kind_of(manifest.task).model.auto_class != _CLASSIFIER:
         raise UsageError(
-            "`--format onnx` must be of an adapter whose head gives one answer for a row, but"
-            f" {manifest.task.registered_name} is of kind {manifest.task.kind}.",
+            f"`--format onnx` must be of an adapter with a head, but {manifest.task.registered_name} is of kind"
+            f" {manifest.task.kind}.",
             hint="use --format merged, and an exporter of your own; language models may follow later",
         )
 
@@ -170,6 +185,7 @@ def _graph(
     inputs: Mapping[str, Tensor],
     tokens: list[str],
     manifest: Manifest,
+    precision: OnnxPrecision | None,
 ) -> bytes:
     from torch import nn
 
@@ -190,7 +206,7 @@ def _graph(
             hint="use --format merged, or a smaller base",
         )
     try:
-        return graph.exported()
+        return graph.exported(precision)
     except Exception as error:
         cause = error.__cause__ or error  # the exporter's own is advice
         reason = next(iter(str(cause).strip().splitlines()), "without a word")
@@ -224,7 +240,7 @@ def _key(
 
 def _take_shared(folder: Path, key: str) -> bool:
     """Link the file of another adapter's export, whose graph is the same; return whether there is one."""
-    for about in sorted(folder.parent.glob(f"*.{ONNX.name}/{ABOUT}")):
+    for about in sorted(folder.parent.glob(f"*.{ONNX.name}*/{ABOUT}")):
         try:
             model = json.loads(about.read_bytes())["model"]
             if model["key"] != key or _sha256(about.with_name(MODEL)) != model["sha256"]:
@@ -246,32 +262,22 @@ def _sha256(path: Path) -> str:
 
 
 def _check_answers(path: Path, inputs: Mapping[str, Tensor], adapter: LoadedAdapter, exactness: float) -> None:
-    """Refuse a file that does not give the adapter's reference logits, padded and beside a row without an adapter."""
-    import numpy as np
-    import onnxruntime
+    """Refuse a file that does not give the adapter's reference logits, padded."""
     import torch
     from torch.nn.functional import pad
 
     from loraxs_search.errors import FactorMismatchError
-    from loraxs_search.methods.export._onnx_graph import NUM_LABELS
-    from loraxs_search.methods.verification import compare_reference_logits
+    from loraxs_search.methods.verification import compare_reference_logits, kept_logits
 
     probe, tokenizer = adapter.manifest.probe, adapter.tokenizer
     side = (3, 0) if tokenizer.padding_side == "left" else (0, 3)
     own = torch.tensor(probe.input_ids)
-    ids = pad(torch.cat([own, own[:1]]), side, value=int(tokenizer.pad_token_id))
-    mask = pad(torch.ones(len(own) + 1, own.shape[1], dtype=torch.int64), side)
-    given: dict[str, Any] = dict(zip(_TOKENS, (ids, mask, torch.zeros_like(ids)), strict=True))
-    for name, value in inputs.items():
-        rows = value.expand(len(ids), *value.shape).clone()
-        rows[-1] *= name == NUM_LABELS
-        given[name] = rows
-    with disk_faults(path):
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feed = {each.name: np.ascontiguousarray(given[each.name].numpy()) for each in session.get_inputs()}
-    (logits,) = session.run(None, feed)
+    ids = pad(own, side, value=int(tokenizer.pad_token_id))
+    logits = _logits(path, ids, pad(torch.ones_like(own), side), inputs)
+    if logits.dim() == 3:
+        logits = kept_logits(logits[:, side[0] : side[0] + own.shape[1]])
     try:
-        compare_reference_logits(torch.from_numpy(logits[:-1]), probe, exactness)
+        compare_reference_logits(logits, probe, exactness)
     except FactorMismatchError as error:
         raise UsageError(
             f"An ONNX graph must compute what the adapter does, but that of {adapter.manifest.base_model.id} does not"
@@ -280,8 +286,72 @@ def _check_answers(path: Path, inputs: Mapping[str, Tensor], adapter: LoadedAdap
         ) from error
 
 
+class _Asked(NamedTuple):
+    """Sentences as tokens, ids and mask (n, T), and an adapter's logits of them in float32."""
+
+    ids: Tensor
+    mask: Tensor
+    logits: Tensor
+
+
+def _asked(adapter: LoadedAdapter) -> _Asked:
+    """Ask an adapter, which is float32 from then on."""
+    import torch
+
+    limit = {"truncation": True, "max_length": adapter.manifest.task.max_length}
+    tokens = adapter.tokenizer(list(_SENTENCES), padding=True, return_tensors="pt", **limit)
+    ids, mask = tokens["input_ids"], tokens["attention_mask"]
+    with torch.no_grad():
+        return _Asked(ids, mask, cast("Any", adapter.peft).float().eval()(input_ids=ids, attention_mask=mask).logits)
+
+
+def _check_precision(
+    path: Path, inputs: Mapping[str, Tensor], adapter: LoadedAdapter, asked: _Asked, precision: OnnxPrecision
+) -> None:
+    """Refuse a file whose answers to a few sentences are too far from the adapter's in float32."""
+    logits, expected = _logits(path, asked.ids, asked.mask, inputs), asked.logits
+    if logits.dim() == 3:
+        logits, expected = (it[asked.mask.bool()] for it in (logits, expected))
+    if adapter.manifest.task.labels:
+        what, moved = "a probability", float((logits.softmax(-1) - expected.softmax(-1)).abs().max())
+    else:
+        what, moved = "a number", float((logits - expected).abs().max() / expected.abs().max().clamp(min=1))
+    if not moved <= LIMITS[precision]:  # NaN too
+        raise UsageError(
+            f"`--precision {precision}` must move {what} by at most {LIMITS[precision]:g}, but it moves one by"
+            f" {moved:.3g} on {adapter.manifest.base_model.id}.",
+            hint="use --precision fp16, or none for float32" if precision == "int8" else "leave --precision out",
+        )
+
+
+def _logits(path: Path, ids: Tensor, mask: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Return what a file gives for rows of tokens (n, T) that bring these inputs, beside a row without an adapter."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    from loraxs_search.methods.export._onnx_graph import NUM_LABELS
+
+    ids, mask = (torch.cat([it, it[:1]]) for it in (ids, mask))
+    given: dict[str, Any] = dict(zip(_TOKENS, (ids, mask, torch.zeros_like(ids)), strict=True))
+    for name, value in inputs.items():
+        rows = value.expand(len(ids), *value.shape).clone()
+        rows[-1] *= name == NUM_LABELS
+        given[name] = rows
+    with disk_faults(path):
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {each.name: np.ascontiguousarray(given[each.name].numpy()) for each in session.get_inputs()}
+    return torch.from_numpy(session.run(None, feed)[0][:-1])
+
+
 # ---- what is said of it ----------------------------------------------------------------------------------------------
-def _about(adapter: LoadedAdapter, tokens: list[str], inputs: Mapping[str, Tensor], pooling: str) -> dict[str, Any]:
+def _about(
+    adapter: LoadedAdapter,
+    tokens: list[str],
+    inputs: Mapping[str, Tensor],
+    pooling: str,
+    precision: OnnxPrecision | None,
+) -> dict[str, Any]:
     manifest, task = adapter.manifest, adapter.manifest.task
     return {
         "task": task.registered_name,
@@ -292,52 +362,9 @@ def _about(adapter: LoadedAdapter, tokens: list[str], inputs: Mapping[str, Tenso
         "columns": [name for name in (task.text, task.text_pair) if name],
         "max_length": task.max_length,
         "padding_side": adapter.tokenizer.padding_side,
+        "precision": precision or "float32",
         "pooling": pooling,
+        "answers": "first token of each word" if is_tagger(task) else "row",
         "token_inputs": tokens,
         "row_inputs": list(inputs),
     }
-
-
-def _page(manifest: Manifest) -> str:
-    task = manifest.task
-    texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
-    answer = "the label's is the largest" if task.labels else "the first one is the number"
-    return f"""# {task.registered_name}
-
-A LoRA-XS adapter for `{manifest.base_model.id}`, for any ONNX runtime. In float32.
-
-- `{MODEL}`: the base, with the frozen A and B of each layer. The same for all adapters whose `{ABOUT}` has its sha256.
-- `{ADAPTER_FILE}`: what a row brings, each without its first axis: `cores` (C = scale * R with the singular values, for
-  each layer), `num_labels`, and the head.
-- `{ABOUT}`: labels, max_length, names of inputs. Tokenizer: the other files.
-
-```python
-import hashlib, json, pathlib
-import numpy as np, onnxruntime, transformers
-from safetensors.numpy import load_file
-
-about = json.loads(pathlib.Path("{ABOUT}").read_bytes())
-digest = hashlib.sha256(pathlib.Path("{MODEL}").read_bytes()).hexdigest()
-assert digest == about["model"]["sha256"], "the adapter is of another graph"
-session = onnxruntime.InferenceSession("{MODEL}")
-tokenizer = transformers.AutoTokenizer.from_pretrained(".", padding_side=about["padding_side"])
-adapter = load_file("{ADAPTER_FILE}")
-
-def logits(texts, adapters):
-    "Each row has its own adapter; smaller ones are filled up with zeros."
-    tokens = tokenizer(texts, truncation=True, max_length=about["max_length"], padding=True, return_tensors="np")
-    inputs = {{name: tokens[name].astype(np.int64) for name in about["token_inputs"]}}
-    for name in about["row_inputs"]:
-        values = [adapter[name] for adapter in adapters]
-        widest = np.max([value.shape for value in values], axis=0)
-        filled = [np.pad(v, [(0, most - size) for most, size in zip(widest, v.shape)]) for v in values]
-        inputs[name] = np.stack(filled)
-    return session.run(None, inputs)[0]
-
-texts = [{texts}]
-print(logits(texts, [adapter] * len(texts)))
-```
-
-Of a row's logits, {answer}; beyond its `num_labels` they are -inf. Rows may bring adapters of other tasks, whose
-`max_length` may differ.{between_texts(task)}
-"""
