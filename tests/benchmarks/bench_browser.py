@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import requests
 from support.browsers import chromium
 
 from loraxs_search.mlflow_uri import resolve_uri
@@ -83,6 +84,16 @@ def _moved(page: Page, task: str, text: str) -> dict[str, Any]:
     return {"moved_s": time.perf_counter() - started, "bytes": dict(moved)}
 
 
+def _wait(url: str) -> None:
+    """Wait until a server that has said its address accepts requests."""
+    while True:
+        try:
+            requests.get(f"{url}/ready", timeout=60).raise_for_status()
+            return
+        except requests.ConnectionError:
+            time.sleep(0.05)
+
+
 def measure(task: str, num_texts: int, moves: int) -> dict[str, Any]:
     """Return seconds, milliseconds and bytes."""
     texts = load_data(load_space("movie_reviews").task).rows["test"].texts[:num_texts]
@@ -91,6 +102,7 @@ def measure(task: str, num_texts: int, moves: int) -> dict[str, Any]:
         assert server.stderr is not None
         try:
             (url,) = re.findall(r"http://\S+", server.stderr.readline())
+            _wait(url)
             _, cold = _first(browser, url)
             page, warm = _first(browser, url)
             times = {name: page.evaluate(_TIMED, [task, texts, here]) for name, here in (("browser", 1), ("server", 0))}
