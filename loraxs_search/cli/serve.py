@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from loraxs_search.cli._completion import adapters
 from loraxs_search.cli._output import BaseOption, TrackingOption, shown_bytes
-from loraxs_search.errors import UsageError, extra_hint
+from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri
 
 
@@ -42,7 +45,19 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
             metavar="TASK=STUDY/TRIAL",
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda or cuda:1.")] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="Where to compute: cpu, cuda or cuda:1. Default: cpu; on a cluster, GPUs if any."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="Ray cluster to serve on, by Ray Serve; default: this process.")
+    ] = None,
+    replicas: Annotated[
+        str, typer.Option("--replicas", help="Servers on the cluster, each on a device.", metavar="N|MIN:MAX")
+    ] = "1",
+    down: Annotated[bool, typer.Option("--down", help="Take down what is served on the cluster, and end.")] = False,
     print_vllm: Annotated[
         bool, typer.Option("--print-vllm", help="Print the command that serves these tasks with vLLM, and end.")
     ] = False,
@@ -62,10 +77,17 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
     It listens on this machine alone unless --host says otherwise. Ctrl-C or SIGTERM answers what was asked, and ends.
 
+    With --address, Ray Serve runs --replicas servers on a cluster's devices behind one address, and replaces those that
+    die. With MIN:MAX their number follows the requests. The same line again replaces them one after the other, and the
+    first process ends. Ctrl-C or SIGTERM takes them down, as does --down after a driver was killed.
+
     --print-vllm prints the command that has vLLM serve tasks that write instead, by the same names.
 
     Example: loraxs-search serve movie-reviews --port 8000
     """
+    if down:
+        _take_down(address)
+        return
     if bool(tasks) == every:
         raise UsageError(
             f"`serve` must have tasks or --all, but got {'both' if every else 'neither'}.",
@@ -76,21 +98,25 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
         print(vllm_command(tasks or (), uri=resolve_uri(tracking_uri), base=base))
         return
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn
-    except ModuleNotFoundError as error:
-        raise UsageError(f"`serve` needs {error.name}, which is not installed.", hint=extra_hint("serve")) from error
+    _check_place(address, replicas, port=port, device=device, shadow=shadow)
+    _check_installed(("fastapi", "prometheus_client", "uvicorn"), "serve")
+    from loraxs_search.serve.api_keys import read_keys
 
-    keys = () if api_key_file is None else _keys(api_key_file)
-    limit = _bytes(max_bytes)
+    keys = () if api_key_file is None else read_keys(api_key_file)
+    limit, uri = _bytes(max_bytes), resolve_uri(tracking_uri)
+    if address is not None:
+        asked = {"tasks": tasks or (), "base": base, "tracking_uri": uri, "max_bytes": limit, "max_rows": max_rows}
+        asked |= {"queue": queue, **_replicas(replicas)}
+        _serve_on(address, asked, host=host, port=port, device=device, keys=keys)
+        return
     with listen(host, port) as listening:
+        import uvicorn
+
         from loraxs_search.serve.app import Server
         from loraxs_search.serve.requests import Limits
         from loraxs_search.serve.served_models import ServedModels
 
-        models = ServedModels(tasks or (), uri=resolve_uri(tracking_uri), base=base, max_bytes=limit, device=device)
+        models = ServedModels(tasks or (), uri=uri, base=base, max_bytes=limit, device=device or "cpu")
         server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue), shadows=shadow or ())
         at = f"http://{host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)
@@ -100,6 +126,77 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False)).run(sockets=[listening])
 
 
+# ---- on a cluster ----------------------------------------------------------------------------------------------------
+def _serve_on(
+    address: str, asked: dict[str, Any], *, host: str, port: int, device: str | None, keys: Sequence[str]
+) -> None:
+    """Serve on a Ray cluster until a signal comes, or until another process takes over."""
+    from loraxs_search.search.cluster.connection import connected, living_nodes
+
+    with contextlib.redirect_stdout(sys.stderr), connected(address):  # Ray prints what it finds wrong
+        _check_installed(("ray.serve",), "ray-serve")
+        from loraxs_search.search.ray_serve import ServeArgs, deploy, take_down
+
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        args = ServeArgs(**asked).fitted(living_nodes(), device)
+        deployed = deploy(args, host=host, port=port, keys=keys, say=lambda line: print(line, file=sys.stderr))
+        stopped = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
+        print(f"{counted(args.replicas, 'replica')} ({args.device}) at {' '.join(deployed.urls)}", file=sys.stderr)
+        if deployed.wait(stopped):
+            take_down()
+        else:
+            print("another process has taken it down, or deployed anew", file=sys.stderr)
+
+
+def _take_down(address: str | None) -> None:
+    if address is None:
+        raise UsageError("`--down` must go with --address.", hint="Ctrl-C ends a server of this machine alone")
+    from loraxs_search.search.cluster.connection import connected
+
+    with connected(address):
+        _check_installed(("ray.serve",), "ray-serve")
+        from loraxs_search.search.ray_serve import take_down
+
+        if not take_down():
+            raise ClusterError(f"Nothing is served on the cluster at {address}.", hint="`serve status` shows more")
+
+
+def _check_place(
+    address: str | None, replicas: str, *, port: int, device: str | None, shadow: Sequence[str] | None
+) -> None:
+    """Refuse options that are for a cluster alone without one, and the other way round."""
+    if address is None and replicas != "1":
+        raise UsageError("`--replicas` must go with --address.", hint="this process serves on one device alone")
+    if address is None:
+        return
+    if port == 0:
+        raise UsageError("`--port` must be a number above 0 with --address: each node listens at the same one.")
+    if device not in (None, "cpu", "cuda"):
+        raise UsageError(f"`--device` must be cpu or cuda with --address, but got {device}: Ray chooses the GPU.")
+    if shadow:
+        raise UsageError(
+            "`--shadow` must go without --address: each replica would have a log of its own, on its node.",
+            hint="serve the task in one process, beside the cluster, for its share of the requests",
+        )
+
+
+def _replicas(given: str) -> dict[str, int | None]:
+    least, colon, most = given.partition(":")
+    if not (least.isdecimal() and int(least) and (most.isdecimal() and int(most) >= int(least) if colon else True)):
+        raise UsageError(f"`--replicas` must be N or MIN:MAX with 1 <= MIN <= MAX, but got {given!r}.")
+    return {"replicas": int(least), "max_replicas": int(most) if colon else None}
+
+
+def _check_installed(modules: Sequence[str], extra: str) -> None:
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UsageError(f"`serve` needs {error.name}, which is not installed.", hint=extra_hint(extra)) from error
+
+
 def _bytes(size: str | None) -> int | None:
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
@@ -107,17 +204,6 @@ def _bytes(size: str | None) -> int | None:
         return None if size is None else int(TypeAdapter(ByteSize).validate_python(size))
     except ValidationError:
         raise UsageError(f"`--max-bytes` must be a size such as 1GiB or 500MB, but got {size!r}.") from None
-
-
-def _keys(path: Path) -> tuple[str, ...]:
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"`--api-key-file` must be a text file that can be read, but {path}: {error}.") from error
-    keys = tuple(line.strip() for line in lines if line.strip())
-    if not keys:
-        raise UsageError(f"`--api-key-file` must have a key at least, but {path} has none.")
-    return keys
 
 
 def listen(host: str, port: int) -> socket.socket:

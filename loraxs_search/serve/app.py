@@ -13,14 +13,22 @@ import json
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Metric,
+    generate_latest,
+)
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -47,11 +55,27 @@ _SWITCH = "data-vendored hidden"  # of the page: computing in the browser
 WEB = Path(__file__).with_name("web")  # what the page loads; `vendor` in it is made by `make web`
 
 
+class _Registry(CollectorRegistry):
+    """Numbers of a server; where others stand beside it, each sample says whose it is."""
+
+    def __init__(self, replica: str | None) -> None:
+        super().__init__()
+        self._labels = {} if replica is None else {"replica": replica}
+
+    def collect(self) -> Iterable[Metric]:
+        """Return all numbers."""
+        for metric in super().collect():
+            metric.samples = [sample._replace(labels=sample.labels | self._labels) for sample in metric.samples]
+            yield metric
+
+
 class _Numbers:
     """What `/metrics` shows."""
 
-    def __init__(self, models: ServedModels, engine: ServingEngine, shadows: Shadows) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(
+        self, models: ServedModels, engine: ServingEngine, shadows: Shadows, replica: str | None = None
+    ) -> None:
+        self.registry = _Registry(replica)
         new = partial(Gauge, registry=self.registry)
         self.requests = Counter("loraxs_requests", "Requests", ["route", "status"], registry=self.registry)
         self.seconds = Histogram("loraxs_request_seconds", "Time to answer", ["route"], registry=self.registry)
@@ -76,6 +100,7 @@ class Server:
         keys: API keys, any of which is accepted; none needs none.
         shadows: As `Shadows` takes them.
         poll_s: Seconds after which names are looked up again.
+        replica: Its name, where several servers answer at one address: the label of its numbers.
     """
 
     def __init__(
@@ -86,6 +111,7 @@ class Server:
         limits: Limits | None = None,
         shadows: Sequence[str] = (),
         poll_s: float = 1.0,
+        replica: str | None = None,
     ) -> None:
         self.models, self.limits = models, limits or Limits()
         self.engine = ServingEngine(
@@ -93,7 +119,7 @@ class Server:
         )
         self._keys = [key.encode() for key in keys]
         self.shadows, self._noting = Shadows(shadows, models), set[asyncio.Future[None]]()
-        self._numbers = _Numbers(models, self.engine, self.shadows)
+        self._numbers = _Numbers(models, self.engine, self.shadows, replica)
         self._poll_s, self._computes_in_browser = poll_s, (WEB / "vendor").is_dir()
         self.app = FastAPI(
             title=PACKAGE, version=installed([PACKAGE])[PACKAGE], docs_url=None, redoc_url=None, lifespan=self._lifespan

@@ -19,6 +19,12 @@ import pytest
         (["reviews", "--api-key-file", "empty.txt"], "must have a key at least"),
         (["reviews", "--max-bytes", "much", "--port", "0"], "must be a size such as 1GiB"),
         (["reviews", "--port", "0"], "reviews"),
+        (["reviews", "--replicas", "2"], "must go with --address"),
+        (["reviews", "--address", "auto", "--replicas", "2:1"], "1 <= MIN <= MAX, but got '2:1'"),
+        (["reviews", "--address", "auto", "--port", "0"], "above 0 with --address"),
+        (["reviews", "--address", "auto", "--device", "cuda:1"], "Ray chooses the GPU"),
+        (["reviews", "--address", "auto", "--shadow", "reviews=s/1"], "must go without --address"),
+        (["--down"], "must go with --address"),
         (["--all", "--port", "0"], "the registry has none"),
     ],
 )

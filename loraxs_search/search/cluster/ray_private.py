@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,11 @@ def ask_head(address: str, timeout_s: float) -> None:
 
     ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, the client below ends the process
     GcsClient(address=address).internal_kv_get(b"loraxs-search", None, timeout=timeout_s)
+
+
+def serve_details() -> Mapping[str, Any]:
+    """Return what Ray Serve says of itself on the connected cluster, as its REST API does; empty if it does not run."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return {} if client is None else client.get_serve_details()

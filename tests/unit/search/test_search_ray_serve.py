@@ -1,0 +1,65 @@
+"""What is asked of a cluster to serve on it, and what its proxy answers, without a cluster."""
+
+from __future__ import annotations
+
+import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
+
+from loraxs_search.search.cluster.placement import Node
+from loraxs_search.search.ray_proxy import middlewares
+from loraxs_search.search.ray_serve import DEPLOYMENT, ServeArgs, build_app
+
+
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "most", "expected"),
+    [
+        ([(8, 0)] * 4, 4, None, ("cpu", 8)),
+        ([(8, 0)] * 4, 1, 8, ("cpu", 4)),
+        ([(8, 0), (4, 0)], 2, None, ("cpu", 4)),  # with six each, the second one would have no room
+        ([(2, 0)], 4, None, ("cpu", 1)),
+        ([(0, 0), (8, 1), (8, 1)], 2, None, ("cuda", 1)),
+        ([], 2, None, ("cpu", 1)),
+    ],
+)
+def test_a_replica_has_a_gpu_or_an_even_share_of_the_cpus(nodes, replicas, most, expected):
+    args = ServeArgs(replicas=replicas, max_replicas=most)
+    fitted = args.fitted([Node(str(i), *offers) for i, offers in enumerate(nodes)], None)
+    assert (fitted.device, fitted.num_cpus) == expected
+
+
+def test_a_device_that_was_named_is_kept():
+    assert ServeArgs().fitted([Node("a", 8, 1)], "cpu").device == "cpu"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"task": ["a"]}, {"replicas": 0}, {"device": "cuda:1"}, {"replicas": 3, "max_replicas": 2}]
+)
+def test_arguments_that_do_not_fit_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(reversed(wrong))):
+        build_app(wrong)
+
+
+def test_arguments_become_those_of_ray_serve():
+    args = {"tasks": ["a"], "device": "cuda", "replicas": 2, "max_replicas": 4, "ongoing_requests": 8, "queue": 100}
+    deployment = build_app(args)._bound_deployment
+    assert deployment.name == DEPLOYMENT
+    assert deployment.ray_actor_options | {"num_cpus": 1, "num_gpus": 1} == deployment.ray_actor_options
+    scaling = deployment._deployment_config.autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 4, 8)
+    assert deployment.max_ongoing_requests > 100 + 64, "whatever a pass and the queue have no room for is refused by us"
+
+
+def test_a_request_whose_replica_died_is_answered_to_be_sent_again():
+    async def nothing(*_):
+        """As Ray's proxy does then."""
+
+    app = Starlette(middleware=middlewares())
+    app.router.default = nothing
+    answer = TestClient(app).post("/classify", json={})
+    assert (answer.status_code, answer.headers["retry-after"], answer.json()["error"]["code"]) == (503, "1", 503)
+
+
+def test_other_answers_pass_as_they_are():
+    answer = TestClient(Starlette(middleware=middlewares())).get("/nowhere")
+    assert (answer.status_code, answer.text) == (404, "Not Found")

@@ -1,0 +1,287 @@
+"""Servers on a Ray cluster: replicas by Ray Serve, deployed by the command line, asked over HTTP through its proxy."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from support.ports import free_port
+from support.shell import start
+
+from loraxs_search.errors import ClusterError, UsageError
+from loraxs_search.predictor import Predictor
+from loraxs_search.registry import Registry
+from loraxs_search.search.cluster import ray_private
+from loraxs_search.search.ray_serve import APP, DEPLOYMENT, ServeArgs, deploy
+
+from .conftest import Promote, Running
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+TEXTS = ["a fine film", "two hours that I want back", "so so"]
+KEY = {"authorization": "Bearer a-key"}
+
+
+@dataclass
+class Served:
+    """An address that replicas answer at, and the process that deployed them."""
+
+    url: str
+    driver: subprocess.Popen[str]
+
+    def post(self, path: str, body: Any, headers: Any = KEY) -> requests.Response:
+        return requests.post(self.url + path, json=body, headers=headers, timeout=120)
+
+    def classify(self, model: str, texts: Any = TEXTS, **more: Any) -> requests.Response:
+        return self.post("/classify", {"model": model, "input": texts, **more})
+
+    def numbers(self, name: str, *, of: int = 1) -> dict[str, float]:
+        """Return a number of `/metrics` by replica, once so many of them have answered: one does, by chance."""
+        found = dict[str, float]()
+        while len(found) < of:
+            text = requests.get(f"{self.url}/metrics", headers=KEY, timeout=120).text
+            lines = re.findall(rf'^{name}{{replica="(\w+)"}} (\S+)$', text, re.MULTILINE)
+            found |= {replica: float(value) for replica, value in lines}
+        return found
+
+
+def replicas() -> dict[str, int]:
+    """Return the processes of the replicas that run."""
+    deployment = ray_private.serve_details()["applications"][APP]["deployments"][DEPLOYMENT]
+    return {one["replica_id"]: one["pid"] for one in deployment["replicas"] if one["state"] == "RUNNING"}
+
+
+@pytest.fixture(scope="module")
+def cluster(registry: tuple[str, Promote]) -> Iterator[str]:
+    """The address of a Ray on this machine, in the home of the registry; this process is connected to it."""
+    import ray
+
+    from loraxs_search.search.cluster.connection import connected
+
+    with connected(None):
+        yield ray.get_runtime_context().gcs_address
+
+
+@pytest.fixture(scope="module")
+def port() -> str:
+    return str(free_port())
+
+
+# ---- what cannot be --------------------------------------------------------------------------------------------------
+def test_a_task_that_is_not_there_is_said_and_leaves_nothing_behind(cluster, registry, port):
+    args = ServeArgs(tasks=("nothing-here",), tracking_uri=registry[0])
+    with pytest.raises(ClusterError, match="but got 'nothing-here'"):
+        deploy(args, host="127.0.0.1", port=int(port))
+    assert ray_private.serve_details() == {}
+
+
+def test_a_registry_that_is_not_where_a_replica_runs_is_said(cluster, port, tmp_path):
+    args = ServeArgs(tasks=("task-2",), tracking_uri=f"sqlite:///{tmp_path}/nothing.db")
+    with pytest.raises(ClusterError, match="is not on this node"):
+        deploy(args, host="127.0.0.1", port=int(port))
+
+
+def test_a_port_in_use_is_said(cluster, registry):
+    args = ServeArgs(tasks=("task-2",), tracking_uri=registry[0])
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ClusterError, match="bind to address"):
+        deploy(args, host="127.0.0.1", port=taken.getsockname()[1])
+
+
+# ---- two replicas ----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def serve(
+    cluster: str, port: str, registry: tuple[str, Promote], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Served]]:
+    """Serve tasks on the cluster as a user does, and return when they answer; all is taken down at the end."""
+    home = Path(registry[0].removeprefix("sqlite:///")).parent
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    keys.write_text("a-key\n")
+    drivers = list[subprocess.Popen[str]]()
+
+    def served(*arguments: str) -> Served:
+        options = ("--address", cluster, "--port", port, "--tracking-uri", registry[0], "--api-key-file", str(keys))
+        driver = start(home, "serve", *arguments, *options)
+        drivers.append(driver)
+        assert driver.stderr is not None
+        said = list[str]()
+        for line in driver.stderr:
+            said.append(line)
+            if found := re.search(r" at (http://\S+)", line):
+                return Served(found[1], driver)
+        raise AssertionError("".join(said))
+
+    yield served
+    for driver in drivers:
+        was_there = driver.poll() is None
+        driver.send_signal(signal.SIGTERM)
+        out, err = driver.communicate()
+        assert not was_there or (driver.returncode, out) == (0, ""), err
+
+
+@pytest.fixture(scope="module")
+def pair(serve: Callable[..., Served], registry: tuple[str, Promote], folders: dict[str, Path]) -> Served:
+    """Two replicas that serve one task."""
+    registry[1](folders["two"])
+    return serve("task-2", "--replicas", "2")
+
+
+def test_answers_are_those_of_predict_and_name_their_adapter(pair, folders, registry):
+    answer = pair.classify("task-2")
+    expected = Predictor(folders["two"])(TEXTS)
+    assert [one["label"] for one in answer.json()["data"]] == [one.label for one in expected]
+    assert answer.headers["x-loraxs-digest"] == Registry(registry[0]).resolve("task-2").digest
+    assert answer.headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize(
+    ("status", "ask"),
+    [
+        (401, lambda pair: pair.post("/classify", {"model": "task-2", "input": "x"}, headers={})),
+        (404, lambda pair: pair.classify("task-9")),
+        (404, lambda pair: pair.post("/nowhere", {})),
+        (400, lambda pair: pair.classify("task-2", ["word " * 500], truncate=False)),
+        (422, lambda pair: pair.post("/classify", {"model": "task-2"})),
+        (413, lambda pair: pair.classify("task-2", ["x"] * 2000)),
+        (413, lambda pair: pair.classify("task-2", "x" * (5 << 20))),
+    ],
+)
+def test_errors_pass_the_proxy_as_they_are(pair, status, ask):
+    answer = ask(pair)
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == status
+
+
+def test_a_promotion_reaches_every_replica(pair, folders, registry):
+    digest = registry[1](folders["two-again"])
+    while set(pair.numbers("loraxs_champions_moved", of=2).values()) != {1.0}:
+        time.sleep(0.1)
+    assert {pair.classify("task-2").headers["x-loraxs-digest"] for _ in range(20)} == {digest}
+
+
+def test_a_replica_that_is_killed_under_load_costs_each_client_one_more_try_at_most(pair):
+    answers, again, stop = Counter[int](), Counter[int](), threading.Event()
+    killed = list[requests.Response]()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answer = pair.classify("task-2")
+            answers[answer.status_code] += 1
+            if not answer.ok:
+                killed.append(answer)
+                again[pair.classify("task-2").status_code] += 1
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    before = replicas()
+    os.kill(next(iter(before.values())), signal.SIGKILL)
+    while len(after := replicas()) < 2 or after.keys() == before.keys():
+        time.sleep(0.1)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert set(answers) <= {200, 503}
+    assert set(again) <= {200}
+    assert all(answer.headers["retry-after"] == "1" and answer.json()["error"]["code"] == 503 for answer in killed)
+    assert answers[503] <= 8, "one for each client, in flight when it died"
+
+
+def test_another_address_than_that_of_ray_serve_is_said(pair, registry, port):
+    args = ServeArgs(tasks=("task-2",), tracking_uri=registry[0])
+    with pytest.raises(UsageError, match=f"listens at 127.0.0.1:{port}"):
+        deploy(args, host="127.0.0.1", port=int(port) - 1)
+
+
+def test_the_same_line_again_replaces_each_replica_and_fails_no_request(pair, serve, registry, folders):
+    registry[1](folders["three"])
+    before, failed, stop = replicas(), list[int](), threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            if not (answer := pair.classify("task-2")).ok:
+                failed.append(answer.status_code)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert serve("task-2", "task-3", "--replicas", "2").classify("task-3").ok
+    stop.set()
+    thread.join()
+    assert not failed
+    assert not before.keys() & replicas().keys()
+    assert pair.driver.wait() == 0, "the first process ends: what it deployed is gone"
+
+
+def test_replicas_outlive_a_driver_that_is_killed_and_are_taken_down_by_name(pair, serve, cluster, say):
+    second = serve("task-2", "--replicas", "1")
+    second.driver.kill()
+    second.driver.wait()
+    assert second.classify("task-2").ok
+    assert say("serve", "--down", "--address", cluster).code == 0
+    assert ray_private.serve_details() == {}
+    said = say("serve", "--down", "--address", cluster)
+    assert (said.code, "Nothing is served" in said.err) == (1, True)
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def writer(serve: Callable[..., Served], decoder: Running) -> Served:
+    """One replica of a task that writes."""
+    return serve("one", "--queue", "8")
+
+
+def test_a_stream_passes_the_proxy_piece_by_piece(writer, decoder):
+    body = {"model": "one", "prompt": "say w1 w2", "max_tokens": 40, "stream": True, "stop": ["never"]}
+    with requests.post(f"{writer.url}/v1/completions", json=body, headers=KEY, stream=True, timeout=120) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        pieces = [line.removeprefix("data: ") for line in answer.iter_lines(decode_unicode=True) if line]
+    expected = decoder.post("/v1/completions", body | {"stream": False}).json()
+    texts = [json.loads(piece)["choices"][0]["text"] for piece in pieces[:-1]]
+    assert ("".join(texts), pieces[-1]) == (expected["choices"][0]["text"], "[DONE]")
+    assert answer.headers["x-loraxs-digest"] == expected["system_fingerprint"]
+    assert len(texts) > 20
+
+
+def test_a_full_queue_is_said_by_the_replica(writer):
+    body = {"model": "one", "prompt": ["say w1"] * 1000, "max_tokens": 60, "stop": ["never"]}
+    before = sum(writer.numbers("loraxs_tokens_written").values())
+    with ThreadPoolExecutor() as pool:
+        long = pool.submit(writer.post, "/v1/completions", body)
+        while sum(writer.numbers("loraxs_tokens_written").values()) == before:
+            time.sleep(0.01)
+        answer = writer.post("/v1/completions", body | {"prompt": "say w1"})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert long.result().ok
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_rows_of_a_client_that_hangs_up_are_written_no_further(writer, stream):
+    rows, tokens = 1000, 60
+    body = {"model": "one", "prompt": ["say w1"] * rows, "max_tokens": tokens, "stop": ["never"], "stream": stream}
+    before = sum(writer.numbers("loraxs_tokens_written").values())
+    host, port = writer.url.removeprefix("http://").split(":")
+    connection = http.client.HTTPConnection(host, int(port))
+    connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json", **KEY})
+    while (written := sum(writer.numbers("loraxs_tokens_written").values())) == before:
+        time.sleep(0.01)
+    connection.close()
+    more = before
+    while more != written or any(writer.numbers("loraxs_rows_waiting").values()):
+        more = written
+        time.sleep(0.5)
+        written = sum(writer.numbers("loraxs_tokens_written").values())
+    assert before < written < before + rows * tokens
