@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from support import kuberay
 from support.cluster_files import MANIFESTS, NODE_ENVIRONMENT, documents, environment, pod_templates, read
 
@@ -145,6 +146,23 @@ def test_ray_pods_have_the_environment_of_a_local_node():
             assert NODE_ENVIRONMENT.items() <= found.items()
 
 
+def test_the_application_of_the_service_is_what_ray_serve_takes():
+    from ray._common.utils import import_attr
+    from ray.serve.schema import ServeDeploySchema
+
+    [service] = [d for d in documents("kuberay/rayservice.yaml") if d["kind"] == "RayService"]
+    config = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    [application] = config.applications
+    first, *workers = [template["spec"]["containers"][0] for template in pod_templates(service)]
+    assert {port["name"]: port["containerPort"] for port in first["ports"]}["serve"] == config.http_options.port
+    deployment = import_attr(application.import_path)(application.args)._bound_deployment
+    [group] = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    gpus = [int(worker["resources"]["limits"]["nvidia.com/gpu"]) * group["replicas"] for worker in workers]
+    assert deployment.ray_actor_options["num_gpus"] * deployment.num_replicas == sum(gpus)
+    keys = {mount["mountPath"] for mount in first["volumeMounts"]}
+    assert application.args["api_key_file"].rpartition("/")[0] in keys
+
+
 def test_policies_and_selectors_meet_the_pods_they_mean():
     objects = {(d["kind"], d["metadata"]["name"]): d for name in MANIFESTS for d in documents(name)}
     cluster, job = objects["RayCluster", "loraxs"], objects["RayJob", "reviews"]
@@ -152,7 +170,11 @@ def test_policies_and_selectors_meet_the_pods_they_mean():
     policy = objects["NetworkPolicy", "loraxs-ray"]["spec"]
     assert policy["podSelector"]["matchLabels"] == job["spec"]["clusterSelector"]
     ours = policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
-    for template in (*pod_templates(cluster), *pod_templates(job)):
+    service, adapters = objects["RayService", "adapters"], objects["NetworkPolicy", "loraxs-adapters"]["spec"]
+    meant = adapters["podSelector"]["matchLabels"]
+    assert all(meant.items() <= template["metadata"]["labels"].items() for template in pod_templates(service))
+    assert adapters["ingress"][0] == policy["ingress"][0]
+    for template in (*pod_templates(cluster), *pod_templates(job), *pod_templates(service)):
         assert ours.items() <= template["metadata"]["labels"].items()
     for kind, name in (("Deployment", "mlflow"), ("StatefulSet", "mlflow-postgres")):
         labels = objects[kind, name]["spec"]["template"]["metadata"]["labels"]
