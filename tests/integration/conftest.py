@@ -6,10 +6,12 @@ import contextlib
 import functools
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,26 @@ def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     """End that Ray with the last test that needs it (tests/conftest.py puts them together): others must find none."""
     if "ray_here" not in getattr(nextitem, "fixturenames", ()):
         _RAY.close()
+
+
+@pytest.fixture(scope="session")
+def full_ray(request: pytest.FixtureRequest) -> Path:
+    """`ray[default]` in an environment that sees ours, made once: in ours, every node of every test would be slower."""
+    wanted = f"ray[default]=={version('ray')}"
+    folder = Path(request.config.cache.mkdir(f"ray-default-{version('ray')}")) / "env"
+    program = folder / "bin" / "ray"
+    if not program.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        ours = next(path for path in sys.path if path.endswith("site-packages"))
+        theirs = next(folder.glob("lib/python*/site-packages"))
+        (theirs / "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
+        command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", wanted]
+        if subprocess.run(command, check=False).returncode:
+            pytest.skip(f"{wanted} cannot be installed here: is there a package registry?")
+        program.write_text(f"#!{folder / 'bin' / 'python'}\nfrom ray.scripts.scripts import main\nmain()\n")
+        program.chmod(0o755)
+    return program
 
 
 @pytest.fixture

@@ -6,12 +6,10 @@ import os
 import re
 import secrets
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -20,26 +18,6 @@ from support.ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 README = Path(__file__).parents[2] / "cluster" / "README.md"
-
-
-@pytest.fixture(scope="module")
-def ray(request: pytest.FixtureRequest) -> Path:
-    """`ray[default]` in an environment that sees ours, made once: in ours, every node of every test would be slower."""
-    wanted = f"ray[default]=={version('ray')}"
-    folder = Path(request.config.cache.mkdir(f"ray-default-{version('ray')}")) / "env"
-    program = folder / "bin" / "ray"
-    if not program.exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-        ours = next(path for path in sys.path if path.endswith("site-packages"))
-        theirs = next(folder.glob("lib/python*/site-packages"))
-        (theirs / "ours.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
-        command = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet", wanted]
-        if subprocess.run(command, check=False).returncode:
-            pytest.skip(f"{wanted} cannot be installed here: is there a package registry?")
-        program.write_text(f"#!{folder / 'bin' / 'python'}\nfrom ray.scripts.scripts import main\nmain()\n")
-        program.chmod(0o755)
-    return program
 
 
 @dataclass
@@ -53,14 +31,14 @@ class Shell:
 
 
 @pytest.fixture
-def shell(in_search_home: Path, ray: Path) -> Iterator[Shell]:
+def shell(in_search_home: Path, full_ray: Path) -> Iterator[Shell]:
     """A head with one CPU and a dashboard, and who works on it."""
     port, agents = free_port(), free_port()
     options = ("--num-cpus=1", f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agents}")
-    path = f"{ray.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    path = f"{full_ray.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", path)  # of the head, and so of its jobs
-        with short_lived([Node()], {0: in_search_home}, head=options, ray=ray) as made:
+        with short_lived([Node()], {0: in_search_home}, head=options, ray=full_ray) as made:
             yield Shell({**os.environ, **made.env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"})
 
 
