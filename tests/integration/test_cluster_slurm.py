@@ -57,7 +57,7 @@ class User:
             return reached() or self.cluster.state(job) in ENDED
 
         self.cluster.wait_for(is_so, lambda: f"{self.cluster.state(job)}: {self.log(job)}", timeout_s)
-        assert reached(), f"{self.cluster.state(job)}: {self.log(job)}"
+        assert reached(), f"{self.log(job)}\n{self.cluster.ok('scontrol', 'show', 'job', job)}\n{self.cluster.logs()}"
 
     def wait_for_reports(self, study: str, number: int, job: str) -> None:
         self.wait_for(lambda: num_reports(study) >= number, job)
