@@ -120,6 +120,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue), shadows=shadow or ())
         at = f"http://{host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)
+        listening.listen()  # whoever reads the address may connect at once
         print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}", file=sys.stderr)
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
             signal.signal(number, lambda *_: None)

@@ -375,9 +375,16 @@ async def _unless_gone(request: Request, waiting: asyncio.Future[ResultT], jobs:
         for job in jobs:
             job.cancel()
         waiting.cancel()
+        waiting.add_done_callback(_retrieve)
         raise
     finally:
         watcher.cancel()
+
+
+def _retrieve(left: asyncio.Future[Any]) -> None:
+    """Take the error of what nobody waits for any more: asyncio logs those that are never taken."""
+    if not left.cancelled():
+        left.exception()
 
 
 def _event(value: Any) -> str:

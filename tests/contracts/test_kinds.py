@@ -23,7 +23,7 @@ from loraxs_search.base_model import linear_modules, load_model
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.engine.passes import forward
 from loraxs_search.engine.planning import PassExecutor
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
@@ -337,6 +337,16 @@ def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: 
     for prediction, answer in zip(predictions, scores.answers.tolist(), strict=True):
         said = prediction.label if prediction.label is not None else f"{prediction.score:.4g}"
         assert said == kind.show(answer)
+
+
+@every_kind
+def test_numbers_that_are_not_finite_are_no_answer(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    question, source = (row(200, name)["text"],), RowSource(data.tokenizer)
+    with pytest.raises(TrialDivergedError, match="finite"):
+        ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, [question]), question))
 
 
 @every_kind

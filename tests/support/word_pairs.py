@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import Prediction, Split, TaskModel
 from loraxs_search.tasks.kinds import (
     TEXT_METRICS,
@@ -164,6 +164,8 @@ class WordPairs(TaskKind):
         self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
     ) -> RequestGenerator[list[Prediction]]:
         (first,) = yield ForwardRequest(questions, np.arange(len(questions)), _first_words)
+        if bool((first < 0).any()):
+            raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         second = yield from self._second_words([questions.ids.row(i) for i in range(len(questions))], first)
         answers = _said(data, first, second).tolist()
         return [Prediction(text, answer, None) for text, answer in zip(shown, answers, strict=True)]
@@ -187,8 +189,9 @@ def _questions(rows: EncodedRows) -> list[npt.NDArray[np.int32]]:
 
 
 def _first_words(outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
-    """Return the likeliest token at the first position that each row reads, (n,)."""
-    return (_logits(outputs)[batch.counts.cumsum(0) - batch.counts].argmax(-1),)
+    """Return the likeliest token at the first position that each row reads, (n,); -1 where numbers are not finite."""
+    logits = _logits(outputs)[batch.counts.cumsum(0) - batch.counts]
+    return (logits.argmax(-1).masked_fill(~logits.isfinite().all(-1), -1),)
 
 
 def _logits(outputs: PassOutputs) -> Tensor:

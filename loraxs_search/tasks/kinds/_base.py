@@ -331,6 +331,8 @@ class TaskKind(ABC):
             data: Has the tokenizer, and no splits.
             questions: What `encode` made of `questions`.
             shown: Each question as people read it.
+        Raises:
+            TrialDivergedError: a number is not finite.
         """
 
     def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:

@@ -293,10 +293,7 @@ class LabelledKind(TaskKind):
         Raises:
             TrialDivergedError: some output is not finite.
         """
-        import torch
-
-        if not bool(torch.isfinite(outputs).all()):
-            raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
+        _check_finite(outputs)
         return self.answers(outputs.detach())
 
     # ---- rows to tokens ----------------------------------------------------------------------------------------------
@@ -366,6 +363,7 @@ class LabelledKind(TaskKind):
         self, data: RowSource, questions: EncodedRows, shown: Sequence[str]
     ) -> RequestGenerator[list[Prediction]]:
         (outputs,) = yield ForwardRequest(questions, np.arange(len(questions)), _outputs)
+        _check_finite(outputs)
         return [self.prediction(text, row) for text, row in zip(shown, outputs, strict=True)]
 
     def _outputs_and_losses(self, outputs: PassOutputs, batch: Batch) -> tuple[Tensor, ...]:
@@ -383,6 +381,11 @@ class LabelledKind(TaskKind):
 
 def _outputs(outputs: PassOutputs, _: Batch) -> tuple[Tensor, ...]:
     return (outputs.read,)
+
+
+def _check_finite(outputs: Tensor) -> None:
+    if not bool(outputs.isfinite().all()):
+        raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
 
 
 def num_lost_tokens(
