@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import shutil
 import socket
@@ -379,7 +380,7 @@ def test_a_full_queue_says_when_to_come_again(registry, encoder, monkeypatch):
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
 
 
-def test_a_client_that_hangs_up_leaves_nothing_behind(encoder):
+def test_a_client_that_hangs_up_leaves_nothing_behind(encoder, caplog):
     body = json.dumps({"model": "task-2", "input": ["word " * 100] * 64}).encode()
     head = (
         f"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -391,6 +392,9 @@ def test_a_client_that_hangs_up_leaves_nothing_behind(encoder):
     assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
     while encoder.server.engine.num_waiting:
         time.sleep(0.01)
+    assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok  # all have heard of what became of theirs
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 def test_a_key_is_asked_for(registry, encoder):
