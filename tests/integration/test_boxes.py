@@ -118,7 +118,8 @@ def test_a_box_has_a_name_processes_folders_and_an_address_of_its_own(pair: Boxe
     (Path("/tmp") / f"seen-{first.network}").touch()
     listing = first.run("ls", "/tmp").stdout.split()
     (Path("/tmp") / f"seen-{first.network}").unlink()
-    assert listing == [pair.folder.name]
+    assert pair.folder.name in listing
+    assert f"seen-{first.network}" not in listing
     assert first.run("bash", "-c", "echo mine >/tmp/mine; echo mine >/dev/shm/mine").returncode == 0
     assert second.run("cat", "/tmp/mine").returncode != 0
     assert second.run("cat", "/dev/shm/mine").returncode != 0
@@ -179,9 +180,7 @@ def test_a_cable_can_be_slow_and_lossy_for_other_hosts_and_for_this_machine(pair
     assert programs.answer_s(first, second) >= 0.2
     assert programs.answer_s(None, second) >= 0.2
     second.slow(loss=0.5)
-    programs.send(first, second, *map(str, range(200)))
-    second.slow()
-    programs.send(first, second, "end")
+    programs.send(first, second, *map(str, range(200)), *["end"] * 40)  # one of these comes, and after the others
     arrived = list(iter(lambda: line(server), "end"))
     assert 50 < len(arrived) < 150
 
