@@ -183,12 +183,13 @@ class Arena:
                 self._server.kill()
                 self._server.wait()
 
-    def serves(self, digest: str) -> bool:
-        """Return whether the server comes to answer with this adapter."""
-        end = time.monotonic() + _ASK_S
+    def serves_champion(self) -> bool:
+        """Return whether the server comes to answer with the adapter that the registry calls champion."""
+        champion, end = RegistryReader(self.store.uri).champion(TASK), time.monotonic() + _ASK_S
+        assert champion is not None
         while time.monotonic() < end:
             answer = self._post(0)
-            if answer.ok and answer.headers["x-loraxs-digest"] == digest:
+            if answer.ok and answer.headers["x-loraxs-digest"] == champion.digest:
                 return True
             time.sleep(0.2)
         return False

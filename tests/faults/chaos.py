@@ -307,7 +307,7 @@ class Episode:
             found.append(f"log and MLflow differ: {lost}")
         digests = place.versions()
         found += violations(self.history, Promoted(digests, place.truths(digests)))
-        if not place.serves(digests[max(digests)]):
+        if not place.serves_champion():
             found.append("the server does not come to serve the last champion")
         return found
 
