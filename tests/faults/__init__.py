@@ -2,7 +2,7 @@
 
 records.py   journal, Optuna and MLflow of a study against each other
 world.py     a home, a space and the command line in processes of their own
-nodes.py     Ray nodes as processes, on this host or on hosts of their own in network namespaces
+nodes.py     Ray nodes as processes, on this host or in boxes
 stores.py    MLflow on PostgreSQL and S3
 disks.py     small and read-only file systems
 cases.py     the faults themselves; faulty_host.py trains, except for the trials it is to spoil

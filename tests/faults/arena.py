@@ -87,12 +87,9 @@ class Arena:
     @contextlib.contextmanager
     def frozen(self, processes: Sequence[psutil.Process]) -> Iterator[None]:
         """Stop processes, and let those that are left go on."""
-        for number in (signal.SIGSTOP, signal.SIGCONT):
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
-            if number is signal.SIGSTOP:
-                yield
+        _signal(processes, signal.SIGSTOP)
+        yield
+        _signal(processes, signal.SIGCONT)
 
     # ---- what people do ----------------------------------------------------------------------------------------------
     def drive(self, study: str) -> Op:
@@ -266,8 +263,7 @@ def arena(warm: Path) -> Iterator[Arena]:
         _set_home(str(home))
         machines = closing.enter_context(boxes(2, show=[folder, disk.path]))
         store = closing.enter_context(stores.team_store(folder / "s", machines.ip))
-        workers = [nodes.Node(box.ip, box.prefix) for box in machines.boxes]
-        cluster = closing.enter_context(nodes.cluster(folder / "c", [nodes.Node(machines.ip), *workers]))
+        cluster = closing.enter_context(nodes.cluster_on(machines, folder / "c"))
         world = World(folder, home, env=dict(cluster.env), pack_size="1")
         place = Arena(world, machines, cluster, store, disk)
         closing.callback(place.close)
@@ -288,6 +284,12 @@ def arena(warm: Path) -> Iterator[Arena]:
         assert place.promote().value.get("version") == 1, place.history.ops[-1]
         place.start_serving()
         yield place
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
 
 
 def _sockets(folder: str, names: list[str]) -> list[str]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from support import servers
+from support.boxes import boxes, no_boxes
 
 from faults import disks, nodes, stores
 from faults.records import Losses
@@ -93,16 +94,15 @@ def node_killed(world: World, rng: random.Random) -> Losses:
 
 def network_cut(world: World, rng: random.Random) -> Losses:
     """Pull a worker's cable for a while: its trials go on, there or elsewhere."""
-    with nodes.hosts(3) as hosts, nodes.cluster(world.folder / "c", hosts.nodes) as cluster:
+    with boxes(2, show=[world.folder]) as machines, nodes.cluster_on(machines, world.folder / "c") as cluster:
         world.env |= cluster.env
-        world.prefix = hosts.nodes[0].prefix
         reports = rng.randint(2, 5)
         process = world.launch("cut", "--address", cluster.address)
         world.wait_for(process, lambda: world.num_reports("cut") >= reports)
-        number = rng.choice([1, 2])
-        hosts.cut(number)
+        box = rng.choice(machines.boxes)
+        box.cut()
         time.sleep(world.outage_s)
-        hosts.cut(number, off=False)
+        box.join()
         world.finish(process)
     return _without_failures(world, "cut")
 
@@ -335,7 +335,7 @@ CASES: dict[str, tuple[str, Case]] = {
 def missing_means(case: Case, world: World) -> str | None:
     """Say why a fault cannot be made on this machine; None when it can."""
     if case is network_cut:
-        return nodes.no_hosts()
+        return no_boxes()
     if case in (mlflow_away_at_first, mlflow_away_in_between, mlflow_away_throughout, two_searches):
         return servers.no_postgres()
     if case in (disk_full, disk_full_on_worker, disk_read_only, disk_read_only_on_worker):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from support.boxes import Boxes
 from support.ports import free_port
 
 from faults.world import kill_tree, tree
@@ -25,7 +26,7 @@ _RAY = Path(sys.executable).with_name("ray")
 
 @dataclass
 class Node:
-    """A host's address and how to run something there: nothing for this host, `ip netns exec NAME` for another."""
+    """A host's address and how to run something there: nothing for this host, a box's prefix for another."""
 
     ip: str = "127.0.0.1"
     prefix: tuple[str, ...] = ()
@@ -71,31 +72,32 @@ class Cluster:
         token = self.folder / "token"
         token.touch(mode=0o600)
         token.write_text(secrets.token_hex(32))
-        self.port = 6379 if self.places[0].prefix else free_port()
+        self.port = free_port()
         self._start(0, "--head", f"--port={self.port}", *self.head)
         self._await(0)
         for number in range(1, len(self.places)):
-            self._start(number, f"--address={self.address}", "--num-cpus=1")
+            self._start_worker(number)
         for number in range(1, len(self.places)):
             self._await(number)
 
     def join(self, **env: str) -> Node:
         """Start one more worker, with an environment of its own, and return when it runs."""
         self.places.append(Node())
-        number = len(self.places) - 1
-        self._start(number, f"--address={self.address}", "--num-cpus=1", **env)
-        self._await(number)
+        self.start_again(len(self.places) - 1, **env)
         return self.places[-1]
 
-    def start_again(self, number: int) -> None:
-        """Start a worker that has ended, and return when it runs."""
-        self._start(number, f"--address={self.address}", "--num-cpus=1")
+    def start_again(self, number: int, **env: str) -> None:
+        """Start a worker that does not run, and return when it does."""
+        self._start_worker(number, **env)
         self._await(number)
 
     def stop(self) -> None:
         """End every node, workers first."""
         for place in reversed(self.places):
             place.kill()
+
+    def _start_worker(self, number: int, **env: str) -> None:
+        self._start(number, f"--address={self.address}", "--num-cpus=1", **env)
 
     def _start(self, number: int, *options: str, **more_env: str) -> None:
         place = self.places[number]
@@ -128,6 +130,13 @@ def cluster(folder: Path, places: list[Node] | None = None, homes: dict[int, Pat
 
 
 @contextlib.contextmanager
+def cluster_on(boxes: Boxes, folder: Path) -> Iterator[Cluster]:
+    """Start a cluster with a worker in each box and the head on this machine, and end it."""
+    with cluster(folder, [Node(boxes.ip), *(Node(box.ip, box.prefix) for box in boxes.boxes)]) as made:
+        yield made
+
+
+@contextlib.contextmanager
 def short_lived(places: list[Node], homes: dict[int, Path] | None = None, **options: Any) -> Iterator[Cluster]:
     """Start a cluster with a folder of its own, end it, and leave nothing of it."""
     folder = Path(tempfile.mkdtemp(prefix="lx-", dir="/tmp"))  # short, for Ray's sockets
@@ -152,55 +161,3 @@ def on_node(node: Node, title: str) -> list[int]:
     from faults.world import titled
 
     return titled(tree(node.process.pid), title) if node.process else []
-
-
-# ---- hosts of their own ----------------------------------------------------------------------------------------------
-def no_hosts() -> str | None:
-    """Say why network namespaces cannot be made here; None when they can."""
-    if shutil.which("ip") is None:
-        return "`ip` (Debian package iproute2) is not installed"
-    name = f"lx{secrets.token_hex(3)}"
-    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
-    if made.returncode != 0:
-        return f"no right to make network namespaces: {made.stderr.strip()}"
-    subprocess.run(["ip", "netns", "del", name], check=True)
-    return None
-
-
-@dataclass
-class Hosts:
-    """Namespaces on one bridge, each with an address of its own."""
-
-    name: str
-    nodes: list[Node]
-
-    def cut(self, number: int, *, off: bool = True) -> None:
-        """Pull a host's cable, or plug it in again."""
-        _ip("link", "set", f"{self.name}v{number}", "down" if off else "up")
-
-
-@contextlib.contextmanager
-def hosts(count: int) -> Iterator[Hosts]:
-    """Make hosts with a network between them, and take them away."""
-    name, net = f"lx{secrets.token_hex(2)}", f"10.{71 + secrets.randbelow(100)}.{secrets.randbelow(250)}"
-    spaces = [f"{name}n{number}" for number in range(count)]
-    try:
-        _ip("link", "add", f"{name}b", "type", "bridge")
-        _ip("link", "set", f"{name}b", "up")
-        for number, space in enumerate(spaces):
-            _ip("netns", "add", space)
-            _ip("link", "add", f"{name}v{number}", "type", "veth", "peer", "name", "eth0", "netns", space)
-            _ip("link", "set", f"{name}v{number}", "master", f"{name}b", "up")
-            _ip("-n", space, "address", "add", f"{net}.{number + 1}/24", "dev", "eth0")
-            _ip("-n", space, "link", "set", "eth0", "up")
-            _ip("-n", space, "link", "set", "lo", "up")
-        nodes = [Node(f"{net}.{n + 1}", ("ip", "netns", "exec", space)) for n, space in enumerate(spaces)]
-        yield Hosts(name, nodes)
-    finally:
-        for space in spaces:
-            subprocess.run(["ip", "netns", "del", space], capture_output=True, check=False)
-        subprocess.run(["ip", "link", "del", f"{name}b"], capture_output=True, check=False)
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)

@@ -32,7 +32,6 @@ class World:
         pack_size: Of the spaces, as YAML.
         kills: Of a driver, one after the other.
         outage_s: How long MLflow or a network is away.
-        prefix: What the command line is started with: `ip netns exec NAME` runs it on another host.
         studies: Name and number of trials of each study that was begun.
     """
 
@@ -45,7 +44,6 @@ class World:
     kills: int = 3
     outage_s: float = 5.0
     env: dict[str, str] = field(default_factory=dict)
-    prefix: tuple[str, ...] = ()
     studies: dict[str, int] = field(default_factory=dict)
 
     def move_home(self, home: Path) -> None:
@@ -67,7 +65,7 @@ class World:
     ) -> subprocess.Popen[str]:
         """Start the command line, in a session of its own."""
         return subprocess.Popen(
-            [*self.prefix, sys.executable, "-m", "loraxs_search", *arguments],
+            [sys.executable, "-m", "loraxs_search", *arguments],
             env={**os.environ, "LORAXS_HOME": str(self.home), **self.env, **(env or {})},
             stdout=output,
             stderr=output,
