@@ -21,14 +21,15 @@ from loraxs_search.registry._mlflow import connect, exists, fetch_file, list_fil
 from loraxs_search.registry._versions import MODEL_ID
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, MLFLOW_FILES, MLMODEL, folder_digest, read
 from loraxs_search.registry.reader import RegistryReader, asking, models
-from loraxs_search.versions import TRAINING, installed
+from loraxs_search.versions import installed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 LOADER = "loraxs_search.mlflow_flavor"  # every `MLmodel` out there has this name
 FLAVOR = "loraxs_search"
-_PINNED = (*TRAINING, "mlflow", "numpy", "pandas", "safetensors", "tokenizers")
+# Without this package: no index has it, and whoever took its name there would have their code run.
+_PINNED = ("torch", "transformers", "peft", "mlflow", "numpy", "pandas", "safetensors", "tokenizers")
 _DIGEST = "loraxs.digest"
 
 
@@ -88,20 +89,12 @@ def _write(folder: Path, manifest: Manifest, version: Any) -> None:
             Schema([ColSpec(own, name, required=False) for name, own in types.items()]),
         ),
         input_example=[dict(zip(kind.question_columns, kind.example, strict=True))],
-        pip_requirements=_requirements(),
+        # Without local labels, as in 2.9.1+cpu: package indexes do not have those.
+        pip_requirements=[f"{name}=={version.partition('+')[0]}" for name, version in installed(_PINNED).items()],
         model_config={"device": "cpu"},
     )
     model.model_size_bytes = manifest.size.stored_bytes  # MLflow has measured these files instead
     model.save(str(folder / MLMODEL))
-
-
-def _requirements() -> list[str]:
-    """Return what an environment needs beside this package: no index has that, and whoever took its name there would
-    have their code run.
-    """
-    pinned = installed([name for name in _PINNED if name != "loraxs-search"])
-    # Without local labels, as in 2.9.1+cpu: package indexes do not have those.
-    return [f"{name}=={version.partition('+')[0]}" for name, version in pinned.items()]
 
 
 # ---- versions from before --------------------------------------------------------------------------------------------

@@ -94,7 +94,6 @@ class Bucket:
         obstore.delete(self._store, key)
 
     def versions(self, prefix: str) -> Mapping[str, str]:
-
         listed = {str(item["path"]): item for item in self._listed(prefix)}
         if self._by_generation:
             with ThreadPoolExecutor(_AT_ONCE) as callers:

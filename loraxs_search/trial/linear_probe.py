@@ -25,10 +25,8 @@ from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.tasks.read import fixed_subset
 
 _MAX_ROWS, _MAX_READS = 2000, 20_000
-_CPU_PRODUCTS, _ACCELERATOR_PRODUCTS = (
-    8e11,
-    1e15,
-)  # of numbers, in passes over the base; a clock would not repeat itself
+# Products of numbers in passes over the base, and not seconds: the same rows are read on every machine.
+_CPU_PRODUCTS, _ACCELERATOR_PRODUCTS = 8e11, 1e15
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 8192  # of a pass
 _PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)  # of half the squared norm, strongest first
 _HELD_OUT = 5  # every fifth row chooses among them
