@@ -268,6 +268,12 @@ def _held(how: int) -> Iterator[None]:
         os.close(descriptor)
 
 
+def paths_under(folder: Path) -> Iterator[Path]:
+    """Yield all that is under a folder, but what is removed meanwhile: `Path.rglob` of Python 3.11 fails on that."""
+    for found, folders, files in os.walk(folder):
+        yield from (Path(found, name) for name in (*folders, *files))
+
+
 def remove_whole(path: Path) -> None:
     """Remove a file or a folder of the home: renamed first, so that no reader sees a part of it.
 

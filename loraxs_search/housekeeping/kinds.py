@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from loraxs_search.base_model import weight_digest
 from loraxs_search.errors import LoraxsError, StudyError
-from loraxs_search.home import REMOVED
+from loraxs_search.home import REMOVED, paths_under
 from loraxs_search.mlflow_uri import redact, resolve_uri, without_account
 from loraxs_search.records import Manifest, TrialState
 from loraxs_search.registry import manifest as manifests
@@ -138,7 +138,7 @@ class StoredItem:
         """Return the item that these paths are."""
         sizes, times = [0], [0.0]
         for path in paths:
-            for file in (path, *path.rglob("*")) if path.is_dir() and not path.is_symlink() else (path,):
+            for file in (path, *(() if path.is_symlink() else paths_under(path))):
                 with contextlib.suppress(FileNotFoundError):  # replaced, or removed, at this moment
                     status = file.lstat()
                     times.append(status.st_mtime)
@@ -342,7 +342,7 @@ class _Leftovers(Kind):
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
         for folder in dict.fromkeys(pattern.partition("/")[0] for kind in KINDS for pattern in kind.folders):
-            for path in sorted((home / folder).rglob(".*")):
+            for path in sorted(paths_under(home / folder)):
                 is_inside = any(part.startswith(".") for part in path.relative_to(home).parts[:-1])
                 if not is_inside and (path.name.startswith(REMOVED) or _HALF_MADE.fullmatch(path.name)):
                     yield self._item(path)

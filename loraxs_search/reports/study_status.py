@@ -4,7 +4,9 @@ recorded, and the document of a finished search.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -14,6 +16,7 @@ from typing import Any, overload
 
 from loraxs_search.assets import PROBE
 from loraxs_search.errors import StudyError
+from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import (
@@ -283,11 +286,13 @@ def study_facts(name: str) -> dict[str, Any]:
 def _sizes(folder: Path) -> dict[str, int]:
     """Return the bytes of a study's files, by the folder they are in, `records` for those in none."""
     sizes = {"records": 0}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            part = path.relative_to(folder).parts
-            name = part[0] if len(part) > 1 else "records"
-            sizes[name] = sizes.get(name, 0) + path.lstat().st_size
+    for path in paths_under(folder):
+        with contextlib.suppress(FileNotFoundError):  # a search at work has replaced or removed it
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                part = path.relative_to(folder).parts
+                name = part[0] if len(part) > 1 else "records"
+                sizes[name] = sizes.get(name, 0) + status.st_size
     return sizes
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from loraxs_search.errors import LoraxsError, StorageConflictError, StorageError, StudyError
+from loraxs_search.home import paths_under
 from loraxs_search.studies.clock import Clock
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import LEASE_S, Lease
@@ -44,7 +45,7 @@ def _copy_order(key: str) -> int | None:
 
 def files(path: Path) -> list[str]:
     """Return the keys of what is copied, in the order of copying."""
-    return in_copy_order(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    return in_copy_order(str(file.relative_to(path)) for file in paths_under(path) if file.is_file())
 
 
 def in_copy_order(keys: Iterable[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from loraxs_search.errors import HomeError, StorageConflictError, StorageError
-from loraxs_search.home import create_atomic, home, write_atomic
+from loraxs_search.home import create_atomic, home, paths_under, write_atomic
 from loraxs_search.studies.buckets import Bucket
 
 _FOLDER_HINT = "check that its share is mounted here, has room and may be used"
@@ -59,7 +59,7 @@ class _SharedFolder:
         self._path(key).unlink(missing_ok=True)
 
     def versions(self, prefix: str) -> Mapping[str, str]:
-        paths = [path for path in self._path(prefix).rglob("*") if path.is_file()]
+        paths = [path for path in paths_under(self._path(prefix)) if path.is_file()]
         versions = {str(path.relative_to(self._folder)): _version_at(path) for path in paths}
         return {key: version for key, version in versions.items() if version is not None}
 

@@ -63,9 +63,12 @@ class User:
         self.wait_for(lambda: num_reports(study) >= number, job)
 
     def wait_for_requeue(self, job: str) -> None:
-        """Wait until a job is to run again, and spare it the two minutes that Slurm gives the nodes."""
-        self.wait_for(lambda: self.cluster.state(job) == "PENDING", job)
-        self.cluster.ok("scontrol", "update", f"JobId={job}", "StartTime=now")
+        """Wait until a job is to run again, and spare it most of the two minutes that Slurm gives the nodes.
+
+        Not all: what a job may start by is revoked by the second when it ends, so it must start in another one.
+        """
+        self.wait_for(lambda: self.cluster.state(job) == "PENDING" and self.cluster.all_idle(), job)
+        self.cluster.ok("scontrol", "update", f"JobId={job}", "StartTime=now+3")
 
 
 def num_reports(study: str) -> int:

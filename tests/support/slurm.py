@@ -82,6 +82,10 @@ class Slurm:
         """Return the state of a node, such as idle."""
         return self.ok("sinfo", "--noheader", f"--nodes={box.name}", "--format=%T")
 
+    def all_idle(self) -> bool:
+        done = self.run("sinfo", "--noheader", "--Node", "--format=%T")
+        return done.stdout.split() == ["idle"] * len(self.boxes)
+
     def start_node(self, box: Box) -> None:
         """Start the daemon of a node that has just been started."""
         box.serve("slurmd", "-D", env=self.env, log=self.folder / f"slurmd-{box.name}.log")
@@ -125,13 +129,8 @@ def slurm(made: Boxes, *, gpus: int = 0) -> Iterator[Slurm]:
         made.boxes[0].serve("slurmctld", "-D", env=cluster.env, log=folder / "slurmctld.log")
         for box in made.boxes:
             cluster.start_node(box)
-        cluster.wait_for(lambda: _all_idle(cluster), cluster.logs, 60)
+        cluster.wait_for(cluster.all_idle, cluster.logs, 60)
         yield cluster
-
-
-def _all_idle(cluster: Slurm) -> bool:
-    done = cluster.run("sinfo", "--noheader", "--Node", "--format=%T")
-    return done.stdout.split() == ["idle"] * len(cluster.boxes)
 
 
 @contextlib.contextmanager

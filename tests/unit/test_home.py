@@ -1,15 +1,28 @@
-"""Locks of files."""
+"""Locks of files, and folders that change while they are read."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import shutil
 from pathlib import Path
 
 import filelock
 import pytest
 
-from loraxs_search.home import file_lock, is_locked
+from loraxs_search.home import file_lock, is_locked, paths_under
+
+
+def test_what_is_removed_while_a_folder_is_read_is_left_out(tmp_path: Path) -> None:
+    for name in ("gone", "stays"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    found = []
+    for path in paths_under(tmp_path):
+        if (gone := tmp_path / "gone").exists():
+            shutil.rmtree(gone)
+        found.append(str(path.relative_to(tmp_path)))
+    assert sorted(set(found) - {"gone"}) == ["stays", "stays/file"]
 
 
 def test_one_holds_a_lock_and_others_see_it(tmp_path: Path) -> None:
