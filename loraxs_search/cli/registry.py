@@ -312,8 +312,9 @@ def pull(  # noqa: PLR0913, PLR0917  # each is an option
     README.md has the lines that load it with PEFT alone, head and labels included. --rank N fills it up with zeros, for
     a server that wants one rank for all adapters; N must be at least the adapter's own rank.
 
-    vLLM loads `lora` folders only of bases that it adapts, and only without a trained head: those of language models,
-    such as a text-generation task trains. `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which
+    vLLM, SGLang and Ray Serve LLM load `lora` folders as they are, but only of bases that they adapt, and only without
+    a trained head: those of language models, such as a text-generation task trains (cluster/README.md, "Serve with
+    SGLang or Ray Serve LLM"). `gguf` is the same for llama.cpp, adapter.gguf, beside a Modelfile with which
     Ollama asks as in training; it needs the base as a GGUF file.
 
     `onnx` is for any ONNX runtime, of LoRA-XS classifiers, taggers and regressions with basis `top`. model.onnx has the
