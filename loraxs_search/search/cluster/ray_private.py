@@ -5,6 +5,7 @@ There is no public way to any of these. They load on first use: an address is ch
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -71,3 +72,21 @@ def serve_details() -> Mapping[str, Any]:
 
     client = _get_global_client(raise_if_no_controller_running=False)
     return {} if client is None else client.get_serve_details()
+
+
+@functools.cache
+def outlive_memory_monitor() -> None:
+    """Have Ray Tune replace a process that Ray's memory monitor has ended, as it does any other that died.
+
+    Tune does not know this error and ends its loop with it, and the search with that.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    take_failure = RayActorManager._actor_task_failed
+
+    def take_any_failure(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        was_ended = isinstance(exception, OutOfMemoryError)
+        take_failure(manager, tracked_actor_task, RayActorError(error_msg=str(exception)) if was_ended else exception)
+
+    RayActorManager._actor_task_failed = take_any_failure  # type: ignore[assignment, method-assign]

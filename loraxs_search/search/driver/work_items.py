@@ -74,7 +74,7 @@ def map_over_hosts(
         at_once: More than 1 where items share passes.
         finished: Called with how many items are done, after each.
     Raises:
-        RayActorError: hosts keep dying.
+        RayError: hosts keep dying; one of `HOST_LOST`.
         ClusterError, HomeError: a node is not fit for the search, or its disk is full.
     """
     waiting, pending = deque(items), dict[ObjectRef[Any], tuple[WorkItem[Any], HostClient]]()

@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnschedulableError, RayActorError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
 
 from loraxs_search.packing import Host
 from loraxs_search.records import (
@@ -92,7 +92,8 @@ def kill(actor: SnapshotStoreHandle | DirectoryHandle) -> None:
     ray.kill(cast("ActorHandle[Any]", actor))
 
 
-HOST_LOST = (RayActorError, ActorUnschedulableError)  # the host died, or its node did
+# The host died, or its node did; to Ray one that its memory monitor has ended is no actor that died.
+HOST_LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError)
 _MAX_LOSSES = 3
 
 

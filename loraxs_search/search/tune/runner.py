@@ -26,7 +26,7 @@ from ray.tune.stopper import Stopper
 from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.records import SearchPlan, TrialReport, from_json
 from loraxs_search.schedulers import Scheduler
-from loraxs_search.search.cluster import runtime_env
+from loraxs_search.search.cluster import ray_private, runtime_env
 from loraxs_search.search.tune.trainable import REPORT, SPEC, TrialTrainable
 from loraxs_search.steering.state import Deadline
 
@@ -203,6 +203,7 @@ def run_tuner(
         setting_up.close()
         on_loop_step()
 
+    ray_private.outlive_memory_monitor()
     with contextlib.suppress(_StoppedError), contextlib.ExitStack() as setting_up:
         setting_up.enter_context(_SETTING_UP)
         tuner = tune.Tuner(

@@ -7,11 +7,11 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCancelledError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
-from loraxs_search.search.hosts.client import HostClient, HostHandle, find_directory, find_snapshot_store
+from loraxs_search.search.hosts.client import HOST_LOST, HostClient, HostHandle, find_directory, find_snapshot_store
 from loraxs_search.studies import read_reports
 
 OBJECTIVE = "objective"
@@ -95,7 +95,7 @@ class TrialTrainable(tune.Trainable):
         while True:
             try:
                 return ray.get(self._host.advance(self._spec, until, self._snapshot, self._task))
-            except RayActorError:
+            except HOST_LOST:
                 if self._retries <= 0:
                     raise
                 self._retries -= 1

@@ -6,9 +6,14 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray._private.state import GlobalState
+from ray.air.execution import FixedResourceManager
+from ray.air.execution._internal.actor_manager import RayActorManager
+from ray.exceptions import OutOfMemoryError, RayActorError
 
 from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.cluster.ray_private import NodeGroup
@@ -46,6 +51,20 @@ def test_a_head_that_is_not_there_does_not_answer() -> None:
     command = [sys.executable, "-c", ASK, address]
     done = subprocess.run(command, env=os.environ | soon, capture_output=True, text=True, check=True)
     assert done.stdout.strip(), "an error that is expected there"
+
+
+def test_a_process_that_the_memory_monitor_ended_is_lost_to_tune_and_ends_no_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(RayActorManager, "_actor_task_failed", RayActorManager._actor_task_failed)
+    ray_private.outlive_memory_monitor.cache_clear()
+    ray_private.outlive_memory_monitor()
+    manager, lost = RayActorManager(FixedResourceManager({"CPU": 1})), list[Exception]()
+    monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
+    actor = SimpleNamespace(actor_id="1", _on_error=lambda _, error: lost.append(error))
+    task: Any = SimpleNamespace(_tracked_actor=actor, _on_error=None)
+    manager._actor_task_failed(tracked_actor_task=task, exception=OutOfMemoryError("low"))  # as Ray itself calls it
+    assert [(type(error), str(error)) for error in lost] == [(RayActorError, "low")]
 
 
 def test_groups_of_nodes_are_read_as_the_autoscaler_reports_them(monkeypatch: pytest.MonkeyPatch) -> None:

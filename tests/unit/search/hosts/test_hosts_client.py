@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
 
 from loraxs_search.packing import Host
 from loraxs_search.records import DataSource, Hyperparameters, Identity, Task, TrialSpec
@@ -38,7 +38,7 @@ class Actor:
 
     call = Method()
 
-    def __init__(self, lost: bool = False) -> None:
+    def __init__(self, lost: Exception | None = None) -> None:
         self.lost = lost
 
 
@@ -69,18 +69,22 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     def get(actor: Any) -> str:
         if actor.lost:
-            raise RayActorError
+            raise actor.lost
         return "answer"
 
     monkeypatch.setattr(client.ray, "get", get)
     return []
 
 
+ENDED_BY_RAY = OutOfMemoryError("it was ended, since the node is low on memory")
+LOSSES = [RayActorError(), ENDED_BY_RAY, ActorUnschedulableError("its node is gone")]
+
+
 @pytest.mark.parametrize("num_losses", [0, 3])
 def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], num_losses: int) -> None:
     def find(lost: Any) -> Any:
         found.append(lost)
-        return Actor(lost=len(found) <= num_losses)
+        return Actor(dict(enumerate(LOSSES[:num_losses], 1)).get(len(found)))
 
     host = HostClient.of(find)
     assert host.result(lambda asked: asked.actor) == "answer"  # type: ignore[arg-type, return-value]
@@ -90,5 +94,5 @@ def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], 
 
 
 def test_hosts_that_keep_dying_end_it(found: list[Any]) -> None:
-    with pytest.raises(RayActorError):
-        HostClient.of(lambda lost: Actor(lost=True)).result(lambda host: host.actor)  # type: ignore[arg-type, return-value]
+    with pytest.raises(OutOfMemoryError):
+        HostClient.of(lambda lost: Actor(ENDED_BY_RAY)).result(lambda host: host.actor)  # type: ignore[arg-type, return-value]

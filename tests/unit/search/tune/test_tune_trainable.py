@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ray.exceptions import RayTaskError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.records import AdapterSize, TrialReport
+from loraxs_search.search.tune import trainable
 from loraxs_search.search.tune.trainable import FAILED, RESOURCES, STEP, TrialTrainable
 
 
@@ -40,6 +41,44 @@ class Doomed(TrialTrainable):
 def test_what_goes_wrong_in_a_trial_ends_it_with_the_reason(answer: object, reason: str) -> None:
     result = Doomed(config={"answer": answer, RESOURCES: {"CPU": 1.0}}).step()
     assert result == {STEP: 0, FAILED: reason, "done": True}
+
+
+class Guest(TrialTrainable):
+    """A trainable after its setup, that may lose its host twice."""
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._host, self._retries = config["host"], 2
+        self._spec = self._snapshot = self._task = None  # type: ignore[assignment]
+
+
+class Host:
+    """Is lost to each of these errors, one after the other, before it answers."""
+
+    def __init__(self, *losses: Exception) -> None:
+        self._losses = losses
+
+    def advance(self, *_: object) -> object:
+        return self._losses[0] if self._losses else "answer"
+
+    def replacement(self) -> Host:
+        return Host(*self._losses[1:])
+
+
+@pytest.fixture
+def get(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(answer: object) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(trainable.ray, "get", get)
+
+
+def test_a_host_that_died_or_was_ended_is_replaced_as_often_as_it_may_be(get: None) -> None:
+    losses = [RayActorError(), OutOfMemoryError("it was ended, since the node is low on memory")] * 2
+    assert Guest(config={"host": Host(*losses[:2]), RESOURCES: {}})._advance(4) == "answer"
+    with pytest.raises(RayActorError):
+        Guest(config={"host": Host(*losses[:3]), RESOURCES: {}})._advance(4)
 
 
 def test_a_trial_asks_for_what_was_a_slot_when_it_was_proposed() -> None:
