@@ -50,12 +50,14 @@ caddy:
 	  || { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends caddy >/dev/null; } \
 	  || echo "Caddy cannot be installed here: the test that needs it will be skipped"
 
-# Slurm, and sshd and rsync for `ray up`, run on hosts that tests make of namespaces; without them they are skipped.
+# Slurm, and sshd and rsync for `ray up`, run on hosts that tests make of namespaces, and faketime has wrong clocks;
+# without them they are skipped.
 hosts:
-	@test -x /usr/sbin/slurmd -a -x /usr/sbin/sshd -a -x /usr/bin/rsync || ! command -v apt-get >/dev/null \
-	  || test "$$(id -u)" != 0 || { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends \
-	    slurmctld slurmd slurm-client munge openssh-server rsync >/dev/null; } \
-	  || echo "Slurm and sshd cannot be installed here: tests of clusters that need them will be skipped"
+	@test -x /usr/sbin/slurmd -a -x /usr/sbin/sshd -a -x /usr/bin/rsync -a -x /usr/bin/faketime \
+	  || ! command -v apt-get >/dev/null || test "$$(id -u)" != 0 \
+	  || { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends \
+	    slurmctld slurmd slurm-client munge openssh-server rsync faketime >/dev/null; } \
+	  || echo "Slurm, sshd and faketime cannot be installed here: tests that need them will be skipped"
 
 demo: env
 	@bash tests/demo.sh $(BIN)

@@ -311,10 +311,9 @@ def now() -> str:
 
 # ---- one promoter at a time ------------------------------------------------------------------------------------------
 TAG = "loraxs.lease"
-TTL_S = 120.0  # longer than registering an adapter takes: a lease that outlives its owner is taken over
+TTL_S = 120.0  # longer than registering an adapter takes: a lease that stands still for so long is taken over
 WAIT_S = 180.0
-# Longer than a promoter takes from reading that the lease is free to writing its own.
-_SETTLE_S = (0.3, 0.6)
+_SETTLE_S = (0.3, 0.6)  # longer than a promoter takes from reading that the lease is free to writing its own
 _POLL_S = (0.1, 0.4)
 
 Check = Callable[[], None]
@@ -332,10 +331,10 @@ def file_promotion_lock(database: Path) -> Iterator[Check]:
 def lease_promotion_lock(client: MlflowClient, task: str, *, wait_s: float = WAIT_S) -> Iterator[Check]:
     """Hold a task's lock on a server: a lease in a tag of its registered model, which must exist.
 
-    Whoever finds it free or run out writes its name, waits a moment, and holds it if its name still stands there: of
-    two that wrote, the last one. Not proof against a promoter that sleeps between reading and writing for longer than
-    that moment, nor against clocks that differ by more than the lease; so the one yielded here is to be called right
-    before the champion moves: it raises unless the lease is still held, and renews it.
+    Whoever finds it free, or sees it stand still for `TTL_S`, writes its name, waits a moment, and holds it if its name
+    still stands there: of two that wrote, the last one. Clocks of two machines are never compared. Not proof against a
+    promoter that sleeps between reading and writing for longer than that moment; so the one yielded here is to be
+    called right before the champion moves: it raises unless the lease is still held, and renews it.
 
     Raises:
         RegistryError: another promoter holds the lease for longer than `wait_s`.
@@ -354,20 +353,22 @@ class _Lease:
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
 
     def acquire(self, wait_s: float) -> None:
-        deadline = time.monotonic() + wait_s
+        began = seen_at = time.monotonic()
+        seen = self._read()
         while True:
-            owner, expires = self._read()
-            if owner is None or expires < time.time():
+            if seen[0] is None or time.monotonic() - seen_at >= TTL_S:
                 self._write()
                 time.sleep(random.uniform(*_SETTLE_S))
                 if self._read()[0] == self._owner:
                     return
-            if time.monotonic() > deadline:
+            if time.monotonic() - began > wait_s:
                 raise RegistryError(
-                    f"The lease on {self._task} must be free to change its champion, but {owner} holds it.",
+                    f"The lease on {self._task} must be free to change its champion, but {seen[0]} holds it.",
                     hint="try again; a promoter that died loses it within two minutes",
                 )
             time.sleep(random.uniform(*_POLL_S))
+            if (lease := self._read()) != seen:
+                seen, seen_at = lease, time.monotonic()
 
     def check(self) -> None:
         owner, _ = self._read()
@@ -395,5 +396,5 @@ class _Lease:
             return None, 0.0
 
     def _write(self) -> None:
-        lease = {"owner": self._owner, "expires": time.time() + TTL_S}
+        lease = {"owner": self._owner, "expires": time.time() + TTL_S}  # the time changes with each; 0.3 goes by it
         self._client.set_registered_model_tag(self._task, TAG, json.dumps(lease))

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 import torch
+from support.clocks import no_wrong_clock, wrong_clock
 from support.ports import free_port
 from support.sealed import promote as promote_folder
 from support.servers import Server
@@ -64,12 +65,15 @@ def promote(uri: str, name: str, folder: Path, **changes: Any) -> None:
 
 
 def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp_path):
+    """The clocks of the machines, if possible, differ by days."""
     connect(mlflow_server.uri)
     command = [sys.executable, "-c", PROMOTE, TESTS, mlflow_server.uri, tmp_path / "made"]
     processes = [
         subprocess.Popen(
             [*command, *map(str, (number, PROMOTERS, ROUNDS))],
-            env=os.environ | {"LORAXS_HOME": str(tmp_path / f"machine-{number}")},
+            env=os.environ
+            | {"LORAXS_HOME": str(tmp_path / f"machine-{number}")}
+            | (wrong_clock("+9d") if number == 0 and no_wrong_clock() is None else {}),
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -93,28 +97,31 @@ def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp
     )
 
 
-def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server):
-    client = connect(mlflow_server.uri)
-    client.create_registered_model("leased")
+@pytest.mark.parametrize("days_ahead", [0, 9, -9])
+def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, monkeypatch, days_ahead):
+    """Whatever the clock says of whoever held it before."""
+    monkeypatch.setattr(changes, "TTL_S", 1.0)
+    client, name = connect(mlflow_server.uri), f"leased-{days_ahead}"
+    client.create_registered_model(name)
 
-    def hold(owner: str, seconds: float) -> None:
-        lease = json.dumps({"owner": owner, "expires": time.time() + seconds})
-        client.set_registered_model_tag("leased", changes.TAG, lease)
+    def hold(owner: str) -> None:
+        lease = json.dumps({"owner": owner, "expires": time.time() + days_ahead * 86400 + changes.TTL_S})
+        client.set_registered_model_tag(name, changes.TAG, lease)
 
-    hold("a promoter that died", 2.0)
-    began = time.monotonic()
+    hold("a promoter that died")
     with (
         pytest.raises(RegistryError, match="but a promoter that died holds it"),
-        changes.lease_promotion_lock(client, "leased", wait_s=0.5),
+        changes.lease_promotion_lock(client, name, wait_s=0.0),
     ):
         pass
-    with changes.lease_promotion_lock(client, "leased") as check:
-        assert time.monotonic() - began > 1.5
+    began = time.monotonic()
+    with changes.lease_promotion_lock(client, name) as check:
+        assert time.monotonic() - began > changes.TTL_S
         check()
-        hold("another", 60.0)
+        hold("another")
         with pytest.raises(RegistryError, match="but another holds it"):
             check()
-    assert "another" in client.get_registered_model("leased").tags[changes.TAG], "it is not ours to give back"
+    assert "another" in client.get_registered_model(name).tags[changes.TAG], "it is not ours to give back"
 
 
 @pytest.mark.long
