@@ -220,12 +220,17 @@ def shared_lock(path: Path) -> Iterator[bool]:
 @contextlib.contextmanager
 def alone(partial: Path) -> Iterator[None]:
     """Let one process and thread make a folder at a time; the lock beside it is taken away with the work."""
-    path = partial.with_name(f"{partial.name}.lock")
+    path = lock_beside(partial)
     with file_lock(path):
         try:
             yield
         finally:
             path.unlink(missing_ok=True)  # while it is held: who waits for it notices, and makes another
+
+
+def lock_beside(partial: Path) -> Path:
+    """Return the file that `alone` locks."""
+    return partial.with_name(f"{partial.name}.lock")
 
 
 # ---- what is in use, and what goes ----------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import shutil
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -133,10 +132,9 @@ def made_once(final: Path, make: Callable[[Path], None]) -> Path:
         mark_used(final)
         return final
     with disk_faults(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
         work = final.with_name(f".{final.name}.{uuid.uuid4().hex}")
-        work.mkdir()
+        work.mkdir(parents=True)
+        _sweep(final, work.stat().st_mtime)
         try:
             make(work)
             if not is_model_folder(final):
@@ -148,9 +146,9 @@ def made_once(final: Path, make: Callable[[Path], None]) -> Path:
     return final
 
 
-def _sweep(final: Path) -> None:
-    """Remove what processes that were killed have left behind."""
+def _sweep(final: Path, now: float) -> None:
+    """Remove what processes that were killed have left behind; `now` is the disk's, which may be another machine's."""
     for left in final.parent.glob(f".{final.name}.*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER_S:
+            if now - left.stat().st_mtime > _ABANDONED_AFTER_S:
                 shutil.rmtree(left, ignore_errors=True)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError, UsageError
-from loraxs_search.home import alone, disk_faults, ensure_dir, home, mark_used, remove_whole
+from loraxs_search.home import alone, disk_faults, ensure_dir, home, is_locked, lock_beside, mark_used, remove_whole
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry._mlflow import Listed, fetch_file, list_files
@@ -213,7 +213,8 @@ def _has(path: Path, digest: str) -> bool:
 def _sweep(cache: Path) -> None:
     """Take away what pulls left that were cut short long ago and never continued."""
     for path in cache.glob(".pull-*"):
-        if path.is_dir() and path.stat().st_mtime < time.time() - _STALE_S:
+        is_under_way = is_locked(lock_beside(path))  # whatever this machine's clock says
+        if path.is_dir() and not is_under_way and path.stat().st_mtime < time.time() - _STALE_S:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -75,7 +76,9 @@ def close(actual: TrialReport, expected: TrialReport) -> bool:
     return same and numbers == pytest.approx({**expected.metrics, "train loss": expected.train_loss}, rel=1e-4)
 
 
-def test_a_large_state_stays_and_its_trial_goes_on_from_it(make: Callable[..., Host], space: Space) -> None:
+def test_a_large_state_stays_and_its_trial_goes_on_from_it(
+    make: Callable[..., Host], space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
     travels = make(1 << 30)
     spec = spec_of(travels, space)
     _, state = travels.advance(spec, 4, None, space.task)
@@ -84,6 +87,8 @@ def test_a_large_state_stays_and_its_trial_goes_on_from_it(make: Callable[..., H
     first, reference = stays.advance(spec, 4, None, space.task)
     assert len(reference) < 2000 < len(state)
     assert not Snapshot.from_bytes(reference).parameters and read_reports(reference) == (first,)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 9 * 86400)  # the disk is another machine's, by its clock
     stays.advance(replace(spec, trial_id="2"), 2, None, space.task)  # whatever else the host does in between
     report, last = stays.advance(spec, 8, reference, space.task)
     assert close(report, expected) and report.retrained_steps == 0

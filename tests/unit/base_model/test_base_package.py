@@ -142,6 +142,16 @@ def test_what_killed_unpackings_left_is_swept_after_a_while(install, loraxs_home
     assert (old.exists(), fresh.exists()) == (False, True)
 
 
+def test_an_unpacking_at_work_is_not_swept_by_one_whose_clock_is_ahead(install, loraxs_home, monkeypatch):
+    archive, now = zipped(MODEL), time.time
+    install({"carrier_model/model.zip": archive})
+    other = loraxs_home / "base_models" / f".{hashlib.sha256(archive).hexdigest()[:16]}.other"
+    other.mkdir(parents=True)
+    monkeypatch.setattr(time, "time", lambda: now() + 7200)
+    locate(REF)
+    assert other.exists()
+
+
 def test_two_processes_at_once_end_with_one_good_folder(install, loraxs_home):
     site = install({"carrier_model/model.zip": zipped(MODEL | {"big.bin": os.urandom(20_000_000)})})
     code = (

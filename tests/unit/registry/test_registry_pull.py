@@ -15,6 +15,7 @@ import pytest
 
 import loraxs_search
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError
+from loraxs_search.home import alone
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, pull, verify
@@ -142,6 +143,15 @@ def test_a_pull_that_was_killed_is_swept_away_later(promoted, store_uri, fresh_h
     pull("movie-reviews", uri=store_uri)
     assert not old.exists()
     assert fresh.exists()  # may be another pull at work, or one that will go on
+
+
+def test_a_pull_under_way_is_not_swept_away_by_one_whose_clock_is_ahead(promoted, store_uri, fresh_home, monkeypatch):
+    other, now = fresh_home / "adapters" / ".pull-other", time.time
+    other.mkdir(parents=True)
+    monkeypatch.setattr(time, "time", lambda: now() + 9 * 86400)
+    with alone(other):
+        pull("movie-reviews", uri=store_uri)
+    assert other.exists()
 
 
 def test_without_a_store_pulling_says_so_and_creates_none(fresh_home):
