@@ -161,21 +161,25 @@ class PackedHost(TrialHost):
         torch.get_num_threads()  # fixes this thread's number: another's setting would become its own
         active: list[AdvanceRequest] = []
         while True:
-            with self._changed:
-                self._await_work(active)
-                if self._closing and not (active or self._arrived or self._jobs):
-                    break
-                jobs, self._jobs = self._jobs, []
-                arrived: list[AdvanceRequest] = []
-                if active or not jobs:  # requests that arrive during the jobs may begin together
-                    arrived, self._arrived = admit(active, self._arrived, self._num_slots)
-            for job in jobs:
-                job()
-            active += [request for request in arrived if self._assign(request)]
-            active = self._wanted(active)
-            if active:
-                active = self._round(active)
-            self._steps = {request.spec.name: request.slot.step for request in active}
+            jobs, arrived = list[Callable[[], None]](), list[AdvanceRequest]()
+            try:
+                with self._changed:
+                    self._await_work(active)
+                    if self._closing and not (active or self._arrived or self._jobs):
+                        break
+                    if active or not self._jobs:  # requests that arrive during the jobs may begin together
+                        arrived, self._arrived = admit(active, self._arrived, self._num_slots)
+                    jobs, self._jobs = self._jobs, []
+                for job in jobs:
+                    job()
+                active += [request for request in arrived if self._assign(request)]
+                active = self._wanted(active)
+                if active:
+                    active = self._round(active)
+                self._steps = {request.spec.name: request.slot.step for request in active}
+            except Exception as error:  # noqa: BLE001  # memory may end anywhere; without this thread, nobody is answered
+                _refuse((*active, *arrived), error)
+                active = []
         self._pack.clear()
 
     def _wanted(self, active: list[AdvanceRequest]) -> list[AdvanceRequest]:
@@ -239,9 +243,7 @@ class PackedHost(TrialHost):
                     request.answer.set_exception(error)
             self._report(scored_now([request for request in active if not request.answer.done()]))
         except Exception as error:  # noqa: BLE001  # every waiting caller gets an answer
-            for request in active:
-                if not request.answer.done():
-                    request.answer.set_exception(error)
+            _refuse(active, error)
         return [request for request in active if not request.answer.done()]
 
     def _report(self, requests: list[AdvanceRequest]) -> None:
@@ -314,6 +316,13 @@ class PackedHost(TrialHost):
     def _refuse_when_closed(self) -> None:
         if self._closing:
             raise RuntimeError("The host is closed.")
+
+
+def _refuse(requests: Sequence[AdvanceRequest], error: Exception) -> None:
+    """Answer those that wait with an error."""
+    for request in requests:
+        if not request.answer.done():
+            request.answer.set_exception(error)
 
 
 def _peers(

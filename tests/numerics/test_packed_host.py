@@ -95,6 +95,20 @@ def test_a_request_that_cannot_be_had_is_answered_with_the_reason(world: Any, ma
     assert host.advance(world.spec("1"), 2, None)[0].step == 2
 
 
+def test_memory_that_ends_between_rounds_is_an_answer_and_the_host_goes_on(
+    world: Any, make_host: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    host = make_host()
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "_wanted", fail)
+        with pytest.raises(MemoryError):
+            host.advance(world.spec("1"), 5, None)
+    assert host.advance(world.spec("1"), 2, None)[0].step == 2
+
+
 def test_a_forgotten_trial_goes_on_from_its_snapshot(world: Any, make_host: Make, distance: Distance) -> None:
     host, spec = make_host(slots=1), world.spec("1")
     _, going_on = host.advance(spec, 6, host.advance(spec, 3, None)[1])
