@@ -1,28 +1,35 @@
 """What a server of adapters answers in a second, and how long a client waits.
 
     python tests/benchmarks/bench_serve.py --json serve.json
-    python tests/benchmarks/bench_serve.py --shows writing
+    python tests/benchmarks/bench_serve.py --shows writing --vllm ~/vllm/bin/vllm
 
 Clients are another process that asks one text at a time over connections that stay open; each request names an adapter
 drawn at random. Adapters are random, of rank 8 on all linear layers of the quickstart's base, made in memory, and texts
 are the shipped film reviews. `front` is the same application over an engine that answers without computing: the CPU
 time of the server's process for each request is what HTTP costs. `peft` is the same application over PEFT's own mixed
-batch of plain LoRA adapters. `writing` asks SmolLM2 for 64 tokens with eight adapters, at once and one after another.
-`moves TASK` asks a task of your registry that has two versions, and rolls it back and forth meanwhile. `--quick` only
-shows that it runs.
+batch of plain LoRA adapters. `writing` asks SmolLM2 for 64 tokens with eight adapters, at once and one after another;
+with `--vllm`, a command in an environment of its own, it asks vLLM the same in turn, with eight adapters of the same
+rank and layers as `pull --format lora` writes them. `moves TASK` asks a task of your registry that has two versions,
+and rolls it back and forth meanwhile. `--quick` only shows that it runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import multiprocessing
+import os
 import random
+import shlex
 import statistics
+import subprocess
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,13 +37,17 @@ from typing import Any
 import psutil
 import torch
 from bench_bank import BULK
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from support.environments import clean_variables
+from support.ports import free_port
 
 from loraxs_search import AdapterBank
 from loraxs_search.base_model import linear_modules, load_model, locate
 from loraxs_search.cli.serve import listen
+from loraxs_search.methods import get_method
+from loraxs_search.methods._plain_lora import write_plain_lora
 from loraxs_search.methods.loraxs import LoraXSConfig
-from loraxs_search.records import AdapterSize, Hyperparameters, Manifest, ReferenceLogits, Task
+from loraxs_search.records import AdapterSize, Hyperparameters, Manifest, ReferenceLogits, Task, TrialSpec
 from loraxs_search.registry import Registry
 from loraxs_search.search_space import load_space
 from loraxs_search.serve.app import Server
@@ -45,6 +56,7 @@ from loraxs_search.serve.requests import Limits
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 from loraxs_search.tasks.kinds import ForwardRequest, kind_of
 from loraxs_search.tasks.prepared import load_data
+from loraxs_search.trial import attach
 
 RANK, PORT_WAIT_S = 8, 0.05
 
@@ -191,6 +203,13 @@ async def _load(
     return found
 
 
+def _answers(port: int) -> bool:
+    try:
+        return bool(asyncio.run(Client(port).ask("/classify", {})))
+    except OSError:
+        return False
+
+
 def _bodies(count: int) -> list[Any]:
     texts = load_data(load_space("movie_reviews").task).rows["test"].texts[:512]
     draw = random.Random(0)
@@ -208,12 +227,8 @@ class Serving:
     def __enter__(self) -> Serving:
         self._process.start()
         self.port: int = self._pipe.recv()
-        while True:
-            try:
-                asyncio.run(Client(self.port).ask("/classify", {}))
-                break
-            except OSError:
-                time.sleep(PORT_WAIT_S)
+        while not _answers(self.port):
+            time.sleep(PORT_WAIT_S)
         self._cpu = psutil.Process(self._process.pid)
         return self
 
@@ -239,19 +254,17 @@ def classifying(options: argparse.Namespace) -> list[dict[str, Any]]:
                 found = asyncio.run(_load(server.port, clients, options.seconds, bodies, "/classify"))
                 seconds, cpu = time.perf_counter() - started, server.cpu_s() - before
                 waits = sorted(took for _, took, _, _ in found)
-                rows.append(
-                    {
-                        "way": way,
-                        "adapters": count,
-                        "clients": clients,
-                        "requests_per_s": len(found) / seconds,
-                        "p50_ms": 1e3 * statistics.median(waits),
-                        "p95_ms": 1e3 * waits[int(0.95 * (len(waits) - 1))],
-                        "cpu_ms": 1e3 * cpu / len(found),
-                        "failed": sum(status != 200 for _, _, status, _ in found),
-                    }
-                )
-                row = rows[-1]
+                row = {
+                    "way": way,
+                    "adapters": count,
+                    "clients": clients,
+                    "requests_per_s": len(found) / seconds,
+                    "p50_ms": 1e3 * statistics.median(waits),
+                    "p95_ms": 1e3 * waits[int(0.95 * (len(waits) - 1))],
+                    "cpu_ms": 1e3 * cpu / len(found),
+                    "failed": sum(status != 200 for _, _, status, _ in found),
+                }
+                rows.append(row)
                 print(
                     f"{way:6} {count:6} adapters {clients:4} clients: {row['requests_per_s']:7.1f} requests/s,"
                     f" p50 {row['p50_ms']:.1f} ms, p95 {row['p95_ms']:.1f} ms, {row['cpu_ms']:.2f} ms of CPU,"
@@ -261,35 +274,71 @@ def classifying(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+@contextlib.contextmanager
+def vllm(command: str, count: int) -> Iterator[int]:
+    """Run vLLM with plain LoRA adapters of SmolLM2, and yield its port."""
+    space, port = load_space("movie_reviews_text"), free_port()
+    base, model = locate(space.base_model), kind_of(space.task).model
+    modules = tuple(module.name for module in linear_modules(base, model))
+    with tempfile.TemporaryDirectory() as folder:
+        adapters = [Path(folder, f"adapter-{number}") for number in range(count)]
+        for seed, path in enumerate(adapters):
+            own = _adapter(path.name, space.task, base.id).manifest
+            hyper = replace(own.hyperparameters, target_modules=modules, init_std=0.05, seed=seed)
+            adapted = attach(load_model(base, model), TrialSpec("0", {}, hyper))
+            assert isinstance(adapted, PeftModel)
+            path.mkdir()
+            write_plain_lora(get_method("lora-xs").plain_lora(adapted, own), path, base=base.path)
+        line = [*shlex.split(command), "serve", base.path, "--host", "127.0.0.1", "--port", str(port), "--enable-lora"]
+        line += ["--max-loras", str(count), "--max-lora-rank", str(RANK), "--generation-config", "vllm"]
+        line += ["--max-model-len", "512", "--no-enable-prefix-caching"]  # each prompt is asked twice
+        line += ["--lora-modules", *(f"{path.name}={path}" for path in adapters)]
+        with Path(folder, "log").open("wb") as log:
+            process = subprocess.Popen(line, env=clean_variables(), stdout=log, stderr=log)
+        try:
+            while not _answers(port):
+                assert process.poll() is None, Path(folder, "log").read_text()[-4000:]
+                time.sleep(PORT_WAIT_S)
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+async def _written(port: int, bodies: Sequence[Any], at_once: bool) -> int:
+    """Return how many tokens the answers have."""
+    answers = list[tuple[int, str, bytes]]()
+    for asked in [bodies] if at_once else [[body] for body in bodies]:
+        answers += await asyncio.gather(*(Client(port).ask("/v1/completions", body) for body in asked))
+    return sum(json.loads(answer)["usage"]["completion_tokens"] for _, _, answer in answers)
+
+
 def writing(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure eight adapters that write at once, and one after another, in turn."""
-    texts = load_data(load_space("movie_reviews").task).rows["test"].texts[:8]
-    bodies = [
-        {"model": f"adapter-{number}", "prompt": f"Review: {text}\nSentiment:", "max_tokens": options.tokens}
-        for number, text in enumerate(texts)
-    ]
+    """Measure eight adapters that write at once, and one after another, here and in vLLM, in turn."""
+    texts = load_data(load_space("movie_reviews").task).rows["test"].texts
     rows, rates = list[dict[str, Any]](), dict[str, list[float]]()
-    with Serving("writing", 8, options) as server:
-
-        async def at_once() -> int:
-            answers = await asyncio.gather(*(Client(server.port).ask("/v1/completions", body) for body in bodies))
-            return sum(json.loads(answer)["usage"]["completion_tokens"] for _, _, answer in answers)
-
-        async def in_turn() -> int:
-            answers = [await Client(server.port).ask("/v1/completions", body) for body in bodies]
-            return sum(json.loads(answer)["usage"]["completion_tokens"] for _, _, answer in answers)
-
+    with contextlib.ExitStack() as servers:
+        ports = {"": servers.enter_context(Serving("writing", 8, options)).port}
+        if options.vllm:
+            ports["vLLM, "] = servers.enter_context(vllm(options.vllm, 8))
         for round_ in range(options.rounds + 1):
-            for way, ask in (("at once", at_once), ("in turn", in_turn)):
-                started = time.perf_counter()
-                tokens = asyncio.run(ask())
-                rate = tokens / (time.perf_counter() - started)
-                if round_:
-                    rates.setdefault(way, []).append(rate)
-                    rows.append({"way": way, "tokens_per_s": rate})
-                    print(f"{way}: {rate:.1f} tokens/s", flush=True)
-    ratio = statistics.median(rates["at once"]) / statistics.median(rates["in turn"])
-    print(f"eight adapters at once: {ratio:.2f} times one after another")
+            prompts = [f"Review: {text}\nSentiment:" for text in texts[8 * round_ : 8 * round_ + 8]]
+            bodies = [
+                {"model": f"adapter-{n}", "prompt": prompt, "max_tokens": options.tokens, "temperature": 0}
+                for n, prompt in enumerate(prompts)
+            ]
+            for whose, port in ports.items():
+                for at_once, how in ((True, "at once"), (False, "in turn")):
+                    way, started = f"{whose}{how}", time.perf_counter()
+                    rate = asyncio.run(_written(port, bodies, at_once)) / (time.perf_counter() - started)
+                    if round_:
+                        rates.setdefault(way, []).append(rate)
+                        rows.append({"way": way, "tokens_per_s": rate, "load": os.getloadavg()[0]})
+                        print(f"{way}: {rate:.1f} tokens/s, load {os.getloadavg()[0]:.1f}", flush=True)
+    medians = {way: statistics.median(own) for way, own in rates.items()}
+    print(f"eight adapters at once: {medians['at once'] / medians['in turn']:.2f} times one after another")
+    for way in ("at once", "in turn") if options.vllm else ():
+        print(f"{way}: {medians[way] / medians[f'vLLM, {way}']:.2f} times vLLM")
     return rows
 
 
@@ -333,6 +382,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64, help="rows of a pass, at most")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of an answer that is written")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vllm", help="command that runs vLLM; its variables are those of this process")
     parser.add_argument("--task", default="movie-reviews")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
