@@ -25,6 +25,7 @@ import pytest
 import requests
 import torch
 import yaml
+from safetensors.torch import load_file
 from support.environments import Environment, clean_variables, environment, version
 from support.ports import free_port
 from support.sealed import promote, seal
@@ -298,6 +299,39 @@ def test_vllm_serves_tasks_by_name_and_follows_their_champions(
         assert answers[1].are(written(answer))
         assert answers[0].are(written(ask(names[0])))  # it still has its own name
         assert answers[0].are(written(ask("turned:1")))
+
+
+# ---- SGLang ----------------------------------------------------------------------------------------------------------
+def sglang(made: Environment) -> None:
+    """Install the package alone: what it needs to serve is for GPUs."""
+    made.pip("--no-deps", "sglang==0.5.23")
+    made.pip(version("huggingface_hub"))
+
+
+SGLANG = """
+import importlib.util, json, sys, sysconfig
+path = sysconfig.get_path("purelib") + "/sglang/srt/lora/lora_config.py"
+spec = importlib.util.spec_from_file_location("lora_config", path)
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+config = module.LoRAConfig(sys.argv[1])
+print(json.dumps([config.r, config.lora_alpha, config.target_modules, config.lora_added_tokens_size, config.use_dora]))
+"""
+
+
+def test_sglang_reads_a_folder_of_one_rank(make_adapter, in_warm_home, tmp_path, tmp_path_factory):
+    """Its memory takes layers of the rank in the config alone, and scales all of them by alpha / r."""
+    env = environment(tmp_path_factory.mktemp("environments"), "sglang", sglang)
+    save_base(tmp_path / "toy")
+    toy = locate(BaseModelRef(str(tmp_path / "toy")))
+    names = tuple(module.name for module in linear_modules(toy, TaskModel("AutoModelForCausalLM")))
+    made = make_adapter(tmp_path / "adapter", toy, task=writing("other"), rank=4, target_modules=names)
+    folder = converted(made, "lora", rank=32)
+    rank, alpha, modules, added, dora = json.loads(env.run(SGLANG, str(folder)))
+    assert (rank, alpha, added, dora) == (32, 32, 0, False)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert {name.removeprefix("base_model.model.").rsplit(".", 2)[0] for name in tensors} == set(modules)
+    assert {value.shape[name.endswith("lora_B.weight")] for name, value in tensors.items()} == {rank}
 
 
 # ---- lm-eval ---------------------------------------------------------------------------------------------------------
