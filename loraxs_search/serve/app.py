@@ -118,7 +118,7 @@ class Server:
             models.bank, models.load, max_rows=self.limits.rows_at_once, max_waiting=self.limits.waiting_rows
         )
         self._keys = [key.encode() for key in keys]
-        self.shadows, self._noting = Shadows(shadows, models), set[asyncio.Future[None]]()
+        self.shadows = Shadows(shadows, models)
         self._numbers = _Numbers(models, self.engine, self.shadows, replica)
         self._poll_s, self._computes_in_browser = poll_s, (WEB / "vendor").is_dir()
         self.app = FastAPI(
@@ -139,7 +139,7 @@ class Server:
         finally:
             stopped.set()
             await asyncio.to_thread(self.engine.close)
-            await asyncio.gather(*self._noting)
+            await self.shadows.close()
 
     def _route(self) -> None:
         app = self.app
@@ -167,7 +167,7 @@ class Server:
         if adapter is None:
             raise RefusedError(400, f"The bare base {body.model} has no task: name a task's adapter.", "model")
         jobs = classify_jobs(adapter, body, self.limits)
-        results = await self._run(request, jobs, self.shadows.jobs(body.model, jobs), body.model)
+        results = await self._run(request, jobs, body.model)
         return _json(classification(Asked.of("classify", body.model, adapter, self.models), results), adapter)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
@@ -235,15 +235,10 @@ class Server:
             return None
         return await asyncio.to_thread(self.models.look_up, name)
 
-    async def _run(
-        self, request: Request, jobs: Sequence[Job], shadows: Sequence[Job] = (), model: str = ""
-    ) -> list[Any]:
-        """Have jobs computed, with those of a shadow; rows are dropped when the client hangs up."""
+    async def _run(self, request: Request, jobs: Sequence[Job], shadowed: str = "") -> list[Any]:
+        """Have jobs computed, with the shadow of a model; rows are dropped when the client hangs up."""
         self.engine.submit(jobs)
-        if shadows and self.shadows.submit(self.engine, shadows):
-            noting = asyncio.ensure_future(self.shadows.note(model, jobs, shadows))
-            self._noting.add(noting)
-            noting.add_done_callback(self._noting.discard)
+        self.shadows.follow(self.engine, shadowed, jobs)
         waiting = asyncio.gather(*(job.result for job in jobs))
         return await _unless_gone(request, waiting, jobs)
 

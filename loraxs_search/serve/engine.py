@@ -65,7 +65,6 @@ class Job:
     Args:
         adapter: None is the bare base.
         num_rows: Rows that it adds to a pass, or writes side by side.
-        num_outputs: Of the adapter's head; None if it has none.
         asking: Makes the requests of these rows, in the computing thread; their result is the job's.
         on_text: Called in the computing thread with a row's number and each piece of its text.
         rows: What is asked, where that is rows.
@@ -73,7 +72,6 @@ class Job:
 
     adapter: ServedAdapter | None
     num_rows: int
-    num_outputs: int | None
     asking: Asking
     on_text: Callable[[int, str], None] | None = None
     rows: AskedRows | None = None
@@ -83,6 +81,16 @@ class Job:
     _requests: RequestGenerator[Any] | None = None
     _writing: list[OpenSequence] = field(default_factory=list)
     _written: GenerateRequest | None = None
+
+    @property
+    def digest(self) -> str | None:
+        """The adapter's."""
+        return None if self.adapter is None else self.adapter.digest
+
+    @property
+    def num_outputs(self) -> int | None:
+        """Of the adapter's head; None if it has none."""
+        return None if self.adapter is None else self.adapter.kind.model.num_outputs
 
     def cancel(self) -> None:
         """Have rows that are not computed yet left out: nobody waits for them."""
@@ -115,7 +123,7 @@ class ServingEngine:
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="serving-engine", daemon=True)
         self._done: list[tuple[Job, Any]] = []
-        self._owners: dict[str | None, tuple[int, int]] = {}  # by digest: number in the base, and how many jobs it has
+        self._owners: dict[str | None, int] = {}  # by digest, what the base calls an adapter that jobs have
         self._active: list[Job] = []  # that were taken from the queue last
         self._writers: list[Job] = []  # whose rows are written
         self._joining: deque[Job] = deque()  # whose rows are to be
@@ -199,6 +207,7 @@ class ServingEngine:
             self._advance({job: None for job in jobs if self._begin(job)})
             self._active = []
             self._write()
+            self._drop_unused()
             self._hand_out()
 
     def _next_jobs(self) -> list[Job] | None:
@@ -222,21 +231,14 @@ class ServingEngine:
             self._finish(job, asyncio.CancelledError())
             return False
         try:
-            self._take(job)
+            if job.digest not in self._owners:
+                self._owners[job.digest] = self._base.put(self._part(job.adapter))
+            job._owner = self._owners[job.digest]
             job._requests = job.asking(self._source)
         except Exception as error:  # noqa: BLE001  # it is the job's: the thread must live
             self._finish(job, error)
             return False
         return True
-
-    def _take(self, job: Job) -> None:
-        """Take a job's adapter from the bank, unless the rows of another job have it already."""
-        key = None if job.adapter is None else job.adapter.digest
-        owner, count = self._owners.get(key, (0, 0))
-        if not count:
-            owner = self._base.put(self._part(job.adapter))
-        self._owners[key] = owner, count + 1
-        job._owner = owner
 
     def _part(self, adapter: ServedAdapter | None) -> Part:
         if adapter is None:
@@ -250,15 +252,10 @@ class ServingEngine:
             "Adapters evict each other before they are used.", hint="raise `--max-bytes` of the server"
         )
 
-    def _release(self, job: Job) -> None:
-        key = None if job.adapter is None else job.adapter.digest
-        owner, count = self._owners[key]
-        if count == 1:
-            self._base.drop(owner)
-            del self._owners[key]
-        else:
-            self._owners[key] = owner, count - 1
-        job._owner = 0
+    def _drop_unused(self) -> None:
+        """Remove adapters from the base that no job has any more."""
+        for digest in self._owners.keys() - {job.digest for job in (*self._joining, *self._writers)}:
+            self._base.drop(self._owners.pop(digest))
 
     def _advance(self, answers: Mapping[Job, Any]) -> None:
         """Give jobs what they asked for, until each has its result or waits for what it writes."""
@@ -310,7 +307,8 @@ class ServingEngine:
             if len(self._generation):
                 self.num_tokens += len(self._generation)
                 self.num_steps += 1
-                self._settle(self._generation.step())
+                self._generation.step()
+                self._settle()
         except Exception as error:  # what the rows share is lost, and so are all of them
             log.warning("rows that were being written are lost", exc_info=error)
             self._generation = Generation(self._base)
@@ -328,10 +326,10 @@ class ServingEngine:
                 break
             self._joining.popleft()
             self._count_waiting(-job.num_rows)
-            self._writers.append(job)
             if job.cancelled:
-                self._leave(job, asyncio.CancelledError())
+                self._finish(job, asyncio.CancelledError())
                 continue
+            self._writers.append(job)
             joining.append(job)
             job._writing = open_sequences(job._written, self.tokenizer, self._base.model, job.on_text)
             sequences += job._writing
@@ -339,7 +337,7 @@ class ServingEngine:
         if not sequences:
             return
         try:
-            ended = self._generation.join(sequences, np.array(owners))
+            self._generation.join(sequences, np.array(owners))
         except Exception as error:  # theirs, as long as the others are still there
             if len(self._generation) != open_rows:
                 raise
@@ -347,7 +345,7 @@ class ServingEngine:
                 self._leave(job, error)
         else:
             self.num_tokens += len(sequences)
-            self._settle(ended)
+            self._settle()
 
     def _is_too_much(self, request: GenerateRequest, num_open: int) -> bool:
         """Whether a batch with these rows might have more tokens, padding included, than a batch may have."""
@@ -359,29 +357,20 @@ class ServingEngine:
         with self._changed:
             self._num_waiting += num_rows
 
-    def _settle(self, ended: Sequence[OpenSequence]) -> None:
+    def _settle(self) -> None:
         """Give its answer to each job whose last row has ended."""
-        if not ended:
-            return
-        ready: dict[Job, Any] = {}
-        left = set(ended)
-        for job in [job for job in self._writers if left & set(job._writing)]:
-            if all(row.is_over for row in job._writing):
-                self._writers.remove(job)
-                ready[job] = generated(job._writing)
-                job._writing = []
-        self._advance(ready)
+        ready = [job for job in self._writers if all(row.is_over for row in job._writing)]
+        self._writers = [job for job in self._writers if job not in ready]
+        self._advance({job: generated(job._writing) for job in ready})
 
     def _leave(self, job: Job, error: BaseException) -> None:
         self._writers.remove(job)
-        job._writing = []
         self._finish(job, error)
 
     # ---- results -----------------------------------------------------------------------------------------------------
     def _finish(self, job: Job, result: Any) -> None:
-        if job._owner:
-            self._release(job)
         job._requests = job._written = None
+        job._writing = []
         self._done.append((job, result))
 
     def _hand_out(self) -> None:

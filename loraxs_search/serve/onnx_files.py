@@ -162,7 +162,7 @@ def _example(adapter: ServedAdapter) -> Job:
         rows = [{"texts": row, "input_ids": encoded.ids.row(number).tolist()} for number, row in enumerate(texts)]
         return {**reading(kind, source.tokenizer), "examples": rows, "answer": {"score": answer.score, "probs": probs}}
 
-    return Job(adapter, len(texts), kind.model.num_outputs, ask)
+    return Job(adapter, len(texts), ask)
 
 
 def reading(kind: TaskKind, tokenizer: PreTrainedTokenizerBase) -> Json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.answering import GenerateOptions, encoded_prompts, generate_request
 from loraxs_search.errors import LoraxsError, TaskDataError, TrialDivergedError, UsageError
-from loraxs_search.records import Prediction, Serving
+from loraxs_search.records import Prediction
 from loraxs_search.serve.engine import AskedRows, Job
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, Row
 from loraxs_search.serve.served_models import ServedAdapter
@@ -109,7 +108,7 @@ def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) ->
 
 def rows_job(adapter: ServedAdapter, asked: AskedRows) -> Job:
     """Return the job of an adapter's answers to some rows."""
-    return Job(adapter, len(asked.rows), adapter.kind.model.num_outputs, _predicting(adapter.kind, asked), rows=asked)
+    return Job(adapter, len(asked.rows), _predicting(adapter.kind, asked), rows=asked)
 
 
 def _check_count(count: int, limits: Limits, param: str) -> None:
@@ -154,17 +153,13 @@ def completion_jobs(adapter: ServedAdapter | None, body: CompletionBody, limits:
         RefusedError, UsageError: as `_check_writes`, and where a field is not what it should be.
     """
     prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
-    options = _options(adapter, body, body.max_tokens, body.logprobs)
+    options = GenerateOptions.of(body.max_tokens, body.stop, _sampling(body, adapter), body.logprobs)
     _check_writes(adapter, body, len(prompts), limits)
     return [
-        _job(adapter, partial(_given, prompt), _nth(options, choice), _COMPLETION_TOKENS)
+        _job(adapter, prompt, _nth(options, choice), _COMPLETION_TOKENS)
         for prompt in prompts
         for choice in range(body.n)
     ]
-
-
-def _given(prompt: str, _: PreTrainedTokenizerBase) -> str:
-    return prompt
 
 
 def chat_jobs(adapter: ServedAdapter | None, body: ChatBody, limits: Limits) -> list[Job]:
@@ -188,7 +183,8 @@ def chat_jobs(adapter: ServedAdapter | None, body: ChatBody, limits: Limits) -> 
             raise UsageError(f"The base's chat template refuses these messages: {error}.") from error
 
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    options = _options(adapter, body, body.max_completion_tokens or body.max_tokens, logprobs)
+    max_tokens = body.max_completion_tokens or body.max_tokens
+    options = GenerateOptions.of(max_tokens, body.stop, _sampling(body, adapter), logprobs)
     _check_writes(adapter, body, 1, limits)
     return [_job(adapter, prompt, _nth(options, choice), None) for choice in range(body.n)]
 
@@ -209,28 +205,20 @@ def _check_writes(
         raise RefusedError(400, "`logprobs` must stand without `stream`.", "logprobs")
 
 
-def _options(
-    adapter: ServedAdapter | None, body: CompletionBody | ChatBody, max_tokens: int | None, logprobs: int | None
-) -> GenerateOptions:
-    serving = None if adapter is None else adapter.kind.serving
-    return GenerateOptions.of(max_tokens, body.stop, _sampling(body, serving, adapter), logprobs)
-
-
-def _sampling(
-    body: CompletionBody | ChatBody, serving: Serving | None, adapter: ServedAdapter | None
-) -> Sampling | None:
+def _sampling(body: CompletionBody | ChatBody, adapter: ServedAdapter | None) -> Sampling | None:
     """Return how tokens are drawn: what the body says, else the task; by default the likeliest token is taken."""
-    own_temperature = serving.temperature if serving is not None and serving.temperature else None
     temperature, top_p, seed = body.temperature, body.top_p, body.seed
-    if temperature is None:
-        temperature = own_temperature if own_temperature is not None else None if top_p is None else 1.0  # OpenAI's
-        if own_temperature is not None and seed is None and adapter is not None:  # as `predict` draws
+    serving = None if adapter is None else adapter.kind.serving
+    if adapter is not None and serving is not None and serving.temperature:  # the task draws
+        if temperature is None and seed is None:  # as `predict` does
             seed = int((adapter.manifest.task.settings.get("generation") or {}).get("seed") or 0)
-    if top_p is None:
-        top_p = serving.top_p if serving is not None and own_temperature is not None else 1.0
+        temperature = serving.temperature if temperature is None else temperature
+        top_p = serving.top_p if top_p is None else top_p
+    elif temperature is None and top_p is not None:
+        temperature = 1.0  # OpenAI's
     if not temperature:
         return None
-    return Sampling(secrets.randbits(63) if seed is None else seed, temperature, top_p)
+    return Sampling(secrets.randbits(63) if seed is None else seed, temperature, 1.0 if top_p is None else top_p)
 
 
 def _nth(options: GenerateOptions, choice: int) -> GenerateOptions:
@@ -242,7 +230,7 @@ def _nth(options: GenerateOptions, choice: int) -> GenerateOptions:
 
 def _job(
     adapter: ServedAdapter | None,
-    prompt: Callable[[PreTrainedTokenizerBase], str],
+    prompt: str | Callable[[PreTrainedTokenizerBase], str],
     options: GenerateOptions,
     max_tokens: int | None,
 ) -> Job:
@@ -255,7 +243,8 @@ def _job(
     serving = None if adapter is None else adapter.kind.serving
 
     def ask(source: RowSource) -> RequestGenerator[Written]:
-        tokenizer, text, own = source.tokenizer, prompt(source.tokenizer), options
+        tokenizer, own = source.tokenizer, options
+        text = prompt if isinstance(prompt, str) else prompt(tokenizer)
         if own.max_new_tokens is None and not (serving and serving.max_new_tokens):
             left = tokenizer.model_max_length - int(encoded_prompts([text], tokenizer).lengths[0])
             own = replace(own, max_new_tokens=max(1, left if max_tokens is None else max_tokens))
@@ -267,7 +256,7 @@ def _job(
         likely = [_likely(it, tokenizer) for it in written.logprobs[0]]
         return Written(written.texts[0], num_prompt, num_tokens, bool(written.ended[0]), likely)
 
-    return Job(adapter, 1, None, ask)
+    return Job(adapter, 1, ask)
 
 
 def _likely(it: TokenLogprobs, tokenizer: PreTrainedTokenizerBase) -> LikelyText:

@@ -38,7 +38,6 @@ from loraxs_search.tasks.kinds import TaskKind, kind_of
 
 log = logging.getLogger(__name__)
 
-POLL_S = 1.0
 _FORGET_S = 600.0  # a name that is not served by itself and that nobody uses is followed no longer
 
 
@@ -225,7 +224,7 @@ class ServedModels:
             log.warning("the registry cannot be read: %s", error) if error else log.warning("the registry is back")
         self.registry_error = error
 
-    def follow(self, stopped: threading.Event, poll_s: float = POLL_S) -> None:
+    def follow(self, stopped: threading.Event, poll_s: float) -> None:
         """Refresh until told to stop: the body of a thread."""
         while not stopped.wait(poll_s):
             try:

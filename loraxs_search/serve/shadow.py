@@ -46,6 +46,7 @@ class Shadows:
     def __init__(self, given: Sequence[str], models: ServedModels) -> None:
         self.num_agreed = self.num_differed = self.num_lost = 0  # rows; lost ones were not computed or not written
         self._shadows: dict[str, _Shadow] = {}
+        self._noting = set[asyncio.Future[None]]()
         for entry in given:
             task, equals, name = entry.partition("=")
             if not equals or not name:
@@ -62,27 +63,28 @@ class Shadows:
             ensure_dir(path.parent)
             self._shadows[task] = _Shadow(challenger, path)
 
-    def jobs(self, model: str, jobs: Sequence[Job]) -> list[Job]:
-        """Return the challenger's jobs for the same rows; none where the model has no shadow."""
-        shadow = self._shadows.get(model)
-        if shadow is None:
-            return []
-        return [rows_job(shadow.challenger, job.rows) for job in jobs if job.rows is not None]
-
-    def submit(self, engine: ServingEngine, shadows: Sequence[Job]) -> bool:
-        """Queue a challenger's jobs; return whether they fit, after those that clients wait for."""
+    def follow(self, engine: ServingEngine, model: str, jobs: Sequence[Job]) -> None:
+        """Have the challenger of a model, if it has one, answer the same rows after those that clients wait for."""
+        if (shadow := self._shadows.get(model)) is None:
+            return
+        pairs = [(job, rows_job(shadow.challenger, job.rows)) for job in jobs if job.rows is not None]
         try:
-            engine.submit(shadows)
+            engine.submit([other for _, other in pairs])
         except QueueFullError:
-            self.num_lost += sum(job.num_rows for job in shadows)
-            return False
-        return True
+            self.num_lost += sum(other.num_rows for _, other in pairs)
+            return
+        noting = asyncio.ensure_future(self._note(shadow, pairs))
+        self._noting.add(noting)
+        noting.add_done_callback(self._noting.discard)
 
-    async def note(self, model: str, jobs: Sequence[Job], shadows: Sequence[Job]) -> None:
+    async def close(self) -> None:
+        """Write down what is left."""
+        await asyncio.gather(*self._noting)
+
+    async def _note(self, shadow: _Shadow, pairs: Sequence[tuple[Job, Job]]) -> None:
         """Wait for both answers and write them down; whatever fails is counted and said, and disturbs nobody."""
-        shadow = self._shadows[model]
-        for job, other in zip(jobs, shadows, strict=True):
-            assert job.adapter is not None and job.rows is not None  # as `jobs` has seen
+        for job, other in pairs:
+            assert job.adapter is not None and job.rows is not None  # as `follow` has seen
             try:
                 answers: list[Answered] = await asyncio.gather(job.result, other.result)
                 champion, challenger = (answer.predictions for answer in answers)
@@ -93,7 +95,7 @@ class Shadows:
                 await asyncio.to_thread(_append, shadow.path, lines)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the answer has been given
                 self.num_lost += job.num_rows
-                log.warning("%d rows of the shadow of %s are lost: %s", job.num_rows, model, error)
+                log.warning("%d rows of the shadow of %s are lost: %s", job.num_rows, job.adapter.task, error)
             else:
                 agree = [_agree(*both) for both in zip(champion, challenger, strict=True)]
                 self.num_agreed += agree.count(True)
