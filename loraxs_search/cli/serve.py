@@ -19,6 +19,8 @@ from loraxs_search.cli._output import BaseOption, TrackingOption, shown_bytes
 from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri
 
+_END_AFTER_S = 30  # when told to end, whatever connections are still open
+
 
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
     tasks: Annotated[
@@ -120,11 +122,19 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue), shadows=shadow or ())
         at = f"http://{host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)
+        config = uvicorn.Config(
+            server.app, log_level="warning", access_log=False, timeout_graceful_shutdown=_END_AFTER_S
+        )
+        running = uvicorn.Server(config)
+
+        def end(*_: object) -> None:
+            running.should_exit = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
+            signal.signal(number, end)
         listening.listen()  # whoever reads the address may connect at once
         print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}", file=sys.stderr)
-        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
-            signal.signal(number, lambda *_: None)
-        uvicorn.Server(uvicorn.Config(server.app, log_level="warning", access_log=False)).run(sockets=[listening])
+        running.run(sockets=[listening])
 
 
 # ---- on a cluster ----------------------------------------------------------------------------------------------------

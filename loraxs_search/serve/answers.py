@@ -65,7 +65,7 @@ def classification(asked: Asked, parts: Sequence[Answered]) -> Json:
     tokens = sum(part.num_tokens for part in parts)
     usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
     truncated = sum(part.num_cut for part in parts)
-    return asked.head("list") | {"data": data, "usage": usage, "truncated": truncated}
+    return asked.head("list") | {"data": data, "labels": list(labels), "usage": usage, "truncated": truncated}
 
 
 def completion(asked: Asked, texts: Sequence[Written], num_choices: int) -> Json:

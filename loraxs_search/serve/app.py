@@ -192,10 +192,11 @@ class Server:
         return {"status": "ok"}
 
     async def ready(self) -> Any:
-        """Say whether requests are accepted, and why the registry cannot be read."""
+        """Say whether requests are accepted, why the registry cannot be read, and which names keep an older adapter."""
         self.engine.check_alive()
         registry = "ok" if self.models.registry_error is None else self.models.registry_error
-        return {"status": "ok", "registry": registry, "adapters": len(self.models.bank)}
+        faults = {"refused": faults} if (faults := self.models.faults()) else {}
+        return {"status": "ok", "registry": registry, "adapters": len(self.models.bank), **faults}
 
     async def page(self) -> Response:
         """Return a page to try the tasks on."""

@@ -167,9 +167,11 @@ class ServingEngine:
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[Job], *, share: float = 1.0) -> None:
         """Queue the jobs of one request: all of them or, where too many rows wait, none.
 
+        Args:
+            share: Of the rows that may wait, how many these may be the last of.
         Raises:
             QueueFullError: too many rows wait.
             EngineStoppedError: the computing thread has ended.
@@ -178,7 +180,7 @@ class ServingEngine:
         with self._changed:
             if self._closed or not self.is_alive:
                 raise _stopped()
-            if self._num_waiting + num_rows > self.max_waiting and self._num_waiting:
+            if self._num_waiting + num_rows > share * self.max_waiting and self._num_waiting:
                 raise QueueFullError(
                     f"At most {self.max_waiting} rows may wait, and {self._num_waiting} do.", hint="try again later"
                 )

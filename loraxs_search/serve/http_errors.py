@@ -33,6 +33,7 @@ def error_answer(status: int, message: str, param: str | None = None) -> JSONRes
         param: The field of the body that is at fault.
     """
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    message = message.encode(errors="backslashreplace").decode()  # what a client sent may be half a character
     error = {"message": message, "type": kind, "param": param, "code": status}
     headers = {"retry-after": "1"} if status in (429, 503) else {}
     headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
@@ -72,7 +73,9 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return error_answer(error.status_code, str(error.detail))
+    answer = error_answer(error.status_code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

@@ -21,6 +21,7 @@ from loraxs_search.tasks.kinds import RequestGenerator, Sampling, TaskKind, Toke
 from loraxs_search.tasks.prepared import encode
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
+_COLDEST = 1e-5  # below it the likeliest token is taken: logits divided by less overflow
 
 
 class RefusedError(LoraxsError):
@@ -42,12 +43,14 @@ class Limits:
     Args:
         body_bytes: Of a request.
         rows: Of a request.
+        row_chars: Of a row: more than any model reads.
         waiting_rows: Of all requests that wait.
         rows_at_once: Of one pass.
     """
 
     body_bytes: int = 4 << 20
     rows: int = 1024
+    row_chars: int = 200_000
     waiting_rows: int = 2048
     rows_at_once: int = 64
 
@@ -100,7 +103,12 @@ def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) ->
     listed = body.input if isinstance(body.input, list) else [body.input]
     _check_count(len(listed), limits, "input")
     columns, size = adapter.kind.question_columns, limits.rows_at_once
-    rows = [_row(number, row, columns) for number, row in enumerate(listed)]
+    rows = [_row(number, row, columns) for number, row in enumerate(listed, 1)]
+    for number, row in enumerate(rows, 1):
+        if (size := len(str(row))) > limits.row_chars:  # it is tokenised whole, while others wait
+            raise RefusedError(
+                413, f"A row may have at most {limits.row_chars:,} characters, but row {number} has {size:,}.", "input"
+            )
     adapter.kind.questions(rows)
     parts = [AskedRows(columns, rows[start : start + size], body.truncate) for start in range(0, len(rows), size)]
     return [rows_job(adapter, part) for part in parts]
@@ -216,7 +224,7 @@ def _sampling(body: CompletionBody | ChatBody, adapter: ServedAdapter | None) ->
         top_p = serving.top_p if top_p is None else top_p
     elif temperature is None and top_p is not None:
         temperature = 1.0  # OpenAI's
-    if not temperature:
+    if not temperature or temperature < _COLDEST:
         return None
     return Sampling(secrets.randbits(63) if seed is None else seed, temperature, 1.0 if top_p is None else top_p)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from loraxs_search.tasks.kinds import TaskKind, kind_of
 log = logging.getLogger(__name__)
 
 _FORGET_S = 600.0  # a name that is not served by itself and that nobody uses is followed no longer
+_RETRY_S = 60.0  # after which an adapter that was refused is looked at again: people may have mended it
 
 
 class UnknownModelError(RegistryError):
@@ -74,9 +76,10 @@ class ServedAdapter:
 class _Followed:
     adapter: ServedAdapter
     used: float
-    tried: str = ""  # the digest that the name was found to mean last
-    refused: str = ""  # a digest that is not taken, whatever comes
-    fault: str = ""  # what was said last
+    tried: str = ""  # the digest that the name was found to mean, and that is not loaded yet
+    refused: str = ""  # a digest that is not tried again before `retry_at`
+    retry_at: float = math.inf
+    fault: str = ""  # why it keeps an older adapter
 
 
 class ServedModels:
@@ -152,8 +155,8 @@ class ServedModels:
         with self._loading:
             if adapter.digest not in self.bank:  # another request may have been quicker
                 self.load(adapter)
-        with self._lock:
-            self._names[name] = _Followed(adapter, time.monotonic())
+            with self._lock:
+                self._names[name] = _Followed(adapter, time.monotonic())
         self._stamp = None  # it may mean another one by now
         return adapter
 
@@ -166,8 +169,8 @@ class ServedModels:
         folder = kept_adapter(name) or adapter_folder(name, uri=self.uri)
         adapter = ServedAdapter(task, None, folder_digest(folder), folder, verify(folder))
         self._check_base(adapter)
-        self.load(adapter)
         self._kept.add(adapter.digest)
+        self.load(adapter)
         return adapter
 
     def load(self, adapter: ServedAdapter) -> None:
@@ -179,6 +182,11 @@ class ServedModels:
         with self._lock:
             return [(name, followed.adapter) for name, followed in sorted(self._names.items())]
 
+    def faults(self) -> dict[str, str]:
+        """Return why names keep an older adapter than they mean, by name."""
+        with self._lock:
+            return {name: followed.fault for name, followed in sorted(self._names.items()) if followed.fault}
+
     # ---- champions move ----------------------------------------------------------------------------------------------
     def refresh(self) -> None:
         """Look each name up again, and load what it has come to mean; called again and again by one thread.
@@ -188,35 +196,35 @@ class ServedModels:
         for name, followed in list(self._names.items()):
             if name not in self._always and time.monotonic() - followed.used > _FORGET_S:
                 self._forget(name)
-        stamp = store_stamp(self.uri)
-        if stamp is not None and stamp == self._stamp:
+        self._sweep()
+        stamp, now = store_stamp(self.uri), time.monotonic()
+        if stamp is not None and stamp == self._stamp and all(now < own.retry_at for own in self._names.values()):
             return
         self._stamp = stamp  # None after whatever goes wrong: then all names are looked up again
-        faults = list[str]()
+        error = None
         for name, followed in list(self._names.items()):
+            followed.tried = ""
             try:
                 self._reader.check_there()
                 self._follow(name, followed)
-                followed.fault = ""
-            except TrackingError as fault:  # as it would be of the other names
-                faults.append(fault.message)
-                break
             except Exception as fault:  # noqa: BLE001  # it is one name's: the others are followed all the same
-                faults += self._kept_back(name, followed, fault)
-        if faults:
-            self._stamp = None
-        self._note(faults[0] if faults else None)
+                if isinstance(fault, TrackingError) and not followed.tried:  # as it would be of the other names
+                    error, self._stamp = fault.message, None
+                    break
+                self._keep_back(name, followed, fault)
+        self._note(error)
 
-    def _kept_back(self, name: str, followed: _Followed, fault: Exception) -> list[str]:
-        """Say, once, why a name keeps its adapter; return what may pass, so that it is tried again."""
+    def _keep_back(self, name: str, followed: _Followed, fault: Exception) -> None:
+        """Say, once, why a name keeps its adapter, and when it is tried again: at once what passes by itself."""
         message = fault.message if isinstance(fault, LoraxsError) else repr(fault)
         if message != followed.fault:
             log.warning("%s keeps its adapter, and its new one is refused: %s", name, message)
         followed.fault = message
-        may_pass = not isinstance(fault, LoraxsError) or isinstance(fault, HomeError | RegistryUnreadableError)
-        if not may_pass:
-            followed.refused = followed.tried
-        return [message] if may_pass else []
+        passes = (HomeError, RegistryUnreadableError, TrackingError)
+        if not isinstance(fault, LoraxsError) or isinstance(fault, passes):
+            self._stamp = None
+        else:
+            followed.refused, followed.retry_at = followed.tried, time.monotonic() + _RETRY_S
 
     def _note(self, error: str | None) -> None:
         """Keep why the registry cannot be read, and say when that changes."""
@@ -239,18 +247,20 @@ class ServedModels:
             log.warning("%s is served no longer: %s", name, error.message)
             self._forget(name)
             return
-        if digest in (followed.adapter.digest, followed.refused):
+        if digest == followed.refused and time.monotonic() < followed.retry_at:
             return
-        followed.tried = digest
-        adapter = self._pulled(name)
-        self._check_base(adapter)
-        with self._loading:
-            self.load(adapter)
-        with self._lock:
-            old, followed.adapter = followed.adapter, adapter
-        self._drop(old)
-        self.num_switches += 1
-        log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
+        if digest != followed.adapter.digest:
+            followed.tried = digest
+            adapter = self._pulled(name)
+            self._check_base(adapter)
+            with self._loading:
+                self.load(adapter)
+                with self._lock:
+                    old, followed.adapter = followed.adapter, adapter
+            self._drop(old)
+            self.num_switches += 1
+            log.info("%s is version %s now, %s", name, adapter.version, adapter.digest)
+        followed.refused, followed.retry_at, followed.fault = "", math.inf, ""
 
     def _forget(self, name: str) -> None:
         with self._lock:
@@ -260,11 +270,22 @@ class ServedModels:
 
     def _drop(self, adapter: ServedAdapter) -> None:
         """Take an adapter out of the bank that no name means any more; requests that have begun have its numbers."""
+        if adapter.digest not in self._in_use():
+            self._evict(adapter.digest)
+
+    def _sweep(self) -> None:
+        """Take adapters out of the bank that a request has brought back after its name had come to mean another."""
+        with self._loading:
+            for digest in set(self.bank.names) - self._in_use():
+                self._evict(digest)
+
+    def _in_use(self) -> set[str]:
         with self._lock:
-            in_use = {own.adapter.digest for own in self._names.values()} | self._kept
-        if adapter.digest not in in_use:
-            with contextlib.suppress(UsageError):  # the bank has evicted it already
-                self.bank.evict(adapter.digest)
+            return {own.adapter.digest for own in self._names.values()} | self._kept
+
+    def _evict(self, digest: str) -> None:
+        with contextlib.suppress(UsageError):  # the bank has evicted it already
+            self.bank.evict(digest)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _of_registry(self) -> list[str]:

@@ -9,15 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from loraxs_search.errors import UsageError
-from loraxs_search.home import ensure_dir
+from loraxs_search.home import ensure_dir, file_lock
+from loraxs_search.log.event_log import AppendLog
 from loraxs_search.records import Prediction
 from loraxs_search.registry.shadow_log import shadow_log_path
 from loraxs_search.serve.engine import Job, QueueFullError, ServingEngine
@@ -26,11 +25,13 @@ from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 
 log = logging.getLogger(__name__)
 
+_SHARE = 0.5  # of the queue that rows of shadows may fill: clients have the other half
+
 
 @dataclass(frozen=True)
 class _Shadow:
     challenger: ServedAdapter
-    path: Path
+    log: AppendLog
 
 
 class Shadows:
@@ -52,27 +53,28 @@ class Shadows:
             if not equals or not name:
                 raise UsageError(f"`--shadow` must be TASK=STUDY/TRIAL, but got {entry!r}.")
             champion, challenger = models.look_up(task), models.load_kept(task, name)
-            columns = champion.kind.question_columns
-            tasks = champion.manifest.task, challenger.manifest.task
-            if len({(own.kind, own.labels) for own in tasks}) > 1 or challenger.kind.question_columns != columns:
+            if _question(champion) != _question(challenger):
+                columns, labels = champion.kind.question_columns, champion.manifest.task.labels
                 raise UsageError(
                     f"A shadow must have the kind, the columns and the labels of its champion, but {name} is of task"
-                    f" {tasks[1].name}, and {task} reads {', '.join(columns)} for {', '.join(tasks[0].labels)}."
+                    f" {challenger.manifest.task.name}, and {task} reads {', '.join(columns)} for {', '.join(labels)}."
                 )
             path = shadow_log_path(champion.manifest.task.registered_name)
             ensure_dir(path.parent)
-            self._shadows[task] = _Shadow(challenger, path)
+            self._shadows[task] = _Shadow(challenger, AppendLog(path))
 
     def follow(self, engine: ServingEngine, model: str, jobs: Sequence[Job]) -> None:
         """Have the challenger of a model, if it has one, answer the same rows after those that clients wait for."""
         if (shadow := self._shadows.get(model)) is None:
             return
-        pairs = [(job, rows_job(shadow.challenger, job.rows)) for job in jobs if job.rows is not None]
+        asked = [job for job in jobs if job.rows is not None]
+        fitting = [job for job in asked if _question(job.adapter) == _question(shadow.challenger)]
+        pairs = [(job, rows_job(shadow.challenger, job.rows)) for job in fitting if job.rows is not None]
         try:
-            engine.submit([other for _, other in pairs])
+            engine.submit([other for _, other in pairs], share=_SHARE)
         except QueueFullError:
-            self.num_lost += sum(other.num_rows for _, other in pairs)
-            return
+            pairs = []
+        self.num_lost += sum(job.num_rows for job in asked) - sum(job.num_rows for job, _ in pairs)
         noting = asyncio.ensure_future(self._note(shadow, pairs))
         self._noting.add(noting)
         noting.add_done_callback(self._noting.discard)
@@ -92,7 +94,7 @@ class Shadows:
                     _line(shadow, job.adapter, job.rows.columns, row, one, two)
                     for row, one, two in zip(job.rows.rows, champion, challenger, strict=True)
                 ]
-                await asyncio.to_thread(_append, shadow.path, lines)
+                await asyncio.to_thread(_append, shadow.log, lines)
             except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # the answer has been given
                 self.num_lost += job.num_rows
                 log.warning("%d rows of the shadow of %s are lost: %s", job.num_rows, job.adapter.task, error)
@@ -100,6 +102,14 @@ class Shadows:
                 agree = [_agree(*both) for both in zip(champion, challenger, strict=True)]
                 self.num_agreed += agree.count(True)
                 self.num_differed += agree.count(False)
+
+
+def _question(adapter: ServedAdapter | None) -> object:
+    """Return what an adapter is asked, and answers: the same for those whose answers may be compared."""
+    if adapter is None:
+        return None
+    task = adapter.manifest.task
+    return task.kind, tuple(task.labels), tuple(adapter.kind.question_columns)
 
 
 def _agree(champion: Prediction, challenger: Prediction) -> bool | None:
@@ -128,9 +138,8 @@ def _line(
     return json.dumps(found, ensure_ascii=False) + "\n"
 
 
-_APPENDING = threading.Lock()  # so that rows of two requests do not mix
-
-
-def _append(path: Path, lines: Sequence[str]) -> None:
-    with _APPENDING, path.open("a", encoding="utf-8") as file:
-        file.write("".join(lines))
+def _append(to: AppendLog, lines: Sequence[str]) -> None:
+    """Write lines behind the last whole one; threads and servers take turns."""
+    with file_lock(to.path.with_suffix(".lock")):
+        to.skip()  # what others have written
+        to.append("".join(lines).encode())

@@ -1,0 +1,228 @@
+"""Names follow their champions whatever is wrong with one of them, and what was wrong may be mended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import requests
+
+from loraxs_search.errors import TrackingError, UsageError
+from loraxs_search.log.event_log import AppendLog
+from loraxs_search.records import Manifest, from_json
+from loraxs_search.registry import Registry, _signing
+from loraxs_search.registry._mlflow import speaking
+from loraxs_search.registry.shadow_log import read_shadow_log
+from loraxs_search.serve import served_models
+from loraxs_search.serve.api_keys import read_keys
+from loraxs_search.serve.app import Server
+from loraxs_search.serve.engine import ServingEngine
+from loraxs_search.serve.requests import Limits, classify_jobs
+from loraxs_search.serve.schemas import ClassifyBody
+from loraxs_search.serve.served_models import ServedModels
+from loraxs_search.serve.shadow import _append
+
+from .conftest import running
+
+
+@pytest.fixture
+def follow(monkeypatch):
+    """Make a server's names, which look at each name again at every refresh."""
+    monkeypatch.setattr(served_models, "store_stamp", lambda _: None)
+    return ServedModels
+
+
+def test_what_was_refused_is_taken_once_it_is_mended(registry, folders, follow, tmp_path, monkeypatch):
+    uri, promote = registry
+    (key := tmp_path / "key").write_bytes(b"k" * 32)
+    monkeypatch.setenv("LORAXS_SIGNING_KEY_FILE", str(key))
+    old = promote(folders["three"])
+    models = follow(["task-3"], uri=uri)
+    monkeypatch.delenv("LORAXS_SIGNING_KEY_FILE")
+    new = promote(folders["three"])
+    monkeypatch.setenv("LORAXS_SIGNING_KEY_FILE", str(key))
+    models.refresh()
+    assert models.find("task-3").digest == old
+    assert "sign" in models.faults()["task-3"]
+    registry_of_task = Registry(uri)
+    version = registry_of_task.resolve("task-3").version
+    with speaking(uri):
+        _signing.sign_aliases(registry_of_task._client, uri, "task-3", ("champion",), version, new)
+    models.refresh()
+    assert models.find("task-3").digest == old, "it is not looked at every second"
+    models._names["task-3"].retry_at = 0.0  # a minute later
+    models.refresh()
+    assert (models.find("task-3").digest, models.faults()) == (new, {})
+
+
+def test_a_version_that_cannot_be_resolved_is_not_held_against_an_earlier_one(registry, folders, follow):
+    uri, promote = registry
+    promote(folders["number"])
+    models = follow(["task-1"], uri=uri)
+    second = promote(folders["number"])
+    models.refresh()
+    client = Registry(uri)._client
+    version = client.get_model_version_by_alias("task-1", "champion").version
+    foreign = client.create_model_version("task-1", "file:///nowhere").version  # as people do in MLflow's UI
+    client.set_registered_model_alias("task-1", "champion", foreign)
+    models.refresh()
+    assert models.faults()
+    client.set_registered_model_alias("task-1", "champion", version)
+    third = promote(folders["number"])
+    models.refresh()
+    assert models.find("task-1").digest == third
+    client.set_registered_model_alias("task-1", "champion", version)
+    models.refresh()
+    assert (models.find("task-1").digest, models.faults()) == (second, {})
+    client.delete_model_version("task-1", foreign)
+
+
+def test_files_of_one_adapter_that_cannot_be_had_hold_nobody_up(registry, folders, follow, monkeypatch):
+    uri, promote = registry
+    promote(folders["two"]), promote(folders["three"])
+    models, pull = follow(["task-2", "task-3"], uri=uri), served_models.pull
+
+    def broken(name, **options):
+        if name == "task-2":
+            raise TrackingError("The server must answer, but: one file cannot be read")
+        return pull(name, **options)
+
+    promote(folders["two-again"])
+    new = promote(folders["three"])
+    monkeypatch.setattr(served_models, "pull", broken)
+    models.refresh()
+    assert models.find("task-3").digest == new
+    assert list(models.faults()) == ["task-2"]
+    assert models.registry_error is None
+    monkeypatch.setattr(served_models, "pull", pull)
+    models.refresh()
+    assert models.faults() == {}
+
+
+def test_an_adapter_that_a_late_request_brings_back_does_not_stay(registry, folders, follow):
+    uri, promote = registry
+    promote(folders["two"])
+    models = follow(["task-2"], uri=uri)
+    engine = ServingEngine(models.bank, models.load)
+
+    async def ask():
+        (job,) = classify_jobs(models.find("task-2"), ClassifyBody(model="task-2", input="x"), Limits())
+        promote(folders["two-again"])
+        models.refresh()
+        engine.start()
+        engine.submit([job])
+        await job.result
+
+    asyncio.run(ask())
+    engine.close()
+    assert len(models.bank) == 2
+    models.refresh()
+    assert models.bank.names == [models.find("task-2").digest]
+
+
+# ---- answers and refusals --------------------------------------------------------------------------------------------
+def test_probabilities_come_with_their_labels(encoder, folders):
+    manifest = from_json(Manifest, (folders["two"] / "manifest.json").read_bytes())
+    before = encoder.classify("task-2", "x")
+    encoder.promote(folders["two"], task=replace(manifest.task, labels=tuple(reversed(manifest.task.labels))))
+    while (after := encoder.classify("task-2", "x"))["system_fingerprint"] == before["system_fingerprint"]:
+        continue
+    assert after["labels"] == before["labels"][::-1]
+    for answer in (before, after):
+        (one,) = answer["data"]
+        assert one["label"] == answer["labels"][one["probs"].index(max(one["probs"]))]
+    encoder.promote(folders["two"])
+    while encoder.classify("task-2", "x")["labels"] != before["labels"]:
+        continue
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b'{"model": "task-2", "input": {"\\ud800": "x"}}', 400, "row 1 has \\ud800"),
+        (b'{"model": "task-2", "input": ["x", {"other": "x"}]}', 400, "row 2 has other"),
+        (b'{"model": "task-2", "input": "%s"}' % (b"x" * 5001), 413, "row 1 has 5,00"),
+    ],
+)
+def test_a_fault_of_the_client_is_said_to_be_one(body, status, says, registry, encoder):
+    server = Server(ServedModels(["task-2"], uri=registry[0]), limits=Limits(row_chars=5000))
+    with running(server) as url:
+        answer = requests.post(f"{url}/classify", data=body, headers={"content-type": "application/json"}, timeout=60)
+    assert answer.status_code == status
+    assert says in answer.json()["error"]["message"]
+
+
+def test_who_uses_the_wrong_method_is_told_the_right_one(encoder):
+    answer = encoder.get("/classify")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+def test_keys_are_read_as_they_are_sent(tmp_path):
+    (keys := tmp_path / "keys").write_bytes("\ufeffsecret\r\n\nother\n".encode())
+    assert read_keys(keys) == ("secret", "other")
+    for odd in ("schlüssel", "two words"):
+        keys.write_text(odd)
+        with pytest.raises(UsageError, match="ASCII"):
+            read_keys(keys)
+
+
+# ---- shadows ---------------------------------------------------------------------------------------------------------
+def test_half_a_line_costs_no_other(tmp_path):
+    row = {"shadow_champion_digest": "a", "shadow_challenger_digest": "b", "shadow_at": "2026", "shadow_agree": True}
+    line = json.dumps(row) + "\n"
+    (path := tmp_path / "log.jsonl").write_text(line + line[:40])
+    one, other = AppendLog(path), AppendLog(path)
+    _append(one, [line])
+    _append(other, [line])
+    _append(one, [line])
+    assert path.read_text() == 4 * line
+    assert read_shadow_log(path, "b")["a"].num_rows == 4
+
+
+def test_a_champion_that_is_asked_something_else_has_no_shadow(registry, encoder, folders):
+    manifest = from_json(Manifest, (folders["two"] / "manifest.json").read_bytes())
+    models = ServedModels(["task-2"], uri=registry[0])
+    server = Server(models, shadows=[f"task-2={folders['two-again']}"])
+    moved = replace(manifest.task, labels=tuple(reversed(manifest.task.labels)))
+    new = encoder.promote(folders["two"], task=moved)
+    models.refresh()
+    assert models.find("task-2").digest == new
+    with running(server) as url:
+        assert requests.post(f"{url}/classify", json={"model": "task-2", "input": ["x", "y"]}, timeout=60).ok
+    assert (server.shadows.num_lost, server.shadows.num_agreed, server.shadows.num_differed) == (2, 0, 0)
+    encoder.promote(folders["two"])
+
+
+# ---- the end ---------------------------------------------------------------------------------------------------------
+SERVES = """
+import sys
+from loraxs_search.cli import serve
+from loraxs_search.cli._main import run
+
+serve._END_AFTER_S = 1
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_a_client_that_sends_half_a_body_does_not_hold_up_the_end(registry, encoder):
+    command = [sys.executable, "-c", SERVES, "serve", "task-2", "--port", "0", "--tracking-uri", registry[0]]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        said = ""
+        while " at http" not in said:
+            said = process.stderr.readline()
+            assert said
+        port = int(said.rstrip().rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(b"POST /classify HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+            while requests.get(f"http://127.0.0.1:{port}/health", timeout=60).status_code != 200:
+                continue
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=120)
+    assert process.returncode == 0
