@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
-from loraxs_search.assets import PROBE
+from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import StudyError
 from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
@@ -390,7 +390,7 @@ def _head_facts(folder: StudyFolder, records: Collection[TrialRecord]) -> tuple[
     has_own = info.start_from is not None and info.start_from.with_head  # those of the adapter
     if kind(info.task).model.num_outputs is None or has_own or len(given) != 1:
         return pooling, None
-    return pooling, given.pop() if PROBE in folder.assets() else "random"
+    return pooling, given.pop() if folder.assets().get(PROBE, NOTHING) != NOTHING else "random"
 
 
 def _as_drawn(row: LeaderboardRow, search: SearchState) -> LeaderboardRow:

@@ -9,8 +9,8 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
-from loraxs_search.assets import PROBE
-from loraxs_search.errors import first_line
+from loraxs_search.assets import NOTHING, PROBE
+from loraxs_search.errors import ClusterError, HomeError, first_line
 from loraxs_search.records import LinearProbe
 from loraxs_search.search.hosts.client import HOST_LOST
 from loraxs_search.search.hosts.study_actors import StudyActors
@@ -30,23 +30,29 @@ class StudyProbe:
 
     def __init__(self, folder: StudyFolder, actors: StudyActors, space: Space, say: Callable[[str], None]) -> None:
         self._folder, self._actors, self._task = folder, actors, space.task
-        self._digest = folder.assets().get(PROBE)
+        known = folder.assets().get(PROBE)
+        self._digest = None if known == NOTHING else known
         self._asked: ObjectRef[LinearProbe] | None = None
         has_none = kind_of(space.task).model.num_outputs is None
         is_old = not folder.resolved_space_path.exists()  # its space is read with the defaults of today
-        self._is_settled = self._digest is not None or has_none or is_old
+        self._is_settled = known is not None or has_none or is_old
         if not self._is_settled and "probe" in space.head_inits():
             say("fitting a linear probe for heads to start from")
             self._asked = actors.pool.host().linear_probe(space.task)
 
     def digest(self) -> str | None:
-        """Return the asset's digest once the study has it; None where heads start at random."""
+        """Return the asset's digest once the study has it; None where heads start at random, now and after a resume.
+
+        Raises:
+            ClusterError, HomeError: the host's node is not fit, or its disk cannot be written.
+        """
         if not self._is_settled:
             self._is_settled, probe = True, self._result()
             if probe.content:
                 self._digest = self._folder.write_asset(PROBE, probe.content)
                 log.info("heads start from a linear probe of %d train rows (%.1f s)", probe.num_rows, probe.seconds)
             else:
+                self._folder.write_asset(PROBE, b"")
                 log.warning("heads start at random, without a linear probe: %s", probe.reason)
         return self._digest
 
@@ -57,5 +63,7 @@ class StudyProbe:
                 return ray.get(self._asked or host().linear_probe(self._task))
             except HOST_LOST:
                 return host().result(lambda client: client.linear_probe(self._task))
+        except (ClusterError, HomeError):
+            raise
         except (*HOST_LOST, RayTaskError) as error:  # no search ends for it
             return LinearProbe(reason=first_line(getattr(error, "cause", error)))

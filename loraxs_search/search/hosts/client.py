@@ -87,7 +87,7 @@ def find_directory(name: str) -> DirectoryHandle:
     return cast("DirectoryHandle", ray.get_actor(name, NAMESPACE))
 
 
-def kill(actor: SnapshotStoreHandle | DirectoryHandle) -> None:
+def kill(actor: SnapshotStoreHandle | DirectoryHandle | HostHandle) -> None:
     """End an actor's process now, and with it the actors that it owns."""
     ray.kill(cast("ActorHandle[Any]", actor))
 

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from loraxs_search.records import Task
 from loraxs_search.search.cluster.connection import NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import host_shape
-from loraxs_search.search.hosts.client import DirectoryHandle, HostHandle
+from loraxs_search.search.hosts.client import DirectoryHandle, HostHandle, kill
 from loraxs_search.search.hosts.host_actor import HostActor
 from loraxs_search.search.hosts.host_config import HostConfig
 
@@ -102,10 +102,15 @@ class HostDirectory:
         self._leases.leave(holder)
 
     def host_for(self, node_id: str, gpu: str | None, lost: HostHandle | None = None) -> HostHandle:
-        """Return the host of a device, created if it is missing or is the one that the caller has lost."""
+        """Return the host of a device, created if it is missing or is the one that the caller has lost.
+
+        A lost one may live, behind a network that was cut: it is ended, since a device holds the base once.
+        """
         key = (node_id, gpu or "cpu")
         host = self._hosts.get(key)
         if host is None or (lost is not None and host == lost):
+            if host is not None:
+                kill(host)
             host = self._hosts[key] = self._create(node_id, gpu)
         return host
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from support.studies import study
 
-from loraxs_search.assets import PROBE
+from loraxs_search.assets import NOTHING, PROBE
+from loraxs_search.errors import ClusterError, HomeError
 from loraxs_search.records import LinearProbe
 from loraxs_search.search.driver.linear_probe import StudyProbe
 from loraxs_search.search.hosts.client import HOST_LOST
@@ -72,6 +73,21 @@ def test_a_base_without_one_is_said_once(make: Any, caplog: pytest.LogCaptureFix
     assert [record.getMessage() for record in caplog.records] == [
         "heads start at random, without a linear probe: no numbers"
     ]
+    assert make.folder.assets() == {PROBE: NOTHING}
+
+
+def test_trials_of_a_resumed_study_start_as_the_first_ones_did(make: Any) -> None:
+    """Refits would be of another recipe otherwise."""
+    assert make(HostStub(LinearProbe(reason="no numbers"))).digest() is None
+    resumed = HostStub(FITTED)
+    assert make(resumed).digest() is None
+    assert resumed.num_asked == 0
+
+
+@pytest.mark.parametrize("kind", [ClusterError, HomeError])
+def test_a_node_that_is_not_fit_ends_the_search(make: Any, kind: type[ClusterError | HomeError]) -> None:
+    with pytest.raises(kind):
+        make(HostStub(kind("No space left."))).digest()
     assert not make.folder.assets()
 
 
