@@ -103,7 +103,7 @@ def _adapter(name: str, task: Task, base: str) -> ServedAdapter:
 def _front(server: Server) -> None:
     """Have an engine answer with zeros, at once."""
 
-    def submit(jobs: Sequence[Job]) -> None:
+    def submit(jobs: Sequence[Job], *, share: float = 1.0) -> None:
         for job in jobs:
             requests = job.asking(server.engine._source)
             request = next(requests)
