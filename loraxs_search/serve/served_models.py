@@ -204,15 +204,25 @@ class ServedModels:
         error = None
         for name, followed in list(self._names.items()):
             followed.tried = ""
+            if (error := self._why_away()) is not None:
+                break
             try:
-                self._reader.check_there()
                 self._follow(name, followed)
             except Exception as fault:  # noqa: BLE001  # it is one name's: the others are followed all the same
                 if isinstance(fault, TrackingError) and not followed.tried:  # as it would be of the other names
-                    error, self._stamp = fault.message, None
+                    error = fault.message
                     break
                 self._keep_back(name, followed, fault)
+        if error is not None:
+            self._stamp = None
         self._note(error)
+
+    def _why_away(self) -> str | None:
+        try:
+            self._reader.check_there()
+        except RegistryUnreadableError as fault:
+            return fault.message
+        return None
 
     def _keep_back(self, name: str, followed: _Followed, fault: Exception) -> None:
         """Say, once, why a name keeps its adapter, and when it is tried again: at once what passes by itself."""
