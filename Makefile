@@ -21,7 +21,7 @@ WEB_IF_NPM := $(if $(shell command -v npm),web)
 # Tests start hundreds of processes that import the package: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env browser postgres caddy hosts demo dist web test long lowest lint types style clean
+.PHONY: env browser postgres caddy hosts nfs demo dist web test long lowest lint types style clean
 
 env: $(VENV)/.ready
 
@@ -59,6 +59,13 @@ hosts:
 	    slurmctld slurmd slurm-client munge openssh-server rsync faketime >/dev/null; } \
 	  || echo "Slurm, sshd and faketime cannot be installed here: tests that need them will be skipped"
 
+# An NFS server, and Linux in user mode for its clients; the test that needs them is skipped without them.
+nfs:
+	@test -x /usr/bin/ganesha.nfsd -a -x /usr/bin/linux.uml -a -x /usr/sbin/modprobe || ! command -v apt-get >/dev/null \
+	  || test "$$(id -u)" != 0 || { apt-get update -qq && RUNLEVEL=1 apt-get install -y -qq --no-install-recommends \
+	    nfs-ganesha nfs-ganesha-vfs user-mode-linux kmod >/dev/null; } \
+	  || echo "NFS and Linux in user mode cannot be installed here: the test that needs them will be skipped"
+
 demo: env
 	@bash tests/demo.sh $(BIN)
 
@@ -93,7 +100,7 @@ style:
 	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004
 
 # Two groups at once, the longest first: tests/conftest.py makes and orders them, and short ones fill up the end.
-test: lint browser postgres hosts $(WEB_IF_NPM)
+test: lint browser postgres hosts nfs $(WEB_IF_NPM)
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
@@ -101,7 +108,7 @@ else
 endif
 
 # What takes many minutes: more whole searches, bases and faults, PEFT's own test matrices, an autoscaler.
-long: env postgres caddy hosts
+long: env postgres caddy hosts nfs
 	$(BIN)/python -m pytest --long -m long
 
 # Not a part of `make test`: it downloads other versions of everything.
