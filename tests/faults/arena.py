@@ -21,11 +21,12 @@ import psutil
 import requests
 from support import servers
 from support.boxes import Box, Boxes, boxes, no_boxes
+from support.clocks import no_wrong_clock, wrong_clock
 from support.ports import free_port
 
 from faults import disks, nodes, stores
 from faults.history import History, Op
-from faults.world import World, kill_tree, tree
+from faults.world import World, kill_tree, signal_all, tree
 from loraxs_search.registry import pull
 from loraxs_search.registry.reader import RegistryReader
 
@@ -33,6 +34,7 @@ TASK = "faulty-reviews"
 TEXTS = ("a film to remember", "dull from the first minute", "so-so", "I left early, and gladly", "wonderful!")
 EARLIER, STUDIES = ("first", "second"), ("one", "two")  # studies that end before the first fault, and those it hits
 _SEEDS = {study: seed for seed, study in enumerate((*EARLIER, *STUDIES))}  # adapters that all differ
+_PACK_SIZES = {"one": "1", "two": "auto"}  # trials alone, and in packs
 _DISK_MB = 700
 _ASK_S = 60.0
 
@@ -68,13 +70,13 @@ class Arena:
         """Return a worker's machine."""
         return self.boxes.boxes[victim % 2]
 
-    def reboot(self, victim: int) -> None:
-        """Start a worker's machine again, and its Ray node."""
+    def reboot(self, victim: int, **env: str) -> None:
+        """Start a worker's machine again, and its Ray node, with an environment of its own."""
         node, box = self.worker(victim), self.box(victim)
         node.kill()
         box.reboot()
         node.prefix = box.prefix
-        self.cluster.start_again(1 + victim % 2)
+        self.cluster.start_again(1 + victim % 2, **env)
 
     def signal_driver(self, study: str, number: signal.Signals) -> subprocess.Popen[str] | None:
         """Send a signal to the driver of a study that began last, if it lives."""
@@ -87,9 +89,17 @@ class Arena:
     @contextlib.contextmanager
     def frozen(self, processes: Sequence[psutil.Process]) -> Iterator[None]:
         """Stop processes, and let those that are left go on."""
-        _signal(processes, signal.SIGSTOP)
+        signal_all(processes, signal.SIGSTOP)
         yield
-        _signal(processes, signal.SIGCONT)
+        signal_all(processes, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def wrong_clock(self, offset: str) -> Iterator[None]:
+        """Let whatever people start have a wrong clock."""
+        right = self.world.env
+        self.world.env = right | wrong_clock(offset)
+        yield
+        self.world.env = right
 
     # ---- what people do ----------------------------------------------------------------------------------------------
     def drive(self, study: str) -> Op:
@@ -99,6 +109,7 @@ class Arena:
             options = ["--address", self.cluster.address]
             if not (self.world.home / "studies" / study / "study.json").exists():
                 options += ["--tracking-uri", self.store.uri, "--set", f"search.seed={_SEEDS[study]}"]
+                options += ["--set", f"search.pack_size={_PACK_SIZES[study]}"]
             process = self.world.launch_or_resume(study, *options)
             self._drivers.setdefault(study, []).append(process)
             _, said = process.communicate()
@@ -133,8 +144,18 @@ class Arena:
         return self.history.do("champion", ask)
 
     def pull(self) -> Op:
-        """Pull the task's champion."""
-        return self.history.do("pull", lambda: {"digest": pull(TASK, uri=self.store.uri).name})
+        """Pull the task's champion; where clocks are wrong, by a command, which has such a clock."""
+
+        def ask() -> dict[str, Any]:
+            if "FAKETIME" not in self.world.env:
+                return {"digest": pull(TASK, uri=self.store.uri).name}
+            process = self.world.start("pull", TASK, "--tracking-uri", self.store.uri)
+            folder, said = process.communicate()
+            if process.returncode:
+                raise RuntimeError(said)
+            return {"digest": Path(folder.strip()).name}
+
+        return self.history.do("pull", ask)
 
     def ask(self) -> Op:
         """Ask the server about a text."""
@@ -277,19 +298,13 @@ def arena(warm: Path) -> Iterator[Arena]:
                 "--set",
                 f"search.seed={_SEEDS[study]}",
             )
-            world.finish(world.launch(study, *options))
+            world.finish(world.launch(study, *options), timeout_s=1200.0)
         world.trials = 4
         if not warm.exists():
             _keep_warm(home, warm)
         assert place.promote().value.get("version") == 1, place.history.ops[-1]
         place.start_serving()
         yield place
-
-
-def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
 
 
 def _sockets(folder: str, names: list[str]) -> list[str]:
@@ -312,4 +327,4 @@ def _keep_warm(home: Path, warm: Path) -> None:
 
 def missing_means(folder: Path) -> str | None:
     """Say why there can be no arena here; None when there can."""
-    return no_boxes() or disks.no_mounts(folder) or servers.no_postgres()
+    return no_boxes() or disks.no_mounts(folder) or servers.no_postgres() or no_wrong_clock()

@@ -5,211 +5,36 @@
 An episode is made from its seed: faults, whom they hit, when and for how long. It begins with a champion, goes on until
 both of its searches have ended, and is judged by `history.py` and by what lies in the study folders, in MLflow and in
 the registry then. Episodes follow each other, seed by seed, until the minutes are over. One that breaks a rule prints
-its seed, and is run again with ever fewer of its faults; `--keep` names those that are left. When a fault strikes is
-the same in each run, what it interrupts is not.
+its seed, and is run again with ever fewer of its faults; `--keep` names those that are left. `--kinds` makes
+other plans, of faults of these kinds alone. When a fault strikes is the same in each run, what it interrupts is not.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import random
 import signal
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support.boxes import Way
-
 from faults.arena import STUDIES, Arena, arena, missing_means
 from faults.history import Promoted, broken_log, is_continued, violations
+from faults.kinds import KINDS, Fault, plan
 from faults.records import Losses
-from faults.world import titled, tree
 
-FAULTS_FOR_S = 100.0  # of an episode
 SETTLE_S = 420.0  # until everything has to have ended after the last fault
-_EVERY_S = 4.0  # a fault, on average
 _PAUSE_S = 0.3
-
-
-# ---- faults ----------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Fault:
-    """A fault of an episode.
-
-    Args:
-        at: Seconds from the beginning.
-        victim: Which of the things that it can hit; a number that is taken modulo how many there are.
-    """
-
-    kind: str
-    at: float
-    lasts: float
-    victim: int
-
-
-@dataclass(frozen=True)
-class FaultKind:
-    """How a fault is made.
-
-    Args:
-        strike: Makes it, and unmakes it when its context ends.
-        target: Two faults at one target do not overlap.
-        hides_registry: Whether readers may have to answer from what they know.
-        ends_server: Whether a server of adapters is away.
-    """
-
-    strike: Callable[[Arena, int], contextlib.AbstractContextManager[None]]
-    target: str
-    hides_registry: bool = False
-    ends_server: bool = False
-
-
-@contextlib.contextmanager
-def _driver_killed(place: Arena, victim: int) -> Iterator[None]:
-    place.signal_driver(STUDIES[victim % 2], signal.SIGKILL)
-    yield
-
-
-@contextlib.contextmanager
-def _driver_frozen(place: Arena, victim: int) -> Iterator[None]:
-    process = place.signal_driver(STUDIES[victim % 2], signal.SIGSTOP)
-    yield
-    if process is not None and process.poll() is None:
-        process.send_signal(signal.SIGCONT)
-
-
-@contextlib.contextmanager
-def _second_driver(place: Arena, victim: int) -> Iterator[None]:
-    """Resume a study that is being searched, as somebody does who does not know."""
-    place.drive(STUDIES[victim % 2])
-    yield
-
-
-def _process_killed(title: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
-    @contextlib.contextmanager
-    def strike(place: Arena, victim: int) -> Iterator[None]:
-        node = place.worker(victim)
-        found = titled(tree(node.process.pid), title) if node.process else []
-        for pid in found:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        yield
-
-    return strike
-
-
-@contextlib.contextmanager
-def _power_cut(place: Arena, victim: int) -> Iterator[None]:
-    place.box(victim).power_cut()
-    yield
-    place.reboot(victim)
-
-
-@contextlib.contextmanager
-def _worker_frozen(place: Arena, victim: int) -> Iterator[None]:
-    node = place.worker(victim)
-    stopped = tree(node.process.pid) if node.process else []
-    with place.frozen(stopped):
-        yield
-
-
-def _cable_cut(way: Way) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
-    @contextlib.contextmanager
-    def strike(place: Arena, victim: int) -> Iterator[None]:
-        place.box(victim).cut(way)
-        yield
-        place.box(victim).join()
-
-    return strike
-
-
-@contextlib.contextmanager
-def _cable_slow(place: Arena, victim: int) -> Iterator[None]:
-    place.box(victim).slow(delay_s=0.1, jitter_s=0.1, loss=0.05)
-    yield
-    place.box(victim).slow()
-
-
-def _server_killed(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
-    @contextlib.contextmanager
-    def strike(place: Arena, _: int) -> Iterator[None]:
-        server = getattr(place.store, name)
-        server.kill(signal.SIGQUIT if name == "database" else signal.SIGKILL)  # PostgreSQL ends at once by SIGQUIT
-        yield
-        server.start()
-
-    return strike
-
-
-def _server_frozen(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
-    @contextlib.contextmanager
-    def strike(place: Arena, _: int) -> Iterator[None]:
-        process = getattr(place.store, name).process
-        with place.frozen(tree(process.pid) if process else []):
-            yield
-
-    return strike
-
-
-@contextlib.contextmanager
-def _disk_full(place: Arena, _: int) -> Iterator[None]:
-    place.disk.fill()
-    yield
-    place.disk.free()
-
-
-@contextlib.contextmanager
-def _serve_killed(place: Arena, _: int) -> Iterator[None]:
-    place.stop_serving()
-    yield
-    place.start_serving()
-
-
-KINDS = {
-    "driver killed": FaultKind(_driver_killed, "driver {}"),
-    "driver frozen": FaultKind(_driver_frozen, "driver {}"),
-    "second driver": FaultKind(_second_driver, "driver {}"),
-    "host process killed": FaultKind(_process_killed("HostActor"), "worker {}"),
-    "slot process killed": FaultKind(_process_killed("Trainable"), "worker {}"),
-    "worker's power cut": FaultKind(_power_cut, "worker {}"),
-    "worker frozen": FaultKind(_worker_frozen, "worker {}"),
-    "worker's cable cut": FaultKind(_cable_cut("both"), "worker {}"),
-    "worker not heard": FaultKind(_cable_cut("out"), "worker {}"),
-    "worker hears nothing": FaultKind(_cable_cut("in"), "worker {}"),
-    "worker's cable slow": FaultKind(_cable_slow, "worker {}"),
-    "MLflow killed": FaultKind(_server_killed("mlflow"), "store", hides_registry=True),
-    "MLflow frozen": FaultKind(_server_frozen("mlflow"), "store", hides_registry=True),
-    "PostgreSQL killed": FaultKind(_server_killed("database"), "store", hides_registry=True),
-    "S3 frozen": FaultKind(_server_frozen("s3"), "store", hides_registry=True),
-    "disk full": FaultKind(_disk_full, "disk", hides_registry=True),
-    "server killed": FaultKind(_serve_killed, "server", ends_server=True),
-}
-
-
-def plan(seed: int) -> tuple[Fault, ...]:
-    """Return the faults of an episode, by time."""
-    rng, found, free_at = random.Random(seed), list[Fault](), dict[str, float]()
-    at = rng.uniform(1.0, _EVERY_S)
-    while at < FAULTS_FOR_S:
-        kind, victim, lasts = rng.choice(list(KINDS)), rng.randrange(2), rng.uniform(1.0, 15.0)
-        target = KINDS[kind].target.format(victim)
-        if free_at.get(target, 0.0) <= at:
-            found.append(Fault(kind, round(at, 2), round(lasts, 2), victim))
-            free_at[target] = at + lasts + 5.0
-        at += rng.expovariate(1 / _EVERY_S)
-    return tuple(found)
 
 
 # ---- an episode ------------------------------------------------------------------------------------------------------
@@ -343,6 +168,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", help="numbers of the faults to make, of the first episode alone")
+    parser.add_argument("--kinds", help="kinds of faults to make alone, by their names in kinds.py")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--history", type=Path, help="a folder for one file an episode")
     parser.add_argument("--warm", type=Path, help="keep the unpacked base there, for the next time")
@@ -358,7 +184,7 @@ def main() -> int:
 def _episodes(arguments: argparse.Namespace, warm: Path) -> int:
     end, seed, episodes = time.monotonic() + 60 * arguments.minutes, arguments.seed, list[dict[str, Any]]()
     while not episodes or (time.monotonic() < end and not arguments.keep):
-        faults = plan(seed)
+        faults = plan(seed, arguments.kinds.split(",") if arguments.kinds else list(KINDS))
         if arguments.keep:
             faults = tuple(faults[int(number)] for number in arguments.keep.split(","))
         history = arguments.history / f"{seed}.jsonl" if arguments.history else None

@@ -185,6 +185,18 @@ def test_a_cable_can_be_slow_and_lossy_for_other_hosts_and_for_this_machine(pair
     assert 50 < len(arrived) < 150
 
 
+def test_a_box_says_that_no_memory_is_left_and_this_machine_does_not(pair: Boxes) -> None:
+    def available_kb(said: str) -> int:
+        return int(said.partition("MemAvailable:")[2].split()[0])
+
+    box = pair.boxes[0]
+    box.say_memory(left=False)
+    assert available_kb(box.run("cat", "/proc/meminfo").stdout) == 1000
+    assert available_kb(Path("/proc/meminfo").read_text()) > 1000
+    box.say_memory(left=True)
+    assert available_kb(box.run("cat", "/proc/meminfo").stdout) > 1000
+
+
 def test_ssh_lets_users_in_at_home(pair: Boxes) -> None:
     if reason := no_sshd():
         pytest.skip(reason)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from faults import chaos
 from faults.arena import missing_means
-from faults.chaos import KINDS, Fault, plan, shrink
+from faults.chaos import shrink
 from faults.history import History, Op, Promoted, broken_log, is_continued, violations
+from faults.kinds import KINDS, Fault, plan
+from faults.world import no_more_memory, slowed
+from support.clocks import no_wrong_clock, wrong_clock
 
 PROMOTED = Promoted({1: "aaa", 2: "bbb"}, {"aaa": [[0.9, 0.1]], "bbb": [[0.2, 0.8]]})
 
@@ -58,6 +64,7 @@ def test_what_may_be_is_not_blamed() -> None:
         (answer(15, "bbb", [0.2, 0.8], status=500), "an answer has status 500"),
         (op("answer", 15, 16, error="ConnectionError: refused"), "a server that nobody has killed does not answer"),
         (op("driver", 0, 9, code=1, said="Traceback (most recent call last)"), "shows a traceback"),
+        (op("pull", 0, 9, error="RuntimeError: Traceback (most recent call last)"), "shows a traceback"),
         (op("driver", 0, 9, code=1, said=""), "does not say why"),
         (op("driver", 0, 9, code=-11, said=""), "ends with -11"),
     ],
@@ -120,6 +127,64 @@ def test_faults_follow_from_the_seed_and_two_at_one_target_do_not_overlap() -> N
             free_at[target] = fault.at + fault.lasts
         kinds |= {fault.kind for fault in faults}
     assert kinds == set(KINDS)
+
+
+# Says what it sees, and what comes of it, for each line that it is given.
+PROGRAM = """
+import subprocess, sys, time
+print(time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME), flush=True)
+child = subprocess.Popen(["sleep", "1000"])
+for line in sys.stdin:
+    try:
+        print(len(bytearray(int(line))), child.pid, flush=True)
+    except MemoryError:
+        print("MemoryError", flush=True)
+child.kill()
+"""
+
+
+def program(**env: str) -> subprocess.Popen[str]:
+    command, pipe = [sys.executable, "-c", PROGRAM], subprocess.PIPE
+    return subprocess.Popen(command, env=os.environ | env, stdin=pipe, stdout=pipe, text=True)
+
+
+def answer_of(process: subprocess.Popen[str], line: str = "") -> str:
+    """Give the program a line, if there is one, and return what it says next."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    if line:
+        print(line, file=process.stdin, flush=True)
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize(("offset", "seconds"), [("+9d", 9 * 86400), ("-5h", -5 * 3600)])
+def test_a_wrong_clock_is_one_that_people_set(offset: str, seconds: int) -> None:
+    if reason := no_wrong_clock():
+        pytest.skip(reason)
+    began = (time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME))
+    with program(**wrong_clock(offset)) as process:
+        seen = map(float, answer_of(process).split())
+    ended = (time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME))
+    for before, value, after, off in zip(began, seen, ended, (seconds, 0, 0), strict=True):
+        assert before - 1 <= value - off <= after + 1
+
+
+def test_memory_that_is_used_up_is_refused_until_it_is_not() -> None:
+    with program() as process:
+        answer_of(process)
+        with no_more_memory([process.pid]):
+            assert answer_of(process, f"{10**8}") == "MemoryError"
+        assert answer_of(process, f"{10**8}").split()[0] == f"{10**8}"
+
+
+def test_what_was_slow_is_stopped_no_more_and_its_children_neither() -> None:
+    with program() as process:
+        answer_of(process)
+        with slowed(process.pid):
+            child = answer_of(process, "1").split()[1]
+        assert answer_of(process, "1") == f"1 {child}"
+        states = [psutil.Process(pid).status() for pid in (process.pid, int(child))]
+        assert psutil.STATUS_STOPPED not in states
 
 
 def test_what_is_broken_is_shrunk_to_what_it_takes() -> None:

@@ -187,6 +187,12 @@ class Box:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         return int(children)
 
+    def say_memory(self, *, left: bool) -> None:
+        """Let its kernel say how much memory this machine has left, or that none is left; until its next start."""
+        said, own = "/proc/meminfo", "/root/meminfo"
+        full = f"awk '/^Mem(Free|Available):/ {{$2 = 1000}} 1' {said} >{own} && mount --bind {own} {said}"
+        self.run("bash", "-c", f"umount {said}" if left else full).check_returncode()
+
     # ---- cable -------------------------------------------------------------------------------------------------------
     def cut(self, way: Way = "both") -> None:
         """Pull its cable; or lose all that it sends (`out`), or all that it is sent (`in`)."""

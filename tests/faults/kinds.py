@@ -1,0 +1,235 @@
+"""The kinds of faults of `chaos.py`: how each is made and unmade, and which of them an episode has."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from support.boxes import Way
+from support.clocks import wrong_clock
+
+from faults.arena import STUDIES, Arena
+from faults.world import no_more_memory, slowed, titled, tree
+
+FAULTS_FOR_S = 100.0  # of an episode
+_EVERY_S = 4.0  # a fault, on average
+_CLOCKS = ("+9d", "-5h")  # ahead of other machines by more than anything is kept for, and behind them
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of an episode.
+
+    Args:
+        at: Seconds from the beginning.
+        victim: Which of the things that it can hit; a number that is taken modulo how many there are.
+    """
+
+    kind: str
+    at: float
+    lasts: float
+    victim: int
+
+
+@dataclass(frozen=True)
+class FaultKind:
+    """How a fault is made.
+
+    Args:
+        strike: Makes it, and unmakes it when its context ends.
+        target: Two faults at one target do not overlap.
+        hides_registry: Whether readers may have to answer from what they know.
+        ends_server: Whether a server of adapters is away.
+    """
+
+    strike: Callable[[Arena, int], contextlib.AbstractContextManager[None]]
+    target: str
+    hides_registry: bool = False
+    ends_server: bool = False
+
+
+@contextlib.contextmanager
+def _driver_killed(place: Arena, victim: int) -> Iterator[None]:
+    place.signal_driver(STUDIES[victim % 2], signal.SIGKILL)
+    yield
+
+
+@contextlib.contextmanager
+def _driver_frozen(place: Arena, victim: int) -> Iterator[None]:
+    process = place.signal_driver(STUDIES[victim % 2], signal.SIGSTOP)
+    yield
+    if process is not None and process.poll() is None:
+        process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def _second_driver(place: Arena, victim: int) -> Iterator[None]:
+    """Resume a study that is being searched, as somebody does who does not know."""
+    place.drive(STUDIES[victim % 2])
+    yield
+
+
+def _process_killed(title: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def strike(place: Arena, victim: int) -> Iterator[None]:
+        node = place.worker(victim)
+        found = titled(tree(node.process.pid), title) if node.process else []
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        yield
+
+    return strike
+
+
+@contextlib.contextmanager
+def _power_cut(place: Arena, victim: int) -> Iterator[None]:
+    place.box(victim).power_cut()
+    yield
+    place.reboot(victim)
+
+
+@contextlib.contextmanager
+def _worker_frozen(place: Arena, victim: int) -> Iterator[None]:
+    node = place.worker(victim)
+    stopped = tree(node.process.pid) if node.process else []
+    with place.frozen(stopped):
+        yield
+
+
+@contextlib.contextmanager
+def _clock_wrong(place: Arena, victim: int) -> Iterator[None]:
+    """Have a driver begin anew with a wrong clock; what else people begin meanwhile has it too."""
+    with place.wrong_clock(_CLOCKS[victim]):
+        place.signal_driver(STUDIES[victim], signal.SIGKILL)
+        yield
+
+
+@contextlib.contextmanager
+def _worker_clock_wrong(place: Arena, victim: int) -> Iterator[None]:
+    """Reboot a worker into a wrong time, which it keeps until its next reboot."""
+    place.reboot(victim, RAY_LD_PRELOAD_ON_WORKERS="1", **wrong_clock(_CLOCKS[victim]))
+    yield
+
+
+@contextlib.contextmanager
+def _worker_memory_used_up(place: Arena, victim: int) -> Iterator[None]:
+    """Give the worker's hosts and slots not one page more: what they ask for fails.
+
+    Ray's own processes are spared: without one of its agents a node ends, as by a power cut.
+    """
+    node = place.worker(victim)
+    found = tree(node.process.pid) if node.process else []
+    with no_more_memory([*titled(found, "HostActor"), *titled(found, "Trainable")]):
+        yield
+
+
+@contextlib.contextmanager
+def _worker_memory_full(place: Arena, victim: int) -> Iterator[None]:
+    """Have the worker's kernel say that its memory is full: Ray's monitor ends what runs there, again and again."""
+    place.box(victim).say_memory(left=False)
+    yield
+    place.box(victim).say_memory(left=True)
+
+
+@contextlib.contextmanager
+def _worker_slow(place: Arena, victim: int) -> Iterator[None]:
+    node = place.worker(victim)
+    with slowed(node.process.pid) if node.process else contextlib.nullcontext():
+        yield
+
+
+def _cable_cut(way: Way) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def strike(place: Arena, victim: int) -> Iterator[None]:
+        place.box(victim).cut(way)
+        yield
+        place.box(victim).join()
+
+    return strike
+
+
+@contextlib.contextmanager
+def _cable_slow(place: Arena, victim: int) -> Iterator[None]:
+    place.box(victim).slow(delay_s=0.1, jitter_s=0.1, loss=0.05)
+    yield
+    place.box(victim).slow()
+
+
+def _server_killed(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def strike(place: Arena, _: int) -> Iterator[None]:
+        server = getattr(place.store, name)
+        server.kill(signal.SIGQUIT if name == "database" else signal.SIGKILL)  # PostgreSQL ends at once by SIGQUIT
+        yield
+        server.start()
+
+    return strike
+
+
+def _server_frozen(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+    @contextlib.contextmanager
+    def strike(place: Arena, _: int) -> Iterator[None]:
+        process = getattr(place.store, name).process
+        with place.frozen(tree(process.pid) if process else []):
+            yield
+
+    return strike
+
+
+@contextlib.contextmanager
+def _disk_full(place: Arena, _: int) -> Iterator[None]:
+    place.disk.fill()
+    yield
+    place.disk.free()
+
+
+@contextlib.contextmanager
+def _serve_killed(place: Arena, _: int) -> Iterator[None]:
+    place.stop_serving()
+    yield
+    place.start_serving()
+
+
+KINDS = {
+    "driver killed": FaultKind(_driver_killed, "driver {}"),
+    "driver frozen": FaultKind(_driver_frozen, "driver {}"),
+    "second driver": FaultKind(_second_driver, "driver {}"),
+    "people's clock wrong": FaultKind(_clock_wrong, "clock"),
+    "host process killed": FaultKind(_process_killed("HostActor"), "worker {}"),
+    "slot process killed": FaultKind(_process_killed("Trainable"), "worker {}"),
+    "worker's power cut": FaultKind(_power_cut, "worker {}"),
+    "worker frozen": FaultKind(_worker_frozen, "worker {}"),
+    "worker slow": FaultKind(_worker_slow, "worker {}"),
+    "worker's memory used up": FaultKind(_worker_memory_used_up, "worker {}"),
+    "worker's memory full": FaultKind(_worker_memory_full, "worker {}"),
+    "worker's clock wrong": FaultKind(_worker_clock_wrong, "worker {}"),
+    "worker's cable cut": FaultKind(_cable_cut("both"), "worker {}"),
+    "worker not heard": FaultKind(_cable_cut("out"), "worker {}"),
+    "worker hears nothing": FaultKind(_cable_cut("in"), "worker {}"),
+    "worker's cable slow": FaultKind(_cable_slow, "worker {}"),
+    "MLflow killed": FaultKind(_server_killed("mlflow"), "store", hides_registry=True),
+    "MLflow frozen": FaultKind(_server_frozen("mlflow"), "store", hides_registry=True),
+    "PostgreSQL killed": FaultKind(_server_killed("database"), "store", hides_registry=True),
+    "S3 frozen": FaultKind(_server_frozen("s3"), "store", hides_registry=True),
+    "disk full": FaultKind(_disk_full, "disk", hides_registry=True),
+    "server killed": FaultKind(_serve_killed, "server", ends_server=True),
+}
+
+
+def plan(seed: int, kinds: Sequence[str] = tuple(KINDS)) -> tuple[Fault, ...]:
+    """Return the faults of an episode, by time, each of one of these kinds."""
+    rng, found, free_at = random.Random(seed), list[Fault](), dict[str, float]()
+    at = rng.uniform(1.0, _EVERY_S)
+    while at < FAULTS_FOR_S:
+        kind, victim, lasts = rng.choice(kinds), rng.randrange(2), rng.uniform(1.0, 15.0)
+        target = KINDS[kind].target.format(victim)
+        if free_at.get(target, 0.0) <= at:
+            found.append(Fault(kind, round(at, 2), round(lasts, 2), victim))
+            free_at[target] = at + lasts + 5.0
+        at += rng.expovariate(1 / _EVERY_S)
+    return tuple(found)
