@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from ray._private.state import GlobalState
-from ray.air.execution import FixedResourceManager
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
 
@@ -59,7 +58,8 @@ def test_a_process_that_the_memory_monitor_ended_is_lost_to_tune_and_ends_no_loo
     monkeypatch.setattr(RayActorManager, "_actor_task_failed", RayActorManager._actor_task_failed)
     ray_private.outlive_memory_monitor.cache_clear()
     ray_private.outlive_memory_monitor()
-    manager, lost = RayActorManager(FixedResourceManager({"CPU": 1})), list[Exception]()
+    none: Any = SimpleNamespace()  # Ray's own managers of resources connect to a cluster
+    manager, lost = RayActorManager(none), list[Exception]()
     monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
     actor = SimpleNamespace(actor_id="1", _on_error=lambda _, error: lost.append(error))
     task: Any = SimpleNamespace(_tracked_actor=actor, _on_error=None)
