@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -105,18 +106,20 @@ class _NodeStates:
             return None
 
     def _make_room(self, own: str, num_bytes: int, num_kept: int) -> None:
-        """Remove this trial's older states, those a week older than the newest, and the oldest while the disk is full.
+        """Remove this trial's older states, those of a week ago, and the oldest while the disk is too full.
 
-        The disk may be another machine's, with a clock of its own, so its times are compared with each other alone.
+        The disk may be another machine's, with another time, and a clock may have been wrong for a while: a state is a
+        week old where the newest one and this machine's clock both say so.
         """
         files = list[tuple[float, Path]]()
         for path in ensure_dir(self._folder).glob("*.safetensors"):
             with contextlib.suppress(FileNotFoundError):  # another host of this node makes room, too
                 files.append((path.stat().st_mtime, path))
-        oldest_first = [path for _, path in sorted(files)]
+        files.sort()
+        oldest_first = [path for _, path in files]
         mine = [path for path in oldest_first if path.name.startswith(f"{own}.")]
-        newest = max((modified for modified, _ in files), default=0.0)
-        old = [path for modified, path in files if newest - modified > _WEEK_S]
+        now = min([time.time(), *(modified for modified, _ in files[-1:])])
+        old = [path for modified, path in files if now - modified > _WEEK_S]
         for path in {*mine[: max(0, len(mine) - num_kept)], *old}:
             path.unlink(missing_ok=True)
         for path in oldest_first:

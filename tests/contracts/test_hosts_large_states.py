@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -97,6 +98,21 @@ def test_a_large_state_stays_and_its_trial_goes_on_from_it(
     assert one.files.keys() == other.files.keys()
     assert torch.allclose(torch.tensor(one.probe.logits), torch.tensor(other.probe.logits), atol=1e-4)
     assert len(list((home() / "states").glob("*"))) == 3, "two of the trial, one of the other"
+
+
+def test_a_state_of_a_time_to_come_makes_no_other_old(make: Callable[..., Host], space: Space) -> None:
+    """A clock was ahead for a while, and is right again."""
+    host = make(0)
+    spec = spec_of(host, space)
+    _, reference = host.advance(spec, 2, None, space.task)
+    (own,) = (home() / "states").glob("*")
+    host.advance(replace(spec, trial_id="2"), 2, None, space.task)
+    (other,) = set((home() / "states").glob("*")) - {own}
+    ahead = time.time() + 30 * 86400
+    os.utime(other, (ahead, ahead))
+    host.advance(replace(spec, trial_id="3"), 2, None, space.task)
+    report, _ = host.advance(spec, 4, reference, space.task)
+    assert report.retrained_steps == 0
 
 
 def test_a_lost_node_restarts_the_trial_and_its_reports_say_so(make: Callable[..., Host], space: Space) -> None:
