@@ -228,9 +228,9 @@ def alone(partial: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)  # while it is held: who waits for it notices, and makes another
 
 
-def lock_beside(partial: Path) -> Path:
-    """Return the file that `alone` locks."""
-    return partial.with_name(f"{partial.name}.lock")
+def lock_beside(path: Path) -> Path:
+    """Return the file to lock for a file or folder that cannot be locked itself; `alone` does."""
+    return path.with_name(f"{path.name}.lock")
 
 
 # ---- what is in use, and what goes ----------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ class PackedHost(TrialHost):
         torch.get_num_threads()  # fixes this thread's number: another's setting would become its own
         active: list[AdvanceRequest] = []
         while True:
-            jobs, arrived = list[Callable[[], None]](), list[AdvanceRequest]()
+            arrived: list[AdvanceRequest] = []
             try:
                 with self._changed:
                     self._await_work(active)

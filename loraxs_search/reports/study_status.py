@@ -288,10 +288,9 @@ def _sizes(folder: Path) -> dict[str, int]:
     sizes = {"records": 0}
     for path in paths_under(folder):
         with contextlib.suppress(FileNotFoundError):  # a search at work has replaced or removed it
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode):
-                part = path.relative_to(folder).parts
-                name = part[0] if len(part) > 1 else "records"
+            if stat.S_ISREG((status := path.lstat()).st_mode):
+                first, *rest = path.relative_to(folder).parts
+                name = first if rest else "records"
                 sizes[name] = sizes.get(name, 0) + status.st_size
     return sizes
 

@@ -171,7 +171,7 @@ class ServingEngine:
         """Queue the jobs of one request: all of them or, where too many rows wait, none.
 
         Args:
-            share: Of the rows that may wait, how many these may be the last of.
+            share: Of the queue, the part that may be full once these are in it.
         Raises:
             QueueFullError: too many rows wait.
             EngineStoppedError: the computing thread has ended.

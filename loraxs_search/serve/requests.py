@@ -105,7 +105,8 @@ def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) ->
     columns, size = adapter.kind.question_columns, limits.rows_at_once
     rows = [_row(number, row, columns) for number, row in enumerate(listed, 1)]
     for number, row in enumerate(rows, 1):
-        if (size := len(str(row))) > limits.row_chars:  # it is tokenised whole, while others wait
+        size = sum(len(str(value)) for value in row)
+        if size > limits.row_chars:  # it is tokenised whole, while others wait
             raise RefusedError(
                 413, f"A row may have at most {limits.row_chars:,} characters, but row {number} has {size:,}.", "input"
             )

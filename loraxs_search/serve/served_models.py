@@ -40,7 +40,7 @@ from loraxs_search.tasks.kinds import TaskKind, kind_of
 log = logging.getLogger(__name__)
 
 _FORGET_S = 600.0  # a name that is not served by itself and that nobody uses is followed no longer
-_RETRY_S = 60.0  # after which an adapter that was refused is looked at again: people may have mended it
+_RETRY_S = 60.0  # after which an adapter that was refused is tried again: people may have repaired it
 
 
 class UnknownModelError(RegistryError):
@@ -198,7 +198,7 @@ class ServedModels:
                 self._forget(name)
         self._sweep()
         stamp, now = store_stamp(self.uri), time.monotonic()
-        if stamp is not None and stamp == self._stamp and all(now < own.retry_at for own in self._names.values()):
+        if stamp is not None and stamp == self._stamp and all(now < own.retry_at for own in list(self._names.values())):
             return
         self._stamp = stamp  # None after whatever goes wrong: then all names are looked up again
         error = None

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from loraxs_search.errors import UsageError
-from loraxs_search.home import ensure_dir, file_lock
+from loraxs_search.home import ensure_dir, file_lock, lock_beside
 from loraxs_search.log.event_log import AppendLog
 from loraxs_search.records import Prediction
 from loraxs_search.registry.shadow_log import shadow_log_path
@@ -67,14 +67,16 @@ class Shadows:
         """Have the challenger of a model, if it has one, answer the same rows after those that clients wait for."""
         if (shadow := self._shadows.get(model)) is None:
             return
-        asked = [job for job in jobs if job.rows is not None]
-        fitting = [job for job in asked if _question(job.adapter) == _question(shadow.challenger)]
-        pairs = [(job, rows_job(shadow.challenger, job.rows)) for job in fitting if job.rows is not None]
+        pairs = [(job, rows_job(shadow.challenger, job.rows)) for job in jobs if job.rows is not None]
+        num_rows = sum(job.num_rows for job, _ in pairs)
+        if any(_question(job.adapter) != _question(shadow.challenger) for job, _ in pairs):  # the champion has moved
+            self.num_lost += num_rows
+            return
         try:
             engine.submit([other for _, other in pairs], share=_SHARE)
         except QueueFullError:
-            pairs = []
-        self.num_lost += sum(job.num_rows for job in asked) - sum(job.num_rows for job, _ in pairs)
+            self.num_lost += num_rows
+            return
         noting = asyncio.ensure_future(self._note(shadow, pairs))
         self._noting.add(noting)
         noting.add_done_callback(self._noting.discard)
@@ -140,6 +142,6 @@ def _line(
 
 def _append(to: AppendLog, lines: Sequence[str]) -> None:
     """Write lines behind the last whole one; threads and servers take turns."""
-    with file_lock(to.path.with_suffix(".lock")):
+    with file_lock(lock_beside(to.path)):
         to.skip()  # what others have written
         to.append("".join(lines).encode())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import TrackingError
-from loraxs_search.home import disk_faults, ensure_dir, file_lock
+from loraxs_search.home import disk_faults, ensure_dir, file_lock, lock_beside
 from loraxs_search.mlflow_uri import ENV_PASSWORD, ENV_USER, check_server, prepare_environment, redact, sqlite_path
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def ensure_store(uri: str) -> None:
         _check_access(uri)
     elif not path.exists():
         ensure_dir(path.parent)
-        with disk_faults(path), file_lock(path.with_name(f"{path.name}.lock")):
+        with disk_faults(path), file_lock(lock_beside(path)):
             if not path.exists():
                 _create(path)
 

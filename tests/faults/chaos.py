@@ -1,6 +1,7 @@
 """Random faults in random combinations, while people search, promote, pull and ask a server; then every answer judged.
 
     python tests/faults/chaos.py [--minutes 5] [--seed 0] [--json FILE] [--history FOLDER] [--keep N,N,...]
+                                 [--kinds A,B,...]
 
 An episode is made from its seed: faults, whom they hit, when and for how long. It begins with a champion, goes on until
 both of its searches have ended, and is judged by `history.py` and by what lies in the study folders, in MLflow and in
