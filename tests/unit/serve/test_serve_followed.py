@@ -84,6 +84,21 @@ def test_a_version_that_cannot_be_resolved_is_not_held_against_an_earlier_one(re
     client.delete_model_version("task-1", foreign)
 
 
+def test_a_registry_that_is_away_is_no_fault_of_a_name_that_has_moved(registry, folders, follow, monkeypatch):
+    uri, promote = registry
+    promote(folders["number"])
+    models = follow(["task-1"], uri=uri)
+    promote(folders["number"])
+    models.refresh()
+
+    def away(*_):
+        raise TrackingError("It does not answer.")
+
+    monkeypatch.setattr(type(models._reader), "resolve", away)
+    models.refresh()
+    assert (models.registry_error, models.faults()) == ("It does not answer.", {})
+
+
 def test_files_of_one_adapter_that_cannot_be_had_hold_nobody_up(registry, folders, follow, monkeypatch):
     uri, promote = registry
     promote(folders["two"]), promote(folders["three"])
