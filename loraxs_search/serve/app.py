@@ -329,20 +329,26 @@ class _Guard:
 
     def __init__(self, app: ASGIApp, server: Server) -> None:
         self._app, self._server = app, server
+        self._open_bytes = 0  # of requests that are read, or were, and have no answer yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         started, status, num_bytes = time.perf_counter(), 500, 0
-        limit = self._server.limits.body_bytes
+        limits = self._server.limits
 
         async def counted() -> Message:
             nonlocal num_bytes
             message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > limit:
-                raise HTTPException(413, f"A request may have at most {limit:,} bytes.")
+            size = len(message.get("body", b""))
+            num_bytes += size
+            self._open_bytes += size
+            if num_bytes > limits.body_bytes:
+                raise HTTPException(413, f"A request may have at most {limits.body_bytes:,} bytes.")
+            if self._open_bytes > limits.open_bytes:
+                most = f"{limits.open_bytes:,} bytes"
+                raise HTTPException(429, f"Requests without an answer may have {most} together: try again later.")
             return message
 
         async def noted(message: Message) -> None:
@@ -353,6 +359,7 @@ class _Guard:
         try:
             await (self._server.refused(Request(scope)) or self._app)(scope, counted, noted)
         finally:
+            self._open_bytes -= num_bytes
             self._server.count(scope, status, time.perf_counter() - started)
 
 

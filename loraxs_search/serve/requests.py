@@ -42,6 +42,7 @@ class Limits:
 
     Args:
         body_bytes: Of a request.
+        open_bytes: Of all requests that are read and not answered yet.
         rows: Of a request.
         row_chars: Of a row: more than any model reads.
         waiting_rows: Of all requests that wait.
@@ -49,6 +50,7 @@ class Limits:
     """
 
     body_bytes: int = 4 << 20
+    open_bytes: int = 256 << 20
     rows: int = 1024
     row_chars: int = 200_000
     waiting_rows: int = 2048
