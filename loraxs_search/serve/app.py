@@ -167,8 +167,9 @@ class Server:
         if adapter is None:
             raise RefusedError(400, f"The bare base {body.model} has no task: name a task's adapter.", "model")
         jobs = classify_jobs(adapter, body, self.limits)
-        results = await self._run(request, jobs, body.model)
-        return _json(classification(Asked.of("classify", body.model, adapter, self.models), results), adapter)
+        results = await self._run(request, jobs, shadowed=True)
+        asked = Asked.of("classify", body.model, adapter, self.models)
+        return _json(classification(asked, results), asked)
 
     async def complete(self, body: CompletionBody, request: Request) -> Response:
         """Continue prompts."""
@@ -236,10 +237,11 @@ class Server:
             return None
         return await asyncio.to_thread(self.models.look_up, name)
 
-    async def _run(self, request: Request, jobs: Sequence[Job], shadowed: str = "") -> list[Any]:
-        """Have jobs computed, with the shadow of a model; rows are dropped when the client hangs up."""
+    async def _run(self, request: Request, jobs: Sequence[Job], *, shadowed: bool = False) -> list[Any]:
+        """Have jobs computed, by the adapter's shadows too; rows are dropped when the client hangs up."""
         self.engine.submit(jobs)
-        self.shadows.follow(self.engine, shadowed, jobs)
+        if shadowed:
+            self.shadows.follow(self.engine, jobs)
         waiting = asyncio.gather(*(job.result for job in jobs))
         return await _unless_gone(request, waiting, jobs)
 
@@ -247,7 +249,7 @@ class Server:
         self, request: Request, asked: Asked, jobs: list[Job], body: CompletionBody | ChatBody
     ) -> Response:
         if not body.stream:
-            return _json(completion(asked, await self._run(request, jobs), body.n), asked.adapter)
+            return _json(completion(asked, await self._run(request, jobs), body.n), asked)
         stream = _Stream(asked, jobs, body)
         self.engine.submit(jobs)
         await stream.begin(request)
@@ -394,6 +396,6 @@ def _event(value: Any) -> str:
     return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
 
 
-def _json(value: Any, adapter: ServedAdapter | None) -> Response:
-    headers = {} if adapter is None else {DIGEST_HEADER: adapter.digest}
+def _json(value: Any, asked: Asked) -> Response:
+    headers = {DIGEST_HEADER: asked.digest}
     return Response(json.dumps(value, ensure_ascii=False).encode(), media_type="application/json", headers=headers)

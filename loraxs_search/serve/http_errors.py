@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from loraxs_search.errors import (
     LoraxsError,
+    NotInstalledError,
     RegistryUnreadableError,
     TaskDataError,
     TrackingError,
@@ -45,6 +46,7 @@ _STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
     (QueueFullError, 429),
     (EngineStoppedError, 503),
     (TaskDataError, 400),
+    (NotInstalledError, 501),
     (UsageError, 400),
     (TrackingError, 503),
     (RegistryUnreadableError, 503),

@@ -104,16 +104,12 @@ def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) ->
     """
     listed = body.input if isinstance(body.input, list) else [body.input]
     _check_count(len(listed), limits, "input")
-    columns, size = adapter.kind.question_columns, limits.rows_at_once
+    columns, most = adapter.kind.question_columns, limits.rows_at_once
     rows = [_row(number, row, columns) for number, row in enumerate(listed, 1)]
     for number, row in enumerate(rows, 1):
-        size = sum(len(str(value)) for value in row)
-        if size > limits.row_chars:  # it is tokenised whole, while others wait
-            raise RefusedError(
-                413, f"A row may have at most {limits.row_chars:,} characters, but row {number} has {size:,}.", "input"
-            )
+        _check_size(f"row {number}", sum(len(str(value)) for value in row), limits, "input")
     adapter.kind.questions(rows)
-    parts = [AskedRows(columns, rows[start : start + size], body.truncate) for start in range(0, len(rows), size)]
+    parts = [AskedRows(columns, rows[start : start + most], body.truncate) for start in range(0, len(rows), most)]
     return [rows_job(adapter, part) for part in parts]
 
 
@@ -126,6 +122,14 @@ def _check_count(count: int, limits: Limits, param: str) -> None:
     if not 1 <= count <= limits.rows:
         raise RefusedError(
             400 if not count else 413, f"`{param}` must have 1 to {limits.rows} rows, but has {count}.", param
+        )
+
+
+def _check_size(what: str, num_chars: int, limits: Limits, param: str) -> None:
+    """Refuse what is too long: it is tokenised whole, while others wait."""
+    if num_chars > limits.row_chars:
+        raise RefusedError(
+            413, f"A row may have at most {limits.row_chars:,} characters, but {what} has {num_chars:,}.", param
         )
 
 
@@ -164,6 +168,8 @@ def completion_jobs(adapter: ServedAdapter | None, body: CompletionBody, limits:
         RefusedError, UsageError: as `_check_writes`, and where a field is not what it should be.
     """
     prompts = body.prompt if isinstance(body.prompt, list) else [body.prompt]
+    for number, prompt in enumerate(prompts, 1):
+        _check_size(f"prompt {number}", len(prompt), limits, "prompt")
     options = GenerateOptions.of(body.max_tokens, body.stop, _sampling(body, adapter), body.logprobs)
     _check_writes(adapter, body, len(prompts), limits)
     return [
@@ -182,6 +188,7 @@ def chat_jobs(adapter: ServedAdapter | None, body: ChatBody, limits: Limits) -> 
     if body.top_logprobs is not None and not body.logprobs:
         raise RefusedError(400, "`top_logprobs` must stand beside `logprobs: true`.", "top_logprobs")
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    _check_size("this chat", sum(len(str(message)) for message in messages), limits, "messages")
 
     def prompt(tokenizer: PreTrainedTokenizerBase) -> str:
         if not tokenizer.chat_template:

@@ -46,7 +46,8 @@ class Shadows:
 
     def __init__(self, given: Sequence[str], models: ServedModels) -> None:
         self.num_agreed = self.num_differed = self.num_lost = 0  # rows; lost ones were not computed or not written
-        self._shadows: dict[str, _Shadow] = {}
+        self._models = models
+        self._shadows: dict[str, _Shadow] = {}  # by the name of their champion
         self._noting = set[asyncio.Future[None]]()
         for entry in given:
             task, equals, name = entry.partition("=")
@@ -63,10 +64,17 @@ class Shadows:
             ensure_dir(path.parent)
             self._shadows[task] = _Shadow(challenger, AppendLog(path))
 
-    def follow(self, engine: ServingEngine, model: str, jobs: Sequence[Job]) -> None:
-        """Have the challenger of a model, if it has one, answer the same rows after those that clients wait for."""
-        if (shadow := self._shadows.get(model)) is None:
-            return
+    def follow(self, engine: ServingEngine, jobs: Sequence[Job]) -> None:
+        """Have the challengers of a champion answer the same rows, after those that clients wait for.
+
+        The champion may have been asked by any of its names.
+        """
+        for name, shadow in self._shadows.items():
+            champion = self._models.find(name)
+            if champion is not None and champion.digest == jobs[0].digest:
+                self._answer_too(engine, shadow, jobs)
+
+    def _answer_too(self, engine: ServingEngine, shadow: _Shadow, jobs: Sequence[Job]) -> None:
         pairs = [(job, rows_job(shadow.challenger, job.rows)) for job in jobs if job.rows is not None]
         num_rows = sum(job.num_rows for job, _ in pairs)
         if any(_question(job.adapter) != _question(shadow.challenger) for job, _ in pairs):  # the champion has moved

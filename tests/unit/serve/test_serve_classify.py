@@ -250,7 +250,7 @@ def test_a_shadow_answers_the_same_rows_for_a_log_alone(encoder, folders):
     models = ServedModels(["task-2"], uri=encoder.uri)
     champion, challenger = (Predictor(folders[name])(TEXTS) for name in ("two", "two-again"))
     with running(server := Server(models, shadows=[f"task-2={folders['two-again']}"])) as url:
-        body = {"model": "task-2", "input": TEXTS}
+        body = {"model": "task-2@champion", "input": TEXTS}  # by another of its names
         answer = requests.post(f"{url}/classify", json=body, timeout=60)
         assert close([one["score"] for one in answer.json()["data"]], [one.score for one in champion])
         while server.shadows.num_agreed + server.shadows.num_differed < len(TEXTS):

@@ -14,20 +14,24 @@ from dataclasses import replace
 import pytest
 import requests
 
-from loraxs_search.errors import TrackingError, UsageError
+from loraxs_search.errors import NotInstalledError, TrackingError, UsageError
 from loraxs_search.log.event_log import AppendLog
 from loraxs_search.records import Manifest, from_json
 from loraxs_search.registry import Registry, _signing
 from loraxs_search.registry._mlflow import speaking
-from loraxs_search.registry.shadow_log import read_shadow_log
+from loraxs_search.registry.shadow_log import read_shadow_log, shadow_log_path
+from loraxs_search.scaffold import Choices, draft_space, save_draft
+from loraxs_search.search_space import load_space
 from loraxs_search.serve import served_models
 from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.engine import ServingEngine
+from loraxs_search.serve.http_errors import answer_of
 from loraxs_search.serve.requests import Limits, classify_jobs
 from loraxs_search.serve.schemas import ClassifyBody
 from loraxs_search.serve.served_models import ServedModels
 from loraxs_search.serve.shadow import _append
+from loraxs_search.tasks.prepared import load_data
 
 from .conftest import running
 
@@ -164,6 +168,7 @@ def test_probabilities_come_with_their_labels(encoder, folders):
         (b'{"model": "task-2", "input": {"\\ud800": "x"}}', 400, "row 1 has \\ud800"),
         (b'{"model": "task-2", "input": ["x", {"other": "x"}]}', 400, "row 2 has other"),
         (b'{"model": "task-2", "input": "%s"}' % (b"x" * 5001), 413, "row 1 has 5,00"),
+        (b'{"model": "task-2", "input": {"text": NaN}}', 400, "text"),
     ],
 )
 def test_a_fault_of_the_client_is_said_to_be_one(body, status, says, registry, encoder):
@@ -199,6 +204,20 @@ def test_half_a_line_costs_no_other(tmp_path):
     _append(one, [line])
     assert path.read_text() == 4 * line
     assert read_shadow_log(path, "b")["a"].num_rows == 4
+
+
+def test_a_log_of_a_shadow_is_rows_for_the_next_search(registry, encoder, folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    server = Server(ServedModels(["task-2"], uri=registry[0]), shadows=[f"task-2={folders['two-again']}"])
+    texts = [f"film {number}" for number in range(60)]
+    with running(server) as url:
+        assert requests.post(f"{url}/classify", json={"model": "task-2", "input": texts}, timeout=60).ok
+    labels = tuple(server.models.find("task-2").manifest.task.labels)
+    choices = Choices(name="next", text=("text",), label="shadow_champion", labels=labels)
+    draft = draft_space(str(shadow_log_path("task-2")), space := tmp_path / "next.yaml", choices)
+    save_draft(draft, space)
+    data = load_data(load_space(str(space)).task)
+    assert sum(len(rows.labels) for rows in data.rows.values()) == 60
 
 
 def test_a_champion_that_is_asked_something_else_has_no_shadow(registry, encoder, folders):
@@ -241,6 +260,19 @@ def test_a_client_that_sends_half_a_body_does_not_hold_up_the_end(registry, enco
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=120)
     assert process.returncode == 0
+
+
+def test_a_request_is_cut_into_passes_whatever_its_last_row_is(encoder):
+    async def cut(last):
+        body = ClassifyBody(model="task-2", input=["some text"] * 20 + [last])
+        jobs = classify_jobs(encoder.server.models.find("task-2"), body, Limits(rows_at_once=8))
+        return [job.num_rows for job in jobs]
+
+    assert asyncio.run(cut("x")) == asyncio.run(cut("x" * 900)) == [8, 8, 5]
+
+
+def test_what_is_not_installed_is_no_fault_of_the_client():
+    assert answer_of(NotInstalledError("no onnx here")).status_code == 501
 
 
 def test_bodies_that_are_held_together_have_a_limit(registry, encoder):

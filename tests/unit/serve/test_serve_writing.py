@@ -57,6 +57,8 @@ def test_an_answer_names_its_adapter(client, decoder):
 def test_the_bare_base_answers_by_its_own_name(client, decoder, bank):
     answer = client.completions.create(model=decoder.server.models.base.id, prompt=PROMPTS, max_tokens=5)
     assert [choice.text for choice in answer.choices] == bank.generate([None] * 4, PROMPTS, max_new_tokens=5)
+    body = {"model": decoder.server.models.base.id, "prompt": "w1", "max_tokens": 1}
+    assert decoder.post("/v1/completions", body).headers["x-loraxs-digest"] == answer.system_fingerprint
 
 
 def test_rows_of_several_adapters_that_come_at_any_time_are_written_as_alone(client, bank):
@@ -269,9 +271,11 @@ def test_a_stream_whose_client_hangs_up_is_written_no_further(decoder):
         ("completions", {"model": "one", "prompt": "w1", "presence_penalty": 1}, 422, "presence_penalty"),
         ("completions", {"model": "one", "prompt": "w1", "stream": True, "logprobs": 1}, 400, "logprobs"),
         ("completions", {"model": "one", "prompt": "\ud800"}, 400, ""),
+        ("completions", {"model": "one", "prompt": ["w1", "x" * 200_001]}, 413, "prompt 2 has 200,001"),
         ("completions", {"model": "listed", "prompt": "w1"}, 400, "use /classify"),
         ("chat/completions", {"model": "one", "messages": []}, 422, "messages"),
         ("chat/completions", {"model": "one", "messages": [{"role": "user"}]}, 422, "content"),
+        ("chat/completions", {"model": "one", "messages": [{"role": "u", "content": "x" * 200_001}]}, 413, "200,"),
         ("chat/completions", {"model": "nobody", "messages": [{"role": "u", "content": "w1"}]}, 404, "nobody"),
         (
             "chat/completions",
