@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import random
@@ -37,23 +36,14 @@ from loraxs_search.studies import read_reports
 
 LAYERS, WIDTH = 6, 384
 STATE_FLOATS = 25_000  # a snapshot of 100 KB, what R, a head and their moments come to
-START_TIMEOUT_S = 600.0
 SIZE = AdapterSize(r_parameters=2304, head_parameters=770, stored_bytes=17_032)
 
 
 class SimulatedHost:
-    """Answers what a host is asked, after `pace_s` seconds for each report. A trial with a rate above 1 diverges.
+    """Answers what a host is asked, after `pace_s` seconds for each report. A trial with a rate above 1 diverges."""
 
-    The first trials wait until every slot has one: real trials take much longer than their process takes to start,
-    and Tune gives up processes that are starting as soon as another becomes free.
-
-    Args:
-        start_s: How long they wait at most.
-    """
-
-    def __init__(self, num_slots: int, pace_s: float, start_s: float) -> None:
-        self._num_slots, self._pace_s, self._start_s = num_slots, pace_s, start_s
-        self._all_started = threading.Barrier(num_slots)
+    def __init__(self, num_slots: int, pace_s: float) -> None:
+        self._num_slots, self._pace_s = num_slots, pace_s
         self._state = np.zeros(STATE_FLOATS, np.float32)
         self._unwanted: dict[str, threading.Event] = {}
 
@@ -70,10 +60,6 @@ class SimulatedHost:
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None: ...
 
     def advance(self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task) -> tuple[TrialReport, bytes]:
-        first = spec.trial_id.isdigit() and int(spec.trial_id) < self._num_slots  # not one that is trained again
-        if first and not snapshot:
-            with contextlib.suppress(threading.BrokenBarrierError):  # a search that is resumed may have fewer
-                self._all_started.wait(self._start_s)
         unwanted = self._unwanted.setdefault(spec.name, threading.Event())
         unwanted.clear()
         if unwanted.wait(self._pace_s):
@@ -120,12 +106,10 @@ class SimulatedHost:
         return (Baseline("constant", {task.metric: 0.5}, {task.metric: 0.5}, answer=0),)
 
 
-def simulated_host(
-    config: HostConfig, task: Task, threads: int, *, pace_s: float, start_s: float = START_TIMEOUT_S
-) -> SimulatedHost:
+def simulated_host(config: HostConfig, task: Task, threads: int, *, pace_s: float) -> SimulatedHost:
     """Return the host of a config; see `HostConfig.make`."""
     assert config.pack_size != "auto"
-    return SimulatedHost(config.pack_size, pace_s, start_s)
+    return SimulatedHost(config.pack_size, pace_s)
 
 
 def accuracy(spec: TrialSpec, step: int) -> float:

@@ -63,9 +63,9 @@ def host_killed(world: World, rng: random.Random) -> Losses:
     return _kill_parts(world, rng, "HostActor")
 
 
-def trainable_killed(world: World, rng: random.Random) -> Losses:
-    """Kill the process that holds a slot: Tune starts another, and the trial goes on from its last report."""
-    return _kill_parts(world, rng, "Trainable")  # as Tune names it
+def advancer_killed(world: World, rng: random.Random) -> Losses:
+    """Kill the process that trains a node's trials for Tune: Ray starts another, and they go on from their reports."""
+    return _kill_parts(world, rng, "TrialAdvancer")
 
 
 def _kill_parts(world: World, rng: random.Random, title: str) -> Losses:
@@ -316,7 +316,7 @@ def _without_failures(world: World, *studies: str) -> Losses:
 CASES: dict[str, tuple[str, Case]] = {
     "driver killed": ("a", driver_killed),
     "host process killed": ("b", host_killed),
-    "slot process killed": ("b", trainable_killed),
+    "trial process killed": ("b", advancer_killed),
     "worker node killed": ("b", node_killed),
     "worker's network cut": ("b", network_cut),
     "MLflow away at first": ("c", mlflow_away_at_first),

@@ -41,7 +41,7 @@ class FaultyBaselines:
 
 def faulty_baselines(config: HostConfig, task: Task, threads: int, *, fault: Fault, marker: Path) -> Host:
     """Return the host of a config; see `HostConfig.make`."""
-    return FaultyBaselines(simulated_host(config, task, threads, pace_s=0.01, start_s=0.0), fault, marker)
+    return FaultyBaselines(simulated_host(config, task, threads, pace_s=0.01), fault, marker)
 
 
 def with_fault(fault: Fault, marker: Path) -> Callable[..., Host]:

@@ -124,7 +124,7 @@ def _worker_memory_used_up(place: Arena, victim: int) -> Iterator[None]:
     """
     node = place.worker(victim)
     found = tree(node.process.pid) if node.process else []
-    with no_more_memory([*titled(found, "HostActor"), *titled(found, "Trainable")]):
+    with no_more_memory([*titled(found, "HostActor"), *titled(found, "TrialAdvancer")]):
         yield
 
 
@@ -201,7 +201,7 @@ KINDS = {
     "second driver": FaultKind(_second_driver, "driver {}"),
     "people's clock wrong": FaultKind(_clock_wrong, "clock"),
     "host process killed": FaultKind(_process_killed("HostActor"), "worker {}"),
-    "slot process killed": FaultKind(_process_killed("Trainable"), "worker {}"),
+    "trial process killed": FaultKind(_process_killed("TrialAdvancer"), "worker {}"),
     "worker's power cut": FaultKind(_power_cut, "worker {}"),
     "worker frozen": FaultKind(_worker_frozen, "worker {}"),
     "worker slow": FaultKind(_worker_slow, "worker {}"),

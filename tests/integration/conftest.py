@@ -105,7 +105,7 @@ def simulated(
     from loraxs_search.search.hosts import host_config
 
     cloudpickle.register_pickle_by_value(simulated_host)  # hosts cannot import this folder
-    make = functools.partial(simulated_host.simulated_host, pace_s=0.01, start_s=0.0)
+    make = functools.partial(simulated_host.simulated_host, pace_s=0.01)
     functools.update_wrapper(make, simulated_host.simulated_host)  # a pool is known by the name of what makes hosts
     real = host_config.host_config
 

@@ -22,8 +22,8 @@ from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.driver.commander import Commander, InboxSource
 from loraxs_search.search.ledger import Ledger, SilentView
+from loraxs_search.search.tune.advancer import REPORT, STEP
 from loraxs_search.search.tune.searcher import StudySearcher
-from loraxs_search.search.tune.trainable import REPORT, STEP
 from loraxs_search.search_space import parse_space
 from loraxs_search.steering import steered
 from loraxs_search.steering.send import new_command
@@ -108,7 +108,6 @@ def drive(folder: StudyFolder) -> Driver:
     searcher = StudySearcher(
         Proposer(trials, space),
         ledger,
-        space,
         info.search,
         actors,
         make_scheduler(info.search, "maximize"),

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraxs_search.errors import ClusterError, counted
-from loraxs_search.memory import available_bytes
 from loraxs_search.records import LinearModule, SearchDevice
 from loraxs_search.search_space import Space
 
 COUNT_EVERY_S = 3.0
-_PROCESS_BYTES, _SHARE = 75 << 20, 0.9  # what a trial's process takes, and of the free memory all may take
 _UNITS = 10_000  # Ray counts resources in ten-thousandths
 
 
@@ -102,11 +100,6 @@ def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], concurrent: in
         )
 
 
-def processes_that_fit() -> int:
-    """Return how many trials this node's memory has room for now, at least one: each has its own process."""
-    return max(1, int(_SHARE * available_bytes() / _PROCESS_BYTES))
-
-
 @dataclass(frozen=True)
 class PackSize:
     """How many trials share a device, and why, as shown to users."""
@@ -130,7 +123,7 @@ def choose_pack_size(
     and the sampler knows more before each of them.
 
     Args:
-        fits: Trials whose state and processes the memory of a device's node holds.
+        fits: Trials whose state the memory of a device's node holds.
         fills: Trials that fill a device.
         num_trials: Of all studies that share the devices.
     """
@@ -218,5 +211,4 @@ def expected_pack_size(
     asked = space.search.pack_size
     wanted = fills if asked == "auto" else asked
     slots = fitting_slots(wanted, slot_bytes(modules, largest, head_parameters, num_workers), device)
-    fits = min(slots, processes_that_fit())
-    return choose_pack_size(asked, fits=fits, fills=fills, num_trials=space.search.trials, num_devices=1)
+    return choose_pack_size(asked, fits=slots, fills=fills, num_trials=space.search.trials, num_devices=1)

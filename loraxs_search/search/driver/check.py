@@ -34,7 +34,7 @@ from loraxs_search.records import (
     TrialSpec,
 )
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, processes_that_fit
+from loraxs_search.search.cluster.placement import PackSize, choose_pack_size
 from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
 from loraxs_search.tasks.kinds import kind_of
@@ -206,7 +206,7 @@ def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured
     plan = space.search
     size = choose_pack_size(
         plan.pack_size,
-        fits=min(info.num_slots, processes_that_fit()),
+        fits=info.num_slots,
         fills=info.full_slots,
         num_trials=plan.trials,
         num_devices=1,

@@ -22,7 +22,8 @@ from loraxs_search.search.driver.result import SearchResult, log_adapters, resul
 from loraxs_search.search.hosts.pool import TrialCanceller, Usage
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger import Ledger, ScoreWatch
-from loraxs_search.search.tune.runner import TuneScheduler, run_tuner
+from loraxs_search.search.tune.advancer import TrialSettings
+from loraxs_search.search.tune.runner import LoopWatch, TuneScheduler, run_tuner
 from loraxs_search.search.tune.searcher import StudySearcher
 from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, steered
@@ -76,7 +77,6 @@ class SearchSession:
         self._searcher = StudySearcher(
             Proposer(trials, space),
             ledger,
-            space,
             plan,
             actors,
             self._scheduler,
@@ -195,15 +195,23 @@ class SearchSession:
     def _run_tuner(self) -> None:
         searcher, metric = self._searcher, self._info.task.search_metric
         scheduler = TuneScheduler(self._scheduler, metric, searcher.abort, searcher.should_leave)
-        run_tuner(
-            searcher,
-            scheduler,
-            self._info.search,
-            self._folder.path / "tune",
+        watch = LoopWatch(
+            lambda: self._stop.is_set() or searcher.fatal_error is not None,
+            searcher.on_loop_step,
+            searcher.abort,
             self._deadline,
-            is_over=lambda: self._stop.is_set() or searcher.fatal_error is not None,
-            on_loop_step=searcher.on_loop_step,
-            abort=searcher.abort,
+        )
+        tune_folder = self._folder.path / "tune"
+        run_tuner(searcher, scheduler, self._info.search, self._settings(), tune_folder, self._deadline, watch)
+
+    def _settings(self) -> TrialSettings:
+        plan, task = self._info.search, self._space.task
+        return TrialSettings(
+            task=task,
+            metric=task.search_metric,
+            report_every=plan.report_every,
+            max_failures=plan.max_failures,
+            **self._actors.actor_names,
         )
 
     def _end_unfinished(self, num_trials: int) -> None:

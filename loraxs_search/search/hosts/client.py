@@ -77,6 +77,13 @@ class DirectoryHandle(Protocol):
     leave: _RemoteMethod[[str], None]
 
 
+class AdvancerHandle(Protocol):
+    """A `TrialAdvancer`."""
+
+    advance: _RemoteMethod[..., dict[str, Any]]
+    forget: _RemoteMethod[[str], None]
+
+
 def find_snapshot_store(name: str) -> SnapshotStoreHandle:
     """Return the snapshot store of this name."""
     return cast("SnapshotStoreHandle", ray.get_actor(name, NAMESPACE))
@@ -87,7 +94,7 @@ def find_directory(name: str) -> DirectoryHandle:
     return cast("DirectoryHandle", ray.get_actor(name, NAMESPACE))
 
 
-def kill(actor: SnapshotStoreHandle | DirectoryHandle | HostHandle) -> None:
+def kill(actor: SnapshotStoreHandle | DirectoryHandle | HostHandle | AdvancerHandle) -> None:
     """End an actor's process now, and with it the actors that it owns."""
     ray.kill(cast("ActorHandle[Any]", actor))
 

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -22,7 +21,6 @@ from loraxs_search.home import in_use
 from loraxs_search.packing import Host
 from loraxs_search.records import HostInfo, Identity, Task, TrialSpec, to_json
 from loraxs_search.search.cluster.node_checks import Expected, NodeFacts, evaluate, failures
-from loraxs_search.search.cluster.placement import processes_that_fit
 from loraxs_search.search.hosts.client import find_snapshot_store
 from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.versions import with_python
@@ -103,8 +101,7 @@ class HostActor:
     def info(self, task: Task) -> HostInfo:
         """Describe base and data as their files are now, whatever an earlier search has loaded here."""
         with self._loading:
-            info = self._load(task)
-        return replace(info, num_slots=min(info.num_slots, processes_that_fit()))
+            return self._load(task)
 
     def call(self, method: str, task: Task, args: tuple[Any, ...], identity: Identity | None = None) -> Any:
         """Call a method of the host, which has the task's rows; `HostClient` has the methods with their types.

@@ -20,7 +20,7 @@ from loraxs_search.search_space import Space
 from loraxs_search.tasks.kinds import kind_of
 
 MAX_CALLERS = 1000
-_GATHER_S = 1.0  # between the first calls of trials whose processes start together
+_GATHER_S = 1.0  # between the first calls of trials that start together
 
 
 def training_host(config: HostConfig, task: Task, threads: int) -> Host:

@@ -99,7 +99,7 @@ class StudyActors:
             check_packable([m.name for m in self.info.modules if m.name in self._adaptable], self.info.unpackable)
             self.pack_size = pool.pack_size(self.info) if space.is_packable else unpacked(space)
             self.slot_counter = pool.slot_counter(self.pack_size.size, study.search)
-            # By role: the names under which trainables find these actors.
+            # By role: the names under which other processes find these actors.
             self.actor_names = {"directory": pool.directory_name, "snapshot_store": store_name}
             ray.get(self.snapshot_store.__ray_ready__.remote())
         except BaseException:

@@ -1,1 +1,1 @@
-"""Ray Tune and Optuna: proposing trials, stopping them, and the process of a trial."""
+"""Ray Tune and Optuna: proposing trials, stopping them, and the slots that they run in."""

@@ -9,33 +9,31 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ray import tune
-from ray.tune import Callback, CheckpointConfig, FailureConfig, ProgressReporter, RunConfig, TuneConfig
-from ray.tune.experiment import Trial
+from ray.tune import Callback, CheckpointConfig
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import FIFOScheduler
-from ray.tune.search import Searcher
+from ray.tune.search import Searcher, SearchGenerator
 from ray.tune.stopper import Stopper
 
 from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.records import SearchPlan, TrialReport, from_json
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.cluster import ray_private, runtime_env
-from loraxs_search.search.tune.trainable import REPORT, SPEC, TrialTrainable
+from loraxs_search.search.tune.advancer import REPORT, TrialSettings
+from loraxs_search.search.tune.slots import SPEC, Advancers, SlotManager, TrialTrainable
 from loraxs_search.steering.state import Deadline
 
-if TYPE_CHECKING:
-    from ray.tune.execution.tune_controller import TuneController
-
-
 # Tune registers what it runs in a dictionary of the process, which it walks through: studies that are searched
-# together set up one after the other, until their loops begin.
+# together set up one after the other.
 _SETTING_UP = threading.Lock()
 
 # A node that has died is offered to its trials until the cluster has noticed: all failures until then are one loss.
@@ -110,16 +108,6 @@ class _DeadlineStopper(Unpickled, Stopper):
         return False
 
 
-class _SilentReporter(ProgressReporter):
-    """Reports nothing: in a notebook Tune would clear the output of the cell, where our own view is drawn."""
-
-    def should_report(self, trials: list[Trial], done: bool = False) -> bool:
-        return False
-
-    def report(self, trials: list[Trial], done: bool, *sys_info: Any) -> None:
-        """Is never called."""
-
-
 class _StoppedError(Exception):
     """Ends Tune's loop."""
 
@@ -133,7 +121,7 @@ class LoopWatch(Unpickled, Callback):
 
     Args:
         is_over: Asked at each step of the loop.
-        begun: Called at each step of the loop.
+        on_loop_step: Called at each step of the loop.
         unfit: Called with what is wrong when a node cannot run trials, as one that joined late may not.
         deadline: When the time budget is used up; None if there can be none.
     """
@@ -141,15 +129,15 @@ class LoopWatch(Unpickled, Callback):
     def __init__(
         self,
         is_over: Callable[[], bool],
-        begun: Callable[[], None],
+        on_loop_step: Callable[[], None],
         unfit: Callable[[ClusterError], None],
         deadline: Deadline | None = None,
     ) -> None:
-        self._is_over, self._begun, self._unfit, self._deadline = is_over, begun, unfit, deadline
+        self._is_over, self._on_loop_step, self._unfit, self._deadline = is_over, on_loop_step, unfit, deadline
         self._lost_at: dict[str, float] = {}
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
-        self._begun()
+        self._on_loop_step()
         late = self._deadline is not None and self._deadline.is_over
         if self._is_over() or (late and not any(trial.status == "RUNNING" for trial in trials)):
             raise _StoppedError
@@ -185,55 +173,49 @@ def run_tuner(
     searcher: Searcher,
     scheduler: TuneScheduler,
     plan: SearchPlan,
+    settings: TrialSettings,
     storage: Path,
     deadline: Deadline,
-    *,
-    is_over: Callable[[], bool],
-    on_loop_step: Callable[[], None],
-    abort: Callable[[LoraxsError], None],
+    watch: LoopWatch,
 ) -> None:
-    """Run trials until the searcher has no more, or `is_over`; results are in the study folder, not in Tune's grid.
+    """Run trials until the searcher has no more or `watch` ends the loop; results are in the study folder.
 
-    Args:
-        on_loop_step: Called at each step of Tune's loop.
-        abort: Called when a node cannot run trials.
+    This is what `Tuner.fit` does, which takes no slots. It starts no reporter, handles no signals, and writes no
+    snapshot at the end: nobody reads it.
     """
-
-    def begun() -> None:
-        setting_up.close()
-        on_loop_step()
-
     ray_private.outlive_memory_monitor()
-    with contextlib.suppress(_StoppedError), contextlib.ExitStack() as setting_up:
-        setting_up.enter_context(_SETTING_UP)
-        tuner = tune.Tuner(
-            TrialTrainable,
-            tune_config=_tune_config(searcher, scheduler, plan),
-            run_config=_run_config(plan, storage, deadline, LoopWatch(is_over, begun, abort, deadline)),
-        )
-        tuner.fit()
-
-
-def _tune_config(searcher: Searcher, scheduler: TuneScheduler, plan: SearchPlan) -> TuneConfig:
-    return TuneConfig(
-        search_alg=searcher,
+    slots, search = SlotManager(), SearchGenerator(searcher)
+    with _SETTING_UP:
+        experiment = _experiment(plan, storage, deadline)
+        search.add_configurations([experiment])
+    controller = TuneController(
+        search_alg=search,
         scheduler=scheduler,
-        num_samples=-1,
-        # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
-        max_concurrent_trials=max(plan.trials, _MIN_WAITING),
+        stopper=experiment.stopper,
+        callbacks=[watch],
+        trial_checkpoint_config=experiment.checkpoint_config,
+        storage=experiment.storage,
         reuse_actors=True,
-        trial_dirname_creator=lambda trial: trial.trial_id,
+        resource_manager_factory=lambda: slots,
     )
+    # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
+    controller.update_max_pending_trials(max(plan.trials, _MIN_WAITING))
+    with contextlib.closing(Advancers(settings)) as slots.advancers, contextlib.suppress(_StoppedError):
+        try:
+            while not controller.is_finished():
+                controller.step()
+        finally:
+            slots.clear()
 
 
-def _run_config(plan: SearchPlan, storage: Path, deadline: Deadline, watch: LoopWatch) -> RunConfig:
-    return RunConfig(
-        name=uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
+def _experiment(plan: SearchPlan, storage: Path, deadline: Deadline) -> Experiment:
+    return Experiment(
+        uuid.uuid4().hex,  # every run of the driver is a fresh experiment to Tune
+        TrialTrainable,
+        stop=_DeadlineStopper(deadline),
+        num_samples=sys.maxsize,
         storage_path=str(storage),
         checkpoint_config=CheckpointConfig(checkpoint_at_end=False),  # the SnapshotStore keeps snapshots
-        failure_config=FailureConfig(max_failures=plan.max_failures),
-        stop=_DeadlineStopper(deadline),
-        callbacks=[watch],
-        verbose=0,
-        progress_reporter=_SilentReporter(),
+        trial_dirname_creator=lambda trial: trial.trial_id,
+        max_failures=plan.max_failures,
     )

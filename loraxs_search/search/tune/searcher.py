@@ -24,9 +24,9 @@ from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger import Ledger
+from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.runner import Unpickled
-from loraxs_search.search.tune.trainable import CANCELLED, FAILED, FATAL, REPORT, RESOURCES, SPEC, STEP
-from loraxs_search.search_space import Space
+from loraxs_search.search.tune.slots import RESOURCES, SPEC
 from loraxs_search.steering import SteeringState
 from loraxs_search.steering.state import AskedTrial, Deadline, extended, num_proposed
 from loraxs_search.studies import StudyFolder
@@ -91,11 +91,10 @@ class StudySearcher(Unpickled, Searcher):
     fatal_error: LoraxsError | None = None
     failing: str | None = None
 
-    def __init__(  # noqa: PLR0913  # the parts of one search
+    def __init__(  # the parts of one search
         self,
         sampler: Proposer,
         ledger: Ledger,
-        space: Space,
         plan: SearchPlan,
         actors: StudyActors,
         scheduler: Scheduler,
@@ -110,10 +109,9 @@ class StudySearcher(Unpickled, Searcher):
         self._leaving: set[str] = set()  # trials that a report ended in Tune since a user paused them
         self._parked: set[str] = set()  # trials that are paused, and no longer in Tune
         self._sampler, self._folder = sampler, folder
-        self._ledger, self._space, self._plan, self._actors = ledger, space, plan, actors
+        self._ledger, self._plan, self._actors = ledger, plan, actors
         self._scheduler, self._deadline = scheduler, deadline
         self._pending = [record.trial_id for record in ledger.unfinished()]
-        self._task_json = to_json(space.task)
         self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         self._outcomes = Outcomes()
         self.apply_commands()
@@ -187,9 +185,6 @@ class StudySearcher(Unpickled, Searcher):
         """End the search for an error that is not a trial's; the first error counts."""
         self.fatal_error = self.fatal_error or error
 
-    def set_max_concurrency(self, max_concurrent: int) -> bool:
-        return True  # it holds back itself, by what the cluster has room for at the time
-
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         self.on_loop_step()
         return self._recording(lambda: self._suggest(trial_id))
@@ -238,15 +233,7 @@ class StudySearcher(Unpickled, Searcher):
             return None
         self._ledger.trial_started(trial_id, params, spec.hyperparameters, origin, proposal)
         self._trial_ids[tune_id] = trial_id
-        return {
-            SPEC: to_json(spec),
-            "task": self._task_json,
-            "metric": self._space.task.search_metric,
-            "report_every": self._plan.report_every,
-            "max_failures": self._plan.max_failures,
-            RESOURCES: dict(self._actors.slot_counter.slots.resources),
-            **self._actors.actor_names,
-        }
+        return {SPEC: to_json(spec), RESOURCES: dict(self._actors.slot_counter.slots.resources)}
 
     def _reported(self, result: dict[str, Any]) -> None:
         if REPORT in result and self.fatal_error is None:

@@ -12,7 +12,7 @@ MODULES = (
     "tune.searcher",
     "tune.runner",
     "driver.session",
-    "tune.trainable",
+    "tune.advancer",
     "hosts.directory",
     "ledger",
     "cluster.doctor",

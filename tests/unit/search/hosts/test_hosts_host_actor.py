@@ -21,7 +21,6 @@ from loraxs_search.records import (
     Task,
     TrialSpec,
 )
-from loraxs_search.search.cluster import placement
 from loraxs_search.search.hosts.host_actor import HostActor, check_versions
 from loraxs_search.search.hosts.host_config import MAX_CALLERS, HostConfig
 from loraxs_search.search.hosts.study_actors import check_unchanged
@@ -229,21 +228,6 @@ def test_a_host_has_threads_for_its_callers_and_not_for_any_number() -> None:
     assert (
         replace(packed, pack_size=100_000).max_callers(1) == MAX_CALLERS + 1
     )  # that many threads kept it from starting
-
-
-def test_no_more_trials_are_held_than_their_processes_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Host:
-        def info(self, task: Task, *, anew: bool = False) -> HostInfo:
-            return INFO
-
-        def base_changed(self) -> bool:
-            return False
-
-    host = HostActor(replace(CONFIG, make=lambda *_: Host()), 1, "10.0.0.7")
-    monkeypatch.setattr(placement, "available_bytes", lambda: 10 * (75 << 20))
-    assert host.info(TASK) == replace(INFO, num_slots=9)
-    monkeypatch.setattr(placement, "available_bytes", lambda: 0)
-    assert host.info(TASK).num_slots == 1
 
 
 def test_a_disk_that_is_full_is_named_with_its_node() -> None:

@@ -20,8 +20,9 @@ from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.records import SearchPlan, to_json
 from loraxs_search.schedulers import Scheduler, SchedulerConfig, ScoredTrial, make_scheduler
 from loraxs_search.search.tune import runner
+from loraxs_search.search.tune.advancer import FAILED, REPORT, STEP
 from loraxs_search.search.tune.runner import ONE_LOSS_S, LoopWatch, TuneScheduler, _StoppedError
-from loraxs_search.search.tune.trainable import FAILED, REPORT, SPEC, STEP
+from loraxs_search.search.tune.slots import SPEC
 from loraxs_search.steering import SteeringState
 from loraxs_search.steering.state import Deadline
 

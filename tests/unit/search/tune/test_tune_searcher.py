@@ -20,8 +20,8 @@ from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import NoScheduler, SchedulerConfig
 from loraxs_search.search.ledger import Ledger, SilentView
+from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search.tune.searcher import Outcomes, StudySearcher
-from loraxs_search.search.tune.trainable import CANCELLED, FAILED, FATAL, REPORT, STEP
 from loraxs_search.search_space import load_space
 from loraxs_search.steering import SteeringState
 from loraxs_search.studies import Journal
@@ -54,7 +54,7 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
     )
     state, scheduler = SteeringState(), NoScheduler(SchedulerConfig("maximize", 160, 40))
     plan = replace(space.search, **changes)
-    return StudySearcher(Proposer(trials, space), ledger, space, plan, actors, scheduler, None, state=state)
+    return StudySearcher(Proposer(trials, space), ledger, plan, actors, scheduler, None, state=state)
 
 
 @pytest.fixture

@@ -1,0 +1,169 @@
+"""The process that trains trials on behalf of Ray Tune: one on each node, for all trials of a search that run there.
+
+It holds no torch and nothing of Tune; the host of a trial's device does the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCancelledError
+from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
+from loraxs_search.search.hosts.client import HostClient, HostHandle, find_directory, find_snapshot_store
+from loraxs_search.studies import read_reports
+
+OBJECTIVE = "objective"
+STEP = "step"
+REPORT = "report"
+FAILED = "failed"
+CANCELLED = "cancelled"  # a user stopped the trial: there is no report
+FATAL = "fatal_error"  # (message, hint) of an error that is not the trial's
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a slot is: a node, and the GPU that it has a share of, if any."""
+
+    node_id: str
+    address: str
+    gpu: str | None
+
+    def __str__(self) -> str:
+        return self.address if self.gpu is None else f"{self.address} GPU {self.gpu}"
+
+
+def find_place() -> Place:
+    """Return the place of this process, which Ray has given the resources of a slot."""
+    gpus = ray.get_gpu_ids()
+    node_id = ray.get_runtime_context().get_node_id()
+    return Place(node_id, ray.util.get_node_ip_address(), str(gpus[0]) if gpus else None)
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """What all trials of a search have in common.
+
+    Args:
+        metric: What running trials are compared by.
+        report_every: Steps from one report to the next.
+        max_failures: How many hosts a trial may lose between two reports.
+        snapshot_store, directory: The names of these actors.
+    """
+
+    task: Task
+    metric: str
+    report_every: int
+    max_failures: int
+    snapshot_store: str
+    directory: str
+
+
+class TrialAdvancer:
+    """Trains trials to their next reports on the hosts of the devices that they were given.
+
+    The snapshot store has their states, so that every call may be repeated: Ray starts a process that dies anew, and
+    asks that one what the first had not answered.
+    """
+
+    def __init__(self, settings: TrialSettings) -> None:
+        self._settings = settings
+        self._snapshot_store = find_snapshot_store(settings.snapshot_store)
+        self._directory = find_directory(settings.directory)
+        self._hosts: dict[Place, HostHandle] = {}
+        self._snapshots: dict[str, bytes] = {}  # by slot: of the trial that it advanced last
+
+    async def advance(self, slot: str, spec_json: str, place: Place, after: int | None = None) -> dict[str, Any]:
+        """Train a trial to its next report and keep its state; return the report as Tune gets it.
+
+        A trial that fails, or is given up, ends with a reason and without a report. One whose host died continues with
+        a new host from its last snapshot. A disk that cannot be written, or a node that is not fit, ends the search,
+        not the trial.
+
+        Args:
+            slot: Names the slot; it has one trial at a time.
+            after: Step of the report that this slot's last call has returned; None if this is the trial's first.
+        """
+        spec = from_json(TrialSpec, spec_json)
+        snapshot = self._snapshots.pop(slot, None)
+        if after is None or snapshot is None:
+            snapshot = await self._snapshot_store.read_snapshot.remote(spec.trial_id)
+        reports = read_reports(snapshot) if snapshot else ()
+        step = reports[-1].step if reports else 0
+        # A process that died may have kept a report which Tune has not got.
+        if step >= spec.hyperparameters.max_steps or (after is not None and after < step):
+            return self._result(spec, reports[-1])
+        try:
+            report, snapshot = await self._trained(spec, step + self._settings.report_every, snapshot, place)
+            self._check(report)
+        except (LoraxsError, RayTaskError) as error:
+            return _broken_off(step, error)
+        try:
+            await self._snapshot_store.write_snapshot.remote(spec.trial_id, snapshot)
+        except LoraxsError as error:  # of the study's folder, not of the trial
+            return _fatal(step, error)
+        self._snapshots[slot] = snapshot
+        return self._result(spec, replace(report, host=str(place)))
+
+    async def forget(self, slot: str) -> None:
+        """Drop what is kept for a slot that is no longer used."""
+        self._snapshots.pop(slot, None)
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    async def _trained(
+        self, spec: TrialSpec, until: int, snapshot: bytes | None, place: Place
+    ) -> tuple[TrialReport, bytes]:
+        lost, losses = None, 0
+        while True:
+            host = await self._host(place, lost)
+            try:
+                return await HostClient.of(lambda _, host=host: host).advance(
+                    spec, until, snapshot, self._settings.task
+                )
+            except RayActorError:
+                if losses >= self._settings.max_failures:
+                    raise
+                lost, losses = host, losses + 1
+
+    async def _host(self, place: Place, lost: HostHandle | None) -> HostHandle:
+        """Return the host of a place, another one than a lost one."""
+        host = self._hosts.get(place)
+        if host is None or host == lost:
+            host = self._hosts[place] = await self._directory.host_for.remote(place.node_id, place.gpu, lost)
+        return host
+
+    def _check(self, report: TrialReport) -> None:
+        metric = self._settings.metric
+        if metric not in report.metrics:
+            known = ", ".join(sorted(report.metrics)) or "none"
+            raise LoraxsError(f"`{metric}` must be among a report's metrics, but got {known}.")
+
+    def _result(self, spec: TrialSpec, report: TrialReport) -> dict[str, Any]:
+        return {
+            STEP: report.step,
+            OBJECTIVE: report.metrics[self._settings.metric],
+            REPORT: to_json(report),
+            "done": report.step >= spec.hyperparameters.max_steps,
+        }
+
+
+def _broken_off(step: int, error: LoraxsError | RayTaskError) -> dict[str, Any]:
+    if isinstance(error, TrialCancelledError):
+        return {STEP: step, CANCELLED: True, "done": True}
+    if isinstance(error, (HomeError, ClusterError)):  # both name their node
+        return _fatal(step, error)
+    if isinstance(error, LoraxsError):
+        return _failure(step, f"{error.message} Hint: {error.hint}." if error.hint else error.message)
+    return _failure(step, f"{type(error.cause).__name__}: {error.cause}")
+
+
+def _fatal(step: int, error: LoraxsError) -> dict[str, Any]:
+    """Report an error that is not the trial's: the trial continues from its last report once it is fixed."""
+    return {STEP: step, FATAL: [error.message, error.hint], "done": True}
+
+
+def _failure(step: int, reason: str) -> dict[str, Any]:
+    return {STEP: step, FAILED: reason, "done": True}

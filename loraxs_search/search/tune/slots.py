@@ -1,0 +1,130 @@
+"""The slots of a search: each reserves its share of a device, and none has a process.
+
+Ray Tune makes an actor for each trial that runs: a process of 130 MB, which takes a second of CPU time to start. What
+it gets here instead is a `Slot`. That passes what Tune asks on to the one process of the slot's node.
+
+Tune has a point for that, for developers: a controller takes another resource manager, and what that acquires decides
+what an actor class becomes. `test_tune_slots.py` holds which methods Tune then calls.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+import ray
+from ray import ObjectRef, tune
+from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources, PlacementGroupResourceManager
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from loraxs_search.search.hosts.client import AdvancerHandle, kill
+from loraxs_search.search.tune.advancer import STEP, Place, TrialAdvancer, TrialSettings, find_place
+
+SPEC = "spec"
+RESOURCES = "resources"
+
+
+class TrialTrainable(tune.Trainable):
+    """Tells Tune what a trial takes; no process is made of it."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """Request the resources of a slot at the time of the proposal: nodes come and go during a search."""
+        return tune.PlacementGroupFactory([dict(config[RESOURCES])])
+
+
+_RemoteAdvancer = ray.remote(TrialAdvancer)
+_find_place = ray.remote(find_place)
+
+
+class Advancers:
+    """The processes of a search that train its trials, by node; each is started when a slot needs it.
+
+    One that dies is started anew, and asked again what it had not answered. One whose node is lost starts elsewhere: it
+    tells Tune that the hosts of that node are lost, too.
+    """
+
+    def __init__(self, settings: TrialSettings) -> None:
+        self._settings = settings
+        self._by_node: dict[str, AdvancerHandle] = {}
+
+    def on(self, node_id: str) -> AdvancerHandle:
+        """Return the one of a node."""
+        if node_id not in self._by_node:
+            near = NodeAffinitySchedulingStrategy(node_id, soft=True)
+            again = {"max_restarts": -1, "max_task_retries": -1}
+            actor = _RemoteAdvancer.options(num_cpus=0, scheduling_strategy=near, **again)
+            self._by_node[node_id] = cast("AdvancerHandle", actor.remote(self._settings))
+        return self._by_node[node_id]
+
+    def close(self) -> None:
+        """End all processes now."""
+        for advancer in self._by_node.values():
+            kill(advancer)
+
+
+class Slot:
+    """What Tune takes for the actor of a trial, and after it of others.
+
+    Args:
+        place: Where Ray has reserved the slot's share.
+        spec: Of its first trial.
+    """
+
+    _names = itertools.count()
+
+    def __init__(self, place: ObjectRef[Place], advancers: Advancers, spec: str) -> None:
+        self._name, self._place, self._advancers, self._spec = str(next(self._names)), place, advancers, spec
+        self._last: ObjectRef[dict[str, Any]] | None = None
+        nothing = ray.put(dict[str, Any]())  # is known of a trial before its first report
+        self.__ray_ready__ = _method(lambda: place)
+        self.get_auto_filled_metrics = _method(lambda **_: nothing)
+        self.train, self.reset, self.stop = map(_method, (self._train, self._reset, self._stop))
+
+    # ---- as methods of an actor --------------------------------------------------------------------------------------
+    def _train(self) -> ObjectRef[dict[str, Any]]:
+        place = ray.get(self._place)  # both are there: Tune trains a slot that is ready and has reported
+        after = None if self._last is None else ray.get(self._last)[STEP]
+        self._last = self._advancers.on(place.node_id).advance.remote(self._name, self._spec, place, after)
+        return self._last
+
+    def _reset(self, config: Mapping[str, Any], **_: Any) -> ObjectRef[bool]:
+        self._spec, self._last = config[SPEC], None
+        return ray.put(True)
+
+    def _stop(self) -> ObjectRef[bool]:
+        if self._last is not None:
+            self._advancers.on(ray.get(self._place).node_id).forget.remote(self._name)
+        return ray.put(True)
+
+
+def _method(call: Callable[..., Any]) -> SimpleNamespace:
+    return SimpleNamespace(remote=call)
+
+
+@dataclass
+class _SlotResources(PlacementGroupAcquiredResources):
+    """A reserved share of a device, of which Tune makes a slot where it would start an actor."""
+
+    make: Callable[[ObjectRef[Place], str], Slot]
+
+    def annotate_remote_entities(self, entities: Sequence[Any]) -> list[Any]:
+        (find,) = super().annotate_remote_entities([_find_place])
+        return [_method(lambda config, **_: self.make(find.remote(), config[SPEC]))]
+
+
+class SlotManager(PlacementGroupResourceManager):
+    """Reserves the shares of trials as Tune does."""
+
+    advancers: Advancers
+
+    def acquire_resources(self, resource_request: Any) -> _SlotResources | None:
+        acquired = super().acquire_resources(resource_request)
+        if acquired is None:
+            return None
+        return _SlotResources(
+            resource_request, acquired.placement_group, lambda place, spec: Slot(place, self.advancers, spec)
+        )

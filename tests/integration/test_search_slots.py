@@ -1,0 +1,57 @@
+"""The trials that run have no processes: their slots pass on to one, and its end costs no report."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loraxs_search.log.events import ShownEvent, TrialReported
+from loraxs_search.search import SearchResult, launch
+from loraxs_search.search.ledger import SilentView
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+AT_ONCE, EVERY, STEPS = 12, 10, 60
+PLAN = {"trials": 2 * AT_ONCE, "pack_size": AT_ONCE, "max_steps": STEPS, "report_every": EVERY, "scheduler": "none"}
+
+
+class Killer(SilentView):
+    """Looks at Ray's processes at two reports, and kills the one that trains trials at the first."""
+
+    def __init__(self, descendants: Callable[[int, str], list[int]]) -> None:
+        self._descendants, self._num_reports = descendants, 0
+        self.processes, self.advancers = list[int](), list[list[int]]()
+
+    def happened(self, event: ShownEvent) -> None:
+        if isinstance(event, TrialReported):
+            self._num_reports += 1
+            if self._num_reports in (AT_ONCE // 2, 5 * AT_ONCE):
+                self.look()
+
+    def look(self) -> None:
+        self.processes += self._descendants(os.getpid(), "ray::")
+        self.advancers.append(self._descendants(os.getpid(), "TrialAdvancer"))
+        if len(self.advancers) == 1:
+            os.kill(self.advancers[0][0], signal.SIGKILL)
+
+
+def test_trials_share_one_process_and_lose_no_report_when_it_is_killed(
+    simulated: Callable[..., SearchResult],
+    tiny_space: Path,
+    agree: Callable[..., object],
+    descendants: Callable[[int, str], list[int]],
+) -> None:
+    killer: Any = Killer(descendants)
+    overrides = [f"search.{name}={value}" for name, value in PLAN.items()]
+    result = launch(str(tiny_space), name="killer", overrides=[*overrides, "promotion.seeds=0"], view=killer)
+    agree("killer", 2 * AT_ONCE)
+    first, second = killer.advancers
+    assert (len(first), len(second)) == (1, 1)
+    assert first != second
+    assert len(killer.processes) / 2 < AT_ONCE, "the host, directory, snapshot store, and a few for short tasks"
+    for trial in result.trials:
+        assert [report.step for report in trial.reports] == list(range(EVERY, STEPS + 1, EVERY))

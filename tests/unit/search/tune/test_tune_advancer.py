@@ -1,0 +1,141 @@
+"""A trial that fails of itself ends with its reason; one whose process died is asked for what is not reported yet."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from ray.exceptions import RayTaskError
+from support.studies import TASK
+from support.toys import HYPERPARAMETERS
+
+from loraxs_search.errors import HomeError, TrialCancelledError, TrialDivergedError
+from loraxs_search.records import AdapterSize, TrialReport, TrialSpec, from_json, to_json
+from loraxs_search.search.tune.advancer import (
+    CANCELLED,
+    FAILED,
+    FATAL,
+    OBJECTIVE,
+    REPORT,
+    STEP,
+    Place,
+    TrialAdvancer,
+    TrialSettings,
+)
+from loraxs_search.search.tune.slots import RESOURCES, TrialTrainable
+
+PLACE = Place("node", "10.0.0.7", "1")
+SETTINGS = TrialSettings(TASK, "accuracy", 4, 3, "snapshots", "directory")
+MAX_STEPS = HYPERPARAMETERS.max_steps
+SPEC = to_json(TrialSpec("00000", {}, HYPERPARAMETERS, study="s"))
+
+
+def report(step: int, metric: str = "accuracy") -> TrialReport:
+    return TrialReport("00000", step, {metric: 0.5}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))
+
+
+def state(*steps: int) -> bytes:
+    """Return a trial's state that has reported after these steps."""
+    header = {"study": "s", "trial_id": "00000", "reports": [report(step) for step in steps]}
+    return safetensors.numpy.save({"state": np.zeros(1)}, {"trial": to_json(header)})
+
+
+class Advancer(TrialAdvancer):
+    """One without a cluster: its only trial's state is at hand, and its host answers as the test wants."""
+
+    def __init__(self, answer: object = None, kept: bytes | None = None) -> None:
+        self._settings, self._snapshots, self._answer = SETTINGS, {}, answer
+        self.kept, self.read, self.asked = kept, 0, list[tuple[int, bytes | None]]()
+        methods = {name: SimpleNamespace(remote=getattr(self, name)) for name in ("read_snapshot", "write_snapshot")}
+        self._snapshot_store: Any = SimpleNamespace(**methods)
+
+    async def read_snapshot(self, trial_id: str) -> bytes | None:
+        self.read += 1
+        return self.kept
+
+    async def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
+        if isinstance(self._answer, HomeError):
+            raise self._answer
+        self.kept = snapshot
+
+    async def _trained(
+        self, spec: TrialSpec, until: int, snapshot: bytes | None, place: Place
+    ) -> tuple[TrialReport, bytes]:
+        self.asked.append((until, snapshot))
+        if isinstance(self._answer, Exception) and not isinstance(self._answer, HomeError):
+            raise self._answer
+        steps = range(4, until + 1, 4)
+        return self._answer if isinstance(self._answer, TrialReport) else report(until), state(*steps)
+
+    def now(self, slot: str = "0", after: int | None = None) -> dict[str, Any]:
+        """Advance the trial for a slot."""
+        return asyncio.run(self.advance(slot, SPEC, PLACE, after))
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (TrialDivergedError("its loss must be finite, but is nan"), "its loss must be finite, but is nan"),
+        (TrialDivergedError("it must end", hint="lower the rate"), "it must end Hint: lower the rate."),
+        (RayTaskError("advance", "...", MemoryError("no room for 3 GiB")), "MemoryError: no room for 3 GiB"),
+        (report(4, "f1"), "`accuracy` must be among a report's metrics, but got f1."),
+    ],
+)
+def test_what_goes_wrong_in_a_trial_ends_it_with_the_reason(answer: object, reason: str) -> None:
+    assert Advancer(answer).now() == {STEP: 0, FAILED: reason, "done": True}
+
+
+def test_a_trial_that_is_given_up_ends_without_a_report() -> None:
+    assert Advancer(TrialCancelledError("given up"), state(4)).now() == {STEP: 4, CANCELLED: True, "done": True}
+
+
+def test_a_disk_that_is_full_is_not_the_trials_fault() -> None:
+    assert Advancer(HomeError("No space.", hint="free some")).now() == {
+        STEP: 0,
+        FATAL: ["No space.", "free some"],
+        "done": True,
+    }
+
+
+def test_a_report_says_where_it_was_trained() -> None:
+    result = Advancer().now()
+    assert (result[STEP], result[OBJECTIVE], result["done"]) == (4, 0.5, False)
+    assert from_json(TrialReport, result[REPORT]).host == "10.0.0.7 GPU 1"
+
+
+def test_a_slot_reads_the_state_of_its_trial_once() -> None:
+    advancer = Advancer()
+    steps = [advancer.now()[STEP], advancer.now(after=4)[STEP], advancer.now(after=8)[STEP]]
+    assert (steps, advancer.read) == ([4, 8, 12], 1)
+    assert advancer.asked[-1] == (12, state(4, 8))
+
+
+def test_a_trial_that_comes_to_another_slot_continues_from_what_is_stored() -> None:
+    advancer = Advancer()
+    advancer.now("0")
+    advancer.kept = state(4, 8, 12)  # it was elsewhere in between
+    assert advancer.now("0")[STEP] == 16
+    asyncio.run(advancer.forget("0"))
+    assert advancer._snapshots == {}
+
+
+def test_a_report_that_was_kept_but_not_returned_is_returned_and_not_trained_again() -> None:
+    """A process that is killed between the two is asked again by the one that takes its place."""
+    advancer = Advancer(kept=state(4, 8))
+    assert (advancer.now(after=4)[STEP], advancer.asked) == (8, [])
+    assert (advancer.now(after=8)[STEP], len(advancer.asked)) == (12, 1)
+
+
+def test_a_trial_that_had_ended_is_not_trained_further() -> None:
+    advancer = Advancer(kept=state(4, MAX_STEPS))
+    result = advancer.now()
+    assert (result[STEP], result["done"], advancer.asked) == (MAX_STEPS, True, [])
+
+
+def test_a_trial_asks_for_what_was_a_slot_when_it_was_proposed() -> None:
+    factory = TrialTrainable.default_resource_request({RESOURCES: {"CPU": 0.0, "GPU": 0.25}})
+    assert factory.required_resources == {"GPU": 0.25}
