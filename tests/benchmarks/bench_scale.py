@@ -51,65 +51,6 @@ if TYPE_CHECKING:
 OVERRIDES = ("search.max_steps=160", "search.report_every=40", "promotion.candidates=3")
 
 
-@dataclass
-class Gauge:
-    """A search view that measures the driver each time some more trials have ended, and may stop the search.
-
-    Args:
-        place: Where it runs.
-        every: Trials between two looks.
-        stop_at: Trials after which `stop` is set.
-    """
-
-    place: Place
-    every: int
-    stop_at: int
-    stop: threading.Event
-    looks: list[dict[str, float]] = field(default_factory=list)
-    phases: list[tuple[str, float]] = field(default_factory=list)
-    first_change: float | None = None
-    ended: set[str] = field(default_factory=set)
-    num_reports: int = 0
-
-    def happened(self, event: ShownEvent) -> None:
-        from loraxs_search.log.events import Phase, SearchStarted, Steered, TrialEnded, TrialReported, TrialStarted
-
-        match event:
-            case Phase():
-                self.began(event.text)
-            case SearchStarted():
-                self.began("searching")
-            case TrialStarted():
-                self.first_change = self.first_change or time.time()
-            case TrialReported():
-                self.num_reports += 1
-            case TrialEnded():
-                self.trial_ended(event.trial_id)
-            case Steered():
-                print(event.text, file=sys.stderr)
-
-    def known(self, event: ShownEvent) -> None: ...
-
-    def began(self, phase: str) -> None:
-        self.phases.append((phase, time.time()))
-        print(f"{time.strftime('%T')} {phase}", file=sys.stderr, flush=True)
-
-    def trial_ended(self, trial_id: str) -> None:
-        self.ended.add(trial_id)
-        if len(self.ended) % self.every == 0:
-            self.looks.append({"trials": len(self.ended), "at": time.time(), **measure(), **self.place.measure()})
-            print(json.dumps(self.looks[-1]), file=sys.stderr, flush=True)
-        if len(self.ended) >= self.stop_at:
-            self.stop.set()
-
-
-def measure() -> dict[str, float]:
-    """Return this process's memory, CPU time and open files."""
-    process = psutil.Process()
-    cpu = process.cpu_times()
-    return {"mb": process.memory_info().rss / 2**20, "cpu_s": cpu.user + cpu.system, "files": process.num_fds()}
-
-
 # ---- where it runs ---------------------------------------------------------------------------------------------------
 @dataclass
 class Place:
@@ -181,6 +122,66 @@ def a_place(num_boxes: int, team: bool) -> Iterator[Place]:
         yield place
 
 
+# ---- what is looked at ----------------------------------------------------------------------------------------------
+@dataclass
+class Gauge:
+    """A search view that measures the driver each time some more trials have ended, and may stop the search.
+
+    Args:
+        every: Trials between two looks.
+        stop_at: Trials after which `stop` is set.
+        place: Where it runs.
+    """
+
+    every: int
+    stop_at: int
+    stop: threading.Event
+    place: Place = field(default_factory=Place)
+    looks: list[dict[str, float]] = field(default_factory=list)
+    phases: list[tuple[str, float]] = field(default_factory=list)
+    first_change: float | None = None
+    ended: set[str] = field(default_factory=set)
+    num_reports: int = 0
+
+    def happened(self, event: ShownEvent) -> None:
+        from loraxs_search.log.events import Phase, SearchStarted, Steered, TrialEnded, TrialReported, TrialStarted
+
+        match event:
+            case Phase():
+                self.began(event.text)
+            case SearchStarted():
+                self.began("searching")
+            case TrialStarted():
+                self.first_change = self.first_change or time.time()
+            case TrialReported():
+                self.num_reports += 1
+            case TrialEnded():
+                self.trial_ended(event.trial_id)
+            case Steered():
+                print(event.text, file=sys.stderr)
+
+    def known(self, event: ShownEvent) -> None: ...
+
+    def began(self, phase: str) -> None:
+        self.phases.append((phase, time.time()))
+        print(f"{time.strftime('%T')} {phase}", file=sys.stderr, flush=True)
+
+    def trial_ended(self, trial_id: str) -> None:
+        self.ended.add(trial_id)
+        if len(self.ended) % self.every == 0:
+            self.looks.append({"trials": len(self.ended), "at": time.time(), **measure(), **self.place.measure()})
+            print(json.dumps(self.looks[-1]), file=sys.stderr, flush=True)
+        if len(self.ended) >= self.stop_at:
+            self.stop.set()
+
+
+def measure() -> dict[str, float]:
+    """Return this process's memory, CPU time and open files."""
+    process = psutil.Process()
+    cpu = process.cpu_times()
+    return {"mb": process.memory_info().rss / 2**20, "cpu_s": cpu.user + cpu.system, "files": process.num_fds()}
+
+
 # ---- what is counted -------------------------------------------------------------------------------------------------
 class Counts:
     """Seconds of every proposal, and the number of calls to MLflow."""
@@ -232,27 +233,28 @@ def search(place: Place, num_trials: int, at_once: int, pace_s: float, profile: 
     """Run one search of `num_trials`, interrupted and resumed, in an empty home."""
     with tempfile.TemporaryDirectory(prefix="loraxs-scale-") as folder:
         os.environ["LORAXS_HOME"] = folder
-        info, space = study(place, num_trials, at_once)
+        info, space = study(num_trials, at_once, place)
         stop, counts = threading.Event(), Counts()
-        first = Gauge(place, max(10, num_trials // 20), int(0.95 * num_trials), stop)
+        first = Gauge(max(10, num_trials // 20), int(0.95 * num_trials), stop, place)
         profiler = cProfile.Profile() if profile else None
         with counts.taken():
             run(info, space, pace_s, first, stop, profiler)
         if profiler is not None and profile is not None:
             profiler.dump_stats(profile)
-        again, second = threading.Event(), Gauge(place, num_trials, num_trials + 1, threading.Event())
+        again, second = threading.Event(), Gauge(num_trials, num_trials + 1, threading.Event(), place)
         result = run(info, space, pace_s, second, again)
         assert len(result.trials) == num_trials
         row = summary(num_trials, at_once, pace_s, first, second, counts, len(list_adapters(folder)))
         return row | stored(Path(folder), num_trials)
 
 
-def study(place: Place, num_trials: int, at_once: int) -> tuple[Any, Any]:
+def study(num_trials: int, at_once: int, place: Place | None = None) -> tuple[Any, Any]:
     from loraxs_search.mlflow_uri import resolve_uri
     from loraxs_search.search.driver.launch import new_study
     from loraxs_search.search_space import load_space
     from loraxs_search.tracking.store import ensure_store
 
+    place = place or Place()
     overrides = (*OVERRIDES, f"search.trials={num_trials}", f"search.pack_size={at_once // max(1, len(place.boxes))}")
     space = load_space("movie_reviews", overrides=overrides)
     uri = resolve_uri(place.uri)
@@ -342,9 +344,9 @@ def summary(
 
 def parts(first: Mapping[str, float], last: Mapping[str, float]) -> dict[str, float]:
     """Return what parts beside the driver take: memory and processes at the end, the rest for each trial."""
-    taken = {}
+    taken: dict[str, float] = {}
     for key, value in last.items():
-        name, _, unit = key.partition("_")
+        unit = key.partition("_")[2]
         if unit in ("mb", "processes"):
             taken[key] = round(value)
         elif unit in ("cpu_s", "bytes"):

@@ -124,6 +124,11 @@ class HostClient:
         """Return the client of the host to ask."""
         return cls(find, find(None))
 
+    @classmethod
+    def to(cls, actor: HostHandle) -> HostClient:
+        """Return the client of a host that the caller replaces itself."""
+        return cls(lambda _: actor, actor)
+
     def replacement(self) -> HostClient:
         """Return the client of the host to ask now that this one is lost."""
         return HostClient(self.find, self.find(self.actor))

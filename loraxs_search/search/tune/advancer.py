@@ -116,13 +116,12 @@ class TrialAdvancer:
     async def _trained(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, place: Place
     ) -> tuple[TrialReport, bytes]:
-        lost, losses = None, 0
+        lost: HostHandle | None = None
+        losses = 0
         while True:
             host = await self._host(place, lost)
             try:
-                return await HostClient.of(lambda _, host=host: host).advance(
-                    spec, until, snapshot, self._settings.task
-                )
+                return await HostClient.to(host).advance(spec, until, snapshot, self._settings.task)
             except RayActorError:
                 if losses >= self._settings.max_failures:
                     raise

@@ -205,7 +205,7 @@ def run_tuner(
             while not controller.is_finished():
                 controller.step()
         finally:
-            slots.clear()
+            slots.clear()  # type: ignore[no-untyped-call]  # not in Ray
 
 
 def _experiment(plan: SearchPlan, storage: Path, deadline: Deadline) -> Experiment:

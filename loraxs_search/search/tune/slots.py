@@ -82,7 +82,7 @@ class Slot:
         nothing = ray.put(dict[str, Any]())  # is known of a trial before its first report
         self.__ray_ready__ = _method(lambda: place)
         self.get_auto_filled_metrics = _method(lambda **_: nothing)
-        self.train, self.reset, self.stop = map(_method, (self._train, self._reset, self._stop))
+        self.train, self.reset, self.stop = _method(self._train), _method(self._reset), _method(self._stop)
 
     # ---- as methods of an actor --------------------------------------------------------------------------------------
     def _train(self) -> ObjectRef[dict[str, Any]]:
@@ -112,8 +112,8 @@ class _SlotResources(PlacementGroupAcquiredResources):
     make: Callable[[ObjectRef[Place], str], Slot]
 
     def annotate_remote_entities(self, entities: Sequence[Any]) -> list[Any]:
-        (find,) = super().annotate_remote_entities([_find_place])
-        return [_method(lambda config, **_: self.make(find.remote(), config[SPEC]))]
+        (find,) = super().annotate_remote_entities([cast("Any", _find_place)])
+        return [_method(lambda config, **_: self.make(cast("ObjectRef[Place]", find.remote()), config[SPEC]))]
 
 
 class SlotManager(PlacementGroupResourceManager):
