@@ -231,7 +231,7 @@ class Counts:
 # ---- one size --------------------------------------------------------------------------------------------------------
 def search(place: Place, num_trials: int, at_once: int, pace_s: float, profile: Path | None) -> dict[str, Any]:
     """Run one search of `num_trials`, interrupted and resumed, in an empty home."""
-    with tempfile.TemporaryDirectory(prefix="loraxs-scale-") as folder:
+    with tempfile.TemporaryDirectory(prefix="loraxs-scale-", ignore_cleanup_errors=True) as folder:
         os.environ["LORAXS_HOME"] = folder
         info, space = study(num_trials, at_once, place)
         stop, counts = threading.Event(), Counts()

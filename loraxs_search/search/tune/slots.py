@@ -18,8 +18,10 @@ from typing import Any, cast
 import ray
 from ray import ObjectRef, tune
 from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources, PlacementGroupResourceManager
+from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.hosts.client import AdvancerHandle, kill
 from loraxs_search.search.tune.advancer import STEP, Place, TrialAdvancer, TrialSettings, find_place
 
@@ -95,10 +97,10 @@ class Slot:
         self._spec, self._last = config[SPEC], None
         return ray.put(True)
 
-    def _stop(self) -> ObjectRef[bool]:
+    def _stop(self) -> ObjectRef[Place]:
         if self._last is not None:
             self._advancers.on(ray.get(self._place).node_id).forget.remote(self._name)
-        return ray.put(True)
+        return self._place  # what finds it has ended before Tune gives back the share: Ray would kill it, and try again
 
 
 def _method(call: Callable[..., Any]) -> SimpleNamespace:
@@ -112,8 +114,16 @@ class _SlotResources(PlacementGroupAcquiredResources):
     make: Callable[[ObjectRef[Place], str], Slot]
 
     def annotate_remote_entities(self, entities: Sequence[Any]) -> list[Any]:
-        (find,) = super().annotate_remote_entities([cast("Any", _find_place)])
-        return [_method(lambda config, **_: self.make(cast("ObjectRef[Place]", find.remote()), config[SPEC]))]
+        return [_method(lambda config, **_: self.make(self._place(), config[SPEC]))]
+
+    def _place(self) -> ObjectRef[Place]:
+        """Return where the share is. Which GPU it is of, a process that has the share is asked; others need none."""
+        if self.resource_request.bundles[0].get("GPU"):
+            (find,) = super().annotate_remote_entities([cast("Any", _find_place)])
+            return cast("ObjectRef[Place]", find.remote())
+        node_id = placement_group_table(self.placement_group)["bundles_to_node_id"][0]
+        address = next((node.address for node in living_nodes() if node.node_id == node_id), node_id)
+        return ray.put(Place(node_id, address, None))
 
 
 class SlotManager(PlacementGroupResourceManager):
