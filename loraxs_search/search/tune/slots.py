@@ -46,7 +46,8 @@ class Advancers:
     """The processes of a search that train its trials, by node; each is started when a slot needs it.
 
     One that dies is started anew, and asked again what it had not answered. One whose node is lost starts elsewhere: it
-    tells Tune that the hosts of that node are lost, too.
+    tells Tune that the hosts of that node are lost, too. Ray may also start it elsewhere while its node is very busy;
+    then states pass through the network twice.
     """
 
     def __init__(self, settings: TrialSettings) -> None:
