@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCancelledError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
-from loraxs_search.search.hosts.client import HostClient, HostHandle, find_directory, find_snapshot_store
+from loraxs_search.search.hosts.client import HOST_LOST, HostClient, HostHandle, find_directory, find_snapshot_store
 from loraxs_search.studies import read_reports
 
 OBJECTIVE = "objective"
@@ -122,7 +122,7 @@ class TrialAdvancer:
             host = await self._host(place, lost)
             try:
                 return await HostClient.to(host).advance(spec, until, snapshot, self._settings.task)
-            except RayActorError:
+            except HOST_LOST:
                 if losses >= self._settings.max_failures:
                     raise
                 lost, losses = host, losses + 1

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import safetensors.numpy
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayTaskError
 from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
@@ -134,6 +134,42 @@ def test_a_trial_that_had_ended_is_not_trained_further() -> None:
     advancer = Advancer(kept=state(4, MAX_STEPS))
     result = advancer.now()
     assert (result[STEP], result["done"], advancer.asked) == (MAX_STEPS, True, [])
+
+
+class Places:
+    """A directory whose hosts are lost to these errors, one after the other, before one answers."""
+
+    def __init__(self, *losses: Exception) -> None:
+        self._losses, self.lost = list(losses), list[Any]()
+        self.host_for = SimpleNamespace(remote=self._host_for)
+
+    async def _host_for(self, node_id: str, gpu: str | None, lost: Any) -> Any:
+        self.lost.append(lost)
+        return SimpleNamespace(call=SimpleNamespace(remote=self._call))
+
+    async def _call(self, *_: object) -> str:
+        if self._losses:
+            raise self._losses.pop(0)
+        return "answer"
+
+
+@pytest.mark.parametrize(
+    "loss", [RayActorError(), OutOfMemoryError("low"), ActorUnschedulableError("its node is gone")], ids=type
+)
+def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss: Exception) -> None:
+    def trained(places: Places) -> object:
+        advancer = Advancer()
+        advancer._hosts, advancer._directory = {}, cast("Any", places)
+        spec = from_json(TrialSpec, SPEC)
+        return asyncio.run(TrialAdvancer._trained(advancer, spec, 4, None, PLACE))
+
+    places = Places(*[loss] * SETTINGS.max_failures)
+    assert trained(places) == "answer"
+    assert len(places.lost) == SETTINGS.max_failures + 1
+    assert places.lost[0] is None
+    assert None not in places.lost[1:]
+    with pytest.raises(type(loss)):
+        trained(Places(*[loss] * (SETTINGS.max_failures + 1)))
 
 
 def test_a_trial_asks_for_what_was_a_slot_when_it_was_proposed() -> None:
