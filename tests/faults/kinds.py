@@ -118,7 +118,7 @@ def _worker_clock_wrong(place: Arena, victim: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _worker_memory_used_up(place: Arena, victim: int) -> Iterator[None]:
-    """Give the worker's hosts and slots not one page more: what they ask for fails.
+    """Give the worker's hosts and trials not one page more: what they ask for fails.
 
     Ray's own processes are spared: without one of its agents a node ends, as by a power cut.
     """

@@ -4,7 +4,7 @@ Ray Tune makes an actor for each trial that runs: a process of 130 MB, which tak
 it gets here instead is a `Slot`. That passes what Tune asks on to the one process of the slot's node.
 
 Tune has a point for that, for developers: a controller takes another resource manager, and what that acquires decides
-what an actor class becomes. `test_tune_slots.py` holds which methods Tune then calls.
+what an actor class becomes. `test_search_slots.py` searches with it.
 """
 
 from __future__ import annotations
