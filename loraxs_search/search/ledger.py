@@ -156,6 +156,11 @@ class Ledger:
         return [r for r in self.records.values() if r.state is TrialState.RUNNING]
 
     # ---- trials ------------------------------------------------------------------------------------------------------
+    def last_step(self, trial_id: str) -> int:
+        """Return the step of a trial's last report; 0 if it has none."""
+        reports = self.records[trial_id].reports
+        return reports[-1].step if reports else 0
+
     def trial_started(
         self,
         trial_id: str,

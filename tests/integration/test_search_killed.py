@@ -118,7 +118,7 @@ def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
         wait_for(driver, lambda: num_reports(name) >= 2)
         driver.send_signal(number)
         _, talk = driver.communicate(timeout=120)
-    assert driver.returncode == 130
+    assert driver.returncode == 130, talk
     assert f"loraxs-search resume {name}" in talk
     assert "Traceback" not in talk
     assert "Stack trace" not in talk
@@ -138,7 +138,7 @@ def test_studies_that_are_searched_together_are_stopped_and_resumed_each(
         wait_for(driver, lambda: sum(map(num_reports, names())) >= 4 and len(names()) == 2)
         driver.send_signal(signal.SIGINT)
         _, talk = driver.communicate(timeout=120)
-    assert driver.returncode == 130
+    assert driver.returncode == 130, talk
     assert "Traceback" not in talk
     for name in names():
         assert f"loraxs-search resume {name}" in talk

@@ -25,6 +25,7 @@ from loraxs_search.search.ledger import Ledger, ScoreWatch
 from loraxs_search.search.tune.advancer import TrialSettings
 from loraxs_search.search.tune.runner import LoopWatch, TuneScheduler, run_tuner
 from loraxs_search.search.tune.searcher import StudySearcher
+from loraxs_search.search.tune.slots import Advancers
 from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, steered
 from loraxs_search.steering.state import Deadline, planned
@@ -201,8 +202,9 @@ class SearchSession:
             searcher.abort,
             self._deadline,
         )
+        advancers = Advancers(self._settings(), self._ledger.last_step)
         tune_folder = self._folder.path / "tune"
-        run_tuner(searcher, scheduler, self._info.search, self._settings(), tune_folder, self._deadline, watch)
+        run_tuner(searcher, scheduler, self._info.search, advancers, tune_folder, self._deadline, watch)
 
     def _settings(self) -> TrialSettings:
         plan, task = self._info.search, self._space.task

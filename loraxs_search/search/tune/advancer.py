@@ -62,6 +62,15 @@ class TrialSettings:
     directory: str
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """The state of the trial that a slot has trained last, at its last report."""
+
+    trial_id: str
+    step: int
+    snapshot: bytes
+
+
 class TrialAdvancer:
     """Trains trials to their next reports on the hosts of the devices that they were given.
 
@@ -74,10 +83,12 @@ class TrialAdvancer:
         self._snapshot_store = find_snapshot_store(settings.snapshot_store)
         self._directory = find_directory(settings.directory)
         self._hosts: dict[Place, HostHandle] = {}
-        self._snapshots: dict[str, bytes] = {}  # by slot: of the trial that it advanced last
+        self._kept: dict[str, _Kept] = {}  # by slot
 
-    async def advance(self, slot: str, spec_json: str, place: Place, after: int | None = None) -> dict[str, Any]:
+    async def advance(self, slot: str, spec_json: str, place: Place, after: int) -> dict[str, Any]:
         """Train a trial to its next report and keep its state; return the report as Tune gets it.
+
+        A process that died may have kept the state of a report that the search has not got: that report is returned.
 
         A trial that fails, or is given up, ends with a reason and without a report. One whose host died continues with
         a new host from its last snapshot. A disk that cannot be written, or a node that is not fit, ends the search,
@@ -85,17 +96,20 @@ class TrialAdvancer:
 
         Args:
             slot: Names the slot; it has one trial at a time.
-            after: Step of the report that this slot's last call has returned; None if this is the trial's first.
+            after: Step of the last report that the search has; 0 if it has none.
         """
         spec = from_json(TrialSpec, spec_json)
-        snapshot = self._snapshots.pop(slot, None)
-        if after is None or snapshot is None:
+        snapshot: bytes | None
+        if (kept := self._kept.pop(slot, None)) is not None and (kept.trial_id, kept.step) == (spec.trial_id, after):
+            step, snapshot = kept.step, kept.snapshot
+        else:
             snapshot = await self._snapshot_store.read_snapshot.remote(spec.trial_id)
-        reports = read_reports(snapshot) if snapshot else ()
-        step = reports[-1].step if reports else 0
-        # A process that died may have kept a report which Tune has not got.
-        if step >= spec.hyperparameters.max_steps or (after is not None and after < step):
-            return self._result(spec, reports[-1])
+            reports = read_reports(snapshot) if snapshot else ()
+            step = reports[-1].step if reports else 0
+            if unknown := [report for report in reports if report.step > after]:
+                return self._result(spec, unknown[0])
+            if step >= spec.hyperparameters.max_steps:
+                return self._result(spec, reports[-1])
         try:
             report, snapshot = await self._trained(spec, step + self._settings.report_every, snapshot, place)
             self._check(report)
@@ -105,12 +119,12 @@ class TrialAdvancer:
             await self._snapshot_store.write_snapshot.remote(spec.trial_id, snapshot)
         except LoraxsError as error:  # of the study's folder, not of the trial
             return _fatal(step, error)
-        self._snapshots[slot] = snapshot
+        self._kept[slot] = _Kept(spec.trial_id, report.step, snapshot)
         return self._result(spec, replace(report, host=str(place)))
 
     async def forget(self, slot: str) -> None:
         """Drop what is kept for a slot that is no longer used."""
-        self._snapshots.pop(slot, None)
+        self._kept.pop(slot, None)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     async def _trained(

@@ -28,7 +28,7 @@ from loraxs_search.errors import ClusterError, LoraxsError
 from loraxs_search.records import SearchPlan, TrialReport, from_json
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.cluster import ray_private, runtime_env
-from loraxs_search.search.tune.advancer import REPORT, TrialSettings
+from loraxs_search.search.tune.advancer import REPORT
 from loraxs_search.search.tune.slots import SPEC, Advancers, SlotManager, TrialTrainable
 from loraxs_search.steering.state import Deadline
 
@@ -173,7 +173,7 @@ def run_tuner(
     searcher: Searcher,
     scheduler: TuneScheduler,
     plan: SearchPlan,
-    settings: TrialSettings,
+    advancers: Advancers,
     storage: Path,
     deadline: Deadline,
     watch: LoopWatch,
@@ -200,7 +200,7 @@ def run_tuner(
     )
     # The searcher proposes no more than fits now; this bounds what Tune has waiting. People may add trials.
     controller.update_max_pending_trials(max(plan.trials, _MIN_WAITING))
-    with contextlib.closing(Advancers(settings)) as slots.advancers, contextlib.suppress(_StoppedError):
+    with contextlib.closing(advancers) as slots.advancers, contextlib.suppress(_StoppedError):
         try:
             while not controller.is_finished():
                 controller.step()

@@ -314,8 +314,7 @@ class StudySearcher(Unpickled, Searcher):
         self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason or f"the time budget ended at step {step}")
 
     def _stop_reason(self, trial_id: str) -> str:
-        reports = self._ledger.records[trial_id].reports
-        return f"{self._state.stopping[trial_id]} at step {reports[-1].step if reports else 0}"
+        return f"{self._state.stopping[trial_id]} at step {self._ledger.last_step(trial_id)}"
 
     def _retrained(self, trial_id: str) -> str:
         reports = self._ledger.records[trial_id].reports

@@ -21,9 +21,10 @@ from ray.air.execution.resources.placement_group import PlacementGroupAcquiredRe
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from loraxs_search.records import TrialSpec, from_json
 from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.hosts.client import AdvancerHandle, kill
-from loraxs_search.search.tune.advancer import STEP, Place, TrialAdvancer, TrialSettings, find_place
+from loraxs_search.search.tune.advancer import Place, TrialAdvancer, TrialSettings, find_place
 
 SPEC = "spec"
 RESOURCES = "resources"
@@ -50,7 +51,8 @@ class Advancers:
     then states pass through the network twice.
     """
 
-    def __init__(self, settings: TrialSettings) -> None:
+    def __init__(self, settings: TrialSettings, last_step: Callable[[str], int]) -> None:
+        self.last_step = last_step
         self._settings = settings
         self._by_node: dict[str, AdvancerHandle] = {}
 
@@ -80,8 +82,9 @@ class Slot:
     _names = itertools.count()
 
     def __init__(self, place: ObjectRef[Place], advancers: Advancers, spec: str) -> None:
-        self._name, self._place, self._advancers, self._spec = str(next(self._names)), place, advancers, spec
-        self._last: ObjectRef[dict[str, Any]] | None = None
+        self._name, self._place, self._advancers = str(next(self._names)), place, advancers
+        self._is_used = False
+        self._take(spec)
         nothing = ray.put(dict[str, Any]())  # is known of a trial before its first report
         self.__ray_ready__ = _method(lambda: place)
         self.get_auto_filled_metrics = _method(lambda **_: nothing)
@@ -89,17 +92,22 @@ class Slot:
 
     # ---- as methods of an actor --------------------------------------------------------------------------------------
     def _train(self) -> ObjectRef[dict[str, Any]]:
-        place = ray.get(self._place)  # both are there: Tune trains a slot that is ready and has reported
-        after = None if self._last is None else ray.get(self._last)[STEP]
-        self._last = self._advancers.on(place.node_id).advance.remote(self._name, self._spec, place, after)
-        return self._last
+        place, after = (
+            ray.get(self._place),
+            self._advancers.last_step(self._trial_id),
+        )  # Tune trains a slot that is ready
+        self._is_used = True
+        return self._advancers.on(place.node_id).advance.remote(self._name, self._spec, place, after)
 
     def _reset(self, config: Mapping[str, Any], **_: Any) -> ObjectRef[bool]:
-        self._spec, self._last = config[SPEC], None
+        self._take(config[SPEC])
         return ray.put(True)
 
+    def _take(self, spec: str) -> None:
+        self._spec, self._trial_id = spec, from_json(TrialSpec, spec).trial_id
+
     def _stop(self) -> ObjectRef[Place]:
-        if self._last is not None:
+        if self._is_used:
             self._advancers.on(ray.get(self._place).node_id).forget.remote(self._name)
         return self._place  # what finds it has ended before Tune gives back the share: Ray would kill it, and try again
 

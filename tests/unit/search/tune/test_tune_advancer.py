@@ -48,7 +48,7 @@ class Advancer(TrialAdvancer):
     """One without a cluster: its only trial's state is at hand, and its host answers as the test wants."""
 
     def __init__(self, answer: object = None, kept: bytes | None = None) -> None:
-        self._settings, self._snapshots, self._answer = SETTINGS, {}, answer
+        self._settings, self._kept, self._answer = SETTINGS, {}, answer
         self.kept, self.read, self.asked = kept, 0, list[tuple[int, bytes | None]]()
         methods = {name: SimpleNamespace(remote=getattr(self, name)) for name in ("read_snapshot", "write_snapshot")}
         self._snapshot_store: Any = SimpleNamespace(**methods)
@@ -71,7 +71,7 @@ class Advancer(TrialAdvancer):
         steps = range(4, until + 1, 4)
         return self._answer if isinstance(self._answer, TrialReport) else report(until), state(*steps)
 
-    def now(self, slot: str = "0", after: int | None = None) -> dict[str, Any]:
+    def now(self, slot: str = "0", after: int = 0) -> dict[str, Any]:
         """Advance the trial for a slot."""
         return asyncio.run(self.advance(slot, SPEC, PLACE, after))
 
@@ -90,7 +90,7 @@ def test_what_goes_wrong_in_a_trial_ends_it_with_the_reason(answer: object, reas
 
 
 def test_a_trial_that_is_given_up_ends_without_a_report() -> None:
-    assert Advancer(TrialCancelledError("given up"), state(4)).now() == {STEP: 4, CANCELLED: True, "done": True}
+    assert Advancer(TrialCancelledError("given up"), state(4)).now(after=4) == {STEP: 4, CANCELLED: True, "done": True}
 
 
 def test_a_disk_that_is_full_is_not_the_trials_fault() -> None:
@@ -116,23 +116,30 @@ def test_a_slot_reads_the_state_of_its_trial_once() -> None:
 
 def test_a_trial_that_comes_to_another_slot_continues_from_what_is_stored() -> None:
     advancer = Advancer()
-    advancer.now("0")
+    advancer.now()
     advancer.kept = state(4, 8, 12)  # it was elsewhere in between
-    assert advancer.now("0")[STEP] == 16
+    assert advancer.now(after=12)[STEP] == 16
     asyncio.run(advancer.forget("0"))
-    assert advancer._snapshots == {}
+    assert advancer._kept == {}
 
 
-def test_a_report_that_was_kept_but_not_returned_is_returned_and_not_trained_again() -> None:
-    """A process that is killed between the two is asked again by the one that takes its place."""
+@pytest.mark.parametrize("after", [0, 4])
+def test_a_report_that_was_kept_but_not_returned_is_returned_and_not_trained_again(after: int) -> None:
+    """A process that is killed between the two is asked again by the one in its place, of a first report too."""
+    advancer = Advancer(kept=state(*range(4, after + 5, 4)))
+    assert (advancer.now(after=after)[STEP], advancer.asked) == (after + 4, [])
+    assert (advancer.now(after=after + 4)[STEP], len(advancer.asked)) == (after + 8, 1)
+
+
+def test_reports_that_nobody_has_are_returned_one_after_the_other() -> None:
     advancer = Advancer(kept=state(4, 8))
-    assert (advancer.now(after=4)[STEP], advancer.asked) == (8, [])
-    assert (advancer.now(after=8)[STEP], len(advancer.asked)) == (12, 1)
+    assert [advancer.now(after=step)[STEP] for step in (0, 4, 8)] == [4, 8, 12]
+    assert [until for until, _ in advancer.asked] == [12]
 
 
 def test_a_trial_that_had_ended_is_not_trained_further() -> None:
     advancer = Advancer(kept=state(4, MAX_STEPS))
-    result = advancer.now()
+    result = advancer.now(after=MAX_STEPS)
     assert (result[STEP], result["done"], advancer.asked) == (MAX_STEPS, True, [])
 
 
