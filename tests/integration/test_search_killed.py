@@ -23,6 +23,7 @@ FEWER = ("--set", "search.trials=3", "--set", "promotion.seeds=0")
 BEST = ("--set", "search.checkpoint=best", "--set", "search.metric=f1")
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
 
+STOPPED_TOGETHER = ("stopped-one", "stopped-two")  # spaces, which name their studies
 
 # The command line, whose driver dies as soon as a trial is stopped: its report is written, its end is not.
 DIES_AT_A_STOP = """
@@ -132,9 +133,10 @@ def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
 def test_studies_that_are_searched_together_are_stopped_and_resumed_each(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
-    other = tiny_space.with_name("other.yaml")
-    other.write_text(tiny_space.read_text().replace("tiny-reviews", "tiny-others"))
-    with start(in_search_home, "launch", str(tiny_space), str(other), *SLOWER) as driver:
+    spaces = [tiny_space.with_name(f"{name}.yaml") for name in STOPPED_TOGETHER]
+    for path, task in zip(spaces, ("tiny-reviews", "tiny-others"), strict=True):
+        path.write_text(tiny_space.read_text().replace("tiny-reviews", task))
+    with start(in_search_home, "launch", *map(str, spaces), *SLOWER) as driver:
         wait_for(driver, lambda: sum(map(num_reports, names())) >= 4 and len(names()) == 2)
         driver.send_signal(signal.SIGINT)
         _, talk = driver.communicate(timeout=120)
@@ -143,14 +145,14 @@ def test_studies_that_are_searched_together_are_stopped_and_resumed_each(
     for name in names():
         assert f"loraxs-search resume {name}" in talk
         with start(in_search_home, "resume", name) as again:
-            again.communicate(timeout=400)
-        assert again.returncode == 0
+            _, talk_again = again.communicate(timeout=400)
+        assert again.returncode == 0, talk_again
         agree(name, 5)
 
 
 def names() -> list[str]:
-    """Return the studies that were named by their space."""
-    return [study for study in list_studies() if study.startswith(("tiny-2", "other-2"))]
+    """Return the studies of these spaces; other tests have theirs in this home."""
+    return [study for study in list_studies() if study.startswith(STOPPED_TOGETHER)]
 
 
 @LONG
