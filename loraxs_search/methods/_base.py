@@ -1,8 +1,9 @@
 """The contract of a method: what is trained on a frozen base, as the rest of the package uses it.
 
 A method is a class without state: callers make one when they need it, and all instances are equal. Its module is
-imported where a YAML file is read, in the driver, in each trial's process and in the registry, so it imports neither
-torch nor transformers nor PEFT at its top; functions that need them import them inside. A method has three sides.
+imported where a YAML file is read, in the driver, in the processes that ask hosts and in the registry, so it imports
+neither torch nor transformers nor PEFT at its top; functions that need them import them inside. A method has three
+sides.
 
 **Declaration** (`name` to `has_plain_lora`): plain values. Any process, any thread.
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 class StudyProbe:
-    """Begins to fit a study's linear probe, unless its folder has one, while the processes of trials start.
+    """Begins to fit a study's linear probe, unless its folder has one, while trials start.
 
     Args:
         say: Takes what begins.

@@ -180,7 +180,7 @@ class SearchSession:
     def _run_tuner_and_wait(self) -> None:
         """Run Ray Tune; where all that is left is paused, wait until a user continues it.
 
-        Tune does not wait: without trials to run it would hold processes and warn of missing resources.
+        Tune does not wait: without trials to run it would hold slots and warn of missing resources.
         """
         searcher = self._searcher
         while searcher.has_more and searcher.fatal_error is None and not self._stop.is_set():

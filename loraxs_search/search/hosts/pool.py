@@ -196,8 +196,8 @@ _AGAIN_S = 1.0
 class TrialCanceller:
     """Asks every host again and again, as long as there is a trial to give up.
 
-    A host remembers nothing of a trial that it does not advance at the moment, and which host has it only its process
-    knows. A host that is lost has given it up.
+    A host remembers nothing of a trial that it does not advance at the moment, and which host has it only the process
+    that asks for it knows. A host that is lost has given it up.
     """
 
     def __init__(self, pool: HostPool, study: str) -> None:

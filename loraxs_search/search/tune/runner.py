@@ -143,7 +143,7 @@ class LoopWatch(Unpickled, Callback):
             raise _StoppedError
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
-        """Count losses of a trial's process that follow one another closely as one; report a node that is unfit."""
+        """Count losses of a trial's host that follow one another closely as one; report a node that is unfit."""
         if (error := _setup_error(trial)) is not None:
             self._unfit(error)
         now = time.monotonic()

@@ -251,7 +251,7 @@ class StudySearcher(Unpickled, Searcher):
         if self.fatal_error is not None:
             return
         if error or result is None:
-            self._fail(trial_id, f"its process was lost more than {counted(self._plan.max_failures, 'time')}")
+            self._fail(trial_id, f"its host was lost more than {counted(self._plan.max_failures, 'time')}")
         elif FAILED in result:
             self._fail(trial_id, result[FAILED])
         elif CANCELLED in result:

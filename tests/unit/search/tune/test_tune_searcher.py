@@ -127,7 +127,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason(started: StudySearcher) 
     assert states(started) == [TrialState.FAIL] * 2
     assert [r.reason for r in started._ledger.records.values()] == [
         "it diverged",
-        "its process was lost more than 3 times",
+        "its host was lost more than 3 times",
     ]
     assert started.fatal_error is None
 
