@@ -75,18 +75,19 @@ def serve_details() -> Mapping[str, Any]:
 
 
 @functools.cache
-def outlive_memory_monitor() -> None:
-    """Have Ray Tune replace a process that Ray's memory monitor has ended, as it does any other that died.
+def outlive_lost_processes() -> None:
+    """Have Ray Tune replace a process whatever it was lost to, as it does one that died.
 
-    Tune does not know this error and ends its loop with it, and the search with that.
+    Tune ends its loop with errors that it does not know, and the search with that: of a process that Ray's memory
+    monitor has ended, or whose environment could not be made.
     """
     from ray.air.execution._internal.actor_manager import RayActorManager
-    from ray.exceptions import OutOfMemoryError, RayActorError
+    from ray.exceptions import RayActorError, RayTaskError
 
     take_failure = RayActorManager._actor_task_failed
 
     def take_any_failure(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
-        was_ended = isinstance(exception, OutOfMemoryError)
-        take_failure(manager, tracked_actor_task, RayActorError(error_msg=str(exception)) if was_ended else exception)
+        is_known = isinstance(exception, RayActorError | RayTaskError)
+        take_failure(manager, tracked_actor_task, exception if is_known else RayActorError(error_msg=str(exception)))
 
     RayActorManager._actor_task_failed = take_any_failure  # type: ignore[assignment, method-assign]

@@ -5,6 +5,7 @@ It holds no torch and nothing of Tune; the host of a trial's device does the wor
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,15 @@ from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCancelledError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
-from loraxs_search.search.hosts.client import HOST_LOST, HostClient, HostHandle, find_directory, find_snapshot_store
+from loraxs_search.search.hosts.client import (
+    HOST_LOST,
+    DirectoryHandle,
+    HostClient,
+    HostHandle,
+    SnapshotStoreHandle,
+    find_directory,
+    find_snapshot_store,
+)
 from loraxs_search.studies import read_reports
 
 OBJECTIVE = "objective"
@@ -21,6 +30,7 @@ STEP = "step"
 REPORT = "report"
 FAILED = "failed"
 CANCELLED = "cancelled"  # a user stopped the trial: there is no report
+_MAX_KEPT_BYTES = 1 << 30
 FATAL = "fatal_error"  # (message, hint) of an error that is not the trial's
 
 
@@ -80,10 +90,17 @@ class TrialAdvancer:
 
     def __init__(self, settings: TrialSettings) -> None:
         self._settings = settings
-        self._snapshot_store = find_snapshot_store(settings.snapshot_store)
-        self._directory = find_directory(settings.directory)
         self._hosts: dict[Place, HostHandle] = {}
         self._kept: dict[str, _Kept] = {}  # by slot
+
+    # Looked up by the first call, which may fail and be repeated; a process that fails to begin is not started again.
+    @functools.cached_property
+    def _snapshot_store(self) -> SnapshotStoreHandle:
+        return find_snapshot_store(self._settings.snapshot_store)
+
+    @functools.cached_property
+    def _directory(self) -> DirectoryHandle:
+        return find_directory(self._settings.directory)
 
     async def advance(self, slot: str, spec_json: str, place: Place, after: int) -> dict[str, Any]:
         """Train a trial to its next report and keep its state; return the report as Tune gets it.
@@ -103,8 +120,11 @@ class TrialAdvancer:
         if (kept := self._kept.pop(slot, None)) is not None and (kept.trial_id, kept.step) == (spec.trial_id, after):
             step, snapshot = kept.step, kept.snapshot
         else:
-            snapshot = await self._snapshot_store.read_snapshot.remote(spec.trial_id)
-            reports = read_reports(snapshot) if snapshot else ()
+            try:
+                snapshot = await self._snapshot_store.read_snapshot.remote(spec.trial_id)
+                reports = read_reports(snapshot) if snapshot else ()
+            except LoraxsError as error:
+                return _broken_off(after, error)
             step = reports[-1].step if reports else 0
             if unknown := [report for report in reports if report.step > after]:
                 return self._result(spec, unknown[0])
@@ -119,7 +139,7 @@ class TrialAdvancer:
             await self._snapshot_store.write_snapshot.remote(spec.trial_id, snapshot)
         except LoraxsError as error:  # of the study's folder, not of the trial
             return _fatal(step, error)
-        self._kept[slot] = _Kept(spec.trial_id, report.step, snapshot)
+        self._keep(slot, _Kept(spec.trial_id, report.step, snapshot))
         return self._result(spec, replace(report, host=str(place)))
 
     async def forget(self, slot: str) -> None:
@@ -127,6 +147,12 @@ class TrialAdvancer:
         self._kept.pop(slot, None)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _keep(self, slot: str, kept: _Kept) -> None:
+        """Keep a state for the slot's next call, and fewer of others where memory would be short: the store has all."""
+        self._kept[slot] = kept
+        while sum(len(other.snapshot) for other in self._kept.values()) > _MAX_KEPT_BYTES:
+            del self._kept[next(iter(self._kept))]
+
     async def _trained(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, place: Place
     ) -> tuple[TrialReport, bytes]:
@@ -137,9 +163,10 @@ class TrialAdvancer:
             try:
                 return await HostClient.to(host).advance(spec, until, snapshot, self._settings.task)
             except HOST_LOST:
-                if losses >= self._settings.max_failures:
-                    raise
                 lost, losses = host, losses + 1
+                if losses > self._settings.max_failures:
+                    await self._host(place, lost)  # for the next trial
+                    raise
 
     async def _host(self, place: Place, lost: HostHandle | None) -> HostHandle:
         """Return the host of a place, another one than a lost one."""

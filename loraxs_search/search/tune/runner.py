@@ -183,7 +183,7 @@ def run_tuner(
     This is what `Tuner.fit` does, which takes no slots. It starts no reporter, handles no signals, and writes no
     snapshot at the end: nobody reads it.
     """
-    ray_private.outlive_memory_monitor()
+    ray_private.outlive_lost_processes()
     slots, search = SlotManager(), SearchGenerator(searcher)
     with _SETTING_UP:
         experiment = _experiment(plan, storage, deadline)

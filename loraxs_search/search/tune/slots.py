@@ -18,6 +18,7 @@ from typing import Any, cast
 import ray
 from ray import ObjectRef, tune
 from ray.air.execution.resources.placement_group import PlacementGroupAcquiredResources, PlacementGroupResourceManager
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -28,6 +29,8 @@ from loraxs_search.search.tune.advancer import Place, TrialAdvancer, TrialSettin
 
 SPEC = "spec"
 RESOURCES = "resources"
+_MAX_RETRIES = 10  # of a call whose process dies: then it is a loss of the trial
+_MAX_SLOTS = 10_000  # of a node
 
 
 class TrialTrainable(tune.Trainable):
@@ -49,26 +52,60 @@ class Advancers:
     One that dies is started anew, and asked again what it had not answered. One whose node is lost starts elsewhere: it
     tells Tune that the hosts of that node are lost, too. Ray may also start it elsewhere while its node is very busy;
     then states pass through the network twice.
+
+    Args:
+        last_step: Returns the step of the last report that the search has of a trial; 0 if it has none.
     """
 
     def __init__(self, settings: TrialSettings, last_step: Callable[[str], int]) -> None:
-        self.last_step = last_step
-        self._settings = settings
+        self._settings, self._last_step = settings, last_step
         self._by_node: dict[str, AdvancerHandle] = {}
+        self._last_calls: dict[str, ObjectRef[dict[str, Any]]] = {}  # by node
 
-    def on(self, node_id: str) -> AdvancerHandle:
-        """Return the one of a node."""
-        if node_id not in self._by_node:
-            near = NodeAffinitySchedulingStrategy(node_id, soft=True)
-            again = {"max_restarts": -1, "max_task_retries": -1}
-            actor = _RemoteAdvancer.options(num_cpus=0, scheduling_strategy=near, **again)
-            self._by_node[node_id] = cast("AdvancerHandle", actor.remote(self._settings))
-        return self._by_node[node_id]
+    def advance(self, place: Place, slot: str, trial_id: str, spec: str) -> ObjectRef[dict[str, Any]]:
+        """Have a trial trained to its next report, in a slot at a place."""
+        if place.node_id in self._by_node and _has_died(self._last_calls[place.node_id]):  # for good: Ray asks again
+            kill(self._by_node.pop(place.node_id))
+        if place.node_id not in self._by_node:
+            self._end_those_of_lost_nodes()
+            self._by_node[place.node_id] = self._start(place.node_id)
+        call = self._by_node[place.node_id].advance.remote(slot, spec, place, self._last_step(trial_id))
+        self._last_calls[place.node_id] = call
+        return call
+
+    def forget(self, place: Place, slot: str) -> None:
+        """Drop what the process of a place keeps for a slot."""
+        if (advancer := self._by_node.get(place.node_id)) is not None:
+            advancer.forget.remote(slot)
 
     def close(self) -> None:
         """End all processes now."""
         for advancer in self._by_node.values():
             kill(advancer)
+
+    def _start(self, node_id: str) -> AdvancerHandle:
+        near = NodeAffinitySchedulingStrategy(node_id, soft=True)
+        again = {"max_restarts": -1, "max_task_retries": _MAX_RETRIES, "max_concurrency": _MAX_SLOTS}
+        actor = _RemoteAdvancer.options(num_cpus=0, scheduling_strategy=near, **again)
+        return cast("AdvancerHandle", actor.remote(self._settings))
+
+    def _end_those_of_lost_nodes(self) -> None:
+        """End processes that Ray has started elsewhere since: no slot is on their nodes any more."""
+        for node_id in self._by_node.keys() - {node.node_id for node in living_nodes()}:
+            kill(self._by_node.pop(node_id))
+
+
+def _has_died(call: ObjectRef[dict[str, Any]]) -> bool:
+    """Return whether a call has ended with the process that it was made to."""
+    if not ray.wait([call], timeout=0)[0]:
+        return False
+    try:
+        ray.get(call)
+    except RayTaskError:  # of the call itself, whatever its cause
+        return False
+    except RayError:
+        return True
+    return False
 
 
 class Slot:
@@ -92,12 +129,9 @@ class Slot:
 
     # ---- as methods of an actor --------------------------------------------------------------------------------------
     def _train(self) -> ObjectRef[dict[str, Any]]:
-        place, after = (
-            ray.get(self._place),
-            self._advancers.last_step(self._trial_id),
-        )  # Tune trains a slot that is ready
+        place = ray.get(self._place)  # it is there: Tune trains a slot that is ready
         self._is_used = True
-        return self._advancers.on(place.node_id).advance.remote(self._name, self._spec, place, after)
+        return self._advancers.advance(place, self._name, self._trial_id, self._spec)
 
     def _reset(self, config: Mapping[str, Any], **_: Any) -> ObjectRef[bool]:
         self._take(config[SPEC])
@@ -108,7 +142,9 @@ class Slot:
 
     def _stop(self) -> ObjectRef[Place]:
         if self._is_used:
-            self._advancers.on(ray.get(self._place).node_id).forget.remote(self._name)
+            self._advancers.forget(ray.get(self._place), self._name)
+        elif not ray.wait([self._place], timeout=0)[0]:
+            ray.cancel(self._place)  # after ten minutes Tune would kill an actor, which a slot is not
         return self._place  # what finds it has ended before Tune gives back the share: Ray would kill it, and try again
 
 
@@ -126,11 +162,14 @@ class _SlotResources(PlacementGroupAcquiredResources):
         return [_method(lambda config, **_: self.make(self._place(), config[SPEC]))]
 
     def _place(self) -> ObjectRef[Place]:
-        """Return where the share is. Which GPU it is of, a process that has the share is asked; others need none."""
-        if self.resource_request.bundles[0].get("GPU"):
+        """Return where the share is. Which GPU it is of, a process that has the share is asked.
+
+        So is where it will be, if its node has just been lost.
+        """
+        node_id = placement_group_table(self.placement_group)["bundles_to_node_id"][0]
+        if self.resource_request.bundles[0].get("GPU") or not node_id:
             (find,) = super().annotate_remote_entities([cast("Any", _find_place)])
             return cast("ObjectRef[Place]", find.remote())
-        node_id = placement_group_table(self.placement_group)["bundles_to_node_id"][0]
         address = next((node.address for node in living_nodes() if node.node_id == node_id), node_id)
         return ray.put(Place(node_id, address, None))
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ray._private.state import GlobalState
 from ray.air.execution._internal.actor_manager import RayActorManager
-from ray.exceptions import OutOfMemoryError, RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RuntimeEnvSetupError
 
 from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.cluster.ray_private import NodeGroup
@@ -52,19 +52,20 @@ def test_a_head_that_is_not_there_does_not_answer() -> None:
     assert done.stdout.strip(), "an error that is expected there"
 
 
-def test_a_process_that_the_memory_monitor_ended_is_lost_to_tune_and_ends_no_loop(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("loss", [OutOfMemoryError("low"), RuntimeEnvSetupError("no pip")], ids=type)
+def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_loop(
+    loss: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(RayActorManager, "_actor_task_failed", RayActorManager._actor_task_failed)
-    ray_private.outlive_memory_monitor.cache_clear()
-    ray_private.outlive_memory_monitor()
+    ray_private.outlive_lost_processes.cache_clear()
+    ray_private.outlive_lost_processes()
     none: Any = SimpleNamespace()  # Ray's own managers of resources connect to a cluster
     manager, lost = RayActorManager(none), list[Exception]()
     monkeypatch.setattr(manager, "_cleanup_actor", lambda tracked_actor: None)
     actor = SimpleNamespace(actor_id="1", _on_error=lambda _, error: lost.append(error))
     task: Any = SimpleNamespace(_tracked_actor=actor, _on_error=None)
-    manager._actor_task_failed(tracked_actor_task=task, exception=OutOfMemoryError("low"))  # as Ray itself calls it
-    assert [(type(error), str(error)) for error in lost] == [(RayActorError, "low")]
+    manager._actor_task_failed(tracked_actor_task=task, exception=loss)  # as Ray itself calls it
+    assert [(type(error), str(error)) for error in lost] == [(RayActorError, str(loss))]
 
 
 def test_groups_of_nodes_are_read_as_the_autoscaler_reports_them(monkeypatch: pytest.MonkeyPatch) -> None:

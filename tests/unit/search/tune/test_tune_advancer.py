@@ -15,6 +15,8 @@ from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import HomeError, TrialCancelledError, TrialDivergedError
 from loraxs_search.records import AdapterSize, TrialReport, TrialSpec, from_json, to_json
+from loraxs_search.search.tune import advancer as module
+from loraxs_search.search.tune import slots
 from loraxs_search.search.tune.advancer import (
     CANCELLED,
     FAILED,
@@ -26,7 +28,7 @@ from loraxs_search.search.tune.advancer import (
     TrialAdvancer,
     TrialSettings,
 )
-from loraxs_search.search.tune.slots import RESOURCES, TrialTrainable
+from loraxs_search.search.tune.slots import RESOURCES, Advancers, TrialTrainable
 
 PLACE = Place("node", "10.0.0.7", "1")
 SETTINGS = TrialSettings(TASK, "accuracy", 4, 3, "snapshots", "directory")
@@ -175,8 +177,60 @@ def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss: Exceptio
     assert len(places.lost) == SETTINGS.max_failures + 1
     assert places.lost[0] is None
     assert None not in places.lost[1:]
+    given_up = Places(*[loss] * (SETTINGS.max_failures + 1))
     with pytest.raises(type(loss)):
-        trained(Places(*[loss] * (SETTINGS.max_failures + 1)))
+        trained(given_up)
+    assert len(given_up.lost) == SETTINGS.max_failures + 2, "the last loss is told too, for the next trial"
+
+
+def test_a_state_that_cannot_be_read_ends_the_trial_with_the_reason() -> None:
+    result = Advancer(kept=b"no state").now(after=4)
+    assert (result[STEP], result["done"]) == (4, True)
+    assert "snapshot" in result[FAILED]
+
+
+def test_few_states_are_kept_where_memory_would_be_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_KEPT_BYTES", 2 * len(state(4)))
+    advancer = Advancer()
+    for slot in ("0", "1", "2"):
+        advancer.kept = None
+        advancer.now(slot)
+    assert list(advancer._kept) == ["1", "2"]
+    advancer.kept = state(4)
+    assert advancer.now("0", after=4)[STEP] == 8
+
+
+class Recorded(Advancers):
+    """Starts nothing; a call's reference is the number of processes that were started until then."""
+
+    def __init__(self) -> None:
+        super().__init__(SETTINGS, lambda _: 0)
+        self.started = list[str]()
+
+    def _start(self, node_id: str) -> Any:
+        self.started.append(node_id)
+        number = len(self.started)
+        return SimpleNamespace(advance=SimpleNamespace(remote=lambda *_: number))
+
+
+def test_a_process_that_died_for_good_is_replaced_and_those_of_lost_nodes_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed, died, living = list[Any](), list[Any](), ["a", "b"]
+    monkeypatch.setattr(slots, "kill", killed.append)
+    monkeypatch.setattr(slots, "_has_died", lambda call: call in died)
+    monkeypatch.setattr(slots, "living_nodes", lambda: [SimpleNamespace(node_id=name) for name in living])
+    advancers = Recorded()
+
+    def advance(node: str) -> Any:
+        return advancers.advance(Place(node, node, None), "0", "00000", SPEC)
+
+    assert [advance("a"), advance("a"), advance("b")] == [1, 1, 2]
+    died.append(1)
+    assert (advance("a"), advancers.started, len(killed)) == (3, ["a", "b", "a"], 1)
+    living[:] = ["b", "c"]
+    assert (advance("b"), len(killed)) == (2, 1)
+    assert (advance("c"), len(killed)) == (4, 2)
+    advancers.close()
+    assert len(killed) == 4
 
 
 def test_a_trial_asks_for_what_was_a_slot_when_it_was_proposed() -> None:
