@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -40,6 +41,20 @@ ResultT = TypeVar("ResultT")
 
 LINGER_S = 0.05
 _UNKNOWN = LargestTrial()
+
+
+@dataclass
+class _Job(Generic[ResultT]):
+    """What runs between rounds, and answers whoever waits for it."""
+
+    run: Callable[[], ResultT]
+    answer: Future[ResultT] = field(default_factory=Future)
+
+    def do(self) -> None:
+        try:
+            self.answer.set_result(self.run())
+        except Exception as error:  # noqa: BLE001  # the caller handles it
+            self.answer.set_exception(error)
 
 
 class PackedHost(TrialHost):
@@ -104,7 +119,7 @@ class PackedHost(TrialHost):
         self._idle: dict[str, Slot] = {}  # by the trial's name, oldest use first
         self._changed = threading.Condition()
         self._arrived: list[AdvanceRequest] = []
-        self._jobs: list[Callable[[], None]] = []
+        self._jobs: list[_Job[Any]] = []
         self._called: set[str] = set()  # trials whose callers wait for an answer
         self._cancelled: set[str] = set()
         self._steps: Mapping[str, int] = {}  # of the round's trials; replaced as a whole, so that any thread reads it
@@ -162,6 +177,7 @@ class PackedHost(TrialHost):
         active: list[AdvanceRequest] = []
         while True:
             arrived: list[AdvanceRequest] = []
+            jobs: list[_Job[Any]] = []
             try:
                 with self._changed:
                     self._await_work(active)
@@ -171,14 +187,14 @@ class PackedHost(TrialHost):
                         arrived, self._arrived = admit(active, self._arrived, self._num_slots)
                     jobs, self._jobs = self._jobs, []
                 for job in jobs:
-                    job()
+                    job.do()
                 active += [request for request in arrived if self._assign(request)]
                 active = self._wanted(active)
                 if active:
                     active = self._round(active)
                 self._steps = {request.spec.name: request.slot.step for request in active}
             except Exception as error:  # noqa: BLE001  # memory may end anywhere; without this thread, nobody is answered
-                _refuse((*active, *arrived), error)
+                _refuse((*active, *arrived, *jobs), error)
                 active = []
         self._pack.clear()
 
@@ -299,30 +315,24 @@ class PackedHost(TrialHost):
 
     def _in_turn(self, job: Callable[[], ResultT]) -> ResultT:
         """Run a job in the host's own thread, between rounds."""
-        answer: Future[ResultT] = Future()
-
-        def run() -> None:
-            try:
-                answer.set_result(job())
-            except Exception as error:  # noqa: BLE001  # the caller handles it
-                answer.set_exception(error)
-
+        own = _Job(job)
         with self._changed:
             self._refuse_when_closed()
-            self._jobs.append(run)
+            self._jobs.append(own)
             self._changed.notify_all()
-        return answer.result()
+        return own.answer.result()
 
     def _refuse_when_closed(self) -> None:
         if self._closing:
             raise RuntimeError("The host is closed.")
 
 
-def _refuse(requests: Sequence[AdvanceRequest], error: Exception) -> None:
+def _refuse(requests: Sequence[AdvanceRequest | _Job[Any]], error: Exception) -> None:
     """Answer those that wait with an error."""
     for request in requests:
-        if not request.answer.done():
-            request.answer.set_exception(error)
+        while not request.answer.done():
+            with contextlib.suppress(MemoryError):  # there is none now, and whoever waits would wait for ever
+                request.answer.set_exception(error)
 
 
 def _peers(

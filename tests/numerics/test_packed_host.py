@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,25 @@ def test_memory_that_ends_between_rounds_is_an_answer_and_the_host_goes_on(
         with pytest.raises(MemoryError):
             host.advance(world.spec("1"), 5, None)
     assert host.advance(world.spec("1"), 2, None)[0].step == 2
+
+
+def test_an_answer_that_memory_does_not_hold_is_given_again(
+    world: Any, make_host: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = list[BaseException | None]()
+    answered = Future.set_exception
+
+    def fail_first(future: Future[Any], error: BaseException | None) -> None:
+        answers.append(error)
+        if len(answers) <= 2:
+            raise MemoryError
+        answered(future, error)
+
+    host = make_host()
+    monkeypatch.setattr(Future, "set_exception", fail_first)
+    with pytest.raises(MemoryError):
+        host.decompose(("nowhere",), 4, "top")
+    assert len(answers) == 3
 
 
 def test_a_forgotten_trial_goes_on_from_its_snapshot(world: Any, make_host: Make, distance: Distance) -> None:

@@ -6,9 +6,11 @@ It says how busy its node and device are, under MLflow's own names of system met
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -26,6 +28,7 @@ from loraxs_search.search.hosts.host_config import HostConfig
 from loraxs_search.versions import with_python
 
 _MEGABYTE = 1e6  # as MLflow counts them
+UNBORN_S = 10.0  # a thread begins within milliseconds
 
 
 class NodeUsage:
@@ -76,13 +79,33 @@ def _gpu_usage() -> Mapping[str, float]:
     return readings
 
 
+@functools.cache
+def _end_with_unborn_threads() -> None:
+    """Have this process end when one of its threads has not begun long after it was started.
+
+    `Thread.start` waits until its thread has begun. Where memory ends in between, Python 3.11 waits for ever, and
+    whoever waits for an answer does too. A host that is lost is replaced.
+    """
+    threading.Thread(target=_watch_threads, name="unborn-threads", daemon=True).start()
+
+
+def _watch_threads() -> None:
+    before = set[threading.Thread]()
+    while True:
+        time.sleep(UNBORN_S)
+        with contextlib.suppress(MemoryError):
+            unborn = {thread for thread in threading.enumerate() if not thread.is_alive()}
+            if unborn & before:
+                os._exit(1)
+            before = unborn
+
+
 class HostActor:
     """A host in a process of its own. It is built at the first call, so that its errors keep their type.
 
     Ray calls it from `HostConfig.max_callers` threads, and from one more for each of the groups `baselines` and
-    `commands`. A node may have
-    joined after the driver looked at all there were: whatever keeps a host from being built there is a `ClusterError`
-    to the trials that were given to it.
+    `commands`. A node may have joined after the driver looked at all there were: whatever keeps a host from being built
+    there is a `ClusterError` to the trials that were given to it.
 
     Args:
         threads: CPU threads for computation.
@@ -90,6 +113,7 @@ class HostActor:
     """
 
     def __init__(self, config: HostConfig, threads: int, address: str) -> None:
+        _end_with_unborn_threads()
         self._config, self._threads, self._address = config, threads, address
         self._host: Host | None = None
         self._first: Task | None = None  # that it was built for

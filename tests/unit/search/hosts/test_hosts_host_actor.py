@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,9 +28,29 @@ from loraxs_search.search.hosts.host_config import MAX_CALLERS, HostConfig
 from loraxs_search.search.hosts.study_actors import check_unchanged
 from loraxs_search.versions import with_python
 
+# A host one of whose threads has no memory to begin.
+THREADLESS = """
+import threading
+from loraxs_search.search.hosts import host_actor
+
+host_actor.UNBORN_S = 0.1
+host_actor.HostActor(None, 1, "10.0.0.7")
+
+class Thread(threading.Thread):
+    def _bootstrap_inner(self):
+        raise MemoryError
+
+Thread(daemon=True).start()
+"""
 OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
 CONFIG = HostConfig(BaseModelRef("base"), "float32", 1, False, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
+
+
+def test_a_host_one_of_whose_threads_never_begins_ends_where_others_would_wait_for_ever() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADLESS], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "MemoryError" in done.stderr, "of the thread; nobody has caught it"
 
 
 def test_versions_like_the_drivers_are_fine() -> None:
