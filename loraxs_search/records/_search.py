@@ -28,7 +28,7 @@ class SearchPlan:
         sampler_params: What the sampler takes, by the names that it declares.
         time_budget_s: The search stops proposing and running trials after this, over all drivers; None means no limit.
         keep_hosts_s: How long hosts stay loaded after the search, for the next one on the same cluster; None ends them.
-        max_failures: How often a trial is restarted after losing its host or node.
+        max_failures: How often a trial may lose its host or node between two reports.
         pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial alone.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
         device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.

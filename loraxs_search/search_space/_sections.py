@@ -254,7 +254,7 @@ class SearchSection(Section):
     keep_hosts: Duration | None = None
     """How long a cluster keeps the base loaded for the next search, such as `10m`."""
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
-    """How often a trial restarts after it has lost its host or node, before it fails."""
+    """How often a trial may lose its host or node between two reports, before it fails."""
     pack_size: PackSize = SearchPlan.pack_size
     """Trials that share a device. `auto` takes as many as fill it; 1 trains each trial alone."""
     precision: Precision = SearchPlan.precision

@@ -10,7 +10,7 @@ cluster, while its head and the driver are outside; then the bytes through the b
 
 A search is interrupted when 95 % of its trials have ended, and resumed to its end. `overhead` is wall time by trials
 ended while it runs; it is the driver's own cost as long as slots wait for it, which `capacity` tells (trials a second
-that the slots could take). The first trials, while the slots' processes start, are left out.
+that the slots could take). The first trials, while slots and hosts start, are left out.
 
 --recorded N runs nothing: it writes a study of N trials that have ended and measures what a resumed driver does with it
 before its first trial, and how long proposals take.

@@ -109,7 +109,7 @@ def test_a_node_that_joins_is_used_and_the_one_that_leaves_loses_nothing(
     cluster: Any, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
     first = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-    plan = ("search.trials=9", "search.scheduler=none", "search.max_steps=60", "search.report_every=4")
+    plan = ("search.trials=9", "search.scheduler=none", "search.max_steps=240", "search.report_every=10")
     plan += ("search.pack_size=1",)
     search = Search(tiny_space, "comes-and-goes", cluster.address, *plan)
     search.await_that(search.view.reported.is_set)

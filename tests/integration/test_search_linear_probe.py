@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from loraxs_search.assets import PROBE
+from loraxs_search.errors import HomeError
 from loraxs_search.registry.manifest import read
 from loraxs_search.studies import StudyFolder
 
@@ -31,3 +32,16 @@ def test_all_trials_and_refits_start_from_the_studys_probe(search: Callable[...,
 def test_heads_that_start_at_random_have_none(search: Callable[..., SearchResult]) -> None:
     search("unprobed", "search.trials=1", "promotion.seeds=0", "parameters.head_init=random")
     assert PROBE not in StudyFolder.open("unprobed").assets()
+
+
+def test_a_disk_that_is_full_before_the_first_trial_ends_the_search(
+    search: Callable[..., SearchResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise HomeError("No space left to write it.", hint="free some space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StudyFolder, "write_asset", full)
+        with pytest.raises(HomeError, match="No space left"):
+            search("unwritten", "search.trials=1", "promotion.seeds=0")
+    assert StudyFolder.open("unwritten").journal().records == {}

@@ -210,10 +210,8 @@ class StudySearcher(Unpickled, Searcher):
             return None
 
     def _suggest(self, tune_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
-        if self.fatal_error is not None:
-            return None
-        if self._is_over():
-            return Searcher.FINISHED
+        if self.fatal_error is not None or self._is_over():
+            return Searcher.FINISHED  # at None, with no trial at work, Tune would ask again for ten minutes
         if not self._pending and not self._may_propose_new():
             return None  # a trial in Tune may yet be paused, so that it is to be proposed again
         if len(self._trial_ids) >= self._actors.slot_counter.max_concurrent:

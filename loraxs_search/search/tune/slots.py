@@ -1,6 +1,6 @@
 """The slots of a search: each reserves its share of a device, and none has a process.
 
-Ray Tune makes an actor for each trial that runs: a process of 130 MB, which takes a second of CPU time to start. What
+Ray Tune makes an actor for each trial that runs: a process of 105 MB, which takes a second of CPU time to start. What
 it gets here instead is a `Slot`. That passes what Tune asks on to the one process of the slot's node.
 
 Tune has a point for that, for developers: a controller takes another resource manager, and what that acquires decides

@@ -1,4 +1,4 @@
-"""When Tune's loop ends before its trials have, and how often a trial's process may be lost.
+"""When Tune's loop ends before its trials have, and how often a trial's host may be lost.
 
 A node's death is one loss, however often the dead node is offered again.
 

@@ -83,7 +83,7 @@ def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySear
     )
     started.on_trial_complete("y", {STEP: 40, FAILED: "something"})
     assert states(started) == [TrialState.RUNNING] * 2, "what comes after is not recorded: it is done again"
-    assert started.suggest("z") is None
+    assert started.suggest("z") == Searcher.FINISHED, "Tune asks no more"
 
 
 def test_what_the_ledger_cannot_write_is_left_to_the_driver(
