@@ -60,6 +60,7 @@ class History:
 
     def write(self, path: Path) -> None:
         """Write one line an operation."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(asdict(op)) + "\n" for op in self.ops))
 
 

@@ -20,11 +20,11 @@ PLAN = {"trials": 2 * AT_ONCE, "pack_size": AT_ONCE, "max_steps": STEPS, "report
 
 
 class Killer(SilentView):
-    """Looks at Ray's processes at two reports, and kills the one that trains trials at the first."""
+    """Looks at Ray's processes at two reports, and kills one at the first."""
 
-    def __init__(self, descendants: Callable[[int, str], list[int]]) -> None:
-        self._descendants, self._num_reports = descendants, 0
-        self.processes, self.advancers = list[int](), list[list[int]]()
+    def __init__(self, descendants: Callable[[int, str], list[int]], title: str) -> None:
+        self._descendants, self._title, self._num_reports = descendants, title, 0
+        self.processes, self.found = list[int](), list[list[int]]()
 
     def happened(self, event: ShownEvent) -> None:
         if isinstance(event, TrialReported):
@@ -34,22 +34,24 @@ class Killer(SilentView):
 
     def look(self) -> None:
         self.processes += self._descendants(os.getpid(), "ray::")
-        self.advancers.append(self._descendants(os.getpid(), "TrialAdvancer"))
-        if len(self.advancers) == 1:
-            os.kill(self.advancers[0][0], signal.SIGKILL)
+        self.found.append(self._descendants(os.getpid(), self._title))
+        if len(self.found) == 1:
+            os.kill(self.found[0][0], signal.SIGKILL)
 
 
-def test_trials_share_one_process_and_lose_no_report_when_it_is_killed(
+@pytest.mark.parametrize("title", ["TrialAdvancer", pytest.param("HostDirectory", marks=pytest.mark.long)])
+def test_trials_share_one_process_and_lose_no_report_when_it_or_the_owner_of_hosts_is_killed(
+    title: str,
     simulated: Callable[..., SearchResult],
     tiny_space: Path,
     agree: Callable[..., object],
     descendants: Callable[[int, str], list[int]],
 ) -> None:
-    killer: Any = Killer(descendants)
+    killer: Any = Killer(descendants, title)
     overrides = [f"search.{name}={value}" for name, value in PLAN.items()]
-    result = launch(str(tiny_space), name="killer", overrides=[*overrides, "promotion.seeds=0"], view=killer)
-    agree("killer", 2 * AT_ONCE)
-    first, second = killer.advancers
+    result = launch(str(tiny_space), name=title, overrides=[*overrides, "promotion.seeds=0"], view=killer)
+    agree(title, 2 * AT_ONCE)
+    first, second = killer.found
     assert (len(first), len(second)) == (1, 1)
     assert first != second
     assert len(killer.processes) / 2 < AT_ONCE, "the host, directory, snapshot store, and a few for short tasks"

@@ -85,6 +85,7 @@ class SearchSession:
             folder=folder,
             state=self._study.state,
         )
+        self._searcher.is_stopped = stop.is_set
 
     def run(self) -> SearchResult:
         """Search until the budget is used and nobody asks for more; return the result.
@@ -195,6 +196,7 @@ class SearchSession:
 
     def _run_tuner(self) -> None:
         searcher, metric = self._searcher, self._info.task.search_metric
+        searcher.begin_loop()
         scheduler = TuneScheduler(self._scheduler, metric, searcher.abort, searcher.should_leave)
         watch = LoopWatch(
             lambda: self._stop.is_set() or searcher.fatal_error is not None,

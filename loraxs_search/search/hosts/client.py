@@ -13,7 +13,13 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RaySystemError,
+)
 
 from loraxs_search.packing import Host
 from loraxs_search.records import (
@@ -99,8 +105,9 @@ def kill(actor: SnapshotStoreHandle | DirectoryHandle | HostHandle | AdvancerHan
     ray.kill(cast("ActorHandle[Any]", actor))
 
 
-# The host died, or its node did; to Ray one that its memory monitor has ended is no actor that died.
-HOST_LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError)
+# The host died, or its node did, or its answer was lost; to Ray one that its memory monitor has ended is no actor that
+# died, and a system error is of a process without the memory to say its answer.
+HOST_LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError, ObjectLostError, RaySystemError)
 _MAX_LOSSES = 3
 
 

@@ -152,8 +152,11 @@ def start_directory(config: HostConfig, warm_name: str | None) -> tuple[str, Dir
         warm_name: Of hosts that outlive the search; the directory that has it already is taken. None ends them with it.
     """
     name = warm_name or f"directory-{uuid.uuid4().hex}"
-    outliving = {"lifetime": "detached", "get_if_exists": True} if warm_name else {}
-    actor = _RemoteDirectory.options(name=name, namespace=NAMESPACE, **outliving, **pinned(here()))
+    if warm_name:  # it ends itself, and its hosts by that
+        life: dict[str, Any] = {"lifetime": "detached", "get_if_exists": True}
+    else:  # its hosts die with it, and are asked for anew
+        life = {"max_restarts": -1, "max_task_retries": -1}
+    actor = _RemoteDirectory.options(name=name, namespace=NAMESPACE, **life, **pinned(here()))
     return name, cast("DirectoryHandle", actor.remote(config, warm_name is not None))
 
 

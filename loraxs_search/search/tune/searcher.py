@@ -104,6 +104,7 @@ class StudySearcher(Unpickled, Searcher):
         state: SteeringState | None = None,
     ) -> None:
         super().__init__()
+        self.is_stopped: Callable[[], bool] = lambda: False  # whether the driver is to end
         self.take_commands: Callable[[], None] = lambda: None  # called at each step of Tune's loop
         self._state = state or SteeringState()
         self._leaving: set[str] = set()  # trials that a report ended in Tune since a user paused them
@@ -155,6 +156,14 @@ class StudySearcher(Unpickled, Searcher):
     def to_cancel(self) -> list[str]:
         """The trials in Tune that are to end at their next step."""
         return [trial_id for trial_id in self._trial_ids.values() if trial_id in self._state.at_once]
+
+    def begin_loop(self) -> None:
+        """Have Tune's next loop propose what an earlier one has left without an end, as at the end of a time budget."""
+        self._trial_ids, self._leaving = {}, set()
+        unfinished = [record.trial_id for record in self._ledger.unfinished()]
+        self._parked &= set(unfinished)
+        self._pending = [trial_id for trial_id in unfinished if trial_id not in self._parked]
+        self.apply_commands()
 
     def on_loop_step(self) -> None:
         """Do what is done at each step of Tune's loop; Tune has another loop while no trial runs."""
@@ -210,7 +219,7 @@ class StudySearcher(Unpickled, Searcher):
             return None
 
     def _suggest(self, tune_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
-        if self.fatal_error is not None or self._is_over():
+        if self.fatal_error is not None or self.is_stopped() or self._is_over():
             return Searcher.FINISHED  # at None, with no trial at work, Tune would ask again for ten minutes
         if not self._pending and not self._may_propose_new():
             return None  # a trial in Tune may yet be paused, so that it is to be proposed again

@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import safetensors.numpy
-from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RaySystemError, RayTaskError
 from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
@@ -163,7 +163,14 @@ class Places:
 
 
 @pytest.mark.parametrize(
-    "loss", [RayActorError(), OutOfMemoryError("low"), ActorUnschedulableError("its node is gone")], ids=type
+    "loss",
+    [
+        RayActorError(),
+        OutOfMemoryError("low"),
+        ActorUnschedulableError("its node is gone"),
+        RaySystemError("no buffer"),
+    ],
+    ids=type,
 )
 def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss: Exception) -> None:
     def trained(places: Places) -> object:

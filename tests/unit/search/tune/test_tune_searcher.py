@@ -86,6 +86,19 @@ def test_a_disk_that_a_trial_met_ends_the_search_and_no_trial(started: StudySear
     assert started.suggest("z") == Searcher.FINISHED, "Tune asks no more"
 
 
+def test_a_search_that_is_stopped_has_tune_ask_no_more(started: StudySearcher) -> None:
+    started.is_stopped = lambda: True
+    assert started.suggest("z") == Searcher.FINISHED
+
+
+def test_what_a_loop_has_left_without_an_end_is_proposed_by_the_next(started: StudySearcher) -> None:
+    """As at the end of a time budget that a user extends later."""
+    started._ledger.trial_ended("00000", TrialState.PRUNED, "the time budget is used up")
+    started.begin_loop()
+    assert isinstance(started.suggest("z"), dict)
+    assert started._trial_ids == {"z": "00001"}
+
+
 def test_what_the_ledger_cannot_write_is_left_to_the_driver(
     started: StudySearcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
