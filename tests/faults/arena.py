@@ -70,13 +70,13 @@ class Arena:
         """Return a worker's machine."""
         return self.boxes.boxes[victim % 2]
 
-    def reboot(self, victim: int, **env: str) -> None:
-        """Start a worker's machine again, and its Ray node, with an environment of its own."""
+    def reboot(self, victim: int) -> None:
+        """Start a worker's machine again, and its Ray node."""
         node, box = self.worker(victim), self.box(victim)
         node.kill()
         box.reboot()
         node.prefix = box.prefix
-        self.cluster.start_again(1 + victim % 2, **env)
+        self.cluster.start_again(1 + victim % 2)
 
     def signal_driver(self, study: str, number: signal.Signals) -> subprocess.Popen[str] | None:
         """Send a signal to the driver of a study that began last, if it lives."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from support.boxes import Way
-from support.clocks import wrong_clock
 
 from faults.arena import STUDIES, Arena
 from faults.world import no_more_memory, slowed, titled, tree
@@ -110,13 +109,6 @@ def _clock_wrong(place: Arena, victim: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _worker_clock_wrong(place: Arena, victim: int) -> Iterator[None]:
-    """Reboot a worker into a wrong time, which it keeps until its next reboot."""
-    place.reboot(victim, RAY_LD_PRELOAD_ON_WORKERS="1", **wrong_clock(_CLOCKS[victim]))
-    yield
-
-
-@contextlib.contextmanager
 def _worker_memory_used_up(place: Arena, victim: int) -> Iterator[None]:
     """Give the worker's hosts and trials not one page more: what they ask for fails.
 
@@ -207,7 +199,6 @@ KINDS = {
     "worker slow": FaultKind(_worker_slow, "worker {}"),
     "worker's memory used up": FaultKind(_worker_memory_used_up, "worker {}"),
     "worker's memory full": FaultKind(_worker_memory_full, "worker {}"),
-    "worker's clock wrong": FaultKind(_worker_clock_wrong, "worker {}"),
     "worker's cable cut": FaultKind(_cable_cut("both"), "worker {}"),
     "worker not heard": FaultKind(_cable_cut("out"), "worker {}"),
     "worker hears nothing": FaultKind(_cable_cut("in"), "worker {}"),
