@@ -142,6 +142,7 @@ class TrialAdvancer:
         self._keep(slot, _Kept(spec.trial_id, report.step, snapshot))
         return self._result(spec, replace(report, host=str(place)))
 
+    @ray.method(max_task_retries=0)
     async def forget(self, slot: str) -> None:
         """Drop what is kept for a slot that is no longer used."""
         self._kept.pop(slot, None)

@@ -61,6 +61,7 @@ class Advancers:
         self._settings, self._last_step = settings, last_step
         self._by_node: dict[str, AdvancerHandle] = {}
         self._last_calls: dict[str, ObjectRef[dict[str, Any]]] = {}  # by node
+        self._calls: dict[str, ObjectRef[dict[str, Any]]] = {}  # by slot
 
     def advance(self, place: Place, slot: str, trial_id: str, spec: str) -> ObjectRef[dict[str, Any]]:
         """Have a trial trained to its next report, in a slot at a place."""
@@ -70,16 +71,20 @@ class Advancers:
             self._end_those_of_lost_nodes()
             self._by_node[place.node_id] = self._start(place.node_id)
         call = self._by_node[place.node_id].advance.remote(slot, spec, place, self._last_step(trial_id))
-        self._last_calls[place.node_id] = call
+        self._last_calls[place.node_id] = self._calls[slot] = call
         return call
 
     def forget(self, place: Place, slot: str) -> None:
         """Drop what the process of a place keeps for a slot."""
+        self._calls.pop(slot, None)
         if (advancer := self._by_node.get(place.node_id)) is not None:
             advancer.forget.remote(slot)
 
     def close(self) -> None:
-        """End all processes now."""
+        """End all processes now, and what they were asked."""
+        for call in self._calls.values():
+            if not _is_done(call):
+                ray.cancel(call)  # else Ray says on stdout that it will ask again
         for advancer in self._by_node.values():
             kill(advancer)
 
@@ -95,9 +100,13 @@ class Advancers:
             kill(self._by_node.pop(node_id))
 
 
+def _is_done(call: ObjectRef[Any]) -> bool:
+    return bool(ray.wait([call], timeout=0)[0])
+
+
 def _has_died(call: ObjectRef[dict[str, Any]]) -> bool:
     """Return whether a call has ended with the process that it was made to."""
-    if not ray.wait([call], timeout=0)[0]:
+    if not _is_done(call):
         return False
     try:
         ray.get(call)
@@ -143,7 +152,7 @@ class Slot:
     def _stop(self) -> ObjectRef[Place]:
         if self._is_used:
             self._advancers.forget(ray.get(self._place), self._name)
-        elif not ray.wait([self._place], timeout=0)[0]:
+        elif not _is_done(self._place):
             ray.cancel(self._place)  # after ten minutes Tune would kill an actor, which a slot is not
         return self._place  # what finds it has ended before Tune gives back the share: Ray would kill it, and try again
 

@@ -224,6 +224,7 @@ def test_a_process_that_died_for_good_is_replaced_and_those_of_lost_nodes_end(mo
     killed, died, living = list[Any](), list[Any](), ["a", "b"]
     monkeypatch.setattr(slots, "kill", killed.append)
     monkeypatch.setattr(slots, "_has_died", lambda call: call in died)
+    monkeypatch.setattr(slots, "_is_done", lambda call: True)
     monkeypatch.setattr(slots, "living_nodes", lambda: [SimpleNamespace(node_id=name) for name in living])
     advancers = Recorded()
 
