@@ -58,7 +58,6 @@ def _interrupts(say: Callable[[str], None], is_training: Callable[[], bool], sto
         if not is_training():
             raise KeyboardInterrupt
 
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # read by Tune when its loop starts
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -285,13 +285,12 @@ def study_facts(name: str) -> dict[str, Any]:
 
 def _sizes(folder: Path) -> dict[str, int]:
     """Return the bytes of a study's files, by the folder they are in, `records` for those in none."""
-    sizes = {"records": 0}
+    sizes = Counter(records=0)
     for path in paths_under(folder):
         with contextlib.suppress(FileNotFoundError):  # a search at work has replaced or removed it
             if stat.S_ISREG((status := path.lstat()).st_mode):
                 first, *rest = path.relative_to(folder).parts
-                name = first if rest else "records"
-                sizes[name] = sizes.get(name, 0) + status.st_size
+                sizes[first if rest else "records"] += status.st_size
     return sizes
 
 

@@ -349,8 +349,7 @@ class _Guard:
             if num_bytes > limits.body_bytes:
                 raise HTTPException(413, f"A request may have at most {limits.body_bytes:,} bytes.")
             if self._open_bytes > limits.open_bytes:
-                most = f"{limits.open_bytes:,} bytes"
-                raise HTTPException(429, f"Requests without an answer may have {most} together: try again later.")
+                raise HTTPException(429, f"Open requests may have {limits.open_bytes:,} bytes together: try later.")
             return message
 
         async def noted(message: Message) -> None:

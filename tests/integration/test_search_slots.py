@@ -20,7 +20,7 @@ PLAN = {"trials": 2 * AT_ONCE, "pack_size": AT_ONCE, "max_steps": STEPS, "report
 
 
 class Killer(SilentView):
-    """Looks at Ray's processes at two reports, and kills one at the first."""
+    """Counts Ray's processes at two reports, and kills one at the first."""
 
     def __init__(self, descendants: Callable[[int, str], list[int]], title: str) -> None:
         self._descendants, self._title, self._num_reports = descendants, title, 0

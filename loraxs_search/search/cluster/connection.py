@@ -115,16 +115,13 @@ def _check_token(address: str, place: str) -> None:
 NAMESPACE = "loraxs-search"
 
 # Read by Ray when it is imported or initialised, hence set before `import ray`:
-# - loggers: CSV, JSON and TensorBoard files of every trial on the driver, none of which we read;
 # - strict metric check: a trial that failed reports its reason and no metric;
 # - niceness: workers of a Ray started here would run at 15 and be starved twentyfold by any other busy process;
 # - snapshots: Tune's own are never used (the study folder is the truth), so they are made rare.
 _RAY_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_worker_niceness": "0",
 }

@@ -184,7 +184,7 @@ class SearchSession:
         Tune does not wait: without trials to run it would hold slots and warn of missing resources.
         """
         searcher = self._searcher
-        while searcher.has_more and searcher.fatal_error is None and not self._stop.is_set():
+        while searcher.has_more and not searcher.must_end:
             if not searcher.is_waiting:
                 self._run_tuner()
                 continue
@@ -198,12 +198,7 @@ class SearchSession:
         searcher, metric = self._searcher, self._info.task.search_metric
         searcher.begin_loop()
         scheduler = TuneScheduler(self._scheduler, metric, searcher.abort, searcher.should_leave)
-        watch = LoopWatch(
-            lambda: self._stop.is_set() or searcher.fatal_error is not None,
-            searcher.on_loop_step,
-            searcher.abort,
-            self._deadline,
-        )
+        watch = LoopWatch(lambda: searcher.must_end, searcher.on_loop_step, searcher.abort, self._deadline)
         advancers = Advancers(self._settings(), self._ledger.last_step)
         tune_folder = self._folder.path / "tune"
         run_tuner(searcher, scheduler, self._info.search, advancers, tune_folder, self._deadline, watch)

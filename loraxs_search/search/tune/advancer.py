@@ -30,8 +30,8 @@ STEP = "step"
 REPORT = "report"
 FAILED = "failed"
 CANCELLED = "cancelled"  # a user stopped the trial: there is no report
-_MAX_KEPT_BYTES = 1 << 30
 FATAL = "fatal_error"  # (message, hint) of an error that is not the trial's
+_MAX_KEPT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)

@@ -112,10 +112,15 @@ class StudySearcher(Unpickled, Searcher):
         self._sampler, self._folder = sampler, folder
         self._ledger, self._plan, self._actors = ledger, plan, actors
         self._scheduler, self._deadline = scheduler, deadline
-        self._pending = [record.trial_id for record in ledger.unfinished()]
+        self._pending: list[str] = []
         self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         self._outcomes = Outcomes()
-        self.apply_commands()
+        self.begin_loop()
+
+    @property
+    def must_end(self) -> bool:
+        """Whether Tune's loop is to end now, whatever its trials do."""
+        return self.fatal_error is not None or self.is_stopped()
 
     @property
     def early_end(self) -> str | None:
@@ -158,7 +163,7 @@ class StudySearcher(Unpickled, Searcher):
         return [trial_id for trial_id in self._trial_ids.values() if trial_id in self._state.at_once]
 
     def begin_loop(self) -> None:
-        """Have Tune's next loop propose what an earlier one has left without an end, as at the end of a time budget."""
+        """Propose all unfinished trials in Tune's next loop: the last one leaves some where the time budget ends it."""
         self._trial_ids, self._leaving = {}, set()
         unfinished = [record.trial_id for record in self._ledger.unfinished()]
         self._parked &= set(unfinished)
@@ -219,7 +224,7 @@ class StudySearcher(Unpickled, Searcher):
             return None
 
     def _suggest(self, tune_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
-        if self.fatal_error is not None or self.is_stopped() or self._is_over():
+        if self.must_end or self._is_over():
             return Searcher.FINISHED  # at None, with no trial at work, Tune would ask again for ten minutes
         if not self._pending and not self._may_propose_new():
             return None  # a trial in Tune may yet be paused, so that it is to be proposed again

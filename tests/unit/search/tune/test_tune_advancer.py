@@ -187,7 +187,7 @@ def test_a_trial_whose_host_is_lost_asks_the_next_one_a_few_times(loss: Exceptio
     given_up = Places(*[loss] * (SETTINGS.max_failures + 1))
     with pytest.raises(type(loss)):
         trained(given_up)
-    assert len(given_up.lost) == SETTINGS.max_failures + 2, "the last loss is told too, for the next trial"
+    assert len(given_up.lost) == SETTINGS.max_failures + 2, "the directory hears of the last one, for the next trial"
 
 
 def test_a_state_that_cannot_be_read_ends_the_trial_with_the_reason() -> None:
