@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import json
 import re
+import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ STUDY_ID = "loraxs.study_id"
 KIND = "loraxs.kind"
 TRIAL_ID = "trial_id"
 DIGEST = "loraxs.digest"
+_AT_ONCE = 4  # as many as a server of MLflow has processes, unless it is told otherwise
 SEARCH = ""  # the search's own run has no trial id
 _MAX_POINTS, _MAX_NAMES = 800, 100  # log_batch takes 1000 entities, of which 100 params and 100 tags
 
@@ -39,15 +41,24 @@ class _Batch:
 
 
 class StudyRuns:
-    """One parent run and a child per trial. Blocking, one thread; every call may be repeated without effect.
+    """One parent run and a child per trial. Blocking; every call may be repeated without effect.
+
+    Threads may write runs of different trials at the same time.
+
+    Args:
+        is_shared: Whether machines continue with the study from copies of its log: a run may be that of a trial which
+            was lost with another machine's log, and its number given to a new one.
 
     Run ids are remembered in `map_path`. The store is asked for a run only when one may exist that
     the map lacks: its trial is of an earlier process, or creating it failed half-way.
     """
 
-    def __init__(self, uri: str, *, study: str, study_id: str, experiment: str, map_path: Path) -> None:
-        self._uri, self._experiment = uri, experiment
+    def __init__(
+        self, uri: str, *, study: str, study_id: str, experiment: str, map_path: Path, is_shared: bool = False
+    ) -> None:
+        self._uri, self._experiment, self._is_shared = uri, experiment, is_shared
         self._doubtful = {SEARCH}
+        self._bare = set[str]()  # runs made here that cannot have a model yet
         self._running: set[str] = set()
         self._identity = {STUDY: study, STUDY_ID: study_id}
         self._map = _RunMap(map_path)
@@ -56,8 +67,19 @@ class StudyRuns:
         self._experiment_id = ""
 
     def doubt(self, trials: Collection[str]) -> None:
-        """Ask the store whether trials of earlier processes have runs."""
+        """Ask the store whether trials of earlier processes have runs.
+
+        Args:
+            trials: All that the log knows.
+        """
         self._doubtful.update(trials)
+        if self._is_shared:
+            self._map.forget_all_but({SEARCH, *trials})  # what was copied after the log may be ahead of it
+
+    @property
+    def at_once(self) -> int:
+        """How many runs to write at the same time; an embedded store takes one write after the other."""
+        return 1 if artifact_root(self._uri) is not None else _AT_ONCE
 
     @property
     def client(self) -> MlflowClient:
@@ -81,12 +103,16 @@ class StudyRuns:
         return self._map.get(trial_id, kind)
 
     def run(self, trial_id: str, at: float, name: str = "") -> str:
-        """Return the run id of a trial, or of the search; the run is created if there is none, under this name."""
+        """Return the run id of a trial, or of the search; the run is created if there is none, under this name.
+
+        Args:
+            at: When the trial, or the search, began.
+        """
         known = self.known(trial_id)
         if known is not None:
             return known
         tags = self._identity | ({KIND: "trial", TRIAL_ID: trial_id} if trial_id else {KIND: "search"})
-        existing = self._search(tags) if trial_id in self._doubtful else None
+        existing = self._search(tags, at) if self._is_shared or trial_id in self._doubtful else None
         run_id = existing or self._create(trial_id, at, tags, name)
         self._map.put(trial_id, "run_id", run_id)
         self._doubtful.discard(trial_id)
@@ -112,8 +138,11 @@ class StudyRuns:
 
     def log_model(self, trial_id: str, run_id: str, folder: Path, digest: str) -> str:
         """Keep the files of `folder` as a logged model of the run, once per digest, and return its id."""
-        known = self.client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'")
-        model = next((model for model in known if model.tags.get(DIGEST) == digest), None)
+        is_bare, model = run_id in self._bare, None
+        self._bare.discard(run_id)
+        if not is_bare:
+            known = self.client.search_logged_models([self._experiment_id], f"source_run_id = '{run_id}'")
+            model = next((model for model in known if model.tags.get(DIGEST) == digest), None)
         if model is None:
             model = self.client.create_logged_model(
                 self._experiment_id,
@@ -126,15 +155,15 @@ class StudyRuns:
         if str(model.status) != "READY":
             self.client.log_model_artifacts(model_id, str(folder))
             self.client.finalize_logged_model(model_id, "READY")
-        self._show_model(run_id, model_id)
+        self._show_model(run_id, model_id, is_first=is_bare)
         self._map.put(trial_id, "model_id", model_id)
         return model_id
 
-    def _show_model(self, run_id: str, model_id: str) -> None:
+    def _show_model(self, run_id: str, model_id: str, *, is_first: bool) -> None:
         """Name a logged model among what its run has made, as MLflow's table of runs lists it."""
         from mlflow.entities import LoggedModelOutput
 
-        outputs = self.client.get_run(run_id).outputs
+        outputs = None if is_first else self.client.get_run(run_id).outputs
         if outputs is None or all(output.model_id != model_id for output in outputs.model_outputs):
             self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
 
@@ -167,10 +196,13 @@ class StudyRuns:
         self.client.set_terminated(run_id, status, _ms(at))
         self._running.discard(run_id)
 
-    def send(self) -> None:
-        """Send what was collected, one batch per run."""
-        for run_id in list(self._batches):
-            self._send(run_id)
+    def send(self, trial_id: str | None = None) -> None:
+        """Send what was collected for the run of a trial, or for every run."""
+        if trial_id is None:
+            for run_id in list(self._batches):
+                self._send(run_id)
+        elif (known := self.known(trial_id)) is not None:
+            self._send(known)
 
     def forget(self) -> None:
         """Drop what was collected and not sent."""
@@ -197,13 +229,19 @@ class StudyRuns:
         self._doubtful.add(trial_id)  # until the answer is here, and written down
         created = self.client.create_run(self._experiment_id, start_time=_ms(at), tags=tags | extra, run_name=name)
         run_id = str(created.info.run_id)
+        self._bare.add(run_id)
         self._running.add(run_id)
         return run_id
 
-    def _search(self, tags: Mapping[str, str]) -> str | None:
+    def _search(self, tags: Mapping[str, str], at: float) -> str | None:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != STUDY)
-        runs = self.client.search_runs([self._experiment_id], query, max_results=1)
-        return str(runs[0].info.run_id) if runs else None
+        for run in self.client.search_runs([self._experiment_id], query, max_results=10):
+            run_id = str(run.info.run_id)
+            if TRIAL_ID not in tags or not self._is_shared or run.info.start_time == _ms(at):
+                return run_id
+            self.client.set_tag(run_id, TRIAL_ID, f"{tags[TRIAL_ID]}, lost with the log of another machine")
+            self.client.set_terminated(run_id, "KILLED")
+        return None
 
 
 class _RunMap:
@@ -214,6 +252,7 @@ class _RunMap:
             with disk_faults(path), path.open("ab") as file:
                 file.write(b"\n")
         self._log = AppendLog(path)
+        self._lock = threading.Lock()
         self._ids: dict[tuple[str, str], str] = {}
         for line in self._log.new_lines():
             with contextlib.suppress(ValueError):  # a line that is damaged
@@ -223,10 +262,14 @@ class _RunMap:
     def get(self, trial_id: str, kind: str) -> str | None:
         return self._ids.get((trial_id, kind))
 
+    def forget_all_but(self, trials: Collection[str]) -> None:
+        self._ids = {key: value for key, value in self._ids.items() if key[0] in trials}
+
     def put(self, trial_id: str, kind: str, value: str) -> None:
-        if self._ids.get((trial_id, kind)) != value:
-            self._log.append(json.dumps([trial_id, kind, value]).encode() + b"\n")
-            self._ids[trial_id, kind] = value
+        with self._lock:
+            if self._ids.get((trial_id, kind)) != value:
+                self._log.append(json.dumps([trial_id, kind, value]).encode() + b"\n")
+                self._ids[trial_id, kind] = value
 
 
 def _ensure_experiment(client: MlflowClient, name: str, uri: str) -> str:

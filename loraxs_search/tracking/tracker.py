@@ -39,13 +39,21 @@ class Tracker:
         uri: The store, as `resolve_uri` gives it.
         experiment: MLflow experiment the runs appear in, created when missing.
         selection: Which step of a trial becomes its adapter; None if that is the last one of each.
+        is_shared: Whether machines continue with the study from copies of its log.
     Raises:
         StudyError: the log is damaged.
         HomeError: the folder cannot be written.
     """
 
     def __init__(
-        self, study: str, study_dir: Path, uri: str, experiment: str, selection: CheckpointSelection | None = None
+        self,
+        study: str,
+        study_dir: Path,
+        uri: str,
+        experiment: str,
+        selection: CheckpointSelection | None = None,
+        *,
+        is_shared: bool = False,
     ) -> None:
         self._followed = FollowedLog(study, study_dir)
         self._uri = uri
@@ -56,6 +64,7 @@ class Tracker:
             study_id=self._followed.study_id,
             experiment=experiment,
             map_path=study_dir / "tracking.runs.jsonl",
+            is_shared=is_shared,
         )
         self._recorder = Recorder(self._runs, study_dir, selection)
         self.was_finished = False  # whether the search was said to have ended, when this was opened

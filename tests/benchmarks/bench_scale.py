@@ -372,13 +372,13 @@ def main() -> int:
         print(json.dumps(take_up(arguments.recorded)))
         return 0
     rows = []
-    for num_trials in arguments.trials:
-        with a_place(arguments.boxes, arguments.team) as place:
+    with a_place(arguments.boxes, arguments.team) as place:
+        for num_trials in arguments.trials:
             rows.append(search(place, num_trials, arguments.at_once, arguments.pace, arguments.profile))
-        shown = {key: value for key, value in rows[-1].items() if key != "looks"}
-        print(json.dumps(shown), file=sys.stderr, flush=True)
-        if arguments.json:
-            arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+            shown = {key: value for key, value in rows[-1].items() if key != "looks"}
+            print(json.dumps(shown), file=sys.stderr, flush=True)
+            if arguments.json:
+                arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
     columns = [key for key in rows[0] if key not in ("looks", "mlflow_calls")]
     print("|", " | ".join(columns), "|\n|", " | ".join("--:" for _ in columns), "|")
     for row in rows:

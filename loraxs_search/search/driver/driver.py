@@ -82,7 +82,12 @@ class Driver:
             actors.start_from = keep_start(folder)
             journal, uri = folder.journal(), self._info.tracking_uri
             tracker = Tracker(
-                folder.name, folder.path, uri, self._info.task.registered_name, folder.checkpoint_selection
+                folder.name,
+                folder.path,
+                uri,
+                self._info.task.registered_name,
+                folder.checkpoint_selection,
+                is_shared=self._info.storage is not None,
             )
             try:
                 result = self._search(folder, actors, journal, tracker)

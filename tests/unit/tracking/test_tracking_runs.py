@@ -42,3 +42,32 @@ def test_a_run_that_could_not_be_written_down_is_found_and_not_made_again(
     run_id = runs.run("t0", 1.0)
     experiment = runs.client.get_run(run_id).info.experiment_id
     assert [run.info.run_id for run in runs.client.search_runs([experiment], "tags.trial_id = 't0'")] == [run_id]
+
+
+def test_a_run_of_a_trial_that_was_lost_with_a_log_is_not_that_of_the_next_one_of_its_number(
+    tmp_path: Path, store_uri: str
+) -> None:
+    """A machine told MLflow of t1 and was lost before t1 was in the copy that another one goes on from."""
+    path = tmp_path / "runs.jsonl"
+
+    def opened() -> StudyRuns:
+        runs = StudyRuns(store_uri, study="s", study_id="s-1", experiment="e", map_path=path, is_shared=True)
+        runs.connect()
+        return runs
+
+    first = opened()
+    search, kept, lost = first.run("", 1.0), first.run("t0", 2.0), first.run("t1", 3.0)
+    for is_map_ahead in (True, False):
+        if not is_map_ahead:
+            path.unlink()
+        second = opened()
+        second.doubt(["t0"])
+        assert second.run("", 5.0) == search
+        assert second.run("t0", 2.0) == kept
+        new = second.run("t1", 6.0)
+        assert new != lost
+        info = second.client.get_run(lost)
+        assert (info.info.status, info.data.tags["trial_id"]) == ("KILLED", "t1, lost with the log of another machine")
+    third = opened()
+    third.doubt(["t0", "t1"])
+    assert third.run("t1", 6.0) == new

@@ -7,12 +7,16 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+from mlflow.exceptions import MlflowException
 from support.ports import free_port
 
 from loraxs_search.log.events import LoggedEvent
 from loraxs_search.records import TrialState
 from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking._recorder import Recorder
+from loraxs_search.tracking._runs import StudyRuns
 
 
 @pytest.fixture
@@ -103,3 +107,40 @@ def test_what_mlflow_refuses_is_set_aside_and_the_rest_goes_on(
     refused = (study_dir / "tracking.refused.jsonl").read_text().splitlines()
     assert len(refused) == 2
     assert "refuses an event" in caplog.text
+
+
+def test_a_server_is_told_of_several_trials_at_once_and_again_of_what_fails(
+    open_tracker, record, look, away_uri, make_mlflow_server, adapter_folder, monkeypatch
+):
+    send, log, together = StudyRuns._send, MlflowClient.log_model_artifacts, threading.Barrier(2)
+    met, failed = threading.Event(), threading.Event()
+
+    def meeting(runs: StudyRuns, run_id: str) -> None:
+        if run_id != runs.known("") and not met.is_set():
+            together.wait(timeout=60)
+            met.set()
+        send(runs, run_id)
+
+    def failing(client: MlflowClient, *where: str) -> None:
+        log(client, *where)
+        if not failed.is_set():
+            failed.set()
+            raise MlflowException("the answer was lost")
+
+    monkeypatch.setattr(StudyRuns, "_send", meeting)
+    monkeypatch.setattr(MlflowClient, "log_model_artifacts", failing)
+    early = open_tracker(uri=away_uri)
+    record(early)
+    for trial in ("t0", "t1", "t2"):
+        early.adapter_logged(trial, adapter_folder)
+    early.close(timeout=0.1)
+    (server := make_mlflow_server()).start()
+    assert open_tracker(uri=server.uri).flush(timeout=120)
+    assert met.is_set()
+    assert failed.is_set()
+    seen = look(server.uri)
+    assert {trial: points["accuracy"] for trial, points in seen.points.items()} == {
+        f"t{number}": [(40, 0.54), (80, 0.58)] for number in range(3)
+    }
+    assert sorted(model.tags["trial_id"] for model in seen.models) == ["t0", "t1", "t2"]
+    assert all(model.status == LoggedModelStatus.READY for model in seen.models)
