@@ -45,13 +45,23 @@ class SeenSequences:
         """
         return self._read().get(self._name(task, alias), 0)
 
-    def accept(self, task: str, alias: str, sequence: int) -> None:
+    def accept(self, task: str, alias: str, sequence: int, least: int) -> None:
         """Remember a number that was seen signed.
 
+        Args:
+            least: The highest one before the registry was asked. Since then, others may have seen a higher one.
+
         Raises:
-            IntegrityError: a higher one was seen before, or the file is damaged.
+            IntegrityError: it is lower than that, or the file is damaged.
             HomeError: the file cannot be written.
         """
+        if sequence < least:
+            raise IntegrityError(
+                f"`sequence number` of {task}@{alias} in {self._uri} must be at least {least}, which was seen here, "
+                f"but got {sequence}: an older adapter was put in the place of a newer one, and not by `rollback`.",
+                hint="tell whoever keeps the registry; if it was set up anew or restored from a backup, remove "
+                f"{self._name(task, alias)!r} from {_path()}",
+            )
         if sequence > self.highest(task, alias):
             ensure_dir(_path().parent)
             with disk_faults(_path()), alone(_path()):
@@ -59,13 +69,6 @@ class SeenSequences:
                 name = self._name(task, alias)
                 seen[name] = max(sequence, seen.get(name, 0))
                 write_atomic(_path(), json.dumps(seen, indent=1, sort_keys=True))
-        if (highest := self.highest(task, alias)) > sequence:
-            raise IntegrityError(
-                f"`sequence number` of {task}@{alias} in {self._uri} must be at least {highest}, which was seen here, "
-                f"but got {sequence}: an older adapter was put in the place of a newer one, and not by `rollback`.",
-                hint="tell whoever keeps the registry; if it was set up anew or restored from a backup, remove "
-                f"{self._name(task, alias)!r} from {_path()}",
-            )
 
     def _name(self, task: str, alias: str) -> str:
         return f"{self._uri} {task}@{alias}"
@@ -83,6 +86,15 @@ class SeenSequences:
                 hint="restore it, or remove it: what was put back since can then not be noticed any more",
             )
         return read
+
+
+def least_sequence(asked: AdapterName, uri: str) -> int:
+    """Return the number that what is asked for must have at least; 0 for a version or without a key.
+
+    Raises:
+        IntegrityError: the file of numbers is damaged.
+    """
+    return SeenSequences(uri).highest(asked.task, asked.alias) if asked.alias is not None and _has_key() else 0
 
 
 def _path() -> Path:
@@ -220,7 +232,7 @@ def sign_aliases(client: MlflowClient, uri: str, task: str, aliases: Iterable[st
 def accept(uri: str, task: str, aliases: Iterable[str], number: int) -> None:
     """Remember the number that aliases were signed with; 0 is none."""
     for alias in aliases if number else ():
-        SeenSequences(uri).accept(task, alias, number)
+        SeenSequences(uri).accept(task, alias, number, least=number)
 
 
 def _last_sequence(client: MlflowClient, task: str) -> int:

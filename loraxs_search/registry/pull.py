@@ -18,7 +18,7 @@ from loraxs_search.home import alone, disk_faults, ensure_dir, home, is_locked, 
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry._mlflow import Listed, fetch_file, list_files
-from loraxs_search.registry._signing import SeenSequences, check_signature
+from loraxs_search.registry._signing import SeenSequences, check_signature, least_sequence
 from loraxs_search.registry._versions import RegisteredAdapter
 from loraxs_search.registry.manifest import (
     MANIFEST,
@@ -59,25 +59,29 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
         HomeError: the cache cannot be written.
     """
     folder = ensure_dir(cache or home() / "adapters")
+    asked = parse_name(name)
+    least = least_sequence(asked, uri)  # first: while this goes on, others may promote a newer one here
     names = ResolvedNames(folder / "names.json", uri)
-    stamp = store_stamp(uri)
-    known, asked = names.get(name), parse_name(name)
+    known, stamp = names.get(name), store_stamp(uri)
     if known is not None and known.is_fresh(stamp):  # nothing was written to the store since
         manifest = _good_manifest(folder / known.digest, known.digest)
         if manifest is not None:
-            _check_signed(asked, known, uri)
+            _check_signed(asked, known, uri, least)
             factor_sets.bring(uri, manifest.base_digest, manifest.factors)
             return folder / known.digest
     try:
         adapter = RegistryReader(uri).resolve(name)
     except TrackingError:
-        if known is None or (manifest := _good_manifest(folder / known.digest, known.digest)) is None:
+        if (
+            known is None
+            or _sequence(asked, known) < least
+            or _good_manifest(target := folder / known.digest, known.digest) is None
+        ):
             raise
-        _check_signed(asked, known, uri)
         _logger.warning("the registry does not answer: using the cached %s (%s)", name, known.digest[:12])
-        return folder / known.digest
+        return target
     meaning = Resolved(adapter.digest, adapter.version, adapter.signatures, stamp)
-    _check_signed(asked, meaning, uri)
+    _check_signed(asked, meaning, uri, least)
     target = folder / adapter.digest
     manifest = _good_manifest(target, adapter.digest) or _download(adapter, uri, target)
     factor_sets.bring(uri, manifest.base_digest, manifest.factors)
@@ -112,10 +116,14 @@ def adapter_folder(source: str | Path, *, uri: str) -> Path:
         raise
 
 
-def _check_signed(asked: AdapterName, meaning: Resolved, uri: str) -> None:
-    sequence = check_signature(asked, meaning.version, meaning.digest, meaning.signatures)
-    if sequence is not None and asked.alias is not None:
-        SeenSequences(uri).accept(asked.task, asked.alias, sequence)
+def _sequence(asked: AdapterName, meaning: Resolved) -> int:
+    """Refuse what is not signed; return the number of the alias, 0 for a version or without a key."""
+    return check_signature(asked, meaning.version, meaning.digest, meaning.signatures) or 0
+
+
+def _check_signed(asked: AdapterName, meaning: Resolved, uri: str, least: int) -> None:
+    if (sequence := _sequence(asked, meaning)) and asked.alias is not None:
+        SeenSequences(uri).accept(asked.task, asked.alias, sequence, least)
 
 
 def _good_manifest(folder: Path, digest: str) -> Manifest | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -19,22 +20,27 @@ from typing import Any
 
 import psutil
 import requests
-from support import servers
 from support.boxes import Box, Boxes, boxes, no_boxes
 from support.clocks import no_wrong_clock, wrong_clock
+from support.object_stores import BUCKET
 from support.ports import free_port
 
 from faults import disks, nodes, stores
 from faults.history import History, Op
 from faults.world import World, kill_tree, signal_all, tree
+from loraxs_search.errors import StorageError
 from loraxs_search.registry import pull
 from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.studies import Storage
+from loraxs_search.studies.mirror import read_copy
 
 TASK = "faulty-reviews"
 TEXTS = ("a film to remember", "dull from the first minute", "so-so", "I left early, and gladly", "wonderful!")
 EARLIER, STUDIES = ("first", "second"), ("one", "two")  # studies that end before the first fault, and those it hits
 _SEEDS = {study: seed for seed, study in enumerate((*EARLIER, *STUDIES))}  # adapters that all differ
 _PACK_SIZES = {"one": "1", "two": "auto"}  # trials alone, and in packs
+STORED = "two"  # the study that has a storage, so that other machines may go on with it
+STORAGE = f"s3://{BUCKET}/studies"
 _DISK_MB = 700
 _ASK_S = 60.0
 
@@ -45,6 +51,7 @@ class Arena:
 
     Args:
         boxes: Machines of the workers; this machine has the head of the cluster.
+        elsewhere: Home of somebody on another machine.
     """
 
     world: World
@@ -52,6 +59,7 @@ class Arena:
     cluster: nodes.Cluster
     store: stores.TeamStore
     disk: disks.Disk
+    elsewhere: Path
     history: History = field(default_factory=History)
     _drivers: dict[str, list[subprocess.Popen[str]]] = field(default_factory=dict)
     _server: subprocess.Popen[str] | None = None
@@ -60,6 +68,7 @@ class Arena:
     _logs: dict[str, bytes] = field(default_factory=dict)
     _promoting: int = 0
     _champion_version: int | None = None
+    _left: set[str] = field(default_factory=set)
 
     # ---- what is hit -------------------------------------------------------------------------------------------------
     def worker(self, victim: int) -> nodes.Node:
@@ -106,16 +115,36 @@ class Arena:
         """Launch a study, or resume it, and wait for the end of its driver."""
 
         def ask() -> dict[str, Any]:
-            options = ["--address", self.cluster.address]
-            if not (self.world.home / "studies" / study / "study.json").exists():
-                options += ["--tracking-uri", self.store.uri, "--set", f"search.seed={_SEEDS[study]}"]
-                options += ["--set", f"search.pack_size={_PACK_SIZES[study]}"]
-            process = self.world.launch_or_resume(study, *options)
-            self._drivers.setdefault(study, []).append(process)
-            _, said = process.communicate()
-            return {"code": process.returncode, "said": said}
+            if study in self._left or (self.world.home / "studies" / study / "study.json").exists():
+                return self._await(study, self.resume(study))
+            options = [*self._options(study), "--tracking-uri", self.store.uri]
+            options += ["--set", f"search.seed={_SEEDS[study]}", "--set", f"search.pack_size={_PACK_SIZES[study]}"]
+            return self._await(study, self.world.launch(study, *options))
 
         return self.history.do("driver", ask, study=study)
+
+    def resume(self, study: str, home: Path | None = None) -> subprocess.Popen[str]:
+        """Start a driver that goes on with a study."""
+        return self.world.start("resume", study, *self._options(study), env=home and {"LORAXS_HOME": str(home)})
+
+    def _options(self, study: str) -> list[str]:
+        return ["--address", self.cluster.address, *(("--storage", STORAGE) if study == STORED else ())]
+
+    def drive_elsewhere(self) -> Op:
+        """Go on with the study that has a storage as somebody on another machine does."""
+
+        def ask() -> dict[str, Any]:
+            return self._await(STORED, self.resume(STORED, self.elsewhere))
+
+        return self.history.do("driver", ask, study=STORED, elsewhere=True)
+
+    def _await(self, study: str, driver: subprocess.Popen[str]) -> dict[str, Any]:
+        self._drivers.setdefault(study, []).append(driver)
+        _, said = driver.communicate()
+        if found := re.search(r"but (\S+) and \S+ each hold what the other lacks", said):  # do as its hint says
+            Path(found[1]).rename(self.world.home / f"left-{time.monotonic_ns()}")
+            self._left.add(study)
+        return {"code": driver.returncode, "said": said}
 
     def promote(self) -> Op:
         """Promote one study after the other by force, whether it has ended or not."""
@@ -139,9 +168,25 @@ class Arena:
 
         def ask() -> dict[str, Any]:
             champion = RegistryReader(self.store.uri).champion(TASK)
-            return {"version": champion.version if champion is not None else None}
+            if champion is None:
+                return {"version": None, "sequence": 0}
+            return {"version": champion.version, "sequence": int(champion.signatures["champion"].split()[0])}
 
         return self.history.do("champion", ask)
+
+    def look_at_lease(self) -> Op:
+        """Read who drives the study that has a storage."""
+
+        def ask() -> dict[str, Any]:
+            storage = Storage(STORAGE)
+            key = max(storage.keys(f"{STORED}/lease"), default="")
+            content = storage.get(key) if key else None
+            if content is None:  # none yet, or taken over meanwhile
+                return {"generation": 0}
+            lease = json.loads(content)
+            return {"generation": int(Path(key).stem), "token": lease["token"], "beat": lease["beat"]}
+
+        return self.history.do("lease", ask)
 
     def pull(self) -> Op:
         """Pull the task's champion; where clocks are wrong, by a command, which has such a clock."""
@@ -214,11 +259,26 @@ class Arena:
 
     # ---- what there is at the end ------------------------------------------------------------------------------------
     def log_grown(self, study: str) -> tuple[bytes, bytes]:
-        """Return a study's log as it was when this was asked last, and as it is now."""
+        """Return a study's log as it was when this was asked last, and as it is now; its copy, where it has a storage.
+
+        What a driver wrote after its last copy is lost to those who go on from the copy.
+        """
+        before, after = self._logs.get(study, b""), b""
         path = self.world.home / "studies" / study / "journal.jsonl"
-        before, after = self._logs.get(study, b""), path.read_bytes() if path.exists() else b""
+        if study == STORED:
+            try:
+                after = read_copy(Storage(STORAGE), study, path.name) or b""
+            except StorageError:  # killed, or frozen
+                return before, before
+        elif path.exists():
+            after = path.read_bytes()
         self._logs[study] = after
         return before, after
+
+    def differs_from_copy(self, study: str) -> bool:
+        """Return whether a study has a copy in a storage that is not the same."""
+        path = self.world.home / "studies" / study / "journal.jsonl"
+        return study == STORED and read_copy(Storage(STORAGE), study, path.name) != path.read_bytes()
 
     def events(self, study: str) -> list[dict[str, Any]]:
         """Return a study's log."""
@@ -279,14 +339,15 @@ def arena(warm: Path) -> Iterator[Arena]:
             shutil.copytree(warm, home)
         else:
             home.mkdir()
-        before = os.environ.get("LORAXS_HOME")
-        closing.callback(_set_home, before)
-        _set_home(str(home))
+        closing.enter_context(_environment({"LORAXS_HOME": str(home)}))
         machines = closing.enter_context(boxes(2, show=[folder, disk.path]))
         store = closing.enter_context(stores.team_store(folder / "s", machines.ip))
         cluster = closing.enter_context(nodes.cluster_on(machines, folder / "c"))
+        (folder / "key").write_text(secrets.token_hex())
+        variables = store.s3_env | {"LORAXS_SIGNING_KEY_FILE": str(folder / "key")}
+        closing.enter_context(_environment(variables))
         world = World(folder, home, env=dict(cluster.env), pack_size="1")
-        place = Arena(world, machines, cluster, store, disk)
+        place = Arena(world, machines, cluster, store, disk, folder / "elsewhere")
         closing.callback(place.close)
         world.trials = 1
         for study in EARLIER:
@@ -311,11 +372,19 @@ def _sockets(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if not (Path(folder) / name).is_file() and not (Path(folder) / name).is_dir()]
 
 
-def _set_home(home: str | None) -> None:
-    if home is None:
-        os.environ.pop("LORAXS_HOME", None)
-    else:
-        os.environ["LORAXS_HOME"] = home
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables, for this process and for what it starts."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _keep_warm(home: Path, warm: Path) -> None:
@@ -327,4 +396,4 @@ def _keep_warm(home: Path, warm: Path) -> None:
 
 def missing_means(folder: Path) -> str | None:
     """Say why there can be no arena here; None when there can."""
-    return no_boxes() or disks.no_mounts(folder) or servers.no_postgres() or no_wrong_clock()
+    return no_boxes() or disks.no_mounts(folder) or stores.no_team_store() or no_wrong_clock()

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from support import servers
 from support.boxes import boxes, no_boxes
 
 from faults import disks, nodes, stores
@@ -337,7 +336,7 @@ def missing_means(case: Case, world: World) -> str | None:
     if case is network_cut:
         return no_boxes()
     if case in (mlflow_away_at_first, mlflow_away_in_between, mlflow_away_throughout, two_searches):
-        return servers.no_postgres()
+        return stores.no_team_store()
     if case in (disk_full, disk_full_on_worker, disk_read_only, disk_read_only_on_worker):
         return disks.no_mounts(world.folder)
     return None

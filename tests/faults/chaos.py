@@ -59,7 +59,10 @@ class Episode:
         faults = [threading.Thread(target=self._strike, args=(began, fault)) for fault in self._faults]
         around = [
             threading.Thread(target=self._again_and_again, args=(act,))
-            for act in (self._place.pull, self._place.look, self._place.ask, self._watch_logs, self._promote)
+            for act in (
+                *(self._place.pull, self._place.look, self._place.ask, self._place.look_at_lease),
+                *(self._watch_logs, self._promote),
+            )
         ]
         for thread in [*searches, *faults, *around]:
             thread.start()
@@ -126,9 +129,11 @@ class Episode:
         for study in STUDIES:
             found += [f"{study}: {fault}" for fault in broken_log(place.events(study), place.world.trials)]
         for study in STUDIES:
-            code, said = place.world.end(place.world.start("resume", study))  # what MLflow lacks is written now
+            code, said = place.world.end(place.resume(study))  # what MLflow lacks is written now
             if code:
                 found.append(f"{study} cannot be resumed at the end: {said[-500:]}")
+            if place.differs_from_copy(study):
+                found.append(f"{study}'s log and its copy in the storage differ")
         if (lost := place.world.losses()) != Losses():
             found.append(f"log and MLflow differ: {lost}")
         digests = place.versions()

@@ -19,7 +19,7 @@ class Op:
     """One thing that somebody asked for.
 
     Args:
-        kind: `driver`, `promote`, `champion`, `pull`, `answer` or `fault`.
+        kind: `driver`, `promote`, `champion`, `pull`, `answer`, `lease` or `fault`.
         began: Seconds of the monotonic clock, as `ended`.
         error: Why there is no value.
     """
@@ -83,7 +83,8 @@ class Promoted:
 
 def violations(history: History, promoted: Promoted) -> list[str]:
     """Return every rule that a history breaks; none is what we hope for."""
-    found = [*_drivers(history), *_champions(history), *_pulls(history, promoted), *_answers(history, promoted)]
+    found = [*_drivers(history), *_leases(history), *_champions(history), *_sequences(history)]
+    found += [*_pulls(history, promoted), *_answers(history, promoted)]
     return list(dict.fromkeys(found))
 
 
@@ -129,6 +130,36 @@ def _drivers(history: History) -> Iterable[str]:
             yield f"a {op.kind} ends with {code}: {said[-500:]}"
         if op.kind in ("driver", "promote") and op.value.get("code") == 1 and "error:" not in said:
             yield f"a {op.kind} fails and does not say why: {said[-500:]}"
+
+
+def _in_order(history: History, kind: str) -> Iterable[tuple[Op, Op]]:
+    """Yield each pair of reads of which one had ended when the other began."""
+    reads = history.done(kind)
+    return ((before, after) for before in reads for after in reads if before.ended < after.began)
+
+
+def _leases(history: History) -> Iterable[str]:
+    """A study has one driver at a time: none comes back that was taken over, and none takes a name that was given."""
+    for before, after in _in_order(history, "lease"):
+        old, new = (op.value["generation"] for op in (before, after))
+        if 0 < new < old:
+            yield f"the lease is of generation {new} after {old}"
+        elif 0 < new == old and before.value["token"] != after.value["token"]:
+            yield f"generation {new} of the lease has two holders"
+        elif 0 < new == old and after.value["beat"] < before.value["beat"]:
+            yield f"generation {new} of the lease beats {after.value['beat']} after {before.value['beat']}"
+
+
+def _sequences(history: History) -> Iterable[str]:
+    """Champions follow each other by the number that was signed, and nothing looks forged that nobody forged."""
+    for before, after in _in_order(history, "champion"):
+        old, new = (op.value["sequence"] for op in (before, after))
+        if new < old:
+            yield f"the champion's number is {new} after {old}"
+    for op in history.ops:
+        said = f"{op.value.get('said', '')}{op.error}"
+        if any(text in said for text in ("IntegrityError", "`sequence number`", "`signature`")):
+            yield f"a {op.kind} takes what was promoted for forged: {said[-500:]}"
 
 
 def _may_be(history: History, read: Op, *, is_blind: bool) -> set[int] | None:

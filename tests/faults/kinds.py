@@ -6,13 +6,15 @@ import contextlib
 import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from support.boxes import Way
 
-from faults.arena import STUDIES, Arena
+from faults.arena import STORED, STUDIES, Arena
 from faults.world import no_more_memory, slowed, titled, tree
+from loraxs_search.studies.lease import LEASE_S
 
 FAULTS_FOR_S = 100.0  # of an episode
 _EVERY_S = 4.0  # a fault, on average
@@ -70,6 +72,26 @@ def _second_driver(place: Arena, victim: int) -> Iterator[None]:
     """Resume a study that is being searched, as somebody does who does not know."""
     place.drive(STUDIES[victim % 2])
     yield
+
+
+@contextlib.contextmanager
+def _driver_elsewhere(place: Arena, _: int) -> Iterator[None]:
+    """Have somebody on another machine go on with a study that may be searched here."""
+    place.drive_elsewhere()
+    yield
+
+
+@contextlib.contextmanager
+def _driver_overtaken(place: Arena, _: int) -> Iterator[None]:
+    """Freeze a driver until another machine's has had time to take its study over, and let it go on beside that."""
+    process = place.signal_driver(STORED, signal.SIGSTOP)
+    other = threading.Thread(target=place.drive_elsewhere)
+    other.start()
+    other.join(2 * LEASE_S)
+    yield
+    if process is not None and process.poll() is None:
+        process.send_signal(signal.SIGCONT)
+    other.join()
 
 
 def _process_killed(title: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
@@ -191,6 +213,8 @@ KINDS = {
     "driver killed": FaultKind(_driver_killed, "driver {}"),
     "driver frozen": FaultKind(_driver_frozen, "driver {}"),
     "second driver": FaultKind(_second_driver, "driver {}"),
+    "driver elsewhere": FaultKind(_driver_elsewhere, f"driver {STUDIES.index(STORED)}"),
+    "driver overtaken": FaultKind(_driver_overtaken, f"driver {STUDIES.index(STORED)}"),
     "people's clock wrong": FaultKind(_clock_wrong, "clock"),
     "host process killed": FaultKind(_process_killed("HostActor"), "worker {}"),
     "trial process killed": FaultKind(_process_killed("TrialAdvancer"), "worker {}"),
@@ -206,6 +230,7 @@ KINDS = {
     "MLflow killed": FaultKind(_server_killed("mlflow"), "store", hides_registry=True),
     "MLflow frozen": FaultKind(_server_frozen("mlflow"), "store", hides_registry=True),
     "PostgreSQL killed": FaultKind(_server_killed("database"), "store", hides_registry=True),
+    "S3 killed": FaultKind(_server_killed("s3"), "store", hides_registry=True),
     "S3 frozen": FaultKind(_server_frozen("s3"), "store", hides_registry=True),
     "disk full": FaultKind(_disk_full, "disk", hides_registry=True),
     "server killed": FaultKind(_serve_killed, "server", ends_server=True),

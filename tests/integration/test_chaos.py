@@ -26,14 +26,23 @@ def op(kind: str, began: float, ended: float, error: str = "", **value: Any) -> 
     return Op(kind, began, ended, value, error)
 
 
+def champion(began: float, ended: float, version: int | None, sequence: int | None = None) -> Op:
+    return op("champion", began, ended, version=version, sequence=sequence or version or 0)
+
+
+def lease(began: float, generation: int, token: str = "", beat: int = 0) -> Op:
+    return op("lease", began, began + 0.5, generation=generation, token=token or f"{generation}", beat=beat)
+
+
 def answer(began: float, digest: str, probs: list[float], status: int = 200) -> Op:
     return op("answer", began, began + 1, status=status, said="", digest=digest, probs=probs, text=0)
 
 
 GOOD = [
     op("promote", 0, 2, code=0, said="", version=1),
-    op("champion", 1, 3, version=None),  # began before the promotion had ended
-    op("champion", 3, 4, version=1),
+    champion(1, 3, None),  # began before the promotion had ended
+    champion(3, 4, 1),
+    champion(9, 10, 2),
     op("pull", 3, 4, digest="aaa"),
     op("promote", 2, 3, code=1, said="error: A study must have come to its end to be promoted", version=None),
     op("promote", 4, 7, code=0, said="", version=2),
@@ -44,6 +53,7 @@ GOOD = [
     op("driver", 0, 9, code=-9, said=""),
     op("fault", 20, 25, hides_registry=False, ends_server=True),
     op("answer", 21, 22, error="ConnectionError: refused"),
+    *(lease(1, 1, beat=1), lease(2, 1, beat=2), lease(3, 0), lease(4, 2, beat=0), lease(4.2, 1, beat=2)),
     answer(13, "bbb", [0.20001, 0.79999]),
     answer(14, "", [], status=503),
 ]
@@ -56,9 +66,14 @@ def test_what_may_be_is_not_blamed() -> None:
 @pytest.mark.parametrize(
     ("bad", "says"),
     [
-        (op("champion", 8, 9, version=1), "version 1 is the champion where [2] may be"),
-        (op("champion", 8, 9, version=None), "version 0 is the champion where [2] may be"),
+        (champion(8, 9, 1), "version 1 is the champion where [2] may be"),
+        (champion(8, 9, None), "version 0 is the champion where [2] may be"),
         (op("pull", 8, 9, digest="ccc"), "ccc is pulled and was never promoted"),
+        (champion(20, 21, 2, sequence=1), "the champion's number is 1 after 2"),
+        (op("pull", 8, 9, error="IntegrityError: `sequence number` of"), "takes what was promoted for forged"),
+        (lease(5, 1, beat=3), "the lease is of generation 1 after 2"),
+        (lease(5, 2, token="another"), "generation 2 of the lease has two holders"),
+        (lease(2.6, 1, beat=1), "generation 1 of the lease beats 1 after 2"),
         (answer(15, "bbb", [0.9, 0.1]), "an answer of bbb is not its own"),
         (answer(15, "ccc", [0.9, 0.1]), "an answer is of ccc, which was never promoted"),
         (answer(15, "bbb", [0.2, 0.8], status=500), "an answer has status 500"),
@@ -81,7 +96,7 @@ def test_an_old_adapter_is_pulled_where_the_registry_could_be_asked() -> None:
 
 def test_a_promotion_that_failed_may_have_moved_the_champion() -> None:
     failed = op("promote", 8, 9, code=1, said="error: the server does not answer", version=None)
-    read = op("champion", 10, 11, version=1)
+    read = champion(10, 11, 1)
     assert violations(History([*GOOD, read]), PROMOTED)
     assert violations(History([*GOOD, failed, read]), PROMOTED) == []
 

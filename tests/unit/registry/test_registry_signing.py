@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.errors import IntegrityError, RegistryError
+from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, pull, verify
 from loraxs_search.registry._signing import ENV_KEY, FILE, SEQUENCE, SeenSequences, Statement, check_signature, sign
 from loraxs_search.registry._versions import CANDIDATE, DECISION, adapter_tag
 from loraxs_search.registry.names import AdapterName
+from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.tracking.store import connect
 
 KEY = "a key of the team's own"
@@ -251,16 +252,35 @@ def test_what_a_name_last_meant_here_is_checked_while_the_registry_is_away(key, 
     names, away = fresh_home / "adapters" / "names.json", "http://127.0.0.1:9"
     names.write_text(names.read_text().replace(store_uri, away))
     assert pulled(away) == "t0"
-    SeenSequences(away).accept("movie-reviews", "champion", 5)
-    with pytest.raises(IntegrityError, match="at least 5"):
+    SeenSequences(away).accept("movie-reviews", "champion", 5, least=0)
+    with pytest.raises(TrackingError):
         pull("movie-reviews", uri=away)
+
+
+def test_an_adapter_that_is_replaced_while_it_is_asked_for_is_no_forgery(key, promote, store_uri, monkeypatch):
+    key()
+    promote()
+    resolve = RegistryReader.resolve
+
+    def slow(reader, name):
+        found = resolve(reader, name)
+        promote("t1", 0.9)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RegistryReader, "resolve", slow)
+        assert pulled(store_uri) == "t0", "the one that it was when it was asked for"
+    assert pulled(store_uri) == "t1"
+    alias(store_uri, 1)
+    with pytest.raises(IntegrityError, match="at least 2"):
+        pull("movie-reviews", uri=store_uri)
 
 
 @pytest.mark.parametrize("count", ["", "no number", "-3", "9" * 4500])
 def test_a_registry_that_was_set_back_counts_on_from_what_the_promoter_saw(key, promote, store_uri, count):
     key()
     promote()
-    SeenSequences(store_uri).accept("movie-reviews", "champion", 40)
+    SeenSequences(store_uri).accept("movie-reviews", "champion", 40, least=0)
     connect(store_uri).set_registered_model_tag("movie-reviews", SEQUENCE, count)
     promote("t1", 0.9)
     assert pulled(store_uri) == "t1"
@@ -279,21 +299,13 @@ def test_a_removed_champion_leaves_the_count(key, promote, store_uri):
 def test_the_highest_number_stays_whoever_comes_last(store_uri, fresh_home):
     seen = SeenSequences(store_uri)
 
-    def accept(number: int) -> bool:
-        try:
-            seen.accept("t", "champion", number)
-        except IntegrityError:
-            return False
-        return True
-
     with ThreadPoolExecutor(8) as threads:
-        accepted = list(threads.map(accept, [3, 50, 7, 50, 1, 49, 12, 50]))
-    assert accepted[1] and accepted[3] and accepted[7]
+        list(threads.map(lambda number: seen.accept("t", "champion", number, least=0), [3, 50, 7, 50, 1, 49, 12, 50]))
     assert seen.highest("t", "champion") == 50
     assert seen.highest("t", "champion-tiny") == 0
     (fresh_home / FILE).write_text("[cut sho")
     with pytest.raises(IntegrityError, match="is damaged"):
-        seen.accept("t", "champion", 51)
+        seen.accept("t", "champion", 51, least=0)
 
 
 # ---- what is signed anew ---------------------------------------------------------------------------------------------
