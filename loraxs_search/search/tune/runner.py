@@ -70,6 +70,15 @@ class TuneScheduler(Unpickled, FIFOScheduler):
         super().__init__()  # type: ignore[no-untyped-call]
         self._scheduler, self._study_metric, self._abort = scheduler, metric, abort
         self._should_leave = should_leave
+        self._places: dict[str, int] = {}
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        self._places[trial.trial_id] = len(self._places)
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """Return the trial that has waited longest, as Tune's own does, which looks at all that have ever been."""
+        waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+        return min(waiting, key=lambda trial: self._places[trial.trial_id], default=None)
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Stop the trial when its scheduler says so; a result without a report is a failure, which Tune ends."""

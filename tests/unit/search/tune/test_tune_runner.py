@@ -121,6 +121,22 @@ def test_a_trial_is_stopped_under_its_own_name_and_its_end_changes_nothing() -> 
     assert list(stopped) == ["00001"]
 
 
+def test_trials_run_in_their_order_and_those_that_have_ended_are_not_looked_at() -> None:
+    asha = make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
+    scheduler = TuneScheduler(asha, METRIC, pytest.fail)
+    states = {"b": "RUNNING", "d": "PENDING", "a": "PENDING", "c": "PENDING"}
+    live: Any = [SimpleNamespace(trial_id=name, status=status) for name, status in states.items()]
+    controller: Any = SimpleNamespace(get_live_trials=lambda: live)
+    for own in live:
+        scheduler.on_trial_add(controller, own)
+    chosen = []
+    while (own := scheduler.choose_trial_to_run(controller)) is not None:
+        chosen.append(own.trial_id)
+        own.status = "RUNNING"
+        live.reverse()
+    assert chosen == ["d", "a", "c"]
+
+
 def test_a_failed_trial_is_no_report() -> None:
     asha = make_scheduler(SearchPlan(max_steps=16, report_every=4), "maximize")
     scheduler = TuneScheduler(asha, METRIC, pytest.fail)
