@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -51,6 +51,7 @@ class Episode:
         self.history = place.history
         self._over = threading.Event()
         self._broken = list[str]()
+        self._targets = defaultdict[str, threading.Lock](threading.Lock)
 
     def run(self) -> list[str]:
         """Return the rules that were broken."""
@@ -93,10 +94,11 @@ class Episode:
 
     def _strike(self, began: float, fault: Fault) -> None:
         kind = KINDS[fault.kind]
+        target = self._targets[kind.target.format(fault.victim)]
         self._over.wait(max(0.0, began + fault.at - time.monotonic()))
 
         def strike() -> dict[str, Any]:
-            with kind.strike(self._place, fault.victim):
+            with target, kind.strike(self._place, fault.victim):  # one may take longer than planned to be unmade
                 time.sleep(fault.lasts)
             return {}
 

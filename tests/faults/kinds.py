@@ -42,7 +42,7 @@ class FaultKind:
 
     Args:
         strike: Makes it, and unmakes it when its context ends.
-        target: Two faults at one target do not overlap.
+        target: Two faults at one target do not overlap: the second waits.
         hides_registry: Whether readers may have to answer from what they know.
         ends_server: Whether a server of adapters is away.
     """
@@ -213,8 +213,8 @@ KINDS = {
     "driver killed": FaultKind(_driver_killed, "driver {}"),
     "driver frozen": FaultKind(_driver_frozen, "driver {}"),
     "second driver": FaultKind(_second_driver, "driver {}"),
-    "driver elsewhere": FaultKind(_driver_elsewhere, f"driver {STUDIES.index(STORED)}"),
-    "driver overtaken": FaultKind(_driver_overtaken, f"driver {STUDIES.index(STORED)}"),
+    "driver elsewhere": FaultKind(_driver_elsewhere, "elsewhere"),
+    "driver overtaken": FaultKind(_driver_overtaken, "elsewhere"),
     "people's clock wrong": FaultKind(_clock_wrong, "clock"),
     "host process killed": FaultKind(_process_killed("HostActor"), "worker {}"),
     "trial process killed": FaultKind(_process_killed("TrialAdvancer"), "worker {}"),

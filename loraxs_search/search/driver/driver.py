@@ -7,17 +7,17 @@ import threading
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import HomeError, SearchInterruptedError
-from loraxs_search.search.driver.result import SearchResult, keep_report, lacks_baseline, summary_of
+from loraxs_search.search.driver.result import SearchResult, keep_report, lacks_baseline, open_tracker, summary_of
 from loraxs_search.search.driver.start_from import check_start, keep_start, with_pooling
 from loraxs_search.search.ledger import Ledger, SearchView
 from loraxs_search.search_space import Space
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
 from loraxs_search.studies.clock import steady_time
-from loraxs_search.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
     from loraxs_search.search.hosts.study_actors import StudyActors
+    from loraxs_search.tracking.tracker import Tracker
 
 
 class OwnStop(threading.Event):
@@ -81,14 +81,7 @@ class Driver:
                 folder.set_candidates_aside()
             actors.start_from = keep_start(folder)
             journal, uri = folder.journal(), self._info.tracking_uri
-            tracker = Tracker(
-                folder.name,
-                folder.path,
-                uri,
-                self._info.task.registered_name,
-                folder.checkpoint_selection,
-                is_shared=self._info.storage is not None,
-            )
+            tracker = open_tracker(folder, uri)
             try:
                 result = self._search(folder, actors, journal, tracker)
                 journal.front_found(result.front)

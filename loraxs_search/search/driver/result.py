@@ -152,15 +152,24 @@ def keep_report(folder: StudyFolder, journal: Journal, tracker: Tracker) -> None
         _logger.warning("no report was written (%s); try `loraxs-search report %s`", error, name)
 
 
+def open_tracker(folder: StudyFolder, uri: str) -> Tracker:
+    """Return what carries a study's log to MLflow.
+
+    Raises:
+        StudyError, HomeError: as `Tracker`.
+    """
+    info, is_shared = folder.info, folder.info.storage is not None
+    task = info.task.registered_name
+    return Tracker(folder.name, folder.path, uri, task, folder.checkpoint_selection, is_shared=is_shared)
+
+
 def close_finished(folder: StudyFolder) -> SearchResult:
     """Return the result of a search that had ended; MLflow and its copy get what is still missing there."""
     info = folder.info
     with (
         folder.lock(),
         mirrored(folder, lambda: None),
-        Tracker(
-            folder.name, folder.path, info.tracking_uri, info.task.registered_name, folder.checkpoint_selection
-        ) as tracker,
+        open_tracker(folder, info.tracking_uri) as tracker,
     ):
         answer_waiting(folder, info.tracking_uri)
         result = _record_finished(folder, tracker)
@@ -287,7 +296,7 @@ def _sync(folder: StudyFolder) -> Synced:
     except StorageError as error:
         return Synced(folder.name, "waiting", error.message)
     with folder.lock():
-        tracker = Tracker(folder.name, folder.path, uri, info.task.registered_name, folder.checkpoint_selection)
+        tracker = open_tracker(folder, uri)
         try:
             if folder.candidates() is not None and not _is_recorded(folder.journal(), tracker):
                 with mirrored(folder, lambda: None):  # else another machine would record it otherwise
