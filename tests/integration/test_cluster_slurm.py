@@ -149,13 +149,16 @@ def test_the_time_limit_itself_stops_the_search_and_the_job_goes_on(
     two_nodes: User, space: Callable[[int], Path], in_search_home: Path, agree: Callable[[str, int], object]
 ) -> None:
     cluster, study = two_nodes.cluster, "limited"
-    job = two_nodes.submit(space(4000), study, "--time=3")  # so that the signal comes after a minute
+    job = two_nodes.submit(space(4000), study)
+    two_nodes.wait_for_reports(study, 2, job)
+    *_, minutes, _ = cluster.ok("squeue", "--noheader", f"--jobs={job}", "--format=%M").split(":")
+    cluster.ok("scontrol", "update", f"JobId={job}", f"TimeLimit={int(minutes) + 3}")  # the signal comes in a minute
     two_nodes.wait_for_requeue(job)
     reported = num_reports(study)
     cluster.ok("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     two_nodes.wait_for(lambda: cluster.state(job) == "COMPLETED", job)
     log = two_nodes.log(job)
-    assert 0 < reported < num_reports(study)
+    assert 2 <= reported < num_reports(study)
     assert log.count(f"Study '{study}' was interrupted") == 1
     assert "DUE TO TIME LIMIT" not in log
     agree(study, 4)
