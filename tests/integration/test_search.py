@@ -16,7 +16,7 @@ from support.notebook import Notebook, notebook
 
 import loraxs_search
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
-from loraxs_search.log.events import Phase, ShownEvent
+from loraxs_search.log.events import Phase, SearchStarted, ShownEvent, TrialReported
 from loraxs_search.records import Decision, TrialState
 from loraxs_search.registry import ScoredRows, choose, verify
 from loraxs_search.search import SearchResult, SilentView, launch, resume
@@ -217,13 +217,22 @@ def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
 
 
 def test_the_time_budget_is_that_of_all_drivers_together(
-    simulated: Callable[..., SearchResult], agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    simulated: Callable[..., SearchResult],
+    tiny_space: Path,
+    agree: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One that searched for an hour and was killed has left nothing of half an hour, the next day or whenever."""
     stop = threading.Event()
-    stop.set()
+
+    class Stopping(SilentView):
+        def happened(self, event: ShownEvent) -> None:
+            if isinstance(event, SearchStarted):
+                stop.set()
+
+    plan = ("search.trials=500", "search.time_budget=30m")
     with pytest.raises(SearchInterruptedError):
-        simulated("spent", "search.trials=500", "search.time_budget=30m", stop=stop)
+        launch(str(tiny_space), name="spent", overrides=plan, view=Stopping(), stop=stop)
     journal = StudyFolder.open("spent").journal()
     with monkeypatch.context() as patch:
         patch.setattr("loraxs_search.studies.journal.steady_time", lambda: 3600.0)

@@ -64,7 +64,8 @@ class Driver:
 
         with self._ledger.hearing_warnings():
             folder = self._begun_folder()
-            actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
+            recorded = folder.identity() if folder else None
+            actors = StudyActors(self._info, self._space, pool, self._check_stop, recorded)
             try:
                 self._info, self._space = with_pooling(self._info, self._space, actors.info)
                 check_start(self._space, self._info, actors.info)
@@ -116,6 +117,23 @@ class Driver:
             started_at=self._started_at,
             run_of=tracker.run_id,
         ).run()
+
+    def _check_stop(self) -> None:
+        """Refuse to go on once the search was stopped from outside.
+
+        Raises:
+            SearchInterruptedError: it was.
+        """
+        if not self._stop.is_set():
+            return
+        if (folder := self._begun_folder()) is None:
+            raise SearchInterruptedError(
+                f"Study {self._info.name!r} was interrupted before its first trial; nothing was written."
+            )
+        raise SearchInterruptedError(
+            f"Study {folder.name!r} was interrupted; nothing that was reported is lost.",
+            hint=f"continue with `loraxs-search resume {folder.name}`",
+        )
 
     def _begun_folder(self) -> StudyFolder | None:
         """Return the study's folder, where an earlier driver began it."""

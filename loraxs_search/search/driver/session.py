@@ -240,8 +240,6 @@ class SearchSession:
 
         Test rows are asked only after people have last been asked whether it does.
         """
-        self._journal.baselines_measured(self._baselines.result())
-        self._say_baselines()
         trials = completed_trials(self._ledger.records.values(), self._folder.checkpoint_selection)
         finalization = self._finalization = Finalization(
             self._actors,
@@ -252,6 +250,8 @@ class SearchSession:
             self._ledger.counted,
             self._commander.on_loop_step,
         )
+        self._journal.baselines_measured(self._baselines.result(finalization.on_loop_step))
+        self._say_baselines()
         candidates = self._validated(finalization)
         if self._wants_more():
             return False
