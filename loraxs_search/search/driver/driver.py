@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import HomeError, SearchInterruptedError
+from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.driver.result import SearchResult, keep_report, lacks_baseline, summary_of
 from loraxs_search.search.driver.start_from import check_start, keep_start, with_pooling
 from loraxs_search.search.ledger import Ledger, SearchView
@@ -96,7 +97,7 @@ class Driver:
                     raise mirror.lost_to from error
                 stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
                 with contextlib.suppress(HomeError):  # of a disk that may be full, which the search has ended for
-                    journal.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
+                    journal.search_finished("KILLED" if stopped else "FAILED", {"notice": str(own_error(error))})
                 raise
             finally:
                 self._ledger.close()  # the log may be another driver's soon, and MLflow gets nothing from here on

@@ -41,7 +41,7 @@ ONE_LOSS_S = 60.0
 
 _MIN_WAITING = 1000  # trials that Tune may have waiting, whatever the plan says
 
-_SETUP_FAILED = re.compile(r"runtime env.*\n\[Node ([^\]]+)\]")
+_SETUP_FAILED = re.compile(r"runtime env.*\n\[Node ")
 
 
 class Unpickled:
@@ -161,12 +161,7 @@ def _setup_error(trial: Trial) -> ClusterError | None:
     if not trial.error_file or not Path(trial.error_file).exists():
         return None
     _, _, failure = Path(trial.error_file).read_text(encoding="utf-8").rpartition("\nFailure # ")
-    node = _SETUP_FAILED.search(failure)
-    if node is None:
-        return None
-    why = runtime_env.setup_problem(failure)
-    message = f"Every node must be able to make the search's environment, but {node[1]} is not: {why}"
-    return ClusterError(message, hint=runtime_env.SETUP_HINT)
+    return runtime_env.setup_error(failure) if _SETUP_FAILED.search(failure) else None
 
 
 def run_tuner(
