@@ -278,6 +278,11 @@ def here() -> str:
     return str(ray.get_runtime_context().get_node_id())
 
 
+# How often Ray starts a process of a search anew. One that dies so often dies of what will not change: each call to it
+# then fails, where callers would wait for ever.
+MAX_RESTARTS = 100
+
+
 def pinned(node_id: str) -> dict[str, Any]:
     """Return Ray's options that hold an actor or a task to a node and take none of its resources."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy

@@ -18,7 +18,7 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import home
 from loraxs_search.methods import get_method
 from loraxs_search.records import Baseline, HostInfo, Identity, Scalar, Task, TrialSpec
-from loraxs_search.search.cluster.connection import NAMESPACE, here, living_nodes, pinned
+from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import PackSize, unshared
 from loraxs_search.search.hosts.client import HOST_LOST, LOOK_EVERY_S, SnapshotStoreHandle, await_answer, kill
 from loraxs_search.search.hosts.pool import HostPool, HostWatch, Steps, Usage, pool_steps, pool_usage
@@ -63,7 +63,7 @@ def start_snapshot_store(study: str) -> tuple[str, SnapshotStoreHandle]:
     name = f"snapshots-{uuid.uuid4().hex}"
     # The driver's home, whatever this node's Ray was started with.
     env = {"env_vars": {"LORAXS_HOME": str(home())}}
-    again = {"max_restarts": -1, "max_task_retries": -1}
+    again = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}
     actor = _RemoteSnapshotStore.options(name=name, namespace=NAMESPACE, runtime_env=env, **pinned(here()), **again)
     return name, cast("SnapshotStoreHandle", actor.remote(study))
 
