@@ -54,7 +54,7 @@ class HostPool:
         self.config = replace(config, versions=runtime_env.versions())
         self._plans = tuple(plans)
         nodes, to_come = living_nodes(), nodes_to_come()
-        check_can_run(nodes, to_come, next((p.concurrent for p in plans if p.concurrent), None))
+        check_can_run(nodes, to_come, plans[0].device, next((p.concurrent for p in plans if p.concurrent), None))
         self._device = plans[0].device
         if self._device == "auto" and any(node.num_gpus for node in (*nodes, *to_come)):
             self._device = "gpu"  # also after the last GPU has left, as spot nodes do: another will come
