@@ -184,14 +184,20 @@ class _SlotResources(PlacementGroupAcquiredResources):
 
 
 class SlotManager(PlacementGroupResourceManager):
-    """Reserves the shares of trials as Tune does."""
+    """Reserves the shares of trials as Tune does, and counts those that trials hold."""
 
     advancers: Advancers
+    num_held = 0
 
     def acquire_resources(self, resource_request: Any) -> _SlotResources | None:
         acquired = super().acquire_resources(resource_request)
         if acquired is None:
             return None
+        self.num_held += 1
         return _SlotResources(
             resource_request, acquired.placement_group, lambda place, spec: Slot(place, self.advancers, spec)
         )
+
+    def free_resources(self, acquired_resource: Any) -> None:
+        self.num_held -= 1
+        super().free_resources(acquired_resource)
