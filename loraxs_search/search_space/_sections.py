@@ -248,8 +248,9 @@ class SearchSection(Section):
     sampler: Annotated[str, AfterValidator(known_entry(SAMPLERS, "a sampler"))] = SearchPlan.sampler
     """What proposes params."""
     time_budget: Duration | None = None
-    """Time after which trials stop, such as `90s`, `30m`, `2h` or `1d`. Time before a `resume` counts. Refits and the
-    last scores come after it.
+    """Time after which trials stop, such as `90s`, `30m`, `2h` or `1d`: each at its next report, or at its last one if
+    none comes for five minutes and twice the usual time. Time before a `resume` counts. Refits and the last scores come
+    after it.
     """
     keep_hosts: Duration | None = None
     """How long a cluster keeps the base loaded for the next search, such as `10m`."""

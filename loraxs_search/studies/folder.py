@@ -47,7 +47,7 @@ from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
 from loraxs_search.studies.info import SCHEMA_VERSION, StudyInfo, parse_info, read_record, read_text
 from loraxs_search.studies.journal import Journal, trial_states
-from loraxs_search.studies.snapshots import check_owner, kept_path, kept_paths, read_reports, snapshot_path
+from loraxs_search.studies.snapshots import check_owner, is_older, kept_path, kept_paths, read_reports, snapshot_path
 
 if TYPE_CHECKING:
     from loraxs_search.search_space import Space
@@ -366,12 +366,17 @@ class StudyFolder:
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
         """Keep a trial's state, replacing the one before, atomically; one of another trial is refused.
 
+        One of an earlier step than the one before changes nothing: it comes late, from a node that stood still while
+        the trial went on elsewhere.
+
         Where the study keeps the best step of a trial, that of its best report is kept beside it. Whatever is killed
         when: the last state's own reports say which step is the best one, and its file is there before them. The one
         before it stays too, for a copy of the folder that is being made.
         """
         check_owner(snapshot, self.name, trial_id)
         folder, reports = self.path / "snapshots", tuple[TrialReport, ...]()
+        if is_older(snapshot, snapshot_path(folder, trial_id)):
+            return
         if self.checkpoint_selection.checkpoint == "best":
             reports = read_reports(snapshot)
             if self.checkpoint_selection.select(reports).step == reports[-1].step:

@@ -23,6 +23,19 @@ def read_reports(snapshot: bytes) -> tuple[TrialReport, ...]:
         raise StudyError(f"A snapshot must be a safetensors file with reports, but: {error}.") from error
 
 
+def is_older(snapshot: bytes, path: Path) -> bool:
+    """Whether a snapshot is of an earlier step than the one in a file, which may be missing or damaged."""
+    try:
+        return _last_step(snapshot) < _last_step(path)
+    except (OSError, ValueError, LookupError):
+        return False
+
+
+def _last_step(source: Path | bytes) -> int:
+    reports = entry_of(source, "trial")["reports"]
+    return int(reports[-1]["step"]) if reports else 0
+
+
 def check_owner(snapshot: bytes, study: str, trial_id: str) -> bytes:
     """Return a snapshot that is of this trial of this study; those that 0.1.0 wrote name no study.
 

@@ -7,7 +7,6 @@ import functools
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -85,10 +84,10 @@ def full_ray(request: pytest.FixtureRequest) -> Path:
 def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[..., SearchResult]:
     """Search the tiny space with overrides, on hosts that stay for the next search with the same base and settings."""
 
-    def launched(name: str, *overrides: str, stop: threading.Event | None = None) -> SearchResult:
+    def launched(name: str, *overrides: str) -> SearchResult:
         from loraxs_search.search import launch
 
-        return launch(str(tiny_space), name=name, overrides=("search.keep_hosts=60s", *overrides), stop=stop)
+        return launch(str(tiny_space), name=name, overrides=("search.keep_hosts=60s", *overrides))
 
     return launched
 
@@ -115,8 +114,8 @@ def simulated(
 
     monkeypatch.setattr(host_config, "host_config", config)
 
-    def launched(name: str, *overrides: str, stop: threading.Event | None = None) -> SearchResult:
-        return launch(str(tiny_space), name=name, overrides=overrides, stop=stop)
+    def launched(name: str, *overrides: str) -> SearchResult:
+        return launch(str(tiny_space), name=name, overrides=overrides)
 
     return launched
 

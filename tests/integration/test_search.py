@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -16,11 +19,14 @@ from support.notebook import Notebook, notebook
 
 import loraxs_search
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
-from loraxs_search.log.events import Phase, ShownEvent
+from loraxs_search.log.events import Phase, SearchStarted, ShownEvent, TrialReported
 from loraxs_search.records import Decision, TrialState
 from loraxs_search.registry import ScoredRows, choose, verify
 from loraxs_search.search import SearchResult, SilentView, launch, resume
+from loraxs_search.search.driver import session
 from loraxs_search.search.hosts import study_actors
+from loraxs_search.search.tune import runner
+from loraxs_search.steering.state import Deadline
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
 
@@ -216,14 +222,62 @@ def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
     assert "time budget" in result.notice
 
 
+class Freezing(SilentView):
+    """At the first report, has the process of the newest host stand still: it lives, and says nothing."""
+
+    def __init__(self, descendants: Callable[[int, str], list[int]]) -> None:
+        self._descendants, self.frozen = descendants, 0
+
+    def happened(self, event: ShownEvent) -> None:
+        if isinstance(event, TrialReported) and not self.frozen:
+            self.frozen = max(self._descendants(os.getpid(), "HostActor"))
+            os.kill(self.frozen, signal.SIGSTOP)
+
+
+@pytest.mark.long
+def test_a_host_that_stands_still_does_not_hold_a_search_whose_time_is_over(
+    simulated: Callable[..., SearchResult],
+    tiny_space: Path,
+    agree: Callable[..., object],
+    descendants: Callable[[int, str], list[int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class OverAsItFreezes(Deadline):
+        @property
+        def left_s(self) -> float | None:
+            return 0.0 if view.frozen else super().left_s
+
+    monkeypatch.setattr(runner, "GRACE_S", 1.0)
+    monkeypatch.setattr(session, "Deadline", OverAsItFreezes)
+    view = Freezing(descendants)
+    plan = ("search.trials=4", "search.time_budget=1h", "search.max_steps=2000", "search.report_every=10")
+    try:
+        result = launch(str(tiny_space), name="frozen", overrides=plan, view=view)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # a process that hears nothing may outlive Ray's wish
+            os.kill(view.frozen, signal.SIGKILL)
+    agree("frozen", len(result.trials))
+    assert {trial.state for trial in result.trials} == {TrialState.PRUNED}
+    assert any(trial.reports for trial in result.trials)
+
+
 def test_the_time_budget_is_that_of_all_drivers_together(
-    simulated: Callable[..., SearchResult], agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+    simulated: Callable[..., SearchResult],
+    tiny_space: Path,
+    agree: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One that searched for an hour and was killed has left nothing of half an hour, the next day or whenever."""
     stop = threading.Event()
-    stop.set()
+
+    class Stopping(SilentView):
+        def happened(self, event: ShownEvent) -> None:
+            if isinstance(event, SearchStarted):
+                stop.set()
+
+    plan = ("search.trials=500", "search.time_budget=30m")
     with pytest.raises(SearchInterruptedError):
-        simulated("spent", "search.trials=500", "search.time_budget=30m", stop=stop)
+        launch(str(tiny_space), name="spent", overrides=plan, view=Stopping(), stop=stop)
     journal = StudyFolder.open("spent").journal()
     with monkeypatch.context() as patch:
         patch.setattr("loraxs_search.studies.journal.steady_time", lambda: 3600.0)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from typing import Any, cast
 
 import pytest
 import ray
 from support.studies import state, study
 
+from loraxs_search.errors import ClusterError
+from loraxs_search.search.cluster.connection import connected
+from loraxs_search.search.hosts import study_actors
 from loraxs_search.search.hosts.client import find_snapshot_store, kill
 from loraxs_search.search.hosts.study_actors import start_snapshot_store
 
@@ -33,3 +37,21 @@ def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_
         assert pid_of(snapshot_store) != first
     finally:
         kill(snapshot_store)
+
+
+class Dying(study_actors.SnapshotStore):
+    """Dies before it begins, whenever it is started."""
+
+    def __init__(self, name: str) -> None:
+        os._exit(1)
+
+
+def test_a_snapshot_store_that_always_dies_is_not_waited_for_for_ever(
+    ray_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import this folder
+    monkeypatch.setattr(study_actors, "_RemoteSnapshotStore", ray.remote(Dying))
+    monkeypatch.setattr(study_actors, "MAX_RESTARTS", 1)
+    _, snapshot_store = start_snapshot_store("dying")
+    with pytest.raises(ClusterError, match="keep the processes of a search alive, but lost Dying"), connected(None):
+        ray.get(snapshot_store.read_snapshot.remote("00000"), timeout=60)

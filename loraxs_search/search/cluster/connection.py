@@ -8,18 +8,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import ClusterError, LoraxsError, UsageError
 from loraxs_search.home import home
 from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.cluster.placement import Node
-from loraxs_search.search.cluster.runtime_env import job_environment
+from loraxs_search.search.cluster.runtime_env import job_environment, setup_error
+
+if TYPE_CHECKING:
+    from ray.exceptions import RayError
 
 _CONNECT_TIMEOUT_S, _ANSWER_TIMEOUT_S = 5.0, 20.0
 # How a client opens HTTP/2, which Ray speaks, with empty settings. The server's own come back at once.
@@ -185,20 +189,48 @@ def connected(address: str | None, *, runtime_env: str | None = None) -> Iterato
 
 
 def own_error(error: BaseException) -> BaseException:
-    """Return our error of another process as it was raised there: Ray's has its traceback as its text."""
-    from ray.exceptions import RayTaskError
+    """Return our error of another process as it was raised there, and for a process that Ray has lost one of ours.
 
-    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, LoraxsError) else error
+    What else another process raised is a fault of this program, and stays as it is.
+    """
+    from ray.exceptions import RayError, RayTaskError, RuntimeEnvSetupError
+
+    if isinstance(error, RayTaskError):
+        return own_error(error.cause) if isinstance(error.cause, LoraxsError | RayError) else error
+    if isinstance(error, RuntimeEnvSetupError):
+        return setup_error(str(error))
+    return ClusterError(_lost(error), hint=_LOST_HINT) if isinstance(error, RayError) else error
+
+
+_LOST_HINT = (
+    "see why in the logs of that node, below /tmp/ray/session_latest/logs, and whether its memory is full: "
+    "`loraxs-search doctor --address ADDRESS`; put it right or take the node out, then continue with "
+    "`loraxs-search resume`, or launch again where no study was begun"
+)
+_FACT = re.compile(r"^\s+(class_name|ip): (.+)$", re.MULTILINE)  # in what Ray says of an actor that died
+
+
+def _lost(error: RayError) -> str:
+    """Say in a sentence what Ray says in a page: facts, which are indented, between a general line and the cause."""
+    from ray.exceptions import RayActorError
+
+    facts = dict(_FACT.findall(str(error)))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line[0].isspace()]
+    lines = lines or [type(error).__name__]
+    is_traceback = isinstance(error, RayActorError) and error.actor_init_failed
+    why = lines[-1] if is_traceback else lines[1] if facts and len(lines) > 1 else lines[0]
+    who, where = facts.get("class_name", "one of them"), f" on {facts['ip']}" if "ip" in facts else ""
+    return f"Ray must keep the processes of a search alive, but lost {who}{where}: {why}"
 
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise our errors of other processes as they were raised there."""
-    from ray.exceptions import RayTaskError
+    """Raise our own errors in place of Ray's, where it has one; see `own_error`."""
+    from ray.exceptions import RayError
 
     try:
         yield
-    except RayTaskError as error:
+    except RayError as error:
         if (own := own_error(error)) is not error:
             raise own from error
         raise
@@ -244,6 +276,11 @@ def here() -> str:
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
+
+
+# How often Ray starts a process of a search anew. One that dies so often dies of what will not change: each call to it
+# then fails, where callers would wait for ever.
+MAX_RESTARTS = 100
 
 
 def pinned(node_id: str) -> dict[str, Any]:

@@ -82,7 +82,15 @@ def first_place(nodes: Sequence[Node], device: SearchDevice, here: str) -> tuple
     return (with_cpu[0] if with_cpu and here not in with_cpu else here), None
 
 
-def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], concurrent: int | None) -> None:
+def offers(node: Node, asked: Mapping[str, float]) -> bool:
+    """Whether a node has what a trial asks for, whoever holds it now."""
+    return node.num_cpus >= asked.get("CPU", 0.0) and node.num_gpus >= asked.get("GPU", 0.0)
+
+
+_DEVICES: Mapping[SearchDevice, str] = {"auto": "a GPU or a CPU", "gpu": "a GPU", "cpu": "a CPU"}
+
+
+def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], device: SearchDevice, concurrent: int | None) -> None:
     """Refuse a cluster that can run no trial.
 
     Args:
@@ -90,14 +98,54 @@ def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], concurrent: in
         concurrent: Slots that the user expects of one we know nothing of.
 
     Raises:
-        ClusterError: no node offers anything, and none is expected.
+        ClusterError: no node offers what a trial asks for, and none that would is expected.
     """
-    if concurrent is None and not any(node.num_cpus or node.num_gpus for node in (*nodes, *to_come)):
+    known = [*nodes, *to_come]
+    asked = share_out(known, 1, device).resources
+    if concurrent is None and not any(offers(node, asked) for node in known):
+        other = "" if device == "auto" else f", or leave out `search.device: {device}`"
         raise ClusterError(
-            "A cluster must have a GPU or a CPU to run trials on, but its nodes offer none.",
-            hint="start Ray with --num-cpus or --num-gpus above 0; where workers start later, "
+            f"A cluster must have {_DEVICES[device]} to run trials on, but its nodes offer none.",
+            hint=f"start Ray with --num-cpus or --num-gpus above 0{other}; where workers start later, "
             "give the number of trials that they hold: --set search.concurrent=N",
         )
+
+
+class SlotWait:
+    """Says once what trials wait for while Ray reserves no slot for any of them.
+
+    Args:
+        nodes: Returns the living nodes.
+        slots: Returns what a trial would ask for now.
+    """
+
+    def __init__(
+        self, nodes: Callable[[], Sequence[Node]], slots: Callable[[], Slots], say: Callable[[str], None]
+    ) -> None:
+        self._nodes, self._slots, self._say = nodes, slots, say
+        self._said: set[str] = set()
+
+    def look(self, asked: Mapping[str, float]) -> bool:
+        """Say why trials that ask for this do not start; return whether they could if they asked for what is there.
+
+        A trial asks for a share of the nodes at the time of its proposal. These may all have left since.
+        """
+        what = " and ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
+        if any(offers(node, asked) for node in self._nodes()):
+            self._say_once(
+                f"No trial can start: each waits for {what}, which other work on this cluster holds, such as another"
+                " search. `ray status` shows what is in use."
+            )
+        elif self._slots().num_slots:
+            return True
+        else:
+            self._say_once(f"No trial can start: each waits for a node with {what} to join the cluster.")
+        return False
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
 
 
 @dataclass(frozen=True)

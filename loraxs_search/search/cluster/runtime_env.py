@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from loraxs_search.errors import UsageError, unknown_name
+from loraxs_search.errors import ClusterError, UsageError, unknown_name
 from loraxs_search.versions import with_python
 
 _OF_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what `ray job submit` was given, where this driver is such a job
@@ -17,6 +18,7 @@ _PACKAGE = Path(__file__).parents[2]
 _INSTALLERS = ("uv", "pip", "conda", "image_uri", "container")
 _PLUGINS = "RAY_RUNTIME_ENV_PLUGINS"  # who sets it has their own keys
 _OUTPUT = "Last 50 lines of stdout:"  # of the installer, indented below it in Ray's message
+_NODE = re.compile(r"^\[Node ([^\]]+)\]", re.MULTILINE)
 SETUP_HINT = (
     "put right what --runtime-env asks for, or what the node lacks: `pip` and `uv` need the package virtualenv beside "
     "its Ray, a way to the package index, and room in Ray's folder, as the whole environment is copied first"
@@ -61,6 +63,16 @@ def setup_problem(message: str) -> str:
     output = lines[lines.index(_OUTPUT) + 1 :] if _OUTPUT in lines else []
     errors = [index for index, line in enumerate(output) if line.lower().startswith("error")]
     return " ".join(output[errors[0] :][:4]) if errors else (output or lines or [""])[-1]
+
+
+def setup_error(message: str) -> ClusterError:
+    """Return the error of a search whose environment could not be made, by what Ray says of it."""
+    node = _NODE.search(message)
+    which = node[1] if node else "one"
+    return ClusterError(
+        f"Every node must be able to make the search's environment, but {which} is not: {setup_problem(message)}",
+        hint=SETUP_HINT,
+    )
 
 
 def versions() -> dict[str, str]:

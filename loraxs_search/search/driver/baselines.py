@@ -32,7 +32,7 @@ from loraxs_search.records import (
     shots_name,
 )
 from loraxs_search.search.driver.work_items import BaseAnswerWork, in_parts, joined
-from loraxs_search.search.hosts.client import HOST_LOST
+from loraxs_search.search.hosts.client import HOST_LOST, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.confirmations import Confirmations
@@ -63,14 +63,17 @@ class StudyBaselines:
             self._known = self._folder.baselines() or ()
         return self._known
 
-    def result(self) -> tuple[Baseline, ...]:
+    def result(self, on_loop_step: Callable[[], None]) -> tuple[Baseline, ...]:
         """Return the baselines once they are in the study folder; those that cannot be had say why.
 
+        Args:
+            on_loop_step: Called several times a second meanwhile; raises when the search was stopped from outside. A
+                resumed search measures them anew.
         Raises:
             HomeError: the folder cannot be written.
         """
         if (written := self._written) is not None:
-            self._finish(lambda: ray.get(written), self._measure_again)
+            self._finish(lambda: await_answer(written, on_loop_step), lambda: self._measure_again(on_loop_step))
             self._written = None
         return self._folder.baselines() or ()
 
@@ -94,8 +97,8 @@ class StudyBaselines:
         failed = (Baseline(name, failed=reason[:200], applies=True) for name in fitting_baselines(kind_of(self._task)))
         self._folder.write_baselines([measured.get(one.name, one) for one in failed])
 
-    def _measure_again(self) -> None:
-        measured = self._actors.pool.host().result(lambda host: host.baselines(self._task))
+    def _measure_again(self, on_loop_step: Callable[[], None]) -> None:
+        measured = self._actors.pool.host().result(lambda host: host.baselines(self._task), on_loop_step)
         self._folder.write_baselines(measured)
 
 

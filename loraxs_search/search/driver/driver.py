@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import HomeError, SearchInterruptedError
+from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.driver.result import SearchResult, keep_report, lacks_baseline, open_tracker, summary_of
 from loraxs_search.search.driver.start_from import check_start, keep_start, with_pooling
 from loraxs_search.search.ledger import Ledger, SearchView
@@ -64,7 +65,8 @@ class Driver:
 
         with self._ledger.hearing_warnings():
             folder = self._begun_folder()
-            actors = StudyActors(self._info, self._space, pool, recorded=folder.identity() if folder else None)
+            recorded = folder.identity() if folder else None
+            actors = StudyActors(self._info, self._space, pool, self._check_stop, recorded)
             try:
                 self._info, self._space = with_pooling(self._info, self._space, actors.info)
                 check_start(self._space, self._info, actors.info)
@@ -93,7 +95,7 @@ class Driver:
                     raise mirror.lost_to from error
                 stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
                 with contextlib.suppress(HomeError):  # of a disk that may be full, which the search has ended for
-                    journal.search_finished("KILLED" if stopped else "FAILED", {"notice": str(error)})
+                    journal.search_finished("KILLED" if stopped else "FAILED", {"notice": str(own_error(error))})
                 raise
             finally:
                 self._ledger.close()  # the log may be another driver's soon, and MLflow gets nothing from here on
@@ -114,6 +116,23 @@ class Driver:
             started_at=self._started_at,
             run_of=tracker.run_id,
         ).run()
+
+    def _check_stop(self) -> None:
+        """Refuse to go on once the search was stopped from outside.
+
+        Raises:
+            SearchInterruptedError: it was.
+        """
+        if not self._stop.is_set():
+            return
+        if (folder := self._begun_folder()) is None:
+            raise SearchInterruptedError(
+                f"Study {self._info.name!r} was interrupted before its first trial; nothing was written."
+            )
+        raise SearchInterruptedError(
+            f"Study {folder.name!r} was interrupted; nothing that was reported is lost.",
+            hint=f"continue with `loraxs-search resume {folder.name}`",
+        )
 
     def _begun_folder(self) -> StudyFolder | None:
         """Return the study's folder, where an earlier driver began it."""

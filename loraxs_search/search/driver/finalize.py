@@ -297,4 +297,4 @@ class Finalization:
         for key, checksum in confirmation.factors.items():
             if factors_at(key, checksum) is None:
                 ask = functools.partial(HostClient.factor_file, task=task, key=key)
-                install_factors(key, self.actors.pool.host().result(ask))
+                install_factors(key, self.actors.pool.host().result(ask, self.on_loop_step))

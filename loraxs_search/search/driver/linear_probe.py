@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-import ray
 from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import ClusterError, HomeError, first_line
 from loraxs_search.records import LinearProbe
-from loraxs_search.search.hosts.client import HOST_LOST
+from loraxs_search.search.hosts.client import HOST_LOST, HostClient, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search_space import Space
 from loraxs_search.studies import StudyFolder
@@ -38,13 +37,14 @@ class StudyProbe:
         self._is_settled = known is not None or has_none or is_old
         if not self._is_settled and "probe" in space.head_inits():
             say("fitting a linear probe for heads to start from")
-            self._asked = actors.pool.host().linear_probe(space.task)
+            self._asked = self._ask(actors.pool.host())
 
     def digest(self) -> str | None:
         """Return the asset's digest once the study has it; None where heads start at random, now and after a resume.
 
         Raises:
             ClusterError, HomeError: the host's node is not fit, or its disk cannot be written.
+            SearchInterruptedError: stopped from outside; a resumed search fits it anew.
         """
         if not self._is_settled:
             self._is_settled, probe = True, self._result()
@@ -57,13 +57,16 @@ class StudyProbe:
         return self._digest
 
     def _result(self) -> LinearProbe:
-        host = self._actors.pool.host
+        host, check_stop = self._actors.pool.host, self._actors.check_stop
         try:
             try:
-                return ray.get(self._asked or host().linear_probe(self._task))
+                return await_answer(self._asked or self._ask(host()), check_stop)
             except HOST_LOST:
-                return host().result(lambda client: client.linear_probe(self._task))
+                return host().result(self._ask, check_stop)
         except (ClusterError, HomeError):
             raise
         except (*HOST_LOST, RayTaskError) as error:  # no search ends for it
             return LinearProbe(reason=first_line(getattr(error, "cause", error)))
+
+    def _ask(self, host: HostClient) -> ObjectRef[LinearProbe]:
+        return host.linear_probe(self._task)

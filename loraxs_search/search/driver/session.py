@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from loraxs_search.errors import HomeError, SearchInterruptedError, TrialsFailError, counted
@@ -13,6 +14,8 @@ from loraxs_search.records import Candidate, SearchRun, StudyDescription, TrialS
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import Scheduler, make_scheduler
+from loraxs_search.search.cluster.connection import living_nodes
+from loraxs_search.search.cluster.placement import SlotWait
 from loraxs_search.search.driver.baselines import StudyBaselines
 from loraxs_search.search.driver.candidates import completed_trials
 from loraxs_search.search.driver.commander import commands
@@ -33,6 +36,7 @@ from loraxs_search.studies import Journal, StudyFolder, StudyInfo
 from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking.run_texts import environment_tags
 
+_logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 0.5  # while all that is left is paused
 
 
@@ -198,10 +202,29 @@ class SearchSession:
         searcher, metric = self._searcher, self._info.task.search_metric
         searcher.begin_loop()
         scheduler = TuneScheduler(self._scheduler, metric, searcher.abort, searcher.should_leave)
-        watch = LoopWatch(lambda: searcher.must_end, searcher.on_loop_step, searcher.abort, self._deadline)
+        wait = SlotWait(living_nodes, lambda: self._actors.slot_counter.slots, _logger.warning)
+        watch = LoopWatch(
+            lambda: searcher.must_end,
+            searcher.on_loop_step,
+            searcher.abort,
+            self._deadline,
+            self._give_up_on,
+            wait.look,
+        )
         advancers = Advancers(self._settings(), self._ledger.last_step)
         tune_folder = self._folder.path / "tune"
         run_tuner(searcher, scheduler, self._info.search, advancers, tune_folder, self._deadline, watch)
+        if not searcher.must_end:
+            searcher.begin_loop()  # trials that are left ask for a slot of the nodes of now
+
+    def _give_up_on(self, trial_ids: Sequence[str]) -> None:
+        """Have other hosts in place of those that trials were last heard of before the time budget ended."""
+        _logger.warning(
+            "Trials %s have not reported since the time budget was used up: they end at their last reports, and their"
+            " hosts are ended, since they may be stuck.",
+            ", ".join(trial_ids),
+        )
+        self._actors.pool.end_silent_hosts([f"{self._info.name}/{trial_id}" for trial_id in trial_ids])
 
     def _settings(self) -> TrialSettings:
         plan, task = self._info.search, self._space.task
@@ -240,8 +263,6 @@ class SearchSession:
 
         Test rows are asked only after people have last been asked whether it does.
         """
-        self._journal.baselines_measured(self._baselines.result())
-        self._say_baselines()
         trials = completed_trials(self._ledger.records.values(), self._folder.checkpoint_selection)
         finalization = self._finalization = Finalization(
             self._actors,
@@ -252,6 +273,8 @@ class SearchSession:
             self._ledger.counted,
             self._commander.on_loop_step,
         )
+        self._journal.baselines_measured(self._baselines.result(finalization.on_loop_step))
+        self._say_baselines()
         candidates = self._validated(finalization)
         if self._wants_more():
             return False

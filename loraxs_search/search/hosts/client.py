@@ -109,6 +109,18 @@ def kill(actor: SnapshotStoreHandle | DirectoryHandle | HostHandle | AdvancerHan
 # died, and a system error is of a process without the memory to say its answer.
 HOST_LOST = (RayActorError, OutOfMemoryError, ActorUnschedulableError, ObjectLostError, RaySystemError)
 _MAX_LOSSES = 3
+LOOK_EVERY_S = 0.5
+
+
+def await_answer(answer: ObjectRef[ResultT], on_loop_step: Callable[[], None]) -> ResultT:
+    """Wait for an answer, however long it takes.
+
+    Args:
+        on_loop_step: Called several times a second meanwhile; raises when the search was stopped from outside.
+    """
+    while not ray.wait([answer], timeout=LOOK_EVERY_S)[0]:
+        on_loop_step()
+    return ray.get(answer)
 
 
 @dataclass(frozen=True)
@@ -140,15 +152,15 @@ class HostClient:
         """Return the client of the host to ask now that this one is lost."""
         return HostClient(self.find, self.find(self.actor))
 
-    def result(self, ask: Callable[[HostClient], ObjectRef[ResultT]]) -> ResultT:
-        """Ask and wait for the answer; a host that dies, or whose node does, is replaced a few times."""
+    def result(self, ask: Callable[[HostClient], ObjectRef[ResultT]], on_loop_step: Callable[[], None]) -> ResultT:
+        """Ask and await the answer; a host that dies, or whose node does, is replaced a few times."""
         host = self
         for _ in range(_MAX_LOSSES):
             try:
-                return ray.get(ask(host))
+                return await_answer(ask(host), on_loop_step)
             except HOST_LOST:
                 host = host.replacement()
-        return ray.get(ask(host))
+        return await_answer(ask(host), on_loop_step)
 
     # ---- calls -------------------------------------------------------------------------------------------------------
     def info(self, task: Task) -> ObjectRef[HostInfo]:

@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayError
 
 from loraxs_search.records import Task
-from loraxs_search.search.cluster.connection import NAMESPACE, here, living_nodes, pinned
+from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import host_shape
 from loraxs_search.search.hosts.client import DirectoryHandle, HostHandle, kill
 from loraxs_search.search.hosts.host_actor import HostActor
@@ -155,7 +155,7 @@ def start_directory(config: HostConfig, warm_name: str | None) -> tuple[str, Dir
     if warm_name:  # it ends itself, and its hosts by that
         life: dict[str, Any] = {"lifetime": "detached", "get_if_exists": True}
     else:  # its hosts die with it, and are asked for anew
-        life = {"max_restarts": -1, "max_task_retries": -1}
+        life = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}
     actor = _RemoteDirectory.options(name=name, namespace=NAMESPACE, **life, **pinned(here()))
     return name, cast("DirectoryHandle", actor.remote(config, warm_name is not None))
 

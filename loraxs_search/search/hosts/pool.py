@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Generic, TypeVar
@@ -54,7 +54,7 @@ class HostPool:
         self.config = replace(config, versions=runtime_env.versions())
         self._plans = tuple(plans)
         nodes, to_come = living_nodes(), nodes_to_come()
-        check_can_run(nodes, to_come, next((p.concurrent for p in plans if p.concurrent), None))
+        check_can_run(nodes, to_come, plans[0].device, next((p.concurrent for p in plans if p.concurrent), None))
         self._device = plans[0].device
         if self._device == "auto" and any(node.num_gpus for node in (*nodes, *to_come)):
             self._device = "gpu"  # also after the last GPU has left, as spot nodes do: another will come
@@ -106,6 +106,18 @@ class HostPool:
             concurrent=plan.concurrent,
             num_studies=len(self._plans),
         )
+
+    def end_silent_hosts(self, names: Collection[str]) -> None:
+        """End the hosts that say nothing, or still hold one of these trials; the next calls find others in their place.
+
+        Args:
+            names: `TrialSpec.name` of trials that should have reported long ago.
+        """
+        asked = {host.steps(): host for host in self.hosts()}
+        fine = {answer for answer, steps in _answers(list(asked)) if not steps.keys() & set(names)}
+        for answer, host in asked.items():
+            if answer not in fine:
+                kill(host.actor)
 
     def close(self) -> None:
         """End directory and hosts now, unless they are to stay warm."""
@@ -168,7 +180,7 @@ class HostWatch(Generic[AnswerT]):
 def pool_usage(pool: HostPool) -> Usage:
     """Return what the hosts of a pool say within seconds; those of one node together."""
     usage: dict[str, dict[str, float]] = {}
-    for address, readings in _answers([host.usage() for host in pool.hosts()]):
+    for _, (address, readings) in _answers([host.usage() for host in pool.hosts()]):
         usage.setdefault(address, {}).update(readings)
     return usage
 
@@ -176,16 +188,17 @@ def pool_usage(pool: HostPool) -> Usage:
 def pool_steps(pool: HostPool, study: str) -> Steps:
     """Return how far the trials of a study have got on the hosts that answer within seconds; of many hosts, on some."""
     begin, steps = f"{study}/", dict[str, int]()
-    for of_host in _answers([host.steps() for host in pool.hosts()[:_MAX_HOSTS]]):
+    for _, of_host in _answers([host.steps() for host in pool.hosts()[:_MAX_HOSTS]]):
         steps |= {name.removeprefix(begin): step for name, step in of_host.items() if name.startswith(begin)}
     return steps
 
 
-def _answers(asked: list[ObjectRef[AnswerT]]) -> Iterator[AnswerT]:
+def _answers(asked: list[ObjectRef[AnswerT]]) -> Iterator[tuple[ObjectRef[AnswerT], AnswerT]]:
+    """Yield what is answered within seconds, each answer behind its reference."""
     done, _ = ray.wait(asked, num_returns=len(asked), timeout=_WAIT_S)
     for answer in done:
         try:
-            yield ray.get(answer)
+            yield answer, ray.get(answer)
         except RayError:  # the host is lost: the others are not
             continue
 

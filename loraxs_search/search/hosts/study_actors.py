@@ -18,9 +18,9 @@ from loraxs_search.errors import StudyError
 from loraxs_search.home import home
 from loraxs_search.methods import get_method
 from loraxs_search.records import Baseline, HostInfo, Identity, Scalar, Task, TrialSpec
-from loraxs_search.search.cluster.connection import NAMESPACE, here, living_nodes, pinned
+from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import PackSize, unshared
-from loraxs_search.search.hosts.client import HOST_LOST, SnapshotStoreHandle, kill
+from loraxs_search.search.hosts.client import HOST_LOST, LOOK_EVERY_S, SnapshotStoreHandle, await_answer, kill
 from loraxs_search.search.hosts.pool import HostPool, HostWatch, Steps, Usage, pool_steps, pool_usage
 from loraxs_search.search_space import Space, describe
 from loraxs_search.studies import StudyFolder, StudyInfo
@@ -63,7 +63,7 @@ def start_snapshot_store(study: str) -> tuple[str, SnapshotStoreHandle]:
     name = f"snapshots-{uuid.uuid4().hex}"
     # The driver's home, whatever this node's Ray was started with.
     env = {"env_vars": {"LORAXS_HOME": str(home())}}
-    again = {"max_restarts": -1, "max_task_retries": -1}
+    again = {"max_restarts": MAX_RESTARTS, "max_task_retries": -1}
     actor = _RemoteSnapshotStore.options(name=name, namespace=NAMESPACE, runtime_env=env, **pinned(here()), **again)
     return name, cast("SnapshotStoreHandle", actor.remote(study))
 
@@ -78,6 +78,7 @@ class StudyActors:
     """The study's snapshot store, which ends with it, and the pool of hosts that it has a part of.
 
     Args:
+        check_stop: Called several times a second while a host is waited for; raises when the search is to stop.
         recorded: What the study began with; None if that is not known.
     Raises:
         StudyError: the first host has another base or other rows than those recorded.
@@ -85,13 +86,20 @@ class StudyActors:
         RankError, TargetModulesError: the space asks for modules or ranks that the base does not have.
     """
 
-    def __init__(self, study: StudyInfo, space: Space, pool: HostPool, recorded: Identity | None = None) -> None:
-        self._study, self._space, self.pool = study, space, pool
+    def __init__(
+        self,
+        study: StudyInfo,
+        space: Space,
+        pool: HostPool,
+        check_stop: Callable[[], None],
+        recorded: Identity | None = None,
+    ) -> None:
+        self._study, self._space, self.pool, self.check_stop = study, space, pool, check_stop
         self.start_from: str | None = None  # the asset that trials start from
         self.linear_probe: Callable[[], str | None] = lambda: None  # returns the asset that heads start from
         store_name, self.snapshot_store = start_snapshot_store(study.name)  # it starts while the host loads
         try:
-            self.info: HostInfo = pool.host().result(lambda host: host.info(space.task))
+            self.info: HostInfo = pool.host().result(lambda host: host.info(space.task), check_stop)
             check_unchanged(study.name, recorded, self.info.identity)
             _warn_of_data(space.task, self.info)
             groups = describe(space, self.info.modules).groups  # refuses what no trial could be
@@ -101,7 +109,7 @@ class StudyActors:
             self.slot_counter = pool.slot_counter(self.pack_size.size, study.search)
             # By role: the names under which other processes find these actors.
             self.actor_names = {"directory": pool.directory_name, "snapshot_store": store_name}
-            ray.get(self.snapshot_store.__ray_ready__.remote())
+            await_answer(self.snapshot_store.__ray_ready__.remote(), check_stop)
         except BaseException:
             self.close()
             raise
@@ -125,7 +133,8 @@ class StudyActors:
             return
         total, reported_at = len(pending), time.monotonic()
         while pending:
-            done, pending = ray.wait(pending)
+            done, pending = ray.wait(pending, timeout=LOOK_EVERY_S)
+            self.check_stop()
             with contextlib.suppress(*HOST_LOST):  # trials go on with another one, which gets what it needs
                 ray.get(done)
             if pending and time.monotonic() - reported_at > _SAY_EVERY_S:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray import ObjectRef
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, TrialCancelledError
 from loraxs_search.records import Task, TrialReport, TrialSpec, from_json, to_json
+from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.hosts.client import (
     HOST_LOST,
     DirectoryHandle,
@@ -32,6 +34,7 @@ FAILED = "failed"
 CANCELLED = "cancelled"  # a user stopped the trial: there is no report
 FATAL = "fatal_error"  # (message, hint) of an error that is not the trial's
 _MAX_KEPT_BYTES = 1 << 30
+AnswerT = TypeVar("AnswerT")
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class TrialAdvancer:
             step, snapshot = kept.step, kept.snapshot
         else:
             try:
-                snapshot = await self._snapshot_store.read_snapshot.remote(spec.trial_id)
+                snapshot = await _answered(self._snapshot_store.read_snapshot.remote(spec.trial_id))
                 reports = read_reports(snapshot) if snapshot else ()
             except LoraxsError as error:
                 return _broken_off(after, error)
@@ -136,7 +139,7 @@ class TrialAdvancer:
         except (LoraxsError, RayTaskError) as error:
             return _broken_off(step, error)
         try:
-            await self._snapshot_store.write_snapshot.remote(spec.trial_id, snapshot)
+            await _answered(self._snapshot_store.write_snapshot.remote(spec.trial_id, snapshot))
         except LoraxsError as error:  # of the study's folder, not of the trial
             return _fatal(step, error)
         self._keep(slot, _Kept(spec.trial_id, report.step, snapshot))
@@ -173,7 +176,8 @@ class TrialAdvancer:
         """Return the host of a place, another one than a lost one."""
         host = self._hosts.get(place)
         if host is None or host == lost:
-            host = self._hosts[place] = await self._directory.host_for.remote(place.node_id, place.gpu, lost)
+            host = await _answered(self._directory.host_for.remote(place.node_id, place.gpu, lost))
+            self._hosts[place] = host
         return host
 
     def _check(self, report: TrialReport) -> None:
@@ -189,6 +193,18 @@ class TrialAdvancer:
             REPORT: to_json(report),
             "done": report.step >= spec.hyperparameters.max_steps,
         }
+
+
+async def _answered(answer: ObjectRef[AnswerT]) -> AnswerT:
+    """Await an answer of a process beside the driver, without which no trial can go on.
+
+    Raises:
+        ClusterError: it has died for good.
+    """
+    try:
+        return await answer
+    except ActorDiedError as error:
+        raise own_error(error) from error
 
 
 def _broken_off(step: int, error: LoraxsError | RayTaskError) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from loraxs_search.records import SearchPlan, TrialReport, from_json
 from loraxs_search.schedulers import Scheduler
 from loraxs_search.search.cluster import ray_private, runtime_env
 from loraxs_search.search.tune.advancer import REPORT
-from loraxs_search.search.tune.slots import SPEC, Advancers, SlotManager, TrialTrainable
+from loraxs_search.search.tune.slots import RESOURCES, SPEC, Advancers, SlotManager, TrialTrainable
 from loraxs_search.steering.state import Deadline
 
 # Tune registers what it runs in a dictionary of the process, which it walks through: studies that are searched
@@ -39,9 +39,12 @@ _SETTING_UP = threading.Lock()
 # A node that has died is offered to its trials until the cluster has noticed: all failures until then are one loss.
 ONE_LOSS_S = 60.0
 
+WAIT_S = 15.0  # without a slot for any trial, until it is asked why
+GRACE_S = 300.0  # after the deadline, for the last reports of trials that run; longer where reports take long
+
 _MIN_WAITING = 1000  # trials that Tune may have waiting, whatever the plan says
 
-_SETUP_FAILED = re.compile(r"runtime env.*\n\[Node ([^\]]+)\]")
+_SETUP_FAILED = re.compile(r"runtime env.*\n\[Node ")
 
 
 class Unpickled:
@@ -88,10 +91,9 @@ class TuneScheduler(Unpickled, FIFOScheduler):
         try:
             reason = self._scheduler.report(report, self._study_metric)
         except Exception as error:  # noqa: BLE001  # a scheduler from elsewhere may raise anything
-            trial_id = json.loads(trial.config[SPEC])["trial_id"]
             self._abort(
                 LoraxsError(
-                    f"The scheduler {self._scheduler.name!r} failed on a report of trial {trial_id}:"
+                    f"The scheduler {self._scheduler.name!r} failed on a report of trial {_study_id(trial)}:"
                     f" {type(error).__name__}: {error}.",
                     hint="fix the scheduler, then continue with `loraxs-search resume`",
                 )
@@ -102,6 +104,11 @@ class TuneScheduler(Unpickled, FIFOScheduler):
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
         """Record a last report, about which Tune does not ask; a repeated one changes nothing."""
         self.on_trial_result(tune_controller, trial, result)
+
+
+def _study_id(trial: Trial) -> str:
+    """Return the id of a trial in its study."""
+    return str(json.loads(trial.config[SPEC])["trial_id"])
 
 
 class _DeadlineStopper(Unpickled, Stopper):
@@ -126,13 +133,18 @@ class LoopWatch(Unpickled, Callback):
 
     Tune itself can be stopped by a signal in the main thread only, and its stoppers wait for each trial's report.
 
-    It ends too when the deadline is over and no trial runs, as when all wait for nodes that do not come.
+    It ends too when the deadline is over and no trial runs, as when all wait for nodes that do not come; and when a
+    trial has not reported for long after the deadline, since its host may be stuck. A report may take twice as long as
+    any before it, or where there was none, as long as the loop ran; `GRACE_S` at least.
 
     Args:
         is_over: Asked at each step of the loop.
         on_loop_step: Called at each step of the loop.
         unfit: Called with what is wrong when a node cannot run trials, as one that joined late may not.
         deadline: When the time budget is used up; None if there can be none.
+        overdue: Called with the ids of the trials that the loop has waited for in vain.
+        ask_anew: Called now and then with what a trial asks for, while there is no slot for any trial; returns
+            whether the loop is to end, so that trials ask for what there is now.
     """
 
     def __init__(
@@ -141,15 +153,61 @@ class LoopWatch(Unpickled, Callback):
         on_loop_step: Callable[[], None],
         unfit: Callable[[ClusterError], None],
         deadline: Deadline | None = None,
+        overdue: Callable[[list[str]], None] = lambda _: None,
+        ask_anew: Callable[[Mapping[str, float]], bool] = lambda _: False,
     ) -> None:
         self._is_over, self._on_loop_step, self._unfit, self._deadline = is_over, on_loop_step, unfit, deadline
+        self._overdue, self._ask_anew = overdue, ask_anew
+        self.holds_slots: Callable[[], bool] = lambda: True
         self._lost_at: dict[str, float] = {}
+        self._began_at = time.monotonic()
+        self._heard_at: dict[str, float] = {}  # when trials that run were last heard of
+        self._longest_s: float | None = None  # from one report to the next
+        self._late_since: float | None = None
+        self._waiting_since: float | None = None
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
         self._on_loop_step()
-        late = self._deadline is not None and self._deadline.is_over
-        if self._is_over() or (late and not any(trial.status == "RUNNING" for trial in trials)):
+        if self._is_over() or self._is_late(trials) or self._is_stranded(trials):
             raise _StoppedError
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
+        self._heard_at[trial.trial_id] = time.monotonic()
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: object
+    ) -> None:
+        """Note how long a report may take."""
+        now = time.monotonic()
+        took_s = now - self._heard_at.get(trial.trial_id, self._began_at)
+        self._heard_at[trial.trial_id], self._longest_s = now, max(self._longest_s or 0.0, took_s)
+
+    def _is_late(self, trials: list[Trial]) -> bool:
+        """Whether the deadline is over, and nobody waits for a report that may still come."""
+        if self._deadline is None or not self._deadline.is_over:
+            self._late_since = None
+            return False
+        now, running = time.monotonic(), [trial for trial in trials if trial.status == "RUNNING"]
+        self._late_since = now if self._late_since is None else self._late_since
+        report_s = self._late_since - self._began_at if self._longest_s is None else 2 * self._longest_s
+        if running and now - self._late_since <= max(GRACE_S, report_s):
+            return False
+        if running:
+            self._overdue([_study_id(trial) for trial in running])
+        return True
+
+    def _is_stranded(self, trials: list[Trial]) -> bool:
+        """Whether trials wait for slots that none of the nodes of now can have."""
+        pending = [] if self.holds_slots() else [trial for trial in trials if trial.status == "PENDING"]
+        if not pending:
+            self._waiting_since = None
+            return False
+        now = time.monotonic()
+        self._waiting_since = now if self._waiting_since is None else self._waiting_since
+        if now - self._waiting_since < WAIT_S:
+            return False
+        self._waiting_since = now
+        return self._ask_anew(pending[0].config[RESOURCES])
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Count losses of a trial's host that follow one another closely as one; report a node that is unfit."""
@@ -170,12 +228,7 @@ def _setup_error(trial: Trial) -> ClusterError | None:
     if not trial.error_file or not Path(trial.error_file).exists():
         return None
     _, _, failure = Path(trial.error_file).read_text(encoding="utf-8").rpartition("\nFailure # ")
-    node = _SETUP_FAILED.search(failure)
-    if node is None:
-        return None
-    why = runtime_env.setup_problem(failure)
-    message = f"Every node must be able to make the search's environment, but {node[1]} is not: {why}"
-    return ClusterError(message, hint=runtime_env.SETUP_HINT)
+    return runtime_env.setup_error(failure) if _SETUP_FAILED.search(failure) else None
 
 
 def run_tuner(
@@ -194,6 +247,7 @@ def run_tuner(
     """
     ray_private.outlive_lost_processes()
     slots, search = SlotManager(), SearchGenerator(searcher)
+    watch.holds_slots = lambda: slots.num_held > 0
     with _SETTING_UP:
         experiment = _experiment(plan, storage, deadline)
         search.add_configurations([experiment])

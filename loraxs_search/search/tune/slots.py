@@ -23,7 +23,7 @@ from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loraxs_search.records import TrialSpec, from_json
-from loraxs_search.search.cluster.connection import living_nodes
+from loraxs_search.search.cluster.connection import MAX_RESTARTS, living_nodes
 from loraxs_search.search.hosts.client import AdvancerHandle, kill
 from loraxs_search.search.tune.advancer import Place, TrialAdvancer, TrialSettings, find_place
 
@@ -90,7 +90,7 @@ class Advancers:
 
     def _start(self, node_id: str) -> AdvancerHandle:
         near = NodeAffinitySchedulingStrategy(node_id, soft=True)
-        again = {"max_restarts": -1, "max_task_retries": _MAX_RETRIES, "max_concurrency": _MAX_SLOTS}
+        again = {"max_restarts": MAX_RESTARTS, "max_task_retries": _MAX_RETRIES, "max_concurrency": _MAX_SLOTS}
         actor = _RemoteAdvancer.options(num_cpus=0, scheduling_strategy=near, **again)
         return cast("AdvancerHandle", actor.remote(self._settings))
 
@@ -184,14 +184,20 @@ class _SlotResources(PlacementGroupAcquiredResources):
 
 
 class SlotManager(PlacementGroupResourceManager):
-    """Reserves the shares of trials as Tune does."""
+    """Reserves the shares of trials as Tune does, and counts those that trials hold."""
 
     advancers: Advancers
+    num_held = 0
 
     def acquire_resources(self, resource_request: Any) -> _SlotResources | None:
         acquired = super().acquire_resources(resource_request)
         if acquired is None:
             return None
+        self.num_held += 1
         return _SlotResources(
             resource_request, acquired.placement_group, lambda place, spec: Slot(place, self.advancers, spec)
         )
+
+    def free_resources(self, acquired_resource: Any) -> None:
+        self.num_held -= 1
+        super().free_resources(acquired_resource)

@@ -76,6 +76,21 @@ def test_a_trial_and_its_refit_are_apart(kept):
     assert (step_of(kept.read_kept("00000")), step_of(kept.read_kept("00000.1"))) == (20, 10)
 
 
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_a_state_that_comes_late_replaces_no_newer_one(home, checkpoint):
+    """As from a node that stood still while the trial went on elsewhere."""
+    trial = study(checkpoint, search=SearchPlan(checkpoint=checkpoint))
+    for step in (10, 20, 30, 40, 50):
+        trial.write_snapshot("00000", snapshot(step))
+    before, kept = files(trial), trial.read_kept("00000")
+    trial.write_snapshot("00000", snapshot(20, SCORES | {20: 0.99}))
+    assert step_of(trial.read_snapshot("00000")) == 50
+    assert (files(trial), trial.read_kept("00000")) == (before, kept)
+    (trial.path / "snapshots" / "00000.safetensors").write_bytes(b"damaged")
+    trial.write_snapshot("00000", snapshot(20))
+    assert step_of(trial.read_snapshot("00000")) == 20
+
+
 def test_only_the_last_state_is_kept_where_nothing_else_is_asked(home):
     plain = study("last")
     for mark in ("a", "b"):

@@ -10,10 +10,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import ray
+from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError, RayTaskError, RuntimeEnvSetupError
 
 from loraxs_search.errors import ClusterError, UsageError
 from loraxs_search.search.cluster import connection
-from loraxs_search.search.cluster.connection import check_answers, connected
+from loraxs_search.search.cluster.connection import check_answers, connected, own_error
 
 
 def test_a_ray_that_does_not_start_is_an_error_of_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,6 +26,53 @@ def test_a_ray_that_does_not_start_is_an_error_of_the_cluster(monkeypatch: pytes
     message = r"^Ray on this machine must be reachable, but: .* during startup\.$"
     with pytest.raises(ClusterError, match=message), connected(None):
         pass
+
+
+# As Ray has it of an actor whose process was killed, and of one whose node lacks a package.
+DIED = """The actor died unexpectedly before finishing this task.
+\tclass_name: HostActor
+\tactor_id: 6d12e8a7
+\tpid: 4711
+\tnamespace: loraxs-search
+\tip: 10.0.0.7
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR"""
+UNBORN = """The actor died because of an error raised in its creation task, ray::HostActor.__init__()
+  File "host_actor.py", line 9, in <module>
+ModuleNotFoundError: No module named 'peft'"""
+UNMADE = (
+    "Could not create the actor, since its runtime env failed.\n[Node 10.0.0.7] Traceback\nRuntimeError: no virtualenv"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "parts"),
+    [
+        (RayActorError(error_msg=DIED), ["HostActor on 10.0.0.7", "worker process has died"]),
+        (RayActorError(error_msg=UNBORN, actor_init_failed=True), ["No module named 'peft'"]),
+        (OutOfMemoryError("Killed: low on memory.\nSee the docs."), ["Killed: low on memory."]),
+        (RuntimeEnvSetupError(UNMADE), ["10.0.0.7 is not", "no virtualenv"]),
+        (RayTaskError("advance", "", RayActorError(error_msg=DIED)).as_instanceof_cause(), ["10.0.0.7"]),
+        (ObjectLostError("ab", "", ""), ["ab"]),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_what_ray_loses_is_an_error_of_the_cluster_with_place_and_cause(
+    error: Exception, parts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where each host dies before it begins: nobody is shown Ray's traceback."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with pytest.raises(ClusterError) as caught, connected(None):
+        raise error
+    assert all(part in caught.value.message for part in parts), caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_fault_of_ours_in_another_process_is_not_taken_for_rays() -> None:
+    fault = RayTaskError("advance", "", ValueError("oh"))
+    assert own_error(fault) is fault
+    told = own_error(RayTaskError("advance", "", UsageError("wrong")))
+    assert (type(told), str(told)) == (UsageError, "wrong")
 
 
 @pytest.fixture

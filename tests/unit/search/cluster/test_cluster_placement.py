@@ -7,10 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraxs_search.errors import ClusterError
+from loraxs_search.records import SearchDevice
 from loraxs_search.search.cluster.placement import (
     Node,
     SlotCounter,
     Slots,
+    SlotWait,
     check_can_run,
     choose_pack_size,
     first_place,
@@ -64,11 +66,37 @@ def test_the_first_host_is_on_a_living_node_that_fits() -> None:
 
 def test_a_cluster_without_anything_is_refused_unless_something_is_to_come() -> None:
     with pytest.raises(ClusterError, match="GPU or a CPU") as caught:
-        check_can_run([HEAD], [], None)
+        check_can_run([HEAD], [], "auto", None)
     assert "search.concurrent" in str(caught.value.hint)
-    check_can_run([HEAD, SMALL], [], None)
-    check_can_run([HEAD], [GPUS], None)
-    check_can_run([HEAD], [], 4)
+    check_can_run([HEAD, SMALL], [], "auto", None)
+    check_can_run([HEAD], [GPUS], "auto", None)
+    check_can_run([HEAD], [], "auto", 4)
+
+
+@pytest.mark.parametrize(("device", "without"), [("gpu", SMALL), ("cpu", Node("gpus", 0, 4))])
+def test_a_cluster_without_the_device_that_is_asked_for_is_refused(device: SearchDevice, without: Node) -> None:
+    """Its trials would wait for ever."""
+    with pytest.raises(ClusterError, match=f"must have a {device.upper()} ") as caught:
+        check_can_run([HEAD, without], [without], device, None)
+    assert f"search.device: {device}" in str(caught.value.hint)
+    check_can_run([HEAD, without], [GPUS], device, None)
+    check_can_run([HEAD, without], [], device, 1)
+
+
+def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_their_nodes_have_left() -> None:
+    nodes, said = [LARGE], list[str]()
+    wait = SlotWait(lambda: nodes, lambda: share_out(nodes, 2, "cpu"), said.append)
+    asked = share_out(nodes, 2, "cpu").resources
+    assert [wait.look(asked), wait.look(asked), len(said)] == [False, False, 1]
+    assert "4 CPU" in said[0]
+    assert "another search" in said[0]
+    nodes[:] = [HEAD]
+    assert [wait.look(asked), wait.look(asked), len(said)] == [False, False, 2]
+    assert "a node with 4 CPU" in said[1]
+    nodes[:] = [HEAD, SMALL]
+    assert wait.look(asked)
+    assert len(said) == 2
+    assert not wait.look(share_out(nodes, 2, "cpu").resources), "that is there, and taken"
 
 
 def test_slots_are_counted_anew_every_few_seconds() -> None:

@@ -18,7 +18,7 @@ from support.studies import study
 from support.toys import TASK as TOY
 from support.word_pairs import WordPairs
 
-from loraxs_search.errors import TaskDataError
+from loraxs_search.errors import SearchInterruptedError, TaskDataError
 from loraxs_search.records import BASE_ALONE_ROWS, Answers, Baseline, Identity, PromotionRule, Task, is_unmeasured
 from loraxs_search.registry import ScoredRows
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
@@ -36,7 +36,23 @@ def test_baselines_that_are_in_the_folder_are_not_measured_again(fresh_home: Pat
     )
     folder.write_baselines(measured)
     nobody_to_ask: object = None
-    assert StudyBaselines(folder, nobody_to_ask, folder.info.task).result() == measured  # type: ignore[arg-type]
+    assert StudyBaselines(folder, nobody_to_ask, folder.info.task).result(goes_on) == measured  # type: ignore[arg-type]
+
+
+def goes_on() -> None:
+    """Nobody stops the search."""
+
+
+class Stopped:
+    """Somebody stops the search after so many looks."""
+
+    def __init__(self, looks: int) -> None:
+        self._left = looks
+
+    def __call__(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise SearchInterruptedError("stopped")
 
 
 @pytest.mark.parametrize("host_is_lost", [False, True])
@@ -48,21 +64,29 @@ def test_a_linear_model_that_failed_is_measured_again(
     tfidf = Baseline("tfidf", {"accuracy": 0.7}, {"accuracy": 0.7}, applies=True)
     folder.write_baselines([constant, Baseline("tfidf", failed="disk full", applies=True), alone])
 
-    def get(written: Any) -> None:
+    def get(written: Any, on_loop_step: Any) -> None:
+        on_loop_step()
         if host_is_lost:
             raise HOST_LOST[0]()
         folder.write_baselines(written)
 
-    def nobody(ask: Any) -> None:
+    def nobody(ask: Any, on_loop_step: Any) -> None:
+        on_loop_step()
         raise HOST_LOST[0]()
 
-    monkeypatch.setattr("loraxs_search.search.driver.baselines.ray.get", get)
+    monkeypatch.setattr("loraxs_search.search.driver.baselines.await_answer", get)
     host = SimpleNamespace(baselines=lambda task: [constant, tfidf], result=nobody)
     snapshot_store = SimpleNamespace(write_baselines=SimpleNamespace(remote=lambda measured: measured))
     actors: Any = SimpleNamespace(snapshot_store=snapshot_store, pool=SimpleNamespace(host=lambda: host))
-    found = {one.name: one for one in StudyBaselines(folder, actors, folder.info.task).result()}
+    found = {one.name: one for one in StudyBaselines(folder, actors, folder.info.task).result(goes_on)}
     assert (found["constant"], found["zero-shot"]) == (constant, alone)
     assert is_unmeasured(found["tfidf"]) if host_is_lost else found["tfidf"] == tfidf
+    folder.write_baselines([constant, Baseline("tfidf", failed="disk full", applies=True), alone])
+    before = folder.baselines()
+    for looks in range(1 + host_is_lost):
+        with pytest.raises(SearchInterruptedError):
+            StudyBaselines(folder, actors, folder.info.task).result(Stopped(looks))
+        assert folder.baselines() == before, "a resumed search measures them anew"
 
 
 ROWS = {"validation": 300, "test": 200}

@@ -6,8 +6,10 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from support.studies import study
@@ -17,6 +19,8 @@ from loraxs_search.records import Identity, SearchPlan
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.driver import driver as drivers
 from loraxs_search.search.driver.driver import OwnStop
+from loraxs_search.search.hosts import client, study_actors
+from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space import load_space
 from loraxs_search.tracking.followed import has_waiting
@@ -82,6 +86,23 @@ def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(
     with driver._ledger.hearing_warnings(), pytest.raises(SearchInterruptedError):
         driver._run_with(actors, folder)
     assert not has_waiting(folder.path)
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_a_search_is_stopped_while_its_first_host_loads(
+    is_resumed: bool, fresh_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Searches that run together hear no Ctrl-C but by the event: their threads get no signals."""
+    monkeypatch.setattr(study_actors, "start_snapshot_store", lambda study: ("snapshots", None))
+    monkeypatch.setattr(study_actors, "kill", lambda actor: None)
+    monkeypatch.setattr(client.ray, "wait", lambda asked, **_: ([], asked))
+    folder, stop, actor = study("s"), threading.Event(), SimpleNamespace(info=SimpleNamespace(remote=lambda task: task))
+    info = folder.info if is_resumed else replace(folder.info, name="new")
+    pool: Any = SimpleNamespace(host=lambda: HostClient.to(cast("Any", actor)))
+    stop.set()
+    with pytest.raises(SearchInterruptedError) as interrupted:
+        drivers.Driver(info, load_space("movie_reviews"), SilentView(), stop).run(pool)
+    assert ("resume s" in (interrupted.value.hint or "")) == is_resumed
 
 
 def test_what_stops_all_stops_each() -> None:

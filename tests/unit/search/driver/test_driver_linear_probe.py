@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from support.studies import study
 
 from loraxs_search.assets import NOTHING, PROBE
-from loraxs_search.errors import ClusterError, HomeError
+from loraxs_search.errors import ClusterError, HomeError, SearchInterruptedError
 from loraxs_search.records import LinearProbe
 from loraxs_search.search.driver.linear_probe import StudyProbe
 from loraxs_search.search.hosts.client import HOST_LOST
@@ -29,11 +30,12 @@ class HostStub:
         self.num_asked += 1
         return self.answers.pop(0)
 
-    def result(self, ask: Any) -> LinearProbe:
-        return get(ask(self))
+    def result(self, ask: Any, check_stop: Any) -> LinearProbe:
+        return get(ask(self), check_stop)
 
 
-def get(answer: LinearProbe | Exception) -> LinearProbe:
+def get(answer: LinearProbe | Exception, check_stop: Any) -> LinearProbe:
+    check_stop()
     if isinstance(answer, Exception):
         raise answer
     return answer
@@ -41,13 +43,15 @@ def get(answer: LinearProbe | Exception) -> LinearProbe:
 
 @pytest.fixture
 def make(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("loraxs_search.search.driver.linear_probe.ray.get", get)
+    monkeypatch.setattr("loraxs_search.search.driver.linear_probe.await_answer", get)
     said: list[str] = []
 
-    def probe(host: HostStub, inits: tuple[str, ...] = ("probe",)) -> StudyProbe:
+    def probe(
+        host: HostStub, inits: tuple[str, ...] = ("probe",), stop: Callable[[], None] = lambda: None
+    ) -> StudyProbe:
         folder = probe.folder  # type: ignore[attr-defined]
         space: Space = SimpleNamespace(task=folder.info.task, head_inits=lambda: set(inits))  # type: ignore[assignment]
-        actors: Any = SimpleNamespace(pool=SimpleNamespace(host=lambda: host))
+        actors: Any = SimpleNamespace(pool=SimpleNamespace(host=lambda: host), check_stop=stop)
         return StudyProbe(folder, actors, space, said.append)
 
     probe.folder, probe.said = study("s"), said  # type: ignore[attr-defined]
@@ -89,6 +93,23 @@ def test_a_node_that_is_not_fit_ends_the_search(make: Any, kind: type[ClusterErr
     with pytest.raises(kind):
         make(HostStub(kind("No space left."))).digest()
     assert not make.folder.assets()
+
+
+@pytest.mark.parametrize("answers", [[FITTED], [HOST_LOST[0](), FITTED]])
+def test_who_waits_for_it_hears_that_the_search_is_stopped_and_a_resumed_one_fits_it_anew(
+    make: Any, answers: list[Any]
+) -> None:
+    looks = list[None]()
+
+    def stop() -> None:
+        looks.append(None)
+        if len(looks) == len(answers):
+            raise SearchInterruptedError("stopped")
+
+    with pytest.raises(SearchInterruptedError):
+        make(HostStub(*answers), stop=stop).digest()
+    assert not make.folder.assets()
+    assert make(HostStub(FITTED)).digest() is not None
 
 
 def test_a_lost_host_is_replaced(make: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
 
+from loraxs_search.errors import SearchInterruptedError
 from loraxs_search.packing import Host
 from loraxs_search.records import DataSource, Hyperparameters, Identity, Task, TrialSpec
 from loraxs_search.search.hosts import client
@@ -73,7 +74,12 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return "answer"
 
     monkeypatch.setattr(client.ray, "get", get)
+    monkeypatch.setattr(client.ray, "wait", lambda asked, **_: (asked, []))
     return []
+
+
+def goes_on() -> None:
+    """Nobody stops the search."""
 
 
 ENDED_BY_RAY = OutOfMemoryError("it was ended, since the node is low on memory")
@@ -87,7 +93,7 @@ def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], 
         return Actor(dict(enumerate(LOSSES[:num_losses], 1)).get(len(found)))
 
     host = HostClient.of(find)
-    assert host.result(lambda asked: asked.actor) == "answer"  # type: ignore[arg-type, return-value]
+    assert host.result(lambda asked: asked.actor, goes_on) == "answer"  # type: ignore[arg-type, return-value]
     assert len(found) == 1 + num_losses
     assert found[0] is None
     assert all(actor.lost for actor in found[1:])
@@ -95,4 +101,21 @@ def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], 
 
 def test_hosts_that_keep_dying_end_it(found: list[Any]) -> None:
     with pytest.raises(OutOfMemoryError):
-        HostClient.of(lambda lost: Actor(ENDED_BY_RAY)).result(lambda host: host.actor)  # type: ignore[arg-type, return-value]
+        HostClient.of(lambda lost: Actor(ENDED_BY_RAY)).result(lambda host: host.actor, goes_on)  # type: ignore[arg-type, return-value]
+
+
+def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(
+    found: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped() -> None:
+        if len(looks) == 3:
+            raise SearchInterruptedError("stopped")
+
+    def wait(asked: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        looks.append(asked)
+        return [], asked
+
+    looks = list[Any]()
+    monkeypatch.setattr(client.ray, "wait", wait)
+    with pytest.raises(SearchInterruptedError):
+        HostClient.of(lambda lost: Actor()).result(lambda host: host.actor, stopped)  # type: ignore[arg-type, return-value]

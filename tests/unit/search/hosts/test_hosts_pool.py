@@ -67,6 +67,36 @@ def test_processors_are_read_since_the_reading_before(monkeypatch: pytest.Monkey
     assert [reader.read()["cpu_utilization_percentage"] for _ in range(2)] == [pytest.approx(30.0), 0.0]
 
 
+class Asked:
+    """A host that says how far its trials are, or nothing."""
+
+    def __init__(self, *names: str, is_silent: bool = False) -> None:
+        self.actor, self._names, self.is_silent = self, names, is_silent
+
+    def steps(self) -> Any:
+        return self
+
+    def answer(self) -> dict[str, int]:
+        return dict.fromkeys(self._names, 3)
+
+
+def test_hosts_that_hold_a_silent_trial_or_say_nothing_are_ended(
+    make_pool: Callable[[HostConfig], pool.HostPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(asked: list[Asked], **_: object) -> tuple[list[Asked], list[Asked]]:
+        return [host for host in asked if not host.is_silent], []
+
+    ended = list[Any]()
+    monkeypatch.setattr(pool.ray, "wait", wait)
+    monkeypatch.setattr(pool.ray, "get", Asked.answer)
+    monkeypatch.setattr(pool, "kill", ended.append)
+    others, holds, silent, idle = Asked("s/00001", "t/00000"), Asked("s/00000"), Asked(is_silent=True), Asked()
+    made = make_pool(HostConfig(BaseModelRef("base"), "float32", 2, True, LargestTrial(8, ())))
+    monkeypatch.setattr(made, "hosts", lambda: [others, holds, silent, idle])
+    made.end_silent_hosts(["s/00000"])
+    assert ended == [holds, silent]
+
+
 def test_hosts_are_asked_until_the_end_whatever_goes_wrong() -> None:
     answers = iter([{"a": {"x": 1.0}}, OSError("lost"), {}, {"a": {"x": 2.0}}])
     recorded, enough = list[Usage](), threading.Event()

@@ -9,11 +9,18 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import safetensors.numpy
-from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RaySystemError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnschedulableError,
+    OutOfMemoryError,
+    RayActorError,
+    RaySystemError,
+    RayTaskError,
+)
 from support.studies import TASK
 from support.toys import HYPERPARAMETERS
 
-from loraxs_search.errors import HomeError, TrialCancelledError, TrialDivergedError
+from loraxs_search.errors import ClusterError, HomeError, TrialCancelledError, TrialDivergedError
 from loraxs_search.records import AdapterSize, TrialReport, TrialSpec, from_json, to_json
 from loraxs_search.search.tune import advancer as module
 from loraxs_search.search.tune import slots
@@ -101,6 +108,29 @@ def test_a_disk_that_is_full_is_not_the_trials_fault() -> None:
         FATAL: ["No space.", "free some"],
         "done": True,
     }
+
+
+@pytest.mark.parametrize("call", ["read_snapshot", "write_snapshot"])
+def test_a_snapshot_store_that_has_died_for_good_ends_the_search_and_no_trial(call: str) -> None:
+    async def lost(*_: object) -> None:
+        raise ActorDiedError
+
+    advancer = Advancer()
+    setattr(advancer._snapshot_store, call, SimpleNamespace(remote=lost))
+    result = advancer.now()
+    assert result["done"]
+    assert "keep the processes of a search alive" in result[FATAL][0]
+    assert "resume" in result[FATAL][1]
+
+
+def test_so_does_a_directory_of_hosts() -> None:
+    async def lost(*_: object) -> None:
+        raise ActorDiedError
+
+    advancer = Advancer()
+    advancer._hosts, advancer._directory = {}, cast("Any", SimpleNamespace(host_for=SimpleNamespace(remote=lost)))
+    with pytest.raises(ClusterError):
+        asyncio.run(TrialAdvancer._trained(advancer, from_json(TrialSpec, SPEC), 4, None, PLACE))
 
 
 def test_a_report_says_where_it_was_trained() -> None:

@@ -21,8 +21,8 @@ from loraxs_search.records import SearchPlan, to_json
 from loraxs_search.schedulers import Scheduler, SchedulerConfig, ScoredTrial, make_scheduler
 from loraxs_search.search.tune import runner
 from loraxs_search.search.tune.advancer import FAILED, REPORT, STEP
-from loraxs_search.search.tune.runner import ONE_LOSS_S, LoopWatch, TuneScheduler, _StoppedError
-from loraxs_search.search.tune.slots import SPEC
+from loraxs_search.search.tune.runner import GRACE_S, ONE_LOSS_S, WAIT_S, LoopWatch, TuneScheduler, _StoppedError
+from loraxs_search.search.tune.slots import RESOURCES, SPEC
 from loraxs_search.steering import SteeringState
 from loraxs_search.steering.state import Deadline
 
@@ -37,7 +37,13 @@ Could not create the actor because its associated runtime env failed to be creat
 RuntimeError: Please install virtualenv `python -m pip install virtualenv`to enable pip runtime env.
 
 """
-PENDING, RUNNING = SimpleNamespace(status="PENDING"), SimpleNamespace(status="RUNNING")
+ASKED = {"CPU": 8.0}
+PENDING, RUNNING = (
+    SimpleNamespace(
+        status=status, trial_id=f"{status}-in-tune", config={SPEC: '{"trial_id": "00000"}', RESOURCES: ASKED}
+    )
+    for status in ("PENDING", "RUNNING")
+)
 
 
 def allowed(losses_at: list[float], monkeypatch: pytest.MonkeyPatch) -> int:
@@ -84,6 +90,84 @@ def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes() -> None
     turn(-1, PENDING, RUNNING)  # those that run are stopped at their next report
     with pytest.raises(_StoppedError):
         turn(-1, PENDING)
+
+
+class Late:
+    """A loop whose deadline may be over, at a time that the test sets; its trial may report."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.overdue = 1000.0, list[list[str]]()
+        monkeypatch.setattr(runner.time, "monotonic", lambda: self.now)
+        self.deadline: Any = SimpleNamespace(is_over=False)
+        self._watch = LoopWatch(lambda: False, lambda: None, pytest.fail, self.deadline, self.overdue.append)
+        self._watch.on_trial_start(0, [], RUNNING)
+
+    def report(self, after_s: float) -> None:
+        self.now += after_s
+        self._watch.on_trial_result(0, [], RUNNING, {})
+
+    def ends(self, after_s: float) -> bool:
+        self.now += after_s
+        try:
+            self._watch.on_step_begin(0, [RUNNING, PENDING])
+        except _StoppedError:
+            return True
+        return False
+
+
+def test_a_trial_that_stays_silent_after_the_time_budget_does_not_hold_the_search(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its host may be stuck: alive, and without an answer."""
+    late = Late(monkeypatch)
+    late.report(10.0)
+    assert not late.ends(10 * GRACE_S)
+    late.deadline.is_over = True
+    assert [late.ends(0.0), late.ends(GRACE_S), late.overdue] == [False, False, []]
+    late.deadline.is_over = False  # it was extended
+    assert not late.ends(GRACE_S)
+    late.deadline.is_over = True
+    assert [late.ends(0.0), late.ends(GRACE_S), late.ends(1.0)] == [False, False, True]
+    assert late.overdue == [["00000"]]
+
+
+def test_reports_that_take_long_are_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    late = Late(monkeypatch)
+    late.report(GRACE_S)
+    late.report(1.0)
+    late.deadline.is_over = True
+    assert [late.ends(0.0), late.ends(2 * GRACE_S), late.ends(1.0)] == [False, False, True]
+    first = Late(monkeypatch)
+    assert not first.ends(3 * GRACE_S)
+    first.deadline.is_over = True
+    assert [first.ends(0.0), first.ends(3 * GRACE_S), first.ends(1.0)] == [False, False, True], "nothing is known yet"
+
+
+def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, now, holds, stranded = list[Any](), [0.0], [False], [False]
+
+    def ask_anew(asked: Any) -> bool:
+        looks.append(asked)
+        return stranded[0]
+
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+    watch = LoopWatch(lambda: False, lambda: None, pytest.fail, ask_anew=ask_anew)
+    watch.holds_slots = lambda: holds[0]
+
+    def turn(after_s: float, *trials: Any) -> int:
+        now[0] += after_s
+        watch.on_step_begin(0, list(trials))
+        return len(looks)
+
+    assert [turn(0.0, PENDING), turn(WAIT_S - 1, PENDING), turn(1.0, PENDING), turn(1.0, PENDING)] == [0, 0, 1, 1]
+    holds[0] = True  # what it waits for now is its process
+    assert turn(10 * WAIT_S, PENDING) == 1
+    holds[0] = False
+    assert [turn(1.0, PENDING), turn(WAIT_S - 1), turn(1.0, PENDING)] == [1, 1, 1], "there was none in between"
+    stranded[0] = True
+    with pytest.raises(_StoppedError):
+        turn(WAIT_S, PENDING)
+    assert looks == [ASKED, ASKED]
 
 
 def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_trial(tmp_path: Path) -> None:
