@@ -50,10 +50,12 @@ def _check_access(uri: str) -> None:
     try:
         client.search_experiments(max_results=1)
     except MlflowException as error:
+        hint = "see its log: its database may be away"
+        if error.get_http_status_code() < 500:
+            hint = f"set {ENV_USER} and {ENV_PASSWORD}: an account that an address names is kept nowhere; or start the "
+            hint += "server with --allowed-hosts"
         raise TrackingError(
-            f"The MLflow server at {redact(uri)} must let us read experiments, but: {redact(str(error))}.",
-            hint=f"set {ENV_USER} and {ENV_PASSWORD}: an account that an address names is kept nowhere; or start the "
-            "server with --allowed-hosts",
+            f"The MLflow server at {redact(uri)} must let us read experiments, but: {redact(str(error))}.", hint=hint
         ) from error
 
 

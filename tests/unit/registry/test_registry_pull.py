@@ -23,6 +23,7 @@ from loraxs_search.registry._mlflow import Listed, connect, list_files
 from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.registry.names import store_stamp
 from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.tracking.store import ensure_store
 
 
 @pytest.fixture
@@ -185,6 +186,9 @@ class _NoDatabase(BaseHTTPRequestHandler):
         self.send_response(200 if self.path == "/health" else 503)
         self.end_headers()
 
+    def do_POST(self) -> None:
+        self.do_GET()
+
     def log_message(self, *_) -> None:
         pass
 
@@ -199,9 +203,12 @@ def test_a_server_whose_database_is_away_is_one_that_is_away(promoted, store_uri
         assert pull("movie-reviews", uri=away) == pulled
         with pytest.raises(TrackingError, match=f"The MLflow server at {away} must answer") as unknown:
             pull("movie-reviews:7", uri=away)
+        with pytest.raises(TrackingError, match="must let us read experiments") as unreadable:
+            ensure_store(away)
         server.shutdown()
     assert "using the cached movie-reviews" in caplog.text
     assert "database" in str(unknown.value.hint)
+    assert "database" in str(unreadable.value.hint)
 
 
 def test_a_damaged_name_map_is_only_forgotten(promoted, store_uri, fresh_home):
