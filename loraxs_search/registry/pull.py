@@ -55,7 +55,7 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     Raises:
         RegistryError: no such adapter.
         IntegrityError: the registry's files are not what was registered, or not signed where the team signs.
-        TrackingError: the server does not answer, and the adapter is not cached.
+        TrackingError: the server does not answer, and the adapter is not cached, or older than one seen here.
         HomeError: the cache cannot be written.
     """
     folder = ensure_dir(cache or home() / "adapters")
@@ -85,7 +85,8 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     target = folder / adapter.digest
     manifest = _good_manifest(target, adapter.digest) or _download(adapter, uri, target)
     factor_sets.bring(uri, manifest.base_digest, manifest.factors)
-    names.put(name, meaning)
+    if _sequence(asked, meaning) >= least_sequence(asked, uri):  # else somebody here has a newer one by now
+        names.put(name, meaning)
     return target
 
 

@@ -33,7 +33,7 @@ from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import holder_elsewhere, idle_elsewhere
 from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task
-from loraxs_search.studies.mirror import is_behind, mirrored
+from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
 from loraxs_search.studies.remote_resume import check_new_in, fetch
 from loraxs_search.studies.snapshots import read_reports
 from loraxs_search.studies.storage import Storage
@@ -41,6 +41,7 @@ from loraxs_search.studies.storage import Storage
 __all__ = [
     "CommandInbox",
     "Journal",
+    "Mirror",
     "Storage",
     "StudyFolder",
     "StudyInfo",

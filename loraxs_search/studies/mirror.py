@@ -189,6 +189,11 @@ class Mirror:
         self._lease_trouble = ""
         self.lost_to: StudyError | None = None
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether no other driver can have taken over yet."""
+        return self.lost_to is None and self._lease.is_sure
+
     def __enter__(self) -> Mirror:
         self._held.__enter__()
         self._standstill.moved()

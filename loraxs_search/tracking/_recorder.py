@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import re
-from collections import defaultdict
+import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,23 +121,35 @@ class Recorder:
     def _write_trials(self, events: Sequence[log_events.LoggedEvent]) -> None:
         """Write the run of each trial in the order of its events, and several runs at once: none says what another has.
 
-        A server answers each call some milliseconds later; a search of 10,000 trials makes 140,000 calls.
+        A server answers each call some milliseconds later; a search of 10,000 trials makes 140,000 calls. This thread
+        is one of the writers, so what is left to do is done where no thread can be started. The others hold no process.
         """
         by_trial = defaultdict[str, list[log_events.LoggedEvent]](list)
         for event in events:
             by_trial[_trial_of(event)].append(event)
         self._runs.run(SEARCH, events[0].at)  # the parent of all
-        with ThreadPoolExecutor(self._runs.at_once, thread_name_prefix="mlflow-writer") as pool:
-            written = [pool.submit(self._write_trial, *item) for item in by_trial.items()]
-            wait(written, return_when=FIRST_EXCEPTION)
-            pool.shutdown(cancel_futures=True)
-        for future in written:
-            if not future.cancelled():
-                future.result()
+        waiting, errors, helpers = deque(by_trial.items()), list[Exception](), list[threading.Thread]()
 
-    def _write_trial(self, trial_id: str, events: Iterable[log_events.LoggedEvent]) -> None:
-        self._handle(events)
-        self._runs.send(trial_id)
+        def write() -> None:
+            with contextlib.suppress(IndexError):  # nothing waits
+                while not errors:
+                    trial_id, own = waiting.popleft()
+                    try:
+                        self._handle(own)
+                        self._runs.send(trial_id)
+                    except Exception as error:  # noqa: BLE001  # raised below, in the thread that asked for it
+                        errors.append(error)
+
+        with contextlib.suppress(RuntimeError):  # the system has no thread left
+            for _ in range(min(self._runs.at_once, len(by_trial)) - 1):
+                helper = threading.Thread(target=write, name="mlflow-writer", daemon=True)
+                helper.start()
+                helpers.append(helper)
+        write()
+        for helper in helpers:
+            helper.join()
+        if errors:
+            raise errors[0]
 
     def _handle(self, events: Iterable[log_events.LoggedEvent]) -> None:
         for event in events:

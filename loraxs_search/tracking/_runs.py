@@ -7,11 +7,12 @@ import getpass
 import json
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.log.event_log import AppendLog
 from loraxs_search.mlflow_uri import artifact_root, check_server
@@ -46,17 +47,25 @@ class StudyRuns:
     Threads may write runs of different trials at the same time.
 
     Args:
-        is_shared: Whether machines continue with the study from copies of its log: a run may be that of a trial which
-            was lost with another machine's log, and its number given to a new one.
+        is_ours: Whether the study is this driver's for sure; None where no other machine can continue with it. Where
+            one can, from a copy of the log, a run may be that of a trial which was lost with another machine's log,
+            and whose number a new one has.
 
     Run ids are remembered in `map_path`. The store is asked for a run only when one may exist that
     the map lacks: its trial is of an earlier process, or creating it failed half-way.
     """
 
     def __init__(
-        self, uri: str, *, study: str, study_id: str, experiment: str, map_path: Path, is_shared: bool = False
+        self,
+        uri: str,
+        *,
+        study: str,
+        study_id: str,
+        experiment: str,
+        map_path: Path,
+        is_ours: Callable[[], bool] | None = None,
     ) -> None:
-        self._uri, self._experiment, self._is_shared = uri, experiment, is_shared
+        self._uri, self._experiment, self._is_ours = uri, experiment, is_ours
         self._doubtful = {SEARCH}
         self._bare = set[str]()  # runs made here that cannot have a model yet
         self._running: set[str] = set()
@@ -73,7 +82,7 @@ class StudyRuns:
             trials: All that the log knows.
         """
         self._doubtful.update(trials)
-        if self._is_shared:
+        if self._is_ours is not None:
             self._map.forget_all_but({SEARCH, *trials})  # what was copied after the log may be ahead of it
 
     @property
@@ -112,7 +121,7 @@ class StudyRuns:
         if known is not None:
             return known
         tags = self._identity | ({KIND: "trial", TRIAL_ID: trial_id} if trial_id else {KIND: "search"})
-        existing = self._search(tags, at) if self._is_shared or trial_id in self._doubtful else None
+        existing = self._search(tags, at) if self._is_ours is not None or trial_id in self._doubtful else None
         run_id = existing or self._create(trial_id, at, tags, name)
         self._map.put(trial_id, "run_id", run_id)
         self._doubtful.discard(trial_id)
@@ -237,10 +246,12 @@ class StudyRuns:
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items() if key != STUDY)
         for run in self.client.search_runs([self._experiment_id], query, max_results=10):
             run_id = str(run.info.run_id)
-            if TRIAL_ID not in tags or not self._is_shared or run.info.start_time == _ms(at):
+            if TRIAL_ID not in tags or self._is_ours is None or run.info.start_time == _ms(at):
                 return run_id
-            self.client.set_tag(run_id, TRIAL_ID, f"{tags[TRIAL_ID]}, lost with the log of another machine")
+            if not self._is_ours():
+                raise StudyError("Runs of another driver must stay as they are, but this one may have been taken over.")
             self.client.set_terminated(run_id, "KILLED")
+            self.client.set_tag(run_id, TRIAL_ID, f"{tags[TRIAL_ID]}, lost with the log of another machine")
         return None
 
 
@@ -260,10 +271,13 @@ class _RunMap:
                 self._ids[trial_id, kind] = value
 
     def get(self, trial_id: str, kind: str) -> str | None:
-        return self._ids.get((trial_id, kind))
+        return self._ids.get((trial_id, kind)) or None
 
     def forget_all_but(self, trials: Collection[str]) -> None:
-        self._ids = {key: value for key, value in self._ids.items() if key[0] in trials}
+        """Forget other trials' ids for good, also for who reads the file later."""
+        for (trial_id, kind), value in list(self._ids.items()):
+            if trial_id not in trials and value:
+                self.put(trial_id, kind, "")
 
     def put(self, trial_id: str, kind: str, value: str) -> None:
         with self._lock:

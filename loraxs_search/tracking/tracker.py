@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loraxs_search.errors import HomeError, StudyError
@@ -39,7 +39,7 @@ class Tracker:
         uri: The store, as `resolve_uri` gives it.
         experiment: MLflow experiment the runs appear in, created when missing.
         selection: Which step of a trial becomes its adapter; None if that is the last one of each.
-        is_shared: Whether machines continue with the study from copies of its log.
+        is_ours: Whether the study is this driver's for sure; None where no other machine can continue with it.
     Raises:
         StudyError: the log is damaged.
         HomeError: the folder cannot be written.
@@ -53,7 +53,7 @@ class Tracker:
         experiment: str,
         selection: CheckpointSelection | None = None,
         *,
-        is_shared: bool = False,
+        is_ours: Callable[[], bool] | None = None,
     ) -> None:
         self._followed = FollowedLog(study, study_dir)
         self._uri = uri
@@ -64,7 +64,7 @@ class Tracker:
             study_id=self._followed.study_id,
             experiment=experiment,
             map_path=study_dir / "tracking.runs.jsonl",
-            is_shared=is_shared,
+            is_ours=is_ours,
         )
         self._recorder = Recorder(self._runs, study_dir, selection)
         self.was_finished = False  # whether the search was said to have ended, when this was opened
@@ -127,13 +127,17 @@ class Tracker:
             self._closing = True
             self._changed.notify_all()
         done = not self.waiting if self._stopped else not self.drain(timeout)
+        self.abandon()
+        if not done:
+            _logger.warning("MLflow at %s is away; what it lacks waits in %s", redact(self._uri), self._followed.path)
+        return done
+
+    def abandon(self) -> None:
+        """Stop the writer, whatever waits: the log is another driver's by now."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
         self._writer.join(timeout=1.0)
-        if not done:
-            _logger.warning("MLflow at %s is away; what it lacks waits in %s", redact(self._uri), self._followed.path)
-        return done
 
     def __enter__(self) -> Tracker:
         return self

@@ -43,6 +43,7 @@ STORED = "two"  # the study that has a storage, so that other machines may go on
 STORAGE = f"s3://{BUCKET}/studies"
 _DISK_MB = 700
 _ASK_S = 60.0
+_ELSEWHERE_S = 900.0  # for a search to end
 
 
 @dataclass
@@ -134,16 +135,21 @@ class Arena:
         """Go on with the study that has a storage as somebody on another machine does."""
 
         def ask() -> dict[str, Any]:
-            return self._await(STORED, self.resume(STORED, self.elsewhere))
+            return self._await(STORED, self.resume(STORED, self.elsewhere), timeout_s=_ELSEWHERE_S)
 
         return self.history.do("driver", ask, study=STORED, elsewhere=True)
 
-    def _await(self, study: str, driver: subprocess.Popen[str]) -> dict[str, Any]:
+    def _await(self, study: str, driver: subprocess.Popen[str], timeout_s: float | None = None) -> dict[str, Any]:
         self._drivers.setdefault(study, []).append(driver)
-        _, said = driver.communicate()
+        try:
+            _, said = driver.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            kill_tree(driver.pid)
+            raise
         if found := re.search(r"but (\S+) and \S+ each hold what the other lacks", said):  # do as its hint says
-            Path(found[1]).rename(self.world.home / f"left-{time.monotonic_ns()}")
-            self._left.add(study)
+            path = Path(found[1])
+            path.rename(path.parents[1] / f"left-{time.monotonic_ns()}")
+            self._left |= {study} if self.world.home in path.parents else set()
         return {"code": driver.returncode, "said": said}
 
     def promote(self) -> Op:
@@ -351,14 +357,8 @@ def arena(warm: Path) -> Iterator[Arena]:
         closing.callback(place.close)
         world.trials = 1
         for study in EARLIER:
-            options = (
-                "--address",
-                cluster.address,
-                "--tracking-uri",
-                store.uri,
-                "--set",
-                f"search.seed={_SEEDS[study]}",
-            )
+            options = ["--address", cluster.address, "--tracking-uri", store.uri]
+            options += ["--set", f"search.seed={_SEEDS[study]}"]
             world.finish(world.launch(study, *options), timeout_s=1200.0)
         world.trials = 4
         if not warm.exists():

@@ -124,6 +124,8 @@ def broken_log(lines: Sequence[Mapping[str, Any]], num_trials: int) -> list[str]
 def _drivers(history: History) -> Iterable[str]:
     for op in history.ops:
         said = f"{op.value.get('said', '')}{op.error}"
+        if op.kind == "driver" and op.error:
+            yield f"a driver does not come to its end: {op.error}"
         if "Traceback" in said:
             yield f"a {op.kind} shows a traceback: {said[-1500:]}"
         if op.kind in ("driver", "promote") and (code := op.value.get("code", 1)) not in (0, 1, 130, -9):

@@ -53,6 +53,8 @@ def read_records(study: str) -> Records:
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags and r.info.run_name == study]
     of_study = {parent.info.run_id for parent in parents}
     children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") in of_study]
+    # Where another machine went on, MLflow may know of trials whose numbers others have since.
+    children = [r for r in children if ", lost with the log" not in r.data.tags["trial_id"]]
     stands = {
         r.data.tags["trial_id"]: (
             r.data.tags.get("loraxs.state", "RUNNING"),

@@ -83,7 +83,7 @@ class Driver:
                 folder.set_candidates_aside()
             actors.start_from = keep_start(folder)
             journal, uri = folder.journal(), self._info.tracking_uri
-            tracker = open_tracker(folder, uri)
+            tracker = open_tracker(folder, uri, mirror)
             try:
                 result = self._search(folder, actors, journal, tracker)
                 journal.front_found(result.front)
@@ -100,7 +100,10 @@ class Driver:
             finally:
                 self._ledger.close()  # the log may be another driver's soon, and MLflow gets nothing from here on
                 self._ledger.phase("writing the last records to MLflow")
-                tracker.close()
+                if mirror is not None and mirror.lost_to is not None:
+                    tracker.abandon()
+                else:
+                    tracker.close()
 
     def _search(self, folder: StudyFolder, actors: StudyActors, journal: Journal, tracker: Tracker) -> SearchResult:
         from loraxs_search.search.driver.session import SearchSession

@@ -23,7 +23,7 @@ from loraxs_search.records import (
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard
 from loraxs_search.search.driver.commander import answer_waiting
-from loraxs_search.studies import Journal, Storage, StudyFolder, is_behind, list_studies, mirrored
+from loraxs_search.studies import Journal, Mirror, Storage, StudyFolder, is_behind, list_studies, mirrored
 from loraxs_search.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -152,15 +152,26 @@ def keep_report(folder: StudyFolder, journal: Journal, tracker: Tracker) -> None
         _logger.warning("no report was written (%s); try `loraxs-search report %s`", error, name)
 
 
-def open_tracker(folder: StudyFolder, uri: str) -> Tracker:
+def open_tracker(folder: StudyFolder, uri: str, mirror: Mirror | None) -> Tracker:
     """Return what carries a study's log to MLflow.
 
+    Args:
+        mirror: Of a study with a storage, as far as it is kept up meanwhile.
     Raises:
         StudyError, HomeError: as `Tracker`.
     """
-    info, is_shared = folder.info, folder.info.storage is not None
-    task = info.task.registered_name
-    return Tracker(folder.name, folder.path, uri, task, folder.checkpoint_selection, is_shared=is_shared)
+
+    def is_ours() -> bool:
+        return mirror is not None and mirror.is_sure
+
+    return Tracker(
+        folder.name,
+        folder.path,
+        uri,
+        folder.info.task.registered_name,
+        folder.checkpoint_selection,
+        is_ours=is_ours if folder.info.storage is not None else None,
+    )
 
 
 def close_finished(folder: StudyFolder) -> SearchResult:
@@ -168,8 +179,8 @@ def close_finished(folder: StudyFolder) -> SearchResult:
     info = folder.info
     with (
         folder.lock(),
-        mirrored(folder, lambda: None),
-        open_tracker(folder, info.tracking_uri) as tracker,
+        mirrored(folder, lambda: None) as mirror,
+        open_tracker(folder, info.tracking_uri, mirror) as tracker,
     ):
         answer_waiting(folder, info.tracking_uri)
         result = _record_finished(folder, tracker)
@@ -296,7 +307,7 @@ def _sync(folder: StudyFolder) -> Synced:
     except StorageError as error:
         return Synced(folder.name, "waiting", error.message)
     with folder.lock():
-        tracker = open_tracker(folder, uri)
+        tracker = open_tracker(folder, uri, mirror=None)
         try:
             if folder.candidates() is not None and not _is_recorded(folder.journal(), tracker):
                 with mirrored(folder, lambda: None):  # else another machine would record it otherwise

@@ -7,6 +7,7 @@ empty. A callback that raises ends its loop. Which node could not make its envir
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import sys
@@ -74,9 +75,10 @@ class TuneScheduler(Unpickled, FIFOScheduler):
         self._scheduler, self._study_metric, self._abort = scheduler, metric, abort
         self._should_leave = should_leave
         self._places: dict[str, int] = {}
+        self._place = itertools.count()
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        self._places[trial.trial_id] = len(self._places)
+        self._places[trial.trial_id] = next(self._place)
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """Return the trial that has waited longest, as Tune's own does, which looks at all that have ever been."""

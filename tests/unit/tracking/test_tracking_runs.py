@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.errors import HomeError
+from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.tracking._runs import StudyRuns
 
 
@@ -50,24 +50,24 @@ def test_a_run_of_a_trial_that_was_lost_with_a_log_is_not_that_of_the_next_one_o
     """A machine told MLflow of t1 and was lost before t1 was in the copy that another one goes on from."""
     path = tmp_path / "runs.jsonl"
 
-    def opened() -> StudyRuns:
-        runs = StudyRuns(store_uri, study="s", study_id="s-1", experiment="e", map_path=path, is_shared=True)
+    def opened(*known: str, is_ours: bool = True) -> StudyRuns:
+        map_path, mine = path, lambda: is_ours
+        runs = StudyRuns(store_uri, study="s", study_id="s-1", experiment="e", map_path=map_path, is_ours=mine)
         runs.connect()
+        runs.doubt(known)
         return runs
 
     first = opened()
     search, kept, lost = first.run("", 1.0), first.run("t0", 2.0), first.run("t1", 3.0)
-    for is_map_ahead in (True, False):
-        if not is_map_ahead:
-            path.unlink()
-        second = opened()
-        second.doubt(["t0"])
-        assert second.run("", 5.0) == search
-        assert second.run("t0", 2.0) == kept
-        new = second.run("t1", 6.0)
-        assert new != lost
-        info = second.client.get_run(lost)
-        assert (info.info.status, info.data.tags["trial_id"]) == ("KILLED", "t1, lost with the log of another machine")
-    third = opened()
-    third.doubt(["t0", "t1"])
-    assert third.run("t1", 6.0) == new
+    killed_early = opened("t0")  # the copied map is ahead of the copied log
+    assert killed_early.known("t1") is None
+    with pytest.raises(StudyError, match="may have been taken over"):
+        opened("t0", "t1", is_ours=False).run("t1", 6.0)
+    third = opened("t0", "t1")  # by now the log knows the new t1
+    assert (third.run("", 5.0), third.run("t0", 2.0)) == (search, kept)
+    new = third.run("t1", 6.0)
+    assert new != lost
+    run = third.client.get_run(lost)
+    assert (run.info.status, run.data.tags["trial_id"]) == ("KILLED", "t1, lost with the log of another machine")
+    path.unlink()
+    assert opened("t0", "t1").run("t1", 6.0) == new
