@@ -161,10 +161,10 @@ class Arena:
             command = ["promote", study, "--force", "--tracking-uri", self.store.uri, "--json"]
             process = self.world.start(*command)
             out, said = process.communicate()
+            # Without a version: it is the champion already. One that failed may have made another one that.
             is_done = process.returncode == 0
-            # Without a version: it is the champion already.
             version = json.loads(out)["version"] or self._champion_version if is_done else None
-            self._champion_version = version or self._champion_version
+            self._champion_version = version
             return {"code": process.returncode, "said": said, "version": version}
 
         return self.history.do("promote", ask, study=study)
