@@ -119,10 +119,10 @@ class Recorder:
             raise _classify(error) from error
 
     def _write_trials(self, events: Sequence[log_events.LoggedEvent]) -> None:
-        """Write the run of each trial in the order of its events, and several runs at once: none says what another has.
+        """Write the run of each trial in the order of its events, and several runs at once.
 
-        A server answers each call some milliseconds later; a search of 10,000 trials makes 140,000 calls. This thread
-        is one of the writers, so what is left to do is done where no thread can be started. The others hold no process.
+        A server answers each call some milliseconds later, and a search of 10,000 trials makes 140,000 calls. This
+        thread is one of the writers, so all is written where no other can be started. The others keep no process alive.
         """
         by_trial = defaultdict[str, list[log_events.LoggedEvent]](list)
         for event in events:
