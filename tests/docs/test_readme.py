@@ -64,6 +64,8 @@ def test_the_launch_on_the_first_screen_is_the_one_that_ran(searched):
     printed = searched.launched.stdout + searched.launched.stderr
     reported = [line for line in launch.output if line and line != "..." and not re.match(r"\d{5} ", line)]
     heading, *rest = reported
+    if "no score of features: it needs" in printed:  # it has ten seconds of a core, too few for slow ones
+        rest = [line for line in rest if not line.startswith("features ")]
     assert heading.split()[:9] == searched.launched.stdout.splitlines()[0].split()[:9]
     assert {shape(line) for line in rest} <= {shape(line) for line in printed.splitlines()}
 
