@@ -243,6 +243,9 @@ class StudyFolder:
                 held = lock.acquire(timeout=_PROBE_S)
         except Timeout as error:
             raise self._held_by_another() from error
+        except FileNotFoundError:
+            self._check_there()
+            raise
         with held:
             self._check_there()
             with disk_faults(self.path):

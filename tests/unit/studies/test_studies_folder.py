@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from support.studies import study as new_study
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.records import BaseModelRef, Candidate, DataSource, Identity, PromotionRule, Refit, SearchPlan, Task
 from loraxs_search.studies import StudyFolder, StudyInfo, list_studies
+from loraxs_search.studies import folder as folder_module
 from loraxs_search.studies.folder import studies_root
 from loraxs_search.studies.mirror import files
 
@@ -221,6 +223,22 @@ def test_an_adapter_whose_replacement_was_killed_is_whole_once_the_study_is_open
     StudyFolder.open("one")
     assert (path / "a").read_bytes() == expected
     assert not sorted(path.parent.glob(".*.old"))
+
+
+@pytest.mark.parametrize("survives", ["nothing", "the folder of the lock"])
+def test_a_study_that_is_removed_before_it_is_locked_is_gone(survives: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = StudyFolder.create(info("one"), "")
+    shutil.rmtree(folder.path)
+    if survives == "nothing":  # it goes between the making of its folder and that of its lock
+
+        class Late:
+            def acquire(self, timeout: float) -> None:
+                raise FileNotFoundError
+
+        monkeypatch.setattr(folder_module, "file_lock", lambda _: Late())
+    with pytest.raises(StudyError, match="was removed meanwhile"), folder.lock():
+        pytest.fail("it is gone")
+    assert not folder.path.exists()
 
 
 def test_an_adapter_that_is_being_replaced_is_left_to_who_does() -> None:
