@@ -7,6 +7,7 @@ its box, whose files it sees and cannot change.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -135,4 +136,6 @@ def _boot(box: Box, server: str) -> subprocess.Popen[str]:
     box.run("ip", "address", "flush", "dev", "eth0")  # the client answers there, and its box no more
     kernel = ["linux.uml", "mem=512M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={script}"]
     kernel += ["vec0:transport=raw,ifname=eth0,depth=64", "con0=fd:0,fd:1", "con=null", "ssl=null", "quiet"]
-    return subprocess.Popen([*box.prefix, *kernel], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/")
+    env = os.environ | {"HOME": str(box.disk)}  # where the kernel keeps its own files; one below /tmp is not in a box
+    pipe = subprocess.PIPE
+    return subprocess.Popen([*box.prefix, *kernel], stdin=pipe, stdout=pipe, text=True, cwd="/", env=env)
