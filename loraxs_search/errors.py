@@ -97,6 +97,20 @@ class SearchInterruptedError(LoraxsError):
 
     exit_code = 130  # what shells give a program that SIGINT ended
 
+    @classmethod
+    def of(cls, begun: Iterable[str]) -> SearchInterruptedError:
+        """Return the error of a stop that came while no trial was trained.
+
+        Args:
+            begun: Names of the studies that exist by then.
+        """
+        if not (names := list(begun)):
+            return cls("The search was interrupted before its first trial; nothing was written.")
+        return cls(
+            "\n".join(f"Study {name!r} was interrupted; nothing that was reported is lost." for name in names),
+            hint="\n".join(f"continue with `loraxs-search resume {name}`" for name in names),
+        )
+
 
 class TrialsFailError(LoraxsError):
     """Nearly all of the latest trials failed for one reason; the others wait until it is fixed."""

@@ -232,13 +232,7 @@ def server_of(uri: str) -> str:
 def _interrupted(studies: Iterable[str | None]) -> Exception:
     from loraxs_search.errors import SearchInterruptedError
 
-    begun = [study for study in studies if study is not None]
-    if not begun:
-        return SearchInterruptedError("The search was interrupted before its first trial; nothing was written.")
-    return SearchInterruptedError(
-        "\n".join(f"Study {study!r} was interrupted; nothing that was reported is lost." for study in begun),
-        hint="\n".join(f"continue with `loraxs-search resume {study}`" for study in begun),
-    )
+    return SearchInterruptedError.of(study for study in studies if study is not None)
 
 
 def show_results(

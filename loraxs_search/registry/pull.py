@@ -81,11 +81,11 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
         _logger.warning("the registry does not answer: using the cached %s (%s)", name, known.digest[:12])
         return target
     meaning = Resolved(adapter.digest, adapter.version, adapter.signatures, stamp)
-    _check_signed(asked, meaning, uri, least)
+    sequence = _check_signed(asked, meaning, uri, least)
     target = folder / adapter.digest
     manifest = _good_manifest(target, adapter.digest) or _download(adapter, uri, target)
     factor_sets.bring(uri, manifest.base_digest, manifest.factors)
-    if _sequence(asked, meaning) >= least_sequence(asked, uri):  # else somebody here has a newer one by now
+    if sequence >= least_sequence(asked, uri):  # else another process here has pulled a newer one by now
         names.put(name, meaning)
     return target
 
@@ -122,9 +122,11 @@ def _sequence(asked: AdapterName, meaning: Resolved) -> int:
     return check_signature(asked, meaning.version, meaning.digest, meaning.signatures) or 0
 
 
-def _check_signed(asked: AdapterName, meaning: Resolved, uri: str, least: int) -> None:
+def _check_signed(asked: AdapterName, meaning: Resolved, uri: str, least: int) -> int:
+    """Refuse what is not signed, or older than `least`; remember and return the number of the alias."""
     if (sequence := _sequence(asked, meaning)) and asked.alias is not None:
         SeenSequences(uri).accept(asked.task, asked.alias, sequence, least)
+    return sequence
 
 
 def _good_manifest(folder: Path, digest: str) -> Manifest | None:

@@ -29,7 +29,7 @@ STUDY_ID = "loraxs.study_id"
 KIND = "loraxs.kind"
 TRIAL_ID = "trial_id"
 DIGEST = "loraxs.digest"
-_AT_ONCE = 4  # as many as a server of MLflow has processes, unless it is told otherwise
+_AT_ONCE = 4  # as many as an MLflow server has workers by default
 SEARCH = ""  # the search's own run has no trial id
 _MAX_POINTS, _MAX_NAMES = 800, 100  # log_batch takes 1000 entities, of which 100 params and 100 tags
 

@@ -126,16 +126,8 @@ class Driver:
         Raises:
             SearchInterruptedError: it was.
         """
-        if not self._stop.is_set():
-            return
-        if (folder := self._begun_folder()) is None:
-            raise SearchInterruptedError(
-                f"Study {self._info.name!r} was interrupted before its first trial; nothing was written."
-            )
-        raise SearchInterruptedError(
-            f"Study {folder.name!r} was interrupted; nothing that was reported is lost.",
-            hint=f"continue with `loraxs-search resume {folder.name}`",
-        )
+        if self._stop.is_set():
+            raise SearchInterruptedError.of([] if self._begun_folder() is None else [self._info.name])
 
     def _begun_folder(self) -> StudyFolder | None:
         """Return the study's folder, where an earlier driver began it."""

@@ -81,7 +81,7 @@ class TuneScheduler(Unpickled, FIFOScheduler):
         self._places[trial.trial_id] = next(self._place)
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """Return the trial that has waited longest, as Tune's own does, which looks at all that have ever been."""
+        """Return the trial that has waited longest, as Tune's own method does, but without a pass over ended trials."""
         waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
         return min(waiting, key=lambda trial: self._places[trial.trial_id], default=None)
 
