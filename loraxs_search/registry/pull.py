@@ -58,6 +58,11 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
         TrackingError: the server does not answer, and the adapter is not cached, or older than one seen here.
         HomeError: the cache cannot be written.
     """
+    return pull_version(name, uri=uri, cache=cache)[0]
+
+
+def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Path, int]:
+    """As `pull`, and return the version that the folder holds with it."""
     folder = ensure_dir(cache or home() / "adapters")
     asked = parse_name(name)
     least = least_sequence(asked, uri)  # first: while this goes on, others may promote a newer one here
@@ -68,7 +73,7 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
         if manifest is not None:
             _check_signed(asked, known, uri, least)
             factor_sets.bring(uri, manifest.base_digest, manifest.factors)
-            return folder / known.digest
+            return folder / known.digest, known.version
     try:
         adapter = RegistryReader(uri).resolve(name)
     except TrackingError:
@@ -79,7 +84,7 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
         ):
             raise
         _logger.warning("the registry does not answer: using the cached %s (%s)", name, known.digest[:12])
-        return target
+        return target, known.version
     meaning = Resolved(adapter.digest, adapter.version, adapter.signatures, stamp)
     sequence = _check_signed(asked, meaning, uri, least)
     target = folder / adapter.digest
@@ -87,7 +92,7 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     factor_sets.bring(uri, manifest.base_digest, manifest.factors)
     if sequence >= least_sequence(asked, uri):  # else another process here has pulled a newer one by now
         names.put(name, meaning)
-    return target
+    return target, adapter.version
 
 
 def adapter_folder(source: str | Path, *, uri: str) -> Path:

@@ -31,8 +31,8 @@ from loraxs_search.errors import (
 from loraxs_search.records import Manifest
 from loraxs_search.registry import check_base, on_base, verify
 from loraxs_search.registry.manifest import folder_digest
-from loraxs_search.registry.names import ResolvedNames, parse_name, store_stamp
-from loraxs_search.registry.pull import adapter_folder, pull
+from loraxs_search.registry.names import parse_name, store_stamp
+from loraxs_search.registry.pull import adapter_folder, pull_version
 from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.studies import kept_adapter
 from loraxs_search.tasks.kinds import TaskKind, kind_of
@@ -52,7 +52,7 @@ class ServedAdapter:
     """An adapter that answers, with what clients are told of it.
 
     Args:
-        version: None if another process has pulled a newer one at the same moment.
+        version: None if it is not registered.
     """
 
     task: str
@@ -328,9 +328,7 @@ class ServedModels:
 
     def _pulled(self, name: str) -> ServedAdapter:
         meant = self._meant(name)
-        folder = pull(meant, uri=self.uri)
-        meaning = ResolvedNames(folder.parent / "names.json", self.uri).get(meant)  # as `pull` has just written it
-        version = meaning.version if meaning is not None and meaning.digest == folder.name else None
+        folder, version = pull_version(meant, uri=self.uri)
         manifest = verify(folder)
         check_base(self._base, manifest.base_model.id)
         return ServedAdapter(parse_name(name).task, version, folder.name, folder, manifest)

@@ -211,7 +211,7 @@ def test_a_fault_that_may_pass_is_tried_again(fault, encoder, folders, monkeypat
         raise fault
 
     with monkeypatch.context() as patch:
-        patch.setattr("loraxs_search.serve.served_models.pull", refuse)
+        patch.setattr("loraxs_search.serve.served_models.pull_version", refuse)
         after = encoder.promote(folders["number"])
         while "task-1" not in encoder.get("/ready").json().get("refused", {}):
             time.sleep(0.01)

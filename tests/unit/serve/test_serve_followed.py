@@ -19,6 +19,7 @@ from loraxs_search.log.event_log import AppendLog
 from loraxs_search.records import Manifest, from_json
 from loraxs_search.registry import Registry, _signing
 from loraxs_search.registry._mlflow import speaking
+from loraxs_search.registry.names import ResolvedNames
 from loraxs_search.registry.shadow_log import read_shadow_log, shadow_log_path
 from loraxs_search.scaffold import Choices, draft_space, save_draft
 from loraxs_search.search_space import load_space
@@ -106,7 +107,7 @@ def test_a_registry_that_is_away_is_no_fault_of_a_name_that_has_moved(registry, 
 def test_files_of_one_adapter_that_cannot_be_had_hold_nobody_up(registry, folders, follow, monkeypatch):
     uri, promote = registry
     promote(folders["two"]), promote(folders["three"])
-    models, pull = follow(["task-2", "task-3"], uri=uri), served_models.pull
+    models, pull = follow(["task-2", "task-3"], uri=uri), served_models.pull_version
 
     def broken(name, **options):
         if name == "task-2":
@@ -115,14 +116,23 @@ def test_files_of_one_adapter_that_cannot_be_had_hold_nobody_up(registry, folder
 
     promote(folders["two-again"])
     new = promote(folders["three"])
-    monkeypatch.setattr(served_models, "pull", broken)
+    monkeypatch.setattr(served_models, "pull_version", broken)
     models.refresh()
     assert models.find("task-3").digest == new
     assert list(models.faults()) == ["task-2"]
     assert models.registry_error is None
-    monkeypatch.setattr(served_models, "pull", pull)
+    monkeypatch.setattr(served_models, "pull_version", pull)
     models.refresh()
     assert models.faults() == {}
+
+
+def test_a_version_is_known_though_another_pull_overwrites_the_file_of_names(registry, folders, follow, monkeypatch):
+    """Two that write it at once may lose the entry of one, which is harmless."""
+    uri, promote = registry
+    promote(folders["two"])
+    monkeypatch.setattr(ResolvedNames, "put", lambda *_: None)
+    models = follow(["task-2"], uri=uri)
+    assert models.find("task-2").version == Registry(uri).resolve("task-2").version
 
 
 def test_an_adapter_that_a_late_request_brings_back_does_not_stay(registry, folders, follow):
