@@ -192,7 +192,7 @@ class Ledger:
     def recover(self, folder: StudyFolder) -> None:
         """Take up the reports that a killed driver left in snapshots, which are written before the log."""
         for record in self.unfinished():
-            snapshot = folder.read_snapshot(record.trial_id)
+            snapshot = folder.snapshots.read(record.trial_id)
             for report in read_reports(snapshot) if snapshot else ():
                 self._pass_on(self.journal.trial_reported(report))
 

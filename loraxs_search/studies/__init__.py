@@ -21,18 +21,11 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 from __future__ import annotations
 
 from loraxs_search.studies.commands import CommandInbox
-from loraxs_search.studies.folder import (
-    StudyFolder,
-    broken_studies,
-    list_studies,
-    studied_tasks,
-    studies_root,
-    trials_of,
-)
+from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import holder_elsewhere, idle_elsewhere
-from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task
+from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task, studied_tasks, trials_of
 from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
 from loraxs_search.studies.remote_resume import check_new_in, fetch
 from loraxs_search.studies.snapshots import read_reports

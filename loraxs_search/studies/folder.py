@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,31 +29,26 @@ from loraxs_search.log.event_log import EventLog
 from loraxs_search.log.events import TrialsAdvanced
 from loraxs_search.mlflow_uri import without_account
 from loraxs_search.records import (
-    STORED_NAMES,
     Baseline,
     Candidate,
     CheckpointSelection,
     Identity,
     KeptAnswers,
-    TrialReport,
-    TrialState,
     check_trial_id,
-    is_alone,
-    registered_name,
     to_json,
 )
+from loraxs_search.studies.baselines import BaselineFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
 from loraxs_search.studies.info import SCHEMA_VERSION, StudyInfo, parse_info, read_record, read_text
-from loraxs_search.studies.journal import Journal, trial_states
-from loraxs_search.studies.snapshots import check_owner, is_older, kept_path, kept_paths, read_reports, snapshot_path
+from loraxs_search.studies.journal import Journal
+from loraxs_search.studies.snapshots import Snapshots
 
 if TYPE_CHECKING:
     from loraxs_search.search_space import Space
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _RESOLVED_SPACE = "space.json"
-_BASELINES, _BASELINE_ANSWERS = "yardsticks.json", "yardsticks.answers.json"
 _STEPS = "steps.json"
 _PROBE_S = 0.3  # far longer than it takes to ask whether a lock is held
 
@@ -69,8 +63,12 @@ def list_studies() -> list[str]:
     root = studies_root()
     if not root.is_dir():
         return []
-    folders = [path for path in root.iterdir() if path.name[0] != "." and (path / "study.json").is_file()]
-    return [p.name for p in sorted(folders, key=lambda p: (p / "study.json").stat().st_mtime, reverse=True)]
+    times = {}
+    for path in root.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process may be removing it
+            if path.name[0] != "." and (path / "study.json").is_file():
+                times[path.name] = (path / "study.json").stat().st_mtime
+    return sorted(times, key=times.__getitem__, reverse=True)
 
 
 def broken_studies() -> list[str]:
@@ -78,21 +76,6 @@ def broken_studies() -> list[str]:
     root = studies_root()
     names = [path.name for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
     return sorted(name for name in names if _NAME.fullmatch(name) and not StudyFolder.exists(name))
-
-
-def studied_tasks() -> list[str]:
-    """Return the names of the tasks that studies here are of, sorted; a damaged study has none."""
-    tasks = set()
-    for name in list_studies():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            task = json.loads((studies_root() / name / "study.json").read_bytes())["task"]
-            tasks.add(registered_name(task["name"], task.get("variant")))
-    return sorted(tasks)
-
-
-def trials_of(name: str) -> dict[str, TrialState]:
-    """Return the trials of a study and how they stand, read quickly; none where there is no such study."""
-    return trial_states(studies_root() / name / "journal.jsonl") if StudyFolder.exists(name) else {}
 
 
 class StudyFolder:
@@ -306,28 +289,19 @@ class StudyFolder:
 
         What the base alone reaches stays unless it is among them.
         """
-        if not any(is_alone(one.name) for one in baselines):
-            baselines = [*baselines, *(one for one in self.baselines() or () if is_alone(one.name))]
-        if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
-            rows = {one.name: one.test_rows for one in baselines if one.test_answers}
-            write_atomic(
-                self.path / _BASELINE_ANSWERS, to_json(_BaselineAnswers(answers, self.info.task.registered_name, rows))
-            )
-        scores = tuple(replace(one, test_answers=(), test_rows="") for one in baselines)
-        write_atomic(self.path / _BASELINES, to_json(_BaselineFile(scores), indent=2))
+        self._baselines.write(baselines, self.info.task.registered_name)
 
     def baseline_answers(self) -> Mapping[str, KeptAnswers]:
         """Return the answers of simple models to the test rows, by baseline; none where they were not kept."""
-        path = self.path / _BASELINE_ANSWERS
-        if not path.exists():
-            return {}
-        kept = read_record(_BaselineAnswers, path)
-        return {name: KeptAnswers(said, kept.task, kept.rows.get(name, "")) for name, said in kept.answers.items()}
+        return self._baselines.answers()
 
     def baselines(self) -> tuple[Baseline, ...] | None:
         """Return what simple models reach, or None when that has not been computed."""
-        path = self.path / _BASELINES
-        return read_record(_BaselineFile, path).baselines if path.exists() else None
+        return self._baselines.read()
+
+    @property
+    def _baselines(self) -> BaselineFiles:
+        return BaselineFiles(self.path)
 
     def write_steps(self, steps: TrialsAdvanced) -> None:
         """Say how far trials are, in place of what was said before."""
@@ -366,58 +340,10 @@ class StudyFolder:
         return content
 
     # ---- snapshots and candidates ----------------------------------------------------------------------------------
-    def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
-        """Keep a trial's state, replacing the one before, atomically; one of another trial is refused.
-
-        One of an earlier step than the one before changes nothing: it comes late, from a node that stood still while
-        the trial went on elsewhere.
-
-        Where the study keeps the best step of a trial, that of its best report is kept beside it. Whatever is killed
-        when: the last state's own reports say which step is the best one, and its file is there before them. The one
-        before it stays too, for a copy of the folder that is being made.
-        """
-        check_owner(snapshot, self.name, trial_id)
-        folder, reports = self.path / "snapshots", tuple[TrialReport, ...]()
-        if is_older(snapshot, snapshot_path(folder, trial_id)):
-            return
-        if self.checkpoint_selection.checkpoint == "best":
-            reports = read_reports(snapshot)
-            if self.checkpoint_selection.select(reports).step == reports[-1].step:
-                write_atomic(kept_path(folder, trial_id, reports[-1].step), snapshot)
-        write_atomic(snapshot_path(folder, trial_id), snapshot)
-        wanted = {self.checkpoint_selection.select(some).step for some in (reports, reports[:-1]) if some}
-        for path in kept_paths(folder, trial_id) if reports else ():
-            if path not in {kept_path(folder, trial_id, step) for step in wanted}:
-                path.unlink(missing_ok=True)
-
-    def read_snapshot(self, trial_id: str) -> bytes | None:
-        """Return a trial's last state, or None when it has none yet.
-
-        Raises:
-            StudyError: it is that of another trial, or damaged.
-        """
-        path = snapshot_path(self.path / "snapshots", trial_id)
-        return check_owner(path.read_bytes(), self.name, trial_id) if path.exists() else None
-
-    def read_kept(self, trial_id: str) -> bytes | None:
-        """Return the state that is a trial's adapter: of its last step, or of its best one, as the study has it.
-
-        Raises:
-            StudyError: the best one is missing, or that of another trial.
-        """
-        last = self.read_snapshot(trial_id)
-        if last is None or self.checkpoint_selection.checkpoint == "last":
-            return last
-        reports = read_reports(last)
-        if (step := self.checkpoint_selection.select(reports).step) == reports[-1].step:
-            return last
-        path = kept_path(self.path / "snapshots", trial_id, step)
-        if not path.exists():
-            raise StudyError(
-                f"Of a trial the best step must be kept, but {path} is missing.",
-                hint="restore the file from a backup, or launch the study again under another name",
-            )
-        return check_owner(path.read_bytes(), self.name, trial_id)
+    @property
+    def snapshots(self) -> Snapshots:
+        """The states of its trials."""
+        return Snapshots(self.path / "snapshots", self.name, self.checkpoint_selection)
 
     def write_adapter(self, trial_id: str, files: Mapping[str, bytes]) -> Path:
         """Write an adapter folder whole, replacing one of the same trial, and return it."""
@@ -459,17 +385,3 @@ class StudyFolder:
 @dataclass(frozen=True)
 class _AssetFile:
     digests: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class _BaselineFile:
-    __pydantic_config__ = STORED_NAMES
-
-    baselines: tuple[Baseline, ...]
-
-
-@dataclass(frozen=True)
-class _BaselineAnswers:
-    answers: Mapping[str, tuple[float | str, ...]]
-    task: str = ""
-    rows: Mapping[str, str] = field(default_factory=dict)

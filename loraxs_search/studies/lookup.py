@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 from pathlib import Path
 
 from loraxs_search.errors import StudyError, unknown_name
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.studies.folder import StudyFolder, list_studies
+from loraxs_search.records import TrialState, registered_name
+from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
+from loraxs_search.studies.journal import trial_states
+
+
+def studied_tasks() -> list[str]:
+    """Return the names of the tasks that studies here are of, sorted; a damaged study has none."""
+    tasks = set()
+    for name in list_studies():
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            task = json.loads((studies_root() / name / "study.json").read_bytes())["task"]
+            tasks.add(registered_name(task["name"], task.get("variant")))
+    return sorted(tasks)
+
+
+def trials_of(name: str) -> dict[str, TrialState]:
+    """Return the trials of a study and how they stand, read quickly; none where there is no such study."""
+    return trial_states(studies_root() / name / "journal.jsonl") if StudyFolder.exists(name) else {}
 
 
 def next_step(study: StudyFolder) -> str:

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
+from loraxs_search.home import write_atomic
 from loraxs_search.log.event_log import DAMAGED_HINT
-from loraxs_search.records import TrialReport, check_trial_id, from_json
+from loraxs_search.records import CheckpointSelection, TrialReport, check_trial_id, from_json
 from loraxs_search.safetensors_header import entry_of
 
 
@@ -76,3 +77,63 @@ def is_kept(name: str) -> bool:
 def snapshot_path(folder: Path, trial_id: str) -> Path:
     """Return where the snapshot of `trial_id` is kept in `folder`."""
     return folder / f"{check_trial_id(trial_id)}.safetensors"
+
+
+class Snapshots:
+    """The states of a study's trials, a file each; and that of the best step beside it, where the study keeps that."""
+
+    def __init__(self, path: Path, study: str, selection: CheckpointSelection) -> None:
+        self._path, self._study, self._selection = path, study, selection
+
+    def write(self, trial_id: str, snapshot: bytes) -> None:
+        """Keep a trial's state, replacing the one before, atomically; one of another trial is refused.
+
+        One of an earlier step than the one before changes nothing: it comes late, from a node that stood still while
+        the trial went on elsewhere.
+
+        Where the study keeps the best step of a trial, that of its best report is kept beside it. Whatever is killed
+        when: the last state's own reports say which step is the best one, and its file is there before them. The one
+        before it stays too, for a copy of the folder that is being made.
+        """
+        check_owner(snapshot, self._study, trial_id)
+        folder, reports = self._path, tuple[TrialReport, ...]()
+        if is_older(snapshot, snapshot_path(folder, trial_id)):
+            return
+        if self._selection.checkpoint == "best":
+            reports = read_reports(snapshot)
+            if self._selection.select(reports).step == reports[-1].step:
+                write_atomic(kept_path(folder, trial_id, reports[-1].step), snapshot)
+        write_atomic(snapshot_path(folder, trial_id), snapshot)
+        wanted = {self._selection.select(some).step for some in (reports, reports[:-1]) if some}
+        for path in kept_paths(folder, trial_id) if reports else ():
+            if path not in {kept_path(folder, trial_id, step) for step in wanted}:
+                path.unlink(missing_ok=True)
+
+    def read(self, trial_id: str) -> bytes | None:
+        """Return a trial's last state, or None when it has none yet.
+
+        Raises:
+            StudyError: it is that of another trial, or damaged.
+        """
+        path = snapshot_path(self._path, trial_id)
+        return check_owner(path.read_bytes(), self._study, trial_id) if path.exists() else None
+
+    def read_kept(self, trial_id: str) -> bytes | None:
+        """Return the state that is a trial's adapter: of its last step, or of its best one, as the study has it.
+
+        Raises:
+            StudyError: the best one is missing, or that of another trial.
+        """
+        last = self.read(trial_id)
+        if last is None or self._selection.checkpoint == "last":
+            return last
+        reports = read_reports(last)
+        if (step := self._selection.select(reports).step) == reports[-1].step:
+            return last
+        path = kept_path(self._path, trial_id, step)
+        if not path.exists():
+            raise StudyError(
+                f"Of a trial the best step must be kept, but {path} is missing.",
+                hint="restore the file from a backup, or launch the study again under another name",
+            )
+        return check_owner(path.read_bytes(), self._study, trial_id)

@@ -71,7 +71,7 @@ def test_what_stays_of_a_study_that_cannot_be_read_is_said(say, reviews):
 
 def test_gc_says_what_goes_what_stays_and_why(say, store_uri, fresh_home):
     study = searched("reviews", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED), Tried({"rank": 4}, 0.9)])
-    study.write_snapshot("00000", state("00000"))
+    study.snapshots.write("00000", state("00000"))
     for name in ("rows/a.arrow", "rows/b.arrow"):
         write_atomic(fresh_home / "datasets" / name, "x" * 10_000)
     age(fresh_home / "datasets" / "rows" / "a.arrow")

@@ -83,7 +83,7 @@ def check_kept(folder: StudyFolder) -> None:
     assert complete
     for record in complete:
         best = max(record.reports, key=lambda report: (report.metrics["f1"], -report.step))
-        assert read_reports(folder.read_kept(record.trial_id) or b"")[-1].step == best.step
+        assert read_reports(folder.snapshots.read_kept(record.trial_id) or b"")[-1].step == best.step
         assert verify(folder.adapter_path(record.trial_id)).kept_step == best.step
     assert all(candidate.kept_step is not None for candidate in folder.candidates() or ())
 

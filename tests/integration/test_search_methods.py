@@ -45,7 +45,7 @@ def test_baselines_are_compared_and_no_candidates(
     assert len(result.candidates) == 4
     for name, trials in by_method.items():
         for trial_id in trials:
-            snapshot = folder.read_snapshot(trial_id)
+            snapshot = folder.snapshots.read(trial_id)
             assert snapshot is not None and (len(snapshot) < 1_000_000)
             if name == "full":
                 assert not folder.adapter_path(trial_id).exists(), "only its metrics are recorded"

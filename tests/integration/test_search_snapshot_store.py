@@ -33,7 +33,7 @@ def test_a_snapshot_store_that_is_lost_is_started_anew_and_no_trial_sees_it(ray_
         os.kill(first, signal.SIGKILL)
         ray.get(snapshot_store.write_snapshot.remote("00000", state("00000", "second")))
         assert ray.get(find_snapshot_store(name).read_snapshot.remote("00000")) == state("00000", "second")
-        assert folder.read_snapshot("00000") == state("00000", "second")
+        assert folder.snapshots.read("00000") == state("00000", "second")
         assert pid_of(snapshot_store) != first
     finally:
         kill(snapshot_store)

@@ -200,7 +200,7 @@ class Finalization:
         """Return how far a refit has got before now."""
         if self.folder.confirmations().refit(spec.trial_id) is not None:
             return spec.hyperparameters.max_steps
-        snapshot = self.folder.read_snapshot(spec.trial_id)
+        snapshot = self.folder.snapshots.read(spec.trial_id)
         return read_reports(snapshot)[-1].step if snapshot else 0
 
     # ---- adapters ----------------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ class RefitWork:
     reached: Callable[[str, int], None] = lambda _, __: None
 
     def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
-        snapshot = self.folder.read_snapshot(self.spec.trial_id)
+        snapshot = self.folder.snapshots.read(self.spec.trial_id)
         reports = read_reports(snapshot) if snapshot else ()
         step = reports[-1].step if reports else 0
         until = min(step + self.every, self.spec.hyperparameters.max_steps)
@@ -158,7 +158,7 @@ class RefitWork:
 
     def take(self, answer: tuple[TrialReport, bytes]) -> bool:
         report, snapshot = answer
-        self.folder.write_snapshot(self.spec.trial_id, snapshot)
+        self.folder.snapshots.write(self.spec.trial_id, snapshot)
         self.reached(self.spec.trial_id, report.step)
         if report.step < self.spec.hyperparameters.max_steps:
             return True
@@ -208,7 +208,7 @@ class Trained:
         Raises:
             StudyError: the snapshot is missing.
         """
-        snapshot = self.folder.read_kept(self.trial_id)
+        snapshot = self.folder.snapshots.read_kept(self.trial_id)
         if snapshot is None:
             raise StudyError(
                 f"A completed trial must have a snapshot, but {self.folder.path} has none of {self.trial_id}."

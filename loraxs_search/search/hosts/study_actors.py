@@ -42,10 +42,10 @@ class SnapshotStore:
         return self._open().read_asset(digest)
 
     def read_snapshot(self, trial_id: str) -> bytes | None:
-        return self._open().read_snapshot(trial_id)
+        return self._open().snapshots.read(trial_id)
 
     def write_snapshot(self, trial_id: str, snapshot: bytes) -> None:
-        self._open().write_snapshot(trial_id, snapshot)
+        self._open().snapshots.write(trial_id, snapshot)
 
     def write_baselines(self, baselines: Sequence[Baseline]) -> None:
         self._open().write_baselines(baselines)

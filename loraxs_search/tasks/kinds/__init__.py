@@ -9,7 +9,7 @@ from loraxs_search.plugins import EntryPoints
 from loraxs_search.records import Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, TaskKind
-from loraxs_search.tasks.kinds._labelled import finite_number
+from loraxs_search.tasks.kinds._label_columns import finite_number
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import (
     ForwardRequest,

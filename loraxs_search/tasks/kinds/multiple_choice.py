@@ -23,7 +23,7 @@ from loraxs_search.tasks.kinds import _options as option_forms
 from loraxs_search.tasks.kinds._base import Fault, Keys
 from loraxs_search.tasks.kinds._choices import Choices, ReadLosses
 from loraxs_search.tasks.kinds._examples import with_examples
-from loraxs_search.tasks.kinds._labelled import are_hidden
+from loraxs_search.tasks.kinds._label_columns import are_hidden
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind, finite, prompts_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, RequestGenerator, RowScores
 from loraxs_search.tasks.kinds._section import Text

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from loraxs_search.records import AnswerFact, Pooling, Prediction, Split, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._base import Fault, Keys
-from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection, class_ids, missing_warnings
+from loraxs_search.tasks.kinds._label_columns import class_ids, missing_warnings
+from loraxs_search.tasks.kinds._labelled import LabelledKind, LabelledSection
 from loraxs_search.tasks.kinds._requests import Values
 from loraxs_search.tasks.metrics import CLASS_METRICS
 from loraxs_search.tasks.rows import Rows, SourceLocation

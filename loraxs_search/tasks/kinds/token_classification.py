@@ -24,7 +24,8 @@ from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import AnswerFact, Entity, Prediction, Split, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, TaskKind
-from loraxs_search.tasks.kinds._labelled import are_hidden, class_ids, missing_warnings, num_lost_tokens
+from loraxs_search.tasks.kinds._label_columns import are_hidden, class_ids, missing_warnings
+from loraxs_search.tasks.kinds._labelled import num_lost_tokens
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section, Text, distinct

@@ -128,7 +128,7 @@ def test_what_an_unfinished_study_may_need_stays(fresh_home, store_uri, base, fa
     base("b")
     path = factor_file(fresh_home, factors(0))
     folder = searched("open", [Tried({"rank": 2}, 0.8)], finished=False)
-    folder.write_snapshot("00000", state("00000"))
+    folder.snapshots.write("00000", state("00000"))
     write_atomic(fresh_home / "states" / STATE, "x")
     age(fresh_home)
     assert gone() == []
@@ -160,7 +160,7 @@ def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_e
     folder = searched("done", [stopped, Tried({"rank": 4}, 0.9), Tried({"rank": 2}, 0.8)])
     confirm(folder, "00001", [0.9, 0.8])
     for trial in ("00000", "00001", "00002"):
-        folder.write_snapshot(trial, state(trial))
+        folder.snapshots.write(trial, state(trial))
     write_atomic(folder.path / "tune" / "state.json", "{}")
     write_atomic(folder.path / "clones" / "c1.safetensors", "kept by an earlier version")
     age(fresh_home)
@@ -174,7 +174,7 @@ def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_e
 
 def test_a_study_that_somebody_works_on_keeps_its_states(fresh_home, store_uri):
     folder = searched("done", [Tried({"rank": 2}, 0.8, state=TrialState.PRUNED)])
-    folder.write_snapshot("00000", state("00000"))
+    folder.snapshots.write("00000", state("00000"))
     age(fresh_home)
     with folder.lock():
         assert gone() == []

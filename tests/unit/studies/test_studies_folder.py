@@ -136,10 +136,10 @@ def test_who_asks_whether_a_study_runs_writes_nothing_and_holds_nothing() -> Non
 
 def test_a_snapshot_replaces_the_one_before() -> None:
     folder = StudyFolder.create(info("one"), "")
-    assert folder.read_snapshot("00000") is None
-    folder.write_snapshot("00000", state("00000", "a"))
-    folder.write_snapshot("00000", state("00000", "b"))
-    assert folder.read_snapshot("00000") == state("00000", "b")
+    assert folder.snapshots.read("00000") is None
+    folder.snapshots.write("00000", state("00000", "a"))
+    folder.snapshots.write("00000", state("00000", "b"))
+    assert folder.snapshots.read("00000") == state("00000", "b")
     assert [p.name for p in (folder.path / "snapshots").iterdir()] == ["00000.safetensors"]
 
 
@@ -148,12 +148,12 @@ def test_a_state_of_another_trial_or_study_is_neither_written_nor_read(other: by
     """As a command's id that was a path once put one there."""
     folder = StudyFolder.create(info("one"), "")
     own = state("00000", study="one")
-    folder.write_snapshot("00000", own)
+    folder.snapshots.write("00000", own)
     with pytest.raises(StudyError):
-        folder.write_snapshot("00000", other)
-    assert folder.read_snapshot("00000") == own
+        folder.snapshots.write("00000", other)
+    assert folder.snapshots.read("00000") == own
     (folder.path / "snapshots" / "00000.safetensors").write_bytes(other)
-    for read in (folder.read_snapshot, folder.read_kept):
+    for read in (folder.snapshots.read, folder.snapshots.read_kept):
         with pytest.raises(StudyError) as caught:
             read("00000")
         assert "restore" in str(caught.value.hint)
@@ -164,8 +164,8 @@ def test_an_id_that_leads_elsewhere_is_refused_wherever_it_becomes_a_path(name: 
     folder = StudyFolder.create(info("one"), "")
     confirmed, refit = folder.confirmations(), Refit(1)
     uses: list[Callable[[], object]] = [
-        lambda: folder.read_snapshot(name),
-        lambda: folder.write_snapshot(name, state(name)),
+        lambda: folder.snapshots.read(name),
+        lambda: folder.snapshots.write(name, state(name)),
         lambda: folder.write_adapter(name, {"a": b""}),
         lambda: folder.adapter_path(name),
         lambda: confirmed.rows_path(name),

@@ -13,7 +13,7 @@ from support.studies import TASK, state, study
 
 from loraxs_search.errors import StudyError
 from loraxs_search.records import CheckpointSelection, SearchPlan, TrialReport
-from loraxs_search.studies import Storage, StudyFolder, fetch, folder, read_reports
+from loraxs_search.studies import Storage, StudyFolder, fetch, read_reports, snapshots
 from loraxs_search.studies.mirror import Mirror
 from loraxs_search.studies.storage import Storage as AnyStorage
 from loraxs_search.trial import Snapshot
@@ -58,22 +58,22 @@ def test_the_best_report_is_kept_and_of_equals_the_earlier(direction, best):
 
 
 def test_the_last_state_resumes_and_the_best_is_the_adapter(kept):
-    assert kept.read_kept("00000") is None
+    assert kept.snapshots.read_kept("00000") is None
     best = {10: 10, 20: 20, 30: 20, 40: 20, 50: 50, 60: 50}
     for step in SCORES:
-        kept.write_snapshot("00000", snapshot(step))
-        assert step_of(kept.read_snapshot("00000")) == step
-        assert step_of(kept.read_kept("00000")) == best[step]
+        kept.snapshots.write("00000", snapshot(step))
+        assert step_of(kept.snapshots.read("00000")) == step
+        assert step_of(kept.snapshots.read_kept("00000")) == best[step]
         assert len(files(kept)) <= 3  # the last, the best, and the one before that while the best is new
     assert files(kept) == ["00000.safetensors", "00000.step-50.safetensors"]
 
 
 def test_a_trial_and_its_refit_are_apart(kept):
-    kept.write_snapshot("00000", snapshot(20))
-    kept.write_snapshot("00000.1", snapshot(10, trial="00000.1"))
-    kept.write_snapshot("00000.1", snapshot(20, {10: 0.9, 20: 0.1}, "00000.1"))
-    kept.write_snapshot("00000", snapshot(30))
-    assert (step_of(kept.read_kept("00000")), step_of(kept.read_kept("00000.1"))) == (20, 10)
+    kept.snapshots.write("00000", snapshot(20))
+    kept.snapshots.write("00000.1", snapshot(10, trial="00000.1"))
+    kept.snapshots.write("00000.1", snapshot(20, {10: 0.9, 20: 0.1}, "00000.1"))
+    kept.snapshots.write("00000", snapshot(30))
+    assert (step_of(kept.snapshots.read_kept("00000")), step_of(kept.snapshots.read_kept("00000.1"))) == (20, 10)
 
 
 @pytest.mark.parametrize("checkpoint", ["last", "best"])
@@ -81,28 +81,28 @@ def test_a_state_that_comes_late_replaces_no_newer_one(home, checkpoint):
     """As from a node that stood still while the trial went on elsewhere."""
     trial = study(checkpoint, search=SearchPlan(checkpoint=checkpoint))
     for step in (10, 20, 30, 40, 50):
-        trial.write_snapshot("00000", snapshot(step))
-    before, kept = files(trial), trial.read_kept("00000")
-    trial.write_snapshot("00000", snapshot(20, SCORES | {20: 0.99}))
-    assert step_of(trial.read_snapshot("00000")) == 50
-    assert (files(trial), trial.read_kept("00000")) == (before, kept)
+        trial.snapshots.write("00000", snapshot(step))
+    before, kept = files(trial), trial.snapshots.read_kept("00000")
+    trial.snapshots.write("00000", snapshot(20, SCORES | {20: 0.99}))
+    assert step_of(trial.snapshots.read("00000")) == 50
+    assert (files(trial), trial.snapshots.read_kept("00000")) == (before, kept)
     (trial.path / "snapshots" / "00000.safetensors").write_bytes(b"damaged")
-    trial.write_snapshot("00000", snapshot(20))
-    assert step_of(trial.read_snapshot("00000")) == 20
+    trial.snapshots.write("00000", snapshot(20))
+    assert step_of(trial.snapshots.read("00000")) == 20
 
 
 def test_only_the_last_state_is_kept_where_nothing_else_is_asked(home):
     plain = study("last")
     for mark in ("a", "b"):
-        plain.write_snapshot("00000", state("00000", mark))
-    assert plain.read_kept("00000") == state("00000", "b")
+        plain.snapshots.write("00000", state("00000", mark))
+    assert plain.snapshots.read_kept("00000") == state("00000", "b")
     assert files(plain) == ["00000.safetensors"]
 
 
 @pytest.mark.parametrize("again", [0.8, 0.3])
 def test_a_kill_between_two_writes_loses_nothing(kept, monkeypatch, again):
     for step in (10, 20, 30, 40):
-        kept.write_snapshot("00000", snapshot(step))
+        kept.snapshots.write("00000", snapshot(step))
     written: list[Path] = []
 
     def killed(path: Path, content: bytes) -> None:
@@ -111,26 +111,26 @@ def test_a_kill_between_two_writes_loses_nothing(kept, monkeypatch, again):
         written.append(path)
         write(path, content)
 
-    write = folder.write_atomic
+    write = snapshots.write_atomic
     with monkeypatch.context() as patched:
-        patched.setattr(folder, "write_atomic", killed)
+        patched.setattr(snapshots, "write_atomic", killed)
         with pytest.raises(KeyboardInterrupt):
-            kept.write_snapshot("00000", snapshot(50))
+            kept.snapshots.write("00000", snapshot(50))
     assert [path.name for path in written] == ["00000.step-50.safetensors"]
-    assert (step_of(kept.read_snapshot("00000")), step_of(kept.read_kept("00000"))) == (40, 20)
+    assert (step_of(kept.snapshots.read("00000")), step_of(kept.snapshots.read_kept("00000"))) == (40, 20)
     scores = SCORES | {50: again}  # repeated elsewhere, it may not be the best again
     for step in (50, 60):
-        kept.write_snapshot("00000", snapshot(step, scores))
-    assert step_of(kept.read_kept("00000")) == (50 if again == 0.8 else 20)
+        kept.snapshots.write("00000", snapshot(step, scores))
+    assert step_of(kept.snapshots.read_kept("00000")) == (50 if again == 0.8 else 20)
     assert len(files(kept)) == 2
 
 
 def test_a_best_state_that_is_gone_is_named(kept):
     for step in (10, 20, 30):
-        kept.write_snapshot("00000", snapshot(step))
+        kept.snapshots.write("00000", snapshot(step))
     (kept.path / "snapshots" / "00000.step-20.safetensors").unlink()
     with pytest.raises(StudyError, match=r"00000\.step-20\.safetensors"):
-        kept.read_kept("00000")
+        kept.snapshots.read_kept("00000")
 
 
 def test_a_copy_is_whole_at_every_moment(
@@ -144,7 +144,7 @@ def test_a_copy_is_whole_at_every_moment(
 
     def slowly(self: Storage, key: str, content: bytes, version: str | None) -> str:
         if "/snapshots/" in key and (step := next(steps, None)) is not None:
-            first.write_snapshot("00000", snapshot(step))  # the trial reports while its states are copied
+            first.snapshots.write("00000", snapshot(step))  # the trial reports while its states are copied
         version = write(self, key, content, version)
         last = storage.get("s/snapshots/00000.safetensors")
         if last is not None:
@@ -154,14 +154,14 @@ def test_a_copy_is_whole_at_every_moment(
         return version
 
     first.journal().trial_started("00000", {})
-    first.write_snapshot("00000", snapshot(next(steps)))
+    first.snapshots.write("00000", snapshot(next(steps)))
     monkeypatch.setattr(AnyStorage, "write", slowly)
     with Mirror(first, storage, lambda: None) as mirror:
         for _ in SCORES:
             mirror.copy()
     machine("second")
     second = fetch("s", storage)
-    assert (step_of(second.read_snapshot("00000")), step_of(second.read_kept("00000"))) == (60, 50)
+    assert (step_of(second.snapshots.read("00000")), step_of(second.snapshots.read_kept("00000"))) == (60, 50)
 
 
 def test_what_reports_are_compared_by_decides(home):
@@ -173,5 +173,5 @@ def test_what_reports_are_compared_by_decides(home):
             for at, value in ((10, 0.2), (20, loss))
             if at <= step
         )
-        lowest.write_snapshot("00000", Snapshot("00000", step, {}, {}, reports, 1.0, 10).to_bytes())
-    assert step_of(lowest.read_kept("00000")) == 10
+        lowest.snapshots.write("00000", Snapshot("00000", step, {}, {}, reports, 1.0, 10).to_bytes())
+    assert step_of(lowest.snapshots.read_kept("00000")) == 10

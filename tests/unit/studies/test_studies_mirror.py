@@ -45,7 +45,7 @@ def begin(folder: StudyFolder, *steps: int) -> None:
     journal = folder.journal()
     journal.trial_started("00000", {"rank": 4})
     for step in steps:
-        folder.write_snapshot("00000", state("00000", f"{step}"))
+        folder.snapshots.write("00000", state("00000", f"{step}"))
         journal.trial_reported(report("00000", step))
 
 
@@ -101,7 +101,7 @@ def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine
     second = fetch("s", storage)
     assert second.path == home / "studies" / "s"
     assert second.journal().records == first.journal().records
-    assert second.read_snapshot("00000") == state("00000", "4")
+    assert second.snapshots.read("00000") == state("00000", "4")
     assert second.space_path.read_text() == "task: sst2\n"
     assert second.baselines() == first.baselines()
     assert (second.path / "adapters" / "00000" / "manifest.json").exists()
@@ -120,8 +120,8 @@ def test_a_state_of_a_trial_that_the_copy_does_not_know_is_left_behind(
     storage.write("s/snapshots/00001.safetensors", b"state of another", None)
     machine("two")
     second = fetch("s", storage)
-    assert second.read_snapshot("00000") == state("00000", "4")
-    assert second.read_snapshot("00001") is None
+    assert second.snapshots.read("00000") == state("00000", "4")
+    assert second.snapshots.read("00001") is None
 
 
 def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(
