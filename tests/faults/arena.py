@@ -37,13 +37,15 @@ from loraxs_search.studies.mirror import read_copy
 TASK = "faulty-reviews"
 TEXTS = ("a film to remember", "dull from the first minute", "so-so", "I left early, and gladly", "wonderful!")
 EARLIER, STUDIES = ("first", "second"), ("one", "two")  # studies that end before the first fault, and those it hits
+TRIALS, REPORTS = 4, (6, 12, 18, 24)  # of a study, and steps after which each trial reports
 _SEEDS = {study: seed for seed, study in enumerate((*EARLIER, *STUDIES))}  # adapters that all differ
 _PACK_SIZES = {"one": "1", "two": "auto"}  # trials alone, and in packs
 STORED = "two"  # the study that has a storage, so that other machines may go on with it
 STORAGE = f"s3://{BUCKET}/studies"
 _DISK_MB = 700
 _ASK_S = 60.0
-_ELSEWHERE_S = 900.0  # for a search to end
+ELSEWHERE_S = 900.0  # for a search to end
+_COMMAND_S = 300.0  # for another command to end, or a server to answer
 
 
 @dataclass
@@ -112,15 +114,15 @@ class Arena:
         self.world.env = right
 
     # ---- what people do ----------------------------------------------------------------------------------------------
-    def drive(self, study: str) -> Op:
+    def drive(self, study: str, timeout_s: float | None = None) -> Op:
         """Launch a study, or resume it, and wait for the end of its driver."""
 
         def ask() -> dict[str, Any]:
             if study in self._left or (self.world.home / "studies" / study / "study.json").exists():
-                return self._await(study, self.resume(study))
+                return self._await(study, self.resume(study), timeout_s)
             options = [*self._options(study), "--tracking-uri", self.store.uri]
             options += ["--set", f"search.seed={_SEEDS[study]}", "--set", f"search.pack_size={_PACK_SIZES[study]}"]
-            return self._await(study, self.world.launch(study, *options))
+            return self._await(study, self.world.launch(study, *options), timeout_s)
 
         return self.history.do("driver", ask, study=study)
 
@@ -135,7 +137,7 @@ class Arena:
         """Go on with the study that has a storage as somebody on another machine does."""
 
         def ask() -> dict[str, Any]:
-            return self._await(STORED, self.resume(STORED, self.elsewhere), timeout_s=_ELSEWHERE_S)
+            return self._await(STORED, self.resume(STORED, self.elsewhere), timeout_s=ELSEWHERE_S)
 
         return self.history.do("driver", ask, study=STORED, elsewhere=True)
 
@@ -160,7 +162,7 @@ class Arena:
         def ask() -> dict[str, Any]:
             command = ["promote", study, "--force", "--tracking-uri", self.store.uri, "--json"]
             process = self.world.start(*command)
-            out, said = process.communicate()
+            out, said = _end(process)
             # Without a version: it is the champion already. One that failed may have made another one that.
             is_done = process.returncode == 0
             version = json.loads(out)["version"] or self._champion_version if is_done else None
@@ -176,7 +178,7 @@ class Arena:
             champion = RegistryReader(self.store.uri).champion(TASK)
             if champion is None:
                 return {"version": None, "sequence": 0}
-            return {"version": champion.version, "sequence": int(champion.signatures["champion"].split()[0])}
+            return {"version": champion.version, "sequence": int(champion.signatures.get("champion", "0").split()[0])}
 
         return self.history.do("champion", ask)
 
@@ -201,7 +203,7 @@ class Arena:
             if "FAKETIME" not in self.world.env:
                 return {"digest": pull(TASK, uri=self.store.uri).name}
             process = self.world.start("pull", TASK, "--tracking-uri", self.store.uri)
-            folder, said = process.communicate()
+            folder, said = _end(process)
             if process.returncode:
                 raise RuntimeError(said)
             return {"digest": Path(folder.strip()).name}
@@ -228,8 +230,9 @@ class Arena:
     # ---- a server of adapters ----------------------------------------------------------------------------------------
     def start_serving(self) -> None:
         """Start a server, again and again where it fails, until it is ready; on the port that it had."""
-        with self._serving:
-            while True:
+        end = time.monotonic() + _COMMAND_S
+        with self._serving, self.server_log.open("a") as log:
+            while time.monotonic() < end:
                 self._server = self.world.start(
                     "serve",
                     TASK,
@@ -237,13 +240,19 @@ class Arena:
                     str(self._port),
                     "--tracking-uri",
                     self.store.uri,
-                    output=subprocess.DEVNULL,
+                    output=log.fileno(),
                 )
-                while self._server.poll() is None:
+                while self._server.poll() is None and time.monotonic() < end:
                     with contextlib.suppress(requests.RequestException):
                         if requests.get(f"http://127.0.0.1:{self._port}/health", timeout=5).ok:
                             return
                     time.sleep(0.1)
+        raise RuntimeError(f"no server is ready after {_COMMAND_S:g} s: {self.server_log.read_text()[-1500:]}")
+
+    @property
+    def server_log(self) -> Path:
+        """What all servers of adapters have said."""
+        return self.world.folder / "serve.log"
 
     def stop_serving(self) -> None:
         """Kill the server."""
@@ -360,12 +369,20 @@ def arena(warm: Path) -> Iterator[Arena]:
             options = ["--address", cluster.address, "--tracking-uri", store.uri]
             options += ["--set", f"search.seed={_SEEDS[study]}"]
             world.finish(world.launch(study, *options), timeout_s=1200.0)
-        world.trials = 4
+        world.trials = TRIALS
         if not warm.exists():
             _keep_warm(home, warm)
         assert place.promote().value.get("version") == 1, place.history.ops[-1]
         place.start_serving()
         yield place
+
+
+def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=_COMMAND_S)
+    except subprocess.TimeoutExpired:
+        kill_tree(process.pid)
+        raise
 
 
 def _sockets(folder: str, names: list[str]) -> list[str]:

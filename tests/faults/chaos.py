@@ -29,8 +29,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from faults.arena import STUDIES, Arena, arena, missing_means
-from faults.history import Promoted, broken_log, is_continued, violations
+from faults.arena import REPORTS, STUDIES, Arena, arena, missing_means
+from faults.history import History, Promoted, broken_log, is_continued, violations
 from faults.kinds import KINDS, Fault, plan
 from faults.records import Losses
 
@@ -81,7 +81,7 @@ class Episode:
         for thread in [*searches, *around]:
             thread.join()
         if stuck:
-            return [f"{study} has not ended {SETTLE_S:g} s after the last fault" for study in stuck]
+            return [*self._broken, *(f"{study} has not ended {SETTLE_S:g} s after the last fault" for study in stuck)]
         return [*self._broken, *self._judged()]
 
     def _search(self, study: str) -> None:
@@ -98,9 +98,9 @@ class Episode:
         self._over.wait(max(0.0, began + fault.at - time.monotonic()))
 
         def strike() -> dict[str, Any]:
-            with target, kind.strike(self._place, fault.victim):  # one may take longer than planned to be unmade
+            with target, kind.strike(self._place, fault.victim) as is_hit:  # it may take longer than planned to unmake
                 time.sleep(fault.lasts)
-            return {}
+            return {"is_hit": is_hit}
 
         marks = {"hides_registry": kind.hides_registry, "ends_server": kind.ends_server}
         op = self.history.do("fault", strike, fault=fault.kind, **marks)
@@ -129,7 +129,7 @@ class Episode:
     def _judged(self) -> list[str]:
         place, found = self._place, list[str]()
         for study in STUDIES:
-            found += [f"{study}: {fault}" for fault in broken_log(place.events(study), place.world.trials)]
+            found += [f"{study}: {fault}" for fault in broken_log(place.events(study), place.world.trials, REPORTS)]
         for study in STUDIES:
             code, said = place.world.end(place.resume(study))  # what MLflow lacks is written now
             if code:
@@ -138,6 +138,11 @@ class Episode:
                 found.append(f"{study}'s log and its copy in the storage differ")
         if (lost := place.world.losses()) != Losses():
             found.append(f"log and MLflow differ: {lost}")
+        for ask in (place.look, place.pull, place.look_at_lease, place.ask):
+            if (op := ask()).error:
+                found.append(f"a {op.kind} gets no answer at the end: {op.error}")
+        if "Traceback" in (said := place.server_log.read_text()):
+            found.append(f"a server shows a traceback: {said[said.index('Traceback') :][:1500]}")
         digests = place.versions()
         found += violations(self.history, Promoted(digests, place.truths(digests)))
         if not place.serves_champion():
@@ -145,13 +150,13 @@ class Episode:
         return found
 
 
-def run_episode(faults: Sequence[Fault], warm: Path, history: Path | None) -> tuple[list[str], dict[str, int]]:
+def run_episode(faults: Sequence[Fault], warm: Path, history: Path | None = None) -> tuple[list[str], History]:
     """Return the rules that an episode breaks, and what was done in it."""
     with arena(warm) as place:
         found = Episode(place, faults, history and history.with_suffix("")).run()
         if history is not None:
             place.history.write(history)
-        return found, place.history.counts()
+        return found, place.history
 
 
 def shrink(faults: Sequence[Fault], is_broken: Callable[[Sequence[Fault]], bool]) -> list[Fault]:
@@ -197,16 +202,19 @@ def _episodes(arguments: argparse.Namespace, warm: Path) -> int:
             faults = tuple(faults[int(number)] for number in arguments.keep.split(","))
         history = arguments.history / f"{seed}.jsonl" if arguments.history else None
         began = time.monotonic()
-        found, counts = run_episode(faults, warm, history)
+        found, done = run_episode(faults, warm, history)
+        counts, hits = done.counts(), [op.value["fault"] for op in done.done("fault") if op.value["is_hit"]]
         took = round(time.monotonic() - began, 1)
-        episodes.append({"seed": seed, "faults": [asdict(f) for f in faults], "counts": counts, "violations": found})
-        print(f"seed {seed}: {len(faults)} faults, {took} s, {len(found)} rules broken; {counts}", flush=True)
+        episodes.append({"seed": seed, "faults": [asdict(f) for f in faults], "hits": hits, "counts": counts})
+        episodes[-1] |= {"violations": found, "took_s": took}
+        print(f"seed {seed}: {len(hits)} of {len(faults)} faults hit, {took} s, {len(found)} rules broken", flush=True)
+        print(f"  {counts}", flush=True)
         for line in found:
             print(f"  {line}", flush=True)
         if found and not arguments.no_shrink:
-            _shrunk(seed, faults, warm)
+            _shrunk(seed, faults, warm, arguments.kinds)
         seed += 1
-    made = Counter(fault["kind"] for episode in episodes for fault in episode["faults"])
+    made = Counter(kind for episode in episodes for kind in episode["hits"])
     broken = [episode["seed"] for episode in episodes if episode["violations"]]
     print(json.dumps({"episodes": len(episodes), "faults": dict(made), "broken seeds": broken}, indent=2))
     if arguments.json:
@@ -214,10 +222,16 @@ def _episodes(arguments: argparse.Namespace, warm: Path) -> int:
     return 1 if broken else 0
 
 
-def _shrunk(seed: int, faults: Sequence[Fault], warm: Path) -> None:
+def _shrunk(seed: int, faults: Sequence[Fault], warm: Path, kinds: str | None) -> None:
+    def is_broken(some: Sequence[Fault]) -> bool:
+        return bool(run_episode(some, warm)[0])
+
+    if not is_broken(faults):
+        print("  a second run broke no rule: it takes more than these faults", flush=True)
+        return
     numbers = {fault: number for number, fault in enumerate(faults)}
-    left = shrink(faults, lambda fewer: bool(run_episode(fewer, warm, None)[0]))
-    print(f"  it takes: --seed {seed} --keep {','.join(str(numbers[fault]) for fault in left)}", flush=True)
+    keep = ",".join(str(numbers[fault]) for fault in shrink(faults, is_broken))
+    print(f"  it takes: --seed {seed} --keep {keep}{f' --kinds {kinds!r}' if kinds else ''}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 TOLERANCE = 1e-4  # of a probability that a server gives, beside rows of other adapters
+_DIFFER = 100 * TOLERANCE  # adapters answer some text so differently, or a wrong one would not be seen
+_LOST = "lost more than"  # in the reason of a trial that failed because its hosts ended, as a search may be told to
+_BACK_S = 20.0  # after an outage, until whoever asks must get an answer again
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Promoted:
 def violations(history: History, promoted: Promoted) -> list[str]:
     """Return every rule that a history breaks; none is what we hope for."""
     found = [*_drivers(history), *_leases(history), *_champions(history), *_sequences(history)]
-    found += [*_pulls(history, promoted), *_answers(history, promoted)]
+    found += [*_unanswered(history), *_pulls(history, promoted), *_alike(promoted), *_answers(history, promoted)]
     return list(dict.fromkeys(found))
 
 
@@ -93,13 +97,15 @@ def is_continued(before: bytes, after: bytes) -> bool:
     return after.startswith(before[: before.rfind(b"\n") + 1])
 
 
-def broken_log(lines: Sequence[Mapping[str, Any]], num_trials: int) -> list[str]:
+def broken_log(lines: Sequence[Mapping[str, Any]], num_trials: int, reports: Sequence[int]) -> list[str]:
     """Return what is wrong with the events of a study that has ended: trials or reports lost, doubled or out of order.
 
     Args:
         lines: `journal.jsonl`, parsed.
+        reports: The steps that a complete trial has reported, in order; others have the first of these.
     """
     found, steps, ended = list[str](), dict[str, int](), Counter[str]()
+    following = dict(zip((0, *reports), reports, strict=False))
     started = Counter(line["trial_id"] for line in lines if line.get("event") == "started")
     for line in lines:
         if line.get("event") == "reported":
@@ -107,11 +113,16 @@ def broken_log(lines: Sequence[Mapping[str, Any]], num_trials: int) -> list[str]
             trial, step = report["trial_id"], report["step"]
             if ended[trial]:
                 found.append(f"trial {trial} reports step {step} after its end")
-            if step <= steps.get(trial, 0):
-                found.append(f"trial {trial} reports step {step} after step {steps[trial]}")
+            if step != following.get(steps.get(trial, 0)):
+                found.append(f"trial {trial} reports step {step} after step {steps.get(trial, 0)}")
             steps[trial] = step
         elif line.get("event") == "ended":
-            ended[line["trial_id"]] += 1
+            trial = line["trial_id"]
+            ended[trial] += 1
+            if line["state"] == "COMPLETE" and steps.get(trial, 0) != reports[-1]:
+                found.append(f"trial {trial} is complete after step {steps.get(trial, 0)}")
+            if line["state"] == "FAIL" and _LOST not in line["reason"]:
+                found.append(f"trial {trial} has failed: {line['reason'][:300]}")
     found += [f"trial {trial} starts {count} times" for trial, count in started.items() if count > 1]
     found += [f"trial {trial} ends {count} times" for trial, count in ended.items() if count > 1]
     found += [f"trial {trial} has not ended" for trial in started if not ended[trial]]
@@ -124,8 +135,8 @@ def broken_log(lines: Sequence[Mapping[str, Any]], num_trials: int) -> list[str]
 def _drivers(history: History) -> Iterable[str]:
     for op in history.ops:
         said = f"{op.value.get('said', '')}{op.error}"
-        if op.kind == "driver" and op.error:
-            yield f"a driver does not come to its end: {op.error}"
+        if op.kind in ("driver", "promote") and op.error:
+            yield f"a {op.kind} does not come to its end: {op.error}"
         if "Traceback" in said:
             yield f"a {op.kind} shows a traceback: {said[-1500:]}"
         if op.kind in ("driver", "promote") and (code := op.value.get("code", 1)) not in (0, 1, 130, -9):
@@ -158,10 +169,32 @@ def _sequences(history: History) -> Iterable[str]:
         old, new = (op.value["sequence"] for op in (before, after))
         if new < old:
             yield f"the champion's number is {new} after {old}"
+        elif new == old and before.value["version"] != after.value["version"]:
+            yield f"the champion's number is {new} for versions {before.value['version']} and {after.value['version']}"
     for op in history.ops:
         said = f"{op.value.get('said', '')}{op.error}"
         if any(text in said for text in ("IntegrityError", "`sequence number`", "`signature`")):
             yield f"a {op.kind} takes what was promoted for forged: {said[-500:]}"
+
+
+def _unanswered(history: History) -> Iterable[str]:
+    """Who asks the registry or the storage gets an answer, unless they, the asker's disk or clock are away."""
+    outages = [op for op in history.ops if op.kind == "fault" and op.value.get("hides_registry")]
+    for op in history.ops:
+        is_excused = any(out.began < op.ended and op.began < out.ended + _BACK_S for out in outages)
+        if op.kind in ("champion", "pull", "lease") and op.error and not is_excused:
+            yield f"a {op.kind} gets no answer while all is well: {op.error[:300]}"
+    for kind in ("champion", "pull", "lease", "answer"):
+        if not history.done(kind):
+            yield f"no {kind} has an answer"
+
+
+def _alike(promoted: Promoted) -> Iterable[str]:
+    """Adapters answer differently: one could stand in for another unseen otherwise."""
+    for (one, own), (other, others) in combinations(promoted.truth.items(), 2):
+        pairs = [(a, b) for mine, theirs in zip(own, others, strict=True) for a, b in zip(mine, theirs, strict=True)]
+        if all(abs(a - b) < _DIFFER for a, b in pairs):
+            yield f"{one[:12]} and {other[:12]} answer alike: a wrong answer would not be seen"
 
 
 def _may_be(history: History, read: Op, *, is_blind: bool) -> set[int] | None:

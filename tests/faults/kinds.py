@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from support.boxes import Way
 
-from faults.arena import STORED, STUDIES, Arena
+from faults.arena import ELSEWHERE_S, STORED, STUDIES, Arena
 from faults.world import no_more_memory, slowed, titled, tree
 from loraxs_search.studies.lease import LEASE_S
 
@@ -41,97 +41,96 @@ class FaultKind:
     """How a fault is made.
 
     Args:
-        strike: Makes it, and unmakes it when its context ends.
+        strike: Makes it, and unmakes it when its context ends; yields whether there was anything to hit.
         target: Two faults at one target do not overlap: the second waits.
         hides_registry: Whether readers may have to answer from what they know.
         ends_server: Whether a server of adapters is away.
     """
 
-    strike: Callable[[Arena, int], contextlib.AbstractContextManager[None]]
+    strike: Callable[[Arena, int], contextlib.AbstractContextManager[bool]]
     target: str
     hides_registry: bool = False
     ends_server: bool = False
 
 
 @contextlib.contextmanager
-def _driver_killed(place: Arena, victim: int) -> Iterator[None]:
-    place.signal_driver(STUDIES[victim % 2], signal.SIGKILL)
-    yield
+def _driver_killed(place: Arena, victim: int) -> Iterator[bool]:
+    yield place.signal_driver(STUDIES[victim % 2], signal.SIGKILL) is not None
 
 
 @contextlib.contextmanager
-def _driver_frozen(place: Arena, victim: int) -> Iterator[None]:
+def _driver_frozen(place: Arena, victim: int) -> Iterator[bool]:
     process = place.signal_driver(STUDIES[victim % 2], signal.SIGSTOP)
-    yield
+    yield process is not None
     if process is not None and process.poll() is None:
         process.send_signal(signal.SIGCONT)
 
 
 @contextlib.contextmanager
-def _second_driver(place: Arena, victim: int) -> Iterator[None]:
+def _second_driver(place: Arena, victim: int) -> Iterator[bool]:
     """Resume a study that is being searched, as somebody does who does not know."""
-    place.drive(STUDIES[victim % 2])
-    yield
+    place.drive(STUDIES[victim % 2], ELSEWHERE_S)
+    yield True
 
 
 @contextlib.contextmanager
-def _driver_elsewhere(place: Arena, _: int) -> Iterator[None]:
+def _driver_elsewhere(place: Arena, _: int) -> Iterator[bool]:
     """Have somebody on another machine go on with a study that may be searched here."""
     place.drive_elsewhere()
-    yield
+    yield True
 
 
 @contextlib.contextmanager
-def _driver_overtaken(place: Arena, _: int) -> Iterator[None]:
+def _driver_overtaken(place: Arena, _: int) -> Iterator[bool]:
     """Freeze a driver until another machine's has had time to take its study over, and let it go on beside that."""
     process = place.signal_driver(STORED, signal.SIGSTOP)
     other = threading.Thread(target=place.drive_elsewhere)
     other.start()
     other.join(2 * LEASE_S)
-    yield
+    yield process is not None
     if process is not None and process.poll() is None:
         process.send_signal(signal.SIGCONT)
     other.join()
 
 
-def _process_killed(title: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+def _process_killed(title: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
     @contextlib.contextmanager
-    def strike(place: Arena, victim: int) -> Iterator[None]:
+    def strike(place: Arena, victim: int) -> Iterator[bool]:
         node = place.worker(victim)
         found = titled(tree(node.process.pid), title) if node.process else []
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        yield
+        yield bool(found)
 
     return strike
 
 
 @contextlib.contextmanager
-def _power_cut(place: Arena, victim: int) -> Iterator[None]:
+def _power_cut(place: Arena, victim: int) -> Iterator[bool]:
     place.box(victim).power_cut()
-    yield
+    yield True
     place.reboot(victim)
 
 
 @contextlib.contextmanager
-def _worker_frozen(place: Arena, victim: int) -> Iterator[None]:
+def _worker_frozen(place: Arena, victim: int) -> Iterator[bool]:
     node = place.worker(victim)
     stopped = tree(node.process.pid) if node.process else []
     with place.frozen(stopped):
-        yield
+        yield bool(stopped)
 
 
 @contextlib.contextmanager
-def _clock_wrong(place: Arena, victim: int) -> Iterator[None]:
+def _clock_wrong(place: Arena, victim: int) -> Iterator[bool]:
     """Have a driver begin anew with a wrong clock; what else people begin meanwhile has it too."""
     with place.wrong_clock(_CLOCKS[victim]):
-        place.signal_driver(STUDIES[victim], signal.SIGKILL)
-        yield
+        killed = place.signal_driver(STUDIES[victim], signal.SIGKILL)
+        yield killed is not None
 
 
 @contextlib.contextmanager
-def _worker_memory_used_up(place: Arena, victim: int) -> Iterator[None]:
+def _worker_memory_used_up(place: Arena, victim: int) -> Iterator[bool]:
     """Give the worker's hosts and trials not one page more: what they ask for fails.
 
     Ray's own processes are spared: without one of its agents a node ends, as by a power cut.
@@ -139,73 +138,73 @@ def _worker_memory_used_up(place: Arena, victim: int) -> Iterator[None]:
     node = place.worker(victim)
     found = tree(node.process.pid) if node.process else []
     with no_more_memory([*titled(found, "HostActor"), *titled(found, "TrialAdvancer")]):
-        yield
+        yield bool(found)
 
 
 @contextlib.contextmanager
-def _worker_memory_full(place: Arena, victim: int) -> Iterator[None]:
+def _worker_memory_full(place: Arena, victim: int) -> Iterator[bool]:
     """Have the worker's kernel say that its memory is full: Ray's monitor ends what runs there, again and again."""
     place.box(victim).say_memory(left=False)
-    yield
+    yield True
     place.box(victim).say_memory(left=True)
 
 
 @contextlib.contextmanager
-def _worker_slow(place: Arena, victim: int) -> Iterator[None]:
+def _worker_slow(place: Arena, victim: int) -> Iterator[bool]:
     node = place.worker(victim)
     with slowed(node.process.pid) if node.process else contextlib.nullcontext():
-        yield
+        yield node.process is not None
 
 
-def _cable_cut(way: Way) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+def _cable_cut(way: Way) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
     @contextlib.contextmanager
-    def strike(place: Arena, victim: int) -> Iterator[None]:
+    def strike(place: Arena, victim: int) -> Iterator[bool]:
         place.box(victim).cut(way)
-        yield
+        yield True
         place.box(victim).join()
 
     return strike
 
 
 @contextlib.contextmanager
-def _cable_slow(place: Arena, victim: int) -> Iterator[None]:
+def _cable_slow(place: Arena, victim: int) -> Iterator[bool]:
     place.box(victim).slow(delay_s=0.1, jitter_s=0.1, loss=0.05)
-    yield
+    yield True
     place.box(victim).slow()
 
 
-def _server_killed(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+def _server_killed(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
     @contextlib.contextmanager
-    def strike(place: Arena, _: int) -> Iterator[None]:
+    def strike(place: Arena, _: int) -> Iterator[bool]:
         server = getattr(place.store, name)
         server.kill(signal.SIGQUIT if name == "database" else signal.SIGKILL)  # PostgreSQL ends at once by SIGQUIT
-        yield
+        yield True
         server.start()
 
     return strike
 
 
-def _server_frozen(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[None]]:
+def _server_frozen(name: str) -> Callable[[Arena, int], contextlib.AbstractContextManager[bool]]:
     @contextlib.contextmanager
-    def strike(place: Arena, _: int) -> Iterator[None]:
+    def strike(place: Arena, _: int) -> Iterator[bool]:
         process = getattr(place.store, name).process
         with place.frozen(tree(process.pid) if process else []):
-            yield
+            yield process is not None
 
     return strike
 
 
 @contextlib.contextmanager
-def _disk_full(place: Arena, _: int) -> Iterator[None]:
+def _disk_full(place: Arena, _: int) -> Iterator[bool]:
     place.disk.fill()
-    yield
+    yield True
     place.disk.free()
 
 
 @contextlib.contextmanager
-def _serve_killed(place: Arena, _: int) -> Iterator[None]:
+def _serve_killed(place: Arena, _: int) -> Iterator[bool]:
     place.stop_serving()
-    yield
+    yield True
     place.start_serving()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-Stand = tuple[str, int]  # state, number of reports
+Point = tuple[int, float]  # step, score
+Stand = tuple[str, tuple[Point, ...]]  # state, its reports by step
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 
@@ -26,7 +27,7 @@ class Losses:
     Args:
         lost: Trials that have not ended, are too few, or that MLflow tells otherwise.
         doubled: Runs there are too many of.
-        missing: Points that the journal has and MLflow lacks.
+        missing: Points that one of the two has and the other lacks.
     """
 
     lost: int = 0
@@ -45,7 +46,11 @@ def read_records(study: str) -> Records:
 
     folder = StudyFolder.open(study)
     task = folder.info.task
-    journal = {k: (r.state.value, len(r.reports)) for k, r in folder.journal().records.items()}
+    metric = task.search_metric
+    journal = {
+        name: (record.state.value, tuple(sorted((each.step, each.metrics[metric]) for each in record.reports)))
+        for name, record in folder.journal().records.items()
+    }
     client = MlflowClient(folder.info.tracking_uri)
     experiment = client.get_experiment_by_name(task.name)
     assert experiment is not None
@@ -58,7 +63,7 @@ def read_records(study: str) -> Records:
     stands = {
         r.data.tags["trial_id"]: (
             r.data.tags.get("loraxs.state", "RUNNING"),
-            len(client.get_metric_history(r.info.run_id, task.search_metric)),
+            tuple(sorted((point.step, point.value) for point in client.get_metric_history(r.info.run_id, metric))),
         )
         for r in children
     }
@@ -75,9 +80,14 @@ def losses(records: Records, num_trials: int) -> Losses:
     other = records.mlflow
     states = {t: s for t, (s, _) in records.journal.items()}
     told_otherwise = {
-        trial_id for trial_id in states.keys() | other.keys() if states.get(trial_id) != other.get(trial_id, ("", 0))[0]
+        trial_id
+        for trial_id in states.keys() | other.keys()
+        if states.get(trial_id) != other.get(trial_id, ("", ()))[0]
     }
     unfinished = {trial_id for trial_id, state in states.items() if state not in ENDED}
-    points = sum(max(0, count - other.get(trial_id, ("", 0))[1]) for trial_id, (_, count) in records.journal.items())
+    pairs = [
+        (Counter(own), Counter(other.get(trial_id, ("", ()))[1])) for trial_id, (_, own) in records.journal.items()
+    ]
+    points = sum(((own - told) + (told - own)).total() for own, told in pairs)
     doubled = sum(count - 1 for count in records.runs.values()) + max(0, records.num_parents - 1)
     return Losses(len(told_otherwise | unfinished) + abs(num_trials - len(states)), doubled, points)

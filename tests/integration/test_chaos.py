@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from faults.arena import missing_means
 from faults.chaos import shrink
 from faults.history import History, Op, Promoted, broken_log, is_continued, violations
 from faults.kinds import KINDS, Fault, plan
+from faults.records import Losses, Point, Records, losses
 from faults.world import no_more_memory, slowed
 from support.clocks import no_wrong_clock, wrong_clock
 
-PROMOTED = Promoted({1: "aaa", 2: "bbb"}, {"aaa": [[0.9, 0.1]], "bbb": [[0.2, 0.8]]})
+TRUTH = {"aaa": [[0.9, 0.1]], "bbb": [[0.2, 0.8]]}
+PROMOTED = Promoted({1: "aaa", 2: "bbb"}, TRUTH)
 
 
 def op(kind: str, began: float, ended: float, error: str = "", **value: Any) -> Op:
@@ -68,6 +71,9 @@ def test_what_may_be_is_not_blamed() -> None:
     [
         (champion(8, 9, 1), "version 1 is the champion where [2] may be"),
         (champion(8, 9, None), "version 0 is the champion where [2] may be"),
+        (champion(20, 21, 1, sequence=2), "the champion's number is 2 for versions 2 and 1"),
+        (op("champion", 90, 91, error="TrackingError: no"), "a champion gets no answer while all is well"),
+        (op("promote", 90, 91, error="TimeoutExpired: 300 s"), "a promote does not come to its end"),
         (op("pull", 8, 9, digest="ccc"), "ccc is pulled and was never promoted"),
         (champion(20, 21, 2, sequence=1), "the champion's number is 1 after 2"),
         (op("pull", 8, 9, error="IntegrityError: `sequence number` of"), "takes what was promoted for forged"),
@@ -89,6 +95,31 @@ def test_what_may_not_be_is_said(bad: Op, says: str) -> None:
     assert any(says in line for line in found), found
 
 
+@pytest.mark.parametrize("kind", ["champion", "pull", "lease", "answer"])
+def test_what_nobody_has_seen_is_not_judged_to_be_right(kind: str) -> None:
+    assert violations(History([own for own in GOOD if own.kind != kind]), PROMOTED) == [f"no {kind} has an answer"]
+
+
+def test_adapters_that_answer_alike_are_not_told_apart() -> None:
+    alike = Promoted(PROMOTED.digests, TRUTH | {"aaa": [[0.205, 0.795]]})
+    assert violations(History(GOOD), alike) == ["aaa and bbb answer alike: a wrong answer would not be seen"]
+
+
+@pytest.mark.parametrize(
+    ("told", "missing"),
+    [
+        ((), 2),
+        (((6, 0.5), (12, 0.75)), 0),
+        (((6, 0.5), (12, 0.25)), 2),
+        (((6, 0.5), (6, 0.5), (12, 0.75)), 1),
+    ],
+)
+def test_points_that_mlflow_lacks_doubles_or_changes_are_counted(told: tuple[Point, ...], missing: int) -> None:
+    log = {"0": ("COMPLETE", ((6, 0.5), (12, 0.75)))}
+    records = Records(log, {"0": ("COMPLETE", told)}, Counter("0"), 1)
+    assert losses(records, 1) == Losses(missing=missing)
+
+
 def test_an_old_adapter_is_pulled_where_the_registry_could_be_asked() -> None:
     sighted = [own for own in GOOD if own.kind != "fault"]
     assert "version 1 is pulled where [2] may be" in violations(History(sighted), PROMOTED)
@@ -105,7 +136,7 @@ LOG = [
     {"event": "started", "trial_id": "0"},
     {"event": "reported", "report": {"trial_id": "0", "step": 5}},
     {"event": "reported", "report": {"trial_id": "0", "step": 10}},
-    {"event": "ended", "trial_id": "0"},
+    {"event": "ended", "trial_id": "0", "state": "COMPLETE", "reason": ""},
 ]
 
 
@@ -117,12 +148,20 @@ LOG = [
         ([LOG[0], *LOG], "trial 0 starts 2 times"),
         ([*LOG[:2], *LOG[1:]], "trial 0 reports step 5 after step 5"),
         ([*LOG, {"event": "reported", "report": {"trial_id": "0", "step": 15}}], "reports step 15 after its end"),
-        ([*LOG, {"event": "started", "trial_id": "1"}, {"event": "ended", "trial_id": "1"}], "2 trials instead of 1"),
+        ([LOG[0], *LOG[2:]], "trial 0 reports step 10 after step 0"),
+        ([*LOG[:2], LOG[3]], "trial 0 is complete after step 5"),
+        ([LOG[0], LOG[3] | {"state": "FAIL", "reason": "out of luck"}], "trial 0 has failed: out of luck"),
+        ([*LOG, LOG[0] | {"trial_id": "1"}], "2 trials instead of 1"),
     ],
 )
 def test_a_log_that_lost_or_doubled_something_is_told(lines: list[dict[str, Any]], says: str) -> None:
-    assert broken_log(LOG, 1) == []
-    assert any(says in line for line in broken_log(lines, 1))
+    assert broken_log(LOG, 1, (5, 10)) == []
+    assert any(says in line for line in broken_log(lines, 1, (5, 10)))
+
+
+@pytest.mark.parametrize(("state", "reason"), [("PRUNED", "asha"), ("FAIL", "its host was lost more than 3 times")])
+def test_trials_may_end_early_for_a_reason(state: str, reason: str) -> None:
+    assert broken_log([*LOG[:2], LOG[3] | {"state": state, "reason": reason}], 1, (5, 10)) == []
 
 
 def test_a_log_may_lose_a_line_that_was_half_written_and_nothing_else() -> None:
@@ -214,6 +253,9 @@ def test_five_minutes_of_chaos_break_no_rule(tmp_path: Path) -> None:
     if reason := missing_means(tmp_path):
         pytest.skip(reason)
     done = subprocess.run(
-        [sys.executable, chaos.__file__, "--minutes", "5", "--no-shrink"], capture_output=True, text=True, check=False
+        [sys.executable, chaos.__file__, "--minutes", "5", "--no-shrink", "--history", str(tmp_path / "history")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
