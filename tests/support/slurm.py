@@ -38,7 +38,7 @@ SlurmdParameters=config_overrides
 SlurmdTimeout=20
 KillWait=10
 """
-_NODE = "NodeName={box.name} NodeAddr={box.ip} CPUs=8 RealMemory=16000 {gres}State=UNKNOWN\n"
+_NODE = "NodeName={box.name} NodeAddr={box.ip} CPUs=8 RealMemory=16000 State=UNKNOWN\n"
 
 
 def no_slurm() -> str | None:
@@ -107,23 +107,16 @@ class Slurm:
 
 
 @contextlib.contextmanager
-def slurm(made: Boxes, *, gpus: int = 0) -> Iterator[Slurm]:
-    """Run Slurm in boxes, and end it.
-
-    Args:
-        gpus: Of each node; they exist only as numbers.
-    """
+def slurm(made: Boxes) -> Iterator[Slurm]:
+    """Run Slurm in boxes, and end it."""
     folder = made.folder / "slurm"
     folder.mkdir()
     cluster = Slurm(made.boxes, folder)
-    gres = f"Gres=gpu:{gpus} " if gpus else ""
-    nodes = "".join(_NODE.format(box=box, gres=gres) for box in made.boxes)
+    nodes = "".join(_NODE.format(box=box) for box in made.boxes)
     partition = "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n"
-    config = _CONFIG.format(boxes=made.boxes, folder=folder) + ("GresTypes=gpu\n" if gpus else "") + nodes + partition
+    config = _CONFIG.format(boxes=made.boxes, folder=folder) + nodes + partition
     (folder / "slurm.conf").write_text(config)
     (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
-    names = ",".join(box.name for box in made.boxes)
-    (folder / "gres.conf").write_text(f"NodeName={names} Name=gpu Count={gpus} File=/dev/null\n" if gpus else "")
     (folder / "controller").mkdir()
     with _munged(folder):
         made.boxes[0].serve("slurmctld", "-D", env=cluster.env, log=folder / "slurmctld.log")
