@@ -110,6 +110,7 @@ endif
 # What takes many minutes: more whole searches, bases and faults, PEFT's own test matrices, an autoscaler.
 long: env postgres caddy hosts nfs
 	$(BIN)/python -m pytest --long -m long
+	LORAXS_EXPLORE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m hypothesis
 
 # Not a part of `make test`: it downloads other versions of everything.
 lowest: env

@@ -26,7 +26,8 @@ from support.spaces import QUICKSTART, SMOLLM2, SPACE
 if TYPE_CHECKING:
     from loraxs_search.records import BaseModel
 
-hypothesis.settings.register_profile("here", deadline=None)  # machines are noisy; pytest-timeout ends what hangs
+# Machines are noisy, and pytest-timeout ends what hangs. `make long` looks for new examples.
+hypothesis.settings.register_profile("here", deadline=None, derandomize="LORAXS_EXPLORE" not in os.environ)
 hypothesis.settings.load_profile("here")
 # Started in the background of a script, a process inherits SIGINT as ignored, and so would the programs tested here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -53,6 +54,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         names = getattr(item, "fixturenames", ())
         groups[item] = next((name for name in _SHARED if name in names), item.path.stem)
         item.add_marker(pytest.mark.xdist_group(groups[item]))
+        if groups[item] in _SHARED and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(900))  # the first one makes what all of them share
     slow = {groups[item] for item in items if item.get_closest_marker("slow")}
     order = list(dict.fromkeys((*_SHARED, *(group for group in groups.values() if group in slow), *groups.values())))
     items.sort(key=lambda item: order.index(groups[item]))

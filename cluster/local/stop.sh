@@ -26,4 +26,9 @@ for file in "$folder"/worker-*.pid "$folder"/head.pid; do
   echo "error: $pid ($(basename "$file" .pid)) did not end within 30 s; its log is in $folder" >&2
   exit 1
 done
-rm -r "$folder"
+for _ in {1..20}; do  # a process that outlives its node for a moment may still write a log
+  rm -rf "$folder" 2>/dev/null && exit 0
+  sleep 0.5
+done
+echo "error: $folder cannot be removed" >&2
+exit 1

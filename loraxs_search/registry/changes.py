@@ -353,8 +353,8 @@ class _Lease:
         self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
 
     def acquire(self, wait_s: float) -> None:
-        began = seen_at = time.monotonic()
-        seen = self._read()
+        began, seen = time.monotonic(), self._read()
+        seen_at = time.monotonic()
         while True:
             if seen[0] is None or time.monotonic() - seen_at >= TTL_S:
                 self._write()

@@ -111,7 +111,7 @@ def _plain_peft(searched, folder, texts):
     program = f"""
 import json, sys, warnings
 import loraxs_search, peft, transformers
-base = {str(next((searched.shell.home / "base_models").glob("*/config.json")).parent)!r}
+base = {str(next((searched.shell.home / "base_models").glob("*/modules.json")).parent)!r}
 model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
 model = peft.PeftModel.from_pretrained(model, {folder!r}).eval()
 inputs = transformers.AutoTokenizer.from_pretrained(base)({texts!r}, padding=True, return_tensors="pt")

@@ -169,7 +169,7 @@ def test_a_word_is_completed_at_once(reviews):
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(once() for _ in range(3)) < 0.6
+    assert min(once() for _ in range(3)) < 2, "with torch it would be five"
 
 
 # ---- installed in a shell --------------------------------------------------------------------------------------------

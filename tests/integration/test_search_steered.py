@@ -40,8 +40,9 @@ def steps(trial_id: str) -> int:
 
 
 def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
-    in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
+    in_search_home: Path, tiny_space: Path, agree: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("loraxs_search.steering.send.WAIT_S", 120.0)
     driver = start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES)
     with driver:
         until(lambda: len(states()) == 2 and steps("00000") > 0 and steps("00001") > 0, "two trials report")
@@ -50,7 +51,7 @@ def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
         began = time.monotonic()
         assert loraxs_search.stop_trials(NAME, "00001", now=True).state is AnswerState.DONE
         until(lambda: states()["00001"] is TrialState.PRUNED, "it is given up")
-        assert time.monotonic() - began < 60  # a second on an idle machine
+        assert time.monotonic() - began < 150  # a second on an idle machine
         with pytest.raises(CommandError, match=r"00001 .*PRUNED"):
             loraxs_search.stop_trials(NAME, "00001")
         until(lambda: "00003" in states(), "its slot is another one's")
@@ -60,6 +61,7 @@ def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
         driver.kill()
         driver.communicate()
     paused_at = steps("00002")
+    monkeypatch.undo()
     assert loraxs_search.continue_trials(NAME, "00002").state is AnswerState.QUEUED
     with start(in_search_home, "resume", NAME) as again:
         until(lambda: steps("00002") > paused_at, "what was continued goes on")

@@ -43,7 +43,7 @@ class Shell:
         path = {"PYTHONPATH": os.pathsep.join(folders)} if folders else {}
         return os.environ | {"LORAXS_HOME": str(self.home), "COLUMNS": "120"} | path
 
-    def run(self, *args: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
+    def run(self, *args: str, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*args),
             cwd=self.folder,
@@ -60,7 +60,7 @@ class Shell:
         assert done.returncode == code, done.stderr
         assert message in " ".join(done.stderr.split())
 
-    def ok(self, *args: str, timeout_s: float = 240.0) -> str:
+    def ok(self, *args: str, timeout_s: float = 600.0) -> str:
         """Run, expect success without a traceback, and return what was printed on stdout."""
         done = self.run(*args, timeout_s=timeout_s)
         assert done.returncode == 0, done.stderr

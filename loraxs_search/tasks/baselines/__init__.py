@@ -54,6 +54,10 @@ def measure_baselines(inputs: BaselineInputs) -> tuple[Baseline, ...]:
     """
     from loraxs_search.torch_threads import single_thread
 
+    if inputs.data.kind.linear() is not None:  # seconds on a slow machine, which no limit has to count
+        import sklearn.feature_extraction.text
+        import sklearn.linear_model
+        import sklearn.pipeline  # noqa: F401
     measured, allowed_s, whole = list[Baseline](), 0.0, TimeLimit(0.0)
     with single_thread():
         for name in fitting_baselines(inputs.data.kind):
