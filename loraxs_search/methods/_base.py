@@ -181,8 +181,6 @@ class Method(ABC):
     """Whether `target_modules` decides anything."""
     needs_head: ClassVar[bool] = False
     """Whether a task must have a head for it."""
-    recipe: ClassVar[Mapping[str, Scalar]] = MappingProxyType({})
-    """Params, by name in YAML, that did well on every task with a head that was measured: the first trial has them."""
     advice: ClassVar[str] = ""
     """What is worth knowing before a search with it, for people: a clause that follows its name."""
     serves_in_bank: ClassVar[bool] = False
@@ -195,6 +193,16 @@ class Method(ABC):
     """Whether an adapter's update is plain LoRA, exactly, as `plain_lora` returns it."""
 
     # ---- resolution --------------------------------------------------------------------------------------------------
+    def recipe(self, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
+        """Return values that did well on every task with a head that was measured, by name in YAML, the best first.
+
+        The first trial has the first of each that its space has. The learning rate is asked for last.
+
+        Args:
+            params: What the trial has already.
+        """
+        return {}
+
     def fields(self, params: Mapping[str, Scalar], possible: Possible) -> Mapping[str, Any]:
         """Return the fields of `Hyperparameters` that a trial's own parameters come to.
 

@@ -65,15 +65,21 @@ class Lora(PeftMethod):
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
     )
-    # Measured at rank 4, on two tasks: "A recipe" in tests/benchmarks/README.md.
-    recipe: ClassVar[Mapping[str, Scalar]] = MappingProxyType(
-        {"rank": 4, "target_modules": "all-linear", "learning_rate": 2.5e-3, "head_learning_rate": 5.0e-3}
-    )
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "dora")
     packed: ClassVar[PackedMethod | None] = _PackedLora()
     has_plain_lora: ClassVar[bool] = True
 
     # ---- resolution --------------------------------------------------------------------------------------------------
+    def recipe(self, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
+        """Measured at rank 4, on two tasks: "A recipe" in tests/benchmarks/README.md; the rate of others is a guess."""
+        return {
+            "rank": (4,),
+            "target_modules": ("all-linear",),
+            "scale": (Hyperparameters.scale,),
+            "learning_rate": (2.5e-3,),
+            "head_learning_rate": (5.0e-3,),
+        }
+
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
         """Hold the rank against the smaller side of each layer: beyond it, more numbers give no other update.
 

@@ -46,6 +46,10 @@ class _PackedLoraXS(_base.PackedMethod):
         return PackedLinears(linears, factors, num_workers)
 
 
+_RANKS = (16, 8, 32, 4, 64, 2, 1)  # of the recipe, the first one that a space has
+_RATE_TIMES_RANK, _MAX_RATE = 0.128, 6.4e-2
+
+
 class LoraXS(PeftMethod):
     """delta_W = scale * B R A, with A and B from the SVD of W, and R, r x r, trained.
 
@@ -92,10 +96,6 @@ class LoraXS(PeftMethod):
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(
         {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
     )
-    # Measured for ranks 4 and 16, on three tasks: "A recipe" in tests/benchmarks/README.md.
-    recipe: ClassVar[Mapping[str, Scalar]] = MappingProxyType(
-        {"rank": 16, "target_modules": "all-linear", "learning_rate": 8.0e-3, "head_learning_rate": 5.0e-3}
-    )
     can_start: ClassVar[bool] = True
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis")
     packed: ClassVar[_base.PackedMethod | None] = _PackedLoraXS()
@@ -105,6 +105,25 @@ class LoraXS(PeftMethod):
     says_pooling: ClassVar[bool] = True
 
     # ---- resolution --------------------------------------------------------------------------------------------------
+    def recipe(self, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
+        """Rank 16, or the rank that is nearest to it; the best rate falls as the rank grows.
+
+        AdamW moves each of R's numbers by the rate, so R as a whole by up to `rank` times the rate. Measured for ranks
+        1 to 64, on two or three tasks: "A recipe" and "How few numbers suffice" in tests/benchmarks/README.md.
+        """
+        rank, rates = params.get("rank"), tuple[float, ...]()
+        if isinstance(rank, int) and rank <= max(_RANKS):
+            best = min(_RATE_TIMES_RANK / rank, _MAX_RATE)
+            rates = tuple(float(f"{rate:.2g}") for rate in (best, best / 2))
+        return {
+            "rank": _RANKS,
+            "target_modules": ("all-linear",),
+            "basis": (Hyperparameters.basis,),
+            "scale": (Hyperparameters.scale,),
+            "learning_rate": rates,
+            "head_learning_rate": (5.0e-3,),
+        }
+
     def fields(self, params: Mapping[str, Scalar], possible: _base.Possible) -> Mapping[str, Any]:
         return {**params, "factor_rank": factor_rank_bucket(_max_rank(possible))}
 

@@ -196,7 +196,7 @@ class Space:
     def follows_recipe(self, params: Mapping[str, Scalar]) -> bool:
         """Whether a trial learns at the rate of its method's recipe, and has the rest of it that the space has."""
         method = self.method_of(params).name
-        is_rate = params.get("learning_rate") == self._recipe(method).get("learning_rate")
+        is_rate = params.get("learning_rate") in self._recipe(method, params).get("learning_rate", ())
         return is_rate and self._by_recipe(method).items() <= params.items()
 
     def grid_size(self) -> int | None:
@@ -205,22 +205,22 @@ class Space:
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _recipe(self, method: str) -> Mapping[str, Scalar]:
+    def _recipe(self, method: str, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
         """Return a method's recipe; recipes are of tasks with a head."""
-        return get_method(method).recipe if kind_of(self.task).model.num_outputs is not None else {}
+        return get_method(method).recipe(params) if kind_of(self.task).model.num_outputs is not None else {}
 
     def _by_recipe(self, method: str) -> dict[str, Scalar]:
         """Return what a trial by a method's recipe has: constants, and the recipe as far as it may be drawn."""
         known: dict[str, Scalar] = {METHOD: method} if len(self.methods) > 1 else {}
-        recipe = self._recipe(method)
-        for name in drawing_order(self.parameters.values()):
+        for name in sorted(drawing_order(self.parameters.values()), key=lambda it: it == "learning_rate"):
             parameter = self.parameters[name]
             if (index := parameter.chosen(known)) is None:
                 continue
             distribution = parameter.alternatives[index].distribution
-            wanted = distribution.value if isinstance(distribution, Constant) else recipe.get(name)
-            value = None if wanted is None else distribution.find(wanted, eq)
-            if value is not None:
+            is_given = isinstance(distribution, Constant)
+            wanted = (distribution.value,) if is_given else self._recipe(method, known).get(name, ())
+            found = (distribution.find(value, eq) for value in wanted)
+            if (value := next((own for own in found if own is not None), None)) is not None:
                 known[name] = value
         return known
 

@@ -130,8 +130,10 @@ def test_each_of_several_methods_has_one_of_the_first_trials() -> None:
 @pytest.mark.parametrize("sampler", ["tpe", "random", "gp", "cma-es", "qmc"])
 def test_the_first_trial_is_the_recipe_as_far_as_the_space_has_it(sampler: str) -> None:
     whole = load_space("movie_reviews", overrides=(f"search.sampler={sampler}",))
-    recipe = LoraXS.recipe
-    assert recipe.items() <= _first(whole).items()
+    first = _first(whole)
+    recipe = {name: values[0] for name, values in LoraXS().recipe({"rank": 16}).items()}
+    assert (recipe["rank"], recipe["learning_rate"]) == (16, 8e-3)
+    assert {name: value for name, value in recipe.items() if name in first}.items() <= first.items()
     narrow = "parameters.learning_rate={log_uniform: [1.0e-3, 2.0e-3]}"
     params = _first(load_space("movie_reviews", overrides=(f"search.sampler={sampler}", narrow)))
     assert 1e-3 <= params["learning_rate"] <= 2e-3
@@ -158,8 +160,32 @@ def test_a_space_that_only_has_the_recipes_constants_has_no_trial_by_it() -> Non
 def test_a_recipe_is_found_where_a_constant_decides() -> None:
     rates = "[{log_uniform: [1.0e-3, 2.0e-2], when: {rank: 8}}, 1.0e-3]"
     space = load_space("movie_reviews", overrides=("parameters.rank=8", f"parameters.learning_rate={rates}"))
-    assert _first(space)["learning_rate"] == LoraXS.recipe["learning_rate"]
+    assert _first(space)["learning_rate"] == 1.6e-2
     assert space.follows_recipe(_first(space))
+
+
+@pytest.mark.parametrize(
+    ("rank", "rates", "first"),
+    [
+        ("{choice: [4, 16, 64]}", "[1.0e-4, 1.0e-1]", (16, 8e-3)),
+        ("{choice: [2, 4]}", "[1.0e-4, 1.0e-1]", (4, 3.2e-2)),
+        ("{choice: [2, 4]}", "[1.0e-4, 2.0e-2]", (4, 1.6e-2)),
+        ("{int: [1, 12]}", "[1.0e-4, 1.0e-1]", (8, 1.6e-2)),
+        ("64", "[1.0e-4, 1.0e-1]", (64, 2e-3)),
+        ("1", "[1.0e-4, 1.0e-1]", (1, 6.4e-2)),
+        ("24", "[1.0e-4, 1.0e-1]", (24, 5.3e-3)),
+    ],
+)
+def test_the_recipes_rate_is_that_of_the_rank(rank: str, rates: str, first: tuple[int, float]) -> None:
+    given = (f"parameters.rank={rank}", f"parameters.learning_rate={{log_uniform: {rates}}}")
+    params = _first(load_space("movie_reviews", overrides=given))
+    assert (params["rank"], params["learning_rate"]) == first
+
+
+def test_beyond_the_ranks_that_were_measured_the_rate_is_the_samplers() -> None:
+    space = load_space("movie_reviews", overrides=("parameters.rank=128",))
+    assert all("learning_rate" not in params for params in space.first_params())
+    assert not space.follows_recipe(_first(space))
 
 
 def test_a_task_without_a_head_has_no_recipe() -> None:

@@ -38,7 +38,7 @@ def test_an_added_trial_comes_first_and_on_top_of_the_budget(folder: StudyFolder
 
 
 def test_what_is_not_given_is_what_the_sampler_proposes(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(LoraXS, "recipe", {})  # whose trial is not the sampler's
+    monkeypatch.setattr(LoraXS, "recipe", lambda *_: {})  # whose trial is not the sampler's
     undisturbed = drive(folder)
     undisturbed.begin()
     proposed = folder.journal().records["00000"].params
