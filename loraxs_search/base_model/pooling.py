@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
 
 from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.layers import reads_from_left
@@ -39,13 +39,21 @@ def trained_pooling(base: BaseModel) -> tuple[Pooling, str]:
         return "class", note
     with library_call(base):
         config = AutoConfig.from_pretrained(base.path)
-    own = getattr(config, "classifier_pooling", "last" if reads_from_left(config) else None)  # ModernBERT has the key
+        own = getattr(config, "classifier_pooling", None)  # ModernBERT's
+        if reads_from_left(config) and pooling == "last" and not _ends_in_padding(base):
+            own = "last"
     return ("class" if own == pooling else pooling), ""
 
 
 def resolved_pooling(pooling: Pooling, base: BaseModel) -> Pooling:
     """Return what `auto` comes to on a base; any other pooling is itself."""
     return trained_pooling(base)[0] if pooling == "auto" else pooling
+
+
+def _ends_in_padding(base: BaseModel) -> bool:
+    """Return whether a base's tokenizer ends texts with the token that it pads with: a decoder's class skips both."""
+    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    return bool(tokenizer("a").input_ids[-1:] == [tokenizer.pad_token_id])
 
 
 def _named_by_sentence_transformers(folder: Path) -> list[str]:

@@ -198,8 +198,9 @@ def _finite_score(metric: Metric, rows: ScoredRows | None, chosen: npt.NDArray[n
 def losing_slice(slices: Sequence[SliceScore], allowed: float) -> str:
     """Say which slice of enough rows loses more than it may, or why that is not known; empty where none does."""
     large = [each for each in slices if each.num_rows >= MIN_SLICE_ROWS]
-    if not large:
-        return f"guard: {SLICE_LOSS} needs a slice of at least {MIN_SLICE_ROWS} test rows, but there is none"
+    seen = {each.column for each in large}
+    if unseen := [f" of {each.column}" for each in slices if each.column not in seen] or [""] * (not slices):
+        return f"guard: {SLICE_LOSS} needs a slice{unseen[0]} of at least {MIN_SLICE_ROWS} test rows, but there is none"
     worst = max(large, key=lambda each: math.inf if each.loss is None else each.loss)
     if worst.loss is None:
         return f"guard: {SLICE_LOSS} needs the scores of both on {worst.name}, but they cannot be compared"

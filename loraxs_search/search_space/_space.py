@@ -217,8 +217,9 @@ class Space:
             if (index := parameter.chosen(known)) is None:
                 continue
             distribution = parameter.alternatives[index].distribution
-            is_given = isinstance(distribution, Constant)
-            wanted = (distribution.value,) if is_given else self._recipe(method, known).get(name, ())
+            wanted: Sequence[Scalar] = self._recipe(method, known).get(name, ())
+            if isinstance(distribution, Constant):
+                wanted = (distribution.value,)
             found = (distribution.find(value, eq) for value in wanted)
             if (value := next((own for own in found if own is not None), None)) is not None:
                 known[name] = value

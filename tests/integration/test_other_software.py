@@ -36,12 +36,12 @@ from support.trials import write
 from loraxs_search.base_model import linear_modules, load_tokenizer, locate
 from loraxs_search.methods.export import converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records import BaseModel, BaseModelRef, Prediction, Task, TaskModel, to_json
+from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import Registry
 from loraxs_search.serve.vllm_command import vllm_command
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
-from loraxs_search.tasks.kinds import GenerateRequest, Prompt, kind_of
+from loraxs_search.tasks.kinds import GenerateRequest, Prompt, classifier, kind_of
 from loraxs_search.tasks.prepared import encode
 from loraxs_search.trial import ask
 
@@ -299,6 +299,45 @@ def test_vllm_serves_tasks_by_name_and_follows_their_champions(
         assert answers[1].are(written(answer))
         assert answers[0].are(written(ask(names[0])))  # it still has its own name
         assert answers[0].are(written(ask("turned:1")))
+
+
+# ---- sentence-transformers -------------------------------------------------------------------------------------------
+def sentence_encoders(made: Environment) -> None:
+    """Install the package with what it needs, in the versions of ours."""
+    made.pip(*map(version, ("torch", "transformers", "peft", "scikit-learn")), "sentence-transformers==6.2.0")
+
+
+SENTENCE_TRANSFORMERS = """
+import json, sys
+import sentence_transformers
+folders, texts = json.loads(sys.argv[1])
+models = [sentence_transformers.SentenceTransformer(folder, device="cpu") for folder in folders]
+print(json.dumps([model.encode(texts).tolist() for model in models]))
+"""
+
+
+def test_sentence_transformers_computes_the_logits_of_texts(make_adapter, tiny_base, tmp_path, tmp_path_factory):
+    """Also of one that is cut, and whatever the head reads."""
+    env = environment(tmp_path_factory.mktemp("environments"), "sentence-transformers", sentence_encoders)
+    base = locate(BaseModelRef(str(tiny_base)))
+    names = tuple(module.name for module in linear_modules(base, classifier(2)))
+    texts, expected, folders = ["a fine film", "so so, and long " * 60, "dull"], [], []
+    for pooling in ("mean", "cls", "last"):
+        task = Task(
+            pooling, "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",),
+            labels=("no", "yes"), max_length=48, pooling=pooling,
+        )  # fmt: skip
+        made = make_adapter(tmp_path / pooling, base, rank=2, target_modules=names, task=task)
+        tokenizer = load_tokenizer(base)
+        rows = tokenizer(texts, truncation=True, max_length=48, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            logits = load_adapter_folder(made)(**rows).logits
+        expected += [logits.tolist()] * 2
+        folders += [str(converted(made, form)) for form in ("merged", "lora")]
+    told = json.loads(env.run(SENTENCE_TRANSFORMERS, json.dumps([folders, texts])))
+    for folder, found, wanted in zip(folders, told, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=folder)
+    assert not np.allclose(expected[0], expected[2], atol=1e-2)
 
 
 # ---- SGLang ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from support.shell import Shell
 import loraxs_search
 from loraxs_search.errors import StudyError
 from loraxs_search.records import TrialState
+from loraxs_search.registry import verify
 from loraxs_search.search import resume
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
@@ -90,7 +91,10 @@ def test_an_interrupted_search_on_a_real_base_goes_on_to_its_end(
     assert folder.journal_path.read_bytes().startswith(journal)
     after = folder.journal().records
     assert {trial: after[trial].params for trial in before} == {trial: each.params for trial, each in before.items()}
-    assert folder.candidates()
+    (best, *_) = folder.candidates() or ()
+    manifest = verify(folder.adapter_path(best.trial_id))
+    assert folder.info.task.pooling == manifest.task.pooling == "class", "what heads of this base read until then"
+    assert manifest.hyperparameters.head_init == "random"
 
 
 @pytest.mark.parametrize("study", ["drawn", "words"])

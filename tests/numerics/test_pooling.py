@@ -204,15 +204,21 @@ def encoded(folder: Path) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "deberta", "gpt2"])
+@pytest.mark.parametrize(
+    ("family", "pooling"),
+    [
+        *((family, "mean") for family in ("bert", "roberta", "distilbert", "deberta", "gpt2")),
+        *(("bert", way) for way in ("cls", "last")),
+    ],
+)
 @pytest.mark.parametrize("form", ["merged", "lora"])
 def test_exports_of_a_pooled_adapter_are_sentence_encoders_of_its_logits(
-    form: str, family: str, make_adapter: Callable[..., Path], tmp_path: Path
+    form: str, family: str, pooling: Pooling, make_adapter: Callable[..., Path], tmp_path: Path
 ) -> None:
     save_base(tmp_path / "base", family)
     base = locate(BaseModelRef(str(tmp_path / "base")))
     names = tuple(module.name for module in linear_modules(base, classifier(2)))
-    folder = make_adapter(tmp_path / "mean", base, rank=2, target_modules=names, task=reading("mean"))
+    folder = make_adapter(tmp_path / "pooled", base, rank=2, target_modules=names, task=reading(pooling))
     made = converted(folder, form)
     torch.testing.assert_close(encoded(made), logits(load_adapter_folder(folder)), **CLOSE)
     assert "sentence_transformers.SentenceTransformer" in (made / "README.md").read_text()

@@ -89,6 +89,7 @@ class TaskKind(ABC):
     asking: ClassVar[frozenset[str]] = frozenset()  # keys of `settings` that say how rows are asked, as prompts do
     cut_part: ClassVar[str] = "ends"  # what rows lose that are longer than `max_length`: or their beginnings
     unanswered: ClassVar[Prediction] = Prediction("", None, None)  # what `predict --skip-empty` says of an empty row
+    has_right_answers: ClassVar[bool] = True  # an answer is right or wrong; numbers are near or far
     shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts with which the base alone is scored
 
     def __init__(self, task: Task) -> None:

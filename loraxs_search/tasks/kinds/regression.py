@@ -41,6 +41,7 @@ class Regression(LabelledKind):
     """
 
     name = "regression"
+    has_right_answers = False
     section = LabelledSection
     metrics = NUMBER_METRICS
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.bases import byte_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
@@ -145,6 +146,19 @@ def test_auto_is_what_a_sentence_encoders_folder_says(
     base = make_base(name)
     encoder(Path(base.path), **given)
     assert trained_pooling(base) == (expected, "")
+
+
+def test_a_decoder_whose_texts_end_in_the_padding_token_is_pooled(make_base: Callable[[str], BaseModel]) -> None:
+    """Its class reads the token before that one, since it looks for the last one that is not padding."""
+    from tokenizers.processors import TemplateProcessing
+
+    base = make_base("llama")
+    tokenizer = byte_tokenizer()
+    pad = (tokenizer.pad_token, tokenizer.pad_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"$A {pad[0]}", None, [pad])
+    tokenizer.save_pretrained(base.path)
+    encoder(Path(base.path), pooling_mode_lasttoken=True)
+    assert trained_pooling(base) == ("last", "")
 
 
 def test_what_a_class_reads_by_its_configuration_is_left_to_it(make_base: Callable[[str], BaseModel]) -> None:

@@ -171,6 +171,11 @@ def test_a_catalogue_task_with_keys_changed(parse, folder):
     assert parse(CATALOGUE.format(task="{use: stsb, metric: mse}")).task.direction == "minimize"
 
 
+def test_answers_that_are_numbers_have_no_flips_to_guard_against(faults):
+    (line,) = faults(CATALOGUE.format(task="stsb") + "promotion: {guards: {negative_flips: 0.02}}\n")
+    assert "promotion.guards: must be metrics of the task: its answers are numbers, none right or wrong" in line
+
+
 def test_an_unknown_catalogue_task_lists_the_nearest_first(faults):
     (line,) = faults(CATALOGUE.format(task="sst-2"))
     assert line.startswith("space.yaml:1: task: did you mean sst2? It must be one of: sst2, ")
