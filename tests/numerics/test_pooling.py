@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,17 @@ def test_peft_loads_a_native_adapter_as_it_was_trained(
     there = PeftModel.from_pretrained(plain(base), str(folder)).eval()
     torch.testing.assert_close(logits(there), expected, **CLOSE)
     assert not torch.allclose(logits(PeftModel.from_pretrained(plain(base), str(make_pooled("class")))), expected)
+
+
+def test_a_merged_model_says_that_its_pool_is_not_saved(make_pooled: Callable[..., Path], base: BaseModel) -> None:
+    model = PeftModel.from_pretrained(plain(base), str(make_pooled("mean"))).eval()
+    expected = logits(model)
+    with pytest.warns(UserWarning, match="reads `mean` pooling, which `save_pretrained` does not write"):
+        merged = model.merge_and_unload()
+    torch.testing.assert_close(logits(merged), expected, **CLOSE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        PeftModel.from_pretrained(plain(base), str(make_pooled("class"))).merge_and_unload()
 
 
 def test_adapters_of_one_model_read_one_pool(make_pooled: Callable[..., Path], base: BaseModel) -> None:

@@ -5,6 +5,7 @@ A sum is one adapter, and exact, since updates of one basis differ in their R al
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -142,6 +143,17 @@ class LoraXSModel(BaseTuner):
         drivers = {layer.settings[adapter_name].driver for layer in _layers_with(model, adapter_name)}
         if len(drivers) == 1:
             config.factor_driver = drivers.pop()
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> nn.Module:
+        """As PEFT's. What a pooled head reads stays with the model in this process, and a warning says so."""
+        merged = super().merge_and_unload(*args, **kwargs)
+        if isinstance(merged, PreTrainedModel) and (pooling := pooling_of(merged)) != "class":
+            warnings.warn(
+                f"The head of this model reads `{pooling}` pooling, which `save_pretrained` does not write: "
+                "`loraxs-search pull TASK --format merged` makes a folder that says it.",
+                stacklevel=2,
+            )
+        return merged
 
     def add_weighted_adapter(
         self, adapters: list[str], weights: list[float], adapter_name: str, combination_type: str = "linear"
