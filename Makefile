@@ -107,7 +107,8 @@ else
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --durations 25
 endif
 
-# What takes many minutes: more whole searches, bases and faults, PEFT's own test matrices, an autoscaler.
+# What takes many minutes: more whole searches, bases and faults, PEFT's own test matrices, an autoscaler; and new
+# examples for the tests with Hypothesis.
 long: env postgres caddy hosts nfs
 	$(BIN)/python -m pytest --long -m long
 	LORAXS_EXPLORE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m hypothesis

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.layers import reads_from_left
@@ -39,9 +39,9 @@ def trained_pooling(base: BaseModel) -> tuple[Pooling, str]:
         return "class", note
     with library_call(base):
         config = AutoConfig.from_pretrained(base.path)
-        own = getattr(config, "classifier_pooling", None)  # ModernBERT's
-        if reads_from_left(config) and pooling == "last" and not _ends_in_padding(base):
-            own = "last"
+    own = getattr(config, "classifier_pooling", None)  # ModernBERT's
+    if reads_from_left(config) and pooling == "last" and not _ends_in_padding(base):
+        own = "last"
     return ("class" if own == pooling else pooling), ""
 
 
@@ -51,8 +51,10 @@ def resolved_pooling(pooling: Pooling, base: BaseModel) -> Pooling:
 
 
 def _ends_in_padding(base: BaseModel) -> bool:
-    """Return whether a base's tokenizer ends texts with the token that it pads with: a decoder's class skips both."""
-    tokenizer = AutoTokenizer.from_pretrained(base.path)
+    """Return whether texts end with the token that pads rows: a decoder's class then reads the token before it."""
+    from loraxs_search.base_model.load import load_tokenizer  # which places pools
+
+    tokenizer = load_tokenizer(base)
     return bool(tokenizer("a").input_ids[-1:] == [tokenizer.pad_token_id])
 
 

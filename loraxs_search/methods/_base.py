@@ -196,7 +196,7 @@ class Method(ABC):
     def recipe(self, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
         """Return values that did well on every task with a head that was measured, by name in YAML, the best first.
 
-        The first trial has the first of each that its space has. The learning rate is asked for last.
+        The first trial has the first of each that its space has. The learning rate is asked for after the rank.
 
         Args:
             params: What the trial has already.

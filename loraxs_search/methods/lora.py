@@ -71,7 +71,7 @@ class Lora(PeftMethod):
 
     # ---- resolution --------------------------------------------------------------------------------------------------
     def recipe(self, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
-        """Measured at rank 4, on two tasks: "A recipe" in tests/benchmarks/README.md; the rate of others is a guess."""
+        """Measured at rank 4: "A recipe" in tests/benchmarks/README.md; at other ranks the rate is a guess."""
         return {
             "rank": (4,),
             "target_modules": ("all-linear",),

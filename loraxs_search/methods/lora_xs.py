@@ -5,6 +5,7 @@ What it means to a search; the PEFT tuner that computes it is `methods/loraxs/`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -46,7 +47,7 @@ class _PackedLoraXS(_base.PackedMethod):
         return PackedLinears(linears, factors, num_workers)
 
 
-_RANKS = (16, 8, 32, 4, 64, 2, 1)  # of the recipe, the first one that a space has
+_RANKS = sorted(range(1, 65), key=lambda rank: abs(math.log2(rank / 16)))  # of the recipe: the first that a space has
 _RATE_TIMES_RANK, _MAX_RATE = 0.128, 6.4e-2
 
 

@@ -62,7 +62,7 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
 
 
 def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Path, int]:
-    """As `pull`, and return the version that the folder holds with it."""
+    """Like `pull`, but also return the version that the folder holds."""
     folder = ensure_dir(cache or home() / "adapters")
     asked = parse_name(name)
     least = least_sequence(asked, uri)  # first: while this goes on, others may promote a newer one here

@@ -199,8 +199,10 @@ def losing_slice(slices: Sequence[SliceScore], allowed: float) -> str:
     """Say which slice of enough rows loses more than it may, or why that is not known; empty where none does."""
     large = [each for each in slices if each.num_rows >= MIN_SLICE_ROWS]
     seen = {each.column for each in large}
-    if unseen := [f" of {each.column}" for each in slices if each.column not in seen] or [""] * (not slices):
-        return f"guard: {SLICE_LOSS} needs a slice{unseen[0]} of at least {MIN_SLICE_ROWS} test rows, but there is none"
+    if unseen := [f" of `{each.column}`" for each in slices if each.column not in seen] or [""] * (not slices):
+        return (
+            f"guard: {SLICE_LOSS} needs a slice{unseen[0]} with {MIN_SLICE_ROWS} test rows or more, but there is none"
+        )
     worst = max(large, key=lambda each: math.inf if each.loss is None else each.loss)
     if worst.loss is None:
         return f"guard: {SLICE_LOSS} needs the scores of both on {worst.name}, but they cannot be compared"

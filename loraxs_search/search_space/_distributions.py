@@ -265,13 +265,15 @@ class Parameter:
         return Parameter(self.name, tuple(resolved), self.otherwise)
 
 
-def drawing_order(parameters: Iterable[Parameter]) -> tuple[str, ...]:
+def drawing_order(parameters: Iterable[Parameter], later: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """Return the names so that each parameter comes after those its condition needs; the file's order otherwise.
 
+    Args:
+        later: Names that come after another one too.
     Raises:
         graphlib.CycleError: the conditions go in a circle.
     """
-    graph = {p.name: p.parents() for p in parameters}
+    graph = {p.name: {*p.parents(), *([later[p.name]] if later and p.name in later else [])} for p in parameters}
     return tuple(name for name in TopologicalSorter(graph).static_order() if name in graph)
 
 

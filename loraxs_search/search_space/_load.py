@@ -343,7 +343,7 @@ def _promotion(
     if SLICE_LOSS in guards and not has_slices:
         document.faults.add(("promotion", "guards"), f"must stand beside `task.slices` where it names {SLICE_LOSS}.")
     if NEGATIVE_FLIPS in guards and not has_right_answers:
-        law = f"must be metrics of the task: its answers are numbers, none right or wrong, but got {NEGATIVE_FLIPS}."
+        law = f"must not name {NEGATIVE_FLIPS}: the task's answers are numbers, neither right nor wrong."
         document.faults.add(("promotion", "guards"), law)
     named = [
         ("metric", keys.get("metric")),

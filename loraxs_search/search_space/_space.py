@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import graphlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import eq
@@ -212,7 +213,11 @@ class Space:
     def _by_recipe(self, method: str) -> dict[str, Scalar]:
         """Return what a trial by a method's recipe has: constants, and the recipe as far as it may be drawn."""
         known: dict[str, Scalar] = {METHOD: method} if len(self.methods) > 1 else {}
-        for name in sorted(drawing_order(self.parameters.values()), key=lambda it: it == "learning_rate"):
+        try:
+            order = drawing_order(self.parameters.values(), {"learning_rate": "rank"})
+        except graphlib.CycleError:  # the rank hangs on the rate
+            order = drawing_order(self.parameters.values())
+        for name in order:
             parameter = self.parameters[name]
             if (index := parameter.chosen(known)) is None:
                 continue

@@ -1,4 +1,4 @@
-"""What simple models reach on a study's rows, in two files of it."""
+"""Two files of a study: the scores of simple models on its rows, and their answers to its test rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _TestAnswers:
 
 
 class BaselineFiles:
-    """Their scores, and apart from these their answers to the test rows."""
+    """The scores of baselines, and apart from these their answers to the test rows."""
 
     def __init__(self, study: Path) -> None:
         self._scores, self._answers = study / "yardsticks.json", study / "yardsticks.answers.json"

@@ -82,8 +82,8 @@ def snapshot_path(folder: Path, trial_id: str) -> Path:
 class Snapshots:
     """The states of a study's trials, a file each; and that of the best step beside it, where the study keeps that."""
 
-    def __init__(self, path: Path, study: str, selection: CheckpointSelection) -> None:
-        self._path, self._study, self._selection = path, study, selection
+    def __init__(self, folder: Path, study: str, selection: CheckpointSelection) -> None:
+        self._folder, self._study, self._selection = folder, study, selection
 
     def write(self, trial_id: str, snapshot: bytes) -> None:
         """Keep a trial's state, replacing the one before, atomically; one of another trial is refused.
@@ -96,17 +96,17 @@ class Snapshots:
         before it stays too, for a copy of the folder that is being made.
         """
         check_owner(snapshot, self._study, trial_id)
-        folder, reports = self._path, tuple[TrialReport, ...]()
-        if is_older(snapshot, snapshot_path(folder, trial_id)):
+        reports = tuple[TrialReport, ...]()
+        if is_older(snapshot, snapshot_path(self._folder, trial_id)):
             return
         if self._selection.checkpoint == "best":
             reports = read_reports(snapshot)
             if self._selection.select(reports).step == reports[-1].step:
-                write_atomic(kept_path(folder, trial_id, reports[-1].step), snapshot)
-        write_atomic(snapshot_path(folder, trial_id), snapshot)
+                write_atomic(kept_path(self._folder, trial_id, reports[-1].step), snapshot)
+        write_atomic(snapshot_path(self._folder, trial_id), snapshot)
         wanted = {self._selection.select(some).step for some in (reports, reports[:-1]) if some}
-        for path in kept_paths(folder, trial_id) if reports else ():
-            if path not in {kept_path(folder, trial_id, step) for step in wanted}:
+        for path in kept_paths(self._folder, trial_id) if reports else ():
+            if path not in {kept_path(self._folder, trial_id, step) for step in wanted}:
                 path.unlink(missing_ok=True)
 
     def read(self, trial_id: str) -> bytes | None:
@@ -115,7 +115,7 @@ class Snapshots:
         Raises:
             StudyError: it is that of another trial, or damaged.
         """
-        path = snapshot_path(self._path, trial_id)
+        path = snapshot_path(self._folder, trial_id)
         return check_owner(path.read_bytes(), self._study, trial_id) if path.exists() else None
 
     def read_kept(self, trial_id: str) -> bytes | None:
@@ -130,7 +130,7 @@ class Snapshots:
         reports = read_reports(last)
         if (step := self._selection.select(reports).step) == reports[-1].step:
             return last
-        path = kept_path(self._path, trial_id, step)
+        path = kept_path(self._folder, trial_id, step)
         if not path.exists():
             raise StudyError(
                 f"Of a trial the best step must be kept, but {path} is missing.",

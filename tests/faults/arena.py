@@ -44,7 +44,7 @@ STORED = "two"  # the study that has a storage, so that other machines may go on
 STORAGE = f"s3://{BUCKET}/studies"
 _DISK_MB = 700
 _ASK_S = 60.0
-ELSEWHERE_S = 900.0  # for a search to end
+SEARCH_S = 900.0  # for a search to end
 _COMMAND_S = 300.0  # for another command to end, or a server to answer
 
 
@@ -98,6 +98,10 @@ class Arena:
         alive[-1].send_signal(number)
         return alive[-1]
 
+    def is_searched(self, study: str) -> bool:
+        """Return whether a driver of a study lives."""
+        return any(process.poll() is None for process in self._drivers.get(study, ()))
+
     @contextlib.contextmanager
     def frozen(self, processes: Sequence[psutil.Process]) -> Iterator[None]:
         """Stop processes, and let those that are left go on."""
@@ -137,7 +141,7 @@ class Arena:
         """Go on with the study that has a storage as somebody on another machine does."""
 
         def ask() -> dict[str, Any]:
-            return self._await(STORED, self.resume(STORED, self.elsewhere), timeout_s=ELSEWHERE_S)
+            return self._await(STORED, self.resume(STORED, self.elsewhere), timeout_s=SEARCH_S)
 
         return self.history.do("driver", ask, study=STORED, elsewhere=True)
 

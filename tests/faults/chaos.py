@@ -6,8 +6,9 @@
 An episode is made from its seed: faults, whom they hit, when and for how long. It begins with a champion, goes on until
 both of its searches have ended, and is judged by `history.py` and by what lies in the study folders, in MLflow and in
 the registry then. Episodes follow each other, seed by seed, until the minutes are over. One that breaks a rule prints
-its seed, and is run again with ever fewer of its faults; `--keep` names those that are left. `--kinds` makes
-other plans, of faults of these kinds alone. When a fault strikes is the same in each run, what it interrupts is not.
+its seed, and is run again: if that breaks a rule too, with ever fewer of its faults. `--keep` names those that are
+left, `--kinds` makes other plans, of faults of these kinds alone. When a fault strikes is the same in each run, what it
+interrupts is not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -198,8 +199,8 @@ def _episodes(arguments: argparse.Namespace, warm: Path) -> int:
     end, seed, episodes = time.monotonic() + 60 * arguments.minutes, arguments.seed, list[dict[str, Any]]()
     while not episodes or (time.monotonic() < end and not arguments.keep):
         faults = plan(seed, arguments.kinds.split(",") if arguments.kinds else list(KINDS))
-        if arguments.keep:
-            faults = tuple(faults[int(number)] for number in arguments.keep.split(","))
+        numbers = [int(number) for number in arguments.keep.split(",")] if arguments.keep else list(range(len(faults)))
+        faults = tuple(faults[number] for number in numbers)
         history = arguments.history / f"{seed}.jsonl" if arguments.history else None
         began = time.monotonic()
         found, done = run_episode(faults, warm, history)
@@ -212,24 +213,23 @@ def _episodes(arguments: argparse.Namespace, warm: Path) -> int:
         for line in found:
             print(f"  {line}", flush=True)
         if found and not arguments.no_shrink:
-            _shrunk(seed, faults, warm, arguments.kinds)
+            _shrunk(seed, dict(zip(faults, numbers, strict=True)), warm, arguments.kinds)
         seed += 1
     made = Counter(kind for episode in episodes for kind in episode["hits"])
     broken = [episode["seed"] for episode in episodes if episode["violations"]]
-    print(json.dumps({"episodes": len(episodes), "faults": dict(made), "broken seeds": broken}, indent=2))
+    print(json.dumps({"episodes": len(episodes), "hits": dict(made), "broken seeds": broken}, indent=2))
     if arguments.json:
         arguments.json.write_text(json.dumps(episodes, indent=2) + "\n")
     return 1 if broken else 0
 
 
-def _shrunk(seed: int, faults: Sequence[Fault], warm: Path, kinds: str | None) -> None:
+def _shrunk(seed: int, numbers: Mapping[Fault, int], warm: Path, kinds: str | None) -> None:
     def is_broken(some: Sequence[Fault]) -> bool:
         return bool(run_episode(some, warm)[0])
 
-    if not is_broken(faults):
+    if not is_broken(faults := tuple(numbers)):
         print("  a second run broke no rule: it takes more than these faults", flush=True)
         return
-    numbers = {fault: number for number, fault in enumerate(faults)}
     keep = ",".join(str(numbers[fault]) for fault in shrink(faults, is_broken))
     print(f"  it takes: --seed {seed} --keep {keep}{f' --kinds {kinds!r}' if kinds else ''}", flush=True)
 

@@ -178,14 +178,14 @@ def _sequences(history: History) -> Iterable[str]:
 
 
 def _unanswered(history: History) -> Iterable[str]:
-    """Who asks the registry or the storage gets an answer, unless they, the asker's disk or clock are away."""
+    """Who asks the registry or the storage gets an answer, unless one of them or the asker's disk is away."""
     outages = [op for op in history.ops if op.kind == "fault" and op.value.get("hides_registry")]
     for op in history.ops:
         is_excused = any(out.began < op.ended and op.began < out.ended + _BACK_S for out in outages)
         if op.kind in ("champion", "pull", "lease") and op.error and not is_excused:
             yield f"a {op.kind} gets no answer while all is well: {op.error[:300]}"
-    for kind in ("champion", "pull", "lease", "answer"):
-        if not history.done(kind):
+    for kind, says in (("champion", "version"), ("pull", "digest"), ("lease", "generation"), ("answer", "probs")):
+        if not any(op.value.get(says) for op in history.done(kind)):
             yield f"no {kind} has an answer"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from support.boxes import Way
 
-from faults.arena import ELSEWHERE_S, STORED, STUDIES, Arena
+from faults.arena import SEARCH_S, STORED, STUDIES, Arena
 from faults.world import no_more_memory, slowed, titled, tree
 from loraxs_search.studies.lease import LEASE_S
 
@@ -69,15 +69,17 @@ def _driver_frozen(place: Arena, victim: int) -> Iterator[bool]:
 @contextlib.contextmanager
 def _second_driver(place: Arena, victim: int) -> Iterator[bool]:
     """Resume a study that is being searched, as somebody does who does not know."""
-    place.drive(STUDIES[victim % 2], ELSEWHERE_S)
-    yield True
+    is_searched = place.is_searched(STUDIES[victim % 2])
+    place.drive(STUDIES[victim % 2], SEARCH_S)
+    yield is_searched
 
 
 @contextlib.contextmanager
 def _driver_elsewhere(place: Arena, _: int) -> Iterator[bool]:
     """Have somebody on another machine go on with a study that may be searched here."""
+    is_searched = place.is_searched(STORED)
     place.drive_elsewhere()
-    yield True
+    yield is_searched
 
 
 @contextlib.contextmanager
@@ -136,8 +138,9 @@ def _worker_memory_used_up(place: Arena, victim: int) -> Iterator[bool]:
     Ray's own processes are spared: without one of its agents a node ends, as by a power cut.
     """
     node = place.worker(victim)
-    found = tree(node.process.pid) if node.process else []
-    with no_more_memory([*titled(found, "HostActor"), *titled(found, "TrialAdvancer")]):
+    own = tree(node.process.pid) if node.process else []
+    found = [*titled(own, "HostActor"), *titled(own, "TrialAdvancer")]
+    with no_more_memory(found):
         yield bool(found)
 
 

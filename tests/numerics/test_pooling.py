@@ -160,7 +160,7 @@ def test_peft_loads_a_native_adapter_as_it_was_trained(
 def test_a_merged_model_says_that_its_pool_is_not_saved(make_pooled: Callable[..., Path], base: BaseModel) -> None:
     model = PeftModel.from_pretrained(plain(base), str(make_pooled("mean"))).eval()
     expected = logits(model)
-    with pytest.warns(UserWarning, match="reads `mean` pooling, which `save_pretrained` does not write"):
+    with pytest.warns(UserWarning, match="reads `mean` pooling, which `save_pretrained` does not save"):
         merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged), expected, **CLOSE)
     with warnings.catch_warnings():

@@ -149,8 +149,8 @@ class LoraXSModel(BaseTuner):
         merged = super().merge_and_unload(*args, **kwargs)
         if isinstance(merged, PreTrainedModel) and (pooling := pooling_of(merged)) != "class":
             warnings.warn(
-                f"The head of this model reads `{pooling}` pooling, which `save_pretrained` does not write: "
-                "`loraxs-search pull TASK --format merged` makes a folder that says it.",
+                f"This model's head reads `{pooling}` pooling, which `save_pretrained` does not save: "
+                "`loraxs-search pull TASK --format merged` writes a folder that records it.",
                 stacklevel=2,
             )
         return merged

@@ -148,13 +148,24 @@ def test_auto_is_what_a_sentence_encoders_folder_says(
     assert trained_pooling(base) == (expected, "")
 
 
-def test_a_decoder_whose_texts_end_in_the_padding_token_is_pooled(make_base: Callable[[str], BaseModel]) -> None:
-    """Its class reads the token before that one, since it looks for the last one that is not padding."""
+@pytest.mark.parametrize("pads", [True, False])
+def test_a_decoder_whose_texts_end_in_the_padding_token_is_pooled(
+    pads: bool, make_base: Callable[[str], BaseModel]
+) -> None:
+    """Its class reads the token before that one, since it looks for the last one that is not padding.
+
+    A tokenizer without a padding token pads with the one that ends texts.
+    """
     from tokenizers.processors import TemplateProcessing
 
     base = make_base("llama")
     tokenizer = byte_tokenizer()
-    pad = (tokenizer.pad_token, tokenizer.pad_token_id)
+    if not pads:
+        tokenizer.pad_token = None
+        config = AutoConfig.from_pretrained(base.path)
+        config.pad_token_id = None
+        config.save_pretrained(base.path)
+    pad = (tokenizer.pad_token, tokenizer.pad_token_id) if pads else (tokenizer.eos_token, tokenizer.eos_token_id)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(f"$A {pad[0]}", None, [pad])
     tokenizer.save_pretrained(base.path)
     encoder(Path(base.path), pooling_mode_lasttoken=True)

@@ -250,14 +250,14 @@ def test_no_slice_of_enough_rows_may_lose_more_than_its_guard_allows(size, allow
 @pytest.mark.parametrize(
     ("rows", "why"),
     [
-        (_right_between(0, 99), "needs a slice of at least 30 test rows, but there is none"),
-        (_sliced(_right_between(0, 99), a=29, b=29, c=29, d=13), "needs a slice of group of at least 30 test rows"),
+        (_right_between(0, 99), "needs a slice with 30 test rows or more, but there is none"),
+        (_sliced(_right_between(0, 99), a=29, b=29, c=29, d=13), "needs a slice of `group` with 30 test rows or more"),
         (
             dataclasses.replace(
                 _sliced(_right_between(0, 99), a=50, b=50),
                 slices={"group": np.array(["a"] * 100, object), "age": np.arange(100) // 25},
             ),
-            "needs a slice of age of at least 30 test rows",
+            "needs a slice of `age` with 30 test rows or more",
         ),
         (_sliced(_rows(100, 1), a=101), "needs the scores of both on group=a, but they cannot be compared"),
     ],

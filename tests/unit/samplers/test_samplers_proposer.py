@@ -170,7 +170,9 @@ def test_a_recipe_is_found_where_a_constant_decides() -> None:
         ("{choice: [4, 16, 64]}", "[1.0e-4, 1.0e-1]", (16, 8e-3)),
         ("{choice: [2, 4]}", "[1.0e-4, 1.0e-1]", (4, 3.2e-2)),
         ("{choice: [2, 4]}", "[1.0e-4, 2.0e-2]", (4, 1.6e-2)),
-        ("{int: [1, 12]}", "[1.0e-4, 1.0e-1]", (8, 1.6e-2)),
+        ("{int: [1, 12]}", "[1.0e-4, 1.0e-1]", (12, 1.1e-2)),
+        ("{choice: [4, 24]}", "[1.0e-4, 1.0e-1]", (24, 5.3e-3)),
+        ("{choice: [8, 32]}", "[1.0e-4, 1.0e-1]", (8, 1.6e-2)),
         ("64", "[1.0e-4, 1.0e-1]", (64, 2e-3)),
         ("1", "[1.0e-4, 1.0e-1]", (1, 6.4e-2)),
         ("24", "[1.0e-4, 1.0e-1]", (24, 5.3e-3)),
@@ -180,6 +182,14 @@ def test_the_recipes_rate_is_that_of_the_rank(rank: str, rates: str, first: tupl
     given = (f"parameters.rank={rank}", f"parameters.learning_rate={{log_uniform: {rates}}}")
     params = _first(load_space("movie_reviews", overrides=given))
     assert (params["rank"], params["learning_rate"]) == first
+
+
+def test_what_hangs_on_the_rate_is_chosen_by_it() -> None:
+    """Whatever the order in the file: the rate comes after the rank, and before this."""
+    heads = "[{choice: [0.004], when: {learning_rate: 0.008}}, {choice: [0.005, 0.006]}]"
+    given = ("parameters.learning_rate={choice: [0.004, 0.008]}", f"parameters.head_learning_rate={heads}")
+    first = _first(load_space("movie_reviews", overrides=given))
+    assert (first["rank"], first["learning_rate"], first["head_learning_rate"]) == (16, 0.008, 0.004)
 
 
 def test_beyond_the_ranks_that_were_measured_the_rate_is_the_samplers() -> None:

@@ -173,7 +173,7 @@ def test_a_catalogue_task_with_keys_changed(parse, folder):
 
 def test_answers_that_are_numbers_have_no_flips_to_guard_against(faults):
     (line,) = faults(CATALOGUE.format(task="stsb") + "promotion: {guards: {negative_flips: 0.02}}\n")
-    assert "promotion.guards: must be metrics of the task: its answers are numbers, none right or wrong" in line
+    assert "promotion.guards: must not name negative_flips: the task's answers are numbers" in line
 
 
 def test_an_unknown_catalogue_task_lists_the_nearest_first(faults):
