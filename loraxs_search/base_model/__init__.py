@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         with_labels,
     )
     from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules, matrix, repeated_layers
-    from loraxs_search.base_model.load import bare_body, load_model, load_tokenizer, tokenizer_digest, with_setup
+    from loraxs_search.base_model.load import bare_body, load_model, with_setup
     from loraxs_search.base_model.pooling import place_pooling, pooling_of, resolved_pooling, trained_pooling
     from loraxs_search.base_model.reading import (
         close_to,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         timing_inputs,
     )
     from loraxs_search.base_model.sharing import probe_sharing
+    from loraxs_search.base_model.tokenizer import load_tokenizer, tokenizer_digest
 
 __all__ = [
     "Sharing",
@@ -113,7 +114,7 @@ _HOMES = {
     "keep_head_float32": "head",
     "linear_modules": "layers",
     "load_model": "load",
-    "load_tokenizer": "load",
+    "load_tokenizer": "tokenizer",
     "timing_inputs": "reading",
     "matrix": "layers",
     "output_head": "head",
@@ -134,7 +135,7 @@ _HOMES = {
     "uses_padded_attention": "attention",
     "joined": "reading",
     "with_labels": "head",
-    "tokenizer_digest": "load",
+    "tokenizer_digest": "tokenizer",
     "with_setup": "load",
 }
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.layers import reads_from_left
+from loraxs_search.base_model.tokenizer import load_tokenizer
 from loraxs_search.records import BaseModel, Pooling
 
 _HOOK = "loraxs_pooling"  # an attribute of the body
@@ -52,8 +53,6 @@ def resolved_pooling(pooling: Pooling, base: BaseModel) -> Pooling:
 
 def _ends_in_padding(base: BaseModel) -> bool:
     """Return whether texts end with the token that pads rows: a decoder's class then reads the token before it."""
-    from loraxs_search.base_model.load import load_tokenizer  # which places pools
-
     tokenizer = load_tokenizer(base)
     return bool(tokenizer("a").input_ids[-1:] == [tokenizer.pad_token_id])
 
