@@ -61,7 +61,6 @@ def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
         driver.kill()
         driver.communicate()
     paused_at = steps("00002")
-    monkeypatch.undo()
     assert loraxs_search.continue_trials(NAME, "00002").state is AnswerState.QUEUED
     with start(in_search_home, "resume", NAME) as again:
         until(lambda: steps("00002") > paused_at, "what was continued goes on")
