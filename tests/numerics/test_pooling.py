@@ -163,9 +163,10 @@ def test_a_merged_model_says_that_its_pool_is_not_saved(make_pooled: Callable[..
     with pytest.warns(UserWarning, match="reads `mean` pooling, which `save_pretrained` does not save"):
         merged = model.merge_and_unload()
     torch.testing.assert_close(logits(merged), expected, **CLOSE)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
         PeftModel.from_pretrained(plain(base), str(make_pooled("class"))).merge_and_unload()
+    assert not any("pooling" in str(each.message) for each in seen)
 
 
 def test_adapters_of_one_model_read_one_pool(make_pooled: Callable[..., Path], base: BaseModel) -> None:
