@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.costs import costs
 
 from loraxs_search.pareto import Fronts, Point, dominates, spread_order
 
@@ -86,13 +85,8 @@ def test_a_front_without_a_range_has_an_order_too(front: list[Point]) -> None:
 
 def test_a_point_costs_as_much_with_many_before_it() -> None:
     made = Fronts[int]()
-
-    def add(numbers: Sequence[int]) -> None:
-        for number in numbers:
-            made.add(number, (number * 7919 % 997, (1 + number * 31 % 24) * 1000.0))
-            made.is_among(number, len(made) / 2)
-
-    early, late = costs(add, range(5000))
-    assert late < 8 * early, (
-        "some 20 microseconds each, a few more late; peeling all of them would cost 81 times as much"
-    )
+    began = time.process_time()
+    for number in range(5000):
+        made.add(number, (number * 7919 % 997, (1 + number * 31 % 24) * 1000.0))
+        made.is_among(number, len(made) / 2)
+    assert time.process_time() - began < 5, "some 30 microseconds each; peeling all of them would take a second each"
