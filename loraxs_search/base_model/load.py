@@ -14,11 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import (
-    AutoConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from loraxs_search.base_model._library import library_call
 from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, make_identity
@@ -118,7 +114,6 @@ _NO_NUMBERS = {
 }
 
 
-# Cases, accents in both forms, spaces, digits, scripts and marks: tokenizers of one vocabulary differ in these.
 def with_setup(base: BaseModel) -> BaseModel:
     """Return a base with its setup; unchanged where that is known.
 

@@ -41,7 +41,7 @@ def trained_pooling(base: BaseModel) -> tuple[Pooling, str]:
     with library_call(base):
         config = AutoConfig.from_pretrained(base.path)
     own = getattr(config, "classifier_pooling", None)  # ModernBERT's
-    if reads_from_left(config) and pooling == "last" and not _ends_in_padding(base):
+    if own is None and pooling == "last" and reads_from_left(config) and not _ends_in_padding(base):
         own = "last"
     return ("class" if own == pooling else pooling), ""
 

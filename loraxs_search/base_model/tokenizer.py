@@ -15,6 +15,7 @@ from loraxs_search.records import BaseModel
 
 _UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "tekken.json")
+# Cases, accents in both forms, spaces, digits, scripts and marks: tokenizers of one vocabulary differ in these.
 _TEXT = (
     "The QUICK brown fox  can't jump\n\n\tover 12,345.67 dogs -- caf\u00e9 cafe\u0301 na\u00efve \u0130\u00df"
     " \u6570\u5b66 \u043c\u0438\u0440 \u05e9\u05dc\u05d5\u05dd \U0001f642 x_y==z; <b>&amp;</b> #1 'a'\u2026 "

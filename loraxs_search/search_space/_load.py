@@ -126,16 +126,7 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
     _check_sampler(document, search, parameters)
     task = _reported(document, sections.get("search") or {}, task)
     has_slices = isinstance(sections.get("task"), dict) and sections["task"].get("slices") is not None
-    metrics = task.metrics if task else ()
-    has_right_answers = task is None or kind_of(task).has_right_answers
-    promotion = _promotion(
-        document,
-        sections.get("promotion") or {},
-        metrics,
-        methods,
-        has_slices=has_slices,
-        has_right_answers=has_right_answers,
-    )
+    promotion = _promotion(document, sections.get("promotion") or {}, task, methods, has_slices=has_slices)
     check_objectives(document, sections.get("search") or {}, sections.get("promotion") or {}, task)
     start_from = _start_from(document, sections.get("start_from"))
     if document.faults or task is None or base_model is None or method is None:
@@ -329,20 +320,15 @@ def _sound(document: Document, given: object, key: str, default: int) -> int | N
 
 
 def _promotion(
-    document: Document,
-    given: object,
-    metrics: Sequence[str],
-    methods: Sequence[str],
-    *,
-    has_slices: bool,
-    has_right_answers: bool,
+    document: Document, given: object, task: Task | None, methods: Sequence[str], *, has_slices: bool
 ) -> PromotionRule:
+    metrics = task.metrics if task else ()
     section = read_section(document, ("promotion",), PromotionSection, given)
     keys = given if isinstance(given, dict) else {}
     guards = keys["guards"] if isinstance(keys.get("guards"), dict) else {}
     if SLICE_LOSS in guards and not has_slices:
         document.faults.add(("promotion", "guards"), f"must stand beside `task.slices` where it names {SLICE_LOSS}.")
-    if NEGATIVE_FLIPS in guards and not has_right_answers:
+    if NEGATIVE_FLIPS in guards and task is not None and not kind_of(task).has_right_answers:
         law = f"must not name {NEGATIVE_FLIPS}: the task's answers are numbers, neither right nor wrong."
         document.faults.add(("promotion", "guards"), law)
     named = [

@@ -222,9 +222,10 @@ class Space:
             if (index := parameter.chosen(known)) is None:
                 continue
             distribution = parameter.alternatives[index].distribution
-            wanted: Sequence[Scalar] = self._recipe(method, known).get(name, ())
             if isinstance(distribution, Constant):
-                wanted = (distribution.value,)
+                known[name] = distribution.value
+                continue
+            wanted = self._recipe(method, known).get(name, ())
             found = (distribution.find(value, eq) for value in wanted)
             if (value := next((own for own in found if own is not None), None)) is not None:
                 known[name] = value

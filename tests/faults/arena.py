@@ -27,7 +27,7 @@ from support.ports import free_port
 
 from faults import disks, nodes, stores
 from faults.history import History, Op
-from faults.world import World, kill_tree, signal_all, tree
+from faults.world import World, kill_tree, outputs, signal_all, tree
 from loraxs_search.errors import StorageError
 from loraxs_search.registry import pull
 from loraxs_search.registry.reader import RegistryReader
@@ -147,11 +147,7 @@ class Arena:
 
     def _await(self, study: str, driver: subprocess.Popen[str], timeout_s: float | None = None) -> dict[str, Any]:
         self._drivers.setdefault(study, []).append(driver)
-        try:
-            _, said = driver.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            kill_tree(driver.pid)
-            raise
+        _, said = outputs(driver, timeout_s)
         if found := re.search(r"but (\S+) and \S+ each hold what the other lacks", said):  # do as its hint says
             path = Path(found[1])
             path.rename(path.parents[1] / f"left-{time.monotonic_ns()}")
@@ -166,7 +162,7 @@ class Arena:
         def ask() -> dict[str, Any]:
             command = ["promote", study, "--force", "--tracking-uri", self.store.uri, "--json"]
             process = self.world.start(*command)
-            out, said = _end(process)
+            out, said = outputs(process, _COMMAND_S)
             # Without a version: it is the champion already. One that failed may have made another one that.
             is_done = process.returncode == 0
             version = json.loads(out)["version"] or self._champion_version if is_done else None
@@ -207,7 +203,7 @@ class Arena:
             if "FAKETIME" not in self.world.env:
                 return {"digest": pull(TASK, uri=self.store.uri).name}
             process = self.world.start("pull", TASK, "--tracking-uri", self.store.uri)
-            folder, said = _end(process)
+            folder, said = outputs(process, _COMMAND_S)
             if process.returncode:
                 raise RuntimeError(said)
             return {"digest": Path(folder.strip()).name}
@@ -379,14 +375,6 @@ def arena(warm: Path) -> Iterator[Arena]:
         assert place.promote().value.get("version") == 1, place.history.ops[-1]
         place.start_serving()
         yield place
-
-
-def _end(process: subprocess.Popen[str]) -> tuple[str, str]:
-    try:
-        return process.communicate(timeout=_COMMAND_S)
-    except subprocess.TimeoutExpired:
-        kill_tree(process.pid)
-        raise
 
 
 def _sockets(folder: str, names: list[str]) -> list[str]:

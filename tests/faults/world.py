@@ -96,9 +96,8 @@ class World:
         """Wait for a command; return its exit code and what it said on stderr, which holds no traceback."""
         with process:
             try:
-                _, talk = process.communicate(timeout=timeout_s)
+                _, talk = outputs(process, timeout_s)
             except subprocess.TimeoutExpired:
-                kill_tree(process.pid)
                 raise AssertionError(f"it did not end within {timeout_s:g} s: {process.communicate()}") from None
         assert "Traceback" not in talk, talk[-3000:]
         return process.returncode, talk
@@ -126,6 +125,19 @@ class World:
     def losses(self) -> Losses:
         """Sum up what the studies of this world have lost."""
         return sum((losses(read_records(study), num) for study, num in self.studies.items()), Losses())
+
+
+def outputs(process: subprocess.Popen[str], timeout_s: float | None) -> tuple[str, str]:
+    """Wait for a process and return its stdout and stderr; one that takes longer is killed with all under it.
+
+    Raises:
+        subprocess.TimeoutExpired: it took longer.
+    """
+    try:
+        return process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_tree(process.pid)
+        raise
 
 
 def trials_of(study: str) -> list[tuple[object, ...]]:
