@@ -108,10 +108,11 @@ else
 endif
 
 # What takes many minutes: more whole searches, bases and faults, PEFT's own test matrices, an autoscaler; and new
-# examples for the tests with Hypothesis.
+# examples for the tests with Hypothesis; then what a head that reads the mean may cost.
 long: env postgres caddy hosts nfs
 	$(BIN)/python -m pytest --long -m long
 	LORAXS_EXPLORE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m hypothesis
+	$(BIN)/python tests/benchmarks/bench_packing.py --slots 8 --last-k 2 --pooling class mean --at-most 1.25
 
 # Not a part of `make test`: it downloads other versions of everything.
 lowest: env

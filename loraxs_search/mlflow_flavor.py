@@ -69,7 +69,7 @@ class MlflowPredictor:
         names = ["label", "score"]
         names += [name for name in ("probabilities", "entities") if any(row[name] is not None for row in answers)]
         columns = {name: [row[name] for row in answers] for name in names}
-        # Without a type of its own, a column keeps None; as numbers it would be NaN, which JSON does not have.
+        # A column of type object keeps None; as numbers it would be NaN, which JSON does not have.
         index = model_input.index
         return pd.DataFrame({name: pd.Series(own, index, _dtype(own)) for name, own in columns.items()})
 

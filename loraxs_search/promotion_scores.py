@@ -64,7 +64,7 @@ def other_finalists(folder: StudyFolder, candidates: list[Candidate]) -> list[st
 
 
 def _tested_on(name: str, task: str) -> list[Candidate]:
-    """Return the finalists of a study of the task, ended or not; none where it cannot be read."""
+    """Return the finalists of a study of the task, ended or not; none if it cannot be read."""
     try:
         study = StudyFolder.open(name)
         confirmed = study.confirmations()

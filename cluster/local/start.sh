@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Several Ray nodes on this one machine: a head that runs no trials, and workers. Each is a `ray start` of its own.
+# Several Ray nodes on this one machine: a head that runs no trials, and workers. Each has its own `ray start`.
 # Use it to see a search on a real cluster, or to kill a node and watch its trials continue on another. It is not faster
 # than `loraxs-search launch SPACE`, which starts one node for itself.
 #
@@ -25,11 +25,11 @@ python3 -c 'import secrets; print(secrets.token_hex(32), end="")' >"$folder/toke
 
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$folder/token
 export RAY_worker_niceness=0                  # at Ray's 15, any other busy process would starve the trials
-export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0   # a host takes no GPU share of its own and must see its GPU
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0   # a host takes no GPU share itself and must see its GPU
 export RAY_USAGE_STATS_ENABLED=0
 unset RAY_ADDRESS                             # `ray start --head` refuses it
 
-start() {  # start NAME OPTION...: one node in the background, in a session of its own
+start() {  # start NAME OPTION...: one node in the background, in its own session
   local name=$1
   shift
   # Worker ports 0 are any free ones: Ray's own range would be the same for every node of this machine.

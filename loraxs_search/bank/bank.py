@@ -73,7 +73,7 @@ class AdapterBank:
         self._store = AdapterStore(max_bytes, self._device)
         self._lock = threading.Lock()  # of the store: held briefly
         self._loading = threading.Lock()  # of what the model learns from adapters: held while factors are computed
-        self._tokenizing = threading.Lock()  # where a tokenizer cuts rows is a setting of its own: tasks differ in it
+        self._tokenizing = threading.Lock()  # truncation is a setting of the tokenizer, in which tasks differ
         self._tasks: dict[str, Task] = {}
 
     @classmethod
@@ -285,7 +285,7 @@ class AdapterBank:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The base's. Where it cuts rows is a setting of its own: one thread at a time may have it tokenise."""
+        """The base's. Truncation is a setting of the tokenizer, so one thread at a time may use it."""
         return self._tokenizer
 
     def take(self, name: str | None) -> Part:

@@ -47,7 +47,7 @@ class StoredRows:
     """The adapters of neighbouring rows, all of one layout.
 
     Args:
-        layout: None where rows name no adapter.
+        layout: None if rows name no adapter.
         vectors: Shape (rows, width), or (1, width) where all rows name the same adapter.
         heads: Modules by name that a layer of the head takes its shape and what is not stored from.
     """
@@ -159,7 +159,7 @@ class BankModel:
         """Resolve an adapter's settings on each of its modules, in model order, and prepare their factors.
 
         Raises:
-            UsageError: the adapter has factors of its own.
+            UsageError: the adapter has its own factors.
             TargetModulesError: the base has no such module, or computes it for all rows at once.
             IntegrityError: a module of the config is missing.
             FactorMismatchError: the config was made for other factors.

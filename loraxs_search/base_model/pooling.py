@@ -58,7 +58,7 @@ def _ends_in_padding(base: BaseModel) -> bool:
 
 
 def _named_by_sentence_transformers(folder: Path) -> list[str]:
-    """Return the names of the pools that a sentence encoder joins; none where the folder is no such encoder's."""
+    """Return the names of the pools that a sentence encoder joins; none if the folder is no such encoder's."""
     modules = _read(folder / "modules.json")
     paths = [str(module["path"]) for module in modules or () if str(module["type"]).rpartition(".")[2] == "Pooling"]
     config = _read(folder / paths[0] / "config.json") if paths else None

@@ -13,7 +13,7 @@ from loraxs_search.base_model.reading import padding_side
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import BaseModel
 
-_UNLIMITED = 10**9  # tokenizers without a limit of their own say 1e30
+_UNLIMITED = 10**9  # tokenizers that set no limit say 1e30
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "tekken.json")
 # Cases, accents in both forms, spaces, digits, scripts and marks: tokenizers of one vocabulary differ in these.
 _TEXT = (
@@ -26,7 +26,7 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     """Load a base model's tokenizer, set to pad with the model's token and on the model's side.
 
     Decoders often name no token: they pad with the tokenizer's own, else with the end-of-text token. A tokenizer
-    without a limit of its own gets that of the model's positions.
+    that sets no limit gets that of the model's positions.
 
     Raises:
         BaseModelError: there is no tokenizer in the folder, or no token to pad with.
@@ -34,9 +34,7 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     tokenizer = _tokenizer(base)
     with library_call(base):
         config = AutoConfig.from_pretrained(base.path)
-    pad_id = _valid(config.pad_token_id, config)
-    if pad_id is None:
-        pad_id = _pad_of(tokenizer, base)
+    pad_id = pad_token_id(config, base, tokenizer)
     if tokenizer.pad_token_id != pad_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     tokenizer.padding_side = padding_side(config)
@@ -51,19 +49,18 @@ def has_tokenizer(base: BaseModel) -> bool:
     return any(file for pattern in _TOKENIZER_FILES for file in Path(base.path).glob(pattern))
 
 
-def pad_token_id(config: PretrainedConfig, base: BaseModel) -> int:
-    """Return the token that pads rows: the model's, the tokenizer's, or the one that ends texts."""
-    pad_id = _valid(config.pad_token_id, config)
-    return pad_id if pad_id is not None else _pad_of(_tokenizer(base), base)
+def pad_token_id(config: PretrainedConfig, base: BaseModel, tokenizer: PreTrainedTokenizerBase | None = None) -> int:
+    """Return the token that pads rows: the model's, the tokenizer's, or the one that ends texts.
 
-
-def _valid(pad_id: object, config: PretrainedConfig) -> int | None:
-    """Return a configured padding id if it is a token; some configurations have -1."""
-    size = config.get_text_config().vocab_size
-    return pad_id if isinstance(pad_id, int) and 0 <= pad_id < size else None
-
-
-def _pad_of(tokenizer: PreTrainedTokenizerBase, base: BaseModel) -> int:
+    Args:
+        tokenizer: The base's, if it is loaded already; else it is loaded where the configuration names no token.
+    Raises:
+        BaseModelError: there is no such token.
+    """
+    configured = config.pad_token_id  # -1 in some configurations
+    if isinstance(configured, int) and 0 <= configured < config.get_text_config().vocab_size:
+        return configured
+    tokenizer = _tokenizer(base) if tokenizer is None else tokenizer
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad_id is None:
         raise BaseModelError(f"The tokenizer of {base.id} must have a padding or an end-of-text token.")

@@ -19,7 +19,7 @@ from loraxs_search.cli._output import BaseOption, TrackingOption, shown_bytes
 from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri
 
-_END_AFTER_S = 30  # when told to end, whatever connections are still open
+_END_AFTER_S = 30  # after a signal, whatever connections are still open
 
 
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
@@ -188,7 +188,7 @@ def _check_place(
         raise UsageError(f"`--device` must be cpu or cuda with --address, but got {device}: Ray chooses the GPU.")
     if shadow:
         raise UsageError(
-            "`--shadow` must go without --address: each replica would have a log of its own, on its node.",
+            "`--shadow` must go without --address: each replica would write its own log, on its node.",
             hint="serve the task in one process, beside the cluster, for its share of the requests",
         )
 

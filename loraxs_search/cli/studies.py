@@ -161,7 +161,7 @@ def gc(
 ) -> None:
     """Remove from LORAXS_HOME what nobody needs any more.
 
-    It looks at states of trials of finished studies, SVD factors, unpacked and converted base models, rows and tokens,
+    It considers states of trials of finished studies, SVD factors, unpacked and converted base models, rows and tokens,
     pulled adapters, and what killed processes have left. All of them can be made or fetched again.
 
     It never removes what a registered version, a study, or a name that was pulled needs, and nothing that a running

@@ -42,7 +42,7 @@ def _growing_cache(model: PreTrainedModel) -> DynamicCache:
 
 
 def _keeps_every_key(model: PreTrainedModel) -> bool:
-    """Whether each layer of a model looks at all tokens before, wherever their keys stand in a cache."""
+    """Whether each layer of a model attends to all tokens before, wherever their keys stand in a cache."""
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 

@@ -68,7 +68,7 @@ class LayerUpdate(Protocol[RowMapT_contra]):
 class TrainableUpdate(LayerUpdate[RowMapT_contra], Protocol[RowMapT_contra]):
     """An update with gradients. It gathers them per worker, so that sums do not depend on timing.
 
-    At most one `backward_` follows each `add_`, none where rows are only scored; both name the same worker, and
+    At most one `backward_` follows each `add_`, none if rows are only scored; both name the same worker, and
     nothing else runs for that worker at the same time.
     """
 

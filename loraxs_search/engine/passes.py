@@ -161,7 +161,7 @@ def _positions(batches: list[Batch], width: int, side: str) -> Tensor | None:
 def _evened(positions: Tensor | None, sizes: list[int], most: int) -> tuple[Tensor | None, list[int]]:
     """Repeat the last read until their number is one of a few: a CPU's matrix kernels are built for each shape.
 
-    Nothing looks at what is computed for the repeats.
+    What is computed for the repeats is not used.
 
     Args:
         positions: Of the reads, (M, 2).

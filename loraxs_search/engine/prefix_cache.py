@@ -236,7 +236,7 @@ class PrefixCache:
         return num_bytes > 0
 
     def missing(self, data: RowSource, split: Split, rows: Indices) -> Indices:
-        """Return those of these rows that are not cached and will fit, ascending; none where nothing is skipped."""
+        """Return those of these rows that are not cached and will fit, ascending; none if nothing is skipped."""
         if not self._skipping or not self.depth:
             return np.empty(0, dtype=np.int64)
         known = self._entry(data, split).rows

@@ -6,7 +6,7 @@ computed for the M reads alone, as one row of M positions, (1, M, width).
 
 There three hooks do it, for layers of the form that decoders have: x + attention(norm(x)), and then something of each
 position by itself. What enters the layer is cut, so that what it adds to is; its first module, which makes what
-attention looks at, is given the whole of it all the same; and what enters the output projection is cut again.
+attention reads, is given the whole of it all the same; and what enters the output projection is cut again.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 ResultT = TypeVar("ResultT")
 OnText = Callable[[str, int, str], None]
 
-MAX_TOKENS = 4096  # of a pass without gradients, unless told otherwise
+MAX_TOKENS = 4096  # default for a pass without gradients
 _PADDING_FACTOR = 1.1  # what padding may add to the tokens of a plan
 _PASSES_PER_WORKER = (1, 2, 3, 4)  # passes a worker may have in a round
 

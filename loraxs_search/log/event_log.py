@@ -65,7 +65,7 @@ class AppendLog:
 
 
 def lines_from(path: Path, start: int) -> Iterator[tuple[bytes, int]]:
-    """Yield the lines behind an offset, each with the offset behind it; none where there is no file."""
+    """Yield the lines behind an offset, each with the offset behind it; none if there is no file."""
     if not path.exists():
         return
     end = start

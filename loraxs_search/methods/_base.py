@@ -60,7 +60,7 @@ class HeadPlan:
         trained: Modules that are trained beside the adapter and stored whole.
         identity: Linear layers that are the identity when `attach` is called, and must be when the adapter is loaded:
             those before a head's output where only that is trained, and a pooler that the checkpoint lacks.
-        task_type: PEFT's name of the task; None where PEFT must not train a head by itself.
+        task_type: PEFT's name of the task; None if PEFT must not train a head by itself.
         pooling: What the head reads of the base, on which it is in place when `attach` is called.
     """
 
@@ -156,7 +156,7 @@ class Method(ABC):
     name: ClassVar[str]
     """In YAML, records and the registry: lower case, words joined by hyphens."""
     title: ClassVar[str]
-    """For people: on model cards and in messages."""
+    """The name shown on model cards and in messages."""
     symbol: ClassVar[str] = "adapter"
     """What people call the trained numbers, short enough for a table's head."""
     description: ClassVar[str] = "adapter"
@@ -168,7 +168,7 @@ class Method(ABC):
     not_offered: ClassVar[Mapping[str, str]] = MappingProxyType({})
     """Names that people may look for, and why they are not there: `must` sentences that follow the name."""
     sized_by: ClassVar[tuple[str, ...]] = ()
-    """Those of its own parameters, integers or words, that decide what is stored."""
+    """The method's parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
     """How trials share passes, if `can_pack` says so. None: each trains alone, between the rounds of the others."""
     can_start: ClassVar[bool] = False
@@ -182,7 +182,7 @@ class Method(ABC):
     needs_head: ClassVar[bool] = False
     """Whether a task must have a head for it."""
     advice: ClassVar[str] = ""
-    """What is worth knowing before a search with it, for people: a clause that follows its name."""
+    """What a user should know before searching with it: a clause that follows its name."""
     serves_in_bank: ClassVar[bool] = False
     """Whether an `AdapterBank` takes its adapters: it knows the numbers of LoRA-XS alone."""
     says_pooling: ClassVar[bool] = False
@@ -225,7 +225,7 @@ class Method(ABC):
         """Whether a trial can share passes; by default all can where `packed` is there.
 
         Args:
-            params: All of its own parameters.
+            params: All parameters of the method.
         """
         return self.packed is not None
 
@@ -235,7 +235,7 @@ class Method(ABC):
         By default each trained number, its two moments and its copy in a pass, and a gradient for each worker.
 
         Args:
-            params: All of its own parameters.
+            params: All parameters of the method.
             modules: That it adapts.
             num_workers: Passes that may be computed at the same time.
         """

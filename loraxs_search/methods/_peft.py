@@ -74,7 +74,7 @@ class PeftMethod(Method):
         return {}
 
     def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
-        """Refuse a method whose tuner the installed PEFT lacks; one that has laws of its own calls this first.
+        """Refuse a method whose tuner the installed PEFT lacks; one with further laws calls this first.
 
         Raises:
             UsageError: it is not there; the message has PEFT's version.
@@ -236,7 +236,7 @@ def _exact_weights(model: PreTrainedModel, names: Sequence[str], factors: Factor
 
     Args:
         names: Of the layers; those that the model lacks are left to PEFT to refuse.
-        factors: Knows the checkpoint's weights; None where the model has them itself.
+        factors: Knows the checkpoint's weights; None if the model has them itself.
     """
     from torch import nn
 

@@ -63,7 +63,7 @@ def start_header(digest: str) -> StartHeader:
 
 
 def start_tensor(digest: str, name: str) -> Tensor | None:
-    """Return a tensor of a start by its name in the base, float32 on the CPU; None where it has none of that name."""
+    """Return a tensor of a start by its name in the base, float32 on the CPU; None if it has none of that name."""
     from safetensors import safe_open
 
     with safe_open(existing_path(digest), framework="pt") as file:
@@ -94,7 +94,7 @@ def started_head(
 
 
 def _stored(digest: str, own: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the tensors of an asset in place of these; None where it has others."""
+    """Return the tensors of an asset in place of these; None if it has others."""
     stored = {name: start_tensor(digest, name) for name in own}
     if any(value is None or value.shape != own[name].shape for name, value in stored.items()):
         return None

@@ -22,7 +22,7 @@ from loraxs_search.records import (
 class Host(Protocol):
     """Holds one base and its factors on one device, and trains trials on them.
 
-    Who calls: one `HostActor` in a process of its own, whose callers are trials and the driver. A host is built for a
+    Who calls: one `HostActor` in its own process, whose callers are trials and the driver. A host is built for a
     base and a first task; building it loads both.
 
     Threads: a host that packs (`PackedHost`) is called from many threads at once, each call blocks until it is
@@ -100,7 +100,7 @@ class Host(Protocol):
     def steps(self) -> Mapping[str, int]:
         """Return the steps that trials which are being advanced have taken so far, by name; returns at once.
 
-        It is for people who watch: a trial that waits, loads or is scored may be missing, or a step late.
+        It is for display: a trial that waits, loads or is scored may be missing, or a step late.
         """
         ...
 

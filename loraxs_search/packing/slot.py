@@ -203,7 +203,7 @@ class Slot:
         self._retrained = 0
         self._losses: list[float] = []
         if snapshot is not None:
-            if snapshot.parameters:  # none where a state was lost: it starts anew
+            if snapshot.parameters:  # none if a state was lost: it starts anew
                 self._layout.restore(snapshot, self.parameters, self._moments)
             self._retrained = snapshot.retrained_steps
             self.step, self._reports = snapshot.step, snapshot.reports

@@ -1,7 +1,7 @@
 """The trial host with one slot: one base and its factors loaded on one device, trials one after the other.
 
 States of trials that are too large to travel with each report stay on their node. What travels in their place is a
-snapshot without tensors that names the node's file. A host that has the file goes on from it; another one trains from
+snapshot without tensors that names the node's file. A host that has the file continues from it; another one trains from
 the start again, and what it reports says so. Nothing else is lost: the same seed on the same rows gives the same trial.
 """
 

@@ -112,8 +112,8 @@ class Manifest:
         factors: Key of every factor file that R needs, to the checksum of its numbers.
         baselines: What simple models reach on the same rows.
         samples: The first test rows with its answers, of the finalist of a search for a language model.
-        start_from: The adapter that its training started from; None where it started anew.
-        kept_step: The step that it is of, where a study keeps the best one; None where it is the last.
+        start_from: The adapter that its training started from; None if it started anew.
+        kept_step: The step that it is of, where a study keeps the best one; None if it is the last.
         lineage: The trial that its own was cloned from, whose state it may have begun with.
         ends: The tokens that end an answer that it writes, as the tokenizer names them.
         setup: Its base's; None in older manifests.

@@ -108,7 +108,7 @@ class Answers:
         correct: How many of these were predicted.
         ended: False where the bound on new tokens ended what was written.
         seconds: What it took the device; 0 where that was not measured.
-        samples: Some of these rows, for people.
+        samples: Some of these rows, for display.
         slices: Of test rows, what each has in the columns that the task names as `slices`.
     """
 

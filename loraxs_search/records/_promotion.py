@@ -78,7 +78,7 @@ def is_unmeasured(baseline: Baseline) -> bool:
 
 
 def alone_baseline(baselines: Iterable[Baseline]) -> Baseline | None:
-    """Return the base alone as it has answered the test rows; None where it has not."""
+    """Return the base alone as it has answered the test rows; None if it has not."""
     return next((y for y in baselines if is_alone(y.name) and y.test_metrics), None)
 
 
@@ -151,7 +151,7 @@ class Candidate:
         study_id: The study's own, which no other has: on a shared registry names are used twice.
         baselines: What simple models reach on the same rows; the finalist's alone.
         test_fingerprint: Of the test rows alone.
-        kept_step: The step that the adapter is of, where a study keeps the best one; None where it is the last.
+        kept_step: The step that the adapter is of, where a study keeps the best one; None if it is the last.
         earlier_finalists: Adapters of the study that had answered the same test rows when its search went on; the
             finalist's alone.
     """
@@ -186,7 +186,7 @@ class ComparisonRecord:
         number: Of this comparison among all on these rows; the same two compared again are one comparison.
         confidence: What it was held to.
         p_value: Chance of a gain this large if there were none; None when no test was asked for.
-        reference_version: Version whose score tolerance was counted from; None where tolerance was off.
+        reference_version: Version whose score tolerance was counted from; None if tolerance was off.
         reference_metric: That version's score on these rows.
     """
 
@@ -232,7 +232,7 @@ class SliceScore:
 
     Args:
         value: The empty text stands for rows without one.
-        score: The finalist's; None where the metric is not defined on these rows.
+        score: The finalist's; None if the metric is not defined on these rows.
         champion_score: The champion's; None also where there is none, or its answers cannot be compared.
         loss: How much worse the finalist is, in the metric's unit, negative where it is better; None without both.
     """

@@ -75,7 +75,7 @@ class Task:
             Candidates are always compared by `metric`.
         standardized: Whether a head learns numbers less their mean, in units of their spread; False in studies that
             earlier versions launched.
-        variant: Which of several championships of the task it is, such as a language or a customer; None where there is
+        variant: Which of several championships of the task it is, such as a language or a customer; None if there is
             one alone.
         pooling: What a head reads of the last hidden states: what the base's class does, or a pool of each row.
         slices: Columns that say which groups a row is of; promotion scores the test rows of each. No adapter reads
@@ -140,7 +140,7 @@ class TaskModel:
 
     Args:
         auto_class: Name of the class in transformers, such as `AutoModelForSequenceClassification`.
-        num_outputs: Outputs of the head that each trial trains; None where there is none, and the last hidden states
+        num_outputs: Outputs of the head that each trial trains; None if there is none, and the last hidden states
             and the base's own output embedding are read.
         config: Fields of the model's configuration that the task sets.
         pooling: What the head reads of the last hidden states.
@@ -163,7 +163,7 @@ class Serving:
     """How a server that writes text asks an adapter as in training.
 
     Args:
-        prompt: With columns in braces, `{{` for a brace; None where there are messages.
+        prompt: With columns in braces, `{{` for a brace; None if there are messages.
         messages: Roles and contents like `prompt`, which the tokenizer's chat template joins.
         stop: Texts that end an answer.
         temperature: 0 takes the likeliest token.
@@ -188,7 +188,7 @@ class SplitOverlap:
         exact: Rows whose text is there letter for letter.
         folded: Rows whose text is there up to upper and lower case and white space; the exact ones are among them.
         examples: The numbers of the first of these rows, each with that of a row in the other split, from 0.
-        places: Where these are, for people; empty where that is not known.
+        places: Where these are, for display; empty if that is not known.
         source: The name of the one file or data set that both splits are of; empty where they are not.
     """
 
@@ -254,7 +254,7 @@ class DataReport:
         cut_part: What such rows lose: their beginnings, or their ends.
         tokens: How long the rows of each split are.
         answers: What the task's kind says of them.
-        constant: None where no metric of the task is taken of answers.
+        constant: None if no metric of the task is taken of answers.
         standard_errors: Of each metric that is taken of answers, on validation and test rows.
     """
 

@@ -192,7 +192,7 @@ class TrialReport:
         peer_bytes: What each of these stores.
         retrained_steps: Steps that were trained again since the trial's state, too large to travel, was lost with its
             node.
-        host: The node and device that trained it, for people; empty where that was not recorded.
+        host: The node and device that trained it, for display; empty if that was not recorded.
     """
 
     trial_id: str
@@ -213,7 +213,7 @@ class TrialRecord:
     """All that is known of a trial.
 
     Args:
-        reason: Why it ended, for people.
+        reason: Why it ended, as text for display.
         command: Id of the command that asked for it; empty where the search proposed it.
         lineage: The trial of the study that it was cloned from.
         is_hidden: Whether the sampler learns nothing from it.

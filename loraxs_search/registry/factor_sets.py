@@ -188,7 +188,7 @@ def _fetch(uri: str, source: str, num_bytes: int, key: str, checksum: str, name:
 
 
 def _listed(source: str, uri: str) -> dict[str, int]:
-    """Return the files of a set and their sizes; none where nothing has been logged yet."""
+    """Return the files of a set and their sizes; none if nothing has been logged yet."""
     sizes = {file.name: file.num_bytes for file in list_files(uri, source) if not file.is_dir}
     for name, size in sizes.items():
         if size > _MAX_BYTES:

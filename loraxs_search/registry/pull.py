@@ -65,7 +65,7 @@ def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Pat
     """Like `pull`, but also return the version that the folder holds."""
     folder = ensure_dir(cache or home() / "adapters")
     asked = parse_name(name)
-    least = least_sequence(asked, uri)  # first: while this goes on, others may promote a newer one here
+    least = least_sequence(asked, uri)  # first: meanwhile others may promote a newer one here
     names = ResolvedNames(folder / "names.json", uri)
     known, stamp = names.get(name), store_stamp(uri)
     if known is not None and known.is_fresh(stamp):  # nothing was written to the store since

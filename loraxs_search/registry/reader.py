@@ -309,7 +309,7 @@ def _uncollected() -> Iterator[None]:
 def models(ask: Ask, limit: int | None = None) -> Iterator[Any]:
     """Yield the registered models of our adapters, by name; the first `limit` of them.
 
-    Without a filter MLflow reads a page along its index, with one it looks at the tags of all models, three times for
+    Without a filter MLflow reads a page along its index, with one it reads the tags of all models, three times for
     each page. So a store is asked with the filter only where most of it is another user's, as its first page tells.
     """
     size = _MAX_PAGE if limit is None else min(limit + _OTHERS, _MAX_PAGE)

@@ -309,8 +309,8 @@ class StudyStatus:
         is_paused: Whether new trials wait too.
         place: The machine whose driver has the study, or was killed there; empty where that is this one.
         phase: What a running search does beside training trials, and how far it is; None while they train.
-        pooling: What heads read of the base; `auto` until a host has resolved it, None where the task has no pooling.
-        head_init: Where the heads of all trials start; None where they differ, or before the first trial.
+        pooling: What heads read of the base; `auto` until a host has resolved it, None if the task has no pooling.
+        head_init: Where the heads of all trials start; None if they differ, or before the first trial.
     """
 
     __pydantic_config__ = STORED_NAMES

@@ -19,7 +19,7 @@ from loraxs_search.samplers.entries import experimental
 from loraxs_search.samplers.history import FrontHistory, History
 from loraxs_search.samplers.trials import StudyTrials
 
-# TPE looks at every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
+# TPE reads every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
 # MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
 # the 25 best ones at most (of two objectives a tenth), so these stay the same; the rest stand for all others.
 MAX_HISTORY, WINDOW = 500, 200
@@ -131,7 +131,7 @@ class ShownHistory(InMemoryStorage):
 
     Args:
         trials: In the order in which they are shown.
-        first_number: Of its own trials; TPE leaves out of a history the trial whose number is that of its own.
+        first_number: Of this study's trials; TPE ignores a trial of a history that has the same number as one of them.
     """
 
     def __init__(self, trials: Sequence[FrozenTrial], first_number: int) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 _WORD = re.compile(r"[^\W\d_]+")
-_FEW_WORDS, _MANY_WORDS = 100, 20_000  # words from which a language can be told
+_FEW_WORDS, _MANY_WORDS = 100, 20_000  # words from which a language can be detected
 _KNOWN_BYTES, _UNKNOWN_SHARE = 3.0, 0.05
 
 

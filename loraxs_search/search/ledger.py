@@ -127,7 +127,7 @@ class Ledger:
 
         Args:
             trials: The sampler's, which is brought up to the log, and follows it.
-            watch: Looks at each report; None if nobody is to be warned.
+            watch: Checks each report and may warn; None for no warnings.
             after_report: Called after each report.
         """
         self._journal, self._trials = journal, trials

@@ -1,6 +1,6 @@
 """The HTTP server of adapters on Ray Serve, for several devices: a server on each of them, behind one address.
 
-A replica is a whole server, with a base, a bank and an engine of its own, and follows champions by itself. Ray Serve
+A replica is a whole server, with its own base, bank and engine, and follows champions by itself. Ray Serve
 shares requests out, replaces replicas that die, and changes their number as requests come. Its proxy takes longer than
 a small base does, so one device is better served without it.
 
@@ -53,7 +53,7 @@ class ServeArgs(BaseModel):
     Args:
         tasks: Tasks of the registry, all on one base; empty means every task of the registry on that base.
         tracking_uri: The registry; None means what a replica's own environment says.
-        device: Of a replica: `cpu`, or `cuda` for a GPU of its own.
+        device: Of a replica: `cpu`, or `cuda` for a whole GPU.
         num_cpus: CPUs of a replica, and its threads where it has no GPU.
         max_replicas: None means that their number does not change.
         ongoing_requests: Requests in flight at each replica, on average, that replicas are added or removed for.
@@ -93,7 +93,7 @@ class ServeArgs(BaseModel):
 
 # ---- replicas --------------------------------------------------------------------------------------------------------
 class Replica:
-    """A server of adapters in a process of its own, as Ray Serve makes them.
+    """A server of adapters in its own process, as Ray Serve makes them.
 
     Args:
         keys: API keys, beside those of `args.api_key_file`.
@@ -224,7 +224,7 @@ def deploy(
             http_options={"host": host, "port": port},
             controller_options={"runtime_env": {"env_vars": _PROXIES}},
         )
-        options = {"max_constructor_retry_count": 1, "user_config": {_TOKEN: token}}  # whoever waits is told of errors
+        options = {"max_constructor_retry_count": 1, "user_config": {_TOKEN: token}}  # whoever waits gets the error
         application = _application(args, keys, environment, **options)
         serve.run_many([serve.RunTarget(application, APP, "/")], wait_for_applications_running=False)
         _until_running(say)

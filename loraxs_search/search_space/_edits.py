@@ -132,7 +132,7 @@ def _move_lines(document: Document, path: KeyPath, kept: Sequence[int]) -> None:
 
 
 def _names(given: object) -> list[str]:
-    """Return the methods that are named at `method`; none where it is written in another way."""
+    """Return the methods that are named at `method`; none if it is written in another way."""
     named = given.get("choice") if isinstance(given, dict) else given
     names = named if isinstance(named, list) else [named]
     return [name for name in names if isinstance(name, str)] if all(isinstance(n, str) for n in names) else []
@@ -199,7 +199,7 @@ class _Retired:
     """What to do instead of naming something that is gone.
 
     Args:
-        remedy: For people, an imperative.
+        remedy: What the user should do, an imperative.
         decides_trials: Whether a search with it trains other trials than one without it. If not, a stored study goes
             on without it.
         in_stored: Whether a stored study continues with it, as it always was.

@@ -346,7 +346,7 @@ def _promotion(
 
 
 def _not_promotable(name: str, methods: Sequence[str]) -> str | None:
-    """Return why trials of a method cannot be candidates of a space with these methods; None where they can."""
+    """Return why trials of a method cannot be candidates of a space with these methods; None if they can."""
     if name not in methods:
         law = asking(f"must be among the space's methods: {one_of(methods, name)}", name, methods)
         return f"{law}, but got {shown(name)}."

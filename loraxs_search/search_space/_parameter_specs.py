@@ -269,7 +269,7 @@ def method_spec() -> _MethodSpec:
 
 
 class SpaceSpecs:
-    """What the parameters of a space must be; each method of the space has laws of its own.
+    """What the parameters of a space must be; each method of the space adds its own laws.
 
     Args:
         methods: The registered methods that the space's trials may train.
@@ -311,7 +311,7 @@ class SpaceSpecs:
 
 
 def joint_law(laws: Sequence[ParameterSpec]) -> ParameterSpec | None:
-    """Return the law of a value that obeys all of these; None where no value could."""
+    """Return the law of a value that obeys all of these; None if no value could."""
     first = laws[0]
     if len({replace(law, default=None) for law in laws}) == 1:
         return first

@@ -83,7 +83,7 @@ class Space:
         return {name: drawn[name] for name in self.parameters if name in drawn}
 
     def drawn_params(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
-        """Return a trial's params under the names that `suggest` draws them by: each alternative has one of its own."""
+        """Return a trial's params under the names that `suggest` draws them by: each alternative has its own."""
         drawn: dict[str, Scalar] = {}
         for name, parameter in self.parameters.items():
             index = parameter.chosen(params)

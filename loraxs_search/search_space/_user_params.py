@@ -20,7 +20,7 @@ class _Placed:
     """Params as this space has them, or why it has no such trial.
 
     Args:
-        faults: What lies outside of it; none where a trial of the space could have the params.
+        faults: What lies outside of it; none if a trial of the space could have the params.
         outside: The parameters that the faults are about, in their order.
     """
 

@@ -102,7 +102,7 @@ def _stopped() -> EngineStoppedError:
 
 
 class ServingEngine:
-    """Computes jobs in a thread of its own, which `start` starts.
+    """Computes jobs in its own thread, which `start` starts.
 
     Args:
         load: Called in the computing thread for an adapter that the bank has lost.

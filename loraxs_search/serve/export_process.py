@@ -25,7 +25,7 @@ def converted_elsewhere(folder: Path, form: str) -> Path:
     """
     try:
         return _process().submit(converted, folder, form).result()
-    except BrokenExecutor:  # somebody has killed it
+    except BrokenExecutor:  # the process was killed
         _process.cache_clear()
         return _process().submit(converted, folder, form).result()
 

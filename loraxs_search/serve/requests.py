@@ -25,7 +25,7 @@ _COLDEST = 1e-5  # below it the likeliest token is taken: logits divided by less
 
 
 class RefusedError(LoraxsError):
-    """A request that is answered with a status of its own.
+    """A request that is answered with an error status.
 
     Args:
         param: The field of the body that is at fault.

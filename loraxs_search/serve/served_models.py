@@ -49,7 +49,7 @@ class UnknownModelError(RegistryError):
 
 @dataclass(frozen=True)
 class ServedAdapter:
-    """An adapter that answers, with what clients are told of it.
+    """An adapter that answers, with what clients see of it.
 
     Args:
         version: None if it is not registered.
@@ -243,11 +243,11 @@ class ServedModels:
         self.registry_error = error
 
     def follow(self, stopped: threading.Event, poll_s: float) -> None:
-        """Refresh until told to stop: the body of a thread."""
+        """Refresh until stopped: the body of a thread."""
         while not stopped.wait(poll_s):
             try:
                 self.refresh()
-            except Exception:  # the server goes on with what it has
+            except Exception:  # the server keeps what it has
                 log.exception("names were not refreshed")
 
     def _follow(self, name: str, followed: _Followed) -> None:

@@ -88,7 +88,7 @@ def vllm_command(tasks: Sequence[str], *, uri: str, base: str | None = None) -> 
 
 
 def _told(uri: str) -> str | None:
-    """Return the store that the line names; None where vLLM finds it itself, or inherits it with an account."""
+    """Return the store that the line names; None if vLLM finds it itself, or inherits it with an account."""
     from loraxs_search.mlflow_uri import ENV_URI, resolve_uri
 
     own = os.environ.get(ENV_URI, "")

@@ -49,7 +49,7 @@ def register() -> None:
 
     Raises:
         RegistryError: a name in it is none.
-        UsageError: vLLM was not told to load `plugin`.
+        UsageError: vLLM was not configured to load `plugin`.
     """
     if not plugin().tasks:
         return
@@ -174,7 +174,7 @@ class TaskResolver:
             await asyncio.sleep(self._poll_s)
             try:
                 await self.refresh()
-            except Exception:  # vLLM goes on with what it has
+            except Exception:  # vLLM keeps what it has
                 log.exception("names were not refreshed")
 
     async def _refresh_name(self, name: str, request: Any) -> None:

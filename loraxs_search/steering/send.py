@@ -172,7 +172,7 @@ def _send_away(uri: str, study: str, command: Command, place: str = "") -> Comma
         raise CommandError(f"Study {study!r} at {redact(uri)} has ended, so there is nothing to {command.verb}.")
     if tagged.is_interrupted:
         raise CommandError(
-            f"A search must run to be told something through MLflow, but study {study!r} was interrupted.",
+            f"A search must run to receive commands through MLflow, but study {study!r} was interrupted.",
             hint=f"run `loraxs-search resume {study}` on {place or tagged.machine or 'its machine'}; send it then",
         )
     tagged.write(command.verb, command.trial_ids)

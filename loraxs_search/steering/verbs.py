@@ -196,8 +196,8 @@ class Extend(Verb):
     """Raises the budget of a study, a finished one too.
 
     `trials` come on top of those that the study has or is still to have: of a study whose trials have ended, or that
-    was told to finish, on top of those that it has proposed. `time` comes on top of the time budget, or of the time
-    spent where that is more; a study without a time budget gets one. A study that was told to finish continues.
+    was to finish, on top of those that it has proposed. `time` comes on top of the time budget, or of the time
+    spent where that is more; a study without a time budget gets one. A study that was to finish continues.
 
     The space's text stays as it was launched: what counts is the plan that `plan.extended` returns.
     """

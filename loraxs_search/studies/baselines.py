@@ -42,7 +42,7 @@ class BaselineFiles:
         write_atomic(self._scores, to_json(_Scores(scores), indent=2))
 
     def answers(self) -> Mapping[str, KeptAnswers]:
-        """Return their answers to the test rows, by name; none where they were not kept."""
+        """Return their answers to the test rows, by name; none if they were not kept."""
         if not self._answers.exists():
             return {}
         kept = read_record(_TestAnswers, self._answers)

@@ -292,7 +292,7 @@ class StudyFolder:
         self._baselines.write(baselines, self.info.task.registered_name)
 
     def baseline_answers(self) -> Mapping[str, KeptAnswers]:
-        """Return the answers of simple models to the test rows, by baseline; none where they were not kept."""
+        """Return the answers of simple models to the test rows, by baseline; none if they were not kept."""
         return self._baselines.answers()
 
     def baselines(self) -> tuple[Baseline, ...] | None:

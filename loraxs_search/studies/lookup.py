@@ -24,7 +24,7 @@ def studied_tasks() -> list[str]:
 
 
 def trials_of(name: str) -> dict[str, TrialState]:
-    """Return the trials of a study and how they stand, read quickly; none where there is no such study."""
+    """Return the trials of a study and how they stand, read quickly; none if there is no such study."""
     return trial_states(studies_root() / name / "journal.jsonl") if StudyFolder.exists(name) else {}
 
 

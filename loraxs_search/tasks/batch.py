@@ -47,7 +47,7 @@ class RowSource:
 
     Args:
         tokenizer: The base's; asks for no more than to read it (`decode`, ids of special tokens).
-        splits: The rows of the data set; none where an adapter is only asked.
+        splits: The rows of the data set; none if an adapter is only asked.
         labels: What answers to the rows of each split are compared with.
     """
 

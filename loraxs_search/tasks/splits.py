@@ -344,7 +344,7 @@ def _no_bars() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _faults(who: str, place: str, cache_dir: Path) -> Iterator[None]:
-    """Turn what `datasets` raises into our errors; a full disk hides in the cause of its own error."""
+    """Turn what `datasets` raises into our errors; a full disk hides in the cause of their error."""
     with disk_faults(cache_dir):
         try:
             yield

@@ -47,7 +47,7 @@ class StudyRuns:
     Threads may write runs of different trials at the same time.
 
     Args:
-        is_ours: Whether the study is this driver's for sure; None where no other machine can continue with it. Where
+        is_ours: Whether the study is this driver's for sure; None if no other machine can continue with it. Where
             one can, from a copy of the log, a run may be that of a trial which was lost with another machine's log,
             and whose number a new one has.
 

@@ -39,7 +39,7 @@ class Tracker:
         uri: The store, as `resolve_uri` gives it.
         experiment: MLflow experiment the runs appear in, created when missing.
         selection: Which step of a trial becomes its adapter; None if that is the last one of each.
-        is_ours: Whether the study is this driver's for sure; None where no other machine can continue with it.
+        is_ours: Whether the study is this driver's for sure; None if no other machine can continue with it.
     Raises:
         StudyError: the log is damaged.
         HomeError: the folder cannot be written.
@@ -147,7 +147,7 @@ class Tracker:
 
     # ---- the writer --------------------------------------------------------------------------------------------------
     def _note_end(self, event: LoggedEvent) -> None:
-        if isinstance(event, DriverStarted) and event.run is not None:  # older versions told MLflow beside the log
+        if isinstance(event, DriverStarted) and event.run is not None:  # older versions wrote to MLflow beside the log
             self.was_finished = self.had_report = False
         elif isinstance(event, ReportWritten):
             self.had_report = True

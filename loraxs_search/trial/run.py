@@ -139,7 +139,7 @@ class _BatchGradient:
 
 
 def _layers(model: PeftModel | PreTrainedModel) -> nn.ModuleList | None:
-    """Return the layers that the base repeats; None where it has several lists of them or none."""
+    """Return the layers that the base repeats; None if it has several lists of them or none."""
     base = cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
     name = repeated_layers(base, (name for name, _ in base.named_modules()))
     return cast("nn.ModuleList", base.get_submodule(name)) if name else None
@@ -350,7 +350,7 @@ class TrialRun:
 
     @torch.no_grad()
     def _load(self, snapshot: Snapshot) -> None:
-        if snapshot.parameters:  # none where a state was lost: it starts anew
+        if snapshot.parameters:  # none if a state was lost: it starts anew
             load_parameters(self.model, snapshot)
         for name, parameter in self._parameters.items() if snapshot.moments else ():
             if f"exp_avg/{name}" not in snapshot.moments:  # nothing of the loss has reached it

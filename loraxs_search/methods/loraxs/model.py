@@ -163,7 +163,7 @@ class LoraXSModel(BaseTuner):
         Args:
             combination_type: `linear` or `cat`, PEFT's names; both mean the sum here. A known name is left as it is.
         Raises:
-            UsageError: an adapter is unknown, has a head of its own, or has another basis or factor rank.
+            UsageError: an adapter is unknown, has its own head, or has another basis or factor rank.
         """
         if combination_type not in ("linear", "cat"):
             raise UsageError(unknown_name("combination_type", combination_type, ("linear", "cat")))
@@ -270,13 +270,13 @@ def _check_head(model: nn.Module, config: LoraXSConfig, others: Sequence[LoraXSC
     if others and (apart := {config.pooling, *(other.pooling for other in others)} - {others[0].pooling}):
         raise UsageError(
             f"Adapters on one model must read the same pool, but got {others[0].pooling} and {apart.pop()}.",
-            hint="load each of them on a base of its own",
+            hint="load each of them on its own base",
         )
     if wrong := [*changed, *nested]:
         raise UsageError(
             "An adapter must train the same layers of the head as those that are on the model, but they differ in "
             f"{wrong[0]}.",
-            hint="load each of them on a base of its own",
+            hint="load each of them on its own base",
         )
 
 

@@ -23,7 +23,7 @@ class _Result:
 
     Args:
         name: A trial's id, or a refit's.
-        rows: What the score is of, for people.
+        rows: What the score is of, as shown.
         test: Whether that is the test rows.
     """
 
@@ -40,7 +40,7 @@ class _AgainstBaseline:
     """A baseline beside the result.
 
     Args:
-        gain: What the result is better by, in the metric's unit; None where one of the two has no such score.
+        gain: What the result is better by, in the metric's unit; None if one of the two has no such score.
     """
 
     baseline: Baseline

@@ -24,7 +24,7 @@ class _ReportTable:
     Args:
         caption: What it is of, in a sentence.
         right: Columns of numbers.
-        states: The state of the trial that each row is of, for its look; none where rows are of something else.
+        states: The state of the trial that each row is of, for its look; none if rows are of something else.
     """
 
     caption: str

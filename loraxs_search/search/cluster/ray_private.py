@@ -56,7 +56,7 @@ def ask_head(address: str, timeout_s: float) -> None:
     """Ask the head of a cluster for anything, with the token of this process: `ray.init` tries for 20 s first.
 
     Raises:
-        AuthenticationError: the head asks for another token, or this process has none where it should.
+        AuthenticationError: the head asks for another token, or this process lacks the one it needs.
         RayError, RuntimeError, ConnectionError: the head does not answer.
     """
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled

@@ -120,7 +120,7 @@ class BaseModelBaseline:
 
     @cached_property
     def shots(self) -> tuple[int, ...]:
-        """Numbers of worked examples that it is asked with; none where the kind asks no base alone."""
+        """Numbers of worked examples in its prompts; none if the kind has no baseline of the base model."""
         from loraxs_search.tasks.kinds import kind_of
 
         return kind_of(self.task).shots
@@ -172,7 +172,7 @@ class BaseModelBaseline:
         return in_parts(range(0, num_rows, step), _PART)
 
     def _answers(self, shots: int, split: Split) -> list[Answers]:
-        """Return the answers to a split, in order; none where some could not be had."""
+        """Return the answers to a split, in order; none if some could not be had."""
         answered = self._confirmed.base_answers(shots, split)
         parts = [answered[name] for rows in self._parts(split) if (name := _as_named(rows)) in answered]
         return parts if len(parts) == len(self._parts(split)) else []

@@ -141,7 +141,7 @@ class TagSource:
                 _logger.info("a command in MLflow cannot be answered: %s", redact(str(error)))
 
 
-_EVERY_S = 0.2  # between two looks at what people have sent
+_EVERY_S = 0.2  # between two checks for commands
 Said = Callable[[str, SteeringStatus], None]
 
 

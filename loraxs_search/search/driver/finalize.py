@@ -152,7 +152,7 @@ class Finalization:
                 metrics, answered = joined(parts, self.space.task)
                 rows, baselines = answered.to_bytes(), self.folder.baselines() or ()
                 chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
-            for confirmation in finalist:  # none where it was written before the driver was killed
+            for confirmation in finalist:  # none if it was written before the driver was killed
                 beside = {"samples": samples_of(parts), "slices": slices_of(parts, self.space.task)}
                 self._write(self._trained(name), confirmation, chosen, run_of, beside)
             self._update_baselines(chosen)

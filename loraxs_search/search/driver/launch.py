@@ -81,7 +81,7 @@ def launch_together(
     views: Callable[[str], SearchView] | None = None,
     stop: threading.Event | None = None,
 ) -> list[SearchResult]:
-    """Search several spaces at once on one pool of hosts, each with a study of its own.
+    """Search several spaces at once on one pool of hosts, each with its own study.
 
     Trials of different tasks share passes over the base, so all spaces must name the same one, and their kinds must
     load it in the same way but for the number of outputs. A study that fails does not stop the others.

@@ -40,7 +40,7 @@ class StudyProbe:
             self._asked = self._ask(actors.pool.host())
 
     def digest(self) -> str | None:
-        """Return the asset's digest once the study has it; None where heads start at random, now and after a resume.
+        """Return the asset's digest once the study has it; None if heads start at random, now and after a resume.
 
         Raises:
             ClusterError, HomeError: the host's node is not fit, or its disk cannot be written.

@@ -259,7 +259,7 @@ class SearchSession:
 
     # ---- the end -----------------------------------------------------------------------------------------------------
     def _finalize(self) -> bool:
-        """Choose the finalist and have adapters written; False where it is left off, since the search goes on.
+        """Choose the finalist and have adapters written; False if it is left off, since the search continues.
 
         Test rows are asked only after people have last been asked whether it does.
         """
@@ -311,14 +311,14 @@ class SearchSession:
         self._ledger.baselines_scored(self._baselines.known())
 
     def _show_steps(self, steps: Mapping[str, int]) -> None:
-        """Say how far trials and refits have got since their last reports; called from a thread of its own."""
+        """Say how far trials and refits have got since their last reports; called from its own thread."""
         self._ledger.advanced(self._folder, steps)
         for name, step in steps.items():
             if self._finalization is not None:
                 self._finalization.reached(name, step)
 
     def _record_usage(self, usage: Usage) -> None:
-        """Record how busy hosts are; called from a thread of its own, for MLflow alone."""
+        """Record how busy hosts are; called from its own thread, for MLflow only."""
         with contextlib.suppress(HomeError):
             self._journal.hosts_measured(usage, since=self._info.created_at)
 

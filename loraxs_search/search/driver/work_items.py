@@ -120,7 +120,7 @@ def _has_more(item: WorkItem[AnswerT], answer: ObjectRef[AnswerT]) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """Return what went wrong on a host, for people."""
+    """Return what went wrong on a host, as text for display."""
     if isinstance(error, LoraxsError):
         return error.message
     return f"{type(error.cause).__name__}: {error.cause}" if isinstance(error, RayTaskError) else str(error)
@@ -347,7 +347,7 @@ def slices_of(parts: Sequence[Answers], task: Task) -> tuple[SliceScore, ...]:
 
 
 def samples_of(parts: Sequence[Answers]) -> tuple[Sample, ...]:
-    """Return the rows among answers that are for people."""
+    """Return the sample rows among answers."""
     return tuple(sample for part in parts for sample in part.samples)
 
 

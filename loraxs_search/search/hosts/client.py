@@ -194,12 +194,12 @@ class HostClient:
         return self._call(task, Host.factor_file, key)
 
     def baselines(self, task: Task) -> ObjectRef[tuple[Baseline, ...]]:
-        """Runs in a thread of its own: no trial waits for it."""
+        """Runs in its own thread: no trial waits for it."""
         call = self.actor.call.options(concurrency_group="baselines")
         return call.remote(Host.baselines.__name__, task, (task,))
 
     def cancel(self, names: Sequence[str]) -> ObjectRef[None]:
-        """Runs in a thread of its own: it waits for no trial."""
+        """Runs in its own thread: it waits for no trial."""
         return self.actor.cancel.options(concurrency_group="commands").remote(names)
 
     def usage(self) -> ObjectRef[tuple[str, dict[str, float]]]:

@@ -101,7 +101,7 @@ def _watch_threads() -> None:
 
 
 class HostActor:
-    """A host in a process of its own. It is built at the first call, so that its errors keep their type.
+    """A host in its own process. It is built at the first call, so that its errors keep their type.
 
     Ray calls it from `HostConfig.max_callers` threads, and from one more for each of the groups `baselines` and
     `commands`. A node may have joined after the driver looked at all there were: whatever keeps a host from being built

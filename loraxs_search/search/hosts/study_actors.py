@@ -185,7 +185,7 @@ class StudyActors:
         """Ask hosts now and then how busy they are, and how far this study's trials have got.
 
         Args:
-            measured, advanced: Called with what they say, each from a thread of its own.
+            measured, advanced: Called with what they say, each from its own thread.
         """
         usage = HostWatch(functools.partial(pool_usage, self.pool), measured, _USAGE_EVERY_S)
         steps = HostWatch(functools.partial(pool_steps, self.pool, self._study.name), advanced, _STEPS_EVERY_S)

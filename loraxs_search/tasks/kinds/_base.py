@@ -337,7 +337,7 @@ class TaskKind(ABC):
         """
 
     def samples(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[list[Sample]]:
-        """Yield requests, and return these rows of a split with the answers, for people; by default none: scores of
+        """Yield requests, and return these rows of a split with the answers, for display; by default none: scores of
         labels and numbers say enough."""
         yield from ()
         return []

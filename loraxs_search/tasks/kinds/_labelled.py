@@ -222,7 +222,7 @@ def num_lost_tokens(
     """Return how many tokens of each row are beyond `max_length`, (N,); only full rows are tokenised again.
 
     Args:
-        pairs: As the tokenizer is given them; None where rows have one text.
+        pairs: As the tokenizer is given them; None if rows have one text.
         lengths: Tokens of each row that are left, (N,).
     """
     lost, full = np.zeros(len(texts), np.int32), np.flatnonzero(lengths >= max_length)

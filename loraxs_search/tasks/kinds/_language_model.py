@@ -286,7 +286,7 @@ class LanguageModelKind(TaskKind):
     def _token_scores(
         self, source: Split | EncodedRows, encoded: EncodedRows, rows: npt.NDArray[np.int64]
     ) -> RequestGenerator[RowScores]:
-        """Yield one pass over rows of a source, which is encoded so; none where nothing of them is learnt."""
+        """Yield one pass over rows of a source, which is encoded so; none if nothing of them is learnt."""
         if encoded.targets is None:
             none = np.zeros(len(rows), np.int64)
             return RowScores(None, none.astype(np.float32), none, none)

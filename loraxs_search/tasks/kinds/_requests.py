@@ -47,7 +47,7 @@ class PassOutputs:
             that the rows read, row after row, (M, outputs). Without a head, the last hidden states at these positions,
             (M, width), in the precision of the body.
         project: Hidden states (..., width) to logits (..., vocabulary), float32, by the base's own output embedding;
-            None where there is a head. Logits are the largest tensors there are: ask for those that are needed, a part
+            None if there is a head. Logits are the largest tensors there are: ask for those that are needed, a part
             at a time. The bases' own is a `SplitProjection` too.
     """
 
@@ -173,11 +173,11 @@ class RowScores:
 
     Args:
         predictions: The answer to each row, (n,): ids int64, numbers float32, or texts (dtype object), an empty one
-            where a text has no answer in it. None where a report asks for no answers.
+            where a text has no answer in it. None if a report asks for no answers.
         losses: The sum of each row's loss, (n,), float32.
         counts: What these are sums of, (n,), int64.
-        correct: How many of these were predicted, (n,), int64; None where the kind does not count them.
-        ended: False where the bound on new tokens ended what was written, (n,); None where nothing was written.
+        correct: How many of these were predicted, (n,), int64; None if the kind does not count them.
+        ended: False where the bound on new tokens ended what was written, (n,); None if nothing was written.
     """
 
     predictions: Values | None

@@ -76,7 +76,7 @@ def _lines(
 
 
 def _level(facts: ReportFacts, baseline: Baseline, reported: Sequence[TrialRecord]) -> list[Scatter]:
-    """Return the line of a baseline across all steps; none where it has no such score."""
+    """Return the line of a baseline across all steps; none if it has no such score."""
     from plotly.graph_objects import Scatter
 
     score = baseline.validation_metrics.get(facts.metric)
