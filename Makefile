@@ -82,7 +82,8 @@ web: $(WEB)/vendor/package-lock.json
 $(WEB)/vendor/package-lock.json: $(WEB)/package.json $(WEB)/package-lock.json
 	rm -rf build/web && mkdir -p build/web/vendor && cp $^ build/web
 	cd build/web && npm ci --ignore-scripts --no-audit --no-fund --silent
-	cd build/web && cp $(addprefix node_modules/,$(VENDORED)) package-lock.json vendor
+	cd build/web && cp $(addprefix node_modules/,$(VENDORED)) package-lock.json vendor \
+	  && cp node_modules/@huggingface/tokenizers/LICENSE vendor/tokenizers.LICENSE
 	rm -rf $(@D) && mv build/web/vendor $(@D) && rm -rf build/web
 
 # mypy takes as long as all the others: one core each.

@@ -41,9 +41,9 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     metric: Annotated[str | None, typer.Option("--metric", help="What the search goes by.")] = None,
     base: Annotated[str | None, typer.Option("--base", help="Base model: a hub id or a folder.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="Tokens of a row.", min=4)] = None,
-    config: Annotated[str | None, typer.Option("--config", help="Configuration of a data set of the hub.")] = None,
+    config: Annotated[str | None, typer.Option("--config", help="Configuration of a hub dataset.")] = None,
     split: Annotated[
-        str | None, typer.Option("--split", help="Split of a data set of the hub to train on; default: train.")
+        str | None, typer.Option("--split", help="Split of a hub dataset to train on; default: train.")
     ] = None,
     drop_empty: Annotated[
         bool, typer.Option("--drop-empty", help="Leave out rows without a text or an answer; the file stays.")

@@ -94,7 +94,7 @@ def compare(
     both reach, less `--tolerance`. 0.1 is a tenth. `reached` is the number of the group's first trial as good as the
     first group's best.
 
-    VeRA and TinyLoRA store what a seed gives back: `without projection` is their size without that.
+    VeRA and TinyLoRA store what a seed gives back: `learnt bytes` is their size without that.
 
     The plot has a letter for each group, in capitals on the front: the best adapters for their size.
 
@@ -133,7 +133,7 @@ def _show(comparison: Comparison) -> None:
     _show_importances(comparison)
 
 
-_PLAIN = "without projection"
+_PLAIN = "learnt bytes"
 _OPTIONAL = (_PLAIN, "over seeds", "gain", "p", "by", "R/lora", "bytes/lora", "reached")
 
 

@@ -28,7 +28,7 @@ _COLUMNS = ("task", "kind", "metric", "data", "about")
 def _ls(as_json: JsonOption = False) -> None:
     """List the well-known tasks, which a space names by `task: NAME`.
 
-    Their rows come from the Hugging Face hub. This project has read the pages of the data sets, but never loaded them.
+    Their rows come from the Hugging Face hub. This project has read the pages of these datasets, but never loaded them.
 
     Example: loraxs-search tasks ls
     """

@@ -164,7 +164,7 @@ def size_table(manifest: Manifest) -> str:
         f"stored, {method.symbol}{' and head' if has_head else ' alone'}": f"{size.stored_bytes:,} bytes",
     }
     if size.without_projection is not None:
-        rows["of that, what no seed and no base gives back"] = f"{size.without_projection:,} bytes"
+        rows["learnt bytes, which no seed and no base gives back"] = f"{size.without_projection:,} bytes"
     if lora_parameters:
         smaller = lora_parameters / max(1, size.r_parameters)
         rank = manifest.hyperparameters.rank

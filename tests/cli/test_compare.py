@@ -60,7 +60,7 @@ def test_columns_without_a_value_are_left_out(say, fresh_home):
 def test_what_a_seed_gives_back_is_counted_apart(say, fresh_home):
     searched("s", [Tried({"method": "vera"}, 0.7, 5000, without_projection=900), Tried({}, 0.7)])
     heading, vera, own = say("compare", "s").ok.splitlines()[:3]
-    assert "bytes  without projection" in heading
+    assert "bytes  learnt bytes" in heading
     assert vera.split()[-3:] == ["5,000", "900", "1"]
     assert own.split()[-3:] == ["1,000", "-", "1"]
 

@@ -50,6 +50,7 @@ def test_the_wheel_has_every_file_of_the_package_and_its_spaces(contents: dict[s
         "loraxs_search/py.typed",
         "loraxs_search/serve/page.html",
         "loraxs_search/reports/html/templates/report.html.j2",
+        "loraxs_search/_spaces/data/movie_reviews/LICENSE",
         "loraxs_search/_spaces/data/movie_reviews/train.jsonl.gz",
         "loraxs_search/_spaces/tasks/sst2.yaml",
     } <= set(places)

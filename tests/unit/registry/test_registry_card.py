@@ -198,6 +198,6 @@ def test_the_card_of_another_method_says_what_was_learnt_and_its_own_rank(manife
     card = model_card(manifest(hyperparameters=tuned, size=size))
     assert "VeRA adapter for `" in card
     assert "| stored, b, d and head | 90,000 bytes |" in card
-    assert "| of that, what no seed and no base gives back | 5,000 bytes |" in card
+    assert "| learnt bytes, which no seed and no base gives back | 5,000 bytes |" in card
     assert "--max-lora-rank 128" in card
     assert "gives back" not in model_card(manifest())
