@@ -134,7 +134,8 @@ def predict(  # noqa: PLR0913, PLR0917  # each is an option
         list[str] | None, typer.Argument(help="The columns of each row in turn, one text each. - means --file -.")
     ] = None,
     file: Annotated[
-        str | None, typer.Option("--file", help="Rows of a .txt, .csv, .tsv, .jsonl, .parquet or .conll file; - is stdin.")
+        str | None,
+        typer.Option("--file", help="Rows of a .txt, .csv, .tsv, .jsonl, .parquet or .conll file; - is stdin."),
     ] = None,
     form: Annotated[Form, typer.Option("--format", help="How answers are printed.")] = "text",
     repl: Annotated[

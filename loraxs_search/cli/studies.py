@@ -105,8 +105,8 @@ def _rm(
 ) -> None:
     """Remove studies from this machine.
 
-    Promoted and pulled adapters stay: they need nothing from the study. A study that a search is using is refused, and so
-    is one whose records have not reached MLflow. `sync` sends them.
+    Promoted and pulled adapters stay: they need nothing from the study. A study that a search is using is refused, and
+    so is one whose records have not reached MLflow. `sync` sends them.
 
     MLflow keeps the runs. With --runs they are deleted there as in its UI, but for those that registered versions name.
     A copy in a storage stays.

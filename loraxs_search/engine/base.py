@@ -46,6 +46,12 @@ class AdaptedBase:
         return next(self.model.parameters()).device
 
     @property
+    def max_positions(self) -> int | None:
+        """Tokens of the longest row that the base takes; None if its configuration does not say."""
+        positions = getattr(base_of(self.model).config.get_text_config(), "max_position_embeddings", None)
+        return positions if isinstance(positions, int) and positions > 0 else None
+
+    @property
     def shares_beginnings(self) -> bool:
         """Whether what all rows of one request begin with is computed once; under a head, rows are read whole."""
         return not head_names(base_of(self.model))

@@ -61,7 +61,9 @@ class Pass:
         return self.num_rows * self.width
 
 
-def plan_passes(demands: Sequence[Demand], max_tokens: int, pass_tokens: int = PASS_TOKENS) -> list[Pass]:
+def plan_passes(
+    demands: Sequence[Demand], max_tokens: int, pass_tokens: int = PASS_TOKENS, max_width: int | None = None
+) -> list[Pass]:
     """Plan passes that compute every row of every demand exactly once, the longest rows first.
 
     The plan minimises padded tokens plus `pass_tokens` for each pass, and follows from the arguments alone. Within a
@@ -69,6 +71,7 @@ def plan_passes(demands: Sequence[Demand], max_tokens: int, pass_tokens: int = P
 
     Args:
         max_tokens: No pass has more padded tokens than this.
+        max_width: No row is padded to more tokens than this; None for no limit.
     Raises:
         UsageError: a row is longer than `max_tokens`.
     """
@@ -79,7 +82,9 @@ def plan_passes(demands: Sequence[Demand], max_tokens: int, pass_tokens: int = P
                 f", asked by {demand.name}.",
                 hint=f"lower the task's `max_length` to {max_tokens}, or give the host a budget of {longest} or more",
             )
-    return _planned(demands, max_tokens, pass_tokens) if any(len(demand.lengths) for demand in demands) else []
+    if not any(len(demand.lengths) for demand in demands):
+        return []
+    return _planned(demands, max_tokens, pass_tokens, min(max_tokens, max_width or max_tokens))
 
 
 def padding(demands: Sequence[Demand], passes: Sequence[Pass]) -> float:
@@ -88,36 +93,36 @@ def padding(demands: Sequence[Demand], passes: Sequence[Pass]) -> float:
     return sum(shared.num_tokens for shared in passes) / real if real else 1.0
 
 
-def _planned(demands: Sequence[Demand], max_tokens: int, pass_tokens: int) -> list[Pass]:
+def _planned(demands: Sequence[Demand], max_tokens: int, pass_tokens: int, max_width: int) -> list[Pass]:
     lengths = np.concatenate([np.maximum(demand.lengths, 1) for demand in demands]).astype(np.int64)
     owners = np.repeat(np.arange(len(demands)), [len(demand.lengths) for demand in demands])
     positions = np.concatenate([np.arange(len(demand.lengths)) for demand in demands])
     order = np.argsort(-lengths, kind="stable")
     passes = []
-    for rows in _cut(lengths[order], max_tokens, pass_tokens):
+    for rows in _cut(lengths[order], max_tokens, pass_tokens, max_width):
         chosen = np.sort(order[rows])  # back to the order of demands, so that each requester's rows are one block
         shares = tuple(
             Share(demands[owner].name, positions[chosen[owners[chosen] == owner]])
             for owner in dict.fromkeys(owners[chosen].tolist())
         )
-        passes.append(Pass(round_up(int(lengths[chosen].max()), max_tokens), shares))
+        passes.append(Pass(round_up(int(lengths[chosen].max()), max_width), shares))
     return passes
 
 
-def _cut(lengths: Indices, max_tokens: int, pass_tokens: int) -> list[slice]:
+def _cut(lengths: Indices, max_tokens: int, pass_tokens: int, max_width: int) -> list[slice]:
     """Cut rows, sorted longest first, into the cheapest runs of 2^i rows."""
-    widths = {int(length): round_up(int(length), max_tokens) for length in np.unique(lengths)}
+    widths = {int(length): round_up(int(length), max_width) for length in np.unique(lengths)}
     return cheapest_runs([widths[length] for length in lengths.tolist()], max_tokens, pass_tokens, few_sizes=True)
 
 
-def round_up(width: int, max_tokens: int) -> int:
-    """Return the next width that passes are padded to: 16 steps to each doubling, at most `max_tokens`.
+def round_up(width: int, most: int) -> int:
+    """Return the next width that passes are padded to: 16 steps to each doubling, at most `most`.
 
     Together with rows in powers of two it keeps the shapes of passes few: a CPU's matrix kernels are built for
     each shape, which costs as much as a pass.
     """
     step = 1 << max(0, width.bit_length() - 5)
-    return min(max_tokens, -(-width // step) * step)
+    return max(width, min(most, -(-width // step) * step))
 
 
 ResultT = TypeVar("ResultT")

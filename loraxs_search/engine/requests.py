@@ -125,7 +125,8 @@ class Engine:
             for parts in (_PASSES_PER_WORKER if num_workers > 1 else (1,))
         ]
         budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
-        return min((plan_passes(demands, budget) for budget in budgets), key=self._executor.makespan)
+        plans = (plan_passes(demands, budget, max_width=self._base.max_positions) for budget in budgets)
+        return min(plans, key=self._executor.makespan)
 
     def within_memory(self, longest: int, compute: Callable[[], ResultT], *, learns: bool = False) -> ResultT:
         """Compute, and halve the token budget after each failure until the passes fit; a failed try changes nothing.

@@ -70,6 +70,13 @@ class Host(Protocol):
         """Whether the base's weights on disk are others than those that were loaded."""
         ...
 
+    def can_serve(self, task: Task) -> bool:
+        """Whether trials of this task may train here: a host without packs serves the one that it was built for.
+
+        How reports are scored makes no difference, nor whether `pooling` is `auto` or what that comes to on the base.
+        """
+        ...
+
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Prepare the factors of these layers; quick where they are on disk. Changes no result."""
         ...

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -120,7 +121,7 @@ class PackedHost(TrialHost):
         self._changed = threading.Condition()
         self._arrived: list[AdvanceRequest] = []
         self._jobs: list[_Job[Any]] = []
-        self._called: set[str] = set()  # trials whose callers wait for an answer
+        self._called = Counter[str]()  # how many callers of a trial wait for an answer
         self._cancelled: set[str] = set()
         self._steps: Mapping[str, int] = {}  # of the round's trials; replaced as a whole, so that any thread reads it
         self._closing, self._begun = False, False
@@ -135,6 +136,10 @@ class PackedHost(TrialHost):
         slots, full = self._num_slots, self._full_slots
         return replace(info, num_slots=slots, full_slots=full, unpackable=unpackable)
 
+    def can_serve(self, task: Task) -> bool:
+        """Always: tasks share the base."""
+        return True
+
     def advance(
         self, spec: TrialSpec, until: int, snapshot: bytes | None, task: Task | None = None
     ) -> tuple[TrialReport, bytes]:
@@ -144,21 +149,23 @@ class PackedHost(TrialHost):
         request = AdvanceRequest(spec, until, Snapshot.from_bytes(snapshot) if snapshot else None, task)
         with self._changed:
             self._refuse_when_closed()
-            self._called.add(spec.name)
+            self._called[spec.name] += 1
             self._arrived.append(request)
             self._changed.notify_all()
         try:
             return request.answer.result()
         finally:
             with self._changed:
-                self._called.discard(spec.name)
-                self._cancelled.discard(spec.name)  # too late for this call, and not meant for the next one
+                self._called[spec.name] -= 1
+                if not self._called[spec.name]:
+                    del self._called[spec.name]
+                    self._cancelled.discard(spec.name)  # too late for this call, and not meant for the next one
 
     def cancel(self, names: Collection[str]) -> None:
         """End these trials before the next round, whether they are in the pack, wait for it, or train alone."""
         super().cancel(names)
         with self._changed:
-            self._cancelled.update(self._called.intersection(names))
+            self._cancelled.update(self._called.keys() & set(names))
 
     def steps(self) -> Mapping[str, int]:
         """Return the steps of the trials in the present round, and of one that trains alone."""

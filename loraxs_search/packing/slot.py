@@ -24,7 +24,7 @@ from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.records import AdapterSize, Head, LinearModule, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot, check_step, make_report
+from loraxs_search.trial import Snapshot, check_distinct, check_step, make_report
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -143,13 +143,14 @@ class AdaptableLayers:
         """Draw the head that the lone trial starts with, for any number of outputs; an empty one for None.
 
         Raises:
-            BaseModelError: with `head: output`, a layer before the output cannot be the identity.
+            BaseModelError: with `head: output`, a layer before the output cannot be the identity, or ends like it.
         """
         if num_outputs is None:
             return _InitialHead({}, {}, ())
         drawn = fresh_head(with_labels(self.model, num_outputs), seed)
         if which == "full" or not self._idle:
             return _InitialHead(drawn, {}, self._heads)
+        check_distinct(self.output, self._idle)  # as where the adapter is written at the end
         trained = {name: value for name, value in drawn.items() if name.startswith(f"{self.output}.")}
         fixed = {name: value for name, value in drawn.items() if name not in trained}
         return _InitialHead(trained, fixed | self._identities(fixed), (self.output,))

@@ -95,14 +95,12 @@ class _NodeStates:
 
     def _read(self, name: str) -> Snapshot | None:
         path = self._folder / name
-        if Path(name).name != name or not path.is_file():
-            return None
-        content = path.read_bytes()
-        if _digest(content) not in name.split("."):
+        if Path(name).name != name:
             return None
         try:
-            return Snapshot.from_bytes(content)
-        except StudyError:
+            content = path.read_bytes()
+            return Snapshot.from_bytes(content) if _digest(content) in name.split(".") else None
+        except (OSError, StudyError):  # another host has made room, or the disk is broken
             return None
 
     def _make_room(self, own: str, num_bytes: int, num_kept: int) -> None:
@@ -170,6 +168,10 @@ class TrialHost:
     def base_changed(self) -> bool:
         """Whether the base's weights on disk are others than those that were loaded."""
         return self._loaded.base_changed()
+
+    def can_serve(self, task: Task) -> bool:
+        """Whether a task is the one it began with, however its reports are scored."""
+        return self._serves(task)
 
     def close(self) -> None:
         """Take the active trial off the base."""
@@ -287,8 +289,13 @@ class TrialHost:
         if run is not None and run.spec == spec and run.data is data and run.step == step:
             return run
         self._park()
+        state = self._states.whole(snapshot)
         model = attach(self._loaded.model, spec, self._loaded.factors, data.kind.outputs)
-        self._active = TrialRun(spec, model, data, self._loaded.device, self._states.whole(snapshot))
+        try:
+            self._active = TrialRun(spec, model, data, self._loaded.device, state)
+        except BaseException:
+            detach(model, spec)  # the next trial shares the base
+            raise
         return self._active
 
     def _serves(self, task: Task | None) -> bool:

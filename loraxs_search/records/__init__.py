@@ -54,6 +54,7 @@ from loraxs_search.records._promotion import (
 )
 from loraxs_search.records._search import CheckpointSelection, FrontTrial, SearchPlan, SearchRun, StudyDescription
 from loraxs_search.records._task import (
+    MAX_NAME,
     AnswerFact,
     ConstantAnswer,
     DataReport,
@@ -83,6 +84,7 @@ from loraxs_search.records._trial import (
 __all__ = [
     "BASE_ALONE_ROWS",
     "MAX_AUTO_PACK_SIZE",
+    "MAX_NAME",
     "MAX_STATE_BYTES",
     "MIN_SLICE_ROWS",
     "NEGATIVE_FLIPS",

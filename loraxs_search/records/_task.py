@@ -50,6 +50,9 @@ class DataSource:
     train_rows: int | None = None
 
 
+MAX_NAME = 200  # characters of a registered name
+
+
 def registered_name(task: str, variant: str | None) -> str:
     """Return the name of a championship, `TASK` or `TASK.VARIANT`.
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from loraxs_search.errors import RegistryError
 from loraxs_search.home import home, write_atomic
 from loraxs_search.mlflow_uri import redact, sqlite_path
+from loraxs_search.records import MAX_NAME
 
 CHAMPION = "champion"
 KIND, ADAPTER = "loraxs.kind", "adapter"  # in sight: what a registered model of ours is
@@ -92,11 +93,12 @@ def check_task(task: str) -> str:
     """Return `task` if the registry can hold that name.
 
     Raises:
-        RegistryError: it holds characters other than letters, digits, `_`, `.` and `-`.
+        RegistryError: it is too long, or holds characters other than letters, digits, `_`, `.` and `-`.
     """
-    if not _TASK.fullmatch(task) or len(task) > 200:
+    if not _TASK.fullmatch(task) or len(task) > MAX_NAME:
         raise RegistryError(
-            f"`task name` must start with a letter or digit and hold only letters, digits, _ . -, but got {task!r}.",
+            f"`task name` must start with a letter or digit and hold at most {MAX_NAME} letters, digits, _ . -, but"
+            f" got {task!r}.",
             hint="`predict` takes a folder as it is, and `pull` and `--base` go with the name of a task"
             if os.sep in task
             else "`loraxs-search ls` has every task",

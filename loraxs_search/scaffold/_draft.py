@@ -330,7 +330,8 @@ def _prompt(roles: Roles) -> str:
 def _slug(name: str, config: str | None = None) -> str:
     """Return a task's name: lower-case letters, digits and dashes."""
     whole = f"{name}-{config}" if config else name
-    return re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-") or "task"
+    slug = re.sub(r"[^a-z0-9]+", "-", whole.lower()).strip("-")
+    return slug if slug not in ("", "latest") else f"task-{slug}".strip("-")  # `latest` is an alias in the registry
 
 
 def _relative(path: Path, folder: Path, mark: str = "") -> str:

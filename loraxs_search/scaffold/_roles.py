@@ -76,10 +76,16 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
     """
     _check_header(table, choices)
     _check_named(table, choices)
+    if choices.labels is not None and choices.kind not in (None, CLASSES, TAGS):
+        raise UsageError(
+            f"`--labels` must name the classes of {CLASSES} or {TAGS}, but --kind is {choices.kind}.",
+            hint="leave out --labels, or change --kind",
+        )
     if choices.kind == TAGS or (choices.kind is None and choices.text is None and _tags(table, choices)):
         return _tagged(table, choices), table
     options = _options(table, choices)
-    if choices.kind == CHOOSING or (choices.kind is None and options is not None):
+    kind = choices.kind or (CLASSES if choices.labels is not None else None)
+    if kind == CHOOSING or (kind is None and options is not None):
         if options is None:
             raise UndecidedError("kind", "A multiple-choice task needs a column of lists, but there is none.", _kinds())
         label = choices.label or _label(table, choices, but=(options,))
@@ -89,7 +95,7 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
     label = choices.label or _label(table, choices)
     texts = choices.text or _texts(table, label)
     table = cleaned(table, texts, label, choices)
-    kind = choices.kind or guess_kind(table, label)
+    kind = kind or guess_kind(table, label)
     if kind in (CLASSES, NUMBERS) and len(texts) > 2:
         raise UsageError(
             f"`--text` must name one column, or two for pairs of texts, but got {','.join(texts)}.",

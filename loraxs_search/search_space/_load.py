@@ -32,7 +32,7 @@ from loraxs_search.search_space._sections import (
     search_section,
 )
 from loraxs_search.search_space._space import Space, searched_parameters
-from loraxs_search.search_space._task import TaskSection, read_task
+from loraxs_search.search_space._task import TaskSection, direction_fault, read_task
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
@@ -339,6 +339,10 @@ def _promotion(
         if isinstance(metric, str) and metrics and metric not in metrics:
             law = asking(f"must be one of the task's metrics: {one_of(metrics, metric)}", metric, metrics)
             document.faults.add(("promotion", key), f"{law}, but got {shown(metric)}.")
+    decides = keys.get("metric") or (task.metric if task else None)
+    given_direction = None if document.faults.at_or_below(("promotion", "direction")) else keys.get("direction")
+    if decides in metrics and (fault := direction_fault(given_direction, decides)):
+        document.faults.add(("promotion", "direction"), fault)
     for name in section.methods if section is not None and methods else ():
         if fault := _not_promotable(name, methods):
             document.faults.add(("promotion", "methods"), fault)

@@ -159,9 +159,6 @@ def _metric_faults(
         remedy = f"search.objectives: [{decides}, {STORED_BYTES}], or promotion.metric: {quality}"
         law = "search.objectives and promotion must go by one metric"
         yield place, f"{law}, but got {quality} and {decides}; write {remedy}."
-    if decides == quality and (direction := rule.get("direction")) not in (None, task.search_direction):
-        law = f"must be left out, or be {task.search_direction}, as search.objectives take {quality}"
-        yield ("promotion", "direction"), f"{law}, but got {direction}."
 
 
 def _choice_faults(rule: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:

@@ -14,12 +14,12 @@ from pydantic import AfterValidator, create_model
 
 from loraxs_search.errors import LoraxsError, UsageError, asking, one_of
 from loraxs_search.paths import user_path
-from loraxs_search.records import DataSource, Direction, Split, SplitSource, Task
+from loraxs_search.records import MAX_NAME, DataSource, Direction, Split, SplitSource, Task, registered_name
 from loraxs_search.search_space._document import Document, KeyPath, as_written, parse_document, shown
 from loraxs_search.search_space._parameter_specs import known_entry
 from loraxs_search.search_space._sections import read_section
 from loraxs_search.shipped_spaces import shipped_task_path
-from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text
+from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, find_metric
 
 
 class FilesSection(Section):
@@ -147,6 +147,7 @@ class _TaskLaws:
     def check(self) -> None:
         """Report every broken law to the document."""
         self._check_names()
+        self._check_length()
         if self._kind is not None:
             for path, message in list(self._kind.laws(self._own_keys(self._kind))):
                 if not self._faulty(*path):
@@ -163,6 +164,12 @@ class _TaskLaws:
                 got = as_written(self._document, ("task", *key, index), name)
                 if isinstance(name, bool) and got != shown(name):
                     self._fault((*key, index), f"must be text, but got {got}; quote it to mean the text.")
+
+    def _check_length(self) -> None:
+        name, variant = self._sound("name"), self._sound("variant")
+        if isinstance(name, str) and (length := len(registered_name(name, variant))) > MAX_NAME:
+            law = f"must have at most {MAX_NAME} characters, with `variant` and the dot between them"
+            self._fault(("name",), f"{law}, but got {length}.")
 
     def _own_keys(self, kind: type[TaskKind]) -> dict[str, Any]:
         """Return the kind's keys that are sound, with their defaults where they are left out."""
@@ -184,6 +191,9 @@ class _TaskLaws:
             if name not in known:
                 fits = f"must fit {kind.describe(keys)} (one of: {one_of(known, name)})"
                 self._fault(path, f"{asking(fits, name, known)}, but got {shown(name)}.")
+        searched = metric or next(iter(metrics or ()), None)
+        if searched in known and (fault := direction_fault(self._sound("direction"), searched)):
+            self._fault(("direction",), fault)
 
     def _check_slices(self) -> None:
         """Refuse slices by what is asked or answered."""
@@ -205,6 +215,10 @@ class _TaskLaws:
         for key in ("config", "revision", "splits"):
             if hub is None and files is not None and data.get(key) is not None:
                 self._fault(("data", key), "must stand beside hub; data_files name their splits themselves.")
+        for split in ("validation", "test"):
+            others = [key for key in ("data_files", "splits") if _names(data.get(key), split)]
+            if others and data.get(split) is not None:
+                self._fault(("data", split), f"must be left out, since {others[0]}.{split} names these rows, too.")
         for split in files if isinstance(files, dict) else ():
             path = self._sound("data", "data_files", split)
             if isinstance(path, str):
@@ -297,6 +311,10 @@ def _likeliest_kind(given: object) -> type[TaskKind]:
     return max(KINDS.importable().values(), key=lambda kind: len(written & kind.section.model_fields.keys()))
 
 
+def _names(splits: object, split: str) -> bool:
+    return isinstance(splits, dict) and splits.get(split) is not None
+
+
 def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
     if any(key in changed for key in _SEARCHED):
         entry = {key: value for key, value in entry.items() if key not in _SEARCHED}
@@ -304,6 +322,7 @@ def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
     for key, anew in (("data", ("hub", "data_files")), ("columns", ()), ("generation", ())):
         own, known = changed.get(key), entry.get(key)
         if isinstance(own, dict) and isinstance(known, dict) and not any(source in own for source in anew):
+            known = {name: value for name, value in known.items() if not _names(own.get("splits"), name)}
             merged[key] = {**known, **own}  # of another source, nothing stays
     for key, other in (("prompt", "messages"), ("messages", "prompt")):
         if key in changed and other not in changed:
@@ -335,6 +354,14 @@ def catalogue_task(name: str) -> Task:
     if task is None:
         document.faults.fail(name, document.locations)
     return task
+
+
+def direction_fault(given: Direction | None, metric: str) -> str | None:
+    """Say what is wrong with a `direction` beside a metric, whose own it must be."""
+    known = find_metric(metric)
+    if known is None or given in {None, known.direction}:
+        return None
+    return f"must be left out, or be {known.direction}, the direction of {metric}, but got {given}."
 
 
 def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:

@@ -12,7 +12,7 @@ from loraxs_search.trial.evaluate import (
     split_metrics,
 )
 from loraxs_search.trial.linear_probe import fit_linear_probe
-from loraxs_search.trial.run import TrialRun, attach, check_step, detach, load_parameters, make_report
+from loraxs_search.trial.run import TrialRun, attach, check_distinct, check_step, detach, load_parameters, make_report
 from loraxs_search.trial.snapshot import Snapshot
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "TrialRun",
     "ask",
     "attach",
+    "check_distinct",
     "check_step",
     "detach",
     "evaluate",

@@ -24,7 +24,7 @@ from loraxs_search.tasks.kinds import PassOutputs
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.tasks.read import fixed_subset
 
-_MAX_ROWS, _MAX_READS = 2000, 20_000
+_LEAST_ROWS, _MAX_ROWS, _MAX_READS = 10, 2000, 20_000
 # Products of numbers in passes over the base, and not seconds: the same rows are read on every machine.
 _CPU_PRODUCTS, _ACCELERATOR_PRODUCTS = 8e11, 1e15
 _CPU_TOKENS, _ACCELERATOR_TOKENS = 1024, 8192  # of a pass
@@ -53,6 +53,9 @@ def fit_linear_probe(data: PreparedTask, model: PreTrainedModel) -> LinearProbe:
     assert isinstance(layer, nn.Linear)
     started = time.perf_counter()
     x_MD, rows = _head_inputs(data, model, layer)
+    if len(rows.counts) < _LEAST_ROWS:
+        law = f"it needs {_LEAST_ROWS} train rows, but of this base and rows so long, this device reads"
+        return LinearProbe(reason=f"{law} {len(rows.counts)} before the first trial")
     fitted = _fit(_Problem(data, x_MD, rows, has_bias=layer.bias is not None))
     if not all(bool(value.isfinite().all()) for value in fitted.values()):
         return LinearProbe(reason="the base's numbers are not finite")

@@ -174,7 +174,7 @@ def attach(
     hyper = spec.hyperparameters
     trained, idle = _start_head(model, hyper.head, hyper.seed)
     if idle:
-        _check_distinct(trained[0], idle)
+        check_distinct(trained[0], idle)
     _continue_head(model, hyper, trained, outputs or OutputScale())
     # With a task type PEFT would train the whole head by itself.
     task_type = None if idle else peft_task_type(model)
@@ -207,8 +207,14 @@ def _continue_head(
         own[name].copy_(value)
 
 
-def _check_distinct(output: str, idle: Sequence[str]) -> None:
-    """PEFT finds modules by the end of their name: DistilBERT's `pre_classifier` would be trained as `classifier`."""
+def check_distinct(output: str, idle: Sequence[str]) -> None:
+    """Refuse an output layer whose name ends that of a layer before it.
+
+    PEFT finds modules by the end of their name: DistilBERT's `pre_classifier` would be trained as `classifier`.
+
+    Raises:
+        BaseModelError: with both names.
+    """
     if ambiguous := [name for name in idle if name.endswith(output)]:
         raise BaseModelError(
             f"`head: output` needs an output layer whose name ends no other's, but {output} ends {ambiguous[0]}.",

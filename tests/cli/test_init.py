@@ -193,6 +193,20 @@ def test_ratings_may_be_a_regression(say: Say, rows_folder: Path) -> None:
     assert "--kind regression" not in drafted(say, "two.csv", csv_of(labels=("1", "2"))).err
 
 
+def test_labels_say_that_answers_are_classes(say: Say, rows_folder: Path) -> None:
+    numbers = [str(number) for number in range(1, 26)]
+    named = ("--labels", ",".join(numbers))
+    assert drafted(say, "rows.csv", csv_of(100, labels=numbers), *named).ok
+    assert load_space("./rows.yaml").task.labels == tuple(numbers)
+    said = drafted(say, "other.csv", csv_of(100, labels=numbers), *named, "--kind", "regression")
+    assert said.is_error(2, "--labels")
+
+
+def test_a_file_may_be_called_like_an_alias(say: Say, rows_folder: Path) -> None:
+    assert drafted(say, "latest.csv", csv_of()).ok
+    assert load_space("./task-latest.yaml").task.name == "task-latest"
+
+
 @pytest.mark.parametrize(
     ("text", "is_warned"),
     [

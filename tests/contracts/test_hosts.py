@@ -14,6 +14,7 @@ import pytest
 import torch
 from support.spaces import SPACE
 
+from loraxs_search.base_model import resolved_pooling
 from loraxs_search.errors import (
     LoraxsError,
     RankError,
@@ -149,6 +150,23 @@ def test_a_trial_that_is_given_up_ends_before_its_next_step(host: Host, make_spe
     assert host.advance(spec, 4, state, task)[0].metrics == undisturbed.metrics
 
 
+def test_a_second_caller_of_a_trial_can_be_given_up_too(
+    make: Callable[[str], Host], make_spec: Any, task: Task, in_warm_home: Path
+) -> None:
+    host, spec = make("packed"), make_spec("7", max_steps=1_000_000)
+    with ThreadPoolExecutor(2) as callers:
+        first = callers.submit(host.advance, spec, 40, None, task)
+        while not host.steps() and not first.done():
+            time.sleep(0.01)
+        second = callers.submit(host.advance, spec, 1_000_000, None, task)
+        assert first.result()[0].step == 40
+        while not second.done():
+            host.cancel([spec.name])
+            wait([second], timeout=0.05)
+    assert isinstance(second.exception(), TrialCancelledError)
+    host.close()
+
+
 def test_a_trial_that_nobody_waits_for_is_not_given_up_the_next_time(host: Host, make_spec: Any, task: Task) -> None:
     spec = make_spec("8")
     _, state = host.advance(spec, 2, None, task)
@@ -250,6 +268,11 @@ def test_it_says_what_it_has_loaded(host: Host, task: Task) -> None:
 
 def test_a_second_task_is_served_or_refused(host: Host, make_spec: Any, task: Task) -> None:
     other, spec = replace(task, name="other", max_length=16), make_spec("11")
+    assert host.can_serve(task.for_candidates)
+    auto = replace(task, pooling="auto")  # of the host's base it is the same task, or another
+    is_same = resolved_pooling("auto", host.info(task).base) == host.info(task).pooling
+    assert host.can_serve(auto) == (is_same or isinstance(host, PackedHost))
+    assert host.can_serve(other) == isinstance(host, PackedHost)
     if not isinstance(host, PackedHost):
         with pytest.raises(UsageError, match="serves one task"):
             host.advance(spec, 2, None, other)

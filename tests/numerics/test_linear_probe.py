@@ -129,12 +129,19 @@ def test_a_large_base_and_long_rows_are_read_in_part_and_a_clock_decides_nothing
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = fit_linear_probe(world.data, world.model)
-    monkeypatch.setattr("loraxs_search.trial.linear_probe._CPU_PRODUCTS", 1e6)
+    monkeypatch.setattr("loraxs_search.trial.linear_probe._CPU_PRODUCTS", 4e6)
     part = fit_linear_probe(world.data, world.model)
     assert 0 < part.num_rows < whole.num_rows
     monkeypatch.setattr(time, "thread_time", count(0.0, 100.0).__next__)  # as on a busy machine
     again = fit_linear_probe(world.data, world.model)
     assert (again.content, again.num_rows) == (part.content, part.num_rows)
+
+
+def test_a_few_rows_make_no_probe(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraxs_search.trial.linear_probe._CPU_PRODUCTS", 1)
+    found = fit_linear_probe(world.data, world.model)
+    assert not found.content
+    assert "needs 10 train rows" in found.reason
 
 
 @pytest.mark.parametrize("packed", [False, True])

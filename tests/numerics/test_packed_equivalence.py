@@ -14,7 +14,7 @@ import torch
 from support.families import families
 
 from loraxs_search.base_model import init_head, load_model
-from loraxs_search.errors import RankError, TargetModulesError, TrialDivergedError, UsageError
+from loraxs_search.errors import BaseModelError, RankError, TargetModulesError, TrialDivergedError, UsageError
 from loraxs_search.packing.pack import Pack
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import PreparedTask, prepare
@@ -92,6 +92,17 @@ def test_heads_that_train_their_output_alone(make_world: Callable[..., Any], fam
         lone = world.lone(spec, snapshot.step)
         assert world.distance(snapshot, lone) < TOLERANCE, spec
         assert size == lone.reports[-1].size
+
+
+def test_an_output_layer_that_peft_would_confuse_is_refused_before_the_first_step(
+    make_world: Callable[..., Any],
+) -> None:
+    world = make_world("distilbert")
+    spec = world.spec("1", head="output")
+    with pytest.raises(BaseModelError, match="classifier ends pre_classifier"):
+        world.lone(spec, 1)
+    with pytest.raises(BaseModelError, match="classifier ends pre_classifier"):
+        world.join(world.pack(), [spec])
 
 
 def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:

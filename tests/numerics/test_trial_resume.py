@@ -91,6 +91,24 @@ def test_a_diverging_trial_says_so_and_leaves_the_host_as_it_was(host: TrialHost
     assert_same_bits(Snapshot.from_bytes(before), Snapshot.from_bytes(after))
 
 
+def test_a_trial_that_cannot_begin_leaves_the_host_as_it_was(
+    host: TrialHost, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = spec(host, tiny_space), spec(host, tiny_space, "00001", rank=2, seed=9)
+    _, before = host.advance(good, 4, None)
+    host.release(good)
+    with monkeypatch.context() as broken:
+        broken.setattr("loraxs_search.packing.trial_host.TrialRun", _no_memory)
+        with pytest.raises(MemoryError):
+            host.advance(bad, 4, None)
+    _, after = host.advance(good, 4, None)
+    assert_same_bits(Snapshot.from_bytes(before), Snapshot.from_bytes(after))
+
+
+def _no_memory(*_: object) -> None:
+    raise MemoryError
+
+
 def test_the_head_learns_at_its_own_rate(host: TrialHost, tiny_space: Path) -> None:
     frozen_head = spec(host, tiny_space, head_learning_rate=1e-30)
     _, start = host.advance(frozen_head, 0, None)

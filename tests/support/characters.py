@@ -21,11 +21,17 @@ CHAT = (
 )
 
 
-def characters(*, prepend: str = "never", begins: bool = False, chat: str | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer of single characters; a space is written as the mark that SentencePiece has for it."""
+def characters(
+    *, prepend: str = "never", begins: bool = False, chat: str | None = None, drops: bool = False
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters; a space is written as the mark that SentencePiece has for it.
+
+    Args:
+        drops: Leave out characters that it does not know, instead of writing `<unk>`.
+    """
     special = ["<pad>", "<unk>", "<s>", "</s>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
     ids = {token: i for i, token in enumerate([*special, *"▁\n:?", *ascii_letters, *digits])}
-    raw = Tokenizer(models.BPE(ids, [], unk_token="<unk>"))
+    raw = Tokenizer(models.BPE(ids, [], unk_token=None if drops else "<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend)
     raw.decoder = decoders.Metaspace(prepend_scheme=prepend)
     if begins:

@@ -92,7 +92,7 @@ def launch_together(
         A result for each space, in their order.
     Raises:
         SpaceError: a space has faults.
-        UsageError: the spaces do not agree in base, in how it is loaded, or in precision.
+        UsageError: the spaces do not agree in base, in how it is loaded, in precision, device or pack size.
         LoraxsError: studies ended with an error; the message has them all. The others have finished.
     """
     loaded = [open_space(space, overrides) for space in spaces]
@@ -128,6 +128,7 @@ def _check_together(spaces: Sequence[Space]) -> None:
         "`base_model`": lambda space: " ".join(filter(None, astuple(space.base_model))),
         "`search.precision`": lambda space: space.search.precision,
         "`search.device`": lambda space: space.search.device,
+        "`search.pack_size`": lambda space: space.search.pack_size,
         "how `task.kind` loads the base": _body,
     }
     for name, of in values.items():

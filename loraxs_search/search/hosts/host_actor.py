@@ -116,7 +116,6 @@ class HostActor:
         _end_with_unborn_threads()
         self._config, self._threads, self._address = config, threads, address
         self._host: Host | None = None
-        self._first: Task | None = None  # that it was built for
         self._loaded: dict[str, Identity] = {}  # by task: base and rows when the rows were last read
         self._loading = threading.RLock()
         self._home_in_use = contextlib.ExitStack()  # until the process ends
@@ -194,9 +193,9 @@ class HostActor:
 
     def _load(self, task: Task) -> HostInfo:
         """Bring base and rows up to date with their files; unchanged ones stay loaded."""
-        if self._host is not None and (self._serves_another_task(task) or self._host.base_changed()):
+        if self._host is not None and (not self._host.can_serve(task) or self._host.base_changed()):
             self._host.close()
-            self._host = self._first = None
+            self._host = None
             self._loaded.clear()
         if self._host is None:
             check_versions(self._address, self._config.versions)
@@ -206,13 +205,7 @@ class HostActor:
         else:
             info = self._host.info(task, anew=True)
         self._loaded[to_json(task)] = info.identity
-        self._first = self._first or task
         return info
-
-    def _serves_another_task(self, task: Task) -> bool:
-        """Whether this is a host of lone trials, which serves one task, that an earlier search has left here."""
-        first = self._first
-        return not self._config.packed and first is not None and first.for_candidates != task.for_candidates
 
 
 def _bring_assets(spec: TrialSpec) -> None:

@@ -29,7 +29,7 @@ from loraxs_search.tasks.kinds._requests import ForwardRequest, RequestGenerator
 from loraxs_search.tasks.kinds._section import Text
 from loraxs_search.tasks.kinds._templates import PromptSection, prompt_fields, prompt_laws
 from loraxs_search.tasks.metrics import CLASS_METRICS, TOKEN_METRICS
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, raise_joined
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, check_question, collected, raise_joined, refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -251,6 +251,8 @@ class MultipleChoice(LanguageModelKind):
         fixed = self.options.fixed
         texts = rows.extras[_OPTIONS] if fixed is None else [fixed] * len(rows)
         choices = Choices.of(texts, rows.labels, tokenizer)
+        empty = [row for row, own in enumerate(choices.tokens) if not all(own)]  # it would be the likeliest of all
+        refuse(self.task, "each option must have a token", texts, empty, rows.place or SourceLocation("the request"))
         asked = bool((rows.labels == _UNLEARNT).any())
         answers = None if asked else [own[label] for own, label in zip(choices.tokens, choices.labels, strict=True)]
         encoded = self.joined(rows, tokenizer, answers, [max(map(len, own)) for own in choices.tokens])

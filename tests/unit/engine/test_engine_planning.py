@@ -72,6 +72,15 @@ def test_little_is_padded_for_the_batches_that_trials_draw(num_trials: int, mean
     assert padding(wanted, plan_passes(wanted, 3072)) < sum(alone) / sum(int(d.lengths.sum()) for d in wanted) + 0.05
 
 
+@pytest.mark.parametrize(("positions", "longest"), [(300, 297), (513, 513), (1000, 993)])
+def test_no_row_is_padded_beyond_the_positions_of_a_base(positions: int, longest: int) -> None:
+    wanted = [Demand("1", np.array([longest, longest - 1, 20]))]
+    assert max(shared.width for shared in plan_passes(wanted, 4096)) > positions
+    assert max(shared.width for shared in plan_passes(wanted, 4096, max_width=positions)) in range(
+        longest, positions + 1
+    )
+
+
 def test_rows_of_several_trials_share_a_pass() -> None:
     wanted = [Demand(trial, np.full(4, 10)) for trial in "abcd"]
     (only,) = plan_passes(wanted, 1000)

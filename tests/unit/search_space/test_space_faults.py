@@ -122,6 +122,8 @@ metric | confidence: 1.0 | promotion.confidence | must be below 1
 metric | direction: maximise | promotion.direction | did you mean maximize? It must be one of: maximize
 metric | methods: [lora-x] | promotion.methods | did you mean lora-xs? It must be among the space's methods: lora-xs
 metric | direction: up | promotion.direction | must be one of: maximize, minimize
+metric | direction: minimize | promotion.direction | must be left out, or be maximize, the direction of accuracy, but
+name | direction: minimize | task.direction | must be left out, or be maximize, the direction of accuracy, but got
 metric | guards: {f1: -1} | promotion.guards.f1 | must be at least 0
 metric | guards: [f1] | promotion.guards | must be a mapping
 metric | guards: {slice_loss: 0.02} | promotion.guards | must stand beside `task.slices` where it names slice_loss
@@ -183,12 +185,14 @@ def test_all_faults_are_told_at_once_in_file_order(text, parse, chosen):
 
 def _hangs_on_another(key, keys):
     """Whether a law between two keys cannot be checked, because the other one is wrong itself."""
-    if key in ("promotion.metric", "search.objectives[0]"):
+    if key in ("promotion.metric", "promotion.direction", "search.objectives[0]"):
         return any(other.startswith("task.") for other in keys)
     if key == "task.slices[1]":
         return "task.columns.label" in keys
     if key == "promotion.guards":
         return any(other.startswith("task.slices") for other in keys)
+    if key == "task.direction":
+        return "task.kind" in keys or any(other.startswith("task.metric") for other in keys)
     if key.startswith("task.metrics") or key == "task.labels":
         return "task.kind" in keys or "task.labels[0]" in keys
     parents = ("parameters.rank", "parameters.rnk", "parameters.learning_rate")
@@ -251,12 +255,23 @@ def test_regression_has_no_labels_and_its_own_metrics(text, faults):
         ("{config: a}", "but got neither"),
         ("{data_files: {train: train.jsonl}, config: a}", "must stand beside hub"),
         ("{data_files: {validation: train.jsonl}}", "task.data.data_files.train: is required"),
+        (
+            "{data_files: {train: train.jsonl, test: train.jsonl}, test: {hub: a}}",
+            "since data_files.test names these rows",
+        ),
         ("{hub: a, splits: {dev: b}}", "task.data.splits.dev: must be one of: train, validation, test"),
     ],
 )
 def test_data_comes_from_one_place(text, faults, data, told):
     lines = faults(text.replace("data:\n    data_files: {train: train.jsonl}", f"data: {data}"))
     assert any(told in line for line in lines)
+
+
+def test_a_name_and_its_variant_fit_the_registry(text, faults, parse):
+    named = text.replace("  name: reviews\n", f"  name: {'r' * 139}\n  variant: {'v' * 60}\n")
+    assert len(parse(named).task.registered_name) == 200
+    (fault,) = faults(named.replace("vvv", "vvvv", 1))
+    assert "task.name: must have at most 200 characters, with `variant` and the dot between them, but got 201" in fault
 
 
 NO_PATHS = {

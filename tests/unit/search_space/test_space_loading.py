@@ -171,6 +171,13 @@ def test_a_catalogue_task_with_keys_changed(parse, folder):
     assert parse(CATALOGUE.format(task="{use: stsb, metric: mse}")).task.direction == "minimize"
 
 
+def test_a_split_that_is_named_anew_is_not_taken_from_where_the_catalogue_has_it(parse):
+    own = "{use: metamath_gsm8k, data: {splits: {train: 'train[:-500]', test: 'train[-500:]'}}}"
+    source = parse(CATALOGUE.format(task=own)).task.source
+    assert source.splits == {"train": "train[:-500]", "test": "train[-500:]"}
+    assert set(source.elsewhere) == {"validation"}
+
+
 def test_answers_that_are_numbers_have_no_flips_to_guard_against(faults):
     (line,) = faults(CATALOGUE.format(task="stsb") + "promotion: {guards: {negative_flips: 0.02}}\n")
     assert "promotion.guards: must not name negative_flips: the task's answers are numbers" in line

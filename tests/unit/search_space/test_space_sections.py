@@ -21,13 +21,14 @@ def test_objectives_that_contradict_the_promotion_rule_are_told_all_at_once(text
         ' "f1".',
         "space.yaml:21: promotion.metric: search.objectives and promotion must go by one metric, but got accuracy and"
         " f1; write search.objectives: [f1, stored_bytes], or promotion.metric: accuracy.",
+        "space.yaml:22: promotion.direction: must be left out, or be maximize, the direction of f1, but got minimize.",
         "space.yaml:23: promotion.choose: smallest must stand beside a tolerance, which says what fewer bytes may cost,"
         " but there is none; write tolerance: 0.005, or choose: best.",
         "space.yaml:24: promotion.candidates: must be at least 2 beside choose: smallest, since tolerance counts from"
         " the best, but got 1.",
     ]
     (fault,) = faults(begin + CONTRADICTING.partition("  metric")[0] + "promotion: {direction: minimize}\n")
-    assert "promotion.direction: must be left out, or be maximize, as search.objectives take accuracy" in fault
+    assert "promotion.direction: must be left out, or be maximize, the direction of accuracy" in fault
 
 
 def test_where_promotion_says_nothing_the_objectives_contradict_the_task(text, faults):

@@ -103,14 +103,14 @@ class Disk:
 
     def make(self, config: HostConfig, task: Task, threads: int) -> Any:
         self.num_loads += 1
-        return LoadedHost(self)
+        return LoadedHost(self, None if config.packed else task.name)
 
 
 class LoadedHost:
     """Keeps what it has read, and trains on that."""
 
-    def __init__(self, disk: Disk) -> None:
-        self._disk, self._base = disk, disk.base
+    def __init__(self, disk: Disk, only: str | None) -> None:
+        self._disk, self._base, self._only = disk, disk.base, only
         self._rows: dict[str, str] = {}
 
     def info(self, task: Task, *, anew: bool = False) -> HostInfo:
@@ -123,6 +123,9 @@ class LoadedHost:
 
     def base_changed(self) -> bool:
         return self._disk.base != self._base
+
+    def can_serve(self, task: Task) -> bool:
+        return self._only in (None, task.name)
 
     def close(self) -> None:
         self._base = "closed"

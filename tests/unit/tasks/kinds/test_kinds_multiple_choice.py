@@ -48,6 +48,13 @@ def test_a_question_with_one_option_is_refused(make):
         checked(make()).questions([("one", "a|b"), ("two", "a")])
 
 
+def test_an_option_without_a_token_is_refused(make):
+    task = make(labelled([0, 1, 0]), options=["x", "\N{SNOWMAN}"])
+    assert len(prepare(task, characters()).encoded("train")) == 3
+    with pytest.raises(TaskDataError, match="each option must have a token"):
+        prepare(task, characters(drops=True))
+
+
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 def shown(tokenizer, ids) -> str:
     return "".join(tokenizer.convert_ids_to_tokens(np.asarray(ids).tolist()))
