@@ -98,8 +98,6 @@ StudyArgument = Annotated[str, typer.Argument(help="Name of the study.", autocom
 StudiesArgument = Annotated[
     list[str], typer.Argument(help="Names of studies.", metavar="STUDY", autocompletion=studies)
 ]
-TrialArgument = Annotated[str, typer.Argument(help="A trial of the study, such as 00004.", autocompletion=trials)]
-TrialsArgument = Annotated[list[str], typer.Argument(help="Trials of the study.", autocompletion=trials)]
 TaskArgument = Annotated[str, typer.Argument(help="Name of the task.", autocompletion=tasks)]
 SpaceArgument = Annotated[
     str, typer.Argument(help="A space file, or the name of a shipped space.", autocompletion=spaces)

@@ -72,7 +72,6 @@ class PackedHost(TrialHost):
             suits the device, and that trials whose layers cannot share a pass are advanced between rounds, each alone,
             as those of a method that cannot always are. Too many for the device's memory become fewer, with a warning.
         largest: The largest trial to come, by which slots are counted.
-        max_tokens: Padded tokens of one pass; None means what suits the device.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that continue together are scored together.
         max_state_bytes: Larger states of trials stay on the node.
@@ -91,7 +90,6 @@ class PackedHost(TrialHost):
         largest: LargestTrial = _UNKNOWN,
         precision: Precision = "auto",
         device: str = "auto",
-        max_tokens: int | None = None,
         linger_s: float = LINGER_S,
         gather_s: float = 0.0,
         max_state_bytes: int = MAX_STATE_BYTES,
@@ -100,7 +98,7 @@ class PackedHost(TrialHost):
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
         super().__init__(base, task, precision=precision, device=device, max_state_bytes=max_state_bytes)
         loaded, self._takes_turns = self._loaded, slots is None
-        budget = max_tokens or capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
+        budget = capacity.token_budget(loaded.modules, loaded.dtype, loaded.device)
         executor = PassExecutor(*workers_for(loaded.device))
         sharing = _sharing(loaded, refuse=slots is not None)
         self._pack = Pack(

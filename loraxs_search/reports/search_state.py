@@ -87,8 +87,6 @@ class SearchState:
         self.phase: events.Phase | None = None
         self.trials: dict[str, TrialLine] = {}
         self.baselines: dict[str, Mapping[str, float]] = {}
-        self.candidates: dict[str, Mapping[str, float]] = {}
-        self.warnings: list[str] = []
         self.steered = ""  # the last that people asked of the search, and its answer
         self.steering = SteeringStatus()
         self.ended: events.SearchEnded | None = None
@@ -102,7 +100,8 @@ class SearchState:
         """Take the next event."""
         self._derived.clear()
         self.study = event.study or self.study
-        _TAKE[type(event)](self, event)
+        if take := _TAKE.get(type(event)):  # views show the others once, as they come
+            take(self, event)
 
     # ---- how it stands -----------------------------------------------------------------------------------------------
     @property
@@ -311,9 +310,6 @@ class SearchState:
         trial = self.trials[event.trial_id]
         trial.state, trial.current_step = event.state, 0
 
-    def _warned(self, event: events.Warned) -> None:
-        self.warnings.append(event.text)
-
     def _steered(self, event: events.Steered) -> None:
         self.steered = event.text
         if event.status is not None:
@@ -323,13 +319,6 @@ class SearchState:
 
     def _baseline_scored(self, event: events.BaselineScored) -> None:
         self.baselines[event.name] = event.metrics
-
-    def _candidate_scored(self, event: events.CandidateScored) -> None:
-        if event.split == "validation":
-            self.candidates[event.trial] = event.metrics
-
-    def _data_read(self, event: events.DataRead) -> None:
-        """Say nothing of how the search stands: views show it once, as it comes."""
 
     def _search_ended(self, event: events.SearchEnded) -> None:
         self.ended = event
@@ -342,10 +331,7 @@ _TAKE: Mapping[type[events.ShownEvent], Callable[[SearchState, Any], None]] = {
     events.TrialReported: SearchState._reported,
     events.TrialEnded: SearchState._trial_ended,
     events.TrialsAdvanced: SearchState._advanced,
-    events.Warned: SearchState._warned,
     events.Steered: SearchState._steered,
     events.BaselineScored: SearchState._baseline_scored,
-    events.CandidateScored: SearchState._candidate_scored,
     events.SearchEnded: SearchState._search_ended,
-    events.DataRead: SearchState._data_read,
 }

@@ -33,15 +33,8 @@ class FilesSection(Section):
     """Test rows. Without them, a part of the training rows is set aside."""
 
 
-class SplitsSection(Section):
+class SplitsSection(FilesSection):
     """The dataset's own name of each split. `train[:1000]` takes the first thousand rows."""
-
-    train: Text
-    """Training rows."""
-    validation: Text | None = None
-    """Validation rows. Without them, a part of the training rows is set aside."""
-    test: Text | None = None
-    """Test rows. Without them, a part of the training rows is set aside."""
 
 
 class SplitSection(Section):

@@ -42,15 +42,11 @@ class Verb(ABC):
     Args:
         name: What people type.
         trials: Which trials it takes: none; any number, where none is the whole study; one; one or more.
-        options: Its options with their types; a `bool` is a flag. `now` is `--now` on the command line and in a tag.
-        takes_params: Whether it takes `--set NAME=VALUE`.
         after_training: Whether it may come when the study has no more to train.
     """
 
     name: ClassVar[str]
     trials: ClassVar[Trials] = "none"
-    options: ClassVar[Mapping[str, type[Scalar]]] = {}
-    takes_params: ClassVar[bool] = False
     after_training: ClassVar[bool] = False
 
     @abstractmethod

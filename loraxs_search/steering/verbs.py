@@ -29,7 +29,6 @@ class Stop(Verb):
 
     name = "stop"
     trials: ClassVar[Trials] = "some"
-    options: ClassVar[Mapping[str, type[Scalar]]] = {"now": bool}
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
         check_unended(command, study)
@@ -203,7 +202,6 @@ class Extend(Verb):
     """
 
     name = "extend"
-    options: ClassVar[Mapping[str, type[Scalar]]] = {"trials": int, "time": str}
     after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
@@ -291,7 +289,6 @@ class Add(Verb):
     """
 
     name = "add"
-    takes_params = True
     after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
@@ -317,8 +314,6 @@ class Clone(Verb):
 
     name = "clone"
     trials: ClassVar[Trials] = "one"
-    options: ClassVar[Mapping[str, type[Scalar]]] = {"force": bool}
-    takes_params = True
     after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:

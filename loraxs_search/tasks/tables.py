@@ -105,7 +105,7 @@ def read_table(path: Path) -> Table:
     return table
 
 
-def read_hub_table(hub: str, config: str | None, split: str | None, cache_dir: Path | None = None) -> Table:
+def read_hub_table(hub: str, config: str | None, split: str | None) -> Table:
     """Read all columns of a data set's training rows, of at most 100,000 of them.
 
     Args:
@@ -117,7 +117,7 @@ def read_hub_table(hub: str, config: str | None, split: str | None, cache_dir: P
     """
     import datasets
 
-    loaded = load_splits(hub, config, rows_cache(cache_dir))
+    loaded = load_splits(hub, config, rows_cache(None))
     names = list(loaded)
     chosen = split or ("train" if "train" in names or len(names) > 1 else names[0])
     if chosen not in names:

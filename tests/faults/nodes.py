@@ -18,7 +18,7 @@ from typing import Any
 from support.boxes import Boxes
 from support.ports import free_port
 
-from faults.world import kill_tree, tree
+from faults.world import kill_tree
 
 _ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 _RAY = Path(sys.executable).with_name("ray")
@@ -154,10 +154,3 @@ def _running(made: Cluster) -> Iterator[Cluster]:
         yield made
     finally:
         made.stop()
-
-
-def on_node(node: Node, title: str) -> list[int]:
-    """Return the processes of a node whose title holds a text."""
-    from faults.world import titled
-
-    return titled(tree(node.process.pid), title) if node.process else []

@@ -65,12 +65,6 @@ class Page:
         cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
         return {first: tuple(others) for first, *others in cells}
 
-    @property
-    def prose(self) -> str:
-        """The text without its blocks and tables."""
-        text = re.sub(r"^```.*?^```$", "", self.text, flags=re.MULTILINE | re.DOTALL)
-        return re.sub(r"^(\||    ).*$", "", text, flags=re.MULTILINE)
-
 
 README = Page("README.md")
 SEARCH_SPACES = Page("search_spaces/README.md")

@@ -78,10 +78,6 @@ class Slurm:
         """Return the state of a job, such as RUNNING."""
         return self.ok("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T")
 
-    def node_state(self, box: Box) -> str:
-        """Return the state of a node, such as idle."""
-        return self.ok("sinfo", "--noheader", f"--nodes={box.name}", "--format=%T")
-
     def all_idle(self) -> bool:
         done = self.run("sinfo", "--noheader", "--Node", "--format=%T")
         return done.stdout.split() == ["idle"] * len(self.boxes)
