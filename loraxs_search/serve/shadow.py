@@ -151,5 +151,8 @@ def _line(
 def _append(to: AppendLog, lines: Sequence[str]) -> None:
     """Write lines behind the last whole one; threads and servers take turns."""
     with file_lock(lock_beside(to.path)):
+        size = to.path.stat().st_size if to.path.exists() else 0
+        if size < to.end:  # rotated: `append` would fill up to the old end with NUL bytes
+            to.end = 0
         to.skip()  # what others have written
         to.append("".join(lines).encode())

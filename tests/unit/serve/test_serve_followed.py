@@ -216,6 +216,20 @@ def test_half_a_line_costs_no_other(tmp_path):
     assert read_shadow_log(path, "b")["a"].num_rows == 4
 
 
+@pytest.mark.parametrize("left", [None, b"", b"{}\n", b'{"half'])
+def test_a_log_that_is_moved_away_or_cut_begins_anew(left, tmp_path):
+    log = AppendLog(tmp_path / "log.jsonl")
+    _append(log, ["first, before the rotation\n"])
+    log.path.rename(tmp_path / "log.jsonl.1")
+    if left is not None:
+        log.path.write_bytes(left)
+    for line in ("second\n", "third\n"):
+        _append(log, [line])
+    kept = "{}\n" if left == b"{}\n" else ""
+    assert log.path.read_text() == kept + "second\nthird\n"
+    assert (tmp_path / "log.jsonl.1").read_text() == "first, before the rotation\n"
+
+
 def test_a_log_of_a_shadow_is_rows_for_the_next_search(registry, encoder, folders, tmp_path, monkeypatch):
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
     server = Server(ServedModels(["task-2"], uri=registry[0]), shadows=[f"task-2={folders['two-again']}"])
