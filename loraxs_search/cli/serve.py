@@ -20,9 +20,11 @@ from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri
 
 _END_AFTER_S = 30  # after a signal, whatever connections are still open
+_VLLM_LACKS = ("api_key_file", "max_bytes", "max_rows", "queue", "shadow", "device", "address", "replicas")
 
 
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
+    ctx: typer.Context,
     tasks: Annotated[
         list[str] | None, typer.Argument(help="Tasks of the registry, all on one base.", autocompletion=adapters)
     ] = None,
@@ -83,7 +85,8 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     die. With MIN:MAX their number follows the requests. The same line again replaces them one after the other, and the
     first process ends. Ctrl-C or SIGTERM takes them down, as does --down after a driver was killed.
 
-    --print-vllm prints the command that has vLLM serve tasks that write instead, by the same names.
+    --print-vllm prints the command that has vLLM serve tasks that write instead, by the same names, at --host and
+    --port. vLLM reads an API key from VLLM_API_KEY.
 
     Example: loraxs-search serve movie-reviews --port 8000
     """
@@ -96,9 +99,10 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
             hint="`loraxs-search ls` lists the tasks",
         )
     if print_vllm:
+        _check_for_vllm(ctx)
         from loraxs_search.serve.vllm_command import vllm_command
 
-        print(vllm_command(tasks or (), uri=resolve_uri(tracking_uri), base=base))
+        print(vllm_command(tasks or (), uri=resolve_uri(tracking_uri), base=base, host=host, port=port))
         return
     _check_place(address, replicas, port=port, device=device, shadow=shadow)
     _check_installed(("fastapi", "prometheus_client", "uvicorn"), "serve")
@@ -172,6 +176,19 @@ def _take_down(address: str | None) -> None:
 
         if not take_down():
             raise ClusterError(f"Nothing is served on the cluster at {address}.", hint="`serve status` shows more")
+
+
+def _check_for_vllm(ctx: typer.Context) -> None:
+    """Refuse options that the printed command could not keep, even at their defaults."""
+    sources = {name: ctx.get_parameter_source(name) for name in _VLLM_LACKS}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if not given:
+        return
+    hint = "leave them out, and add options of vLLM to the printed command"
+    if "api_key_file" in given:  # a key on a command line is seen by every user of the machine
+        hint += "; vLLM reads its key from VLLM_API_KEY (or --api-key, which other users of the machine can see)"
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+    raise UsageError(f"`--print-vllm` must go without options that vLLM lacks, but got {options}.", hint=hint)
 
 
 def _check_place(

@@ -56,13 +56,17 @@ def rank_option(rank: int) -> int:
     return next(allowed for allowed in _RANKS if allowed >= rank)
 
 
-def vllm_command(tasks: Sequence[str], *, uri: str, base: str | None = None) -> str:
+def vllm_command(
+    tasks: Sequence[str], *, uri: str, base: str | None = None, host: str = "127.0.0.1", port: int = 8000
+) -> str:
     """Return the line of a shell that serves tasks with vLLM.
 
     Args:
         tasks: All on one base; empty means every task of the registry that fits the first that vLLM can serve.
         uri: The registry, as `resolve_uri` gives it.
         base: Name of the base that tasks must be on; None takes that of the first.
+        host: Where vLLM listens. The line always names it: vLLM's own default is every interface, without a key.
+        port: The port there.
     Raises:
         RegistryError: a task is not in the registry.
         UsageError: there is none to serve, or one cannot be served, or not beside the others.
@@ -84,7 +88,9 @@ def vllm_command(tasks: Sequence[str], *, uri: str, base: str | None = None) -> 
     options = ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(min(len(manifests), _MAX_LORAS))]
     options += ["--generation-config", "vllm"]  # without the penalties of the base's own settings
     lines = [f"{name}={shlex.quote(value)}" for name, value in variables.items() if value]
-    return " \\\n".join([*lines, shlex.join(["vllm", "serve", *model]), "  " + shlex.join(options)])
+    place = ["--host", host, "--port", str(port)]
+    command = ["vllm", "serve", *model]
+    return " \\\n".join([*lines, shlex.join(command), "  " + shlex.join(place), "  " + shlex.join(options)])
 
 
 def _told(uri: str) -> str | None:

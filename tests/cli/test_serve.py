@@ -35,6 +35,25 @@ def test_what_cannot_be_served_is_said(arguments, says, say, store_uri, tmp_path
     assert says in " ".join(said.err.split())
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--api-key-file", "nowhere.txt"),
+        ("--max-bytes", "1GiB"),
+        ("--max-rows", "1024"),
+        ("--queue", "1"),
+        ("--shadow", "reviews=s/1"),
+        ("--device", "cpu"),
+        ("--address", "auto"),
+        ("--replicas", "1"),
+    ],
+)
+def test_what_a_printed_line_would_drop_is_refused(option, value, say, store_uri):
+    said = say("serve", "reviews", "--print-vllm", option, value)
+    assert said.is_error(2, f"options that vLLM lacks, but got {option}.", "hint: ")
+    assert ("VLLM_API_KEY" in said.err) == (option == "--api-key-file")
+
+
 def test_a_port_in_use_is_said(say, store_uri):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         said = say("serve", "reviews", "--port", str(taken.getsockname()[1]))

@@ -399,6 +399,13 @@ def test_the_printed_command_is_for_what_is_asked(say, model, writer, folders, i
     assert "must have no head" in refused.err
 
 
+def test_the_printed_command_listens_where_serve_would(say, writer, in_registry):
+    in_registry(writer("placed"))
+    assert "--host 127.0.0.1 --port 8000" in say("serve", "placed", "--print-vllm").ok  # vLLM's own host is any
+    placed = say("serve", "placed", "--print-vllm", "--host", "::1", "--port", "9000")
+    assert "--host ::1 --port 9000" in placed.ok
+
+
 def test_tasks_of_two_bases_have_no_command(model, writer, in_registry, registry, tmp_path_factory):
     other = tmp_path_factory.mktemp("second") / "base"
     save_base(other, chat=True)
