@@ -18,7 +18,7 @@ from loraxs_search.records import BASE_ALONE_ROWS
 if TYPE_CHECKING:
     from loraxs_search.records import AdapterSize
     from loraxs_search.search.driver.check import CheckedSpace, SearchEstimate
-    from loraxs_search.search_space import Space, SpaceDescription
+    from loraxs_search.search_space import Space, SpaceDescription, SpaceSource
 
 
 def _describe_estimate(estimate: SearchEstimate) -> dict[str, str]:
@@ -80,7 +80,7 @@ def check(
     check_space(space, tuple(overrides or ()), data=data or estimate, estimate=estimate, as_json=as_json)
 
 
-def check_space(space: str, overrides: Sequence[str], *, data: bool, estimate: bool, as_json: bool) -> None:
+def check_space(space: SpaceSource, overrides: Sequence[str], *, data: bool, estimate: bool, as_json: bool) -> None:
     """Check a space and print what was seen; `launch --dry-run` prints the same."""
     from loraxs_search.search_space import open_space
 

@@ -14,7 +14,7 @@ from loraxs_search.cli._completion import spaces as complete_spaces
 from loraxs_search.cli._search import check_output, show_results, watched, watched_together
 from loraxs_search.cli.check import check_space
 from loraxs_search.errors import UsageError
-from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.studies import StudyFolder
 
 
@@ -32,7 +32,12 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     storage: _output.StorageOption = None,
     overrides: _output.SetOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, estimate the time and device hours, and stop there.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Check space, base, data, name, storage and MLflow server, but not Ray; estimate the time and device "
+            "hours on this machine; stop there.",
+        ),
     ] = False,
     as_json: _output.JsonOption = False,
     as_events: _output.EventsOption = False,
@@ -42,6 +47,9 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     It checks the space, the base, the data, MLflow and Ray before it writes anything. At the end it prints the
     leaderboard, best first. That is all that stdout has, or JSON with --json. While one space is searched, a terminal
     shows a live table, and a pipe gets plain lines. `loraxs-search status STUDY --watch` shows the same elsewhere.
+
+    With --dry-run, it checks the same but for Ray, then prints what `check --estimate` prints, and starts no search.
+    MLflow is asked if it is a server. `loraxs-search doctor SPACE --address ADDRESS` checks a cluster.
 
     For programs: `loraxs-search launch movie_reviews --events`. Stdout then has one JSON object a line, as things
     happen. search_spaces/README.md, "What status shows", lists them. The last one has what --json prints.
@@ -75,7 +83,8 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     check_output(as_json, as_events)
     changes = tuple(overrides or ())
     if dry_run:
-        _dry_run(spaces, changes, name, as_json)
+        _check_dry_run(spaces, on_cluster=(address, runtime_env) != (None, None), as_events=as_events)
+        _dry_run(spaces[0], changes, name, uri=resolve_uri(tracking_uri), storage=storage, as_json=as_json)
         return
     options: dict[str, Any] = {"address": address, "runtime_env": runtime_env, "tracking_uri": tracking_uri}
     options |= {"storage": storage, "overrides": changes}
@@ -93,13 +102,34 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     show_results(results, as_json, as_events=as_events, in_list=True)
 
 
-def _dry_run(spaces: Sequence[str], changes: Sequence[str], name: str | None, as_json: bool) -> None:
-    """Print what `check --estimate` does, once the name is seen to be free."""
+def _check_dry_run(spaces: Sequence[str], *, on_cluster: bool, as_events: bool) -> None:
+    """Refuse what a dry run would ignore."""
     if len(spaces) > 1:
         raise UsageError("`--dry-run` must go with one space, but got several.", hint="give them one after the other")
-    if name is not None:
-        StudyFolder.check_new(name)
-    check_space(spaces[0], changes, data=True, estimate=True, as_json=as_json)
+    if on_cluster:
+        raise UsageError(
+            "`--dry-run` must go without --address and --runtime-env: it measures this machine, and starts no Ray.",
+            hint="`loraxs-search doctor SPACE --address ADDRESS` checks a cluster, with --runtime-env too",
+        )
+    if as_events:
+        raise UsageError(
+            "`--dry-run` must go without --events: there is no search to follow.", hint="--json prints what was checked"
+        )
+
+
+def _dry_run(
+    space: str, changes: Sequence[str], name: str | None, *, uri: str, storage: str | None, as_json: bool
+) -> None:
+    """Check what `launch` checks before it starts Ray, then print what `check --estimate` prints."""
+    from loraxs_search.search.driver.launch import new_study
+    from loraxs_search.search_space import open_space
+    from loraxs_search.tracking.store import ensure_store
+
+    loaded = open_space(space, tuple(changes))
+    if sqlite_path(uri) is None:  # an embedded store is made by the search: a dry run leaves none behind
+        ensure_store(uri)
+    new_study(loaded, name, uri, storage)
+    check_space(loaded, (), data=True, estimate=True, as_json=as_json)
 
 
 def resume(

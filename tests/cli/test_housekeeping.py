@@ -130,3 +130,38 @@ def test_an_estimate_that_cannot_be_made_says_why(say, tiny_space):
 def test_a_dry_run_refuses_a_name_that_is_taken_and_several_spaces(say, tiny_space, reviews):
     assert say("launch", str(tiny_space), "--dry-run", "--name", "reviews").is_error(1, "already exists")
     assert say("launch", str(tiny_space), str(tiny_space), "--dry-run").is_error(2, "must go with one space")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "part"),
+    [
+        (["--address", "bad:1"], 2, "loraxs-search doctor SPACE --address"),
+        (["--runtime-env", "nowhere.yaml"], 2, "must go without --address and --runtime-env"),
+        (["--events"], 2, "must go without --events"),
+        (["--tracking-uri", "http://127.0.0.1:9"], 1, "The MLflow server at http://127.0.0.1:9 must be reachable"),
+        (["--tracking-uri", "files/here"], 1, "sqlite:///FILE or http(s)://"),
+        (["--storage", "/nope"], 1, "The storage at /nope must be a folder that is there"),
+        (["--set", "start_from=other"], 1, "must be one of: none, but got 'other'"),
+    ],
+)
+def test_a_dry_run_refuses_what_launch_would_and_what_it_cannot_check(options, code, part, say, tiny_space, measured):
+    assert say("launch", str(tiny_space), "--dry-run", *options).is_error(code, part)
+
+
+def test_a_dry_run_asks_the_server_of_the_environment(say, tiny_space, measured, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert say("launch", str(tiny_space), "--dry-run").is_error(1, "must be reachable")
+
+
+def test_a_dry_run_looks_for_the_name_in_the_storage_and_leaves_nothing(
+    say, tiny_space, measured, tmp_path, fresh_home
+):
+    taken = tmp_path / "share" / "taken" / "study.json"
+    taken.parent.mkdir(parents=True)
+    taken.write_text("{}")
+    line = ("launch", str(tiny_space), "--dry-run", "--storage", str(tmp_path / "share"))
+    assert say(*line, "--name", "taken").is_error(1, "Study 'taken' already exists in ")
+    assert "\nestimate    about " in say(*line, "--name", "new").ok
+    assert [path for path in (tmp_path / "share").rglob("*") if path.is_file()] == [taken]
+    assert not (fresh_home / "studies").exists()
+    assert not (fresh_home / "mlflow.db").exists()
