@@ -20,12 +20,13 @@ from loraxs_search.registry._versions import (
     record_tags,
     version_tags,
 )
-from loraxs_search.registry.changes import ChangingRegistry, Check, now
+from loraxs_search.registry.changes import ChangingRegistry, now
 from loraxs_search.registry.finalist import Criterion, FinalistChoice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.names import CHAMPION, base_alias, check_task
 from loraxs_search.registry.pages import summarise, version_page
 from loraxs_search.registry.promotion import BASELINES, ComparisonSetup, Scored, decide
+from loraxs_search.registry.promotion_lock import Check
 from loraxs_search.registry.shadow_log import cited, read_shadow_log
 from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 

@@ -28,7 +28,7 @@ from loraxs_search.base_model import locate
 from loraxs_search.errors import RegistryError
 from loraxs_search.factors import FactorStore
 from loraxs_search.records import BaseModelRef, PromotionRule
-from loraxs_search.registry import Registry, changes, pull, verify
+from loraxs_search.registry import Registry, promotion_lock, pull, verify
 from loraxs_search.registry.factor_sets import lacks_factors
 from loraxs_search.tracking.store import connect
 
@@ -44,8 +44,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.toys import TASK, adapter, candidate
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, changes
-changes._SETTLE_S = (2.0, 2.5)  # a server on a busy machine may take longer to write a tag than is waited for
+from loraxs_search.registry import Registry, promotion_lock
+promotion_lock._SETTLE_S = (2.0, 2.5)  # a server on a busy machine may take longer to write a tag than is waited for
 uri, folder = sys.argv[2], Path(sys.argv[3])
 number, promoters, rounds = map(int, sys.argv[4:])
 for round_number in range(rounds):
@@ -93,7 +93,7 @@ def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp
     assert scores == sorted(scores), "each was decided against the champion of its time"
     for before, after in itertools.pairwise(crowned):
         assert after.champion == f"{before.study}/{before.winner}"
-    assert changes.TAG not in connect(mlflow_server.uri).get_registered_model("toy").tags, (
+    assert promotion_lock.TAG not in connect(mlflow_server.uri).get_registered_model("toy").tags, (
         "nobody holds the lease any more"
     )
 
@@ -101,28 +101,28 @@ def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp
 @pytest.mark.parametrize("days_ahead", [0, 9, -9])
 def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, monkeypatch, days_ahead):
     """Whatever the clock says of whoever held it before."""
-    monkeypatch.setattr(changes, "TTL_S", 1.0)
+    monkeypatch.setattr(promotion_lock, "TTL_S", 1.0)
     client, name = connect(mlflow_server.uri), f"leased-{days_ahead}"
     client.create_registered_model(name)
 
     def hold(owner: str) -> None:
-        lease = json.dumps({"owner": owner, "expires": time.time() + days_ahead * 86400 + changes.TTL_S})
-        client.set_registered_model_tag(name, changes.TAG, lease)
+        lease = json.dumps({"owner": owner, "expires": time.time() + days_ahead * 86400 + promotion_lock.TTL_S})
+        client.set_registered_model_tag(name, promotion_lock.TAG, lease)
 
     hold("a promoter that died")
     with (
         pytest.raises(RegistryError, match="but a promoter that died holds it"),
-        changes.lease_promotion_lock(client, name, wait_s=0.0),
+        promotion_lock.lease_promotion_lock(client, name, wait_s=0.0),
     ):
         pass
     began = time.monotonic()
-    with changes.lease_promotion_lock(client, name) as check:
-        assert time.monotonic() - began > changes.TTL_S
+    with promotion_lock.lease_promotion_lock(client, name) as check:
+        assert time.monotonic() - began > promotion_lock.TTL_S
         check()
         hold("another")
         with pytest.raises(RegistryError, match="but another holds it"):
             check()
-    assert "another" in client.get_registered_model(name).tags[changes.TAG], "it is not ours to give back"
+    assert "another" in client.get_registered_model(name).tags[promotion_lock.TAG], "it is not ours to give back"
 
 
 @pytest.mark.long

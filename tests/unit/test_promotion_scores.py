@@ -93,5 +93,6 @@ def test_a_study_that_may_not_be_written_is_decided_on_unless_a_driver_holds_it(
         monkeypatch.setattr(filelock.UnixFileLock, "_acquire", denied)  # root may write everywhere
         with pytest.raises(StudyError, match="one driver at a time"):
             loraxs_search.promote("s", tracking_uri=store_uri)
-    monkeypatch.setattr("loraxs_search.registry.changes.file_lock", lambda _: contextlib.nullcontext())
+    unlocked = contextlib.nullcontext(lambda: None)
+    monkeypatch.setattr("loraxs_search.registry.changes.file_promotion_lock", lambda _: unlocked)
     assert loraxs_search.promote("s", tracking_uri=store_uri).comparisons[0].number == 1
