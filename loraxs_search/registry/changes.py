@@ -119,6 +119,22 @@ class ChangingRegistry(RegistryReader):
         return self._finish(change)
 
     def _finish_begun(self, task: str, check: Check) -> Decision | None:
+        """Finish what killed processes have begun; return the rollback or removal among it, None if there is none."""
+        finished = self._finish_change(task, check)
+        self._finish_promotions(task, check)
+        return finished
+
+    def _finish_promotions(self, task: str, check: Check) -> None:
+        """Record promotions that were cut off after a name was moved: once it moves on, nothing tells of them."""
+        if (model := self._model(task)) is None:
+            return
+        for adapter in self._unrecorded(model, _decisions.latest(model.tags, task)):
+            check()
+            if CHAMPION in adapter.aliases:
+                self._summarise(summarise(task, adapter.version, adapter.candidate, adapter.decision))
+            self._record(adapter.decision)
+
+    def _finish_change(self, task: str, check: Check) -> Decision | None:
         """Finish the change during which a process was killed, and return its decision; None if there is none.
 
         One after which the champion was changed by other means is dropped.

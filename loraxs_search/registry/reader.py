@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -140,11 +140,25 @@ class RegistryReader:
             return []
         with speaking(self.uri):
             recorded = read(model.tags)
-        named = {int(number) for alias, number in model.aliases.items() if is_champion(alias)}  # people may name others
-        unrecorded = named - {decision.version for decision in recorded}
-        adapters = [self.resolve(f"{task}:{number}") for number in unrecorded]
-        made = [replace(adapter.decision, version=adapter.version) for adapter in adapters]
+        made = [adapter.decision for adapter in self._unrecorded(model, recorded)]
         return _decisions.in_order([*recorded, *made]) if made else recorded
+
+    def _unrecorded(self, model: Any, recorded: Sequence[Decision]) -> list[RegisteredAdapter]:
+        """Return adapters whose promoter was cut off after it moved a name and before it recorded its decision.
+
+        Each has that decision, with the names that it did move, oldest first.
+        """
+        known = {(decision.number, decision.at) for decision in recorded}
+        holders = {alias: decision.version for decision in recorded if decision.promoted for alias in decision.aliases}
+        named = {alias: int(number) for alias, number in model.aliases.items() if is_champion(alias)}
+        moved = {number for alias, number in named.items() if number != holders.get(alias)}
+        found = []
+        for adapter in (self.resolve(f"{model.name}:{number}") for number in moved):
+            decision = adapter.decision
+            if (decision.number, decision.at) not in known:  # else somebody moved the name by hand
+                aliases = tuple(alias for alias in decision.aliases if named.get(alias) == adapter.version)
+                found.append(replace(adapter, decision=replace(decision, version=adapter.version, aliases=aliases)))
+        return sorted(found, key=lambda adapter: (adapter.decision.number, adapter.decision.at))
 
     def test_predictions(self, adapter: RegisteredAdapter) -> ScoredRows | None:
         """Return an adapter's answers to the test rows it was scored on; None when none were kept.

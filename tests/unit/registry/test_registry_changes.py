@@ -13,8 +13,9 @@ from mlflow import MlflowClient
 from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
 from loraxs_search.registry import Beside, Registry, Rescored, ScoredRows, check_base, on_base
-from loraxs_search.registry._versions import DECISIONS
+from loraxs_search.registry._versions import DECISIONS, SUMMARY
 from loraxs_search.registry.names import base_alias
+from loraxs_search.registry.pages import SHOWN
 from loraxs_search.registry.promotion import Scored, decide
 from loraxs_search.registry.store import comparable
 from loraxs_search.tracking.store import connect
@@ -434,6 +435,68 @@ def test_a_promotion_finishes_a_rollback_that_was_killed_before_it_decides(regis
         promote("t1", 340)
         assert registry.history("movie-reviews")[-2].action == "rollback"
         assert registry.champion("movie-reviews").version == 2, "it beats the first version again"
+
+
+def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_to_nobody_else(registry, promote):
+    promote("t0", 300)
+    for number in (4, 5, 9):  # between two names, after both, and before the last write
+        before = registry.champion("movie-reviews").version
+        dying = functools.partial(promote, f"dying{number}", 301 + 2 * number, rule=PromotionRule(confidence=0))
+        assert not killed_before_write(number, dying)
+        held = registry.champion("movie-reviews").version
+        assert (held != before) is (number != 4)
+        promote(f"next{number}", 302 + 2 * number, rule=PromotionRule(confidence=0))
+        assert registry.rollback("movie-reviews").version == held
+    assert killed_before_write(10, lambda: promote("t1", 340))
+
+
+@pytest.mark.parametrize("unwritten", [SUMMARY, DECISIONS])
+def test_a_promotion_that_was_cut_off_is_recorded_by_the_next_change(
+    registry, promote, store_uri, killed_at, unwritten
+):
+    with killed_at("set_registered_model_tag", unwritten):
+        promote("t0", 300)
+    cut_off = registry.history("movie-reviews")
+    refused, _ = promote("t1", 290)
+    assert connect(store_uri).get_registered_model("movie-reviews").tags[SHOWN].startswith("version 1,")
+    promote("t2", 380)
+    assert registry.history("movie-reviews")[:2] == [*cut_off, refused]
+    assert registry.rollback("movie-reviews").version == 1
+    assert [past.version for past in registry.history("movie-reviews")] == [1, None, 2, 1]
+
+
+@pytest.mark.parametrize("to", [None, 1])
+def test_a_comparison_of_a_promotion_that_was_cut_off_still_counts_after_it_is_rolled_back(
+    registry, promote, killed_at, to
+):
+    promote("t0", 300)
+    with killed_at("set_registered_model_tag", DECISIONS):
+        promote("t1", 340)
+    registry.rollback("movie-reviews", to=to)
+    assert [made.number for made in promote("t2", 380)[0].comparisons] == [3]
+    assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1, 3]
+
+
+def test_a_promotion_that_was_cut_off_stays_in_history_when_its_version_is_removed(registry, promote, killed_at):
+    promote("t0", 300)
+    with killed_at("set_registered_model_tag", DECISIONS):
+        promote("t1", 340)
+    registry.remove("movie-reviews:2", forced=True)
+    past = [(past.action, past.version) for past in registry.history("movie-reviews")]
+    assert past == [("promote", 1), ("promote", 2), ("remove", 2)]
+
+
+def test_an_old_version_whose_second_promotion_was_cut_off_is_champion_after_the_one_between(
+    registry, promote, killed_at
+):
+    promote("t0", 300)
+    promote("t1", 340)
+    with killed_at("set_registered_model_tag", DECISIONS):
+        promote("t0", 300, forced=True)
+    assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1]
+    promote("t2", 380)
+    assert [registry.rollback("movie-reviews").version for _ in range(2)] == [1, 2]
+    assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1, 3, 1, 2]
 
 
 def test_a_rollback_that_was_killed_is_dropped_where_the_champion_was_changed_by_hand(
