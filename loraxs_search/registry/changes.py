@@ -285,16 +285,25 @@ class ChangingRegistry(RegistryReader):
             self._client.set_registered_model_tag(summary.task, SHOWN, shown(summary))
 
     @contextlib.contextmanager
-    def _locked(self, task: str) -> Iterator[Check]:
-        """Wait until no other promotion of the task runs; yields what raises once the lock is lost."""
+    def _locked(self, task: str, *, creates: bool = False) -> Iterator[Check]:
+        """Wait until no other promotion of the task runs; yields what raises once the lock is lost.
+
+        Args:
+            creates: Make the task where a server lacks it: its lock is one of its tags.
+        Raises:
+            UnknownTaskError: a server lacks the task, and it may not be made.
+        """
         database = sqlite_path(self.uri)
         if database is not None:
             self._client  # noqa: B018  # refuses a store that is not there before a lock is made beside it
             with file_promotion_lock(database) as check:
                 yield check
             return
-        with speaking(self.uri):
-            _versions.ensure_model(self._client, check_task(task))
+        if creates:
+            with speaking(self.uri):
+                _versions.ensure_model(self._client, check_task(task))
+        else:
+            self.check_known(task)
         with speaking(self.uri), lease_promotion_lock(self._client, task) as check:
             yield check
 

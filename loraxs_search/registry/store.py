@@ -240,7 +240,7 @@ class Registry(ChangingRegistry):
             decision = self._refusal(
                 rule, task, beside.study or ", ".join(sorted({c.study for c in candidates})), choice
             )
-            with self._locked(name) as check:
+            with self._locked(name, creates=True) as check:
                 self._finish_begun(name, check)
                 decision = replace(decision, number=next_number(self.latest_decisions(name)))
                 check()
@@ -254,7 +254,7 @@ class Registry(ChangingRegistry):
         shadows = _shadows(beside.shadow_log, folders.get(choice.finalist.trial_id))
         for _ in range(_MAX_TRIES):
             champions = self._champions(name, finalist, rescore)  # may take minutes: before the lock
-            with self._locked(name) as check:
+            with self._locked(name, creates=True) as check:
                 self._finish_begun(name, check)
                 if self._moved(name, champions):
                     continue

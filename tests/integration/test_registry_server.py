@@ -25,7 +25,7 @@ from support.toys import TASK, adapter, candidate
 import loraxs_search
 from loraxs_search.api import upgrade_registry
 from loraxs_search.base_model import locate
-from loraxs_search.errors import RegistryError
+from loraxs_search.errors import RegistryError, UnknownTaskError
 from loraxs_search.factors import FactorStore
 from loraxs_search.records import BaseModelRef, PromotionRule
 from loraxs_search.registry import Registry, promotion_lock, pull, verify
@@ -123,6 +123,15 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, m
         with pytest.raises(RegistryError, match="but another holds it"):
             check()
     assert "another" in client.get_registered_model(name).tags[promotion_lock.TAG], "it is not ours to give back"
+
+
+def test_a_mistyped_task_is_not_made_by_a_rollback_or_a_removal(mlflow_server, tmp_path):
+    promote(mlflow_server.uri, "typed", tmp_path / "t0")
+    registry = Registry(mlflow_server.uri)
+    for change in (lambda: registry.rollback("tpyed"), lambda: registry.remove("tpyed:1")):
+        with pytest.raises(UnknownTaskError, match="Did you mean typed"):
+            change()
+    assert "tpyed" not in [summary.task for summary in registry.summaries()]
 
 
 @pytest.mark.long
