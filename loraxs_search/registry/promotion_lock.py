@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 TAG = "loraxs.lease"
 TTL_S = 120.0  # longer than registering an adapter takes: a lease that stands still for so long is taken over
-WAIT_S = 180.0
+WAIT_S = 180.0  # for whoever changes a champion, before this one gives up
 _SETTLE_S = (0.3, 0.6)  # longer than a promoter takes from reading that the lease is free to writing its own
 _POLL_S = (0.1, 0.4)
 
@@ -34,10 +34,24 @@ Check = Callable[[], None]
 
 @contextlib.contextmanager
 def file_promotion_lock(database: Path) -> Iterator[Check]:
-    """Hold an embedded store's lock: a file beside it, which the system frees when its holder dies."""
+    """Hold an embedded store's lock: a file beside it, which the system frees when its holder dies.
+
+    Raises:
+        RegistryError: another promoter holds the lock for longer than `WAIT_S`.
+    """
+    from filelock import Timeout  # late, as in `file_lock`
+
     path = database.with_name(f"{database.name}.promote.lock")
-    with disk_faults(path), file_lock(path):
-        yield lambda: None
+    with disk_faults(path):
+        try:
+            held = file_lock(path).acquire(timeout=WAIT_S)
+        except Timeout as error:
+            raise RegistryError(
+                f"{path} must be free to change a champion, but another process has held it for {WAIT_S:.0f} s.",
+                hint=f"try again; a process that is suspended keeps it, and `fuser {path}` names who has it open",
+            ) from error
+        with held:
+            yield lambda: None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import threading
 
 import pytest
@@ -9,7 +10,7 @@ from support.tracked import Tracked
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Baseline, PromotionRule, SearchPlan, TrialState
-from loraxs_search.registry import Registry
+from loraxs_search.registry import Registry, promotion_lock
 from loraxs_search.registry._versions import DECISIONS
 from loraxs_search.tracking.store import connect
 
@@ -192,6 +193,25 @@ def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, 
     assert len(history) == 4
     gained = [past.winner_metric for past in history if past.promoted]
     assert gained == sorted(gained)
+
+
+def test_a_promoter_that_stands_still_is_not_waited_for_without_end(
+    champion, task, candidate, make_folder, store_uri, monkeypatch
+):
+    monkeypatch.setattr(promotion_lock, "WAIT_S", 0.1)
+    folders = {"t1": make_folder("t1")}
+    changes = (
+        lambda: champion.promote(RULE, task, [candidate("t1", 0.9)], folders),
+        lambda: champion.rollback("movie-reviews", to=1),
+        lambda: champion.remove("movie-reviews:1", forced=True),
+    )
+    with next(sqlite_path(store_uri).parent.glob("*.promote.lock")).open("rb") as another:
+        fcntl.flock(another, fcntl.LOCK_EX)
+        for change in changes:
+            with pytest.raises(RegistryError, match=r"promote\.lock") as held:
+                change()
+            assert "fuser" in held.value.hint
+    assert changes[0]()[1] == 2
 
 
 @pytest.mark.parametrize("knows_run", [False, True])
