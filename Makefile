@@ -77,9 +77,9 @@ dist: $(WEB_IF_NPM)
 	.venv-build/bin/pyproject-build --sdist --wheel --outdir dist
 
 # A copy of package-lock.json beside the files says which versions they are.
-web: $(WEB)/vendor/package-lock.json
+web: $(WEB)/vendor/tokenizers.LICENSE
 
-$(WEB)/vendor/package-lock.json: $(WEB)/package.json $(WEB)/package-lock.json
+$(WEB)/vendor/tokenizers.LICENSE: $(WEB)/package.json $(WEB)/package-lock.json
 	rm -rf build/web && mkdir -p build/web/vendor && cp $^ build/web
 	cd build/web && npm ci --ignore-scripts --no-audit --no-fund --silent
 	cd build/web && cp $(addprefix node_modules/,$(VENDORED)) package-lock.json vendor \
@@ -109,11 +109,10 @@ else
 endif
 
 # What takes many minutes: more whole searches, bases and faults, PEFT's own test matrices, an autoscaler; and new
-# examples for the tests with Hypothesis; then what a head that reads the mean may cost.
+# examples for the tests with Hypothesis.
 long: env postgres caddy hosts nfs
 	$(BIN)/python -m pytest --long -m long
 	LORAXS_EXPLORE=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m hypothesis
-	$(BIN)/python tests/benchmarks/bench_packing.py --slots 8 --last-k 2 --pooling class mean --at-most 1.25
 
 # Not a part of `make test`: it downloads other versions of everything.
 lowest: env

@@ -52,9 +52,8 @@ def promote(
 
     The finalist of the study becomes the champion of its task if it is significantly better than the present one on the
     same test rows, or smaller, within `tolerance` and not significantly worse. A first champion must beat the
-    baselines.
-    The keys under `promotion` of the study's space change this rule. The whole rule: search_spaces/README.md, "The rule
-    of promotion".
+    baselines. The keys under `promotion` of the space change this rule. The whole rule: search_spaces/README.md,
+    "The rule of promotion".
 
     Promoted or not, the decision and its reasons are printed and recorded. A refusal is a result too, so the exit code
     is 0 for both (`--json` has `promoted`).

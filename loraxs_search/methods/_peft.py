@@ -138,7 +138,11 @@ class PeftMethod(Method):
             stored.target_modules = list(hyper.target_modules)
         for name in set(head.identity) & set(getattr(config, "modules_to_save", None) or ()):
             adapted.get_base_model().get_submodule(name).requires_grad_(False)
-        return adapted.to(model.device)  # PEFT leaves projections on the CPU
+        try:
+            return adapted.to(model.device)  # PEFT leaves projections on the CPU
+        except BaseException:  # the device has no memory left
+            _unwrap(model)
+            raise
 
     def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
         base = unloaded(peft_model(model))

@@ -84,6 +84,9 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
     if choices.kind == TAGS or (choices.kind is None and choices.text is None and _tags(table, choices)):
         return _tagged(table, choices), table
     options = _options(table, choices)
+    if choices.kind is None and choices.labels is not None and options is not None:
+        message = f"Column {options!r} has options, but --labels names classes."
+        raise UndecidedError("kind", message, (CLASSES, CHOOSING))
     kind = choices.kind or (CLASSES if choices.labels is not None else None)
     if kind == CHOOSING or (kind is None and options is not None):
         if options is None:

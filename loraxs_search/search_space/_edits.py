@@ -279,6 +279,8 @@ def without_retired(document: Document, study: str) -> None:
         del section[path[-1]]
     for section, path, new in _renamed(document.data):
         section[new] = section.pop(path[-1])
+    for section, key in list(_overruled(document.data)):
+        del section[key]
 
 
 def warn_of_retired(text: str, study: str) -> None:
@@ -300,6 +302,20 @@ def _found(data: object) -> Iterator[tuple[KeyPath, str, _Retired]]:
         for path, value in _scalars(sections.get(root), (root,)):
             if (gone := VALUES.get(_parameter_of(path), {}).get(str(value))) is not None:
                 yield path, shown(value), gone
+
+
+def _overruled(data: object) -> Iterator[tuple[dict[Any, Any], str]]:
+    """Yield what is refused now and was taken, though a study goes by its record of the task: a section and a key."""
+    sections = data if isinstance(data, dict) else {}
+    for section in (sections.get("task"), sections.get("promotion")):
+        if isinstance(section, dict) and "direction" in section:
+            yield section, "direction"
+    task = sections.get("task")
+    source = task.get("data") if isinstance(task, dict) else None
+    for split in ("validation", "test") if isinstance(source, dict) else ():
+        for named in (source.get("data_files"), source.get("splits")):
+            if source.get(split) is not None and isinstance(named, dict) and split in named:
+                yield named, split
 
 
 def _renamed(data: object) -> Iterator[tuple[dict[Any, Any], KeyPath, str]]:

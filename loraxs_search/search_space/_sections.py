@@ -280,7 +280,7 @@ class PromotionSection(Section):
     metric: Text | None = None
     """Metric that decides. The default is the task's."""
     direction: Direction | None = None
-    """The default is the metric's own."""
+    """May be left out: it is always the metric's own."""
     min_gain: NotNegative = PromotionRule.min_gain
     """How much better than the champion the finalist must be on test rows."""
     confidence: Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)] = PromotionRule.confidence

@@ -106,7 +106,7 @@ class TaskSection(Section):
     metrics: Names | None = None
     """Metrics to report, required unless there is `metric`. The search goes by the first one."""
     direction: Direction | None = None
-    """The default is the metric's own."""
+    """May be left out: it is always the metric's own."""
     max_length: Count = 128
     """Tokens of the longest row, prompt and answer together. A longer text or prompt is cut; a longer answer is an
     error.
@@ -317,6 +317,9 @@ def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
         if isinstance(own, dict) and isinstance(known, dict) and not any(source in own for source in anew):
             known = {name: value for name, value in known.items() if not _names(own.get("splits"), name)}
             merged[key] = {**known, **own}  # of another source, nothing stays
+            if isinstance(known.get("splits"), dict) and "splits" not in own:
+                kept = {split: name for split, name in known["splits"].items() if own.get(split) is None}
+                merged[key]["splits"] = kept
     for key, other in (("prompt", "messages"), ("messages", "prompt")):
         if key in changed and other not in changed:
             merged.pop(other, None)

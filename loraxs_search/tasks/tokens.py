@@ -20,7 +20,7 @@ from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.read import load_table, numbers_of, store_table
 from loraxs_search.tasks.rows import Rows
 
-_VERSION = "7"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
+_VERSION = "8"  # part of the cache key: raise when the same inputs give other tokens, or other counts of them
 
 
 def cache_key(task: Task, identity: str, data_fingerprint: str, split: str) -> str:

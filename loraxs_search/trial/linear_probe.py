@@ -53,9 +53,10 @@ def fit_linear_probe(data: PreparedTask, model: PreTrainedModel) -> LinearProbe:
     assert isinstance(layer, nn.Linear)
     started = time.perf_counter()
     x_MD, rows = _head_inputs(data, model, layer)
-    if len(rows.counts) < _LEAST_ROWS:
-        law = f"it needs {_LEAST_ROWS} train rows, but of this base and rows so long, this device reads"
-        return LinearProbe(reason=f"{law} {len(rows.counts)} before the first trial")
+    if (num_read := len(rows.counts)) < _LEAST_ROWS:
+        is_all = num_read == data.num_rows("train")
+        why = f"there are {num_read}" if is_all else f"{num_read} are read, since the base or the rows are large"
+        return LinearProbe(reason=f"it needs {_LEAST_ROWS} train rows, but {why}")
     fitted = _fit(_Problem(data, x_MD, rows, has_bias=layer.bias is not None))
     if not all(bool(value.isfinite().all()) for value in fitted.values()):
         return LinearProbe(reason="the base's numbers are not finite")

@@ -110,8 +110,9 @@ def test_make_dist_builds_one_wheel_and_its_source(dist: Path) -> None:
     assert {"cluster/README.md", "CONTRIBUTING.md", "Makefile", "pyproject.toml", "tests/conftest.py"} <= names
     with zipfile.ZipFile(dist / WHEEL) as built:
         assert set(in_a_wheel()) <= set(built.namelist())
-        in_browser = "loraxs_search/serve/web/vendor/ort-wasm-simd-threaded.wasm"
-        assert (in_browser in built.namelist()) == (shutil.which("npm") is not None)
+        for in_browser in ("ort-wasm-simd-threaded.wasm", "tokenizers.LICENSE"):
+            place = f"loraxs_search/serve/web/vendor/{in_browser}"
+            assert (place in built.namelist()) == (shutil.which("npm") is not None)
 
 
 @pytest.mark.slow

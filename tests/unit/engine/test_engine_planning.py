@@ -10,8 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
 
+from loraxs_search.engine.base import AdaptedBase
 from loraxs_search.engine.planning import Demand, Pass, PassExecutor, Share, padding, plan_passes, workers_for
+from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import UsageError
 from loraxs_search.tasks.encoded import TrainingBatches
 
@@ -79,6 +84,22 @@ def test_no_row_is_padded_beyond_the_positions_of_a_base(positions: int, longest
     assert max(shared.width for shared in plan_passes(wanted, 4096, max_width=positions)) in range(
         longest, positions + 1
     )
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_engine_pads_no_row_beyond_the_positions_of_its_base(wrapped: bool) -> None:
+    shape = {
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
+    model: nn.Module = BertForSequenceClassification(BertConfig(**shape, max_position_embeddings=300))
+    if wrapped:
+        model = get_peft_model(model, LoraConfig(target_modules=["query"]))
+    (shared,) = Engine(AdaptedBase(model)).plan([Demand("1", np.array([297]))])
+    assert 297 <= shared.width <= 300
 
 
 def test_rows_of_several_trials_share_a_pass() -> None:

@@ -169,6 +169,17 @@ def test_a_trial_that_people_ask_for_cannot_name_it_either(parse, text):
     assert "use `basis: top`" in fault
 
 
+def test_a_stored_study_goes_on_with_keys_that_contradicted_each_other(parse, text, folder):
+    old = text.replace("  metric: f1\n", "  metric: f1\n  direction: minimize\n")
+    old = old.replace(
+        "{train: train.jsonl}", "{train: train.jsonl, test: train.jsonl}\n    test: {hub: org/rows, split: test}"
+    )
+    with pytest.raises(SpaceError, match="since data_files.test names these"):
+        parse(old)
+    source = parse_stored(old, source="space.yaml", folder=folder, name="old").task.source
+    assert (set(source.data_files), set(source.elsewhere)) == ({"train"}, {"test"})
+
+
 def test_a_fixed_permutation_is_no_new_basis_but_stored_studies_go_on_with_it(parse, text, folder):
     old = text.replace("parameters:", "parameters:\n  basis: {choice: [top, random]}")
     with pytest.raises(SpaceError) as refused:

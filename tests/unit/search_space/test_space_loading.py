@@ -176,6 +176,10 @@ def test_a_split_that_is_named_anew_is_not_taken_from_where_the_catalogue_has_it
     source = parse(CATALOGUE.format(task=own)).task.source
     assert source.splits == {"train": "train[:-500]", "test": "train[-500:]"}
     assert set(source.elsewhere) == {"validation"}
+    elsewhere = "{use: arc_easy, data: {test: {hub: org/mine, split: test}}}"
+    source = parse(CATALOGUE.format(task=elsewhere)).task.source
+    assert set(source.splits) == {"train", "validation"}
+    assert set(source.elsewhere) == {"test"}
 
 
 def test_answers_that_are_numbers_have_no_flips_to_guard_against(faults):
