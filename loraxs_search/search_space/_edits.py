@@ -312,7 +312,9 @@ def _overruled(data: object) -> Iterator[tuple[dict[Any, Any], str]]:
             yield section, "direction"
     task = sections.get("task")
     source = task.get("data") if isinstance(task, dict) else None
-    for split in ("validation", "test") if isinstance(source, dict) else ():
+    if not isinstance(source, dict):
+        return
+    for split in ("validation", "test"):
         for named in (source.get("data_files"), source.get("splits")):
             if source.get(split) is not None and isinstance(named, dict) and split in named:
                 yield named, split

@@ -184,7 +184,7 @@ class _TaskLaws:
             if name not in known:
                 fits = f"must fit {kind.describe(keys)} (one of: {one_of(known, name)})"
                 self._fault(path, f"{asking(fits, name, known)}, but got {shown(name)}.")
-        searched = metric or next(iter(metrics or ()), None)
+        searched = str(metric or next(iter(metrics or ()), ""))
         if searched in known and (fault := direction_fault(self._sound("direction"), searched)):
             self._fault(("direction",), fault)
 
