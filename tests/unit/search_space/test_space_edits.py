@@ -174,7 +174,7 @@ def test_a_stored_study_goes_on_with_keys_that_contradicted_each_other(parse, te
     old = old.replace(
         "{train: train.jsonl}", "{train: train.jsonl, test: train.jsonl}\n    test: {hub: org/rows, split: test}"
     )
-    with pytest.raises(SpaceError, match="since data_files.test names these"):
+    with pytest.raises(SpaceError, match=r"since data_files\.test names"):
         parse(old)
     source = parse_stored(old, source="space.yaml", folder=folder, name="old").task.source
     assert (set(source.data_files), set(source.elsewhere)) == ({"train"}, {"test"})
