@@ -77,7 +77,7 @@ def test_bases_that_differ_are_refused_before_anything_is_written(
     before = list_studies()
     with pytest.raises(UsageError, match=r"`search.precision`.* float32 .* bfloat16"):
         launch_together([str(tiny_space), str(ratings)])
-    ratings.write_text(ratings.read_text().replace("precision: bfloat16", "precision: float32\n  pack_size: 2"))
+    ratings.write_text(ratings.read_text().replace("precision: bfloat16", "precision: float32, pack_size: 2"))
     with pytest.raises(UsageError, match=r"`search.pack_size`.* 2"):
         launch_together([str(tiny_space), str(ratings)])
     ratings.write_text(re.sub("base_model: .*", "base_model: {id: org/other, revision: main}", ratings.read_text()))
