@@ -20,6 +20,12 @@ from loraxs_search.errors import BaseModelError
 Side = Literal["left", "right"]
 
 
+def max_positions(config: PretrainedConfig) -> int | None:
+    """Return the tokens of the longest row that a base takes; None if its configuration does not say."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def padding_side(config: PretrainedConfig) -> Side:
     """Return the side on which rows of a base are padded: right, but left for heads like XLNet's."""
     return "left" if getattr(config, "summary_type", None) == "last" else "right"

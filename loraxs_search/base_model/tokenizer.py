@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
 from loraxs_search.base_model._library import library_call
-from loraxs_search.base_model.reading import padding_side
+from loraxs_search.base_model.reading import max_positions, padding_side
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import BaseModel
 
@@ -38,8 +38,7 @@ def load_tokenizer(base: BaseModel) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id != pad_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_id)
     tokenizer.padding_side = padding_side(config)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if tokenizer.model_max_length >= _UNLIMITED and isinstance(positions, int) and positions > 0:
+    if tokenizer.model_max_length >= _UNLIMITED and (positions := max_positions(config)) is not None:
         tokenizer.model_max_length = positions
     return tokenizer
 

@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names
+from loraxs_search.base_model import head_names, max_positions
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.rows import PassContext, RowMap
 
@@ -48,8 +48,7 @@ class AdaptedBase:
     @property
     def max_positions(self) -> int | None:
         """Tokens of the longest row that the base takes; None if its configuration does not say."""
-        positions = getattr(base_of(self.model).config.get_text_config(), "max_position_embeddings", None)
-        return positions if isinstance(positions, int) and positions > 0 else None
+        return max_positions(base_of(self.model).config)
 
     @property
     def shares_beginnings(self) -> bool:

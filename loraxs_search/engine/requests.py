@@ -125,7 +125,8 @@ class Engine:
             for parts in (_PASSES_PER_WORKER if num_workers > 1 else (1,))
         ]
         budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
-        plans = (plan_passes(demands, budget, max_width=self._base.max_positions) for budget in budgets)
+        max_width = self._base.max_positions
+        plans = (plan_passes(demands, budget, max_width=max_width) for budget in budgets)
         return min(plans, key=self._executor.makespan)
 
     def within_memory(self, longest: int, compute: Callable[[], ResultT], *, learns: bool = False) -> ResultT:

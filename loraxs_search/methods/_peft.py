@@ -126,21 +126,17 @@ class PeftMethod(Method):
         read = hyper.target_modules if self.reads_weights else ()
         if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
             config.fan_in_fan_out = _keeps_in_out(model, hyper.target_modules)
-        with torch.random.fork_rng(devices=[]), _exact_weights(model, read, factors):
-            torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
-            try:
-                adapted = get_peft_model(model, config, adapter_name=ADAPTER)
-            except BaseException:
-                _unwrap(model)
-                raise
-        stored: Any = adapted.peft_config[ADAPTER]
-        if isinstance(stored.target_modules, set):  # the fewest endings that tell layers apart, in any order
-            stored.target_modules = list(hyper.target_modules)
-        for name in set(head.identity) & set(getattr(config, "modules_to_save", None) or ()):
-            adapted.get_base_model().get_submodule(name).requires_grad_(False)
         try:
+            with torch.random.fork_rng(devices=[]), _exact_weights(model, read, factors):
+                torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
+                adapted = get_peft_model(model, config, adapter_name=ADAPTER)
+            stored: Any = adapted.peft_config[ADAPTER]
+            if isinstance(stored.target_modules, set):  # the fewest endings that tell layers apart, in any order
+                stored.target_modules = list(hyper.target_modules)
+            for name in set(head.identity) & set(getattr(config, "modules_to_save", None) or ()):
+                adapted.get_base_model().get_submodule(name).requires_grad_(False)
             return adapted.to(model.device)  # PEFT leaves projections on the CPU
-        except BaseException:  # the device has no memory left
+        except BaseException:  # the device may have no memory left
             _unwrap(model)
             raise
 

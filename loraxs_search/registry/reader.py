@@ -155,7 +155,7 @@ class RegistryReader:
         found = []
         for adapter in (self.resolve(f"{model.name}:{number}") for number in moved):
             decision = adapter.decision
-            if (decision.number, decision.at) not in known:  # else somebody moved the name by hand
+            if (decision.number, decision.at) not in known:  # else the name was moved by hand
                 aliases = tuple(alias for alias in decision.aliases if named.get(alias) == adapter.version)
                 found.append(replace(adapter, decision=replace(decision, version=adapter.version, aliases=aliases)))
         return sorted(found, key=lambda adapter: (adapter.decision.number, adapter.decision.at))

@@ -209,7 +209,7 @@ class _TaskLaws:
             if hub is None and files is not None and data.get(key) is not None:
                 self._fault(("data", key), "must stand beside hub; data_files name their splits themselves.")
         for split in ("validation", "test"):
-            others = [key for key in ("data_files", "splits") if _names(data.get(key), split)]
+            others = [key for key in ("data_files", "splits") if _names_split(data.get(key), split)]
             if others and data.get(split) is not None:
                 self._fault(("data", split), f"must be left out, since {others[0]}.{split} names these rows, too.")
         for split in files if isinstance(files, dict) else ():
@@ -304,26 +304,32 @@ def _likeliest_kind(given: object) -> type[TaskKind]:
     return max(KINDS.importable().values(), key=lambda kind: len(written & kind.section.model_fields.keys()))
 
 
-def _names(splits: object, split: str) -> bool:
-    return isinstance(splits, dict) and splits.get(split) is not None
-
-
 def _merged(entry: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
     if any(key in changed for key in _SEARCHED):
         entry = {key: value for key, value in entry.items() if key not in _SEARCHED}
     merged = {**entry, **changed}
-    for key, anew in (("data", ("hub", "data_files")), ("columns", ()), ("generation", ())):
+    for key in ("data", "columns", "generation"):
         own, known = changed.get(key), entry.get(key)
-        if isinstance(own, dict) and isinstance(known, dict) and not any(source in own for source in anew):
-            known = {name: value for name, value in known.items() if not _names(own.get("splits"), name)}
-            merged[key] = {**known, **own}  # of another source, nothing stays
-            if isinstance(known.get("splits"), dict) and "splits" not in own:
-                kept = {split: name for split, name in known["splits"].items() if own.get(split) is None}
-                merged[key]["splits"] = kept
+        if isinstance(own, dict) and isinstance(known, dict):
+            merged[key] = _merged_data(known, own) if key == "data" else {**known, **own}
     for key, other in (("prompt", "messages"), ("messages", "prompt")):
         if key in changed and other not in changed:
             merged.pop(other, None)
     return merged
+
+
+def _merged_data(known: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Return where rows come from: of another source nothing stays, and a split comes from where it is named last."""
+    if "hub" in own or "data_files" in own:
+        return own
+    kept = {name: value for name, value in known.items() if not _names_split(own.get("splits"), name)}
+    if "splits" not in own and isinstance(known.get("splits"), dict):
+        kept["splits"] = {split: name for split, name in known["splits"].items() if own.get(split) is None}
+    return {**kept, **own}
+
+
+def _names_split(names: object, split: str) -> bool:
+    return isinstance(names, dict) and names.get(split) is not None
 
 
 def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
