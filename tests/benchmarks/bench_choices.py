@@ -7,8 +7,8 @@ or several of these with `+` between them. Trials of an arm differ in their seed
 and bases share passes, where their methods can, and others train one by one. Nothing is searched, stopped or promoted.
 Each trial is scored on validation rows after a quarter, half and all of its steps (at the end alone, where it trains by
 itself), or on test rows at the end (`--split test`); differences to the first arm are paired by seed, with the interval
-of Student's t. `--json` keeps what was measured, and a second run continues it. Scores are what is compared; nothing is
-timed. `--quick` shows that it runs.
+of Student's t. `--json` keeps what was measured: a second run continues it, and trains only seeds that it lacks. Scores
+are what is compared; nothing is timed. `--quick` shows that it runs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
     return parse_space(text, source=f"{task}.yaml", folder=data, overrides=overrides)
 
 
-def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dict[str, Scores]:
+def measure(arms: dict[str, Space], seeds: range, steps: int, split: Split) -> dict[str, Scores]:
     """Return the scores of each arm from each seed; arms share the task and the base."""
     space = next(iter(arms.values()))
     loaded = LoadedBase(space.base_model, space.task)
@@ -72,7 +72,7 @@ def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dic
     specs = []
     for arm, own in arms.items():
         params = own.suggest(FixedTrial({}))  # the recipe, with what the arm changes
-        specs += [TrialSpec(f"{arm}/{n}", params, own.hyperparameters(params, loaded.modules, n)) for n in range(seeds)]
+        specs += [TrialSpec(f"{arm}/{n}", params, own.hyperparameters(params, loaded.modules, n)) for n in seeds]
     if content := fit_linear_probe(data, loaded.model).content:  # none where the base lacks a layer before the output
         probe = keep(content)
         specs = [
@@ -91,7 +91,7 @@ def measure(arms: dict[str, Space], seeds: int, steps: int, split: Split) -> dic
         if step == steps or (split == "validation" and step in (steps // 4, steps // 2)):
             found: dict[str, Any] = pack.evaluate(slots, split)
             for arm in arms:
-                scores[arm][str(step)] = [found[f"{arm}/{n}"][space.task.metric] for n in range(seeds)]
+                scores[arm][str(step)] = [found[f"{arm}/{n}"][space.task.metric] for n in seeds]
     return scores
 
 
@@ -109,16 +109,17 @@ def _one_by_one(
     return scores
 
 
-def packs(arms: dict[str, Space], seeds: int) -> Iterator[dict[str, Space]]:
-    """Yield arms that can share passes, as many as fill a pack."""
+def packs(arms: dict[str, Space], measured: dict[str, int], seeds: int) -> Iterator[tuple[dict[str, Space], range]]:
+    """Yield arms that can share passes, as many as fill a pack, and the seeds that all of them lack."""
 
-    def frozen(arm: str) -> str:
-        return repr((arms[arm].is_packable, arms[arm].task, arms[arm].base_model))
+    def frozen(arm: str) -> tuple[str, int]:
+        return repr((arms[arm].is_packable, arms[arm].task, arms[arm].base_model)), measured[arm]
 
-    for _, alike in groupby(sorted(arms, key=frozen), key=frozen):
-        names, size = list(alike), max(1, SLOTS // seeds)
-        for start in range(0, len(names), size):
-            yield {arm: arms[arm] for arm in names[start : start + size]}
+    for (_, start), alike in groupby(sorted(arms, key=frozen), key=frozen):
+        missing = range(start, seeds)
+        names, size = list(alike), max(1, SLOTS // max(1, len(missing)))
+        for first in range(0, len(names) if missing else 0, size):
+            yield {arm: arms[arm] for arm in names[first : first + size]}, missing
 
 
 def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
@@ -179,16 +180,19 @@ def main() -> None:
             arm: make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
             for arm in arguments.arms
         }
-        keys = {arm: f"{task} {arm} {arguments.steps} {arguments.seeds} {arguments.rows}{suffix}" for arm in spaces}
-        for together in packs({arm: space for arm, space in spaces.items() if keys[arm] not in known}, arguments.seeds):
-            known |= {
-                keys[arm]: found
-                for arm, found in measure(together, arguments.seeds, arguments.steps, arguments.split).items()
-            }
+        keys = {arm: f"{task} {arm} {arguments.steps} {arguments.rows}{suffix}" for arm in spaces}
+        measured = {arm: len(known.get(key, {}).get(str(arguments.steps), ())) for arm, key in keys.items()}
+        for together, missing in packs(spaces, measured, arguments.seeds):
+            for arm, found in measure(together, missing, arguments.steps, arguments.split).items():
+                before = known.get(keys[arm], {})
+                known[keys[arm]] = {step: before.get(step, []) + scores for step, scores in found.items()}
             if arguments.json:
                 arguments.json.write_text(json.dumps(known, indent=2))
-        show(task, next(iter(spaces.values())).task.metric, {arm: known[key] for arm, key in keys.items()})
-        means[task] = {arm: float(np.mean(known[key][str(arguments.steps)])) for arm, key in keys.items()}
+        scores = {
+            arm: {step: found[: arguments.seeds] for step, found in known[key].items()} for arm, key in keys.items()
+        }
+        show(task, next(iter(spaces.values())).task.metric, scores)
+        means[task] = {arm: float(np.mean(own[str(arguments.steps)])) for arm, own in scores.items()}
     if arguments.leave_one_out:
         leave_one_out(means)
 
