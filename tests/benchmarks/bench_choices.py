@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_choices.py --data FOLDER --arms task.pooling=class task.pooling=mean [--json FILE]
 
-FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes,
-or several of these with `+` between them. Trials of an arm differ in their seed alone. Those of arms with equal tasks
+FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz`, `movie_reviews/...` and, for `--tasks science`, which
+SmolLM2 answers, `commonsense/arc_easy/...`. An arm is what `launch --set` takes, or several of these with `+` between
+them. Trials of an arm differ in their seed alone. Those of arms with equal tasks
 and bases share passes, where their methods can, and others train one by one. Nothing is searched, stopped or promoted.
 Each trial is scored on validation rows after a quarter, half and all of its steps (at the end alone, where it trains by
 itself), or on test rows at the end (`--split test`); differences to the first arm are paired by seed, with the interval
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -23,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_methods import GLUE, LENGTHS, MINILM
+from bench_methods import GLUE, LENGTHS, MINILM, SMOLLM2, write_rows
+from bench_text_quality import SCIENCE_ROWS
+from bench_text_quality import TASKS as TEXT_TASKS
 from optuna.trial import FixedTrial
 from scipy.stats import t as student
 
@@ -46,20 +50,26 @@ RECIPE: dict[str, Scalar] = {
     "learning_rate": 8.0e-3,
     "head_learning_rate": 5.0e-3,
 }
+WRITTEN: dict[str, dict[str, Scalar]] = {  # tasks of a language model: questions of ARC-Easy
+    "science": {"rank": 32, "target_modules": "all-linear", "learning_rate": 4.0e-3, "batch_size": 8}
+}
 
 
-def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
+def make_space(task: str, data: Path, scratch: Path, arm: str, steps: int, rows: int) -> Space:
+    overrides = tuple(arm.split("+"))
+    own = parameter_specs(dict(it.split("=", 1) for it in overrides).get("method", "lora-xs"))
+    recipe = {name: value for name, value in WRITTEN.get(task, RECIPE).items() if name in own}
+    end = f"parameters: {json.dumps(recipe)}\nsearch: {{max_steps: {steps}, report_every: {steps}}}\n"
+    if task in WRITTEN:
+        text = f"{TEXT_TASKS[task]}  validation_rows: {rows}\n{SMOLLM2}{end}"
+        return parse_space(text, source=f"{task}.yaml", folder=scratch, overrides=overrides)
     folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
     files = {
         split: str(path) for split in ("train", "validation", "test") if (path := folder / f"{split}.jsonl.gz").exists()
     }
     length = LENGTHS.get(task, 64)
     text = f"task:\n  use: {TASKS[task]}\n  data: {{data_files: {json.dumps(files)}}}\n  max_length: {length}\n"
-    overrides = tuple(arm.split("+"))
-    own = parameter_specs(dict(it.split("=", 1) for it in overrides).get("method", "lora-xs"))
-    recipe = {name: value for name, value in RECIPE.items() if name in own}
-    text += f"  validation_rows: {rows}\n{MINILM}parameters: {json.dumps(recipe)}\n"
-    text += f"search: {{max_steps: {steps}, report_every: {steps}}}\n"
+    text += f"  validation_rows: {rows}\n{MINILM}{end}"
     return parse_space(text, source=f"{task}.yaml", folder=data, overrides=overrides)
 
 
@@ -159,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=["task.pooling=class", "task.pooling=mean"])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *WRITTEN])
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1000, help="validation rows that are scored, at most")
@@ -175,9 +185,13 @@ def main() -> None:
         known = json.loads(arguments.json.read_text())
     suffix = "" if arguments.split == "validation" else f" {arguments.split}"
     means: dict[str, dict[str, float]] = {}
+    removed_at_exit = tempfile.TemporaryDirectory()
+    scratch = Path(removed_at_exit.name)
     for task in arguments.tasks:
+        if task in WRITTEN:
+            write_rows(task, arguments.data.resolve(), scratch, 40 if arguments.quick else SCIENCE_ROWS)
         spaces = {
-            arm: make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
+            arm: make_space(task, arguments.data.resolve(), scratch, arm, arguments.steps, arguments.rows)
             for arm in arguments.arms
         }
         keys = {arm: f"{task} {arm} {arguments.steps} {arguments.rows}{suffix}" for arm in spaces}

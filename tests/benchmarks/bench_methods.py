@@ -140,8 +140,8 @@ def decoder_space(task: str, rows: Path, label: str, budget: Budget) -> Space:
     return parse_space(text + budget.section("metric: loss, "), source=f"{task}-{label}.yaml", folder=rows)
 
 
-def write_rows(task: str, data: Path, target: Path, quick: bool) -> None:
-    """Write the splits of a decoder's task."""
+def write_rows(task: str, data: Path, target: Path, limit: int) -> None:
+    """Write the splits of a decoder's task, at most `limit` rows of those that are scored."""
     splits: Mapping[str, list[Any]]
     if task == "science":
         (target / "in").mkdir()
@@ -150,7 +150,7 @@ def write_rows(task: str, data: Path, target: Path, quick: bool) -> None:
     else:
         splits = arithmetic(data)
     for split in ("train", "validation", "test"):
-        rows = splits[split][: 40 if quick else 200] if split != "train" else splits[split]
+        rows = splits[split][:limit] if split != "train" else splits[split]
         (target / f"{split}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
@@ -170,7 +170,7 @@ def jobs(arguments: argparse.Namespace, scratch: Path) -> list[Job]:
     def of_decoder(task: str) -> Callable[[Budget], list[Space]]:
         rows = scratch / task
         rows.mkdir()
-        write_rows(task, data, rows, arguments.quick)
+        write_rows(task, data, rows, 40 if arguments.quick else 200)
         return lambda budget: [
             decoder_space(task, rows, label, replace(budget, trials=min(4, budget.trials), steps=min(48, budget.steps)))
             for label in arguments.bases
