@@ -112,7 +112,7 @@ def drive(folder: StudyFolder) -> Driver:
         actors,
         make_scheduler(info.search, "maximize"),
         Deadline(info.search, steered_study.state, time.time()),
-        folder=folder,
+        study=folder.name,
         state=steered_study.state,
     )
     commander = Commander(steered_study, [InboxSource(folder.inbox())], lambda *_: None, searcher.apply_commands)

@@ -265,9 +265,7 @@ def _node(node: Mapping[str, Any]) -> Node:
 def nodes_to_come() -> list[Node]:
     """Return one node of each kind that the cluster's autoscaler can start; empty where it has reported none."""
     return [
-        Node(group.name, int(group.resources.get("CPU", 0)), int(group.resources.get("GPU", 0)))
-        for group in ray_private.node_groups()
-        if group.max_count != 0
+        Node(name, int(offers.get("CPU", 0)), int(offers.get("GPU", 0))) for name, offers in ray_private.node_groups()
     ]
 
 

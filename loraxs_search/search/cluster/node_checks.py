@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -134,9 +133,8 @@ def _is_grave(package: str, installed: str | None, wanted: str) -> bool:
         return installed is None or installed.split(".")[:2] != wanted.split(".")[:2]
     if package not in _MUST_AGREE:
         return False
-    return (
-        installed is None or re.split(r"\+", installed)[0] != re.split(r"\+", wanted)[0]
-    )  # 2.13.0+cpu and +cu128 agree
+    # 2.13.0+cpu and +cu128 agree
+    return installed is None or installed.partition("+")[0] != wanted.partition("+")[0]
 
 
 def _thorough(facts: NodeFacts) -> Iterator[CheckResult]:

@@ -13,13 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import (
-    ActorUnschedulableError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RaySystemError,
-)
+from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemoryError, RayActorError, RaySystemError
 
 from loraxs_search.packing import Host
 from loraxs_search.records import (
@@ -137,11 +131,6 @@ class HostClient:
 
     find: Callable[[HostHandle | None], HostHandle]
     actor: HostHandle
-
-    @classmethod
-    def of(cls, find: Callable[[HostHandle | None], HostHandle]) -> HostClient:
-        """Return the client of the host to ask."""
-        return cls(find, find(None))
 
     @classmethod
     def to(cls, actor: HostHandle) -> HostClient:

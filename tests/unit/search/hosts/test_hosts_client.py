@@ -92,7 +92,7 @@ def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], 
         found.append(lost)
         return Actor(dict(enumerate(LOSSES[:num_losses], 1)).get(len(found)))
 
-    host = HostClient.of(find)
+    host = HostClient(find, find(None))
     assert host.result(lambda asked: asked.actor, goes_on) == "answer"  # type: ignore[arg-type, return-value]
     assert len(found) == 1 + num_losses
     assert found[0] is None
@@ -101,7 +101,7 @@ def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], 
 
 def test_hosts_that_keep_dying_end_it(found: list[Any]) -> None:
     with pytest.raises(OutOfMemoryError):
-        HostClient.of(lambda lost: Actor(ENDED_BY_RAY)).result(lambda host: host.actor, goes_on)  # type: ignore[arg-type, return-value]
+        HostClient(lambda lost: Actor(ENDED_BY_RAY), Actor(ENDED_BY_RAY)).result(lambda host: host.actor, goes_on)  # type: ignore[arg-type, return-value]
 
 
 def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(
@@ -118,4 +118,4 @@ def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(
     looks = list[Any]()
     monkeypatch.setattr(client.ray, "wait", wait)
     with pytest.raises(SearchInterruptedError):
-        HostClient.of(lambda lost: Actor()).result(lambda host: host.actor, stopped)  # type: ignore[arg-type, return-value]
+        HostClient(lambda lost: Actor(), Actor()).result(lambda host: host.actor, stopped)  # type: ignore[arg-type, return-value]
