@@ -11,12 +11,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from loraxs_search.records import (
-    AdapterSize,
-    SearchPlan,
-    TrialReport,
-    to_json,
-)
+from loraxs_search.records import AdapterSize, AnswerState, SearchPlan, TrialReport, to_json
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
@@ -85,6 +80,14 @@ def send(folder: StudyFolder, verb: str, *trials: str, params: Any = None, **arg
     command = new_command(verb, trials, arguments, params)
     folder.inbox().put(command)
     return command.command_id
+
+
+def refusal(folder: StudyFolder, command_id: str) -> str:
+    """Return why a command was refused."""
+    answer = folder.journal().commands[command_id].answer
+    assert answer is not None
+    assert answer.state is AnswerState.REFUSED
+    return answer.text
 
 
 def drive(folder: StudyFolder) -> Driver:

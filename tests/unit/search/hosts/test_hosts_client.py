@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
+from support.studies import TASK
+from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import SearchInterruptedError
 from loraxs_search.packing import Host
-from loraxs_search.records import DataSource, Hyperparameters, Identity, Task, TrialSpec
+from loraxs_search.records import Identity, TrialSpec
 from loraxs_search.search.hosts import client
 from loraxs_search.search.hosts.client import HostClient
 
-TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
-HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
-SPEC = TrialSpec("00000", {}, HYPER)
+SPEC = TrialSpec("00000", {}, HYPERPARAMETERS)
 IDENTITY = Identity("base", "data")
 
 
