@@ -40,11 +40,9 @@ class _RemoteMethod(Protocol[P, ResultT]):
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[ResultT]:
         """Have it done, and return a reference to the result."""
-        ...
 
     def options(self, *, concurrency_group: str) -> _RemoteMethod[P, ResultT]:
         """Return the method as it runs in other threads of the actor."""
-        ...
 
 
 class SnapshotStoreHandle(Protocol):
