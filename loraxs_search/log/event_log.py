@@ -151,8 +151,8 @@ class EventLog:
         try:
             event = from_line(line, self._study)
         except _UnknownKindError as error:
-            if error.kind not in _OBSOLETE:
-                _logger.warning("journal %s holds an unknown event %r; it is ignored", self._file.path, error.kind)
+            if (kind := error.args[0]) not in _OBSOLETE:
+                _logger.warning("journal %s holds an unknown event %r; it is ignored", self._file.path, kind)
             return None
         except (ValueError, TypeError) as error:
             self._check(_version_of(line))
@@ -170,9 +170,7 @@ class EventLog:
 
 
 class _UnknownKindError(ValueError):
-    def __init__(self, kind: str) -> None:
-        super().__init__(kind)
-        self.kind = kind
+    """No event is of this kind, the only argument."""
 
 
 def to_line(event: LoggedEvent) -> bytes:

@@ -351,11 +351,11 @@ class SearchEnded(Event):
     event: Literal["search_ended"] = "search_ended"
 
 
+TrialEvent = TrialStarted | TrialReported | TrialEnded
+WatchedEvent = Phase | SearchStarted | DataRead | Warned | Steered | BaselineScored | CandidateScored
 LoggedEvent = (
     DriverStarted
-    | TrialStarted
-    | TrialReported
-    | TrialEnded
+    | TrialEvent
     | TrainingEnded
     | Reopened
     | Commanded
@@ -366,25 +366,6 @@ LoggedEvent = (
     | ReportWritten
     | HostsMeasured
     | SearchFinished
-    | Phase
-    | SearchStarted
-    | DataRead
-    | Warned
-    | Steered
-    | BaselineScored
-    | CandidateScored
+    | WatchedEvent
 )
-ShownEvent = (
-    TrialStarted
-    | TrialReported
-    | TrialEnded
-    | Phase
-    | SearchStarted
-    | DataRead
-    | Warned
-    | Steered
-    | BaselineScored
-    | CandidateScored
-    | TrialsAdvanced
-    | SearchEnded
-)
+ShownEvent = TrialEvent | WatchedEvent | TrialsAdvanced | SearchEnded

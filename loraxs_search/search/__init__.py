@@ -13,26 +13,12 @@ if TYPE_CHECKING:
     from loraxs_search.search.driver.result import SearchResult
     from loraxs_search.search.ledger import SearchView, SilentView
 
-__all__ = [
-    "SearchResult",
-    "SearchView",
-    "SilentView",
-    "launch",
-    "launch_together",
-    "resume",
-]
+__all__ = ["SearchResult", "SearchView", "SilentView", "launch", "launch_together", "resume"]
 
-_HOMES = {
-    "SearchResult": "driver.result",
-    "SearchView": "ledger",
-    "SilentView": "ledger",
-    "launch": "driver.launch",
-    "launch_together": "driver.launch",
-    "resume": "driver.launch",
-}
+_HOMES = {"SearchResult": "driver.result", "SearchView": "ledger", "SilentView": "ledger"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in __all__:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'driver.launch')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

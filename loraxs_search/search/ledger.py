@@ -20,11 +20,10 @@ from loraxs_search.log.events import (
     SearchStarted,
     ShownEvent,
     Steered,
-    TrialEnded,
-    TrialReported,
+    TrialEvent,
     TrialsAdvanced,
-    TrialStarted,
     Warned,
+    WatchedEvent,
 )
 from loraxs_search.records import (
     Baseline,
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 _PACKAGE = "loraxs_search"
 _STUDY_THREADS = "study"  # of studies that are searched together, each has a driver in a thread of this name
 _logger = logging.getLogger(__name__)
-_TrialEvent = TrialStarted | TrialReported | TrialEnded
 
 
 class SearchView(Protocol):
@@ -112,7 +110,7 @@ class Ledger:
     def __init__(self, study: str, view: SearchView) -> None:
         self._study, self._view = study, view
         self._journal: Journal | None = None
-        self._earlier: list[_TrialEvent] | None = []  # before trials are about to train; None from then on
+        self._earlier: list[TrialEvent] | None = []  # before trials are about to train; None from then on
         self._phase = ""
         self._baselines: set[str] = set()
 
@@ -134,7 +132,7 @@ class Ledger:
         self._watch, self._after_report = watch, after_report
         for event in journal.history():
             trials.apply(event)
-            if self._earlier is not None and isinstance(event, TrialStarted | TrialReported | TrialEnded):
+            if self._earlier is not None and isinstance(event, TrialEvent):
                 self._earlier.append(event)
 
     def close(self) -> None:
@@ -263,15 +261,13 @@ class Ledger:
             logger.removeHandler(handler)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _say(
-        self, event: Phase | SearchStarted | DataRead | Steered | Warned | BaselineScored | CandidateScored
-    ) -> None:
+    def _say(self, event: WatchedEvent) -> None:
         if self._journal is not None:
             with contextlib.suppress(HomeError):
                 self._journal.append(event)
         self._show(event)
 
-    def _pass_on(self, event: _TrialEvent | None) -> None:
+    def _pass_on(self, event: TrialEvent | None) -> None:
         """Pass on what the log has now; before the search has started, views are shown it as what was known before."""
         if event is None:
             return

@@ -11,12 +11,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from loraxs_search.records import (
-    AdapterSize,
-    SearchPlan,
-    TrialReport,
-    to_json,
-)
+from loraxs_search.records import AdapterSize, AnswerState, SearchPlan, TrialReport, to_json
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
@@ -87,6 +82,14 @@ def send(folder: StudyFolder, verb: str, *trials: str, params: Any = None, **arg
     return command.command_id
 
 
+def refusal(folder: StudyFolder, command_id: str) -> str:
+    """Return why a command was refused."""
+    answer = folder.journal().commands[command_id].answer
+    assert answer is not None
+    assert answer.state is AnswerState.REFUSED
+    return answer.text
+
+
 def drive(folder: StudyFolder) -> Driver:
     """Return a driver that goes on with a study, as after a kill."""
     space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
@@ -112,7 +115,7 @@ def drive(folder: StudyFolder) -> Driver:
         actors,
         make_scheduler(info.search, "maximize"),
         Deadline(info.search, steered_study.state, time.time()),
-        folder=folder,
+        study=folder.name,
         state=steered_study.state,
     )
     commander = Commander(steered_study, [InboxSource(folder.inbox())], lambda *_: None, searcher.apply_commands)

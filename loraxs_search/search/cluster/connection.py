@@ -253,22 +253,17 @@ def living_nodes() -> list[Node]:
     """Return the nodes that are alive now, in a stable order."""
     import ray
 
-    alive: list[Mapping[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
-    return sorted(map(_node, alive), key=lambda node: (node.address, node.node_id))
+    nodes = (_node(n["NodeID"], n["Resources"], n["NodeManagerAddress"]) for n in ray.nodes() if n["Alive"])
+    return sorted(nodes, key=lambda node: (node.address, node.node_id))
 
 
-def _node(node: Mapping[str, Any]) -> Node:
-    offers = node["Resources"]
-    return Node(node["NodeID"], int(offers.get("CPU", 0)), int(offers.get("GPU", 0)), node["NodeManagerAddress"])
+def _node(node_id: str, offers: Mapping[str, Any], address: str = "") -> Node:
+    return Node(node_id, int(offers.get("CPU", 0)), int(offers.get("GPU", 0)), address)
 
 
 def nodes_to_come() -> list[Node]:
     """Return one node of each kind that the cluster's autoscaler can start; empty where it has reported none."""
-    return [
-        Node(group.name, int(group.resources.get("CPU", 0)), int(group.resources.get("GPU", 0)))
-        for group in ray_private.node_groups()
-        if group.max_count != 0
-    ]
+    return [_node(name, offers) for name, offers in ray_private.node_groups()]
 
 
 def here() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,9 @@ def examine(
     """
     loaded = load_space(space) if space is not None else None
     uri = resolve_uri(tracking_uri)
-    results = [_tracking(uri), *([_storage(storage)] if storage is not None else [])]
+    results = [_of_driver("mlflow", redact(uri), lambda: ensure_store(uri))]
+    if storage is not None:
+        results.append(_of_driver("storage", storage, lambda: Storage(storage).check()))
     try:
         with connected(address, runtime_env=runtime_env):
             results += _cluster(address)
@@ -81,20 +83,12 @@ def check_nodes(spaces: Sequence[Space], tracking_uri: str) -> None:
 
 
 # ---- the whole -------------------------------------------------------------------------------------------------------
-def _tracking(uri: str) -> CheckResult:
+def _of_driver(check: str, value: str, try_it: Callable[[], object]) -> CheckResult:
     try:
-        ensure_store(uri)
+        try_it()
     except LoraxsError as error:
-        return CheckResult("driver", "mlflow", "fail", error.message, error.hint or "")
-    return CheckResult("driver", "mlflow", "ok", redact(uri))
-
-
-def _storage(uri: str) -> CheckResult:
-    try:
-        Storage(uri).check()
-    except LoraxsError as error:
-        return CheckResult("driver", "storage", "fail", error.message, error.hint or "")
-    return CheckResult("driver", "storage", "ok", uri)
+        return CheckResult("driver", check, "fail", error.message, error.hint or "")
+    return CheckResult("driver", check, "ok", value)
 
 
 def _cluster(address: str | None) -> Iterable[CheckResult]:
@@ -130,7 +124,8 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         # A node that only drives needs no rows.
         needed = files if node.num_cpus or node.num_gpus or len(nodes) == 1 else []
         asked.append((node, needed, time.time(), _ask(node, question | {"files": needed})))
-    limit_s, results, facts = _patience(thorough), list[CheckResult](), list[NodeFacts]()
+    limit_s = _INSTALL_S if runtime_env.installers() else _ANSWER_S if thorough else _FAST_ANSWER_S
+    results, facts = list[CheckResult](), list[NodeFacts]()
     for node, needed, at, reference in asked:
         answer = _answer(node, at, reference, limit_s)
         if isinstance(answer, NodeFacts):
@@ -139,10 +134,6 @@ def _ask_all(nodes: Sequence[Node], spaces: Sequence[Space], uri: str, *, thorou
         elif answer is not None:
             results.append(answer)
     return [*results, *unlike_files(facts)]
-
-
-def _patience(thorough: bool) -> float:
-    return _INSTALL_S if runtime_env.installers() else _ANSWER_S if thorough else _FAST_ANSWER_S
 
 
 def _files(space: Space) -> list[str]:

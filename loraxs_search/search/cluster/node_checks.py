@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -109,10 +108,13 @@ def failures(results: Iterable[CheckResult]) -> list[CheckResult]:
 
 
 # ---- one check each --------------------------------------------------------------------------------------------------
+def _judged(facts: NodeFacts, check: str, verdict: Verdict, value: str, hint: str) -> CheckResult:
+    """Return a result, whose hint is of use only where something is wrong."""
+    return CheckResult(facts.node, check, verdict, value, "" if verdict == "ok" else hint)
+
+
 def _either(facts: NodeFacts, check: str, problem: str | None, fine: str, hint: str) -> CheckResult:
-    if problem:
-        return CheckResult(facts.node, check, "fail", problem, hint)
-    return CheckResult(facts.node, check, "ok", fine)
+    return _judged(facts, check, "fail" if problem else "ok", problem or fine, hint)
 
 
 def _versions(facts: NodeFacts, expected: Mapping[str, str]) -> CheckResult:
@@ -134,9 +136,8 @@ def _is_grave(package: str, installed: str | None, wanted: str) -> bool:
         return installed is None or installed.split(".")[:2] != wanted.split(".")[:2]
     if package not in _MUST_AGREE:
         return False
-    return (
-        installed is None or re.split(r"\+", installed)[0] != re.split(r"\+", wanted)[0]
-    )  # 2.13.0+cpu and +cu128 agree
+    # 2.13.0+cpu and +cu128 agree
+    return installed is None or installed.partition("+")[0] != wanted.partition("+")[0]
 
 
 def _thorough(facts: NodeFacts) -> Iterator[CheckResult]:
@@ -159,19 +160,14 @@ def _disk(facts: NodeFacts) -> CheckResult:
         return CheckResult(facts.node, "storage", "fail", f"{facts.home}: {facts.home_problem}", hint)
     free = facts.free_bytes or 0
     verdict: Verdict = "fail" if free < _GIB / 2 else "warn" if free < 5 * _GIB else "ok"
-    return CheckResult(
-        facts.node, "storage", verdict, f"{facts.home}: {_gib(free)} free", "" if verdict == "ok" else hint
-    )
+    return _judged(facts, "storage", verdict, f"{facts.home}: {_gib(free)} free", hint)
 
 
 def _memory(facts: NodeFacts) -> CheckResult:
     free, total = facts.free_memory_bytes or 0, facts.memory_bytes or 0
-    value = f"{_gib(free)} of {_gib(total)} free"
-    if total and free < 2 * _GIB:
-        return CheckResult(
-            facts.node, "memory", "warn", value, "a host needs the base, its factors and the rows in memory"
-        )
-    return CheckResult(facts.node, "memory", "ok", value)
+    hint = "a host needs the base, its factors and the rows in memory"
+    verdict: Verdict = "warn" if total and free < 2 * _GIB else "ok"
+    return _judged(facts, "memory", verdict, f"{_gib(free)} of {_gib(total)} free", hint)
 
 
 def _gpus(facts: NodeFacts) -> CheckResult:
@@ -199,8 +195,8 @@ def _open_files(facts: NodeFacts) -> CheckResult:
 def _clock(facts: NodeFacts) -> CheckResult:
     skew = abs(facts.skew_s)
     verdict: Verdict = "fail" if skew > _SKEW_FAIL_S else "warn" if skew > _SKEW_WARN_S else "ok"
-    hint = "" if verdict == "ok" else "let NTP or chrony set the clock: times of records come from it"
-    return CheckResult(facts.node, "clock", verdict, f"{facts.skew_s:+.1f} s against the driver", hint)
+    hint = "let NTP or chrony set the clock: times of records come from it"
+    return _judged(facts, "clock", verdict, f"{facts.skew_s:+.1f} s against the driver", hint)
 
 
 def _gib(size: int) -> str:

@@ -25,7 +25,6 @@ from typing import Any
 from loraxs_search.versions import with_python
 
 _HASHED_BYTES = 1 << 30  # of a file; a larger one is compared by content as its host joins
-_TORCH = "import torch; print(torch.cuda.device_count())"
 
 
 def facts_here(question: dict[str, Any]) -> dict[str, Any]:
@@ -90,15 +89,17 @@ def _gpus() -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
         if done.returncode == 0:
             gpus = [[cell.strip() for cell in line.split(",")] for line in done.stdout.splitlines()]
-    if not gpus:
-        return {"gpus": [], "torch_gpus": 0}
+    return {"gpus": gpus, "torch_gpus": _torch_gpus() if gpus else 0}
+
+
+def _torch_gpus() -> int:
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
     environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired, ValueError):
-        done = subprocess.run(
-            [sys.executable, "-c", _TORCH], env=environment, capture_output=True, text=True, timeout=120, check=False
-        )
-        return {"gpus": gpus, "torch_gpus": int(done.stdout or 0)}
-    return {"gpus": gpus, "torch_gpus": 0}
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        return int(done.stdout or 0)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return 0
 
 
 def _base_from(base: dict[str, Any] | None) -> tuple[str | None, bool]:

@@ -7,31 +7,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 
-@dataclass(frozen=True)
-class NodeGroup:
-    """Nodes of one kind that the cluster's autoscaler can start.
+def node_groups() -> list[tuple[str, Mapping[str, int]]]:
+    """Return the kinds of node that the autoscaler can start, as KubeRay's reports it; empty without one.
 
-    Args:
-        resources: What each offers.
-        max_count: How many there may be; -1 means no limit.
+    Each is a name, and the resources of a node.
     """
-
-    name: str
-    resources: Mapping[str, int]
-    max_count: int
-
-
-def node_groups() -> list[NodeGroup]:
-    """Return what the autoscaler can start, as KubeRay's reports it; empty without one."""
     import ray
 
     config = ray._private.state.state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
-    return [NodeGroup(group.name, group.resources, group.max_count) for group in groups]
+    return [(group.name, group.resources) for group in groups if group.max_count != 0]  # -1 means no limit
 
 
 def address_of_this_node() -> str:

@@ -21,16 +21,7 @@ from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import HomeError, first_line
-from loraxs_search.records import (
-    BASE_ALONE_ROWS,
-    Answers,
-    Baseline,
-    Split,
-    Task,
-    is_alone,
-    is_unmeasured,
-    shots_name,
-)
+from loraxs_search.records import BASE_ALONE_ROWS, Answers, Baseline, Split, Task, is_alone, is_unmeasured, shots_name
 from loraxs_search.search.driver.work_items import BaseAnswerWork, in_parts, joined
 from loraxs_search.search.hosts.client import HOST_LOST, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
@@ -142,12 +133,11 @@ class BaseModelBaseline:
         scores = {shots: self._metrics(shots, "validation") for shots in self.shots}
         sign = 1.0 if self.task.direction == "maximize" else -1.0
         values = {shots: sign * metrics[self.task.metric] for shots, metrics in scores.items() if metrics}
+        best = None
         if values:  # none may be finite, which is a result
             best = max(values, key=lambda shots: (values[shots] if math.isfinite(values[shots]) else -math.inf, -shots))
             self.spread(self._work("test", best))
-            self._write(scores, best)
-        else:
-            self._write(scores, None)
+        self._write(scores, best)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @property

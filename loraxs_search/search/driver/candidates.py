@@ -53,15 +53,12 @@ def candidate_trials(
         trials: Complete ones, best first.
     """
     selection, limit = CheckpointSelection.of(task, plan), rule.max_bytes
-    small = [r for r in trials if limit is None or selection.select(r.reports).size.stored_bytes <= limit] or list(
-        trials
-    )
+    fitting = [r for r in trials if limit is None or selection.select(r.reports).size.stored_bytes <= limit]
+    small = fitting or list(trials)
     if rule.choose == "best" and not plan.objectives:
         return small[: rule.candidates]
-    of_each_size = {
-        it.stored_bytes: it for it in reversed(front(small, selection))
-    }  # more bytes, and a better score, first
-    chosen = list(of_each_size.values())
+    # Of each size one; more bytes, and a better score, first.
+    chosen = list({it.stored_bytes: it for it in reversed(front(small, selection))}.values())
     if rule.choose == "smallest":
         chosen = _smallest_first(chosen, rule, task, selection)
     by_name = {record.trial_id: record for record in small}

@@ -34,7 +34,7 @@ from loraxs_search.records import (
     TrialSpec,
 )
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.cluster.placement import PackSize, choose_pack_size
+from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, expected_pack_size
 from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
 from loraxs_search.tasks.kinds import kind_of
@@ -112,7 +112,9 @@ def estimate_search(space: Space) -> SearchEstimate:
     if space.start_from is not None:
         raise UsageError("trials start from an adapter that a search brings first, so there is nothing to measure yet.")
     began = time.monotonic()
-    host = training_host(host_config([space]), space.task, _threads())
+    import torch  # a search loads it, too
+
+    host = training_host(host_config([space]), space.task, torch.get_num_threads())
     try:
         info = host.info(space.task)
         measured = _measure(host, info, space, began)
@@ -205,11 +207,7 @@ def _final_s(task: Task, info: HostInfo, measured: Measured, num_candidates: int
 def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured:
     plan = space.search
     size = choose_pack_size(
-        plan.pack_size,
-        fits=info.num_slots,
-        fills=info.full_slots,
-        num_trials=plan.trials,
-        num_devices=1,
+        plan.pack_size, fits=info.num_slots, fills=info.full_slots, num_trials=plan.trials, num_devices=1
     ).size
     specs = _drawn(space, info, min(size, plan.trials))
     snapshots = _advance(host, specs, 1, [None] * len(specs), space.task)[1]  # factors, kernels: not again
@@ -258,12 +256,6 @@ def _drawn(space: Space, info: HostInfo, count: int) -> list[TrialSpec]:
         hyper = space.hyperparameters(params, info.modules, space.search.trial_seed(number))
         specs.append(TrialSpec(f"{number:05d}", params, hyper, study="estimate"))
     return specs
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 @dataclass(frozen=True)
@@ -317,7 +309,8 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
     if reads:
         prepared = prepare(loaded.task, load_tokenizer(base))
         rows, report = prepared.num_scored, prepared.report
-        pack_size = _pack_size(loaded, modules, description, float(prepared.lengths("train").mean()))
+        mean_length = float(prepared.lengths("train").mean())
+        pack_size = expected_pack_size(loaded, modules, description.largest.size.head_parameters, mean_length)
         warnings = data_warnings(report, rows, loaded.task.metric)
     time, unknown = _estimated(loaded) if estimate else (None, "")
     facts = (rows, report, pack_size, warnings, description, time, unknown)
@@ -338,14 +331,6 @@ def _described(space: Space, base: BaseModel) -> tuple[Sequence[LinearModule], S
     modules = linear_modules(base, model)
     heads = {head: head_shapes(base, model, head) for head in get_args(Head)}
     return modules, describe(space, modules, heads=heads, body=body_shapes(base, model))
-
-
-def _pack_size(
-    space: Space, modules: Sequence[LinearModule], description: SpaceDescription, mean_length: float
-) -> PackSize | None:
-    from loraxs_search.search.cluster.placement import expected_pack_size
-
-    return expected_pack_size(space, modules, description.largest.size.head_parameters, mean_length)
 
 
 def _estimated(space: Space) -> tuple[SearchEstimate | None, str]:

@@ -150,11 +150,9 @@ class _CommandSource(Protocol):
 
     def waiting(self) -> Iterable[Command]:
         """Yield those that are not answered yet, or of which that is not known."""
-        ...
 
     def answered(self, command: Command, answer: CommandAnswer) -> None:
         """Pass an answer on, and take the command away; may come again after a restart."""
-        ...
 
 
 class InboxSource:

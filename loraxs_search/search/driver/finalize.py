@@ -31,7 +31,6 @@ from loraxs_search.search.driver.work_items import (
     map_over_hosts,
     refit_spec,
     row_parts,
-    samples_of,
     slices_of,
 )
 from loraxs_search.search.hosts.client import HostClient
@@ -79,12 +78,12 @@ class Finalization:
             SearchInterruptedError: stopped from outside.
         """
         confirmed, every = self.folder.confirmations(), self.space.search.report_every
-        wanted = [(record, number, spec) for record in self.best for number, spec in enumerate(self._refits(record), 1)]
-        self._refit_steps.update({spec.trial_id: self._steps_done(spec) for _, _, spec in wanted})
+        wanted = [spec for record in self.best for spec in self._refits(record)]
+        self._refit_steps.update({spec.trial_id: self._steps_done(spec) for spec in wanted})
         self._count_refits()
         items = [
             RefitWork(spec, self.space.task, every, self.folder, self.reached)
-            for record, number, spec in wanted
+            for spec in wanted
             if confirmed.refit(spec.trial_id) is None
         ]
         self._map_over_hosts(items, shared=True)
@@ -153,7 +152,8 @@ class Finalization:
                 rows, baselines = answered.to_bytes(), self.folder.baselines() or ()
                 chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
             for confirmation in finalist:  # none if it was written before the driver was killed
-                beside = {"samples": samples_of(parts), "slices": slices_of(parts, self.space.task)}
+                samples = tuple(sample for part in parts for sample in part.samples)
+                beside = {"samples": samples, "slices": slices_of(parts, self.space.task)}
                 self._write(self._trained(name), confirmation, chosen, run_of, beside)
             self._update_baselines(chosen)
             if untested:
@@ -214,6 +214,12 @@ class Finalization:
         spec = self._spec(record)
         return [refit_spec(spec, number) for number in range(1, self.space.promotion.seeds + 1)]
 
+    def _ended_refits(self, trial_id: str) -> dict[str, Refit]:
+        """Return the refits of a trial that have been trained, or have failed, by name."""
+        confirmed, numbers = self.folder.confirmations(), range(1, self.space.promotion.seeds + 1)
+        known = {f"{trial_id}.{number}": confirmed.refit(f"{trial_id}.{number}") for number in numbers}
+        return {name: refit for name, refit in known.items() if refit is not None}
+
     def _answer_work(self, name: str) -> list[AnswerWork]:
         """Return the test rows that an adapter has yet to answer, in parts for all hosts."""
         confirmed, num_rows = self.folder.confirmations(), self.actors.info.num_rows["test"]
@@ -221,10 +227,10 @@ class Finalization:
         return [AnswerWork(self._trained(name), rows, self.space.task) for rows in parts]
 
     def _of_recipe(self, record: TrialRecord) -> list[Trained]:
-        """Return a trial and its finished refits."""
-        confirmed = self.folder.confirmations()
-        ended = [s for s in self._refits(record) if (refit := confirmed.refit(s.trial_id)) and not refit.failed]
-        return [self._trained(name) for name in (record.trial_id, *(spec.trial_id for spec in ended))]
+        """Return a trial and its refits that have not failed."""
+        refits = self._ended_refits(record.trial_id)
+        names = [record.trial_id, *(name for name, refit in refits.items() if not refit.failed)]
+        return [self._trained(name) for name in names]
 
     def _trained(self, trial_id: str) -> Trained:
         """Return a completed trial's adapter, or a refit's."""
@@ -248,12 +254,9 @@ class Finalization:
 
     # ---- records -----------------------------------------------------------------------------------------------------
     def _candidate(self, adapter: Trained, scores: Mapping[str, Mapping[str, float]]) -> Candidate:
-        confirmed, trial_id = self.folder.confirmations(), trial_of(adapter.trial_id)
-        own = self._trained(trial_id)
-        recipe = {trial_id: Refit(own.spec.hyperparameters.seed)}
-        for number in range(1, self.space.promotion.seeds + 1):
-            if refit := confirmed.refit(f"{trial_id}.{number}"):
-                recipe[f"{trial_id}.{number}"] = refit
+        trial_id = trial_of(adapter.trial_id)
+        own = Refit(self._trained(trial_id).spec.hyperparameters.seed)
+        recipe = {trial_id: own, **self._ended_refits(trial_id)}
         others = [
             replace(refit, validation_metrics=scores.get(name, {}))
             for name, refit in recipe.items()

@@ -13,13 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import LoraxsError, StorageError, counted
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records import (
-    Candidate,
-    FrontTrial,
-    Scalar,
-    TrialRecord,
-    TrialState,
-)
+from loraxs_search.records import Candidate, FrontTrial, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard
 from loraxs_search.search.driver.commander import answer_waiting
@@ -217,15 +211,14 @@ def _is_recorded(journal: Journal, tracker: Tracker) -> bool:
 
 def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
     """Return how a search stands in its journal and its candidates."""
+    found = front(journal.records.values(), folder.checkpoint_selection) if folder.info.search.objectives else ()
     return SearchResult(
         study=folder.name,
         trials=tuple(journal.records.values()),
         candidates=tuple(folder.candidates() or ()),
         wall_s=journal.spent_s,
         notice=journal.notice or "",
-        front=tuple(front(journal.records.values(), folder.checkpoint_selection))
-        if folder.info.search.objectives
-        else (),
+        front=tuple(found),
     )
 
 

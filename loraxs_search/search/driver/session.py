@@ -86,7 +86,7 @@ class SearchSession:
             actors,
             self._scheduler,
             self._deadline,
-            folder=folder,
+            study=folder.name,
             state=self._study.state,
         )
         self._searcher.is_stopped = stop.is_set

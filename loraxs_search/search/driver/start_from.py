@@ -7,7 +7,7 @@ from dataclasses import replace
 from loraxs_search.assets import START
 from loraxs_search.errors import BaseModelError, UsageError, one_of
 from loraxs_search.methods import get_method
-from loraxs_search.records import AdapterRef, HostInfo, Manifest, StartFrom, Task
+from loraxs_search.records import AdapterRef, HostInfo, StartFrom, Task
 from loraxs_search.registry import Registry, pull, verify
 from loraxs_search.search_space import Space, trial_shapes
 from loraxs_search.studies import StudyFolder, StudyInfo
@@ -96,7 +96,7 @@ def keep_start(folder: StudyFolder) -> str | None:
     if start is None or START in folder.assets():
         return folder.assets().get(START)
     path = pull(start.adapter.name, uri=folder.info.tracking_uri)
-    manifest: Manifest = verify(path)
+    manifest = verify(path)
     if path.name != start.adapter.digest:
         raise UsageError(
             f"{start.adapter.name} must be what study {folder.name!r} began with, but its content is another by now.",

@@ -24,7 +24,6 @@ from loraxs_search.records import (
     Identity,
     Lineage,
     Refit,
-    Sample,
     SliceScore,
     Split,
     Task,
@@ -45,15 +44,12 @@ class WorkItem(Protocol[AnswerT]):
 
     def ask(self, host: HostClient) -> ObjectRef[AnswerT]:
         """Start it on a host. May be repeated, on another host."""
-        ...
 
     def take(self, answer: AnswerT) -> bool:
         """Keep a host's answer; return whether there is more to do."""
-        ...
 
     def failed(self, error: Exception) -> None:
         """Record that it failed, or raise where that must end the search."""
-        ...
 
 
 def map_over_hosts(
@@ -344,11 +340,6 @@ def slices_of(parts: Sequence[Answers], task: Task) -> tuple[SliceScore, ...]:
     if not task.slices or not all(part.predictions for part in parts):
         return ()
     return slice_scores(kind_of(task).metrics[task.metric], 1.0, joined(parts, task)[1])  # no champion, no sign
-
-
-def samples_of(parts: Sequence[Answers]) -> tuple[Sample, ...]:
-    """Return the sample rows among answers."""
-    return tuple(sample for part in parts for sample in part.samples)
 
 
 def _column(parts: Sequence[Answers], name: str) -> list[Any] | None:

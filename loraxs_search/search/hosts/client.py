@@ -13,13 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 import ray
 from ray import ObjectRef
 from ray.actor import ActorHandle
-from ray.exceptions import (
-    ActorUnschedulableError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    RaySystemError,
-)
+from ray.exceptions import ActorUnschedulableError, ObjectLostError, OutOfMemoryError, RayActorError, RaySystemError
 
 from loraxs_search.packing import Host
 from loraxs_search.records import (
@@ -46,11 +40,9 @@ class _RemoteMethod(Protocol[P, ResultT]):
 
     def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[ResultT]:
         """Have it done, and return a reference to the result."""
-        ...
 
     def options(self, *, concurrency_group: str) -> _RemoteMethod[P, ResultT]:
         """Return the method as it runs in other threads of the actor."""
-        ...
 
 
 class SnapshotStoreHandle(Protocol):
@@ -137,11 +129,6 @@ class HostClient:
 
     find: Callable[[HostHandle | None], HostHandle]
     actor: HostHandle
-
-    @classmethod
-    def of(cls, find: Callable[[HostHandle | None], HostHandle]) -> HostClient:
-        """Return the client of the host to ask."""
-        return cls(find, find(None))
 
     @classmethod
     def to(cls, actor: HostHandle) -> HostClient:

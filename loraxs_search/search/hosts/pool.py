@@ -70,7 +70,7 @@ class HostPool:
 
     def host(self) -> HostClient:
         """Return the host for work that one host does for all."""
-        return HostClient.of(self._find)
+        return HostClient(self._find, self._find(None))
 
     def hosts(self) -> list[HostClient]:
         """Return all hosts that exist by now; at least one."""

@@ -168,7 +168,7 @@ class StudyActors:
             "base_digest": self.info.base.weight_digest,
             "data_fingerprint": self.info.data_fingerprint,
             **overlap_counts(self.info.data),
-            "num_nodes": len([node for node in ray.nodes() if node["Alive"]]),
+            "num_nodes": len(living_nodes()),
             "num_cpus": int(total.get("CPU", 0)),
             "num_gpus": int(total.get("GPU", 0)),
             "trials_per_device": self.pack_size.size,

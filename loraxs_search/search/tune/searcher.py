@@ -15,7 +15,6 @@ from loraxs_search.records import (
     Proposal,
     SearchPlan,
     TrialReport,
-    TrialSpec,
     TrialState,
     from_json,
     to_json,
@@ -29,7 +28,6 @@ from loraxs_search.search.tune.runner import Unpickled
 from loraxs_search.search.tune.slots import RESOURCES, SPEC
 from loraxs_search.steering import SteeringState
 from loraxs_search.steering.state import AskedTrial, Deadline, extended, num_proposed
-from loraxs_search.studies import StudyFolder
 
 _FEWEST = 5
 _SHARE = 0.9
@@ -84,7 +82,7 @@ class StudySearcher(Unpickled, Searcher):
 
     Args:
         deadline: When the time budget is used up.
-        folder: Of the study, whose name lineages have.
+        study: Its name, which lineages have.
         state: What commands have come to; whoever changes it calls `apply_commands`.
     """
 
@@ -98,20 +96,19 @@ class StudySearcher(Unpickled, Searcher):
         plan: SearchPlan,
         actors: StudyActors,
         scheduler: Scheduler,
-        deadline: Deadline | None,
+        deadline: Deadline,
         *,
-        folder: StudyFolder | None = None,
-        state: SteeringState | None = None,
+        study: str,
+        state: SteeringState,
     ) -> None:
         super().__init__()
         self.is_stopped: Callable[[], bool] = lambda: False  # whether the driver is to end
         self.take_commands: Callable[[], None] = lambda: None  # called at each step of Tune's loop
-        self._state = state or SteeringState()
+        self._study, self._state = study, state
         self._leaving: set[str] = set()  # trials that a report ended in Tune since a user paused them
         self._parked: set[str] = set()  # trials that are paused, and no longer in Tune
-        self._sampler, self._folder = sampler, folder
+        self._sampler, self._scheduler, self._deadline = sampler, scheduler, deadline
         self._ledger, self._plan, self._actors = ledger, plan, actors
-        self._scheduler, self._deadline = scheduler, deadline
         self._pending: list[str] = []
         self._trial_ids: dict[str, str] = {}  # by Tune's id, which is another one after each restart
         self._outcomes = Outcomes()
@@ -130,7 +127,7 @@ class StudySearcher(Unpickled, Searcher):
     @property
     def out_of_time(self) -> str | None:
         """Return a message when the time budget is used up, else None."""
-        if self._deadline is not None and self._deadline.is_over:
+        if self._deadline.is_over:
             return f"the time budget of {self._deadline.budget_s:g} s is used up"
         return None
 
@@ -236,11 +233,10 @@ class StudySearcher(Unpickled, Searcher):
         else:
             trial_id = f"{self._sampler.next_number:05d}"
             params, origin, proposal = self._new()
-        spec: TrialSpec | None = None
         try:
             spec = self._actors.spec(trial_id, params)
         except UsageError as error:  # params that no trial can have: the others are none the worse
-            self._ledger.trial_started(trial_id, params, spec.hyperparameters if spec else None, origin, proposal)
+            self._ledger.trial_started(trial_id, params, None, origin, proposal)
             self._ledger.trial_ended(trial_id, TrialState.FAIL, error.message)
             return None
         self._ledger.trial_started(trial_id, params, spec.hyperparameters, origin, proposal)
@@ -302,14 +298,12 @@ class StudySearcher(Unpickled, Searcher):
         if asked is None:
             params, proposal = self._sampler.propose(seed, index=self._num_proposed())
             return params, Origin(), proposal
-        origin = Origin(command=asked.command_id, lineage=self._lineage(asked), is_hidden=asked.is_hidden)
+        lineage = Lineage(self._study, asked.source) if asked.source else None
+        origin = Origin(command=asked.command_id, lineage=lineage, is_hidden=asked.is_hidden)
         if asked.is_hidden:
             return dict(asked.params), origin, None
         params, proposal = self._sampler.add(asked.params, seed)
         return params, origin, proposal
-
-    def _lineage(self, asked: AskedTrial) -> Lineage | None:
-        return Lineage(self._folder.name if self._folder else "", asked.source) if asked.source else None
 
     def _end(self, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:

@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from optuna.distributions import FloatDistribution
-from optuna.samplers import RandomSampler
 from optuna.trial import TrialState as OptunaState
 from support.studies import study as new_study
 from support.toy_ia3 import ToyIA3
 
-from loraxs_search import samplers
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods import METHODS
 from loraxs_search.records import AdapterSize, SearchPlan, Task, TrialReport, TrialState
@@ -102,16 +99,6 @@ def test_whoever_reads_the_log_again_has_the_same_trials_and_proposes_the_same(
     assert [again.sampler.propose(seed) for seed in range(4)] == [search.sampler.propose(seed) for seed in range(4)]
 
 
-def test_drawing_changes_nothing(folder: StudyFolder, space: Space) -> None:
-    """What is not in the log does not exist: a driver that dies, or whose disk is full, proposes the same again."""
-    search = Search(folder, space)
-    search.run(12)
-    before, number = [vars(trial).copy() for trial in search.trials.trials], search.sampler.next_number
-    assert search.sampler.propose(7) == search.sampler.propose(7)
-    assert [vars(trial) for trial in search.trials.trials] == before
-    assert search.sampler.next_number == number == 12
-
-
 def test_trials_of_older_versions_say_through_the_space_what_they_were_drawn_from(
     folder: StudyFolder, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,48 +148,6 @@ def test_of_several_methods_too(
     for before, after in zip(search.trials.trials, again.trials.trials, strict=True):
         assert (before.params, before.distributions) == (after.params, after.distributions)
     assert [again.sampler.propose(seed) for seed in range(5)] == [search.sampler.propose(seed) for seed in range(5)]
-
-
-class Walk(RandomSampler):
-    """Goes on from where its last trial was; as CMA-ES does, it keeps its state in trials."""
-
-    def infer_relative_search_space(self, study, trial):
-        return {name: FloatDistribution(0.01, 1.0) for name in ("learning_rate", "head_learning_rate")}
-
-    def sample_relative(self, study, trial, search_space):
-        states = [
-            t.system_attrs["walk:state"] for t in study.get_trials(deepcopy=False, states=(OptunaState.COMPLETE,))
-        ]
-        place = (states[-1] if states else 0.01) * 1.2
-        study._storage.set_trial_system_attr(trial._trial_id, "walk:state", place)
-        return {"learning_rate": min(place, 1.0), "head_learning_rate": 0.5}
-
-
-class Walking(samplers.Sampler):
-    name = "walk"
-
-    def optuna_sampler(self, seed, distributions):
-        return Walk(seed=seed)
-
-
-def test_a_sampler_that_keeps_state_in_trials_goes_on_from_the_log(
-    folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(samplers.SAMPLERS._entries, "walk", Walking)
-    # No recipe has a rate for this rank.
-    text = "task: sst2\nbase_model: org/base\nparameters: {rank: 128, learning_rate: {uniform: [0.01, 1.0]}, "
-    text += "head_learning_rate: {uniform: [0.01, 1.0]}}\n"
-    space, plan = parse_space(text, source="s.yaml", folder=tmp_path), SearchPlan(sampler="walk")
-    given = list[object]()
-    whole, cut = Search(folder, space, plan), new_study("cut", folder.info.tracking_uri)
-    for number in range(14):
-        name, params = whole.propose(number)
-        whole.train(name, params, TrialState.COMPLETE, 8)
-        search = Search(cut, space, plan)  # a new driver for each trial
-        assert search.propose(number) == (name, params)
-        search.train(name, params, TrialState.COMPLETE, 8)
-        given.append(params["learning_rate"])
-    assert len(set(given)) > 4
 
 
 def test_a_number_that_the_log_lacks_stays_free_and_is_the_next_one(folder: StudyFolder, space: Space) -> None:

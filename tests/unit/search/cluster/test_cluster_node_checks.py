@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from support.tls import https_server
 
-from loraxs_search.search.cluster import node_facts
+from loraxs_search.errors import ClusterError
+from loraxs_search.search.cluster import doctor, node_facts
 from loraxs_search.search.cluster.node_checks import CheckResult, Expected, NodeFacts, evaluate, failures, unlike_files
 
 GIB = 2**30
@@ -164,16 +165,18 @@ def test_a_node_says_of_itself_what_facts_hold(tmp_path: Any, monkeypatch: pytes
     assert node_facts.facts_here(question)["home_problem"]
 
 
-def test_a_storage_is_looked_at_before_a_search(tmp_path: Path) -> None:
+def test_a_storage_is_looked_at_before_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ClusterError("no Ray here")
+
+    def examined(uri: str) -> CheckResult:
+        return doctor.examine(storage=uri)[1]
+
+    monkeypatch.setattr(doctor, "ensure_store", lambda uri: None)
+    monkeypatch.setattr(doctor, "connected", unreachable)
     assert examined(str(tmp_path)) == CheckResult("driver", "storage", "ok", str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     missing = examined(str(tmp_path / "unmounted"))
     assert (missing.verdict, bool(missing.hint)) == ("fail", True)
     assert "must be a folder that is there" in missing.value
     assert examined("gs://bucket").verdict == "fail"
-
-
-def examined(uri: str) -> CheckResult:
-    from loraxs_search.search.cluster.doctor import _storage
-
-    return _storage(uri)

@@ -15,7 +15,6 @@ from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RuntimeEnvSetupError
 
 from loraxs_search.search.cluster import ray_private
-from loraxs_search.search.cluster.ray_private import NodeGroup
 
 
 def test_auto_is_the_address_that_the_environment_names(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,6 +73,7 @@ def test_groups_of_nodes_are_read_as_the_autoscaler_reports_them(monkeypatch: py
     config = ClusterConfig()
     config.node_group_configs.add(name="gpus", resources={"GPU": 8}, max_count=-1)
     monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: config)
-    assert ray_private.node_groups() == [NodeGroup("gpus", {"GPU": 8}, -1)]
+    config.node_group_configs.add(name="none", resources={"CPU": 8}, max_count=0)
+    assert ray_private.node_groups() == [("gpus", {"GPU": 8})]
     monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: None)
     assert ray_private.node_groups() == []

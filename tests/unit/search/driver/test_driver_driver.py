@@ -23,6 +23,7 @@ from loraxs_search.search.hosts import client, study_actors
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space import load_space
+from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.followed import has_waiting
 
 
@@ -40,33 +41,42 @@ def test_a_search_that_loses_its_lease_stops_no_other_one(monkeypatch: pytest.Mo
     assert not stop.is_set()
 
 
-def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = study("s", store_uri)
+@pytest.fixture
+def folder(store_uri: str) -> StudyFolder:
+    return study("s", store_uri)
+
+
+@pytest.fixture
+def interrupted(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> drivers.Driver:
+    """A driver whose search is stopped once its log is open."""
     trials = StudyTrials(folder.info.task, SearchPlan(), lambda: load_space("movie_reviews"))
 
-    def interrupted(driver: drivers.Driver, _folder: object, _actors: object, journal: Any, _run_of: object) -> None:
+    def search(driver: drivers.Driver, _folder: object, _actors: object, journal: Any, _run_of: object) -> None:
         driver._ledger.open(journal, trials)
         raise SearchInterruptedError("stopped")
 
-    monkeypatch.setattr(drivers.Driver, "_search", interrupted)
-    actors: Any = SimpleNamespace(info=SimpleNamespace(identity=Identity("base", "rows")))
-    driver = drivers.Driver(folder.info, Any, SilentView(), threading.Event())
-    with driver._ledger.hearing_warnings():
+    monkeypatch.setattr(drivers.Driver, "_search", search)
+    return drivers.Driver(folder.info, Any, SilentView(), threading.Event())
+
+
+ACTORS: Any = SimpleNamespace(info=SimpleNamespace(identity=Identity("base", "rows")))
+
+
+def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(
+    folder: StudyFolder, interrupted: drivers.Driver
+) -> None:
+    with interrupted._ledger.hearing_warnings():
         with pytest.raises(SearchInterruptedError):
-            driver._run_with(actors, folder)
+            interrupted._run_with(ACTORS, folder)
         folder.journal().search_ended("of another driver")
         logging.getLogger("loraxs_search.late").warning("a host took long to end")
     assert folder.journal().notice == "of another driver"
 
 
 def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch
+    folder: StudyFolder, interrupted: drivers.Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where its copy is not whole, which it warns of at its very end."""
-    folder = study("s", store_uri)
-    trials = StudyTrials(folder.info.task, SearchPlan(), lambda: load_space("movie_reviews"))
 
     @contextlib.contextmanager
     def warning_at_its_end(_folder: object, _lost: object) -> Iterator[None]:
@@ -75,16 +85,9 @@ def test_nothing_waits_for_mlflow_after_a_search_was_interrupted(
         finally:
             logging.getLogger("loraxs_search.studies.mirror").warning("the study is not whole in its storage")
 
-    def interrupted(driver: drivers.Driver, _folder: object, _actors: object, journal: Any, _run_of: object) -> None:
-        driver._ledger.open(journal, trials)
-        raise SearchInterruptedError("stopped")
-
     monkeypatch.setattr(drivers, "mirrored", warning_at_its_end)
-    monkeypatch.setattr(drivers.Driver, "_search", interrupted)
-    actors: Any = SimpleNamespace(info=SimpleNamespace(identity=Identity("base", "rows")))
-    driver = drivers.Driver(folder.info, Any, SilentView(), threading.Event())
-    with driver._ledger.hearing_warnings(), pytest.raises(SearchInterruptedError):
-        driver._run_with(actors, folder)
+    with interrupted._ledger.hearing_warnings(), pytest.raises(SearchInterruptedError):
+        interrupted._run_with(ACTORS, folder)
     assert not has_waiting(folder.path)
 
 

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError
+from support.studies import TASK
+from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import SearchInterruptedError
 from loraxs_search.packing import Host
-from loraxs_search.records import DataSource, Hyperparameters, Identity, Task, TrialSpec
+from loraxs_search.records import Identity, TrialSpec
 from loraxs_search.search.hosts import client
 from loraxs_search.search.hosts.client import HostClient
 
-TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
-HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
-SPEC = TrialSpec("00000", {}, HYPER)
+SPEC = TrialSpec("00000", {}, HYPERPARAMETERS)
 IDENTITY = Identity("base", "data")
 
 
@@ -92,7 +92,7 @@ def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], 
         found.append(lost)
         return Actor(dict(enumerate(LOSSES[:num_losses], 1)).get(len(found)))
 
-    host = HostClient.of(find)
+    host = HostClient(find, find(None))
     assert host.result(lambda asked: asked.actor, goes_on) == "answer"  # type: ignore[arg-type, return-value]
     assert len(found) == 1 + num_losses
     assert found[0] is None
@@ -101,7 +101,7 @@ def test_a_lost_host_is_replaced_and_the_question_asked_again(found: list[Any], 
 
 def test_hosts_that_keep_dying_end_it(found: list[Any]) -> None:
     with pytest.raises(OutOfMemoryError):
-        HostClient.of(lambda lost: Actor(ENDED_BY_RAY)).result(lambda host: host.actor, goes_on)  # type: ignore[arg-type, return-value]
+        HostClient(lambda lost: Actor(ENDED_BY_RAY), Actor(ENDED_BY_RAY)).result(lambda host: host.actor, goes_on)  # type: ignore[arg-type, return-value]
 
 
 def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(
@@ -118,4 +118,4 @@ def test_a_host_that_never_answers_is_left_where_the_search_is_stopped(
     looks = list[Any]()
     monkeypatch.setattr(client.ray, "wait", wait)
     with pytest.raises(SearchInterruptedError):
-        HostClient.of(lambda lost: Actor()).result(lambda host: host.actor, stopped)  # type: ignore[arg-type, return-value]
+        HostClient(lambda lost: Actor(), Actor()).result(lambda host: host.actor, stopped)  # type: ignore[arg-type, return-value]

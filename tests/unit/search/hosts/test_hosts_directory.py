@@ -1,29 +1,36 @@
 from __future__ import annotations
 
+import pytest
+
 from loraxs_search.search.hosts import directory
 from loraxs_search.search.hosts.directory import EXPIRE_S, HostDirectory, Leases
 
 
 class Clock:
-    def __init__(self) -> None:
-        self.time = 1000.0
+    time = 1000.0
 
     def __call__(self) -> float:
         return self.time
 
 
-def test_hosts_stay_while_a_search_renews_its_lease():
-    clock = Clock()
-    leases = Leases(clock)
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def leases(clock: Clock) -> Leases:
+    return Leases(clock)
+
+
+def test_hosts_stay_while_a_search_renews_its_lease(clock: Clock, leases: Leases) -> None:
     for _ in range(100):
         leases.renew("a", keep_s=0.0)
         clock.time += EXPIRE_S / 2
         assert not leases.are_over
 
 
-def test_hosts_stay_as_long_as_the_last_search_asked_for():
-    clock = Clock()
-    leases = Leases(clock)
+def test_hosts_stay_as_long_as_the_last_search_asked_for(clock: Clock, leases: Leases) -> None:
     leases.renew("long", keep_s=600.0)
     leases.renew("short", keep_s=100.0)
     leases.leave("long")
@@ -36,9 +43,7 @@ def test_hosts_stay_as_long_as_the_last_search_asked_for():
     assert leases.are_over
 
 
-def test_the_lease_of_a_killed_search_runs_out():
-    clock = Clock()
-    leases = Leases(clock)
+def test_the_lease_of_a_killed_search_runs_out(clock: Clock, leases: Leases) -> None:
     leases.renew("killed", keep_s=100.0)
     clock.time += EXPIRE_S + 99.0
     assert not leases.are_over
@@ -46,17 +51,13 @@ def test_the_lease_of_a_killed_search_runs_out():
     assert leases.are_over
 
 
-def test_hosts_that_nobody_ever_leased_end_too():
-    clock = Clock()
-    leases = Leases(clock)
+def test_hosts_that_nobody_ever_leased_end_too(clock: Clock, leases: Leases) -> None:
     assert not leases.are_over
     clock.time += EXPIRE_S + 1.0
     assert leases.are_over
 
 
-def test_to_leave_twice_or_unknown_is_no_fault():
-    clock = Clock()
-    leases = Leases(clock)
+def test_to_leave_twice_or_unknown_is_no_fault(clock: Clock, leases: Leases) -> None:
     leases.leave("nobody")
     leases.renew("a", keep_s=0.0)
     leases.leave("a")

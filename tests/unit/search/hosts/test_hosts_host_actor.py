@@ -10,19 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.studies import TASK
+from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import ClusterError, HomeError, StudyError, TaskDataError
-from loraxs_search.records import (
-    BaseModel,
-    BaseModelRef,
-    DataSource,
-    HostInfo,
-    Hyperparameters,
-    Identity,
-    LargestTrial,
-    Task,
-    TrialSpec,
-)
+from loraxs_search.records import BaseModel, BaseModelRef, HostInfo, Identity, LargestTrial, Task, TrialSpec
 from loraxs_search.search.hosts.host_actor import HostActor, check_versions
 from loraxs_search.search.hosts.host_config import MAX_CALLERS, HostConfig
 from loraxs_search.search.hosts.study_actors import check_unchanged
@@ -42,8 +34,7 @@ class Thread(threading.Thread):
 
 Thread(daemon=True).start()
 """
-OTHER = Task("other", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
-TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accuracy", "maximize", ("accuracy",))
+OTHER = replace(TASK, name="other")
 CONFIG = HostConfig(BaseModelRef("base"), "float32", 1, False, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
 
 
@@ -89,8 +80,7 @@ def test_a_node_without_the_rows_of_a_second_task_is_at_fault_too() -> None:
 
 # ---- identity --------------------------------------------------------------------------------------------------------
 INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, num_slots=1000)
-HYPER = Hyperparameters(rank=4, target_modules=("q",), learning_rate=1e-3, head_learning_rate=1e-3)
-SPEC = TrialSpec("00000", {}, HYPER)
+SPEC = TrialSpec("00000", {}, HYPERPARAMETERS)
 
 
 class Disk:

@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
-from support.asked_driver import PLAN, SPACE, drive, send
+from support.asked_driver import PLAN, SPACE, drive, refusal, send
 from support.studies import TASK, study
 
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records import (
-    AnswerState,
-    TrialState,
-)
+from loraxs_search.records import TrialState
 from loraxs_search.studies import StudyFolder
 
 pytestmark = pytest.mark.usefixtures("plain_specs")
@@ -66,10 +63,7 @@ def test_params_outside_of_the_space_are_refused_with_the_law(
     driver = drive(folder)
     command = send(folder, "add", params=params)
     assert driver.run() == ["00000", "00001", "00002"]
-    answer = folder.journal().commands[command].answer
-    assert answer is not None
-    assert answer.state is AnswerState.REFUSED
-    assert law in answer.text
+    assert law in refusal(folder, command)
 
 
 # ---- kills -----------------------------------------------------------------------------------------------------------
@@ -157,7 +151,6 @@ def test_an_extended_search_proposes_more_and_sees_its_new_deadline(folder: Stud
     driver.end("00000")
     send(folder, "extend", trials=2, time="1h30m")
     assert len(driver.run()) == 4
-    assert driver.searcher._deadline is not None
     assert driver.searcher._deadline.budget_s == pytest.approx(5400, abs=60)
     again = drive(folder)
     assert again.begin() == Searcher.FINISHED
@@ -184,7 +177,4 @@ def test_two_extensions_add_up_and_survive_a_kill(folder: StudyFolder) -> None:
 def test_an_extension_that_says_nothing_is_refused(folder: StudyFolder, arguments: dict[str, Any], law: str) -> None:
     command = send(folder, "extend", **arguments)
     drive(folder).commander.take_all()
-    answer = folder.journal().commands[command].answer
-    assert answer is not None
-    assert answer.state is AnswerState.REFUSED
-    assert law in answer.text
+    assert law in refusal(folder, command)

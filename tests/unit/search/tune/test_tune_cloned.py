@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from support.asked_driver import drive, send
+from support.asked_driver import drive, refusal, send
 
-from loraxs_search.records import AnswerState, Lineage
+from loraxs_search.records import Lineage
 from loraxs_search.studies import StudyFolder
 
 pytestmark = pytest.mark.usefixtures("plain_specs")
@@ -41,10 +41,7 @@ def test_a_clone_that_cannot_be_is_refused_with_the_law(
     driver.begin()
     command = send(folder, "clone", "00000", params=params, **arguments)
     driver.commander.take_all()
-    answer = folder.journal().commands[command].answer
-    assert answer is not None
-    assert answer.state is AnswerState.REFUSED
-    assert law in answer.text
+    assert law in refusal(folder, command)
 
 
 def test_force_takes_an_optimizer_out_of_the_space_and_the_sampler_does_not_see_it(folder: StudyFolder) -> None:

@@ -5,6 +5,7 @@ When failures end a search: nearly all of the latest trials fail for one reason,
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT,
 from loraxs_search.search.tune.searcher import Outcomes, StudySearcher
 from loraxs_search.search_space import load_space
 from loraxs_search.steering import SteeringState
+from loraxs_search.steering.state import Deadline
 from loraxs_search.studies import Journal
 
 HYPER = Hyperparameters(4, ("a",), 1e-3, 1e-3)
@@ -54,7 +56,8 @@ def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudyS
     )
     state, scheduler = SteeringState(), NoScheduler(SchedulerConfig("maximize", 160, 40))
     plan = replace(space.search, **changes)
-    return StudySearcher(Proposer(trials, space), ledger, plan, actors, scheduler, None, state=state)
+    sampler, deadline = Proposer(trials, space), Deadline(plan, state, time.time())
+    return StudySearcher(sampler, ledger, plan, actors, scheduler, deadline, study="s", state=state)
 
 
 @pytest.fixture
