@@ -18,7 +18,8 @@ from loraxs_search.search_space._space import Space
 
 def notes(space: Space) -> tuple[str, ...]:
     """Return what methods ask for, which of them cannot share passes, and what may not be what was meant."""
-    return (*_advice(space), *_starting(space), *_alone(space), *_objectives(space), *_sampling(space))
+    sampling = make_sampler(space.search, space.searched()).advice()
+    return (*_advice(space), *_starting(space), *_alone(space), *_objectives(space), *sampling)
 
 
 def _advice(space: Space) -> Iterator[str]:
@@ -47,10 +48,6 @@ def _objectives(space: Space) -> Iterator[str]:
     if space.search.objectives and space.search.scheduler == "asha":
         remedy = "leave search.scheduler out, or write mo-asha, to keep what is good for its size"
         yield f"asha stops trials by {space.task.search_metric} alone, and so the small ones first: {remedy}"
-
-
-def _sampling(space: Space) -> Iterator[str]:
-    yield from make_sampler(space.search, space.searched()).advice()
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,9 @@ def describe(
     """
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
     layers = _Layers({module.name: module for module in modules}, groups, heads, body)
-    _check_all(space, layers)
+    for method in map(get_method, space.methods):
+        for own, names in trial_shapes(space, method, modules):
+            method.check(own, [layers.modules[name] for name in names])
     methods = {name: _extremes(_shapes(space, get_method(name), layers)) for name in space.methods}
     return SpaceDescription(
         combinations=space.grid_size(),
@@ -158,13 +157,6 @@ def _size_limit(space: Space, methods: Mapping[str, _Extremes]) -> Iterator[str]
         )
     if largest > limit:
         yield f"trials whose adapters take more than max_bytes={limit:,} are never promoted; the largest: {largest:,}"
-
-
-def _check_all(space: Space, layers: _Layers) -> None:
-    """Hold each way to adapt layers that a trial may draw against these layers."""
-    for method in map(get_method, space.methods):
-        for own, names in trial_shapes(space, method, tuple(layers.modules.values())):
-            method.check(own, [layers.modules[name] for name in names])
 
 
 @dataclass(frozen=True)
