@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraxs_search.cli._completion import StudiesArgument, StudyArgument
-from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table, shown_bytes
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table, print_warnings, shown_bytes
 from loraxs_search.errors import UsageError
 from loraxs_search.paths import seconds_of
 
@@ -41,9 +42,7 @@ def _ls(as_json: JsonOption = False) -> None:
     def show() -> None:
         rows = [(*it.cells, shown_bytes(it.num_bytes), "waiting" if it.is_waiting else "-") for it in summaries]
         print_table(columns, rows, right=frozenset({"bytes"}))
-        for summary in summaries:
-            if summary.problem:
-                print(f"warning: {summary.problem}", file=sys.stderr)
+        print_warnings([summary.problem for summary in summaries if summary.problem])
 
     emit(as_json, [asdict(summary) | {"path": str(summary.path)} for summary in summaries], show)
 
@@ -191,16 +190,12 @@ def gc(
 
 def _row(name: str, loss: str, items: Sequence[Collected]) -> tuple[str, ...]:
     going, kept = [it for it in items if not it.kept], [it for it in items if it.kept]
-    sizes = (shown_bytes(sum(it.num_bytes for it in some)) for some in (going, kept))
-    freed, held = sizes
+    freed, held = (shown_bytes(sum(it.num_bytes for it in some)) for some in (going, kept))
     return name, str(len(going)), freed, str(len(kept)), held, loss
 
 
 def _reasons(done: Sequence[Collected]) -> list[str]:
-    counts: dict[tuple[str, str], int] = {}
-    for item in done:
-        if item.kept:
-            counts[item.kind, item.kept] = counts.get((item.kind, item.kept), 0) + 1
+    counts = Counter((item.kind, item.kept) for item in done if item.kept)
     return [f"{count} of {kind}, {why}" for (kind, why), count in counts.items()]
 
 

@@ -83,7 +83,7 @@ def fail_with(source: str, lines: Iterable[str], *, hint: str) -> NoReturn:
     raise SpaceError("\n".join([f"{source} has {count}:", *faults]), hint=hint)
 
 
-def as_mapping(value: object) -> dict[str, Any]:
+def as_mapping(value: object) -> dict[Any, Any]:
     """Return a mapping as it is, and an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
