@@ -15,30 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.said import Said
-from support.toy_language import save_base, writing
 
 import loraxs_search
-from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.errors import StudyError, TaskDataError, UsageError
-from loraxs_search.records import BaseModelRef, Prediction, TaskModel
+from loraxs_search.records import Prediction
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
 Say = Callable[..., Said]
-
-
-@pytest.fixture
-def adapter(make_adapter: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> Path:
-    query = ("bert.encoder.layer.0.attention.self.query",)
-    return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
-
-
-@pytest.fixture
-def writer(make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
-    save_base(tmp_path / "base")
-    base = locate(BaseModelRef(str(tmp_path / "base")))
-    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
-    task = writing(prompt="{first} say {second}")
-    return make_adapter(tmp_path / "writer", base, task=task, seed=3, rank=4, target_modules=modules)
 
 
 def table(path: Path, rows: list[list[str]], delimiter: str = ",") -> Path:
