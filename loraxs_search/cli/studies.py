@@ -174,7 +174,11 @@ def gc(
     from loraxs_search.housekeeping.kinds import KINDS
     from loraxs_search.housekeeping.removal import collect
 
-    done = collect(_seconds(older_than), dry_run=dry_run, tracking_uri=tracking_uri)
+    if (seconds := seconds_of(older_than)) is None:
+        raise UsageError(
+            f"`--older-than` must be a number with a unit, but got {older_than!r}.", hint="such as 90s, 12h or 30d"
+        )
+    done = collect(seconds, dry_run=dry_run, tracking_uri=tracking_uri)
 
     def show() -> None:
         columns = ("what", "items", "bytes", "kept", "bytes kept", "lost")
@@ -197,12 +201,3 @@ def _row(name: str, loss: str, items: Sequence[Collected]) -> tuple[str, ...]:
 def _reasons(done: Sequence[Collected]) -> list[str]:
     counts = Counter((item.kind, item.kept) for item in done if item.kept)
     return [f"{count} of {kind}, {why}" for (kind, why), count in counts.items()]
-
-
-def _seconds(text: Any) -> float:
-    seconds = seconds_of(text)
-    if seconds is None:
-        raise UsageError(
-            f"`--older-than` must be a number with a unit, but got {text!r}.", hint="such as 90s, 12h or 30d"
-        )
-    return seconds

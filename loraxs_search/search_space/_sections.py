@@ -193,11 +193,7 @@ def _pack_size(value: object) -> int | Literal["auto"]:
     raise ValueError("must be a whole number of at least 1, or auto")
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Methods = Annotated[tuple[Text, ...], AfterValidator(distinct), BeforeValidator(_tuple)]
+Methods = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(distinct)]  # of a list in YAML
 # What an editor checks of a value that a function of ours checks here.
 PackSize = Annotated[
     int | Literal["auto"],

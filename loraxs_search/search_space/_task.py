@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, create_model
 
-from loraxs_search.errors import LoraxsError, UsageError, asking, one_of
+from loraxs_search.errors import UsageError, asking, must_be, one_of, shortened
 from loraxs_search.paths import user_path
 from loraxs_search.records import MAX_NAME, DataSource, Direction, Split, SplitSource, Task, registered_name
 from loraxs_search.search_space._document import Document, KeyPath, as_mapping, as_written, parse_document, shown
 from loraxs_search.search_space._parameter_specs import known_entry
 from loraxs_search.search_space._sections import read_section
-from loraxs_search.shipped_spaces import shipped_task_path
+from loraxs_search.shipped_spaces import shipped_task_path, shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, find_metric
 
 
@@ -335,12 +335,10 @@ def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
     if not isinstance(name, str):
         document.faults.add(path, f"must be the name of a catalogue task, but got {shown(name)}.")
         return None
-    try:
-        return catalogue_entry(name).section
-    except LoraxsError as error:
-        question, _, law = error.message.rpartition("`task` ")
-        document.faults.add(path, f"{question[:1].lower()}{question[1:]}It {law}" if question else law)
+    if name not in (known := shipped_tasks()):
+        document.faults.add(path, f"{must_be(name, known)}, but got {shortened(name)}.")
         return None
+    return catalogue_entry(name).section
 
 
 def catalogue_task(name: str) -> Task:
