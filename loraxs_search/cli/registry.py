@@ -159,7 +159,7 @@ def show(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonO
     value = [vars(version) | {"spread": _spreads(version)} for version in adapters]
 
     def show() -> None:
-        metrics = list(dict.fromkeys(name for version in adapters for name in _shown_metrics(version)))
+        metrics = list(dict.fromkeys(name for one in adapters for name in one.candidate.test_metrics if name != "loss"))
         trained_again = [name for name in metrics if any(name in _spreads(version) for version in adapters)]
         over = [f"validation {name} over seeds" for name in trained_again]
         baselines = list(dict.fromkeys(y.name for version in adapters for y in version.candidate.baselines))
@@ -192,10 +192,6 @@ def _cells(
         version.created_at[:16].replace("T", " "),
         ",".join(version.aliases) or "-",
     ]
-
-
-def _shown_metrics(version: RegisteredAdapter) -> list[str]:
-    return [name for name in version.candidate.test_metrics if name != "loss"]
 
 
 def _spreads(version: RegisteredAdapter) -> dict[str, str]:

@@ -188,16 +188,11 @@ def gc(
     emit(as_json, [vars(it) | {"path": str(it.path)} for it in done], show)
     freed = sum(it.num_bytes for it in done if not it.kept)
     print(f"\n{'would free' if dry_run else 'freed'} {shown_bytes(freed)}", file=sys.stderr)
-    for line in _reasons(done):
-        print(f"kept: {line}", file=sys.stderr)
+    for (kind, why), count in Counter((it.kind, it.kept) for it in done if it.kept).items():
+        print(f"kept: {count} of {kind}, {why}", file=sys.stderr)
 
 
 def _row(name: str, loss: str, items: Sequence[Collected]) -> tuple[str, ...]:
     going, kept = [it for it in items if not it.kept], [it for it in items if it.kept]
     freed, held = (shown_bytes(sum(it.num_bytes for it in some)) for some in (going, kept))
     return name, str(len(going)), freed, str(len(kept)), held, loss
-
-
-def _reasons(done: Sequence[Collected]) -> list[str]:
-    counts = Counter((item.kind, item.kept) for item in done if item.kept)
-    return [f"{count} of {kind}, {why}" for (kind, why), count in counts.items()]
