@@ -117,7 +117,7 @@ def describe(
     """
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
     layers = _Layers({module.name: module for module in modules}, groups, heads, body)
-    for method in map(get_method, space.methods):
+    for method in map(get_method, space.methods):  # each way to adapt layers that a trial may draw must fit them
         for own, names in trial_shapes(space, method, modules):
             method.check(own, [layers.modules[name] for name in names])
     methods = {name: _extremes(_shapes(space, get_method(name), layers)) for name in space.methods}
