@@ -165,10 +165,10 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     return f"Did you mean {near}? " if near else ""
 
 
-def must_be(name: object, known: Iterable[str]) -> str:
+def must_be(name: object, known: Iterable[str], rule: str = "must be one of") -> str:
     """Return the rule that a key or a name breaks that is unknown; the one that may be meant leads."""
     names = list(known)
-    return asking(f"must be one of: {one_of(names, name)}", name, names)
+    return asking(f"{rule}: {one_of(names, name)}", name, names)
 
 
 def asking(rule: str, name: object, known: Iterable[str]) -> str:

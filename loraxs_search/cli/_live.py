@@ -77,12 +77,8 @@ def _lines(state: SearchState, now: float, notice: str) -> list[RenderableType]:
         lines.append(("", _text(f"and {counted(len(hosts) - _MAX_HOSTS, 'more host')}")))
     if notice:
         lines.append(("notice", _text(notice, style="yellow")))
-    return [_labelled(label, text) for label, text in lines]
-
-
-def _labelled(label: str, text: Text) -> Text:
-    line = _text(f"{label:<9}", style="dim", no_wrap=True, overflow="ellipsis")
-    return line.append_text(text)
+    dim: dict[str, Any] = {"style": "dim", "no_wrap": True, "overflow": "ellipsis"}
+    return [_text(f"{label:<9}", **dim).append_text(text) for label, text in lines]
 
 
 def _table(state: SearchState, console: Console, num_rows: int) -> Table:

@@ -67,9 +67,7 @@ _LAWS = {
     "int_parsing": "a whole number",
     "float_parsing": "a number",
     "greater_than_equal": "at least {ge}",
-    "greater_than": "above {gt}",
     "less_than_equal": "at most {le}",
-    "less_than": "below {lt}",
 }
 _CHOICES = re.compile(r"is not one of (.*)\.?$")
 

@@ -130,14 +130,14 @@ def print_reasons(decision: Decision, indent: str) -> None:
     """Print why a decision was made, and the score of each slice."""
     lines = list(decision.reasons)
     for each in decision.slices:
-        score, other = (_score(value) for value in (each.score, each.champion_score))
-        beside = "" if each.champion_score is None else f", champion {other}"
-        lines.append(f"{each.name}: {decision.metric} {score}{beside}, {counted(each.num_rows, 'row')}")
+        beside = "" if each.champion_score is None else f", champion {score_cell(each.champion_score)}"
+        score = f"{decision.metric} {score_cell(each.score)}{beside}"
+        lines.append(f"{each.name}: {score}, {counted(each.num_rows, 'row')}")
     print("\n".join(f"{indent}{line}" for line in lines))
 
 
 def print_warnings(warnings: Sequence[str]) -> None:
-    """Print what people should know of a study to stderr, below its table."""
+    """Print to stderr what people should know."""
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
@@ -156,8 +156,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right:
 
 def print_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table as CSV; what has no value is an empty cell."""
-    write_csv(columns)
-    for row in rows:
+    for row in (columns, *rows):
         write_csv(row)
 
 
@@ -236,11 +235,11 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "front": "*" if row.on_front else "-",
         "step": str(row.step),
         "kept": _value(row.kept_step),
-        f"validation {task.metric}": _score(row.candidate_score),
-        task.search_metric: _score(row.score),
-        f"test {task.metric}": _score(row.test_score) + refit,
-        "unparsed": _score(row.unparsed),
-        "unended": _score(row.unended),
+        f"validation {task.metric}": score_cell(row.candidate_score),
+        task.search_metric: score_cell(row.score),
+        f"test {task.metric}": score_cell(row.test_score) + refit,
+        "unparsed": score_cell(row.unparsed),
+        "unended": score_cell(row.unended),
         "R": _value(row.r_parameters),
         "bytes": _value(row.stored_bytes),
         "learnt bytes": _value(row.without_projection),
@@ -255,16 +254,17 @@ def _baseline_cells(baseline: Baseline, task: Task) -> dict[str, str]:
         **dict.fromkeys(_columns(task), "-"),
         "trial": baseline.name,
         "state": "BASELINE",
-        f"validation {task.metric}": _score(own.get(task.metric)),
-        task.search_metric: _score(own.get(task.search_metric)),
-        f"test {task.metric}": _score(baseline.test_metrics.get(task.metric)),
-        "unparsed": _score(own.get("unparsed")),
-        "unended": _score(own.get("unended")),
+        f"validation {task.metric}": score_cell(own.get(task.metric)),
+        task.search_metric: score_cell(own.get(task.search_metric)),
+        f"test {task.metric}": score_cell(baseline.test_metrics.get(task.metric)),
+        "unparsed": score_cell(own.get("unparsed")),
+        "unended": score_cell(own.get("unended")),
         "seconds": f"{baseline.seconds:.1f}",
     }
 
 
-def _score(value: float | None) -> str:
+def score_cell(value: float | None) -> str:
+    """Return a score as tables show it."""
     return "-" if value is None else f"{value:.4f}"
 
 

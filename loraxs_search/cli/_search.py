@@ -14,10 +14,10 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-from loraxs_search.cli._lines import EventStream
+from loraxs_search.cli._lines import EventStream, LinesView
 from loraxs_search.cli._output import emit, print_leaderboard, print_summary, print_warnings
 from loraxs_search.cli.live_text import browse
-from loraxs_search.errors import UsageError, counted
+from loraxs_search.errors import SearchInterruptedError, UsageError, counted
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import to_json
@@ -79,13 +79,22 @@ class _Sink(Protocol):
         """Show a notice, from a signal handler too."""
 
 
-class _Sinks:
-    """Several of them as one."""
+class _WatchedSearch:
+    """A `SearchView` that passes events on to several sinks, and knows whether the search trains.
 
-    def __init__(self, *sinks: _Sink) -> None:
+    Args:
+        study: Its name, where that is known before the search begins.
+    """
+
+    def __init__(self, sinks: Sequence[_Sink], study: str | None = None) -> None:
         self._sinks = sinks
+        self.study, self.is_training = study, False
 
     def happened(self, event: ShownEvent) -> None:
+        if isinstance(event, SearchStarted):
+            self.study, self.is_training = event.study, True
+        elif isinstance(event, Phase):
+            self.is_training = False
         for sink in self._sinks:
             sink.happened(event)
 
@@ -96,28 +105,6 @@ class _Sinks:
     def say(self, text: str) -> None:
         for sink in self._sinks:
             sink.say(text)
-
-
-class _WatchedSearch:
-    """A `SearchView` that passes events on, and knows whether the search trains.
-
-    Args:
-        study: Its name, where that is known before the search begins.
-    """
-
-    def __init__(self, sink: _Sink, study: str | None = None) -> None:
-        self._sink = sink
-        self.study, self.is_training = study, False
-
-    def happened(self, event: ShownEvent) -> None:
-        if isinstance(event, SearchStarted):
-            self.study, self.is_training = event.study, True
-        elif isinstance(event, Phase):
-            self.is_training = False
-        self._sink.happened(event)
-
-    def known(self, event: ShownEvent) -> None:
-        self._sink.known(event)
 
 
 @contextlib.contextmanager
@@ -140,7 +127,7 @@ def watched(
     stop = threading.Event()
     with _sinks(server_of(tracking_uri), as_events) as sinks:
         view = _WatchedSearch(sinks, study)
-        with _ending(lambda: [view], sinks), _interrupts(sinks.say, lambda: view.is_training, stop):
+        with _ending([view], view), _interrupts(view.say, lambda: view.is_training, stop):
             try:
                 yield view, stop
             except KeyboardInterrupt as error:
@@ -152,18 +139,15 @@ def watched_together(
     tracking_uri: str, *, as_events: bool = False
 ) -> Iterator[tuple[Callable[[str], _WatchedSearch], threading.Event]]:
     """Yield what makes a view of a study, and an event that Ctrl-C sets; for several studies, in plain lines."""
-    from loraxs_search.cli._lines import LinesView
-
     stop, views, server = threading.Event(), list[_WatchedSearch](), server_of(tracking_uri)
     stream = [EventStream(sys.stdout)] if as_events else []
 
     def view(study: str) -> _WatchedSearch:
-        sinks = _Sinks(*stream, LinesView(sys.stderr, server, label=study))
-        views.append(_WatchedSearch(sinks))
+        views.append(_WatchedSearch([*stream, LinesView(sys.stderr, server, label=study)]))
         return views[-1]
 
     # The main thread only waits, so it may be interrupted at any time.
-    with _ending(lambda: views, _Sinks(*stream)), _interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
+    with _ending(views, _WatchedSearch(stream)), _interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
         try:
             yield view, stop
         except KeyboardInterrupt as error:
@@ -182,33 +166,33 @@ def shown(tracking_uri: str) -> Iterator[_WatchedSearch]:
     from loraxs_search.cli._live import NotebookView, in_notebook
 
     server = server_of(tracking_uri)
-    view_of: contextlib.AbstractContextManager[_Sink] = (
-        NotebookView(server) if in_notebook() else _sinks(server, as_events=False)
-    )
-    with view_of as sinks:
-        view = _WatchedSearch(sinks)
-        with _ending(lambda: [view], sinks):
+    with NotebookView(server) if in_notebook() else _sinks(server, as_events=False) as seen:
+        view = _WatchedSearch([seen] if isinstance(seen, NotebookView) else seen)
+        with _ending([view], view):
             yield view
 
 
 @contextlib.contextmanager
-def _sinks(server: str, as_events: bool) -> Iterator[_Sinks]:
+def _sinks(server: str, as_events: bool) -> Iterator[Sequence[_Sink]]:
     stream = [EventStream(sys.stdout)] if as_events else []
     is_shared = as_events and sys.stdout.isatty()  # a view would be drawn into the stream
     if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_shared:
         from loraxs_search.cli._live import LiveView
 
         with LiveView(server) as live:
-            yield _Sinks(*stream, live)
+            yield [*stream, live]
     else:
-        from loraxs_search.cli._lines import LinesView
-
-        yield _Sinks(*stream, *([] if is_shared else [LinesView(sys.stderr, server)]))
+        yield [*stream, *([] if is_shared else [LinesView(sys.stderr, server)])]
 
 
 @contextlib.contextmanager
-def _ending(views: Callable[[], Sequence[_WatchedSearch]], sinks: _Sink) -> Iterator[None]:
-    """Have each study's last event follow, when nobody works on it any more."""
+def _ending(views: Sequence[_WatchedSearch], told: _WatchedSearch) -> Iterator[None]:
+    """Have each study's last event follow, when nobody works on it any more.
+
+    Args:
+        views: Of all studies by the end; more may come until then.
+        told: What the last events go to.
+    """
     notice = ""
     try:
         yield
@@ -216,12 +200,12 @@ def _ending(views: Callable[[], Sequence[_WatchedSearch]], sinks: _Sink) -> Iter
         notice = str(error)
         raise
     finally:
-        for study in [view.study for view in views()] or [None]:
+        for study in [view.study for view in views] or [None]:
             if study is None or not StudyFolder.exists(study):
-                sinks.happened(SearchEnded(study=study, at=time.time(), state="interrupted", notice=notice))
+                told.happened(SearchEnded(study=study, at=time.time(), state="interrupted", notice=notice))
             else:
                 last = ended(StudyFolder.open(study))
-                sinks.happened(replace(last, notice=last.notice or notice))
+                told.happened(replace(last, notice=last.notice or notice))
 
 
 def server_of(uri: str) -> str:
@@ -229,9 +213,7 @@ def server_of(uri: str) -> str:
     return "" if sqlite_path(uri) is not None else redact(uri)
 
 
-def _interrupted(studies: Iterable[str | None]) -> Exception:
-    from loraxs_search.errors import SearchInterruptedError
-
+def _interrupted(studies: Iterable[str | None]) -> SearchInterruptedError:
     return SearchInterruptedError.of(study for study in studies if study is not None)
 
 
@@ -249,9 +231,8 @@ def show_results(
     if as_json and not as_events:
         print(to_json(documents if in_list else documents[0], indent=2))
     for folder, document in zip(folders, documents, strict=True):
-        if not as_json and not as_events:
-            show = partial(print_leaderboard, document.trials, folder.info.task, document.baselines)
-            emit(as_json, document, show)
+        if not (as_json or as_events):
+            emit(False, document, partial(print_leaderboard, document.trials, folder.info.task, document.baselines))
         _say_what_next(document, folder.info)
 
 

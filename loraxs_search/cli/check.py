@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from loraxs_search.cli._completion import SpaceArgument
-from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table
+from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table, print_warnings
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.errors import counted
 from loraxs_search.records import BASE_ALONE_ROWS
@@ -92,8 +92,7 @@ def check_space(space: SpaceSource, overrides: Sequence[str], *, data: bool, est
     seen = checked(loaded, data=data, estimate=estimate)
     emit(as_json, seen, lambda: _show(loaded, seen))
     sys.stdout.flush()
-    for warning in seen.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    print_warnings(seen.warnings)
 
 
 def _show(space: Space, seen: CheckedSpace) -> None:

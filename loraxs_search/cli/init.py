@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraxs_search.cli._output import print_warnings
 from loraxs_search.errors import UsageError
 
 if TYPE_CHECKING:
@@ -129,8 +130,7 @@ def _show(draft: Draft, path: Path) -> None:
     width = max(map(len, draft.guesses))
     for name, value in draft.guesses.items():
         print(f"{name:<{width}}  {value}", file=sys.stderr)
-    for warning in draft.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    print_warnings(draft.warnings)
     print(path)
     print(f"next: loraxs-search check {shlex.quote(str(path))} --data", file=sys.stderr)
     print(f"then: loraxs-search launch {shlex.quote(str(path))}", file=sys.stderr)

@@ -16,48 +16,18 @@ from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, em
 from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
     from loraxs_search.tasks.questions import QuestionRows
 
 
-Row = tuple[Any, ...]
 Form = Literal["text", "csv", "jsonl"]
 
 STDIN = "-"
 _LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})  # to some readers of lines
 
 
-def _check_source(source: str) -> None:
-    """Refuse a file that is not there, before anything is loaded.
-
-    Raises:
-        UsageError: there is no such file.
-    """
-    from loraxs_search.tasks.questions import question_path
-
-    if source != STDIN:
-        question_path(source)
-
-
-def read_rows(source: str, columns: Sequence[str], *, others: bool) -> QuestionRows:
-    """Return the rows of a file, or of standard input (`-`).
-
-    Args:
-        others: Whether further columns are read too.
-    Raises:
-        UsageError: it cannot be read, or lacks a column.
-    """
-    from loraxs_search.tasks.questions import read_questions, read_standard_input
-
-    if source == STDIN:
-        return read_standard_input(sys.stdin.buffer.read(), columns, others=others)
-    return read_questions(source, columns, others=others)
-
-
-def _type_row(prompts: Sequence[str]) -> Row | None:
+def _type_row(prompts: Sequence[str]) -> tuple[str, ...] | None:
     """Return a row that a user types, column by column; None at its end. Empty lines are passed over."""
     row: list[str] = []
     while len(row) < len(prompts):
@@ -96,7 +66,7 @@ def _write_predictions(
         write_csv([_cell(value) for value in (row | {"score": score}).values()])
 
 
-def beside(rows: QuestionRows, numbers: Sequence[int]) -> list[dict[str, Any]]:
+def _beside(rows: QuestionRows, numbers: Sequence[int]) -> list[dict[str, Any]]:
     """Return what is written beside the answers to these rows: their lines, and the other columns of their file.
 
     A column that has the name of one that is written anyway is `file_NAME`, with `file_` again until no other has it.
@@ -169,12 +139,13 @@ def predict(  # noqa: PLR0913, PLR0917  # each is an option
     Example: loraxs-search predict movie-reviews --file reviews.csv --format csv > answers.csv
     """
     from loraxs_search.api import predictor
+    from loraxs_search.tasks.questions import question_path
 
     if texts == [STDIN] and file is None:
         texts, file = None, STDIN
     _check_sources(texts, file, repl, as_json, form)
-    if file is not None:
-        _check_source(file)
+    if file is not None and file != STDIN:
+        question_path(file)  # a file that is not there is refused before anything is loaded
     answer = predictor(name, base=base, tracking_uri=tracking_uri)
     if repl:
         _converse(answer, form)
@@ -213,14 +184,20 @@ def _answer_texts(answer: Predictor, texts: list[str], as_json: bool, form: Form
 
 
 def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_empty: bool) -> None:
-    read = read_rows(file, answer.columns, others=form != "text")
+    from loraxs_search.tasks.questions import read_questions, read_standard_input
+
+    columns, others = answer.columns, form != "text"
+    if file == STDIN:
+        read = read_standard_input(sys.stdin.buffer.read(), columns, others=others)
+    else:
+        read = read_questions(file, columns, others=others)
     parts = answer.in_parts(read.rows, read.place, _AT_ONCE, skip_empty=skip_empty)
     if as_json:
         emit(as_json, [prediction for part in parts for prediction in part], lambda: None)
         return
     done = 0
     for predictions in parts:
-        _print(predictions, form, header=not done, others=beside(read, range(done, done + len(predictions))))
+        _print(predictions, form, header=not done, others=_beside(read, range(done, done + len(predictions))))
         done += len(predictions)
         sys.stdout.flush()
 

@@ -20,6 +20,7 @@ from loraxs_search.cli._output import (
     print_reasons,
     print_summary,
     print_table,
+    score_cell,
 )
 
 if TYPE_CHECKING:
@@ -122,15 +123,13 @@ def ls(
     def show() -> None:
         rows = []
         for task in tasks:
-            spread = (
-                f"{task.mean:.4f} ± {task.spread:.4f}" if task.mean is not None and task.spread is not None else "-"
-            )
+            has_spread = task.mean is not None and task.spread is not None
             cells = (
                 task.task,
                 "-" if task.version is None else str(task.version),
                 task.metric or "-",
-                "-" if task.score is None else f"{task.score:.4f}",
-                spread,
+                score_cell(task.score),
+                f"{task.mean:.4f} ± {task.spread:.4f}" if has_spread else "-",
                 "-" if task.stored_bytes is None else f"{task.stored_bytes:,}",
                 task.base_model.rstrip("/").rpartition("/")[2] or "-",
                 task.promoted_at[:16].replace("T", " ") or "-",
@@ -160,7 +159,7 @@ def show(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonO
     value = [vars(version) | {"spread": _spreads(version)} for version in adapters]
 
     def show() -> None:
-        metrics = list(dict.fromkeys(name for version in adapters for name in _shown_metrics(version)))
+        metrics = list(dict.fromkeys(name for one in adapters for name in one.candidate.test_metrics if name != "loss"))
         trained_again = [name for name in metrics if any(name in _spreads(version) for version in adapters)]
         over = [f"validation {name} over seeds" for name in trained_again]
         baselines = list(dict.fromkeys(y.name for version in adapters for y in version.candidate.baselines))
@@ -181,22 +180,18 @@ def _cells(
     version: RegisteredAdapter, metrics: list[str], trained_again: list[str], baselines: Sequence[str]
 ) -> list[str]:
     candidate, spreads = version.candidate, _spreads(version)
-    beside: dict[str, float | None] = {y.name: y.test_metrics.get(version.decision.metric) for y in candidate.baselines}
+    beside = {y.name: y.test_metrics.get(version.decision.metric) for y in candidate.baselines}
     return [
         str(version.version),
-        *(f"{candidate.test_metrics[name]:.4f}" if name in candidate.test_metrics else "-" for name in metrics),
+        *(score_cell(candidate.test_metrics.get(name)) for name in metrics),
         *(spreads.get(name, "-") for name in trained_again),
-        *("-" if (score := beside.get(name)) is None else f"{score:.4f}" for name in baselines),
+        *(score_cell(beside.get(name)) for name in baselines),
         f"{candidate.stored_bytes:,}",
         candidate.base_model.rstrip("/").rpartition("/")[2] or "-",
         f"{candidate.study}/{candidate.trial_id}",
         version.created_at[:16].replace("T", " "),
         ",".join(version.aliases) or "-",
     ]
-
-
-def _shown_metrics(version: RegisteredAdapter) -> list[str]:
-    return [name for name in version.candidate.test_metrics if name != "loss"]
 
 
 def _spreads(version: RegisteredAdapter) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from loraxs_search.cli._completion import studies
-from loraxs_search.cli._output import JsonOption, emit, print_table
+from loraxs_search.cli._output import JsonOption, emit, print_table, score_cell
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _show(comparison: Comparison) -> None:
     groups, task_metric = comparison.groups, comparison.task_metric
     one_study = len(comparison.studies) == 1
     names = [comparison.by, "trials", "steps", "best", comparison.metric, "over seeds", f"test {task_metric}"]
-    names += ["gain", "p", "by", "R", "bytes", _PLAIN, "R/lora", "bytes/lora", "reached"]
+    names += ["gain", "p", "by", "R", "bytes", "learnt bytes", "R/lora", "bytes/lora", "reached"]
     body = [_cells(group, comparison.budget, one_study) for group in groups]
     kept = [i for i, name in enumerate(names) if name not in _OPTIONAL or any(row[i] != "-" for row in body)]
     text = frozenset({names[0], "best", "over seeds", "by"})
@@ -133,8 +133,7 @@ def _show(comparison: Comparison) -> None:
     _show_importances(comparison)
 
 
-_PLAIN = "learnt bytes"
-_OPTIONAL = (_PLAIN, "over seeds", "gain", "p", "by", "R/lora", "bytes/lora", "reached")
+_OPTIONAL = ("learnt bytes", "over seeds", "gain", "p", "by", "R/lora", "bytes/lora", "reached")
 
 
 def _cells(group: ComparedGroup, budget: int, one_study: bool) -> list[str]:
@@ -145,9 +144,9 @@ def _cells(group: ComparedGroup, budget: int, one_study: bool) -> list[str]:
         f"{budget} of {group.num_trials}",
         str(group.steps),
         trial.rpartition("/")[2] if one_study else trial,
-        _number(best.score if best else None),
+        score_cell(best.score if best else None),
         str(group.over_seeds or "-"),
-        _number(group.test_score),
+        score_cell(group.test_score),
         f"{difference.gain:+.4f}" if difference else "-",
         _significant(difference.p_value if difference else None),
         difference.by if difference else "-",
@@ -168,17 +167,11 @@ def _show_importances(comparison: Comparison) -> None:
     ]
     if rows:
         print()
-        print_table(["study", "parameter", "importance", "trials", "best share"], rows, right=_NUMBERS)
+        columns = ("study", "parameter", "importance", "trials", "best share")
+        print_table(columns, rows, right=frozenset(columns[2:]))
     for one in comparison.importances:
         if one.why:
             print(f"no importances of {one.study}: {one.why}", file=sys.stderr)
-
-
-_NUMBERS = frozenset({"importance", "trials", "best share"})
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _significant(value: float | None) -> str:

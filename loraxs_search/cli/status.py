@@ -11,14 +11,13 @@ import typer
 
 from loraxs_search.cli import _output
 from loraxs_search.cli._completion import studies
-from loraxs_search.cli._lines import EventStream
+from loraxs_search.cli._lines import EventStream, LinesView
 from loraxs_search.cli._search import server_of
 from loraxs_search.cli.live_text import phase_in_words
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.log.events import ShownEvent, Warned
 from loraxs_search.records import Task
 from loraxs_search.reports.study_status import StudyStatus, study_state, study_status, study_summaries, watch
-from loraxs_search.reports.study_status import watch as events_of
 from loraxs_search.steering import describe
 from loraxs_search.studies import StudyFolder
 
@@ -49,8 +48,6 @@ def _draw(folder: StudyFolder, events: Iterable[ShownEvent]) -> None:
 
 
 def _write(folder: StudyFolder, events: Iterable[ShownEvent]) -> None:
-    from loraxs_search.cli._lines import LinesView
-
     view = LinesView(sys.stdout, server_of(folder.info.tracking_uri), began=folder.info.created_at, warns=True)
     for event in events:
         view.happened(event)
@@ -110,7 +107,7 @@ def _check_options(study: str | None, given: Mapping[str, bool]) -> None:
 def _stream(study: str) -> None:
     stream = EventStream(sys.stdout)
     with contextlib.suppress(KeyboardInterrupt):
-        for event in events_of(study):
+        for event in watch(study):
             stream.happened(event)
 
 
@@ -156,7 +153,5 @@ def _all(as_json: bool, as_csv: bool) -> None:
         if not summaries:
             print("\nno studies yet: start one with `loraxs-search launch movie_reviews`", file=sys.stderr)
 
-    for summary in summaries:
-        if summary.problem:  # the others are shown all the same
-            print(f"warning: {summary.problem}", file=sys.stderr)
+    _output.print_warnings([summary.problem for summary in summaries if summary.problem])
     _output.emit(as_json, value, show)

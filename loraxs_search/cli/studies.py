@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from loraxs_search.cli._completion import StudiesArgument, StudyArgument
-from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table, shown_bytes
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table, print_warnings, shown_bytes
 from loraxs_search.errors import UsageError
 from loraxs_search.paths import seconds_of
 
@@ -41,9 +42,7 @@ def _ls(as_json: JsonOption = False) -> None:
     def show() -> None:
         rows = [(*it.cells, shown_bytes(it.num_bytes), "waiting" if it.is_waiting else "-") for it in summaries]
         print_table(columns, rows, right=frozenset({"bytes"}))
-        for summary in summaries:
-            if summary.problem:
-                print(f"warning: {summary.problem}", file=sys.stderr)
+        print_warnings([summary.problem for summary in summaries if summary.problem])
 
     emit(as_json, [asdict(summary) | {"path": str(summary.path)} for summary in summaries], show)
 
@@ -175,7 +174,11 @@ def gc(
     from loraxs_search.housekeeping.kinds import KINDS
     from loraxs_search.housekeeping.removal import collect
 
-    done = collect(_seconds(older_than), dry_run=dry_run, tracking_uri=tracking_uri)
+    if (seconds := seconds_of(older_than)) is None:
+        raise UsageError(
+            f"`--older-than` must be a number with a unit, but got {older_than!r}.", hint="such as 90s, 12h or 30d"
+        )
+    done = collect(seconds, dry_run=dry_run, tracking_uri=tracking_uri)
 
     def show() -> None:
         columns = ("what", "items", "bytes", "kept", "bytes kept", "lost")
@@ -185,29 +188,11 @@ def gc(
     emit(as_json, [vars(it) | {"path": str(it.path)} for it in done], show)
     freed = sum(it.num_bytes for it in done if not it.kept)
     print(f"\n{'would free' if dry_run else 'freed'} {shown_bytes(freed)}", file=sys.stderr)
-    for line in _reasons(done):
-        print(f"kept: {line}", file=sys.stderr)
+    for (kind, why), count in Counter((it.kind, it.kept) for it in done if it.kept).items():
+        print(f"kept: {count} of {kind}, {why}", file=sys.stderr)
 
 
 def _row(name: str, loss: str, items: Sequence[Collected]) -> tuple[str, ...]:
     going, kept = [it for it in items if not it.kept], [it for it in items if it.kept]
-    sizes = (shown_bytes(sum(it.num_bytes for it in some)) for some in (going, kept))
-    freed, held = sizes
+    freed, held = (shown_bytes(sum(it.num_bytes for it in some)) for some in (going, kept))
     return name, str(len(going)), freed, str(len(kept)), held, loss
-
-
-def _reasons(done: Sequence[Collected]) -> list[str]:
-    counts: dict[tuple[str, str], int] = {}
-    for item in done:
-        if item.kept:
-            counts[item.kind, item.kept] = counts.get((item.kind, item.kept), 0) + 1
-    return [f"{count} of {kind}, {why}" for (kind, why), count in counts.items()]
-
-
-def _seconds(text: Any) -> float:
-    seconds = seconds_of(text)
-    if seconds is None:
-        raise UsageError(
-            f"`--older-than` must be a number with a unit, but got {text!r}.", hint="such as 90s, 12h or 30d"
-        )
-    return seconds

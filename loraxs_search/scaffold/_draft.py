@@ -91,7 +91,6 @@ class Draft:
         converted: The rows in a form that a task reads, and where they are to be written; None if they are such.
     """
 
-    name: str
     text: str
     guesses: Mapping[str, str]
     warnings: tuple[str, ...] = ()
@@ -163,7 +162,7 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
     )
     warnings = tuple(warnings_of(table, roles, measured, choices))
     guesses = guesses_of(table, roles, base, measured, choices, copy.name if copy else "")
-    return Draft(name, text, guesses, warnings, (table, copy) if copy else None)
+    return Draft(text, guesses, warnings, (table, copy) if copy else None)
 
 
 def task_name(data: str | Path, choices: Choices) -> str:

@@ -46,11 +46,11 @@ def _scalar(value: Any) -> str:
     plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", text) and text.lower() not in _WORDS
     if plain:
         return text
-    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))
+    return in_one_line(json.dumps(text, ensure_ascii=False))
 
 
 def in_one_line(text: str) -> str:
-    """Return a text as a comment has it, which a line end would end."""
+    """Return a text with what YAML refuses, or takes for the end of a line, written out."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 

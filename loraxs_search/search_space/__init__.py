@@ -17,7 +17,6 @@ The package imports no torch; Optuna is loaded when a distribution is asked for.
 """
 
 from loraxs_search.search_space._describe import (
-    GroupDescription,
     ShapeDescription,
     SpaceDescription,
     describe,
@@ -25,13 +24,10 @@ from loraxs_search.search_space._describe import (
     trial_shapes,
 )
 from loraxs_search.search_space._distributions import (
-    METHOD,
-    Alternative,
     Choice,
     Constant,
     Floats,
     Integers,
-    Parameter,
     plain_name,
 )
 from loraxs_search.search_space._document import portable_text
@@ -51,16 +47,12 @@ from loraxs_search.search_space._task import CatalogueEntry, catalogue_entry, ca
 from loraxs_search.search_space._user_params import clone_params, place_given
 
 __all__ = [
-    "METHOD",
-    "Alternative",
     "CatalogueEntry",
     "Choice",
     "Constant",
     "Floats",
-    "GroupDescription",
     "Integers",
     "Overrides",
-    "Parameter",
     "ShapeDescription",
     "Space",
     "SpaceDescription",

@@ -18,19 +18,17 @@ from loraxs_search.search_space._space import Space
 
 def notes(space: Space) -> tuple[str, ...]:
     """Return what methods ask for, which of them cannot share passes, and what may not be what was meant."""
-    return (*_advice(space), *_starting(space), *_alone(space), *_objectives(space), *_sampling(space))
-
-
-def _advice(space: Space) -> Iterator[str]:
-    for name in space.methods:
-        if text := get_method(name).advice:
-            yield f"method {name} {text}"
-
-
-def _starting(space: Space) -> Iterator[str]:
+    found = [f"method {name} {text}" for name in space.methods if (text := get_method(name).advice)]
     anew = [name for name in space.methods if not get_method(name).can_start]
     if space.start_from is not None and anew:
-        yield f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter"
+        found.append(f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter")
+    found += _alone(space)
+    if space.search.objectives and space.search.scheduler == "asha":
+        remedy = "leave search.scheduler out, or write mo-asha, to keep what is good for its size"
+        metric = space.task.search_metric
+        found.append(f"asha stops trials by {metric} alone, and so the small ones first: {remedy}")
+    found += make_sampler(space.search, space.searched()).advice()
+    return tuple(found)
 
 
 def _alone(space: Space) -> Iterator[str]:
@@ -41,16 +39,6 @@ def _alone(space: Space) -> Iterator[str]:
         if methods:
             named = f"method {methods[0]}" if len(methods) == 1 else f"methods {both(methods)}"
             yield f"{which} of {named} cannot share passes: each trains alone, beside the packs of the others"
-
-
-def _objectives(space: Space) -> Iterator[str]:
-    if space.search.objectives and space.search.scheduler == "asha":
-        remedy = "leave search.scheduler out, or write mo-asha, to keep what is good for its size"
-        yield f"asha stops trials by {space.task.search_metric} alone, and so the small ones first: {remedy}"
-
-
-def _sampling(space: Space) -> Iterator[str]:
-    yield from make_sampler(space.search, space.searched()).advice()
 
 
 @dataclass(frozen=True)
@@ -129,7 +117,9 @@ def describe(
     """
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
     layers = _Layers({module.name: module for module in modules}, groups, heads, body)
-    _check_all(space, layers)
+    for method in map(get_method, space.methods):  # each way to adapt layers that a trial may draw must fit them
+        for own, names in trial_shapes(space, method, modules):
+            method.check(own, [layers.modules[name] for name in names])
     methods = {name: _extremes(_shapes(space, get_method(name), layers)) for name in space.methods}
     return SpaceDescription(
         combinations=space.grid_size(),
@@ -158,13 +148,6 @@ def _size_limit(space: Space, methods: Mapping[str, _Extremes]) -> Iterator[str]
         )
     if largest > limit:
         yield f"trials whose adapters take more than max_bytes={limit:,} are never promoted; the largest: {largest:,}"
-
-
-def _check_all(space: Space, layers: _Layers) -> None:
-    """Hold each way to adapt layers that a trial may draw against these layers."""
-    for method in map(get_method, space.methods):
-        for own, names in trial_shapes(space, method, tuple(layers.modules.values())):
-            method.check(own, [layers.modules[name] for name in names])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ written is kept so that a fault can show it. Faults are collected, and all are r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -75,11 +76,16 @@ class Faults(list[Fault]):
         fail_with(source, lines, hint=hint)
 
 
-def fail_with(source: str, lines: Iterable[str], *, hint: str | None = None) -> NoReturn:
+def fail_with(source: str, lines: Iterable[str], *, hint: str) -> NoReturn:
     """Raise `SpaceError` listing `lines`, one fault each."""
     faults = list(lines)
     count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise SpaceError("\n".join([f"{source} has {count}:", *faults]), hint=hint)
+
+
+def as_mapping(value: object) -> dict[Any, Any]:
+    """Return a mapping as it is, and an empty one for anything else."""
+    return value if isinstance(value, dict) else {}
 
 
 def location_of(locations: Mapping[KeyPath, KeyLocation], path: KeyPath) -> KeyLocation:
@@ -334,11 +340,8 @@ def find_file(path_or_name: str) -> tuple[Path, str]:
     if path.is_dir():
         raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=_hint(path_or_name))
     if Path(path_or_name).name == path_or_name:  # no folder in it: may be a shipped space's name
-        try:
+        with contextlib.suppress(UsageError):
             shipped = shipped_space_path(path_or_name)
-        except UsageError:
-            pass
-        else:
             return shipped, str(shipped)
     first = meant_file(Path(path_or_name)) or did_you_mean(Path(path_or_name).stem, shipped_spaces())
     raise SpaceError(

@@ -21,6 +21,7 @@ from loraxs_search.search_space._document import (
     Faults,
     KeyLocation,
     KeyPath,
+    as_mapping,
     dotted,
     forget,
     location_of,
@@ -42,12 +43,12 @@ def _select_methods(document: Document, before: object) -> None:
         before: What the file itself has at `method`.
     """
     earlier, wanted = _names(before), _names(document.data.get(METHOD))
-    section, promotion = document.data.get(_PARAMETERS), document.data.get("promotion")
+    section, promotion = document.data.get(_PARAMETERS), as_mapping(document.data.get("promotion"))
     if not wanted or not set(wanted) < set(earlier):
         return
     if isinstance(section, dict):
         _narrow_parameters(document, section, earlier, wanted)
-    if isinstance(promotion, dict) and isinstance(promotion.get("methods"), list):
+    if isinstance(promotion.get("methods"), list):
         left = [name for name in promotion["methods"] if name in wanted or name not in earlier]
         promotion["methods"] = left or promotion["methods"]  # none of them left is a fault: all would be candidates
 
@@ -96,7 +97,7 @@ def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str], gone: Se
     Args:
         gone: Parameters that the other methods alone take: a condition on one never holds.
     """
-    when = form.get("when") if isinstance(form, dict) else None
+    when = as_mapping(form).get("when")
     if not isinstance(when, dict) or not when.keys() & {METHOD, *gone}:
         return [form]
     named = when.get(METHOD, list(takers))
@@ -116,7 +117,7 @@ def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str], gone: Se
 
 def _taken(form: object, left: Sequence[str]) -> Sequence[str]:
     """Return the methods of which every trial has this form."""
-    when = form.get("when", {}) if isinstance(form, dict) else {}
+    when = as_mapping(form).get("when", {})
     return when.get(METHOD, left) if isinstance(when, dict) and when.keys() <= {METHOD} else ()
 
 
@@ -161,7 +162,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
 
     Fewer methods than the file has leave out what it says of the others.
     """
-    methods = document.data.get(METHOD) if isinstance(document.data, dict) else None
+    methods = as_mapping(document.data).get(METHOD)
     for index, override in enumerate(overrides):
         location = KeyLocation.of_override(index, override)
         path, equals, text = override.partition("=")
@@ -170,7 +171,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
             document.faults.add((), f"must be path.to.key=value, but got {shown(override)}.", location)
         elif isinstance(document.data, dict):
             _put(document, keys, text, location)
-    if isinstance(document.data, dict) and document.data.get(METHOD) != methods:
+    if as_mapping(document.data).get(METHOD) != methods:
         _select_methods(document, methods)
 
 
@@ -292,10 +293,10 @@ def warn_of_retired(text: str, study: str) -> None:
 
 def _found(data: object) -> Iterator[tuple[KeyPath, str, _Retired]]:
     """Yield what a space names that is gone: where, the value as a message shows it, and what to do."""
-    sections = data if isinstance(data, dict) else {}
+    sections = as_mapping(data)
     for path, retired in KEYS.items():
-        section = sections if len(path) == 1 else sections.get(path[0])
-        if isinstance(section, dict) and path[-1] in section:
+        section = sections if len(path) == 1 else as_mapping(sections.get(path[0]))
+        if path[-1] in section:
             says_something = section[path[-1]] is not None
             yield path, "", retired if says_something else replace(retired, decides_trials=False)
     for root in (METHOD, "parameters"):
@@ -306,14 +307,11 @@ def _found(data: object) -> Iterator[tuple[KeyPath, str, _Retired]]:
 
 def _overruled(data: object) -> Iterator[tuple[dict[Any, Any], str]]:
     """Yield what is refused now and was taken, though a study goes by its record of the task: a section and a key."""
-    sections = data if isinstance(data, dict) else {}
-    for section in (sections.get("task"), sections.get("promotion")):
-        if isinstance(section, dict) and "direction" in section:
+    task, promotion = (as_mapping(as_mapping(data).get(name)) for name in ("task", "promotion"))
+    for section in (task, promotion):
+        if "direction" in section:
             yield section, "direction"
-    task = sections.get("task")
-    source = task.get("data") if isinstance(task, dict) else None
-    if not isinstance(source, dict):
-        return
+    source = as_mapping(task.get("data"))
     for split in ("validation", "test"):
         for named in (source.get("data_files"), source.get("splits")):
             if source.get(split) is not None and isinstance(named, dict) and split in named:
@@ -323,8 +321,8 @@ def _overruled(data: object) -> Iterator[tuple[dict[Any, Any], str]]:
 def _renamed(data: object) -> Iterator[tuple[dict[Any, Any], KeyPath, str]]:
     """Yield the sections with a key that has another name now, where it is, and that name."""
     for path, new in RENAMED.items():
-        section = data.get(path[0]) if isinstance(data, dict) else None
-        if isinstance(section, dict) and path[-1] in section:
+        section = as_mapping(as_mapping(data).get(path[0]))
+        if path[-1] in section:
             yield section, path, new
 
 

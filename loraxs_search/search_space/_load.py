@@ -10,14 +10,22 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.errors import UsageError, asking, must_be, one_of
+from loraxs_search.errors import UsageError, must_be, one_of
 from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import NEGATIVE_FLIPS, SLICE_LOSS, BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import MOASHA, SCHEDULERS
 from loraxs_search.search_space._distributions import METHOD, Parameter
-from loraxs_search.search_space._document import Document, KeyPath, find_file, parse_document, read_file, shown
+from loraxs_search.search_space._document import (
+    Document,
+    KeyPath,
+    as_mapping,
+    find_file,
+    parse_document,
+    read_file,
+    shown,
+)
 from loraxs_search.search_space._edits import Overrides, apply_overrides, as_texts, refuse_retired, without_retired
 from loraxs_search.search_space._parameter_forms import PARAMETERS
 from loraxs_search.search_space._parameter_specs import both, defaults_of, parameter_specs
@@ -32,7 +40,7 @@ from loraxs_search.search_space._sections import (
     search_section,
 )
 from loraxs_search.search_space._space import Space, searched_parameters
-from loraxs_search.search_space._task import TaskSection, direction_fault, read_task
+from loraxs_search.search_space._task import TaskSection, direction_fault, read_task, unfit_metric
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
@@ -122,12 +130,13 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
     )
     _check_head(document, sections.get("parameters"), task, methods)
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
-    search = _search(document, sections.get("search") or {})
+    plan, rule = (sections.get(name) or {} for name in ("search", "promotion"))
+    search = _search(document, plan)
     _check_sampler(document, search, parameters)
-    task = _reported(document, sections.get("search") or {}, task)
-    has_slices = isinstance(sections.get("task"), dict) and sections["task"].get("slices") is not None
-    promotion = _promotion(document, sections.get("promotion") or {}, task, methods, has_slices=has_slices)
-    check_objectives(document, sections.get("search") or {}, sections.get("promotion") or {}, task)
+    task = _reported(document, as_mapping(plan), task)
+    has_slices = as_mapping(sections.get("task")).get("slices") is not None
+    promotion = _promotion(document, rule, task, methods, has_slices=has_slices)
+    check_objectives(document, as_mapping(plan), as_mapping(rule), task)
     start_from = _start_from(document, sections.get("start_from"))
     if document.faults or task is None or base_model is None or method is None:
         document.faults.fail(source, document.locations)
@@ -183,8 +192,7 @@ def single_method(text: str) -> str:
 
     Whatever else has become of the space, its files or the methods that there are: the text was valid once.
     """
-    given = parse_document(text, "space.yaml").data
-    method = given.get(METHOD, LoraXS.name) if isinstance(given, dict) else LoraXS.name
+    method = as_mapping(parse_document(text, "space.yaml").data).get(METHOD, LoraXS.name)
     while isinstance(method, dict | list):
         method = next(iter(method.values() if isinstance(method, dict) else method), LoraXS.name)
     return str(method)
@@ -252,9 +260,10 @@ def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef
 
 def _search(document: Document, given: object) -> SearchPlan:
     section = read_section(document, ("search",), search_section(), given)
-    every, steps = (_sound(document, given, key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps"))
-    if every is not None and steps is not None and every > steps:
-        got = f"report_every={every} and max_steps={steps}"
+    pace = {key: as_mapping(given).get(key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps")}
+    is_sound = not any(document.faults.at_or_below(("search", key)) for key in pace)
+    if is_sound and pace["report_every"] > pace["max_steps"]:
+        got = " and ".join(f"{key}={value}" for key, value in pace.items())
         document.faults.add(("search", "report_every"), f"must be at most max_steps, but got {got}.")
     if section is None:
         return SearchPlan()
@@ -280,11 +289,11 @@ def _check_sampler(document: Document, plan: SearchPlan, parameters: Mapping[str
             document.faults.add(("search", "sampler"), fault)
 
 
-def _reported(document: Document, given: object, task: Task | None) -> Task | None:
+def _reported(document: Document, search: Mapping[str, Any], task: Task | None) -> Task | None:
     """Return the task with what its running trials are compared by, where that is not its metric."""
-    objective = quality_of(given)
+    objective = quality_of(search)
     where: KeyPath = ("search", "metric") if objective is None else ("search", "objectives", 0)
-    name = objective or (given.get("metric") if isinstance(given, dict) else None)
+    name = objective or search.get("metric")
     if document.faults.at_or_below(where):
         return task
     if task is None:
@@ -292,9 +301,8 @@ def _reported(document: Document, given: object, task: Task | None) -> Task | No
             document.faults.add(where, f"must be the name of a metric, but got {shown(name)}.")
         return None
     kind = kind_of(task)
-    if name is not None and name not in (fitting := kind.fitting_metrics(kind.keys())):
-        law = f"must fit {kind.describe(kind.keys())} (one of: {one_of(fitting, name)})"
-        document.faults.add(where, f"{asking(law, name, fitting)}, but got {shown(name)}.")
+    if name is not None and (fault := unfit_metric(kind, kind.keys(), name)):
+        document.faults.add(where, fault)
         return task
     metric = name or kind.report_metric or task.metric
     if metric == task.metric:
@@ -309,14 +317,8 @@ def _check_head(document: Document, given: object, task: Task | None, methods: S
     for name in methods:
         if get_method(name).needs_head:
             document.faults.add(("method",), f"must be for a task with a head, but got {name} for {task.kind}.")
-    for key in _HEAD_PARAMETERS & (given.keys() if isinstance(given, dict) else set()):
+    for key in _HEAD_PARAMETERS & as_mapping(given).keys():
         document.faults.add(("parameters", key), f"must be left out: an adapter for {task.kind} has no head.")
-
-
-def _sound(document: Document, given: object, key: str, default: int) -> int | None:
-    """Return an integer of the search section; None when it is known to be wrong."""
-    value = given.get(key, default) if isinstance(given, dict) else default
-    return None if document.faults.at_or_below(("search", key)) else value
 
 
 def _promotion(
@@ -324,8 +326,8 @@ def _promotion(
 ) -> PromotionRule:
     metrics = task.metrics if task else ()
     section = read_section(document, ("promotion",), PromotionSection, given)
-    keys = given if isinstance(given, dict) else {}
-    guards = keys["guards"] if isinstance(keys.get("guards"), dict) else {}
+    keys = as_mapping(given)
+    guards = as_mapping(keys.get("guards"))
     if SLICE_LOSS in guards and not has_slices:
         document.faults.add(("promotion", "guards"), f"must stand beside `task.slices` where it names {SLICE_LOSS}.")
     if NEGATIVE_FLIPS in guards and task is not None and not kind_of(task).has_right_answers:
@@ -337,7 +339,7 @@ def _promotion(
     ]
     for key, metric in named:
         if isinstance(metric, str) and metrics and metric not in metrics:
-            law = asking(f"must be one of the task's metrics: {one_of(metrics, metric)}", metric, metrics)
+            law = must_be(metric, metrics, "must be one of the task's metrics")
             document.faults.add(("promotion", key), f"{law}, but got {shown(metric)}.")
     decides = keys.get("metric") or (task.metric if task else None)
     given_direction = None if document.faults.at_or_below(("promotion", "direction")) else keys.get("direction")
@@ -352,7 +354,7 @@ def _promotion(
 def _not_promotable(name: str, methods: Sequence[str]) -> str | None:
     """Return why trials of a method cannot be candidates of a space with these methods; None if they can."""
     if name not in methods:
-        law = asking(f"must be among the space's methods: {one_of(methods, name)}", name, methods)
+        law = must_be(name, methods, "must be among the space's methods")
         return f"{law}, but got {shown(name)}."
     if not get_method(name).has_adapter:
         return f"must have adapters, but of {name} only metrics are recorded."

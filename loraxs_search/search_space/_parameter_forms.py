@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -20,7 +20,7 @@ from loraxs_search.search_space._distributions import (
     Integers,
     Parameter,
 )
-from loraxs_search.search_space._document import Document, KeyPath, as_written, shown
+from loraxs_search.search_space._document import Document, KeyPath, as_mapping, as_written, shown
 from loraxs_search.search_space._parameter_specs import SpaceSpecs, both, joint_law
 
 _FORMS = ("value", "choice", "uniform", "log_uniform", "int")
@@ -190,7 +190,7 @@ class _Item:
 
     @property
     def keys(self) -> Mapping[str, Any]:
-        return self.given if isinstance(self.given, dict) else {}
+        return as_mapping(self.given)
 
     @property
     def depends_on_method_alone(self) -> bool:
@@ -236,7 +236,7 @@ class DeclaredParameter:
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _item(self, index: int | None, given: object, left: tuple[str, ...]) -> _Item:
         path = self._path if index is None else (*self._path, index)
-        when = given.get("when") if isinstance(given, dict) else None
+        when = as_mapping(given).get("when")
         if not isinstance(when, dict) or METHOD not in when:
             return _Item(path, given, left or self.takers)
         wanted = when[METHOD] if isinstance(when[METHOD], list) else [when[METHOD]]
@@ -303,11 +303,3 @@ class DeclaredParameter:
 
     def _fault(self, path: KeyPath, message: str) -> None:
         self._document.faults.add(path, message)
-
-
-def conditioned(declared: Mapping[str, DeclaredParameter]) -> Iterator[tuple[DeclaredParameter, int, _Item]]:
-    """Yield every item with a condition, and which item of its parameter it is."""
-    for parameter in declared.values():
-        for index, item in enumerate(parameter.items):
-            if "when" in item.keys:
-                yield parameter, index, item

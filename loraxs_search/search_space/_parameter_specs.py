@@ -245,11 +245,6 @@ def parameter_specs(method: str) -> dict[str, ParameterSpec]:
     return {**get_method(method).parameters, **COMMON}
 
 
-def required(specs: Mapping[str, ParameterSpec]) -> tuple[str, ...]:
-    """Return the parameters that a trial must have."""
-    return tuple(name for name, spec in specs.items() if spec.default is None and name != "head_learning_rate")
-
-
 def defaults_of(method: str) -> dict[str, Scalar]:
     """Return what each parameter is that a trial of this method leaves out, where it may."""
     specs = parameter_specs(method)
@@ -279,10 +274,6 @@ class SpaceSpecs:
         self.methods = tuple(methods)
         self._specs = {method: parameter_specs(method) for method in methods}
 
-    def names(self) -> list[str]:
-        """Return every parameter that some of the methods take."""
-        return list(dict.fromkeys(name for specs in self._specs.values() for name in specs))
-
     def takers(self, name: str) -> tuple[str, ...]:
         """Return the methods that take a parameter."""
         return tuple(method for method, specs in self._specs.items() if name in specs)
@@ -291,11 +282,14 @@ class SpaceSpecs:
         """Return the different laws that a parameter has in these methods, which take it."""
         return list(dict.fromkeys(self._specs[method][name] for method in methods))
 
-    def required(self) -> dict[str, tuple[str, ...]]:
+    def required(self) -> dict[str, list[str]]:
         """Return the parameters that trials must have, each with the methods that need it."""
-        needs = {method: required(specs) for method, specs in self._specs.items()}
-        names = dict.fromkeys(name for needed in needs.values() for name in needed)
-        return {name: tuple(method for method, needed in needs.items() if name in needed) for name in names}
+        needs: dict[str, list[str]] = {}
+        for method, specs in self._specs.items():
+            for name, spec in specs.items():
+                if spec.default is None and name != "head_learning_rate":
+                    needs.setdefault(name, []).append(method)
+        return needs
 
     def unknown(self, name: str) -> str:
         """Say that no method of the space has a parameter of this name, and whose it is."""
@@ -307,7 +301,8 @@ class SpaceSpecs:
         owners = [other for other, entry in METHODS.importable().items() if name in entry.parameters]
         lacking = f"{both(self.methods)} {'does' if len(self.methods) == 1 else 'do'} not"
         belongs = f", which method {one_of(owners)} takes and {lacking}" if owners else ""
-        return f"{must_be(name, self.names())}, but got {name!r}{belongs}."
+        known = dict.fromkeys(other for specs in self._specs.values() for other in specs)
+        return f"{must_be(name, known)}, but got {name!r}{belongs}."
 
 
 def joint_law(laws: Sequence[ParameterSpec]) -> ParameterSpec | None:

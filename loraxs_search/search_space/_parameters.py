@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from graphlib import CycleError
 
-from loraxs_search.errors import asking, one_of
+from loraxs_search.errors import must_be, one_of
 from loraxs_search.methods import ParameterSpec
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._distributions import (
@@ -18,7 +18,7 @@ from loraxs_search.search_space._distributions import (
     parameters_of,
 )
 from loraxs_search.search_space._document import Document, KeyPath, shown
-from loraxs_search.search_space._parameter_forms import PARAMETERS, Declaration, DeclaredParameter, conditioned
+from loraxs_search.search_space._parameter_forms import PARAMETERS, Declaration, DeclaredParameter
 from loraxs_search.search_space._parameter_specs import SpaceSpecs, both, method_spec
 
 
@@ -29,10 +29,13 @@ def _read_conditions(
     specs: SpaceSpecs,
 ) -> None:
     """Add each declared condition to its parameter; faults go to the document."""
-    for parameter, index, item in conditioned(declared):
+    items = ((parameter, *each) for parameter in declared.values() for each in enumerate(parameter.items))
+    for parameter, index, item in items:
+        if "when" not in item.keys:
+            continue
         reader = _ConditionReader(document, (*item.path, "when"), declared, parameters, specs)
         when = reader.read(item.keys["when"])
-        _check_holds(document, reader.path, parameter.name, item.methods, when, declared)
+        reader.check_holds(parameter.name, item.methods, when)
         if parameter.name in parameters:
             read = parameters[parameter.name]
             alternatives = list(read.alternatives)
@@ -46,25 +49,6 @@ def _read_conditions(
         document.faults.add(path, f"must not lead back to itself, but got {' -> '.join(reversed(circle))}.")
 
 
-def _check_holds(
-    document: Document,
-    path: KeyPath,
-    name: str,
-    methods: Sequence[str],
-    when: Condition,
-    declared: Mapping[str, DeclaredParameter],
-) -> None:
-    """Refuse a condition on a parameter that no trial has together with this one."""
-    if not methods:
-        return  # its own fault is known already
-    for other, _ in when:
-        if other in declared and not set(methods) & set(declared[other].takers):
-            law = f"must name a parameter that trials with {name} have (those of {both(methods)})"
-            takers = declared[other].takers
-            verb = "takes" if len(takers) == 1 else "take"
-            document.faults.add((*path, other), f"{law}, but only {both(takers)} {verb} {other}.")
-
-
 class _ConditionReader:
     """Reads one `when`; faults go to the document."""
 
@@ -76,28 +60,38 @@ class _ConditionReader:
         parameters: Mapping[str, Parameter],
         specs: SpaceSpecs,
     ) -> None:
-        self._document, self.path, self._declared = document, path, declared
+        self._document, self._path, self._declared = document, path, declared
         self._parameters, self._specs = parameters, specs
 
     def read(self, given: object) -> Condition:
         """Return the names that a condition asks for, each with the values that it may have."""
         if not isinstance(given, dict) or not given:
             message = f"must map parameters to the values they must have, but got {shown(given)}."
-            self._document.faults.add(self.path, message)
+            self._document.faults.add(self._path, message)
             return ()
         conditions = []
         for other, wanted in given.items():
             if other != METHOD and other not in self._declared:
                 names = [*([METHOD] if len(self._specs.methods) > 1 else []), *self._declared]
-                law = asking(f"must name a parameter of this space: {one_of(names, other)}", other, names)
-                message = f"{law}, but got {other!r}."
-                self._document.faults.add((*self.path, other), message)
+                law = must_be(other, names, "must name a parameter of this space")
+                self._document.faults.add((*self._path, other), f"{law}, but got {other!r}.")
             elif other in self._parameters:  # else its own fault is known already
                 conditions.append((other, self._wanted(other, wanted)))
         return tuple(conditions)
 
+    def check_holds(self, name: str, methods: Sequence[str], when: Condition) -> None:
+        """Refuse a condition on a parameter that no trial has together with this one."""
+        if not methods:
+            return  # its own fault is known already
+        for other, _ in when:
+            if other in self._declared and not set(methods) & set(self._declared[other].takers):
+                law = f"must name a parameter that trials with {name} have (those of {both(methods)})"
+                takers = self._declared[other].takers
+                verb = "takes" if len(takers) == 1 else "take"
+                self._document.faults.add((*self._path, other), f"{law}, but only {both(takers)} {verb} {other}.")
+
     def _wanted(self, other: str, wanted: object) -> tuple[Scalar, ...]:
-        path, possible = (*self.path, other), self._parameters[other].possible
+        path, possible = (*self._path, other), self._parameters[other].possible
         if possible is None:
             message = f"must be a parameter with a list of values, but {other} may take any number in a range."
             self._document.faults.add(path, message)
@@ -120,9 +114,8 @@ class _ConditionReader:
         match = next((each for each in possible if spec.same(value, each)), None)
         if match is None:
             known = [str(each) for each in possible[:20]]
-            law = asking(f"must be a value that {other} may have: {one_of(known, value)}", value, known)
-            message = f"{law}, but got {shown(item)}."
-            self._document.faults.add(path, message)
+            law = must_be(value, known, f"must be a value that {other} may have")
+            self._document.faults.add(path, f"{law}, but got {shown(item)}.")
         return match
 
     def _law(self, other: str, item: object) -> ParameterSpec:

@@ -117,34 +117,34 @@ STORED_BYTES = "stored_bytes"
 _OBJECTIVES: KeyPath = ("search", "objectives")
 
 
-def quality_of(search: object) -> str | None:
+def quality_of(search: Mapping[str, Any]) -> str | None:
     """Return the metric that `search.objectives` begins with; None if the key is missing, or is no list of two."""
-    given = search.get("objectives") if isinstance(search, dict) else None
+    given = search.get("objectives")
     if not isinstance(given, list) or len(given) != 2:
         return None
     first, second = given
     return first if isinstance(first, str) and first != STORED_BYTES and second == STORED_BYTES else None
 
 
-def check_objectives(document: Document, search: object, promotion: object, task: Task | None) -> None:
+def check_objectives(
+    document: Document, search: Mapping[str, Any], promotion: Mapping[str, Any], task: Task | None
+) -> None:
     """Report every law that objectives and promotion break together."""
-    keys = search if isinstance(search, dict) else {}
-    given, quality = keys.get("objectives"), quality_of(search)
+    given, quality = search.get("objectives"), quality_of(search)
     if quality is None and given is not None and not document.faults.at_or_below(_OBJECTIVES):
         example = f"[{task.metric if task else 'accuracy'}, {STORED_BYTES}]"
         law = f"must be a metric and then {STORED_BYTES}, as in {example}"
         document.faults.add(_OBJECTIVES, f"{law}, but got {shown(given)}.")
-    rule = promotion if isinstance(promotion, dict) else {}
-    faults = list(_choice_faults(rule))
+    faults = list(_choice_faults(promotion))
     if quality is not None:
-        faults += _metric_faults(keys, rule, quality, task)
+        faults += _metric_faults(search, promotion, quality, task)
     for path, message in faults:
         if not document.faults.at_or_below(path):
             document.faults.add(path, message)
 
 
 def _metric_faults(
-    search: dict[str, Any], rule: dict[str, Any], quality: str, task: Task | None
+    search: Mapping[str, Any], rule: Mapping[str, Any], quality: str, task: Task | None
 ) -> Iterator[tuple[KeyPath, str]]:
     own = search.get("metric")
     if own is not None and own != quality:
@@ -161,7 +161,7 @@ def _metric_faults(
         yield place, f"{law}, but got {quality} and {decides}; write {remedy}."
 
 
-def _choice_faults(rule: dict[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+def _choice_faults(rule: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
     if rule.get("choose") != "smallest":
         return
     if not rule.get("tolerance", PromotionRule.tolerance):
@@ -193,11 +193,7 @@ def _pack_size(value: object) -> int | Literal["auto"]:
     raise ValueError("must be a whole number of at least 1, or auto")
 
 
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-Methods = Annotated[tuple[Text, ...], AfterValidator(distinct), BeforeValidator(_tuple)]
+Methods = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(distinct)]  # of a list in YAML
 # What an editor checks of a value that a function of ours checks here.
 PackSize = Annotated[
     int | Literal["auto"],

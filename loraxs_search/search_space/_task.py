@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, create_model
 
-from loraxs_search.errors import LoraxsError, UsageError, asking, one_of
+from loraxs_search.errors import UsageError, asking, must_be, one_of, shortened
 from loraxs_search.paths import user_path
 from loraxs_search.records import MAX_NAME, DataSource, Direction, Split, SplitSource, Task, registered_name
-from loraxs_search.search_space._document import Document, KeyPath, as_written, parse_document, shown
+from loraxs_search.search_space._document import Document, KeyPath, as_mapping, as_written, parse_document, shown
 from loraxs_search.search_space._parameter_specs import known_entry
 from loraxs_search.search_space._sections import read_section
-from loraxs_search.shipped_spaces import shipped_task_path
+from loraxs_search.shipped_spaces import shipped_task_path, shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, find_metric
 
 
@@ -181,9 +181,8 @@ class _TaskLaws:
             self._fault(("metrics",), f"is required: one or more of {one_of(known)}; the first is searched for.")
         named: list[tuple[KeyPath, str]] = [(("metrics", index), name) for index, name in enumerate(metrics or ())]
         for path, name in [*named, *([(("metric",), metric)] if metric else [])]:
-            if name not in known:
-                fits = f"must fit {kind.describe(keys)} (one of: {one_of(known, name)})"
-                self._fault(path, f"{asking(fits, name, known)}, but got {shown(name)}.")
+            if fault := unfit_metric(kind, keys, name):
+                self._fault(path, fault)
         searched = str(metric or next(iter(metrics or ()), ""))
         if searched in known and (fault := direction_fault(self._sound("direction"), searched)):
             self._fault(("direction",), fault)
@@ -212,7 +211,7 @@ class _TaskLaws:
             others = [key for key in ("data_files", "splits") if _names_split(data.get(key), split)]
             if others and data.get(split) is not None:
                 self._fault(("data", split), f"must be left out, since {others[0]}.{split} names these rows, too.")
-        for split in files if isinstance(files, dict) else ():
+        for split in as_mapping(files):
             path = self._sound("data", "data_files", split)
             if isinstance(path, str):
                 self._check_file(split, path)
@@ -231,7 +230,7 @@ class _TaskLaws:
     def _sound(self, *keys: str) -> Any:
         value: Any = self._given
         for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
+            value = as_mapping(value).get(key)
         return None if self._faulty(*keys) else value
 
     def _faulty(self, *keys: str) -> bool:
@@ -292,15 +291,14 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
 
 
 def _kind(given: object) -> type[TaskKind] | None:
-    name = given.get("kind") if isinstance(given, dict) else None
     with contextlib.suppress(UsageError):
-        return KINDS.get(name) if isinstance(name, str) else None
+        return KINDS.get(str(as_mapping(given).get("kind")))
     return None
 
 
 def _likeliest_kind(given: object) -> type[TaskKind]:
     """Return the kind that takes most of the keys that are written: what `kind` does not say, they do."""
-    written = set(given) if isinstance(given, dict) else set()
+    written = as_mapping(given).keys()
     return max(KINDS.importable().values(), key=lambda kind: len(written & kind.section.model_fields.keys()))
 
 
@@ -329,7 +327,7 @@ def _merged_data(known: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _names_split(names: object, split: str) -> bool:
-    return isinstance(names, dict) and names.get(split) is not None
+    return as_mapping(names).get(split) is not None
 
 
 def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
@@ -337,12 +335,10 @@ def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
     if not isinstance(name, str):
         document.faults.add(path, f"must be the name of a catalogue task, but got {shown(name)}.")
         return None
-    try:
-        return catalogue_entry(name).section
-    except LoraxsError as error:
-        question, _, law = error.message.rpartition("`task` ")
-        document.faults.add(path, f"{question[:1].lower()}{question[1:]}It {law}" if question else law)
+    if name not in (known := shipped_tasks()):
+        document.faults.add(path, f"{must_be(name, known)}, but got {shortened(name)}.")
         return None
+    return catalogue_entry(name).section
 
 
 def catalogue_task(name: str) -> Task:
@@ -356,6 +352,15 @@ def catalogue_task(name: str) -> Task:
     if task is None:
         document.faults.fail(name, document.locations)
     return task
+
+
+def unfit_metric(kind: TaskKind | type[TaskKind], keys: Mapping[str, Any], name: str) -> str | None:
+    """Say why a metric cannot score a task of a kind with these keys; None if it can."""
+    fitting = kind.fitting_metrics(keys)
+    if name in fitting:
+        return None
+    law = f"must fit {kind.describe(keys)} (one of: {one_of(fitting, name)})"
+    return f"{asking(law, name, fitting)}, but got {shown(name)}."
 
 
 def direction_fault(given: Direction | None, metric: str) -> str | None:

@@ -9,6 +9,12 @@ from typing import Any
 
 import pytest
 from support.said import Said
+from support.scripted_driver import ScriptedDriver
+from support.studies import study
+from support.terminal import Terminal
+
+from loraxs_search.base_model import linear_modules, locate
+from loraxs_search.records import BaseModelRef, Task, TaskModel
 
 
 @pytest.fixture
@@ -25,6 +31,54 @@ def rows_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_warm_home: P
     (tmp_path / "rows").mkdir()
     monkeypatch.chdir(tmp_path / "rows")
     return tmp_path / "rows"
+
+
+@pytest.fixture
+def driver() -> ScriptedDriver:
+    """The driver of a study whose first trial is at step 20."""
+    driver = ScriptedDriver(study("mine"))
+    driver.begin()
+    driver.train("00000", 20)
+    return driver
+
+
+@pytest.fixture
+def terminals() -> Iterator[list[Terminal]]:
+    """Terminals that a test opens; they are closed behind it."""
+    opened: list[Terminal] = []
+    yield opened
+    for terminal in opened:
+        terminal.close()
+
+
+@pytest.fixture
+def adapter(make_adapter: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> Path:
+    """An adapter with a head."""
+    query = ("bert.encoder.layer.0.attention.self.query",)
+    return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
+
+
+@pytest.fixture
+def make_headless(make_adapter: Callable[..., Path], tmp_path: Path) -> Callable[[Task], Path]:
+    """Make an adapter of a decoder, for a task without a head."""
+    from support.toy_language import save_base
+
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
+
+    def make(task: Task) -> Path:
+        return make_adapter(tmp_path / "decoder", base, task=task, seed=3, rank=4, target_modules=modules)
+
+    return make
+
+
+@pytest.fixture
+def writer(make_headless: Callable[[Task], Path]) -> Path:
+    """An adapter that writes, and reads two columns."""
+    from support.toy_language import writing
+
+    return make_headless(writing(prompt="{first} say {second}"))
 
 
 @pytest.fixture

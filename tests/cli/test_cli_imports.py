@@ -8,9 +8,6 @@ import sys
 
 import pytest
 
-from loraxs_search.base_model import locate
-from loraxs_search.records import BaseModelRef
-
 HEAVY = ("torch", "ray", "mlflow", "transformers", "peft", "optuna", "datasets")
 _PROGRAM = """
 import contextlib, io, json, sys
@@ -73,11 +70,9 @@ def test_pull_loads_mlflow_alone(store_uri):
     assert loaded_by(cli("pull", "nothing")) == ["mlflow"]
 
 
-def test_predict_loads_what_answers_and_nothing_of_a_search(make_adapter, tiny_base, tmp_path):
-    query = ("bert.encoder.layer.0.attention.self.query",)
-    make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
+def test_predict_loads_what_answers_and_nothing_of_a_search(adapter):
     searching = ("mlflow", "ray", "optuna", "datasets", "sklearn", "pandas", "plotly", "sqlalchemy")
-    statement = cli("predict", str(tmp_path / "adapter"), "a fine film")
+    statement = cli("predict", str(adapter), "a fine film")
     assert loaded_by(statement, (*searching, "transformers")) == ["transformers"]
 
 

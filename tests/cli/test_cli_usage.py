@@ -105,23 +105,6 @@ def test_ctrl_c_is_130_without_a_traceback(say, monkeypatch):
     assert (said.code, said.err) == (130, "error: interrupted\n")
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "message"),
-    [
-        (["status", "x", "--json"], 1, "`study` must be one of: none, but got 'x'."),
-        (["launch", "--json"], 2, "Missing argument"),
-        (["check", "nope.yaml", "--json"], 2, "there is no nope.yaml"),
-    ],
-)
-def test_an_error_is_a_document_where_one_is_expected(say, line, code, message):
-    said = say(*line)
-    document = json.loads(said.out)
-    assert (said.code, set(document), set(document["error"])) == (code, {"error"}, {"message", "hint", "exit_code"})
-    assert document["error"]["exit_code"] == code
-    assert message in document["error"]["message"]
-    assert f"error: {document['error']['message']}\n\nhint: {document['error']['hint']}" in said.err
-
-
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))

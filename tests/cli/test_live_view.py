@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +19,6 @@ from rich.console import Console
 from support.in_process import InProcess
 from support.recorded_search import FACTS, Teller, begun, closed, finishing, training
 from support.scripted_driver import ScriptedDriver
-from support.studies import study
 from support.terminal import Terminal
 
 from loraxs_search.cli._lines import LinesView
@@ -169,23 +167,6 @@ CURSOR_OFF, CURSOR_ON = "\x1b[?25l", "\x1b[?25h"
 
 
 # ---- a terminal ------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def terminals() -> Iterator[list[Terminal]]:
-    opened: list[Terminal] = []
-    yield opened
-    for terminal in opened:
-        terminal.close()
-
-
-@pytest.fixture
-def driver() -> ScriptedDriver:
-    """The driver of a study whose first trial is at step 20."""
-    driver = ScriptedDriver(study("mine"))
-    driver.begin()
-    driver.train("00000", 20)
-    return driver
-
-
 def watching(*options: str) -> list[str]:
     return [sys.executable, "-m", "loraxs_search", "status", "mine", "--watch", *options]
 

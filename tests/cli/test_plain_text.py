@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from support.said import Said
 from support.searched_studies import Tried, searched
 from support.studies import study
@@ -40,23 +39,11 @@ def test_a_table_in_a_pipe_steers_no_terminal_behind_it(fresh_home: Any, say: Ca
     assert json.loads(say("status", "s", "--json").ok)["trials"][1]["params"]["target_modules"] == "\x1b[2J\x9b31m"
 
 
-def test_a_command_of_somebody_else_in_status(fresh_home: Any, terminal: Callable[..., Terminal]) -> None:
+def test_a_command_of_somebody_else_in_status(fresh_home: Any, terminals: list[Terminal]) -> None:
     folder = study("s")
     folder.inbox().put(Command("c1", "pause", sent_by="\x1b]0;stolen\x07\x1b[2Jsomebody"))
-    seen = terminal([sys.executable, "-m", "loraxs_search", "status", "s"])
+    command = [sys.executable, "-m", "loraxs_search", "status", "s"]
+    terminals.append(seen := Terminal(command, dict(os.environ), columns=160))
     assert seen.wait() == 0
     assert "not answered yet: pause (\\x1b]0;stolen\\x07\\x1b[2Jsomebody)" in " ".join(seen.lines)
     assert "\x1b]0" not in seen.text
-
-
-@pytest.fixture
-def terminal() -> Any:
-    opened: list[Terminal] = []
-
-    def start(command: list[str]) -> Terminal:
-        opened.append(Terminal(command, dict(os.environ), columns=160))
-        return opened[-1]
-
-    yield start
-    for each in opened:
-        each.close()

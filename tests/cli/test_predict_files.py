@@ -15,30 +15,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.said import Said
-from support.toy_language import save_base, writing
 
 import loraxs_search
-from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.errors import StudyError, TaskDataError, UsageError
-from loraxs_search.records import BaseModelRef, Prediction, TaskModel
+from loraxs_search.records import Prediction
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
 Say = Callable[..., Said]
 
 
 @pytest.fixture
-def adapter(make_adapter: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> Path:
-    query = ("bert.encoder.layer.0.attention.self.query",)
-    return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
+def piped(say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Have what is on standard input answered."""
 
+    def run(content: str | bytes, *options: str) -> Said:
+        raw = content if isinstance(content, bytes) else content.encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw)))
+        return say("predict", str(adapter), *(options or ("-",)))
 
-@pytest.fixture
-def writer(make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
-    save_base(tmp_path / "base")
-    base = locate(BaseModelRef(str(tmp_path / "base")))
-    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
-    task = writing(prompt="{first} say {second}")
-    return make_adapter(tmp_path / "writer", base, task=task, seed=3, rank=4, target_modules=modules)
+    return run
 
 
 def table(path: Path, rows: list[list[str]], delimiter: str = ",") -> Path:
@@ -153,13 +148,12 @@ def test_a_file_of_empty_rows_has_empty_answers(say: Say, adapter: Path, tmp_pat
 
 
 def test_a_header_of_one_column_is_read_alike_by_name_and_from_standard_input(
-    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    say: Say, piped: Say, adapter: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = 'text\n"so so"\nfine\n'
     (tmp_path / "rows.csv").write_text(content)
     by_name = say("predict", str(adapter), "--file", str(tmp_path / "rows.csv"), "--json").ok
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
-    assert say("predict", str(adapter), "-", "--json").ok == by_name
+    assert piped(content, "-", "--json").ok == by_name
     assert not caplog.records
     (tmp_path / "rows.csv").write_text("so so\nfine\n")
     assert len(json.loads(say("predict", str(adapter), "--file", str(tmp_path / "rows.csv"), "--json").ok)) == 1
@@ -174,16 +168,14 @@ def test_a_missing_file_is_refused_before_anything_is_loaded(
 
 
 def test_lines_of_a_text_file_and_of_standard_input_are_rows(
-    say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    say: Say, piped: Say, adapter: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "texts.txt").write_bytes(b"a fine film\r\n\r\nso so\n")
     (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(b"a fine film\rso so"))
     printed = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt")).ok
     assert [line.split("\t")[2] for line in printed.splitlines()] == ["a fine film", "so so"]
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a fine film\nso so")))
-    assert say("predict", str(adapter), "--file", "-").ok == printed
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a fine film\nso so")))
-    assert say("predict", str(adapter), "-").ok == printed
+    assert piped("a fine film\nso so", "--file", "-").ok == printed
+    assert piped("a fine film\nso so").ok == printed
     assert say("predict", str(adapter), "--file", str(tmp_path / "texts.txt.gz")).ok == printed
 
 
@@ -206,30 +198,23 @@ def test_only_line_ends_end_a_line(say: Say, adapter: Path, tmp_path: Path) -> N
         "so so\n",
     ],
 )
-def test_standard_input_may_have_columns(
-    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, content: str
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
-    (answer,) = json.loads(say("predict", str(adapter), "-", "--json").ok)
+def test_standard_input_may_have_columns(piped: Say, content: str) -> None:
+    (answer,) = json.loads(piped(content, "-", "--json").ok)
     assert answer["text"] == "so so"
 
 
 @pytest.mark.parametrize("content", ['{"review": "so so"}\n', '[{"review": "so so"}]'])
 def test_standard_input_may_name_its_one_column_otherwise(
-    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str
+    piped: Say, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
-    (answer,) = json.loads(say("predict", str(adapter), "-", "--json").ok)
+    (answer,) = json.loads(piped(content, "-", "--json").ok)
     assert answer["text"] == "so so"
     assert "'review' is read as the name of its column" in caplog.text
 
 
 @pytest.mark.parametrize("content", ['{"txt": "so", "n": 1}\n', "txt,n\nso so,1\nfine,2\n", "txt\tn\nso\t1\nfine\t2\n"])
-def test_standard_input_of_other_columns_is_refused(
-    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, content: str
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
-    assert say("predict", str(adapter), "-").is_error(2, "must have the column text", "rename the column txt to text")
+def test_standard_input_of_other_columns_is_refused(piped: Say, content: str) -> None:
+    assert piped(content).is_error(2, "must have the column text", "rename the column txt to text")
 
 
 @pytest.mark.parametrize(
@@ -245,20 +230,16 @@ def test_standard_input_of_other_columns_is_refused(
     ],
 )
 def test_standard_input_is_lines_of_text_unless_it_begins_with_a_name(
-    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, content: str, rows: Any
+    piped: Say, caplog: pytest.LogCaptureFixture, content: str, rows: Any
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content.encode())))
-    answers = json.loads(say("predict", str(adapter), "-", "--json").ok)
+    answers = json.loads(piped(content, "-", "--json").ok)
     assert [answer["text"] for answer in answers] == (rows or content.splitlines())
     assert ("is read as the name of its column" in caplog.text) == ("eview" in content)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"caf\xe9\n", b'{"text": "so"}\nso\n', b"s\0o\n"])
-def test_standard_input_that_cannot_be_read(
-    say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
-) -> None:
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
-    said = say("predict", str(adapter), "-")
+def test_standard_input_that_cannot_be_read(piped: Say, content: bytes) -> None:
+    said = piped(content)
     assert said.out == ""
     assert said.is_error(2, "standard input")
 

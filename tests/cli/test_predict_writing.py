@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModelForCausalLM
-from support.toy_language import choosing, save_base, writing
+from support.toy_language import choosing
 
 import loraxs_search
-from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.cli import run
 from loraxs_search.errors import TaskDataError, UsageError
 from loraxs_search.methods.export import converted
-from loraxs_search.records import BaseModelRef, Task, TaskModel
 
-PROMPT = "{first} say {second}"
 ROWS = ("w1", "w2 w3", "w4", "w5", "w6 w7", "w8")
-
-
-@pytest.fixture
-def make(make_adapter, tmp_path):
-    save_base(tmp_path / "base")
-    base = locate(BaseModelRef(str(tmp_path / "base")))
-    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
-
-    def make(task: Task) -> Path:
-        return make_adapter(tmp_path / "adapter", base, task=task, seed=3, rank=4, target_modules=modules)
-
-    return make
-
-
-@pytest.fixture
-def writer(make) -> Path:
-    return make(writing(prompt=PROMPT))
 
 
 def test_texts_are_columns_in_turn_and_answers_stand_alone(say, writer):
@@ -69,8 +48,8 @@ def test_python_hears_each_row_after_the_other(writer):
     assert answers == loraxs_search.predict(writer, ROWS)
 
 
-def test_one_that_chooses_says_how_likely_and_hears_nothing(say, make, monkeypatch):
-    folder = make(choosing(prompt="say\n{words}"))
+def test_one_that_chooses_says_how_likely_and_hears_nothing(say, make_headless):
+    folder = make_headless(choosing(prompt="say\n{words}"))
     heard: list[str] = []
     (answer,) = loraxs_search.predict(folder, "w1\nw2", on_text=lambda _, piece: heard.append(piece))
     assert heard == []
@@ -89,16 +68,14 @@ def test_it_loads_as_a_language_model_and_converts(say, writer):
         torch.testing.assert_close(merged(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_one_with_a_head_is_no_file_for_llama_cpp(make_adapter, tiny_base, tmp_path):
-    query = ("bert.encoder.layer.0.attention.self.query",)
-    folder = make_adapter(tmp_path / "headed", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
+def test_one_with_a_head_is_no_file_for_llama_cpp(adapter, tmp_path):
     with pytest.raises(UsageError, match="must be of an adapter without a head"):
-        converted(folder, "gguf")
+        converted(adapter, "gguf")
     assert not list(tmp_path.glob("*gguf*"))
 
 
-def test_rows_that_a_prompt_or_options_cannot_take_are_named(say, make):
-    chooser = str(make(choosing(options="choices")))
+def test_rows_that_a_prompt_or_options_cannot_take_are_named(say, make_headless):
+    chooser = str(make_headless(choosing(options="choices")))
     said = say("predict", chooser, "w1")
     assert said.is_error(2, "takes 2 texts a row, but got 1 texts", "words then choices, separated by |")
     said = say("predict", chooser, "w1", "w2")

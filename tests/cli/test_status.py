@@ -25,15 +25,6 @@ Say = Callable[..., object]
 PARAMS = {"rank": 4, "learning_rate": 0.002, "target_modules": "query+value"}
 
 
-@pytest.fixture
-def driver() -> ScriptedDriver:
-    """A driver whose study has a trial that has not ended."""
-    driver = ScriptedDriver(study("mine"))
-    driver.begin()
-    driver.train("00000", 20)
-    return driver
-
-
 def states(say: Say) -> tuple[str, str]:
     """Return what is said of the study, and of its trial."""
     printed = json.loads(say("status", "mine", "--json").ok)

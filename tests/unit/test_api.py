@@ -23,12 +23,6 @@ def folder(tiny_base: Path, make_adapter: Callable[..., Path], tmp_path: Path) -
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------
-def test_one_string_is_one_text(folder):
-    (answer,) = loraxs_search.predict(folder, "a moving, funny film")
-    assert answer == loraxs_search.predict(folder, ["a moving, funny film"])[0]
-    assert answer.text == "a moving, funny film"
-
-
 def test_one_name_goes_for_every_text_of_a_bank(folder):
     bank, texts = AdapterBank.of(str(folder)), ["a moving, funny film", "so so", "no"]
     assert bank.predict(str(folder), texts) == bank.predict([str(folder)] * 3, texts)

@@ -382,11 +382,6 @@ def test_the_smallest_is_chosen_within_a_tolerance(parse, text):
     assert (rule.choose, rule.tolerance) == ("smallest", 0.01)
 
 
-def test_the_best_step_of_a_trial_is_kept_where_asked(parse, text):
-    assert parse(text).search.checkpoint == "last"
-    assert parse(text, "search.checkpoint=best").search.checkpoint == "best"
-
-
 def test_what_says_nothing_to_some_trials_is_noted(parse) -> None:
     head = "task: sst2\nbase_model: a/b\nmethod: {choice: [lora-xs, vera, head-only, full]}\nparameters:\n"
     text = head + "  rank: 4\n  learning_rate: 1.0e-3\n"

@@ -14,6 +14,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.samplers import RandomSampler
 from optuna.study import create_study
 from optuna.trial import FixedTrial
+from support.space_grid import walk
 from support.toy_ia3 import RankedIA3, ToyIA3
 
 from loraxs_search.methods import METHODS, LoraXS, get_method
@@ -337,38 +338,10 @@ def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse
         again = FixedTrial(space.drawn_params(params))
         assert space.suggest(again) == params
         assert (again.params, again.distributions) == (trial.params, trial.distributions)
-    reached = set(_walk(space))
-    assert space.grid_size() == len(reached)
+    reached = list(walk(space))
+    assert all(params for _, params in reached)
+    # Alternatives with a value in common count each of them.
+    assert space.grid_size() == len({tuple(script.items()) for script, _ in reached})
     groups = {name: get_method(name).sized_by for name in space.methods}
     for name, extremes in describe(space, MODULES).methods.items():
         assert set(extremes.smallest.params) == set(groups[name]) & space.parameters.keys()
-
-
-def _walk(space: Space) -> Iterator[tuple[Any, ...]]:
-    waiting: list[dict[str, Any]] = [{}]
-    while waiting:
-        script = waiting.pop()
-        trial = _Scripted(script)
-        params = space.suggest(trial)  # type: ignore[arg-type]  # a trial is what answers
-        if trial.open is None:
-            # Alternatives with a value in common count each of them.
-            yield tuple(script.items())
-            assert params
-        else:
-            name, options = trial.open
-            waiting += [script | {name: option} for option in options]
-
-
-class _Scripted:
-    """Answers from a script; the first question that is not in it stays open (and gets a stand-in answer)."""
-
-    def __init__(self, script: dict[str, Any]) -> None:
-        self.script = script
-        self.open: tuple[str, list[Any]] | None = None
-
-    def suggest_categorical(self, name: str, options: list[Any]) -> Any:
-        if name in self.script:
-            return self.script[name]
-        if self.open is None:
-            self.open = (name, options)
-        return options[0]

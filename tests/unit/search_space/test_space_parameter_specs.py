@@ -17,6 +17,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import RandomSampler
 from optuna.study import Study, create_study
 from support.families import families
+from support.space_grid import walk
 
 from loraxs_search.base_model import linear_modules
 from loraxs_search.errors import TargetModulesError
@@ -187,35 +188,7 @@ def test_the_count_is_the_number_of_different_params(parse, data):
             if data.draw(st.booleans()):
                 section[name]["else"] = small[name][-1]
     space = parse(yaml.safe_dump({"task": "sst2", "base_model": "a/b", "parameters": section}, sort_keys=False))
-    assert space.grid_size() == len(set(_walk(space)))
-
-
-def _walk(space):
-    waiting = [{}]
-    while waiting:
-        script = waiting.pop()
-        trial = _Scripted(script)
-        params = space.suggest(trial)
-        if trial.open is None:
-            yield tuple(params.items())
-        else:
-            name, choices = trial.open
-            waiting += [script | {name: choice} for choice in choices]
-
-
-class _Scripted:
-    """Answers from a script; the first question that is not in it stays open (and gets a stand-in answer)."""
-
-    def __init__(self, script):
-        self.script = script
-        self.open = None
-
-    def suggest_categorical(self, name, choices):
-        if name in self.script:
-            return self.script[name]
-        if self.open is None:
-            self.open = (name, choices)
-        return choices[0]
+    assert space.grid_size() == len({tuple(params.items()) for _, params in walk(space)})
 
 
 NUM_LAYERS = 3
