@@ -97,6 +97,17 @@ def test_a_long_history_is_seen_by_its_best_and_its_latest() -> None:
 
 
 @pytest.mark.parametrize("longest", [1000, 30])
+def test_proposals_depend_on_seed_and_history_alone(
+    longest: int, space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proposer, "MAX_HISTORY", longest)
+    trials = [complete(i * 37 % 101 / 101, 1000 * (1 + i % 7), (1 + i) / 61) for i in range(60)]
+    params, _ = seen(space, *trials).propose(5)
+    assert seen(space, *trials).propose(5)[0] == params
+    assert seen(space, *trials).propose(6)[0] != params
+
+
+@pytest.mark.parametrize("longest", [1000, 30])
 def test_it_learns_from_the_front(longest: int, space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     """The best rate is 0.8 at each size, and the sizes are as good as each other."""
     monkeypatch.setattr(proposer, "MAX_HISTORY", longest)
