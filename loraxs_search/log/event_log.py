@@ -198,9 +198,9 @@ def from_line(line: bytes, study: str | None = None) -> LoggedEvent:
     try:
         event: LoggedEvent = _adapter().validate_json(line)
     except ValidationError as error:
-        if error.errors()[0]["type"] != "union_tag_invalid":
+        if error.errors()[0]["type"] != "union_tag_invalid" or not isinstance(kind := json.loads(line)["event"], str):
             raise
-        raise _UnknownKindError(json.loads(line)["event"]) from None
+        raise _UnknownKindError(kind) from None
     return dataclasses.replace(event, study=study)
 
 

@@ -171,6 +171,12 @@ def test_a_kind_of_a_later_version_is_passed_over_and_another_form_is_refused(
         assert refused.value.hint == "update loraxs-search"
 
 
+def test_a_line_whose_kind_is_no_text_is_damage(path: Path) -> None:
+    path.write_text('{"event": ["warning"], "at": 1.0}\n')
+    with pytest.raises(StudyError, match="damaged"):
+        read(path)
+
+
 # ---- `--events` ------------------------------------------------------------------------------------------------------
 def test_what_programs_read_has_the_form_that_it_always_had() -> None:
     common = {"study": "s", "version": 1}
