@@ -236,10 +236,10 @@ def test_words_beyond_max_length_are_answered_as_outside(
     data = prepare(make([GOOD], max_length=8), tokenizer)
     assert data.encoded("train").lengths.tolist() == [8]
     scores = answered(data, outputs_of([1, 3]))  # `Ada l` is left
-    assert scores.answers.tolist() == ["B-PER B-LOC O O"]
+    assert scores.predictions.tolist() == ["B-PER B-LOC O O"]
     assert scores.counts.tolist() == [2]
     assert data.report.cut["train"] == 1
-    assert data.kind.measure(scores.answers, data.labels("train"))["recall"] == 0.5
+    assert data.kind.measure(scores.predictions, data.labels("train"))["recall"] == 0.5
 
 
 def test_outputs_that_are_not_finite_end_the_trial(
