@@ -164,7 +164,7 @@ def _token_f1(predictions: Values, references: Values) -> npt.NDArray[np.float64
 def _contains(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
     """Return 1 for each row whose prediction has the reference in it, as whole words, whatever their case; (N,)."""
     pairs = zip(predictions.tolist(), references.tolist(), strict=True)
-    return np.array([_has(prediction, reference) for prediction, reference in pairs], np.float64)
+    return np.array([bool(ref.strip()) and first_of((ref,), said) is not None for said, ref in pairs], np.float64)
 
 
 def _f1(prediction: str, reference: str) -> float:
@@ -178,10 +178,6 @@ def _words(text: str) -> list[str]:
     plain = composed(text).lower()
     bare = plain.translate(_MARKS)
     return _words_of(_ARTICLES.sub(" ", bare)) or _words_of(bare) or _words_of(plain)
-
-
-def _has(prediction: str, reference: str) -> bool:
-    return bool(reference.strip()) and first_of((reference,), prediction) is not None
 
 
 def _mean_of(of_rows: Callable[[Values, Values], npt.NDArray[np.float64]]) -> Score:

@@ -225,13 +225,7 @@ class Preview:
     num_cut: int | None
 
 
-def preview(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    split: Split = "train",
-    num_rows: int = 3,
-) -> Preview:
+def preview(task: Task, tokenizer: PreTrainedTokenizerBase, *, split: Split, num_rows: int) -> Preview:
     """Read a task's rows, and tokenise the first ones as for training.
 
     Raises:

@@ -138,9 +138,6 @@ def test_hub_data_set_with_named_labels(tmp_path, make_task, tokenizer):
     )
     content = {"text": [f"w{i}" for i in range(20)], "label": [0] * 5 + [1] * 15}
     folder = tmp_path / "set"
-    datasets.DatasetDict(
-        {name: datasets.Dataset.from_dict(content, features=features) for name in ("train", "validation", "test")}
-    ).save_to_disk(tmp_path / "disk")
     for name in ("train", "validation", "test"):
         datasets.Dataset.from_dict(content, features=features).to_parquet(folder / f"{name}.parquet")
     task = replace(make_task(), source=DataSource(hub=str(folder)))
