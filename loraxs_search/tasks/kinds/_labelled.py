@@ -211,8 +211,8 @@ def cut_tokens(
     plain: dict[str, Any] = {"padding": False, "return_attention_mask": False}
     encoding = tokenizer(texts, pairs, truncation=True, max_length=max_length, **plain, **options)
     types, ids = encoding.get("token_type_ids"), Ragged.of(encoding["input_ids"], np.int32)
-    lost, full = np.zeros(len(texts), np.int32), np.flatnonzero(ids.lengths >= max_length)
-    if len(full):
+    lost, full = np.zeros(len(texts), np.int32), np.flatnonzero(ids.lengths >= max_length).tolist()
+    if full:
         again = [texts[row] for row in full], None if pairs is None else [pairs[row] for row in full]
         whole = tokenizer(*again, truncation=False, verbose=False, **plain)["input_ids"]
         lost[full] = np.array([*map(len, whole)], np.int32) - ids.lengths[full]
