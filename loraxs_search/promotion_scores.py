@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from loraxs_search import registry
 from loraxs_search.errors import LoraxsError, TaskDataError
-from loraxs_search.records import Candidate, Task
+from loraxs_search.records import Answers, Candidate, Task
 from loraxs_search.studies import StudyFolder, list_studies
 
 
@@ -15,7 +15,7 @@ def scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> r
     from loraxs_search.trial import score_folder
 
     scores = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
-    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
+    rows = _scored_rows(scores.answers)
     return registry.Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
 
 
@@ -41,13 +41,17 @@ def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
             hint="restore the file, or search anew on the rows there are now",
         )
     answered = replace(finalist, test_metrics=scores.metrics, baselines=folder.baselines() or ())
-    new = {"test_metrics": scores.metrics, "baselines": answered.baselines, "samples": scores.samples}
+    new = {"test_metrics": scores.metrics, "baselines": answered.baselines, "samples": scores.answers.samples}
     folder.write_adapter(finalist.trial_id, registry.resealed(folder.adapter_path(finalist.trial_id), **new))
-    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
+    rows = _scored_rows(scores.answers)
     folder.confirmations().write_candidate(answered, rows.to_bytes())
     updated = [answered if candidate == finalist else candidate for candidate in candidates]
     folder.write_candidates(updated)
     return updated
+
+
+def _scored_rows(said: Answers) -> registry.ScoredRows:
+    return registry.ScoredRows.of(said.predictions, said.labels, said.losses, said.counts, said.correct)
 
 
 def other_finalists(folder: StudyFolder, candidates: list[Candidate]) -> list[str]:

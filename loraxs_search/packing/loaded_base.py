@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -59,12 +58,13 @@ from loraxs_search.records import (
     to_json,
 )
 from loraxs_search.tasks.baselines import BaselineInputs, measure_baselines
-from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
+from loraxs_search.tasks.kinds import RequestGenerator, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, locate_for, prepare
 from loraxs_search.tasks.tokens import served
 from loraxs_search.torch_threads import side_by_side
 from loraxs_search.trial import (
     Snapshot,
+    as_answers,
     ask,
     attach,
     detach,
@@ -220,7 +220,7 @@ class LoadedBase:
         with self._trained(spec, snapshot, (task or self.task).for_candidates) as (model, exact, data):
             scores = self._ask(model, exact, data, data.kind.score(data, "test", indices))
             shown = () if rows.start else self._ask(model, exact, data, sample_answers(data))
-            return replace(_answers(data, "test", indices, scores), samples=tuple(shown))
+            return replace(as_answers(data, "test", indices, scores), samples=tuple(shown))
 
     def answer_without_adapter(self, split: Split, rows: range, shots: int, task: Task | None = None) -> Answers:
         """Return the answers of the base without an adapter to rows of a split; no trial may be on it."""
@@ -228,7 +228,7 @@ class LoadedBase:
         exact, _ = self._exact_for(data.task)
         started = time.perf_counter()
         scores = self._ask(exact, exact, data, data.kind.base_alone(data, split, indices, shots))
-        return replace(_answers(data, split, indices, scores), seconds=time.perf_counter() - started)
+        return replace(as_answers(data, split, indices, scores), seconds=time.perf_counter() - started)
 
     def baselines(self, data: PreparedTask) -> tuple[Baseline, ...]:
         """Return what simple models reach on a task's rows; any thread may ask, also while trials train."""
@@ -313,24 +313,6 @@ class LoadedBase:
         model = load_model(self.base, self.prepared(task).kind.model, dtype=dtype, device=self.device)
         use_padded_attention(model)
         return model
-
-
-def _answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], scores: RowScores) -> Answers:
-    """Return scores as a record; the columns of each row where metrics of the kind are taken of them."""
-    wanted = any(metric.column != "predictions" for metric in data.kind.metrics.values())
-    columns = ("losses", "counts", "correct") if wanted else ()
-    given = {name: values for name in (*columns, "ended") if (values := getattr(scores, name)) is not None}
-    lists: dict[str, Any] = {name: tuple(values.tolist()) for name, values in given.items()}
-    labels = data.labels(split)[rows]
-    if split == "test":
-        lists["slices"] = {name: tuple(values[row] for row in rows) for name, values in data.slices.items()}
-    return Answers(
-        predictions=tuple(scores.answers_like(labels).tolist()),
-        labels=tuple(labels.tolist()),
-        loss=float(scores.losses.sum(dtype=np.float64)),
-        loss_count=int(scores.counts.sum()),
-        **lists,
-    )
 
 
 def _choose_device(device: str) -> torch.device:

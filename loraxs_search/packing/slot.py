@@ -24,7 +24,7 @@ from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.records import AdapterSize, Head, LinearModule, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot, check_distinct, check_step, make_report
+from loraxs_search.trial import Snapshot, check_distinct, check_step, mean_loss
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -258,11 +258,11 @@ class Slot:
 
     def report(self, metrics: Mapping[str, float]) -> TrialReport:
         """Make and keep the report of these scores at the current step."""
-        report = make_report(
-            self.spec,
-            metrics,
-            self._losses,
+        report = TrialReport(
+            trial_id=self.spec.trial_id,
             step=self.step,
+            metrics=metrics,
+            train_loss=mean_loss(self._losses),
             device_s=self.device_s,
             num_tokens=self.num_tokens,
             size=self.size,

@@ -13,7 +13,7 @@ from loraxs_search.records._command import (
     SteeringStatus,
 )
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
-from loraxs_search.records._json import STORED_NAMES, RecordT, check_trial_id, from_json, json_name, to_json
+from loraxs_search.records._json import STORED_NAMES, check_trial_id, from_json, json_name, to_json
 from loraxs_search.records._literals import (
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
@@ -35,10 +35,8 @@ from loraxs_search.records._promotion import (
     MIN_SLICE_ROWS,
     NEGATIVE_FLIPS,
     SLICE_LOSS,
-    Action,
     AnswerFlips,
     Baseline,
-    BaselineName,
     Candidate,
     ComparisonRecord,
     Decision,
@@ -92,7 +90,6 @@ __all__ = [
     "SLICE_LOSS",
     "STORED_NAMES",
     "SVD_BASES",
-    "Action",
     "AdapterRef",
     "AdapterSize",
     "AnswerFact",
@@ -103,7 +100,6 @@ __all__ = [
     "BaseModelRef",
     "BaseSetup",
     "Baseline",
-    "BaselineName",
     "Basis",
     "Candidate",
     "CheckpointSelection",
@@ -138,7 +134,6 @@ __all__ = [
     "Prediction",
     "PromotionRule",
     "Proposal",
-    "RecordT",
     "ReferenceLogits",
     "Refit",
     "Sample",

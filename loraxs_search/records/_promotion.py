@@ -9,7 +9,6 @@ from typing import Literal
 from loraxs_search.records._json import STORED_NAMES
 from loraxs_search.records._literals import Direction
 
-BaselineName = str  # an entry of `tasks.baselines`, such as `tfidf`; `zero-shot`, `4-shot` and the like
 _SHOTS = "-shot"
 _TOO_SLOW = "it needs "  # so begins what earlier versions say of a baseline that would take too long
 
@@ -31,7 +30,7 @@ class Baseline:
             and a model may take too long. None in files of earlier versions, which do not say.
     """
 
-    name: BaselineName
+    name: str
     validation_metrics: Mapping[str, float] = field(default_factory=dict)
     test_metrics: Mapping[str, float] = field(default_factory=dict)
     answer: int | float | str | None = None
@@ -59,12 +58,12 @@ class KeptAnswers:
 BASE_ALONE_ROWS = 200  # validation rows, at most, that choose how the base alone is asked
 
 
-def shots_name(shots: int) -> BaselineName:
+def shots_name(shots: int) -> str:
     """Return the name of the base alone with this many worked examples in each prompt."""
     return f"{shots or 'zero'}{_SHOTS}"
 
 
-def is_alone(name: BaselineName) -> bool:
+def is_alone(name: str) -> bool:
     """Whether a baseline is the base without an adapter, asked as adapters are."""
     return name.endswith(_SHOTS)
 

@@ -115,13 +115,12 @@ def loading_code(kind: TaskKind, base: BaseModelRef, *, dtype: str | None = "flo
             of 1024. None means the checkpoint's own.
     """
     model, labels, before, options = kind.model, kind.task.labels, "", ""
-    if model.num_outputs is not None and labels:
-        before = f"labels = {json.dumps(labels, ensure_ascii=False)}\n"
-        ids = "label2id={label: number for number, label in enumerate(labels)}"
-        options = f", id2label=dict(enumerate(labels)), {ids}"
-    elif model.num_outputs is not None:
-        options = f", num_labels={model.num_outputs}"
     if model.num_outputs is not None:
+        options = f", num_labels={model.num_outputs}"
+        if labels:
+            before = f"labels = {json.dumps(labels, ensure_ascii=False)}\n"
+            ids = "label2id={label: number for number, label in enumerate(labels)}"
+            options = f", id2label=dict(enumerate(labels)), {ids}"
         options += ", ignore_mismatched_sizes=True"  # a checkpoint's head may be for other labels
         options += f', dtype="{dtype}"' if dtype else ""
     arguments = f"{base_argument(base)}{options}{revision_argument(base)}"

@@ -209,7 +209,6 @@ def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -
     Args:
         lengths: Tokens of each row, shape (N,).
     """
-    _check_positive(batch_size=batch_size)
     order = _shuffled(len(lengths), seed, epoch, 0)
     window = batch_size * min(_WINDOW_BATCHES, max(1, len(lengths) // (batch_size * _WINDOWS)))
     grouped = [_by_length(lengths, order[start : start + window]) for start in range(0, len(order), window)]
@@ -228,7 +227,6 @@ class TrainingBatches:
     """
 
     def __init__(self, lengths: Lengths, batch_size: int, seed: int) -> None:
-        _check_positive(batch_size=batch_size, num_rows=len(lengths))
         self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
         self._epoch = -1
         self._rows = np.empty(0, dtype=np.int32)  # of the epoch, batch after batch
@@ -250,7 +248,6 @@ def eval_batches(lengths: Lengths, max_tokens: int) -> list[RowNumbers]:
 
     A row that is longer than `max_tokens` forms a batch alone. Where lengths differ much, batches are smaller.
     """
-    _check_positive(max_tokens=max_tokens)
     order = _by_length(lengths, np.arange(len(lengths), dtype=np.int64))[::-1]
     return [order[run] for run in cheapest_runs(np.maximum(lengths[order], 1).tolist(), max_tokens)]
 
@@ -290,9 +287,3 @@ def _shuffled(n: int, seed: int, epoch: int, purpose: int) -> RowNumbers:
 
 def _by_length(lengths: Lengths, rows: RowNumbers) -> RowNumbers:
     return rows[np.argsort(lengths[rows], kind="stable")]
-
-
-def _check_positive(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, but got {name}={value}.")

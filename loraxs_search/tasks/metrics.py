@@ -50,7 +50,8 @@ class Metric:
     of_counts: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]] | None = None
 
 
-def _by_name(*metrics: Metric) -> dict[str, Metric]:
+def by_name(*metrics: Metric) -> dict[str, Metric]:
+    """Return metrics by their names."""
     return {metric.name: metric for metric in metrics}
 
 
@@ -101,18 +102,18 @@ def _constant(values: Values) -> bool:
 
 # Where a metric is undefined its value here is: f1 0 without true or predicted positives; matthews, pearson and
 # spearman 0 when the predictions or the labels are all the same.
-CLASS_METRICS = _by_name(
+CLASS_METRICS = by_name(
     Metric("accuracy", "maximize", _share_of_equal, is_share=True),
     Metric("f1", "maximize", partial(_class_f1, "binary")),
     Metric("macro_f1", "maximize", partial(_class_f1, "macro")),
     Metric("matthews", "maximize", _matthews),
 )
-NUMBER_METRICS = _by_name(
+NUMBER_METRICS = by_name(
     Metric("pearson", "maximize", partial(_correlation, "pearsonr")),
     Metric("spearman", "maximize", partial(_correlation, "spearmanr")),
     Metric("mse", "minimize", _mse),
 )
-TOKEN_METRICS = _by_name(
+TOKEN_METRICS = by_name(
     Metric("loss", "minimize", _ratio, column="losses"), Metric("token_accuracy", "maximize", _ratio, column="correct")
 )
 METRICS = CLASS_METRICS | NUMBER_METRICS
@@ -163,7 +164,7 @@ def _token_f1(predictions: Values, references: Values) -> npt.NDArray[np.float64
 def _contains(predictions: Values, references: Values) -> npt.NDArray[np.float64]:
     """Return 1 for each row whose prediction has the reference in it, as whole words, whatever their case; (N,)."""
     pairs = zip(predictions.tolist(), references.tolist(), strict=True)
-    return np.array([_has(prediction, reference) for prediction, reference in pairs], np.float64)
+    return np.array([bool(ref.strip()) and first_of((ref,), said) is not None for said, ref in pairs], np.float64)
 
 
 def _f1(prediction: str, reference: str) -> float:
@@ -179,16 +180,12 @@ def _words(text: str) -> list[str]:
     return _words_of(_ARTICLES.sub(" ", bare)) or _words_of(bare) or _words_of(plain)
 
 
-def _has(prediction: str, reference: str) -> bool:
-    return bool(reference.strip()) and first_of((reference,), prediction) is not None
-
-
 def _mean_of(of_rows: Callable[[Values, Values], npt.NDArray[np.float64]]) -> Score:
     return lambda predictions, references: float(of_rows(predictions, references).mean())
 
 
 TEXT_METRICS = (
-    _by_name(
+    by_name(
         Metric("exact_match", "maximize", _share_of_equal, is_share=True),
         Metric("token_f1", "maximize", _mean_of(_token_f1), of_rows=_token_f1),
         Metric("contains", "maximize", _mean_of(_contains), of_rows=_contains),

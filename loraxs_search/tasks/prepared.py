@@ -22,10 +22,11 @@ from loraxs_search.records import BaseModel, BaseModelRef, DataReport, Split, Ta
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind, checked
-from loraxs_search.tasks.read import SPLITS, fingerprint, fixed_subset, read_rows, rows_cache
+from loraxs_search.tasks.read import fingerprint, fixed_subset, read_rows, rows_cache
 from loraxs_search.tasks.report import cached_report, with_answers
 from loraxs_search.tasks.rows import Rows, collected, raise_joined
-from loraxs_search.tasks.tokens import cache_key, encode_questions, tokenize, tokenizer_identity
+from loraxs_search.tasks.splits import SPLITS
+from loraxs_search.tasks.tokens import cache_key, check_tokens, tokenize, tokenizer_identity
 
 
 class PreparedTask(RowSource):
@@ -147,13 +148,14 @@ def prepare(
 
 
 def encode(kind: TaskKind, tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, ...]]) -> EncodedRows:
-    """Return the tokens of questions that are no part of the data, made as in training.
+    """Return the tokens of questions that are no part of the data, made as in training but not cached.
 
     Raises:
         TaskDataError: there is no row, one has nothing to read or gives no token, or the task takes another number of
             texts per row.
     """
-    return encode_questions(kind, kind.questions(questions), tokenizer)
+    rows = kind.questions(questions)
+    return check_tokens(kind.encode(rows, tokenizer), kind, rows)
 
 
 def locate_for(task: Task, ref: BaseModelRef) -> BaseModel:
@@ -223,14 +225,7 @@ class Preview:
     num_cut: int | None
 
 
-def preview(
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    split: Split = "train",
-    num_rows: int = 3,
-    cache_dir: Path | None = None,
-) -> Preview:
+def preview(task: Task, tokenizer: PreTrainedTokenizerBase, *, split: Split, num_rows: int) -> Preview:
     """Read a task's rows, and tokenise the first ones as for training.
 
     Raises:
@@ -238,42 +233,37 @@ def preview(
     """
     kind = checked(task)
     kind.check_tokenizer(tokenizer)
-    rows = load_data(task, cache_dir).rows[split]
+    rows = load_data(task).rows[split]
     counted = rows.take(range(min(len(rows), max(_COUNTED, num_rows))))
     encoded = kind.encode(counted, tokenizer)
     ids = [_row_tokens(encoded, row) for row in range(len(counted))]
+
+    def part(tokens: list[int], *, learnt: bool) -> _PreviewPart:
+        text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return _PreviewPart(str(text), learnt)
+
+    def shown(row: int) -> _PreviewRow:
+        tokens, learnt = ids[row]
+        runs = groupby(range(len(tokens)), key=learnt.__contains__)
+        (label,) = counted.labels[row : row + 1].tolist()
+        return _PreviewRow(
+            parts=tuple(part([tokens[i] for i in run], learnt=is_learnt) for is_learnt, run in runs),
+            answer=kind.show(label),
+            num_tokens=len(tokens),
+            num_learnt=len(learnt),
+            cut=None if encoded.cut is None else bool(encoded.cut[row]),
+        )
+
     return Preview(
         task=task.name,
         split=split,
-        rows=tuple(
-            _row(kind, counted, encoded, row, tokenizer, *ids[row]) for row in range(min(num_rows, len(counted)))
-        ),
+        rows=tuple(map(shown, range(min(num_rows, len(counted))))),
         num_rows=len(rows),
         num_counted=len(counted),
         mean_tokens=float(np.mean([len(tokens) for tokens, _ in ids])),
         most_tokens=max(len(tokens) for tokens, _ in ids),
         mean_learnt=float(np.mean([len(learnt) for _, learnt in ids])),
-        num_cut=None if encoded.cut is None else int(encoded.cut.sum()),
-    )
-
-
-def _row(
-    kind: TaskKind,
-    rows: Rows,
-    encoded: EncodedRows,
-    row: int,
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: list[int],
-    learnt: set[int],
-) -> _PreviewRow:
-    runs = groupby(range(len(tokens)), key=learnt.__contains__)
-    (label,) = rows.labels[row : row + 1].tolist()
-    return _PreviewRow(
-        parts=tuple(_PreviewPart(_text([tokens[i] for i in run], tokenizer), is_learnt) for is_learnt, run in runs),
-        answer=kind.show(label),
-        num_tokens=len(tokens),
-        num_learnt=len(learnt),
-        cut=None if encoded.cut is None else bool(encoded.cut[row]),
+        num_cut=None if encoded.cut is None else encoded.num_cut,
     )
 
 
@@ -291,8 +281,3 @@ def _row_tokens(encoded: EncodedRows, row: int) -> tuple[list[int], set[int]]:
     if [whole[place] for place in places] != targets:  # something else than the next token is learnt
         return tokens, set()
     return whole, set(places)
-
-
-def _text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return str(text)

@@ -23,14 +23,14 @@ from loraxs_search.home import ensure_dir, home, mark_used, write_atomic
 from loraxs_search.records import Split, Task, to_json
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, raise_joined, refuse
-from loraxs_search.tasks.splits import StoredSplit, find_splits, wanted_columns
+from loraxs_search.tasks.splits import SPLITS, StoredSplit, find_splits, wanted_columns
 
 
 def load_table(path: Path) -> pa.Table | None:
     """Map a table into memory; None when there is none, or it is damaged."""
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (FileNotFoundError, pa.ArrowInvalid, OSError):  # Arrow says either of a file that is cut short
+    except (pa.ArrowInvalid, OSError):  # Arrow says either of a file that is cut short
         return None
     mark_used(path)
     return table
@@ -119,7 +119,6 @@ def _labels(column: pa.Array) -> npt.NDArray[Any]:
     return np.array(column.to_pylist(), object) if pa.types.is_string(column.type) else numbers_of(column).copy()
 
 
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _CARVED_SHARE, _FEWEST = 0.1, 10  # of train, and rows of which that share is a whole row
 _CARVE_SEED = "loraxs-search carve 1"
 
@@ -190,7 +189,7 @@ def fixed_subset(n: int, limit: int | None) -> npt.NDArray[np.int64]:
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
-def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path, slices: Sequence[str] = ()) -> Rows | None:
+def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path, slices: Sequence[str]) -> Rows | None:
     """Return the rows of a split, from the cache when they are there; None of one whose labels are hidden."""
     spare = kind.spare_in_test if name == "test" else frozenset[str]()
     most = kind.task.source.max_characters if name == "train" else None

@@ -21,8 +21,8 @@ from loraxs_search.home import write_atomic
 from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind
 from loraxs_search.tasks.metrics import Metric, Values
-from loraxs_search.tasks.read import SPLITS
 from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.splits import SPLITS
 
 # The first is scored after training or selection on the second.
 _COMPARED: tuple[tuple[records.Split, records.Split], ...] = (
@@ -319,7 +319,7 @@ def _count(
         scores = {split: kind.measure(repeated(best, len(rows[split])), rows[split].labels) for split in _SCORED}
         constant = records.ConstantAnswer(kind.show(best), scores)
     return _Counted(
-        cut={split: int(own.cut.sum()) for split, own in encoded.items() if own.cut is not None},
+        cut={split: own.num_cut for split, own in encoded.items() if own.cut is not None},
         tokens={split: _tokens(own) for split, own in encoded.items()},
         answers=tuple(kind.answer_facts(rows, encoded)),
         constant=constant,

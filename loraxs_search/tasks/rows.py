@@ -275,11 +275,6 @@ def check_question(
         )
 
 
-def shown_question(row: Sequence[Any]) -> str:
-    """Return a row as people read it."""
-    return " | ".join(shown_question(value) if isinstance(value, list) else str(value) for value in row)
-
-
 def composed(text: str) -> str:
     """Return a text in the form in which those are equal that look alike: an accent may be its own character."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     import datasets
 
 
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
 class StoredSplit(ABC):
     """A split that can be read.
 
@@ -51,7 +54,7 @@ class StoredSplit(ABC):
         """Return the names that the data give to the ids of the column that may have some; None without any."""
 
     @abstractmethod
-    def read(self, task: Task, spare: frozenset[str], slices: Sequence[str] = ()) -> Columns:
+    def read(self, task: Task, spare: frozenset[str], slices: Sequence[str]) -> Columns:
         """Return the columns that the task names.
 
         Args:
@@ -62,13 +65,9 @@ class StoredSplit(ABC):
         """
 
 
-def wanted_columns(task: Task) -> list[str]:
-    """Return the columns that a task names, each once, the one that may have label names last."""
-    return list(dict.fromkeys(kind_of(task).columns.values()))
-
-
-def _with_slices(wanted: list[str], slices: Sequence[str]) -> list[str]:
-    """Return the columns to read; that with label names stays last."""
+def wanted_columns(task: Task, slices: Sequence[str] = ()) -> list[str]:
+    """Return the columns that a task names, and `slices`, each once; the one that may have label names is the last."""
+    wanted = list(dict.fromkeys(kind_of(task).columns.values()))
     return [*(name for name in slices if name not in wanted), *wanted]
 
 
@@ -90,8 +89,7 @@ def _split_names(task: Task, available: list[str], place: str) -> dict[Split, st
     """Return our split names to the source's: as declared, or all that go by our names."""
     declared: dict[Split, str] = dict(task.source.splits)
     if not declared:
-        splits: tuple[Split, ...] = ("train", "validation", "test")
-        declared = {name: name for name in splits if name in available}
+        declared = {name: name for name in SPLITS if name in available}
     declared.setdefault("train", "train")
     for split, name in declared.items():
         if name not in available:
@@ -119,7 +117,7 @@ def _check_numbering(task: Task, splits: Mapping[Split, StoredSplit]) -> None:
             )
 
 
-def _check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str], slices: Sequence[str] = ()) -> None:
+def _check_columns(task: Task, columns: Columns, place: str, spare: frozenset[str], slices: Sequence[str]) -> None:
     no_rows = _no_rows(f"Task {task.name}: ", place)
     if not columns.available:
         raise no_rows
@@ -168,8 +166,8 @@ class _FileSplit(StoredSplit):
         except MalformedFileError:  # said when it is read
             return None
 
-    def read(self, task: Task, spare: frozenset[str], slices: Sequence[str] = ()) -> Columns:
-        wanted = _with_slices(wanted_columns(task), slices)
+    def read(self, task: Task, spare: frozenset[str], slices: Sequence[str]) -> Columns:
+        wanted = wanted_columns(task, slices)
         try:
             columns = read_columns(self.path, self.content, wanted)
             if absent := spare.difference(columns.available):  # of a table that lacks a column, no row is read
@@ -206,7 +204,7 @@ _SLICE = re.compile(r"(?P<split>[^\[\]]+)(\[(?P<first>\d*):(?P<end>\d*)\])?")  #
 def _hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
     source = task.source
     place = _place(source.hub, source.config)
-    loaded = _load(f"Task {task.name}: ", source.hub, source.config, source.revision, cache_dir)
+    loaded = load_splits(source.hub, source.config, source.revision, cache_dir, f"Task {task.name}: ")
     declared = {split: _split_name(name) for split, name in source.splits.items()}
     names = _split_names(replace(task, source=replace(source, splits=declared)), list(loaded), place)
     return {
@@ -217,7 +215,7 @@ def _hub_splits(task: Task, cache_dir: Path) -> dict[Split, StoredSplit]:
 
 def _split_elsewhere(task: Task, split: Split, other: SplitSource, cache_dir: Path) -> StoredSplit:
     place, name = _place(other.hub, other.config), _split_name(other.split)
-    loaded = _load(f"Task {task.name}: ", other.hub, other.config, other.revision, cache_dir)
+    loaded = load_splits(other.hub, other.config, other.revision, cache_dir, f"Task {task.name}: ")
     if name not in loaded:
         raise TaskDataError(
             f"Task {task.name}: {unknown_name(f'data.{split}.split', name, list(loaded))} Place: {place}.",
@@ -226,18 +224,17 @@ def _split_elsewhere(task: Task, split: Split, other: SplitSource, cache_dir: Pa
     return _HubSplit(_slice(loaded[name], other.split), f"{place}, split {name}", other.rename)
 
 
-def load_splits(hub: str, config: str | None, cache_dir: Path) -> datasets.DatasetDict:
-    """Load a data set that no task has been declared for yet.
+def load_splits(
+    hub: str | None, config: str | None, revision: str | None, cache_dir: Path, who: str = ""
+) -> datasets.DatasetDict:
+    """Load a data set.
 
+    Args:
+        who: What messages begin with: the task that it is for, if there is one yet.
     Raises:
         TaskDataError: it is missing, or has several configurations and none was named.
         HomeError: the cache cannot be written.
     """
-    return _load("", hub, config, None, cache_dir)
-
-
-def _load(who: str, hub: str | None, config: str | None, revision: str | None, cache_dir: Path) -> datasets.DatasetDict:
-    """Load a data set; messages begin with `who`, the task that it is for."""
     import datasets
 
     with _faults(who, _place(hub, config), cache_dir), _no_bars():
@@ -300,8 +297,8 @@ class _HubSplit(StoredSplit):
         feature = getattr(feature, "feature", feature)  # of a list, that of its items
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
-    def read(self, task: Task, spare: frozenset[str], slices: Sequence[str] = ()) -> Columns:
-        wanted, available = _with_slices(wanted_columns(task), slices), list(self.rows.column_names)
+    def read(self, task: Task, spare: frozenset[str], slices: Sequence[str]) -> Columns:
+        wanted, available = wanted_columns(task, slices), list(self.rows.column_names)
         values = self.rows.select_columns([name for name in with_parents(wanted) if name in available])[:]
         columns = with_parts(Columns(available, values), wanted)
         _check_columns(task, columns, self.name, spare, slices)

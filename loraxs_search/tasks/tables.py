@@ -117,7 +117,7 @@ def read_hub_table(hub: str, config: str | None, split: str | None) -> Table:
     """
     import datasets
 
-    loaded = load_splits(hub, config, rows_cache(None))
+    loaded = load_splits(hub, config, None, rows_cache(None))
     names = list(loaded)
     chosen = split or ("train" if "train" in names or len(names) > 1 else names[0])
     if chosen not in names:

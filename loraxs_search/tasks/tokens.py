@@ -65,32 +65,22 @@ def tokenize(
         parts = [rows.take(range(i, min(i + _BATCH, len(rows)))) for i in range(0, len(rows), _BATCH)]
         table = pa.concat_tables([_table(kind.encode(part, tokenizer)) for part in parts])
         store_table(path, table)
-    return _checked(_encoded(table, rows), kind, rows)
-
-
-def encode_questions(kind: TaskKind, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-    """Return the tokens of a few rows, made as `tokenize` makes them but not cached.
-
-    Raises:
-        TaskDataError: a row gives no token at all.
-    """
-    return _checked(kind.encode(rows, tokenizer), kind, rows)
+    return check_tokens(_encoded(table, rows), kind, rows)
 
 
 def _table(encoded: EncodedRows) -> pa.Table:
     ids = encoded.ids
-    columns = {"input_ids": _column(ids)}
-    if encoded.types is not None:
-        columns["token_type_ids"] = _column(Ragged(encoded.types, ids.starts, ids.lengths))
-    if encoded.positions is not None:
-        columns["positions"] = _column(encoded.positions)
-        if encoded.targets is not None:
-            columns["targets"] = _column(encoded.targets)
-    if encoded.extras is not None:
-        columns["extras"] = _column(encoded.extras)
+    columns = {
+        "input_ids": ids,
+        "token_type_ids": None if encoded.types is None else Ragged(encoded.types, ids.starts, ids.lengths),
+        "positions": encoded.positions,
+        "targets": None if encoded.positions is None else encoded.targets,
+        "extras": encoded.extras,
+    }
+    arrays = {name: _column(rows) for name, rows in columns.items() if rows is not None}
     if encoded.lost is not None:
-        columns["lost"] = pa.array(encoded.lost, pa.int32())
-    return pa.table(columns)
+        arrays["lost"] = pa.array(encoded.lost, pa.int32())
+    return pa.table(arrays)
 
 
 def _column(rows: Ragged) -> pa.Array:
@@ -123,7 +113,12 @@ def _read(table: pa.Table, name: str) -> Ragged:
     return Ragged.joined(values, np.diff(offsets))
 
 
-def _checked(encoded: EncodedRows, kind: TaskKind, rows: Rows) -> EncodedRows:
+def check_tokens(encoded: EncodedRows, kind: TaskKind, rows: Rows) -> EncodedRows:
+    """Return the tokens of rows.
+
+    Raises:
+        TaskDataError: a row gives no token at all.
+    """
     empty = np.flatnonzero(encoded.lengths == 0)
     if len(empty):
         raise TaskDataError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loraxs_search.trial.evaluate import (
-    FolderScores,
+    as_answers,
     ask,
     evaluate,
     sample_answers,
@@ -12,13 +12,13 @@ from loraxs_search.trial.evaluate import (
     split_metrics,
 )
 from loraxs_search.trial.linear_probe import fit_linear_probe
-from loraxs_search.trial.run import TrialRun, attach, check_distinct, check_step, detach, load_parameters, make_report
+from loraxs_search.trial.run import TrialRun, attach, check_distinct, check_step, detach, load_parameters, mean_loss
 from loraxs_search.trial.snapshot import Snapshot
 
 __all__ = [
-    "FolderScores",
     "Snapshot",
     "TrialRun",
+    "as_answers",
     "ask",
     "attach",
     "check_distinct",
@@ -27,7 +27,7 @@ __all__ = [
     "evaluate",
     "fit_linear_probe",
     "load_parameters",
-    "make_report",
+    "mean_loss",
     "sample_answers",
     "score_folder",
     "score_rows",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,7 @@ from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records import Sample, Split, Task
+from loraxs_search.records import Answers, Sample, Split, Task
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
@@ -87,27 +87,35 @@ def ask(
     return result
 
 
-@dataclass(frozen=True)
-class FolderScores:
-    """An adapter's metrics on a task's test split, and its answer to each row.
+def as_answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], scores: RowScores) -> Answers:
+    """Return scores as a record; the columns of each row where metrics of the kind are taken of them."""
+    wanted = any(metric.column != "predictions" for metric in data.kind.metrics.values())
+    columns = ("losses", "counts", "correct") if wanted else ()
+    given = {name: values for name in (*columns, "ended") if (values := getattr(scores, name)) is not None}
+    lists: dict[str, Any] = {name: tuple(values.tolist()) for name, values in given.items()}
+    labels = data.labels(split)[rows]
+    if split == "test":
+        lists["slices"] = {name: tuple(values[row] for row in rows) for name, values in data.slices.items()}
+    return Answers(
+        predictions=tuple(scores.answers_like(labels).tolist()),
+        labels=tuple(labels.tolist()),
+        loss=float(scores.losses.sum(dtype=np.float64)),
+        loss_count=int(scores.counts.sum()),
+        **lists,
+    )
 
-    Args:
-        losses: The sum of each row's loss, with `counts` and `correct` where metrics of the kind are taken of them.
-        samples: The first rows, as shown to users.
-    """
+
+@dataclass(frozen=True)
+class _FolderScores:
+    """An adapter's metrics on a task's test split, and its answers to the rows, with the first ones as samples."""
 
     metrics: dict[str, float]
-    predictions: tuple[float, ...] | tuple[str, ...]
-    labels: tuple[float, ...] | tuple[str, ...]
+    answers: Answers
     data_fingerprint: str
     test_fingerprint: str
-    losses: tuple[float, ...] | None = None
-    counts: tuple[int, ...] | None = None
-    correct: tuple[int, ...] | None = None
-    samples: tuple[Sample, ...] = ()
 
 
-def score_folder(folder: Path, task: Task) -> FolderScores:
+def score_folder(folder: Path, task: Task) -> _FolderScores:
     """Load an adapter folder on its base, and score it on the test rows of `task`.
 
     Texts are tokenised for the adapter's own base, and cut where they were in its training. An adapter whose kind can
@@ -127,18 +135,11 @@ def score_folder(folder: Path, task: Task) -> FolderScores:
         fingerprints = _own_fingerprints(task, data)
     model = load_adapter_folder(folder, base=base)
     base_model.use_padded_attention(base_of(model))
-    scores = score_rows(model, data, "test", np.arange(data.num_rows("test")))
-    losses, counts, correct = (None if column is None else tuple(column.tolist()) for column in _tokens(data, scores))
-    return FolderScores(
-        split_metrics(data, "test", scores),
-        tuple(scores.answers_like(data.labels("test")).tolist()),
-        tuple(data.labels("test").tolist()),
-        *fingerprints,
-        losses=losses,
-        counts=counts,
-        correct=correct,
-        samples=tuple(ask(model, data, sample_answers(data))),
-    )
+    rows = np.arange(data.num_rows("test"))
+    scores = score_rows(model, data, "test", rows)
+    metrics = split_metrics(data, "test", scores)
+    samples = tuple(ask(model, data, sample_answers(data)))
+    return _FolderScores(metrics, replace(as_answers(data, "test", rows, scores), samples=samples), *fingerprints)
 
 
 def _own_fingerprints(task: Task, asked: PreparedTask) -> tuple[str, str]:
@@ -155,8 +156,3 @@ def _own_fingerprints(task: Task, asked: PreparedTask) -> tuple[str, str]:
             hint="its answers have another form, or the test rows were cut from the train rows by their prompts",
         )
     return own.fingerprint, own.test_fingerprint
-
-
-def _tokens(data: PreparedTask, scores: RowScores) -> tuple[npt.NDArray[Any] | None, ...]:
-    wanted = any(metric.column != "predictions" for metric in data.kind.metrics.values())
-    return (scores.losses, scores.counts, scores.correct) if wanted else (None, None, None)

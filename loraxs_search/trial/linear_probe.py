@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from loraxs_search.base_model import head_names, output_head
 from loraxs_search.records import LinearProbe
 from loraxs_search.tasks.batch import Batch
 from loraxs_search.tasks.encoded import eval_batches
-from loraxs_search.tasks.kinds import PassOutputs
+from loraxs_search.tasks.kinds import PassOutputs, TaskKind
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.tasks.read import fixed_subset
 
@@ -57,7 +57,7 @@ def fit_linear_probe(data: PreparedTask, model: PreTrainedModel) -> LinearProbe:
         is_all = num_read == data.num_rows("train")
         why = f"there are {num_read}" if is_all else f"{num_read} are read, since the base or the rows are large"
         return LinearProbe(reason=f"it needs {_LEAST_ROWS} train rows, but {why}")
-    fitted = _fit(_Problem(data, x_MD, rows, has_bias=layer.bias is not None))
+    fitted = _fit(data.kind, x_MD, rows, has_bias=layer.bias is not None)
     if not all(bool(value.isfinite().all()) for value in fitted.values()):
         return LinearProbe(reason="the base's numbers are not finite")
     content = save({f"{name}.{key}": value.contiguous() for key, value in sorted(fitted.items())})
@@ -111,46 +111,35 @@ def _products_per_token(model: nn.Module) -> int:
 
 
 # ---- the fit ---------------------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class _Problem:
-    """Inputs and targets of a probe.
+def _fit(kind: TaskKind, x_MD: Tensor, rows: Batch, *, has_bias: bool) -> dict[str, Tensor]:
+    """Return weight and bias of the best layer.
 
     Args:
-        inputs: What the layer gets at each read, (M, width).
+        x_MD: What the layer gets at each read.
         rows: Whose reads they are, n rows with M targets.
     """
-
-    data: PreparedTask
-    inputs: Tensor
-    rows: Batch
-    has_bias: bool
-
-    def mean_loss(self, outputs_MO: Tensor, chosen_n: Tensor) -> Tensor:
-        """Return the mean of the task's loss over the reads of the chosen rows."""
-        losses_n = self.data.kind.loss(PassOutputs(outputs_MO), self.rows)
-        return (losses_n * chosen_n).sum() / (self.rows.counts * chosen_n).sum().clamp(min=1)
-
-
-def _fit(problem: _Problem) -> dict[str, Tensor]:
-    """Return weight and bias of the best layer."""
-    x_MD, num_outputs = problem.inputs, problem.data.kind.model.num_outputs
+    num_outputs = kind.model.num_outputs
     assert num_outputs is not None
-    mean_D = x_MD.mean(0) if problem.has_bias else torch.zeros(x_MD.shape[1])
+    mean_D = x_MD.mean(0) if has_bias else torch.zeros(x_MD.shape[1])
     spread_D = (x_MD - mean_D).square().mean(0).sqrt()
     spread_D = spread_D.clamp(min=_LEAST_SPREAD * float(spread_D.mean()))
     z_MD = (x_MD - mean_D) / spread_D
     weight_OD = torch.zeros(num_outputs, x_MD.shape[1], requires_grad=True)
-    bias_O = torch.zeros(num_outputs, requires_grad=problem.has_bias)
-    held_n = (torch.arange(len(problem.rows.counts)) % _HELD_OUT == 0).float()
+    bias_O = torch.zeros(num_outputs, requires_grad=has_bias)
+    held_n = (torch.arange(len(rows.counts)) % _HELD_OUT == 0).float()
+
+    def mean_loss(chosen_n: Tensor) -> Tensor:
+        """Return the mean of the task's loss over the reads of the chosen rows."""
+        losses_n = kind.loss(PassOutputs(z_MD @ weight_OD.T + bias_O), rows)
+        return (losses_n * chosen_n).sum() / (rows.counts * chosen_n).sum().clamp(min=1)
 
     def minimise(penalty: float, chosen_n: Tensor) -> None:
-        tensors = [weight_OD, *([bias_O] if problem.has_bias else [])]
+        tensors = [weight_OD, *([bias_O] if has_bias else [])]
         lbfgs = torch.optim.LBFGS(tensors, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             lbfgs.zero_grad()
-            value = problem.mean_loss(z_MD @ weight_OD.T + bias_O, chosen_n)
-            value = value + 0.5 * penalty * weight_OD.square().sum()
+            value = mean_loss(chosen_n) + 0.5 * penalty * weight_OD.square().sum()
             value.backward()  # type: ignore[no-untyped-call]
             return value
 
@@ -160,10 +149,10 @@ def _fit(problem: _Problem) -> dict[str, Tensor]:
     for penalty in _PENALTIES:
         minimise(penalty, 1 - held_n)
         with torch.no_grad():
-            loss = float(problem.mean_loss(z_MD @ weight_OD.T + bias_O, held_n))
+            loss = float(mean_loss(held_n))
         if not loss < best_loss:
             break
         best, best_loss = penalty, loss
     minimise(best, torch.ones_like(held_n))
     weight = weight_OD.detach() / spread_D
-    return {"weight": weight} | ({"bias": bias_O.detach() - weight @ mean_D} if problem.has_bias else {})
+    return {"weight": weight} | ({"bias": bias_O.detach() - weight @ mean_D} if has_bias else {})

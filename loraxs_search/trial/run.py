@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -31,44 +31,11 @@ from loraxs_search.errors import BaseModelError, TrialDivergedError
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods import HeadPlan, get_method
 from loraxs_search.methods.starting import started_head
-from loraxs_search.records import AdapterSize, Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
+from loraxs_search.records import Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial.evaluate import evaluate
 from loraxs_search.trial.snapshot import Snapshot
-
-
-def make_report(
-    spec: TrialSpec,
-    metrics: Mapping[str, float],
-    losses: Sequence[float],
-    *,
-    step: int,
-    device_s: float,
-    num_tokens: int,
-    size: AdapterSize,
-    retrained_steps: int = 0,
-) -> TrialReport:
-    """Return a trial's report at a step.
-
-    Args:
-        metrics: Of the validation rows, finite.
-        losses: Of each training step since the report before.
-        device_s: Seconds of computation spent on the trial so far.
-        num_tokens: Real (unpadded) training tokens so far.
-        retrained_steps: As `TrialReport` has them.
-    """
-    return TrialReport(
-        trial_id=spec.trial_id,
-        step=step,
-        metrics=metrics,
-        train_loss=sum(losses) / max(1, len(losses)),
-        device_s=device_s,
-        num_tokens=num_tokens,
-        size=size,
-        retrained_steps=retrained_steps,
-    )
-
 
 log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
@@ -143,6 +110,11 @@ def _layers(model: PeftModel | PreTrainedModel) -> nn.ModuleList | None:
     base = cast("PreTrainedModel", model.get_base_model() if isinstance(model, PeftModel) else model)
     name = repeated_layers(base, (name for name, _ in base.named_modules()))
     return cast("nn.ModuleList", base.get_submodule(name)) if name else None
+
+
+def mean_loss(losses: Sequence[float]) -> float:
+    """Return the mean loss of the training steps since the report before; 0 where there was none."""
+    return sum(losses) / max(1, len(losses))
 
 
 def check_step(loss: float, norm: float, step: int) -> None:
@@ -279,11 +251,11 @@ class TrialRun:
         since = max(0, self._reports[-1].step - first) if self._reports else 0
         metrics = evaluate(self.model, self.data, "validation")
         self._device_s += time.perf_counter() - started
-        report = make_report(
-            self.spec,
-            metrics,
-            losses[since:],
+        report = TrialReport(
+            trial_id=self.spec.trial_id,
             step=self.step,
+            metrics=metrics,
+            train_loss=mean_loss(losses[since:]),
             device_s=self._device_s,
             num_tokens=self._num_tokens,
             size=self._size,
@@ -341,18 +313,14 @@ class TrialRun:
         value, num_tokens = self._gradient.compute(self._batches.at(self.step))
         norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), hyper.max_grad_norm or math.inf)
         check_step(value, float(norm), self.step + 1)
-        self._set_rates()
+        factor = hyper.lr_factor(self.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._num_tokens += num_tokens
         return value
-
-    def _set_rates(self) -> None:
-        hyper = self.spec.hyperparameters
-        factor = hyper.lr_factor(self.step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
 
     @torch.no_grad()
     def _load(self, snapshot: Snapshot) -> None:

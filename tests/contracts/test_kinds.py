@@ -252,10 +252,10 @@ def test_its_loss_trains_an_adapter(name: str, kind: TaskKind, model: Any, data:
 def test_scores_come_in_the_order_asked_for(name: str, kind: TaskKind, model: Any, data: PreparedTask) -> None:
     every = score_rows(model, data, "test", np.arange(SIZES["test"]))
     some = score_rows(model, data, "test", np.array([9, 2, 4]))
-    assert every.answers[[9, 2, 4]].tolist() == pytest.approx(some.answers.tolist(), abs=1e-5)
+    assert every.predictions[[9, 2, 4]].tolist() == pytest.approx(some.predictions.tolist(), abs=1e-5)
     np.testing.assert_allclose(every.losses[[9, 2, 4]], some.losses, rtol=1e-5)
     assert every.counts[[9, 2, 4]].tolist() == some.counts.tolist()
-    assert every.answers.dtype.kind == data.labels("test").dtype.kind
+    assert every.predictions.dtype.kind == data.labels("test").dtype.kind
 
 
 @every_kind
@@ -264,7 +264,7 @@ def test_answers_survive_the_study_folder_and_the_registry(
 ) -> None:
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
     labels = data.labels("test")
-    answers = Answers(tuple(scores.answers.tolist()), tuple(labels.tolist()), 1.5, 3)
+    answers = Answers(tuple(scores.predictions.tolist()), tuple(labels.tolist()), 1.5, 3)
     read = from_json(Answers, to_json(answers))
     assert read == answers
     rows = ScoredRows.from_bytes(ScoredRows.of(read.predictions, read.labels).to_bytes())
@@ -334,7 +334,7 @@ def test_a_question_is_answered_as_its_row_is(name: str, kind: TaskKind, model: 
     predictions = ask(model, source, data.kind.predict(source, encode(kind, data.tokenizer, questions), shown))
     assert [prediction.text for prediction in predictions] == shown
     scores = score_rows(model, data, "test", np.arange(SIZES["test"]))
-    for prediction, answer in zip(predictions, scores.answers.tolist(), strict=True):
+    for prediction, answer in zip(predictions, scores.predictions.tolist(), strict=True):
         said = prediction.label if prediction.label is not None else f"{prediction.score:.4g}"
         assert said == kind.show(answer)
 

@@ -88,10 +88,10 @@ def check_alone(study: StudyFolder, folder: Path) -> None:
 def check_scored_anew(task: Task, folder: Path) -> None:
     """A champion is asked as it was trained, whatever the task that it is held against says."""
     same = score_folder(folder, task)
-    assert same.losses is not None
+    assert same.answers.losses is not None
     settings = dict(task.settings) | {"prompt": "{words}", "generation": {"max_new_tokens": 1, "stop": []}}
     other = score_folder(folder, replace(task, settings=settings))
-    assert (other.predictions, other.labels, other.metrics) == (same.predictions, same.labels, same.metrics)
+    assert (other.answers, other.metrics) == (same.answers, same.metrics)
     assert other.test_fingerprint != same.test_fingerprint, "of the rows as the other task asks them"
     turned = replace(task, settings=dict(task.settings) | {"reference": "{words}"})
     assert score_folder(folder, turned).metrics["exact_match"] < same.metrics["exact_match"]

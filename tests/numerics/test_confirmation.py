@@ -92,7 +92,8 @@ def test_a_folder_scored_anew_gives_the_same_answers(
     metrics, rows = scores
     anew = score_folder(folder, world.data.task)
     assert anew.metrics == pytest.approx(metrics, rel=1e-6)
-    assert (anew.predictions, anew.labels) == (tuple(rows.predictions.tolist()), tuple(rows.labels.tolist()))
+    said = anew.answers
+    assert (said.predictions, said.labels) == (tuple(rows.predictions.tolist()), tuple(rows.labels.tolist()))
     assert anew.data_fingerprint == world.data.data_fingerprint
     assert anew.test_fingerprint == world.data.test_fingerprint
     other = dataclasses.replace(world.data.task, labels=("x", "y"))

@@ -119,7 +119,7 @@ def test_options_of_the_base_are_as_likely_as_in_whole_rows(
     likelihoods, answers = plain(model, data, "test")
     scores = score_rows(model, data, "test", np.arange(14))
     check(likelihoods, seen[0])
-    assert scores.answers.tolist() == answers
+    assert scores.predictions.tolist() == answers
     right = [own[label] for own, label in zip(likelihoods, data.labels("test"), strict=True)]
     np.testing.assert_allclose(-scores.losses, torch.stack(right).float(), rtol=1e-5)
 

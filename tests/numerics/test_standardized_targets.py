@@ -153,7 +153,7 @@ def test_files_answer_in_the_labels_own_units(base: BaseModelRef, tmp_path: Path
     with torch.no_grad():
         logits = torch.cat([model(**data.collate("test", [i]).inputs).logits for i in range(20)])
     assert logits.squeeze(-1).tolist() == pytest.approx(list(answers.predictions), rel=1e-4)
-    assert score_folder(tmp_path / "adapter", task).predictions == pytest.approx(answers.predictions, rel=1e-4)
+    assert score_folder(tmp_path / "adapter", task).answers.predictions == pytest.approx(answers.predictions, rel=1e-4)
     assert min(answers.labels) >= MEAN - 2 * SPREAD
 
 

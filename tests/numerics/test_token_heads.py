@@ -99,7 +99,7 @@ def test_loss_and_answers_are_those_of_transformers(world: TaggedWorld) -> None:
     losses = data.kind.loss(forward(model, batch.inputs, batch.reads), batch)
     torch.testing.assert_close(losses.sum() / batch.counts.sum(), expected.loss)
     scores = score_rows(model, data, "train", np.arange(20))
-    for row, answer in enumerate(scores.answers):
+    for row, answer in enumerate(scores.predictions):
         own = batch.reads[batch.reads[:, 0] == row, 1]
         tags = [LABELS[tag] for tag in expected.logits[row, own].argmax(-1).tolist()]
         missed = len(data.labels("train")[row].split()) - len(own)

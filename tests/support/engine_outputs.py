@@ -88,7 +88,7 @@ def kinds(folder: Path) -> dict[str, Any]:
         with use_factor_store(world.factors):
             model = attach(world.model, spec)
         scores = score_rows(model, own, "test", np.arange(12))
-        alone[spec.name] = {"answers": scores.answers.tolist(), "losses": scores.losses.tolist()}
+        alone[spec.name] = {"answers": scores.predictions.tolist(), "losses": scores.losses.tolist()}
         detach(model, spec)
     return {"metrics": metrics, "alone": alone, "bank": _bank(base, tasks)}
 

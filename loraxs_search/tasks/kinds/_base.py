@@ -50,7 +50,7 @@ from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds._requests import PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section
 from loraxs_search.tasks.metrics import Metric
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, raise_joined, shown_question
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, blank_rows, raise_joined
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -219,7 +219,7 @@ class TaskKind(ABC):
 
     def shown(self, row: Sequence[Any]) -> str:
         """Return a question as people read it."""
-        return shown_question(row)
+        return " | ".join(self.shown(value) if isinstance(value, list) else str(value) for value in row)
 
     @abstractmethod
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:

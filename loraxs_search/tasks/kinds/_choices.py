@@ -138,14 +138,13 @@ class Choices:
         """Return all options as rows behind their prompts; see `_OptionRows`."""
         ids, reads, prompt_of, places = list[list[int]](), list[list[tuple[int, int]]](), list[int](), list[_Place]()
         for number, own in enumerate(self.tokens):
-            first = len(ids)
-            group_of = _groups(own)
+            group_of, rows = _groups(own), dict[tuple[int, ...], int]()
             for fed in dict.fromkeys(group_of):
+                rows[fed] = len(ids)
                 options = [option for option, group in zip(own, group_of, strict=True) if group == fed]
                 ids.append([int(prompts[number][-1]), *fed])
                 reads.append(sorted({read for option in options for read in enumerate(option)}))
                 prompt_of.append(number)
-            rows = {fed: first + i for i, fed in enumerate(dict.fromkeys(group_of))}
             places += [
                 (rows[fed], [reads[rows[fed]].index(read) for read in enumerate(option)])
                 for option, fed in zip(own, group_of, strict=True)

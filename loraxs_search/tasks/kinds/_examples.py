@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._requests import Values
-from loraxs_search.tasks.kinds._templates import Prompt, continued_ids
+from loraxs_search.tasks.kinds._templates import Prompt, continued_ids, cut_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ def with_examples(rows: EncodedRows, prompt: Prompt, data: RowSource, *, shots: 
     for number in range(len(rows)):
         asked, rest = _parts(rows, number)
         whole = [*before, *(turns.later(asked) if before else asked)]
-        kept = _cut(whole, limit - max(room, len(rest)), data.tokenizer.bos_token_id)
+        kept = cut_prompt(whole, limit - max(room, len(rest)), data.tokenizer)
         ids.append(kept + rest)
         places.append(list(range(len(kept) - 1, len(kept) + len(rest))))
     return EncodedRows(Ragged.of(ids, np.int32), positions=Ragged.of(places, np.int32), targets=rows.targets)
@@ -108,10 +108,3 @@ def _parts(rows: EncodedRows, number: int) -> tuple[list[int], list[int]]:
     assert rows.positions is not None
     ids, end = rows.ids.row(number).tolist(), int(rows.positions.row(number)[0]) + 1
     return ids[:end], ids[end:]
-
-
-def _cut(ids: list[int], limit: int, begin: int | None) -> list[int]:
-    if len(ids) <= limit:
-        return ids
-    kept = int(ids[0] == begin)
-    return ids[:kept] + ids[len(ids) - (limit - kept) :]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -77,11 +78,6 @@ class LabelledKind(TaskKind):
         task = self.task
         columns = {"text": task.text, "text_pair": task.text_pair, "label": task.label}
         return {"columns": columns, "labels": list(task.labels), "pooling": task.pooling}
-
-    @property
-    def num_outputs(self) -> int:
-        """Number of the head's outputs for each row."""
-        return self.model.num_outputs or 0
 
     @abstractmethod
     def read_labels(
@@ -157,23 +153,8 @@ class LabelledKind(TaskKind):
         return [separator + pair for pair in rows.pairs]
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-        pairs = self._pairs(rows, tokenizer)
-        encoding = tokenizer(
-            rows.texts,
-            pairs,
-            truncation=True,
-            max_length=self.task.max_length,
-            padding=False,
-            return_attention_mask=False,
-        )
-        types = encoding.get("token_type_ids")
-        ids = Ragged.of(encoding["input_ids"], np.int32)
-        return EncodedRows(
-            ids=ids,
-            types=None if types is None else Ragged.of(types, np.int8).values,
-            targets=Ragged.single(rows.labels),
-            lost=num_lost_tokens(rows.texts, pairs, ids.lengths, tokenizer, self.task.max_length),
-        )
+        _, encoded = cut_tokens(rows.texts, self._pairs(rows, tokenizer), tokenizer, self.task.max_length)
+        return replace(encoded, targets=Ragged.single(rows.labels))
 
     # ---- training and scoring ----------------------------------------------------------------------------------------
     def loss(self, outputs: PassOutputs, batch: Batch) -> Tensor:
@@ -200,7 +181,7 @@ class LabelledKind(TaskKind):
 
             return self.predictions(torch.from_numpy(np.ascontiguousarray(values)))
 
-        return LinearForm(self.num_outputs, self.targets, answers)
+        return LinearForm(self.model.num_outputs or 0, self.targets, answers)
 
 
 def _outputs(outputs: PassOutputs, _: Batch) -> tuple[Tensor, ...]:
@@ -212,28 +193,27 @@ def _check_finite(outputs: Tensor) -> None:
         raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
 
 
-def num_lost_tokens(
+def cut_tokens(
     texts: Sequence[str],
     pairs: Sequence[str] | None,
-    lengths: npt.NDArray[np.int32],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-) -> npt.NDArray[np.int32]:
-    """Return how many tokens of each row are beyond `max_length`, (N,); only full rows are tokenised again.
+    **options: bool,
+) -> tuple[Any, EncodedRows]:
+    """Return what a tokenizer makes of texts, cut to `max_length` tokens, and the same as rows.
+
+    Full rows are tokenised again, to count the tokens that they lost.
 
     Args:
-        pairs: As the tokenizer is given them; None if rows have one text.
-        lengths: Tokens of each row that are left, (N,).
+        pairs: Second texts, as the tokenizer is given them; None if rows have one text.
+        options: Of the tokenizer's call.
     """
-    lost, full = np.zeros(len(texts), np.int32), np.flatnonzero(lengths >= max_length)
-    if len(full):
-        encoding = tokenizer(
-            [texts[row] for row in full.tolist()],
-            None if pairs is None else [pairs[row] for row in full.tolist()],
-            truncation=False,
-            padding=False,
-            return_attention_mask=False,
-            verbose=False,
-        )
-        lost[full] = np.array([len(ids) for ids in encoding["input_ids"]], np.int32) - lengths[full]
-    return lost
+    plain: dict[str, Any] = {"padding": False, "return_attention_mask": False}
+    encoding = tokenizer(texts, pairs, truncation=True, max_length=max_length, **plain, **options)
+    types, ids = encoding.get("token_type_ids"), Ragged.of(encoding["input_ids"], np.int32)
+    lost, full = np.zeros(len(texts), np.int32), np.flatnonzero(ids.lengths >= max_length).tolist()
+    if full:
+        again = [texts[row] for row in full], None if pairs is None else [pairs[row] for row in full]
+        whole = tokenizer(*again, truncation=False, verbose=False, **plain)["input_ids"]
+        lost[full] = np.array([*map(len, whole)], np.int32) - ids.lengths[full]
+    return encoding, EncodedRows(ids, None if types is None else Ragged.of(types, np.int8).values, lost=lost)

@@ -19,7 +19,7 @@ from loraxs_search.records import Sample, Split, TaskModel
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import TaskKind
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores
-from loraxs_search.tasks.kinds._templates import Prompt, Template, written
+from loraxs_search.tasks.kinds._templates import Prompt, Template, cut_prompt, num_begin, written
 from loraxs_search.tasks.rows import (
     Columns,
     Rows,
@@ -93,26 +93,22 @@ class LanguageModelKind(TaskKind):
         self, names: Sequence[str], columns: Columns, place: SourceLocation, errors: list[TaskDataError]
     ) -> list[dict[str, str]]:
         """Return these columns of each row as text, empty where a value is faulty; faults go to `errors`."""
-        texts: dict[str, list[str]] = {}
-        for name in names:
-            with collected(errors):
-                texts[name] = [""] * len(columns.values[name])
-                texts[name] = self._written(name, columns.values[name], place)
+        texts = {name: self._written(name, columns.values[name], place, errors) for name in names}
         num_rows = len(next(iter(columns.values.values())))
         return [{name: texts[name][i] for name in names} for i in range(num_rows)]
 
-    def _written(self, name: str, values: Sequence[Any], place: SourceLocation) -> list[str]:
+    def _written(
+        self, name: str, values: Sequence[Any], place: SourceLocation, errors: list[TaskDataError]
+    ) -> list[str]:
         texts, faults = [""] * len(values), dict[str, list[int]]()
         for row, value in enumerate(values):
             try:
                 texts[row] = written(value)
             except ValueError as error:
                 faults.setdefault(str(error), []).append(row)
-        errors = list[TaskDataError]()
         for law, rows in faults.items():
             with collected(errors):
                 refuse(self.task, f"`{name}` must {law} in each row", values, rows, place)
-        raise_joined(self.task, errors)
         return texts
 
     def held(self, filled: list[list[str]]) -> tuple[list[str], dict[str, list[Any]]]:
@@ -131,11 +127,7 @@ class LanguageModelKind(TaskKind):
         check_question(self.task, [self.as_texts(row) for row in rows], self.question_texts)
         named = [dict(zip(self.question_texts, row, strict=True)) for row in rows]
         texts, extras = self.held([self.prompt.fill(row) for row in named])
-        return Rows(texts, None, self.no_labels(len(rows)), extras)
-
-    def no_labels(self, num_rows: int) -> npt.NDArray[Any]:
-        """Return labels for questions, which nothing reads, (N,)."""
-        return np.zeros(num_rows, np.int64)
+        return Rows(texts, None, np.full(len(rows), "", object), extras)
 
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         texts = [] if self.prompt.roles else [text for split in rows.values() for text in split.texts]
@@ -144,7 +136,7 @@ class LanguageModelKind(TaskKind):
                 f"{spaced:,} of {len(texts):,} prompts end in white space: a model knows the space before a word as"
                 " part of that word, so begin the answers with it instead"
             )
-        if joint := [pair for split in rows.values() for pair in self._joints(split) if _runs_on(*pair)]:
+        if joint := [pair for split in rows.values() for pair in self._joints(split)]:
             prompt, answer = joint[0]
             yield (
                 f"{len(joint):,} of {len(texts):,} answers follow their prompt without a space, as in"
@@ -157,10 +149,10 @@ class LanguageModelKind(TaskKind):
         return [()] * len(rows)
 
     def _joints(self, rows: Rows) -> Iterator[tuple[str, str]]:
-        """Yield each row's prompt with the first answer that may run on from it; nothing of messages."""
+        """Yield prompts with the first answer that runs on from each; nothing of messages."""
         for prompt, answers in zip(rows.texts, self.learnt_texts(rows), strict=True):
-            if not self.prompt.roles and answers:
-                yield prompt, next((it for it in answers if _runs_on(prompt, it)), answers[0])
+            if not self.prompt.roles:
+                yield from [(prompt, it) for it in answers if _runs_on(prompt, it)][:1]
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
@@ -181,11 +173,6 @@ class LanguageModelKind(TaskKind):
         end = self.prompt.end_id(tokenizer)
         return () if end is None else (end,)
 
-    def prompt_ids(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """Return the tokens of each row's prompt, whole."""
-        filled = rows.extras[_CONTENTS] if self.prompt.roles else [(text,) for text in rows.texts]
-        return self.prompt.ids(filled, tokenizer)
-
     def joined(
         self,
         rows: Rows,
@@ -205,12 +192,13 @@ class LanguageModelKind(TaskKind):
         Raises:
             TaskDataError: a prompt or an answer has no tokens, or too little of a prompt is left.
         """
-        prompts = self.prompt_ids(rows, tokenizer)
+        filled = rows.extras[_CONTENTS] if self.prompt.roles else [(text,) for text in rows.texts]
+        prompts = self.prompt.ids(filled, tokenizer)
         free = space or [len(answer) for answer in answers or [[0]] * len(rows)]
         limits = [self.task.max_length - size for size in free]
         self._check_lengths(rows, prompts, answers, limits, tokenizer)
-        kept = [_cut(ids, limit, tokenizer) for ids, limit in zip(prompts, limits, strict=True)]
-        asked = [_cut(ids, self.task.max_length - 1, tokenizer) for ids in prompts]
+        kept = [cut_prompt(ids, limit, tokenizer) for ids, limit in zip(prompts, limits, strict=True)]
+        asked = [cut_prompt(ids, self.task.max_length - 1, tokenizer) for ids in prompts]
         longer = [ids if len(ids) > len(own) else [] for ids, own in zip(asked, kept, strict=True)]
         learnt = answers or [[0]] * len(rows)  # of a question, one place is read, and nothing learnt
         places = [range(len(p) - 1, len(p) + len(a) - 1) for p, a in zip(kept, learnt, strict=True)]
@@ -235,7 +223,7 @@ class LanguageModelKind(TaskKind):
         empty = [row for row, ids in enumerate(prompts) if not ids or (answers is not None and not answers[row])]
         with collected(errors):
             refuse(self.task, "prompt and answer must each have a token", rows.texts, empty, place)
-        short = [row for row, limit in enumerate(limits) if limit < 1 + _num_begin(prompts[row], tokenizer)]
+        short = [row for row, limit in enumerate(limits) if limit < 1 + num_begin(prompts[row], tokenizer)]
         if short:
             longest = self.task.max_length - min(limits)
             errors.append(
@@ -275,18 +263,17 @@ class LanguageModelKind(TaskKind):
 
         return row_sums(token_losses(outputs, batch)[0], batch)
 
-    def score_tokens(self, data: RowSource, split: Split, rows: npt.NDArray[np.int64]) -> RequestGenerator[RowScores]:
-        """Yield one pass over these rows, and return losses and how many tokens were predicted, but no answers.
+    def score_tokens(
+        self, data: RowSource, source: Split | EncodedRows, rows: npt.NDArray[np.int64]
+    ) -> RequestGenerator[RowScores]:
+        """Yield one pass over rows of a source, and return losses and how many tokens were predicted, but no answers.
+
+        Where nothing of them is learnt there is no pass.
 
         Raises:
             TrialDivergedError: a loss is not finite.
         """
-        return (yield from self._token_scores(split, data.encoded(split), rows))
-
-    def _token_scores(
-        self, source: Split | EncodedRows, encoded: EncodedRows, rows: npt.NDArray[np.int64]
-    ) -> RequestGenerator[RowScores]:
-        """Yield one pass over rows of a source, which is encoded so; none if nothing of them is learnt."""
+        encoded = data.encoded(source)
         if encoded.targets is None:
             none = np.zeros(len(rows), np.int64)
             return RowScores(None, none.astype(np.float32), none, none)
@@ -324,18 +311,6 @@ def finite(losses: Tensor) -> npt.NDArray[np.float32]:
     if not np.isfinite(values).all():
         raise TrialDivergedError("Losses must be finite, but some are NaN or infinite.")
     return values
-
-
-def _num_begin(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
-    return int(bool(ids) and ids[0] == tokenizer.bos_token_id)
-
-
-def _cut(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return at most `limit` tokens of a prompt: the begin token, and the last ones."""
-    if len(ids) <= limit:
-        return ids
-    begin = _num_begin(ids, tokenizer)
-    return ids[:begin] + ids[len(ids) - (limit - begin) :]
 
 
 def _as_text(value: Any) -> Any:

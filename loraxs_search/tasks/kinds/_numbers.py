@@ -16,6 +16,7 @@ import sys
 import threading
 import unicodedata
 from collections.abc import Iterator
+from decimal import Context, Decimal, Inexact, localcontext
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -120,19 +121,16 @@ def _decimal(digits: str) -> Fraction | None:
     return Fraction(f"{re.sub('[^0-9]', '', whole) or '0'}.{part or '0'}")
 
 
+_EXACT = Context(prec=20 * _MOST_DIGITS, traps=[Inexact])  # digits enough for a fraction of the longest numbers
+
+
 def canonical(value: Fraction) -> str:
     """Return a number as the shortest exact decimal, or as a reduced fraction where there is none: 0.5, 36, 1/3."""
-    rest, twos, fives = value.denominator, 0, 0
-    while rest % 2 == 0:
-        rest, twos = rest // 2, twos + 1
-    while rest % 5 == 0:
-        rest, fives = rest // 5, fives + 1
-    if rest > 1:
+    try:
+        with localcontext(_EXACT):
+            return format((Decimal(value.numerator) / value.denominator).normalize(), "f")
+    except Inexact:
         return f"{value.numerator}/{value.denominator}"
-    places = max(twos, fives)
-    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
-    sign = "-" if value < 0 else ""
-    return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
 
 
 _LONGEST = 1000  # characters; what is longer is no answer, and would be read slowly

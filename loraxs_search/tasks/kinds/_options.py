@@ -176,10 +176,7 @@ def option_labels(
         TaskDataError: no way of reading fits every row, or two do and differ.
     """
     judged = [row for row, own in enumerate(options) if own]
-    answers = {
-        name: [_first_equal(read(values[row], options[row]), options[row]) for row in judged]
-        for name, read in _READINGS.items()
-    }
+    answers = {name: [_read(name, values[row], options[row]) for row in judged] for name in _READINGS}
     fitting = {name: found for name, found in answers.items() if None not in found}
     if not fitting:
         _refuse_misfits(values, judged, answers, task, place)
@@ -205,16 +202,16 @@ def named_labels(
         TaskDataError: a row has another number of names than of options, or its label is none of them.
     """
     labels, faults, uneven, doubled = np.zeros(len(values), np.int64), list[int](), list[int](), list[int]()
-    for row, own in enumerate(options):
+    for row in (row for row, own in enumerate(options) if own):
         known = [_plain(name) for name in names[row]] if isinstance(names[row], list | tuple) else []
-        if own and len(known) != len(own):
+        if len(known) != len(options[row]):
             uneven.append(row)
-        elif own and len(set(known)) < len(known):
+        elif len(set(known)) < len(known):
             doubled.append(row)
-        elif own:
-            label = _plain(values[row])
-            faults += [] if label in known else [row]
-            labels[row] = (_first_equal(known.index(label), own) or 0) if label in known else 0
+        elif (label := _plain(values[row])) in known:
+            labels[row] = _first_equal(known.index(label), options[row])
+        else:
+            faults.append(row)
     where = [
         (uneven, names, "option_names", "hold a name for each option of its row"),
         (doubled, names, "option_names", "hold names that differ from each other"),
@@ -240,8 +237,8 @@ def option_letter(index: int) -> str:
     return ascii_uppercase[index] if index < len(ascii_uppercase) else str(index)
 
 
-def _first_equal(index: int | None, options: Options) -> int | None:
-    return None if index is None else next(i for i, option in enumerate(options) if option == options[index])
+def _first_equal(index: int, options: Options) -> int:
+    return options.index(options[index])
 
 
 def _by_index(value: Any, options: Options) -> int | None:
@@ -262,6 +259,11 @@ def _by_letter(value: Any, options: Options) -> int | None:
 def _by_text(value: Any, options: Options) -> int | None:
     text = _plain(value)
     return next((index for index, option in enumerate(options) if composed(option.strip()) == text), None)
+
+
+def _read(name: str, value: Any, options: Options) -> int | None:
+    index = _READINGS[name](value, options)
+    return None if index is None else _first_equal(index, options)
 
 
 _READINGS: dict[str, _Reading] = {"index": _by_index, "letter": _by_letter, "text": _by_text}

@@ -186,12 +186,6 @@ class RowScores:
     correct: npt.NDArray[np.int64] | None = None
     ended: npt.NDArray[np.bool_] | None = None
 
-    @property
-    def answers(self) -> Values:
-        """The predictions, where they were asked for."""
-        assert self.predictions is not None  # whoever asks for answers does not ask for a cheap report
-        return self.predictions
-
     def answers_like(self, labels: Values) -> Values:
         """Return the predictions, or where no metric needs any, as many that are none: empty texts, or -1."""
         if self.predictions is not None:

@@ -265,6 +265,19 @@ def begin_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return whole[:start]
 
 
+def num_begin(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return how many begin tokens a prompt has: one, or none."""
+    return int(bool(ids) and ids[0] == tokenizer.bos_token_id)
+
+
+def cut_prompt(ids: list[int], limit: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return at most `limit` tokens of a prompt: the begin token, and the last ones."""
+    if len(ids) <= limit:
+        return ids
+    begin = num_begin(ids, tokenizer)
+    return ids[:begin] + ids[len(ids) - (limit - begin) :]
+
+
 def _adds_space(tokenizer: PreTrainedTokenizerBase) -> bool:
     tokens: Iterable[str] = tokenizer.convert_ids_to_tokens(token_ids(["a"], tokenizer)[0])
     return next(iter(tokens), "").startswith(("▁", "Ġ"))
@@ -295,12 +308,9 @@ def prompt_fields(section: PromptSection) -> dict[str, Any]:
 
 def prompt_laws(keys: Keys) -> Iterator[Fault]:
     """Yield what is wrong with the keys of a prompt."""
-    if "prompt" not in keys or "messages" not in keys:  # one is faulty, and that is said
-        given = [key for key in ("prompt", "messages") if keys.get(key) is not None]
-    else:
-        given = [key for key in ("prompt", "messages") if keys[key] is not None]
-        if len(given) != 1:
-            yield ("prompt",), f"must be given, or else `messages`, but got {'both' if given else 'neither'}."
+    given = [key for key in ("prompt", "messages") if keys.get(key) is not None]
+    if len(given) != 1 and {"prompt", "messages"} <= keys.keys():  # else one is faulty, and that is said
+        yield ("prompt",), f"must be given, or else `messages`, but got {'both' if given else 'neither'}."
     for key in given:
         try:
             prompt = Prompt.of({key: keys[key]})

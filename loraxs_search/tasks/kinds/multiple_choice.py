@@ -248,8 +248,7 @@ class MultipleChoice(LanguageModelKind):
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-        fixed = self.options.fixed
-        texts = rows.extras[_OPTIONS] if fixed is None else [fixed] * len(rows)
+        texts = self.learnt_texts(rows)
         choices = Choices.of(texts, rows.labels, tokenizer)
         empty = [row for row, own in enumerate(choices.tokens) if not all(own)]  # it would be the likeliest of all
         refuse(self.task, "each option must have a token", texts, empty, rows.place or SourceLocation("the request"))
@@ -280,7 +279,8 @@ class MultipleChoice(LanguageModelKind):
         choices = _choices(questions)
         losses, _ = yield from self._option_losses(questions, choices)
         predictions = []
-        for text, options, own in zip(shown, choices.texts, self._scores(choices, losses), strict=True):
+        scores = choices.scores(losses, self.task.settings["normalize"])
+        for text, options, own in zip(shown, choices.texts, scores, strict=True):
             best = int(own.argmax())
             share = float(1 / np.exp(own - own[best]).sum())
             predictions.append(Prediction(text, options[best], share))
@@ -290,7 +290,8 @@ class MultipleChoice(LanguageModelKind):
         """Yield what scores all options of these rows, and return answers and the losses of the right options."""
         choices = _choices(asked)
         losses, correct = yield from self._option_losses(asked, choices)
-        answers = np.array([own.argmax() for own in self._scores(choices, losses)], np.int64)
+        scores = choices.scores(losses, self.task.settings["normalize"])
+        answers = np.array([own.argmax() for own in scores], np.int64)
         right, counts = choices.right, asked.counts(np.arange(len(asked)))
         return RowScores(answers, losses[right], counts, correct[right])
 
@@ -303,9 +304,6 @@ class MultipleChoice(LanguageModelKind):
         every = np.arange(len(options.rows))
         losses, correct = yield ForwardRequest(options.rows, every, ReadLosses(options.width))
         return options.sums(finite(losses)), options.sums(correct.numpy())
-
-    def _scores(self, choices: Choices, losses: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float64]]:
-        return choices.scores(losses, self.task.settings["normalize"])
 
     def shown_references(self, data: RowSource, rows: EncodedRows, labels: npt.NDArray[Any]) -> list[str]:
         return [own[label] for label, own in zip(labels.tolist(), _choices(rows).texts, strict=True)]

@@ -169,9 +169,6 @@ class TextGeneration(LanguageModelKind):
         stored = [columns.values[name] for name in templates.get("reference", templates["answer"]).columns]
         return all(value is None or not str(value).strip() for column in stored for value in column)
 
-    def no_labels(self, num_rows: int) -> npt.NDArray[Any]:
-        return np.full(num_rows, "", object)
-
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         yield from super().warnings(rows, encoded)
         if set(self.templates["answer"].columns) <= set(self.prompt.columns):
@@ -257,7 +254,7 @@ class TextGeneration(LanguageModelKind):
         asked, room = data.encoded(split).take(rows), self.generation.max_new_tokens
         if shots:
             asked = with_examples(asked, self.prompt, data, shots=shots, room=room)
-        scores = yield from self._token_scores(asked, asked, np.arange(len(asked)))
+        scores = yield from self.score_tokens(data, asked, np.arange(len(asked)))
         if not self.needs_answers:
             return scores
         return (yield from self._with_answers(scores, data, asked, data.labels(split)[rows]))
@@ -286,8 +283,7 @@ class TextGeneration(LanguageModelKind):
     def _write(self, data: RowSource, prompts: EncodedRows) -> _requests.RequestGenerator[_requests.Generated]:
         settings, sampling = self.generation, None
         if settings.temperature:
-            top_p = 1.0 if settings.top_p is None else settings.top_p
-            sampling = _requests.Sampling(settings.seed or 0, settings.temperature, top_p)
+            sampling = _requests.Sampling(settings.seed or 0, settings.temperature, settings.top_p or 1.0)
         stop, ends = tuple(settings.stop), self.end_ids(data.tokenizer)
         written: _requests.Generated = yield _requests.GenerateRequest(
             prompts, np.arange(len(prompts)), settings.max_new_tokens, stop, sampling, ends
@@ -314,7 +310,7 @@ class TextGeneration(LanguageModelKind):
             stop=tuple(generation.stop),
             max_new_tokens=generation.max_new_tokens,
             temperature=generation.temperature or 0.0,
-            top_p=1.0 if generation.top_p is None else generation.top_p,
+            top_p=generation.top_p or 1.0,
         )
 
 

@@ -12,6 +12,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,11 +26,11 @@ from loraxs_search.records import AnswerFact, Entity, Prediction, Split, TaskMod
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, TaskKind
 from loraxs_search.tasks.kinds._label_columns import are_hidden, class_ids, missing_warnings
-from loraxs_search.tasks.kinds._labelled import num_lost_tokens
+from loraxs_search.tasks.kinds._labelled import cut_tokens
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section, Text, distinct
-from loraxs_search.tasks.metrics import Metric, ratio_or_zero
+from loraxs_search.tasks.metrics import Metric, by_name, ratio_or_zero
 from loraxs_search.tasks.rows import (
     Columns,
     Rows,
@@ -102,17 +103,12 @@ def _metric(
 
 
 # Each is 0 where nothing is said or nothing is true.
-TAG_METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        _metric(
-            "f1", _entity_counts, lambda counts: ratio_or_zero(2 * counts[..., 0], counts[..., 1] + counts[..., 2])
-        ),
-        _metric("precision", _entity_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 1])),
-        _metric("recall", _entity_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 2])),
-        _metric("accuracy", _tag_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 1])),
-    )
-}
+TAG_METRICS = by_name(
+    _metric("f1", _entity_counts, lambda counts: ratio_or_zero(2 * counts[..., 0], counts[..., 1] + counts[..., 2])),
+    _metric("precision", _entity_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 1])),
+    _metric("recall", _entity_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 2])),
+    _metric("accuracy", _tag_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 1])),
+)
 
 
 # ---- the kind --------------------------------------------------------------------------------------------------------
@@ -237,28 +233,18 @@ class TokenClassification(TaskKind):
             yield f"{fault} not.", "choose a base with a tokenizer.json"
 
     def encode(self, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> EncodedRows:
-        encoding = tokenizer(
-            rows.texts,
-            truncation=True,
-            max_length=self.task.max_length,
-            padding=False,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-        )
+        encoding, encoded = cut_tokens(rows.texts, None, tokenizer, self.task.max_length, return_offsets_mapping=True)
         words, ids_of = rows.extras[_WORDS], {label: number for number, label in enumerate(self.task.labels)}
         reads = [_first_tokens(*both) for both in zip(words, encoding["offset_mapping"], strict=True)]
         place, unread = rows.place or SourceLocation("the request"), [row for row, own in enumerate(reads) if not own]
         law, hint = "a row must have a word that gives a token", "remove rows without text"
         refuse(self.task, law, rows.texts, unread, place, hint)
         targets = [[ids_of[tags.split()[i]] for i in own] for tags, own in zip(rows.labels, reads, strict=True)]
-        types, ids = encoding.get("token_type_ids"), Ragged.of(encoding["input_ids"], np.int32)
         extras = [[len(own), *map(len, own), *read] for own, read in zip(words, reads, strict=True)]
-        return EncodedRows(
-            ids=ids,
-            types=None if types is None else Ragged.of(types, np.int8).values,
+        return replace(
+            encoded,
             positions=Ragged.of([list(own.values()) for own in reads], np.int32),
             targets=Ragged.of(targets, np.int64),
-            lost=num_lost_tokens(rows.texts, None, ids.lengths, tokenizer, self.task.max_length),
             extras=Ragged.of(extras, np.int32),
         )
 

@@ -17,13 +17,6 @@ from loraxs_search.records import DataSource, Task
 WORDS = ["good", "bad", "film", "a", "the", "very", "fine", "dull", *(f"w{i}" for i in range(200))]
 
 
-@pytest.fixture(autouse=True)
-def loraxs_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty home folder for each test."""
-    monkeypatch.setenv("LORAXS_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
-
-
 def small_tokenizer(**options: Any) -> PreTrainedTokenizerBase:
     ids = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     raw = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))

@@ -96,17 +96,6 @@ def test_many_trials_plan_each_epoch_once(monkeypatch):
         assert np.array_equal(found[step][seed], expected)
 
 
-@pytest.mark.parametrize("size", [0, -1])
-def test_sizes_below_one_are_refused(size):
-    rows = np.ones(3, dtype=np.int32)
-    with pytest.raises(ValueError, match="`batch_size`"):
-        epoch_batches(rows, size, seed=0, epoch=0)
-    with pytest.raises(ValueError, match="`max_tokens`"):
-        eval_batches(rows, size)
-    with pytest.raises(ValueError, match="`num_rows`"):
-        TrainingBatches(rows[:0], 4, 0).at(0)
-
-
 def test_trials_of_any_seed_have_batches_of_like_length_at_the_same_step():
     rows = np.random.default_rng(0).integers(5, 60, size=4000).astype(np.int32)
     longest = [[int(rows[batch].max()) for batch in epoch_batches(rows, 16, seed=seed, epoch=1)] for seed in range(4)]

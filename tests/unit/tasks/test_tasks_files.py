@@ -151,6 +151,7 @@ FAULTS = [
     ("d.csv.xz", lzma.compress(CSV.encode())[:-9], r"must be compressed as \.xz says"),
     ("d.csv.zst", b"not zstd", r"must be compressed as \.zst says"),
     ("d.csv.bz2", b"not bz2", r"must be compressed as \.bz2 says"),
+    ("d.parquet", b"x" * 50, r"must be a Parquet file"),
 ]
 
 

@@ -77,7 +77,10 @@ def test_pairs_have_segments_and_are_cut_to_length(make_task, tokenizer, rows):
     texts = [row["text"] for row in rows(6, "dull w")]
     seconds = ["dull film " * (i % 9) for i in range(6)]
     expected = tokenizer(texts, seconds, truncation=True, max_length=12, padding=True, return_tensors="pt")
-    assert all(torch.equal(batch.inputs[name], expected[name]) for name in batch.inputs)
+    asked = inputs_of(task, tokenizer, list(zip(texts, seconds, strict=True)))
+    for inputs in (batch.inputs, asked):
+        assert set(inputs) == set(expected)
+        assert all(torch.equal(inputs[name], expected[name]) for name in inputs)
     assert batch.inputs["token_type_ids"].max() == 1
     assert prepared.lengths("test").max() == 12
 
@@ -125,35 +128,38 @@ def cached_tokens(home: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in (home / "datasets" / "tokens").glob("*.arrow")}
 
 
-def test_tokens_are_made_once_per_data_tokenizer_and_length(make_task, make_tokenizer, loraxs_home):
+def test_tokens_are_made_once_per_data_tokenizer_and_length(make_task, make_tokenizer, fresh_home):
     task = make_task()
     prepare(task, make_tokenizer())
-    first = cached_tokens(loraxs_home)
+    first = cached_tokens(fresh_home)
     assert len(first) == 3
     used = make_tokenizer()
     used(["a film"], truncation=True, max_length=5, padding="max_length")  # leaves its settings in the backend
     prepare(task, used)
-    assert cached_tokens(loraxs_home) == first
+    assert cached_tokens(fresh_home) == first
     prepare(replace(task, max_length=8), used)
-    assert len(cached_tokens(loraxs_home)) == 6
+    assert len(cached_tokens(fresh_home)) == 6
     other = make_tokenizer()
     other.add_tokens(["w1 film"])
     assert prepare(task, other).lengths("train")[1] == prepare(task, used).lengths("train")[1] - 1
-    assert len(cached_tokens(loraxs_home)) == 9
+    assert len(cached_tokens(fresh_home)) == 9
     other.chat_template = "{{ messages[0].content }}"
     prepare(task, other)
-    assert len(cached_tokens(loraxs_home)) == 12
+    assert len(cached_tokens(fresh_home)) == 12
 
 
+@pytest.mark.parametrize("folder", ["rows", "tokens"])
 @pytest.mark.parametrize("keep", [0, 100, 0.5])
-def test_cut_cache_files_are_made_again(make_task, tokenizer, loraxs_home, keep):
+def test_cut_cache_files_are_made_again(make_task, tokenizer, fresh_home, folder, keep):
     task = make_task()
-    before = prepare(task, tokenizer).collate("train", range(40))
-    for path in (loraxs_home / "datasets" / "tokens").glob("*.arrow"):
+    before = prepare(task, tokenizer)
+    for path in (fresh_home / "datasets" / folder).glob("*.arrow"):
         data = path.read_bytes()
         path.write_bytes(data[: int(keep * len(data)) if keep < 1 else keep])
-    after = prepare(task, tokenizer).collate("train", range(40))
-    assert torch.equal(before.inputs["input_ids"], after.inputs["input_ids"])
+    after = prepare(task, tokenizer)
+    assert after.data_fingerprint == before.data_fingerprint
+    ids = [data.collate("train", range(40)).inputs["input_ids"] for data in (before, after)]
+    assert torch.equal(*ids)
 
 
 def test_row_without_any_token_is_refused(make_task, make_tokenizer, rows, tmp_path):
@@ -174,15 +180,6 @@ def test_max_length_must_fit_the_base(make_task, tokenizer, rows, length, pair, 
     task = pair_task(make_task, rows) if pair else make_task()
     with pytest.raises(TaskDataError, match=f"`max_length` must be {allowed.replace('.', '[.]')}"):
         prepare(replace(task, max_length=length), tokenizer)
-
-
-def test_encode_is_training_for_new_texts(make_task, tokenizer, rows):
-    task = pair_task(make_task, rows)
-    batch = prepare(task, tokenizer).collate("test", range(6))
-    texts, pairs = [row["text"] for row in rows(6, "dull w")], ["dull film " * (i % 9) for i in range(6)]
-    encoded = inputs_of(task, tokenizer, list(zip(texts, pairs, strict=True)))
-    assert set(encoded) == set(batch.inputs)
-    assert all(torch.equal(encoded[name], batch.inputs[name]) for name in encoded)
 
 
 def test_encode_refuses_another_number_of_texts(make_task, tokenizer, rows):

@@ -9,7 +9,6 @@ import pytest
 
 from loraxs_search.errors import UsageError
 from loraxs_search.tasks.questions import question_rows
-from loraxs_search.tasks.rows import shown_question
 
 
 def test_a_row_is_a_text_or_a_tuple_of_texts():
@@ -63,7 +62,3 @@ def test_a_table_of_others_is_no_list_of_its_column_names():
     with pytest.raises(UsageError, match="Table") as error:
         question_rows(pa.table({"sentence": ["one"]}), ("sentence",))
     assert "a pandas DataFrame" in str(error.value.hint)
-
-
-def test_people_read_columns_and_options_side_by_side():
-    assert shown_question(("Which?", ["a", 2])) == "Which? | a | 2"

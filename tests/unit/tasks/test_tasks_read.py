@@ -138,9 +138,6 @@ def test_hub_data_set_with_named_labels(tmp_path, make_task, tokenizer):
     )
     content = {"text": [f"w{i}" for i in range(20)], "label": [0] * 5 + [1] * 15}
     folder = tmp_path / "set"
-    datasets.DatasetDict(
-        {name: datasets.Dataset.from_dict(content, features=features) for name in ("train", "validation", "test")}
-    ).save_to_disk(tmp_path / "disk")
     for name in ("train", "validation", "test"):
         datasets.Dataset.from_dict(content, features=features).to_parquet(folder / f"{name}.parquet")
     task = replace(make_task(), source=DataSource(hub=str(folder)))
@@ -204,14 +201,9 @@ def test_faults_of_all_columns_and_splits_are_told_at_once(make_task, tokenizer,
     assert [part in fault for part, fault in zip(("line 2", "line 3", "line 4"), faults, strict=True)] == [True] * 3
 
 
-def test_missing_file(make_task, tokenizer, tmp_path):
-    with pytest.raises(TaskDataError, match=r"nowhere\.jsonl is not"):
-        prepare(replace(make_task(), source=one_file(tmp_path / "nowhere.jsonl")), tokenizer)
-
-
 def test_all_missing_files_are_told_at_once(make_task, tokenizer):
     files = {"train": "a\0b.csv", "validation": "x" * 100_000 + ".csv", "test": "nowhere.csv"}
-    with pytest.raises(TaskDataError, match="has 3 faults") as caught:
+    with pytest.raises(TaskDataError, match=r"has 3 faults(.|\n)* nowhere\.csv is not") as caught:
         prepare(replace(make_task(), source=DataSource(data_files=files)), tokenizer)
     assert len(str(caught.value)) < 1500
 
@@ -220,16 +212,6 @@ def test_unknown_extension(make_task, tokenizer, tmp_path):
     (tmp_path / "data.xlsx").write_bytes(b"")
     with pytest.raises(TaskDataError, match=r"\.json"):
         prepare(replace(make_task(), source=one_file(tmp_path / "data.xlsx")), tokenizer)
-
-
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [("broken.jsonl", b'{"text": "w1", '), ("broken.jsonl.gz", b"not gzip"), ("broken.parquet", b"x" * 50)],
-)
-def test_file_that_cannot_be_parsed(make_task, tokenizer, tmp_path, name, data):
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(TaskDataError, match="broken"):
-        prepare(replace(make_task(), source=one_file(tmp_path / name)), tokenizer)
 
 
 @pytest.mark.parametrize("role", ["text", "label", "text_pair"])
@@ -265,12 +247,6 @@ def test_empty_split(make_task, tokenizer, tmp_path, split, name, data):
     files = {**task.source.data_files, split: str(tmp_path / name)}
     with pytest.raises(TaskDataError, match=rf"a split must have rows, but .*{name} gives none"):
         prepare(replace(task, source=DataSource(data_files=files)), tokenizer)
-
-
-def test_missing_column_of_a_csv(make_task, tokenizer, tmp_path):
-    (tmp_path / "d.csv").write_text("sentence,label\ngood,1\n")
-    with pytest.raises(TaskDataError, match=r"`columns\.text`"):
-        prepare(replace(make_task(), source=one_file(tmp_path / "d.csv")), tokenizer)
 
 
 def test_too_few_rows_to_carve(make_task, tokenizer, rows):
@@ -314,9 +290,9 @@ def test_a_folder_named_as_hub_whose_files_are_replaced_gives_the_new_rows(make_
     assert prepare(write(1), tokenizer).labels("test").min() == 1
 
 
-def test_rows_of_a_file_are_read_once_whatever_it_is_called(make_task, tokenizer, rows, loraxs_home):
+def test_rows_of_a_file_are_read_once_whatever_it_is_called(make_task, tokenizer, rows, fresh_home):
     def cached():
-        return {path.name: path.stat().st_ino for path in (loraxs_home / "datasets" / "rows").iterdir()}
+        return {path.name: path.stat().st_ino for path in (fresh_home / "datasets" / "rows").iterdir()}
 
     task = make_task()
     first = prepare(task, tokenizer)
@@ -329,16 +305,6 @@ def test_rows_of_a_file_are_read_once_whatever_it_is_called(make_task, tokenizer
     assert (again.data_fingerprint, cached()) == (first.data_fingerprint, kept)
     prepare(replace(make_task(), labels=("no", "yes")), tokenizer)
     assert len(cached()) == 6
-
-
-@pytest.mark.parametrize("keep", [0, 100, 0.5])
-def test_cached_rows_that_are_cut_short_are_read_again(make_task, tokenizer, loraxs_home, keep):
-    task = make_task()
-    before = prepare(task, tokenizer).data_fingerprint
-    for path in (loraxs_home / "datasets" / "rows").iterdir():
-        data = path.read_bytes()
-        path.write_bytes(data[: int(keep * len(data)) if keep < 1 else keep])
-    assert prepare(task, tokenizer).data_fingerprint == before
 
 
 def test_rows_and_tokens_that_are_cached_need_no_slow_library(make_task, tokenizer, tmp_path):
@@ -356,8 +322,8 @@ def test_rows_and_tokens_that_are_cached_need_no_slow_library(make_task, tokeniz
     subprocess.run([sys.executable, "-c", code, to_json(task), str(tmp_path / "tokenizer"), str(cache)], check=True)
 
 
-def test_cache_that_cannot_be_written_is_a_home_error(make_task, tokenizer, loraxs_home):
-    loraxs_home.write_text("a file, not a folder")
+def test_cache_that_cannot_be_written_is_a_home_error(make_task, tokenizer, fresh_home):
+    fresh_home.write_text("a file, not a folder")
     with pytest.raises(HomeError):
         prepare(make_task(), tokenizer)
 

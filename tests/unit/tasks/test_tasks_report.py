@@ -43,10 +43,10 @@ def test_rows_shared_between_splits_are_counted_exactly_and_folded(make_task, to
 
 
 @pytest.mark.parametrize("damaged", [b"", b"[]", b"{}", b'{"overlaps": [{}]}'])
-def test_rows_are_counted_once_for_each_content(make_task, rows, loraxs_home, damaged):
+def test_rows_are_counted_once_for_each_content(make_task, rows, fresh_home, damaged):
     task = make_task()
     first = load_data(task).report
-    (path,) = (loraxs_home / "datasets" / "reports").iterdir()
+    (path,) = (fresh_home / "datasets" / "reports").iterdir()
     written = path.stat().st_mtime_ns
     again = load_data(task).report
     assert (again, path.stat().st_mtime_ns) == (first, written)
@@ -163,7 +163,7 @@ def test_of_validation_the_rows_that_are_scored_count(make_task, tokenizer, rows
     assert report.num_rows["validation"] == 30
 
 
-def test_what_is_counted_of_tokens_is_counted_once(make_task, tokenizer, loraxs_home, monkeypatch):
+def test_what_is_counted_of_tokens_is_counted_once(make_task, tokenizer, fresh_home, monkeypatch):
     first = prepare(make_task(), tokenizer).report
     monkeypatch.setattr("loraxs_search.tasks.report._count", None)
     assert prepare(make_task(), tokenizer).report == first

@@ -46,13 +46,13 @@ def make(base, make_adapter, tmp_path):
 def test_what_was_written_stands_beside_its_reference(make, source):
     task = writing(source=source)
     folder = make(task)
-    scores = score_folder(folder, task)
-    assert len(scores.predictions) == len(scores.labels) == 40
-    assert len(scores.samples) == 3
-    asked = [sample.prompt.removeprefix("say ") for sample in scores.samples]
-    assert [sample.prompt for sample in scores.samples] == [f"say {words}" for words in asked]
-    assert [sample.reference for sample in scores.samples] == list(scores.labels[:3])
-    assert [sample.answer for sample in scores.samples] == [a.label for a in loraxs_search.predict(folder, asked)]
+    said = score_folder(folder, task).answers
+    assert len(said.predictions) == len(said.labels) == 40
+    assert len(said.samples) == 3
+    asked = [sample.prompt.removeprefix("say ") for sample in said.samples]
+    assert [sample.prompt for sample in said.samples] == [f"say {words}" for words in asked]
+    assert [sample.reference for sample in said.samples] == list(said.labels[:3])
+    assert [sample.answer for sample in said.samples] == [a.label for a in loraxs_search.predict(folder, asked)]
 
 
 def test_what_was_chosen_stands_beside_its_reference(make, source, tmp_path):
@@ -60,27 +60,27 @@ def test_what_was_chosen_stands_beside_its_reference(make, source, tmp_path):
     for path in source.data_files.values():
         lines = Path(path).read_text().splitlines()
         Path(path).write_text("".join(f'{line[:-1]}, "right": {i % 2}}}\n' for i, line in enumerate(lines)))
-    scores = score_folder(make(task), task)
-    for number, sample in enumerate(scores.samples):
+    said = score_folder(make(task), task).answers
+    for number, sample in enumerate(said.samples):
         words = sample.prompt.removeprefix("say ")
         turned = " ".join(reversed(words.split()))
-        assert sample.reference == (turned if scores.labels[number] else words)
-        assert sample.answer == (turned if scores.predictions[number] else words)
+        assert sample.reference == (turned if said.labels[number] else words)
+        assert sample.answer == (turned if said.predictions[number] else words)
 
 
 def test_an_adapter_is_scored_on_other_rows_in_its_own_way(make, source):
     """A champion that was asked by another prompt is asked by that one."""
     task = writing(source=source)
     folder = make(replace(writing("older", source), settings=task.settings | {"prompt": "{words} say"}))
-    scores = score_folder(folder, task)
-    assert all(sample.prompt.endswith("say") for sample in scores.samples)
-    assert scores.labels == score_folder(make(task), task).labels
+    said = score_folder(folder, task).answers
+    assert all(sample.prompt.endswith("say") for sample in said.samples)
+    assert said.labels == score_folder(make(task), task).answers.labels
 
 
 def test_long_texts_are_cut_for_people(make, source, monkeypatch):
     monkeypatch.setattr("loraxs_search.tasks.kinds._language_model._MOST_SHOWN", 2)
-    scores = score_folder(make(writing(source=source)), writing(source=source))
-    assert all(len(text) == 2 for sample in scores.samples for text in (sample.prompt, sample.reference))
+    said = score_folder(make(writing(source=source)), writing(source=source)).answers
+    assert all(len(text) == 2 for sample in said.samples for text in (sample.prompt, sample.reference))
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ def test_a_question_gives_the_prompts_columns_and_then_the_options(make):
     assert kind.question_columns == ("q", "extra", "choices")
     rows = kind.questions([("one", "two", "a |b| c"), ("three", "four", ["x | y", "z"])])
     assert rows.texts == ["one two?", "three four?"]
+    assert kind.shown(("Which?", ["a", 2])) == "Which? | a | 2"
     assert rows.extras["options"] == [[" a", " b", " c"], [" x | y", " z"]]
     assert checked(make(labelled([0]), options=["x", "y"])).question_texts == ("q",)
     assert checked(make(options=[" {a}", " {b}"])).question_texts == ("q", "a", "b")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from support.characters import CHAT, characters
+from support.characters import characters
 from support.text_tasks import NUMBER, SUMS, refused, writing_task
 
 from loraxs_search.errors import TaskDataError
@@ -155,6 +155,8 @@ def test_a_row_without_an_answer_is_refused(make, answer):
     assert "each row must have an answer, but" in message
     assert "rows.jsonl has rows without: line 4 and 1 more row." in message
     assert "write their answers, or remove the rows" in message
+    assert message.count("each row must") == 3, "once for each split"
+    assert "extract" not in message
 
 
 def test_a_missing_answer_is_refused(make):
@@ -236,21 +238,7 @@ def test_without_an_end_token_a_stop_string_is_needed(make):
     prepare(make(generation={"max_new_tokens": 9, "stop": ["zz"]}), tokenizer)
 
 
-def test_messages_need_a_chat_template(make):
-    chat = {"prompt": None, "messages": [{"role": "user", "content": "{q}"}]}
-    with pytest.raises(TaskDataError, match="chat template"):
-        prepare(make(**chat), characters())
-    prepare(make(**chat), characters(chat=CHAT))
-
-
 # ---- each fault once, with what it breaks ----------------------------------------------------------------------------
-def test_a_blank_answer_is_one_fault(make):
-    said = refused(make([*SUMS, {"q": "x", "a": " ", "n": "1"}]))
-    assert "each row must have an answer, but" in said
-    assert said.count("each row must") == 3  # once for each split
-    assert "extract" not in said
-
-
 def test_a_row_with_nothing_in_its_prompt_but_the_templates_words_is_refused(make):
     blank = {"q": " ", "a": "x", "n": ""}
     assert "each row must have text, but" in refused(make([*SUMS, blank]))

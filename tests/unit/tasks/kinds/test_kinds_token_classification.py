@@ -13,8 +13,9 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from support.bases import byte_tokenizer
 from support.entity_rows import LABELS, entity_rows
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
@@ -84,15 +85,11 @@ def make(tmp_path: Path) -> Callable[..., Task]:
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     """A token for each byte, spaces too, between a begin and an end token."""
-    letters = sorted({*pre_tokenizers.ByteLevel.alphabet()})
-    raw = Tokenizer(models.BPE({name: i for i, name in enumerate(["<pad>", "<s>", "</s>", *letters])}, []))
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    raw.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=64,
-        model_input_names=["input_ids", "attention_mask"],
-    )  # fmt: skip
+    tokenizer, ends = byte_tokenizer(chat=False), ("<begin>", "<end>")
+    ids = list(zip(ends, tokenizer.convert_tokens_to_ids(ends), strict=True))
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<begin> $A <end>", special_tokens=ids)
+    tokenizer.model_max_length = 64
+    return tokenizer
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -236,10 +233,10 @@ def test_words_beyond_max_length_are_answered_as_outside(
     data = prepare(make([GOOD], max_length=8), tokenizer)
     assert data.encoded("train").lengths.tolist() == [8]
     scores = answered(data, outputs_of([1, 3]))  # `Ada l` is left
-    assert scores.answers.tolist() == ["B-PER B-LOC O O"]
+    assert scores.predictions.tolist() == ["B-PER B-LOC O O"]
     assert scores.counts.tolist() == [2]
     assert data.report.cut["train"] == 1
-    assert data.kind.measure(scores.answers, data.labels("train"))["recall"] == 0.5
+    assert data.kind.measure(scores.predictions, data.labels("train"))["recall"] == 0.5
 
 
 def test_outputs_that_are_not_finite_end_the_trial(
