@@ -33,10 +33,9 @@ def read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[st
         MalformedFileError: a name that stands twice in the header, a row with fields too many or too few, or a quote
             that is not closed.
     """
-    csv.field_size_limit(sys.maxsize)  # of the process: a text may be longer than csv's 128 KiB
-    shown = (each for each in (usual, *SEPARATORS) if set(wanted) <= set(_header(text, each)))
+    shown = (each for each in (usual, *SEPARATORS) if set(wanted) <= set(header(text, each)))
     separator = next(shown, None) or likely_separator(text, usual)
-    rows = _rows(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+    rows = _rows(_reader(text, separator, strict=True))
     names = [name.strip() for name in next(rows, _Row(1, 1, [])).fields]
     if not set(wanted) <= set(names):
         return Columns(names, {}, [])
@@ -52,17 +51,17 @@ def read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[st
 
 def shows(text: str, wanted: Sequence[str]) -> bool:
     """Whether a text begins with a header that has all of `wanted`."""
-    return any(set(wanted) <= set(_header(text, separator)) for separator in SEPARATORS)
+    return any(set(wanted) <= set(header(text, separator)) for separator in SEPARATORS)
 
 
 def is_table(text: str) -> bool:
     """Whether a text begins with names, and all rows have as many fields, which are several, as few lines of prose."""
     separator = likely_separator(text, ",")
-    names = _header(text, separator)
+    names = header(text, separator)
     if len(names) < 2 or len(set(names)) < len(names) or not all(map(_is_name, names)):
         return False
     try:
-        widths = [len(row) for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+        widths = [len(row) for row in _reader(text, separator) if row]
     except csv.Error:
         return False
     return len(widths) > 1 and set(widths) == {len(names)}
@@ -73,11 +72,17 @@ def _is_name(text: str) -> bool:
     return text.isidentifier() and (text.isascii() or len(text) <= _LONGEST_NAME)
 
 
-def _header(text: str, separator: str) -> list[str]:
+def header(text: str, separator: str) -> list[str]:
+    """Return the names in the first line; empty where it cannot be read."""
     try:
-        return [name.strip() for name in next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])]
+        return [name.strip() for name in next(_reader(text, separator), [])]
     except csv.Error:
         return []
+
+
+def _reader(text: str, separator: str, strict: bool = False) -> Iterator[list[str]]:
+    csv.field_size_limit(sys.maxsize)  # of the process: a text may be longer than csv's 128 KiB
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)
 
 
 def likely_separator(text: str, usual: str) -> str:
@@ -86,7 +91,7 @@ def likely_separator(text: str, usual: str) -> str:
 
     def fitting(separator: str) -> tuple[float, bool]:
         try:
-            widths = [len(row) for row in csv.reader(io.StringIO(head), delimiter=separator) if row]
+            widths = [len(row) for row in _reader(head, separator) if row]
         except csv.Error:
             return 0.0, False
         if not widths or widths[0] < 2:

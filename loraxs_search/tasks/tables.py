@@ -17,7 +17,7 @@ from loraxs_search.paths import meant_file
 from loraxs_search.tasks.files import file_format, read_columns, unpacked
 from loraxs_search.tasks.read import rows_cache
 from loraxs_search.tasks.rows import Columns, MalformedFileError
-from loraxs_search.tasks.separated import SEPARATORS, likely_separator, read_csv
+from loraxs_search.tasks.separated import SEPARATORS, header, likely_separator, read_csv
 from loraxs_search.tasks.splits import load_splits
 
 _MOST_OF_HUB = 100_000  # rows of a data set that are looked at
@@ -145,8 +145,7 @@ def _separated(path: Path, content: bytes, usual: str) -> Table:
     """Read separated values; columns without a name, as pandas writes its index, are left out."""
     text, encoding = _decoded(content)
     separator = likely_separator(text, usual)
-    header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator), [])
-    names = [name.strip() for name in header if name.strip()]
+    names = [name for name in header(text, separator) if name]
     if not names and text.strip():
         raise MalformedFileError("must name its columns in its first line, but that is empty", hint="name them there")
     read = read_csv(text, separator, names) if names else Columns([], {}, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import lzma
 from dataclasses import replace
@@ -19,6 +20,7 @@ from loraxs_search.records import DataSource
 from loraxs_search.tasks.files import read_columns
 from loraxs_search.tasks.prepared import load_data
 from loraxs_search.tasks.rows import MalformedFileError
+from loraxs_search.tasks.tables import read_table
 
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
 CSV = f"text,label\n{ROWS}"
@@ -102,6 +104,12 @@ def test_a_label_column_may_change_its_kind_after_many_rows(load):
 
 def test_a_text_may_be_longer_than_csv_takes_by_default(load):
     assert ("x" * 200_000, 1) in load("d.csv", CSV + "x" * 200_000 + ",1\n")
+
+
+def test_so_may_a_first_line(tmp_path: Path) -> None:
+    csv.field_size_limit(131_072)  # as a new process has it
+    (tmp_path / "d.csv").write_text("x" * 200_000 + ",label\na,1\n")
+    assert read_table(tmp_path / "d.csv").columns["label"] == ["1"]
 
 
 @pytest.mark.parametrize(("name", "separator"), [("d.csv", ";"), ("d.csv", "\t"), ("d.tsv", ","), ("d.csv", "|")])
