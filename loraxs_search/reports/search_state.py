@@ -75,14 +75,10 @@ class Score:
 
 
 class SearchState:
-    """Takes the events of one study, in their order, and says how its search stands.
+    """Takes the events of one study, in their order, and says how its search stands."""
 
-    Args:
-        study: Its name, where that is known before its first event.
-    """
-
-    def __init__(self, study: str = "") -> None:
-        self.study = study
+    def __init__(self) -> None:
+        self.study = ""
         self.facts: events.SearchStarted | None = None
         self.phase: events.Phase | None = None
         self.trials: dict[str, TrialLine] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -105,6 +105,11 @@ class ReportFacts:
         """The candidate that was scored on the test rows."""
         return next((candidate for candidate in self.candidates if candidate.test_metrics), None)
 
+    @property
+    def saved_s(self) -> float:
+        """Device time that stopped trials had needed for the steps that they were spared, each at its own pace."""
+        return sum(_spared_s(record, self.info.search.max_steps) for record in self.stopped)
+
     def score(self, record: TrialRecord) -> float:
         """Return the score of a trial that trained all its steps."""
         return self.folder.checkpoint_selection.select(record.reports).metrics[self.metric]
@@ -139,43 +144,9 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
     )
 
 
-def _device_seconds(records: Sequence[TrialRecord]) -> float:
-    """Return the seconds of computation that trials took, to their last reports."""
+def device_seconds(records: Iterable[TrialRecord]) -> float:
+    """Return the seconds of computation that trials took, each to its last report, without final scores and refits."""
     return sum(record.reports[-1].device_s for record in records if record.reports)
-
-
-@dataclass(frozen=True)
-class _Spending:
-    """Seconds of a search.
-
-    Args:
-        device_s: Computation for trials, each to its last report. Final scores and refits are not in it.
-        by_state: The same by how trials ended.
-        saved_s: What stopped trials had needed for the steps that they were spared, each at its own pace.
-        wall_s: What drivers worked on the search.
-    """
-
-    device_s: float
-    by_state: dict[TrialState, float]
-    saved_s: float
-    wall_s: float
-
-    @property
-    def saved_share(self) -> float:
-        """The share of `device_s` and `saved_s` together that was saved."""
-        whole = self.device_s + self.saved_s
-        return self.saved_s / whole if whole else 0.0
-
-
-def spending(facts: ReportFacts) -> _Spending:
-    """Add up what a study's reports say."""
-    by_state = {state: [r for r in facts.records if r.state is state] for state in TrialState}
-    return _Spending(
-        device_s=_device_seconds(facts.records),
-        by_state={state: _device_seconds(records) for state, records in by_state.items() if records},
-        saved_s=sum(_spared_s(record, facts.info.search.max_steps) for record in facts.stopped),
-        wall_s=facts.spent_s,
-    )
 
 
 def _spared_s(record: TrialRecord, max_steps: int) -> float:
