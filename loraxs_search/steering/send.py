@@ -93,7 +93,8 @@ def send(
     if tracking_uri is not None or not StudyFolder.exists(study):
         return _send_away(resolve_uri(tracking_uri), study, command)
     folder = StudyFolder.open(study)
-    if not folder.is_running() and (place := _place_elsewhere(folder)):
+    storage = folder.info.storage
+    if not folder.is_running() and storage is not None and (place := holder_elsewhere(storage, study)):
         return _send_to(place, folder, command)
     return _send_here(folder, command, wait_s)
 
@@ -109,7 +110,8 @@ def _send_here(folder: StudyFolder, command: Command, wait_s: float) -> CommandA
     folder.inbox().put(command)
     answer = _await_answer(folder, command, time.monotonic() + wait_s)
     if answer is None:
-        return _queued(command, f"{_not_yet(wait_s)}; `loraxs-search status {name}` shows what waits")
+        why = f"the search has not answered within {wait_s:g} s: it may be starting, or killed"
+        return _queued(command, f"{why}; `loraxs-search status {name}` shows what waits")
     return _accepted(answer)
 
 
@@ -123,12 +125,6 @@ def _await_answer(folder: StudyFolder, command: Command, until: float) -> Comman
         if time.monotonic() >= until:
             return None
         time.sleep(_LOOK_EVERY_S)
-
-
-def _place_elsewhere(folder: StudyFolder) -> str:
-    """Return the machine whose driver has a study that began here; empty where none has."""
-    storage = folder.info.storage
-    return "" if storage is None else holder_elsewhere(storage, folder.name)
 
 
 def _send_to(place: str, folder: StudyFolder, command: Command) -> CommandAnswer:
@@ -180,10 +176,6 @@ def _send_away(uri: str, study: str, command: Command, place: str = "") -> Comma
     return _queued(command, f"`{command.verb}` is on {runs} in MLflow; the search answers there, in the tag `{ANSWER}`")
 
 
-def _not_yet(wait_s: float) -> str:
-    return f"the search has not answered within {wait_s:g} s: it may be starting, or killed"
-
-
 def _accepted(answer: CommandAnswer) -> CommandAnswer:
     if answer.state is AnswerState.REFUSED:
         raise CommandError(answer.text, hint=answer.hint or None)
@@ -199,17 +191,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as containers have
         return "a user"
-
-
-__all__ = [
-    "add_trial",
-    "clone_trial",
-    "continue_trials",
-    "extend_study",
-    "finish_study",
-    "pause_trials",
-    "stop_trials",
-]
 
 
 def stop_trials(study: str, *trials: str, now: bool = False, tracking_uri: str | None = None) -> CommandAnswer:
