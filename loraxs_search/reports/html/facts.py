@@ -12,7 +12,7 @@ from loraxs_search.records import Baseline, Candidate, Task, TrialRecord, TrialS
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, shown_baselines
 from loraxs_search.reports.study_status import Progress, progress, study_state
 from loraxs_search.steering import whole_plan
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies import Journal, StudyFolder, StudyInfo
 
 _WORDS = {
     TrialState.COMPLETE: "complete",
@@ -29,23 +29,17 @@ class ReportFacts:
     Args:
         state: `running`, `finished` or `interrupted`.
         read_at: That moment, seconds since 1970.
-        records: Every trial, in the order they were started.
+        journal: As it was then.
         candidates: Best first; none before the search has ended.
         baselines: Without test metrics before the search has ended.
-        spent_s: Seconds that drivers have worked on it.
-        last_at: When the last event was recorded; 0 where there is none.
-        notice: Why it ended before its budget; empty where it did not.
     """
 
     folder: StudyFolder
     state: str
     read_at: float
-    records: tuple[TrialRecord, ...]
+    journal: Journal
     candidates: tuple[Candidate, ...]
     baselines: tuple[Baseline, ...]
-    spent_s: float
-    last_at: float
-    notice: str
 
     @property
     def info(self) -> StudyInfo:
@@ -66,6 +60,11 @@ class ReportFacts:
         return 1.0 if self.task.search_direction == "maximize" else -1.0
 
     @cached_property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """Every trial, in the order they were started."""
+        return tuple(self.journal.records.values())
+
+    @cached_property
     def rows(self) -> list[LeaderboardRow]:
         """The leaderboard."""
         search = self.info.search
@@ -73,7 +72,7 @@ class ReportFacts:
 
     @cached_property
     def counts(self) -> Progress:
-        return progress(self.records, whole_plan(self.folder, self.folder.journal()))
+        return progress(self.records, whole_plan(self.folder, self.journal))
 
     @cached_property
     def complete(self) -> list[TrialRecord]:
@@ -135,12 +134,9 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
         # The driver at work on a study with candidates has only records to bring to MLflow.
         state="finished" if finished else study_state(folder),
         read_at=time.time(),
-        records=tuple(journal.records.values()),
+        journal=journal,
         candidates=tuple(candidates or ()),
         baselines=tuple(shown_baselines(folder.baselines(), finished=finished)),
-        spent_s=journal.spent_s,
-        last_at=journal.last_at,
-        notice=journal.notice or "",
     )
 
 

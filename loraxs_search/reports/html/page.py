@@ -72,7 +72,7 @@ def report_page(facts: ReportFacts) -> str:
             title=f"{facts.info.name}: {facts.task.registered_name}",
             as_of=_moment(facts.read_at),
             created=_moment(facts.info.created_at),
-            last=_moment(facts.last_at) if facts.last_at else "",
+            last=_moment(facts.journal.last_at) if facts.journal.last_at else "",
             version=installed().get("loraxs-search", ""),
             summary=head,
             baselines=tables.baseline_table(facts, head),

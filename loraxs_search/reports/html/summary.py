@@ -165,7 +165,7 @@ def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[_KeyNumber]
     yield _KeyNumber("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
     hours = f"{device_s / 3600:,.3g} device hours for trials, without refits and final scores"
     yield _KeyNumber("device time", duration(device_s), hours)
-    yield _KeyNumber("wall time", duration(facts.spent_s), "while a driver was at work")
+    yield _KeyNumber("wall time", duration(facts.journal.spent_s), "while a driver was at work")
     if facts.stopped:
         share = saved_s / (device_s + saved_s) if saved_s else 0.0
         yield _KeyNumber("saved by stopping", f"{share:.0%}", f"{duration(saved_s)} of a device")
@@ -185,8 +185,8 @@ def _notes(facts: ReportFacts) -> Iterator[str]:
         begun = "running" if facts.state == "running" else "begun"
         rest = f"{counts.running} {begun}, {max(0, counts.num_trials - counts.ended - counts.running)} to come"
         yield f"{_STATES[facts.state]}: {counts.ended} of {counted(counts.num_trials, 'trial')} ended, {rest}."
-    if facts.notice:
-        yield f"It ended before its budget: {facts.notice}"
+    if facts.journal.notice:
+        yield f"It ended before its budget: {facts.journal.notice}"
     if facts.info.search.objectives and facts.front_ids:
         trials = "trial is" if len(facts.front_ids) == 1 else "trials are"
         yield f"Score and stored bytes were searched for together: {len(facts.front_ids)} {trials} on their front."
