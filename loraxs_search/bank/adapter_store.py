@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
@@ -229,12 +229,12 @@ class AdapterStore:
         try:
             return self._entries[name]
         except KeyError:
-            raise UsageError(self._unknown(name), hint="load it first; `max_bytes` may have evicted it") from None
-
-    def _unknown(self, name: str) -> str:
-        near: Iterable[str] = get_close_matches(name, self._entries) if len(self) <= _MANY else ()
-        nearest = f", the nearest being {', '.join(near)}" if near else ""
-        return f"A row must name an adapter that is in the bank, but {name!r} is none of {len(self)}{nearest}."
+            near = get_close_matches(name, self._entries) if len(self) <= _MANY else ()
+            nearest = f", the nearest being {', '.join(near)}" if near else ""
+            raise UsageError(
+                f"A row must name an adapter that is in the bank, but {name!r} is none of {len(self)}{nearest}.",
+                hint="load it first; `max_bytes` may have evicted it",
+            ) from None
 
     def _open(self, layout: Layout) -> _LayoutGroup:
         group = self._groups[layout] = _LayoutGroup(layout, VectorPool(layout.width, self._device))

@@ -77,7 +77,8 @@ class BankRows(AdaptedBase):
         with self.computing(self.row_map(np.array(order))):
             outputs = forward(self.model, mine, reads)
         if outputs.project is None:
-            widths = [self._bank.num_labels(part.layout) for part in self._parts for _ in part.rows]
+            own = self._bank.model.config.num_labels  # of rows without an adapter
+            widths = [part.layout.num_labels if part.layout else own for part in self._parts for _ in part.rows]
             lines = [line[..., :width] for line, width in zip(outputs.read, widths, strict=True)]
         else:
             lines = list(outputs.project(outputs.read))

@@ -195,7 +195,8 @@ class AdapterBank:
         Raises:
             UsageError: a name is not in the bank, or there is not one for each row.
         """
-        _check_rows(names)
+        if not names:
+            raise UsageError("A batch must have at least one row, but got none.")
         wrong = {name: len(value) for name, value in inputs.items() if len(value) != len(names)}
         if wrong:
             raise UsageError(f"There must be a name for each row, but got {len(names)} names for rows {wrong}.")
@@ -232,7 +233,7 @@ class AdapterBank:
         if is_frame(rows):
             rows = rows_of_tasks(rows, [kind_of(task).question_columns for task in tasks])
         with self._tokenizing:
-            questions = Questions(tasks, names, rows, self._tokenizer)
+            questions = Questions(tasks, names, rows, self.tokenizer)
         return questions.predict(BankRows(self._model, parts))
 
     def generate(
@@ -275,7 +276,7 @@ class AdapterBank:
             tasks = {name: None if name is None else self._store.task(name) for name in names}
             parts = self._store.take(list(tasks))
         options = GenerateOptions.of(max_new_tokens, stop, sampling)
-        return generate(names, prompts, tasks, options, BankRows(self._model, parts), self._tokenizer, on_text)
+        return generate(names, prompts, tasks, options, BankRows(self._model, parts), self.tokenizer, on_text)
 
     # ---- for servers -------------------------------------------------------------------------------------------------
     @property
@@ -283,10 +284,10 @@ class AdapterBank:
         """Whether adapters have a head; without one, they choose or write."""
         return self._model.has_head
 
-    @property
+    @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's. Truncation is a setting of the tokenizer, so one thread at a time may use it."""
-        return self._tokenizer
+        return load_tokenizer(self.base)
 
     def take(self, name: str | None) -> Part:
         """Return one adapter, which counts as used, or none for the bare base: what `OpenRows.put` takes.
@@ -303,10 +304,6 @@ class AdapterBank:
         return OpenRows(self._model)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    @cached_property
-    def _tokenizer(self) -> PreTrainedTokenizerBase:
-        return load_tokenizer(self.base)
-
     def _checked_vectors(
         self,
         config: LoraXSConfig,
@@ -376,8 +373,3 @@ def _check_method(name: str, manifest: Manifest) -> None:
         if method.has_plain_lora
         else "load it by itself, with `loraxs_search.load_adapter`",
     )
-
-
-def _check_rows(names: Sequence[str | None]) -> None:
-    if not names:
-        raise UsageError("A batch must have at least one row, but got none.")

@@ -142,14 +142,6 @@ class BankModel:
         heads = self.own_heads if layout is None else self.heads(layout)
         return RowSegment(StoredRows(layout, vectors, heads), start, stop)
 
-    def num_labels(self, layout: Layout | None) -> int:
-        """Return the number of outputs for rows of a layout; a layout of None means rows without an adapter."""
-        if layout is not None:
-            return layout.num_labels
-        num_labels: int | None = self.model.config.num_labels
-        assert num_labels is not None  # the base has a head
-        return num_labels
-
     @property
     def has_head(self) -> bool:
         """Whether rows go through a head; without one, hidden states are read."""

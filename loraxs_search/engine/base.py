@@ -13,7 +13,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names, max_positions
+from loraxs_search.base_model import head_names
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.rows import PassContext, RowMap
 
@@ -44,11 +44,6 @@ class AdaptedBase:
     def device(self) -> torch.device:
         """The device of the base."""
         return next(self.model.parameters()).device
-
-    @property
-    def max_positions(self) -> int | None:
-        """Tokens of the longest row that the base takes; None if its configuration does not say."""
-        return max_positions(base_of(self.model).config)
 
     @property
     def shares_beginnings(self) -> bool:

@@ -55,11 +55,6 @@ class Generation:
     def __len__(self) -> int:
         return sum(len(cohort.sequences) for cohort in self._cohorts)
 
-    @property
-    def width(self) -> int:
-        """The columns of the widest cache: tokens of a row, and padding before them."""
-        return max((cohort.decoding.width for cohort in self._cohorts), default=0)
-
     @torch.inference_mode()
     def join(self, sequences: Sequence[OpenSequence], owners: Owners) -> list[OpenSequence]:
         """Compute the prompts of further sequences and give each its first token; return those that ended with it.

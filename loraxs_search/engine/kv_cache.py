@@ -57,32 +57,18 @@ def forked_cache(cache: DynamicCache, rows: Tensor) -> DynamicCache:
     return other
 
 
-def _joined_caches(caches: Sequence[DynamicCache], rows: Sequence[Tensor]) -> DynamicCache:
-    """Return the rows of caches of growing layers as one, which all end in the same column; the caches are used up.
-
-    Args:
-        rows: Which row each row of a cache becomes, (n,) int64, for each cache.
-    """
-    for number in range(len(caches[0].layers)):
-        own = [cast("GrowingLayer", cache.layers[number]) for cache in caches]
-        caches[0].layers[number] = GrowingLayer.joined(own, rows)
-        for cache in caches[1:]:
-            cache.layers[number] = caches[0].layers[number]  # so that what was copied takes no memory
-    return caches[0]
-
-
 class GrowingLayer(DynamicLayer):
     """One layer's keys and values.
 
     Args:
-        turned: Whether keys are stored as (n, h, d, C), which is how a CPU multiplies one query with them fastest: a
+        turned: Whether keys lie in memory as (n, h, d, C), which is how a CPU multiplies one query with them fastest: a
             third of the time with (n, h, C, d) for 40 rows of 160 tokens in bfloat16.
     """
 
     def __init__(self, turned: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._turned = turned
-        self._keys = self._values = torch.empty(0)
+        self._keys = self._values = torch.empty(0)  # (n, h, C, d); turned keys are a view of that shape
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keep further keys and values (n, h, T, d); return all, (n, h, S, d).
@@ -97,13 +83,10 @@ class GrowingLayer(DynamicLayer):
             self._make_space(key_states, value_states, start, stop)
         num_rows = len(key_states)
         self._values[:num_rows, :, start:stop] = value_states
-        if self._turned:
-            self._keys[:num_rows, :, :, start:stop] = key_states.transpose(2, 3)
-        else:
-            self._keys[:num_rows, :, start:stop] = key_states
+        self._keys[:num_rows, :, start:stop] = key_states
         keys, values = self._show(num_rows, stop)
         if self._turned and key_states.shape[2] == 1:
-            return self._keys[:num_rows].transpose(2, 3), self._values[:num_rows]
+            return self._keys[:num_rows], self._values[:num_rows]
         return (keys, values) if start else (key_states, value_states)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -111,10 +94,10 @@ class GrowingLayer(DynamicLayer):
         num_rows, length = len(indices), self.get_seq_length()
         if num_rows <= len(self._values):
             moved = (indices != torch.arange(num_rows, device=indices.device)).nonzero()[:, 0]
-            for stored in (self._keys, self._values):
+            for stored in self._in_memory():
                 stored[moved] = stored[indices[moved]]
         else:
-            self._keys, self._values = self._keys[indices], self._values[indices]
+            self._keys, self._values = self._copied(indices)
         self._show(num_rows, length)
 
     def drop_first(self, count: int) -> None:
@@ -122,16 +105,13 @@ class GrowingLayer(DynamicLayer):
         (keys, values), length = self._held(), self.get_seq_length() - count
         self._make_space(keys, values, 0, length)
         self._values[:, :, :length] = values[:, :, count:]
-        if self._turned:
-            self._keys[:, :, :, :length] = keys[:, :, count:].transpose(2, 3)
-        else:
-            self._keys[:, :, :length] = keys[:, :, count:]
+        self._keys[:, :, :length] = keys[:, :, count:]
         self._show(len(keys), length)
 
     def forked(self, rows: Tensor) -> GrowingLayer:
         """Return a layer of these rows that shares no memory with this one."""
         other = copy.copy(self)
-        other._keys, other._values = self._keys[rows], self._values[rows]
+        other._keys, other._values = self._copied(rows)
         other._show(len(rows), self.get_seq_length())
         return other
 
@@ -144,10 +124,7 @@ class GrowingLayer(DynamicLayer):
         for (keys, values), own in zip(held, rows, strict=True):
             place = slice(length - keys.shape[2], length)
             other._values[own, :, place] = values
-            if other._turned:
-                other._keys[own, :, :, place] = keys.transpose(2, 3)
-            else:
-                other._keys[own, :, place] = keys
+            other._keys[own, :, place] = keys
         other._show(num_rows, length)
         return other
 
@@ -159,22 +136,25 @@ class GrowingLayer(DynamicLayer):
 
     def _show(self, num_rows: int, length: int) -> tuple[Tensor, Tensor]:
         """Set what the rest of the library sees, and return it."""
-        if self._turned:
-            keys = self._keys[:num_rows, :, :, :length].transpose(2, 3)
-        else:
-            keys = self._keys[:num_rows, :, :length]
-        self.keys, self.values = keys, self._values[:num_rows, :, :length]
+        self.keys, self.values = self._keys[:num_rows, :, :length], self._values[:num_rows, :, :length]
         return self.keys, self.values
+
+    def _in_memory(self) -> tuple[Tensor, Tensor]:
+        """Return keys and values as they lie in memory."""
+        return self._keys.transpose(2, 3) if self._turned else self._keys, self._values
+
+    def _copied(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = (stored[rows] for stored in self._in_memory())
+        return keys.transpose(2, 3) if self._turned else keys, values
 
     def _make_space(self, key_states: Tensor, value_states: Tensor, start: int, stop: int) -> None:
         n, heads, _, d = key_states.shape
         space = -(-(stop + 1) // _SPACE) * _SPACE
         keys = key_states.new_zeros((n, heads, d, space) if self._turned else (n, heads, space, d))
+        keys = keys.transpose(2, 3) if self._turned else keys
         values = value_states.new_zeros(n, heads, space, value_states.shape[-1])
         if start:
-            values[:, :, :start] = self._values[:n, :, :start]
-            before = self._keys[:n, :, :, :start] if self._turned else self._keys[:n, :, :start]
-            keys[:, :, : before.shape[2], : before.shape[3]] = before
+            keys[:, :, :start], values[:, :, :start] = self._keys[:n, :, :start], self._values[:n, :, :start]
         self._keys, self._values = keys, values
 
 
@@ -205,11 +185,6 @@ class Decoding:
         # A window counts padding as tokens, and a layer with its own state reads it.
         self.allows_gaps = _keeps_every_key(base)
         self.can_be_joined = all(isinstance(layer, GrowingLayer) for layer in self._cache.layers)
-
-    @property
-    def width(self) -> int:
-        """Columns: the tokens of a row, and the padding before them."""
-        return 0 if self._mask_nS is None else self._mask_nS.shape[1]
 
     @torch.inference_mode()
     def compute(self, ids_nT: Tensor, mask_nT: Tensor) -> Tensor:
@@ -275,7 +250,12 @@ class Decoding:
         chosen = [torch.from_numpy(own).to(mask_nS.device) for own in rows]
         for own, mask in zip(chosen, masks, strict=True):
             mask_nS[own, widest - mask.shape[1] :] = mask
-        first._cache, first._mask_nS = _joined_caches([part._cache for part in parts], chosen), mask_nS
+        for number in range(len(first._cache.layers)):
+            own_layers = [cast("GrowingLayer", part._cache.layers[number]) for part in parts]
+            layer = GrowingLayer.joined(own_layers, chosen)
+            for part in parts:
+                part._cache.layers[number] = layer  # so that what was copied takes no memory
+        first._mask_nS = mask_nS
         return first
 
     @torch.inference_mode()

@@ -218,6 +218,20 @@ class AdaptedLinear(nn.Module):
         return y
 
 
+class WrappedLayer(nn.Module):
+    """Stands where a layer was; some models ask their layers for attributes, such as what kind they are."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
 def num_positions(x: Tensor, row_map: RowMap[Any]) -> int:
     """Return T, the positions that x (n, ..., in) has for each row."""
     total = x.numel() // x.shape[-1]

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from loraxs_search.engine.layers import WrappedLayer
 from loraxs_search.engine.rows import PassContext
 from loraxs_search.errors import UsageError
 
@@ -98,19 +99,12 @@ class GradientCheckpointing:
             self.remove()
 
 
-class _CheckpointedLayer(nn.Module):
-    """Stands where a layer was; the model may ask it for the layer's attributes."""
+class _CheckpointedLayer(WrappedLayer):
+    """Computes a layer again in backward."""
 
     def __init__(self, layer: nn.Module, context: PassContext[Any] | None) -> None:
-        super().__init__()
-        self.layer = layer
+        super().__init__(layer)
         self._context = context
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():

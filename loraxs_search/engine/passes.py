@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -115,12 +114,6 @@ def run_prefix(
     inputs = _join([data.collate(split, chosen).inputs], shared.width, base_of(base.model))
     on_device = {name: value.to(base.device) for name, value in inputs.items()}
     return chosen, prefix.compute(on_device, data.lengths(split)[chosen])
-
-
-def in_row_order(positions: Sequence[npt.NDArray[np.int64]], parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Return what was computed for these positions, part by part, in the order of the rows."""
-    order = torch.from_numpy(np.argsort(np.concatenate(positions)))
-    return tuple(torch.cat(column)[order] for column in zip(*parts, strict=True))
 
 
 # ---- inside ----------------------------------------------------------------------------------------------------------

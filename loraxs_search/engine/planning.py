@@ -20,8 +20,6 @@ from loraxs_search.tasks.encoded import RUN_TOKENS, cheapest_runs
 
 Indices = npt.NDArray[np.int64]
 
-PASS_TOKENS = RUN_TOKENS  # what one more pass costs beside its tokens
-
 
 @dataclass(frozen=True)
 class Demand:
@@ -61,12 +59,10 @@ class Pass:
         return self.num_rows * self.width
 
 
-def plan_passes(
-    demands: Sequence[Demand], max_tokens: int, pass_tokens: int = PASS_TOKENS, max_width: int | None = None
-) -> list[Pass]:
+def plan_passes(demands: Sequence[Demand], max_tokens: int, max_width: int | None = None) -> list[Pass]:
     """Plan passes that compute every row of every demand exactly once, the longest rows first.
 
-    The plan minimises padded tokens plus `pass_tokens` for each pass, and follows from the arguments alone. Within a
+    The plan minimises padded tokens plus `RUN_TOKENS` for each pass, and follows from the arguments alone. Within a
     pass the requesters come in the order of `demands`.
 
     Args:
@@ -84,22 +80,17 @@ def plan_passes(
             )
     if not any(len(demand.lengths) for demand in demands):
         return []
-    return _planned(demands, max_tokens, pass_tokens, min(max_tokens, max_width or max_tokens))
+    return _planned(demands, max_tokens, min(max_tokens, max_width or max_tokens))
 
 
-def padding(demands: Sequence[Demand], passes: Sequence[Pass]) -> float:
-    """Return padded tokens over real ones; 1.0 when there are none."""
-    real = sum(int(demand.lengths.sum()) for demand in demands)
-    return sum(shared.num_tokens for shared in passes) / real if real else 1.0
-
-
-def _planned(demands: Sequence[Demand], max_tokens: int, pass_tokens: int, max_width: int) -> list[Pass]:
+def _planned(demands: Sequence[Demand], max_tokens: int, max_width: int) -> list[Pass]:
     lengths = np.concatenate([np.maximum(demand.lengths, 1) for demand in demands]).astype(np.int64)
     owners = np.repeat(np.arange(len(demands)), [len(demand.lengths) for demand in demands])
     positions = np.concatenate([np.arange(len(demand.lengths)) for demand in demands])
     order = np.argsort(-lengths, kind="stable")
+    widths = {int(length): round_up(int(length), max_width) for length in np.unique(lengths)}
     passes = []
-    for rows in _cut(lengths[order], max_tokens, pass_tokens, max_width):
+    for rows in cheapest_runs([widths[length] for length in lengths[order].tolist()], max_tokens, few_sizes=True):
         chosen = np.sort(order[rows])  # back to the order of demands, so that each requester's rows are one block
         shares = tuple(
             Share(demands[owner].name, positions[chosen[owners[chosen] == owner]])
@@ -107,12 +98,6 @@ def _planned(demands: Sequence[Demand], max_tokens: int, pass_tokens: int, max_w
         )
         passes.append(Pass(round_up(int(lengths[chosen].max()), max_width), shares))
     return passes
-
-
-def _cut(lengths: Indices, max_tokens: int, pass_tokens: int, max_width: int) -> list[slice]:
-    """Cut rows, sorted longest first, into the cheapest runs of 2^i rows."""
-    widths = {int(length): round_up(int(length), max_width) for length in np.unique(lengths)}
-    return cheapest_runs([widths[length] for length in lengths.tolist()], max_tokens, pass_tokens, few_sizes=True)
 
 
 def round_up(width: int, most: int) -> int:
@@ -153,7 +138,7 @@ class PassExecutor:
     def makespan(self, passes: Sequence[Pass]) -> int:
         """Return what the worker with most to do computes, in tokens, the cost of each pass included."""
         shares = _assign(passes, self.num_workers)
-        return max(sum(passes[i].num_tokens + PASS_TOKENS for i in share) for share in shares)
+        return max(sum(passes[i].num_tokens + RUN_TOKENS for i in share) for share in shares)
 
     def run(self, passes: Sequence[Pass], compute: Callable[[int, Pass], ResultT]) -> list[ResultT]:
         """Call `compute(worker, pass)` for every pass and return the results in the order of `passes`.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import close_to, dummy_inputs, padding_side, readable, rounding
+from loraxs_search.engine.layers import WrappedLayer
 from loraxs_search.engine.planning import Indices
 from loraxs_search.records import Split
 from loraxs_search.tasks.batch import RowSource
@@ -133,12 +134,11 @@ class _Reached(Exception):  # noqa: N818  # it ends a forward pass early
         self.states = states
 
 
-class _SkippedLayer(nn.Module):
+class _SkippedLayer(WrappedLayer):
     """Hides a layer below depth j."""
 
     def __init__(self, layer: nn.Module, state: _SkipState, first: bool, last: bool) -> None:
-        super().__init__()
-        self.layer = layer
+        super().__init__(layer)
         self._state, self._first, self._last = state, first, last
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -151,13 +151,6 @@ class _SkippedLayer(nn.Module):
         if self._last:
             raise _Reached(y)
         return y
-
-    def __getattr__(self, name: str) -> Any:
-        """Answer for the layer inside: some models ask their layers what kind they are."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("layer"), name)
 
 
 _Key = tuple[int, RowSource, Split]
@@ -198,15 +191,15 @@ class PrefixCache:
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None, max_bytes: int | None = None) -> None:
         default = CPU_BYTES if model.device.type == "cpu" else DEVICE_BYTES
         self._max_bytes = default if max_bytes is None else max_bytes
-        can_skip = layers is not None and self._max_bytes > 0 and padding_side(model.config) == "right"
-        self._skipping = LayerSkipping(model, layers) if layers is not None and can_skip else None
+        self._can_skip = layers is not None and self._max_bytes > 0 and padding_side(model.config) == "right"
+        self._skipping = LayerSkipping(model, layers or nn.ModuleList())
         self._entries: dict[_Key, _CacheEntry] = {}  # the oldest first
         self._tasks: frozenset[RowSource] = frozenset()
 
     @property
     def depth(self) -> int:
         """How many layers passes skip."""
-        return self._skipping.depth if self._skipping else 0
+        return self._skipping.depth
 
     @property
     def num_bytes(self) -> int:
@@ -216,13 +209,12 @@ class PrefixCache:
     def place(self, depth: int, tasks: Iterable[RowSource]) -> None:
         """Skip the layers below `depth` for rows of `tasks` from now on; the base must be as it was loaded."""
         self._tasks = frozenset(tasks)
-        if self._skipping and depth:
+        if self._can_skip and depth:
             self._skipping.place(depth)
 
     def remove(self) -> None:
         """Put the layers back; cached rows stay."""
-        if self._skipping:
-            self._skipping.remove()
+        self._skipping.remove()
 
     def shrink(self) -> bool:
         """Empty the cache, and use at most half its size from now on: memory ran out elsewhere.
@@ -237,7 +229,7 @@ class PrefixCache:
 
     def missing(self, data: RowSource, split: Split, rows: Indices) -> Indices:
         """Return those of these rows that are not cached and will fit, ascending; none if nothing is skipped."""
-        if not self._skipping or not self.depth:
+        if not self.depth:
             return np.empty(0, dtype=np.int64)
         known = self._entry(data, split).rows
         new = np.array([row for row in np.unique(rows).tolist() if row not in known], dtype=np.int64)
@@ -253,7 +245,6 @@ class PrefixCache:
             inputs: What the model takes, (n, T), on its device.
             lengths: Real tokens of each row, (n,).
         """
-        assert self._skipping is not None  # otherwise no row is missing
         states = self._skipping.entering(inputs)
         packed = states.flatten(0, 1)[_token_indices(lengths, states)]
         return torch.split(packed, lengths.tolist())
@@ -267,31 +258,29 @@ class PrefixCache:
     @contextmanager
     def skipped(self, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Iterator[None]:
         """Skip the layers while this thread computes a pass of these rows and inputs."""
-        if not self._skipping or not self.depth:
+        if not self.depth:
             yield
             return
-        with self._skipping.given(self._states(self._skipping, parts, inputs)):
+        with self._skipping.given(self._states(parts, inputs)):
             yield
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Skip nothing in what this thread computes."""
-        with self._skipping.paused() if self._skipping else nullcontext():
-            yield
+        return self._skipping.paused()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def _states(self, skipping: LayerSkipping, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Tensor:
+    def _states(self, parts: Sequence[CachedRows], inputs: dict[str, Tensor]) -> Tensor:
         """Return what enters layer j, as wide as the inputs; zero in the padding, which no real token reads."""
         rows = [states for part in parts for states in self._look_up(part)]
         known = [states for states in rows if states is not None]
         if not known:
-            return skipping.entering(inputs)
+            return self._skipping.entering(inputs)
         states = known[0].new_zeros(*inputs["input_ids"].shape, known[0].shape[-1])
         lengths = np.array([0 if row is None else len(row) for row in rows])
         states.flatten(0, 1).index_copy_(0, _token_indices(lengths, states), torch.cat(known))
         if new := [i for i, row in enumerate(rows) if row is None]:
-            states[new] = skipping.entering({name: value[new] for name, value in inputs.items()})
+            states[new] = self._skipping.entering({name: value[new] for name, value in inputs.items()})
         return states
 
     def _look_up(self, part: CachedRows) -> list[Tensor | None]:

@@ -41,17 +41,12 @@ class LastLayerPruning:
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None) -> None:
         self._handle: RemovableHandle | None = None
-        self._joint = _prunable_joint(model, layers[-1]) if layers is not None else None
-
-    @property
-    def cuts(self) -> bool:
-        """Whether a pass of this base is cut while the pruning is in place."""
-        return self._joint is not None
+        self.joint = _prunable_joint(model, layers[-1]) if layers is not None else None
 
     def place(self) -> None:
         """Cut passes from now on."""
-        if self._joint is not None and self._handle is None:
-            self._handle = self._joint.register_forward_pre_hook(_first_tokens)
+        if self.joint is not None and self._handle is None:
+            self._handle = self.joint.register_forward_pre_hook(_first_tokens)
 
     @contextmanager
     def placed(self) -> Iterator[None]:
@@ -132,11 +127,6 @@ class ReadPruning:
         self._layers, self._pass = layers, _Pass()
         self._handles: list[RemovableHandle] = []
         self._places = self._probe(model, layers[-1]) if layers is not None else None
-
-    @property
-    def cuts(self) -> bool:
-        """Whether passes of this base can be cut."""
-        return self._places is not None
 
     def place(self) -> None:
         """Let passes be cut from now on. Modules that replace the base's own are in place already."""

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from loraxs_search.engine.base import AdaptedBase
+from loraxs_search.base_model import max_positions
+from loraxs_search.engine.base import AdaptedBase, base_of
 from loraxs_search.engine.generation import default_rows, generate, generation_batches, open_sequences
 from loraxs_search.engine.kv_cache import Decoding
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, generation_too_long, is_out_of_memory, row_too_long
-from loraxs_search.engine.passes import ForwardRequests, Reduced, Requesters, in_row_order, run_pass, run_prefix
+from loraxs_search.engine.passes import ForwardRequests, Reduced, Requesters, run_pass, run_prefix
 from loraxs_search.engine.planning import Demand, Indices, Pass, PassExecutor, Share, plan_passes
 from loraxs_search.engine.prefix_sharing import begun_alike, is_worth_sharing, prompt_groups, read_shared
 from loraxs_search.engine.sequence import OpenSequence, generated
@@ -101,18 +102,12 @@ class Engine:
 
         self._base.begin()
         self._look_ahead(requesters, reads)
-        passes = self.plan(self.demands(requesters, reads))
+        asking = {name: own.data for name, own in requesters.items() if name in reads}  # in the order of the requesters
+        demands = [Demand(name, data.lengths(reads[name].source)[reads[name].rows]) for name, data in asking.items()]
+        passes = self.plan(demands)
         return list(zip(passes, self._executor.run(passes, compute), strict=True))
 
     # ---- plans -------------------------------------------------------------------------------------------------------
-    def demands(self, requesters: Requesters, reads: ForwardRequests) -> list[Demand]:
-        """Return what is to be planned, in the order of the requesters."""
-        return [
-            Demand(name, own.data.lengths(reads[name].source)[reads[name].rows])
-            for name, own in requesters.items()
-            if name in reads
-        ]
-
     def plan(self, demands: Sequence[Demand]) -> list[Pass]:
         """Spread rows over passes."""
         longest = max(int(demand.lengths.max()) for demand in demands)
@@ -125,7 +120,7 @@ class Engine:
             for parts in (_PASSES_PER_WORKER if num_workers > 1 else (1,))
         ]
         budgets = dict.fromkeys(max(longest, min(self.max_tokens, share)) for share in shares)
-        max_width = self._base.max_positions
+        max_width = max_positions(base_of(self._base.model).config)
         plans = (plan_passes(demands, budget, max_width=max_width) for budget in budgets)
         return min(plans, key=self._executor.makespan)
 
@@ -311,4 +306,9 @@ def _with_prompts(read: ForwardRequest) -> ForwardRequest:
 
 def _ordered(computed: Mapping[str, Sequence[tuple[Indices, tuple[Tensor, ...]]]]) -> dict[str, tuple[Tensor, ...]]:
     """Return each request's results in the order of its rows."""
-    return {name: in_row_order(*zip(*parts, strict=True)) for name, parts in computed.items()}
+    results = {}
+    for name, parts in computed.items():
+        positions, values = zip(*parts, strict=True)
+        order = torch.from_numpy(np.argsort(np.concatenate(positions)))
+        results[name] = tuple(torch.cat(column)[order] for column in zip(*values, strict=True))
+    return results

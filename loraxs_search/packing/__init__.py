@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraxs_search.packing._base import Host
-    from loraxs_search.packing.pack import Pack
     from loraxs_search.packing.packed_host import PackedHost
     from loraxs_search.packing.trial_host import TrialHost
 
-__all__ = ["Host", "Pack", "PackedHost", "TrialHost"]
+__all__ = ["Host", "PackedHost", "TrialHost"]
 
-_HOMES = {"Host": "_base", "Pack": "pack", "PackedHost": "packed_host", "TrialHost": "trial_host"}
+_HOMES = {"Host": "_base", "PackedHost": "packed_host", "TrialHost": "trial_host"}
 
 
 def __getattr__(name: str) -> Any:

@@ -178,10 +178,8 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     Emulated bfloat16 is slower than float32 on every processor measured, so it is never chosen for a device
     without the instructions.
     """
-    if precision == "float32":
-        return torch.float32
-    if precision == "bfloat16":
-        return torch.bfloat16
+    if precision != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
     native = _cuda_has_bf16(device) if device.type == "cuda" else _cpu_has_bf16()
     return torch.bfloat16 if native else torch.float32
 

@@ -199,10 +199,7 @@ class LoadedBase:
         The base is used in the checkpoint's own precision, which is what `from_pretrained` gives by default; no other
         trial may be on it.
         """
-        factors, fingerprint = (
-            self._factor_files(spec),
-            self._body_fingerprint,
-        )  # before weights change
+        factors, fingerprint = self._factor_files(spec), self._body_fingerprint  # before weights change
         method = get_method(spec.hyperparameters.method)
         with self._trained(spec, snapshot, task) as (model, exact, data):
             fold_outputs(base_of(model), data.kind.outputs)

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model import Sharing, check_packable, check_shared, probe_sharing, readable, timing_inputs
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, RowTooLongError, is_out_of_memory
-from loraxs_search.engine.passes import ForwardRequests, Reduced
-from loraxs_search.engine.planning import Indices, PassExecutor, padding
+from loraxs_search.engine.passes import Reduced
+from loraxs_search.engine.planning import Indices, PassExecutor
 from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import LoraxsError, TrialDivergedError
@@ -29,7 +29,7 @@ from loraxs_search.records import LinearModule, Split, TrialSpec
 from loraxs_search.tasks.batch import Batch
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, Request, TaskKind
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot, split_metrics
+from loraxs_search.trial import Snapshot, check_step, split_metrics
 
 ResultT = TypeVar("ResultT")
 Rows = Mapping[str, Indices]  # of each trial, by its name
@@ -68,8 +68,8 @@ class Pack:
         self._model = model
         executor = executor or PassExecutor(1)
         adaptable = AdaptableLayers(model, modules)
-        self._prefix = PrefixCache(model, adaptable.layers, cache_bytes)
-        self._packed = PackedModel(adaptable, factors, executor.num_workers, self._prefix)
+        self.prefix = PrefixCache(model, adaptable.layers, cache_bytes)
+        self._packed = PackedModel(adaptable, factors, executor.num_workers, self.prefix)
         sharing = sharing or probe_sharing(model, tuple(adaptable.sizes))
         check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
         self.unpackable = sharing.unpackable
@@ -110,7 +110,7 @@ class Pack:
         updates: list[AdamWUpdate] = []
         for slot, loss, norm, num_tokens in zip(slots, *numbers, tokens, strict=True):
             try:
-                slot.check(loss, norm)
+                check_step(loss, norm, slot.step + 1)
             except TrialDivergedError as error:
                 errors[slot.name] = error
             else:
@@ -149,14 +149,6 @@ class Pack:
         self._packed.place(slots)
         return self._engine.compute(self._packed.requesters(), requests)
 
-    def shape_of_round(self, slots: Sequence[Slot]) -> tuple[int, float]:
-        """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
-        self._packed.place(slots)
-        rows = {slot.name: slot.next_rows() for slot in slots}
-        demands = self._engine.demands(self._packed.requesters(), _training(slots, rows))
-        passes = self._engine.plan(demands)
-        return len(passes), padding(demands, passes)
-
     @torch.no_grad()
     def time_pass(self, num_tokens: int) -> float:
         """Return the seconds that a pass of so many tokens through the bare base takes, the shortest of three.
@@ -176,16 +168,6 @@ class Pack:
     def slot_bytes(self) -> int:
         """Memory that the layers take for each slot, in addition to the slot's own."""
         return self._packed.slot_bytes
-
-    @property
-    def num_skipped(self) -> int:
-        """Number of lowest layers that passes of these slots skip, since their outputs are cached."""
-        return self._prefix.depth
-
-    @property
-    def cached_bytes(self) -> int:
-        """Memory of the cached hidden states below the lowest adapted layer."""
-        return self._prefix.num_bytes
 
     def clear(self) -> None:
         """Restore the base; slots keep their state and may continue later."""
@@ -216,7 +198,8 @@ class Pack:
             weights = [_per_row(part, counts) for part in reduced]
             torch.autograd.backward([part.parts[0] for part in reduced], weights)
 
-        outputs = self._engine.run_passes(self._packed.requesters(), _training(slots, rows), backward)
+        requests = {slot.name: ForwardRequest("train", rows[slot.name], _Losses(slot.data.kind)) for slot in slots}
+        outputs = self._engine.run_passes(self._packed.requesters(), requests, backward)
         for reduced in chain.from_iterable(own for _, own in outputs):
             for (trial, _), part in zip(reduced.names, reduced.split(reduced.parts[0]), strict=True):
                 losses[trial] += part.sum() / counts[trial]
@@ -230,11 +213,6 @@ def _seconds(compute: Callable[[], object], device: torch.device) -> float:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter() - started
-
-
-def _training(slots: Sequence[Slot], rows: Rows) -> ForwardRequests:
-    """Return the requests of a training step: the loss of each slot's rows."""
-    return {slot.name: ForwardRequest("train", rows[slot.name], _Losses(slot.data.kind)) for slot in slots}
 
 
 @dataclass(frozen=True)

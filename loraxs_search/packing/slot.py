@@ -24,7 +24,7 @@ from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.records import AdapterSize, Head, LinearModule, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
 from loraxs_search.tasks.prepared import PreparedTask
-from loraxs_search.trial import Snapshot, check_distinct, check_step, mean_loss
+from loraxs_search.trial import Snapshot, check_distinct, mean_loss
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -220,23 +220,9 @@ class Slot:
         """All trained tensors: the adapter's, then the head's."""
         return [*self.adapter.tensors, *self.head.values()]
 
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the trained tensors, their gradients and optimizer state."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        return sum(tensor.nbytes for tensor in [*self.parameters, *gradients, *chain.from_iterable(self._moments)])
-
     def next_rows(self) -> npt.NDArray[np.int64]:
         """Return the row indices of the next step's batch, as the lone trial draws them."""
         return self._batches.at(self.step)
-
-    def check(self, loss: float, norm: float) -> None:
-        """Refuse a step whose loss or gradient is not finite, as the lone trial does; changes nothing.
-
-        Raises:
-            TrialDivergedError: the loss or the norm is not finite; the message has it.
-        """
-        check_step(loss, norm, self.step + 1)
 
     def next_update(self, norm: float) -> list[AdamWUpdate]:
         """Return the AdamW update of each tensor, given the norm of the whole gradient."""

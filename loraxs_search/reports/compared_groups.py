@@ -39,38 +39,20 @@ class Difference:
     why: str = ""
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """What of a group can be tested.
-
-    Args:
-        seed_scores: Of its best recipe.
-        on_all_rows: Whether these are on all validation rows, or on those that reports score.
-        tested: The finalist that is of this group; None without one.
-        rows: The finalist's answers to the test rows.
-    """
-
-    task: Task
-    seed_scores: Sequence[float] = ()
-    on_all_rows: bool = True
-    tested: Candidate | None = None
-    rows: Path | None = None
-
-
-def difference(first: _Evidence, second: _Evidence) -> Difference | None:
+def difference(first: Group, second: Group) -> Difference | None:
     """Return how `second` differs from `first`, by paired rows or else by seeds; None if neither tells."""
     from loraxs_search.registry import ScoredRows
     from loraxs_search.registry.significance import MIN_ROWS, p_value
     from loraxs_search.tasks.kinds import kind_of
 
-    if first.tested is None or first.rows is None:
+    if first.tested is None or first.test_rows is None:
         return _of_seeds(first, second, "no paired rows: no finalist is of the first group")
-    if second.tested is None or second.rows is None:
+    if second.tested is None or second.test_rows is None:
         return _of_seeds(first, second, "no paired rows: no finalist is of this group")
     if first.tested.test_fingerprint != second.tested.test_fingerprint:
         return _of_seeds(first, second, "no paired rows: the finalists answered other test rows")
     metric, sign = first.task.metric, _sign(first.task)
-    one, other = (ScoredRows.from_bytes(path.read_bytes()) for path in (first.rows, second.rows))
+    one, other = (ScoredRows.from_bytes(path.read_bytes()) for path in (first.test_rows, second.test_rows))
     if len(one.labels) < MIN_ROWS:
         return _of_seeds(first, second, f"no paired rows: at least {MIN_ROWS} test rows tell, not {len(one.labels)}")
     known = kind_of(first.task).metrics[metric]
@@ -80,7 +62,7 @@ def difference(first: _Evidence, second: _Evidence) -> Difference | None:
     return Difference(gain, None if smaller is None else min(1.0, 2 * smaller), "rows")
 
 
-def _of_seeds(first: _Evidence, second: _Evidence, why: str) -> Difference | None:
+def _of_seeds(first: Group, second: Group, why: str) -> Difference | None:
     one, other = first.seed_scores, second.seed_scores
     if not one or not other or first.on_all_rows != second.on_all_rows:
         return None
@@ -189,6 +171,10 @@ class Group:
         return "-" if self.value is None else str(self.value)
 
     @property
+    def task(self) -> Task:
+        return self.studies[0].info.task
+
+    @property
     def used(self) -> Sequence[ComparedTrial]:
         """The trials that are compared."""
         return self.trials[: self.budget]
@@ -196,7 +182,7 @@ class Group:
     @property
     def sign(self) -> float:
         """1 when a higher score is better, -1 when a lower one is."""
-        return 1.0 if self.studies[0].info.task.search_direction == "maximize" else -1.0
+        return 1.0 if self.task.search_direction == "maximize" else -1.0
 
     @cached_property
     def points(self) -> tuple[Point, ...]:
@@ -219,7 +205,7 @@ class Group:
 
         Those of the candidate and its refits; where it is none, those of trials with the same params and steps.
         """
-        task, candidate = self.studies[0].info.task, self._best_candidate
+        task, candidate = self.task, self._best_candidate
         if candidate is not None:
             metrics = [candidate.validation_metrics, *(refit.validation_metrics for refit in candidate.refits)]
             scores = [values.get(task.metric, math.nan) for values in metrics]
@@ -239,34 +225,36 @@ class Group:
         """Mean and deviation of these."""
         return SeedStatistics.of(self.seed_scores) if self.seed_scores else None
 
+    @property
+    def on_all_rows(self) -> bool:
+        """Whether `seed_scores` are on all validation rows, or on those that reports score."""
+        return self._best_candidate is not None or self.task.validation_rows is None
+
     @cached_property
-    def evidence(self) -> _Evidence:
-        """What of the group can be tested."""
-        task, tested = self.studies[0].info.task, self._tested
-        on_all_rows = self._best_candidate is not None or task.validation_rows is None
-        if tested is None:
-            return _Evidence(task, self.seed_scores, on_all_rows)
-        study = next(study for study in self.studies if study.name == tested.study)
-        rows = study.folder.confirmations().rows_path(tested.trial_id)
-        return _Evidence(task, self.seed_scores, on_all_rows, tested, rows if rows.is_file() else None)
-
-    # ---- inside ------------------------------------------------------------------------------------------------------
-    @property
-    def _best_candidate(self) -> Candidate | None:
-        best = self.best
-        return next((c for c in self._candidates if best and f"{c.study}/{c.trial_id}" == best.trial), None)
-
-    @property
-    def _tested(self) -> Candidate | None:
+    def tested(self) -> Candidate | None:
         """The finalist of this group; of several the best one on validation rows, by which they were chosen."""
-        names, task = {point.trial for point in self.points}, self.studies[0].info.task
-        sign = 1.0 if task.direction == "maximize" else -1.0
+        names, task, sign = {point.trial for point in self.points}, self.task, _sign(self.task)
         tested = [
             candidate
             for candidate in self._candidates
             if candidate.test_metrics and f"{candidate.study}/{trial_of(candidate.trial_id)}" in names
         ]
         return max(tested, key=lambda c: sign * c.validation_metrics.get(task.metric, -sign * math.inf), default=None)
+
+    @cached_property
+    def test_rows(self) -> Path | None:
+        """The finalist's answers to the test rows."""
+        if self.tested is None:
+            return None
+        study = next(study for study in self.studies if study.name == self.tested.study)
+        rows = study.folder.confirmations().rows_path(self.tested.trial_id)
+        return rows if rows.is_file() else None
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+    @property
+    def _best_candidate(self) -> Candidate | None:
+        best = self.best
+        return next((c for c in self._candidates if best and f"{c.study}/{c.trial_id}" == best.trial), None)
 
     @property
     def _candidates(self) -> list[Candidate]:

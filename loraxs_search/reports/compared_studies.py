@@ -138,11 +138,8 @@ def _differences(one: ComparedStudy, other: ComparedStudy) -> list[str]:
         if field.name not in _NOT_COMPARED
     ]
     first, second = one.identity, other.identity
-    unknown = [study.name for study, identity in ((one, first), (other, second)) if identity is None]
-    if unknown:
-        return [f"{name} has not loaded its rows yet" for name in unknown]
-    assert first is not None
-    assert second is not None
+    if first is None or second is None:
+        return [f"{study.name} has not loaded its rows yet" for study in (one, other) if study.identity is None]
     pairs += [
         ("data fingerprint", first.data_fingerprint[:16], second.data_fingerprint[:16]),
         ("base digest", first.base_digest[:16], second.base_digest[:16]),

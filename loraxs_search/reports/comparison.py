@@ -214,8 +214,7 @@ def _compared(groups: Sequence[Group], tolerance: float) -> list[ComparedGroup]:
 
 
 def _beside(group: Group, first: Group, lora: Sequence[Point], tolerance: float) -> ComparedGroup:
-    evidence, front = group.evidence, front_of(group.points, group.sign)
-    tested = evidence.tested
+    front, tested = front_of(group.points, group.sign), group.tested
     return ComparedGroup(
         value=group.value,
         label=group.label,
@@ -229,8 +228,8 @@ def _beside(group: Group, first: Group, lora: Sequence[Point], tolerance: float)
         seed_scores=group.seed_scores,
         over_seeds=group.over_seeds,
         tested=f"{tested.study}/{tested.trial_id}" if tested else "",
-        test_score=tested.test_metrics.get(evidence.task.metric) if tested else None,
-        difference=None if group is first else difference(first.evidence, evidence),
+        test_score=tested.test_metrics.get(group.task.metric) if tested else None,
+        difference=None if group is first else difference(first, group),
         to_lora=ratio_to(lora, front, group.sign, tolerance),
         reached_after=_reached_after(first.best, group),
     )

@@ -75,14 +75,10 @@ class Score:
 
 
 class SearchState:
-    """Takes the events of one study, in their order, and says how its search stands.
+    """Takes the events of one study, in their order, and says how its search stands."""
 
-    Args:
-        study: Its name, where that is known before its first event.
-    """
-
-    def __init__(self, study: str = "") -> None:
-        self.study = study
+    def __init__(self) -> None:
+        self.study = ""
         self.facts: events.SearchStarted | None = None
         self.phase: events.Phase | None = None
         self.trials: dict[str, TrialLine] = {}
@@ -100,8 +96,27 @@ class SearchState:
         """Take the next event."""
         self._derived.clear()
         self.study = event.study or self.study
-        if take := _TAKE.get(type(event)):  # views show the others once, as they come
-            take(self, event)
+        match event:  # views show the others once, as they come
+            case events.Phase():
+                self._phase_begun(event)
+            case events.SearchStarted():
+                self._started(event)
+            case events.TrialStarted():
+                metric = self.facts.metric if self.facts else ""
+                self.trials[event.trial_id] = TrialLine(event.trial_id, event.params, metric)
+            case events.TrialReported():
+                self._reported(event)
+            case events.TrialEnded():
+                trial = self.trials[event.trial_id]
+                trial.state, trial.current_step = event.state, 0
+            case events.TrialsAdvanced():
+                self._advanced(event)
+            case events.Steered():
+                self._steered(event)
+            case events.BaselineScored():
+                self.baselines[event.name] = event.metrics
+            case events.SearchEnded():
+                self.ended = event
 
     # ---- how it stands -----------------------------------------------------------------------------------------------
     @property
@@ -278,10 +293,6 @@ class SearchState:
             trial.metric, trial.current_step = event.metric, 0
             self._widen(trial.scores)
 
-    def _trial_started(self, event: events.TrialStarted) -> None:
-        metric = self.facts.metric if self.facts else ""
-        self.trials[event.trial_id] = TrialLine(event.trial_id, event.params, metric)
-
     def _reported(self, event: events.TrialReported) -> None:
         report, trial = event.report, self.trials[event.trial_id]
         steps, trial.step, trial.host = report.step - trial.step, report.step, report.host.partition(" ")[0]
@@ -306,32 +317,9 @@ class SearchState:
         for score in filter(math.isfinite, scores):
             self._low, self._high = min(self._low, score), max(self._high, score)
 
-    def _trial_ended(self, event: events.TrialEnded) -> None:
-        trial = self.trials[event.trial_id]
-        trial.state, trial.current_step = event.state, 0
-
     def _steered(self, event: events.Steered) -> None:
         self.steered = event.text
         if event.status is not None:
             if self.steering.is_paused and not event.status.is_paused:
                 self._pace = Pace(event.at)  # the time that the search stood still says nothing of its speed
             self.steering = event.status
-
-    def _baseline_scored(self, event: events.BaselineScored) -> None:
-        self.baselines[event.name] = event.metrics
-
-    def _search_ended(self, event: events.SearchEnded) -> None:
-        self.ended = event
-
-
-_TAKE: Mapping[type[events.ShownEvent], Callable[[SearchState, Any], None]] = {
-    events.Phase: SearchState._phase_begun,
-    events.SearchStarted: SearchState._started,
-    events.TrialStarted: SearchState._trial_started,
-    events.TrialReported: SearchState._reported,
-    events.TrialEnded: SearchState._trial_ended,
-    events.TrialsAdvanced: SearchState._advanced,
-    events.Steered: SearchState._steered,
-    events.BaselineScored: SearchState._baseline_scored,
-    events.SearchEnded: SearchState._search_ended,
-}

@@ -72,9 +72,7 @@ class _Registry(CollectorRegistry):
 class _Numbers:
     """What `/metrics` shows."""
 
-    def __init__(
-        self, models: ServedModels, engine: ServingEngine, shadows: Shadows, replica: str | None = None
-    ) -> None:
+    def __init__(self, models: ServedModels, engine: ServingEngine, shadows: Shadows, replica: str | None) -> None:
         self.registry = _Registry(replica)
         new = partial(Gauge, registry=self.registry)
         self.requests = Counter("loraxs_requests", "Requests", ["route", "status"], registry=self.registry)

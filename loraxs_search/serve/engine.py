@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank import AdapterBank
 from loraxs_search.bank.adapter_store import Part
@@ -129,23 +128,9 @@ class ServingEngine:
         self._joining: deque[Job] = deque()  # whose rows are to be
 
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self._source.tokenizer
-
-    @property
     def num_waiting(self) -> int:
         """Rows that wait for a pass, or to be written."""
         return self._num_waiting
-
-    @property
-    def num_open(self) -> int:
-        """Jobs whose rows are written, or wait to be."""
-        return len(self._writers) + len(self._joining)
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether jobs are computed."""
-        return self._thread.is_alive()
 
     def check_alive(self) -> None:
         """Refuse to go on without the computing thread.
@@ -153,7 +138,7 @@ class ServingEngine:
         Raises:
             EngineStoppedError: it has ended.
         """
-        if not self.is_alive:
+        if not self._thread.is_alive():
             raise _stopped()
 
     def start(self) -> None:
@@ -178,7 +163,7 @@ class ServingEngine:
         """
         num_rows = sum(job.num_rows for job in jobs)
         with self._changed:
-            if self._closed or not self.is_alive:
+            if self._closed or not self._thread.is_alive():
                 raise _stopped()
             if self._num_waiting + num_rows > share * self.max_waiting and self._num_waiting:
                 raise QueueFullError(
@@ -333,7 +318,7 @@ class ServingEngine:
                 continue
             self._writers.append(job)
             joining.append(job)
-            job._writing = open_sequences(job._written, self.tokenizer, self._base.model, job.on_text)
+            job._writing = open_sequences(job._written, self._source.tokenizer, self._base.model, job.on_text)
             sequences += job._writing
             owners += [job._owner] * len(job._writing)
         if not sequences:

@@ -17,7 +17,7 @@ from loraxs_search.serve.engine import AskedRows, Job
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, Row
 from loraxs_search.serve.served_models import ServedAdapter
 from loraxs_search.tasks.batch import RowSource
-from loraxs_search.tasks.kinds import RequestGenerator, Sampling, TaskKind, TokenLogprobs, render_chat
+from loraxs_search.tasks.kinds import RequestGenerator, Sampling, TokenLogprobs, render_chat
 from loraxs_search.tasks.prepared import encode
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
@@ -115,7 +115,19 @@ def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) ->
 
 def rows_job(adapter: ServedAdapter, asked: AskedRows) -> Job:
     """Return the job of an adapter's answers to some rows."""
-    return Job(adapter, len(asked.rows), _predicting(adapter.kind, asked), rows=asked)
+    kind, rows = adapter.kind, asked.rows
+
+    def ask(source: RowSource) -> RequestGenerator[Answered]:
+        encoded = encode(kind, source.tokenizer, rows)
+        if encoded.num_cut and not asked.truncate:
+            raise TaskDataError(
+                f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but"
+                f" {encoded.num_cut} of {len(rows)} have more."
+            )
+        predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in rows])
+        return Answered(predictions, int(encoded.lengths.sum()), encoded.num_cut)
+
+    return Job(adapter, len(rows), ask, rows=asked)
 
 
 def _check_count(count: int, limits: Limits, param: str) -> None:
@@ -143,21 +155,6 @@ def _row(number: int, row: Row, columns: Sequence[str]) -> tuple[Any, ...]:
         got = ", ".join(row) or "nothing"
         raise RefusedError(400, f"A row must be an object with {shown}, but row {number} has {got}.", "input")
     return tuple(row[name] for name in columns)
-
-
-def _predicting(kind: TaskKind, asked: AskedRows) -> Callable[[RowSource], RequestGenerator[Answered]]:
-    def ask(source: RowSource) -> RequestGenerator[Answered]:
-        rows = asked.rows
-        encoded = encode(kind, source.tokenizer, rows)
-        if encoded.num_cut and not asked.truncate:
-            raise TaskDataError(
-                f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but"
-                f" {encoded.num_cut} of {len(rows)} have more."
-            )
-        predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in rows])
-        return Answered(predictions, int(encoded.lengths.sum()), encoded.num_cut)
-
-    return ask
 
 
 # ---- texts -----------------------------------------------------------------------------------------------------------

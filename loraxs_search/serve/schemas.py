@@ -12,9 +12,11 @@ Row = str | dict[str, Any]
 _SEED = 2**63 - 1
 
 
-class _Body(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
+
+class _Body(_Strict):
     model: Annotated[str, Field(description="TASK (its champion), TASK@alias, TASK:3, or the base", max_length=400)]
     user: Annotated[str | None, Field(description="accepted, and not used")] = None
 
@@ -31,9 +33,7 @@ class ClassifyBody(_Body):
     ] = True
 
 
-class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class StreamOptions(_Strict):
     include_usage: bool = False
 
 
@@ -61,9 +61,7 @@ class CompletionBody(_WritingBody):
     suffix: None = None
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class Message(_Strict):
     role: Annotated[str, Field(min_length=1, max_length=64)]
     content: str
     name: str | None = None

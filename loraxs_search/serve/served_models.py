@@ -112,7 +112,7 @@ class ServedModels:
         self._lock = threading.Lock()  # of the names
         self._loading = threading.Lock()  # one adapter at a time is pulled and loaded
         self._stamp: str | None = None
-        names = self.tasks or self._of_registry()
+        names = self.tasks or [it.task for it in self._reader.summaries() if it.version is not None]
         if not names:
             raise UsageError(
                 "A server must have a task to serve, but the registry has none.",
@@ -204,7 +204,10 @@ class ServedModels:
         error = None
         for name, followed in list(self._names.items()):
             followed.tried = ""
-            if (error := self._why_away()) is not None:
+            try:
+                self._reader.check_there()
+            except RegistryUnreadableError as fault:
+                error = fault.message
                 break
             try:
                 self._follow(name, followed)
@@ -216,13 +219,6 @@ class ServedModels:
         if error is not None:
             self._stamp = None
         self._note(error)
-
-    def _why_away(self) -> str | None:
-        try:
-            self._reader.check_there()
-        except RegistryUnreadableError as fault:
-            return fault.message
-        return None
 
     def _keep_back(self, name: str, followed: _Followed, fault: Exception) -> None:
         """Say, once, why a name keeps its adapter, and when it is tried again: at once what passes by itself."""
@@ -298,9 +294,6 @@ class ServedModels:
             self.bank.evict(digest)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _of_registry(self) -> list[str]:
-        return [summary.task for summary in self._reader.summaries() if summary.version is not None]
-
     def _meant(self, name: str) -> str:
         """Return what the registry calls a name: that of a task alone is its champion on the base."""
         return name if "@" in name or ":" in name else on_base(name, self._base)

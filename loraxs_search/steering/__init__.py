@@ -10,17 +10,15 @@ from collections.abc import Mapping
 
 from loraxs_search.errors import CommandError, HomeError, unknown_name
 from loraxs_search.records import AnswerState, Command, CommandAnswer, SearchPlan
-from loraxs_search.steering._base import Accepted, Verb, check_trials
+from loraxs_search.steering._base import Verb, check_trials
 from loraxs_search.steering.state import SteeredStudy, SteeringState, planned
 from loraxs_search.steering.verbs import Add, Clone, Continue, Extend, Finish, Pause, Stop
 from loraxs_search.studies import Journal, StudyFolder
 
 __all__ = [
     "VERBS",
-    "Accepted",
     "SteeredStudy",
     "SteeringState",
-    "Verb",
     "apply",
     "decide",
     "describe",

@@ -72,33 +72,29 @@ def new_command(
     )
 
 
-def send(
-    study: str, command: Command, *, tracking_uri: str | None = None, wait_s: float | None = None
-) -> CommandAnswer:
+def send(study: str, command: Command, *, tracking_uri: str | None = None) -> CommandAnswer:
     """Leave a command for the driver of a study, and return its answer.
 
     It goes through the study's folder where this machine runs the study, or ran it last. From other machines it goes
     through MLflow, which takes a few words and answers later. Where nobody runs the study, or its driver is busy for
     longer, the command stays queued.
 
-    Args:
-        wait_s: How long to wait for the answer; `WAIT_S` by default.
     Raises:
         CommandError: it is refused.
         StudyError: there is no such study.
         TrackingError: the MLflow server does not answer, or refuses.
         HomeError: the study folder cannot be written.
     """
-    wait_s = WAIT_S if wait_s is None else wait_s
     if tracking_uri is not None or not StudyFolder.exists(study):
         return _send_away(resolve_uri(tracking_uri), study, command)
     folder = StudyFolder.open(study)
-    if not folder.is_running() and (place := _place_elsewhere(folder)):
+    storage = folder.info.storage
+    if not folder.is_running() and storage is not None and (place := holder_elsewhere(storage, study)):
         return _send_to(place, folder, command)
-    return _send_here(folder, command, wait_s)
+    return _send_here(folder, command)
 
 
-def _send_here(folder: StudyFolder, command: Command, wait_s: float) -> CommandAnswer:
+def _send_here(folder: StudyFolder, command: Command) -> CommandAnswer:
     name = folder.name
     if not folder.is_running():
         # What is wrong with it, behind the commands that wait, is said now and not at the next resume.
@@ -107,14 +103,16 @@ def _send_here(folder: StudyFolder, command: Command, wait_s: float) -> CommandA
         why = f"nobody runs study {name!r} on this machine: `loraxs-search resume {name}` carries it out first"
         return _queued(command, why)
     folder.inbox().put(command)
-    answer = _await_answer(folder, command, time.monotonic() + wait_s)
+    answer = _await_answer(folder, command)
     if answer is None:
-        return _queued(command, f"{_not_yet(wait_s)}; `loraxs-search status {name}` shows what waits")
+        why = f"the search has not answered within {WAIT_S:g} s: it may be starting, or killed"
+        return _queued(command, f"{why}; `loraxs-search status {name}` shows what waits")
     return _accepted(answer)
 
 
-def _await_answer(folder: StudyFolder, command: Command, until: float) -> CommandAnswer | None:
-    journal = folder.journal()
+def _await_answer(folder: StudyFolder, command: Command) -> CommandAnswer | None:
+    """Return the answer, None where there is none within `WAIT_S`."""
+    journal, until = folder.journal(), time.monotonic() + WAIT_S
     while True:
         journal.refresh()
         record = journal.commands.get(command.command_id)
@@ -123,12 +121,6 @@ def _await_answer(folder: StudyFolder, command: Command, until: float) -> Comman
         if time.monotonic() >= until:
             return None
         time.sleep(_LOOK_EVERY_S)
-
-
-def _place_elsewhere(folder: StudyFolder) -> str:
-    """Return the machine whose driver has a study that began here; empty where none has."""
-    storage = folder.info.storage
-    return "" if storage is None else holder_elsewhere(storage, folder.name)
 
 
 def _send_to(place: str, folder: StudyFolder, command: Command) -> CommandAnswer:
@@ -180,10 +172,6 @@ def _send_away(uri: str, study: str, command: Command, place: str = "") -> Comma
     return _queued(command, f"`{command.verb}` is on {runs} in MLflow; the search answers there, in the tag `{ANSWER}`")
 
 
-def _not_yet(wait_s: float) -> str:
-    return f"the search has not answered within {wait_s:g} s: it may be starting, or killed"
-
-
 def _accepted(answer: CommandAnswer) -> CommandAnswer:
     if answer.state is AnswerState.REFUSED:
         raise CommandError(answer.text, hint=answer.hint or None)
@@ -199,17 +187,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as containers have
         return "a user"
-
-
-__all__ = [
-    "add_trial",
-    "clone_trial",
-    "continue_trials",
-    "extend_study",
-    "finish_study",
-    "pause_trials",
-    "stop_trials",
-]
 
 
 def stop_trials(study: str, *trials: str, now: bool = False, tracking_uri: str | None = None) -> CommandAnswer:

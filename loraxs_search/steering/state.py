@@ -80,6 +80,11 @@ class SteeredStudy:
         return self.journal.records
 
     @property
+    def plan(self) -> SearchPlan:
+        """Its plan, as earlier commands have extended it."""
+        return extended(self.folder.info.search, self.state)
+
+    @property
     def paused(self) -> list[str]:
         """The trials that are paused; a trial that ended before its next report is not."""
         return sorted(each for each in self.state.paused if self.records[each].state is TrialState.RUNNING)
@@ -122,13 +127,13 @@ def num_proposed(records: Mapping[str, TrialRecord], state: SteeringState) -> in
     return len(records) - (sum(bool(record.command) for record in records.values()) if state.asked else 0)
 
 
-def check_time(study: SteeredStudy, plan: SearchPlan) -> None:
+def check_time(study: SteeredStudy) -> None:
     """Refuse more trials where there is no time to train them.
 
     Raises:
         CommandError: the time budget is used up.
     """
-    budget_s = plan.time_budget_s
+    budget_s = study.plan.time_budget_s
     if budget_s is not None and study.journal.spent_by_now_s >= budget_s:
         raise CommandError(
             f"Study {study.name!r} has used up its time budget of {budget_s:g} s.",

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.errors import CommandError, SpaceError, StudyError, counted
-from loraxs_search.records import Command, Scalar, SearchPlan, TrialState
+from loraxs_search.records import Command, Scalar, TrialState
 from loraxs_search.steering._base import Accepted, Trials, Verb, check_unended, check_unstopped
 from loraxs_search.steering.state import (
     AskedTrial,
     SteeredStudy,
     SteeringState,
     check_time,
-    extended,
     has_ended,
     num_proposed,
 )
@@ -129,20 +127,7 @@ class Finish(Verb):
 _PARAM = "params."
 
 
-@contextlib.contextmanager
-def readable() -> Iterator[None]:
-    """Refuse a command where files of the study that it needs are damaged; the search continues.
-
-    Raises:
-        CommandError: they are.
-    """
-    try:
-        yield
-    except (StudyError, SpaceError) as error:
-        raise CommandError(error.message, hint=error.hint) from error
-
-
-def space_of(study: SteeredStudy) -> Space:
+def _space_of(study: SteeredStudy) -> Space:
     """Return the space that a study searches.
 
     Raises:
@@ -150,42 +135,16 @@ def space_of(study: SteeredStudy) -> Space:
     """
     from loraxs_search.studies.stored_space import stored_space
 
-    with readable():
+    try:
         return stored_space(study.folder)
-
-
-def refuse(faults: tuple[str, ...], hint: str) -> None:
-    """Refuse params, with all that is wrong with them.
-
-    Raises:
-        CommandError: something is.
-    """
-    if faults:
-        raise CommandError("\n".join(faults), hint=hint)
+    except (StudyError, SpaceError) as error:
+        raise CommandError(error.message, hint=error.hint) from error
 
 
 def _facts_of(study: SteeredStudy, params: Mapping[str, Scalar], **others: Scalar) -> dict[str, Scalar]:
     """Return what a verb decided about a trial: its params, and whether the study begins anew for it."""
     facts = {f"{_PARAM}{name}": value for name, value in params.items()} | others
     return facts | ({"reopens": True} if has_ended(study) else {})
-
-
-def _check_budget(study: SteeredStudy) -> None:
-    """Refuse another trial where there is no time to train it.
-
-    Raises:
-        CommandError: the study's time budget is used up.
-    """
-    check_time(study, extended(study.folder.info.search, study.state))
-
-
-def ask(command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
-    """Make a trial part of what is to be proposed."""
-    params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
-    source = command.trial_ids[0] if command.trial_ids else ""
-    is_hidden = bool(facts.get("is_hidden", False))
-    state.asked[command.command_id] = AskedTrial(command.command_id, params, source, is_hidden)
-    state.num_reopenings += bool(facts.get("reopens"))
 
 
 _TIME = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
@@ -198,7 +157,7 @@ class Extend(Verb):
     was to finish, on top of those that it has proposed. `time` comes on top of the time budget, or of the time
     spent where that is more; a study without a time budget gets one. A study that was to finish continues.
 
-    The space's text stays as it was launched: what counts is the plan that `plan.extended` returns.
+    The space's text stays as it was launched: what counts is the plan that `state.extended` returns.
     """
 
     name = "extend"
@@ -215,14 +174,14 @@ class Extend(Verb):
             raise CommandError(
                 f"`--trials` must be a whole number of at least 1, but got {trials}.", hint="that many are added"
             )
-        plan, seconds = extended(study.folder.info.search, study.state), 0.0 if time is None else _seconds(time)
-        if trials is None and has_ended(study) and not _wants_new(plan, study):
+        plan, seconds = study.plan, 0.0 if time is None else _seconds(time)
+        if trials is None and has_ended(study) and not _wants_new(study):
             raise CommandError(
                 f"`--time` alone gives study {study.name!r} nothing to do: it has had all of its {plan.trials}.",
                 hint="add --trials",
             )
-        budget_s = _budget_s(plan, study, seconds)
-        total = plan.trials if trials is None else int(trials) + _base(plan, study)
+        budget_s = _budget_s(study, seconds)
+        total = plan.trials if trials is None else int(trials) + _base(study)
         facts: dict[str, Scalar] = {"trials": total}
         if budget_s is not None:
             facts["time_budget_s"] = budget_s
@@ -238,29 +197,29 @@ class Extend(Verb):
         state.num_reopenings += bool(facts.get("reopens"))
 
 
-def _base(plan: SearchPlan, study: SteeredStudy) -> int:
+def _base(study: SteeredStudy) -> int:
     """Return what more trials are counted from."""
     is_open = study.state.num_reopenings > study.journal.num_reopenings  # an earlier command has asked for more
     is_over = (has_ended(study) and not is_open) or study.state.finishing is not None
-    return num_proposed(study.records, study.state) if is_over else plan.trials
+    return num_proposed(study.records, study.state) if is_over else study.plan.trials
 
 
-def _wants_new(plan: SearchPlan, study: SteeredStudy) -> bool:
+def _wants_new(study: SteeredStudy) -> bool:
     """Whether trials are left to start: the search's own, or ones that people asked for when the time was used up."""
     started = {record.command for record in study.records.values()}
-    return num_proposed(study.records, study.state) < plan.trials or not started.issuperset(study.state.asked)
+    return num_proposed(study.records, study.state) < study.plan.trials or not started.issuperset(study.state.asked)
 
 
-def _budget_s(plan: SearchPlan, study: SteeredStudy, more_s: float) -> float | None:
+def _budget_s(study: SteeredStudy, more_s: float) -> float | None:
     """Return the new time budget; None if there is none.
 
     Raises:
         CommandError: the study's is used up, and no time comes to it.
     """
     if more_s:
-        return max(study.journal.spent_by_now_s, plan.time_budget_s or 0.0) + more_s
-    check_time(study, plan)
-    return plan.time_budget_s
+        return max(study.journal.spent_by_now_s, study.plan.time_budget_s or 0.0) + more_s
+    check_time(study)
+    return study.plan.time_budget_s
 
 
 def _seconds(text: Scalar) -> float:
@@ -281,7 +240,20 @@ def _seconds(text: Scalar) -> float:
     return seconds
 
 
-class Add(Verb):
+class _Asking(Verb):
+    """A verb that asks for a trial."""
+
+    after_training: ClassVar[bool] = True
+
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
+        source = command.trial_ids[0] if command.trial_ids else ""
+        is_hidden = bool(facts.get("is_hidden", False))
+        state.asked[command.command_id] = AskedTrial(command.command_id, params, source, is_hidden)
+        state.num_reopenings += bool(facts.get("reopens"))
+
+
+class Add(_Asking):
     """Has the study try params that a person gives, beside those that the sampler proposes.
 
     What is not given is what the sampler proposes for the next trial. The trial comes on top of `search.trials`, and
@@ -289,23 +261,21 @@ class Add(Verb):
     """
 
     name = "add"
-    after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
         from loraxs_search.search_space import place_given  # late: `status` starts without it
 
-        _check_budget(study)
-        placed = place_given(space_of(study), command.params)
-        refuse(placed.faults, f"`loraxs-search status {study.name}` shows params that trials have")
+        check_time(study)
+        placed = place_given(_space_of(study), command.params)
+        if placed.faults:
+            hint = f"`loraxs-search status {study.name}` shows params that trials have"
+            raise CommandError("\n".join(placed.faults), hint=hint)
         given = ", ".join(f"{name} {value}" for name, value in placed.params.items())
         text = f"a trial with {given} starts" if given else "a trial that the sampler proposes starts"
         return Accepted(f"{text} once a slot is free", _facts_of(study, placed.params))
 
-    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
-        ask(command, facts, state)
 
-
-class Clone(Verb):
+class Clone(_Asking):
     """Has the study try the params of a trial, but for those given.
 
     With `force` what concerns the optimizer alone may lie outside of the space; the sampler learns nothing from such a
@@ -314,12 +284,11 @@ class Clone(Verb):
 
     name = "clone"
     trials: ClassVar[Trials] = "one"
-    after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
         from loraxs_search.search_space import clone_params  # late: `status` starts without it
 
-        _check_budget(study)
+        check_time(study)
         (source,) = command.trial_ids
         if command.arguments.get("warm"):  # in the inbox of a study that an earlier version left
             raise CommandError(
@@ -327,13 +296,11 @@ class Clone(Verb):
                 hint="leave it out: a clone trains from its first step on",
             )
         force = bool(command.arguments.get("force"))
-        space = space_of(study)
-        placed = clone_params(space, study.records[source].params, command.params, force=force)
-        forced = clone_params(space, study.records[source].params, command.params, force=True)
-        hint = "`--force` tries it all the same" if not forced.faults else "launch another study for other shapes"
-        refuse(placed.faults, hint)
+        space, own = _space_of(study), study.records[source].params
+        placed = clone_params(space, own, command.params, force=force)
+        if placed.faults:
+            can_force = not clone_params(space, own, command.params, force=True).faults
+            hint = "`--force` tries it all the same" if can_force else "launch another study for other shapes"
+            raise CommandError("\n".join(placed.faults), hint=hint)
         facts = _facts_of(study, placed.params, is_hidden=bool(placed.outside))
         return Accepted(f"a clone of trial {source} starts once a slot is free", facts)
-
-    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
-        ask(command, facts, state)

@@ -31,7 +31,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8192")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from bench_packing import peak_memory, table
+from bench_packing import peak_memory, shape_of_round, table
 
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.packing.loaded_base import LoadedBase
@@ -127,7 +127,7 @@ class Bench:
         data, rows = self.base.data.encoded("train"), [slot.next_rows() for slot in slots]
         tokens = sum(int(data.lengths[own].sum()) for own in rows)
         reads = sum(int(data.counts(own).sum()) for own in rows)
-        shape = pack.shape_of_round(slots)
+        shape = shape_of_round(pack, slots)
         wall, cpu = time.perf_counter(), time.process_time()
         _step(pack, slots)
         return time.perf_counter() - wall, time.process_time() - cpu, tokens, reads, *shape

@@ -37,11 +37,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.engine.planning import Demand, PassExecutor, workers_for
 from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
-from loraxs_search.packing.slot import AdaptableLayers
+from loraxs_search.packing.slot import AdaptableLayers, Slot
 from loraxs_search.records import BaseModelRef, Hyperparameters, TrialSpec
 from loraxs_search.search_space import load_space
 from loraxs_search.trial import TrialRun, attach, detach
@@ -132,12 +132,12 @@ class Bench:
         plans: list[tuple[int, float]] = []
 
         def round_() -> None:
-            plans.append(pack.shape_of_round(slots))
+            plans.append(shape_of_round(pack, slots))
             if errors := pack.step(slots):
                 raise SystemExit(f"trials diverged: {errors}")
 
         seconds, tokens = self._timed(round_, lambda: sum(slot.num_tokens for slot in slots))
-        size = max(slot.num_bytes for slot in slots) + pack.slot_bytes
+        size = max(map(num_bytes, slots)) + pack.slot_bytes
         pack.clear()
         means = (statistics.mean(p for p, _ in plans), statistics.mean(w for _, w in plans))
         name = num_slots if prefix else f"{num_slots} (no prefix)"
@@ -197,6 +197,22 @@ def gemm_peak(dtype: torch.dtype, device: torch.device) -> float:
                 torch.cuda.synchronize()
             best = max(best, 2 * rows * inner * columns / (time.perf_counter() - started))
     return best
+
+
+def shape_of_round(pack: Pack, slots: Sequence[Slot]) -> tuple[int, float]:
+    """Return the passes that the next round of these slots takes, and its padded tokens over its real ones."""
+    pack._packed.place(slots)
+    lengths = {slot.name: slot.data.lengths("train")[slot.next_rows()] for slot in pack._packed.slots}
+    passes = pack._engine.plan([Demand(name, own) for name, own in lengths.items()])
+    padded, real = sum(shared.num_tokens for shared in passes), sum(int(own.sum()) for own in lengths.values())
+    return len(passes), padded / real
+
+
+def num_bytes(slot: Slot) -> int:
+    """Return the memory of a slot's trained tensors, their gradients and optimizer state."""
+    gradients = [p.grad for p in slot.parameters if p.grad is not None]
+    moments = itertools.chain.from_iterable(slot._moments)
+    return sum(tensor.nbytes for tensor in [*slot.parameters, *gradients, *moments])
 
 
 def peak_memory(device: torch.device) -> int:

@@ -6,11 +6,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from support.trials import make_spec, run_alone
+from support.trials import TrialBase, run_alone
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForSequenceClassification,
@@ -30,12 +29,10 @@ from transformers import (
 )
 
 from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
-from loraxs_search.engine.planning import PassExecutor
-from loraxs_search.factors import FactorStore
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.slot import Slot
-from loraxs_search.records import BaseModel, DataSource, LinearModule, Pooling, Task, TrialSpec
+from loraxs_search.records import BaseModel, DataSource, Pooling, Task, TrialSpec
 from loraxs_search.search_space import load_space
 from loraxs_search.tasks.kinds import classifier, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, prepare
@@ -156,8 +153,8 @@ def _least_size(name: str, expected: Snapshot) -> float:
     return 0.0 if name.startswith("exp_avg_sq/") else 1e-3  # the lowest of the learning rates in use
 
 
-class World:
-    """One base with its modules and factors, on which trials run alone or packed."""
+class World(TrialBase):
+    """One base with rows for a classifier."""
 
     distance = staticmethod(distance)
 
@@ -166,14 +163,7 @@ class World:
     ) -> None:
         self.base = save_base(folder / "base", family)
         self.data = make_data(folder / "data", padding_side=load_tokenizer(self.base).padding_side)
-        self.model = load_model(self.base, classifier(2, pooling), dtype=dtype)
-        exact = load_model(self.base, classifier(2, pooling))
-        self.modules: tuple[LinearModule, ...] = linear_modules(self.base, classifier(2))
-        self.names = [module.name for module in self.modules]
-        self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)
-
-    def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
-        return make_spec(trial_id, self.names, **changes)
+        self.load(classifier(2, pooling), dtype)
 
     def mixed_specs(self) -> list[TrialSpec]:
         """Trials that differ in all that may differ within a pack."""
@@ -194,9 +184,6 @@ class World:
             ),
         ]
 
-    def pack(self, max_tokens: int = 200, num_workers: int = 1) -> Pack:
-        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers))
-
     def join(self, pack: Pack, specs: Sequence[TrialSpec], snapshots: Sequence[Snapshot] = ()) -> list[Slot]:
         padded = [*snapshots, *[None] * (len(specs) - len(snapshots))]
         return [pack.join(spec, self.data, snapshot) for spec, snapshot in zip(specs, padded, strict=True)]
@@ -207,6 +194,20 @@ class World:
         pack.clear()
         for slot, snapshot in zip(slots, packed, strict=True):
             assert self.distance(snapshot, self.lone(slot.spec, until)) < tolerance, slot.spec
+
+    def check_reports_are_as_alone(self, pack: Pack, slots: Sequence[Slot], until: int, tolerance: float) -> None:
+        """The same, and that they report what their trials report alone."""
+        metrics = pack.evaluate(slots, "validation")
+        packed = [slot.snapshot() for slot in slots]
+        reports = [slot.report(metrics[slot.name]) for slot in slots]
+        pack.clear()
+        for slot, snapshot, report in zip(slots, packed, reports, strict=True):
+            lone = self.lone(slot.spec, until)
+            expected = lone.reports[-1]
+            assert self.distance(snapshot, lone) < tolerance, slot.spec
+            assert (report.step, report.num_tokens, report.size) == (until, expected.num_tokens, expected.size)
+            assert report.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+            assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
 
     def lone(self, spec: TrialSpec, until: int, snapshot: Snapshot | None = None) -> Snapshot:
         """Run a trial by itself, the reference, and return its state after a report."""

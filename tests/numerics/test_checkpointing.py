@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.decoders import DecoderWorld
 from support.families import families
+from support.trials import train
 from torch import nn
 
 from loraxs_search.engine.out_of_memory import _CheckpointedLayer
@@ -44,8 +45,7 @@ def trained(world: Any, specs: list[Any], steps: int, num_workers: int = 1, on: 
     pack = world.pack(num_workers=num_workers)
     assert not on or pack._packed.checkpoint_gradients()
     slots = world.join(pack, specs)
-    for _ in range(steps):
-        assert pack.step(slots) == {}
+    train(pack, slots, steps)
     assert bool(checkpointed(world.model)) == on
     pack.clear()
     return [slot.snapshot() for slot in slots]
@@ -72,8 +72,7 @@ def test_decoders_whose_topmost_layer_is_pruned_to_reads_stay_the_same_too(tmp_p
         pack = world.pack(num_workers=2)
         assert not on or pack._packed.checkpoint_gradients()
         slots = [pack.join(spec, data) for spec, data in world.mixed_trials()]
-        for _ in range(5):
-            assert pack.step(slots) == {}
+        train(pack, slots, 5)
         assert bool(checkpointed(world.model)) == on
         metrics = pack.evaluate(slots, "validation")
         pack.clear()
@@ -109,8 +108,7 @@ def test_one_row_too_much_for_memory_turns_checkpointing_on_and_equals_the_lone_
     spec, pack = world.spec("1"), world.pack(max_tokens=400)
     slots = world.join(pack, [spec])
     with little_memory(world.model, whole=2):
-        for _ in range(5):
-            assert pack.step(slots) == {}
+        train(pack, slots, 5)
         assert checkpointed(world.model)
         metrics = pack.evaluate(slots, "validation")
     assert pack.max_tokens == 400  # the first budget again: a token takes less

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from support.families import families
+from support.trials import train
 from torch import Tensor
 
 from loraxs_search.base_model import load_model
@@ -52,8 +53,7 @@ def test_packed_with_others_they_equal_lone_trials(make_world: Any, family: str)
     ]
     pack = world.pack(num_workers=2)
     slots = world.join(pack, specs)
-    for _ in range(20):
-        assert pack.step(slots) == {}
+    train(pack, slots, 20)
     world.check_each_is_as_alone(pack, slots, 20, 1e-5)
 
 

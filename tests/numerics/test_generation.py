@@ -236,7 +236,7 @@ def test_a_batch_that_is_never_empty_does_not_grow(make_world: Callable[..., Any
                 generation.join([sequence], np.zeros(1, np.int64))
                 generation.step()
                 generation.step()
-                widths.append(generation.width)
+                widths.append(max((it.decoding._mask().shape[1] for it in generation._cohorts), default=0))
             for number, sequence in enumerate(sequences[:10]):
                 sure = expected.margins[number] > MARGIN
                 assert not sure or sequence.tokens[:NEW] == expected.tokens.row(number).tolist()[: len(sequence.tokens)]
@@ -319,7 +319,7 @@ def test_some_slots_write_while_others_read_or_rest(make_world: Callable[..., An
     slots = [pack.join(spec, data) for spec in specs]
     read = ForwardRequest("validation", np.arange(33), sums)
     first = pack.answer(slots, {"0": request(prompts(3)), "1": read, "3": request(prompts(4))})
-    assert pack.num_skipped == 1
+    assert pack.prefix.depth == 1
     second = pack.answer(slots, {"0": read, "1": request(prompts(3))})
     reads = pack.answer(slots, {spec.name: read for spec in specs})
     pack.clear()

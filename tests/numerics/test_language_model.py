@@ -13,6 +13,7 @@ import torch
 from support import toy_language
 from support.decoders import DECODERS, DecoderWorld
 from support.families import families
+from support.trials import train
 from torch.nn.functional import cross_entropy
 
 from loraxs_search.base_model import load_tokenizer
@@ -39,8 +40,7 @@ def test_pack_of_unlike_trials_equals_lone_trials_after_thirty_steps(
     world = DecoderWorld(tmp_path, family)
     trials, pack = world.mixed_trials(), world.pack(num_workers=num_workers)
     slots = [pack.join(spec, data) for spec, data in trials]
-    for _ in range(NUM_STEPS):
-        assert pack.step(slots) == {}
+    train(pack, slots, NUM_STEPS)
     metrics = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]
     reports = [slot.report(metrics[slot.name]) for slot in slots]
@@ -112,8 +112,7 @@ def test_tasks_of_both_kinds_share_passes_and_equal_lone_trials(
         return run(packed, shared, *others)
 
     monkeypatch.setattr(requests, "run_pass", watched)
-    for _ in range(NUM_STEPS):
-        assert pack.step(slots) == {}
+    train(pack, slots, NUM_STEPS)
     metrics = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]
     pack.clear()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from support import toy_language
-from support.trials import run_alone
+from support.trials import run_alone, train
 
 from loraxs_search.engine import requests
 from loraxs_search.engine.planning import PassExecutor
@@ -121,8 +121,7 @@ def test_a_pack_of_several_kinds_equals_lone_trials_after_thirty_steps(
         return run(packed, shared, *others)
 
     monkeypatch.setattr(requests, "run_pass", watched)
-    for _ in range(NUM_STEPS):
-        assert pack.step(slots) == {}
+    train(pack, slots, NUM_STEPS)
     assert len(max(company, key=len)) == len(slots)  # rows of all four in one pass
     scores = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]

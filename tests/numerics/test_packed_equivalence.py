@@ -12,20 +12,15 @@ from typing import Any
 import pytest
 import torch
 from support.families import families
+from support.trials import train
 
 from loraxs_search.base_model import init_head, load_model
 from loraxs_search.errors import BaseModelError, RankError, TargetModulesError, TrialDivergedError, UsageError
-from loraxs_search.packing.pack import Pack
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.tasks.prepared import PreparedTask, prepare
 from loraxs_search.trial import Snapshot, evaluate
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
-
-
-def train(pack: Pack, slots: list[Any], num_steps: int) -> None:
-    for _ in range(num_steps):
-        assert pack.step(slots) == {}
 
 
 def same_bits(a: Snapshot, b: Snapshot) -> bool:
@@ -38,17 +33,7 @@ def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, 
     specs, pack = world.mixed_specs(), world.pack(num_workers=num_workers)
     slots = world.join(pack, specs)
     train(pack, slots, 50)
-    metrics = pack.evaluate(slots, "validation")
-    packed = [slot.snapshot() for slot in slots]
-    reports = [slot.report(metrics[slot.name]) for slot in slots]
-    pack.clear()
-    for spec, snapshot, report in zip(specs, packed, reports, strict=True):
-        lone = world.lone(spec, 50)
-        expected = lone.reports[-1]
-        assert world.distance(snapshot, lone) < TOLERANCE, spec
-        assert (report.step, report.num_tokens, report.size) == (50, expected.num_tokens, expected.size)
-        assert report.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
-        assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
+    world.check_reports_are_as_alone(pack, slots, 50, TOLERANCE)
 
 
 @pytest.mark.parametrize("family", families(["roberta", "distilbert", "gpt2"]))

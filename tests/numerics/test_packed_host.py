@@ -161,16 +161,21 @@ def test_confirming_between_rounds_disturbs_nobody(world: Any, make_host: Make, 
     assert distance(disturbed, lone.advance(other, 30, None)[1]) < 1e-5
 
 
-def test_callers_who_are_answered_together_go_on_together(world: Any, make_host: Make) -> None:
-    host = make_host(slots=2, linger_s=5.0)
-    sizes: list[int] = []
-    step = host._pack.step
+def sizes_of_rounds(host: PackedHost) -> list[int]:
+    """Return a list to which each round adds how many trials it has."""
+    sizes, step = list[int](), host._pack.step
 
     def counted(slots: Any) -> Any:
         sizes.append(len(slots))
         return step(slots)
 
     host._pack.step = counted  # type: ignore[method-assign]
+    return sizes
+
+
+def test_callers_who_are_answered_together_go_on_together(world: Any, make_host: Make) -> None:
+    host = make_host(slots=2, linger_s=5.0)
+    sizes = sizes_of_rounds(host)
     with ThreadPoolExecutor(2) as callers:
         states = list(callers.map(lambda i: host.advance(world.spec(i), 3, None)[1], ["1", "2"]))
         sizes.clear()
@@ -180,14 +185,7 @@ def test_callers_who_are_answered_together_go_on_together(world: Any, make_host:
 
 def test_the_first_round_waits_for_trials_that_start_one_after_another(world: Any, make_host: Make) -> None:
     host = make_host(slots=2, linger_s=0.0, gather_s=60.0)
-    sizes: list[int] = []
-    step = host._pack.step
-
-    def counted(slots: Any) -> Any:
-        sizes.append(len(slots))
-        return step(slots)
-
-    host._pack.step = counted  # type: ignore[method-assign]
+    sizes = sizes_of_rounds(host)
     with ThreadPoolExecutor(2) as callers:
         first = callers.submit(host.advance, world.spec("1"), 3, None)
         with host._changed:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.families import families
+from support.trials import train
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
@@ -38,27 +39,12 @@ def mixed(world: Any) -> list[TrialSpec]:
     ]
 
 
-def train(pack: Any, slots: list[Any], num_steps: int) -> None:
-    for _ in range(num_steps):
-        assert pack.step(slots) == {}
-
-
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_a_pack_of_both_methods_equals_lone_trials(world: Any, num_workers: int) -> None:
     specs, pack = mixed(world), world.pack(num_workers=num_workers)
     slots = world.join(pack, specs)
     train(pack, slots, NUM_STEPS)
-    metrics = pack.evaluate(slots, "validation")
-    packed = [slot.snapshot() for slot in slots]
-    reports = [slot.report(metrics[slot.name]) for slot in slots]
-    pack.clear()
-    for spec, snapshot, report in zip(specs, packed, reports, strict=True):
-        lone = world.lone(spec, NUM_STEPS)
-        expected = lone.reports[-1]
-        assert world.distance(snapshot, lone) < TOLERANCE, spec
-        assert (report.step, report.num_tokens, report.size) == (NUM_STEPS, expected.num_tokens, expected.size)
-        assert report.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
-        assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
+    world.check_reports_are_as_alone(pack, slots, NUM_STEPS, TOLERANCE)
 
 
 @pytest.mark.parametrize("family", families(["roberta", "gpt2"]))

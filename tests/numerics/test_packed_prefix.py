@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from support.families import families
+from support.trials import train
 from torch import Tensor, nn
 from transformers import BertConfig, DistilBertConfig, GPT2Config, LlamaConfig, PretrainedConfig, RobertaConfig
 
@@ -77,11 +78,6 @@ def pack_of(world: Any, cache_bytes: int | None = None, num_workers: int = 2) ->
     )
 
 
-def train(pack: Pack, slots: Sequence[Any], num_steps: int) -> None:
-    for _ in range(num_steps):
-        assert pack.step(slots) == {}
-
-
 @contextmanager
 def rows_through(world: Any, block: int) -> Iterator[list[int]]:
     """Collect how many rows go through a block's first linear layer, call by call."""
@@ -105,12 +101,12 @@ def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(
     pack = pack_of(world, num_workers=num_workers)
     slots = world.join(pack, specs)
     train(pack, slots, 10)
-    assert pack.num_skipped == 2
+    assert pack.prefix.depth == 2
     slots += world.join(pack, [guest])
     train(pack, slots, 10)
-    assert pack.num_skipped == 0
+    assert pack.prefix.depth == 0
     train(pack, slots[:4], 10)
-    assert pack.num_skipped == 2
+    assert pack.prefix.depth == 2
     metrics = pack.evaluate(slots[:4], "validation")
     packed = [slot.snapshot() for slot in slots]
     reports = [slot.report(metrics[slot.name]) for slot in slots[:4]]
@@ -129,7 +125,7 @@ def test_other_encoders_and_decoders(deep: Callable[..., Any], family: str) -> N
     slots = world.join(pack, specs)
     train(pack, slots, 10)
     found = pack.evaluate(slots, "validation")
-    assert pack.num_skipped == 2
+    assert pack.prefix.depth == 2
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
@@ -142,7 +138,7 @@ def test_each_row_goes_through_the_skipped_layers_once(deep: Callable[..., Any])
     world = deep("bert")
     pack = pack_of(world)
     slots = world.join(pack, upper_specs(world))
-    pack.shape_of_round(slots)  # seats them, after a probe of the base
+    pack._packed.place(slots)  # seats them, after a probe of the base
     with rows_through(world, 0) as below, rows_through(world, 2) as above:
         pack.evaluate(slots, "validation")
         assert sum(below) == world.data.num_rows("validation")
@@ -163,10 +159,10 @@ def test_memory_is_bounded_and_a_full_one_changes_no_number(deep: Callable[..., 
     slots = world.join(pack, specs)
     for _ in range(15):
         train(pack, slots, 1)
-        assert pack.cached_bytes <= cache_bytes
+        assert pack.prefix.num_bytes <= cache_bytes
     pack.evaluate(slots, "validation")
-    assert cache_bytes / 2 < pack.cached_bytes <= cache_bytes or cache_bytes < 2
-    assert pack.num_skipped == (2 if cache_bytes else 0)
+    assert cache_bytes / 2 < pack.prefix.num_bytes <= cache_bytes or cache_bytes < 2
+    assert pack.prefix.depth == (2 if cache_bytes else 0)
     world.check_each_is_as_alone(pack, slots, 15, TOLERANCE)
 
 
@@ -176,7 +172,7 @@ def test_what_no_seated_slot_can_use_makes_room(deep: Callable[..., Any]) -> Non
     train(pack, world.join(pack, upper_specs(world)), 5)  # full
     higher = world.join(pack, [world.spec("6", target_modules=tuple(upper(world, 3)))])
     pack.evaluate(higher, "validation")
-    assert pack.num_skipped == 3
+    assert pack.prefix.depth == 3
     with rows_through(world, 0) as below:
         pack.evaluate(higher, "validation")
     assert sum(below) < world.data.num_rows("validation")
@@ -187,7 +183,7 @@ def test_memory_that_runs_out_takes_the_cache_first(deep: Callable[..., Any]) ->
     spec, pack = world.spec("1", target_modules=tuple(upper(world)), batch_size=16), pack_of(world)
     slots = world.join(pack, [spec])
     train(pack, slots, 5)
-    held, refusals = pack.cached_bytes, [torch.OutOfMemoryError("CUDA out of memory.")]
+    held, refusals = pack.prefix.num_bytes, [torch.OutOfMemoryError("CUDA out of memory.")]
 
     def refuse(_: nn.Module, args: object) -> None:
         if refusals:
@@ -196,7 +192,7 @@ def test_memory_that_runs_out_takes_the_cache_first(deep: Callable[..., Any]) ->
     handle = world.model.register_forward_pre_hook(refuse)
     train(pack, slots, 5)
     handle.remove()
-    assert 0 < pack.cached_bytes <= held // 2
+    assert 0 < pack.prefix.num_bytes <= held // 2
     pack.clear()
     assert world.distance(slots[0].snapshot(), world.lone(spec, 10)) < TOLERANCE
 
@@ -236,7 +232,7 @@ def test_a_bfloat16_base_is_skipped_too(deep: Callable[..., Any]) -> None:
         pack = pack_of(world, cache_bytes)
         slots = world.join(pack, [spec])
         train(pack, slots, 10)
-        assert pack.num_skipped == (0 if cache_bytes == 0 else 2)
+        assert pack.prefix.depth == (0 if cache_bytes == 0 else 2)
         found.append(slots[0].snapshot().parameters)
         pack.clear()
     assert all(float((found[0][name] - value).norm() / value.norm()) < 0.2 for name, value in found[1].items())
@@ -309,5 +305,5 @@ def test_last_layers_of_the_quickstart_base(quickstart: Any) -> None:
     pack = pack_of(quickstart)
     slots = quickstart.join(pack, specs)
     train(pack, slots, 3)
-    assert pack.num_skipped == blocks - 2
+    assert pack.prefix.depth == blocks - 2
     quickstart.check_each_is_as_alone(pack, slots, 3, 1e-4)

@@ -16,6 +16,7 @@ import torch
 from peft import get_peft_model
 from support.decoders import DecoderWorld
 from support.families import families
+from support.trials import train
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -127,8 +128,7 @@ def check(world: Any, tasks: Sequence[PreparedTask]) -> None:
     pack = world.pack(num_workers=2)
     slots = [pack.join(spec, own) for spec, own in zip(specs, data, strict=True)]
     starts = [slot.snapshot() for slot in slots]
-    for _ in range(NUM_STEPS):
-        assert pack.step(slots) == {}
+    train(pack, slots, NUM_STEPS)
     metrics = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]
     reports = [slot.report(metrics[slot.name]) for slot in slots]  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from support.entity_rows import LABELS
 from support.families import families
+from support.trials import train
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from loraxs_search import AdapterBank
@@ -78,8 +79,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> TaggedWorld:
 def test_a_pack_of_unlike_trials_equals_lone_trials(world: TaggedWorld) -> None:
     specs, pack = world.mixed_specs()[:4], world.pack(num_workers=2)
     slots = world.join(pack, specs)
-    for _ in range(20):
-        assert pack.step(slots) == {}
+    train(pack, slots, 20)
     metrics, packed = pack.evaluate(slots, "validation"), [slot.snapshot() for slot in slots]
     pack.clear()
     for slot, snapshot in zip(slots, packed, strict=True):

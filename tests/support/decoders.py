@@ -23,18 +23,13 @@ from transformers import (
     Qwen3Config,
 )
 
-from loraxs_search.base_model import linear_modules, load_model
-from loraxs_search.engine.planning import PassExecutor
-from loraxs_search.factors import FactorStore
-from loraxs_search.packing.loaded_base import LoadedFactors
-from loraxs_search.packing.pack import Pack
-from loraxs_search.records import BaseModel, DataSource, LinearModule, Task, TaskModel, TrialSpec
+from loraxs_search.records import BaseModel, DataSource, Task, TaskModel, TrialSpec
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import Snapshot
 from support.bases import language_model
-from support.trials import make_spec, run_alone
+from support.trials import TrialBase, run_alone
 
 VOCABULARY = 64
 WINDOW = 6  # shorter than most rows
@@ -150,8 +145,8 @@ def save_decoder(folder: Path, family: str) -> BaseModel:
     return BaseModel(id=family, path=str(folder), weight_digest="0" * 64)
 
 
-class DecoderWorld:
-    """One decoder with its factors, on which trials of several tasks run alone or packed."""
+class DecoderWorld(TrialBase):
+    """One decoder with several tasks."""
 
     def __init__(self, folder: Path, family: str, dtype: torch.dtype | None = None) -> None:
         tasks = [continuations("short", 1, 12), continuations("long", 10, 30)]
@@ -166,14 +161,7 @@ class DecoderWorld:
 
     def _load(self, base: BaseModel, tasks: Sequence[PreparedTask], dtype: torch.dtype | None) -> None:
         self.base, self.tasks = base, list(tasks)
-        self.model = load_model(self.base, LANGUAGE_MODEL, dtype=dtype)
-        exact = load_model(self.base, LANGUAGE_MODEL)
-        self.modules: tuple[LinearModule, ...] = linear_modules(self.base, LANGUAGE_MODEL)
-        self.names = [module.name for module in self.modules]
-        self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)
-
-    def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
-        return make_spec(trial_id, self.names, **changes)
+        self.load(LANGUAGE_MODEL, dtype)
 
     def mixed_trials(self) -> list[tuple[TrialSpec, PreparedTask]]:
         """Trials of mixed ranks, sides, modules, batches and tasks."""
@@ -186,9 +174,6 @@ class DecoderWorld:
             (self.spec("4", rank=6, basis="bottom", batch_size=16, target_modules=tuple(self.names[1::2])), short),
             (self.spec("5", rank=3, target_modules=tuple(self.names[::3])), short),
         ]
-
-    def pack(self, max_tokens: int = 200, num_workers: int = 1) -> Pack:
-        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers))
 
     def lone(self, spec: TrialSpec, data: PreparedTask, until: int) -> Snapshot:
         """Run a trial by itself, the reference, and return its state after a report."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loraxs_search.base_model import linear_modules, load_model
 from loraxs_search.engine.base import AdaptedBase
 from loraxs_search.engine.passes import Requester
+from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.requests import Engine
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loraxs import use_factor_store
-from loraxs_search.records import Hyperparameters, TrialSpec
+from loraxs_search.packing.loaded_base import LoadedFactors
+from loraxs_search.packing.pack import Pack
+from loraxs_search.packing.slot import Slot
+from loraxs_search.records import BaseModel, Hyperparameters, LinearModule, TaskModel, TrialSpec
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import Generated, GenerateRequest
 from loraxs_search.tasks.prepared import PreparedTask
@@ -57,6 +62,32 @@ def run_alone(
         return run.snapshot()
     finally:
         detach(attached, spec)
+
+
+def train(pack: Pack, slots: Sequence[Slot], num_steps: int) -> None:
+    """Train slots by some steps, which none may fail."""
+    for _ in range(num_steps):
+        assert pack.step(slots) == {}
+
+
+class TrialBase:
+    """One base with its modules and factors, on which trials run alone or packed."""
+
+    base: BaseModel
+
+    def load(self, model: TaskModel, dtype: torch.dtype | None = None) -> None:
+        """Load the base, in the checkpoint's own precision and in another one."""
+        self.model = load_model(self.base, model, dtype=dtype)
+        exact = load_model(self.base, model)
+        self.modules: tuple[LinearModule, ...] = linear_modules(self.base, model)
+        self.names = [module.name for module in self.modules]
+        self.factors: FactorStore = LoadedFactors(self.model, exact, self.names)
+
+    def spec(self, trial_id: str, **changes: Any) -> TrialSpec:
+        return make_spec(trial_id, self.names, **changes)
+
+    def pack(self, max_tokens: int = 200, num_workers: int = 1) -> Pack:
+        return Pack(self.model, self.factors, self.modules, max_tokens=max_tokens, executor=PassExecutor(num_workers))
 
 
 def write(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -12,7 +12,7 @@ from loraxs_search.records import Baseline, Candidate, Task, TrialRecord, TrialS
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, shown_baselines
 from loraxs_search.reports.study_status import Progress, progress, study_state
 from loraxs_search.steering import whole_plan
-from loraxs_search.studies import StudyFolder, StudyInfo
+from loraxs_search.studies import Journal, StudyFolder, StudyInfo
 
 _WORDS = {
     TrialState.COMPLETE: "complete",
@@ -29,23 +29,17 @@ class ReportFacts:
     Args:
         state: `running`, `finished` or `interrupted`.
         read_at: That moment, seconds since 1970.
-        records: Every trial, in the order they were started.
+        journal: As it was then.
         candidates: Best first; none before the search has ended.
         baselines: Without test metrics before the search has ended.
-        spent_s: Seconds that drivers have worked on it.
-        last_at: When the last event was recorded; 0 where there is none.
-        notice: Why it ended before its budget; empty where it did not.
     """
 
     folder: StudyFolder
     state: str
     read_at: float
-    records: tuple[TrialRecord, ...]
+    journal: Journal
     candidates: tuple[Candidate, ...]
     baselines: tuple[Baseline, ...]
-    spent_s: float
-    last_at: float
-    notice: str
 
     @property
     def info(self) -> StudyInfo:
@@ -66,6 +60,11 @@ class ReportFacts:
         return 1.0 if self.task.search_direction == "maximize" else -1.0
 
     @cached_property
+    def records(self) -> tuple[TrialRecord, ...]:
+        """Every trial, in the order they were started."""
+        return tuple(self.journal.records.values())
+
+    @cached_property
     def rows(self) -> list[LeaderboardRow]:
         """The leaderboard."""
         search = self.info.search
@@ -73,7 +72,7 @@ class ReportFacts:
 
     @cached_property
     def counts(self) -> Progress:
-        return progress(self.records, whole_plan(self.folder, self.folder.journal()))
+        return progress(self.records, whole_plan(self.folder, self.journal))
 
     @cached_property
     def complete(self) -> list[TrialRecord]:
@@ -105,6 +104,11 @@ class ReportFacts:
         """The candidate that was scored on the test rows."""
         return next((candidate for candidate in self.candidates if candidate.test_metrics), None)
 
+    @property
+    def saved_s(self) -> float:
+        """Device time that stopped trials had needed for the steps that they were spared, each at its own pace."""
+        return sum(_spared_s(record, self.info.search.max_steps) for record in self.stopped)
+
     def score(self, record: TrialRecord) -> float:
         """Return the score of a trial that trained all its steps."""
         return self.folder.checkpoint_selection.select(record.reports).metrics[self.metric]
@@ -130,52 +134,15 @@ def read_facts(folder: StudyFolder) -> ReportFacts:
         # The driver at work on a study with candidates has only records to bring to MLflow.
         state="finished" if finished else study_state(folder),
         read_at=time.time(),
-        records=tuple(journal.records.values()),
+        journal=journal,
         candidates=tuple(candidates or ()),
         baselines=tuple(shown_baselines(folder.baselines(), finished=finished)),
-        spent_s=journal.spent_s,
-        last_at=journal.last_at,
-        notice=journal.notice or "",
     )
 
 
-def _device_seconds(records: Sequence[TrialRecord]) -> float:
-    """Return the seconds of computation that trials took, to their last reports."""
+def device_seconds(records: Iterable[TrialRecord]) -> float:
+    """Return the seconds of computation that trials took, each to its last report, without final scores and refits."""
     return sum(record.reports[-1].device_s for record in records if record.reports)
-
-
-@dataclass(frozen=True)
-class _Spending:
-    """Seconds of a search.
-
-    Args:
-        device_s: Computation for trials, each to its last report. Final scores and refits are not in it.
-        by_state: The same by how trials ended.
-        saved_s: What stopped trials had needed for the steps that they were spared, each at its own pace.
-        wall_s: What drivers worked on the search.
-    """
-
-    device_s: float
-    by_state: dict[TrialState, float]
-    saved_s: float
-    wall_s: float
-
-    @property
-    def saved_share(self) -> float:
-        """The share of `device_s` and `saved_s` together that was saved."""
-        whole = self.device_s + self.saved_s
-        return self.saved_s / whole if whole else 0.0
-
-
-def spending(facts: ReportFacts) -> _Spending:
-    """Add up what a study's reports say."""
-    by_state = {state: [r for r in facts.records if r.state is state] for state in TrialState}
-    return _Spending(
-        device_s=_device_seconds(facts.records),
-        by_state={state: _device_seconds(records) for state, records in by_state.items() if records},
-        saved_s=sum(_spared_s(record, facts.info.search.max_steps) for record in facts.stopped),
-        wall_s=facts.spent_s,
-    )
 
 
 def _spared_s(record: TrialRecord, max_steps: int) -> float:

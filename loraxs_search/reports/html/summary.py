@@ -10,7 +10,7 @@ from loraxs_search.errors import counted
 from loraxs_search.records import Baseline, Candidate
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT
-from loraxs_search.reports.html.facts import ReportFacts, duration, spending
+from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration
 from loraxs_search.reports.leaderboard import score_warnings
 
 _VISIBLE = 5e-5  # a smaller gain does not show in four digits
@@ -160,14 +160,15 @@ def _numbers(facts: ReportFacts, result: _Result | None) -> Iterator[_KeyNumber]
             yield spread
         if result.stored_bytes is not None:
             yield _KeyNumber("stored", f"{result.stored_bytes:,} B", "adapter and head")
-    counts, spent = facts.counts, spending(facts)
+    counts, device_s, saved_s = facts.counts, device_seconds(facts.records), facts.saved_s
     ended = f"{counts.complete} complete, {counts.pruned} stopped early, {counts.failed} failed"
     yield _KeyNumber("trials ended", f"{counts.ended} of {counts.num_trials}", ended)
-    hours = f"{spent.device_s / 3600:,.3g} device hours for trials, without refits and final scores"
-    yield _KeyNumber("device time", duration(spent.device_s), hours)
-    yield _KeyNumber("wall time", duration(spent.wall_s), "while a driver was at work")
+    hours = f"{device_s / 3600:,.3g} device hours for trials, without refits and final scores"
+    yield _KeyNumber("device time", duration(device_s), hours)
+    yield _KeyNumber("wall time", duration(facts.journal.spent_s), "while a driver was at work")
     if facts.stopped:
-        yield _KeyNumber("saved by stopping", f"{spent.saved_share:.0%}", f"{duration(spent.saved_s)} of a device")
+        share = saved_s / (device_s + saved_s) if saved_s else 0.0
+        yield _KeyNumber("saved by stopping", f"{share:.0%}", f"{duration(saved_s)} of a device")
 
 
 def _over_seeds(candidate: Candidate, metric: str) -> _KeyNumber | None:
@@ -184,8 +185,8 @@ def _notes(facts: ReportFacts) -> Iterator[str]:
         begun = "running" if facts.state == "running" else "begun"
         rest = f"{counts.running} {begun}, {max(0, counts.num_trials - counts.ended - counts.running)} to come"
         yield f"{_STATES[facts.state]}: {counts.ended} of {counted(counts.num_trials, 'trial')} ended, {rest}."
-    if facts.notice:
-        yield f"It ended before its budget: {facts.notice}"
+    if facts.journal.notice:
+        yield f"It ended before its budget: {facts.journal.notice}"
     if facts.info.search.objectives and facts.front_ids:
         trials = "trial is" if len(facts.front_ids) == 1 else "trials are"
         yield f"Score and stored bytes were searched for together: {len(facts.front_ids)} {trials} on their front."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraxs_search.errors import counted
 from loraxs_search.records import Scalar, TrialState
-from loraxs_search.reports.html.facts import ReportFacts, duration, spending
+from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration
 from loraxs_search.reports.html.summary import Summary
 from loraxs_search.reports.leaderboard import LeaderboardRow
 
@@ -33,10 +33,9 @@ class _ReportTable:
     right: frozenset[str] = frozenset()
     states: tuple[str, ...] = ()
 
-    def part(self, first: int | None, last: int | None, caption: str) -> _ReportTable:
-        """Return some of its rows under another caption."""
-        rows = slice(first, last)
-        return _ReportTable(caption, self.columns, self.rows[rows], self.right, self.states[rows])
+    def first(self, count: int, caption: str) -> _ReportTable:
+        """Return its first rows under another caption."""
+        return replace(self, caption=caption, rows=self.rows[:count], states=self.states[:count])
 
 
 def leaderboard_table(facts: ReportFacts) -> _ReportTable:
@@ -98,12 +97,10 @@ def baseline_table(facts: ReportFacts, summary: Summary) -> _ReportTable:
 
 def cost_table(facts: ReportFacts) -> _ReportTable:
     """Return what was spent on trials, by how they ended."""
-    spent, counts = spending(facts), Counter(record.state for record in facts.records)
-    spans = [
-        (facts.word(state), counts[state], spent.by_state.get(state, 0.0)) for state in TrialState if counts[state]
-    ]
-    spans.append(("all", len(facts.records), spent.device_s))
-    rows = tuple((name, f"{count:,}", duration(time_s), f"{time_s / 3600:,.3f}") for name, count, time_s in spans)
+    by_state = {facts.word(state): [r for r in facts.records if r.state is state] for state in TrialState}
+    groups = [*((word, records) for word, records in by_state.items() if records), ("all", facts.records)]
+    times = [(name, len(records), device_seconds(records)) for name, records in groups]
+    rows = tuple((name, f"{count:,}", duration(time_s), f"{time_s / 3600:,.3f}") for name, count, time_s in times)
     caption = "Device time of trials, each to its last report. Refits, final scores and lost work are not in it."
     columns = ("trials", "number", "device time", "device hours")
     return _ReportTable(caption, columns, rows, frozenset(columns[1:]))

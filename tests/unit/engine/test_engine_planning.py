@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from loraxs_search.engine.base import AdaptedBase
-from loraxs_search.engine.planning import Demand, Pass, PassExecutor, Share, padding, plan_passes, workers_for
+from loraxs_search.engine.planning import Demand, Pass, PassExecutor, Share, plan_passes, workers_for
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import UsageError
 from loraxs_search.tasks.encoded import TrainingBatches
@@ -29,9 +30,14 @@ def demands(draw: st.DrawFn) -> list[Demand]:
     return [Demand(str(trial), np.array(draw(LENGTHS), dtype=np.int32)) for trial in range(count)]
 
 
-@given(demands(), st.integers(90, 700), st.integers(0, 300))
-def test_a_plan_is_a_partition_within_budget(wanted: list[Demand], max_tokens: int, pass_tokens: int) -> None:
-    passes = plan_passes(wanted, max_tokens, pass_tokens)
+def padding(demands: Sequence[Demand], passes: Sequence[Pass]) -> float:
+    """Return padded tokens over real ones."""
+    return sum(shared.num_tokens for shared in passes) / sum(int(demand.lengths.sum()) for demand in demands)
+
+
+@given(demands(), st.integers(90, 700))
+def test_a_plan_is_a_partition_within_budget(wanted: list[Demand], max_tokens: int) -> None:
+    passes = plan_passes(wanted, max_tokens)
     by_trial = {demand.name: demand for demand in wanted}
     served: Counter[tuple[object, int]] = Counter()
     for shared in passes:
@@ -127,7 +133,6 @@ def test_a_row_longer_than_the_budget_says_what_to_change() -> None:
 
 def test_nothing_to_do_is_no_pass() -> None:
     assert plan_passes([], 100) == []
-    assert padding([], []) == 1.0
 
 
 def a_pass(width: int) -> Pass:

@@ -67,26 +67,26 @@ def test_what_follows_the_last_attention_is_computed_for_the_first_token_alone(c
 @pytest.mark.parametrize("config", READ_OTHERS, ids=lambda config: config.model_type)
 def test_bases_of_another_build_are_computed_whole(config: PretrainedConfig) -> None:
     model = base(config)
-    assert not LastLayerPruning(model, layers_of(model)).cuts
+    assert LastLayerPruning(model, layers_of(model)).joint is None
 
 
 def test_a_base_whose_head_reads_the_last_token_is_never_cut_to_see(monkeypatch: pytest.MonkeyPatch) -> None:
     cuts: list[tuple[torch.Tensor, ...]] = []
     monkeypatch.setattr(last_layer, "_first_tokens", lambda _, states: cuts.append(states))
     model = base(MPT)  # its head would index tokens that are not there, which ends a GPU's process
-    assert not LastLayerPruning(model, layers_of(model)).cuts
+    assert LastLayerPruning(model, layers_of(model)).joint is None
     assert not cuts
 
 
 def test_a_base_with_two_lists_of_layers_is_computed_whole() -> None:
     model = base(BART)
     model(**dummy_inputs(model))
-    assert not LastLayerPruning(model, model.model.encoder.layers).cuts
+    assert LastLayerPruning(model, model.model.encoder.layers).joint is None
 
 
 def test_a_base_that_short_rows_would_change_is_left_alone() -> None:
     model = base(BigBirdConfig(**SMALL, max_position_embeddings=64, attention_type="block_sparse", block_size=4))
-    assert not LastLayerPruning(model, layers_of(model)).cuts
+    assert LastLayerPruning(model, layers_of(model)).joint is None
     assert model.config.attention_type == model.bert.encoder.attention_type == "block_sparse"
 
 
@@ -102,7 +102,7 @@ def test_a_head_that_says_the_same_of_any_row_proves_nothing(weight: float, bias
     model.bert.pooler = MeanPooler()
     model.classifier.weight.mul_(weight)
     model.classifier.bias.fill_(bias)
-    assert not LastLayerPruning(model, layers_of(model)).cuts
+    assert LastLayerPruning(model, layers_of(model)).joint is None
 
 
 def test_a_base_whose_head_reads_every_token_is_computed_whole() -> None:
@@ -110,5 +110,5 @@ def test_a_base_whose_head_reads_every_token_is_computed_whole() -> None:
     model.bert.pooler = MeanPooler()
     found = LastLayerPruning(model, layers_of(model))
     found.place()
-    assert not found.cuts
+    assert found.joint is None
     assert widths_of_top(model) == [8] * 6

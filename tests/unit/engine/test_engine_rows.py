@@ -27,18 +27,6 @@ def runs(rows: SlotRowMap, *label_of_slot: int | None) -> list[tuple[int, int, i
     return [(run.start, run.stop, run.label, run.slots.tolist()) for run in rows.runs(label_of_slot)]
 
 
-def test_neighbours_with_one_label_are_one_run() -> None:
-    rows = row_map((0, 2), (2, 1), (3, 2))
-    assert runs(rows, 0, None, 0, 0) == [(0, 5, 0, [0, 0, 2, 3, 3])]
-    assert runs(rows, 0, None, 1, 1) == [(0, 2, 0, [0, 0]), (2, 5, 1, [2, 3, 3])]
-
-
-def test_rows_of_slots_that_do_not_adapt_a_layer_are_in_no_run() -> None:
-    rows = row_map((0, 2), (1, 1), (2, 2))
-    assert runs(rows, 0, None, 0) == [(0, 2, 0, [0, 0]), (3, 5, 0, [2, 2])]
-    assert runs(rows, None, None, None) == []
-
-
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), min_size=1, max_size=12),
     st.lists(st.none() | st.integers(0, 2), min_size=6, max_size=6),

@@ -10,7 +10,6 @@ from support.bases import SMOLLM, save_language_model
 
 from loraxs_search.base_model import load_model, locate
 from loraxs_search.errors import BaseModelError
-from loraxs_search.packing import capacity as base_memory
 from loraxs_search.packing.capacity import check_fits, needed_bytes
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
 
@@ -38,14 +37,6 @@ def test_what_is_counted_is_what_the_loaded_models_take(tmp_path, own, dtype, de
     models = [load_model(base, kind), *([load_model(base, kind, dtype=dtype)] if dtype != own else [])]
     assert models[0].dtype == own
     assert needed_bytes(base, dtype) == sum(p.nbytes for model in models for p in model.parameters())
-
-
-@pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch):
-    def set_free(num_bytes: int) -> None:
-        monkeypatch.setattr(base_memory, "free_bytes", lambda device: num_bytes)
-
-    return set_free
 
 
 @pytest.fixture

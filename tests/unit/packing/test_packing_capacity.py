@@ -17,14 +17,6 @@ def rank(value: int, method: str = "lora-xs") -> LargestTrial:
     return LargestTrial(16, ((method, {"rank": value}),))
 
 
-@pytest.fixture
-def free(monkeypatch: pytest.MonkeyPatch):
-    def set_free(num_bytes: int) -> None:
-        monkeypatch.setattr(capacity, "free_bytes", lambda device: num_bytes)
-
-    return set_free
-
-
 def test_the_budget_is_what_half_of_the_free_memory_holds(free):
     free(2 * 1000 * PER_TOKEN)
     assert capacity.token_budget(MODULES, torch.bfloat16, CPU) == 1000

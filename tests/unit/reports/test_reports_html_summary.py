@@ -10,10 +10,10 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
 from loraxs_search.records import Baseline, TrialState
-from loraxs_search.reports.html.facts import duration, read_facts, spending
+from loraxs_search.reports.html.facts import duration, read_facts
 from loraxs_search.reports.html.page import repeat_command
 from loraxs_search.reports.html.summary import summary
-from loraxs_search.reports.html.tables import failure_table, leaderboard_table
+from loraxs_search.reports.html.tables import cost_table, failure_table, leaderboard_table
 from loraxs_search.search_space import load_space
 
 
@@ -84,11 +84,12 @@ def test_of_two_objectives_the_front_is_named(fresh_home):
 # ---- what it cost ----------------------------------------------------------------------------------------------------
 def test_a_stopped_trial_saves_its_remaining_steps_at_its_own_pace(fresh_home):
     """It reports every 10 of 20 steps, each step a tenth of a second of a device."""
-    spent = spending(read_facts(searched("s", [Tried({}, 0.8), Tried({}, 0.6, state=TrialState.PRUNED)])))
-    assert spent.device_s == pytest.approx(3.0)
-    assert spent.by_state == {TrialState.COMPLETE: pytest.approx(2.0), TrialState.PRUNED: pytest.approx(1.0)}
-    assert spent.saved_s == pytest.approx(1.0)
-    assert spent.saved_share == pytest.approx(0.25)
+    facts = read_facts(searched("s", [Tried({}, 0.8), Tried({}, 0.6, state=TrialState.PRUNED)]))
+    assert facts.saved_s == pytest.approx(1.0)
+    times = {row[0]: row[1:3] for row in cost_table(facts).rows}
+    assert times == {"complete": ("1", "2.0 s"), "stopped early": ("1", "1.0 s"), "all": ("2", "3.0 s")}
+    (saved,) = [number for number in summary(facts).numbers if number.label == "saved by stopping"]
+    assert (saved.value, saved.note) == ("25%", "1.0 s of a device")
 
 
 def test_times_are_in_units_for_people():

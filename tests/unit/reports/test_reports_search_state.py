@@ -108,7 +108,7 @@ def test_a_time_budget_limits_what_trials_take_and_not_the_refits() -> None:
 
 
 def test_before_the_first_report_no_time_is_named() -> None:
-    state = SearchState("mine")
+    state = SearchState()
     assert (state.share_done(), state.seconds_left(0.0), state.best) == (0.0, None, None)
     Teller(state.happened).started(FACTS)
     assert state.trial_steps() == 4 * 80, "none has been stopped: it is the most that there can be"

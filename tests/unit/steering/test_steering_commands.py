@@ -245,9 +245,10 @@ def test_commands_that_wait_keep_their_order_though_the_clock_is_set_back(
     assert [each.verb for each in folder.inbox().waiting()] == ["pause", "continue", "finish"]
 
 
-def test_a_driver_that_does_not_answer_leaves_it_queued(folder: StudyFolder) -> None:
+def test_a_driver_that_does_not_answer_leaves_it_queued(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraxs_search.steering.send.WAIT_S", 0.0)
     with folder.lock():
-        answer = send("s", new_command("stop", ["00001"]), wait_s=0.0)
+        answer = send("s", new_command("stop", ["00001"]))
     assert answer.state is AnswerState.QUEUED
     assert "`loraxs-search status s` shows what waits" in answer.text
     assert len(list(folder.inbox().waiting())) == 1

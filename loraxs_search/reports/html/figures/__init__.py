@@ -12,4 +12,4 @@ _FIGURES: tuple[ReportFigure, ...] = (LearningCurves(), QualityAndBytes(), Score
 
 def sections(facts: ReportFacts) -> list[FigureSection]:
     """Draw every figure of a study; those that cannot be drawn say why."""
-    return [figure.section(facts) for figure in _FIGURES]
+    return [figure.draw(facts) for figure in _FIGURES]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,31 +22,19 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
-class CannotDrawError(Exception):
-    """A study has nothing to draw for this figure; the message says why, in one sentence."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What a figure shows.
-
-    Args:
-        says: What can be read from it, in one or two sentences.
-        plots: One plot, or several small ones, by name. Names are unique over all figures of a report.
-    """
-
-    says: str
-    plots: Mapping[str, Figure]
-
-
 @dataclass(frozen=True)
 class FigureSection:
-    """A figure as the report has it; where nothing could be drawn, `says` is why."""
+    """A figure as the report has it.
+
+    Args:
+        says: What can be read from it, in one or two sentences; where nothing could be drawn, why.
+        plots: One plot, or several small ones, by name. Names are unique over all figures of a report.
+    """
 
     name: str
     title: str
     says: str
-    plots: Mapping[str, Figure] = field(default_factory=dict)
+    plots: Mapping[str, Figure]
 
 
 class ReportFigure(ABC):
@@ -61,20 +49,12 @@ class ReportFigure(ABC):
     title: ClassVar[str]
 
     @abstractmethod
-    def draw(self, facts: ReportFacts) -> Drawing:
-        """Draw a study.
+    def draw(self, facts: ReportFacts) -> FigureSection:
+        """Draw a study, or say why it has too little for this figure."""
 
-        Raises:
-            CannotDrawError: it has too little for this figure.
-        """
-
-    def section(self, facts: ReportFacts) -> FigureSection:
-        """Return the figure, or in its place the sentence that says why there is none."""
-        try:
-            drawing = self.draw(facts)
-        except CannotDrawError as error:
-            return FigureSection(self.name, self.title, str(error))
-        return FigureSection(self.name, self.title, drawing.says, drawing.plots)
+    def section(self, says: str, plots: Mapping[str, Figure] | None = None) -> FigureSection:
+        """Return this figure's section."""
+        return FigureSection(self.name, self.title, says, plots or {})
 
 
 def shown(value: Scalar) -> str:

@@ -87,12 +87,12 @@ class ImportanceFigure(base.ReportFigure):
     name = "importances"
     title = "Importances"
 
-    def draw(self, facts: ReportFacts) -> base.Drawing:
+    def draw(self, facts: ReportFacts) -> base.FigureSection:
         from plotly.graph_objects import Bar, Figure
 
         importance = importances(facts.folder)
         if not importance.values:
-            raise base.CannotDrawError(f"There are no importances: {importance.why or 'no parameter varies'}.")
+            return self.section(f"There are no importances: {importance.why or 'no parameter varies'}.")
         names = [base.shown(name) for name in importance.values]
         shares = list(importance.values.values())
         labels = [f"{share:.2f}" for share in shares]
@@ -105,18 +105,18 @@ class ImportanceFigure(base.ReportFigure):
             f"{names[0]} decides most whether a trial is among the best {importance.quantile:.0%}"
             f" of {importance.num_trials} complete ones. This says what decided this search, not which value is better."
         )
-        return base.Drawing(says, {self.name: figure})
+        return self.section(says, {self.name: figure})
 
 
 class ScoreHistory(base.ReportFigure):
     name = "history"
     title = "Best score over trials"
 
-    def draw(self, facts: ReportFacts) -> base.Drawing:
+    def draw(self, facts: ReportFacts) -> base.FigureSection:
         from optuna.visualization import plot_optimization_history
 
         if len(facts.complete) < 2:
-            raise base.CannotDrawError("A history needs two trials that have trained all their steps.")
+            return self.section("A history needs two trials that have trained all their steps.")
         figure = plot_optimization_history(optuna_study(facts), target_name=facts.metric)
         trials, best = figure.data[:2]
         trials.update(name="complete trials", marker={"color": base.GREY, "size": 6})
@@ -126,7 +126,7 @@ class ScoreHistory(base.ReportFigure):
         figure.data = (trials, best)
         figure.update_traces(hovertemplate="trial %{x}: %{y:.4f}<extra></extra>")
         base.styled(figure, "trial", f"{facts.metric} on validation rows")
-        return base.Drawing(_says_history(facts), {self.name: figure})
+        return self.section(_says_history(facts), {self.name: figure})
 
 
 def _says_history(facts: ReportFacts) -> str:
@@ -144,16 +144,16 @@ class Slices(base.ReportFigure):
     name = "slices"
     title = "Score over each parameter"
 
-    def draw(self, facts: ReportFacts) -> base.Drawing:
+    def draw(self, facts: ReportFacts) -> base.FigureSection:
         if len(facts.complete) < 2:
-            raise base.CannotDrawError("Slices need two trials that have trained all their steps.")
+            return self.section("Slices need two trials that have trained all their steps.")
         study = optuna_study(facts)
         known = {name for trial in study.get_trials(deepcopy=False) for name in trial.params}
         names = [name for name in facts.varied if name in known]
         if not names:
-            raise base.CannotDrawError("No parameter varies, so that there is nothing to see a slice of.")
+            return self.section("No parameter varies, so that there is nothing to see a slice of.")
         says = "A point for each complete trial that has the parameter; the later it was started, the bluer it is."
-        return base.Drawing(says, {f"slice_{name}": _slice(study, name, facts.metric) for name in names})
+        return self.section(says, {f"slice_{name}": _slice(study, name, facts.metric) for name in names})
 
 
 def _slice(study: optuna.Study, name: str, metric: str) -> Figure:

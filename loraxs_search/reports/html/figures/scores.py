@@ -26,12 +26,12 @@ class LearningCurves(base.ReportFigure):
     name = "learning_curves"
     title = "Learning curves"
 
-    def draw(self, facts: ReportFacts) -> base.Drawing:
+    def draw(self, facts: ReportFacts) -> base.FigureSection:
         from plotly.graph_objects import Figure
 
         reported = [record for record in facts.records if record.reports]
         if not reported:
-            raise base.CannotDrawError("There are no curves yet: no trial has reported a score.")
+            return self.section("There are no curves yet: no trial has reported a score.")
         groups = {state: [r for r in reported if r.state is state] for state in _LOOKS}
         figure = Figure([_curves(facts, state, records) for state, records in groups.items() if records])
         best = next((r for r in reported if facts.best and r.trial_id == facts.best.trial_id), None)
@@ -42,7 +42,7 @@ class LearningCurves(base.ReportFigure):
         base.styled(figure, "step", f"{facts.metric} on validation rows", height=400)
         if facts.baselines:
             figure.update_layout(margin={"r": 64})  # for their names
-        return base.Drawing(_says_curves(facts, groups), {self.name: figure})
+        return self.section(_says_curves(facts, groups), {self.name: figure})
 
 
 def _says_curves(facts: ReportFacts, groups: dict[TrialState, list[TrialRecord]]) -> str:
@@ -98,9 +98,9 @@ class QualityAndBytes(base.ReportFigure):
     name = "quality_and_bytes"
     title = "Quality against bytes"
 
-    def draw(self, facts: ReportFacts) -> base.Drawing:
+    def draw(self, facts: ReportFacts) -> base.FigureSection:
         if not facts.complete:
-            raise base.CannotDrawError("No trial has trained all its steps yet, and of the others nothing is kept.")
+            return self.section("No trial has trained all its steps yet, and of the others nothing is kept.")
         points = {r.trial_id: (r.reports[-1].size.stored_bytes, facts.score(r)) for r in facts.complete}
         figure = _points(facts, points)
         base.styled(figure, "stored bytes of adapter and head", f"{facts.metric} on validation rows", height=380)
@@ -114,7 +114,7 @@ class QualityAndBytes(base.ReportFigure):
             figure.update_yaxes(range=[scores[0] - 0.05, scores[0] + 0.05])
         elif facts.sign < 0:
             figure.update_yaxes(autorange="reversed")
-        return base.Drawing(_says_front(facts, points), {self.name: figure})
+        return self.section(_says_front(facts, points), {self.name: figure})
 
 
 def _points(facts: ReportFacts, points: dict[str, tuple[int, float]]) -> Figure:
