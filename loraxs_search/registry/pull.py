@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -14,7 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError, UsageError
-from loraxs_search.home import alone, disk_faults, ensure_dir, home, is_locked, lock_beside, mark_used, remove_whole
+from loraxs_search.home import (
+    alone,
+    disk_faults,
+    ensure_dir,
+    file_sha256,
+    home,
+    is_locked,
+    lock_beside,
+    mark_used,
+    remove_whole,
+)
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry._mlflow import Listed, fetch_file, list_files
@@ -220,10 +229,7 @@ def _checked(listed: Sequence[Listed]) -> dict[str, int]:
 
 
 def _has(path: Path, digest: str) -> bool:
-    if path.is_symlink() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    return path.is_file() and not path.is_symlink() and file_sha256(path) == digest
 
 
 def _sweep(cache: Path) -> None:
