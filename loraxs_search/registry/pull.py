@@ -88,7 +88,7 @@ def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Pat
     except TrackingError:
         if (
             known is None
-            or _sequence(asked, known) < least
+            or check_signature(asked, known) < least
             or _good_manifest(target := folder / known.digest, known.digest) is None
         ):
             raise
@@ -131,14 +131,9 @@ def adapter_folder(source: str | Path, *, uri: str) -> Path:
         raise
 
 
-def _sequence(asked: AdapterName, meaning: Resolved) -> int:
-    """Refuse what is not signed; return the number of the alias, 0 for a version or without a key."""
-    return check_signature(asked, meaning.version, meaning.digest, meaning.signatures) or 0
-
-
 def _check_signed(asked: AdapterName, meaning: Resolved, uri: str, least: int) -> int:
     """Refuse what is not signed, or older than `least`; remember and return the number of the alias."""
-    if (sequence := _sequence(asked, meaning)) and asked.alias is not None:
+    if (sequence := check_signature(asked, meaning)) and asked.alias is not None:
         SeenSequences(uri).accept(asked.task, asked.alias, sequence, least)
     return sequence
 
