@@ -259,7 +259,8 @@ class RegistryReader:
                 hint=f"see `loraxs-search history {name.task}` for why, or run `loraxs-search promote STUDY`",
             )
         have = [f"{name.task}@{alias}" for alias in sorted(model.aliases)]
-        have += [f"{name.task}:{v}" for v in _versions.numbers(self._client, name.task)]
+        numbers = sorted(int(version.version) for version in _versions.versions(self._client, name.task))
+        have += [f"{name.task}:{number}" for number in numbers]
         return UnknownVersionError(
             f"{unknown_name('adapter', str(name), have)} Registry: {place}.",
             hint=f"`loraxs-search show {name.task}` has every version, with its base",

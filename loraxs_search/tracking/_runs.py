@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.log.event_log import AppendLog
+from loraxs_search.mlflow_client import ensure_experiment
 from loraxs_search.mlflow_uri import artifact_root, check_server
 from loraxs_search.records import StudyDescription
 from loraxs_search.tracking.run_texts import trials_view, view_key, write_note, write_view
@@ -104,7 +105,7 @@ class StudyRuns:
             return
         ensure_store(self._uri)
         client = connect(self._uri)
-        self._experiment_id = _ensure_experiment(client, self._experiment, self._uri)
+        self._experiment_id = ensure_experiment(client, self._uri, self._experiment)
         self._client = client
 
     def known(self, trial_id: str, kind: str = "run_id") -> str | None:
@@ -284,20 +285,6 @@ class _RunMap:
             if self._ids.get((trial_id, kind)) != value:
                 self._log.append(json.dumps([trial_id, kind, value]).encode() + b"\n")
                 self._ids[trial_id, kind] = value
-
-
-def _ensure_experiment(client: MlflowClient, name: str, uri: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    if (known := client.get_experiment_by_name(name)) is not None:
-        return str(known.experiment_id)
-    root = artifact_root(uri)
-    try:
-        return str(client.create_experiment(name, artifact_location=str(root) if root else None))
-    except MlflowException:
-        if (known := client.get_experiment_by_name(name)) is None:  # no other search was quicker
-            raise
-        return str(known.experiment_id)
 
 
 def _ms(at: float) -> int:
