@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from loraxs_search.registry._versions import RegisteredAdapter
 from loraxs_search.registry.card import model_card, resealed
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.finalist import FinalistChoice, choose, key, trial_of
@@ -11,7 +12,7 @@ from loraxs_search.registry.manifest import sealed, verify
 from loraxs_search.registry.names import check_base, on_base
 from loraxs_search.registry.pages import TaskSummary
 from loraxs_search.registry.pull import adapter_folder, pull
-from loraxs_search.registry.store import BASE_ALONE, Beside, RegisteredAdapter, Registry, Rescored
+from loraxs_search.registry.store import BASE_ALONE, Beside, Registry, Rescored
 
 if TYPE_CHECKING:
     from loraxs_search.registry.scored_rows import ScoredRows
