@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from loraxs_search import registry
 from loraxs_search.errors import LoraxsError, TaskDataError
 from loraxs_search.records import Candidate, Task
 from loraxs_search.studies import StudyFolder, list_studies
+
+if TYPE_CHECKING:
+    from loraxs_search.registry.scored_rows import ScoredRows
+    from loraxs_search.trial import FolderScores
 
 
 def scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:
@@ -15,8 +20,13 @@ def scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> r
     from loraxs_search.trial import score_folder
 
     scores = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
-    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
-    return registry.Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
+    return registry.Rescored(scores.metrics, scores.data_fingerprint, _rows(scores), scores.test_fingerprint)
+
+
+def _rows(scores: FolderScores) -> ScoredRows:
+    from loraxs_search.registry.scored_rows import ScoredRows  # numpy, which pulling does without
+
+    return ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
 
 
 def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
@@ -43,8 +53,7 @@ def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
     answered = replace(finalist, test_metrics=scores.metrics, baselines=folder.baselines() or ())
     new = {"test_metrics": scores.metrics, "baselines": answered.baselines, "samples": scores.samples}
     folder.write_adapter(finalist.trial_id, registry.resealed(folder.adapter_path(finalist.trial_id), **new))
-    rows = registry.ScoredRows.of(scores.predictions, scores.labels, scores.losses, scores.counts, scores.correct)
-    folder.confirmations().write_candidate(answered, rows.to_bytes())
+    folder.confirmations().write_candidate(answered, _rows(scores).to_bytes())
     updated = [answered if candidate == finalist else candidate for candidate in candidates]
     folder.write_candidates(updated)
     return updated
