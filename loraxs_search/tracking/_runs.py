@@ -23,7 +23,6 @@ from loraxs_search.tracking.store import connect, ensure_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput
 
 STUDY = "loraxs.study"
 STUDY_ID = "loraxs.study_id"
@@ -108,9 +107,9 @@ class StudyRuns:
         self._experiment_id = ensure_experiment(client, self._uri, self._experiment)
         self._client = client
 
-    def known(self, trial_id: str, kind: str = "run_id") -> str | None:
-        """Return a trial's `run_id` or `model_id` if this study has one, without asking the server."""
-        return self._map.get(trial_id, kind)
+    def known(self, trial_id: str) -> str | None:
+        """Return the run id of a trial if this study has one, without asking the server."""
+        return self._map.run_id(trial_id)
 
     def run(self, trial_id: str, at: float, name: str = "") -> str:
         """Return the run id of a trial, or of the search; the run is created if there is none, under this name.
@@ -141,10 +140,6 @@ class StudyRuns:
         if run_id not in self._running:
             self.client.update_run(run_id, status="RUNNING")
             self._running.add(run_id)
-
-    def log_data(self, run_id: str, data: DatasetInput) -> None:
-        """Name the data that a run stands on; naming the same again changes nothing."""
-        self.client.log_inputs(run_id, datasets=[data])
 
     def log_model(self, trial_id: str, run_id: str, folder: Path, digest: str) -> str:
         """Keep the files of `folder` as a logged model of the run, once per digest, and return its id."""
@@ -271,8 +266,8 @@ class _RunMap:
                 trial_id, kind, value = json.loads(line)
                 self._ids[trial_id, kind] = value
 
-    def get(self, trial_id: str, kind: str) -> str | None:
-        return self._ids.get((trial_id, kind)) or None
+    def run_id(self, trial_id: str) -> str | None:
+        return self._ids.get((trial_id, "run_id")) or None
 
     def forget_all_but(self, trials: Collection[str]) -> None:
         """Forget other trials' ids for good, also for who reads the file later."""
