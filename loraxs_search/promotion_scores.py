@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from loraxs_search import registry
 from loraxs_search.errors import LoraxsError, TaskDataError
 from loraxs_search.records import Answers, Candidate, Task
 from loraxs_search.studies import StudyFolder, list_studies
+
+if TYPE_CHECKING:
+    from loraxs_search.registry.scored_rows import ScoredRows
 
 
 def scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> registry.Rescored:
@@ -15,8 +19,14 @@ def scored_anew(champion: registry.RegisteredAdapter, task: Task, uri: str) -> r
     from loraxs_search.trial import score_folder
 
     scores = score_folder(registry.pull(f"{champion.task}:{champion.version}", uri=uri), task)
-    rows = _scored_rows(scores.answers)
+    rows = _rows(scores.answers)
     return registry.Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
+
+
+def _rows(said: Answers) -> ScoredRows:
+    from loraxs_search.registry.scored_rows import ScoredRows  # numpy, which pulling does without
+
+    return ScoredRows.of(said.predictions, said.labels, said.losses, said.counts, said.correct)
 
 
 def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
@@ -43,15 +53,10 @@ def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
     answered = replace(finalist, test_metrics=scores.metrics, baselines=folder.baselines() or ())
     new = {"test_metrics": scores.metrics, "baselines": answered.baselines, "samples": scores.answers.samples}
     folder.write_adapter(finalist.trial_id, registry.resealed(folder.adapter_path(finalist.trial_id), **new))
-    rows = _scored_rows(scores.answers)
-    folder.confirmations().write_candidate(answered, rows.to_bytes())
+    folder.confirmations().write_candidate(answered, _rows(scores.answers).to_bytes())
     updated = [answered if candidate == finalist else candidate for candidate in candidates]
     folder.write_candidates(updated)
     return updated
-
-
-def _scored_rows(said: Answers) -> registry.ScoredRows:
-    return registry.ScoredRows.of(said.predictions, said.labels, said.losses, said.counts, said.correct)
 
 
 def other_finalists(folder: StudyFolder, candidates: list[Candidate]) -> list[str]:

@@ -24,10 +24,12 @@ def entry_of(source: Path | bytes, name: str) -> Any:
         ValueError: it is no safetensors file, or its metadata has no such entry.
         OSError: it cannot be read.
     """
-    if isinstance(source, bytes):
-        return _entry(io.BytesIO(source), name)
-    with source.open("rb") as file:
-        return _entry(file, name)
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        header = _header(file)
+    try:
+        return json.loads(header["__metadata__"][name])
+    except (KeyError, TypeError):
+        raise ValueError(f"its metadata must have an entry {name!r}, but has none") from None
 
 
 def numbers_by_dtype(path: Path) -> dict[str, int]:
@@ -53,11 +55,3 @@ def _header(file: BinaryIO) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ValueError(f"its header must be a mapping, but is {type(header).__name__}")
     return header
-
-
-def _entry(file: BinaryIO, name: str) -> Any:
-    header = _header(file)
-    try:
-        return json.loads(header["__metadata__"][name])
-    except (KeyError, TypeError):
-        raise ValueError(f"its metadata must have an entry {name!r}, but has none") from None

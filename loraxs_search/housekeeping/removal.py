@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -79,11 +78,11 @@ def _remove(kind: Kind, item: StoredItem, planned: Collected) -> Collected:
     try:
         with kind.guarded(item):
             if 0.0 < item.used_at < StoredItem.of(*item.paths).used_at:  # since it was looked at; 0 goes at once
-                return dataclasses.replace(planned, kept="used just now")
+                return replace(planned, kept="used just now")
             for path in item.paths:
                 remove_whole(path)
     except LoraxsError as error:
-        return Collected(planned.kind, planned.path, planned.num_bytes, planned.used_at, error.message)
+        return replace(planned, kept=error.message)
     return planned
 
 

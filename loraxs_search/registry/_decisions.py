@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from loraxs_search.mlflow_client import all_pages, ensure_experiment
 from loraxs_search.records import Decision, from_json
-from loraxs_search.registry._versions import DECISIONS, ensure_experiment, fitted, named_records
+from loraxs_search.registry._versions import DECISIONS, fitted, named_records
 from loraxs_search.registry.test_set_reuse import digest_of
 
 if TYPE_CHECKING:
@@ -110,13 +111,10 @@ def _move(client: MlflowClient, uri: str, task: str, page: Mapping[str, str]) ->
 
 
 def _on_pages(client: MlflowClient, task: str, only: str = "") -> dict[str, str]:
-    experiment = client.get_experiment_by_name(_EXPERIMENT)
-    found, token = dict[str, str](), ""
-    while experiment is not None and token is not None:
-        runs = client.search_runs(
-            [experiment.experiment_id], f"tags.`{_TASK}` = '{task}'{only}", max_results=_RUNS, page_token=token or None
-        )
-        for run in runs:
-            found |= named_records(run.data.tags, DECISIONS)
-        token = runs.token
+    if (experiment := client.get_experiment_by_name(_EXPERIMENT)) is None:
+        return {}
+    found = dict[str, str]()
+    query = f"tags.`{_TASK}` = '{task}'{only}"
+    for run in all_pages(client.search_runs, [experiment.experiment_id], query, max_results=_RUNS):
+        found |= named_records(run.data.tags, DECISIONS)
     return found

@@ -102,7 +102,7 @@ def list_files(uri: str, source: str) -> list[Listed]:
     """Return what lies in `source`; nothing where nothing has been logged yet."""
 
     def ask() -> list[Listed]:
-        files = _list_plainly(uri, source)
+        files = _get(uri, _FILES, {"path": _handed_out(source)}, _PAGE_TIMEOUT_S).get("files", [])
         return [Listed(str(f["path"]), int(f.get("file_size", 0)), bool(f.get("is_dir"))) for f in files]
 
     def by_client() -> list[Listed]:
@@ -145,106 +145,67 @@ _FAILED, _NOT_FOUND, _MISSING = 400, 404, "RESOURCE_DOES_NOT_EXIST"
 _OTHER_WAYS_IN = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_WORKSPACE")
 
 
-class _UnansweredError(Exception):
-    """The server did not answer the request: MLflow's client finds out why. Raised within this package only."""
-
-
 def plainly(uri: str, ask: Callable[[], _T], by_client: Callable[[], _T], *, when: bool = True) -> _T:
     """Return what a server answers to `ask`; where there is none, or it does not answer, what MLflow's client finds.
 
     Args:
+        ask: Raises an `OSError`, as all of `requests` are, a `ValueError` or a `KeyError` where the server has no such
+            thing or wants to be asked in another way: MLflow's client finds out which.
         when: Whether plain requests are worth it: a client that is there already is as quick.
     Raises:
         RegistryError: MLflow's client has failed.
     """
-    if when and sqlite_path(uri) is None:
-        with contextlib.suppress(_UnansweredError):
+    if when and sqlite_path(uri) is None and not any(os.environ.get(name) for name in _OTHER_WAYS_IN):
+        with contextlib.suppress(OSError, ValueError, KeyError):
             return ask()
     with speaking(uri):
         return by_client()
 
 
+# ---- what is asked of a server: each function raises what `ask` of `plainly` does ----------------------------------
 def find_version(uri: str, name: AdapterName) -> Any:
-    """Return a model version with the attributes of MLflow's own.
-
-    Raises:
-        _UnansweredError: there is none, or the server wants to be asked in another way.
-    """
+    """Return a model version with the attributes of MLflow's own."""
     which = {"alias": name.alias or ""} if name.version is None else {"version": str(name.version)}
-    query = {"name": name.task} | which
     call = "mlflow/registered-models/alias" if name.version is None else "mlflow/model-versions/get"
-    return _answered(lambda: _version(_get(uri, call, query)["model_version"]))
+    return _version(_get(uri, call, {"name": name.task} | which)["model_version"])
 
 
 def find_model(uri: str, name: str) -> Any:
-    """Return a registered model with the attributes of MLflow's own.
-
-    Raises:
-        _UnansweredError: there is none, or the server wants to be asked in another way.
-    """
-    return _answered(lambda: _model(_get(uri, "mlflow/registered-models/get", {"name": name})["registered_model"]))
+    """Return a registered model with the attributes of MLflow's own."""
+    return _model(_get(uri, "mlflow/registered-models/get", {"name": name})["registered_model"])
 
 
 def find_models(uri: str, only: str | None, size: int, token: str | None) -> Any:
-    """Return a page of registered models by name, with the attributes of MLflow's own.
-
-    Raises:
-        _UnansweredError: the server wants to be asked in another way.
-    """
+    """Return a page of registered models by name, with the attributes of MLflow's own."""
     query = {"max_results": str(size), "order_by": "name ASC", "filter": only or "", "page_token": token or ""}
     given = {key: value for key, value in query.items() if value}
-    return _answered(lambda: _Page(_get(uri, "mlflow/registered-models/search", given, _PAGE_TIMEOUT_S)))
+    return _Page(_get(uri, "mlflow/registered-models/search", given, _PAGE_TIMEOUT_S))
 
 
 def find_first_version(uri: str, name: str) -> Any | None:
-    """Return the first version of a registered model; None when there is none.
-
-    Raises:
-        _UnansweredError: the server wants to be asked in another way.
-    """
+    """Return the first version of a registered model; None when there is none."""
     query = {"filter": f"name = '{name}'", "max_results": "1", "order_by": "version_number ASC"}
-    versions = _answered(lambda: _get(uri, "mlflow/model-versions/search", query).get("model_versions", []))
+    versions = _get(uri, "mlflow/model-versions/search", query).get("model_versions", [])
     return _version(versions[0]) if versions else None
 
 
 def find_experiment(uri: str, name: str) -> Any | None:
-    """Return an experiment with the tags of MLflow's own; None when there is none.
-
-    Raises:
-        _UnansweredError: the server wants to be asked in another way.
-    """
-    query = {"experiment_name": name}
-    answer = _answered(lambda: _get(uri, "mlflow/experiments/get-by-name", query, may_lack=True))
+    """Return an experiment with the tags of MLflow's own; None when there is none."""
+    answer = _get(uri, "mlflow/experiments/get-by-name", {"experiment_name": name}, may_lack=True)
     return None if answer is None else SimpleNamespace(tags=_tags(answer["experiment"]))
-
-
-def _list_plainly(uri: str, source: str) -> list[Mapping[str, Any]]:
-    """Return the files that a server hands out itself, each with `path`, `file_size` and `is_dir`.
-
-    Raises:
-        _UnansweredError: they lie elsewhere, or the server wants to be asked in another way.
-    """
-    place = {"path": _handed_out(source)}
-    return _answered(lambda: list(_get(uri, _FILES, place, _PAGE_TIMEOUT_S).get("files", [])))
 
 
 def _fetch_plainly(uri: str, source: str, name: str, target: Path, max_bytes: int) -> None:
     """Write a file that a server hands out itself, and no more of it than it may have: a server can send without end.
 
     Raises:
-        _UnansweredError: as `_list_plainly`.
         IntegrityError: the server sends more than `max_bytes`.
         HomeError: `target` cannot be written, which no other way to ask would change.
     """
     call = f"{_FILES}/{urllib.parse.quote(f'{_handed_out(source)}/{name}')}"
     num_bytes = 0
-    with (
-        _answered(lambda: _open(uri, call, {}, _PAGE_TIMEOUT_S, stream=True)) as answer,
-        disk_faults(target),
-        target.open("wb") as file,
-    ):
-        chunks = answer.iter_content(_CHUNK_BYTES)  # raises where fewer bytes come than were announced
-        while chunk := _answered(lambda: next(chunks, b"")):
+    with _open(uri, call, {}, _PAGE_TIMEOUT_S, stream=True) as answer, disk_faults(target), target.open("wb") as file:
+        for chunk in answer.iter_content(_CHUNK_BYTES):  # raises where fewer bytes come than were announced
             num_bytes += len(chunk)
             _check_size(uri, name, num_bytes, max_bytes)
             file.write(chunk)
@@ -264,9 +225,10 @@ def _check_size(uri: str, name: str, num_bytes: int, max_bytes: int) -> None:
 
 
 def _handed_out(source: str) -> str:
+    """Return the place of files that a server hands out itself."""
     place = source.removeprefix(_SCHEME).strip("/")
     if not source.startswith(_SCHEME) or source.startswith(f"{_SCHEME}//"):  # another server's
-        raise _UnansweredError
+        raise ValueError(f"{source} is not the server's own")
     return place
 
 
@@ -274,15 +236,6 @@ class _Page(list[Any]):
     def __init__(self, answer: Mapping[str, Any]) -> None:
         super().__init__(_model(model) for model in answer.get("registered_models", []))
         self.token: str | None = answer.get("next_page_token")
-
-
-def _answered(ask: Callable[[], _T]) -> _T:
-    if any(os.environ.get(variable) for variable in _OTHER_WAYS_IN):
-        raise _UnansweredError
-    try:
-        return ask()
-    except (OSError, ValueError, KeyError) as error:  # all of `requests` is an OSError
-        raise _UnansweredError from error
 
 
 def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIMEOUT_S, may_lack: bool = False) -> Any:
@@ -293,7 +246,7 @@ def _get(uri: str, call: str, query: Mapping[str, str], timeout_s: float = _TIME
             return value
         if value["error_code"] == _MISSING:
             return None
-    raise _UnansweredError
+    raise ValueError(value["error_code"])
 
 
 def _open(

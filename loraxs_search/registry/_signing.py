@@ -12,7 +12,6 @@ import hmac
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ from loraxs_search.mlflow_uri import redact
 from loraxs_search.registry import _versions
 from loraxs_search.registry._versions import SIGNATURE, RegisteredAdapter
 from loraxs_search.registry.manifest import folder_digest, verify
-from loraxs_search.registry.names import AdapterName
+from loraxs_search.registry.names import AdapterName, Resolved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -105,34 +104,23 @@ ENV_KEY = "LORAXS_SIGNING_KEY_FILE"
 _MIN_BYTES, _MAX_BYTES = 16, 64 * 1024
 
 
-@dataclass(frozen=True)
-class Statement:
-    """What a signature vouches for: the alias of the task means this version, with this content.
-
-    Args:
-        sequence: Rises with each change of what the task's aliases mean.
-    """
-
-    task: str
-    alias: str
-    version: int
-    sequence: int
-    digest: str
-
-
 def _has_key() -> bool:
     """Whether the team signs: a key is named here."""
     return bool(os.environ.get(ENV_KEY))
 
 
-def sign(statement: Statement) -> str:
+def sign(task: str, alias: str, version: int, sequence: int, digest: str) -> str:
     """Return the sequence number and the signature of a statement, as one word each.
 
+    The statement: the alias of the task means this version, with this content.
+
+    Args:
+        sequence: Rises with each change of what the task's aliases mean.
     Raises:
         RegistryError: the key file cannot be read, or is too short to be one.
     """
-    content = [statement.task, statement.alias, statement.version, statement.sequence, statement.digest]
-    return f"{statement.sequence} {_hmac(json.dumps(content))}"
+    content = json.dumps([task, alias, version, sequence, digest])
+    return f"{sequence} {hmac.new(_key(), content.encode(), hashlib.sha256).hexdigest()}"
 
 
 def _signed_sequence(task: str, alias: str, version: int, digest: str, signature: str) -> int | None:
@@ -140,9 +128,8 @@ def _signed_sequence(task: str, alias: str, version: int, digest: str, signature
     number = signature.partition(" ")[0]
     if not number.isdecimal() or len(number) > 18:
         return None
-    statement = Statement(task, alias, version, int(number), digest)
-    is_same = hmac.compare_digest(sign(statement).encode(), signature.encode(errors="replace"))
-    return statement.sequence if is_same else None
+    own = sign(task, alias, version, int(number), digest)
+    return int(number) if hmac.compare_digest(own.encode(), signature.encode(errors="replace")) else None
 
 
 def _is_vouched_for(task: str, version: int, digest: str, signatures: Mapping[str, str]) -> bool:
@@ -152,22 +139,23 @@ def _is_vouched_for(task: str, version: int, digest: str, signatures: Mapping[st
     )
 
 
-def check_signature(asked: AdapterName, version: int, digest: str, signatures: Mapping[str, str]) -> int | None:
+def check_signature(asked: AdapterName, meaning: Resolved) -> int:
     """Refuse an adapter that the team has not signed as what was asked for; without a key everything passes.
 
     Args:
         asked: What the puller wants; what the registry calls its answer is not looked at.
-        signatures: Alias to signature, as they stand beside the version.
+        meaning: The version that it means.
     Returns:
-        The sequence number of the alias; None for a version that was asked for by its number, or without a key.
+        The sequence number of the alias; 0 for a version that was asked for by its number, or without a key.
     Raises:
         IntegrityError: there is no signature, or it is of another key, task, alias, version or content.
     """
     if not _has_key():
-        return None
+        return 0
+    version, digest, signatures = meaning.version, meaning.digest, meaning.signatures
     if asked.alias is None:
         if version == asked.version and _is_vouched_for(asked.task, version, digest, signatures):
-            return None
+            return 0
     else:
         signature = signatures.get(asked.alias, "")
         sequence = _signed_sequence(asked.task, asked.alias, version, digest, signature)
@@ -186,10 +174,6 @@ def _fault(asked: AdapterName, signatures: Mapping[str, str]) -> str:
     if asked.alias is not None and asked.alias not in signatures:
         return f"it has none under this name, only as {', '.join(sorted(signatures))}"
     return "it is of another key, task, alias, version or content"
-
-
-def _hmac(text: str) -> str:
-    return hmac.new(_key(), text.encode(), hashlib.sha256).hexdigest()
 
 
 def _key() -> bytes:
@@ -224,8 +208,9 @@ def sign_aliases(client: MlflowClient, uri: str, task: str, aliases: Iterable[st
     number = 1 + max(_last_sequence(client, task), *(seen.highest(task, alias) for alias in wanted))
     client.set_registered_model_tag(task, SEQUENCE, str(number))
     for alias in wanted:
-        signature = sign(Statement(task, alias, version, number, digest))
-        client.set_model_version_tag(task, str(version), f"{SIGNATURE}{alias}", signature)
+        client.set_model_version_tag(
+            task, str(version), f"{SIGNATURE}{alias}", sign(task, alias, version, number, digest)
+        )
     return number
 
 

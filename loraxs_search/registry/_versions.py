@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import RegistryError
+from loraxs_search.mlflow_client import all_pages, ensure_experiment
 from loraxs_search.mlflow_uri import artifact_root
 from loraxs_search.records import Candidate, Decision, Manifest, Refit, from_json, to_json
 from loraxs_search.registry._mlflow import is_missing
@@ -98,19 +99,8 @@ def versions(client: MlflowClient, task: str) -> list[Any]:
 
 
 def all_versions(client: MlflowClient, task: str) -> Iterator[Any]:
-    """Yield all of the task's versions, page by page."""
-    token: str | None = None
-    while True:
-        page = client.search_model_versions(f"name = '{task}'", max_results=1000, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def numbers(client: MlflowClient, task: str) -> list[int]:
-    """Return the task's version numbers, oldest first; the last hundred when there are more."""
-    return sorted(int(version.version) for version in versions(client, task))
+    """Yield all of the task's versions."""
+    return all_pages(client.search_model_versions, f"name = '{task}'")
 
 
 def ensure_model(client: MlflowClient, name: str) -> None:
@@ -139,30 +129,8 @@ def _add_version(client: MlflowClient, uri: str, name: str, model: Any, tags: Ma
     )
 
 
-def ensure_experiment(client: MlflowClient, uri: str, name: str, note: str) -> str:
-    """Return the experiment of this name, created with a description unless it exists."""
-    from mlflow.exceptions import MlflowException
-
-    experiment, root = client.get_experiment_by_name(name), artifact_root(uri)
-    if experiment is not None:
-        return str(experiment.experiment_id)
-    try:
-        location = str(root) if root else None
-        return str(client.create_experiment(name, artifact_location=location, tags={"mlflow.note.content": note}))
-    except MlflowException:
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:  # else another promoter was quicker
-            raise
-        return str(experiment.experiment_id)
-
-
 def register(
-    client: MlflowClient,
-    uri: str,
-    task: str,
-    folder: Path,
-    manifest: Manifest,
-    tags: Mapping[str, str],
+    client: MlflowClient, uri: str, task: str, folder: Path, manifest: Manifest, tags: Mapping[str, str]
 ) -> int:
     """Return the version of the task that holds `folder`, registered unless one with its digest exists."""
     digest = tags["loraxs.digest"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +54,7 @@ def model_card(manifest: Manifest) -> str:
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`, {manifest.created_at}.\n"
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
         f"{tuned.batch_size} rows, seed {tuned.seed}.{_started(manifest)}",
-        _table(("parameter", "value"), {name: str(value) for name, value in sorted(manifest.params.items())}),
+        table(("parameter", "value"), [(name, str(value)) for name, value in sorted(manifest.params.items())]),
         f"Data: {_data(task)}, fingerprint `{manifest.data_fingerprint[:16]}`. "
         f"Base weights: sha256 `{manifest.base_digest[:16]}`.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())) + ".",
@@ -87,14 +87,17 @@ def score_table(manifest: Manifest) -> str:
         for name in dict.fromkeys((*manifest.task.metrics, manifest.task.search_metric, *_WRITTEN))
         if name in manifest.test_metrics or name in manifest.validation_metrics
     ]
-    spreads = seed_statistics(manifest)
-    rows = ["| metric | test | validation | validation over seeds |", "|---|---|---|---|"]
-    rows += [
-        f"| {name} | {_number(manifest.test_metrics, name)} | {_number(manifest.validation_metrics, name)} "
-        f"| {spreads.get(name, '-') if manifest.refits else '-'} |"
+    spreads = seed_statistics(manifest) if manifest.refits else {}
+    rows = [
+        (
+            name,
+            number(manifest.test_metrics.get(name)),
+            number(manifest.validation_metrics.get(name)),
+            str(spreads.get(name, "-")),
+        )
         for name in names
     ]
-    return "\n".join(rows)
+    return table(("metric", "test", "validation", "validation over seeds"), rows)
 
 
 def _chosen(manifest: Manifest) -> str:
@@ -127,21 +130,16 @@ def _seeds(manifest: Manifest) -> str:
 
 def _baseline_table(manifest: Manifest) -> list[str]:
     """Return what simple models reach on the test rows, beside the adapter; nothing where that is not known."""
-    metric, task = manifest.task.metric, manifest.task
-    rows = [("this adapter", manifest.test_metrics)]
-    rows += [(_describe(baseline, task), baseline.test_metrics) for baseline in manifest.baselines]
-    table = [f"| on the same test rows | {metric} |", "|---|---|"]
-    table += [f"| {name} | {_number(test, metric)} |" for name, test in rows]
-    return ["\n".join(table)] if manifest.baselines else []
+    metric = manifest.task.metric
+    rows = [("this adapter", number(manifest.test_metrics.get(metric)))]
+    rows += [(_describe(one, manifest.task), number(one.test_metrics.get(metric))) for one in manifest.baselines]
+    return [table(("on the same test rows", metric), rows)] if manifest.baselines else []
 
 
 def _slice_table(manifest: Manifest) -> list[str]:
     """Return the score on each slice of the test rows; nothing where the task has no slices."""
-    table = [f"| slice of the test rows | rows | {manifest.task.metric} |", "|---|---|---|"]
-    for each in manifest.slices:
-        score = "-" if each.score is None else f"{each.score:.4f}"
-        table.append(f"| {each.name.replace('|', '&#124;')} | {each.num_rows:,} | {score} |")
-    return ["\n".join(table)] if manifest.slices else []
+    rows = [(each.name.replace("|", "&#124;"), f"{each.num_rows:,}", number(each.score)) for each in manifest.slices]
+    return [table(("slice of the test rows", "rows", manifest.task.metric), rows)] if rows else []
 
 
 def _describe(baseline: Baseline, task: Task) -> str:
@@ -172,7 +170,7 @@ def size_table(manifest: Manifest) -> str:
     if manifest.base_bytes:
         share = manifest.base_bytes / max(1, size.stored_bytes)
         rows["base model"] = f"{manifest.base_bytes:,} bytes, {share:,.0f} times what is stored"
-    return _table(("part", "size"), rows)
+    return table(("part", "size"), rows.items())
 
 
 def _loading(manifest: Manifest) -> str:
@@ -303,11 +301,12 @@ def _started(manifest: Manifest) -> str:
     return "" if start is None else f" It started from `{start.name}` (content `{start.digest[:16]}`)."
 
 
-def _table(head: tuple[str, str], rows: Mapping[str, str]) -> str:
-    return "\n".join(
-        [f"| {head[0]} | {head[1]} |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
-    )
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], f"|{'---|' * len(head)}", *lines[1:]])
 
 
-def _number(metrics: Mapping[str, float], name: str) -> str:
-    return f"{metrics[name]:.4f}" if name in metrics else "-"
+def number(value: float | None) -> str:
+    """Return a score as tables have it."""
+    return "-" if value is None else f"{value:.4f}"

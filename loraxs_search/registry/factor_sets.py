@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
+from loraxs_search.mlflow_client import ensure_experiment
 from loraxs_search.registry import _mlflow, _versions
 from loraxs_search.registry._mlflow import connect, fetch_file, list_files
 from loraxs_search.registry.names import is_sha256
@@ -38,10 +39,10 @@ def lacks_factors(key: str, checksum: str) -> bool:
     return _recorded_checksum(unchecked_factor_path(key, checksum)) != checksum
 
 
-def factors_at(key: str, checksum: str, root: Path | None = None) -> Path | None:
+def factors_at(key: str, checksum: str) -> Path | None:
     """Return the file with these factors: this machine's own, or another machine's that were checked here."""
     _checked(checksum, "factor checksum")
-    for path in (factor_path(_checked(key), root), factor_variant_path(key, checksum, root)):
+    for path in (factor_path(_checked(key)), factor_variant_path(key, checksum)):
         if _recorded_checksum(path) == checksum:
             return path
     return None
@@ -238,7 +239,7 @@ def _set_name(base_digest: str) -> str:
 
 
 def _create(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> _FactorSet:
-    experiment = _versions.ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
+    experiment = ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
     tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
     name = _set_name(base_digest)
     model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS", tags=tags)

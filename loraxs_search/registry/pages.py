@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from loraxs_search.records import Candidate, Decision, Manifest
 from loraxs_search.registry._versions import RegisteredAdapter
-from loraxs_search.registry.card import score_table, size_table
+from loraxs_search.registry.card import number, score_table, size_table, table
 from loraxs_search.registry.finalist import SeedStatistics, seed_statistics
 from loraxs_search.registry.promotion import show_confidence
 
@@ -78,9 +78,9 @@ def _baseline_table(candidate: Candidate, metric: str) -> list[str]:
     scored = [baseline for baseline in candidate.baselines if metric in baseline.test_metrics]
     if not scored:
         return []
-    rows = [f"| **this adapter** | **{_number(candidate.test_metrics.get(metric))}** |"]
-    rows += [f"| {baseline_title(baseline.name)} | {_number(baseline.test_metrics[metric])} |" for baseline in scored]
-    return [_NEWLINE.join([f"| on the same test rows | {metric} |", "|---|---|", *rows])]
+    rows = [("**this adapter**", f"**{number(candidate.test_metrics.get(metric))}**")]
+    rows += [(baseline_title(baseline.name), number(baseline.test_metrics[metric])) for baseline in scored]
+    return [table(("on the same test rows", metric), rows)]
 
 
 def _compared(decision: Decision) -> Iterable[str]:
@@ -107,7 +107,7 @@ def _row(decision: Decision) -> str:
         f"{decision.at[:10]} {decision.at[11:16]}",
         f"{what}{', by force' if decision.forced else ''}",
         which,
-        f"{decision.metric} {_number(decision.winner_metric)}" if decision.winner_metric is not None else "-",
+        f"{decision.metric} {number(decision.winner_metric)}" if decision.winner_metric is not None else "-",
         decision.reasons[-1] if decision.reasons else "",
     )
     return f"| {' | '.join(_line(cell).replace('|', '&#124;') for cell in cells)} |"
@@ -116,10 +116,6 @@ def _row(decision: Decision) -> str:
 def _line(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE - 1]}…"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _page(

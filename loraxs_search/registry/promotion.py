@@ -26,6 +26,7 @@ from loraxs_search.registry.test_set_reuse import ToleranceReference
 if TYPE_CHECKING:
     from loraxs_search.registry.baselines import BaselineAnswer
     from loraxs_search.registry.scored_rows import ScoredRows
+    from loraxs_search.tasks.kinds import Metric
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
 _CONSTANT = "with `promotion.require: constant` only the constant answer counts"
@@ -91,6 +92,13 @@ class _PromotionTest:
         number, level = self.setup.number, self.setup.level
         return (1 - self.rule.confidence) / (number * (number + 1)) if level is None else level
 
+    @property
+    def metric(self) -> Metric | None:
+        """The metric that decides; None if no kind of task has it."""
+        from loraxs_search.tasks.kinds import find_metric  # numpy
+
+        return find_metric(self.criterion.metric, self.task)
+
     def record(self, opponent: str, p: float | None) -> ComparisonRecord:
         reference, finalist = self.setup.reference, key(self.finalist.candidate)
         known = (None, None) if reference is None else (reference.version, reference.metric)
@@ -102,9 +110,8 @@ class _PromotionTest:
         if better is None or worse is None:
             return None
         from loraxs_search.registry.significance import p_value  # numpy, where rows are there to compare
-        from loraxs_search.tasks.kinds import find_metric
 
-        metric = find_metric(self.criterion.metric, self.task)
+        metric = self.metric
         return None if metric is None else p_value(metric, self.criterion.sign, better, worse, self.level)
 
     def describe_p_value(self, p: float) -> str:
@@ -125,21 +132,16 @@ class _PromotionTest:
             return _Verdict(True, untested)
         if not baselines:
             return _Verdict(False, f"{criterion.metric} of the constant answer cannot be computed: {_FORCE}")
-        chances = [self.p_value(rows, each.rows) if self.rule.confidence else None for each in baselines]
-        for baseline, p in zip(baselines, chances, strict=True):
+        held = [(each, self.p_value(rows, each.rows) if self.rule.confidence else None) for each in baselines]
+        for baseline, p in held:
             if self.rule.confidence and p is None and baseline.rows is not None:
                 why = f"{baseline.name}, whose answers are to other rows, or of other tokens"
                 return _Verdict(False, f"{first} to beat but {why}: {_FORCE}")
-        known = [p for p in chances if p is not None]
-        comparison = self.record(BASELINES, max(known, default=None))
+        comparison = self.record(BASELINES, max((p for _, p in held if p is not None), default=None))
         unbeaten = [
-            (each, p)
-            for each, p in zip(baselines, chances, strict=True)
-            if self._gain_over(each) <= NOISE or (p is not None and p > self.level + NOISE)
+            (one, p) for one, p in held if self._gain_over(one) <= NOISE or (p is not None and p > self.level + NOISE)
         ]
-        strongest_baseline, p = min(
-            unbeaten or list(zip(baselines, chances, strict=True)), key=lambda it: self._gain_over(it[0])
-        )
+        strongest_baseline, p = min(unbeaten or held, key=lambda it: self._gain_over(it[0]))
         gain = self._gain_over(strongest_baseline)
         scored = f"{strongest_baseline.name} ({criterion.metric} {strongest_baseline.score:.4f})"
         against = f"{first}; {_beside(gain, scored)}"
@@ -180,19 +182,12 @@ class _PromotionTest:
             return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
         return ""
 
-    def left_out(self) -> list[str]:
-        """Say which baselines count for nothing, and why."""
-        from loraxs_search.registry.baselines import left_out
-
-        return left_out(self.rule, self.finalist.candidate.baselines)
-
     def _baselines(self) -> list[BaselineAnswer]:
         from loraxs_search.registry.baselines import baseline_answers
-        from loraxs_search.tasks.kinds import find_metric
 
-        metric, finalist = find_metric(self.criterion.metric, self.task), self.finalist
-        if metric is None:
+        if (metric := self.metric) is None:
             return []
+        finalist = self.finalist
         of_study = (finalist.candidate.baselines, finalist.alone, finalist.answers)
         return baseline_answers(self.rule, self.task, metric, self.criterion.sign, finalist.rows, *of_study)
 
@@ -246,9 +241,7 @@ class _PromotionTest:
             return f"answers were read by the rules of two versions; {_FORCE}"
         if rows.counts is None or others.counts is None:
             return ""
-        from loraxs_search.tasks.kinds import find_metric
-
-        metric = find_metric(self.criterion.metric, self.task)
+        metric = self.metric
         if metric is None or metric.column == "predictions" or rows.same_tokens(others):
             return ""
         counted = f"{metric.name} is a mean over tokens, and the champion's rows have others"
@@ -280,9 +273,8 @@ class _PromotionTest:
         if rows is None or not rows.slices:
             return ()
         from loraxs_search.registry.scored_rows import slice_scores
-        from loraxs_search.tasks.kinds import find_metric
 
-        metric = find_metric(self.criterion.metric, self.task)
+        metric = self.metric
         others = None if champion is None or self._incomparable(champion) else champion.rows
         return () if metric is None else slice_scores(metric, self.criterion.sign, rows, others)
 
@@ -332,6 +324,8 @@ def decide(
         champion: The current champion as it was scored on these test rows; None when there is none.
         setup: By default this is the first comparison, and tolerance is off.
     """
+    from loraxs_search.registry.baselines import left_out
+
     criterion, setup = Criterion.of(rule, task), setup or ComparisonSetup()
     candidate = finalist.candidate
     applied = _PromotionTest(rule, task, criterion, setup, finalist)
@@ -352,7 +346,7 @@ def decide(
     forced = setup.forced and forcible and not verdict.promoted
     score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
     changed, by_force = _describe_changes(flips, slices), "promoted by force" if forced else ""
-    reasons = (score, *applied.left_out(), *changed, verdict.reason, by_force)
+    reasons = (score, *left_out(rule, candidate.baselines), *changed, verdict.reason, by_force)
     return Decision(
         task=task.registered_name,
         study=candidate.study,

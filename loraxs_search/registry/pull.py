@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -14,7 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError, UsageError
-from loraxs_search.home import alone, disk_faults, ensure_dir, home, is_locked, lock_beside, mark_used, remove_whole
+from loraxs_search.home import (
+    alone,
+    disk_faults,
+    ensure_dir,
+    file_sha256,
+    home,
+    is_locked,
+    lock_beside,
+    mark_used,
+    remove_whole,
+)
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry._mlflow import Listed, fetch_file, list_files
@@ -79,7 +88,7 @@ def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Pat
     except TrackingError:
         if (
             known is None
-            or _sequence(asked, known) < least
+            or check_signature(asked, known) < least
             or _good_manifest(target := folder / known.digest, known.digest) is None
         ):
             raise
@@ -122,14 +131,9 @@ def adapter_folder(source: str | Path, *, uri: str) -> Path:
         raise
 
 
-def _sequence(asked: AdapterName, meaning: Resolved) -> int:
-    """Refuse what is not signed; return the number of the alias, 0 for a version or without a key."""
-    return check_signature(asked, meaning.version, meaning.digest, meaning.signatures) or 0
-
-
 def _check_signed(asked: AdapterName, meaning: Resolved, uri: str, least: int) -> int:
     """Refuse what is not signed, or older than `least`; remember and return the number of the alias."""
-    if (sequence := _sequence(asked, meaning)) and asked.alias is not None:
+    if (sequence := check_signature(asked, meaning)) and asked.alias is not None:
         SeenSequences(uri).accept(asked.task, asked.alias, sequence, least)
     return sequence
 
@@ -220,10 +224,7 @@ def _checked(listed: Sequence[Listed]) -> dict[str, int]:
 
 
 def _has(path: Path, digest: str) -> bool:
-    if path.is_symlink() or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == digest
+    return path.is_file() and not path.is_symlink() and file_sha256(path) == digest
 
 
 def _sweep(cache: Path) -> None:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraxs_search.errors import (
     IntegrityError,
@@ -201,12 +201,11 @@ class RegistryReader:
     def _plainly(self, ask: Callable[[], ResultT], by_client: Callable[[], ResultT]) -> ResultT:
         return _mlflow.plainly(self.uri, ask, by_client, when=self._connected is None)
 
-    def _ask(self, only: str | None, size: int, token: str | None) -> _ModelPage:
-        page: _ModelPage = self._plainly(
+    def _ask(self, only: str | None, size: int, token: str | None) -> Any:
+        return self._plainly(
             lambda: _mlflow.find_models(self.uri, only, size, token),
             lambda: asking(self._client)(only, size, token),
         )
-        return page
 
     def _model(self, task: str) -> Any | None:
         if not exists(self.uri):
@@ -259,7 +258,8 @@ class RegistryReader:
                 hint=f"see `loraxs-search history {name.task}` for why, or run `loraxs-search promote STUDY`",
             )
         have = [f"{name.task}@{alias}" for alias in sorted(model.aliases)]
-        have += [f"{name.task}:{v}" for v in _versions.numbers(self._client, name.task)]
+        numbers = sorted(int(version.version) for version in _versions.versions(self._client, name.task))
+        have += [f"{name.task}:{number}" for number in numbers]
         return UnknownVersionError(
             f"{unknown_name('adapter', str(name), have)} Registry: {place}.",
             hint=f"`loraxs-search show {name.task}` has every version, with its base",
@@ -282,27 +282,17 @@ _OTHERS = 20  # factor sets and models of others among these, for which no secon
 _NEAR = 100
 
 
-class _ModelPage(Protocol):
-    """Registered models by name, each with its tags, aliases and latest versions, and how to ask for the next ones."""
-
-    token: str | None
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-# Filter, number of models, and the token of the page before.
-Ask = Callable[[str | None, int, str | None], _ModelPage]
+# How a page of registered models is asked for, by filter, number of models, and the token of the page before. It yields
+# models by name, each with its tags, aliases and latest versions, and has the token of the next page.
+Ask = Callable[[str | None, int, str | None], Any]
 
 
 def asking(client: MlflowClient) -> Ask:
     """Return how MLflow's client asks for a page."""
 
-    def ask(only: str | None, size: int, token: str | None) -> _ModelPage:
+    def ask(only: str | None, size: int, token: str | None) -> Any:
         with _uncollected():
-            answer: _ModelPage = client.search_registered_models(
-                only, max_results=size, order_by=["name ASC"], page_token=token
-            )
-            return answer
+            return client.search_registered_models(only, max_results=size, order_by=["name ASC"], page_token=token)
 
     return ask
 

@@ -15,11 +15,7 @@ from loraxs_search.records import Candidate, Decision, KeptAnswers, PromotionRul
 from loraxs_search.registry import _signing, _versions, factor_sets
 from loraxs_search.registry._decisions import next_number
 from loraxs_search.registry._mlflow import speaking
-from loraxs_search.registry._versions import (
-    RegisteredAdapter,
-    record_tags,
-    version_tags,
-)
+from loraxs_search.registry._versions import RegisteredAdapter, record_tags, version_tags
 from loraxs_search.registry.changes import ChangingRegistry, now
 from loraxs_search.registry.finalist import Criterion, FinalistChoice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
@@ -197,8 +193,6 @@ def _version(champion: ComparedChampion | None) -> int | None:
     return champion.adapter.version if champion else None
 
 
-__all__ = ["BASE_ALONE", "Beside", "RegisteredAdapter", "Registry", "Rescored"]
-
 BASE_ALONE = "base"  # in place of a trial id
 _MAX_TRIES = 5
 _NO_PREDICTIONS: Mapping[str, Path] = {}
@@ -246,10 +240,8 @@ class Registry(ChangingRegistry):
                 check()
                 self._record(decision)
             return decision, None
-        file = predictions.get(choice.finalist.trial_id)
-        answers = file.read_bytes() if file is not None else None
-        alone = predictions.get(BASE_ALONE)
-        of_base = alone.read_bytes() if alone is not None else None
+        files = (predictions.get(name) for name in (choice.finalist.trial_id, BASE_ALONE))
+        answers, of_base = (None if file is None else file.read_bytes() for file in files)
         finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
         shadows = _shadows(beside.shadow_log, folders.get(choice.finalist.trial_id))
         for _ in range(_MAX_TRIES):
@@ -274,12 +266,7 @@ class Registry(ChangingRegistry):
         raise RegistryError(f"The champion of {name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
 
     def _register(
-        self,
-        folder: Path,
-        candidate: Candidate,
-        decision: Decision,
-        check: Check,
-        answers: bytes | None,
+        self, folder: Path, candidate: Candidate, decision: Decision, check: Check, answers: bytes | None
     ) -> tuple[Decision, int]:
         manifest = verify(folder)
         own = manifest.task.registered_name, manifest.study, manifest.trial_id

@@ -41,7 +41,7 @@ class Difference:
 
 def difference(first: Group, second: Group) -> Difference | None:
     """Return how `second` differs from `first`, by paired rows or else by seeds; None if neither tells."""
-    from loraxs_search.registry import ScoredRows
+    from loraxs_search.registry.scored_rows import ScoredRows
     from loraxs_search.registry.significance import MIN_ROWS, p_value
     from loraxs_search.tasks.kinds import kind_of
 

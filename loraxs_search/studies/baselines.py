@@ -8,7 +8,9 @@ from pathlib import Path
 
 from loraxs_search.home import write_atomic
 from loraxs_search.records import STORED_NAMES, Baseline, KeptAnswers, is_alone, to_json
-from loraxs_search.studies.info import read_record
+from loraxs_search.studies.info import StudyInfo, read_record
+
+_SCORES, _ANSWERS = "yardsticks.json", "yardsticks.answers.json"
 
 
 @dataclass(frozen=True)
@@ -26,28 +28,34 @@ class _TestAnswers:
 
 
 class BaselineFiles:
-    """The scores of baselines, and apart from these their answers to the test rows."""
+    """What a study folder keeps of baselines: their scores, and apart from these their answers to the test rows."""
 
-    def __init__(self, study: Path) -> None:
-        self._scores, self._answers = study / "yardsticks.json", study / "yardsticks.answers.json"
+    path: Path
+    info: StudyInfo
 
-    def write(self, baselines: Sequence[Baseline], task: str) -> None:
-        """Record them, and the answers that they bring; the base alone stays unless it is among them."""
+    def write_baselines(self, baselines: Sequence[Baseline]) -> None:
+        """Record what simple models reach on the study's rows, and the answers to test rows that they bring.
+
+        What the base alone reaches stays unless it is among them.
+        """
         if not any(is_alone(one.name) for one in baselines):
-            baselines = [*baselines, *(one for one in self.read() or () if is_alone(one.name))]
+            baselines = [*baselines, *(one for one in self.baselines() or () if is_alone(one.name))]
         if answers := {one.name: one.test_answers for one in baselines if one.test_answers}:
             rows = {one.name: one.test_rows for one in baselines if one.test_answers}
-            write_atomic(self._answers, to_json(_TestAnswers(answers, task, rows)))
+            kept = _TestAnswers(answers, self.info.task.registered_name, rows)
+            write_atomic(self.path / _ANSWERS, to_json(kept))
         scores = tuple(replace(one, test_answers=(), test_rows="") for one in baselines)
-        write_atomic(self._scores, to_json(_Scores(scores), indent=2))
+        write_atomic(self.path / _SCORES, to_json(_Scores(scores), indent=2))
 
-    def answers(self) -> Mapping[str, KeptAnswers]:
-        """Return their answers to the test rows, by name; none if they were not kept."""
-        if not self._answers.exists():
+    def baseline_answers(self) -> Mapping[str, KeptAnswers]:
+        """Return the answers of simple models to the test rows, by baseline; none if they were not kept."""
+        path = self.path / _ANSWERS
+        if not path.exists():
             return {}
-        kept = read_record(_TestAnswers, self._answers)
+        kept = read_record(_TestAnswers, path)
         return {name: KeptAnswers(said, kept.task, kept.rows.get(name, "")) for name, said in kept.answers.items()}
 
-    def read(self) -> tuple[Baseline, ...] | None:
-        """Return their scores, or None when they have not been computed."""
-        return read_record(_Scores, self._scores).baselines if self._scores.exists() else None
+    def baselines(self) -> tuple[Baseline, ...] | None:
+        """Return what simple models reach, or None when that has not been computed."""
+        path = self.path / _SCORES
+        return read_record(_Scores, path).baselines if path.exists() else None

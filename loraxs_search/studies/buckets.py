@@ -176,9 +176,7 @@ def _is_server(endpoint: str) -> bool:
 
 
 def _s3_config(endpoint: str) -> S3Config:
-    config: S3Config = {
-        "region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
-    }
+    config: S3Config = {"region": os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"}
     if endpoint:
         config["endpoint"] = endpoint
     if "AWS_ACCESS_KEY_ID" not in os.environ and (profile := _profile()):

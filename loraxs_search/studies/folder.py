@@ -6,7 +6,7 @@ import contextlib
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,15 +28,7 @@ from loraxs_search.home import (
 from loraxs_search.log.event_log import EventLog
 from loraxs_search.log.events import TrialsAdvanced
 from loraxs_search.mlflow_uri import without_account
-from loraxs_search.records import (
-    Baseline,
-    Candidate,
-    CheckpointSelection,
-    Identity,
-    KeptAnswers,
-    check_trial_id,
-    to_json,
-)
+from loraxs_search.records import CheckpointSelection, Identity, check_trial_id, to_json
 from loraxs_search.studies.baselines import BaselineFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
@@ -78,7 +70,7 @@ def broken_studies() -> list[str]:
     return sorted(name for name in names if _NAME.fullmatch(name) and not StudyFolder.exists(name))
 
 
-class StudyFolder:
+class StudyFolder(BaselineFiles, CandidateFiles):
     """A study's files. Reading needs no lock; a driver holds `lock()` while it works."""
 
     def __init__(self, path: Path) -> None:
@@ -86,12 +78,7 @@ class StudyFolder:
         self.info = parse_info(read_text(path / "study.json"), str(path / "study.json"))
 
     @classmethod
-    def create(
-        cls,
-        info: StudyInfo,
-        space_text: str,
-        resolved: Space | None = None,
-    ) -> StudyFolder:
+    def create(cls, info: StudyInfo, space_text: str, resolved: Space | None = None) -> StudyFolder:
         """Create the folder beside its place and rename it: a study exists whole or not at all, and once.
 
         Args:
@@ -284,25 +271,6 @@ class StudyFolder:
         path = self.path / "identity.json"
         return read_record(Identity, path) if path.exists() else None
 
-    def write_baselines(self, baselines: Sequence[Baseline]) -> None:
-        """Record what simple models reach on the study's rows, and the answers to test rows that they bring.
-
-        What the base alone reaches stays unless it is among them.
-        """
-        self._baselines.write(baselines, self.info.task.registered_name)
-
-    def baseline_answers(self) -> Mapping[str, KeptAnswers]:
-        """Return the answers of simple models to the test rows, by baseline; none if they were not kept."""
-        return self._baselines.answers()
-
-    def baselines(self) -> tuple[Baseline, ...] | None:
-        """Return what simple models reach, or None when that has not been computed."""
-        return self._baselines.read()
-
-    @property
-    def _baselines(self) -> BaselineFiles:
-        return BaselineFiles(self.path)
-
     def write_steps(self, steps: TrialsAdvanced) -> None:
         """Say how far trials are, in place of what was said before."""
         write_atomic(self.path / _STEPS, to_json(steps))
@@ -360,26 +328,6 @@ class StudyFolder:
 
     def adapter_path(self, trial_id: str) -> Path:
         return self.adapters_path / check_trial_id(trial_id)
-
-    def write_candidates(self, candidates: list[Candidate]) -> None:
-        """Record the scored candidates; their presence means that the search is finished."""
-        self._candidates.write(candidates)
-
-    def candidates(self) -> list[Candidate] | None:
-        """Return the scored candidates, best first by validation, or None when the search is not finished."""
-        return self._candidates.read()
-
-    def set_candidates_aside(self) -> None:
-        """Have the candidates be none any more, since the search continues; what is known of each of them stays."""
-        self._candidates.set_aside()
-
-    def earlier_finalists(self) -> tuple[str, ...]:
-        """Return the adapters that had answered the test rows when the search continued, in order."""
-        return self._candidates.earlier_finalists()
-
-    @property
-    def _candidates(self) -> CandidateFiles:
-        return CandidateFiles(self.path)
 
 
 @dataclass(frozen=True)

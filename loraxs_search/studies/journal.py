@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from loraxs_search.log.event_log import EventLog, lines_from
+from loraxs_search.log.event_log import EventLog
 from loraxs_search.log.events import (
     AdapterWritten,
     Answered,
@@ -45,7 +44,6 @@ from loraxs_search.records import (
 from loraxs_search.studies.clock import WorkTime, steady_time
 
 _EventT = TypeVar("_EventT", bound=LoggedEvent)
-_REPORTED = b'{"event": "reported"'  # how such a line begins: most lines of a journal do
 
 
 class Journal:
@@ -56,44 +54,34 @@ class Journal:
 
     Args:
         study: The study's name, which its events carry.
+    Attributes:
+        records: Every trial known so far, by id, in the order they were started.
+        reports: Every report of every trial, in the order they came.
+        commands: Every command that a driver has taken, by id, in the order in which they were taken, and so carried
+            out.
+        num_drivers: How many drivers have worked on the study, one after the other.
+        notice: Why the search ended before its budget; empty if it used it up, None while it has not ended.
+        num_reopenings: How many commands that ask for more, after all trials had ended, the search has followed.
+        is_reopened: Whether the search continues after it had ended: candidates from before are none any more.
     """
 
     def __init__(self, path: Path, study: str | None = None) -> None:
         self._log, self._lock = EventLog(path, study), threading.RLock()
         self._path, self._study = path, study
-        self._records: dict[str, TrialRecord] = {}
-        self._reports: list[TrialReport] = []
-        self._commands: dict[str, CommandRecord] = {}
+        self.records: dict[str, TrialRecord] = {}
+        self.reports: list[TrialReport] = []
+        self.commands: dict[str, CommandRecord] = {}
+        self.num_drivers = 0
+        self.notice: str | None = None
+        self.num_reopenings, self.is_reopened = 0, False
         self._work_time = WorkTime()
         self._work_before_s: dict[str, float] = {}  # each trial's start
-        self._notice: str | None = None
-        self._num_reopenings, self._is_reopened = 0, False
-        self._is_drivers, self._num_drivers = False, 0
+        self._is_drivers = False
         self._baselines: tuple[Baseline, ...] = ()
         self._front: tuple[FrontTrial, ...] = ()
         self._search_state: str | None = None
         self._has_report = self._is_described = False
         self.refresh()
-
-    @property
-    def records(self) -> dict[str, TrialRecord]:
-        """Every trial known so far, by id, in the order they were started."""
-        return self._records
-
-    @property
-    def reports(self) -> list[TrialReport]:
-        """Every report of every trial, in the order they came."""
-        return self._reports
-
-    @property
-    def commands(self) -> Mapping[str, CommandRecord]:
-        """Every command that a driver has taken, by id, in the order in which they were taken, and so carried out."""
-        return self._commands
-
-    @property
-    def num_drivers(self) -> int:
-        """How many drivers have worked on the study, one after the other."""
-        return self._num_drivers
 
     @property
     def spent_s(self) -> float:
@@ -109,21 +97,6 @@ class Journal:
     def last_at(self) -> float:
         """When the last event was recorded, seconds since 1970."""
         return self._work_time.until
-
-    @property
-    def notice(self) -> str | None:
-        """Why the search ended before its budget; empty if it used it up, None while it has not ended."""
-        return self._notice
-
-    @property
-    def num_reopenings(self) -> int:
-        """How many commands that ask for more, after all trials had ended, the search has followed."""
-        return self._num_reopenings
-
-    @property
-    def is_reopened(self) -> bool:
-        """Whether the search continues after it had ended: candidates from before are none any more."""
-        return self._is_reopened
 
     @property
     def is_finished(self) -> bool | None:
@@ -185,7 +158,7 @@ class Journal:
         Returns:
             The event; None when the trial was started before.
         """
-        if trial_id in self._records:
+        if trial_id in self.records:
             return None
         of = origin or Origin()
         return self.append(
@@ -204,14 +177,14 @@ class Journal:
 
     def trial_reported(self, report: TrialReport) -> TrialReported | None:
         """Record a report; return None when a report of that step or a later one is there already."""
-        reports = self._records[report.trial_id].reports
+        reports = self.records[report.trial_id].reports
         if reports and reports[-1].step >= report.step:
             return None
         return self.append(TrialReported(at=steady_time(), study=self._study, report=report))
 
     def trial_ended(self, trial_id: str, state: TrialState, reason: str) -> TrialEnded | None:
         """Record how a trial ended; return None when it had ended before."""
-        if self._records[trial_id].state is not TrialState.RUNNING:
+        if self.records[trial_id].state is not TrialState.RUNNING:
             return None
         now = steady_time()
         worked_s = self._work_time.until_now(now) - self._work_before_s[trial_id]
@@ -221,14 +194,14 @@ class Journal:
 
     def commanded(self, command: Command) -> bool:
         """Record that a command was taken, before anything is done about it; False when it was taken before."""
-        if command.command_id in self._commands:
+        if command.command_id in self.commands:
             return False
         self.append(Commanded(at=steady_time(), study=self._study, command=command))
         return True
 
     def answered(self, answer: CommandAnswer) -> bool:
         """Record what became of a command, which is its effect too; False when it was answered before."""
-        if self._commands[answer.command_id].answer is not None:
+        if self.commands[answer.command_id].answer is not None:
             return False
         self.append(Answered(at=steady_time(), study=self._study, answer=answer))
         return True
@@ -300,20 +273,20 @@ class Journal:
             case TrialStarted() | TrialReported() | TrialEnded():
                 self._apply_to_trial(event)
             case Commanded(command=command):
-                self._commands[command.command_id] = CommandRecord(command)
+                self.commands[command.command_id] = CommandRecord(command)
             case Answered(answer=answer):
-                self._commands[answer.command_id] = replace(self._commands[answer.command_id], answer=answer)
+                self.commands[answer.command_id] = replace(self.commands[answer.command_id], answer=answer)
             case TrainingEnded():
-                self._notice, self._is_reopened = event.notice, False
+                self.notice, self.is_reopened = event.notice, False
             case Reopened():
-                self._notice, self._is_reopened, self._num_reopenings = None, True, event.number
+                self.notice, self.is_reopened, self.num_reopenings = None, True, event.number
             case _:
                 self._apply_record(event)
 
     def _apply_record(self, event: LoggedEvent) -> None:
         match event:
             case DriverStarted():
-                self._num_drivers, self._is_described = self._num_drivers + 1, event.run is not None
+                self.num_drivers, self._is_described = self.num_drivers + 1, event.run is not None
                 self._search_state, self._has_report = None, False
             case BaselinesMeasured():
                 self._baselines = event.baselines
@@ -328,7 +301,7 @@ class Journal:
         match event:
             case TrialStarted():
                 self._work_before_s[event.trial_id] = self._work_time.seconds
-                self._records[event.trial_id] = TrialRecord(
+                self.records[event.trial_id] = TrialRecord(
                     trial_id=event.trial_id,
                     params=event.params,
                     state=TrialState.RUNNING,
@@ -338,32 +311,12 @@ class Journal:
                     is_hidden=event.is_hidden,
                 )
             case TrialReported(report=report):
-                self._reports.append(report)
-                record = self._records[report.trial_id]
+                self.reports.append(report)
+                record = self.records[report.trial_id]
                 reports, times = (*record.reports, report), (*record.reported_at, event.at)
-                self._records[report.trial_id] = replace(record, reports=reports, reported_at=times)
+                self.records[report.trial_id] = replace(record, reports=reports, reported_at=times)
             case TrialEnded():
-                record = self._records[event.trial_id]
-                self._records[event.trial_id] = replace(
+                record = self.records[event.trial_id]
+                self.records[event.trial_id] = replace(
                     record, state=event.state, reason=event.reason, ended_at=event.at, worked_s=event.worked_s
                 )
-
-
-def trial_states(path: Path) -> dict[str, TrialState]:
-    """Return every trial of a journal and how it stands, oldest first; its reports are not read, so it takes no time.
-
-    Malformed lines are skipped: shell completion cannot report errors.
-    """
-    states: dict[str, TrialState] = {}
-    for line, _ in lines_from(path, 0):
-        if line.startswith(_REPORTED):
-            continue
-        try:
-            event = json.loads(line)
-            if event["event"] == "started":
-                states[event["trial_id"]] = TrialState.RUNNING
-            elif event["event"] == "ended":
-                states[event["trial_id"]] = TrialState(event["state"])
-        except (ValueError, KeyError, TypeError):
-            continue
-    return states

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.errors import TaskDataError, first_line, unknown_name
-from loraxs_search.home import disk_faults
+from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.paths import user_path
 from loraxs_search.records import Split, SplitSource, Task
 from loraxs_search.tasks.files import file_format, label_names, read_columns
@@ -319,9 +319,7 @@ def _cache_for(hub: str, cache_dir: Path) -> Path:
         return cache_dir
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder)}\0{content}\n".encode("utf-8", "surrogatepass"))
+        digest.update(f"{path.relative_to(folder)}\0{file_sha256(path)}\n".encode("utf-8", "surrogatepass"))
     return cache_dir / "folders" / digest.hexdigest()[:32]
 
 

@@ -172,7 +172,7 @@ class Recorder:
         self._runs.reopen(run_id)
         if self._facts is not None:
             self._runs.describe(run_id, self._facts, event.at)
-            self._runs.log_data(run_id, dataset_input(self._facts))
+            self._runs.client.log_inputs(run_id, datasets=[dataset_input(self._facts)])
 
     def _run(self, trial_id: str, at: float, name: str = "") -> str:
         """Return the run of a trial, which began when the trial did."""
@@ -184,7 +184,7 @@ class Recorder:
         tags = {LINEAGE: str(event.lineage)} if event.lineage else {}
         self._runs.add(run_id, params=_resolved(event.hyperparameters) | dict(event.params), tags=tags)
         if self._facts is not None:
-            self._runs.log_data(run_id, dataset_input(self._facts))
+            self._runs.client.log_inputs(run_id, datasets=[dataset_input(self._facts)])
         self._runs.reopen(run_id)
 
     def _trial_reported(self, event: log_events.TrialReported) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.log.event_log import AppendLog
+from loraxs_search.mlflow_client import ensure_experiment
 from loraxs_search.mlflow_uri import artifact_root, check_server
 from loraxs_search.records import StudyDescription
 from loraxs_search.tracking.run_texts import trials_view, view_key, write_note, write_view
@@ -22,7 +23,6 @@ from loraxs_search.tracking.store import connect, ensure_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import DatasetInput
 
 STUDY = "loraxs.study"
 STUDY_ID = "loraxs.study_id"
@@ -104,12 +104,12 @@ class StudyRuns:
             return
         ensure_store(self._uri)
         client = connect(self._uri)
-        self._experiment_id = _ensure_experiment(client, self._experiment, self._uri)
+        self._experiment_id = ensure_experiment(client, self._uri, self._experiment)
         self._client = client
 
-    def known(self, trial_id: str, kind: str = "run_id") -> str | None:
-        """Return a trial's `run_id` or `model_id` if this study has one, without asking the server."""
-        return self._map.get(trial_id, kind)
+    def known(self, trial_id: str) -> str | None:
+        """Return the run id of a trial if this study has one, without asking the server."""
+        return self._map.run_id(trial_id)
 
     def run(self, trial_id: str, at: float, name: str = "") -> str:
         """Return the run id of a trial, or of the search; the run is created if there is none, under this name.
@@ -140,10 +140,6 @@ class StudyRuns:
         if run_id not in self._running:
             self.client.update_run(run_id, status="RUNNING")
             self._running.add(run_id)
-
-    def log_data(self, run_id: str, data: DatasetInput) -> None:
-        """Name the data that a run stands on; naming the same again changes nothing."""
-        self.client.log_inputs(run_id, datasets=[data])
 
     def log_model(self, trial_id: str, run_id: str, folder: Path, digest: str) -> str:
         """Keep the files of `folder` as a logged model of the run, once per digest, and return its id."""
@@ -270,8 +266,8 @@ class _RunMap:
                 trial_id, kind, value = json.loads(line)
                 self._ids[trial_id, kind] = value
 
-    def get(self, trial_id: str, kind: str) -> str | None:
-        return self._ids.get((trial_id, kind)) or None
+    def run_id(self, trial_id: str) -> str | None:
+        return self._ids.get((trial_id, "run_id")) or None
 
     def forget_all_but(self, trials: Collection[str]) -> None:
         """Forget other trials' ids for good, also for who reads the file later."""
@@ -284,20 +280,6 @@ class _RunMap:
             if self._ids.get((trial_id, kind)) != value:
                 self._log.append(json.dumps([trial_id, kind, value]).encode() + b"\n")
                 self._ids[trial_id, kind] = value
-
-
-def _ensure_experiment(client: MlflowClient, name: str, uri: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    if (known := client.get_experiment_by_name(name)) is not None:
-        return str(known.experiment_id)
-    root = artifact_root(uri)
-    try:
-        return str(client.create_experiment(name, artifact_location=str(root) if root else None))
-    except MlflowException:
-        if (known := client.get_experiment_by_name(name)) is None:  # no other search was quicker
-            raise
-        return str(known.experiment_id)
 
 
 def _ms(at: float) -> int:

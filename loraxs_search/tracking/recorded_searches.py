@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraxs_search.errors import TrackingError
+from loraxs_search.mlflow_client import all_pages
 from loraxs_search.mlflow_uri import check_server, redact, sqlite_path
 from loraxs_search.tasks.kinds import find_metric
 from loraxs_search.tracking._runs import KIND, STUDY, STUDY_ID
@@ -33,16 +34,7 @@ def searches_named(client: MlflowClient, study: str) -> Iterator[Run]:
     name = study.replace("'", "")  # no name that we give has one
     query = f"tags.`{KIND}` = 'search' and tags.`{STUDY}` = '{name}'"
     experiments = [each.experiment_id for each in client.search_experiments()]
-    yield from _paged(client.search_runs, experiments, query, order_by=["attributes.start_time DESC"])
-
-
-def _paged(search: Callable[..., Any], *arguments: Any, **options: Any) -> Iterator[Any]:
-    """Yield all that a client finds, page after page."""
-    token: str | None = ""
-    while token is not None:
-        page = search(*arguments, max_results=1000, page_token=token or None, **options)
-        yield from page
-        token = page.token or None
+    yield from all_pages(client.search_runs, experiments, query, order_by=["attributes.start_time DESC"])
 
 
 def open_view(client: MlflowClient, study: str, study_id: str = "") -> tuple[str, str] | None:
@@ -84,8 +76,8 @@ def remove_runs(uri: str, folder: Path, experiment: str, *, dry_run: bool = Fals
     try:
         found = client.get_experiment_by_name(experiment)
         query = f"tags.`{STUDY_ID}` = '{study_id}'"  # its trials come before the search's own run
-        runs = [] if found is None else list(_paged(client.search_runs, [found.experiment_id], query))
-        versions = _paged(client.search_model_versions, f"name = '{experiment}'")
+        runs = [] if found is None else list(all_pages(client.search_runs, [found.experiment_id], query))
+        versions = all_pages(client.search_model_versions, f"name = '{experiment}'")
         named = {it.run_id: f"{experiment}:{it.version}" for it in versions if it.run_id}
         kept = {run.info.run_id: named[run.info.run_id] for run in runs if run.info.run_id in named}
         parents = {run.data.tags.get("mlflow.parentRunId") for run in runs if run.info.run_id in kept}

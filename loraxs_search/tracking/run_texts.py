@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from loraxs_search.records import DataSource, Split, StudyDescription, Task
+from loraxs_search.tasks.asking import source_names
 from loraxs_search.versions import with_python
 
 if TYPE_CHECKING:
@@ -63,8 +64,6 @@ def dataset_input(facts: StudyDescription) -> DatasetInput:
     """Return the data of a study: all splits are one data set, whose digest is of all their texts and labels."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    from loraxs_search.tasks.asking import source_names
-
     task = facts.task
     kind, source = _source(task.source)
     columns = [{"name": name, "type": "string"} for name in (task.text, task.text_pair, task.label) if name]
@@ -82,8 +81,6 @@ def dataset_input(facts: StudyDescription) -> DatasetInput:
 
 def _source(source: DataSource) -> tuple[str, dict[str, Any]]:
     """Return how MLflow names the kind of a source, and the source: files without the folders of this machine."""
-    from loraxs_search.tasks.asking import source_names
-
     if source.hub:
         named = {"path": source.hub, "config_name": source.config, "revision": source.revision}
         return "hugging_face", {key: value for key, value in named.items() if value}
@@ -145,8 +142,6 @@ def _searched(task: Task) -> str:
 
 
 def _data(facts: StudyDescription) -> str:
-    from loraxs_search.tasks.asking import source_names
-
     rows = ", ".join(f"{facts.num_rows[split]:,} {split}" for split in get_args(Split) if split in facts.num_rows)
     names = ", ".join(f"`{name}`" for name in source_names(facts.task.source)) or "not named"
     fingerprint = f"; fingerprint `{facts.data_fingerprint[:16]}`" if facts.data_fingerprint else ""

@@ -90,10 +90,6 @@ class Tracker:
         """Return the run of a trial once it has been created; flush first to be sure."""
         return self._runs.known(trial_id)
 
-    def model_id(self, trial_id: str) -> str | None:
-        """Return the logged model of a trial's adapter once it has been carried over."""
-        return self._runs.known(trial_id, "model_id")
-
     def flush(self, timeout: float = 30.0) -> bool:
         """Wait until every event so far is in the store; False when it is not after `timeout` seconds."""
         with self._changed:

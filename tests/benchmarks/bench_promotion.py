@@ -35,8 +35,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
-from loraxs_search.registry import RegisteredAdapter, ScoredRows, choose
+from loraxs_search.registry import RegisteredAdapter, choose
 from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.significance import p_value
 from loraxs_search.registry.store import ComparedChampion, FinalistComparison
 from loraxs_search.registry.test_set_reuse import ToleranceReference

@@ -21,7 +21,8 @@ import loraxs_search
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
 from loraxs_search.log.events import Phase, SearchStarted, ShownEvent, TrialReported
 from loraxs_search.records import Decision, TrialState
-from loraxs_search.registry import ScoredRows, choose, verify
+from loraxs_search.registry import choose, verify
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.search import SearchResult, SilentView, launch, resume
 from loraxs_search.search.driver import session
 from loraxs_search.search.hosts import study_actors
@@ -291,7 +292,7 @@ def test_the_time_budget_is_that_of_all_drivers_together(
 
 FRESH = """
 import json, sys, torch, loraxs_search
-from loraxs_search.registry import ScoredRows, choose, verify
+from loraxs_search.registry import verify
 folder = loraxs_search.pull(sys.argv[1])
 probe = verify(folder).probe
 model = loraxs_search.load_adapter(sys.argv[1])

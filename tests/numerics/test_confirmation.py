@@ -26,8 +26,9 @@ from loraxs_search.records import (
     SearchPlan,
     TrialSpec,
 )
-from loraxs_search.registry import ScoredRows, verify
+from loraxs_search.registry import verify
 from loraxs_search.registry.factor_sets import lacks_factors
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.search.driver.work_items import joined, refit_spec
 from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.trial import score_folder

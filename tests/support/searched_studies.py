@@ -17,7 +17,7 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.registry import ScoredRows
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.studies import StudyFolder
 from support.studies import TASK, study
 

@@ -30,7 +30,7 @@ from loraxs_search.records import (
     TrialReport,
     TrialSpec,
 )
-from loraxs_search.registry import ScoredRows
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.search.hosts.client import HOST_LOST, HostClient
 from loraxs_search.studies import StudyFolder, read_reports
 

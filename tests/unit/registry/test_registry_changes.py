@@ -12,11 +12,12 @@ from mlflow import MlflowClient
 
 from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
-from loraxs_search.registry import Beside, Registry, Rescored, ScoredRows, check_base, on_base
+from loraxs_search.registry import Beside, Registry, Rescored, check_base, on_base
 from loraxs_search.registry._versions import DECISIONS, SUMMARY
 from loraxs_search.registry.names import base_alias
 from loraxs_search.registry.pages import SHOWN
 from loraxs_search.registry.promotion import Scored, decide
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.store import comparable
 from loraxs_search.tracking.store import connect
 

@@ -21,10 +21,9 @@ from loraxs_search.records import (
     Task,
     from_json,
 )
-from loraxs_search.registry import ScoredRows
 from loraxs_search.registry._versions import fitted
 from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
-from loraxs_search.registry.scored_rows import slice_scores
+from loraxs_search.registry.scored_rows import ScoredRows, slice_scores
 from loraxs_search.registry.test_set_reuse import ToleranceReference
 from loraxs_search.tasks.kinds import TOKEN_METRICS
 

@@ -14,7 +14,8 @@ from scipy.stats import binomtest
 from support.word_pairs import WordPairs
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.registry import ScoredRows, significance
+from loraxs_search.registry import significance
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.significance import OF_COUNTS, OF_NUMBERS, Counts, p_value
 from loraxs_search.tasks.kinds import KINDS
 from loraxs_search.tasks.metrics import METRICS, TOKEN_METRICS

@@ -13,9 +13,9 @@ import pytest
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, pull, verify
-from loraxs_search.registry._signing import ENV_KEY, FILE, SEQUENCE, SeenSequences, Statement, check_signature, sign
+from loraxs_search.registry._signing import ENV_KEY, FILE, SEQUENCE, SeenSequences, check_signature, sign
 from loraxs_search.registry._versions import CANDIDATE, DECISION, adapter_tag
-from loraxs_search.registry.names import AdapterName
+from loraxs_search.registry.names import AdapterName, Resolved
 from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.tracking.store import connect
 
@@ -93,10 +93,11 @@ def test_unsigned_and_foreign_adapters_are_refused_cached_or_not(key, promote, s
 def test_a_signature_fits_one_key_and_one_statement(key):
     key()
     said = {"task": "task", "alias": "champion", "version": 3, "sequence": 7, "digest": "digest"}
-    signature = sign(Statement(**said))
+    signature = sign(**said)
 
     def check(task="task", name="champion", version=3, digest="digest", signature=signature):
-        return check_signature(AdapterName(task, name), version, digest, {"champion": signature, "tiny": signature})
+        meaning = Resolved(digest, version, {"champion": signature, "tiny": signature})
+        return check_signature(AdapterName(task, name), meaning)
 
     assert check() == 7
     for other in (
@@ -117,13 +118,13 @@ def test_a_signature_fits_one_key_and_one_statement(key):
 
 
 def test_a_key_that_is_none_is_said(key, tmp_path):
-    statement = Statement("task", "champion", 1, 1, "digest")
+    statement = ("task", "champion", 1, 1, "digest")
     key("short")
     with pytest.raises(RegistryError, match="at least 16 bytes"):
-        sign(statement)
+        sign(*statement)
     (tmp_path / "key").unlink()
     with pytest.raises(RegistryError, match="must be readable"):
-        sign(statement)
+        sign(*statement)
 
 
 def test_a_promotion_that_fails_before_the_alias_moves_leaves_the_champion_as_it_was(
@@ -322,7 +323,7 @@ def test_a_signature_that_is_no_plain_text_is_refused_as_any_forged_one(key, pro
     with pytest.raises(IntegrityError, match="signed with the key"):
         Registry(store_uri).rollback("movie-reviews")
     with pytest.raises(IntegrityError, match="made with the key"):
-        check_signature(AdapterName("movie-reviews"), 2, "0" * 64, {"champion": f"{forged}\ud800"})
+        check_signature(AdapterName("movie-reviews"), Resolved("0" * 64, 2, {"champion": f"{forged}\ud800"}))
 
 
 def test_what_only_the_registry_vouches_for_is_never_signed(key, promote, store_uri):

@@ -229,8 +229,9 @@ def test_the_logged_model_of_the_search_is_the_one_registered(
     client = connect(store_uri)
     version = client.get_model_version("movie-reviews", "1")
     assert version.run_id == tracker.run_id("t0")
-    assert version.tags["loraxs.model_id"] == tracker.model_id("t0")
-    assert '"name": "movie-reviews"' in client.get_logged_model(tracker.model_id("t0")).tags["mlflow.modelVersions"]
+    model_id = client.get_run(version.run_id).data.tags["loraxs.model_id"]
+    assert version.tags["loraxs.model_id"] == model_id
+    assert '"name": "movie-reviews"' in client.get_logged_model(model_id).tags["mlflow.modelVersions"]
 
 
 def test_an_adapter_that_no_search_logged_is_logged_with_its_run(registry, store_uri, task, candidate, make_folder):

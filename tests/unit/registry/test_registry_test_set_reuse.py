@@ -15,10 +15,11 @@ from scipy.stats import binom
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.records import ComparisonRecord, Decision, PromotionRule, from_json, to_json
-from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, ScoredRows, changes
+from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, changes
 from loraxs_search.registry._versions import DECISIONS
 from loraxs_search.registry.finalist import Criterion
 from loraxs_search.registry.promotion import Scored
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.store import ComparedChampion, FinalistComparison
 from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 from loraxs_search.tracking.store import connect

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from loraxs_search.registry import ScoredRows
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.significance import p_value
 from loraxs_search.tasks.metrics import METRICS, TEXT_METRICS
 

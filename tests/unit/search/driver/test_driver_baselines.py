@@ -20,7 +20,7 @@ from support.word_pairs import WordPairs
 
 from loraxs_search.errors import SearchInterruptedError, TaskDataError
 from loraxs_search.records import BASE_ALONE_ROWS, Answers, Baseline, Identity, PromotionRule, Task, is_unmeasured
-from loraxs_search.registry import ScoredRows
+from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.search.driver.work_items import BaseAnswerWork

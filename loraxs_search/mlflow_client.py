@@ -1,0 +1,35 @@
+"""What both rooms that speak MLflow ask of its client: an experiment by name, and searches page after page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.mlflow_uri import artifact_root
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def ensure_experiment(client: MlflowClient, uri: str, name: str, note: str = "") -> str:
+    """Return the id of the experiment of this name, created with a description unless it exists."""
+    from mlflow.exceptions import MlflowException
+
+    if (known := client.get_experiment_by_name(name)) is not None:
+        return str(known.experiment_id)
+    root, tags = artifact_root(uri), {"mlflow.note.content": note} if note else None
+    try:
+        return str(client.create_experiment(name, artifact_location=str(root) if root else None, tags=tags))
+    except MlflowException:
+        if (known := client.get_experiment_by_name(name)) is None:  # else another process was quicker
+            raise
+        return str(known.experiment_id)
+
+
+def all_pages(search: Callable[..., Any], *arguments: Any, max_results: int = 1000, **options: Any) -> Iterator[Any]:
+    """Yield all that a search of MLflow's client finds, page after page."""
+    token: str | None = ""
+    while token is not None:
+        page = search(*arguments, max_results=max_results, page_token=token or None, **options)
+        yield from page
+        token = page.token or None
