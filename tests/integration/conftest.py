@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from loraxs_search.search_space import Space
 
 PASSWORD = "a long enough p@ssword"
+KEEP = "search.keep_hosts=10m"  # a new host takes longer than all else of a short search; `ray_here` ends them
 _RAY = contextlib.ExitStack()
 
 
@@ -87,7 +88,7 @@ def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[.
     def launched(name: str, *overrides: str) -> SearchResult:
         from loraxs_search.search import launch
 
-        return launch(str(tiny_space), name=name, overrides=("search.keep_hosts=60s", *overrides))
+        return launch(str(tiny_space), name=name, overrides=(KEEP, *overrides))
 
     return launched
 
@@ -96,7 +97,10 @@ def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[.
 def simulated(
     ray_here: None, in_search_home: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., SearchResult]:
-    """Search as `search` does, on hosts that train nothing: for what is the driver's alone. `resume` has them too."""
+    """Search as `search` does, on hosts that train nothing: for what is the driver's alone. `resume` has them too.
+
+    With `search.concurrent=1` one trial runs at a time, on the same hosts.
+    """
     from benchmarks import simulated_host
     from ray import cloudpickle
 
@@ -115,7 +119,7 @@ def simulated(
     monkeypatch.setattr(host_config, "host_config", config)
 
     def launched(name: str, *overrides: str) -> SearchResult:
-        return launch(str(tiny_space), name=name, overrides=overrides)
+        return launch(str(tiny_space), name=name, overrides=(KEEP, *overrides))
 
     return launched
 

@@ -47,7 +47,7 @@ def whole(ray_here: None, search_home: Path, tiny_space_text: str, cells: Notebo
     """The one search that several tests look at, begun in a notebook."""
     (search_home / "whole.yaml").write_text(tiny_space_text)
     overrides = {
-        "search.keep_hosts": "60s",
+        "search.keep_hosts": "10m",
         "promotion.seeds": 2,
         "task.slices": ["sentiment"],
         "promotion.guards": {"slice_loss": 0.05},
@@ -158,7 +158,7 @@ def test_a_finished_study_resumes_to_the_same_result(whole: SearchResult, in_sea
 
 
 def test_the_same_seed_gives_the_same_search(simulated: Callable[..., SearchResult]) -> None:
-    plan = ("search.trials=4", "search.pack_size=1")  # of trials at once, who reports first decides
+    plan = ("search.trials=4", "search.concurrent=1")  # of trials at once, who reports first decides
     first, second = simulated("seed-a", *plan), simulated("seed-b", *plan)
     shown = [
         [(t.trial_id, t.params, t.state, [r.metrics for r in t.reports]) for t in r.trials] for r in (first, second)
@@ -200,7 +200,7 @@ def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_wit
     with pytest.raises(
         TrialsFailError, match=r"5 of the latest trials failed for the same reason: .* finite"
     ) as failed:
-        simulated("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.pack_size=1")
+        simulated("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.concurrent=1")
     assert "loraxs-search resume doomed" in (failed.value.hint or "")
     assert StudyFolder.open("doomed").candidates() is None
     before = StudyFolder.open("doomed").journal().records
@@ -275,7 +275,7 @@ def test_the_time_budget_is_that_of_all_drivers_together(
             if isinstance(event, SearchStarted):
                 stop.set()
 
-    plan = ("search.trials=500", "search.time_budget=30m")
+    plan = ("search.trials=500", "search.time_budget=30m", "search.keep_hosts=10m")
     with pytest.raises(SearchInterruptedError):
         launch(str(tiny_space), name="spent", overrides=plan, view=Stopping(), stop=stop)
     journal = StudyFolder.open("spent").journal()
