@@ -27,6 +27,7 @@ from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.tracking.store import connect, ensure_store
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long
 
 
 def _report(trial_id: str, step: int) -> TrialReport:
@@ -95,7 +96,7 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
     assert set(map(tuple, _points(server.uri, "wall_s").values())) == {(0,), ()}
 
 
-@pytest.mark.long
+@LONG
 def test_a_server_killed_while_it_is_written_to_lacks_and_doubles_nothing(make_mlflow_server, tmp_path):
     server = make_mlflow_server()
     server.start()
@@ -128,7 +129,6 @@ import sys, time
 from pathlib import Path
 from loraxs_search.records import AdapterSize, Hyperparameters, SearchPlan, TrialReport, TrialState
 from support.tracked import Tracked
-from support.tracked import Tracked
 folder, uri, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 tracker = Tracked("s1", folder, uri, "exp")
 tracker.search_started("task: {}", SearchPlan())
@@ -145,7 +145,7 @@ for number in range(first, 100000):
 """
 
 
-@pytest.mark.parametrize("kind", ["embedded", pytest.param("server", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("server", marks=LONG)])
 def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_uri, make_mlflow_server, tmp_path):
     uri = store_uri
     if kind == "server":
@@ -173,7 +173,7 @@ def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_
     assert len(client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")) == 1
 
 
-@pytest.mark.parametrize("moment_s", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("moment_s", [pytest.param(0.1, marks=LONG), 0.3, pytest.param(0.6, marks=LONG)])
 def test_a_first_use_killed_in_the_middle_does_not_spoil_the_store(tmp_path, moment_s):
     folder = tmp_path / "home"
     uri = f"sqlite:///{folder / 'mlflow.db'}"
