@@ -43,3 +43,28 @@ def make_listener() -> Iterator[Callable[[], int]]:
     yield listen
     for taken in sockets:
         taken.close()
+
+
+@pytest.fixture
+def adapter(make_adapter: Callable[..., Path], tiny_base: Path, tmp_path: Path) -> Path:
+    """An adapter that tells two classes apart."""
+    from loraxs_search.base_model import locate
+    from loraxs_search.records import BaseModelRef
+
+    query = ("bert.encoder.layer.0.attention.self.query",)
+    return make_adapter(tmp_path / "adapter", locate(BaseModelRef(str(tiny_base))), rank=2, target_modules=query)
+
+
+@pytest.fixture
+def writer(make_adapter: Callable[..., Path], tmp_path: Path) -> Path:
+    """An adapter that writes; its rows have two columns."""
+    from support.toy_language import save_base, writing
+
+    from loraxs_search.base_model import linear_modules, locate
+    from loraxs_search.records import BaseModelRef, TaskModel
+
+    save_base(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    modules = tuple(module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM")))
+    task = writing(prompt="{first} say {second}")
+    return make_adapter(tmp_path / "writer", base, task=task, seed=3, rank=4, target_modules=modules)
