@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
@@ -68,6 +69,12 @@ def _kill(process: subprocess.Popen[str]) -> None:
     process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+def _offset(study: Path) -> str:
+    """Return how far MLflow has got in a study's log."""
+    path = study / "mlflow.offset"
+    return path.read_text() if path.exists() else ""
 
 
 # ---- a server that dies ----------------------------------------------------------------------------------------------
@@ -154,13 +161,15 @@ def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_
         uri = server.uri
     told: dict[str, set[int]] = {}
     for round_number, num_lines in enumerate((1, 40, 90)):
+        before = _offset(tmp_path / "study")
         process = _python(_TELL_UNTIL_KILLED, tmp_path / "study", uri, 1000 * round_number)
         assert process.stdout is not None
         for _ in range(num_lines):
             trial_id, step = process.stdout.readline().split()
             told.setdefault(trial_id, set()).add(int(step))
-        if round_number == 2:
-            time.sleep(3.0)  # by now the writer is in the middle of a batch
+        while round_number == 2 and _offset(tmp_path / "study") == before:
+            assert process.poll() is None
+            time.sleep(0.01)  # then the writer is in the middle of a batch
         _kill(process)
 
     tracker = Tracked("s1", tmp_path / "study", uri, "exp")
