@@ -7,7 +7,6 @@ import functools
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -104,6 +103,7 @@ def simulated(
     from benchmarks import simulated_host
     from ray import cloudpickle
 
+    from loraxs_search.records import LargestTrial
     from loraxs_search.search import launch
     from loraxs_search.search.hosts import host_config
 
@@ -114,7 +114,8 @@ def simulated(
 
     def config(spaces: Sequence[Space]) -> HostConfig:
         made = real(spaces)
-        return replace(made, make=make, pack_size=2 if made.pack_size == "auto" else made.pack_size)
+        slots = 2 if made.pack_size == "auto" else made.pack_size
+        return replace(made, make=make, pack_size=slots, largest=LargestTrial())  # the same hosts for all spaces
 
     monkeypatch.setattr(host_config, "host_config", config)
 
@@ -122,22 +123,6 @@ def simulated(
         return launch(str(tiny_space), name=name, overrides=(KEEP, *overrides))
 
     return launched
-
-
-@pytest.fixture
-def wait_for_reports() -> Callable[[subprocess.Popen[str], str, int], None]:
-    """Wait until a driver's study has so many reports."""
-
-    def wait(driver: subprocess.Popen[str], study: str, number: int) -> None:
-        from loraxs_search.studies import StudyFolder
-
-        end = time.monotonic() + 400
-        while not StudyFolder.exists(study) or len(StudyFolder.open(study).journal().reports) < number:
-            assert driver.poll() is None, f"the driver ended early: {driver.communicate()}"
-            assert time.monotonic() < end, "the search did not come so far"
-            time.sleep(0.05)
-
-    return wait
 
 
 @pytest.fixture
