@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import signal
@@ -272,79 +271,10 @@ def tiny_space(tmp_path: Path, tiny_space_text: str) -> Path:
 # ---- adapters --------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="session")
 def make_adapter() -> Callable[..., Path]:
-    """Make an adapter folder as the registry hands it out: R and head of a trial at its start, far from zero.
+    """Make an adapter folder as the registry hands it out; `support.made_adapters` says from what."""
+    from support.made_adapters import make_adapter
 
-    Its task has so many labels, unless it is given.
-    """
-    import torch
-
-    from loraxs_search.base_model import load_model
-    from loraxs_search.methods.verification import make_reference_logits
-    from loraxs_search.records import (
-        AdapterSize,
-        BaseModelRef,
-        DataSource,
-        Hyperparameters,
-        Manifest,
-        Task,
-        TrialSpec,
-        to_json,
-    )
-    from loraxs_search.tasks.kinds import kind_of
-    from loraxs_search.trial import attach
-
-    def classifying(num_labels: int) -> Task:
-        kind = "regression" if num_labels == 1 else "sequence-classification"
-        metric = "pearson" if num_labels == 1 else "accuracy"
-        labels = () if num_labels == 1 else tuple(f"label {i}" for i in range(num_labels))
-        return Task(
-            f"task-{num_labels}", kind, DataSource(), "text", "label", metric, "maximize", (metric,), labels=labels
-        )
-
-    def make(
-        folder: Path,
-        base: BaseModel,
-        *,
-        num_labels: int = 2,
-        task: Task | None = None,
-        seed: int = 0,
-        **hyperparameters: Any,
-    ) -> Path:
-        task = task or classifying(num_labels)
-        values: dict[str, Any] = {"init_std": 0.5, "learning_rate": 1e-3, "head_learning_rate": 1e-3}
-        hyper = Hyperparameters(**{**values, "seed": seed, **hyperparameters})
-        model = attach(load_model(base, kind_of(task).model), TrialSpec("0", {}, hyper))
-        draw = torch.Generator().manual_seed(seed)
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad and "loraxs" not in name:
-                parameter.data = torch.randn(parameter.shape, generator=draw) / parameter.shape[-1] ** 0.5
-        model.save_pretrained(str(folder))
-        (folder / "README.md").unlink()  # PEFT's; the registry writes its own
-        files = {
-            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-            for name in ("adapter_config.json", "adapter_model.safetensors")
-        }
-        manifest = Manifest(
-            task=task,
-            base_model=BaseModelRef(base.id),
-            base_digest=base.weight_digest,
-            data_fingerprint="",
-            study="s",
-            trial_id="0",
-            params={},
-            hyperparameters=hyper,
-            validation_metrics={},
-            test_metrics={},
-            size=AdapterSize(0, 0, 0),
-            probe=make_reference_logits(model, model.config.vocab_size),
-            versions={},
-            created_at="",
-            files=files,
-        )
-        (folder / "manifest.json").write_text(to_json(manifest))
-        return folder
-
-    return make
+    return make_adapter
 
 
 # ---- the command line ------------------------------------------------------------------------------------------------

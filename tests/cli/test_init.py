@@ -8,28 +8,16 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from support.rows import csv_of, texts
+from support.rows import csv_of, drafted, texts
 from support.said import Said
 from support.spaces import QUICKSTART
 
-import loraxs_search
-from loraxs_search.errors import TaskDataError, UsageError
-from loraxs_search.scaffold import Choices, UndecidedError, draft_space
 from loraxs_search.search_space import load_space
-from loraxs_search.shipped_spaces import schema_path
-from loraxs_search.tasks.prepared import load_data
 
 Say = Callable[..., Said]
 PLAIN = csv_of()
-
-
-def drafted(say: Say, name: str, content: str | bytes, *options: str) -> Said:
-    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    return say("init", name, *options)
 
 
 # ---- what is guessed and chosen --------------------------------------------------------------------------------------
@@ -276,91 +264,6 @@ def test_a_file_that_is_there_is_said_before_rows_are_read(say: Say, rows_folder
         assert say("init", "rows.csv", *option).is_error(2, f"`--out` must not exist, but {name} does")
 
 
-COMMENTS = {
-    "sequence-classification": ("the search goes by the first one", "tokens of a row; longer ones lose their ends"),
-    "multiple-choice": (
-        "the search goes by the first one",
-        "tokens of both: a long prompt loses its beginning, an answer must fit",
-    ),
-    "text-generation": (
-        "candidates go by the first one, running trials by the loss",
-        "tokens of both: a long prompt loses its beginning, an answer must fit",
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", COMMENTS)
-def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(
-    say: Say, rows_folder: Path, kind: str
-) -> None:
-    answers: list[object] = [i % 2 for i in range(60)] if kind != "text-generation" else ["so so", *["well"] * 59]
-    rows = [{"text": t, "answer": a, "choices": [t, "no"]} for t, a in zip(texts(60), answers, strict=True)]
-    if kind != "multiple-choice":
-        rows = [{name: row[name] for name in ("text", "answer")} for row in rows]
-    content = "\n".join(map(json.dumps, rows))
-    said = drafted(say, "rows.jsonl", content, "--kind", kind, "--base", QUICKSTART["id"], "--out", "my rows.yaml")
-    assert said.code == 0, said.err
-    lines = Path("my rows.yaml").read_text().splitlines()
-    comments = {line.partition(":")[0].strip(): line.partition("  # ")[2] for line in lines if "  # " in line}
-    assert (comments["metrics"], comments["max_length"]) == COMMENTS[kind]
-    passes = 11 if kind == "sequence-classification" else 4  # 32 steps of 16 rows, or 24 of 8, of 48 training rows
-    assert comments["max_steps"] == f"batches: about {passes} passes over the training rows"
-    if kind == "text-generation":
-        assert comments["generation"] == "the longest answer has 2"
-    assert "# Check:  loraxs-search check 'my rows.yaml' --data" in lines
-    assert said.err.splitlines()[-2:] == [
-        "next: loraxs-search check 'my rows.yaml' --data",
-        "then: loraxs-search launch 'my rows.yaml'",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("rows", "steps", "every", "scored", "said"),
-    [
-        (200, 104, 26, None, "about 10 passes"),
-        (1_500, 304, 76, None, "about 4 passes"),
-        (7_000, 1_056, 132, None, "about 3 passes"),
-        (100_000, 2_000, 250, 1_000, "0.4 of a pass over the training rows; a whole one is 5000"),
-    ],
-)
-def test_steps_fit_the_rows(
-    say: Say, rows_folder: Path, rows: int, steps: int, every: int, scored: int, said: str
-) -> None:
-    Path("rows.csv").write_text("text,label\n" + "".join(f"film {i},{'ab'[i % 2]}\n" for i in range(rows)))
-    assert say("init", "rows.csv", "--base", "no-such-org/no-such-base").ok
-    space = load_space("./rows.yaml")
-    assert (space.search.max_steps, space.search.report_every, space.task.validation_rows) == (steps, every, scored)
-    assert said in Path("rows.yaml").read_text()
-
-
-def test_check_says_how_often_trials_see_the_rows(say: Say, rows_folder: Path) -> None:
-    assert drafted(say, "rows.csv", csv_of(200)).ok
-    steps = load_space("./rows.yaml").search.max_steps
-    assert "passes" not in say("check", "rows.yaml").ok
-    assert (
-        f"{steps} steps ({steps * 16 / 160:.1f} passes over the training rows)"
-        in say("check", "rows.yaml", "--data").ok
-    )
-
-
-def test_options_and_long_answers_fit_the_space(say: Say, rows_folder: Path) -> None:
-    """A prompt may lose its beginning; an option or an answer that does not fit would be refused at launch."""
-    long = "so " * 90
-    rows = [{"text": t, "answer": 0, "choices": [t, long if i == 37 else "no"]} for i, t in enumerate(texts(300))]
-    chosen = ("--base", QUICKSTART["id"], "--text", "text", "--label", "answer")
-    assert drafted(say, "choose.jsonl", "\n".join(map(json.dumps, rows)), *chosen).ok
-    rows = [{"text": t, "answer": long if i == 37 else "no"} for i, t in enumerate(texts(300))]
-    assert drafted(say, "write.jsonl", "\n".join(map(json.dumps, rows)), *chosen, "--kind", "text-generation").ok
-    lengths = [load_space(f"./{name}.yaml").task.max_length for name in ("choose", "write")]
-    assert min(lengths) > 90
-
-
-def test_what_is_not_counted_is_not_written(say: Say, rows_folder: Path) -> None:
-    rows = "\n".join(json.dumps({"question": t, "answer": t[::-1]}) for t in texts(60))
-    assert drafted(say, "rows.jsonl", rows, "--base", "no-such-org/no-such-base").ok
-    assert "generation:" not in Path("rows.yaml").read_text()
-
-
 def test_labels_that_look_alike_are_one(say: Say, rows_folder: Path) -> None:
     labels = ("caf\u00e9", "cafe\u0301", "tea")
     rows = "".join(f"{text},{labels[i % 3]}\n" for i, text in enumerate(texts(60)))
@@ -375,22 +278,6 @@ def test_rows_are_to_be_corrected_before_a_misspelling_becomes_a_label(say: Say,
         "hint: correct or remove the rows, or: loraxs-search init rows.csv --map Pos=pos; ",
         "if all of them are meant: --labels Pos,neg,pos",
     )
-
-
-def test_editors_are_led_to_the_schema(say: Say, rows_folder: Path) -> None:
-    assert drafted(say, "rows.csv", PLAIN).ok
-    (line,) = (line for line in Path("rows.yaml").read_text().splitlines() if "yaml-language-server" in line)
-    assert line == f"# yaml-language-server: $schema={schema_path()}"
-    assert schema_path().is_file()
-
-
-def test_what_is_chosen_stands_in_the_space(say: Say, rows_folder: Path) -> None:
-    chosen = ("--name", "films", "--metric", "macro_f1", "--max-length", "40", "--out", "other/films.yaml")
-    Path("other").mkdir()
-    assert drafted(say, "rows.csv", PLAIN, "--labels", "pos,neg", "--base", QUICKSTART["id"], *chosen).ok
-    space = load_space("other/films.yaml")
-    assert (space.task.name, space.task.labels, space.task.max_length) == ("films", ("pos", "neg"), 40)
-    assert space.task.metrics[0] == space.task.metric == "macro_f1"
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------
@@ -423,95 +310,6 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
-
-
-def test_python_says_what_it_needs_to_know(rows_folder: Path) -> None:
-    Path("rows.csv").write_text("a,b,c\n" + "\n".join(f"{t},{t},{i % 2}" for i, t in enumerate(texts(60))))
-    with pytest.raises(UndecidedError) as question:
-        draft_space(Path("rows.csv"), rows_folder / "rows.yaml")
-    assert (question.value.option, question.value.possible) == ("text", ("a", "b"))
-    draft = draft_space(Path("rows.csv"), rows_folder / "rows.yaml", Choices(text=("a",)))
-    assert "columns: {text: a, label: c}" in draft.text
-
-
-def frame(rows: int = 60, **changes: Any) -> Any:
-    import pandas as pd
-
-    numbers = [1 / (i + 3) for i in range(rows)]
-    return pd.DataFrame({"review": texts(rows), "verdict": ["good", "bad"] * (rows // 2), "number": numbers, **changes})
-
-
-def test_python_makes_a_space_of_a_frame(fresh_home: Path) -> None:
-    space = loraxs_search.init(frame(), text="review", label="verdict", name="films")
-    assert (space.task.name, space.task.text, space.task.labels) == ("films", "review", ("bad", "good"))
-    data = load_data(space.task)
-    assert sum(map(len, data.rows.values())) == 60
-    assert fresh_home in Path(space.source).parents
-    again = loraxs_search.init(frame(), text="review", label="verdict", name="films")
-    assert again == space, "the same rows and choices are the same space"
-    numbers = loraxs_search.init(frame(), text="review", label="number", name="numbers")
-    assert numbers.task.kind == "regression"
-    (_, *_, last) = sorted(np.concatenate([rows.labels for rows in load_data(numbers.task).rows.values()]))
-    assert last == np.float32(1 / 3)
-
-
-def test_a_frame_with_faults_is_refused_or_cleaned(fresh_home: Path) -> None:
-    gaps = frame(verdict=[None, float("nan"), *(["good", "bad"] * 28), "Bad", "good"])
-    with pytest.raises(TaskDataError):
-        loraxs_search.init(gaps, text="review", label="verdict", name="films")
-    space = loraxs_search.init(gaps, label="verdict", name="films", drop_empty=True, renamed={"Bad": "bad"})
-    assert space.task.labels == ("bad", "good")
-    assert sum(map(len, load_data(space.task).rows.values())) == 58
-    with pytest.raises(UsageError, match="name"):
-        loraxs_search.init(gaps, label="verdict")
-    with pytest.raises(UsageError, match="DataFrame"):
-        loraxs_search.init([{"text": "a"}], name="films")
-
-
-def test_a_frame_keeps_every_digit_and_takes_numbers_as_labels(fresh_home: Path) -> None:
-    tiny = [1.23456789e-13 * (i + 1) for i in range(60)]
-    space = loraxs_search.init(frame(number=tiny), text="review", label="number", name="tiny")
-    labels = np.concatenate([rows.labels for rows in load_data(space.task).rows.values()])
-    assert sorted(labels) == sorted(np.float32(tiny))
-    space = loraxs_search.init(frame(verdict=[0, 1] * 30), text="review", label="verdict", labels=[1, 0], name="ids")
-    assert space.task.labels == ("1", "0")
-
-
-def test_a_frame_that_cannot_be_written_is_refused(fresh_home: Path) -> None:
-    import pandas as pd
-
-    twice = frame()
-    twice.columns = ["review", "verdict", "verdict"]
-    for rows in (twice, frame(review=pd.Series(["\ud800 so"] * 60, dtype=object))):
-        with pytest.raises(UsageError):
-            loraxs_search.init(rows, text="review", label="verdict", name="films")
-
-
-def test_python_reads_a_file_that_has_changed_and_another_of_its_name(
-    rows_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def drafted_from(content: str) -> Any:
-        Path("rows.csv").write_text(content)
-        return loraxs_search.init("rows.csv", drop_empty=True)
-
-    first = drafted_from(PLAIN + ",neg\n")
-    corrected = drafted_from(PLAIN + "so,neg\n,pos\n")
-    (rows_folder / "other").mkdir()
-    monkeypatch.chdir(rows_folder / "other")
-    elsewhere = drafted_from(PLAIN + ",neg\n")
-    counts = [sum(map(len, load_data(space.task).rows.values())) for space in (first, corrected, elsewhere)]
-    assert counts == [60, 61, 60]
-    assert len({space.source for space in (first, corrected, elsewhere)}) == 3
-
-
-def test_python_launches_a_frame(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr("loraxs_search.interactive._launch", lambda space, **others: seen.append((space, others)))
-    loraxs_search.launch(frame(), text="review", label="verdict", name="films")
-    ((space, others),) = seen
-    assert (space.task.name, others["name"]) == ("films", "films")
-    with pytest.raises(UsageError, match="DataFrame"):
-        loraxs_search.launch("movie_reviews", text="review")
 
 
 # ---- data sets of the hub --------------------------------------------------------------------------------------------

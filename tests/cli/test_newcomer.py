@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.rows import csv_of, texts
+from support.rows import csv_of, drafted, texts
 from support.said import Said
 
 from loraxs_search.search_space import load_space
@@ -58,8 +58,7 @@ ROWS = {"doubled rows": 96, "500 labels of many rows": 8000}  # of train; 48 of 
 @pytest.mark.parametrize("variant", GOOD)
 def test_rows_give_a_space_that_check_accepts(say: Say, rows_folder: Path, variant: str) -> None:
     name, content, options = GOOD[variant]
-    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    said = say("init", name, *options)
+    said = drafted(say, name, content, *options)
     assert (said.code, said.out) == (0, "rows.yaml\n"), said.err
     assert said.err.splitlines()[-1] == "then: loraxs-search launch rows.yaml"
     assert load_space("./rows.yaml").task.kind == KINDS.get(variant, "sequence-classification")
@@ -104,8 +103,7 @@ BAD = {
 @pytest.mark.parametrize("variant", BAD)
 def test_what_is_wrong_is_reported_with_its_line_and_a_remedy(say: Say, rows_folder: Path, variant: str) -> None:
     content, message = BAD[variant]
-    Path("rows.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
-    said = say("init", "rows.csv")
+    said = drafted(say, "rows.csv", content)
     assert said.is_error(said.code, message)
     assert said.code in (1, 2)
     assert not Path("rows.yaml").exists()

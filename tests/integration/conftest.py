@@ -7,7 +7,6 @@ import functools
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from loraxs_search.search_space import Space
 
 PASSWORD = "a long enough p@ssword"
+KEEP = "search.keep_hosts=10m"  # a new host takes longer than all else of a short search; `ray_here` ends them
 _RAY = contextlib.ExitStack()
 
 
@@ -87,7 +87,7 @@ def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[.
     def launched(name: str, *overrides: str) -> SearchResult:
         from loraxs_search.search import launch
 
-        return launch(str(tiny_space), name=name, overrides=("search.keep_hosts=60s", *overrides))
+        return launch(str(tiny_space), name=name, overrides=(KEEP, *overrides))
 
     return launched
 
@@ -96,10 +96,14 @@ def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[.
 def simulated(
     ray_here: None, in_search_home: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., SearchResult]:
-    """Search as `search` does, on hosts that train nothing: for what is the driver's alone. `resume` has them too."""
+    """Search as `search` does, on hosts that train nothing: for what is the driver's alone. `resume` has them too.
+
+    With `search.concurrent=1` one trial runs at a time, on the same hosts.
+    """
     from benchmarks import simulated_host
     from ray import cloudpickle
 
+    from loraxs_search.records import LargestTrial
     from loraxs_search.search import launch
     from loraxs_search.search.hosts import host_config
 
@@ -110,30 +114,15 @@ def simulated(
 
     def config(spaces: Sequence[Space]) -> HostConfig:
         made = real(spaces)
-        return replace(made, make=make, pack_size=2 if made.pack_size == "auto" else made.pack_size)
+        slots = 2 if made.pack_size == "auto" else made.pack_size
+        return replace(made, make=make, pack_size=slots, largest=LargestTrial())  # the same hosts for all spaces
 
     monkeypatch.setattr(host_config, "host_config", config)
 
     def launched(name: str, *overrides: str) -> SearchResult:
-        return launch(str(tiny_space), name=name, overrides=overrides)
+        return launch(str(tiny_space), name=name, overrides=(KEEP, *overrides))
 
     return launched
-
-
-@pytest.fixture
-def wait_for_reports() -> Callable[[subprocess.Popen[str], str, int], None]:
-    """Wait until a driver's study has so many reports."""
-
-    def wait(driver: subprocess.Popen[str], study: str, number: int) -> None:
-        from loraxs_search.studies import StudyFolder
-
-        end = time.monotonic() + 400
-        while not StudyFolder.exists(study) or len(StudyFolder.open(study).journal().reports) < number:
-            assert driver.poll() is None, f"the driver ended early: {driver.communicate()}"
-            assert time.monotonic() < end, "the search did not come so far"
-            time.sleep(0.05)
-
-    return wait
 
 
 @pytest.fixture

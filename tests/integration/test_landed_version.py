@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from mlflow import pyfunc
+from support.in_process import InProcess
 from support.recorded_homes import take_up
-from support.shell import Shell
 
 import loraxs_search
 from loraxs_search.api import upgrade_registry
@@ -55,10 +56,15 @@ def test_an_interrupted_study_goes_on_to_its_end_and_can_be_promoted(
     recorded, state = journal.read_bytes(), snapshot.read_bytes()
     assert TrialState.COMPLETE in {record.state for record in before.values()}
 
-    result = json.loads(Shell(landed_home, landed_home.parent).ok("resume", STUDY, "--json"))
+    shell = InProcess(landed_home, landed_home.parent)
+    events = [json.loads(line) for line in shell.ok("resume", STUDY, "--events").splitlines()]
 
     agree(STUDY, 6)
-    assert len(result["trials"]) == 6
+    assert len(events[-1]["result"]["trials"]) == 6
+    followed = [json.loads(line) for line in shell.ok("status", STUDY, "--events").splitlines()]
+    (begun,) = (number for number, event in enumerate(followed) if event["event"] == "search_started")  # 0.1.0 had none
+    since = [event for event in events if event["study"] and "last records" not in event.get("text", "")]
+    assert untimed(followed[begun:]) == untimed(since[since.index(followed[begun]) :])
     assert journal.read_bytes().startswith(recorded), "what was recorded stands, bit for bit"
     after = folder.journal().records
     for trial_id, record in before.items():
@@ -74,6 +80,12 @@ def test_an_interrupted_study_goes_on_to_its_end_and_can_be_promoted(
     decision = loraxs_search.promote(STUDY, force=True)  # on another machine scores may differ, and the rule refuse
     assert (decision.promoted, decision.version, decision.champion) == (True, 2, "champion/00001"), decision
     assert [made.number for made in decision.comparisons] == [2], "the landed version's look at these rows counts"
+
+
+def untimed(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A phase has a moment of its own in the journal, and how far trials are between reports is not kept."""
+    kept = [event for event in events if event["event"] != "trials_advanced"]
+    return [{**event, "at": 0.0} if event["event"] == "phase" else event for event in kept]
 
 
 def test_an_adapter_that_was_pulled_answers_as_it_did(landed_home: Path) -> None:

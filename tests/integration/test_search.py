@@ -48,7 +48,7 @@ def whole(ray_here: None, search_home: Path, tiny_space_text: str, cells: Notebo
     """The one search that several tests look at, begun in a notebook."""
     (search_home / "whole.yaml").write_text(tiny_space_text)
     overrides = {
-        "search.keep_hosts": "60s",
+        "search.keep_hosts": "10m",
         "promotion.seeds": 2,
         "task.slices": ["sentiment"],
         "promotion.guards": {"slice_loss": 0.05},
@@ -159,7 +159,7 @@ def test_a_finished_study_resumes_to_the_same_result(whole: SearchResult, in_sea
 
 
 def test_the_same_seed_gives_the_same_search(simulated: Callable[..., SearchResult]) -> None:
-    plan = ("search.trials=4", "search.pack_size=1")  # of trials at once, who reports first decides
+    plan = ("search.trials=4", "search.concurrent=1")  # of trials at once, who reports first decides
     first, second = simulated("seed-a", *plan), simulated("seed-b", *plan)
     shown = [
         [(t.trial_id, t.params, t.state, [r.metrics for r in t.reports]) for t in r.trials] for r in (first, second)
@@ -201,7 +201,7 @@ def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_wit
     with pytest.raises(
         TrialsFailError, match=r"5 of the latest trials failed for the same reason: .* finite"
     ) as failed:
-        simulated("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.pack_size=1")
+        simulated("doomed", "parameters.learning_rate=1.0e+38", "search.trials=8", "search.concurrent=1")
     assert "loraxs-search resume doomed" in (failed.value.hint or "")
     assert StudyFolder.open("doomed").candidates() is None
     before = StudyFolder.open("doomed").journal().records
@@ -276,7 +276,7 @@ def test_the_time_budget_is_that_of_all_drivers_together(
             if isinstance(event, SearchStarted):
                 stop.set()
 
-    plan = ("search.trials=500", "search.time_budget=30m")
+    plan = ("search.trials=500", "search.time_budget=30m", "search.keep_hosts=10m")
     with pytest.raises(SearchInterruptedError):
         launch(str(tiny_space), name="spent", overrides=plan, view=Stopping(), stop=stop)
     journal = StudyFolder.open("spent").journal()
@@ -365,7 +365,7 @@ def test_a_second_study_meets_the_champion_on_its_own_rows(
 
 
 def test_long_work_before_the_first_trial_says_how_far_it_is(
-    ray_here: None, in_search_home: Path, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+    simulated: Callable[..., SearchResult], tiny_space: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     phases: list[str] = []
 
@@ -377,6 +377,6 @@ def test_long_work_before_the_first_trial_says_how_far_it_is(
     monkeypatch.setattr(study_actors, "_SAY_EVERY_S", -1.0)
     monkeypatch.setattr(study_actors, "_SHORT_WORK", 0.0)
     short = ("search.trials=1", "search.max_steps=2", "parameters.basis={choice: [top, bottom]}")
-    launch(str(tiny_space), name="phases", overrides=short, view=Watching())
+    launch(str(tiny_space), name="phases", overrides=(*short, "search.keep_hosts=10m"), view=Watching())
     decomposing = [text for text in phases if text.startswith("decomposing")]
-    assert decomposing == [f"decomposing the base's weights: {done} of 6 parts" for done in range(1, 6)]
+    assert decomposing == [f"decomposing the base's weights: {done} of 18 parts" for done in range(1, 18)]

@@ -31,29 +31,6 @@ def directories() -> set[str]:
     return {name for name in names if name.startswith("directory-")}
 
 
-def test_warm_hosts_serve_the_next_search_and_end_in_time(
-    search: Callable[..., SearchResult], tiny_space: Path
-) -> None:
-    import ray
-
-    from loraxs_search.search.cluster.connection import NAMESPACE
-
-    short = ("search.trials=1", "search.max_steps=2", "search.report_every=2", "parameters.rank=3")
-    before = directories()
-    search("first-of-two", *short, "search.keep_hosts=8s")
-    (name,) = directories() - before
-    hosts = ray.get(ray.get_actor(name, NAMESPACE).hosts.remote())
-    assert len(hosts) == 1
-    search("second-of-two", *short, "search.keep_hosts=1s")
-    directory = ray.get_actor(name, NAMESPACE)
-    assert ray.get(directory.hosts.remote()) == hosts
-    deadline = time.monotonic() + 30
-    with pytest.raises(ray.exceptions.RayActorError):
-        while time.monotonic() < deadline:
-            ray.get(directory.hosts.remote())
-            time.sleep(0.5)
-
-
 def test_what_only_a_host_sees_is_told_as_it_would_be_here_and_no_study_is_made(
     search: Callable[..., SearchResult],
 ) -> None:
@@ -95,22 +72,38 @@ SHORT = ("search.trials=1", "search.max_steps=2", "search.report_every=2", "prom
 
 
 @pytest.mark.parametrize("pack_size", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_a_warm_host_trains_on_the_rows_and_weights_of_now(
+def test_warm_hosts_serve_the_next_searches_with_the_files_of_now_and_end_in_time(
     search: Callable[..., SearchResult], own_files: dict[str, Path], pack_size: int
 ) -> None:
-    def searched(name: str) -> tuple[str, str, float]:
-        result = search(f"{name}-{pack_size}", *SHORT, f"search.pack_size={pack_size}", "search.keep_hosts=20s")
+    import ray
+
+    from loraxs_search.search.cluster.connection import NAMESPACE
+
+    def searched(name: str, keep: str = "12s") -> tuple[str, str, float]:
+        result = search(f"{name}-{pack_size}", *SHORT, f"search.pack_size={pack_size}", f"search.keep_hosts={keep}")
         (candidate,) = result.candidates
         return candidate.data_fingerprint, candidate.base_digest, result.trials[0].reports[-1].metrics["loss"]
 
+    before = directories()
     searches = [searched("first")]
-    for what in ("rows", "weights"):
-        change(what, own_files[what])
-        searches.append(searched(what))
+    (name,) = directories() - before
+    hosts = ray.get(ray.get_actor(name, NAMESPACE).hosts.remote())
+    assert len(hosts) == 1
+    change("rows", own_files["rows"])
+    searches.append(searched("rows"))
+    change("weights", own_files["weights"])
+    searches.append(searched("weights", keep="1s"))
+    directory = ray.get_actor(name, NAMESPACE)
+    assert ray.get(directory.hosts.remote()) == hosts
     fingerprints, digests, losses = zip(*searches, strict=True)
     assert fingerprints[0] != fingerprints[1] == fingerprints[2]
     assert digests[0] == digests[1] != digests[2]
     assert len(set(losses)) == 3
+    deadline = time.monotonic() + 30
+    with pytest.raises(ray.exceptions.RayActorError):
+        while time.monotonic() < deadline:
+            ray.get(directory.hosts.remote())
+            time.sleep(0.5)
 
 
 @pytest.mark.long

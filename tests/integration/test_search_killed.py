@@ -19,7 +19,8 @@ from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.studies import StudyFolder, list_studies, read_reports
 from loraxs_search.studies.folder import studies_root
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# Each is a search or two from start to end; test_search_steered.py kills a driver, too.
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 FEWER = ("--set", "search.trials=3", "--set", "promotion.seeds=0")
 BEST = ("--set", "search.checkpoint=best", "--set", "search.metric=f1")
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")
@@ -54,10 +55,7 @@ def num_reports(study: str) -> int:
     return sum(len(record.reports) for record in StudyFolder.open(study).journal().records.values())
 
 
-LONG = pytest.mark.long  # kept for `make long`, and for the table of faults: each is a search or two from start to end
-
-
-@pytest.mark.parametrize("after_reports", [pytest.param(0, marks=LONG), 1, pytest.param(6, marks=LONG)])
+@pytest.mark.parametrize("after_reports", [0, 1, 6])
 def test_kill_9_at_any_moment_then_resume(
     after_reports: int, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
@@ -89,7 +87,6 @@ def check_kept(folder: StudyFolder) -> None:
     assert all(candidate.kept_step is not None for candidate in folder.candidates() or ())
 
 
-@LONG
 def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
@@ -110,7 +107,6 @@ def test_a_trial_that_was_stopped_as_the_driver_died_trains_no_further(
     assert f"step {stopped.step}" in after.reason
 
 
-@LONG
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
     number: signal.Signals, in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
@@ -130,7 +126,6 @@ def test_the_first_signal_ends_cleanly_and_says_how_to_go_on(
     agree(name, 5)
 
 
-@LONG
 def test_studies_that_are_searched_together_are_stopped_and_resumed_each(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
@@ -156,7 +151,6 @@ def names() -> list[str]:
     return [study for study in list_studies() if study.startswith(STOPPED_TOGETHER)]
 
 
-@LONG
 @pytest.mark.parametrize("max_state_mb", [64, 0])  # with 0 every state stays on its node
 def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
     max_state_mb: int,
@@ -179,7 +173,6 @@ def test_killing_the_host_process_costs_a_trial_only_its_unreported_steps(
     assert {report.retrained_steps for record in records for report in record.reports} == {0}
 
 
-@LONG
 def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:
@@ -211,7 +204,6 @@ def test_kill_9_while_candidates_are_confirmed_redoes_and_doubles_nothing(
     assert float((rows.predictions == rows.labels).mean()) == pytest.approx(finalist.test_metrics["accuracy"])
 
 
-@LONG
 def test_kill_9_while_adapters_are_written_repeats_no_piece(
     in_search_home: Path, tiny_space: Path, agree: Callable[..., object]
 ) -> None:

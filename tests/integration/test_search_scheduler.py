@@ -55,7 +55,7 @@ def test_a_scheduler_from_outside_stops_trials_of_a_real_search(
 ) -> None:
     plan = ("search.scheduler=every-second", "search.patience=4", "search.trials=4", "promotion.seeds=0")
     with shell.as_there():
-        simulated("every-second", *plan, "search.pack_size=1")  # of two at once, who reports first decides
+        simulated("every-second", *plan, "search.concurrent=1")  # of two at once, who reports first decides
     agree("every-second", 4)
     folder = StudyFolder.open("every-second")
     assert folder.info.search.scheduler_params == {"patience": 4}

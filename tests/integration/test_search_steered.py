@@ -13,12 +13,13 @@ import loraxs_search
 from loraxs_search.errors import CommandError
 from loraxs_search.records import AnswerState, TrialState
 from loraxs_search.steering import steered
-from loraxs_search.studies import StudyFolder
+from loraxs_search.studies import StudyFolder, read_reports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "steered"
 # Two long trials at a time, so that there is time to speak of them.
 PLAN = {"trials": 8, "concurrent": 2, "max_steps": 4000, "report_every": 10, "scheduler": "none"}
+PLAN |= {"checkpoint": "best", "metric": "f1"}
 OVERRIDES = [part for name, value in PLAN.items() for part in ("--set", f"search.{name}={value}")]
 
 
@@ -60,6 +61,7 @@ def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
         )  # all of it; the driver is killed before the next report
         driver.kill()
         driver.communicate()
+    known = StudyFolder.open(NAME).journal().records
     paused_at = steps("00002")
     assert loraxs_search.continue_trials(NAME, "00002").state is AnswerState.QUEUED
     with start(in_search_home, "resume", NAME) as again:
@@ -77,6 +79,12 @@ def test_a_search_is_steered_and_killed_and_ends_as_it_was_told(
     assert "notice: finished by a person" in talk
     agree(NAME, before)
     records = StudyFolder.open(NAME).journal().records
+    for name, record in known.items():
+        assert records[name].params == record.params
+        assert records[name].reports[: len(record.reports)] == record.reports, "a kill loses nothing"
+    best = max(records["00002"].reports, key=lambda report: (report.metrics["f1"], -report.step))
+    kept = StudyFolder.open(NAME).snapshots.read_kept("00002")
+    assert read_reports(kept or b"")[-1].step == best.step, "whichever driver it was trained by"
     assert {record.state for record in records.values()} == {TrialState.PRUNED}
     assert "while it was paused" in records["00000"].reason
     assert records["00001"].reason.startswith("stopped by a person (")

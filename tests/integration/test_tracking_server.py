@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from support.toys import HYPERPARAMETERS, TASK, adapter, candidate
@@ -27,6 +28,7 @@ from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.tracking.store import connect, ensure_store
 
 pytestmark = pytest.mark.slow
+LONG = pytest.mark.long
 
 
 def _report(trial_id: str, step: int) -> TrialReport:
@@ -69,6 +71,12 @@ def _kill(process: subprocess.Popen[str]) -> None:
         process.stdout.close()
 
 
+def _offset(study: Path) -> str:
+    """Return how far MLflow has got in a study's log."""
+    path = study / "mlflow.offset"
+    return path.read_text() if path.exists() else ""
+
+
 # ---- a server that dies ----------------------------------------------------------------------------------------------
 def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothing(mlflow_server, tmp_path):
     server = mlflow_server
@@ -95,7 +103,7 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
     assert set(map(tuple, _points(server.uri, "wall_s").values())) == {(0,), ()}
 
 
-@pytest.mark.long
+@LONG
 def test_a_server_killed_while_it_is_written_to_lacks_and_doubles_nothing(make_mlflow_server, tmp_path):
     server = make_mlflow_server()
     server.start()
@@ -128,7 +136,6 @@ import sys, time
 from pathlib import Path
 from loraxs_search.records import AdapterSize, Hyperparameters, SearchPlan, TrialReport, TrialState
 from support.tracked import Tracked
-from support.tracked import Tracked
 folder, uri, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 tracker = Tracked("s1", folder, uri, "exp")
 tracker.search_started("task: {}", SearchPlan())
@@ -145,7 +152,7 @@ for number in range(first, 100000):
 """
 
 
-@pytest.mark.parametrize("kind", ["embedded", pytest.param("server", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["embedded", pytest.param("server", marks=LONG)])
 def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_uri, make_mlflow_server, tmp_path):
     uri = store_uri
     if kind == "server":
@@ -154,13 +161,15 @@ def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_
         uri = server.uri
     told: dict[str, set[int]] = {}
     for round_number, num_lines in enumerate((1, 40, 90)):
+        before = _offset(tmp_path / "study")
         process = _python(_TELL_UNTIL_KILLED, tmp_path / "study", uri, 1000 * round_number)
         assert process.stdout is not None
         for _ in range(num_lines):
             trial_id, step = process.stdout.readline().split()
             told.setdefault(trial_id, set()).add(int(step))
-        if round_number == 2:
-            time.sleep(3.0)  # by now the writer is in the middle of a batch
+        while round_number == 2 and _offset(tmp_path / "study") == before:
+            assert process.poll() is None
+            time.sleep(0.01)  # then the writer is in the middle of a batch
         _kill(process)
 
     tracker = Tracked("s1", tmp_path / "study", uri, "exp")
@@ -173,7 +182,7 @@ def test_after_kill_9_of_the_tracker_every_told_point_is_there_once(kind, store_
     assert len(client.search_runs([experiment.experiment_id], "tags.`loraxs.kind` = 'search'")) == 1
 
 
-@pytest.mark.parametrize("moment_s", [0.1, 0.3, 0.6])
+@pytest.mark.parametrize("moment_s", [pytest.param(0.1, marks=LONG), 0.3, pytest.param(0.6, marks=LONG)])
 def test_a_first_use_killed_in_the_middle_does_not_spoil_the_store(tmp_path, moment_s):
     folder = tmp_path / "home"
     uri = f"sqlite:///{folder / 'mlflow.db'}"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from support.said import Said
 
 _WORDS = (
     *("a", "fine", "slow", "warm", "odd", "film", "about", "the", "sea", "and"),
@@ -21,3 +24,9 @@ def csv_of(
     """Return a file of texts and labels in turn, with a header."""
     lines = [f"{text}{separator}{labels[i % len(labels)]}" for i, text in enumerate(texts(rows))]
     return "\n".join([header.replace(",", separator), *lines]) + "\n"
+
+
+def drafted(say: Callable[..., Said], name: str, content: str | bytes, *options: str) -> Said:
+    """Write a file of rows here, and run `init` on it."""
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return say("init", name, *options)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import RayTaskError
 from support.studies import study
 from support.toys import TASK as TOY
 from support.word_pairs import WordPairs
@@ -55,9 +56,9 @@ class Stopped:
             raise SearchInterruptedError("stopped")
 
 
-@pytest.mark.parametrize("host_is_lost", [False, True])
+@pytest.mark.parametrize("error", [None, HOST_LOST[0](), RayTaskError("baselines", "", ValueError("unheard of"))])
 def test_a_linear_model_that_failed_is_measured_again(
-    fresh_home: Path, monkeypatch: pytest.MonkeyPatch, host_is_lost: bool
+    fresh_home: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None
 ) -> None:
     folder = study("s")
     constant, alone = Baseline("constant", {"accuracy": 0.5}, answer=0), Baseline("zero-shot", {"accuracy": 0.5})
@@ -66,13 +67,13 @@ def test_a_linear_model_that_failed_is_measured_again(
 
     def get(written: Any, on_loop_step: Any) -> None:
         on_loop_step()
-        if host_is_lost:
-            raise HOST_LOST[0]()
+        if error is not None:
+            raise error
         folder.write_baselines(written)
 
     def nobody(ask: Any, on_loop_step: Any) -> None:
         on_loop_step()
-        raise HOST_LOST[0]()
+        raise error or HOST_LOST[0]()
 
     monkeypatch.setattr("loraxs_search.search.driver.baselines.await_answer", get)
     host = SimpleNamespace(baselines=lambda task: [constant, tfidf], result=nobody)
@@ -80,10 +81,11 @@ def test_a_linear_model_that_failed_is_measured_again(
     actors: Any = SimpleNamespace(snapshot_store=snapshot_store, pool=SimpleNamespace(host=lambda: host))
     found = {one.name: one for one in StudyBaselines(folder, actors, folder.info.task).result(goes_on)}
     assert (found["constant"], found["zero-shot"]) == (constant, alone)
-    assert is_unmeasured(found["tfidf"]) if host_is_lost else found["tfidf"] == tfidf
+    assert is_unmeasured(found["tfidf"]) if error else found["tfidf"] == tfidf
+    assert ("unheard of" in found["tfidf"].failed) is isinstance(error, RayTaskError)
     folder.write_baselines([constant, Baseline("tfidf", failed="disk full", applies=True), alone])
     before = folder.baselines()
-    for looks in range(1 + host_is_lost):
+    for looks in range(1 + (error is not None)):
         with pytest.raises(SearchInterruptedError):
             StudyBaselines(folder, actors, folder.info.task).result(Stopped(looks))
         assert folder.baselines() == before, "a resumed search measures them anew"
