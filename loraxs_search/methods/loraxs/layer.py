@@ -75,12 +75,15 @@ def _group_update(layer: LoraXSLayer, x: Tensor, names: list[str]) -> Tensor:
 
 
 def grouped_head_output(
-    wrapper: ModulesToSaveWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], adapter_names: Sequence[str]
-) -> Tensor:
+    wrapper: ModulesToSaveWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any, *, adapter_names: list[str]
+) -> Tensor | None:
     """Run each row through its own adapter's copy of a module, composite ones too (PEFT's own path takes plain layers).
 
-    The first positional argument is the batch; rows of "__base__", and of adapters without a copy, use the original.
+    A forward hook. The first positional argument is the batch; rows of "__base__", and of adapters without a copy, use
+    the original. None, which leaves the output as it is, where adapters are disabled.
     """
+    if wrapper.disable_adapters:
+        return None
     x, *rest = args
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(adapter_names):
