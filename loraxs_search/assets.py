@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 
 from loraxs_search.errors import StudyError
-from loraxs_search.home import disk_faults, home, write_atomic
+from loraxs_search.home import disk_faults, home, sha256_of, write_atomic
 
 _logger = logging.getLogger(__name__)
 START, PROBE = "start_from", "linear_probe"  # names in a study: of an adapter's tensors, of an output layer for heads
@@ -33,8 +33,8 @@ def lacks(digest: str) -> bool:
     """Whether an asset is not on this machine, or is damaged; a damaged one is removed."""
     path = _asset_path(digest)
     try:
-        with disk_faults(path), path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        with disk_faults(path):
+            actual = sha256_of(path)
     except FileNotFoundError:
         return True
     if actual == digest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -73,6 +74,12 @@ def ensure_dir(path: Path) -> Path:
     with disk_faults(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, which need not fit into memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, content: bytes | str, *, parents: bool = True) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from loraxs_search import safetensors_header
 from loraxs_search.errors import HomeError
-from loraxs_search.home import disk_faults, home, mark_used, write_atomic
+from loraxs_search.home import disk_faults, home, mark_used, sha256_of, write_atomic
 
 # In the order in which transformers prefers them.
 WEIGHT_FILES = (
@@ -100,8 +100,7 @@ def file_digest(path: Path) -> str:
     remembered = _read(note)
     if {key: remembered.get(key) for key in identity} == identity and isinstance(remembered.get("sha256"), str):
         return str(remembered["sha256"])
-    with real.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(real)
     with contextlib.suppress(HomeError):  # only an acceleration: a home that cannot be written is not the model's fault
         write_atomic(note, json.dumps({**identity, "sha256": digest}))
     return digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search import base_model
 from loraxs_search.errors import BaseModelError, IntegrityError
-from loraxs_search.home import disk_faults
+from loraxs_search.home import disk_faults, sha256_of
 from loraxs_search.methods import get_method
 from loraxs_search.methods.verification import check_reference_logits
 from loraxs_search.records import BaseModel, Manifest, from_json
@@ -128,7 +127,7 @@ def _cast_body(base: PreTrainedModel, dtype: torch.dtype) -> None:
 def _check_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in sorted(manifest.files.items()):
         path = folder / name
-        actual = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+        actual = sha256_of(path) if path.is_file() else "no file"
         if actual != expected:
             raise IntegrityError(
                 f"sha256 of {path} must be {expected}, but got {actual}.", hint="pull the adapter again"

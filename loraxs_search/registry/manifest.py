@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
+from loraxs_search.home import sha256_of
 from loraxs_search.records import Manifest, from_json, to_json
 
 MANIFEST = "manifest.json"
@@ -65,7 +66,7 @@ def verify(folder: Path, *, in_registry: bool = False) -> Manifest:
             raise IntegrityError(f"{place} is missing: the manifest lists it.", hint=_HINT)
         if name not in manifest.files:
             raise IntegrityError(f"{place} is not listed in the manifest.", hint=_HINT)
-        actual = _sha256(present[name])
+        actual = sha256_of(present[name])
         if actual != manifest.files[name]:
             listed = manifest.files[name]
             raise IntegrityError(f"{place} must have sha256 {listed[:16]}..., but got {actual[:16]}...", hint=_HINT)
@@ -94,7 +95,7 @@ def read(folder: Path) -> Manifest:
 
 def folder_digest(folder: Path) -> str:
     """Return the content address of a sealed folder: the sha256 of its manifest, which names every other file's."""
-    return _sha256(folder / MANIFEST)
+    return sha256_of(folder / MANIFEST)
 
 
 def check_file(name: str, num_bytes: int) -> None:
@@ -146,8 +147,3 @@ def _size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)
     return status.st_size
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

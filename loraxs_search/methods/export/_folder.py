@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
 
 from loraxs_search.errors import UsageError, one_of, unknown_name
-from loraxs_search.home import alone, disk_faults, remove_whole, write_atomic
+from loraxs_search.home import alone, disk_faults, remove_whole, sha256_of, write_atomic
 from loraxs_search.methods import NATIVE, Method, get_method
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.export.gguf import GGUF
@@ -108,6 +107,5 @@ def _is_whole(folder: Path, note: Path, entry: type[ExportFormat]) -> bool:
 def _digests(folder: Path, entry: type[ExportFormat]) -> dict[str, str]:
     digests = {"layout": str(entry.layout)}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):  # several chat templates are a folder
-        with path.open("rb") as file:
-            digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+        digests[path.relative_to(folder).as_posix()] = sha256_of(path)
     return digests

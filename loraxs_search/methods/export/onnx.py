@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from loraxs_search.errors import NotInstalledError, UsageError, extra_hint
-from loraxs_search.home import disk_faults, write_atomic
+from loraxs_search.home import disk_faults, sha256_of, write_atomic
 from loraxs_search.methods._base import Method
 from loraxs_search.methods._names import ADAPTER
 from loraxs_search.methods._peft import unloaded
@@ -83,7 +83,7 @@ class ONNX(ExportFormat):
             _check_precision(folder / MODEL, inputs, adapter, asked, precision)
         write_atomic(folder / ADAPTER_FILE, save(inputs, {"format": "pt"}))
         about = _about(adapter, tokens, inputs, pooling, precision)
-        about |= {"model": {"key": key, "sha256": _sha256(folder / MODEL)}}
+        about |= {"model": {"key": key, "sha256": sha256_of(folder / MODEL)}}
         write_atomic(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
         adapter.tokenizer.save_pretrained(str(folder))
         write_atomic(folder / "README.md", onnx_page(adapter.manifest, precision))
@@ -243,7 +243,7 @@ def _take_shared(folder: Path, key: str) -> bool:
     for about in sorted(folder.parent.glob(f"*.{ONNX.name}*/{ABOUT}")):
         try:
             model = json.loads(about.read_bytes())["model"]
-            if model["key"] != key or _sha256(about.with_name(MODEL)) != model["sha256"]:
+            if model["key"] != key or sha256_of(about.with_name(MODEL)) != model["sha256"]:
                 continue
             try:
                 os.link(about.with_name(MODEL), folder / MODEL)
@@ -254,11 +254,6 @@ def _take_shared(folder: Path, key: str) -> bool:
             continue
         return True
     return False
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_answers(path: Path, inputs: Mapping[str, Tensor], adapter: LoadedAdapter, exactness: float) -> None:
