@@ -239,11 +239,12 @@ def pull(
     if is_export := (form, rank, dtype, precision) != (NATIVE, None, None, None):
         from loraxs_search.methods.export import ExportOptions, check_options, converted  # numpy
 
-        check_options(form, ExportOptions(rank, dtype, precision))
+        options = ExportOptions(rank, dtype, precision)
+        check_options(form, options)
     target = None if out is None else new_folder(Path(out))
     folder = _found(registry.pull, name, base, tracking_uri)
     if is_export:
-        folder = converted(folder, form, rank=rank, dtype=dtype, precision=precision)
+        folder = converted(folder, form, options)
     if target is None:
         return folder
     copy_folder(folder, target)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from loraxs_search.base_model.load import bare_body, load_model, with_setup
     from loraxs_search.base_model.pooling import place_pooling, pooling_of, resolved_pooling, trained_pooling
     from loraxs_search.base_model.reading import (
+        Projection,
         close_to,
         dummy_inputs,
         end_with_eos,
@@ -40,15 +41,15 @@ if TYPE_CHECKING:
         last_states,
         max_positions,
         padding_side,
-        projection,
         readable,
         rounding,
         timing_inputs,
     )
     from loraxs_search.base_model.sharing import probe_sharing
-    from loraxs_search.base_model.tokenizer import load_tokenizer, tokenizer_digest
+    from loraxs_search.base_model.tokenizer import load_tokenizer
 
 __all__ = [
+    "Projection",
     "Sharing",
     "bare_body",
     "body_shapes",
@@ -81,14 +82,12 @@ __all__ = [
     "place_pooling",
     "pooling_of",
     "probe_sharing",
-    "projection",
     "quiet",
     "readable",
     "repeated_layers",
     "resolved_pooling",
     "rounding",
     "timing_inputs",
-    "tokenizer_digest",
     "trained_pooling",
     "use_padded_attention",
     "uses_padded_attention",
@@ -100,46 +99,25 @@ __all__ = [
 ]
 
 _HOMES = {
-    "bare_body": "load",
-    "body_shapes": "layers",
-    "missing_poolers": "head",
-    "peft_task_type": "head",
-    "close_to": "reading",
-    "dummy_inputs": "reading",
-    "end_with_eos": "reading",
-    "fold_outputs": "head",
-    "fresh_head": "head",
-    "head_names": "head",
-    "head_shapes": "layers",
-    "init_head": "head",
-    "is_identity": "head",
-    "keep_head_float32": "head",
-    "linear_modules": "layers",
-    "load_model": "load",
-    "load_tokenizer": "tokenizer",
-    "timing_inputs": "reading",
-    "matrix": "layers",
-    "output_head": "head",
-    "max_positions": "reading",
-    "padding_side": "reading",
-    "make_identity": "head",
-    "last_states": "reading",
-    "place_pooling": "pooling",
-    "pooling_of": "pooling",
-    "trained_pooling": "pooling",
-    "resolved_pooling": "pooling",
-    "probe_sharing": "sharing",
-    "projection": "reading",
-    "readable": "reading",
-    "repeated_layers": "layers",
-    "quiet": "_library",
-    "rounding": "reading",
-    "use_padded_attention": "attention",
-    "uses_padded_attention": "attention",
-    "joined": "reading",
-    "with_labels": "head",
-    "tokenizer_digest": "tokenizer",
-    "with_setup": "load",
+    name: module
+    for module, names in {
+        "_library": ["quiet"],
+        "attention": ["use_padded_attention", "uses_padded_attention"],
+        "head": [
+            *("fold_outputs", "fresh_head", "head_names", "init_head", "is_identity", "keep_head_float32"),
+            *("make_identity", "missing_poolers", "output_head", "peft_task_type", "with_labels"),
+        ],
+        "layers": ["body_shapes", "head_shapes", "linear_modules", "matrix", "repeated_layers"],
+        "load": ["bare_body", "load_model", "with_setup"],
+        "pooling": ["place_pooling", "pooling_of", "resolved_pooling", "trained_pooling"],
+        "reading": [
+            *("close_to", "dummy_inputs", "end_with_eos", "joined", "last_states", "max_positions"),
+            *("Projection", "padding_side", "readable", "rounding", "timing_inputs"),
+        ],
+        "sharing": ["probe_sharing"],
+        "tokenizer": ["load_tokenizer"],
+    }.items()
+    for name in names
 }
 
 

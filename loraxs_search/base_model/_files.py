@@ -19,9 +19,10 @@ from loraxs_search.errors import HomeError
 from loraxs_search.home import disk_faults, file_sha256, home, mark_used, write_atomic
 
 # In the order in which transformers prefers them.
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WEIGHT_FILES = tuple(name for pair in zip(SINGLE_FILES, INDEX_FILES, strict=True) for name in pair)
+WEIGHT_FILES = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
@@ -29,7 +30,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
     for name in WEIGHT_FILES:
         path = folder / name
         if path.is_file():
-            return _shards(path) if name in INDEX_FILES else (path,)
+            return _shards(path) if path.suffix == ".json" else (path,)
     return ()
 
 

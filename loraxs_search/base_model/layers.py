@@ -77,7 +77,7 @@ def linear_modules(base: BaseModel, model: TaskModel) -> tuple[LinearModule, ...
     empty = _without_weights(base, model)
     heads = set(head_names(empty))
     return tuple(
-        LinearModule(name, *_sizes(module))
+        LinearModule(name, in_features=matrix(module).shape[1], out_features=matrix(module).shape[0])
         for name, module in empty.named_modules()
         if isinstance(module, (nn.Linear, Conv1D)) and name.split(".")[0] not in heads and _in_block(name)
     )
@@ -128,12 +128,6 @@ def _without_weights(base: BaseModel, model: TaskModel) -> PreTrainedModel:
 
 def _in_block(name: str) -> bool:
     return any(part.isdigit() for part in name.split("."))
-
-
-def _sizes(module: nn.Module) -> tuple[int, int]:
-    """Return (in_features, out_features)."""
-    out_features, in_features = matrix(module).shape
-    return in_features, out_features
 
 
 def repeated_layers(model: nn.Module, names: Iterable[str]) -> str:

@@ -143,7 +143,7 @@ def last_states(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> Tensor:
     return states
 
 
-class _Projection:
+class Projection:
     """Turns hidden states (..., width) into the base's own logits (..., vocabulary), float32, in one step or two.
 
     Some bases scale logits by a number of their configuration, or cap them by one.
@@ -172,21 +172,16 @@ class _Projection:
         return torch.tanh(logits / self._cap) * self._cap if self._cap else logits
 
 
-def projection(model: PreTrainedModel) -> _Projection:
-    """Return how a base's hidden states become logits."""
-    return _Projection(model)
-
-
 @torch.no_grad()
 def check_projection(model: PreTrainedModel) -> None:
-    """Refuse a base without a head whose logits are not `projection` of its last hidden states.
+    """Refuse a base without a head whose logits are not `Projection` of its last hidden states.
 
     Raises:
         BaseModelError: it scales, caps or shifts them in its own way.
     """
     inputs = dummy_inputs(model)
     real = inputs["attention_mask"].bool()
-    expected, actual = model(**inputs).logits.float(), projection(model)(last_states(model, inputs))
+    expected, actual = model(**inputs).logits.float(), Projection(model)(last_states(model, inputs))
     if not close_to(actual[real], expected[real], rounding(model)):
         raise BaseModelError(
             "Logits of a base without a head must be its output embedding's, scaled by `logit_scale` or"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from loraxs_search.base_model import projection, uses_padded_attention
+from loraxs_search.base_model import Projection, uses_padded_attention
 from loraxs_search.engine.base import base_of
 
 Indices = npt.NDArray[np.int64]
@@ -179,7 +179,7 @@ class Decoding:
     def __init__(self, model: nn.Module) -> None:
         base = base_of(model)
         self._body: nn.Module = base.base_model
-        self.project = projection(base)
+        self.project = Projection(base)
         self._cache = _growing_cache(base)
         self._mask_nS: Tensor | None = None
         # A window counts padding as tokens, and a layer with its own state reads it.

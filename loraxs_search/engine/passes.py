@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import head_names, joined, last_states, padding_side, projection
+from loraxs_search.base_model import Projection, head_names, joined, last_states, padding_side
 from loraxs_search.engine.base import AdaptedBase, base_of
 from loraxs_search.engine.planning import Indices, Pass, round_up
 from loraxs_search.engine.prefix_cache import CachedRows, PrefixCache
@@ -78,7 +78,7 @@ def forward(
         logits = model(**inputs).logits.float()  # (n, outputs), or (n, T, outputs)
         return PassOutputs(logits if reads is None else logits[reads[:, 0], reads[:, 1]])
     states = last_states(base, inputs)
-    return PassOutputs(states[0] if is_cut else states[reads[:, 0], reads[:, 1]], projection(base))
+    return PassOutputs(states[0] if is_cut else states[reads[:, 0], reads[:, 1]], Projection(base))
 
 
 def run_pass(

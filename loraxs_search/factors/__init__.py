@@ -10,7 +10,7 @@ from loraxs_search.factors._compute import (
     gaussian_factors,
     resolve_driver,
 )
-from loraxs_search.factors._store import FactorStore, checksum
+from loraxs_search.factors._store import FactorStore
 from loraxs_search.factors._verify import agrees, check_fingerprint, fingerprint, fingerprint_of_all
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "Factors",
     "agrees",
     "check_fingerprint",
-    "checksum",
     "compute_factors",
     "default_factor_rank",
     "fingerprint",

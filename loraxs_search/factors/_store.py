@@ -8,8 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -118,12 +117,6 @@ NUM_SAMPLES = 16
 _BYTES_PER_ENTRY = 40  # of a weight in decomposition: itself, U, V and what LAPACK works in, in float64
 
 
-@dataclass(frozen=True)
-class _Remembered:
-    storage: StorageWeakRef  # keeps the address from being given to another tensor while this entry lives
-    factors: Factors
-
-
 class FactorStore:
     """A content-addressed store of factors.
 
@@ -140,7 +133,8 @@ class FactorStore:
 
     def __init__(self, root: Path | None = None) -> None:
         self._root = root
-        self._memory: dict[tuple[object, ...], _Remembered] = {}
+        # Each with its weight's storage, which keeps the address from being given to another tensor meanwhile.
+        self._memory: dict[tuple[object, ...], tuple[StorageWeakRef, Factors]] = {}
         self._refused: dict[str, IntegrityError] = {}
 
     @property
@@ -165,10 +159,10 @@ class FactorStore:
         remembered = self._memory.get(key)
         if remembered is None:
             factors = self._load_or_compute(weight, rank=rank, basis=basis, driver=resolved)
-            remembered = _Remembered(_storage(weight), factors)
+            remembered = _storage(weight), factors
             self._forget_dead_weights()
             self._memory[key] = remembered
-        return remembered.factors
+        return remembered[1]
 
     def checkpoint_weight(self, weight: Tensor) -> Tensor:
         """Return the checkpoint's own weight of a layer: the one that is decomposed; itself by default."""
@@ -206,31 +200,17 @@ class FactorStore:
         resolved = resolve_driver(driver, basis, *weight.shape)
         return self._refused.get(content_key(weight, rank=rank, basis=basis, driver=resolved))
 
-    def prepare(
-        self,
-        weights: Mapping[str, Tensor],
-        *,
-        rank: int,
-        basis: Basis = "top",
-        driver: Driver = "auto",
-        on_progress: Callable[[int, int, str], None] | None = None,
-    ) -> None:
+    def prepare(self, weights: Collection[Tensor], *, rank: int, basis: Basis = "top") -> None:
         """Get the factors of many weights ahead of their use, as many at a time as torch has threads.
 
         Args:
-            weights: Module name to weight (out, in).
+            weights: Each of shape (out, in).
             rank: Rank to store; a smaller weight is stored at min(out, in).
-            on_progress: Called as `(done, total, name)` after each weight, in their order.
         """
-        with side_by_side(_at_a_time(weights.values())) as pool:
-            pending = [
-                pool.submit(self.get, weight, rank=min(rank, *weight.shape), basis=basis, driver=driver)
-                for weight in weights.values()
-            ]
-            for done, (name, factors) in enumerate(zip(weights, pending, strict=True), start=1):
+        with side_by_side(_at_a_time(weights)) as pool:
+            pending = [pool.submit(self.get, w, rank=min(rank, *w.shape), basis=basis) for w in weights]
+            for factors in pending:
                 factors.result()
-                if on_progress is not None:
-                    on_progress(done, len(weights), name)
 
     def _load_or_compute(self, weight: Tensor, *, rank: int, basis: Basis, driver: Driver) -> Factors:
         key = content_key(weight, rank=rank, basis=basis, driver=driver)
@@ -272,8 +252,8 @@ class FactorStore:
             path.unlink(missing_ok=True)
 
     def _forget_dead_weights(self) -> None:
-        for key, entry in list(self._memory.items()):
-            if entry.storage.expired():  # type: ignore[no-untyped-call]
+        for key, (storage, _) in list(self._memory.items()):
+            if storage.expired():  # type: ignore[no-untyped-call]
                 self._memory.pop(key, None)
 
 

@@ -154,17 +154,15 @@ def agrees(expected: Sequence[float], actual: Sequence[float], *, tolerance: flo
     )
 
 
-def check_fingerprint(
-    expected: Sequence[float], actual: Sequence[float], *, module: str, tolerance: float = FINGERPRINT_TOLERANCE
-) -> None:
-    """Raise unless two fingerprints are the same within `tolerance`.
+def check_fingerprint(expected: Sequence[float], actual: Sequence[float], *, module: str) -> None:
+    """Raise unless two fingerprints are of the same factors.
 
     Raises:
         FactorMismatchError: they differ, or one is not finite; names the module, the numbers and the remedy.
     """
-    if not agrees(expected, actual, tolerance=tolerance):
+    if not agrees(expected, actual):
         raise FactorMismatchError(
-            f"Factor fingerprints must agree within {tolerance:g}, but {module} got {_show(actual)} "
+            f"Factor fingerprints must agree within {FINGERPRINT_TOLERANCE:g}, but {module} got {_show(actual)} "
             f"where the adapter was trained in {_show(expected)}.",
             hint="load the base model the adapter was trained on (same weights, precision and quantisation), and get "
             "the factors it was trained in with `loraxs-search pull`; "

@@ -43,7 +43,6 @@ __all__ = [
     "FactorRequest",
     "FactorSet",
     "HeadPlan",
-    "Lora",
     "LoraXS",
     "Method",
     "PackedAdapter",

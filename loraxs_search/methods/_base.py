@@ -356,20 +356,22 @@ class Method(ABC):
 
     @abstractmethod
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
-        """Count what `files` stores of a model."""
+        """Count what `files` stores of a model, or would store."""
 
-    @abstractmethod
     def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
-        """Return an adapter's files by name, as `load` reads them.
+        """Return an adapter's files by name, as `load` reads them. Only called where `has_adapter` says so.
 
         Args:
             body_fingerprint: Numbers of the base below its head, for methods that record them; see `body_fingerprint`.
         """
+        raise NotImplementedError
 
-    @abstractmethod
     def load(self, base: PreTrainedModel, folder: Path, device: str) -> PeftModel | PreTrainedModel:
         """Put a stored adapter on a base that was loaded for it; files and weights have been checked.
+
+        Only called where `has_adapter` says so.
 
         Raises:
             FactorMismatchError, BaseModelError: it was trained on another base, or in other factors.
         """
+        raise NotImplementedError

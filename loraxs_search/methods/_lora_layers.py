@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import torch
 from peft import LoraConfig, PeftModel
@@ -25,7 +26,7 @@ from loraxs_search.engine.layers import LayerRows
 from loraxs_search.engine.rows import RowSegment, SlotRowMap
 from loraxs_search.methods._base import PackedAdapter, Sizes
 from loraxs_search.methods._names import ADAPTER, ROOT
-from loraxs_search.methods._plain_lora import Pair, PlainLora
+from loraxs_search.methods._plain_lora import Pair, PlainLora, tuner_layers
 
 
 def _initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pair]:
@@ -48,9 +49,9 @@ def draw_pairs(model: PeftModel, seed: int) -> None:
             own.copy_(drawn)
 
 
-def lora_layers(model: nn.Module) -> dict[str, Linear]:
+def lora_layers(model: PeftModel) -> dict[str, Linear]:
     """Return the layers with a LoRA adapter, by full name in the base, in model order."""
-    return {name.removeprefix(ROOT): layer for name, layer in model.named_modules() if isinstance(layer, Linear)}
+    return dict(tuner_layers(model, Linear))
 
 
 def as_plain_lora(model: PeftModel) -> PlainLora:
@@ -255,10 +256,7 @@ class LoraBase:
         self._linears, self._num_workers = linears, num_workers
 
     def updates(self, adapters: Sequence[PackedAdapter | None]) -> _PackedLayer:
-        slots: list[PackedPairs | None] = []
-        for adapter in adapters:
-            assert adapter is None or isinstance(adapter, PackedPairs)
-            slots.append(adapter)
+        slots = cast("Sequence[PackedPairs | None]", adapters)  # of one method
         return _PackedLayer(slots, self._linears, self._num_workers)
 
 

@@ -15,9 +15,7 @@ R = "loraxs_R"  # what the LoRA-XS tuner calls R, the one tensor that it stores 
 NATIVE = "native"  # the form of an adapter as it was trained, which needs no export
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 BYTES_PER_PARAMETER = 4  # adapter and head are stored in float32
-PROJECTION_SEED = (
-    0  # of all projections, whatever the trial's seed: what a seed gives back is the same for all adapters
-)
+PROJECTION_SEED = 0  # of all projections, whatever the trial's seed: it gives the same back for all adapters
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by full name in the base
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 from loraxs_search.errors import RankError, must_be, one_of
@@ -78,6 +79,11 @@ class ParameterSpec:
         if (self.above and number == self.low) or (self.below and number == self.high):
             raise ValueError(f"must be {self}")
         return number
+
+
+NO_ALPHA = MappingProxyType(  # `Method.not_offered` of those that have `rank` and `scale`
+    {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
+)
 
 
 def _as_float(value: object) -> object:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
-import importlib.util
 import json
 import tempfile
 from abc import abstractmethod
@@ -14,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from loraxs_search.errors import TargetModulesError, UsageError
+from loraxs_search.errors import TargetModulesError
 from loraxs_search.methods._base import HeadPlan, Method
 from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
 from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Pooling, Scalar
@@ -37,8 +35,6 @@ class PeftMethod(Method):
     trained at each layer is described by `stored_beside` and `projections`.
     """
 
-    tuner: ClassVar[str] = ""
-    """The tuner's folder in PEFT, where not every version has it."""
     projections: ClassVar[tuple[str, ...]] = ()
     """Last parts of names in the file whose tensors a seed, or the base's own weights, give back."""
     reads_weights: ClassVar[bool] = False
@@ -55,9 +51,9 @@ class PeftMethod(Method):
 
     def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
         """Return the update as plain LoRA, where it is, as a matrix, of the method's own `rank`."""
-        from loraxs_search.methods._plain_lora import as_plain_lora
+        from loraxs_search.methods._plain_lora import as_plain_lora, singular_pairs
 
-        return as_plain_lora(model, rank=int(manifest.hyperparameters.method_params["rank"]))
+        return as_plain_lora(model, singular_pairs(model, int(manifest.hyperparameters.method_params["rank"])))
 
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         """Return the tensors that PEFT stores of each layer: name in the base to shape; float32, all of them trained.
@@ -72,21 +68,6 @@ class PeftMethod(Method):
         By default there is nothing.
         """
         return {}
-
-    def check(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> None:
-        """Refuse a method whose tuner the installed PEFT lacks; one with further laws calls this first.
-
-        Raises:
-            UsageError: it is not there; the message has PEFT's version.
-        """
-        package = importlib.util.find_spec("peft")  # which is not imported for it
-        places = (package.submodule_search_locations if package else None) or ()
-        if self.tuner and not any((Path(place) / "tuners" / self.tuner).is_dir() for place in places):
-            version = importlib.metadata.version("peft") if package else "none"
-            raise UsageError(
-                f"`method: {self.name}` must be one that the installed PEFT has, but peft {version} lacks it.",
-                hint=f"install one with `peft.tuners.{self.tuner}` here and on every node, or leave the method out",
-            )
 
     def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
         """Return where PEFT puts the adapter, and what goes with it."""
@@ -120,14 +101,14 @@ class PeftMethod(Method):
     ) -> PeftModel:
         import torch
         from peft import get_peft_model
+        from transformers.pytorch_utils import Conv1D
 
-        _check_linear(model, hyper.target_modules)
+        layers = _linear_layers(model, hyper.target_modules)
         config = self.config(hyper, self.attachment(hyper, head))
-        read = hyper.target_modules if self.reads_weights else ()
         if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
-            config.fan_in_fan_out = _keeps_in_out(model, hyper.target_modules)
+            config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers)
         try:
-            with torch.random.fork_rng(devices=[]), _exact_weights(model, read, factors):
+            with torch.random.fork_rng(devices=[]), _exact_weights(layers if self.reads_weights else (), factors):
                 torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
                 adapted = get_peft_model(model, config, adapter_name=ADAPTER)
             stored: Any = adapted.peft_config[ADAPTER]
@@ -210,8 +191,10 @@ def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
     return len(safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}))
 
 
-def _check_linear(model: PreTrainedModel, names: Sequence[str]) -> None:
-    """Refuse what is no linear layer: some tuners take embeddings, which no method here means.
+def _linear_layers(model: PreTrainedModel, names: Sequence[str]) -> list[nn.Module]:
+    """Return the layers of these names; those that the model lacks are left to PEFT to refuse.
+
+    Some tuners take embeddings, which no method here means.
 
     Raises:
         TargetModulesError: a module is there, and is another one.
@@ -220,32 +203,26 @@ def _check_linear(model: PreTrainedModel, names: Sequence[str]) -> None:
     from transformers.pytorch_utils import Conv1D
 
     modules = dict(model.named_modules())
-    for name in names:
-        if name in modules and not isinstance(modules[name], nn.Linear | Conv1D):
-            raise TargetModulesError(
-                f"`target_modules` must be linear layers, but {name} is {type(modules[name]).__name__}."
-            )
+    layers = {name: modules[name] for name in names if name in modules}
+    for name, layer in layers.items():
+        if not isinstance(layer, nn.Linear | Conv1D):
+            raise TargetModulesError(f"`target_modules` must be linear layers, but {name} is {type(layer).__name__}.")
+    return list(layers.values())
 
 
 @contextlib.contextmanager
-def _exact_weights(model: PreTrainedModel, names: Sequence[str], factors: FactorStore | None) -> Iterator[None]:
+def _exact_weights(layers: Sequence[nn.Module], factors: FactorStore | None) -> Iterator[None]:
     """Give layers the checkpoint's own weights for a while, on the CPU: what is made of them is the same on any device.
 
     Rounded weights have other singular vectors, and another device computes others. The base's own weights stay as
     they are: other threads may compute with them.
 
     Args:
-        names: Of the layers; those that the model lacks are left to PEFT to refuse.
         factors: Knows the checkpoint's weights; None if the model has them itself.
     """
     from torch import nn
 
-    modules = dict(model.named_modules())
-    held: list[tuple[nn.Module, nn.Parameter]] = [
-        (layer, weight)
-        for name in names
-        if isinstance(weight := getattr(layer := modules.get(name), "weight", None), nn.Parameter) and layer is not None
-    ]
+    held = [(layer, weight) for layer in layers if isinstance(weight := layer.weight, nn.Parameter)]
     try:
         for layer, weight in held:
             exact = weight if factors is None else factors.checkpoint_weight(weight)
@@ -262,14 +239,6 @@ def peft_model(model: PeftModel | PreTrainedModel) -> PeftModel:
 
     assert isinstance(model, PeftModel)
     return model
-
-
-def _keeps_in_out(model: PreTrainedModel, names: Sequence[str]) -> bool:
-    """Whether one of these layers keeps its weight as (in, out), as GPT-2's do."""
-    from transformers.pytorch_utils import Conv1D
-
-    wanted = set(names)
-    return any(isinstance(module, Conv1D) for name, module in model.named_modules() if name in wanted)
 
 
 def unloaded(model: PeftModel, *, merge: bool = False) -> PreTrainedModel:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from loraxs_search.errors import UsageError
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # not above: importing PEFT imports LoRA-XS, which imports th
     from transformers import PreTrainedModel
 
 
+LayerT = TypeVar("LayerT")
 Pair = tuple[Tensor, Tensor]  # A (r, in), B (out, r), float32; scales are multiplied into B
 
 
@@ -61,10 +62,10 @@ def write_plain_lora(
         base: The base's name in the file, which servers compare with their own.
         revision: The base's revision in the file; with `base`.
     Raises:
-        UsageError: a module's rank is above `rank`, or the head reads a pool.
+        UsageError: a module's rank is above `rank`.
         HomeError: the folder cannot be written.
     """
-    _check_read_as_class(lora.pooling)
+    assert lora.pooling == "class"  # whoever loads it would read something else, without a word
     tensors = dict(lora.others)
     ranks: dict[str, int] = {}
     for name, pair in lora.pairs.items():
@@ -77,20 +78,6 @@ def write_plain_lora(
         config = _config(lora, ranks)
         config.base_model_name_or_path, config.revision = base, revision
         config.save_pretrained(str(folder))
-
-
-def _check_read_as_class(pooling: Pooling) -> None:
-    """Refuse what LoRA's config cannot say: whoever loads it would read something else, without a word.
-
-    Raises:
-        UsageError: the head reads a pool.
-    """
-    if pooling != "class":
-        raise UsageError(
-            "A plain LoRA adapter must have a head that reads what the base's class does, but this one's reads"
-            f" `pooling: {pooling}`.",
-            hint="`loraxs-search pull --format lora` makes a folder for sentence-transformers of it",
-        )
 
 
 def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:
@@ -131,12 +118,13 @@ def _config(lora: PlainLora, ranks: Mapping[str, int]) -> LoraConfig:
     return config
 
 
-def as_plain_lora(model: PeftModel, *, rank: int) -> PlainLora:
-    """Return an adapter's function as LoRA.
+def as_plain_lora(model: PeftModel, pairs: Mapping[str, Pair]) -> PlainLora:
+    """Return an adapter's function as LoRA, its trained head included.
 
     Args:
-        rank: That no layer's update is above.
+        pairs: The update of each adapted layer, by full name.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import get_peft_model_state_dict
 
     from loraxs_search.base_model import pooling_of
@@ -146,31 +134,37 @@ def as_plain_lora(model: PeftModel, *, rank: int) -> PlainLora:
     state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
     heads = tuple(f"{ROOT}{name}." for name in saved)
     return PlainLora(
-        pairs=dict(_pairs(model, rank)),
+        pairs=pairs,
         others={name: tensor.detach().cpu().contiguous() for name, tensor in state.items() if name.startswith(heads)},
         saved=saved,
         task_type=config.task_type,
-        fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for _, layer in _layers(model)),
+        fan_in_fan_out=any(getattr(layer, "fan_in_fan_out", False) for _, layer in tuner_layers(model, BaseTunerLayer)),
         pooling=pooling_of(cast("PreTrainedModel", model.get_base_model())),
     )
 
 
-def _layers(model: PeftModel) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers that have an update, by full name in the base."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+def tuner_layers(model: PeftModel, kind: type[LayerT]) -> Iterator[tuple[str, LayerT]]:
+    """Yield the layers of a kind that have an update, by full name in the base."""
     for name, layer in model.named_modules():
-        if isinstance(layer, BaseTunerLayer) and isinstance(layer, nn.Module):
+        if isinstance(layer, kind):
             yield name.removeprefix(ROOT), layer
 
 
 @torch.no_grad()
-def _pairs(model: PeftModel, rank: int) -> Iterator[tuple[str, Pair]]:
-    """Yield each layer's update as A (r, in) and B (out, r), float32."""
-    for name, layer in _layers(model):
+def singular_pairs(model: PeftModel, rank: int) -> dict[str, Pair]:
+    """Return each layer's update as A (r, in) and B (out, r), float32, by its singular vectors.
+
+    Args:
+        rank: That no layer's update is above.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    pairs = {}
+    for name, layer in tuner_layers(model, BaseTunerLayer):
         delta: Tensor = cast("Any", layer).get_delta_weight(ADAPTER)
         update = delta.detach().to("cpu", torch.float64)
         update = update.T if getattr(layer, "fan_in_fan_out", False) else update  # (out, in)
         u, s, vh = torch.linalg.svd(update, full_matrices=False)
         roots = s[:rank].sqrt()
-        yield name, ((roots[:, None] * vh[:rank]).float(), (u[:, :rank] * roots).float())
+        pairs[name] = (roots[:, None] * vh[:rank]).float(), (u[:, :rank] * roots).float()
+    return pairs

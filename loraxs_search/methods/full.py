@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from math import prod
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -20,12 +19,10 @@ from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Sc
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from torch import Tensor
     from transformers import PreTrainedModel
 
     from loraxs_search.factors import FactorStore
 
-_FILE = "model.safetensors"
 _BASE = "_trained_copy_of"  # in a copy's own dictionary: as a submodule the base would be in its state
 _BYTES_PER_NUMBER = 16  # weight, gradient and AdamW's two moments, in float32
 
@@ -84,35 +81,10 @@ class Full(Method):
         return name.split(".", maxsplit=1)[0] not in head_names(cast("PreTrainedModel", model))
 
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
-        shapes = {name: tuple(tensor.shape) for name, tensor in _trained(model).items()}
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
         own = {name: shape for name, shape in shapes.items() if self.is_adapter(name, model)}
         head = {name: shape for name, shape in shapes.items() if name not in own}
         return self.size({}, (), head, {}, own)
-
-    def files(self, model: PeftModel | PreTrainedModel, body_fingerprint: Sequence[float]) -> dict[str, bytes]:
-        import safetensors.torch
-
-        tensors = {name: tensor.detach().contiguous() for name, tensor in _trained(model).items()}
-        return {_FILE: safetensors.torch.save(tensors, {"format": "pt"})}
-
-    def load(self, base: PreTrainedModel, folder: Path, device: str) -> PreTrainedModel:
-        import safetensors.torch
-        import torch
-
-        from loraxs_search.base_model import head_names, make_identity, output_head
-
-        tensors = safetensors.torch.load_file(folder / _FILE)
-        idle = output_head(base)[1] if head_names(base) else ()
-        make_identity(base, [name for name in idle if f"{name}.weight" not in tensors])
-        with torch.no_grad():
-            for name, parameter in base.float().named_parameters():
-                if name in tensors:
-                    parameter.copy_(tensors[name])
-        return base
-
-
-def _trained(model: PeftModel | PreTrainedModel) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _check_memory(model: PreTrainedModel) -> None:

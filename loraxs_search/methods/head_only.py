@@ -21,7 +21,6 @@ class HeadOnly(PeftMethod):
 
     name: ClassVar[str] = "head-only"
     title: ClassVar[str] = "Head only"
-    symbol: ClassVar[str] = "adapter"
     description: ClassVar[str] = "adapter (none: the base is untouched)"
     is_baseline: ClassVar[bool] = True
     adapts_layers: ClassVar[bool] = False

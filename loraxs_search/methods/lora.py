@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import HeadPlan, PackedAdapter, PackedBase, PackedMethod, Sizes
 from loraxs_search.methods._names import Shapes
-from loraxs_search.methods._parameters import ParameterSpec, check_ranks
+from loraxs_search.methods._parameters import NO_ALPHA, ParameterSpec, check_ranks
 from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.records import Hyperparameters, LinearModule, Manifest, Scalar
 
@@ -62,9 +62,7 @@ class Lora(PeftMethod):
             ),
         }
     )
-    not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
-    )
+    not_offered: ClassVar[Mapping[str, str]] = NO_ALPHA
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "dora")
     packed: ClassVar[PackedMethod | None] = _PackedLora()
     has_plain_lora: ClassVar[bool] = True

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import _base
-from loraxs_search.methods._names import ADAPTER, BYTES_PER_PARAMETER, R, Shapes
-from loraxs_search.methods._parameters import ParameterSpec, check_ranks
+from loraxs_search.methods._names import BYTES_PER_PARAMETER, R, Shapes
+from loraxs_search.methods._parameters import NO_ALPHA, ParameterSpec, check_ranks
 from loraxs_search.methods._peft import PeftMethod, peft_model
 from loraxs_search.methods.starting import pack_start
 from loraxs_search.records import Basis, Hyperparameters, LinearModule, Manifest, Scalar, Sigma
@@ -94,15 +94,12 @@ class LoraXS(PeftMethod):
             ),
         }
     )
-    not_offered: ClassVar[Mapping[str, str]] = MappingProxyType(
-        {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
-    )
+    not_offered: ClassVar[Mapping[str, str]] = NO_ALPHA
     can_start: ClassVar[bool] = True
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis")
     packed: ClassVar[_base.PackedMethod | None] = _PackedLoraXS()
     serves_in_bank: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
-
     says_pooling: ClassVar[bool] = True
 
     # ---- resolution --------------------------------------------------------------------------------------------------
@@ -223,7 +220,7 @@ class LoraXS(PeftMethod):
     def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
         from loraxs_search.methods.loraxs import as_plain_lora
 
-        return as_plain_lora(model, ADAPTER)
+        return as_plain_lora(model)
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraXSConfig:
         return _config(hyper, **attachment)

@@ -40,7 +40,6 @@ class VeRA(PeftMethod):
         }
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank",)
-    tuner: ClassVar[str] = "vera"
     projections: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
     reads_weights: ClassVar[bool] = True  # their dtype, which PEFT rounds the projection to
     has_plain_lora: ClassVar[bool] = True
@@ -86,7 +85,6 @@ class IA3(PeftMethod):
         }
     )
     sized_by: ClassVar[tuple[str, ...]] = ("scaled",)
-    tuner: ClassVar[str] = "ia3"
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
         from peft import IA3Config
@@ -129,7 +127,6 @@ class TinyLoRA(PeftMethod):
         }
     )
     sized_by: ClassVar[tuple[str, ...]] = ("rank", "vector_size", "num_groups")
-    tuner: ClassVar[str] = "tinylora"
     projections: ClassVar[tuple[str, ...]] = ("tinylora_A", "tinylora_B", "tinylora_P")
     reads_weights: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True
@@ -177,7 +174,6 @@ class UniLoRA(PeftMethod):
         }
     )
     sized_by: ClassVar[tuple[str, ...]] = ("vector_size",)
-    tuner: ClassVar[str] = "unilora"
     reads_weights: ClassVar[bool] = True  # their dtype, which PEFT rounds the entries' factors to
     has_plain_lora: ClassVar[bool] = True
 

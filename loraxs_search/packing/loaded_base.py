@@ -190,7 +190,7 @@ class LoadedBase:
 
     def decompose(self, names: Sequence[str], rank: int, basis: Basis) -> None:
         """Get the factors of these layers ahead of their use; quick when they are on disk."""
-        weights = {name: matrix(self.model.get_submodule(name)) for name in names}
+        weights = [matrix(self.model.get_submodule(name)) for name in names]
         self.factors.prepare(weights, rank=rank, basis=basis)
 
     def confirm(self, spec: TrialSpec, snapshot: Snapshot, task: Task | None = None) -> Confirmation:

@@ -25,7 +25,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from safetensors.numpy import load_file
 
 from loraxs_search import load_tokenizer, pull
-from loraxs_search.methods.export import converted
+from loraxs_search.methods.export import ExportOptions, converted
 from loraxs_search.methods.loading import read_manifest
 from loraxs_search.tasks.prepared import load_data
 
@@ -91,7 +91,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     folder = pull(options.name)
-    made = {name or "float32": converted(folder, "onnx", precision=name) for name in (None, "fp16", "int8")}
+    made = {
+        name or "float32": converted(folder, "onnx", ExportOptions(precision=name)) for name in (None, "fp16", "int8")
+    }
     about = json.loads((made["float32"] / "onnx.json").read_bytes())
     adapter = load_file(made["float32"] / "adapter.safetensors")
     with tempfile.TemporaryDirectory() as temporary:

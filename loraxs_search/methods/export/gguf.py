@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -39,37 +38,28 @@ class GGUF(ExportFormat):
         return method.has_plain_lora
 
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
-        manifest, title = adapter.manifest, adapter.method.title
+        manifest = adapter.manifest
         _check_headless(manifest)
         write_gguf_lora(adapter.plain_lora().pairs, adapter.base.config, folder / FILE, base=manifest.base_model.id)
-        write_modelfile(manifest, title, folder, adapter.serving)
+        write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, adapter.serving))
+        write_atomic(folder / "README.md", _readme(manifest, adapter.method.title, adapter.serving))
 
 
-@dataclass(frozen=True)
-class _Architecture:
-    """What llama.cpp makes of an architecture.
-
-    Args:
-        name: Its own name for it.
-        interleaves: Whether each head's rows of query and key are put in another order, since its rotary positions turn
-            neighbouring rows where transformers turns row i and row i + head / 2.
-    """
-
-    name: str
-    interleaves: bool = False
-
-
-# By transformers' `model_type`. Mixtures of experts are left out: there, several layers are one tensor.
+# llama.cpp's name of an architecture by transformers' `model_type`. Mixtures of experts are left out: there, several
+# layers are one tensor.
 _ARCHITECTURES = {
-    "llama": _Architecture("llama", interleaves=True),
-    "mistral": _Architecture("llama", interleaves=True),
-    "smollm3": _Architecture("smollm3", interleaves=True),
-    "qwen2": _Architecture("qwen2"),
-    "qwen3": _Architecture("qwen3"),
-    "gemma": _Architecture("gemma"),
-    "gemma2": _Architecture("gemma2"),
-    "gemma3_text": _Architecture("gemma3"),
+    "llama": "llama",
+    "mistral": "llama",
+    "smollm3": "smollm3",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
 }
+# Those whose rotary positions turn neighbouring rows where transformers turns row i and row i + head / 2: each head's
+# rows of query and key are put in another order.
+_INTERLEAVED = ("llama", "smollm3")
 
 
 def _check_headless(manifest: Manifest) -> None:
@@ -105,7 +95,7 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
     names = _tensor_names(list(pairs), config, architecture)
     rank = max(a.shape[0] for a, _ in pairs.values())  # llama.cpp divides its one alpha by each tensor's rank
     with disk_faults(path):
-        writer = gguf.GGUFWriter(path, architecture.name)
+        writer = gguf.GGUFWriter(path, architecture)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(rank))
@@ -122,7 +112,7 @@ def write_gguf_lora(pairs: Mapping[str, Pair], config: PretrainedConfig, path: P
         writer.close()
 
 
-def _architecture(config: PretrainedConfig) -> _Architecture:
+def _architecture(config: PretrainedConfig) -> str:
     if config.model_type not in _ARCHITECTURES:
         raise UsageError(
             "`--format gguf` must be of a base whose layers' names in llama.cpp are known, those of type "
@@ -132,7 +122,7 @@ def _architecture(config: PretrainedConfig) -> _Architecture:
     return _ARCHITECTURES[config.model_type]
 
 
-def _tensor_names(modules: list[str], config: PretrainedConfig, architecture: _Architecture) -> dict[str, str]:
+def _tensor_names(modules: list[str], config: PretrainedConfig, architecture: str) -> dict[str, str]:
     """Return llama.cpp's name of each layer, such as `blk.3.attn_q`.
 
     Raises:
@@ -140,7 +130,7 @@ def _tensor_names(modules: list[str], config: PretrainedConfig, architecture: _A
     """
     import gguf
 
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     known: Any = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     names = {module: known.get_name(module) for module in modules}
     if unknown := [module for module, name in names.items() if name is None]:
@@ -151,9 +141,9 @@ def _tensor_names(modules: list[str], config: PretrainedConfig, architecture: _A
     return names
 
 
-def _heads(module: str, config: PretrainedConfig, architecture: _Architecture) -> int:
+def _heads(module: str, config: PretrainedConfig, architecture: str) -> int:
     """Return the number of heads whose rows are put in another order; 0 where a layer's rows stay."""
-    if not architecture.interleaves:
+    if architecture not in _INTERLEAVED:
         return 0
     part = re.sub(r".*\.", "", module)
     heads: int = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(part, 0)
@@ -170,19 +160,8 @@ _QUOTES = '"""'
 _COLUMN, _GIVEN = "\0", "{{ .Prompt }}"
 
 
-def write_modelfile(manifest: Manifest, title: str, folder: Path, serving: Serving | None) -> None:
-    """Write `Modelfile` beside the adapter, and a README.md that says how both are used.
-
-    Args:
-        title: Of the method that trained it.
-        serving: How it is asked; None if it writes no text.
-    """
-    write_atomic(folder / "Modelfile", modelfile(manifest.base_model.id, serving))
-    write_atomic(folder / "README.md", _readme(manifest, title, serving))
-
-
 def modelfile(base: str, serving: Serving | None) -> str:
-    """Return the Modelfile of an adapter.
+    """Return the Modelfile of an adapter, which says how it is asked; `serving` is None if it writes no text.
 
     A prompt of one column becomes the template, so that a user gives the column alone. One of several columns, and one
     that the parser cannot quote, is left to the user: then what is given is the whole prompt. Messages go through the
@@ -246,7 +225,7 @@ def _flags(serving: Serving | None) -> str:
 
 
 def _readme(manifest: Manifest, title: str, serving: Serving | None) -> str:
-    """Return what the two files are for."""
+    """Return README.md: what the two files are for, and how they are used."""
     ref, name = manifest.base_model, manifest.task.registered_name
     made = "`convert_hf_to_gguf.py` makes it"
     if ref.package is not None:

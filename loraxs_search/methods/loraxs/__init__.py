@@ -12,7 +12,7 @@ from loraxs_search.methods.loraxs._settings import (
     use_factor_store,
 )
 from loraxs_search.methods.loraxs.config import LoraXSConfig, register
-from loraxs_search.methods.loraxs.convert import as_plain_lora, export_lora, lora_pairs, split_tensors
+from loraxs_search.methods.loraxs.convert import as_plain_lora, split_tensors
 from loraxs_search.methods.loraxs.layer import LoraXSLayer
 from loraxs_search.methods.loraxs.model import LoraXSModel
 
@@ -26,8 +26,6 @@ __all__ = [
     "check_start_on",
     "checked_factors",
     "current_factor_store",
-    "export_lora",
-    "lora_pairs",
     "module_settings",
     "register",
     "split_tensors",

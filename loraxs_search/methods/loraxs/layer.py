@@ -7,10 +7,10 @@ may belong to different adapters: they are computed in one pass per factor pair,
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from peft.tuners._buffer_dict import BufferDict
@@ -31,17 +31,6 @@ from loraxs_search.methods.loraxs.config import LoraXSConfig
 BASE = "__base__"
 
 
-class _AdaptedLayer(Protocol):
-    """What this module needs of a layer; see `LoraXSLayer`."""
-
-    @property
-    def settings(self) -> Mapping[str, ModuleSettings]: ...
-
-    def factor_pair(self, adapter_name: str) -> tuple[Tensor, Tensor]: ...
-
-    def scaled_r(self, adapter_name: str) -> Tensor: ...
-
-
 def _check_adapter_names(adapter_names: Sequence[str], x: Tensor, *, merged: bool) -> None:
     """Raise ValueError, in PEFT's words, unless each row of x has its name and no adapter is merged."""
     if len(adapter_names) != len(x):
@@ -55,7 +44,7 @@ def _check_adapter_names(adapter_names: Sequence[str], x: Tensor, *, merged: boo
         )
 
 
-def _mixed_update(layer: _AdaptedLayer, x: Tensor, y: Tensor, adapter_names: Sequence[str]) -> Tensor:
+def _mixed_update(layer: LoraXSLayer, x: Tensor, y: Tensor, adapter_names: Sequence[str]) -> Tensor:
     """Add to each row of y (n, ..., out) the update of the adapter that the row names.
 
     Rows are grouped by factor pair; within a group A and B are applied once, cut to the largest rank, and R_k, padded
@@ -72,7 +61,7 @@ def _mixed_update(layer: _AdaptedLayer, x: Tensor, y: Tensor, adapter_names: Seq
     return y
 
 
-def _group_update(layer: _AdaptedLayer, x: Tensor, names: list[str]) -> Tensor:
+def _group_update(layer: LoraXSLayer, x: Tensor, names: list[str]) -> Tensor:
     distinct = list(dict.fromkeys(names))
     widest = max(distinct, key=lambda name: layer.settings[name].rank)
     a, b = layer.factor_pair(widest)  # (k, in), (out, k)
@@ -86,12 +75,15 @@ def _group_update(layer: _AdaptedLayer, x: Tensor, names: list[str]) -> Tensor:
 
 
 def grouped_head_output(
-    wrapper: ModulesToSaveWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], adapter_names: Sequence[str]
-) -> Tensor:
+    wrapper: ModulesToSaveWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any, *, adapter_names: list[str]
+) -> Tensor | None:
     """Run each row through its own adapter's copy of a module, composite ones too (PEFT's own path takes plain layers).
 
-    The first positional argument is the batch; rows of "__base__", and of adapters without a copy, use the original.
+    A forward hook. The first positional argument is the batch; rows of "__base__", and of adapters without a copy, use
+    the original. None, which leaves the output as it is, where adapters are disabled.
     """
+    if wrapper.disable_adapters:
+        return None
     x, *rest = args
     rows_of: dict[str, list[int]] = {}
     for row, name in enumerate(adapter_names):
@@ -205,7 +197,7 @@ class LoraXSLayer(BaseTunerLayer):
         return self._oriented(torch.mm(lora_b, lora_a))
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """Return True: the update is additive. `export_lora` converts exactly, PEFT's own converter by SVD."""
+        """Return True: the update is additive. `pull --format lora` converts exactly, PEFT's own converter by SVD."""
         return True
 
     def delete_adapter(self, adapter_name: str) -> None:

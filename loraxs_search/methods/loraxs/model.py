@@ -248,7 +248,7 @@ class LoraXSModel(BaseTuner):
                 give = partial(_give_names, adapter_names=names)
                 handles.append(module.register_forward_pre_hook(give, with_kwargs=True))
             elif isinstance(module, ModulesToSaveWrapper):
-                replace = partial(_replace_head_output, adapter_names=names)
+                replace = partial(grouped_head_output, adapter_names=names)
                 handles.append(module.register_forward_hook(replace, with_kwargs=True))
         return handles
 
@@ -311,9 +311,3 @@ def _give_names(
     _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, adapter_names: list[str]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, {**kwargs, "adapter_names": adapter_names}
-
-
-def _replace_head_output(
-    wrapper: ModulesToSaveWrapper, args: tuple[Any, ...], kwargs: dict[str, Any], _: Any, *, adapter_names: list[str]
-) -> Any:
-    return None if wrapper.disable_adapters else grouped_head_output(wrapper, args, kwargs, adapter_names)

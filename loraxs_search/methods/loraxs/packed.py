@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -134,17 +134,6 @@ class FactorPairs:
         }
 
 
-__all__ = [
-    "FactorPair",
-    "FactorPairs",
-    "PackedCores",
-    "PackedLinears",
-    "TrainedCores",
-    "add_core_update_",
-    "core_update_backward_",
-]
-
-
 _MOST_BY_EVERY_CORE = 1 << 18  # numbers that rows computed by every core may be
 
 
@@ -259,16 +248,6 @@ class TrainedCores:
                 grads.index_add_(0, run.slots, part.to(grads.dtype))
 
 
-class _CoreSlot(Protocol):
-    """A trial in a pack that trains R (modules, r, r), one for each of `settings`, in their order."""
-
-    @property
-    def settings(self) -> Mapping[str, ModuleSettings]: ...
-
-    @property
-    def r(self) -> Tensor: ...
-
-
 class PackedLinears:
     """A base on which slots of LoRA-XS are packed; its factor pairs are made once.
 
@@ -282,10 +261,7 @@ class PackedLinears:
         self._pairs = FactorPairs(linears, lambda: factors)
 
     def updates(self, adapters: Sequence[PackedAdapter | None]) -> PackedCores:
-        slots: list[PackedR | None] = []
-        for adapter in adapters:
-            assert adapter is None or isinstance(adapter, PackedR)
-            slots.append(adapter)
+        slots = cast("Sequence[PackedR | None]", adapters)  # of one method
         return PackedCores(slots, self._linears, self._pairs, self._num_workers)
 
 
@@ -303,7 +279,7 @@ class PackedCores:
     """
 
     def __init__(
-        self, slots: Sequence[_CoreSlot | None], linears: Mapping[str, nn.Module], pairs: FactorPairs, num_workers: int
+        self, slots: Sequence[PackedR | None], linears: Mapping[str, nn.Module], pairs: FactorPairs, num_workers: int
     ) -> None:
         self._slots, self._pairs = slots, pairs
         self._own = [(i, slot) for i, slot in enumerate(slots) if slot is not None]
@@ -355,7 +331,7 @@ class PackedCores:
             rank = slot.r.shape[-1]
             slot.r.grad = total[rows, i, :rank, :rank] * scale
 
-    def _scale(self, slot: _CoreSlot) -> Tensor:
+    def _scale(self, slot: PackedR) -> Tensor:
         """Return what R is multiplied with, entry by entry, shape (modules, r, r); zero beyond a module's own rank."""
         rank, scales = slot.r.shape[-1], []
         for name, own in slot.settings.items():

@@ -21,12 +21,12 @@ from support.families import families
 from transformers import AutoModel, CohereConfig, DistilBertConfig, GraniteConfig, LlamaForCausalLM
 
 from loraxs_search.base_model import (
+    Projection,
     last_states,
     linear_modules,
     load_model,
     load_tokenizer,
     locate,
-    projection,
 )
 from loraxs_search.base_model.reading import check_projection
 from loraxs_search.errors import BaseModelError
@@ -59,7 +59,7 @@ def test_projection_makes_the_models_own_logits(base, dtype):
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     expected = model(**inputs).logits.float()
     limits = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.02, "atol": 0.02}
-    torch.testing.assert_close(projection(model)(last_states(model, inputs)), expected, **limits)
+    torch.testing.assert_close(Projection(model)(last_states(model, inputs)), expected, **limits)
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_what_a_configuration_does_to_logits_is_done(config, name, value):
     model = language_model(config)
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     states, expected = last_states(model, inputs), model(**inputs).logits
-    torch.testing.assert_close(projection(model)(states), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(Projection(model)(states), expected, rtol=1e-5, atol=1e-5)
     setattr(model.config, name, value)
-    assert not torch.allclose(projection(model)(states), expected, rtol=0.1)
+    assert not torch.allclose(Projection(model)(states), expected, rtol=0.1)
 
 
 class _Shifted(LlamaForCausalLM):
@@ -123,7 +123,7 @@ def test_smollm2_is_a_language_model_that_has_learnt_something(smollm2: BaseMode
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         for _ in range(8):
-            following = projection(model)(last_states(model, {"input_ids": ids})[:, -1:]).argmax(-1)
+            following = Projection(model)(last_states(model, {"input_ids": ids})[:, -1:]).argmax(-1)
             ids = torch.cat([ids, following], dim=1)
     assert "Paris" in tokenizer.decode(ids[0, -8:])
 

@@ -23,21 +23,13 @@ def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return (torch.softmax(scores if mask is None else scores + mask, -1) @ v).transpose(1, 2)
 
 
-@pytest.mark.parametrize("length", [1, 5, 15, 16, 31, 40])
-@pytest.mark.parametrize("key_heads", [4, 2])
-@pytest.mark.parametrize("masked", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_output_and_gradients_are_those_of_plain_attention(
-    length: int, key_heads: int, masked: bool, dtype: torch.dtype
-) -> None:
-    torch.manual_seed(length)
+def check_is_plain(length: int, key_heads: int, mask: Tensor | None, dtype: torch.dtype) -> None:
+    """Hold output and gradients of rows drawn at random against those of plain attention in float64."""
     shapes = ((3, 4, length, 8), (3, key_heads, length, 8), (3, key_heads, length, 8))
     exact = [torch.randn(shape, dtype=dtype).double().requires_grad_() for shape in shapes]
     rounded = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
-    mask = torch.zeros(3, 1, length, length, dtype=dtype)
-    mask[1:, :, :, (length + 1) // 2 :] = torch.finfo(dtype).min
-    expected = eager(*exact, mask.double() if masked else None)
-    found, weights = padded_attention(torch.nn.Identity(), *rounded, mask if masked else None)
+    expected = eager(*exact, None if mask is None else mask.double())
+    found, weights = padded_attention(torch.nn.Identity(), *rounded, mask)
     assert weights is None and found.shape == (3, length, 4, 8) and found.is_contiguous()
     upstream = torch.randn_like(expected)
     gradients = zip(
@@ -47,7 +39,21 @@ def test_output_and_gradients_are_those_of_plain_attention(
     )
     tolerance = 1e-5 if dtype is torch.float32 else 2e-2
     for actual, wanted in [(found, expected), *gradients]:
-        assert (actual.double() - wanted).norm() <= tolerance * wanted.norm() + 1e-6
+        smallest = 1e-6 if length == 1 else 0.0  # what one key alone is given has no gradient
+        assert (actual.double() - wanted).norm() <= tolerance * wanted.norm() + smallest
+
+
+@pytest.mark.parametrize("length", [1, 5, 15, 16, 31, 40])
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_output_and_gradients_are_those_of_plain_attention(
+    length: int, key_heads: int, masked: bool, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(length)
+    mask = torch.zeros(3, 1, length, length, dtype=dtype)
+    mask[1:, :, :, (length + 1) // 2 :] = torch.finfo(dtype).min
+    check_is_plain(length, key_heads, mask if masked else None, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -58,22 +64,10 @@ def test_blocks_leave_out_only_keys_that_are_hidden(
 ) -> None:
     """Plain decoders, sliding windows, and masks that let queries see some keys behind them."""
     torch.manual_seed(length)
-    shapes = ((3, 4, length, 8), (3, 2, length, 8), (3, 2, length, 8))
-    exact = [torch.randn(shape, dtype=dtype).double().requires_grad_() for shape in shapes]
-    rounded = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
     steps = torch.arange(length)[:, None] - torch.arange(length)  # how far behind a query its key is
     seen = steps >= 0 if window is None else (steps >= 0) & (steps < window) if window > 0 else steps >= window
     mask = torch.zeros(num_masks, 1, length, length, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
-    expected = eager(*exact, mask.double())
-    found, _ = padded_attention(torch.nn.Identity(), *rounded, mask)
-    upstream = torch.randn_like(expected)
-    gradients = zip(
-        torch.autograd.grad(found, rounded, upstream.to(dtype)),
-        torch.autograd.grad(expected, exact, upstream),
-        strict=True,
-    )
-    for actual, wanted in [(found, expected), *gradients]:
-        assert (actual.double() - wanted).norm() <= (1e-5 if dtype is torch.float32 else 2e-2) * wanted.norm()
+    check_is_plain(length, 2, mask, dtype)
 
 
 @pytest.mark.parametrize("ahead", [0, 7])

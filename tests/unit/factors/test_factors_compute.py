@@ -173,18 +173,9 @@ def test_what_is_no_finite_matrix_is_refused(weight):
         compute_factors(weight, rank=1)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "match"),
-    [({"driver": "lapack"}, "driver"), ({"basis": "tpo"}, "top"), ({"driver": "randomized", "basis": "bottom"}, "top")],
-)
-def test_unknown_or_impossible_choices_are_refused(wrong, match):
-    with pytest.raises(UsageError, match=match):
-        compute_factors(matrix(5, 9), rank=2, **wrong)
-
-
-def test_an_unknown_sigma_is_refused():
-    with pytest.raises(UsageError, match="sigma"):
-        compute_factors(matrix(5, 9), rank=2).ab(2, "inptu")
+def test_the_randomised_driver_has_the_basis_top_alone():
+    with pytest.raises(UsageError, match="top"):
+        compute_factors(matrix(5, 9), rank=2, driver="randomized", basis="bottom")
 
 
 @pytest.mark.parametrize("shape", [(40, 64), (64, 40), (48, 48)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loraxs_search.errors import BaseModelError, HomeError, RankError
-from loraxs_search.factors import Factors, FactorStore, _store, compute_factors
+from loraxs_search.factors import Factors, FactorStore, _compute, _store, compute_factors
 from loraxs_search.factors._store import write_factors
 from loraxs_search.home import factor_path, factor_variant_path
 
@@ -126,26 +126,24 @@ def test_the_default_folder_follows_the_home_variable(tmp_path, monkeypatch):
     assert files(tmp_path / "factors")
 
 
-def test_prepare_reports_each_weight_and_fits_the_rank_to_small_ones(tmp_path):
-    weights = {"large": matrix(1, (40, 64)), "small": matrix(2, (8, 64))}
-    seen: list[tuple[int, int, str]] = []
-    store = FactorStore(tmp_path)
-    store.prepare(weights, rank=16, on_progress=lambda *progress: seen.append(progress))
-    assert seen == [(1, 2, "large"), (2, 2, "small")]
-    count = len(files(tmp_path))
-    assert store.get(weights["small"], rank=8).rank == 8
-    assert len(files(tmp_path)) == count == 2
+def test_prepare_fits_the_rank_to_small_weights(tmp_path):
+    small, store = matrix(2, (8, 64)), FactorStore(tmp_path)
+    store.prepare([matrix(1, (40, 64)), small], rank=16)
+    assert len(files(tmp_path)) == 2
+    assert store.get(small, rank=8).rank == 8
+    assert len(files(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("driver", ["exact", "randomized"])
 def test_weights_that_are_prepared_side_by_side_keep_the_bits_they_have_alone(tmp_path, monkeypatch, driver):
     monkeypatch.setattr(_store, "_at_a_time", lambda _: 4)
-    weights = {str(seed): matrix(seed, (96, 160)) for seed in range(12)}
+    monkeypatch.setattr(_compute, "MAX_EXACT_SIZE", 96 if driver == "exact" else 0)
+    weights = [matrix(seed, (96, 160)) for seed in range(12)]
     together = FactorStore(tmp_path)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    together.prepare(weights, rank=32, driver=driver)
+    together.prepare(weights, rank=32)
     assert torch.get_num_threads() == threads
-    for weight in weights.values():
+    for weight in weights:
         expected = compute_factors(weight, rank=32, driver=driver)
         found = together.get(weight, rank=32, driver=driver)
         assert torch.equal(found.left, expected.left)
@@ -154,7 +152,7 @@ def test_weights_that_are_prepared_side_by_side_keep_the_bits_they_have_alone(tm
 
 
 def test_a_fault_of_one_weight_ends_the_preparation(tmp_path):
-    weights = {"good": matrix(1), "bad": torch.full((24, 32), torch.nan)}
+    weights = [matrix(1), torch.full((24, 32), torch.nan)]
     with pytest.raises(BaseModelError, match="finite"):
         FactorStore(tmp_path).prepare(weights, rank=4)
 

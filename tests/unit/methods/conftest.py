@@ -9,35 +9,15 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from support.classifiers import FAMILIES, VOCAB, small_classifier
 from support.families import families
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-    PreTrainedModel,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
+from transformers import PreTrainedModel
 
 from loraxs_search.base_model import locate
 from loraxs_search.factors import FactorStore
 from loraxs_search.methods.loraxs import LoraXSConfig, LoraXSLayer, use_factor_store
 from loraxs_search.methods.verification import make_reference_logits
 from loraxs_search.records import AdapterSize, BaseModelRef, DataSource, Hyperparameters, Manifest, Task, to_json
-
-VOCAB = 64
-SMALL = {"vocab_size": VOCAB, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0}
-GPT2 = {"vocab_size": VOCAB, "n_embd": 24, "n_layer": 2, "n_head": 2, "eos_token_id": 1, "bos_token_id": 1}
-FAMILIES: dict[str, tuple[type[PreTrainedModel], Callable[[], object]]] = {
-    "bert": (BertForSequenceClassification, lambda: BertConfig(**SMALL, intermediate_size=40)),
-    "roberta": (RobertaForSequenceClassification, lambda: RobertaConfig(**SMALL, intermediate_size=40)),
-    "gpt2": (GPT2ForSequenceClassification, lambda: GPT2Config(**GPT2, pad_token_id=0)),
-    "llama": (LlamaForSequenceClassification, lambda: LlamaConfig(**SMALL, intermediate_size=40)),
-}
-HEAD = {"bert": "classifier", "roberta": "classifier", "gpt2": "score", "llama": "score"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -53,12 +33,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make_base() -> Callable[..., PreTrainedModel]:
-    def build(family: str = "bert", seed: int = 0) -> PreTrainedModel:
-        model_class, config = FAMILIES[family]
-        torch.manual_seed(seed)
-        return model_class(config()).eval()
-
-    return build
+    return small_classifier
 
 
 @pytest.fixture

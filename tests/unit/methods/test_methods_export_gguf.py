@@ -5,6 +5,8 @@ Modelfiles: what Ollama's parser takes, and what it makes of it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import gguf
 import pytest
 import torch
@@ -27,7 +29,7 @@ from transformers import (
 
 from loraxs_search.errors import UsageError
 from loraxs_search.methods.export.gguf import modelfile, write_gguf_lora
-from loraxs_search.methods.loraxs import LoraXSConfig, lora_pairs
+from loraxs_search.methods.loraxs import LoraXSConfig, as_plain_lora
 from loraxs_search.records import Serving
 
 SMALL = {
@@ -62,11 +64,11 @@ NAMES = {
 }
 
 
-def pairs_of(config: PretrainedConfig, targets: str | list[str] = "all-linear") -> dict[str, tuple[Tensor, Tensor]]:
+def pairs_of(config: PretrainedConfig, targets: str | list[str] = "all-linear") -> Mapping[str, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     adapted = get_peft_model(model, LoraXSConfig(r=4, target_modules=targets, init_std=0.5, task_type="CAUSAL_LM"))
-    return lora_pairs(adapted, "default")
+    return as_plain_lora(adapted).pairs
 
 
 def read(path) -> tuple[dict[str, object], dict[str, Tensor]]:

@@ -198,10 +198,6 @@ def test_a_base_whose_head_reads_the_end_token_has_a_probe():
     check_reference_logits(model, probe)
 
 
-def test_the_manifest_survives_json(folder):
-    assert json.loads((folder / "manifest.json").read_text())["trial_id"] == "trial-1"
-
-
 # ---- factors of another machine --------------------------------------------------------------------------------------
 def _turned(factors):
     """The same subspace in another basis, as another machine may find it for nearly equal singular values."""

@@ -108,8 +108,9 @@ def test_what_is_no_linear_layer_is_refused(make_base) -> None:
         get_method("lora").attach(make_base(), wrong, HEAD, None)
 
 
-def test_rank_is_held_against_the_smaller_side() -> None:
-    modules, method = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24)), get_method("lora")
+@pytest.mark.parametrize("name", ["lora", "lora-xs"])
+def test_rank_is_held_against_the_smaller_side(name: str) -> None:
+    modules, method = (LinearModule("wide", 24, 8), LinearModule("square", 24, 24)), get_method(name)
     method.check(method.with_defaults({"rank": 8}), modules)
     with pytest.raises(RankError, match=r"1\.\.8, .*rank=9 for wide"):
         method.check(method.with_defaults({"rank": 9}), modules)

@@ -1,8 +1,7 @@
-"""What slots of LoRA add to a layer, and its gradients, against autograd; their vector, by name and back."""
+"""What slots of LoRA add to a layer, and its gradients, against autograd."""
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,17 +95,3 @@ def test_gradients_begin_anew_and_are_summed_in_float32_on_a_rounded_base() -> N
     assert grad_a.dtype == torch.float32
     torch.testing.assert_close(grad_a, 6 * b.sum(0)[:, None].expand(2, 8), rtol=0.02, atol=0.05)
     torch.testing.assert_close(grad_b, 6 * a.sum(1).expand(5, 2), rtol=0.02, atol=0.05)
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_vector_comes_back_from_its_names(seed: int) -> None:
-    slot = adapter(3, seed)
-    named = slot.named(slot.tensors)
-    assert {name: tuple(value.shape) for name, value in named.items()} == {
-        "base_model.model.q.lora_A.default.weight": (3, 8),
-        "base_model.model.q.lora_B.default.weight": (5, 3),
-        "base_model.model.v.lora_A.default.weight": (3, 5),
-        "base_model.model.v.lora_B.default.weight": (8, 3),
-    }
-    (again,) = slot.stacked({**named, "of.another": torch.zeros(1)})
-    assert torch.equal(again, slot.vector)
