@@ -18,7 +18,6 @@ from typing import cast
 import torch
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import Linear
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from loraxs_search.base_model import matrix
@@ -26,7 +25,7 @@ from loraxs_search.engine.layers import LayerRows
 from loraxs_search.engine.rows import RowSegment, SlotRowMap
 from loraxs_search.methods._base import PackedAdapter, Sizes
 from loraxs_search.methods._names import ADAPTER, ROOT
-from loraxs_search.methods._plain_lora import Pair, PlainLora, tuner_layers
+from loraxs_search.methods._plain_lora import Pair, tuner_layers
 
 
 def _initial_pairs(config: LoraConfig, sizes: Sizes, seed: int) -> dict[str, Pair]:
@@ -54,17 +53,9 @@ def lora_layers(model: PeftModel) -> dict[str, Linear]:
     return dict(tuner_layers(model, Linear))
 
 
-def as_plain_lora(model: PeftModel) -> PlainLora:
-    """Return the same function as LoRA on the base as it was loaded."""
-    config, layers = _config(model), lora_layers(model)
-    state = get_peft_model_state_dict(model, adapter_name=ADAPTER, save_embedding_layers=False)
-    return PlainLora(
-        pairs={name: _scaled_pair(layer) for name, layer in layers.items()},
-        others={key: value.detach().cpu().contiguous() for key, value in state.items() if ".lora_" not in key},
-        saved=config.modules_to_save or (),
-        task_type=config.task_type,
-        fan_in_fan_out=any(layer.fan_in_fan_out for layer in layers.values()),
-    )
+def scaled_pairs(model: PeftModel) -> dict[str, Pair]:
+    """Return A, and B times LoRA's scaling, of each layer by full name."""
+    return {name: _scaled_pair(layer) for name, layer in lora_layers(model).items()}
 
 
 # ---- inside ----------------------------------------------------------------------------------------------------------

@@ -101,7 +101,8 @@ class Lora(PeftMethod):
 
     # ---- work --------------------------------------------------------------------------------------------------------
     def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
-        from loraxs_search.methods._lora_layers import as_plain_lora
+        from loraxs_search.methods._lora_layers import scaled_pairs
+        from loraxs_search.methods._plain_lora import as_plain_lora
 
         if self.params(manifest.hyperparameters)["dora"]:
             raise UsageError(
@@ -109,7 +110,7 @@ class Lora(PeftMethod):
                 " them.",
                 hint="use --format merged, or the adapter as it is: PEFT and vLLM load DoRA",
             )
-        return as_plain_lora(model)
+        return as_plain_lora(model, scaled_pairs(model))
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraConfig:
         from peft import LoraConfig

@@ -23,6 +23,7 @@ from loraxs_search import AdapterBank
 from loraxs_search.base_model import linear_modules, load_model, locate, pooling_of
 from loraxs_search.base_model.pooling import pool
 from loraxs_search.errors import UsageError
+from loraxs_search.methods import get_method
 from loraxs_search.methods.export import converted
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.verification import check_reference_logits
@@ -228,6 +229,15 @@ def test_exports_of_a_pooled_adapter_are_sentence_encoders_of_its_logits(
     made = converted(folder, form)
     torch.testing.assert_close(encoded(made), logits(load_adapter_folder(folder)), **CLOSE)
     assert "sentence_transformers.SentenceTransformer" in (made / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("method", "params"), [("lora", {"rank": 2}), ("vera", {"rank": 2})])
+@pytest.mark.parametrize("form", ["merged", "lora"])
+def test_so_are_those_of_other_methods(
+    form: str, method: str, params: dict[str, int], make_pooled: Callable[..., Path]
+) -> None:
+    folder = make_pooled("mean", rank=0, method=method, **get_method(method).fields(params, {}))
+    torch.testing.assert_close(encoded(converted(folder, form)), logits(load_adapter_folder(folder)), **CLOSE)
 
 
 def test_modernbert_says_its_pool_itself(make_adapter: Callable[..., Path], tmp_path: Path) -> None:
