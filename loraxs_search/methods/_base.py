@@ -324,6 +324,16 @@ class Method(ABC):
         """Return every factor file that an adapter needs, to be registered with it; none by default."""
         return ()
 
+    def frozen_cosines(self, model: PeftModel | PreTrainedModel) -> tuple[float, ...]:
+        """Return numbers that differ where another machine makes other frozen parts of the same base.
+
+        None by default: what a seed draws, or the factor store keeps, is the same everywhere.
+
+        Args:
+            model: From `attach`.
+        """
+        return ()
+
     @abstractmethod
     def attach(
         self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None

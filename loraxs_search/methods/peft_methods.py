@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +13,9 @@ from loraxs_search.methods._peft import PeftMethod
 from loraxs_search.records import Hyperparameters, LinearModule, Scalar
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 _RANK = ParameterSpec("int", low=1, high=65536, about="r, the inner dimension of each update.")
 # The layers that take a feed-forward block's hidden states back, by their names in transformers' models.
@@ -139,6 +141,13 @@ class TinyLoRA(PeftMethod):
         size = own["vector_size"]
         return TinyLoraConfig(**attachment, r=own["rank"], u=size, weight_tying=tying, projection_seed=PROJECTION_SEED)
 
+    def frozen_cosines(self, model: PeftModel | PreTrainedModel) -> tuple[float, ...]:
+        """Return sums over the singular vectors, which PEFT computes here, of their cosines with two fixed vectors."""
+        found = dict(model.named_buffers())
+        a = [value for name, value in found.items() if ".tinylora_A." in name]  # (r, in)
+        b = [value.T for name, value in found.items() if ".tinylora_B." in name]  # (r, out)
+        return tuple(cosine for vectors in (*a, *b) for cosine in _cosine_sums(vectors))
+
     def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         size = int(params["vector_size"])
         beside: dict[str, tuple[int, ...]] = {
@@ -193,6 +202,16 @@ class UniLoRA(PeftMethod):
 def _scales_input(scaled: Scalar, name: str) -> bool:
     is_last = bool(_LAST_OF_BLOCK.search(name)) and "attention" not in name and "attn" not in name
     return scaled == "input" or (scaled == "paper" and is_last)
+
+
+def _cosine_sums(vectors: Tensor) -> Iterator[float]:
+    """Yield the summed cosines of vectors (r, n) with the first n values of two fixed sequences."""
+    import torch
+
+    rows = torch.nn.functional.normalize(vectors.detach().to("cpu", torch.float64))
+    for step in (1.0, 2.0**0.5):
+        fixed = torch.cos(step * torch.arange(1, rows.shape[1] + 1, dtype=torch.float64))
+        yield float((rows @ fixed).sum() / fixed.norm())
 
 
 def _num_groups(params: Mapping[str, Scalar], modules: Sequence[LinearModule] | Sequence[str]) -> int:

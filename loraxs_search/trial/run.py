@@ -27,9 +27,9 @@ from loraxs_search.base_model import (
 )
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, GradientCheckpointing, is_out_of_memory, row_too_long
 from loraxs_search.engine.passes import forward
-from loraxs_search.errors import BaseModelError, TrialDivergedError
+from loraxs_search.errors import BaseModelError, FactorMismatchError, TrialDivergedError
 from loraxs_search.factors import FactorStore
-from loraxs_search.methods import HeadPlan, get_method
+from loraxs_search.methods import HeadPlan, Method, get_method
 from loraxs_search.methods.starting import started_head
 from loraxs_search.records import Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
@@ -39,6 +39,7 @@ from loraxs_search.trial.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
+_FROZEN_ATOL = 1e-3  # a vector of the other sign moves a sum by some 0.1 (384 dimensions), rounding by 1e-6
 
 
 class _BatchGradient:
@@ -230,7 +231,7 @@ class TrialRun:
         self.step, self._device_s, self._num_tokens = 0, 0.0, 0
         self._reports: tuple[TrialReport, ...] = ()
         self._retrained = 0
-        self._size = self._method.measure(model)
+        self._size, self._frozen = self._method.measure(model), self._method.frozen_cosines(model)
         if snapshot is not None:
             self._load(snapshot)
 
@@ -294,6 +295,7 @@ class TrialRun:
             num_tokens=self._num_tokens,
             study=self.spec.study,
             retrained_steps=self._retrained,
+            frozen=self._frozen,
         )
 
     # ---- inside ------------------------------------------------------------------------------------------------------
@@ -325,7 +327,7 @@ class TrialRun:
     @torch.no_grad()
     def _load(self, snapshot: Snapshot) -> None:
         if snapshot.parameters:  # none if a state was lost: it starts anew
-            load_parameters(self.model, snapshot)
+            load_parameters(self.model, snapshot, self._method)
         for name, parameter in self._parameters.items() if snapshot.moments else ():
             if f"exp_avg/{name}" not in snapshot.moments:  # nothing of the loss has reached it
                 continue
@@ -339,8 +341,18 @@ class TrialRun:
 
 
 @torch.no_grad()
-def load_parameters(model: PeftModel | PreTrainedModel, snapshot: Snapshot) -> None:
-    """Set the trained tensors of `model` to those of `snapshot`."""
+def load_parameters(model: PeftModel | PreTrainedModel, snapshot: Snapshot, method: Method) -> None:
+    """Set the trained tensors of `model` to those of `snapshot`.
+
+    Raises:
+        FactorMismatchError: they were trained beside other frozen ones than this machine's.
+    """
+    if snapshot.frozen and not np.allclose(snapshot.frozen, method.frozen_cosines(model), rtol=0.0, atol=_FROZEN_ATOL):
+        raise FactorMismatchError(
+            f"The frozen matrices of trial {snapshot.trial_id} must be those that it began with, but this machine's"
+            f" decomposition of the base gives {method.title} others.",
+            hint="continue on a machine with the processor and the torch of the one that it began on",
+        )
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             parameter.copy_(snapshot.parameters[name])

@@ -27,6 +27,7 @@ class Snapshot:
         study: The study that the trial is of; empty in states that older versions wrote.
         elsewhere: The file of the trial's node that holds the tensors, where they are too large to travel.
         retrained_steps: Steps that were trained again since a state was lost with its node.
+        frozen: `Method.frozen_cosines` of the adapter that was trained; empty in states that older versions wrote.
     """
 
     trial_id: str
@@ -39,6 +40,7 @@ class Snapshot:
     study: str = ""
     elsewhere: str = ""
     retrained_steps: int = 0
+    frozen: tuple[float, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Serialise; equal snapshots give equal bytes."""
@@ -52,7 +54,11 @@ class Snapshot:
             "num_tokens": self.num_tokens,
             "reports": self.reports,
         }
-        header |= {name: value for name in ("study", "elsewhere", "retrained_steps") if (value := getattr(self, name))}
+        header |= {
+            name: value
+            for name in ("study", "elsewhere", "retrained_steps", "frozen")
+            if (value := getattr(self, name))
+        }
         metadata = {"trial": to_json(header)}  # one entry: safetensors writes several in random order
         contiguous = {k: v.detach().to("cpu").contiguous() for k, v in sorted(tensors.items())}
         return safetensors.torch.save(contiguous, metadata)
@@ -68,13 +74,13 @@ class Snapshot:
             tensors = safetensors.torch.load(content)
             header = entry_of(content, "trial")
             reports = from_json(tuple[TrialReport, ...], json.dumps(header.pop("reports")))
+            frozen = tuple(map(float, header.pop("frozen", ())))
         except (safetensors.SafetensorError, ValueError, KeyError) as error:
             raise StudyError(f"A snapshot must be whole, but: {error}.") from error
         if (version := header.pop("version")) != VERSION:
             raise StudyError(f"A snapshot must be of version {VERSION}, but got {version}.")
-        return cls(
-            parameters=_under("parameter/", tensors), moments=_under("moment/", tensors), reports=reports, **header
-        )
+        parameters, moments = _under("parameter/", tensors), _under("moment/", tensors)
+        return cls(parameters=parameters, moments=moments, reports=reports, frozen=frozen, **header)
 
 
 def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

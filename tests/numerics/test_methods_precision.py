@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,9 +11,10 @@ import torch
 from torch import Tensor
 
 from loraxs_search.base_model import load_model
+from loraxs_search.errors import FactorMismatchError
 from loraxs_search.methods import get_method
 from loraxs_search.tasks.kinds import classifier
-from loraxs_search.trial import attach, detach
+from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
 METHODS: dict[str, dict[str, Any]] = {
     "vera": {"rank": 3},
@@ -41,3 +43,25 @@ def test_frozen_parts_are_those_of_the_checkpoint(name: str, make_world: Callabl
     after = dict(world.model.named_parameters())
     assert all(after[key] is value and torch.equal(weights[key], value) for key, value in body.items())
     assert {value.dtype for value in body.values()} == {torch.bfloat16}
+
+
+def test_a_trial_does_not_go_on_beside_other_singular_vectors(make_world: Callable[..., Any]) -> None:
+    """PEFT computes TinyLoRA's where it is put on a base, and signs are a processor's choice."""
+    world = make_world()
+    spec = world.spec("3", method="tinylora", rank=0, **get_method("tinylora").fields(METHODS["tinylora"], {}))
+    run = TrialRun(spec, attach(world.model, spec, world.factors), world.data, torch.device("cpu"))
+    run.train(1)
+    state = Snapshot.from_bytes(run.snapshot().to_bytes())
+    assert state.frozen == run.snapshot().frozen != ()
+    vectors = next(b for key, b in run.model.named_buffers() if ".tinylora_A." in key)
+
+    def resumed(state: Snapshot) -> TrialRun:
+        return TrialRun(spec, run.model, world.data, torch.device("cpu"), state)
+
+    vectors[0] *= 1 + 1e-6
+    assert resumed(state).step == 1
+    vectors[0] *= -1
+    with pytest.raises(FactorMismatchError, match="trial 3 must be those that it began with"):
+        resumed(state)
+    assert resumed(replace(state, frozen=())).step == 1, "of an older version"
+    detach(run.model, spec)
