@@ -48,12 +48,14 @@ def test_trials_share_one_process_and_lose_no_report_when_it_or_the_owner_of_hos
     descendants: Callable[[int, str], list[int]],
 ) -> None:
     killer: Any = Killer(descendants, title)
+    others = len(descendants(os.getpid(), "ray::"))  # hosts that are kept for the next search
     overrides = [f"search.{name}={value}" for name, value in PLAN.items()]
     result = launch(str(tiny_space), name=title, overrides=[*overrides, "promotion.seeds=0"], view=killer)
     agree(title, 2 * AT_ONCE)
     first, second = killer.found
     assert (len(first), len(second)) == (1, 1)
     assert first != second
-    assert len(killer.processes) / 2 < AT_ONCE, "the host, directory, snapshot store, and a few for short tasks"
+    own = len(killer.processes) / 2 - others
+    assert own < AT_ONCE, "the host, directory, snapshot store, and a few for short tasks"
     for trial in result.trials:
         assert [report.step for report in trial.reports] == list(range(EVERY, STEPS + 1, EVERY))
