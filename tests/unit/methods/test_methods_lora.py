@@ -12,8 +12,8 @@ from torch import nn
 
 from loraxs_search.errors import RankError, SpaceError, TargetModulesError
 from loraxs_search.methods import HeadPlan, get_method
-from loraxs_search.methods._lora_layers import as_plain_lora, lora_layers
-from loraxs_search.methods._plain_lora import write_plain_lora
+from loraxs_search.methods._lora_layers import lora_layers, scaled_pairs
+from loraxs_search.methods._plain_lora import as_plain_lora, write_plain_lora
 from loraxs_search.records import Hyperparameters, LinearModule
 from loraxs_search.search_space import load_space
 
@@ -86,7 +86,7 @@ def test_it_is_plain_lora_on_the_base_as_it_was(make_base, family, params, input
     model = attached(make_base(family), family, **params)
     shake(model)
     expected = logits(model, inputs)
-    write_plain_lora(as_plain_lora(model), tmp_path)
+    write_plain_lora(as_plain_lora(model, scaled_pairs(model)), tmp_path)
     loaded = PeftModel.from_pretrained(make_base(family), str(tmp_path)).eval()
     config = loaded.peft_config["default"]
     assert (config.r, config.lora_alpha) == (4, 4)
