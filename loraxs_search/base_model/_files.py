@@ -20,8 +20,10 @@ from loraxs_search.home import disk_faults, file_sha256, home, mark_used, write_
 
 # In the order in which transformers prefers them.
 WEIGHT_FILES = (
-    *("model.safetensors", "model.safetensors.index.json"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
 
 

@@ -81,7 +81,8 @@ class ParameterSpec:
         return number
 
 
-NO_ALPHA = MappingProxyType(  # `Method.not_offered` of those that have `rank` and `scale`
+# `Method.not_offered` of those that have `rank` and `scale`.
+NO_ALPHA = MappingProxyType(
     {"alpha": "is not offered, since with alpha fixed a larger rank learns slower; use `scale` (= alpha / rank)."}
 )
 

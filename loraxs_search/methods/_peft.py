@@ -103,12 +103,15 @@ class PeftMethod(Method):
         from peft import get_peft_model
         from transformers.pytorch_utils import Conv1D
 
+        from loraxs_search.torch_threads import single_thread
+
         layers = _linear_layers(model, hyper.target_modules)
         config = self.config(hyper, self.attachment(hyper, head))
         if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
             config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers)
         try:
-            with torch.random.fork_rng(devices=[]), _exact_weights(layers if self.reads_weights else (), factors):
+            exact = _exact_weights(layers if self.reads_weights else (), factors)
+            with torch.random.fork_rng(devices=[]), exact, single_thread():  # singular vectors depend on threads
                 torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
                 adapted = get_peft_model(model, config, adapter_name=ADAPTER)
             stored: Any = adapted.peft_config[ADAPTER]

@@ -205,10 +205,14 @@ def _scales_input(scaled: Scalar, name: str) -> bool:
 
 
 def _cosine_sums(vectors: Tensor) -> Iterator[float]:
-    """Yield the summed cosines of vectors (r, n) with the first n values of two fixed sequences."""
+    """Yield sums over vectors (r, n) of cosines with two fixed vectors, as parts of the longest one's length.
+
+    So those of singular values near zero, which are any and change nothing, do not count.
+    """
     import torch
 
-    rows = torch.nn.functional.normalize(vectors.detach().to("cpu", torch.float64))
+    rows = vectors.detach().to("cpu", torch.float64)
+    rows = rows / rows.norm(dim=1).max().clamp_min(1e-30)
     for step in (1.0, 2.0**0.5):
         fixed = torch.cos(step * torch.arange(1, rows.shape[1] + 1, dtype=torch.float64))
         yield float((rows @ fixed).sum() / fixed.norm())

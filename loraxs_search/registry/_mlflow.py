@@ -162,7 +162,7 @@ def plainly(uri: str, ask: Callable[[], _T], by_client: Callable[[], _T], *, whe
         return by_client()
 
 
-# ---- what is asked of a server: each function raises what `ask` of `plainly` does ----------------------------------
+# ---- asked of a server; they raise what `plainly` takes from `ask` ---------------------------------------------------
 def find_version(uri: str, name: AdapterName) -> Any:
     """Return a model version with the attributes of MLflow's own."""
     which = {"alias": name.alias or ""} if name.version is None else {"version": str(name.version)}

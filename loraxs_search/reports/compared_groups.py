@@ -172,6 +172,7 @@ class Group:
 
     @property
     def task(self) -> Task:
+        """The task, which all studies have in common."""
         return self.studies[0].info.task
 
     @property

@@ -139,7 +139,8 @@ def _differences(one: ComparedStudy, other: ComparedStudy) -> list[str]:
     ]
     first, second = one.identity, other.identity
     if first is None or second is None:
-        return [f"{study.name} has not loaded its rows yet" for study in (one, other) if study.identity is None]
+        known = ((one, first), (other, second))  # read once: a driver may write one meanwhile
+        return [f"{study.name} has not loaded its rows yet" for study, identity in known if identity is None]
     pairs += [
         ("data fingerprint", first.data_fingerprint[:16], second.data_fingerprint[:16]),
         ("base digest", first.base_digest[:16], second.base_digest[:16]),

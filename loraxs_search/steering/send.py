@@ -112,7 +112,8 @@ def _send_here(folder: StudyFolder, command: Command) -> CommandAnswer:
 
 def _await_answer(folder: StudyFolder, command: Command) -> CommandAnswer | None:
     """Return the answer, None where there is none within `WAIT_S`."""
-    journal, until = folder.journal(), time.monotonic() + WAIT_S
+    until = time.monotonic() + WAIT_S
+    journal = folder.journal()
     while True:
         journal.refresh()
         record = journal.commands.get(command.command_id)

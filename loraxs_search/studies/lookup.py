@@ -30,8 +30,10 @@ def trials_of(name: str) -> dict[str, TrialState]:
 
     Its reports are not read, so it takes no time. Malformed lines are skipped: shell completion cannot report errors.
     """
+    if not StudyFolder.exists(name):
+        return {}
     states: dict[str, TrialState] = {}
-    for line, _ in lines_from(studies_root() / name / "journal.jsonl", 0) if StudyFolder.exists(name) else ():
+    for line, _ in lines_from(studies_root() / name / "journal.jsonl", 0):
         if line.startswith(_REPORTED):
             continue
         with contextlib.suppress(ValueError, KeyError, TypeError):

@@ -28,7 +28,7 @@ from loraxs_search.base_model import (
 from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, GradientCheckpointing, is_out_of_memory, row_too_long
 from loraxs_search.engine.passes import forward
 from loraxs_search.errors import BaseModelError, FactorMismatchError, TrialDivergedError
-from loraxs_search.factors import FactorStore
+from loraxs_search.factors import FactorStore, agrees
 from loraxs_search.methods import HeadPlan, Method, get_method
 from loraxs_search.methods.starting import started_head
 from loraxs_search.records import Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
@@ -347,7 +347,7 @@ def load_parameters(model: PeftModel | PreTrainedModel, snapshot: Snapshot, meth
     Raises:
         FactorMismatchError: they were trained beside other frozen ones than this machine's.
     """
-    if snapshot.frozen and not np.allclose(snapshot.frozen, method.frozen_cosines(model), rtol=0.0, atol=_FROZEN_ATOL):
+    if snapshot.frozen and not agrees(snapshot.frozen, method.frozen_cosines(model), tolerance=_FROZEN_ATOL):
         raise FactorMismatchError(
             f"The frozen matrices of trial {snapshot.trial_id} must be those that it began with, but this machine's"
             f" decomposition of the base gives {method.title} others.",

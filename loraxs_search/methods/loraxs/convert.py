@@ -20,7 +20,8 @@ from loraxs_search.methods.loraxs.layer import LoraXSLayer
 def as_plain_lora(model: PeftModel) -> _plain_lora.PlainLora:
     """Return the same function as LoRA, whose A is A and whose B is scale * B R; layers of `pass_through` go along."""
     pairs = {name: layer.to_lora(ADAPTER) for name, layer in _plain_lora.tuner_layers(model, LoraXSLayer)}
-    lora, idle = _plain_lora.as_plain_lora(model, pairs), model.active_peft_config.pass_through
+    lora = _plain_lora.as_plain_lora(model, pairs)
+    idle = model.active_peft_config.pass_through
     return replace(lora, others={**lora.others, **_identities(model, idle)}, saved=[*lora.saved, *idle])
 
 

@@ -97,8 +97,8 @@ def baseline_table(facts: ReportFacts, summary: Summary) -> _ReportTable:
 
 def cost_table(facts: ReportFacts) -> _ReportTable:
     """Return what was spent on trials, by how they ended."""
-    by_state = {facts.word(state): [r for r in facts.records if r.state is state] for state in TrialState}
-    groups = [*((word, records) for word, records in by_state.items() if records), ("all", facts.records)]
+    by_state = [(facts.word(state), [r for r in facts.records if r.state is state]) for state in TrialState]
+    groups = [*((word, records) for word, records in by_state if records), ("all", facts.records)]
     times = [(name, len(records), device_seconds(records)) for name, records in groups]
     rows = tuple((name, f"{count:,}", duration(time_s), f"{time_s / 3600:,.3f}") for name, count, time_s in times)
     caption = "Device time of trials, each to its last report. Refits, final scores and lost work are not in it."
