@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from loraxs_search.errors import BaseModelError, RankError, UsageError
-from loraxs_search.records import Basis, Sigma
+from loraxs_search.records import SVD_BASES, Basis, Sigma
 from loraxs_search.torch_threads import single_thread
 
 
@@ -98,6 +98,7 @@ def resolve_driver(driver: Driver, basis: Basis, out_features: int, in_features:
     Raises:
         UsageError: a basis other than `top` is asked of the randomised driver.
     """
+    assert basis in SVD_BASES  # `gaussian` is drawn, not computed
     if basis != "top":
         if driver == "randomized":
             raise UsageError(
