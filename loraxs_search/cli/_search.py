@@ -191,7 +191,7 @@ def _ending(views: Sequence[_WatchedSearch], told: _WatchedSearch) -> Iterator[N
 
     Args:
         views: Of all studies by the end; more may come until then.
-        told: What the last events go to.
+        told: The view that gets the last events.
     """
     notice = ""
     try:

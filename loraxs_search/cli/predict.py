@@ -139,12 +139,13 @@ def predict(  # noqa: PLR0913, PLR0917  # each is an option
     Example: loraxs-search predict movie-reviews --file reviews.csv --format csv > answers.csv
     """
     from loraxs_search.api import predictor
-    from loraxs_search.tasks.questions import question_path
 
     if texts == [STDIN] and file is None:
         texts, file = None, STDIN
     _check_sources(texts, file, repl, as_json, form)
     if file is not None and file != STDIN:
+        from loraxs_search.tasks.questions import question_path
+
         question_path(file)  # a file that is not there is refused before anything is loaded
     answer = predictor(name, base=base, tracking_uri=tracking_uri)
     if repl:

@@ -327,7 +327,7 @@ class Method(ABC):
     def frozen_cosines(self, model: PeftModel | PreTrainedModel) -> tuple[float, ...]:
         """Return numbers that differ where another machine makes other frozen parts of the same base.
 
-        None by default: what a seed draws, or the factor store keeps, is the same everywhere.
+        There are no such numbers by default: what a seed draws, or the factor store keeps, is the same everywhere.
 
         Args:
             model: From `attach`.

@@ -103,15 +103,12 @@ class PeftMethod(Method):
         from peft import get_peft_model
         from transformers.pytorch_utils import Conv1D
 
-        from loraxs_search.torch_threads import single_thread
-
         layers = _linear_layers(model, hyper.target_modules)
         config = self.config(hyper, self.attachment(hyper, head))
         if hasattr(config, "fan_in_fan_out"):  # PEFT finds out too, with a warning
             config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers)
         try:
-            exact = _exact_weights(layers if self.reads_weights else (), factors)
-            with torch.random.fork_rng(devices=[]), exact, single_thread():  # singular vectors depend on threads
+            with torch.random.fork_rng(devices=[]), _exact_weights(layers if self.reads_weights else (), factors):
                 torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
                 adapted = get_peft_model(model, config, adapter_name=ADAPTER)
             stored: Any = adapted.peft_config[ADAPTER]
@@ -217,20 +214,23 @@ def _linear_layers(model: PreTrainedModel, names: Sequence[str]) -> list[nn.Modu
 def _exact_weights(layers: Sequence[nn.Module], factors: FactorStore | None) -> Iterator[None]:
     """Give layers the checkpoint's own weights for a while, on the CPU: what is made of them is the same on any device.
 
-    Rounded weights have other singular vectors, and another device computes others. The base's own weights stay as
-    they are: other threads may compute with them.
+    Rounded weights have other singular vectors, and another device or number of threads computes others. The base's own
+    weights stay as they are: other threads may compute with them.
 
     Args:
         factors: Knows the checkpoint's weights; None if the model has them itself.
     """
     from torch import nn
 
+    from loraxs_search.torch_threads import single_thread
+
     held = [(layer, weight) for layer in layers if isinstance(weight := layer.weight, nn.Parameter)]
     try:
         for layer, weight in held:
             exact = weight if factors is None else factors.checkpoint_weight(weight)
             layer.weight = nn.Parameter(exact.detach().to("cpu"), requires_grad=False)
-        yield
+        with single_thread() if held else contextlib.nullcontext():
+            yield
     finally:
         for layer, weight in held:
             layer.weight = weight

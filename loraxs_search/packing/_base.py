@@ -44,6 +44,7 @@ class Host(Protocol):
 
     - BaseModelError, TaskDataError: the base or the rows are not what the node must have. The engine counts that as
       the node's fault where another host has had both.
+    - FactorMismatchError: the trial began beside other singular vectors than this machine computes.
     - TrialDivergedError: the trial's loss, gradient or a metric is not finite.
     - TrialCancelledError: `cancel` named the trial.
     - RankError, TargetModulesError: the trial asks for what the base does not have.

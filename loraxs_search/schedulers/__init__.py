@@ -16,7 +16,16 @@ from loraxs_search.schedulers.asha import ASHA
 from loraxs_search.schedulers.mo_asha import MOASHA
 from loraxs_search.schedulers.none import NoScheduler
 
-__all__ = ["MOASHA", "SCHEDULERS", "NoScheduler", "Scheduler", "SchedulerConfig", "ScoredTrial", "make_scheduler"]
+__all__ = [
+    "ASHA",
+    "MOASHA",
+    "SCHEDULERS",
+    "NoScheduler",
+    "Scheduler",
+    "SchedulerConfig",
+    "ScoredTrial",
+    "make_scheduler",
+]
 
 SCHEDULERS: EntryPoints[type[Scheduler]] = EntryPoints(
     "search.scheduler", "loraxs_search.schedulers", {entry.name: entry for entry in (ASHA, MOASHA, NoScheduler)}

@@ -193,7 +193,11 @@ def _pack_size(value: object) -> int | Literal["auto"]:
     raise ValueError("must be a whole number of at least 1, or auto")
 
 
-Methods = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(distinct)]  # of a list in YAML
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Methods = Annotated[tuple[Text, ...], AfterValidator(distinct), BeforeValidator(_tuple)]
 # What an editor checks of a value that a function of ours checks here.
 PackSize = Annotated[
     int | Literal["auto"],

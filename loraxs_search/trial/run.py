@@ -39,7 +39,7 @@ from loraxs_search.trial.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 Indices = npt.NDArray[np.int64]
-_FROZEN_ATOL = 1e-3  # a vector of the other sign moves a sum by some 0.1 (384 dimensions), rounding by 1e-6
+_FROZEN_ATOL = 1e-3  # the longest vector with the other sign moves a sum by some 0.1 (384 dimensions), rounding by 1e-6
 
 
 class _BatchGradient:
@@ -351,7 +351,7 @@ def load_parameters(model: PeftModel | PreTrainedModel, snapshot: Snapshot, meth
         raise FactorMismatchError(
             f"The frozen matrices of trial {snapshot.trial_id} must be those that it began with, but this machine's"
             f" decomposition of the base gives {method.title} others.",
-            hint="continue on a machine with the processor and the torch of the one that it began on",
+            hint="search with TinyLoRA on machines with one kind of processor and one version of torch",
         )
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -75,7 +75,7 @@ class Snapshot:
             header = entry_of(content, "trial")
             reports = from_json(tuple[TrialReport, ...], json.dumps(header.pop("reports")))
             frozen = tuple(map(float, header.pop("frozen", ())))
-        except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StudyError(f"A snapshot must be whole, but: {error}.") from error
         if (version := header.pop("version")) != VERSION:
             raise StudyError(f"A snapshot must be of version {VERSION}, but got {version}.")

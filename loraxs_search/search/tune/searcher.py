@@ -82,7 +82,7 @@ class StudySearcher(Unpickled, Searcher):
 
     Args:
         deadline: When the time budget is used up.
-        study: Its name, which lineages have.
+        study: The study's name, for lineages.
         state: What commands have come to; whoever changes it calls `apply_commands`.
     """
 

@@ -219,7 +219,7 @@ class TaskKind(ABC):
 
     def shown(self, row: Sequence[Any]) -> str:
         """Return a question as people read it."""
-        return " | ".join(self.shown(value) if isinstance(value, list) else str(value) for value in row)
+        return " | ".join(TaskKind.shown(self, value) if isinstance(value, list) else str(value) for value in row)
 
     @abstractmethod
     def questions(self, rows: Sequence[tuple[Any, ...]]) -> Rows:

@@ -151,8 +151,9 @@ class LanguageModelKind(TaskKind):
     def _joints(self, rows: Rows) -> Iterator[tuple[str, str]]:
         """Yield prompts with the first answer that runs on from each; nothing of messages."""
         for prompt, answers in zip(rows.texts, self.learnt_texts(rows), strict=True):
-            if not self.prompt.roles:
-                yield from [(prompt, it) for it in answers if _runs_on(prompt, it)][:1]
+            answer = next((answer for answer in answers if _runs_on(prompt, answer)), None)
+            if answer is not None and not self.prompt.roles:
+                yield prompt, answer
 
     # ---- tokens ------------------------------------------------------------------------------------------------------
     def tokenizer_faults(self, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, str]]:
