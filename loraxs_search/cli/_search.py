@@ -186,12 +186,12 @@ def _sinks(server: str, as_events: bool) -> Iterator[Sequence[_Sink]]:
 
 
 @contextlib.contextmanager
-def _ending(views: Sequence[_WatchedSearch], told: _WatchedSearch) -> Iterator[None]:
+def _ending(views: Sequence[_WatchedSearch], last_view: _WatchedSearch) -> Iterator[None]:
     """Have each study's last event follow, when nobody works on it any more.
 
     Args:
         views: Of all studies by the end; more may come until then.
-        told: The view that gets the last events.
+        last_view: The view that gets the last events.
     """
     notice = ""
     try:
@@ -202,10 +202,10 @@ def _ending(views: Sequence[_WatchedSearch], told: _WatchedSearch) -> Iterator[N
     finally:
         for study in [view.study for view in views] or [None]:
             if study is None or not StudyFolder.exists(study):
-                told.happened(SearchEnded(study=study, at=time.time(), state="interrupted", notice=notice))
+                last_view.happened(SearchEnded(study=study, at=time.time(), state="interrupted", notice=notice))
             else:
                 last = ended(StudyFolder.open(study))
-                told.happened(replace(last, notice=last.notice or notice))
+                last_view.happened(replace(last, notice=last.notice or notice))
 
 
 def server_of(uri: str) -> str:

@@ -162,7 +162,8 @@ class FactorStore:
             remembered = _storage(weight), factors
             self._forget_dead_weights()
             self._memory[key] = remembered
-        return remembered[1]
+        _, factors = remembered
+        return factors
 
     def checkpoint_weight(self, weight: Tensor) -> Tensor:
         """Return the checkpoint's own weight of a layer: the one that is decomposed; itself by default."""

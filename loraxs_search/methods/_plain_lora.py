@@ -62,10 +62,10 @@ def write_plain_lora(
         base: The base's name in the file, which servers compare with their own.
         revision: The base's revision in the file; with `base`.
     Raises:
-        UsageError: a module's rank is above `rank`.
+        UsageError: a module's rank is above `rank`, or the head reads a pool.
         HomeError: the folder cannot be written.
     """
-    assert lora.pooling == "class"  # whoever loads it would read something else, without a word
+    _check_read_as_class(lora.pooling)
     tensors = dict(lora.others)
     ranks: dict[str, int] = {}
     for name, pair in lora.pairs.items():
@@ -78,6 +78,20 @@ def write_plain_lora(
         config = _config(lora, ranks)
         config.base_model_name_or_path, config.revision = base, revision
         config.save_pretrained(str(folder))
+
+
+def _check_read_as_class(pooling: Pooling) -> None:
+    """Refuse what LoRA's config cannot say: whoever loads it would read something else, without a word.
+
+    Raises:
+        UsageError: the head reads a pool.
+    """
+    if pooling != "class":
+        raise UsageError(
+            "A plain LoRA adapter must have a head that reads what the base's class does, but this one's reads"
+            f" `pooling: {pooling}`.",
+            hint="`loraxs-search pull --format lora` makes a folder for sentence-transformers of it",
+        )
 
 
 def padded(a: Tensor, b: Tensor, rank: int | None, module: str) -> Pair:

@@ -271,7 +271,7 @@ class LoadedBase:
         exact, _ = self._exact_for(data.task)
         model = attach(exact, spec, self.factors)
         try:
-            load_parameters(model, snapshot, get_method(spec.hyperparameters.method))
+            load_parameters(model, snapshot, get_method(spec.hyperparameters.method).frozen_cosines(model))
             yield model, exact, data
         finally:
             detach(model, spec)

@@ -29,7 +29,7 @@ from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, GradientCheckpoint
 from loraxs_search.engine.passes import forward
 from loraxs_search.errors import BaseModelError, FactorMismatchError, TrialDivergedError
 from loraxs_search.factors import FactorStore, agrees
-from loraxs_search.methods import HeadPlan, Method, get_method
+from loraxs_search.methods import HeadPlan, get_method
 from loraxs_search.methods.starting import started_head
 from loraxs_search.records import Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
@@ -327,7 +327,7 @@ class TrialRun:
     @torch.no_grad()
     def _load(self, snapshot: Snapshot) -> None:
         if snapshot.parameters:  # none if a state was lost: it starts anew
-            load_parameters(self.model, snapshot, self._method)
+            load_parameters(self.model, snapshot, self._frozen)
         for name, parameter in self._parameters.items() if snapshot.moments else ():
             if f"exp_avg/{name}" not in snapshot.moments:  # nothing of the loss has reached it
                 continue
@@ -341,16 +341,18 @@ class TrialRun:
 
 
 @torch.no_grad()
-def load_parameters(model: PeftModel | PreTrainedModel, snapshot: Snapshot, method: Method) -> None:
+def load_parameters(model: PeftModel | PreTrainedModel, snapshot: Snapshot, frozen: Sequence[float]) -> None:
     """Set the trained tensors of `model` to those of `snapshot`.
 
+    Args:
+        frozen: `Method.frozen_cosines` of the model.
     Raises:
         FactorMismatchError: they were trained beside other frozen ones than this machine's.
     """
-    if snapshot.frozen and not agrees(snapshot.frozen, method.frozen_cosines(model), tolerance=_FROZEN_ATOL):
+    if snapshot.frozen and not agrees(snapshot.frozen, frozen, tolerance=_FROZEN_ATOL):
         raise FactorMismatchError(
             f"The frozen matrices of trial {snapshot.trial_id} must be those that it began with, but this machine's"
-            f" decomposition of the base gives {method.title} others.",
+            " decomposition of the base gives others.",
             hint="search with TinyLoRA on machines with one kind of processor and one version of torch",
         )
     for name, parameter in model.named_parameters():

@@ -27,7 +27,7 @@ def ask(say: Callable[..., Said], searched: Any, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def rows_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_warm_home: Path) -> Path:
-    """An empty folder for somebody's rows, which a test is in; the base is at hand.
+    """An empty folder for a user's rows, which a test is in; the base is at hand.
 
     `check --data` draws the rows of a standard error few times: a hundred F1 scores take longer than all else.
     """

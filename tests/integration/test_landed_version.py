@@ -83,7 +83,7 @@ def test_an_interrupted_study_goes_on_to_its_end_and_can_be_promoted(
 
 
 def untimed(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A phase has a moment of its own in the journal, and how far trials are between reports is not kept."""
+    """A phase has its own moment in the journal, and how far trials are between reports is not kept."""
     kept = [event for event in events if event["event"] != "trials_advanced"]
     return [{**event, "at": 0.0} if event["event"] == "phase" else event for event in kept]
 

@@ -24,8 +24,9 @@ from loraxs_search.base_model import linear_modules, load_model, locate, pooling
 from loraxs_search.base_model.pooling import pool
 from loraxs_search.errors import UsageError
 from loraxs_search.methods import get_method
+from loraxs_search.methods._plain_lora import write_plain_lora
 from loraxs_search.methods.export import converted
-from loraxs_search.methods.loading import load_adapter_folder
+from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.methods.verification import check_reference_logits
 from loraxs_search.packing import TrialHost
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Pooling, Task, TrialSpec
@@ -190,6 +191,17 @@ def test_a_bank_reads_each_row_as_its_adapter_was_trained(make_pooled: Callable[
     for index, (name, found) in enumerate(zip(names, bank.logits(names, inputs()), strict=True)):
         model = load_model(base, classifier(2)) if name is None else load_adapter_folder(folders[name], base=base)
         torch.testing.assert_close(found, logits(model)[index], **CLOSE)
+
+
+@pytest.mark.parametrize("method", ["lora-xs", "lora"])
+def test_plain_lora_files_that_cannot_say_the_pool_are_refused(
+    method: str, make_pooled: Callable[..., Path], tmp_path: Path
+) -> None:
+    own = {"rank": 2} if method == "lora-xs" else {"rank": 0, **get_method(method).fields({"rank": 2}, {})}
+    folder = make_pooled("mean", method=method, **own)
+    lora = get_method(method).plain_lora(load_adapter_folder(folder), read_manifest(folder))
+    with pytest.raises(UsageError, match="pooling: mean"):
+        write_plain_lora(lora, tmp_path / "lora")
 
 
 def encoded(folder: Path) -> Tensor:
