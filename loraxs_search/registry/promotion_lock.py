@@ -84,18 +84,29 @@ class _Lease:
         seen_at = time.monotonic()
         while True:
             if seen[0] is None or time.monotonic() - seen_at >= TTL_S:
-                self._write()
+                self._claim()
                 time.sleep(random.uniform(*_SETTLE_S))
                 if self._read()[0] == self._owner:
                     return
-            if time.monotonic() - began > wait_s:
-                raise RegistryError(
-                    f"The lease on {self._task} must be free to change its champion, but {seen[0]} holds it.",
-                    hint="try again; a promoter that died loses it within two minutes",
-                )
             time.sleep(random.uniform(*_POLL_S))
             if (lease := self._read()) != seen:
                 seen, seen_at = lease, time.monotonic()
+            if time.monotonic() - began > wait_s:
+                holder = seen[0] or "another promoter"
+                raise RegistryError(
+                    f"The lease on {self._task} must be free to change its champion, but {holder} holds it.",
+                    hint="try again; a promoter that died loses it within two minutes",
+                )
+
+    def _claim(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._write()
+        except MlflowException:
+            # Of two that insert the tag at once, the server's database refuses one: the other's lease stands there.
+            if self._read()[0] is None:
+                raise
 
     def check(self) -> None:
         owner, _ = self._read()

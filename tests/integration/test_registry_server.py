@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 import torch
+from mlflow.exceptions import RestException
 from support.clocks import no_wrong_clock, wrong_clock
 from support.ports import free_port
 from support.sealed import promote as promote_folder
@@ -123,6 +124,33 @@ def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, m
         with pytest.raises(RegistryError, match="but another holds it"):
             check()
     assert "another" in client.get_registered_model(name).tags[promotion_lock.TAG], "it is not ours to give back"
+
+
+def test_of_two_that_write_a_first_lease_at_once_the_refused_one_waits(mlflow_server, monkeypatch):
+    """The server's database lets one of two insert a tag and answers the other that it is there."""
+    client, name = connect(mlflow_server.uri), "leased-at-once"
+    client.create_registered_model(name)
+    write, refusal = client.set_registered_model_tag, RestException({"error_code": "BAD_REQUEST", "message": "UNIQUE"})
+
+    def write_second(task: str, key: str, lease: str) -> None:
+        monkeypatch.setattr(client, "set_registered_model_tag", write)
+        write(task, key, json.dumps({"owner": "the first", "expires": time.time()}))
+        raise refusal
+
+    monkeypatch.setattr(client, "set_registered_model_tag", write_second)
+    with (
+        pytest.raises(RegistryError, match="but the first holds it"),
+        promotion_lock.lease_promotion_lock(client, name, wait_s=0.0),
+    ):
+        pass
+    client.delete_registered_model_tag(name, promotion_lock.TAG)
+
+    def write_nothing(task: str, key: str, lease: str) -> None:
+        raise refusal
+
+    monkeypatch.setattr(client, "set_registered_model_tag", write_nothing)
+    with pytest.raises(RestException, match="UNIQUE"), promotion_lock.lease_promotion_lock(client, name):
+        pass
 
 
 def test_a_mistyped_task_is_not_made_by_a_rollback_or_a_removal(mlflow_server, tmp_path):
