@@ -21,7 +21,7 @@ WEB_IF_NPM := $(if $(shell command -v npm),web)
 # Tests start hundreds of processes that import the package: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env browser postgres caddy hosts nfs demo dist web test long lowest lint types style clean
+.PHONY: env browser postgres caddy hosts nfs packages demo dist web test long lowest lint types style clean
 
 env: $(VENV)/.ready
 
@@ -66,6 +66,10 @@ nfs:
 	    nfs-ganesha nfs-ganesha-vfs user-mode-linux kmod >/dev/null; } \
 	  || echo "NFS and Linux in user mode cannot be installed here: the test that needs them will be skipped"
 
+# What `make test` uses of these, one after the other: apt does one thing at a time.
+packages:
+	@MAKEFLAGS= $(MAKE) --no-print-directory browser postgres hosts nfs $(WEB_IF_NPM)
+
 demo: env
 	@bash tests/demo.sh $(BIN)
 
@@ -87,21 +91,23 @@ $(WEB)/vendor/tokenizers.LICENSE: $(WEB)/package.json $(WEB)/package-lock.json
 	rm -rf $(@D) && mv build/web/vendor $(@D) && rm -rf build/web
 
 # mypy takes as long as all the others: one core each.
-lint: env
+lint:
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync types style
 
-types:
+types: env
 	$(BIN)/mypy
 
-style:
+style: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
 	$(BIN)/deptry tests --exclude none --ignore DEP002,DEP004
 
-# Two groups at once, the longest first: tests/conftest.py makes and orders them, and short ones fill up the end.
-test: lint browser postgres hosts nfs $(WEB_IF_NPM)
+# Debian's packages come while pip installs. Then two groups at once, the longest first: tests/conftest.py makes and
+# orders them, and short ones fill up the end.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync packages types style
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
