@@ -136,8 +136,10 @@ def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
     first = next(iter(arms.values()))
     for arm, scores in arms.items():
         for step, values in scores.items():
-            line = f"{task}, {metric}, {arm}, step {step}: {np.mean(values):.3f} ({np.std(values, ddof=1):.3f})"
-            if scores is not first:
+            line = f"{task}, {metric}, {arm}, step {step}: {np.mean(values):.3f}"
+            if len(values) > 1:
+                line += f" ({np.std(values, ddof=1):.3f})"
+            if len(values) > 1 and scores is not first:
                 gains = np.subtract(values, first[step])
                 reach = student.ppf(0.975, len(gains) - 1) * gains.std(ddof=1) / len(gains) ** 0.5
                 line += f", {gains.mean():+.3f} ({gains.mean() - reach:+.3f} to {gains.mean() + reach:+.3f})"
