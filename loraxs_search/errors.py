@@ -113,7 +113,7 @@ class SearchInterruptedError(LoraxsError):
 
 
 class TrialsFailError(LoraxsError):
-    """Nearly all of the latest trials failed for one reason; the others wait until it is fixed."""
+    """Nearly all of the latest trials failed for one reason, and the others wait until it is fixed; or all failed."""
 
 
 class StorageError(LoraxsError):

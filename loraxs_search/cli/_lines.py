@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from loraxs_search.cli._output import plain
+from loraxs_search.cli._output import plain, strict_json
 from loraxs_search.cli.live_text import browse, data_lines, phase_in_words, time_left_in_words
 from loraxs_search.errors import counted
 from loraxs_search.log import events
@@ -147,7 +147,7 @@ class EventStream:
 
     def happened(self, event: events.ShownEvent) -> None:
         """Take the next event."""
-        self._out.write(f"{to_json(printed(event))}\n")  # at once: another thread may have news too
+        self._out.write(f"{strict_json(to_json(printed(event)))}\n")  # at once: another thread may have news too
         self._out.flush()
 
     def known(self, event: events.ShownEvent) -> None:

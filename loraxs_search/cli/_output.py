@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -112,10 +113,15 @@ SetOption = Annotated[
 _OPTIONAL = ("front", "kept", "unparsed", "unended", "learnt bytes", "from")  # columns of the leaderboard
 
 
+def strict_json(text: str, **options: Any) -> str:
+    """Return JSON that every reader takes, laid out by `options` of `json.dumps`: what is no finite number is null."""
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), **options)
+
+
 def emit(as_json: bool, value: Any, show: Callable[[], None]) -> None:
     """Print `value` as JSON, or call `show`, whose text steers no terminal, through a pipe or straight."""
     if as_json:
-        print(to_json(value, indent=2))
+        print(strict_json(to_json(value), indent=2))
     else:
         with contextlib.redirect_stdout(plain_stream(sys.stdout)):
             show()

@@ -20,7 +20,6 @@ from loraxs_search.cli.live_text import browse
 from loraxs_search.errors import SearchInterruptedError, UsageError, counted
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, sqlite_path
-from loraxs_search.records import to_json
 from loraxs_search.reports.study_status import SearchDocument, ended, search_document
 from loraxs_search.studies import StudyFolder, StudyInfo
 
@@ -229,7 +228,7 @@ def show_results(
     folders = [StudyFolder.open(result.study) for result in results]
     documents = [search_document(folder, folder.journal()) for folder in folders]
     if as_json and not as_events:
-        print(to_json(documents if in_list else documents[0], indent=2))
+        emit(True, documents if in_list else documents[0], lambda: None)
     for folder, document in zip(folders, documents, strict=True):
         if not (as_json or as_events):
             emit(False, document, partial(print_leaderboard, document.trials, folder.info.task, document.baselines))

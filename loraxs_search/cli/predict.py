@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from loraxs_search.cli._completion import adapters
-from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit, write_csv
+from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit, strict_json, write_csv
 from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
@@ -56,8 +56,9 @@ def _write_predictions(
         rows = [_without(row, "probabilities") for row in rows]
     rows = [{**row, **other} for row, other in zip(rows, beside, strict=True)] if beside else rows
     if form == "jsonl":
+        is_ascii = not (sys.stdout.encoding or "").lower().startswith("utf")  # others escape as Python does
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False, default=str).translate(_LINE_ENDS))
+            print(strict_json(json.dumps(row, default=str), ensure_ascii=is_ascii).translate(_LINE_ENDS))
         return
     if header:
         write_csv(list(rows[0]))

@@ -29,6 +29,7 @@ class ComparedTrial:
         steps: How far it came.
         score: Of the report of the step that is kept; None of a trial that has not trained all its steps.
         size: What it stores; None if it has no report.
+        has_probe: Whether its study had a linear probe for heads to start at.
     """
 
     study: str
@@ -41,6 +42,7 @@ class ComparedTrial:
     device_s: float
     score: float | None
     size: AdapterSize | None
+    has_probe: bool
 
     @property
     def name(self) -> str:
@@ -53,7 +55,8 @@ class ComparedTrial:
             return self.study
         if by == METHOD:
             return self.method
-        return self.params[by] if by in self.params else _default(self.method, by)
+        given = self.params[by] if by in self.params else _default(self.method, by)
+        return "random" if by == "head_init" and given == "probe" and not self.has_probe else given
 
 
 class ComparedStudy:
@@ -97,6 +100,7 @@ class ComparedStudy:
             device_s=last.device_s if last else 0.0,
             score=score if math.isfinite(score) else None,
             size=last.size if last else None,
+            has_probe=self.folder.has_probe,
         )
 
     @cached_property

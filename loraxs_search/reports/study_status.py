@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
-from loraxs_search.assets import NOTHING, PROBE
 from loraxs_search.errors import StudyError
 from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
@@ -377,7 +376,7 @@ def study_status(folder: StudyFolder) -> StudyStatus:
 
 
 def _head_facts(folder: StudyFolder, records: Collection[TrialRecord]) -> tuple[Pooling | None, str | None]:
-    """Return what heads read, and where those of all trials start: without the asset, `probe` comes to `random`."""
+    """Return what heads read, and where those of all trials start."""
     from loraxs_search.tasks.kinds import KINDS  # numpy, which a list of studies does without
 
     info, kind = folder.info, KINDS.importable().get(folder.info.task.kind)
@@ -388,7 +387,7 @@ def _head_facts(folder: StudyFolder, records: Collection[TrialRecord]) -> tuple[
     has_own = info.start_from is not None and info.start_from.with_head  # those of the adapter
     if kind(info.task).model.num_outputs is None or has_own or len(given) != 1:
         return pooling, None
-    return pooling, given.pop() if folder.assets().get(PROBE, NOTHING) != NOTHING else "random"
+    return pooling, given.pop() if folder.has_probe else "random"
 
 
 def _as_drawn(row: LeaderboardRow, search: SearchState) -> LeaderboardRow:

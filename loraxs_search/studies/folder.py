@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraxs_search.assets import digest_of
+from loraxs_search.assets import NOTHING, PROBE, digest_of
 from loraxs_search.errors import HomeError, LoraxsError, StudyError, unknown_name
 from loraxs_search.home import (
     are_aside,
@@ -291,6 +291,11 @@ class StudyFolder(BaselineFiles, CandidateFiles):
         """Return the digests of the study's assets by name."""
         path = self.path / "assets.json"
         return read_record(_AssetFile, path).digests if path.exists() else {}
+
+    @property
+    def has_probe(self) -> bool:
+        """Whether heads can start at a linear probe; without one, `head_init: probe` comes to `random`."""
+        return self.assets().get(PROBE, NOTHING) != NOTHING
 
     def read_asset(self, digest: str) -> bytes:
         """Return an asset.

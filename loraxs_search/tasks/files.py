@@ -127,10 +127,26 @@ def _zstd(content: bytes) -> bytes:
     return bytes(pa.input_stream(pa.BufferReader(content), compression="zstd").read())
 
 
+def _every_stream(make: Callable[[], Any]) -> Callable[[bytes], bytes]:
+    """Return what decompresses a file of several streams; Python's own leaves out those behind a damaged one."""
+
+    def decompress(content: bytes) -> bytes:
+        parts = list[bytes]()
+        while content or not parts:
+            stream = make()
+            parts.append(stream.decompress(content))
+            if not stream.eof:
+                raise EOFError("it ends within a stream")
+            content = stream.unused_data.lstrip(b"\0")  # xz pads with zeros
+        return b"".join(parts)
+
+    return decompress
+
+
 _COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
+    ".bz2": _every_stream(bz2.BZ2Decompressor),
+    ".xz": _every_stream(lzma.LZMADecompressor),
     ".zst": _zstd,
 }
 _FORMATS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".conll")

@@ -22,7 +22,7 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.home import ensure_dir, home, mark_used, write_atomic
 from loraxs_search.records import Split, Task, to_json
 from loraxs_search.tasks.kinds import TaskKind
-from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, raise_joined, refuse
+from loraxs_search.tasks.rows import Columns, Rows, SourceLocation, collected, is_text, raise_joined, refuse
 from loraxs_search.tasks.splits import SPLITS, StoredSplit, find_splits, wanted_columns
 
 
@@ -228,6 +228,9 @@ def _characters(value: object) -> int:
 def _validated(kind: TaskKind, columns: Columns, split: StoredSplit, slices: Sequence[str]) -> Rows:
     place = SourceLocation(split.name, columns.lines)
     groups = {name: list(map(_group, columns.values[name])) for name in slices}
+    for name, own in groups.items():
+        law = f"`{name}` must be valid Unicode"
+        refuse(kind.task, law, own, [i for i, value in enumerate(own) if not is_text(value)], place)
     rows = replace(kind.read(columns, place), place=place, slices=groups)
     if split.is_file:
         blank, hint = kind.blank_rows(columns, rows), "remove the rows, or write their text"

@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from support.said import Said
 from support.searched_studies import Tried, searched
 from support.studies import study
 from support.terminal import Terminal
 
-from loraxs_search.cli._output import drawing_stream, plain, plain_stream
+from loraxs_search.cli._lines import EventStream
+from loraxs_search.cli._output import drawing_stream, emit, plain, plain_stream
+from loraxs_search.log.events import CandidateScored
 from loraxs_search.records import Command
 
 
@@ -29,6 +32,15 @@ def test_a_plain_stream_writes_plain_text_and_is_else_the_one_below() -> None:
     print("a\x1b[31mb", "c", file=stream)
     assert (stream.getvalue(), stream.isatty()) == ("a\\x1b[31mb c\n", False)  # type: ignore[attr-defined]
     assert drawing_stream(stream) is below
+
+
+def test_a_score_that_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    scores, out = {"accuracy": float("nan"), "loss": float("inf")}, io.StringIO()
+    emit(True, scores, lambda: None)
+    EventStream(out).happened(CandidateScored(study="s", at=0.0, trial="00001", split="test", metrics=scores))
+    for printed in (capsys.readouterr().out, out.getvalue()):
+        found = json.loads(printed, parse_constant=pytest.fail)
+        assert found.get("metrics", found) == {"accuracy": None, "loss": None}
 
 
 def test_a_table_in_a_pipe_steers_no_terminal_behind_it(fresh_home: Any, say: Callable[..., Said]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -16,6 +17,7 @@ import pytest
 from support.said import Said
 
 import loraxs_search
+from loraxs_search.cli.predict import _write_predictions
 from loraxs_search.records import Prediction
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
@@ -95,10 +97,19 @@ def test_answers_of_a_file_name_the_line_that_their_row_begins_in(
     file = table(tmp_path / "rows.csv", [["text"], ["two\nlines"], ["so so"]])
     lines = say("predict", str(adapter), "--file", str(file), "--format", "jsonl").ok.splitlines()
     assert [json.loads(line)["line"] for line in lines] == [2, 4]
-    pq.write_table(pa.table({"text": ["so so", "bad"]}), tmp_path / "rows.parquet")
+    pq.write_table(pa.table({"text": ["so so", "bad"], "x": [0.5, float("nan")]}), tmp_path / "rows.parquet")
     lines = say("predict", str(adapter), "--file", str(tmp_path / "rows.parquet"), "--format", "jsonl").ok.splitlines()
-    assert [json.loads(line)["line"] for line in lines] == [1, 2]
+    answers = [json.loads(line, parse_constant=pytest.fail) for line in lines]
+    assert [(answer["line"], answer["x"]) for answer in answers] == [(1, 0.5), (2, None)]
     assert say("predict", str(adapter), "so so", "--format", "csv").ok.startswith("text,label,score\n")
+
+
+def test_jsonl_is_valid_whatever_stdout_can_encode() -> None:
+    for encoding in ("utf-8", "latin-1"):
+        written = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", write_through=True)
+        with contextlib.redirect_stdout(written):
+            _write_predictions([Prediction("so fine \U0001f600", "good", 0.9, {"good": 0.9})], "jsonl", header=False)
+        assert json.loads(written.buffer.getvalue().decode(encoding))["text"] == "so fine \U0001f600"
 
 
 def test_csv_keeps_the_columns_and_rows_of_the_file(

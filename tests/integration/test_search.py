@@ -206,10 +206,12 @@ def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_wit
     assert StudyFolder.open("doomed").candidates() is None
     before = StudyFolder.open("doomed").journal().records
     assert len(before) < 8
-    result = resume("doomed")  # where fewer are left than it takes to tell, the search ends as it would have
+    with pytest.raises(TrialsFailError, match=r"found nothing: each of its 8 trials failed, 8 with: .* finite") as failed:
+        resume("doomed")  # fewer are left than it takes to tell
+    assert "loraxs-search extend doomed --trials N" in (failed.value.hint or "")
     agree("doomed", 8)
-    assert {record.trial_id: record for record in result.trials}.items() >= before.items()
-    assert result.candidates == ()
+    assert StudyFolder.open("doomed").journal().records.items() >= before.items()
+    assert StudyFolder.open("doomed").candidates() is None
 
 
 def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(

@@ -57,7 +57,7 @@ class Driver:
 
         Raises:
             SearchInterruptedError: stopped before the budget was used.
-            TrialsFailError: nearly all of the latest trials failed for the same reason.
+            TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
         """
         self._ledger.phase("loading the base model and the data")
         from loraxs_search.search.driver import session  # noqa: F401  # Ray Tune and Optuna load while the host does

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
@@ -96,7 +97,7 @@ class SearchSession:
 
         Raises:
             SearchInterruptedError: stopped before the budget was used.
-            TrialsFailError: nearly all of the latest trials failed for the same reason.
+            TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
         """
         study, uri, say = self._study, self._info.tracking_uri, self._ledger.steered
         with self._actors.watched(self._record_usage, self._show_steps):
@@ -169,7 +170,8 @@ class SearchSession:
         """Run trials until there are no more.
 
         Raises:
-            SearchInterruptedError, TrialsFailError: trials are left.
+            SearchInterruptedError: trials are left.
+            TrialsFailError: trials are left since they would fail, or all have failed.
         """
         with contextlib.closing(TrialCanceller(self._actors.pool, self._info.name)) as canceller:
 
@@ -241,6 +243,8 @@ class SearchSession:
         searcher, ledger, name = self._searcher, self._ledger, self._info.name
         left = ledger.unfinished()
         is_complete = not left and not searcher.is_short
+        if not left and (is_complete or searcher.out_of_time is not None):
+            self._check_one_succeeded()
         if searcher.failing is not None and not is_complete:
             raise TrialsFailError(
                 f"Study {name!r} was interrupted: {searcher.failing}",
@@ -256,6 +260,18 @@ class SearchSession:
                 "The others keep the state of their last report.",
                 hint=f"go on with `loraxs-search resume {name}`",
             )
+
+    def _check_one_succeeded(self) -> None:
+        records = self._ledger.records.values()
+        if not records or any(record.state is not TrialState.FAIL for record in records):
+            return
+        reason, count = Counter(record.reason for record in records).most_common(1)[0]
+        trials = counted(len(records), "trial")
+        raise TrialsFailError(
+            f"Study {self._info.name!r} found nothing: each of its {trials} failed, {count} with: {reason}",
+            hint=f"fix that, then `loraxs-search extend {self._info.name} --trials N` and `loraxs-search resume"
+            f" {self._info.name}` train more",
+        )
 
     # ---- the end -----------------------------------------------------------------------------------------------------
     def _finalize(self) -> bool:

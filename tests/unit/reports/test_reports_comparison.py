@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.searched_studies import IDENTITY, Tried, confirm, searched
 from support.studies import TASK
 
+from loraxs_search.assets import PROBE
 from loraxs_search.errors import StudyError, UsageError
 from loraxs_search.records import Identity, SearchPlan, TrialState
 from loraxs_search.reports.compared_groups import Point, front_of, ratio_to
@@ -90,6 +91,14 @@ def test_a_parameter_that_a_space_leaves_out_has_its_default(fresh_home):
     searched("plain", [tried(0.5, rank=4)])
     searched("middle", [tried(0.6, rank=4, basis="middle")])
     assert [group.label for group in compare(["plain", "middle"], by="basis").groups] == ["top", "middle"]
+
+
+def test_heads_of_a_study_without_a_probe_began_at_random(fresh_home):
+    searched("bare", [tried(0.5), tried(0.5, head_init="probe")])
+    searched("probed", [tried(0.6)])
+    StudyFolder.open("probed").write_asset(PROBE, b"an output layer")
+    found = groups(compare(["bare", "probed"], by="head_init"))
+    assert {label: group.num_trials for label, group in found.items()} == {"random": 2, "probe": 1}
 
 
 def test_a_method_that_takes_no_such_parameter_is_a_group_of_its_own(fresh_home):

@@ -24,7 +24,12 @@ from loraxs_search.tasks.tables import read_table
 
 ROWS = "".join(f"w{i},{i % 2}\n" for i in range(30))
 CSV = f"text,label\n{ROWS}"
+HALVES = CSV[:99].encode(), CSV[99:].encode()
 NUMBERED = "n,text,label\n" + "".join(f"{i},w{i},{i % 2}\n" for i in range(30))
+
+
+def damaged(stream: bytes) -> bytes:
+    return stream[:20] + bytes([stream[20] ^ 1]) + stream[21:]
 
 
 @pytest.fixture
@@ -63,6 +68,8 @@ WANTED = sorted((f"w{i}", i % 2) for i in range(30))
         "blank lines of JSON": ("d.jsonl", "".join(f'{{"text": "w{i}", "label": {i % 2}}}\n\n' for i in range(30))),
         "bzip2": ("d.csv.bz2", bz2.compress(CSV.encode())),
         "xz": ("d.csv.xz", lzma.compress(CSV.encode())),
+        "bzip2 in two streams": ("d.csv.bz2", bz2.compress(HALVES[0]) + bz2.compress(HALVES[1])),
+        "xz in two streams": ("d.csv.xz", lzma.compress(HALVES[0]) + bytes(4) + lzma.compress(HALVES[1])),
         "zstd": ("d.csv.zst", pa.compress(CSV.encode(), codec="zstd", asbytes=True)),
         "ending in capitals": ("D.CSV.GZ", gzip.compress(CSV.encode(), mtime=0)),
     }.values(),
@@ -159,6 +166,9 @@ FAULTS = [
     ("d.csv.xz", lzma.compress(CSV.encode())[:-9], r"must be compressed as \.xz says"),
     ("d.csv.zst", b"not zstd", r"must be compressed as \.zst says"),
     ("d.csv.bz2", b"not bz2", r"must be compressed as \.bz2 says"),
+    ("d.csv.bz2", bz2.compress(HALVES[0]) + damaged(bz2.compress(HALVES[1])), r"must be compressed as \.bz2 says"),
+    ("d.csv.xz", lzma.compress(HALVES[0]) + damaged(lzma.compress(HALVES[1])), r"must be compressed as \.xz says"),
+    ("d.csv.xz", lzma.compress(CSV.encode()) + b"more", r"must be compressed as \.xz says"),
     ("d.parquet", b"x" * 50, r"must be a Parquet file"),
 ]
 

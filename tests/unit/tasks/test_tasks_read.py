@@ -77,6 +77,12 @@ def test_a_slice_column_that_is_missing_where_test_rows_are_from_is_named(make_t
         load_data(make_task(files, slices=("languge",)))
 
 
+def test_half_a_surrogate_pair_in_a_slice_column_is_named(make_task, rows):
+    files = {"train": rows(40), "test": grouped(rows(17, "bad w"), ["de", "en", "\ud83d"])}
+    with pytest.raises(TaskDataError, match=r"`language` must be valid Unicode, but .*line 3"):
+        load_data(make_task(files, slices=("language",)))
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_a_slice_column_has_fifty_values_at_most(tmp_path, make_task, rows, form):
     for number in (50, 51):
