@@ -140,6 +140,10 @@ class RegistryUnreadableError(RegistryError):
     """The registry's store is not there, fails, or forbids what was asked: nothing is known of what it holds."""
 
 
+class ForeignVersionError(RegistryError):
+    """Something else has registered a version of a task: nothing says what it is."""
+
+
 class UnknownTaskError(RegistryError):
     """The registry has no task of this name."""
 

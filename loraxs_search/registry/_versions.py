@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.errors import RegistryError
+from loraxs_search.errors import ForeignVersionError
 from loraxs_search.mlflow_client import all_pages, ensure_experiment
 from loraxs_search.mlflow_uri import artifact_root
 from loraxs_search.records import Candidate, Decision, Manifest, Refit, from_json, to_json
@@ -129,16 +129,21 @@ def _add_version(client: MlflowClient, uri: str, name: str, model: Any, tags: Ma
     )
 
 
+def with_digest(client: MlflowClient, task: str, digest: str) -> Any | None:
+    """Return a version of the task that holds the folder of this content address; None if there is none."""
+    found = client.search_model_versions(f"name = '{task}' and tags.`loraxs.digest` = '{digest}'", max_results=1)
+    return found[0] if found else None
+
+
 def register(
     client: MlflowClient, uri: str, task: str, folder: Path, manifest: Manifest, tags: Mapping[str, str]
 ) -> int:
     """Return the version of the task that holds `folder`, registered unless one with its digest exists."""
     digest = tags["loraxs.digest"]
-    known = client.search_model_versions(f"name = '{task}' and tags.`loraxs.digest` = '{digest}'", max_results=1)
-    if known:
+    if (known := with_digest(client, task, digest)) is not None:
         for key, value in tags.items():
-            client.set_model_version_tag(task, known[0].version, key, value)
-        return int(known[0].version)
+            client.set_model_version_tag(task, known.version, key, value)
+        return int(known.version)
     model = _logged_model(client, uri, folder, manifest, digest)
     made = _add_version(client, uri, task, model, tags)
     if artifact_root(uri):
@@ -234,7 +239,7 @@ def read_version(version: Any, model_tags: Mapping[str, str]) -> RegisteredAdapt
     """Rebuild a record from MLflow's model version and the tags of its registered model.
 
     Raises:
-        RegistryError: someone else registered it.
+        ForeignVersionError: something else registered it.
     """
     tags = version.tags
     try:
@@ -254,9 +259,9 @@ def read_version(version: Any, model_tags: Mapping[str, str]) -> RegisteredAdapt
             created_at=datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC).isoformat("T", "seconds"),
         )
     except (KeyError, ValueError) as error:
-        raise RegistryError(
+        raise ForeignVersionError(
             f"Version {version.version} of {version.name} was not registered by loraxs-search: {error}.",
-            hint="name another version, or promote an adapter of this task",
+            hint=f"name another version; `loraxs-search rollback {version.name} --to N` makes one the champion",
         ) from error
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from loraxs_search.errors import RegistryError
+from loraxs_search.errors import ForeignVersionError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Decision, from_json, to_json
 from loraxs_search.registry import _decisions, _signing, _versions
@@ -62,7 +62,7 @@ class ChangingRegistry(RegistryReader):
             begun = self._finish_begun(task, check)
             if begun is not None and begun.action == "rollback" and to in (None, begun.version):
                 return begun
-            champion = self.champion(task) if to is not None else self.resolve(task)
+            champion = self._readable_champion(task) if to is not None else self.resolve(task)
             held = champion.version if champion else None
             number = to if to is not None or held is None else self._previous(task, held)
             target = self.resolve(f"{task}:{number}")
@@ -95,7 +95,7 @@ class ChangingRegistry(RegistryReader):
             if begun is not None and begun.action == "remove" and begun.version == parsed.version:
                 return begun
             target = self.resolve(name)
-            champion = self.champion(parsed.task)
+            champion = self._readable_champion(parsed.task)
             if target.aliases and not forced:
                 other = f"make another one champion with `loraxs-search rollback {parsed.task}`, or add --force"
                 raise RegistryError(
@@ -159,7 +159,7 @@ class ChangingRegistry(RegistryReader):
         decision = change.decision
         if decision.action != "rollback":
             return True
-        champion = self.champion(decision.task)
+        champion = self._readable_champion(decision.task)
         target = self._find(AdapterName(decision.task, None, decision.version))
         if target is None or target.digest != change.digest:
             return False
@@ -190,11 +190,21 @@ class ChangingRegistry(RegistryReader):
                 for alias in target.aliases:
                     self._client.delete_registered_model_alias(task, alias)
                 self._client.delete_model_version(task, str(target.version))
-            for tag in (adapter_tag(change.digest, kind) for kind in (_versions.CANDIDATE, _versions.DECISION)):
-                if tag in model.tags:
-                    self._client.delete_registered_model_tag(task, tag)
+            # MLflow's client repeats a call that a slow server did not answer: two versions may have one folder.
+            if _versions.with_digest(self._client, task, change.digest) is None:
+                for tag in (adapter_tag(change.digest, kind) for kind in (_versions.CANDIDATE, _versions.DECISION)):
+                    if tag in model.tags:
+                        self._client.delete_registered_model_tag(task, tag)
         if CHAMPION in change.decision.aliases:
             self._summarise(TaskSummary(task))
+
+    def _readable_champion(self, task: str) -> RegisteredAdapter | None:
+        """Return the champion; None, with a warning, where the alias is on a version that something else registered."""
+        try:
+            return self.champion(task)
+        except ForeignVersionError as error:
+            _logger.warning("the champion of %s cannot be read: %s", task, error.message)
+            return None
 
     def _is_best(self, target: RegisteredAdapter) -> bool:
         """Whether no other version scores as well on the same test rows, by the metric that promoted this one."""
@@ -268,7 +278,7 @@ class ChangingRegistry(RegistryReader):
         present = model.description or ""
         if present and model.tags.get(_versions.PAGE) != _digest(present):
             return
-        page = task_page(task, self.champion(task), self.latest_decisions(task))
+        page = task_page(task, self._readable_champion(task), self.latest_decisions(task))
         self._client.set_registered_model_tag(task, _versions.PAGE, _digest(page))
         self._client.update_registered_model(task, page)
 

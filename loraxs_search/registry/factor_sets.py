@@ -132,7 +132,7 @@ class _FactorSet:
 
 
 def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, factors: Mapping[str, str]) -> None:
-    """Add the factors that an adapter stands on to its base's set, those that are there already excepted.
+    """Add the factors that an adapter stands on to its base's set, those that are there whole already excepted.
 
     Args:
         factors: Key to checksum, as the manifest has them. Files that this machine lacks are left out, with a notice.
@@ -144,14 +144,17 @@ def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, fact
     if not any(here.values()):
         return
     factor_sets = _find(client, base_digest) or [_create(client, uri, base_digest, base_id)]
-    registered = {name for factor_set in factor_sets for name in _listed(factor_set.source, uri)}
-    new = {name: path for name, path in here.items() if path is not None and name not in registered}
-    if not new:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        for name, path in new.items():
-            (Path(folder) / name).symlink_to(path)
-        client.log_model_artifacts(factor_sets[0].model_id, folder)
+    listed = [(factor_set, _listed(factor_set.source, uri)) for factor_set in factor_sets]
+    for factor_set, sizes in listed:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, path in here.items():
+                is_new = factor_set is factor_sets[0] and not any(name in others for _, others in listed)
+                # A promoter that was killed, or met a full disk, may have left part of a file.
+                is_short = sizes.get(name, 0) not in (0, path.stat().st_size if path else 0)
+                if path is not None and (is_new or is_short):
+                    (Path(folder) / name).symlink_to(path)
+            if any(Path(folder).iterdir()):
+                client.log_model_artifacts(factor_set.model_id, folder)
 
 
 def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:

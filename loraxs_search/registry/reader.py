@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraxs_search.errors import (
+    ForeignVersionError,
     IntegrityError,
     RegistryError,
     RegistryUnreadableError,
@@ -93,7 +94,7 @@ class RegistryReader:
         """Return every task with its champion, by name; the first `limit` of them."""
         if not exists(self.uri):
             return []
-        summaries = [self._summary(model) for model in models(self._ask, limit)]
+        summaries = [self._readable_summary(model) for model in models(self._ask, limit)]
         return sorted(summaries, key=lambda summary: summary.task)
 
     def versions(self, task: str) -> list[RegisteredAdapter]:
@@ -153,7 +154,11 @@ class RegistryReader:
         named = {alias: int(number) for alias, number in model.aliases.items() if is_champion(alias)}
         moved = {number for alias, number in named.items() if number != holders.get(alias)}
         found = []
-        for adapter in (self.resolve(f"{model.name}:{number}") for number in moved):
+        for number in moved:
+            try:
+                adapter = self.resolve(f"{model.name}:{number}")
+            except ForeignVersionError:  # nobody's promotion
+                continue
             decision = adapter.decision
             if (decision.number, decision.at) not in known:  # else the name was moved by hand
                 aliases = tuple(alias for alias in decision.aliases if named.get(alias) == adapter.version)
@@ -183,6 +188,13 @@ class RegistryReader:
         if self._connected is None:
             self._connected = connect(self.uri)
         return self._connected
+
+    def _readable_summary(self, model: Any) -> TaskSummary:
+        try:
+            return self._summary(model)
+        except ForeignVersionError as error:  # of one task: the list has the others all the same
+            _logger.warning("the champion of %s cannot be read: %s", model.name, error.message)
+            return TaskSummary(model.name, aliases={alias: int(number) for alias, number in model.aliases.items()})
 
     def _summary(self, model: Any) -> TaskSummary:
         """Return a task's line: as its tag has it, or made anew where the alias says that the tag is old."""

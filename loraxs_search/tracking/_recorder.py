@@ -39,7 +39,16 @@ _REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURC
 
 
 class RefusedError(Exception):
-    """The store answers, and will not take these events however often they are sent."""
+    """The store answers, and will not take these events however often they are sent.
+
+    Args:
+        by_database: Whether its database refused a write: of two searches that insert one row at once, it refuses one,
+            and takes it as a change of what then stands there.
+    """
+
+    def __init__(self, message: str, *, by_database: bool = False) -> None:
+        super().__init__(message)
+        self.by_database = by_database
 
 
 class AwayError(Exception):
@@ -116,7 +125,19 @@ class Recorder:
                     self._runs.send()
         except Exception as error:
             self._runs.forget()
-            raise _classify(error) from error
+            raise self._classified(error) from error
+
+    def _classified(self, error: Exception) -> Exception:
+        """Return what an error comes to; whoever has deleted the experiment may restore it, and its runs with it."""
+        from mlflow.exceptions import MlflowException
+
+        classified = _classify(error)
+        if isinstance(classified, RefusedError):
+            try:
+                self._runs.check_active()
+            except (MlflowException, LoraxsError) as found:
+                return _classify(found)
+        return classified
 
     def _write_trials(self, events: Sequence[log_events.LoggedEvent]) -> None:
         """Write the run of each trial in the order of its events, and several runs at once.
@@ -288,9 +309,10 @@ def _resolved(hyperparameters: Hyperparameters | None) -> dict[str, Any]:
 def _classify(error: Exception) -> Exception:
     if isinstance(error, RefusedError | AwayError):
         return error
-    if isinstance(error, LoraxsError | OSError) or getattr(error, "error_code", None) not in (None, *_REFUSALS):
+    code, message = getattr(error, "error_code", None), f"{type(error).__name__}: {error}"
+    if isinstance(error, LoraxsError | OSError) or code not in (None, *_REFUSALS):
         return AwayError(str(error))
-    return RefusedError(f"{type(error).__name__}: {error}")
+    return RefusedError(message, by_database=code == "BAD_REQUEST")
 
 
 def _content_digest(folder: Path) -> str:

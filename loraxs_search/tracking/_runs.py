@@ -107,6 +107,15 @@ class StudyRuns:
         self._experiment_id = ensure_experiment(client, self._uri, self._experiment)
         self._client = client
 
+    def check_active(self) -> None:
+        """Refuse an experiment that was deleted since `connect`.
+
+        Raises:
+            TrackingError: it was.
+        """
+        if self._client is not None:
+            ensure_experiment(self._client, self._uri, self._experiment)
+
     def known(self, trial_id: str) -> str | None:
         """Return the run id of a trial if this study has one, without asking the server."""
         return self._map.run_id(trial_id)

@@ -21,6 +21,7 @@ from loraxs_search.tracking.followed import Batch, FollowedLog
 _logger = logging.getLogger(__name__)
 _BATCH = 500  # lines applied between two commits of the offset
 _LAST_BATCH = 50  # once a user waits for the end, to see that it comes nearer
+_TRIES = 4  # of what a database refused: an event may insert several rows that another search inserts too
 _LOOK_EVERY_S = 0.2
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SILENT_S = 60.0
@@ -162,10 +163,13 @@ class Tracker:
                 self._pause(redact(str(error)), pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    def _apply(self, events: Sequence[LoggedEvent]) -> None:
+    def _apply(self, events: Sequence[LoggedEvent], tries: int = _TRIES) -> None:
         try:
             self._recorder.apply(events)
         except RefusedError as error:
+            if error.by_database and tries > 1:
+                self._apply(events, tries - 1)
+                return
             if len(events) > 1:  # one by one, to set aside only what is refused
                 for event in events:
                     self._apply([event])

@@ -206,7 +206,9 @@ def test_a_search_whose_trials_all_fail_stops_names_the_cause_and_is_gone_on_wit
     assert StudyFolder.open("doomed").candidates() is None
     before = StudyFolder.open("doomed").journal().records
     assert len(before) < 8
-    with pytest.raises(TrialsFailError, match=r"found nothing: each of its 8 trials failed, 8 with: .* finite") as failed:
+    with pytest.raises(
+        TrialsFailError, match=r"found nothing: each of its 8 trials failed, 8 with: .* finite"
+    ) as failed:
         resume("doomed")  # fewer are left than it takes to tell
     assert "loraxs-search extend doomed --trials N" in (failed.value.hint or "")
     agree("doomed", 8)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from loraxs_search.errors import BaseModelError, IntegrityError, RegistryError
+from loraxs_search.errors import BaseModelError, ForeignVersionError, IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
 from loraxs_search.registry import Beside, Registry, Rescored, check_base, on_base
 from loraxs_search.registry._versions import DECISIONS, SUMMARY
@@ -589,6 +589,35 @@ def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, stor
     assert [refit.seed for refit in kept.refits] == [refit.seed for refit in refits]
     assert kept.test_metrics == {"accuracy": 0.8, "f1": pytest.approx(0.79)}
     assert kept.refits[3].validation_metrics["accuracy"] == pytest.approx(0.8 + 3 / 7e5, abs=1e-6)
+
+
+def test_a_champion_that_something_else_registered_hides_no_task_and_is_rolled_back(registry, promote, store_uri):
+    promote("t0", 300)
+    promote("t1", 340)
+    client = connect(store_uri)
+    made = client.create_model_version("movie-reviews", source="/elsewhere")
+    client.set_registered_model_alias("movie-reviews", "champion", made.version)
+    (summary,) = registry.summaries()
+    assert (summary.task, summary.version, summary.aliases["champion"]) == ("movie-reviews", None, 3)
+    with pytest.raises(ForeignVersionError, match="Version 3") as refused:
+        promote("t2", 380)
+    assert "rollback movie-reviews --to N" in (refused.value.hint or "")
+    assert registry.remove("movie-reviews:1").version == 1
+    assert registry.rollback("movie-reviews", to=2).version == 2
+    assert registry.champion("movie-reviews").version == 2
+    assert registry.summaries()[0].version == 2
+
+
+def test_of_two_versions_with_one_folder_one_can_be_removed(registry, promote, store_uri):
+    """A slow server has registered what MLflow's client sent twice."""
+    promote("t0", 300)
+    client = connect(store_uri)
+    first = client.get_model_version("movie-reviews", "1")
+    client.create_model_version("movie-reviews", source=first.source, tags=first.tags)
+    assert registry.remove("movie-reviews:2", forced=True).action == "remove"
+    assert registry.champion("movie-reviews").version == 1
+    registry.remove("movie-reviews:1", forced=True)
+    assert not [tag for tag in client.get_registered_model("movie-reviews").tags if first.tags["loraxs.digest"] in tag]
 
 
 def test_names_that_people_give_to_versions_of_theirs_are_passed_over(registry, promote, store_uri):

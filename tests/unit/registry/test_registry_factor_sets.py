@@ -143,6 +143,22 @@ def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote,
     assert [model.name for model in connect(store_uri).search_registered_models()] == ["movie-reviews"]
 
 
+def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(
+    key_and_checksum, promote, elsewhere, store_uri
+):
+    key, said = key_and_checksum()
+    promote("t0", 0.8, {key: said})
+    (factor_set,) = sets_of(store_uri, "base")
+    file = Path(factor_set.source) / f"{key}-{said[:16]}.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:100])
+    promote("t1", 0.9, {key: said})
+    assert file.read_bytes() == whole
+    elsewhere()
+    pull("movie-reviews", uri=store_uri)
+    assert not lacks_factors(key, said)
+
+
 def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})

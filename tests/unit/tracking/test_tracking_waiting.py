@@ -10,6 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from support.ports import free_port
 
 from loraxs_search.log.events import LoggedEvent
@@ -17,6 +18,7 @@ from loraxs_search.records import TrialState
 from loraxs_search.tracking import tracker as tracker_module
 from loraxs_search.tracking._recorder import Recorder
 from loraxs_search.tracking._runs import StudyRuns
+from loraxs_search.tracking.store import connect
 
 
 @pytest.fixture
@@ -107,6 +109,45 @@ def test_what_mlflow_refuses_is_set_aside_and_the_rest_goes_on(
     refused = (study_dir / "tracking.refused.jsonl").read_text().splitlines()
     assert len(refused) == 2
     assert "refuses an event" in caplog.text
+
+
+def test_of_two_searches_that_insert_one_row_the_refused_one_loses_nothing(open_tracker, record, look, monkeypatch):
+    """As MLflow's store answers where both looked for the row before either wrote it."""
+    write, refusals = MlflowClient.log_text, iter(range(3))
+
+    def refused_thrice(client: MlflowClient, *text: str) -> None:
+        if next(refusals, None) is not None:
+            raise MlflowException("UNIQUE constraint failed", error_code=BAD_REQUEST)
+        write(client, *text)
+
+    monkeypatch.setattr(MlflowClient, "log_text", refused_thrice)
+    tracker = open_tracker()
+    record(tracker)
+    assert tracker.close()
+    assert next(refusals, None) is None
+    (parent,) = look().parents
+    assert parent.data.params
+
+
+def test_the_runs_of_an_experiment_that_was_deleted_wait_until_it_is_restored(
+    open_tracker, record, look, study_dir, store_uri, caplog
+):
+    client = connect(store_uri)
+    experiment = client.create_experiment("exp")
+    client.delete_experiment(experiment)
+    tracker = open_tracker()
+    record(tracker)
+    assert not tracker.close(timeout=0.2)
+    assert "must be active, but it was deleted" in caplog.text
+    assert not (study_dir / "tracking.refused.jsonl").exists()
+    client.restore_experiment(experiment)
+    tracker = open_tracker()
+    assert tracker.flush()
+    assert set(look().children) == {"t0", "t1", "t2"}
+    client.delete_experiment(experiment)  # while a search is at work
+    record(tracker)
+    assert not tracker.close(timeout=0.2)
+    assert not (study_dir / "tracking.refused.jsonl").exists()
 
 
 def test_a_server_is_told_of_several_trials_at_once_and_again_of_what_fails(
