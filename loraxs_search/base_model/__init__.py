@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loraxs_search.base_model.head import (
         fold_outputs,
         fresh_head,
+        head_as_loaded,
         head_names,
         init_head,
         is_identity,
@@ -60,6 +61,7 @@ __all__ = [
     "end_with_eos",
     "fold_outputs",
     "fresh_head",
+    "head_as_loaded",
     "head_names",
     "head_shapes",
     "init_head",
@@ -104,8 +106,8 @@ _HOMES = {
         "_library": ["quiet"],
         "attention": ["use_padded_attention", "uses_padded_attention"],
         "head": [
-            *("fold_outputs", "fresh_head", "head_names", "init_head", "is_identity", "keep_head_float32"),
-            *("make_identity", "missing_poolers", "output_head", "peft_task_type", "with_labels"),
+            *("fold_outputs", "fresh_head", "head_as_loaded", "head_names", "init_head", "is_identity"),
+            *("keep_head_float32", "make_identity", "missing_poolers", "output_head", "peft_task_type", "with_labels"),
         ],
         "layers": ["body_shapes", "head_shapes", "linear_modules", "matrix", "repeated_layers"],
         "load": ["bare_body", "load_model", "with_setup"],

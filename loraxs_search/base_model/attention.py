@@ -199,7 +199,7 @@ def padded_attention(
     Args:
         query: Shape (n, heads, T, d).
         key: Shape (n, key heads, S, d); heads are a multiple of key heads.
-        value: Like `key`.
+        value: Like `key`; its d may be another.
         attention_mask: What is added to the scores, shape (n or 1, 1, T or 1, S).
     Returns:
         Shape (n, T, heads, d), contiguous; no attention weights.
@@ -213,7 +213,7 @@ def padded_attention(
     if query.shape[2] == 1 and not torch.is_grad_enabled():
         return _of_one_token(query, key, value, attention_mask, scaling or query.shape[-1] ** -0.5), None
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if key.shape[2] * key.element_size() >= _VECTOR_BYTES:
+    if key.shape[2] * key.element_size() >= _VECTOR_BYTES and value.shape[-1] == query.shape[-1]:
         mask = None if attention_mask is None else attention_mask[..., : key.shape[2]]
         return blocked_attention(query, key, value, mask, scale), None
     if (groups := query.shape[1] // key.shape[1]) > 1:
@@ -238,7 +238,7 @@ def _of_one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
 
 
 class _Padded(torch.autograd.Function):
-    """Shapes: b = n heads; q (b, T, d); k, v (b, P, d), zero beyond S; weights (b, T, P)."""
+    """Shapes: b = n heads; q (b, T, d); k (b, P, d) and v (b, P, its own d), zero beyond S; weights (b, T, P)."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float) -> Tensor:
@@ -254,8 +254,8 @@ class _Padded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, weights = ctx.saved_tensors
-        n, width = len(grads[0]), q.shape[-1]
-        dy = grads[0].transpose(1, 2).reshape(len(q), -1, width)
+        n = len(grads[0])
+        dy = grads[0].transpose(1, 2).reshape(len(q), -1, v.shape[-1])
         dv = torch.bmm(weights.transpose(1, 2), dy)
         dweights = torch.bmm(dy, v.transpose(1, 2)).to(torch.float32)
         w = weights.to(torch.float32)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,8 @@ from transformers import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, PreTrainedModel
 from loraxs_search.base_model._library import quiet
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import OutputScale
+
+_AS_LOADED = "loraxs_head_as_loaded"  # attribute of a model
 
 
 def head_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -172,6 +174,19 @@ def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
             f"{type(model).__name__} must initialise its whole head, but leaves {undefined} undefined."
         )
     return state
+
+
+def remember_head(model: PreTrainedModel) -> None:
+    """Keep a loaded head's parameters that no linear layer has, such as ModernBERT's norm, for `head_as_loaded`."""
+    linear = tuple(f"{name}." for name, layer in model.named_modules() if isinstance(layer, nn.Linear))
+    parameters = ((f"{top}.{n}", p) for top in head_names(model) for n, p in getattr(model, top).named_parameters())
+    kept = {name: p.detach().float().cpu().clone() for name, p in parameters if not name.startswith(linear)}
+    setattr(model, _AS_LOADED, kept)
+
+
+def head_as_loaded(model: PreTrainedModel) -> Mapping[str, Tensor]:
+    """Return what `remember_head` has kept: whoever loads an adapter of the output layer alone has these numbers."""
+    return getattr(model, _AS_LOADED, {})
 
 
 def init_head(model: PreTrainedModel, seed: int) -> None:

@@ -17,7 +17,14 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from loraxs_search.base_model._library import library_call
-from loraxs_search.base_model.head import fresh_head, head_names, is_body_pooler, keep_head_float32, make_identity
+from loraxs_search.base_model.head import (
+    fresh_head,
+    head_names,
+    is_body_pooler,
+    keep_head_float32,
+    make_identity,
+    remember_head,
+)
 from loraxs_search.base_model.layers import auto_class, task_config
 from loraxs_search.base_model.pooling import place_pooling, resolved_pooling
 from loraxs_search.base_model.reading import check_projection
@@ -56,6 +63,7 @@ def load_model(
     model.requires_grad_(False)
     keep_head_float32(model)
     _fill_head(model, missing)
+    remember_head(model)
     place_pooling(model, resolved_pooling(task_model.pooling, base))
     cast("nn.Module", model).to(device).eval()  # in place; transformers' decorator hides what `to` takes
     if task_model.num_outputs is None:

@@ -162,8 +162,16 @@ def _forked(layer: Any, rows: Tensor) -> Any:
     if isinstance(layer, GrowingLayer):
         return layer.forked(rows)
     other = copy.deepcopy(layer)
-    other.batch_select_indices(rows)
+    _select(other, rows)
     return other
+
+
+def _select(layer: Any, rows: Tensor) -> None:
+    """Have a layer continue with these rows."""
+    if isinstance(layer, GrowingLayer):
+        layer.batch_select_indices(rows)
+    else:  # the states of a recurrent layer have this alone
+        layer.reorder_cache(rows)
 
 
 class Decoding:
@@ -185,6 +193,7 @@ class Decoding:
         # A window counts padding as tokens, and a layer with its own state reads it.
         self.allows_gaps = _keeps_every_key(base)
         self.can_be_joined = all(isinstance(layer, GrowingLayer) for layer in self._cache.layers)
+        self._attends = any(isinstance(layer, DynamicLayer) for layer in self._cache.layers)
 
     @torch.inference_mode()
     def compute(self, ids_nT: Tensor, mask_nT: Tensor) -> Tensor:
@@ -199,7 +208,8 @@ class Decoding:
         self._mask_nS = mask_nT if seen is None else torch.cat([seen, mask_nT], 1)
         outputs = self._body(
             input_ids=ids_nT,
-            attention_mask=self._mask_nS,
+            # One that is recurrent throughout reads the mask of these tokens alone, and multiplies by it.
+            attention_mask=self._mask_nS if self._attends else mask_nT,
             position_ids=(first_n1 + mask_nT.cumsum(1) - 1).clamp(min=0),
             use_cache=True,
             **{_cache_argument(self._body): self._cache},
@@ -212,7 +222,8 @@ class Decoding:
         """Continue with these of the n rows, in this order; one may stand there twice."""
         mask_nS = self._mask()
         chosen = torch.from_numpy(rows).to(mask_nS.device)
-        self._cache.batch_select_indices(chosen)
+        for layer in self._cache.layers:
+            _select(layer, chosen)
         self._mask_nS = mask_nS[chosen]
 
     @torch.inference_mode()

@@ -116,12 +116,18 @@ def read_manifest(folder: Path) -> Manifest:
 def _cast_body(base: PreTrainedModel, dtype: torch.dtype) -> None:
     """Cast a base below its head; what adapters on it train stays float32."""
     heads = base_model.head_names(base)
+    trained = [
+        parameter
+        for layer in base.modules()
+        for name in (layer.adapter_layer_names if isinstance(layer, BaseTunerLayer) else ())
+        for parameter in getattr(layer, name).parameters()
+    ]
+    exact = [parameter.detach().clone() for parameter in trained]
     for name, module in base.named_children():
         if name not in heads:
             module.to(dtype)
-    for layer in base.modules():
-        for name in layer.adapter_layer_names if isinstance(layer, BaseTunerLayer) else ():
-            getattr(layer, name).float()
+    for parameter, value in zip(trained, exact, strict=True):
+        parameter.data = value
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:

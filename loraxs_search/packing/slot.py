@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from loraxs_search.base_model import fresh_head, head_names, output_head, repeated_layers, with_labels
+from loraxs_search.base_model import fresh_head, head_as_loaded, head_names, output_head, repeated_layers, with_labels
 from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
 from loraxs_search.methods import PackedAdapter, get_method, head_parameter
 from loraxs_search.methods.starting import started_head
@@ -153,7 +153,7 @@ class AdaptableLayers:
         check_distinct(self.output, self._idle)  # as where the adapter is written at the end
         trained = {name: value for name, value in drawn.items() if name.startswith(f"{self.output}.")}
         fixed = {name: value for name, value in drawn.items() if name not in trained}
-        return _InitialHead(trained, fixed | self._identities(fixed), (self.output,))
+        return _InitialHead(trained, fixed | self._identities(fixed) | head_as_loaded(self.model), (self.output,))
 
     def _identities(self, fixed: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the parameters that make the layers before the output pass their input on."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from loraxs_search.base_model import (
+    head_as_loaded,
     head_names,
     init_head,
     make_identity,
@@ -165,6 +166,9 @@ def _start_head(model: PreTrainedModel, head: Head, seed: int) -> tuple[tuple[st
     if trained and head == "output":
         output, idle = output_head(model)
         trained = (output,)
+        with torch.no_grad():
+            for name, value in head_as_loaded(model).items():
+                model.get_parameter(name).copy_(value)
     make_identity(model, idle)
     return trained, idle
 

@@ -17,6 +17,7 @@ from transformers import (
     ConvBertConfig,
     DebertaV2Config,
     DistilBertConfig,
+    EuroBertConfig,
     GPT2Config,
     LlamaConfig,
     LongformerConfig,
@@ -60,6 +61,9 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     ),
     "modernbert": lambda: ModernBertConfig(
         **SMALL, intermediate_size=48, eos_token_id=1, bos_token_id=2, cls_token_id=2, sep_token_id=3
+    ),
+    "eurobert": lambda: EuroBertConfig(
+        **SMALL, intermediate_size=48, num_key_value_heads=4, bos_token_id=2, eos_token_id=3, mask_token_id=1
     ),
     "xlnet": lambda: XLNetConfig(vocab_size=VOCAB, d_model=32, n_layer=2, n_head=4, d_inner=48, pad_token_id=0),
 }

@@ -120,6 +120,37 @@ def test_tokens_are_those_of_generate_with_the_merged_model(make_world: Callable
         assert ended == (row[-1] in ENDS) and len(row) <= NEW
 
 
+@pytest.mark.parametrize("family", ["mamba", "lfm2", "falcon_h1"])
+def test_recurrent_bases_continue_rows_of_any_length_as_whole_passes_do(
+    make_world: Callable[..., Any], family: str
+) -> None:
+    """Rows end at different steps, and several follow one that they share."""
+    model, source = make_world(family).model, prompts(count=5)
+
+    @torch.inference_mode()
+    def states(ids: Any) -> torch.Tensor:
+        return model.base_model(input_ids=torch.from_numpy(ids.astype(np.int64))[None])[0][0]
+
+    rows = [source.ids.row(i) for i in range(len(source))]
+    width = max(map(len, rows))
+    ids, mask = np.zeros((len(rows), width), np.int64), np.zeros((len(rows), width), np.int64)
+    for own_ids, own_mask, row in zip(ids, mask, rows, strict=True):
+        own_ids[width - len(row) :], own_mask[width - len(row) :] = row, 1
+    decoding, random = Decoding(model), np.random.default_rng(3)
+    decoding.compute(torch.from_numpy(ids), torch.from_numpy(mask))
+    fork = decoding.forked(np.array([4, 1, 1]))
+    for part, left in ((decoding, [[0, 1, 2, 3, 4], [3, 1, 4], [1, 1]]), (fork, [[0, 1, 2], [2, 0]])):
+        followed = [rows[i] for i in (range(5) if part is decoding else (4, 1, 1))]
+        for chosen in left:
+            part.select(np.array(chosen))
+            followed = [followed[i] for i in chosen]
+            for _ in range(3):
+                tokens = random.integers(4, VOCABULARY, len(chosen))
+                followed = [np.append(row, token) for row, token in zip(followed, tokens, strict=True)]
+                expected = torch.stack([states(row)[-1] for row in followed])
+                torch.testing.assert_close(part.follow(tokens), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", families(["llama", "mistral", "gemma2"]))
 def test_a_row_is_the_same_in_any_company(make_world: Callable[..., Any], family: str) -> None:
     world, source = make_world(family), prompts(1)

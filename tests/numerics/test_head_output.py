@@ -11,9 +11,11 @@ from peft import PeftModel
 from safetensors.torch import load
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
-from loraxs_search.packing import TrialHost
+from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import TrialSpec
 from loraxs_search.search_space import load_space
+
+from .conftest import save_base
 
 
 @pytest.fixture
@@ -36,12 +38,39 @@ def roberta(tmp_path: Path, tiny_base: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("head", "stored"), [("output", 32 * 2 + 2), ("full", 32 * 32 + 32 + 32 * 2 + 2)])
+@pytest.fixture
+def modernbert(tmp_path: Path) -> Path:
+    """Its checkpoint has the norm of its head, as those of masked language models have."""
+    save_base(tmp_path / "tiny-modernbert", "modernbert")
+    return tmp_path / "tiny-modernbert"
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "stored"),
+    [
+        ("roberta", "output", 32 * 2 + 2),
+        ("roberta", "full", 32 * 32 + 32 + 32 * 2 + 2),
+        ("modernbert", "output", 32 * 2 + 2),
+        ("modernbert", "full", 32 * 32 + 32 + 32 * 2 + 2),
+    ],
+)
+@pytest.mark.parametrize("is_packed", [False, True])
 def test_what_is_stored_and_that_it_loads_in_plain_peft(
-    head: str, stored: int, roberta: Path, tiny_space: Path, tmp_path: Path, in_warm_home: Path
+    family: str,
+    head: str,
+    stored: int,
+    is_packed: bool,
+    request: pytest.FixtureRequest,
+    tiny_space: Path,
+    tmp_path: Path,
+    in_warm_home: Path,
 ) -> None:
-    space = load_space(str(tiny_space), overrides=[f"base_model={roberta}", f"parameters.head={head}"])
-    host = TrialHost(space.base_model, space.task, precision="float32")
+    folder = request.getfixturevalue(family)
+    space = load_space(str(tiny_space), overrides=[f"base_model={folder}", f"parameters.head={head}"])
+    options = {"precision": "float32", "device": "cpu"}
+    host = TrialHost(space.base_model, space.task, **options)
+    if is_packed:
+        host = PackedHost(space.base_model, space.task, slots=2, **options)
     params = {"rank": 4, "target_modules": "attention", "learning_rate": 1e-2, "head": head}
     hyper = replace(space.hyperparameters(params, host.info().modules, seed=1), batch_size=8)
     spec = TrialSpec("00000", params, hyper)
@@ -52,10 +81,10 @@ def test_what_is_stored_and_that_it_loads_in_plain_peft(
     for name, content in confirmation.files.items():
         (tmp_path / name).write_bytes(content)
     names = load(confirmation.files["adapter_model.safetensors"])
-    assert any("dense" in n for n in names if "classifier" in n) is (head == "full")
+    assert any("dense" in n for n in names if "classifier" in n or ".head." in n) is (head == "full")
     with torch.random.fork_rng():
         torch.manual_seed(99)  # another random head than the trial's
-        base = AutoModelForSequenceClassification.from_pretrained(roberta, num_labels=2)
+        base = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     model = PeftModel.from_pretrained(base, str(tmp_path)).eval()
     with torch.no_grad():
         for ids, expected in zip(confirmation.probe.input_ids, confirmation.probe.logits, strict=True):

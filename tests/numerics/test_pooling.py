@@ -39,7 +39,7 @@ TOLERANCE = 1e-5
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert", "gpt2", "modernbert"])
 def test_a_pack_is_its_lone_trials(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family, pooling="mean")
     specs = [world.spec("1"), world.spec("2", rank=8, head="full", batch_size=5), world.spec("3", sigma="none")]
@@ -252,12 +252,16 @@ def test_so_are_those_of_other_methods(
     torch.testing.assert_close(encoded(converted(folder, form)), logits(load_adapter_folder(folder)), **CLOSE)
 
 
-def test_modernbert_says_its_pool_itself(make_adapter: Callable[..., Path], tmp_path: Path) -> None:
-    save_base(tmp_path / "base", "modernbert")
+@pytest.mark.parametrize(("family", "pooling"), [("modernbert", "mean"), ("eurobert", "cls"), ("eurobert", "mean")])
+def test_a_configuration_that_has_a_place_for_it_says_the_pool(
+    family: str, pooling: Pooling, make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    save_base(tmp_path / "base", family)
     base = locate(BaseModelRef(str(tmp_path / "base")))
     names = tuple(module.name for module in linear_modules(base, classifier(2)))
-    folder = make_adapter(tmp_path / "mean", base, rank=2, target_modules=names, task=reading("mean"))
+    folder = make_adapter(tmp_path / "pooled", base, rank=2, target_modules=names, task=reading(pooling))
     merged = AutoModelForSequenceClassification.from_pretrained(converted(folder, "merged")).eval()
     torch.testing.assert_close(logits(merged), logits(load_adapter_folder(folder)), **CLOSE)
-    with pytest.raises(UsageError, match="The head of ModernBertForSequenceClassification"):
-        converted(folder, "lora")
+    if family == "modernbert":
+        with pytest.raises(UsageError, match="The head of ModernBertForSequenceClassification"):
+            converted(folder, "lora")

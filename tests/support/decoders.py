@@ -11,10 +11,13 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    FalconH1Config,
     Gemma2Config,
     GemmaConfig,
     GPT2Config,
+    Lfm2Config,
     LlamaConfig,
+    MambaConfig,
     MistralConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
@@ -55,6 +58,14 @@ DECODERS: dict[str, Callable[[], PretrainedConfig]] = {
     "gemma2": lambda: Gemma2Config(**_SMALL, head_dim=16, sliding_window=WINDOW),  # caps scores and logits
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, eos_token_id=2
+    ),
+    # recurrent throughout; convolutions beside attention; both in one layer
+    "mamba": lambda: MambaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, pad_token_id=0, eos_token_id=2
+    ),
+    "lfm2": lambda: Lfm2Config(**_SMALL, layer_types=["conv", "full_attention"]),
+    "falcon_h1": lambda: FalconH1Config(
+        **_SMALL, mamba_n_heads=8, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=16, mamba_d_ssm=64
     ),
 }
 LANGUAGE_MODEL = TaskModel("AutoModelForCausalLM")

@@ -68,15 +68,21 @@ class Merged(ExportFormat):
         adapter.tokenizer.save_pretrained(str(folder))
 
 
+_CLASSIFIER_POOLING = {  # what architectures with such a key call it
+    "modernbert": {"cls": "cls", "mean": "mean"},
+    "eurobert": {"cls": "bos", "mean": "mean"},
+}
+
+
 def _says_pooling(adapter: LoadedAdapter) -> bool:
     """Have the base's configuration say what the head reads, where it has a place for that, as ModernBERT's has."""
     from loraxs_search.base_model import pooling_of
 
-    config, pooling = adapter.base.config, pooling_of(adapter.base)
-    if pooling in ("cls", "mean") and hasattr(config, "classifier_pooling"):
-        config.classifier_pooling = pooling
-        return True
-    return False
+    config = adapter.base.config
+    value = _CLASSIFIER_POOLING.get(config.model_type, {}).get(pooling_of(adapter.base))
+    if value is not None:
+        config.classifier_pooling = value
+    return value is not None
 
 
 def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:

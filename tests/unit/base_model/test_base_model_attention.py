@@ -23,14 +23,14 @@ def eager(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     return (torch.softmax(scores if mask is None else scores + mask, -1) @ v).transpose(1, 2)
 
 
-def check_is_plain(length: int, key_heads: int, mask: Tensor | None, dtype: torch.dtype) -> None:
+def check_is_plain(length: int, key_heads: int, mask: Tensor | None, dtype: torch.dtype, value_width: int = 8) -> None:
     """Hold output and gradients of rows drawn at random against those of plain attention in float64."""
-    shapes = ((3, 4, length, 8), (3, key_heads, length, 8), (3, key_heads, length, 8))
+    shapes = ((3, 4, length, 8), (3, key_heads, length, 8), (3, key_heads, length, value_width))
     exact = [torch.randn(shape, dtype=dtype).double().requires_grad_() for shape in shapes]
     rounded = [tensor.detach().to(dtype).requires_grad_() for tensor in exact]
     expected = eager(*exact, None if mask is None else mask.double())
     found, weights = padded_attention(torch.nn.Identity(), *rounded, mask)
-    assert weights is None and found.shape == (3, length, 4, 8) and found.is_contiguous()
+    assert weights is None and found.shape == (3, length, 4, value_width) and found.is_contiguous()
     upstream = torch.randn_like(expected)
     gradients = zip(
         torch.autograd.grad(found, rounded, upstream.to(dtype)),
@@ -54,6 +54,16 @@ def test_output_and_gradients_are_those_of_plain_attention(
     mask = torch.zeros(3, 1, length, length, dtype=dtype)
     mask[1:, :, :, (length + 1) // 2 :] = torch.finfo(dtype).min
     check_is_plain(length, key_heads, mask if masked else None, dtype)
+
+
+@pytest.mark.parametrize("length", [1, 8, 40])
+@pytest.mark.parametrize("value_width", [4, 12])
+def test_values_may_be_narrower_or_wider_than_keys(length: int, value_width: int) -> None:
+    """As those of DeepSeek and MiniCPM3 are."""
+    torch.manual_seed(length)
+    mask = torch.zeros(3, 1, length, length)
+    mask[1:, :, :, (length + 1) // 2 :] = torch.finfo(mask.dtype).min
+    check_is_plain(length, 2, mask, torch.float32, value_width)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

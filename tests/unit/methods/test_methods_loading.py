@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import IA3Config, get_peft_model
 from support.bases import BART
 from support.bases import base as small_base
 
@@ -17,7 +17,7 @@ from loraxs_search.errors import BaseModelError, FactorMismatchError, IntegrityE
 from loraxs_search.factors import FactorStore
 from loraxs_search.factors._store import write_factors
 from loraxs_search.home import factor_path
-from loraxs_search.methods.loading import load_adapter_folder, verified_manifest
+from loraxs_search.methods.loading import _cast_body, load_adapter_folder, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.verification import check_reference_logits, make_reference_logits
 from loraxs_search.records import BaseModelRef, ReferenceLogits
@@ -66,6 +66,16 @@ def test_a_lower_precision_is_a_cast_of_the_same_model(folder, trained, inputs, 
     assert dtypes == {"bert": torch.bfloat16, "classifier": torch.float32}
     assert all(layer.loraxs_R["default"].dtype == torch.float32 for layer in layers(model).values())
     torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=0.05, rtol=0)
+
+
+def test_in_a_lower_precision_an_adapters_own_numbers_are_not_rounded(make_base):
+    """IA3's lie near one, where bfloat16 has steps of 0.008."""
+    model = get_peft_model(make_base(), IA3Config(target_modules=["query"], feedforward_modules=[]))
+    own = {name: p.data.fill_(1.002) for name, p in model.named_parameters() if "ia3_l" in name}
+    _cast_body(model.get_base_model(), torch.bfloat16)
+    after = dict(model.named_parameters())
+    assert own and all(torch.equal(after[name], torch.full_like(value, 1.002)) for name, value in own.items())
+    assert after["base_model.model.bert.embeddings.word_embeddings.weight"].dtype == torch.bfloat16
 
 
 def test_another_base_is_refused_by_its_digest(folder, make_base, tmp_path, save_base):
