@@ -74,7 +74,7 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
 
     A trial fails alone if its numbers become NaN. If nearly all of the latest trials fail for one reason, and at least
     five, the search stops and names it. A full disk, here or on a node, stops the search too, and no trial is blamed.
-    `resume` continues once the cause is gone.
+    `resume` continues once the cause is gone. If all trials have failed, `extend` comes before it.
 
     Example: loraxs-search launch mine.yaml --name mine
     """
