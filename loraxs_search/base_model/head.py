@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -184,9 +184,10 @@ def remember_head(model: PreTrainedModel) -> None:
     setattr(model, _AS_LOADED, kept)
 
 
-def head_as_loaded(model: PreTrainedModel) -> Mapping[str, Tensor]:
+def head_as_loaded(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return what `remember_head` has kept: whoever loads an adapter of the output layer alone has these numbers."""
-    return getattr(model, _AS_LOADED, {})
+    kept: dict[str, Tensor] = getattr(model, _AS_LOADED, {})
+    return kept
 
 
 def init_head(model: PreTrainedModel, seed: int) -> None:
