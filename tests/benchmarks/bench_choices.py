@@ -9,7 +9,7 @@ and bases share passes, where their methods can, and others train one by one. No
 Each trial is scored on validation rows after a quarter, half and all of its steps (at the end alone, where it trains by
 itself), or on test rows at the end (`--split test`); differences to the first arm are paired by seed, with the interval
 of Student's t. `--json` keeps what was measured: a second run continues it, and trains only seeds that it lacks. Scores
-are what is compared; nothing is timed. `--quick` shows that it runs.
+are what is compared; nothing is timed. `--baselines` also prints what adapters must beat. `--quick` shows that it runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_methods import GLUE, LENGTHS, MINILM, SMOLLM2, write_rows
+from bench_methods import GLUE, LENGTHS, MINILM, SMOLLM2, with_unseen_test, write_rows
 from bench_text_quality import SCIENCE_ROWS
 from bench_text_quality import TASKS as TEXT_TASKS
 from optuna.trial import FixedTrial
@@ -67,6 +67,7 @@ def make_space(task: str, data: Path, scratch: Path, arm: str, steps: int, rows:
     files = {
         split: str(path) for split in ("train", "validation", "test") if (path := folder / f"{split}.jsonl.gz").exists()
     }
+    files = with_unseen_test(task, files)
     length = LENGTHS.get(task, 64)
     text = f"task:\n  use: {TASKS[task]}\n  data: {{data_files: {json.dumps(files)}}}\n  max_length: {length}\n"
     text += f"  validation_rows: {rows}\n{MINILM}{end}"
@@ -146,6 +147,14 @@ def show(task: str, metric: str, arms: dict[str, Scores]) -> None:
             print(line, flush=True)
 
 
+def show_baselines(task: str, space: Space) -> None:
+    loaded = LoadedBase(space.base_model, space.task)
+    for baseline in loaded.baselines(loaded.prepared()):
+        on = {"validation": baseline.validation_metrics, "test": baseline.test_metrics}
+        reached = ", ".join(f"{split} {own[space.task.metric]:.3f}" for split, own in on.items() if own)
+        print(f"{task}, {space.task.metric}, {baseline.name}: {reached or baseline.failed}", flush=True)
+
+
 def leave_one_out(found: dict[str, dict[str, float]]) -> None:
     """Print for each task what the arm that the others choose loses there, and how many random arms would equal it.
 
@@ -176,6 +185,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1000, help="validation rows that are scored, at most")
     parser.add_argument("--split", default="validation", choices=["validation", "test"], help="rows that are scored")
+    parser.add_argument("--baselines", action="store_true", help="also print what word counts and others reach")
     parser.add_argument("--leave-one-out", action="store_true", help="also print what arms lose that others choose")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", type=Path)
@@ -208,6 +218,8 @@ def main() -> None:
             arm: {step: found[: arguments.seeds] for step, found in known[key].items()} for arm, key in keys.items()
         }
         show(task, next(iter(spaces.values())).task.metric, scores)
+        if arguments.baselines:
+            show_baselines(task, next(iter(spaces.values())))
         means[task] = {arm: float(np.mean(own[str(arguments.steps)])) for arm, own in scores.items()}
     if arguments.leave_one_out:
         leave_one_out(means)

@@ -21,6 +21,7 @@ are compared by the trials that they have. `--quick` is 2 trials of 8 steps, to 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from bench_text_quality import arithmetic, science
 import loraxs_search
 from loraxs_search.cli import run
 from loraxs_search.errors import LoraxsError
+from loraxs_search.home import home, write_atomic
 from loraxs_search.records import to_json
 from loraxs_search.reports.comparison import Comparison
 from loraxs_search.search import launch_together
@@ -116,11 +118,30 @@ class Job:
 
 
 # ---- spaces ----------------------------------------------------------------------------------------------------------
+def with_unseen_test(task: str, files: Mapping[str, str]) -> dict[str, str]:
+    """Return files of a task with the test rows whose texts are in no other split: those of `sts` hold all its rows."""
+    rows = {
+        split: [json.loads(line) for line in gzip.decompress(Path(path).read_bytes()).splitlines()]
+        for split, path in files.items()
+    }
+
+    def texts(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(value for value in row.values() if isinstance(value, str))
+
+    seen = {texts(row) for split, own in rows.items() if split != "test" for row in own}
+    left = [row for row in rows.get("test", ()) if texts(row) not in seen]
+    if len(left) == len(rows.get("test", ())):
+        return dict(files)
+    target = home() / "benchmarks" / f"{task}-test.jsonl"
+    write_atomic(target, "".join(json.dumps(row) + "\n" for row in left))
+    return {**files, "test": str(target)}
+
+
 def glue_space(task: str, data: Path, label: str, method: str, parameters: str, budget: Budget) -> Space:
     """Return a space of a GLUE task whose files lie in `data`."""
     folder = data / "glue" / task
     files = {split: folder / f"{split}.jsonl.gz" for split in ("train", "validation", "test")}
-    present = json.dumps({split: str(file) for split, file in files.items() if file.exists()})
+    present = json.dumps(with_unseen_test(task, {split: str(it) for split, it in files.items() if it.exists()}))
     rows = f"\n  validation_rows: {budget.rows}" if budget.rows else ""
     head = f"task:\n  use: {GLUE[task]}\n  data: {{data_files: {present}}}\n  max_length: {LENGTHS[task]}{rows}\n"
     text = f"{head}{MINILM}method: {method}\nparameters:{parameters}  batch_size: 16\n{HEAD}"
