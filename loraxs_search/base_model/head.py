@@ -185,7 +185,7 @@ def remember_head(model: PreTrainedModel) -> None:
 
 
 def head_as_loaded(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return what `remember_head` has kept: whoever loads an adapter of the output layer alone has these numbers."""
+    """Return what `remember_head` has kept: the numbers that whoever loads an adapter of `head: output` has."""
     kept: dict[str, Tensor] = getattr(model, _AS_LOADED, {})
     return kept
 

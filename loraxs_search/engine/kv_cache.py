@@ -100,6 +100,10 @@ class GrowingLayer(DynamicLayer):
             self._keys, self._values = self._copied(indices)
         self._show(num_rows, length)
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Do what `batch_select_indices` does: layers with recurrent states know this name only."""
+        self.batch_select_indices(beam_idx)
+
     def drop_first(self, count: int) -> None:
         """Forget the first tokens of every row."""
         (keys, values), length = self._held(), self.get_seq_length() - count
@@ -162,16 +166,8 @@ def _forked(layer: Any, rows: Tensor) -> Any:
     if isinstance(layer, GrowingLayer):
         return layer.forked(rows)
     other = copy.deepcopy(layer)
-    _select(other, rows)
+    other.reorder_cache(rows)
     return other
-
-
-def _select(layer: Any, rows: Tensor) -> None:
-    """Have a layer continue with these rows."""
-    if isinstance(layer, GrowingLayer):
-        layer.batch_select_indices(rows)
-    else:  # the states of a recurrent layer have this alone
-        layer.reorder_cache(rows)
 
 
 class Decoding:
@@ -208,7 +204,7 @@ class Decoding:
         self._mask_nS = mask_nT if seen is None else torch.cat([seen, mask_nT], 1)
         outputs = self._body(
             input_ids=ids_nT,
-            # One that is recurrent throughout reads the mask of these tokens alone, and multiplies by it.
+            # One that is recurrent throughout reads the mask of these tokens only, and multiplies by it.
             attention_mask=self._mask_nS if self._attends else mask_nT,
             position_ids=(first_n1 + mask_nT.cumsum(1) - 1).clamp(min=0),
             use_cache=True,
@@ -222,8 +218,7 @@ class Decoding:
         """Continue with these of the n rows, in this order; one may stand there twice."""
         mask_nS = self._mask()
         chosen = torch.from_numpy(rows).to(mask_nS.device)
-        for layer in self._cache.layers:
-            _select(layer, chosen)
+        self._cache.reorder_cache(cast("torch.LongTensor", chosen))
         self._mask_nS = mask_nS[chosen]
 
     @torch.inference_mode()

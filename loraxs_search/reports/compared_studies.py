@@ -66,6 +66,7 @@ class ComparedStudy:
         self.folder, self.info = folder, folder.info
         self.state = study_state(folder)
         self.candidates: Sequence[Candidate] = folder.candidates() or ()
+        self._has_probe = folder.has_probe
 
     @property
     def name(self) -> str:
@@ -100,7 +101,7 @@ class ComparedStudy:
             device_s=last.device_s if last else 0.0,
             score=score if math.isfinite(score) else None,
             size=last.size if last else None,
-            has_probe=self.folder.has_probe,
+            has_probe=self._has_probe,
         )
 
     @cached_property
