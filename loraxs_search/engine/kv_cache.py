@@ -22,8 +22,10 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from loraxs_search.base_model import Projection, uses_padded_attention
 from loraxs_search.engine.base import base_of
+from loraxs_search.errors import BaseModelError
 
 Indices = npt.NDArray[np.int64]
+_CONTINUATION_TOLERANCE = 0.05  # bfloat16 comes to .01, a cache that nobody reads to .1 and more
 _SPACE = 32  # tokens that are made space for at once: as long as shapes stay, so do a CPU's kernels for them
 
 
@@ -275,6 +277,31 @@ class Decoding:
     def _mask(self) -> Tensor:
         assert self._mask_nS is not None  # something was computed
         return self._mask_nS
+
+
+@torch.inference_mode()
+def check_continuation(model: PreTrainedModel) -> None:
+    """Check that a decoder reads further tokens behind its cache as it reads whole rows; a moment's work.
+
+    Raises:
+        BaseModelError: it does not, so that what it writes would be wrong from the second token on.
+    """
+    vocabulary, device = int(model.get_input_embeddings().weight.shape[0]), next(model.parameters()).device
+    ids_nT = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary, (2, 9))).to(device)
+    mask_nT = torch.ones_like(ids_nT)
+    mask_nT[1, :4] = 0
+    decoding = Decoding(model)
+    decoding.compute(ids_nT[:, :6], mask_nT[:, :6])
+    found = torch.stack([decoding.follow(column.cpu().numpy()) for column in ids_nT[:, 6:].T], 1)  # (n, 3, D)
+    rows = [ids_nT[:1], ids_nT[1:, 4:]]
+    expected = torch.cat([model.base_model(input_ids=row, use_cache=False)[0][:, -3:] for row in rows])
+    errors = (found - expected).float().norm(dim=-1) / expected.float().norm(dim=-1)
+    if not errors.median() < _CONTINUATION_TOLERANCE:  # the median: rounding may send one token to another expert
+        raise BaseModelError(
+            f"{type(model).__name__} does not read tokens one by one as it reads them at once (relative difference "
+            f"{errors.median():.2g}), so what it writes would be wrong.",
+            hint="choose another base; if transformers runs this one with a cache of its own kind, report it here",
+        )
 
 
 _ARGUMENTS: dict[type[nn.Module], str] = {}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from loraxs_search.base_model import (
     with_setup,
 )
 from loraxs_search.engine.base import base_of
+from loraxs_search.engine.kv_cache import check_continuation
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.factors import Factors, FactorStore
@@ -126,7 +127,9 @@ class LoadedBase:
         self.dtype = choose_dtype(precision, self.device)
         check_fits(self.base, self.dtype, self.device)
         self.exact, _ = self._exact_for(task)
-        self.model = self.exact if self.dtype == self.exact.dtype else self._load(task, self.dtype)
+        self.model = self.exact if self.dtype == self.exact.dtype else self._load(task, self.dtype, self.device)
+        if self.data.kind.model.num_outputs is None:
+            check_continuation(self.exact)
         self.modules = linear_modules(self.base, self.data.kind.model)
         self.factors = LoadedFactors(self.model, self.exact, [module.name for module in self.modules])
         self._bare_body = bare_body(self.model)  # now, before any trial puts its adapter on
@@ -297,17 +300,19 @@ class LoadedBase:
         key = self.prepared(task).kind.model
         assert key.body == self.data.kind.model.body  # others have a host of their own
         if key not in self._exact:
-            model = self._load(task, None)
+            # Of a further task the head alone belongs on the device, where two bodies may not fit.
+            model = self._load(task, None, torch.device("cpu") if self._exact else self.device)
             if self._exact and model.base_model is not model:
                 setattr(model, model.base_model_prefix, self.exact.base_model)
+            cast("torch.nn.Module", model).to(self.device)
             # Counted before any trial puts its own head beside it.
             heads = [model.get_submodule(name) for name in head_names(model)]
             self._exact[key] = model, sum(p.numel() for head in heads for p in head.parameters())
         return self._exact[key]
 
-    def _load(self, task: Task, dtype: torch.dtype | None) -> PreTrainedModel:
+    def _load(self, task: Task, dtype: torch.dtype | None, device: torch.device) -> PreTrainedModel:
         """Load the base in `dtype`; None means the checkpoint's own, which is what others load."""
-        model = load_model(self.base, self.prepared(task).kind.model, dtype=dtype, device=self.device)
+        model = load_model(self.base, self.prepared(task).kind.model, dtype=dtype, device=device)
         use_padded_attention(model)
         return model
 

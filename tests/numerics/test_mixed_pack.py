@@ -16,7 +16,7 @@ from support.trials import run_alone, train
 from loraxs_search.engine import requests
 from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.methods import get_method
-from loraxs_search.packing import PackedHost, TrialHost
+from loraxs_search.packing import PackedHost, TrialHost, loaded_base
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import BaseModelRef, DataSource, Hyperparameters, LargestTrial, Task, TrialSpec
@@ -171,3 +171,20 @@ def test_a_host_that_one_kind_has_begun_serves_all_that_load_the_base_alike(tmp_
 
 def _one_thread(config: HostConfig, task: Task, _: int) -> PackedHost:
     return PackedHost(config.base, task, slots=4, precision="float32", device="cpu", largest=config.largest)
+
+
+def test_of_a_further_task_only_the_head_is_loaded_onto_the_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second body beside the first may be more than the device holds."""
+    devices, load = [], loaded_base.load_model
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        devices.append(str(options["device"]))
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(loaded_base, "load_model", watched)
+    tasks = make_tasks(tmp_path)
+    loaded = LoadedBase(BaseModelRef(id=str(tmp_path)), tasks[WITH_HEAD[0]], precision="float32", device="cpu:0")
+    loaded.info(tasks[WITH_HEAD[1]])
+    assert devices == ["cpu:0", "cpu"]

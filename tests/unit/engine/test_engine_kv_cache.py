@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from loraxs_search.base_model import use_padded_attention
-from loraxs_search.engine.kv_cache import Decoding, GrowingLayer, forked_cache
+from loraxs_search.engine import kv_cache
+from loraxs_search.engine.kv_cache import Decoding, GrowingLayer, check_continuation, forked_cache
+from loraxs_search.errors import BaseModelError
 
 
 @pytest.mark.parametrize("turned", [False, True])
@@ -92,3 +94,23 @@ def test_token_by_token_gives_the_states_of_whole_rows(family: str) -> None:
     cuts = [0, 6, 9, *range(10, 51)]
     parts = [decoding.compute(ids[:, a:b], mask[:, a:b]) for a, b in itertools.pairwise(cuts)]
     torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], expected[mask.bool()], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_decoder_that_continues_as_it_reads_whole_rows_passes(family: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(DECODERS[family]()).eval()
+        check_continuation(model.to(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "mamba", "lfm2"])
+def test_a_decoder_that_does_not_read_its_cache_is_refused(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_cache, "_cache_argument", lambda _: "cache_that_nobody_reads")
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(DECODERS[family]()).eval().to(dtype)
+    with pytest.raises(BaseModelError, match="does not read tokens one by one as it reads them at once"):
+        check_continuation(model)
