@@ -253,21 +253,23 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     except BaseModelError:
         length = choices.max_length or 128
         return Measured(length, reason=f"the base is not at hand: {length} tokens, not counted")
-    rows = [*range(0, table.num_rows, max(1, table.num_rows // _SAMPLE))]
+    sample = range(0, table.num_rows, max(1, table.num_rows // _SAMPLE))
+    rows = [*sample]
     if roles.kind in (WRITING, CHOOSING):
         rows += sorted(range(table.num_rows), key=lambda row: -max(map(len, _said(table, roles, row))))[:_LONG_ONES]
     texts = [" ".join(_text_of(table.columns[name][row]) for name in roles.texts) for row in rows]
     extra = 4 + (len(_prompt(roles)) // 3 if roles.kind in (WRITING, CHOOSING) else len(roles.texts))
     lengths = _lengths(tokenizer, texts)
     own = [max(_lengths(tokenizer, said), default=0) for said in (_said(table, roles, row) for row in rows)]
-    whole = sorted(length + extra + answer for length, answer in zip(lengths, own, strict=True))
-    fitting = whole[min(len(whole) - 1, int(len(whole) * 0.99))]
+    whole = [length + extra + answer for length, answer in zip(lengths, own, strict=True)]
+    sampled = sorted(whole[: len(sample)])
+    fitting = sampled[min(len(sampled) - 1, int(len(sampled) * 0.99))]
     limit = min(_LONGEST, tokenizer.model_max_length)
     least = max(own, default=0) + _SOME_PROMPT
     wanted = max(16, min(limit, -(-fitting // 8) * 8), min(least, tokenizer.model_max_length))
     length = choices.max_length or wanted
-    cut = sum(each > length for each in whole) * len(rows) // max(1, len(whole))
-    reason = f"{length} tokens: the longest row has about {whole[-1]}, 99 of 100 have at most {fitting}"
+    cut = -(-sum(each > length for each in sampled) * table.num_rows // len(sampled))
+    reason = f"{length} tokens: the longest row has about {max(whole)}, 99 of 100 have at most {fitting}"
     answer_tokens = max(own, default=0) + 2 if roles.kind == WRITING else 0
     return Measured(length, answer_tokens, cut, reason, _language_warnings(tokenizer, texts))
 

@@ -117,3 +117,11 @@ def test_what_is_chosen_stands_in_the_space(say: Say, rows_folder: Path) -> None
     space = load_space("other/films.yaml")
     assert (space.task.name, space.task.labels, space.task.max_length) == ("films", ("pos", "neg"), 40)
     assert space.task.metrics[0] == space.task.metric == "macro_f1"
+
+
+def test_of_many_rows_those_that_are_cut_are_estimated_from_a_sample(say: Say, rows_folder: Path) -> None:
+    words = [f"{own} " + " ".join(["word"] * (40 * (i % 100 < 30))) for i, own in enumerate(texts(6000))]
+    rows = "text,label\n" + "".join(f"{own},{'ab'[i % 2]}\n" for i, own in enumerate(words))
+    said = drafted(say, "rows.csv", rows, "--max-length", "32")
+    (warning,) = [line for line in said.err.splitlines() if "longer than max_length" in line]
+    assert 1600 < int(warning.split("about ")[1].split()[0].replace(",", "")) < 2000
