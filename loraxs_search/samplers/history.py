@@ -120,7 +120,7 @@ class FrontHistory:
             return
         last = last_report(trial)
         if last is None or math.isnan(last[1][0]):
-            self._unranked.append(trial.number)
+            bisect.insort(self._unranked, trial.number)  # whichever ended first
             return
         step, (score, stored) = last
         self._pruned.setdefault(step, Fronts()).add(trial.number, (self._sign * score, stored))

@@ -273,7 +273,11 @@ def drawing_order(parameters: Iterable[Parameter], later: Mapping[str, str] | No
     Raises:
         graphlib.CycleError: the conditions go in a circle.
     """
-    graph = {p.name: {*p.parents(), *([later[p.name]] if later and p.name in later else [])} for p in parameters}
+    # No sets: their order would differ between processes, and with it what is drawn.
+    graph = {
+        p.name: dict.fromkeys([*p.parents(), *([later[p.name]] if later and p.name in later else [])])
+        for p in parameters
+    }
     return tuple(name for name in TopologicalSorter(graph).static_order() if name in graph)
 
 

@@ -115,7 +115,14 @@ def parse_stored(text: str, *, source: str, folder: Path, name: str, resolved: S
     """
     document = parse_document(text, source)
     without_retired(document, name)
-    return replace(resolved, text=text, name=name) if resolved is not None else _space(document, text, folder, name)
+    if resolved is None:
+        return _space(document, text, folder, name)
+    written = (METHOD, *as_mapping(as_mapping(document.data).get(PARAMETERS)))
+    place = {parameter: number for number, parameter in enumerate(written)}
+    # The file's order, which samplers draw and encode in: a stored record has its keys sorted.
+    ordered = sorted(resolved.parameters, key=lambda parameter: place.get(parameter, len(place)))
+    parameters = {parameter: resolved.parameters[parameter] for parameter in ordered}
+    return replace(resolved, text=text, name=name, parameters=parameters)
 
 
 def _space(document: Document, text: str, folder: Path, name: str | None) -> Space:

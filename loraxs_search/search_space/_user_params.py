@@ -186,6 +186,10 @@ class _ParamsReader:
         if value is None:
             return
         if index is None:
+            otherwise = parameter.otherwise_after(self._known)
+            if otherwise is not None and self._law(name).same(value, otherwise):
+                self._known[name] = otherwise
+                return
             parents = dict.fromkeys(parameter.parents())
             given_here = ", ".join(f"{other} {self._known.get(other, 'left out')}" for other in parents)
             self.faults[name] = f"`{name}` must be left out of a trial with {given_here}, but got {shown(given)}."

@@ -145,7 +145,8 @@ class SearchSession:
         Its rate is high for long: it is often behind in the middle and ahead at the end.
         """
         records = self._journal.records
-        is_first = trial_id in islice(records, len(self._space.methods))
+        proposed = (own for own, record in records.items() if not record.command)  # people may have added others before
+        is_first = trial_id in islice(proposed, len(self._space.methods))
         return is_first and self._space.follows_recipe(records[trial_id].params)
 
     # ---- steering ----------------------------------------------------------------------------------------------------

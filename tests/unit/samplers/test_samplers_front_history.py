@@ -81,6 +81,10 @@ def test_equal_trials_come_by_their_numbers_whichever_ended_first() -> None:
     live.window([running, equal[1], running, equal[3]])
     assert [trial.number for trial in live.window(equal)] == [2, 3, 0, 1]
     assert live.window(equal) == FrontHistory(StudyDirection.MAXIMIZE, 500, 200).window(equal)
+    unscored = history_of(create_trial(state=TrialState.PRUNED), create_trial(state=TrialState.PRUNED))
+    live = FrontHistory(StudyDirection.MAXIMIZE, 500, 200)
+    live.window([running, unscored[1]])
+    assert [trial.number for trial in live.window(unscored)] == [0, 1]
 
 
 def test_a_long_history_is_seen_by_its_best_and_its_latest() -> None:

@@ -6,6 +6,9 @@ Group expressions against the linear layers of real architectures, built small f
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from decimal import Decimal
 
 import pytest
@@ -30,6 +33,33 @@ FLOATS = [name for name, law in SPECS.items() if law.kind == "float"]
 INTS = [name for name, law in SPECS.items() if law.kind == "int"]
 NAMES = [name for name, law in SPECS.items() if law.kind == "name"]
 GROUPS = ["attention", "ffn", "all-linear", "query+value", "attention@last-2"]
+
+
+DRAWN = """
+from pathlib import Path
+from loraxs_search.search_space import parse_space
+from loraxs_search.search_space._distributions import drawing_order
+text = "task: sst2\\nbase_model: a/b\\nparameters:\\n  rank: 4\\n"
+text += "  learning_rate: [{value: 0.1, when: {sigma: sqrt, head_init: probe}}, 0.2]\\n"
+text += "  sigma: {choice: [input, sqrt]}\\n  head_init: {choice: [random, probe]}\\n"
+print(*drawing_order(parse_space(text, source="s.yaml", folder=Path("/")).parameters.values()))
+"""
+
+
+def test_parameters_are_drawn_in_one_order_whatever_the_process() -> None:
+    """Python hashes names anew in each process, so no set may decide."""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", DRAWN],
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for seed in range(4)
+    ]
+    (order,) = {run.stdout for run in runs}
+    assert order.split() == ["rank", "sigma", "head_init", "learning_rate"]
 
 
 def ask(seed=0) -> Study:

@@ -72,6 +72,17 @@ def test_with_several_methods_a_parameter_of_one_needs_the_method() -> None:
     assert "`basis` must be left out" in place_given(space(METHODS), {"basis": "top", "method": "lora"}).faults[0]
 
 
+def test_what_a_trial_has_by_else_may_be_given_too() -> None:
+    """Params of a trial, as `status` shows them, can be asked for again."""
+    conditional = space(
+        CONDITIONS.replace("sigma: {choice: [input, sqrt], when", "sigma: {value: sqrt, else: input, when")
+    )
+    shown = {"basis": "bottom", "rank": 16, "learning_rate": 0.01, "sigma": "input", "batch_size": 8}
+    placed = place_given(conditional, shown)
+    assert (placed.params, placed.faults) == ({name: shown[name] for name in shown if name != "sigma"}, ())
+    assert "`sigma` must be left out" in place_given(conditional, shown | {"sigma": "sqrt"}).faults[0]
+
+
 SOURCE = {"basis": "top", "rank": 8, "learning_rate": 0.01, "sigma": "sqrt", "batch_size": 8}
 
 

@@ -44,6 +44,13 @@ def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.
     assert (clone.params == params and not clone.faults) is resolved
 
 
+@pytest.mark.parametrize("resolved", [True, False], ids=["launched", "from before"])
+def test_parameters_stay_in_the_order_of_the_file(fresh_home: Path, resolved: bool) -> None:
+    """Samplers draw in it, and the state of CMA-ES has its dimensions in it."""
+    folder, space = launched(fresh_home, resolved)
+    assert list(stored_space(folder).parameters) == list(space.parameters) == ["rank", "learning_rate"]
+
+
 def test_it_is_part_of_a_copy(fresh_home: Path) -> None:
     folder, _ = launched(fresh_home, resolved=True)
     assert folder.resolved_space_path.name in files(folder.path)

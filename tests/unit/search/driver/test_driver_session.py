@@ -31,8 +31,8 @@ from loraxs_search.search.driver.commander import Commander, InboxSource, answer
 from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.launch import resume
+from loraxs_search.search.driver.session import SearchSession, run_stages
 from loraxs_search.search.driver.session import reopen as reopened
-from loraxs_search.search.driver.session import run_stages
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space import load_space
 from loraxs_search.steering import foreseen, steered
@@ -60,6 +60,17 @@ def ended(fresh_home: Path) -> StudyFolder:
 def reopen(folder: StudyFolder) -> bool:
     """Do what a driver does first."""
     return reopened(steered(folder, folder.journal()))
+
+
+@pytest.mark.parametrize("asked_first", [False, True])
+def test_the_recipe_trains_to_its_end_also_behind_trials_that_people_asked_for(asked_first: bool) -> None:
+    session = SearchSession.__new__(SearchSession)
+    session._space = load_space("movie_reviews")
+    recipe = session._space.drawn_params(session._space._by_recipe("lora-xs"))
+    records = {"00000": SimpleNamespace(params=recipe | {"rank": 2}, command="1")} if asked_first else {}
+    records |= {name: SimpleNamespace(params=recipe, command="") for name in ("00001", "00002")}
+    session._journal = SimpleNamespace(records=records)  # type: ignore[assignment]
+    assert [session._is_recipe(name) for name in records] == [*[False] * asked_first, True, False]
 
 
 def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> None:
