@@ -158,9 +158,9 @@ class IntegrityError(RegistryError):
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Say that `name` is no known `kind`, listing the known ones, nearest first; the one that may be meant leads."""
-    names = sorted(known)
-    first, listed = did_you_mean(name, names), one_of(names, name) or "none"
-    return f"{first}`{kind}` must be one of: {listed}, but got {shortened(name)}."
+    if not (names := sorted(known)):
+        return f"There is no {kind} yet, but got {shortened(name)}."
+    return f"{did_you_mean(name, names)}`{kind}` must be one of: {one_of(names, name)}, but got {shortened(name)}."
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

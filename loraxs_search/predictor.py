@@ -9,7 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.errors import UsageError
+from loraxs_search.errors import UsageError, counted
 from loraxs_search.records import BaseModel, Prediction, Task
 from loraxs_search.registry import verify
 from loraxs_search.tasks.kinds import kind_of
@@ -184,7 +184,7 @@ class Predictor:
             return list(asked)
         if len(texts) % len(names):
             raise UsageError(
-                f"Task {self.task.name} takes {len(names)} texts a row, but got {len(texts)} texts.",
+                f"Task {self.task.name} takes {len(names)} texts a row, but got {counted(len(texts), 'text')}.",
                 hint=f"give them in turn: {' then '.join(self.prompts)}",
             )
         return [tuple(texts[i : i + len(names)]) for i in range(0, len(texts), len(names))]

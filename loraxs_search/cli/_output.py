@@ -83,7 +83,7 @@ BaseOption = Annotated[
     str | None, typer.Option("--base", help="The task's champion on this base model.", metavar="NAME")
 ]
 AddressOption = Annotated[
-    str | None, typer.Option("--address", help="Ray cluster; default: Ray on this machine, for this search.")
+    str | None, typer.Option("--address", help="Ray cluster; default: Ray on this machine, for this command.")
 ]
 RuntimeEnvOption = Annotated[
     str | None,
@@ -204,9 +204,9 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Seq
     shown = ["parameters" if name == "R" and "method" in varying else name for name in names]
     print_table([*shown, *varying], body, right=frozenset(shown[2:]) - {"from"})
     alike = [name for name in _names(rows) if name not in varying and all(name in row.params for row in rows)]
-    if len(rows) > 1 and (common := [f"{name} {_value(rows[0].params[name])}" for name in alike]):
+    if rows and (common := [f"{name} {_value(rows[0].params[name])}" for name in alike]):
         sys.stdout.flush()
-        print(f"in all trials: {', '.join(common)}", file=sys.stderr)
+        print(f"{'in all trials' if len(rows) > 1 else 'its parameters'}: {', '.join(common)}", file=sys.stderr)
     for baseline in baselines:
         if baseline.failed:
             print(f"no score of {baseline.name}: {baseline.failed}", file=sys.stderr)

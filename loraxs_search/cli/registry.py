@@ -169,11 +169,8 @@ def show(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonO
         print(f"\nload it: loraxs-search pull {task}:{adapters[0].version}", file=sys.stderr)
         print(f'in Python: loraxs_search.load_adapter("{task}:{adapters[0].version}")', file=sys.stderr)
 
-    emit(
-        as_json,
-        value,
-        show if adapters else lambda: print(f"no adapter of {task} was promoted so far", file=sys.stderr),
-    )
+    none = f"{task} has no version: see `loraxs-search history {task}`"
+    emit(as_json, value, show if adapters else lambda: print(none, file=sys.stderr))
 
 
 def _cells(

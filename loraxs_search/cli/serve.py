@@ -137,7 +137,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them again when it has ended as they ask
             signal.signal(number, end)
         listening.listen()  # whoever reads the address may connect at once
-        print(f"{len(models.bank)} adapters of {models.base.id} ({size}) at {at}", file=sys.stderr)
+        print(f"{counted(len(models.bank), 'adapter')} of {models.base.id} ({size}) at {at}", file=sys.stderr)
         running.run(sockets=[listening])
 
 

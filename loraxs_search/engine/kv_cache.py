@@ -286,7 +286,8 @@ def check_continuation(model: PreTrainedModel) -> None:
     Raises:
         BaseModelError: it does not, so that what it writes would be wrong from the second token on.
     """
-    vocabulary, device = int(model.get_input_embeddings().weight.shape[0]), next(model.parameters()).device
+    embeddings = cast("Tensor", model.get_input_embeddings().weight)
+    vocabulary, device = len(embeddings), embeddings.device
     ids_nT = torch.from_numpy(np.random.default_rng(0).integers(0, vocabulary, (2, 9))).to(device)
     mask_nT = torch.ones_like(ids_nT)
     mask_nT[1, :4] = 0

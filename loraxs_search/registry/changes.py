@@ -97,10 +97,12 @@ class ChangingRegistry(RegistryReader):
             target = self.resolve(name)
             champion = self._readable_champion(parsed.task)
             if target.aliases and not forced:
-                other = f"make another one champion with `loraxs-search rollback {parsed.task}`, or add --force"
+                first, only = "promote another study first", "add --force: its base has no champion then"
+                if any(own.version != target.version for own in self.versions(parsed.task)):
+                    first = f"make another one champion with `loraxs-search rollback {parsed.task}`"
                 raise RegistryError(
                     f"A champion must not be removed, but {name} is {' and '.join(target.aliases)}.",
-                    hint=other if CHAMPION in target.aliases else "add --force: its base has no champion then",
+                    hint=f"{first}, or add --force" if CHAMPION in target.aliases else only,
                 )
             if not forced and self._is_best(target):
                 raise RegistryError(
@@ -262,7 +264,7 @@ class ChangingRegistry(RegistryReader):
         have = ", ".join(f"{task}:{number}" for number in sorted(known))
         raise RegistryError(
             f"{task}:{champion} must have a champion before it, but it has none. There are: {have}.",
-            hint=f"name one: `loraxs-search rollback {task} --to N`",
+            hint=f"name one: `loraxs-search rollback {task} --to N`" if known - {champion} else "promote another study",
         )
 
     # ---- below -------------------------------------------------------------------------------------------------------

@@ -262,7 +262,8 @@ class RegistryReader:
         model = _versions.registered_model(self._client, name.task) if exists(self.uri) else None
         if model is None:
             known = near(self._ask, name.task) if exists(self.uri) else []
-            hint = "`loraxs-search ls` has every task" if known else "run `loraxs-search launch SPACE` to find one"
+            way = "`loraxs-search launch SPACE` searches for one, and `loraxs-search promote STUDY` registers it"
+            hint = "`loraxs-search ls` has every task" if known else way
             return UnknownTaskError(f"{unknown_name('task', name.task, known)} Registry: {place}.", hint=hint)
         if name.alias == CHAMPION:
             return UnknownVersionError(

@@ -146,7 +146,7 @@ def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, cho
     """
     faults = _empty(table, texts, label) if table.is_file else []
     counts, doubtful, meant = _different(table.columns[label]), list[str](), dict[str, str]()
-    drops = bool(faults)
+    drops = lacks = bool(faults)
     if kind == NUMBERS or (choices.labels is None and _mostly_numbers(table, counts)):
         takes_padded = kind == NUMBERS  # 007 is a number where people say that all are
         odd = [it for it in counts if finite_number(it) is None or not (takes_padded or _is_number(it))]
@@ -162,7 +162,8 @@ def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, cho
         asked = replace(choices, drop_empty=drops or choices.drop_empty, renamed=(*choices.renamed, *meant.items()))
         way = f", or: {asked.command(table.name)}" if asked != choices and table.is_file else ""
         if doubtful and kind == CLASSES and len(counts) <= _MANY_ROWS:
-            way += f"; if all of them are meant: --labels {','.join(sorted(counts))}"
+            meant_all = replace(choices, drop_empty=lacks or choices.drop_empty, labels=tuple(sorted(counts)))
+            way += f"; if all of them are meant: {meant_all.command(table.name)}"
         raise TaskDataError("\n".join([*head, *faults]), hint=f"correct or remove the rows{way}")
     return _classes(table, label, counts, choices) if kind == CLASSES else {}
 

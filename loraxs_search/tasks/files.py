@@ -222,7 +222,8 @@ def decoded(content: bytes) -> str:
         return text
     is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content
     line = content.count(b"\n", 0, wrong) + 1
-    name, encoding = ("UTF-16", "utf-16") if is_utf_16 else ("Latin-1", "latin1")
+    # Latin-1 would take Windows' quotes and the euro sign for control characters.
+    name, encoding = ("UTF-16", "utf-16") if is_utf_16 else ("Windows-1252, as Excel writes it", "cp1252")
     raise MalformedFileError(
         f"must be text in UTF-8, but line {line} has the byte 0x{content[wrong]:02x}",
         hint=f"save it as UTF-8; `iconv -f {encoding} -t utf-8` does that to a file in {name}",

@@ -182,7 +182,8 @@ def _exactly(overlap: records.SplitOverlap) -> str:
 def _repeated(report: records.DataReport) -> Iterator[str]:
     for split, repeated in report.repeated.items():
         if repeated >= _SHARE * report.num_rows[split]:
-            yield f"{repeated:,} of {report.num_rows[split]:,} {split} rows repeat the text of an earlier one"
+            verb = "repeats" if repeated == 1 else "repeat"
+            yield f"{repeated:,} of {report.num_rows[split]:,} {split} rows {verb} the text of an earlier one"
 
 
 def _blank(report: records.DataReport) -> Iterator[str]:

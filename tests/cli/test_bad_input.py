@@ -148,7 +148,7 @@ def test_a_port_that_is_taken(say, store_uri, make_listener):
 # ---- names -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("line", [["status", "nope"], ["resume", "nope"], ["promote", "nope"]])
 def test_a_study_that_does_not_exist(say, line):
-    assert say(*line).is_error(1, "`study` must be one of: none, but got 'nope'", "loraxs-search launch")
+    assert say(*line).is_error(1, "There is no study yet, but got 'nope'", "loraxs-search launch")
 
 
 def test_nothing_to_promote(say):
@@ -160,7 +160,7 @@ def test_a_study_name_that_is_a_path(say):
 
 
 def test_a_task_that_nobody_knows(say, store_uri):
-    assert say("pull", "movie-reviews").is_error(1, "`task` must be one of: none, but got 'movie-reviews'")
+    assert say("pull", "movie-reviews").is_error(1, "There is no task yet, but got 'movie-reviews'")
 
 
 def test_a_task_without_a_champion(say, store_uri):

@@ -21,7 +21,7 @@ def searched_study(store_uri: str) -> StudyFolder:
 
 @pytest.mark.parametrize("line", [["predict", "t", "so so"], ["pull", "t"], ["show", "t"], ["history", "t"]])
 def test_a_task_that_was_searched_only_is_to_be_promoted(say, searched_study, line):
-    assert say(*line).is_error(1, "`task` must be one of: none, but got 't'", "loraxs-search promote done")
+    assert say(*line).is_error(1, "There is no task yet, but got 't'", "loraxs-search promote done")
 
 
 @pytest.mark.parametrize("line", [["predict", "t", "so so"], ["history", "t"]])
@@ -40,7 +40,7 @@ def test_a_study_that_runs_is_not_to_be_resumed(say, store_uri):
 
 
 def test_the_history_of_an_unknown_task_is_an_error(say, store_uri):
-    assert say("history", "nope").is_error(1, "`task` must be one of: none, but got 'nope'", "loraxs-search launch")
+    assert say("history", "nope").is_error(1, "There is no task yet, but got 'nope'", "loraxs-search launch")
 
 
 def test_a_file_of_ones_own_has_nothing_to_do_with_the_home(say, tmp_path):

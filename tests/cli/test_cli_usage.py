@@ -81,7 +81,7 @@ def test_traceback_is_shown_wherever_it_is_asked_for(say, line):
     said = say(*line)
     assert said.code == 1
     assert "Traceback (most recent call last)" in said.err
-    assert "error: `study` must be one of: none, but got 'x'." in said.err
+    assert "error: There is no study yet, but got 'x'." in said.err
 
 
 def test_traceback_after_two_dashes_is_a_text(say):

@@ -50,7 +50,7 @@ def test_studies_are_removed(say, reviews):
     assert say("studies", "rm", "reviews", "--dry-run").ok.startswith("reviews: would be removed, ")
     assert reviews.path.is_dir()
     assert json.loads(say("studies", "rm", "reviews", "--json").ok)[0]["study"] == "reviews"
-    assert say("studies", "rm", "reviews").is_error(1, "`study` must be one of: none")
+    assert say("studies", "rm", "reviews").is_error(1, "There is no study yet")
 
 
 def test_of_several_studies_none_goes_where_one_is_refused(say, reviews):
@@ -141,7 +141,7 @@ def test_a_dry_run_refuses_a_name_that_is_taken_and_several_spaces(say, tiny_spa
         (["--tracking-uri", "http://127.0.0.1:9"], 1, "The MLflow server at http://127.0.0.1:9 must be reachable"),
         (["--tracking-uri", "files/here"], 1, "sqlite:///FILE or http(s)://"),
         (["--storage", "/nope"], 1, "The storage at /nope must be a folder that is there"),
-        (["--set", "start_from=other"], 1, "must be one of: none, but got 'other'"),
+        (["--set", "start_from=other"], 1, "There is no study yet, but got 'other'"),
     ],
 )
 def test_a_dry_run_refuses_what_launch_would_and_what_it_cannot_check(options, code, part, say, tiny_space, measured):

@@ -276,7 +276,7 @@ def test_rows_are_to_be_corrected_before_a_misspelling_becomes_a_label(say: Say,
     assert said.is_error(
         1,
         "hint: correct or remove the rows, or: loraxs-search init rows.csv --map Pos=pos; ",
-        "if all of them are meant: --labels Pos,neg,pos",
+        "if all of them are meant: loraxs-search init rows.csv --labels Pos,neg,pos",
     )
 
 

@@ -77,7 +77,7 @@ def test_one_with_a_head_is_no_file_for_llama_cpp(adapter, tmp_path):
 def test_rows_that_a_prompt_or_options_cannot_take_are_named(say, make_headless):
     chooser = str(make_headless(choosing(options="choices")))
     said = say("predict", chooser, "w1")
-    assert said.is_error(2, "takes 2 texts a row, but got 1 texts", "words then choices, separated by |")
+    assert said.is_error(2, "takes 2 texts a row, but got 1 text", "words then choices, separated by |")
     said = say("predict", chooser, "w1", "w2")
     assert said.is_error(1, "the options of a row must be two or more, but the request has ('w1', 'w2')")
     assert say("predict", chooser, "w1", "w2 | ").is_error(1, "the options of a row must each have text")

@@ -189,7 +189,8 @@ def choose_pack_size(
     )
     if size < full:
         several = f"{rounds} even rounds" if rounds > 1 else "one round"
-        why += f", and the {num_trials} trials make {several}{f' on {devices} devices' if devices > 1 else ''}"
+        make = "the trial makes" if num_trials == 1 else f"the {num_trials} trials make"
+        why += f", and {make} {several}{f' on {devices} devices' if devices > 1 else ''}"
     return PackSize(size, why)
 
 

@@ -124,6 +124,12 @@ def test_the_header_shows_what_separates_values(load, name, separator):
     assert load(name, CSV.replace(",", separator)) == load("usual.csv", CSV)
 
 
+def test_the_way_to_utf_8_keeps_what_excel_writes(load):
+    with pytest.raises(TaskDataError) as refused:
+        load("d.csv", CSV.encode() + "\u201cfive \u20ac\u201d,1\n".encode("cp1252"))
+    assert "`iconv -f cp1252 -t utf-8`" in refused.value.hint
+
+
 FAULTS = [
     ("d.csv", CSV + "caf\u00e9,1\n", r"must be text in UTF-8, but line 32 has the byte 0xe9"),
     ("d.csv", "text,label,label\n" + ROWS.replace("\n", ",1\n"), r"its header has 'label' twice"),

@@ -8,6 +8,7 @@ import pytest
 
 from loraxs_search.records import (
     AdapterSize,
+    CheckpointSelection,
     DataSource,
     PromotionRule,
     SearchPlan,
@@ -16,7 +17,7 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.search.driver.candidates import candidate_trials
+from loraxs_search.search.driver.candidates import candidate_trials, completed_trials
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
 ALONE, BOTH = SearchPlan(), SearchPlan(objectives=("pearson", "stored_bytes"))
@@ -59,6 +60,12 @@ def chosen(rule: PromotionRule, plan: SearchPlan, found: list[TrialRecord] = FOU
 )
 def test_candidates_follow_the_rule(rule: PromotionRule, plan: SearchPlan, expected: list[int]) -> None:
     assert chosen(rule, plan) == expected
+
+
+def test_of_equal_scores_the_smallest_comes_first_then_the_oldest() -> None:
+    found = trials((0.9, 500), (0.977, 9000), (0.977, 3000), (0.977, 3000))
+    selection = CheckpointSelection("pearson", "maximize")
+    assert [int(record.trial_id) for record in completed_trials(found, selection)] == [2, 3, 1, 0]
 
 
 def test_losses_are_better_when_small() -> None:
