@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 import uuid
@@ -166,7 +167,7 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
         StorageError: the storage cannot be used.
     """
     info = StudyInfo(
-        name=name or f"{loaded.name}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}",
+        name=name or _fresh_name(loaded.name),
         study_id=uuid.uuid4().hex,
         task=loaded.task,
         base_model=loaded.base_model,
@@ -185,6 +186,12 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
         place.check()
         check_new_in(place, info.name)
     return replace(info, start_from=resolve_start(loaded, uri))
+
+
+def _fresh_name(space: str) -> str:
+    """Return a new study's name, from its space's: a file may be named as no study can be."""
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", space).strip("_.-")[:75] or "space"
+    return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
 
 
 def _absolute(storage: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Spaces that share hosts load their base in the same way, whatever their number of outputs."""
+"""Spaces that share hosts load their base in the same way, whatever their number of outputs; names of their studies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loraxs_search.search.driver import launch
 from loraxs_search.search.hosts.directory import directory_name
 from loraxs_search.search.hosts.host_config import host_config
 from loraxs_search.search_space import load_space
-from loraxs_search.studies import list_studies
+from loraxs_search.studies import StudyFolder, list_studies
 
 DATA = "data: {data_files: {train: rows.jsonl}}"
 CLASSES = f"kind: sequence-classification, columns: {{text: x, label: y}}, metrics: [accuracy], {DATA}"
@@ -51,3 +51,12 @@ def test_warm_hosts_serve_tasks_that_load_the_base_alike(fresh_home: Path, space
     names = {name: directory_name(host_config([load_space(path)]), {}) for name, path in spaces.items()}
     assert names["stars"] == names["topics"] == names["prices"]
     assert names["sums"] == names["turns"] != names["stars"]
+
+
+@pytest.mark.parametrize("stem", ["my reviews", "größe", "_x", "-x", "v1+2", "映画", "a" * 90])
+def test_a_file_of_any_name_gives_its_study_a_name(
+    fresh_home: Path, spaces: dict[str, str], tmp_path: Path, stem: str
+) -> None:
+    path = Path(spaces["stars"]).rename(tmp_path / f"{stem}.yaml")
+    info = launch.new_study(load_space(str(path)), None, "sqlite:///mlflow.db")
+    StudyFolder.check_new(info.name)
