@@ -29,7 +29,7 @@ def user_path(text: str, folder: Path | None = None) -> Path:
     except ValueError:
         raise ValueError("it holds a NUL byte") from None
     except RuntimeError as error:  # of a user that does not exist, or links that go in a circle
-        raise ValueError(f"the system says: {error}") from None
+        raise ValueError(f"the system says: {str(error).rstrip('.')}") from None
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -49,6 +50,7 @@ class Bucket:
     def __init__(self, uri: str) -> None:
         from obstore.exceptions import BaseError
 
+        self.uri = uri
         self._store, self.hint = _store(uri)
         self._by_generation = uri.startswith("gs:")
         self.faults: tuple[type[Exception], ...] = (OSError, BaseError)
@@ -139,9 +141,16 @@ def _store(uri: str) -> tuple[S3Store | AzureStore | GCSStore, str]:
             hint="other buckets that speak S3 are named by AWS_ENDPOINT_URL, the account by AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY",
         )
+    names = list(filter(None, parts.path.split("/")))  # none between slashes may be empty
+    if re.search(r"[?#\x00-\x1f\x7f]", uri) or {".", ".."} & set(names):
+        got = shown(re.sub(r"(?s)([?#]).*", r"\1...", uri))  # a query may be a signature
+        raise StorageError(
+            f"`--storage` must have no ?, #, control character or part . or .., but got {got}.",
+            hint="name the bucket and a prefix alone; the environment names the account",
+        )
     hint, endpoint = _HINTS[parts.scheme], _endpoint(parts.scheme)
     options: dict[str, Any] = {
-        "prefix": "/".join(filter(None, parts.path.split("/"))) or None,  # no name between slashes may be empty
+        "prefix": "/".join(names) or None,
         "client_options": {
             "allow_http": endpoint.startswith("http://"),
             "connect_timeout": timedelta(seconds=5),
@@ -190,7 +199,14 @@ def _s3_config(endpoint: str) -> S3Config:
 def _profile() -> dict[str, str]:
     """Return the account of AWS's own file, which the client does not read; nothing where it names none."""
     read = configparser.ConfigParser(interpolation=None)
-    read.read(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
+    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials"
+    try:
+        read.read(path, encoding="utf-8-sig")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise StorageError(
+            f"{path} must hold sections such as [default], each key once, but: {first_line(error).rstrip('.')}.",
+            hint=_HINTS["s3"],
+        ) from None  # what else it says may be a key
     section = os.environ.get("AWS_PROFILE") or "default"
     profile = dict(read[section]) if section in read else {}
     return profile if {"aws_access_key_id", "aws_secret_access_key"} <= profile.keys() else {}

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from loraxs_search.errors import HomeError, StorageConflictError, StorageError
+from loraxs_search.errors import HomeError, StorageConflictError, StorageError, shortened
 from loraxs_search.home import create_atomic, home, paths_under, write_atomic
+from loraxs_search.paths import user_path
 from loraxs_search.studies.buckets import Bucket
 
 _FOLDER_HINT = "check that its share is mounted here, has room and may be used"
@@ -23,16 +24,23 @@ class _SharedFolder:
     Whether a file is as it was seen is looked at just before it is replaced; only `create` is one step for the system.
 
     Raises:
-        StorageError: it is the folder of the studies themselves.
+        StorageError: no folder can have that name, or it is that of the studies themselves.
     """
 
     hint = _FOLDER_HINT
     faults: tuple[type[Exception], ...] = (OSError, HomeError)
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._folder, studies = Path(uri).expanduser().absolute(), home() / "studies"
-        if self._folder.resolve() == studies.resolve():
+        try:
+            folder = user_path(uri)
+        except ValueError as error:
+            raise StorageError(
+                f"`--storage` must be a folder or a bucket's address, but got {shortened(uri)}: {error}.",
+                hint="name a folder by its whole path",
+            ) from None
+        self._folder = Path(uri).expanduser().absolute()  # links stay: an automounter's lead to what may move
+        self.uri = str(self._folder)
+        if folder == (home() / "studies").resolve():
             raise StorageError(
                 f"`--storage` must be another folder than that of the studies themselves, but got {uri}.",
                 hint="name one beside it, on a file system that machines share",
@@ -69,7 +77,7 @@ class _SharedFolder:
     def _path(self, key: str) -> Path:
         if not self._folder.is_dir():
             raise StorageError(
-                f"The storage at {self._uri} must be a folder that is there, but it is not.",
+                f"The storage at {self.uri} must be a folder that is there, but it is not.",
                 hint=f"mount the share that holds it, or if it is new: `mkdir -p {self._folder}`",
             )
         return self._folder / key
@@ -105,6 +113,7 @@ def _is_temporary(key: str) -> bool:
 class _ObjectStore(Protocol):
     """Where objects lie; `Storage` has the contract, and turns what goes wrong here into its errors."""
 
+    uri: str  # an absolute path, if it is a folder
     hint: str
     faults: tuple[type[Exception], ...]  # what it raises where it cannot
 
@@ -135,9 +144,9 @@ class Storage:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri
         is_folder = uri.strip() and "://" not in uri
         self._objects: _ObjectStore = _SharedFolder(uri) if is_folder else Bucket(uri)
+        self.uri = self._objects.uri
 
     def check(self) -> None:
         """See that objects can be written and deleted, and that what another driver has written is not replaced.

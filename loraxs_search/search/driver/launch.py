@@ -10,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import astuple, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search import versions
@@ -166,6 +165,7 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
         StudyError: the name is taken, here or in the storage.
         StorageError: the storage cannot be used.
     """
+    place = Storage(storage) if storage is not None else None
     info = StudyInfo(
         name=name or _fresh_name(loaded.name),
         study_id=uuid.uuid4().hex,
@@ -178,11 +178,10 @@ def new_study(loaded: Space, name: str | None, uri: str, storage: str | None = N
         tracking_uri=uri,
         created_at=time.time(),
         versions=versions.installed(),
-        storage=_absolute(storage),
+        storage=place.uri if place else None,
     )
     StudyFolder.check_new(info.name)
-    if info.storage is not None:
-        place = Storage(info.storage)
+    if place is not None:
         place.check()
         check_new_in(place, info.name)
     return replace(info, start_from=resolve_start(loaded, uri))
@@ -192,10 +191,6 @@ def _fresh_name(space: str) -> str:
     """Return a new study's name, from its space's: a file may be named as no study can be."""
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", space).strip("_.-")[:75] or "space"
     return f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-
-
-def _absolute(storage: str | None) -> str | None:
-    return str(Path(storage).expanduser().absolute()) if storage and "://" not in storage else storage
 
 
 def _run_one(
@@ -255,7 +250,7 @@ def resume(
     Raises:
         StudyError: there is no such study, or another process is at work on it.
     """
-    place = _absolute(storage) or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
+    place = storage or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
     info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
     has_ended = folder.candidates() is not None

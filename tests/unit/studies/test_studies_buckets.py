@@ -58,6 +58,27 @@ def test_another_kind_of_address_is_refused(uri: str) -> None:
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "uri", ["s3://b/team#1", "s3://b/team#", "az://b/x?sig=secret", "gs://b/../x", "s3://b/./x", "s3://b/a\x01"]
+)
+def test_what_a_bucket_would_drop_or_cannot_name_is_refused(uri: str) -> None:
+    with pytest.raises(StorageError, match="must have no") as caught:
+        Storage(uri)
+    assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "content", [b"aws_secret_access_key = secret\n", b"[a]\nx = 1\nx = 2\n", b"[a]\nsecret\n", b"\xff"]
+)
+def test_a_malformed_file_of_accounts_is_named(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    (tmp_path / "credentials").write_bytes(content)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with pytest.raises(StorageError, match=str(tmp_path / "credentials")) as caught:
+        Storage("s3://bucket/x")
+    assert "secret" not in caught.value.message
+
+
 def test_a_storage_is_seen_to_be_usable_before_a_search(
     storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

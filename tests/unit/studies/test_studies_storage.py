@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.search import resume
 from loraxs_search.studies import Storage
 from loraxs_search.studies.lease import Lease
 
@@ -33,6 +34,21 @@ def either(request: pytest.FixtureRequest, folder: Storage, monkeypatch: pytest.
 
 def refused(*_: Any) -> None:
     raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+
+@pytest.mark.parametrize("uri", ["~nobody-of-this-name/x", "a\0b", "x" * 300])
+def test_what_no_folder_can_be_called_is_refused(uri: str, fresh_home: Path) -> None:
+    with pytest.raises(StorageError, match="must be a folder"):
+        Storage(uri)
+    with pytest.raises(StorageError, match="must be a folder"):
+        resume("s", storage=uri)
+
+
+def test_a_folder_is_known_by_its_whole_path(folder: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "shared")
+    assert Storage("shared").uri == folder.uri
+    assert Storage("link").uri == str(tmp_path / "link"), "where the link leads may change"
 
 
 def test_an_object_is_not_there_before_it_is_whole(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
