@@ -24,7 +24,7 @@ class NodeFacts:
     Args:
         skew_s: Its clock against the driver's, less what the question itself took.
         offers_gpus: GPUs that Ray gives to trials there.
-        gpus: (name, MiB in all, MiB free) of each.
+        gpus: (name, MiB in all, MiB free) of each; [N/A] where it shares the machine's memory.
         base_from: Where the base would be taken from.
     """
 
@@ -171,17 +171,22 @@ def _memory(facts: NodeFacts) -> CheckResult:
 
 
 def _gpus(facts: NodeFacts) -> CheckResult:
-    sizes = [(name, int(total) / 1024, int(free) / 1024) for name, total, free in facts.gpus]
-    kinds = ", ".join(f"{name} ({free:.0f} of {total:.0f} GiB free)" for name, total, free in sizes)
+    sizes = [(int(total), int(free)) for _, total, free in facts.gpus if (total + free).isdigit()]
+    kinds = ", ".join(_gpu(*gpu) for gpu in facts.gpus)
     value = f"Ray offers {facts.offers_gpus}, torch sees {facts.torch_gpus}" + (f": {kinds}" if kinds else "")
     if facts.torch_gpus < facts.offers_gpus:
         hint = "install a torch built for the node's driver, or start its Ray with the --num-gpus it has"
         return CheckResult(facts.node, "gpus", "fail", value, hint)
     if facts.torch_gpus > facts.offers_gpus:
         return CheckResult(facts.node, "gpus", "warn", value, "start its Ray with --num-gpus to have them used")
-    if any(free < total / 2 for _, total, free in sizes):
+    if any(free < total / 2 for total, free in sizes):
         return CheckResult(facts.node, "gpus", "warn", value, "another program holds their memory")
     return CheckResult(facts.node, "gpus", "ok", value)
+
+
+def _gpu(name: str, total: str, free: str) -> str:
+    is_known = (total + free).isdigit()
+    return f"{name} ({int(free) / 1024:.0f} of {int(total) / 1024:.0f} GiB free)" if is_known else name
 
 
 def _open_files(facts: NodeFacts) -> CheckResult:

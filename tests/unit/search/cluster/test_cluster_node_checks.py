@@ -95,6 +95,7 @@ GPU = ("NVIDIA H100", "81559", "80000")
         ("gpus", {"offers_gpus": 2}, "fail", "Ray offers 2, torch sees 0"),
         ("gpus", {"offers_gpus": 1, "torch_gpus": 1, "gpus": [GPU]}, "ok", "NVIDIA H100 (78 of 80 GiB free)"),
         ("gpus", {"offers_gpus": 1, "torch_gpus": 1, "gpus": [("T4", "16384", "900")]}, "warn", "1 of 16 GiB free"),
+        ("gpus", {"offers_gpus": 1, "torch_gpus": 1, "gpus": [("GB10", "[N/A]", "[N/A]")]}, "ok", "sees 1: GB10"),
         ("gpus", {"torch_gpus": 1, "gpus": [GPU]}, "warn", "Ray offers 0, torch sees 1"),
     ],
 )
