@@ -337,12 +337,12 @@ def find_file(path_or_name: str) -> tuple[Path, str]:
                 hint=f"`loraxs-search init {path_or_name}` writes a space for them",
             )
         return Path(path_or_name).expanduser(), path_or_name
-    if path.is_dir():
-        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=_hint(path_or_name))
     if Path(path_or_name).name == path_or_name:  # no folder in it: may be a shipped space's name
         with contextlib.suppress(UsageError):
             shipped = shipped_space_path(path_or_name)
             return shipped, str(shipped)
+    if path.is_dir():
+        raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=_hint(path_or_name))
     first = meant_file(Path(path_or_name)) or did_you_mean(Path(path_or_name).stem, shipped_spaces())
     raise SpaceError(
         f"{first}`space` must be a YAML file or the name of a shipped space, but there is no {path_or_name}.",

@@ -267,6 +267,14 @@ def test_a_folder_is_no_space(tmp_path):
         load_space(str(tmp_path))
 
 
+def test_a_folder_does_not_hide_the_shipped_space_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "movie_reviews").mkdir()
+    assert load_space("movie_reviews").name == "movie_reviews"
+    with pytest.raises(SpaceError, match="is a folder"):
+        load_space("./movie_reviews")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_told(tmp_path, text):
     file = tmp_path / "f.yaml"
