@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from loraxs_search.errors import StudyError
-from loraxs_search.methods import GONE
+from loraxs_search.methods import GONE, METHODS
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import (
     Document,
@@ -37,14 +37,15 @@ _PARAMETERS = "parameters"
 def _select_methods(document: Document, before: object) -> None:
     """Leave out what is for methods that an override has taken from the space, and nothing else.
 
-    A space that was given other methods than it had is left as it is: what does not fit them is a fault.
+    A space that was given other methods than it had, or ones that are not installed, is left as it is: what does not
+    fit is a fault.
 
     Args:
         before: What the file itself has at `method`.
     """
     earlier, wanted = _names(before), _names(document.data.get(METHOD))
     section, promotion = document.data.get(_PARAMETERS), as_mapping(document.data.get("promotion"))
-    if not wanted or not set(wanted) < set(earlier):
+    if not wanted or not set(wanted) < set(earlier) or not set(wanted) <= METHODS.importable().keys():
         return
     if isinstance(section, dict):
         _narrow_parameters(document, section, earlier, wanted)
@@ -56,7 +57,8 @@ def _select_methods(document: Document, before: object) -> None:
 def _narrow_parameters(
     document: Document, section: dict[str, Any], earlier: Sequence[str], wanted: Sequence[str]
 ) -> None:
-    known, kept = SpaceSpecs(earlier), SpaceSpecs(wanted)
+    installed = METHODS.importable()
+    known, kept = SpaceSpecs([name for name in earlier if name in installed]), SpaceSpecs(wanted)
     gone = {name for name in section if known.takers(name) and not kept.takers(name)}
     for name, given in list(section.items()):
         takers = kept.takers(name)

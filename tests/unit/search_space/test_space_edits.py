@@ -76,6 +76,18 @@ def test_what_is_set_for_a_method_that_is_left_out_is_a_fault(given: str) -> Non
         parse_space(SPACE, source="s.yaml", folder=Path(), overrides=["method={choice: [vera, ia3]}", given])
 
 
+def test_a_method_that_is_not_installed_may_be_left_out() -> None:
+    text = SPACE.replace("lora, vera, ia3]}", "lora, absent]}", 1).replace("[lora-xs, ia3]}}", "[lora-xs, absent]}}")
+    text = text.replace("[lora, ia3]", "[lora, absent]").replace("methods: [lora-xs, lora]", "methods: [lora, absent]")
+    alone = narrowed(text, "lora")
+    assert (alone.methods, alone.promotion.methods) == (("lora",), ("lora",))
+    assert alone.parameters == narrowed(SPACE, "lora").parameters
+    with pytest.raises(SpaceError) as caught:
+        narrowed(f"{text}nonsense: 1\n", "absent")
+    assert "--set method=absent: method: " in caught.value.message
+    assert "nonsense" in caught.value.message
+
+
 def test_methods_that_the_space_did_not_have_are_held_against_all_that_it_says() -> None:
     for given in ("unilora", "{choice: [lora, unilora]}"):
         with pytest.raises(SpaceError) as caught:
