@@ -52,7 +52,8 @@ def launch(  # noqa: PLR0913  # each is a keyword
         tracking_uri: MLflow; None means MLFLOW_TRACKING_URI or the embedded store.
         storage: A folder that machines share, or s3://, az:// or gs://bucket/prefix: the study can be resumed from
             another machine.
-        overrides: `{"dotted.path": value}`, or `dotted.path=YAML value` each, put in before the space is checked.
+        overrides: `{"dotted.path": value}`, or one or more texts `dotted.path=YAML value`, put in before the space is
+            checked.
         progress: Show the search while it runs: drawn on a terminal and in a notebook, elsewhere lines on stderr.
         view: Your own view of the search, in place of `progress`.
         stop: Set it from anywhere to end the search cleanly.

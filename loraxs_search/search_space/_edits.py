@@ -148,15 +148,27 @@ _SHORTHANDS = {"task": "use", "base_model": "id"}  # `task: sst2` is `task: {use
 
 def as_texts(overrides: Overrides) -> Sequence[str]:
     """Return overrides as the command line has them: values of a mapping as YAML."""
+    if isinstance(overrides, str):
+        return [overrides]
     if not isinstance(overrides, Mapping):
         return overrides
     return [f"{path}={_written(value)}" for path, value in overrides.items()]
 
 
 def _written(value: Any) -> str:
-    value = list(value) if isinstance(value, tuple) else value
-    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    text = yaml.safe_dump(plain(value), default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("...\n").strip()
+
+
+def plain(value: object) -> object:
+    """Return what YAML can write of a mapping's value."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        return plain(value.tolist())
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> None:

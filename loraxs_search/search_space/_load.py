@@ -26,7 +26,14 @@ from loraxs_search.search_space._document import (
     read_file,
     shown,
 )
-from loraxs_search.search_space._edits import Overrides, apply_overrides, as_texts, refuse_retired, without_retired
+from loraxs_search.search_space._edits import (
+    Overrides,
+    apply_overrides,
+    as_texts,
+    plain,
+    refuse_retired,
+    without_retired,
+)
 from loraxs_search.search_space._parameter_forms import PARAMETERS
 from loraxs_search.search_space._parameter_specs import both, defaults_of, parameter_specs
 from loraxs_search.search_space._parameters import read_method, read_parameters
@@ -54,8 +61,8 @@ def load_space(path_or_name: str, *, overrides: Overrides = ()) -> Space:
 
     Args:
         path_or_name: A YAML file, or the name of a shipped space.
-        overrides: `dotted.path=YAML value` each, or a mapping of paths to values, put in before checking; later ones
-            win.
+        overrides: One or more `dotted.path=YAML value`, or a mapping of paths to values, put in before checking; later
+            ones win.
     Raises:
         SpaceError: there is no such file, or it has faults; the message lists all of them with their lines.
     """
@@ -73,7 +80,7 @@ def open_space(space: SpaceSource, overrides: Overrides = ()) -> Space:
     if isinstance(space, str | Path):
         return load_space(str(space), overrides=overrides)
     if isinstance(space, Mapping):
-        text = yaml.safe_dump(_plain(space), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(plain(space), sort_keys=False, allow_unicode=True)
         return parse_space(text, source="the mapping", folder=Path(), name="space", overrides=overrides)
     if not isinstance(space, Space):
         raise UsageError(
@@ -181,17 +188,6 @@ def _check_target_modules(document: Document, space: Space) -> None:
             f"must have one value in trials of {both(searched)}, which adapt no layers: {remedy}.",
         )
         document.faults.fail(document.source, document.locations)
-
-
-def _plain(value: object) -> object:
-    """Return what YAML can write of a mapping's value."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy's numbers and arrays
-        return _plain(value.tolist())
-    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def single_method(text: str) -> str:

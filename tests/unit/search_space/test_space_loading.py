@@ -435,6 +435,17 @@ def test_a_mapping_is_a_space(tmp_path, monkeypatch) -> None:
     assert "mapping" in str(refused.value.hint)
 
 
+def test_overrides_may_be_numpys_values_paths_or_one_text(folder, text) -> None:
+    (folder / "mine.yaml").write_text(text)
+    (folder / "base").mkdir(exist_ok=True)
+    values = {"parameters.rank": {"choice": np.array([4, 8])}, "parameters.learning_rate": np.float64(0.5)}
+    space = open_space(folder / "mine.yaml", values | {"base_model": folder / "base", "search.trials": np.int64(3)})
+    assert space.parameters["rank"].possible == (4, 8)
+    assert space.parameters["learning_rate"].possible == (0.5,)
+    assert (space.base_model.id, space.search.trials) == (str(folder / "base"), 3)
+    assert open_space(folder / "mine.yaml", "search.trials=4").search.trials == 4
+
+
 def test_rows_are_no_space(tmp_path) -> None:
     path = tmp_path / "tickets.csv.gz"
     path.write_text("text,label\n")
