@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from loraxs_search.errors import CommandError, shortened
 from loraxs_search.mlflow_uri import check_server, redact, resolve_uri, sqlite_path
@@ -17,8 +18,9 @@ from loraxs_search.steering import decide, describe, foreseen
 from loraxs_search.studies import StudyFolder, holder_elsewhere, list_studies
 
 
-def trial_name(text: str) -> str:
+def trial_name(trial: str | int) -> str:
     """Return a trial's id as studies have it: 3 and 00003 are the same."""
+    text = str(trial)
     return text.lstrip("0").zfill(5) if text.isascii() and text.isdigit() else text
 
 
@@ -56,20 +58,24 @@ _LOOK_EVERY_S = 0.1
 
 def new_command(
     verb: str,
-    trial_ids: Sequence[str] = (),
+    trial_ids: Sequence[str | int] = (),
     arguments: Mapping[str, Scalar] | None = None,
     params: Mapping[str, Scalar] | None = None,
 ) -> Command:
-    """Return a command of this user on this machine, with its own id."""
+    """Return a command of this user on this machine, with its own id; numpy's numbers become Python's."""
     return Command(
         uuid.uuid4().hex,
         verb,
         tuple(dict.fromkeys(map(trial_name, trial_ids))),
-        dict(arguments or {}),
-        dict(params or {}),
+        {name: _as_python(value) for name, value in (arguments or {}).items()},
+        {name: _as_python(value) for name, value in (params or {}).items()},
         f"{_user()} on {platform.node()}",
         time.time(),
     )
+
+
+def _as_python(value: Any) -> Scalar:
+    return value.tolist() if hasattr(value, "tolist") else value  # type: ignore[no-any-return]
 
 
 def send(study: str, command: Command, *, tracking_uri: str | None = None) -> CommandAnswer:
@@ -190,7 +196,7 @@ def _user() -> str:
         return "a user"
 
 
-def stop_trials(study: str, *trials: str, now: bool = False, tracking_uri: str | None = None) -> CommandAnswer:
+def stop_trials(study: str, *trials: str | int, now: bool = False, tracking_uri: str | None = None) -> CommandAnswer:
     """Stop trials of a running search: each ends as PRUNED at its next report, or `now` at its next step.
 
     Args:
@@ -206,7 +212,7 @@ def stop_trials(study: str, *trials: str, now: bool = False, tracking_uri: str |
     return _commanded(study, "stop", trials, {"now": now}, tracking_uri=tracking_uri)
 
 
-def pause_trials(study: str, *trials: str, tracking_uri: str | None = None) -> CommandAnswer:
+def pause_trials(study: str, *trials: str | int, tracking_uri: str | None = None) -> CommandAnswer:
     """Pause trials of a running search at their next report; without trials the whole search.
 
     Arguments and errors are those of `stop_trials`.
@@ -214,7 +220,7 @@ def pause_trials(study: str, *trials: str, tracking_uri: str | None = None) -> C
     return _commanded(study, "pause", trials, tracking_uri=tracking_uri)
 
 
-def continue_trials(study: str, *trials: str, tracking_uri: str | None = None) -> CommandAnswer:
+def continue_trials(study: str, *trials: str | int, tracking_uri: str | None = None) -> CommandAnswer:
     """Continue trials that were paused; without trials the whole search.
 
     Arguments and errors are those of `stop_trials`.
@@ -238,7 +244,7 @@ def add_trial(study: str, params: Mapping[str, Scalar]) -> CommandAnswer:
 
 def clone_trial(
     study: str,
-    trial: str,
+    trial: str | int,
     params: Mapping[str, Scalar] | None = None,
     *,
     force: bool = False,
@@ -269,7 +275,7 @@ def extend_study(study: str, *, trials: int | None = None, time: str | None = No
 def _commanded(
     study: str,
     verb: str,
-    trials: Sequence[str],
+    trials: Sequence[str | int],
     arguments: Mapping[str, Scalar] | None = None,
     params: Mapping[str, Scalar] | None = None,
     *,

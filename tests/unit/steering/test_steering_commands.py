@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -341,10 +342,20 @@ def test_a_verb_that_fails_is_refused_and_a_disk_that_fails_is_not(
 
 
 @pytest.mark.parametrize(
-    ("text", "name"), [("3", "00003"), ("00003", "00003"), ("123456", "123456"), ("0", "00000"), ("x", "x")]
+    ("given", "name"),
+    [("3", "00003"), ("00003", "00003"), ("123456", "123456"), ("0", "00000"), ("x", "x"), (3, "00003"), (0, "00000")],
 )
-def test_a_trial_by_its_number(text: str, name: str) -> None:
-    assert trial_name(text) == name
+def test_a_trial_by_its_number(given: str | int, name: str) -> None:
+    assert trial_name(given) == name
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    params = {"rank": np.int64(8), "learning_rate": np.float32(0.5), "dora": np.bool_(True), "head": "full"}
+    sent = new_command("clone", [np.int64(3)], {"trials": np.int64(2)}, params)
+    assert sent.trial_ids == ("00003",)
+    values = [*sent.arguments.values(), *sent.params.values()]
+    assert values == [2, 8, 0.5, True, "full"]
+    assert [type(value) for value in values] == [int, int, float, bool, str]
 
 
 def test_a_number_of_any_length_is_a_trial_that_there_is_not() -> None:
