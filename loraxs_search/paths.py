@@ -42,11 +42,14 @@ def meant_file(path: Path) -> str:
     return did_you_mean(path, beside)
 
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_TIME = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd])")
+_UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+# Each unit at most once, the largest first; what is looked for ahead keeps out blanks before it, and the empty text.
+DURATION = r"(?=\d)" + "".join(rf"(?:\s*(\d+(?:\.\d+)?)\s*{unit})?" for unit in _UNITS)
 
 
 def seconds_of(text: str) -> float | None:
-    """Return the seconds of `90s`, `10m`, `2h` or `1.5d`; None for any other text."""
-    match = _TIME.fullmatch(text)
-    return float(match[1]) * _UNITS[match[2]] if match else None
+    """Return the seconds of `90s`, `10m`, `1.5d` or `1h30m`; None for any other text."""
+    match = re.fullmatch(DURATION, text)
+    if match is None:
+        return None
+    return sum(float(number) * unit for number, unit in zip(match.groups("0"), _UNITS.values(), strict=True))

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from loraxs_search.errors import must_be, one_of
-from loraxs_search.paths import seconds_of
+from loraxs_search.paths import DURATION, seconds_of
 from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan, Task
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
@@ -181,7 +181,7 @@ def _seconds(value: object) -> object:
     if not isinstance(value, str):
         return value
     if (seconds := seconds_of(value)) is None:
-        raise ValueError("must be seconds, or a number with a unit (90s, 10m, 2h, 1d)")
+        raise ValueError("must be seconds, or a number with a unit (90s, 10m, 1h30m, 1d)")
     return seconds
 
 
@@ -214,7 +214,7 @@ Duration = Annotated[
             "$comment": "duration",
             "anyOf": [
                 {"type": "number", "exclusiveMinimum": 0},
-                {"type": "string", "pattern": r"^\d+(\.\d+)?\s*[smhd]$"},
+                {"type": "string", "pattern": f"^{DURATION}$"},
             ],
         }
     ),
@@ -245,8 +245,8 @@ class SearchSection(Section):
     sampler: Annotated[str, AfterValidator(known_entry(SAMPLERS, "a sampler"))] = SearchPlan.sampler
     """What proposes params."""
     time_budget: Duration | None = None
-    """Time after which trials stop, such as `90s`, `30m`, `2h` or `1d`: each at its next report, or at its last one if
-    none comes for five minutes and twice the usual time. Time before a `resume` counts. Refits and the last scores come
+    """Time after which trials stop, such as `90s`, `1h30m` or `1d`: each at its next report, or at its last one if none
+    comes for five minutes and twice the usual time. Time before a `resume` counts. Refits and the last scores come
     after it.
     """
     keep_hosts: Duration | None = None

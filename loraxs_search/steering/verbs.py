@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from loraxs_search.errors import CommandError, SpaceError, StudyError, counted
+from loraxs_search.paths import seconds_of
 from loraxs_search.records import Command, Scalar, TrialState
 from loraxs_search.steering._base import Accepted, Trials, Verb, check_unended, check_unstopped
 from loraxs_search.steering.state import (
@@ -147,9 +148,6 @@ def _facts_of(study: SteeredStudy, params: Mapping[str, Scalar], **others: Scala
     return facts | ({"reopens": True} if has_ended(study) else {})
 
 
-_TIME = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
-
-
 class Extend(Verb):
     """Raises the budget of a study, a finished one too.
 
@@ -223,19 +221,17 @@ def _budget_s(study: SteeredStudy, more_s: float) -> float | None:
 
 
 def _seconds(text: Scalar) -> float:
-    """Return the seconds of `1h`, `90m`, `1h30m`, `45s` or a number of seconds.
+    """Return the seconds of `1d`, `1h30m`, `45s` or a number of seconds.
 
     Raises:
         CommandError: it is none of these.
     """
-    match = _TIME.fullmatch(str(text).strip())
-    if match is not None and (parts := [int(part or 0) for part in match.groups()]) and any(parts):
-        return float(parts[0] * 3600 + parts[1] * 60 + parts[2])
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.0 < seconds < float("inf"):
+    given = str(text).strip()
+    seconds = seconds_of(given)
+    if seconds is None and "_" not in given:  # Python reads 1_6 as 16
+        with contextlib.suppress(ValueError):
+            seconds = float(given)
+    if seconds is None or not 0.0 < seconds < float("inf"):
         raise CommandError(f"`--time` must be a time such as 1h, 90m, 1h30m or 45s, but got {text}.")
     return seconds
 

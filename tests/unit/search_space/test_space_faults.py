@@ -101,7 +101,7 @@ trials | scheduler: hyperband | search.scheduler | must be one of: asha, mo-asha
 trials | precision: flaot32 | search.precision | did you mean float32? It must be one of: float32
 trials | report_every: 500 | search.report_every | at most max_steps, but got report_every=500 and max_steps=160.
 trials | seed: 4294967296 | search.seed | must be below 4294967296
-time_budget: 1:30 | search.time_budget | (90s, 10m, 2h, 1d), but got
+time_budget: 1:30 | search.time_budget | (90s, 10m, 1h30m, 1d), but got
 time_budget: 0 | search.time_budget | must be above 0
 time_budget: soon | search.time_budget | but got "soon"
 time_budget: [1] | search.time_budget | must be a number

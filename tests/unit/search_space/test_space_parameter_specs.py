@@ -147,7 +147,8 @@ def test_a_number_may_be_written_as_people_write_it(parse, text, written):
 
 
 @pytest.mark.parametrize(
-    ("written", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("1d", 86400), ("2 h", 7200)]
+    ("written", "seconds"),
+    [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("1d", 86400), ("2 h", 7200), ("1h30m", 5400)],
 )
 def test_a_time_budget_may_have_a_unit(parse, text, written, seconds):
     assert parse(text, f"search.time_budget={written}").search.time_budget_s == seconds

@@ -12,6 +12,7 @@ from jsonschema import Draft7Validator
 from support.spaces import SPACE
 
 from loraxs_search.methods import METHODS
+from loraxs_search.paths import seconds_of
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space import parameter_specs, portable_text, reference_text, schema_text, space_schema
@@ -46,6 +47,13 @@ def test_a_shipped_space_validates_and_leads_to_the_schema(name):
     (line,) = (line for line in path.read_text().splitlines() if line.startswith(LINE))
     assert (path.parent / line.removeprefix(LINE)).is_file()
     assert f"{LINE}{path.with_name('space.schema.json')}\n" in portable_text(path)
+
+
+@pytest.mark.parametrize(
+    "written", ["90s", "1.5 h", "1h30m", "1d 2h 3m 4.5s", "", "h", " 1h", "1h ", "30m1h", "1h1h", "1_0s", "1.h", "90"]
+)
+def test_a_time_is_one_to_editors_where_check_takes_it(written):
+    assert (faults(space(search={"time_budget": written})) == []) == (seconds_of(written) is not None)
 
 
 @pytest.mark.parametrize("name", shipped_spaces())

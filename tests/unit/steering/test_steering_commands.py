@@ -310,7 +310,18 @@ def test_time_in_which_all_was_paused_counts_where_time_is_given(
     assert folder.journal().spent_by_now_s < 60, "of a journal that no driver here writes, what was recorded"
 
 
-@pytest.mark.parametrize("given_time", ["9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon"])
+@pytest.mark.parametrize(
+    ("given_time", "seconds"), [("1d", 86400), ("1.5h", 5400), ("1h30m", 5400), ("45s", 45), ("90", 90), (2.5, 2.5)]
+)
+def test_a_time_to_add_is_written_as_a_time_budget_is(
+    given_time: str | float, seconds: float, fresh_home: Path
+) -> None:
+    folder = new_study("s")
+    answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder, folder.journal()))
+    assert answer.facts["time_budget_s"] == pytest.approx(seconds, abs=1e-3)
+
+
+@pytest.mark.parametrize("given_time", ["9" * 320 + "h", "9" * 320, "1e400", "nan", "-1", "soon", "1_000"])
 def test_a_time_that_is_none_is_refused_and_ends_nothing(given_time: str, fresh_home: Path) -> None:
     folder = new_study("s")
     answer = decide(Command("a" * 32, "extend", arguments={"time": given_time}), steered(folder, folder.journal()))
