@@ -252,6 +252,15 @@ def test_so_are_those_of_other_methods(
     torch.testing.assert_close(encoded(converted(folder, form)), logits(load_adapter_folder(folder)), **CLOSE)
 
 
+@pytest.mark.parametrize("form", ["merged", "lora"])
+def test_their_page_asks_for_all_texts_of_a_row(form: str, make_pooled: Callable[..., Path]) -> None:
+    page = (converted(make_pooled("mean"), form) / "README.md").read_text()
+    assert 'model.encode(["text"])' in page
+    pairs = replace(reading("mean"), text="first", text_pair="second")
+    page = (converted(make_pooled("mean", "pairs", task=pairs), form) / "README.md").read_text()
+    assert 'model.encode([("first", "second")])' in page
+
+
 @pytest.mark.parametrize(("family", "pooling"), [("modernbert", "mean"), ("eurobert", "cls"), ("eurobert", "mean")])
 def test_a_configuration_that_has_a_place_for_it_says_the_pool(
     family: str, pooling: Pooling, make_adapter: Callable[..., Path], tmp_path: Path

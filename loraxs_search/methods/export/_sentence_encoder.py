@@ -64,6 +64,7 @@ def write_pooled_head(model: PreTrainedModel, adapter: LoadedAdapter, folder: Pa
 def encoding_page(adapter: LoadedAdapter, notice: str = "") -> str:
     """Return README.md: how sentence-transformers computes logits from this folder."""
     task = adapter.manifest.task
+    texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
     outputs = f"a row's logits of {json.dumps(task.labels, ensure_ascii=False)}" if task.labels else "a row's number"
     page = f"""# {task.name}
 
@@ -74,7 +75,7 @@ A sentence encoder whose embeddings are what the head gives, {outputs}:
 ```python
 import sentence_transformers
 model = sentence_transformers.SentenceTransformer(".")
-logits = model.encode(["{task.text}"])
+logits = model.encode([{texts}])
 ```{between_texts(task)}
 """
     return page.replace("\n\n\n", "\n")

@@ -30,7 +30,7 @@ class PlainLoRAFolder(ExportFormat):
 
     name: ClassVar[str] = "lora"
     options: ClassVar[frozenset[str]] = frozenset({"rank"})
-    layout: ClassVar[int] = 4
+    layout: ClassVar[int] = 5
 
     @classmethod
     def fits(cls, method: Method) -> bool:

@@ -40,7 +40,7 @@ class Merged(ExportFormat):
 
     name: ClassVar[str] = "merged"
     options: ClassVar[frozenset[str]] = frozenset({"dtype"})
-    layout: ClassVar[int] = 3
+    layout: ClassVar[int] = 4
 
     @classmethod
     def fits(cls, method: Method) -> bool:
