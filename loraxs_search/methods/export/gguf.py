@@ -31,7 +31,7 @@ class GGUF(ExportFormat):
     """Of adapters without a head, on bases whose layers llama.cpp knows."""
 
     name: ClassVar[str] = "gguf"
-    layout: ClassVar[int] = 4
+    layout: ClassVar[int] = 5
 
     @classmethod
     def fits(cls, method: Method) -> bool:
@@ -170,7 +170,7 @@ def modelfile(base: str, serving: Serving | None) -> str:
     lines = [f"# The base as a GGUF file, {base}: put its path here.", "FROM ./base.gguf", f"ADAPTER ./{FILE}"]
     if serving is not None:
         lines += _messages(serving) if serving.prompt is None else _template(serving.prompt)
-        lines += [f"PARAMETER stop {quoted}" for text in (*serving.stop, *serving.ends) if (quoted := _quoted(text))]
+        lines += [_stop(text) for text in (*serving.stop, *serving.ends)]
         if serving.max_new_tokens is not None:
             lines.append(f"PARAMETER num_predict {serving.max_new_tokens}")
         lines += [f"PARAMETER temperature {serving.temperature:g}", f"PARAMETER top_p {serving.top_p:g}"]
@@ -195,7 +195,7 @@ def _messages(serving: Serving) -> list[str]:
 def _template(prompt: str) -> list[str]:
     template = Template.of(prompt)
     column = template.columns[0] if len(template.columns) == 1 else None
-    if column is not None and (quoted := _quoted(_go(template.fill({column: _COLUMN})).replace(_COLUMN, _GIVEN))):
+    if column is not None and (quoted := _quoted(_go(template.fill({column: _COLUMN})))):
         return [f"TEMPLATE {quoted}"]
     return [
         f"# Give the whole prompt, which was in training: {prompt!r}",
@@ -204,8 +204,15 @@ def _template(prompt: str) -> list[str]:
 
 
 def _go(text: str) -> str:
-    """Return text as a template of Go gives it back."""
-    return text.replace("{{", '{{ "{{" }}')
+    """Return text as a template of Go gives it back, with what a user gives in the column's place."""
+    text = text.replace("{{", '{{ "{{" }}')
+    text = text.replace("{" + _COLUMN, '{{ "{" }}' + _COLUMN)  # three braces would begin with an action
+    return text.replace(_COLUMN, _GIVEN)
+
+
+def _stop(text: str) -> str:
+    quoted = _quoted(text)
+    return f"PARAMETER stop {quoted}" if quoted else f"# This ends an answer too: {text!r}"
 
 
 def _quoted(text: str) -> str | None:

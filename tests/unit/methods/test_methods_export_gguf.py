@@ -161,6 +161,17 @@ def test_braces_are_those_of_the_prompt():
     assert 'TEMPLATE """{x} {{ "{{" }}y}} {{ .Prompt }}:"""' in modelfile("b", Serving("{{x}} {{{{y}}}} {z}:"))
 
 
+def test_a_brace_before_the_column_begins_no_action():
+    """Go reads `{{{` as an action that begins with a brace, which it refuses."""
+    assert r'TEMPLATE """\boxed{{ "{" }}{{ .Prompt }}}:"""' in modelfile("b", Serving(r"\boxed{{{x}}}:"))
+    assert 'TEMPLATE """{{ "{{" }}{{ "{" }}{{ .Prompt }}"""' in modelfile("b", Serving("{{{{{{{x}"))
+
+
+def test_a_stop_that_cannot_be_quoted_is_said():
+    lines = modelfile("b", Serving('JSON: {x} "', stop=('"', "\n")))
+    assert "# This ends an answer too: '\"'\nPARAMETER stop \"\"\"\n\"\"\"\n" in lines
+
+
 def test_a_prompt_that_cannot_be_one_is_left_to_the_user():
     for prompt in ("{first} and {second}", '{text}"', 'a """ {text}:'):
         lines = modelfile("b", Serving(prompt))
