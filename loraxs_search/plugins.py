@@ -90,8 +90,8 @@ class EntryPoints(Generic[EntryT]):
             raise UsageError(unknown_name(self._kind, name, self.names()))
         try:
             return point.load()  # type: ignore[no-any-return]
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # a module runs whatever its author wrote
             raise UsageError(
-                f"`{self._kind}` {name} must be importable from {point.value}, but: {error}.",
+                f"`{self._kind}` {name} must be importable from {point.value}, but: {type(error).__name__}: {error}.",
                 hint=f"install the distribution that brings it anew, or use one of: {', '.join(self._entries)}",
             ) from error

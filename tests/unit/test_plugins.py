@@ -50,5 +50,24 @@ def test_an_entry_that_cannot_be_imported_says_from_where(registry: EntryPoints[
         registry.get("gone")
 
 
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("raise RuntimeError('no GPU')", "RuntimeError: no GPU"),
+        ("open('/nowhere')", "FileNotFoundError: "),
+        ("def broken(:", "SyntaxError: "),
+    ],
+)
+def test_a_module_that_fails_in_any_way_holds_up_no_other_entry(
+    source: str, error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_distribution(tmp_path / "site", "toy_broken", source, {GROUP: {"broken": "WORD"}})
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    registry = EntryPoints("toy", GROUP, {"own": "built in"})
+    assert registry.importable() == {"own": "built in"}
+    with pytest.raises(UsageError, match=rf"`toy` broken .*toy_broken:WORD, but: {error}"):
+        registry.get("broken")
+
+
 def test_what_cannot_be_imported_is_left_out_of_the_importable(registry: EntryPoints[str]) -> None:
     assert registry.importable() == {"own": "built in", "theirs": "from outside"}
