@@ -19,6 +19,7 @@ from pathlib import Path
 from loraxs_search.bank import AdapterBank
 from loraxs_search.errors import (
     HomeError,
+    IntegrityError,
     LoraxsError,
     RegistryError,
     RegistryUnreadableError,
@@ -174,8 +175,14 @@ class ServedModels:
         return adapter
 
     def load(self, adapter: ServedAdapter) -> None:
-        """Load an adapter into the bank, under its digest."""
-        self.bank.load(adapter.digest, adapter.folder)
+        """Load an adapter into the bank, under its digest; a version whose pulled folder is gone is pulled again."""
+        try:
+            self.bank.load(adapter.digest, adapter.folder)
+        except IntegrityError:
+            if adapter.version is None:
+                raise
+            pull_version(f"{adapter.task}:{adapter.version}", uri=self.uri)
+            self.bank.load(adapter.digest, adapter.folder)
 
     def served(self) -> list[tuple[str, ServedAdapter]]:
         """Return the names that are followed, with what they mean now."""

@@ -245,6 +245,18 @@ def test_evicted_adapters_are_loaded_again(registry, encoder, folders):
         assert models.bank.num_bytes <= limit
 
 
+def test_an_evicted_adapter_whose_folder_is_gone_is_pulled_again(registry, encoder, folders):
+    limit = encoder.server.models.bank.num_bytes // 2
+    models = ServedModels(["task-2", "task-3"], uri=registry[0], max_bytes=limit)
+    evicted = models.find("task-2")
+    assert evicted.digest not in models.bank
+    shutil.rmtree(evicted.folder)
+    with running(Server(models)) as url:
+        answer = requests.post(f"{url}/classify", json={"model": "task-2", "input": TEXTS}, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert close([one["score"] for one in answer.json()["data"]], [one.score for one in Predictor(folders["two"])(TEXTS)])
+
+
 # ---- shadows ---------------------------------------------------------------------------------------------------------
 def test_a_shadow_answers_the_same_rows_for_a_log_alone(encoder, folders):
     models = ServedModels(["task-2"], uri=encoder.uri)
