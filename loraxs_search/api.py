@@ -268,7 +268,7 @@ def load(
         name: As `load_adapter`.
         dtype: Precision of the base; by default the checkpoint's.
     Raises:
-        BaseModelError, FactorMismatchError: as `load_adapter`.
+        BaseModelError, FactorMismatchError, UsageError: as `load_adapter`.
     """
     return predictor(name, base=base, tracking_uri=tracking_uri, dtype=dtype, device=device).load()
 
@@ -305,6 +305,7 @@ def load_adapter(
     Raises:
         BaseModelError: the base cannot be found or is not the one the adapter was trained on.
         FactorMismatchError: its factors differ from those the adapter was trained in.
+        UsageError: there is no such device.
     """
     from loraxs_search.methods.loading import load_adapter_folder
 

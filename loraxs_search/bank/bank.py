@@ -18,7 +18,7 @@ from loraxs_search.bank.adapter_store import AdapterStore, Part
 from loraxs_search.bank.answering import BankRows, GenerateOptions, OpenRows, Questions, generate
 from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
-from loraxs_search.base_model import load_tokenizer, locate, with_setup
+from loraxs_search.base_model import checked_device, load_tokenizer, locate, with_setup
 from loraxs_search.errors import IntegrityError, UsageError, one_of
 from loraxs_search.methods import FILES, METHODS, get_method
 from loraxs_search.methods.loading import check_ends, verified_manifest
@@ -54,6 +54,8 @@ class AdapterBank:
         num_labels: Outputs of the head that rows without an adapter go through; random unless the checkpoint has one.
             None loads the base as a language model, for adapters without a head.
         task_model: How the base is loaded, in place of `num_labels`; None means a classifier or a language model.
+    Raises:
+        UsageError: there is no such device.
     """
 
     def __init__(
@@ -65,8 +67,8 @@ class AdapterBank:
         device: str = "cpu",
         task_model: TaskModel | None = None,
     ) -> None:
+        self._device = checked_device(device)
         self.base = with_setup(base if isinstance(base, BaseModel) else locate(base))
-        self._device = torch.device(device)
         if task_model is None:
             task_model = TaskModel("AutoModelForCausalLM") if num_labels is None else classifier(num_labels)
         self._model = BankModel(self.base, task_model, self._device)

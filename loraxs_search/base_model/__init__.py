@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         with_labels,
     )
     from loraxs_search.base_model.layers import body_shapes, head_shapes, linear_modules, matrix, repeated_layers
-    from loraxs_search.base_model.load import bare_body, load_model, with_setup
+    from loraxs_search.base_model.load import bare_body, checked_device, load_model, with_setup
     from loraxs_search.base_model.pooling import place_pooling, pooling_of, resolved_pooling, trained_pooling
     from loraxs_search.base_model.reading import (
         Projection,
@@ -56,6 +56,7 @@ __all__ = [
     "body_shapes",
     "check_packable",
     "check_shared",
+    "checked_device",
     "close_to",
     "dummy_inputs",
     "end_with_eos",
@@ -110,7 +111,7 @@ _HOMES = {
             *("keep_head_float32", "make_identity", "missing_poolers", "output_head", "peft_task_type", "with_labels"),
         ],
         "layers": ["body_shapes", "head_shapes", "linear_modules", "matrix", "repeated_layers"],
-        "load": ["bare_body", "load_model", "with_setup"],
+        "load": ["bare_body", "checked_device", "load_model", "with_setup"],
         "pooling": ["place_pooling", "pooling_of", "resolved_pooling", "trained_pooling"],
         "reading": [
             *("close_to", "dummy_inputs", "end_with_eos", "joined", "last_states", "max_positions"),

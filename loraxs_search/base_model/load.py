@@ -29,8 +29,25 @@ from loraxs_search.base_model.layers import auto_class, task_config
 from loraxs_search.base_model.pooling import place_pooling, resolved_pooling
 from loraxs_search.base_model.reading import check_projection
 from loraxs_search.base_model.tokenizer import has_tokenizer, load_tokenizer, pad_token_id, tokenizer_digest
-from loraxs_search.errors import BaseModelError
+from loraxs_search.errors import BaseModelError, UsageError
 from loraxs_search.records import BaseModel, BaseSetup, TaskModel
+
+
+def checked_device(name: torch.device | str) -> torch.device:
+    """Return a device that this process can compute on.
+
+    Raises:
+        UsageError: there is none of this name, or this torch was built without it.
+    """
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:  # the former from a torch without CUDA
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"`device` must be one that torch finds here, such as cpu or cuda:0, but got {str(name)!r}: {reason}",
+            hint="leave it out to compute on the CPU; `python -m torch.utils.collect_env` shows what torch finds",
+        ) from error
+    return torch.device(name)
 
 
 def load_model(

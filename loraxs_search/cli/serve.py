@@ -118,11 +118,13 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     with listen(host, port) as listening:
         import uvicorn
 
+        from loraxs_search.base_model import checked_device
         from loraxs_search.serve.app import Server
         from loraxs_search.serve.requests import Limits
         from loraxs_search.serve.served_models import ServedModels
 
-        models = ServedModels(tasks or (), uri=uri, base=base, max_bytes=limit, device=device or "cpu")
+        place = str(checked_device(device or "cpu"))
+        models = ServedModels(tasks or (), uri=uri, base=base, max_bytes=limit, device=place)
         server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue), shadows=shadow or ())
         at = f"http://{host}:{listening.getsockname()[1]}"
         size = shown_bytes(models.bank.num_bytes)

@@ -41,8 +41,9 @@ def load_adapter_folder(
         IntegrityError: the manifest is missing or unreadable, or a file differs from it.
         BaseModelError: the base cannot be found, or it is not that of the training.
         FactorMismatchError: the factors or the reference logits differ.
-        UsageError: its method is not installed here.
+        UsageError: its method is not installed here, or there is no such device.
     """
+    base_model.checked_device(device)
     manifest, located = verified_manifest(folder, base)
     method = get_method(manifest.hyperparameters.method)
     body = base_model.load_model(located, kind_of(manifest.task).model, device=device)

@@ -24,6 +24,8 @@ import pytest
         (["reviews", "--address", "auto", "--port", "0"], "above 0 with --address"),
         (["reviews", "--address", "auto", "--device", "cuda:1"], "Ray chooses the GPU"),
         (["reviews", "--address", "auto", "--shadow", "reviews=s/1"], "must go without --address"),
+        (["reviews", "--device", "xyz", "--port", "0"], "`device` must be one that torch finds here"),
+        (["reviews", "--device", "cuda:99", "--port", "0"], "but got 'cuda:99': "),
         (["--down"], "must go with --address"),
         (["--all", "--port", "0"], "the registry has none"),
     ],

@@ -70,3 +70,11 @@ def test_a_folder_that_is_none_is_told(shadow):
     with pytest.raises(StudyError, match=r"`study`.*'runs'") as unclear:
         loraxs_search.predict("runs/movie-reviews", "so so")
     assert "./runs/movie-reviews" in str(unclear.value.hint)
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("device", ["xyz", "cuda:99"])
+@pytest.mark.parametrize("use", [loraxs_search.load, loraxs_search.load_adapter, AdapterBank.of])
+def test_a_device_that_is_not_there_is_refused(folder, use, device):
+    with pytest.raises(UsageError, match=f"`device` .*'{device}'"):
+        use(str(folder), device=device)
