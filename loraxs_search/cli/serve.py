@@ -126,7 +126,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         place = str(checked_device(device or "cpu"))
         models = ServedModels(tasks or (), uri=uri, base=base, max_bytes=limit, device=place)
         server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue), shadows=shadow or ())
-        at = f"http://{host}:{listening.getsockname()[1]}"
+        at = url_at(host, listening.getsockname()[1])
         size = shown_bytes(models.bank.num_bytes)
         config = uvicorn.Config(
             server.app, log_level="warning", access_log=False, timeout_graceful_shutdown=_END_AFTER_S
@@ -234,6 +234,11 @@ def _bytes(size: str | None) -> int | None:
         return None if size is None else int(TypeAdapter(ByteSize).validate_python(size))
     except ValidationError:
         raise UsageError(f"`--max-bytes` must be a size such as 1GiB or 500MB, but got {size!r}.") from None
+
+
+def url_at(host: str, port: int) -> str:
+    """Return the address of a server, an IPv6 host in brackets."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:
