@@ -38,7 +38,7 @@ from loraxs_search.serve.engine import Job, ServingEngine
 from loraxs_search.serve.http_errors import add_error_answers, answer_of, error_answer
 from loraxs_search.serve.onnx_files import OnnxFiles
 from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
-from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody
+from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, ErrorBody
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 from loraxs_search.serve.shadow import Shadows
 from loraxs_search.versions import installed
@@ -120,7 +120,12 @@ class Server:
         self._numbers = _Numbers(models, self.engine, self.shadows, replica)
         self._poll_s, self._computes_in_browser = poll_s, (WEB / "vendor").is_dir()
         self.app = FastAPI(
-            title=PACKAGE, version=installed([PACKAGE])[PACKAGE], docs_url=None, redoc_url=None, lifespan=self._lifespan
+            title=PACKAGE,
+            version=installed([PACKAGE])[PACKAGE],
+            docs_url=None,
+            redoc_url=None,
+            lifespan=self._lifespan,
+            responses={"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}},  # in place of FastAPI's own for 422
         )
         self._route()
 
@@ -154,7 +159,8 @@ class Server:
         app.get("/onnx/{sha256}")(files.file)
         if self._computes_in_browser:
             app.mount(_WEB_PATH, _Web(directory=WEB))
-        app.get("/metrics", response_class=PlainTextResponse)(self.metrics)
+        numbers: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+        app.get("/metrics", response_class=Response, responses=numbers)(self.metrics)  # its errors are JSON
         app.add_middleware(_Guard, server=self)
         add_error_answers(app)
 

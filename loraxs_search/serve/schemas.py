@@ -1,4 +1,7 @@
-"""Bodies of requests, as OpenAI's and vLLM's clients send them. What a server does not do is refused, not ignored."""
+"""Bodies of requests, as OpenAI's and vLLM's clients send them. What a server does not do is refused, not ignored.
+
+Errors have one body, whatever was asked.
+"""
 
 from __future__ import annotations
 
@@ -79,3 +82,18 @@ class ChatBody(_WritingBody):
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     tools: None = None
     response_format: None = None
+
+
+class Fault(_Strict):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: Annotated[str | None, Field(description="the field of the request that is at fault")]
+    code: Annotated[int, Field(description="the HTTP status")]
+
+
+class ErrorBody(_Strict):
+    """The answer to a request that is refused, or that the server fails at."""
+
+    error: Fault

@@ -9,6 +9,9 @@ import pytest
 import schemathesis
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import response_schema_conformance
+
+from loraxs_search.serve.schemas import ErrorBody
 
 hypothesis.settings.register_profile("http", max_examples=30, deadline=None, derandomize=True)
 
@@ -26,13 +29,24 @@ def decoder_api(decoder):
 @schemathesis.pytest.from_fixture("encoder_api").parametrize()
 @hypothesis.settings(hypothesis.settings.get_profile("http"))
 def test_what_the_description_allows_and_forbids_has_no_fault_of_the_server(case):
-    case.call_and_validate(checks=[not_a_server_error])
+    case.call_and_validate(checks=[not_a_server_error, response_schema_conformance])
 
 
 @schemathesis.pytest.from_fixture("decoder_api").parametrize()
 @hypothesis.settings(hypothesis.settings.get_profile("http"))
 def test_nor_has_a_server_that_writes(case):
-    case.call_and_validate(checks=[not_a_server_error])
+    case.call_and_validate(checks=[not_a_server_error, response_schema_conformance])
+
+
+def test_errors_are_sent_as_they_are_described(encoder):
+    operations = [own for path in encoder.get("/openapi.json").json()["paths"].values() for own in path.values()]
+    assert operations
+    for operation in operations:
+        described = {status: own["content"] for status, own in operation["responses"].items() if status[0] in "45"}
+        error = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+        assert described == {"4XX": error, "5XX": error}
+    for body in ({"model": "task-2"}, {"model": "nobody", "input": "x"}):
+        ErrorBody.model_validate_json(encoder.post("/classify", body).content)
 
 
 VALUES: st.SearchStrategy[Any] = st.recursive(
