@@ -169,7 +169,7 @@ def test_a_brace_before_the_column_begins_no_action():
 
 def test_a_stop_that_cannot_be_quoted_is_said():
     lines = modelfile("b", Serving('JSON: {x} "', stop=('"', "\n")))
-    assert "# This ends an answer too: '\"'\nPARAMETER stop \"\"\"\n\"\"\"\n" in lines
+    assert '# This ends an answer too: \'"\'\nPARAMETER stop """\n"""\n' in lines
 
 
 def test_a_prompt_that_cannot_be_one_is_left_to_the_user():

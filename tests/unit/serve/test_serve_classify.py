@@ -254,7 +254,8 @@ def test_an_evicted_adapter_whose_folder_is_gone_is_pulled_again(registry, encod
     with running(Server(models)) as url:
         answer = requests.post(f"{url}/classify", json={"model": "task-2", "input": TEXTS}, timeout=60)
     assert answer.status_code == 200, answer.text
-    assert close([one["score"] for one in answer.json()["data"]], [one.score for one in Predictor(folders["two"])(TEXTS)])
+    expected = [one.score for one in Predictor(folders["two"])(TEXTS)]
+    assert close([one["score"] for one in answer.json()["data"]], expected)
 
 
 # ---- shadows ---------------------------------------------------------------------------------------------------------
