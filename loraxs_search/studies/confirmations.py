@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraxs_search.home import write_atomic
-from loraxs_search.records import Answers, Candidate, Refit, Split, check_trial_id, from_json, to_json
+from loraxs_search.records import Answers, Candidate, Refit, Split, check_trial_id, to_json
 from loraxs_search.studies.info import read_record
 
 
@@ -35,7 +35,7 @@ class Confirmations:
     def candidate(self, trial_id: str) -> Candidate | None:
         """Return the finalist, once it has been scored on the test rows and kept."""
         path = self._path / f"{check_trial_id(trial_id)}.json"
-        return from_json(Candidate, path.read_bytes()) if path.exists() else None
+        return read_record(Candidate, path) if path.exists() else None
 
     def finalists(self) -> tuple[str, ...]:
         """Return the adapters that have answered all test rows, by name."""
@@ -53,7 +53,7 @@ class Confirmations:
     def refit(self, name: str) -> Refit | None:
         """Return a refit that has been trained."""
         path = self._path / f"{check_trial_id(name)}.refit.json"
-        return from_json(_RefitFile, path.read_bytes()).refit if path.exists() else None
+        return read_record(_RefitFile, path).refit if path.exists() else None
 
     def write_refit(self, name: str, refit: Refit) -> None:
         """Keep a finished refit."""
@@ -62,7 +62,7 @@ class Confirmations:
     def validation(self, name: str) -> Mapping[str, float] | None:
         """Return a candidate's metrics on all validation rows; empty where it has none."""
         path = self._path / f"{check_trial_id(name)}.validation.json"
-        return from_json(_ValidationFile, path.read_bytes()).metrics if path.exists() else None
+        return read_record(_ValidationFile, path).metrics if path.exists() else None
 
     def write_validation(self, name: str, metrics: Mapping[str, float]) -> None:
         """Keep a candidate's metrics on all validation rows."""
@@ -101,7 +101,7 @@ class Confirmations:
     def base_failure(self, shots: int) -> _BaseFailure | None:
         """Return why the base alone could not answer; None if that is not known."""
         path = self._path / f"base-{shots}.failed.json"
-        return from_json(_BaseFailure, path.read_bytes()) if path.exists() else None
+        return read_record(_BaseFailure, path) if path.exists() else None
 
     def forget_base_failures(self) -> None:
         """Have the base alone asked again for what it could not answer."""
@@ -117,7 +117,7 @@ class Confirmations:
         by_rows = {}
         for path in self._path.glob(f"{start}-*-*.json"):
             start, stop = path.stem.rpartition(".")[2].split("-")[1:]
-            by_rows[range(int(start), int(stop))] = from_json(Answers, path.read_bytes())
+            by_rows[range(int(start), int(stop))] = read_record(Answers, path)
         return dict(sorted(by_rows.items(), key=lambda item: item[0].start))
 
 
