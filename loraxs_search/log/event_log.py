@@ -65,17 +65,32 @@ class AppendLog:
 
 
 def lines_from(path: Path, start: int) -> Iterator[tuple[bytes, int]]:
-    """Yield the lines behind an offset, each with the offset behind it; none if there is no file."""
-    if not path.exists():
-        return
+    """Yield the lines behind an offset, each with the offset behind it; none if there is no file.
+
+    Raises:
+        StudyError: the system does not let it be read.
+    """
     end = start
-    with path.open("rb") as file:
-        file.seek(start)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            end += len(line)
-            yield line, end
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                end += len(line)
+                yield line, end
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> StudyError:
+    """Return the error of a study's file that the system does not let us read: it may be another user's."""
+    return StudyError(
+        f"{path} must be readable, but the system says: {error.strerror}.",
+        hint="ask its owner for the right to read it",
+    )
 
 
 def _not_emptied(path: str, _: int) -> int:

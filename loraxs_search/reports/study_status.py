@@ -204,7 +204,7 @@ class _StudySummary:
     Args:
         trials: How many have ended, of how many.
         num_bytes: What its folder takes; 0 where that was not asked for.
-        is_waiting: Whether records wait for MLflow; False where that was not asked for.
+        is_waiting: Whether records wait for MLflow; False where that was not asked for, or cannot be read.
         problem: Why the study cannot be read; then nothing else is known.
     """
 
@@ -236,9 +236,7 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
         path = studies_root() / name
         more: dict[str, Any] = {"path": path}
         if sizes:
-            from loraxs_search.tracking.followed import has_waiting
-
-            more |= {"num_bytes": sum(_sizes(path).values()), "is_waiting": has_waiting(path)}
+            more["num_bytes"] = sum(_sizes(path).values())
         if not StudyFolder.exists(name):
             problem = f"{path} has no study.json; remove it with `loraxs-search studies rm {name} --force`"
             yield _StudySummary(name, "-", "incomplete", "-", "-", problem=problem, **more)
@@ -248,6 +246,10 @@ def study_summaries(*, sizes: bool = False) -> Iterator[_StudySummary]:
             journal = folder.journal()
             counts = progress(journal.records.values(), whole_plan(folder, journal))
             state = study_state(folder)
+            if sizes:
+                from loraxs_search.tracking.followed import has_waiting
+
+                more["is_waiting"] = has_waiting(path)
         except StudyError as error:
             yield _StudySummary(name, "-", "unreadable", "-", "-", problem=error.message, **more)
             continue
@@ -286,7 +288,7 @@ def _sizes(folder: Path) -> dict[str, int]:
     """Return the bytes of a study's files, by the folder they are in, `records` for those in none."""
     sizes = Counter(records=0)
     for path in paths_under(folder):
-        with contextlib.suppress(FileNotFoundError):  # a search at work has replaced or removed it
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # replaced or removed by now, or another user's
             if stat.S_ISREG((status := path.lstat()).st_mode):
                 first, *rest = path.relative_to(folder).parts
                 sizes[first if rest else "records"] += status.st_size

@@ -58,9 +58,16 @@ def list_studies() -> list[str]:
     times = {}
     for path in root.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process may be removing it
-            if path.name[0] != "." and (path / "study.json").is_file():
-                times[path.name] = (path / "study.json").stat().st_mtime
+            if StudyFolder.exists(path.name):
+                times[path.name] = _created_at(path)
     return sorted(times, key=times.__getitem__, reverse=True)
+
+
+def _created_at(path: Path) -> float:
+    try:
+        return (path / "study.json").stat().st_mtime
+    except PermissionError:
+        return path.stat().st_mtime
 
 
 def broken_studies() -> list[str]:
@@ -107,8 +114,13 @@ class StudyFolder(BaselineFiles, CandidateFiles):
 
     @staticmethod
     def exists(name: str) -> bool:
-        """Say whether there is a study of that name."""
-        return bool(_NAME.fullmatch(name)) and (studies_root() / name / "study.json").is_file()
+        """Say whether there is a study of that name. Another user's folder that tells us nothing counts as one."""
+        if not _NAME.fullmatch(name):
+            return False
+        try:
+            return (studies_root() / name / "study.json").is_file()
+        except PermissionError:
+            return True
 
     @classmethod
     def check_new(cls, name: str) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from loraxs_search.errors import StudyError
-from loraxs_search.home import disk_faults
-from loraxs_search.log.event_log import DAMAGED_HINT
+from loraxs_search.log.event_log import DAMAGED_HINT, unreadable
 from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan, StartFrom, Task, from_json
 
 RecordT = TypeVar("RecordT")
@@ -19,7 +18,7 @@ def read_record(cls: type[RecordT], path: Path) -> RecordT:
     """Read a file that holds one record.
 
     Raises:
-        StudyError: it is missing, or holds no such record.
+        StudyError: it is missing, cannot be read, or holds no such record.
     """
     return parse_record(cls, read_text(path), str(path))
 
@@ -42,13 +41,14 @@ def read_text(path: Path) -> str:
     """Read a file of text.
 
     Raises:
-        StudyError: it is missing, or no text.
+        StudyError: it is missing, no text, or the system does not let it be read.
     """
     try:
-        with disk_faults(path):
-            return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise _damaged(str(path), "it is missing") from error
+    except OSError as error:
+        raise unreadable(path, error) from error
     except UnicodeDecodeError as error:
         raise _damaged(str(path), f"it holds bytes that are no text at {error.start}") from error
 

@@ -28,20 +28,21 @@ def studied_tasks() -> list[str]:
 def trials_of(name: str) -> dict[str, TrialState]:
     """Return the trials of a study and how they stand, oldest first; none if there is no such study.
 
-    Its reports are not read, so it takes no time. Malformed lines are skipped: shell completion cannot report errors.
+    Its reports are not read, so it takes no time. What cannot be read is skipped: shell completion cannot report errors.
     """
     if not StudyFolder.exists(name):
         return {}
     states: dict[str, TrialState] = {}
-    for line, _ in lines_from(studies_root() / name / "journal.jsonl", 0):
-        if line.startswith(_REPORTED):
-            continue
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            event = json.loads(line)
-            if event["event"] == "started":
-                states[event["trial_id"]] = TrialState.RUNNING
-            elif event["event"] == "ended":
-                states[event["trial_id"]] = TrialState(event["state"])
+    with contextlib.suppress(StudyError):
+        for line, _ in lines_from(studies_root() / name / "journal.jsonl", 0):
+            if line.startswith(_REPORTED):
+                continue
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                event = json.loads(line)
+                if event["event"] == "started":
+                    states[event["trial_id"]] = TrialState.RUNNING
+                elif event["event"] == "ended":
+                    states[event["trial_id"]] = TrialState(event["state"])
     return states
 
 

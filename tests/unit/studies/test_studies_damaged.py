@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.said import Said
 from support.studies import study
 
 from loraxs_search.cli import run
 from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole
+from loraxs_search.reports.study_status import study_summaries
 from loraxs_search.search import resume
 from loraxs_search.search.driver.result import sync
-from loraxs_search.studies import Journal, Storage, StudyFolder, fetch, list_studies, studies_root
+from loraxs_search.studies import Journal, Storage, StudyFolder, fetch, list_studies, studies_root, trials_of
 from loraxs_search.studies.info import SCHEMA_VERSION
 
 
@@ -74,6 +77,37 @@ def test_a_damaged_study_hides_no_other(store_uri: str, capsys: pytest.CaptureFi
     capsys.readouterr()
     assert run(["sync"]) == 1
     assert "bad/study.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "candidates.json"])
+def test_a_study_that_the_system_does_not_let_us_read_hides_no_other(
+    name: str, store_uri: str, say: Callable[..., Said]
+) -> None:
+    study("good", store_uri)
+    theirs = study("theirs", store_uri).path / name
+    theirs.unlink(missing_ok=True)
+    theirs.mkdir()  # root may read every file, but no folder as one
+    for verb in (["status"], ["studies", "ls"]):
+        listed = say(*verb)
+        states = {row.split()[0]: row.split()[2] for row in listed.ok.splitlines()[1:]}
+        assert states == {"good": "interrupted", "theirs": "unreadable"}
+        assert f"{theirs} must be readable, but the system says: " in listed.err
+    assert say("status", "theirs").is_error(1, f"{theirs} must be readable", "owner")
+    assert trials_of("theirs") == {}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_the_system_does_not_let_us_enter_hides_no_other_study(store_uri: str) -> None:
+    study("good", store_uri)
+    theirs = study("theirs", store_uri).path
+    theirs.chmod(0)
+    try:
+        assert {it.study: it.state for it in study_summaries(sizes=True)} == {
+            "good": "interrupted",
+            "theirs": "unreadable",
+        }
+    finally:
+        theirs.chmod(0o700)
 
 
 def test_a_study_of_a_later_version_is_refused_and_so_is_its_copy(fresh_home: Path, tmp_path: Path) -> None:
