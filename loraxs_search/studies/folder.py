@@ -32,7 +32,7 @@ from loraxs_search.records import CheckpointSelection, Identity, check_trial_id,
 from loraxs_search.studies.baselines import BaselineFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
-from loraxs_search.studies.info import SCHEMA_VERSION, StudyInfo, parse_info, read_record, read_text
+from loraxs_search.studies.info import SCHEMA_VERSION, StudyInfo, check_name, parse_info, read_record, read_text
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.snapshots import Snapshots
 
@@ -154,13 +154,15 @@ class StudyFolder(BaselineFiles, CandidateFiles):
         """Open a study by name.
 
         Raises:
-            StudyError: there is no such study, or its `study.json` is damaged or of a later version.
+            StudyError: there is no such study, its `study.json` is damaged or of a later version, or the folder was
+                renamed or copied.
         """
         if not cls.exists(name):
             known = list_studies()
             hint = "`loraxs-search status` lists them" if known else "start one with `loraxs-search launch SPACE`"
             raise StudyError(unknown_name("study", name, known), hint=hint)
         folder = cls(studies_root() / name)
+        check_name(folder.info, name, str(folder.path))  # it would be trained where its name leads
         if are_aside(folder.adapters_path):
             with contextlib.suppress(LoraxsError), folder.lock():  # which restores them; its holder replaces them now
                 pass

@@ -114,3 +114,19 @@ def parse_info(text: str | bytes, place: str) -> StudyInfo:
             hint="a later version of loraxs-search launched the study: upgrade this one",
         )
     return parse_record(StudyInfo, text, place)
+
+
+def check_name(info: StudyInfo, name: str, place: str) -> None:
+    """Refuse a study whose folder was renamed, or is a copy.
+
+    Args:
+        name: Of its folder.
+        place: The folder, as people name it.
+    Raises:
+        StudyError: the study has another name.
+    """
+    if info.name != name:
+        raise StudyError(
+            f"A study's folder must have its name, but {place} holds study {info.name!r}.",
+            hint=f"rename it back to {info.name}, or remove it if it is a copy",
+        )

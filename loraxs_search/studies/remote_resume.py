@@ -13,7 +13,7 @@ from loraxs_search.home import ensure_dir, write_atomic
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
 from loraxs_search.records import to_json
 from loraxs_search.studies.folder import StudyFolder, studies_root
-from loraxs_search.studies.info import StudyInfo, parse_info
+from loraxs_search.studies.info import StudyInfo, check_name, parse_info
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import file_of, in_copy_order, is_behind, read_copy
@@ -56,6 +56,7 @@ def fetch(name: str, storage: Storage) -> StudyFolder:
     place = f"{storage.uri}/{name}/study.json"
     with contextlib.ExitStack() as held:
         info = parse_info(content, place)
+        check_name(info, name, f"{storage.uri}/{name}")
         if (here := _folder_here(name, storage, info.study_id)) is not None:
             held.enter_context(here.lock())
         held.enter_context((lease := Lease(storage, name)).held())

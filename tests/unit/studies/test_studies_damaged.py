@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +109,37 @@ def test_a_folder_that_the_system_does_not_let_us_enter_hides_no_other_study(sto
         }
     finally:
         theirs.chmod(0o700)
+
+
+@pytest.mark.parametrize("put", [Path.rename, shutil.copytree], ids=["renamed", "copied"])
+def test_a_folder_that_holds_a_study_of_another_name_is_refused(
+    put: Callable[[Path, Path], object], store_uri: str, say: Callable[..., Said]
+) -> None:
+    """`resume` would train a study in the folder that its name leads to."""
+    put(study("first", store_uri).path, studies_root() / "second")
+    for use in (StudyFolder.open, resume):
+        with pytest.raises(StudyError, match="/second holds study 'first'") as refused:
+            use("second")
+        assert "rename it back to first" in str(refused.value.hint)
+    assert "/second holds study 'first'" in say("status").err
+    assert {it.study: it.state for it in study_summaries()}["second"] == "unreadable"
+    assert say("studies", "rm", "second", "--force").code == 0
+    assert list_studies() == (["first"] if put is shutil.copytree else [])
+
+
+def test_a_copy_in_a_storage_under_another_name_is_refused(tmp_path: Path) -> None:
+    copy = study("first", storage=str(tmp_path)).path.rename(tmp_path / "second")
+    with pytest.raises(StudyError, match=f"{copy} holds study 'first'"):
+        fetch("second", Storage(str(tmp_path)))
+    assert list_studies() == []
+
+
+def test_a_folder_with_no_study_s_name_is_a_user_s_own(store_uri: str, say: Callable[..., Said]) -> None:
+    """As file managers name a copy."""
+    shutil.copytree(study("first", store_uri).path, studies_root() / "first (copy)")
+    assert list_studies() == ["first"]
+    said = say("status")
+    assert "copy" not in said.ok + said.err
 
 
 def test_a_study_of_a_later_version_is_refused_and_so_is_its_copy(fresh_home: Path, tmp_path: Path) -> None:
