@@ -11,7 +11,7 @@ import json
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,12 +20,13 @@ from typing import ClassVar
 from loraxs_search.base_model import weight_digest
 from loraxs_search.errors import LoraxsError, StudyError
 from loraxs_search.home import REMOVED, paths_under
+from loraxs_search.log.event_log import DAMAGED_HINT
 from loraxs_search.mlflow_uri import redact, resolve_uri, without_account
-from loraxs_search.records import Manifest, TrialState
+from loraxs_search.records import Candidate, Manifest, TrialState
 from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry import trial_of
 from loraxs_search.registry.reader import registered_manifests
-from loraxs_search.studies import StudyFolder, list_studies, studies_root, trials_of
+from loraxs_search.studies import StudyFolder, list_studies, studies_root
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Needs:
         bases: By the digest of a base's weights.
         adapters: By the digest of an adapter folder.
         unfinished: Studies whose search has not come to its end, those that cannot be read included.
+        complete: By finished study, its trials that may become candidates when it is extended.
         unknown: Why what registered versions need is not known; empty where it is.
     """
 
@@ -44,6 +46,7 @@ class Needs:
     bases: dict[str, str] = field(default_factory=dict)
     adapters: dict[str, str] = field(default_factory=dict)
     unfinished: list[str] = field(default_factory=list)
+    complete: dict[str, frozenset[str]] = field(default_factory=dict)
     unknown: str = ""
 
     def add(self, manifest: Manifest, who: str) -> None:
@@ -88,13 +91,27 @@ def gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
 
 
 def _add_study(needs: Needs, folder: StudyFolder) -> None:
-    if folder.candidates() is None or folder.is_running():
-        needs.unfinished.append(folder.name)
-    who = f"study {folder.name}"
+    who, candidates = f"study {folder.name}", folder.candidates()
     if (identity := folder.identity()) is not None:
         needs.bases.setdefault(identity.base_digest, who)
     for adapter in sorted((folder.path / "adapters").glob("[!.]*")):
         _add_folder(needs, adapter, who)
+    if candidates is None or folder.is_running():
+        needs.unfinished.append(folder.name)
+    else:
+        needs.complete[folder.name] = _complete(folder, candidates)
+
+
+def _complete(folder: StudyFolder, candidates: Sequence[Candidate]) -> frozenset[str]:
+    """Return the trials that trained all their steps, with those that candidates are of.
+
+    Raises:
+        StudyError: the journal, which says so, is damaged or gone.
+    """
+    if not folder.journal_path.is_file():
+        raise StudyError(f"A study must have a journal, but {folder.journal_path} is missing.", hint=DAMAGED_HINT)
+    complete = {name for name, record in folder.journal().records.items() if record.state is TrialState.COMPLETE}
+    return frozenset(complete | {trial_of(candidate.trial_id) for candidate in candidates})
 
 
 def _add_folder(needs: Needs, folder: Path, who: str) -> None:
@@ -202,11 +219,9 @@ class _Snapshots(Kind):
     folders = ("studies/*/snapshots", "studies/*/clones", "studies/*/tune")
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
-        for study in sorted((home / "studies").glob("[!.]*")):
-            if not (study / "study.json").is_file():
-                continue
-            unfinished = f"study {study.name}, which is not finished" if study.name in needs.unfinished else ""
-            kept = set() if unfinished else _complete(StudyFolder(study))
+        for study in (home / "studies" / name for name in sorted(list_studies())):
+            unfinished = f"study {study.name}, which is not finished" if study.name not in needs.complete else ""
+            kept = needs.complete.get(study.name, frozenset())
             for path in filter(lambda path: _SNAPSHOT.fullmatch(path.name), sorted((study / "snapshots").glob("*"))):
                 may_be_chosen = path.name.partition(".")[0] in kept
                 candidate = f"study {study.name}, which may be extended" if may_be_chosen else ""
@@ -223,12 +238,6 @@ class _Snapshots(Kind):
             if study.candidates() is None:
                 raise StudyError(f"study {study.name} continues")
             yield
-
-
-def _complete(study: StudyFolder) -> set[str]:
-    """Return the trials that trained all their steps, with those that candidates are of."""
-    complete = {name for name, state in trials_of(study.name).items() if state is TrialState.COMPLETE}
-    return complete | {trial_of(candidate.trial_id) for candidate in study.candidates() or ()}
 
 
 class _Named(Kind):

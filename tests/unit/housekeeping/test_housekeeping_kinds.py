@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -170,6 +171,35 @@ def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_e
     clone = folder.path / "clones" / "c1.safetensors"
     assert gone() == [snapshots / "00000.safetensors", clone, folder.path / "tune"]
     assert folder.journal().records.keys() == {"00000", "00001", "00002"}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path: path.rename(path.with_name("second")),
+        lambda path: write_atomic(path / "journal.jsonl", (path / "journal.jsonl").read_bytes() + b"x\n"),
+        lambda path: (path / "journal.jsonl").unlink(),
+    ],
+    ids=["renamed", "a damaged journal", "no journal"],
+)
+def test_states_of_a_study_that_cannot_be_read_stay(spoil, fresh_home, store_uri):
+    """Which of them are of complete trials is not known."""
+    folder = searched("done", [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.7, state=TrialState.PRUNED)])
+    for trial in ("00000", "00001"):
+        folder.snapshots.write(trial, state(trial))
+    spoil(folder.path)
+    age(fresh_home)
+    assert gone() == []
+    assert len(list(fresh_home.glob("studies/*/snapshots/*.safetensors"))) == 2
+
+
+def test_states_in_a_copy_with_no_study_s_name_stay(fresh_home, store_uri):
+    folder = searched("done", [Tried({"rank": 8}, 0.7, state=TrialState.PRUNED)])
+    folder.snapshots.write("00000", state("00000"))
+    copy = shutil.copytree(folder.path, folder.path.with_name("done (copy)"))
+    age(fresh_home)
+    assert gone() == [folder.path / "snapshots" / "00000.safetensors"]
+    assert (copy / "snapshots" / "00000.safetensors").is_file()
 
 
 def test_a_study_that_somebody_works_on_keeps_its_states(fresh_home, store_uri):
