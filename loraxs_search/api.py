@@ -20,7 +20,7 @@ from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.pull import copy_folder, new_folder
 from loraxs_search.registry.shadow_log import shadow_log_path
-from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task
+from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,7 @@ def promote(
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
         UsageError: `shadow_log` cannot be read.
+        TrackingError: the database that the study records in is gone.
     """
     folder = StudyFolder.open(study or _newest())
     _finished(folder)
@@ -83,7 +84,7 @@ def _promote(
 
     warn_of_retired(folder.space_text(), folder.name)
     candidates = tested(folder, candidates)
-    uri = resolve_uri(tracking_uri or folder.info.tracking_uri)
+    uri = resolve_uri(tracking_uri) if tracking_uri else store_of(folder)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
     if confirmed.base_rows_path.is_file():

@@ -171,8 +171,7 @@ def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HomeError(
                 f"No space left to write {path}.",
-                hint="free some space, or "
-                + (f"point {setting} at a larger disk" if setting else "choose a place on a larger disk"),
+                hint=f"free some space, or {_larger_disk(setting)}",
             ) from error
         if error.errno in _NOT_WRITABLE:
             raise HomeError(
@@ -180,6 +179,12 @@ def disk_faults(path: Path, setting: str | None = None) -> Iterator[None]:
                 hint=f"set {setting} to a folder you can write to" if setting else "choose a place you can write to",
             ) from error
         raise
+
+
+def _larger_disk(setting: str | None) -> str:
+    if setting == ENV_HOME:  # studies name the database in it by its path
+        return f"move {home()} to a larger disk and leave a link to it: `ln -s NEW {home()}`"
+    return f"point {setting} at a larger disk" if setting else "choose a place on a larger disk"
 
 
 def file_lock(path: Path) -> BaseFileLock:

@@ -38,13 +38,12 @@ def ui(
     Example: loraxs-search ui reviews
     """
     from loraxs_search.mlflow_uri import resolve_uri
-    from loraxs_search.studies import StudyFolder
+    from loraxs_search.studies import StudyFolder, store_of
     from loraxs_search.tracking.followed import recorded_id
     from loraxs_search.tracking.ui import run_ui, ui_page
 
     folder = StudyFolder.open(study) if study is not None and StudyFolder.exists(study) else None
-    here = folder.info.tracking_uri if folder is not None else None
-    uri = resolve_uri(tracking_uri or here)
+    uri = store_of(folder) if folder is not None and tracking_uri is None else resolve_uri(tracking_uri)
     link = ui_page(uri, study, recorded_id(folder.path) if folder is not None else "")
 
     def show(address: str) -> None:

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import ClassVar
 
 from loraxs_search.base_model import weight_digest
-from loraxs_search.errors import LoraxsError, StudyError
+from loraxs_search.errors import LoraxsError, StudyError, TrackingError
 from loraxs_search.home import REMOVED, paths_under
 from loraxs_search.log.event_log import DAMAGED_HINT
-from loraxs_search.mlflow_uri import redact, resolve_uri, without_account
+from loraxs_search.mlflow_uri import redact, resolve_uri
 from loraxs_search.records import Candidate, Manifest, TrialState
 from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry import trial_of
 from loraxs_search.registry.reader import registered_manifests
-from loraxs_search.studies import StudyFolder, list_studies, studies_root
+from loraxs_search.studies import StudyFolder, list_studies, store_of, studies_root
 
 
 @dataclass
@@ -72,7 +72,9 @@ def gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
         try:
             folder = StudyFolder.open(name)
             _add_study(needs, folder)
-            uris.append(without_account(folder.info.tracking_uri))
+            uris.append(store_of(folder))
+        except TrackingError as error:
+            needs.unknown = f"what is registered where study {name} records is not known: {error.message}"
         except LoraxsError:  # damaged: whatever it needs stays
             needs.unfinished.append(name)
     for digest, name in _pulled(home / "adapters"):

@@ -11,9 +11,8 @@ from pathlib import Path
 from loraxs_search.errors import LoraxsError, StorageError, StudyError
 from loraxs_search.home import file_lock, home, is_locked, remove_whole, unused
 from loraxs_search.housekeeping.kinds import KINDS, Kind, Needs, StoredItem, gather_needs
-from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.steering import describe, open_commands, steered
-from loraxs_search.studies import StudyFolder, broken_studies, idle_elsewhere, list_studies, studies_root
+from loraxs_search.studies import StudyFolder, broken_studies, idle_elsewhere, list_studies, store_of, studies_root
 from loraxs_search.tracking.followed import has_waiting
 from loraxs_search.tracking.recorded_searches import remove_runs
 
@@ -122,7 +121,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
         StudyError: there is no such study, it is in use, it cannot be read, or its records have not
             reached MLflow.
         StorageError: its storage cannot say whether it is in use.
-        TrackingError: MLflow does not answer, and its runs are to go.
+        TrackingError: MLflow does not answer or is gone, and its runs are to go.
     """
     if (path := studies_root() / name).is_symlink():
         raise StudyError(f"A study must lie in the state folder, but {path} is a link.", hint="remove it by hand")
@@ -147,8 +146,7 @@ def remove_study(name: str, *, runs: bool = False, force: bool = False, dry_run:
             )
         removed = _RemovedStudy(name, folder.path, item.num_bytes, storage=info.storage, unasked=unasked)
         if runs:
-            uri = resolve_uri(info.tracking_uri)
-            count, kept = remove_runs(uri, folder.path, info.task.registered_name, dry_run=dry_run)
+            count, kept = remove_runs(store_of(folder), folder.path, info.task.registered_name, dry_run=dry_run)
             removed = replace(removed, num_runs=count, kept_runs=kept)
         if not dry_run:
             remove_whole(folder.path)

@@ -6,9 +6,10 @@ import contextlib
 import json
 from pathlib import Path
 
-from loraxs_search.errors import StudyError, unknown_name
+from loraxs_search.errors import StudyError, TrackingError, unknown_name
+from loraxs_search.home import home
 from loraxs_search.log.event_log import lines_from
-from loraxs_search.mlflow_uri import redact
+from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.records import TrialState, registered_name
 from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
 
@@ -28,7 +29,8 @@ def studied_tasks() -> list[str]:
 def trials_of(name: str) -> dict[str, TrialState]:
     """Return the trials of a study and how they stand, oldest first; none if there is no such study.
 
-    Its reports are not read, so it takes no time. What cannot be read is skipped: shell completion cannot report errors.
+    Its reports are not read, so it takes no time. Shell completion cannot report errors: what cannot be read is
+    skipped.
     """
     if not StudyFolder.exists(name):
         return {}
@@ -44,6 +46,25 @@ def trials_of(name: str) -> dict[str, TrialState]:
                 elif event["event"] == "ended":
                     states[event["trial_id"]] = TrialState(event["state"])
     return states
+
+
+def store_of(study: StudyFolder) -> str:
+    """Return the address of the MLflow store that a study records in.
+
+    Nothing is asked, and nothing made. The embedded store that is in use now may be missing: the first search makes it,
+    or one that was fetched from a storage.
+
+    Raises:
+        TrackingError: it is another database, which is gone: a new one in its place would know no run and no champion.
+    """
+    uri = resolve_uri(study.info.tracking_uri)
+    path = sqlite_path(uri)
+    if path is None or path.exists() or uri == resolve_uri():
+        return uri
+    hint = "bring the file back"
+    if not path.parent.exists():
+        hint = f"if the home was moved, leave a link: `ln -s {home()} {path.parent}`; else {hint}"
+    raise TrackingError(f"The store that study {study.name!r} records in must be there, but {path} is not.", hint=hint)
 
 
 def next_step(study: StudyFolder) -> str:

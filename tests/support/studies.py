@@ -8,6 +8,7 @@ import time
 import uuid
 from pathlib import Path
 
+from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModelRef, DataSource, PromotionRule, SearchPlan, Task
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo
 
@@ -16,7 +17,7 @@ TASK = Task("t", "sequence-classification", DataSource(), "text", "label", "accu
 
 def study(
     name: str,
-    uri: str = "sqlite:///mlflow.db",
+    uri: str | None = None,
     *,
     storage: str | None = None,
     task: Task = TASK,
@@ -33,7 +34,7 @@ def study(
         promotion or PromotionRule(),
         "s.yaml",
         "/",
-        uri,
+        uri or resolve_uri(),
         time.time(),
         storage=storage,
     )

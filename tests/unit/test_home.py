@@ -10,7 +10,8 @@ from pathlib import Path
 import filelock
 import pytest
 
-from loraxs_search.home import file_lock, is_locked, paths_under
+from loraxs_search.errors import HomeError
+from loraxs_search.home import disk_faults, file_lock, is_locked, paths_under
 
 
 def test_what_is_removed_while_a_folder_is_read_is_left_out(tmp_path: Path) -> None:
@@ -25,6 +26,13 @@ def test_what_is_removed_while_a_folder_is_read_is_left_out(tmp_path: Path) -> N
             (gone,) = {tmp_path / "one", tmp_path / "other"} - {path.parent}
             shutil.rmtree(gone)
     assert [path.parent.is_dir() for path in files] == [True]
+
+
+def test_a_full_home_is_to_be_moved_with_a_link_to_it(fresh_home: Path) -> None:
+    """Its studies name the database in it by its path."""
+    with pytest.raises(HomeError) as full, disk_faults(fresh_home / "studies"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert f"ln -s NEW {fresh_home}" in str(full.value.hint)
 
 
 def test_one_holds_a_lock_and_others_see_it(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from loraxs_search.search.ledger import SearchView, SilentView
 from loraxs_search.search_space import Overrides, Space, SpaceSource, open_space
 from loraxs_search.steering import foreseen
 from loraxs_search.steering.state import extended
-from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch
+from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch, store_of
 from loraxs_search.studies.clock import steady_time
 from loraxs_search.studies.stored_space import stored_space
 from loraxs_search.tasks.kinds import kind_of
@@ -249,10 +249,11 @@ def resume(
 
     Raises:
         StudyError: there is no such study, or another process is at work on it.
+        TrackingError: the database that it records in is gone.
     """
     place = storage or (StudyFolder.open(name).info.storage if StudyFolder.exists(name) else None)
     folder = StudyFolder.open(name) if place is None else fetch(name, Storage(place))
-    info = replace(folder.info, tracking_uri=resolve_uri(folder.info.tracking_uri))
+    info = replace(folder.info, tracking_uri=store_of(folder))
     has_ended = folder.candidates() is not None
     state = foreseen(folder).state
     is_done = has_ended and not asks_for_more(folder, state)

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraxs_search.errors import LoraxsError, StorageError, counted
-from loraxs_search.mlflow_uri import resolve_uri
+from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
 from loraxs_search.records import Candidate, FrontTrial, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard
 from loraxs_search.search.driver.commander import answer_waiting
-from loraxs_search.studies import Journal, Mirror, Storage, StudyFolder, is_behind, list_studies, mirrored
+from loraxs_search.studies import Journal, Mirror, Storage, StudyFolder, is_behind, list_studies, mirrored, store_of
 from loraxs_search.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -170,13 +169,13 @@ def open_tracker(folder: StudyFolder, uri: str, mirror: Mirror | None) -> Tracke
 
 def close_finished(folder: StudyFolder) -> SearchResult:
     """Return the result of a search that had ended; MLflow and its copy get what is still missing there."""
-    info = folder.info
+    uri = store_of(folder)
     with (
         folder.lock(),
         mirrored(folder, lambda: None) as mirror,
-        open_tracker(folder, info.tracking_uri, mirror) as tracker,
+        open_tracker(folder, uri, mirror) as tracker,
     ):
-        answer_waiting(folder, info.tracking_uri)
+        answer_waiting(folder, uri)
         result = _record_finished(folder, tracker)
         tracker.drain()
         return result
@@ -293,12 +292,15 @@ def _try_to_sync(name: str) -> Synced:
 def _sync(folder: StudyFolder) -> Synced:
     if folder.is_running():
         return Synced(folder.name, "running")
-    info, uri = folder.info, resolve_uri(folder.info.tracking_uri)
+    info = folder.info
     try:
+        uri = store_of(folder)
         if info.storage is not None and is_behind(folder.path, Storage(info.storage), folder.name):
             return Synced(folder.name, "elsewhere", "another machine has continued with it: sync there")
     except StorageError as error:
         return Synced(folder.name, "waiting", error.message)
+    except TrackingError as error:
+        return Synced(folder.name, "waiting", f"{error.message.removesuffix('.')}: {error.hint}")
     with folder.lock():
         tracker = open_tracker(folder, uri, mirror=None)
         try:

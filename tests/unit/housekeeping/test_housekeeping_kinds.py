@@ -109,6 +109,17 @@ def test_a_registry_that_does_not_answer_keeps_factors_and_bases(fresh_home, bas
     assert gone() == [fresh_home / "datasets" / "rows" / "a.arrow"]
 
 
+def test_a_registry_that_is_gone_keeps_factors_and_bases(fresh_home, store_uri, factors, tmp_path):
+    """As after the home was moved: its versions may need them."""
+    folder = study("moved", f"sqlite:///{tmp_path}/old/mlflow.db")
+    folder.journal().driver_started(0.0)
+    folder.write_candidates([])
+    path = factor_file(fresh_home, factors(0))
+    age(fresh_home)
+    assert "what is registered where study moved records is not known" in why(path)
+    assert gone() == []
+
+
 def test_each_store_is_asked_with_its_own_account(fresh_home, monkeypatch):
     """Whichever was named last, and wherever."""
     asked = {}
