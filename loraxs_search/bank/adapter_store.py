@@ -229,7 +229,7 @@ class AdapterStore:
         try:
             return self._entries[name]
         except KeyError:
-            near = get_close_matches(name, self._entries) if len(self) <= _MANY else ()
+            near = get_close_matches(str(name), self._entries) if len(self) <= _MANY else ()
             nearest = f", the nearest being {', '.join(near)}" if near else ""
             raise UsageError(
                 f"A row must name an adapter that is in the bank, but {name!r} is none of {len(self)}{nearest}.",

@@ -197,6 +197,7 @@ class AdapterBank:
         Raises:
             UsageError: a name is not in the bank, or there is not one for each row.
         """
+        names = list(names)  # a Series of pandas is indexed by its labels
         if not names:
             raise UsageError("A batch must have at least one row, but got none.")
         wrong = {name: len(value) for name, value in inputs.items() if len(value) != len(names)}
@@ -221,7 +222,7 @@ class AdapterBank:
             TaskDataError: a task takes another number of texts, or a text has nothing to read.
         """
         rows: Any = texts if is_frame(texts) else question_rows(texts)
-        names = [names] * len(rows) if isinstance(names, str) else names
+        names = [names] * len(rows) if isinstance(names, str) else list(names)  # a Series is indexed by its labels
         if len(names) != len(rows):
             raise UsageError(f"There must be a name for each text, but got {len(names)} for {len(rows)}.")
         if None in names:
@@ -271,7 +272,7 @@ class AdapterBank:
                 hint="make a bank of adapters of text-generation, or with `num_labels=None`",
             )
         prompts = listed(prompts, "prompts")
-        names = [names] * len(prompts) if isinstance(names, str) else names
+        names = [names] * len(prompts) if isinstance(names, str) else list(names)
         if len(names) != len(prompts):
             raise UsageError(f"There must be a name for each prompt, but got {len(names)} for {len(prompts)}.")
         with self._lock:

@@ -10,6 +10,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -148,6 +149,13 @@ def test_texts_of_several_tasks_are_one_batch(bank, folders, base):
         (expected,) = predict(str(folders[name]), [text])
         assert (prediction.text, prediction.label) == (text, expected.label)
         assert prediction.score == pytest.approx(expected.score, abs=1e-5)
+
+
+def test_names_beside_a_table_are_taken_in_its_order(bank, inputs):
+    table = pd.DataFrame({"model": [*"abbdba"], "text": [*"uvwxyz"]})[::-1]  # labelled 5 to 0
+    names = table["model"].tolist()
+    assert bank.predict(table["model"], table) == bank.predict(names, table)
+    assert close(bank.logits(table["model"], inputs), bank.logits(names, inputs))
 
 
 def test_an_adapter_that_is_replaced_while_texts_are_tokenised_answers_as_a_whole(bank, folders, monkeypatch):
@@ -336,6 +344,8 @@ def test_names_are_told_apart_from_what_is_not_there(bank, inputs, store_uri):
         bank.logits(["a"] * 5 + ["aa"], inputs)
     with pytest.raises(UsageError, match="'e' is none of 4"):
         bank.evict("e")
+    with pytest.raises(UsageError, match="nan is none of 4"):
+        bank.predict([float("nan")], ["one"])
     with pytest.raises(RegistryError):
         bank.load("no-such-task")
 
