@@ -102,35 +102,36 @@ class Predictor:
             place: The file that they are from.
             skip_empty: Whether rows without text have no answer, instead of being refused.
         Raises:
-            TaskDataError: a row has nothing to read, or something else than text.
+            TaskDataError: a row cannot be answered: it has nothing to read, no token, or an option that is too long.
         """
         kept = [number for number, row in enumerate(rows) if not (skip_empty and _is_empty(self._kind.as_texts(row)))]
         full = [rows[number] for number in kept]
         if full or not skip_empty:
             check_question(self.task, [self._kind.as_texts(row) for row in full], self.prompts, place.take(kept))
             self._kind.questions(full)
-        cut = 0
-        for start in range(0, len(rows), size):
-            places = kept[bisect_left(kept, start) : bisect_left(kept, start + size)]
+        starts = range(0, len(rows), size)
+        parts = [kept[bisect_left(kept, start) : bisect_left(kept, start + size)] for start in starts]
+        encoded = [
+            self._encode([rows[number] for number in part], place.take(part)) if part else None for part in parts
+        ]
+        for start, part, questions in zip(starts, parts, encoded, strict=True):
             answers = [self._kind.unanswered] * len(rows[start : start + size])
-            if places:
-                part = [rows[number] for number in places]
-                questions = self._encode(part)
-                cut += questions.num_cut
-                for number, answer in zip(places, self._answer(part, questions), strict=True):
+            if questions is not None:
+                found = self._answer([rows[number] for number in part], questions)
+                for number, answer in zip(part, found, strict=True):
                     answers[number - start] = answer
             yield answers
-        self._warn_of_cut(cut, len(full))
+        self._warn_of_cut(sum(questions.num_cut for questions in encoded if questions is not None), len(full))
 
     def __repr__(self) -> str:
         hyper, base, size = self._manifest.hyperparameters, self._manifest.base_model.id, self._manifest.size
         return f"<Predictor {self.task.registered_name}: {hyper.method} on {base}, {size.stored_bytes:,} bytes>"
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _encode(self, rows: Sequence[tuple[Any, ...]]) -> EncodedRows:
+    def _encode(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation | None = None) -> EncodedRows:
         from loraxs_search.tasks.prepared import encode
 
-        return encode(self._kind, self._source.tokenizer, rows)
+        return encode(self._kind, self._source.tokenizer, rows, place)
 
     def _answer(
         self, rows: Sequence[tuple[Any, ...]], questions: EncodedRows, on_text: Callable[[int, str], None] | None = None

@@ -24,7 +24,7 @@ from loraxs_search.tasks.encoded import EncodedRows
 from loraxs_search.tasks.kinds import TaskKind, checked
 from loraxs_search.tasks.read import fingerprint, fixed_subset, read_rows, rows_cache
 from loraxs_search.tasks.report import cached_report, with_answers
-from loraxs_search.tasks.rows import Rows, collected, raise_joined
+from loraxs_search.tasks.rows import Rows, SourceLocation, collected, raise_joined
 from loraxs_search.tasks.splits import SPLITS
 from loraxs_search.tasks.tokens import cache_key, check_tokens, tokenize, tokenizer_identity
 
@@ -147,14 +147,21 @@ def prepare(
     return PreparedTask(kind, tokenizer, data.fingerprint, data.test_fingerprint, splits, labels, report, slices)
 
 
-def encode(kind: TaskKind, tokenizer: PreTrainedTokenizerBase, questions: Sequence[tuple[str, ...]]) -> EncodedRows:
+def encode(
+    kind: TaskKind,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[tuple[str, ...]],
+    place: SourceLocation | None = None,
+) -> EncodedRows:
     """Return the tokens of questions that are no part of the data, made as in training but not cached.
 
+    Args:
+        place: Where they stand, for messages; None if they are a whole request.
     Raises:
         TaskDataError: there is no row, one has nothing to read or gives no token, or the task takes another number of
             texts per row.
     """
-    rows = kind.questions(questions)
+    rows = replace(kind.questions(questions), place=place)
     return check_tokens(kind.encode(rows, tokenizer), kind, rows)
 
 
