@@ -27,7 +27,7 @@ from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest, RequestGenerator, Sampling, begin_ids, kind_of, token_ids
 from loraxs_search.tasks.prepared import encode
-from loraxs_search.tasks.rows import is_text
+from loraxs_search.tasks.rows import SourceLocation, check_question, is_text
 
 log = logging.getLogger(__name__)
 
@@ -173,15 +173,17 @@ class Questions:
             of_task.setdefault(id(task), []).append(row)
         for numbers in of_task.values():
             kind = kind_of(tasks[numbers[0]])
-            encoded = encode(kind, self._source.tokenizer, [rows[row] for row in numbers])
+            own, place = [rows[row] for row in numbers], SourceLocation("the request").take(numbers)
+            check_question(kind.task, [kind.as_texts(row) for row in own], kind.question_texts, place)
+            encoded = encode(kind, self._source.tokenizer, own, place)
             cut[kind.task.max_length, kind.cut_part] += encoded.num_cut
-            places: dict[str, list[int]] = {}
-            for place, row in enumerate(numbers):
-                places.setdefault(names[row], []).append(place)
-            for name, own in places.items():
-                self._rows[name] = [numbers[place] for place in own]
+            of_name: dict[str, list[int]] = {}
+            for index, row in enumerate(numbers):
+                of_name.setdefault(names[row], []).append(index)
+            for name, indices in of_name.items():
+                self._rows[name] = [numbers[index] for index in indices]
                 shown = [kind.shown(rows[row]) for row in self._rows[name]]
-                self._asking[name] = kind.predict(self._source, encoded.take(np.array(own)), shown)
+                self._asking[name] = kind.predict(self._source, encoded.take(np.array(indices)), shown)
         _warn_of_cut(+cut, len(rows))
 
 

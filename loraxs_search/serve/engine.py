@@ -50,11 +50,13 @@ class AskedRows:
     Args:
         columns: Their names.
         truncate: Whether rows may be cut to what the task takes.
+        start: Rows of the request that stand before them.
     """
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[Any, ...]]
     truncate: bool = True
+    start: int = 0
 
 
 @dataclass(eq=False)

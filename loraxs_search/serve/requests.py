@@ -19,8 +19,10 @@ from loraxs_search.serve.served_models import ServedAdapter
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, Sampling, TokenLogprobs, render_chat
 from loraxs_search.tasks.prepared import encode
+from loraxs_search.tasks.rows import SourceLocation
 
 _COMPLETION_TOKENS = 16  # OpenAI's default
+_LISTED = 5  # rows that a message names
 _COLDEST = 1e-5  # below it the likeliest token is taken: logits divided by less overflow
 
 
@@ -109,20 +111,23 @@ def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) ->
     for number, row in enumerate(rows, 1):
         _check_size(f"row {number}", sum(len(str(value)) for value in row), limits, "input")
     adapter.kind.questions(rows)
-    parts = [AskedRows(columns, rows[start : start + most], body.truncate) for start in range(0, len(rows), most)]
+    starts = range(0, len(rows), most)
+    parts = [AskedRows(columns, rows[start : start + most], body.truncate, start) for start in starts]
     return [rows_job(adapter, part) for part in parts]
 
 
 def rows_job(adapter: ServedAdapter, asked: AskedRows) -> Job:
     """Return the job of an adapter's answers to some rows."""
     kind, rows = adapter.kind, asked.rows
+    place = SourceLocation("the request", None, range(asked.start, asked.start + len(rows)))
 
     def ask(source: RowSource) -> RequestGenerator[Answered]:
-        encoded = encode(kind, source.tokenizer, rows)
-        if encoded.num_cut and not asked.truncate:
+        encoded = encode(kind, source.tokenizer, rows, place)
+        if encoded.cut is not None and encoded.num_cut and not asked.truncate:
+            longer = np.flatnonzero(encoded.cut).tolist()
             raise TaskDataError(
-                f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but"
-                f" {encoded.num_cut} of {len(rows)} have more."
+                f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but these are"
+                f" longer: {', '.join(map(place.row, longer[:_LISTED]))}{' and others' * (len(longer) > _LISTED)}."
             )
         predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in rows])
         return Answered(predictions, int(encoded.lengths.sum()), encoded.num_cut)

@@ -46,13 +46,13 @@ def bank(make_adapter, tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "row", "message", "hint"),
     [
-        ("one", "", "must be given text to read, but row 1 has none", "leave out"),
-        ("one", None, "must be given one text per row, but got None", "as a str in Python"),
-        ("one", float("nan"), "must be given one text per row, but got nan", "as a str in Python"),
+        ("one", "", "must be given text to read, but row 1 of the request has none", "leave out"),
+        ("one", None, "must be given one text per row, but the request has None", "as a str in Python"),
+        ("one", float("nan"), "must be given one text per row, but the request has nan", "as a str in Python"),
         ("two", "w1", "must be given two texts per row, but got 'w1'", "a row is first then second"),
         ("two", ("w1", "w2", "w3"), "must be given two texts per row, but got ('w1', 'w2', 'w3')", "first then second"),
         ("two", {"first": "w1", "second": "w2"}, "two texts per row, but got {'first'", "a row is first then second"),
-        ("two", ("w1", None), "must be given two texts per row, but got None", "as a str in Python"),
+        ("two", ("w1", None), "must be given two texts per row, but the request has None", "as a str in Python"),
         ("listed", ("w1", "w2"), "the options of a row must be two or more", "correct or remove"),
         ("listed", ("w1", ["w2", {}]), "options of a row must", "correct or remove"),
         ("listed", ("w1", "w2 | " + "w3 " * 40), "must fit `max_length` with a token of its prompt", "raise"),
@@ -69,6 +69,12 @@ def test_a_row_that_does_not_fit_its_task_is_named(bank, name, row, message, hin
         bank.predict(name, [row])
     assert message in str(error.value)
     assert hint in str(error.value.hint)
+
+
+@pytest.mark.parametrize("row", [(" ", ""), ("w1", None), ("w1", "w2 | " + "w3 " * 40)])
+def test_rows_of_several_tasks_are_counted_together(bank, row):
+    with pytest.raises(TaskDataError, match=r"\brow 3\b"):
+        bank.predict(["one", "listed", "listed"], ["w1", ("w1", "w2 | w3"), row])
 
 
 def test_a_base_that_ends_answers_elsewhere_is_refused(make_adapter, tmp_path):

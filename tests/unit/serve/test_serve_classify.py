@@ -95,6 +95,8 @@ def test_long_rows_are_cut_as_in_training_or_refused(encoder):
     response = encoder.post("/classify", {"model": "task-2", "input": long, "truncate": False})
     assert response.status_code == 400
     assert "at most 128 tokens" in response.json()["error"]["message"]
+    response = encoder.post("/classify", {"model": "task-2", "input": [*["short"] * 9, long], "truncate": False})
+    assert "longer: row 10." in response.json()["error"]["message"]
 
 
 # ---- champions -------------------------------------------------------------------------------------------------------

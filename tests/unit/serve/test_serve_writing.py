@@ -292,6 +292,11 @@ def test_what_cannot_be_written_has_a_status_and_a_sentence(path, body, status, 
     assert says in response.json()["error"]["message"]
 
 
+def test_a_row_that_does_not_fit_is_counted_within_the_whole_request(decoder):
+    rows = [{"words": "w1", "choices": ["w2", "w3"]}] * 9 + [{"words": "w1", "choices": ["w2", "w3 " * 40]}]
+    assert "(row 10)" in decoder.classify("listed", rows)["error"]["message"]
+
+
 def test_a_base_that_classifies_has_no_name_of_its_own(decoder):
     response = decoder.post("/classify", {"model": decoder.server.models.base.id, "input": "w1"})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "model")
