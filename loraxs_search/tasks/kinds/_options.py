@@ -84,7 +84,7 @@ def items_of(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter at a text of many `[`
             return value
     return value
 

@@ -66,6 +66,12 @@ def test_any_rows_for_a_model_that_is_there(encoder, model, rows, truncate):
     assert response.json()
 
 
+def test_options_that_are_a_text_of_many_brackets(decoder):
+    """JSON's reader gives up on them with an error of its own."""
+    response = decoder.post("/classify", {"model": "listed", "input": {"words": "w1", "choices": "[" * 100_000}})
+    assert response.status_code == 400
+
+
 @hypothesis.given(
     model=st.sampled_from(["one", "two", "listed"]),
     prompt=st.text(max_size=20) | st.lists(st.text(max_size=9), max_size=3) | VALUES,

@@ -11,7 +11,7 @@ from support.text_tasks import choosing_task, labelled, refused
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, Task
-from loraxs_search.tasks.kinds import checked
+from loraxs_search.tasks.kinds import checked, items_of
 from loraxs_search.tasks.prepared import load_data, prepare
 
 
@@ -56,6 +56,11 @@ def test_options_from_templates_are_fixed_or_filled(make):
 def test_a_text_may_hold_the_list_as_json(make):
     rows = [{"q": "q", "choices": '["x | y", "z"]', "answer": "z"}]
     assert load_data(make(rows)).rows["train"].extras["options"] == [[" x | y", " z"]]
+
+
+def test_a_text_of_many_brackets_is_no_list(make):
+    assert items_of("[" * 100_000) == "[" * 100_000
+    assert "be a list of texts or numbers" in refused(make([{"q": "q", "choices": "[" * 100_000, "answer": 0}]))
 
 
 @pytest.mark.parametrize(
