@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -224,12 +225,15 @@ class GenerateOptions:
         Raises:
             UsageError: a value is not what it should be.
         """
-        if max_new_tokens is not None and (not isinstance(max_new_tokens, int) or max_new_tokens < 1):
-            raise UsageError(f"`max_new_tokens` must be a whole number from 1, but got {max_new_tokens!r}.")
-        texts = (stop,) if isinstance(stop, str) else None if stop is None else tuple(stop)
+        limit: Any = max_new_tokens
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
+            raise UsageError(f"`max_new_tokens` must be a whole number from 1, but got {limit!r}.")
+        given: Any = stop
+        is_one = isinstance(given, str) or not isinstance(given, Iterable)
+        texts = None if given is None else (given,) if is_one else tuple(given)
         if not all(isinstance(text, str) and text for text in texts or ()):
             raise UsageError(f"`stop` must be texts that are not empty, but got {stop!r}.")
-        return cls(max_new_tokens, texts, sampling, logprobs)
+        return cls(None if limit is None else int(limit), texts, sampling, logprobs)
 
 
 def generate(

@@ -94,6 +94,21 @@ def test_options_of_others_are_refused_before_anything_is_read(form: str, tmp_pa
         check_options("tflite", ExportOptions())
 
 
+@pytest.mark.parametrize(
+    ("form", "name", "value"),
+    [
+        ("merged", "dtype", "bfloat16"),
+        ("onnx", "precision", "int4"),
+        ("lora", "rank", "8"),
+        ("lora", "rank", 0),
+        ("toy", "rank", True),
+    ],
+)
+def test_values_that_an_option_does_not_have_are_refused(form: str, name: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"`--{name}` must be .*, but got {value!r}"):
+        converted(tmp_path / "none", form, ExportOptions(**{name: value}))
+
+
 def test_an_export_is_whole_and_written_once(form: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
     entry = FORMATS.get(form)

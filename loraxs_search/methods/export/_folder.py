@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from numbers import Integral
 from pathlib import Path
+from typing import Any, get_args
 
 from loraxs_search.errors import UsageError, one_of, unknown_name
 from loraxs_search.home import alone, disk_faults, file_sha256, remove_whole, write_atomic
 from loraxs_search.methods import NATIVE, Method, get_method
-from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
+from loraxs_search.methods.export._base import (
+    ExportFormat,
+    ExportOptions,
+    LoadedAdapter,
+    MergedDtype,
+    OnnxPrecision,
+)
 from loraxs_search.methods.export.gguf import GGUF
 from loraxs_search.methods.export.lora import PlainLoRAFolder
 from loraxs_search.methods.export.merged import Merged
@@ -20,6 +28,7 @@ FORMATS: EntryPoints[type[ExportFormat]] = EntryPoints(
     "--format", "loraxs_search.export_formats", {entry.name: entry for entry in (PlainLoRAFolder, Merged, GGUF, ONNX)}
 )
 _NO_OPTIONS = ExportOptions()
+_VALUES: dict[str, tuple[str, ...]] = {"dtype": get_args(MergedDtype), "precision": get_args(OnnxPrecision)}
 
 
 def formats_of(method: Method) -> list[str]:
@@ -28,7 +37,7 @@ def formats_of(method: Method) -> list[str]:
 
 
 def check_options(form: str, options: ExportOptions) -> None:
-    """Refuse options that a format does not take, and a format that is none.
+    """Refuse options that a format does not take, values that they do not have, and a format that is none.
 
     Raises:
         UsageError: as said.
@@ -39,6 +48,12 @@ def check_options(form: str, options: ExportOptions) -> None:
     for name in options.given.keys() - taken:
         takers = one_of([other for other, entry in FORMATS.importable().items() if name in entry.options])
         raise UsageError(f"`--{name}` must go with --format {takers}, but got {form!r}.")
+    for name, known in _VALUES.items():
+        if (value := options.given.get(name)) is not None and value not in known:
+            raise UsageError(f"`--{name}` must be one of: {one_of(known, value)}, but got {value!r}.")
+    rank: Any = options.rank
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, Integral) or rank < 1):
+        raise UsageError(f"`--rank` must be a whole number from 1, but got {rank!r}.")
 
 
 def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> Path:

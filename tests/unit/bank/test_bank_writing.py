@@ -151,6 +151,8 @@ def test_options_may_be_a_list(bank):
         ),
         (["say w1", "w1 " * 60], {}, "but row 2 has 60, and max_new_tokens=6"),
         (["say w1"], {"stop": [""]}, "`stop` must be texts that are not empty, but got ['']"),
+        (["say w1"], {"max_new_tokens": True}, "`max_new_tokens` must be a whole number from 1, but got True"),
+        (["say w1"], {"stop": 5}, "`stop` must be texts that are not empty, but got 5"),
         (["say w1"], {"stop": [3]}, "`stop` must be texts that are not empty, but got [3]"),
     ],
 )
@@ -165,6 +167,12 @@ def test_rows_without_a_mask_are_whole(bank):
     masked = bank.logits(["one", None], {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     for found, expected in zip(bank.logits(["one", None], {"input_ids": ids}), masked, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+def test_a_length_may_be_a_number_of_numpy(bank):
+    assert bank.generate("one", "say w1", max_new_tokens=np.int64(3)) == bank.generate(
+        "one", "say w1", max_new_tokens=3
+    )
 
 
 def test_one_text_may_be_the_stop(bank):
