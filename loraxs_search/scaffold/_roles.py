@@ -191,7 +191,7 @@ def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
     if named:
         return named[0]
     few = [name for name in names if len(set(map(str, table.columns[name]))) > 1 and has_few(table, name)]
-    if len(few) == 1 and len(names) > 1:
+    if len(few) == 1:
         return few[0]
     likely = few or names
     message = f"The column with answers must be known, but it may be any of {', '.join(likely)}."
