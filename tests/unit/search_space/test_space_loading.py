@@ -461,6 +461,7 @@ def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch) -> None:
     (tmp_path / "data" / "tickets.csv").write_text("text,label\n")
     for use, wrong, right in (
         (load_space, "reveiws.yaml", "reviews.yaml"),
+        (load_space, "reviews", "reviews.yaml"),
         (lambda name: read_table(Path(name)), "data/tikets.csv", "data/tickets.csv"),
         (question_path, "./data/ticket.csv", "data/tickets.csv"),
     ):
