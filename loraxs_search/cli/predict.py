@@ -130,9 +130,10 @@ def predict(  # noqa: PLR0913, PLR0917  # each is an option
 
     A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
     line. A .txt has a text in each line. So has standard input, unless its first line is such a header or object, or a
-    name such as `text` or `review`. A file with a row that cannot be answered is refused before any row is. --format
-    csv and jsonl keep the file's other columns; `line` says where in the file an answer's row begins; of a .parquet it
-    is the row's number, from 1.
+    name such as `text` or `review`. A blank line between two texts is a row without text. A file with a row that cannot
+    be answered is refused before any row is; --skip-empty leaves rows without text unanswered. --format csv and jsonl
+    keep the file's other columns; `line` says where in the file an answer's row begins; of a .parquet it is the row's
+    number, from 1.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.

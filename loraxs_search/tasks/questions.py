@@ -136,7 +136,8 @@ def read_questions(source: str, columns: Sequence[str], *, others: bool = False)
     """Return the rows of a file, each with these columns; where both have only one, its name is not asked for.
 
     Args:
-        source: The path of a file that training data may stand in, or of a .txt with a text in each line.
+        source: The path of a file that training data may stand in, or of a .txt with a text in each line, of which a
+            blank one is an empty row; those at the end are none.
         others: Whether the file's other columns are read too.
     Raises:
         UsageError: there is no such file, it cannot be read, lacks a column, or has no row.
@@ -170,7 +171,7 @@ def read_standard_input(content: bytes, columns: Sequence[str], *, others: bool 
             if not name:
                 raise
             log.warning(_NAMED, _STDIN, name)  # as `cut` writes a column: its texts stand in no quotes
-            return _lines(text, _STDIN, columns, skip=1)
+            return _lines(text, _STDIN, columns, skip=True)
     except MalformedFileError as error:
         raise UsageError(f"`--file` {error.message}: {_STDIN}.", hint=error.hint) from error
 
@@ -200,16 +201,18 @@ def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str],
     return replace(rows, others={name: values[name] for name in kept})
 
 
-def _lines(text: str, source: str, columns: Sequence[str], skip: int = 0) -> QuestionRows:
+def _lines(text: str, source: str, columns: Sequence[str], *, skip: bool = False) -> QuestionRows:
     if len(columns) > 1:
         raise UsageError(
             f"A row of this task has {', '.join(columns)}, but a line of {source} has one text.",
             hint="give a .csv with these columns, or a .jsonl with these keys",
         )
     end = "\n" if "\n" in text else "\r"  # a lone return ends lines only where nothing else does, as on an old Mac
-    lines = enumerate((line.rstrip("\r") for line in text.split(end)), start=1)
-    kept = [(number, line) for number, line in lines if line.strip()][skip:]
-    return _some([(line,) for _, line in kept], SourceLocation(source, [number for number, _ in kept]))
+    lines = [line.rstrip("\r") for line in text.split(end)]
+    full = [number for number, line in enumerate(lines) if line.strip()]
+    # A blank line between others is an empty row: without it, answers would stand beside other rows.
+    kept = range(full[0] + 1 if skip else 0, full[-1] + 1) if full else range(0)
+    return _some([(lines[number],) for number in kept], SourceLocation(source, [number + 1 for number in kept]))
 
 
 def _of_columns(read: Columns, source: str, columns: Sequence[str]) -> QuestionRows:

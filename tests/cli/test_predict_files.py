@@ -85,15 +85,15 @@ def test_a_lone_carriage_return_ends_no_row(say: Say, adapter: Path, tmp_path: P
 def test_answers_of_a_file_name_the_line_that_their_row_begins_in(
     say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Blank lines have no answer, so counting answers would not join them to their rows."""
+    """A text may have several lines, so counting answers would not join them to lines."""
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
-    (tmp_path / "texts.txt").write_text("a fine film\n\nso so\n\n\nbad\n")
+    (tmp_path / "texts.txt").write_text("a fine film\nso so\nbad\n\n")
     printed = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt"), "--format", "csv").ok
     assert printed.startswith("text,label,score,line\n")
     assert [(row["text"], row["line"]) for row in csv.DictReader(io.StringIO(printed))] == [
         ("a fine film", "1"),
-        ("so so", "3"),
-        ("bad", "6"),
+        ("so so", "2"),
+        ("bad", "3"),
     ]
     file = table(tmp_path / "rows.csv", [["text"], ["two\nlines"], ["so so"]])
     lines = say("predict", str(adapter), "--file", str(file), "--format", "jsonl").ok.splitlines()
@@ -103,6 +103,15 @@ def test_answers_of_a_file_name_the_line_that_their_row_begins_in(
     answers = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert [(answer["line"], answer["x"]) for answer in answers] == [(1, 0.5), (2, None)]
     assert say("predict", str(adapter), "so so", "--format", "csv").ok.startswith("text,label,score\n")
+
+
+def test_a_blank_line_between_texts_is_an_empty_row(say: Say, adapter: Path, tmp_path: Path) -> None:
+    """Left out, it would shift the answers below it against the lines of the file."""
+    (tmp_path / "texts.txt").write_text("\na fine film\n \nso so\n\n\n")
+    predict = ("predict", str(adapter), "--file", str(tmp_path / "texts.txt"))
+    assert say(*predict).is_error(1, "line 1 of", "(2 such rows)", "--skip-empty")
+    lines = say(*predict, "--skip-empty").ok.splitlines()
+    assert [bool(line) for line in lines] == [False, True, False, True]
 
 
 def test_jsonl_is_valid_whatever_stdout_can_encode() -> None:
@@ -180,7 +189,7 @@ def test_a_missing_file_is_refused_before_anything_is_loaded(
 def test_lines_of_a_text_file_and_of_standard_input_are_rows(
     say: Say, piped: Say, adapter: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "texts.txt").write_bytes(b"a fine film\r\n\r\nso so\n")
+    (tmp_path / "texts.txt").write_bytes(b"a fine film\r\nso so\r\n\r\n")
     (tmp_path / "texts.txt.gz").write_bytes(gzip.compress(b"a fine film\rso so"))
     printed = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt")).ok
     assert [line.split("\t")[2] for line in printed.splitlines()] == ["a fine film", "so so"]
@@ -235,7 +244,7 @@ def test_standard_input_of_other_columns_is_refused(piped: Say, content: str) ->
         ('review\nso, so\n"fine", he said\n', ["so, so", '"fine", he said']),
         ("我很喜欢这部很长的电影,真好看\n这部电影不好看也很无聊,不要看\n", None),
         ("so,so\n", None),
-        ("so\rso\nfine\r\n\r\r\nok", ["so\rso", "fine", "ok"]),
+        ("so\rso\nfine\r\nok\r\n\r\r\n", ["so\rso", "fine", "ok"]),
         ("so\rfine", ["so", "fine"]),
     ],
 )
