@@ -130,6 +130,21 @@ class EncodedRows:
         counts = np.ones(len(self), np.int64) if self.positions is None else self.positions.lengths
         return counts[indices].astype(np.int64)
 
+    def whole_row(self, row: int) -> tuple[list[int], set[int]]:
+        """Return the tokens of a row, and the places among them of those that are learnt.
+
+        The last learnt token is no part of what the model reads: it is what is read of the last position.
+        """
+        tokens: list[int] = self.ids.row(row).tolist()
+        if self.positions is None or self.targets is None:
+            return tokens, set()
+        places = [int(position) + 1 for position in self.positions.row(row)]
+        targets: list[int] = self.targets.row(row).tolist()
+        whole = [*tokens, targets[-1]] if places[-1:] == [len(tokens)] else tokens
+        if [whole[place] for place in places] != targets:  # something else than the next token is learnt
+            return tokens, set()
+        return whole, set(places)
+
     def take(self, indices: Indices) -> EncodedRows:
         """Return the rows of `indices`, in that order; token ids are shared."""
         of_rows = ("ids", "positions", "targets", "prompt_of", "lost", "extras")

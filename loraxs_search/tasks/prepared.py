@@ -243,7 +243,7 @@ def preview(task: Task, tokenizer: PreTrainedTokenizerBase, *, split: Split, num
     rows = load_data(task).rows[split]
     counted = rows.take(range(min(len(rows), max(_COUNTED, num_rows))))
     encoded = kind.encode(counted, tokenizer)
-    ids = [_row_tokens(encoded, row) for row in range(len(counted))]
+    ids = [encoded.whole_row(row) for row in range(len(counted))]
 
     def part(tokens: list[int], *, learnt: bool) -> _PreviewPart:
         text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -272,19 +272,3 @@ def preview(task: Task, tokenizer: PreTrainedTokenizerBase, *, split: Split, num
         mean_learnt=float(np.mean([len(learnt) for _, learnt in ids])),
         num_cut=None if encoded.cut is None else encoded.num_cut,
     )
-
-
-def _row_tokens(encoded: EncodedRows, row: int) -> tuple[list[int], set[int]]:
-    """Return the tokens of a row, and the places among them of those that are learnt.
-
-    The last learnt token is no part of what the model reads: it is what is read of the last position.
-    """
-    tokens: list[int] = encoded.ids.row(row).tolist()
-    if encoded.positions is None or encoded.targets is None:
-        return tokens, set()
-    places = [int(position) + 1 for position in encoded.positions.row(row)]
-    targets: list[int] = encoded.targets.row(row).tolist()
-    whole = [*tokens, targets[-1]] if places[-1:] == [len(tokens)] else tokens
-    if [whole[place] for place in places] != targets:  # something else than the next token is learnt
-        return tokens, set()
-    return whole, set(places)

@@ -268,7 +268,7 @@ def _bootstrapped(metric: Metric, labels: Values, guesses: Values) -> float:
     return float(np.std(scores) * np.sqrt(size / len(labels)))
 
 
-_ANSWER_VERSION = "2"  # raise when the same rows are counted in another way, or a metric has another value
+_ANSWER_VERSION = "3"  # raise when the same rows are counted in another way, or a metric has another value
 _SCORED: tuple[records.Split, ...] = ("validation", "test")
 
 
@@ -332,5 +332,8 @@ def _count(
 
 
 def _tokens(encoded: EncodedRows) -> records.TokenCounts:
-    lengths = encoded.lengths if encoded.lost is None else encoded.lengths + encoded.lost
+    lengths = encoded.lengths
+    if encoded.positions is not None:
+        lengths = np.array([len(encoded.whole_row(row)[0]) for row in range(len(encoded))], np.int32)
+    lengths = lengths if encoded.lost is None else lengths + encoded.lost
     return records.TokenCounts(int(np.median(lengths)), int(lengths.max()))

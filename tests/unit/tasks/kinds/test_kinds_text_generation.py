@@ -13,7 +13,7 @@ from support.text_tasks import NUMBER, SUMS, refused, writing_task
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, Task
 from loraxs_search.tasks.kinds import checked
-from loraxs_search.tasks.prepared import encode, load_data, prepare
+from loraxs_search.tasks.prepared import encode, load_data, prepare, preview
 from loraxs_search.tasks.report import data_warnings
 
 
@@ -44,6 +44,14 @@ def test_a_prompt_that_is_scored_is_as_long_as_one_that_is_asked(make):
     assert [scored.row(i).tolist() for i in range(3)] == [asked.row(i).tolist() for i in range(3)]
     assert scored.lengths.tolist() == [4, 26, 31]
     assert data.lengths("test").max() <= 32  # with the answers, which are learnt
+
+
+def test_a_report_counts_the_tokens_that_a_preview_shows_last_one_included(make):
+    most = preview(make(), characters(), split="train", num_rows=1).most_tokens
+    assert prepare(make(), characters()).report.tokens["train"].longest == most
+    cut = prepare(make(max_length=most - 1), characters()).report
+    assert cut.cut["train"] > 0
+    assert cut.tokens["train"].longest == most, "longer than `max_length`, since rows are cut"
 
 
 def test_one_long_answer_takes_its_memory_once(make):
