@@ -64,8 +64,9 @@ def check(
 ) -> None:
     """Check a space against its base model; nothing is trained.
 
-    Reports every mistake of the file, with its line. For a valid space it prints how many combinations there are, the
-    smallest and the largest adapter, and the layers of each module group.
+    Reports the mistakes in the file together, with their lines; then those of its base, modules and rows. For a valid
+    space it prints how many combinations there are, the smallest and the largest adapter, and the layers of each module
+    group.
 
     With --data it also reads the rows. It prints how many there are, how many of them two splits share, and how many
     trials would share this machine. It warns if scores would look better than they are, for instance because test rows

@@ -47,7 +47,7 @@ from loraxs_search.search_space._sections import (
     search_section,
 )
 from loraxs_search.search_space._space import Space, searched_parameters
-from loraxs_search.search_space._task import TaskSection, direction_fault, read_task, unfit_metric
+from loraxs_search.search_space._task import TaskSection, direction_fault, meant_metrics, read_task, unfit_metric
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
@@ -327,7 +327,7 @@ def _check_head(document: Document, given: object, task: Task | None, methods: S
 def _promotion(
     document: Document, given: object, task: Task | None, methods: Sequence[str], *, has_slices: bool
 ) -> PromotionRule:
-    metrics = task.metrics if task else ()
+    metrics = task.metrics if task else meant_metrics(as_mapping(document.data).get("task"))
     section = read_section(document, ("promotion",), PromotionSection, given)
     keys = as_mapping(given)
     guards = as_mapping(keys.get("guards"))

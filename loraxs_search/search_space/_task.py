@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, create_model
 
-from loraxs_search.errors import UsageError, asking, must_be, one_of, shortened
+from loraxs_search.errors import UsageError, asking, meant, must_be, one_of, shortened
 from loraxs_search.paths import user_path
 from loraxs_search.records import MAX_NAME, DataSource, Direction, Split, SplitSource, Task, registered_name
 from loraxs_search.search_space._document import Document, KeyPath, as_mapping, as_written, parse_document, shown
@@ -361,6 +361,20 @@ def unfit_metric(kind: TaskKind | type[TaskKind], keys: Mapping[str, Any], name:
         return None
     law = f"must fit {kind.describe(keys)} (one of: {one_of(fitting, name)})"
     return f"{asking(law, name, fitting)}, but got {shown(name)}."
+
+
+def meant_metrics(given: object) -> tuple[str, ...]:
+    """Return the metrics that a faulty task section means, so that what must be among them can be checked too.
+
+    None of them where one cannot be known.
+    """
+    section, kind = as_mapping(given), _kind(given)
+    metrics, metric = section.get("metrics"), section.get("metric")
+    names = [*(metrics if isinstance(metrics, list) else ()), *([metric] if metric else ())]
+    if kind is None or not all(isinstance(name, str) for name in names):
+        return ()
+    likely = [name if name in kind.metrics else meant(name, kind.metrics) for name in names]
+    return tuple(likely) if all(likely) else ()
 
 
 def direction_fault(given: Direction | None, metric: str) -> str | None:

@@ -5,7 +5,8 @@ And a preview: its first rows as the model sees them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.base_model import locate
-from loraxs_search.errors import BaseModelError, TaskDataError
+from loraxs_search.errors import BaseModelError, TaskDataError, UsageError
 from loraxs_search.records import BaseModel, BaseModelRef, DataReport, Split, Task
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows
@@ -171,14 +172,21 @@ def locate_for(task: Task, ref: BaseModelRef) -> BaseModel:
     Raises:
         BaseModelError: it is not found, or not what it should be; its message has the faults of the task's rows too.
     """
-    try:
+    with joining_row_faults(task):
         return locate(ref)
-    except BaseModelError as error:
+
+
+@contextlib.contextmanager
+def joining_row_faults(task: Task) -> Iterator[None]:
+    """Add the faults of a task's rows to what the block raises of base or space: a user sees them at once."""
+    try:
+        yield
+    except (BaseModelError, UsageError) as error:
         try:
             load_data(task)
         except TaskDataError as other:
             hints = [hint for hint in (error.hint, other.hint) if hint]
-            raise BaseModelError(f"{error}\n{other}", hint="; ".join(hints)) from error
+            raise type(error)(f"{error}\n{other}", hint="; ".join(hints)) from error
         raise
 
 

@@ -87,6 +87,12 @@ def test_faults_of_the_data_are_told_even_where_the_base_is_not_found(say, tiny_
     assert said.is_error(1, "'org/nowhere' was not found", "`package`", "but got 'sentense'")
 
 
+def test_faults_of_modules_and_data_are_told_together(say, tiny_space):
+    overrides = ("--set", "parameters.target_modules=atention", "--set", "task.columns.text=sentense")
+    said = say("check", str(tiny_space), "--data", *overrides)
+    assert said.is_error(2, "but got 'atention'", "but got 'sentense'")
+
+
 def test_a_launch_tells_both_as_well(say, tiny_space):
     """The host that finds no base reads the rows all the same."""
     from loraxs_search.packing.loaded_base import LoadedBase

@@ -6,6 +6,7 @@ leaves. No Ray: the host that would train is built in this process.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import time
@@ -38,7 +39,7 @@ from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, e
 from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.prepared import load_data, locate_for, prepare
+from loraxs_search.tasks.prepared import joining_row_faults, load_data, prepare
 from loraxs_search.tasks.report import data_warnings
 
 _MEASURED_S = 4.0  # of steps, about
@@ -298,15 +299,19 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
         overrides: As `launch` takes them.
     Raises:
         SpaceError: the space has faults; the message has all of them.
-        BaseModelError: its base cannot be found, or does not fit the task.
+        BaseModelError: its base cannot be found, or does not fit the task; with the faults of the rows, where these are
+            read.
+        TargetModulesError: its module groups do not fit the base; with the faults of the rows, too.
         TaskDataError: the rows are not what the task says.
     """
     loaded = open_space(space, overrides)
     reads = data or estimate
-    base = _base_and_data(loaded, reads)
-    modules, description = _described(loaded, base)
+    with joining_row_faults(loaded.task) if reads else contextlib.nullcontext():
+        base = locate(loaded.base_model)
+        modules, description = _described(loaded, base)
     rows, report, pack_size, warnings = None, None, None, list[str]()
     if reads:
+        load_data(loaded.task)  # its faults before those of the tokenizer
         prepared = prepare(loaded.task, load_tokenizer(base))
         rows, report = prepared.num_scored, prepared.report
         mean_length = float(prepared.lengths("train").mean())
@@ -315,15 +320,6 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
     time, unknown = _estimated(loaded) if estimate else (None, "")
     facts = (rows, report, pack_size, warnings, description, time, unknown)
     return CheckedSpace(loaded.name, base.weight_digest, *facts, resolved_pooling(loaded.task.pooling, base))
-
-
-def _base_and_data(space: Space, data: bool) -> BaseModel:
-    """Find the base and, if that is wanted, read the rows: the faults of both are reported at once."""
-    if not data:
-        return locate(space.base_model)
-    base = locate_for(space.task, space.base_model)
-    load_data(space.task)
-    return base
 
 
 def _described(space: Space, base: BaseModel) -> tuple[Sequence[LinearModule], SpaceDescription]:

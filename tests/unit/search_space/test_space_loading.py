@@ -187,6 +187,12 @@ def test_answers_that_are_numbers_have_no_flips_to_guard_against(faults):
     assert "promotion.guards: must not name negative_flips: the task's answers are numbers" in line
 
 
+def test_a_misspelt_metric_hides_no_guard_that_is_none_of_the_metrics(faults, text):
+    said = faults(text.replace("[accuracy, f1]", "[acuracy]").replace("metric: f1", "guards: {accuracy: 0.1, f1: 0.1}"))
+    assert [line.split(": ")[1] for line in said] == ["task.metrics[0]", "promotion.guards"]
+    assert 'but got "f1"' in said[1]
+
+
 def test_an_unknown_catalogue_task_lists_the_nearest_first(faults):
     (line,) = faults(CATALOGUE.format(task="sst-2"))
     assert line.startswith("space.yaml:1: task: did you mean sst2? It must be one of: sst2, ")
