@@ -343,8 +343,8 @@ def find_file(path_or_name: str) -> tuple[Path, str]:
             return shipped, str(shipped)
     if path.is_dir():
         raise SpaceError(f"`space` must be a YAML file, but {path_or_name} is a folder.", hint=_hint(path_or_name))
-    meant = meant_file(Path(path_or_name)) or meant_file(Path(f"{path_or_name}.yaml"))
-    first = meant or did_you_mean(Path(path_or_name).stem, shipped_spaces())
+    wanted = Path(path_or_name if Path(path_or_name).suffix else f"{path_or_name}.yaml")
+    first = meant_file(wanted) or did_you_mean(Path(path_or_name).stem, shipped_spaces())
     raise SpaceError(
         f"{first}`space` must be a YAML file or the name of a shipped space, but there is no {path_or_name}.",
         hint=_hint(path_or_name),

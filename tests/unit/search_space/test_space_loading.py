@@ -463,11 +463,13 @@ def test_rows_are_no_space(tmp_path) -> None:
 def test_a_file_that_is_nearly_named_is_meant(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reviews.yaml").write_text("")
+    (tmp_path / "reviews.csv").write_text("text,label\n")  # no space: it is not meant
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "tickets.csv").write_text("text,label\n")
     for use, wrong, right in (
         (load_space, "reveiws.yaml", "reviews.yaml"),
         (load_space, "reviews", "reviews.yaml"),
+        (load_space, "review", "reviews.yaml"),
         (lambda name: read_table(Path(name)), "data/tikets.csv", "data/tickets.csv"),
         (question_path, "./data/ticket.csv", "data/tickets.csv"),
     ):
