@@ -18,8 +18,9 @@ def command(fresh_home: Path) -> list[str]:
 
 
 def in_order(lines: list[str]) -> bool:
-    heading, trial, blank, talk, _ = lines
-    return heading.startswith("trial ") and trial.startswith("00000 ") and blank == "" and talk.startswith("s: ")
+    starts = ("trial ", "00000 ", "its parameters: rank 4", "s: ")
+    heading, trial, parameters, blank, talk, _ = lines
+    return blank == "" and all(map(str.startswith, (heading, trial, parameters, talk), starts))
 
 
 def environment() -> dict[str, str]:

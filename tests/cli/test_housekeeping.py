@@ -141,7 +141,7 @@ def test_a_dry_run_refuses_a_name_that_is_taken_and_several_spaces(say, tiny_spa
         (["--tracking-uri", "http://127.0.0.1:9"], 1, "The MLflow server at http://127.0.0.1:9 must be reachable"),
         (["--tracking-uri", "files/here"], 1, "sqlite:///FILE or http(s)://"),
         (["--storage", "/nope"], 1, "The storage at /nope must be a folder that is there"),
-        (["--set", "start_from=other"], 1, "There is no study yet, but got 'other'"),
+        (["--set", "start_from=other"], 1, "There is no task yet, but got 'other'"),
     ],
 )
 def test_a_dry_run_refuses_what_launch_would_and_what_it_cannot_check(options, code, part, say, tiny_space, measured):
