@@ -156,7 +156,7 @@ def test_a_pull_under_way_is_not_swept_away_by_one_whose_clock_is_ahead(promoted
 
 
 def test_without_a_store_pulling_says_so_and_creates_none(fresh_home):
-    with pytest.raises(RegistryError, match="`task`"):
+    with pytest.raises(RegistryError, match="There is no task yet"):
         pull("movie-reviews", uri=f"sqlite:///{fresh_home / 'mlflow.db'}")
     assert not (fresh_home / "mlflow.db").exists()
 

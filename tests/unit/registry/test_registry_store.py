@@ -119,7 +119,7 @@ def test_asking_where_there_is_no_store_creates_none(fresh_home):
     assert registry.champion("movie-reviews") is None
     assert registry.history("movie-reviews") == []
     assert registry.summaries() == []
-    with pytest.raises(RegistryError, match="`task`") as none:
+    with pytest.raises(RegistryError, match="There is no task yet") as none:
         registry.resolve("movie-reviews")
     assert "loraxs-search launch" in str(none.value.hint)
     assert not sqlite_path(uri).exists()
