@@ -301,7 +301,7 @@ def check_continuation(model: PreTrainedModel) -> None:
         raise BaseModelError(
             f"{type(model).__name__} does not read tokens one by one as it reads them at once (relative difference "
             f"{errors.median():.2g}), so what it writes would be wrong.",
-            hint="choose another base; if transformers runs this one with a cache of its own kind, report it here",
+            hint="choose another base; if transformers gives this one another kind of cache, report it here",
         )
 
 

@@ -300,7 +300,7 @@ class LoadedBase:
         key = self.prepared(task).kind.model
         assert key.body == self.data.kind.model.body  # others have a host of their own
         if key not in self._exact:
-            # Of a further task the head alone belongs on the device, where two bodies may not fit.
+            # Only the head of a further task belongs on the device, where two bodies may not fit.
             model = self._load(task, None, torch.device("cpu") if self._exact else self.device)
             if self._exact and model.base_model is not model:
                 setattr(model, model.base_model_prefix, self.exact.base_model)

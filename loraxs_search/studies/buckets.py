@@ -146,7 +146,7 @@ def _store(uri: str) -> tuple[S3Store | AzureStore | GCSStore, str]:
         got = shown(re.sub(r"(?s)([?#]).*", r"\1...", uri))  # a query may be a signature
         raise StorageError(
             f"`--storage` must have no ?, #, control character or part . or .., but got {got}.",
-            hint="name the bucket and a prefix alone; the environment names the account",
+            hint="name only the bucket and a prefix; the environment names the account",
         )
     hint, endpoint = _HINTS[parts.scheme], _endpoint(parts.scheme)
     options: dict[str, Any] = {
