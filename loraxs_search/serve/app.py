@@ -30,17 +30,14 @@ from prometheus_client import (
     generate_latest,
 )
 from starlette.exceptions import HTTPException
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loraxs_search.serve.answers import Asked, classification, completion, last_pieces, piece, shown_models
 from loraxs_search.serve.engine import Job, ServingEngine
 from loraxs_search.serve.http_errors import add_error_answers, answer_of, error_answer
-from loraxs_search.serve.onnx_files import OnnxFiles
 from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, ErrorBody
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
-from loraxs_search.serve.shadow import Shadows
 from loraxs_search.versions import installed
 
 log = logging.getLogger(__name__)
@@ -50,9 +47,6 @@ PACKAGE = "loraxs-search"
 DIGEST_HEADER = "x-loraxs-digest"
 _OPEN_PATHS = ("/", "/health", "/ready")  # that need no key
 _PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-_WEB_PATH = "/web"
-_SWITCH = "data-vendored hidden"  # of the page: computing in the browser
-WEB = Path(__file__).with_name("web")  # what the page loads; `vendor` in it is made by `make web`
 
 
 class _Registry(CollectorRegistry):
@@ -72,7 +66,7 @@ class _Registry(CollectorRegistry):
 class _Numbers:
     """What `/metrics` shows."""
 
-    def __init__(self, models: ServedModels, engine: ServingEngine, shadows: Shadows, replica: str | None) -> None:
+    def __init__(self, models: ServedModels, engine: ServingEngine, replica: str | None) -> None:
         self.registry = _Registry(replica)
         new = partial(Gauge, registry=self.registry)
         self.requests = Counter("loraxs_requests", "Requests", ["route", "status"], registry=self.registry)
@@ -83,9 +77,6 @@ class _Numbers:
         new("loraxs_tokens_written", "Tokens written").set_function(lambda: engine.num_tokens)
         new("loraxs_adapters_loaded", "Adapters in memory").set_function(lambda: len(models.bank))
         new("loraxs_adapter_bytes", "Bytes of their numbers").set_function(lambda: models.bank.num_bytes)
-        new("loraxs_shadow_rows_agreed", "Rows a challenger answers alike").set_function(lambda: shadows.num_agreed)
-        new("loraxs_shadow_rows_differed", "Rows it answers otherwise").set_function(lambda: shadows.num_differed)
-        new("loraxs_shadow_rows_lost", "Rows of shadows that are not in a log").set_function(lambda: shadows.num_lost)
         new("loraxs_champions_moved", "Names that came to mean another adapter").set_function(
             lambda: models.num_switches
         )
@@ -96,7 +87,6 @@ class Server:
 
     Args:
         keys: API keys, any of which is accepted; none needs none.
-        shadows: As `Shadows` takes them.
         poll_s: Seconds after which names are looked up again.
         replica: Its name, where several servers answer at one address: the label of its numbers.
     """
@@ -107,7 +97,6 @@ class Server:
         *,
         keys: Sequence[str] = (),
         limits: Limits | None = None,
-        shadows: Sequence[str] = (),
         poll_s: float = 1.0,
         replica: str | None = None,
     ) -> None:
@@ -116,9 +105,8 @@ class Server:
             models.bank, models.load, max_rows=self.limits.rows_at_once, max_waiting=self.limits.waiting_rows
         )
         self._keys = [key.encode() for key in keys]
-        self.shadows = Shadows(shadows, models)
-        self._numbers = _Numbers(models, self.engine, self.shadows, replica)
-        self._poll_s, self._computes_in_browser = poll_s, (WEB / "vendor").is_dir()
+        self._numbers = _Numbers(models, self.engine, replica)
+        self._poll_s = poll_s
         self.app = FastAPI(
             title=PACKAGE,
             version=installed([PACKAGE])[PACKAGE],
@@ -142,7 +130,6 @@ class Server:
         finally:
             stopped.set()
             await asyncio.to_thread(self.engine.close)
-            await self.shadows.close()
 
     def _route(self) -> None:
         app = self.app
@@ -154,11 +141,6 @@ class Server:
         app.get("/health")(self.health)
         app.get("/ready")(self.ready)
         app.get("/", include_in_schema=False)(self.page)
-        files = OnnxFiles(self._adapter, self._run)
-        app.get("/onnx")(files.describe)
-        app.get("/onnx/{sha256}")(files.file)
-        if self._computes_in_browser:
-            app.mount(_WEB_PATH, _Web(directory=WEB))
         numbers: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
         app.get("/metrics", response_class=Response, responses=numbers)(self.metrics)  # its errors are JSON
         app.add_middleware(_Guard, server=self)
@@ -171,7 +153,7 @@ class Server:
         if adapter is None:
             raise RefusedError(400, f"The bare base {body.model} has no task: name a task's adapter.", "model")
         jobs = classify_jobs(adapter, body, self.limits)
-        results = await self._run(request, jobs, shadowed=True)
+        results = await self._run(request, jobs)
         asked = Asked.of("classify", body.model, adapter, self.models)
         return _json(classification(asked, results), asked)
 
@@ -205,7 +187,7 @@ class Server:
 
     async def page(self) -> Response:
         """Return a page to try the tasks on."""
-        return HTMLResponse(_PAGE.replace(_SWITCH, "") if self._computes_in_browser else _PAGE)
+        return HTMLResponse(_PAGE)
 
     async def metrics(self) -> Response:
         """Return numbers for Prometheus."""
@@ -215,7 +197,7 @@ class Server:
     def refused(self, request: Request) -> Response | None:
         """Return the answer to a request without a key, or one that is too large."""
         path = request.scope["path"]
-        if self._keys and path not in _OPEN_PATHS and not path.startswith(f"{_WEB_PATH}/"):
+        if self._keys and path not in _OPEN_PATHS:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode()
             if scheme.lower() != "bearer" or not sum(hmac.compare_digest(given, own) for own in self._keys):
@@ -241,11 +223,9 @@ class Server:
             return None
         return await asyncio.to_thread(self.models.look_up, name)
 
-    async def _run(self, request: Request, jobs: Sequence[Job], *, shadowed: bool = False) -> list[Any]:
-        """Have jobs computed, by the adapter's shadows too; rows are dropped when the client hangs up."""
+    async def _run(self, request: Request, jobs: Sequence[Job]) -> list[Any]:
+        """Have jobs computed; rows are dropped when the client hangs up."""
         self.engine.submit(jobs)
-        if shadowed:
-            self.shadows.follow(self.engine, jobs)
         waiting = asyncio.gather(*(job.result for job in jobs))
         return await _unless_gone(request, waiting, jobs)
 
@@ -315,15 +295,6 @@ class _Stream:
     def _cancel(self) -> None:
         for job in self._jobs:
             job.cancel()
-
-
-class _Web(StaticFiles):
-    """The page's own files, never those of an older version."""
-
-    def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        response = super().file_response(*args, **kwargs)
-        response.headers["cache-control"] = "no-cache"
-        return response
 
 
 class _Guard:

@@ -43,22 +43,6 @@ class EngineStoppedError(LoraxsError):
     """Nothing is computed any more."""
 
 
-@dataclass(frozen=True)
-class AskedRows:
-    """Rows that are asked of an adapter.
-
-    Args:
-        columns: Their names.
-        truncate: Whether rows may be cut to what the task takes.
-        start: Rows of the request that stand before them.
-    """
-
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[Any, ...]]
-    truncate: bool = True
-    start: int = 0
-
-
 @dataclass(eq=False)
 class Job:
     """Rows of one request that one adapter answers.
@@ -68,14 +52,12 @@ class Job:
         num_rows: Rows that it adds to a pass, or writes side by side.
         asking: Makes the requests of these rows, in the computing thread; their result is the job's.
         on_text: Called in the computing thread with a row's number and each piece of its text.
-        rows: What is asked, where that is rows.
     """
 
     adapter: ServedAdapter | None
     num_rows: int
     asking: Asking
     on_text: Callable[[int, str], None] | None = None
-    rows: AskedRows | None = None
     cancelled: bool = False
     result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     _owner: int = 0
@@ -154,11 +136,9 @@ class ServingEngine:
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, jobs: Sequence[Job], *, share: float = 1.0) -> None:
+    def submit(self, jobs: Sequence[Job]) -> None:
         """Queue the jobs of one request: all of them or, where too many rows wait, none.
 
-        Args:
-            share: Of the queue, the part that may be full once these are in it.
         Raises:
             QueueFullError: too many rows wait.
             EngineStoppedError: the computing thread has ended.
@@ -167,7 +147,7 @@ class ServingEngine:
         with self._changed:
             if self._closed or not self._thread.is_alive():
                 raise _stopped()
-            if self._num_waiting + num_rows > share * self.max_waiting and self._num_waiting:
+            if self._num_waiting + num_rows > self.max_waiting and self._num_waiting:
                 raise QueueFullError(
                     f"At most {self.max_waiting} rows may wait, and {self._num_waiting} do.", hint="try again later"
                 )

@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 
 from loraxs_search.errors import (
     LoraxsError,
-    NotInstalledError,
     RegistryUnreadableError,
     TaskDataError,
     TrackingError,
@@ -46,7 +45,6 @@ _STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
     (QueueFullError, 429),
     (EngineStoppedError, 503),
     (TaskDataError, 400),
-    (NotInstalledError, 501),
     (UsageError, 400),
     (TrackingError, 503),
     (RegistryUnreadableError, 503),

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from loraxs_search.bank.answering import GenerateOptions, encoded_prompts, generate_request
 from loraxs_search.errors import LoraxsError, TaskDataError, TrialDivergedError, UsageError
 from loraxs_search.records import Prediction
-from loraxs_search.serve.engine import AskedRows, Job
+from loraxs_search.serve.engine import Job
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, Row
 from loraxs_search.serve.served_models import ServedAdapter
 from loraxs_search.tasks.batch import RowSource
@@ -112,18 +112,16 @@ def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) ->
         _check_size(f"row {number}", sum(len(str(value)) for value in row), limits, "input")
     adapter.kind.questions(rows)
     starts = range(0, len(rows), most)
-    parts = [AskedRows(columns, rows[start : start + most], body.truncate, start) for start in starts]
-    return [rows_job(adapter, part) for part in parts]
+    return [_rows_job(adapter, rows[start : start + most], start, truncate=body.truncate) for start in starts]
 
 
-def rows_job(adapter: ServedAdapter, asked: AskedRows) -> Job:
-    """Return the job of an adapter's answers to some rows."""
-    kind, rows = adapter.kind, asked.rows
-    place = SourceLocation("the request", None, range(asked.start, asked.start + len(rows)))
+def _rows_job(adapter: ServedAdapter, rows: Sequence[tuple[Any, ...]], start: int, *, truncate: bool) -> Job:
+    """Return the job of an adapter's answers to some rows, which stand behind `start` others in the request."""
+    kind, place = adapter.kind, SourceLocation("the request", None, range(start, start + len(rows)))
 
     def ask(source: RowSource) -> RequestGenerator[Answered]:
         encoded = encode(kind, source.tokenizer, rows, place)
-        if encoded.cut is not None and encoded.num_cut and not asked.truncate:
+        if encoded.cut is not None and encoded.num_cut and not truncate:
             longer = np.flatnonzero(encoded.cut).tolist()
             raise TaskDataError(
                 f"A row must have at most {kind.task.max_length} tokens with `truncate: false`, but these are"
@@ -132,7 +130,7 @@ def rows_job(adapter: ServedAdapter, asked: AskedRows) -> Job:
         predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in rows])
         return Answered(predictions, int(encoded.lengths.sum()), encoded.num_cut)
 
-    return Job(adapter, len(rows), ask, rows=asked)
+    return Job(adapter, len(rows), ask)
 
 
 def _check_count(count: int, limits: Limits, param: str) -> None:

@@ -31,11 +31,9 @@ from loraxs_search.errors import (
 )
 from loraxs_search.records import Manifest
 from loraxs_search.registry import check_base, on_base, verify
-from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.registry.names import parse_name, store_stamp
-from loraxs_search.registry.pull import adapter_folder, pull_version
+from loraxs_search.registry.pull import pull_version
 from loraxs_search.registry.reader import RegistryReader
-from loraxs_search.studies import kept_adapter
 from loraxs_search.tasks.kinds import TaskKind, kind_of
 
 log = logging.getLogger(__name__)
@@ -50,14 +48,10 @@ class UnknownModelError(RegistryError):
 
 @dataclass(frozen=True)
 class ServedAdapter:
-    """An adapter that answers, with what clients see of it.
-
-    Args:
-        version: None if it is not registered.
-    """
+    """An adapter that answers, with what clients see of it."""
 
     task: str
-    version: int | None
+    version: int
     digest: str
     folder: Path
     manifest: Manifest
@@ -109,7 +103,6 @@ class ServedModels:
         self.num_switches = 0  # names that have come to mean another adapter
         self._reader = RegistryReader(uri)
         self._names: dict[str, _Followed] = {}
-        self._kept: set[str] = set()  # digests that no name means
         self._lock = threading.Lock()  # of the names
         self._loading = threading.Lock()  # one adapter at a time is pulled and loaded
         self._stamp: str | None = None
@@ -161,26 +154,11 @@ class ServedModels:
         self._stamp = None  # it may mean another one by now
         return adapter
 
-    def load_kept(self, task: str, name: str) -> ServedAdapter:
-        """Load an adapter that is not registered, under a task's name: `STUDY/TRIAL`, or a folder.
-
-        Raises:
-            StudyError, IntegrityError, BaseModelError, FactorMismatchError: it cannot be loaded.
-        """
-        folder = kept_adapter(name) or adapter_folder(name, uri=self.uri)
-        adapter = ServedAdapter(task, None, folder_digest(folder), folder, verify(folder))
-        self._check_base(adapter)
-        self._kept.add(adapter.digest)
-        self.load(adapter)
-        return adapter
-
     def load(self, adapter: ServedAdapter) -> None:
         """Load an adapter into the bank, under its digest; a version whose pulled folder is gone is pulled again."""
         try:
             self.bank.load(adapter.digest, adapter.folder)
         except IntegrityError:
-            if adapter.version is None:
-                raise
             pull_version(f"{adapter.task}:{adapter.version}", uri=self.uri)
             self.bank.load(adapter.digest, adapter.folder)
 
@@ -294,7 +272,7 @@ class ServedModels:
 
     def _in_use(self) -> set[str]:
         with self._lock:
-            return {own.adapter.digest for own in self._names.values()} | self._kept
+            return {own.adapter.digest for own in self._names.values()}
 
     def _evict(self, digest: str) -> None:
         with contextlib.suppress(UsageError):  # the bank has evicted it already

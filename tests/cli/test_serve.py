@@ -26,7 +26,6 @@ from loraxs_search.cli.serve import url_at
         (["reviews", "--address", "auto", "--replicas", "2:1"], "1 <= MIN <= MAX, but got '2:1'"),
         (["reviews", "--address", "auto", "--port", "0"], "above 0 with --address"),
         (["reviews", "--address", "auto", "--device", "cuda:1"], "Ray chooses the GPU"),
-        (["reviews", "--address", "auto", "--shadow", "reviews=s/1"], "must go without --address"),
         (["reviews", "--device", "xyz", "--port", "0"], "`device` must be one that torch finds here"),
         (["reviews", "--device", "cuda:99", "--port", "0"], "but got 'cuda:99': "),
         (["--down"], "must go with --address"),
@@ -38,25 +37,6 @@ def test_what_cannot_be_served_is_said(arguments, says, say, store_uri, tmp_path
     said = say("serve", *arguments)
     assert said.code in (1, 2)
     assert says in " ".join(said.err.split())
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("--api-key-file", "nowhere.txt"),
-        ("--max-bytes", "1GiB"),
-        ("--max-rows", "1024"),
-        ("--queue", "1"),
-        ("--shadow", "reviews=s/1"),
-        ("--device", "cpu"),
-        ("--address", "auto"),
-        ("--replicas", "1"),
-    ],
-)
-def test_what_a_printed_line_would_drop_is_refused(option, value, say, store_uri):
-    said = say("serve", "reviews", "--print-vllm", option, value)
-    assert said.is_error(2, f"options that vLLM lacks, but got {option}.", "hint: ")
-    assert ("VLLM_API_KEY" in said.err) == (option == "--api-key-file")
 
 
 def test_a_port_in_use_is_said(say, store_uri):

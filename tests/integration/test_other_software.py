@@ -6,14 +6,10 @@ skipped with the reason.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import importlib.util
 import json
-import shutil
-import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,13 +18,10 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import requests
 import torch
 import yaml
 from safetensors.torch import load_file
-from support.environments import Environment, clean_variables, environment, version
-from support.ports import free_port
-from support.sealed import promote, seal
+from support.environments import Environment, environment, version
 from support.spaces import REVIEWS, SMOLLM2
 from support.toy_language import choosing, save_base, writing
 from support.trials import write
@@ -37,8 +30,6 @@ from loraxs_search.base_model import linear_modules, load_tokenizer, locate
 from loraxs_search.methods.export import ExportOptions, converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, DataSource, Prediction, Task, TaskModel, to_json
-from loraxs_search.registry import Registry
-from loraxs_search.serve.vllm_command import vllm_command
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest, Prompt, classifier, kind_of
@@ -214,91 +205,6 @@ def test_vllm_writes_the_same(make, smollm2, tmp_path, tmp_path_factory):
     given = [smollm2.path, str(converted(folder, "lora")), ours.prompts, NEW_TOKENS, RANK, str(out)]
     env.run(VLLM, json.dumps(given), variables=VLLM_VARIABLES | {"HOME": str(tmp_path)})
     assert ours.are(json.loads(out.read_text()))
-
-
-def vllm_with_ours(made: Environment, wheel: Path) -> None:
-    """Install this checkout beside vLLM, with what it needs; a wheel of the same version is replaced.
-
-    vLLM's command asks for the version of a distribution of its own name, which that for CPUs has not.
-    """
-    made.pip(str(wheel))
-    made.pip("--no-deps", "--force-reinstall", str(wheel))
-    packages = made.run("import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    named = Path(packages, "vllm-0.32.0+cpu.dist-info")
-    named.mkdir(exist_ok=True)
-    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-
-
-@contextlib.contextmanager
-def running(command: str, env: Environment, home: Path) -> Iterator[str]:
-    """Run a line that serves, in small, until the end; yields its address once it answers."""
-    port = free_port()
-    small = f"--host 127.0.0.1 --port {port} --dtype float32 --max-model-len 256 --max-num-seqs 8 --enforce-eager"
-    variables = clean_variables(VLLM_VARIABLES | {"HOME": str(home), "LORAXS_HOME": str(home)})
-    variables["PATH"] = f"{env.python.parent}:{variables['PATH']}"
-    log = home / "vllm.log"
-    with log.open("wb") as out:
-        line = ["bash", "-c", f"exec env {command} {small}"]
-        process = subprocess.Popen(line, env=variables, stdout=out, stderr=out, start_new_session=True)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        while True:
-            assert process.poll() is None, log.read_text()[-4000:]
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(f"{url}/health", timeout=60).raise_for_status()
-                break
-            time.sleep(0.5)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(timeout=120)
-
-
-def test_vllm_serves_tasks_by_name_and_follows_their_champions(
-    make, make_adapter, smollm2, wheel, store_template, tmp_path, tmp_path_factory, monkeypatch
-):
-    env = environment(tmp_path_factory.mktemp("environments"), "vllm", vllm)
-    vllm_with_ours(env, wheel)
-    home = tmp_path / "vllm-home"
-    home.mkdir()
-    uri = f"sqlite:///{shutil.copy(store_template, home / 'mlflow.db')}"
-    folders = [make(writing("turned"), f"adapter-{seed}", seed) for seed in (3, 4)]
-    answers = [answers_of(folder, smollm2) for folder in folders]
-    assert answers[0].tokens != answers[1].tokens
-    monkeypatch.setenv("LORAXS_HOME", str(home))
-    for folder in folders:
-        seal(folder, replace(read_manifest(folder), base_model=BaseModelRef(smollm2.path), study=folder.name))
-    promote(folders[0], uri)
-    save_base(tmp_path / "toy")
-    toy = locate(BaseModelRef(str(tmp_path / "toy")))
-    names = tuple(module.name for module in linear_modules(toy, TaskModel("AutoModelForCausalLM")))
-    promote(make_adapter(tmp_path / "other", toy, task=writing("other"), rank=4, target_modules=names), uri)
-
-    with running(vllm_command([], uri=uri, base=smollm2.path), env, home) as url:
-
-        def ask(model: str) -> requests.Response:
-            body = {"model": model, "prompt": answers[0].prompts, "max_tokens": NEW_TOKENS, "temperature": 0}
-            return requests.post(f"{url}/v1/completions", json=body | {"return_token_ids": True}, timeout=300)
-
-        def written(answer: requests.Response) -> list[list[int]]:
-            return [choice["token_ids"] for choice in answer.json()["choices"]]
-
-        before = ask("turned")
-        assert before.status_code == 200, before.text
-        names = [f"turned@{Registry(uri).resolve('turned').digest[:16]}"]
-        assert before.json()["model"] == names[0]
-        assert answers[0].are(written(before))
-        assert ask("other").status_code == ask("nothing").status_code == 404  # one of another base, and none
-
-        promote(folders[1], uri)
-        names.append(f"turned@{Registry(uri).resolve('turned').digest[:16]}")
-        while (answer := ask("turned")).json()["model"] == names[0]:
-            assert answer.status_code == 200
-            assert answers[0].are(written(answer))
-        assert answer.json()["model"] == names[1] != names[0]
-        assert answers[1].are(written(answer))
-        assert answers[0].are(written(ask(names[0])))  # it still has its own name
-        assert answers[0].are(written(ask("turned:1")))
 
 
 # ---- sentence-transformers -------------------------------------------------------------------------------------------

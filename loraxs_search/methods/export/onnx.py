@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
-from loraxs_search.errors import NotInstalledError, UsageError, extra_hint
+from loraxs_search.errors import UsageError, extra_hint
 from loraxs_search.home import disk_faults, file_sha256, write_atomic
 from loraxs_search.methods._base import Method
 from loraxs_search.methods._names import ADAPTER
@@ -92,7 +92,7 @@ class ONNX(ExportFormat):
 # ---- what is refused -------------------------------------------------------------------------------------------------
 def _check_extra() -> None:
     if missing := [name for name in _EXTRA if importlib.util.find_spec(name) is None]:
-        raise NotInstalledError(
+        raise UsageError(
             f"`--format onnx` must have {', '.join(_EXTRA)}, but {missing[0]} is not installed here.",
             hint=extra_hint("onnx"),
         )

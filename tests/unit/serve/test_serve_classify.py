@@ -19,13 +19,10 @@ from safetensors.torch import load_file, save_file
 
 import loraxs_search
 from loraxs_search.base_model import locate
-from loraxs_search.errors import HomeError, LoraxsError, RegistryError, RegistryUnreadableError, UsageError
-from loraxs_search.home import home
+from loraxs_search.errors import HomeError, RegistryError, RegistryUnreadableError, UsageError
 from loraxs_search.predictor import Predictor
 from loraxs_search.records import BaseModelRef, Manifest, from_json
 from loraxs_search.registry import Registry
-from loraxs_search.registry.manifest import folder_digest
-from loraxs_search.registry.shadow_log import read_shadow_log, shadow_log_path
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.requests import Limits
 from loraxs_search.serve.served_models import ServedModels
@@ -258,59 +255,6 @@ def test_an_evicted_adapter_whose_folder_is_gone_is_pulled_again(registry, encod
     assert answer.status_code == 200, answer.text
     expected = [one.score for one in Predictor(folders["two"])(TEXTS)]
     assert close([one["score"] for one in answer.json()["data"]], expected)
-
-
-# ---- shadows ---------------------------------------------------------------------------------------------------------
-def test_a_shadow_answers_the_same_rows_for_a_log_alone(encoder, folders):
-    models = ServedModels(["task-2"], uri=encoder.uri)
-    champion, challenger = (Predictor(folders[name])(TEXTS) for name in ("two", "two-again"))
-    with running(server := Server(models, shadows=[f"task-2={folders['two-again']}"])) as url:
-        body = {"model": "task-2@champion", "input": TEXTS}  # by another of its names
-        answer = requests.post(f"{url}/classify", json=body, timeout=60)
-        assert close([one["score"] for one in answer.json()["data"]], [one.score for one in champion])
-        while server.shadows.num_agreed + server.shadows.num_differed < len(TEXTS):
-            time.sleep(0.01)
-        assert "loraxs_shadow_rows_agreed" in requests.get(f"{url}/metrics", timeout=60).text
-    lines = [json.loads(line) for line in (home() / "shadow" / "task-2.jsonl").read_text().splitlines()]
-    assert [line["text"] for line in lines] == TEXTS
-    assert [line["shadow_champion"] for line in lines] == [one.label for one in champion]
-    assert [line["shadow_challenger"] for line in lines] == [one.label for one in challenger]
-    assert close([line["shadow_challenger_score"] for line in lines], [one.score for one in challenger])
-    assert [line["shadow_agree"] for line in lines] == [
-        a.label == b.label for a, b in zip(champion, challenger, strict=True)
-    ]
-    digests = answer.headers["x-loraxs-digest"], folder_digest(folders["two-again"])
-    (record,) = read_shadow_log(shadow_log_path("task-2"), digests[1]).values()
-    assert (record.champion, record.challenger) == digests
-    assert (record.num_rows, record.num_agreed) == (len(TEXTS), server.shadows.num_agreed)
-    assert (record.since, record.until) == (lines[0]["shadow_at"], lines[-1]["shadow_at"])
-
-
-def test_numbers_neither_agree_nor_differ(encoder, folders):
-    server = Server(ServedModels(["task-1"], uri=encoder.uri), shadows=[f"task-1={folders['number']}"])
-    log = home() / "shadow" / "task-1.jsonl"
-    with running(server) as url:
-        assert requests.post(f"{url}/classify", json={"model": "task-1", "input": TEXTS}, timeout=60).ok
-    assert [json.loads(line)["shadow_agree"] for line in log.read_text().splitlines()] == [None] * 4
-    assert (server.shadows.num_agreed, server.shadows.num_differed, server.shadows.num_lost) == (0, 0, 0)
-
-
-def test_a_shadow_that_fails_disturbs_nobody(encoder, folders, monkeypatch, tmp_path):
-    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
-    server = Server(ServedModels(["task-2"], uri=encoder.uri), shadows=[f"task-2={folders['two-again']}"])
-    (tmp_path / "shadow" / "task-2.jsonl").mkdir()
-    with running(server) as url:
-        assert requests.post(f"{url}/classify", json={"model": "task-2", "input": TEXTS}, timeout=60).ok
-        while not server.shadows.num_lost:
-            time.sleep(0.01)
-
-
-@pytest.mark.parametrize("given", ["", "=", "=./nowhere", "=s/1", "={number}", "={three}"])
-def test_a_shadow_that_does_not_fit_is_refused(given, encoder, folders):
-    with pytest.raises(LoraxsError):
-        Server(encoder.server.models, shadows=[f"task-2{given}".format(**folders)])
-    with pytest.raises(LoraxsError):
-        Server(encoder.server.models, shadows=[f"task-9={folders['two']}"])
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import socket
@@ -14,25 +13,18 @@ from dataclasses import replace
 import pytest
 import requests
 
-from loraxs_search.errors import NotInstalledError, TrackingError, UsageError
-from loraxs_search.log.event_log import AppendLog
+from loraxs_search.errors import TrackingError, UsageError
 from loraxs_search.records import Manifest, from_json
 from loraxs_search.registry import Registry, _signing
 from loraxs_search.registry._mlflow import speaking
 from loraxs_search.registry.names import ResolvedNames
-from loraxs_search.registry.shadow_log import read_shadow_log, shadow_log_path
-from loraxs_search.scaffold import Choices, draft_space, save_draft
-from loraxs_search.search_space import load_space
 from loraxs_search.serve import served_models
 from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.engine import ServingEngine
-from loraxs_search.serve.http_errors import answer_of
 from loraxs_search.serve.requests import Limits, classify_jobs
 from loraxs_search.serve.schemas import ClassifyBody
 from loraxs_search.serve.served_models import ServedModels
-from loraxs_search.serve.shadow import _append
-from loraxs_search.tasks.prepared import load_data
 
 from .conftest import running
 
@@ -203,61 +195,6 @@ def test_keys_are_read_as_they_are_sent(tmp_path):
             read_keys(keys)
 
 
-# ---- shadows ---------------------------------------------------------------------------------------------------------
-def test_half_a_line_costs_no_other(tmp_path):
-    row = {"shadow_champion_digest": "a", "shadow_challenger_digest": "b", "shadow_at": "2026", "shadow_agree": True}
-    line = json.dumps(row) + "\n"
-    (path := tmp_path / "log.jsonl").write_text(line + line[:40])
-    one, other = AppendLog(path), AppendLog(path)
-    _append(one, [line])
-    _append(other, [line])
-    _append(one, [line])
-    assert path.read_text() == 4 * line
-    assert read_shadow_log(path, "b")["a"].num_rows == 4
-
-
-@pytest.mark.parametrize("left", [None, b"", b"{}\n", b'{"half'])
-def test_a_log_that_is_moved_away_or_cut_begins_anew(left, tmp_path):
-    log = AppendLog(tmp_path / "log.jsonl")
-    _append(log, ["first, before the rotation\n"])
-    log.path.rename(tmp_path / "log.jsonl.1")
-    if left is not None:
-        log.path.write_bytes(left)
-    for line in ("second\n", "third\n"):
-        _append(log, [line])
-    kept = "{}\n" if left == b"{}\n" else ""
-    assert log.path.read_text() == kept + "second\nthird\n"
-    assert (tmp_path / "log.jsonl.1").read_text() == "first, before the rotation\n"
-
-
-def test_a_log_of_a_shadow_is_rows_for_the_next_search(registry, encoder, folders, tmp_path, monkeypatch):
-    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
-    server = Server(ServedModels(["task-2"], uri=registry[0]), shadows=[f"task-2={folders['two-again']}"])
-    texts = [f"film {number}" for number in range(60)]
-    with running(server) as url:
-        assert requests.post(f"{url}/classify", json={"model": "task-2", "input": texts}, timeout=60).ok
-    labels = tuple(server.models.find("task-2").manifest.task.labels)
-    choices = Choices(name="next", text=("text",), label="shadow_champion", labels=labels)
-    draft = draft_space(str(shadow_log_path("task-2")), space := tmp_path / "next.yaml", choices)
-    save_draft(draft, space)
-    data = load_data(load_space(str(space)).task)
-    assert sum(len(rows.labels) for rows in data.rows.values()) == 60
-
-
-def test_a_champion_that_is_asked_something_else_has_no_shadow(registry, encoder, folders):
-    manifest = from_json(Manifest, (folders["two"] / "manifest.json").read_bytes())
-    models = ServedModels(["task-2"], uri=registry[0])
-    server = Server(models, shadows=[f"task-2={folders['two-again']}"])
-    moved = replace(manifest.task, labels=tuple(reversed(manifest.task.labels)))
-    new = encoder.promote(folders["two"], task=moved)
-    models.refresh()
-    assert models.find("task-2").digest == new
-    with running(server) as url:
-        assert requests.post(f"{url}/classify", json={"model": "task-2", "input": ["x", "y"]}, timeout=60).ok
-    assert (server.shadows.num_lost, server.shadows.num_agreed, server.shadows.num_differed) == (2, 0, 0)
-    encoder.promote(folders["two"])
-
-
 # ---- the end ---------------------------------------------------------------------------------------------------------
 SERVES = """
 import sys
@@ -293,10 +230,6 @@ def test_a_request_is_cut_into_passes_whatever_its_last_row_is(encoder):
         return [job.num_rows for job in jobs]
 
     assert asyncio.run(cut("x")) == asyncio.run(cut("x" * 900)) == [8, 8, 5]
-
-
-def test_what_is_not_installed_is_no_fault_of_the_client():
-    assert answer_of(NotInstalledError("no onnx here")).status_code == 501
 
 
 def test_bodies_that_are_held_together_have_a_limit(registry, encoder):
