@@ -97,13 +97,13 @@ def _adapter(name: str, task: Task, base: str) -> ServedAdapter:
         trial_id="", params={}, hyperparameters=hyper, validation_metrics={}, test_metrics={},
         size=AdapterSize(0, 0, 0), probe=ReferenceLogits((), ()), versions={}, created_at="2026-11-29",
     )  # fmt: skip
-    return ServedAdapter(name, None, name, Path(), manifest)
+    return ServedAdapter(name, 1, name, Path(), manifest)
 
 
 def _front(server: Server) -> None:
     """Have an engine answer with zeros, at once."""
 
-    def submit(jobs: Sequence[Job], *, share: float = 1.0) -> None:
+    def submit(jobs: Sequence[Job]) -> None:
         for job in jobs:
             requests = job.asking(server.engine._source)
             request = next(requests)
