@@ -54,7 +54,7 @@ def launch(  # noqa: PLR0913  # each is a keyword
             another machine.
         overrides: `{"dotted.path": value}`, or one or more texts `dotted.path=YAML value`, put in before the space is
             checked.
-        progress: Show the search while it runs: drawn on a terminal and in a notebook, elsewhere lines on stderr.
+        progress: Show the search while it runs: drawn on a terminal; elsewhere, as in a notebook, lines on stderr.
         view: Your own view of the search, in place of `progress`.
         stop: Set it from anywhere to end the search cleanly.
 

@@ -1,18 +1,17 @@
-"""What a search prints into a pipe: plain lines to read, or one JSON object a line for programs."""
+"""What a search prints into a pipe: plain lines to read."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TextIO
 
-from loraxs_search.cli._output import plain, strict_json
+from loraxs_search.cli._output import plain
 from loraxs_search.cli.live_text import browse, data_lines, phase_in_words, time_left_in_words
 from loraxs_search.errors import counted
 from loraxs_search.log import events
-from loraxs_search.records import TrialState, to_json
+from loraxs_search.records import TrialState
 from loraxs_search.reports.search_state import SearchState
 
 _COUNT_EVERY_S = 10.0
@@ -122,36 +121,3 @@ class LinesView:
 
 def _scores(metrics: Mapping[str, float]) -> list[str]:
     return [f"{name} {value:.4f}" for name, value in metrics.items()][:3]
-
-
-def printed(event: events.ShownEvent) -> dict[str, Any]:
-    """Return an event as `--events` prints it: an object whose form users' programs rely on."""
-    fields = {field.name: getattr(event, field.name) for field in dataclasses.fields(event)}
-    match event:
-        case events.TrialStarted():
-            fields = {"event": "trial_started", "trial": event.trial_id, "params": event.params}
-        case events.TrialReported(report=report):
-            names = ("step", "metrics", "train_loss", "device_s", "num_tokens", "host")
-            fields = {"event": "trial_reported", **{name: getattr(report, name) for name in names}}
-            fields |= {"trial": report.trial_id, "stored_bytes": report.size.stored_bytes}
-        case events.TrialEnded():
-            fields = {"event": "trial_ended", "trial": event.trial_id, "state": event.state, "reason": event.reason}
-    return {"study": event.study, "at": event.at, "version": event.version} | fields
-
-
-class EventStream:
-    """Writes each event of a search as a line, at once; those of an earlier driver are not repeated."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def happened(self, event: events.ShownEvent) -> None:
-        """Take the next event."""
-        self._out.write(f"{strict_json(to_json(printed(event)))}\n")  # at once: another thread may have news too
-        self._out.flush()
-
-    def known(self, event: events.ShownEvent) -> None:
-        """Pass over an event of an earlier driver."""
-
-    def say(self, text: str) -> None:
-        """Print nothing: a program needs no notices."""

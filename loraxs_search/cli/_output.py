@@ -69,10 +69,12 @@ def shown_bytes(num_bytes: int) -> str:
     return f"{num_bytes} B" if unit == 0 else f"{size:.3g} {_UNITS[unit]}"
 
 
+StudyArgument = Annotated[str, typer.Argument(help="Name of the study.")]
+StudiesArgument = Annotated[list[str], typer.Argument(help="Names of studies.", metavar="STUDY")]
+TaskArgument = Annotated[str, typer.Argument(help="Name of the task.")]
+SpaceArgument = Annotated[str, typer.Argument(help="A space file, or the name of a shipped space.")]
+ShippedSpaceArgument = Annotated[str, typer.Argument(help="Name of a shipped space.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-EventsOption = Annotated[
-    bool, typer.Option("--events", help="Print what happens as it happens, one JSON object a line.")
-]
 TrackingOption = Annotated[
     str | None,
     typer.Option(

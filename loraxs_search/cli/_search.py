@@ -7,20 +7,18 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Protocol
 
-from loraxs_search.cli._lines import EventStream, LinesView
+from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._output import emit, print_leaderboard, print_summary, print_warnings
 from loraxs_search.cli.live_text import browse
-from loraxs_search.errors import SearchInterruptedError, UsageError, counted
-from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
+from loraxs_search.errors import SearchInterruptedError, counted
+from loraxs_search.log.events import Phase, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact, sqlite_path
-from loraxs_search.reports.study_status import SearchDocument, ended, search_document
+from loraxs_search.reports.study_status import SearchDocument, search_document
 from loraxs_search.studies import StudyFolder, StudyInfo
 
 if TYPE_CHECKING:
@@ -65,8 +63,8 @@ def _interrupts(say: Callable[[str], None], is_training: Callable[[], bool], sto
             signal.signal(number, handler)
 
 
-class _Sink(Protocol):
-    """What takes the events of a search: a view, or a stream of lines for programs."""
+class _View(Protocol):
+    """What shows the events of a search."""
 
     def happened(self, event: ShownEvent) -> None:
         """Take the next event."""
@@ -79,14 +77,14 @@ class _Sink(Protocol):
 
 
 class _WatchedSearch:
-    """A `SearchView` that passes events on to several sinks, and knows whether the search trains.
+    """A `SearchView` that knows its study, and whether the search trains.
 
     Args:
         study: Its name, where that is known before the search begins.
     """
 
-    def __init__(self, sinks: Sequence[_Sink], study: str | None = None) -> None:
-        self._sinks = sinks
+    def __init__(self, view: _View, study: str | None = None) -> None:
+        self._view = view
         self.study, self.is_training = study, False
 
     def happened(self, event: ShownEvent) -> None:
@@ -94,26 +92,18 @@ class _WatchedSearch:
             self.study, self.is_training = event.study, True
         elif isinstance(event, Phase):
             self.is_training = False
-        for sink in self._sinks:
-            sink.happened(event)
+        self._view.happened(event)
 
     def known(self, event: ShownEvent) -> None:
-        for sink in self._sinks:
-            sink.known(event)
+        self._view.known(event)
 
     def say(self, text: str) -> None:
-        for sink in self._sinks:
-            sink.say(text)
+        self._view.say(text)
 
 
 @contextlib.contextmanager
-def watched(
-    tracking_uri: str, *, study: str | None = None, as_events: bool = False
-) -> Iterator[tuple[_WatchedSearch, threading.Event]]:
-    """Yield a view of a search, and an event that Ctrl-C sets.
-
-    It is a live table on a terminal, plain lines in a pipe, and for programs a stream of events on stdout beside the
-    lines.
+def watched(tracking_uri: str, *, study: str | None = None) -> Iterator[tuple[_WatchedSearch, threading.Event]]:
+    """Yield a view of a search, and an event that Ctrl-C sets: a live table on a terminal, plain lines in a pipe.
 
     Args:
         tracking_uri: Where the trials are recorded, for the hint.
@@ -122,11 +112,10 @@ def watched(
     Raises:
         SearchInterruptedError: Ctrl-C was pressed; says how to continue.
     """
-
     stop = threading.Event()
-    with _sinks(server_of(tracking_uri), as_events) as sinks:
-        view = _WatchedSearch(sinks, study)
-        with _ending([view], view), _interrupts(view.say, lambda: view.is_training, stop):
+    with _view(server_of(tracking_uri)) as shown:
+        view = _WatchedSearch(shown, study)
+        with _interrupts(view.say, lambda: view.is_training, stop):
             try:
                 yield view, stop
             except KeyboardInterrupt as error:
@@ -134,19 +123,16 @@ def watched(
 
 
 @contextlib.contextmanager
-def watched_together(
-    tracking_uri: str, *, as_events: bool = False
-) -> Iterator[tuple[Callable[[str], _WatchedSearch], threading.Event]]:
+def watched_together(tracking_uri: str) -> Iterator[tuple[Callable[[str], _WatchedSearch], threading.Event]]:
     """Yield what makes a view of a study, and an event that Ctrl-C sets; for several studies, in plain lines."""
     stop, views, server = threading.Event(), list[_WatchedSearch](), server_of(tracking_uri)
-    stream = [EventStream(sys.stdout)] if as_events else []
 
     def view(study: str) -> _WatchedSearch:
-        views.append(_WatchedSearch([*stream, LinesView(sys.stderr, server, label=study)]))
+        views.append(_WatchedSearch(LinesView(sys.stderr, server, label=study), study))
         return views[-1]
 
     # The main thread only waits, so it may be interrupted at any time.
-    with _ending(views, _WatchedSearch(stream)), _interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
+    with _interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
         try:
             yield view, stop
         except KeyboardInterrupt as error:
@@ -157,54 +143,24 @@ def watched_together(
 def shown(tracking_uri: str) -> Iterator[_WatchedSearch]:
     """Yield a view of a search that a Python program has begun; signals stay the program's own.
 
-    It is drawn in a notebook and on a terminal; elsewhere stderr gets plain lines.
+    It is drawn on a terminal; elsewhere, as in a notebook, stderr gets plain lines.
 
     Args:
         tracking_uri: Where the trials are recorded, for the hint.
     """
-    from loraxs_search.cli._live import NotebookView, in_notebook
-
-    server = server_of(tracking_uri)
-    with NotebookView(server) if in_notebook() else _sinks(server, as_events=False) as seen:
-        view = _WatchedSearch([seen] if isinstance(seen, NotebookView) else seen)
-        with _ending([view], view):
-            yield view
+    with _view(server_of(tracking_uri)) as seen:
+        yield _WatchedSearch(seen)
 
 
 @contextlib.contextmanager
-def _sinks(server: str, as_events: bool) -> Iterator[Sequence[_Sink]]:
-    stream = [EventStream(sys.stdout)] if as_events else []
-    is_shared = as_events and sys.stdout.isatty()  # a view would be drawn into the stream
-    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not is_shared:
+def _view(server: str) -> Iterator[_View]:
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         from loraxs_search.cli._live import LiveView
 
         with LiveView(server) as live:
-            yield [*stream, live]
+            yield live
     else:
-        yield [*stream, *([] if is_shared else [LinesView(sys.stderr, server)])]
-
-
-@contextlib.contextmanager
-def _ending(views: Sequence[_WatchedSearch], last_view: _WatchedSearch) -> Iterator[None]:
-    """Have each study's last event follow, when nobody works on it any more.
-
-    Args:
-        views: Of all studies by the end; more may come until then.
-        last_view: The view that gets the last events.
-    """
-    notice = ""
-    try:
-        yield
-    except BaseException as error:
-        notice = str(error)
-        raise
-    finally:
-        for study in [view.study for view in views] or [None]:
-            if study is None or not StudyFolder.exists(study):
-                last_view.happened(SearchEnded(study=study, at=time.time(), state="interrupted", notice=notice))
-            else:
-                last = ended(StudyFolder.open(study))
-                last_view.happened(replace(last, notice=last.notice or notice))
+        yield LinesView(sys.stderr, server)
 
 
 def server_of(uri: str) -> str:
@@ -216,36 +172,20 @@ def _interrupted(studies: Iterable[str | None]) -> SearchInterruptedError:
     return SearchInterruptedError.of(study for study in studies if study is not None)
 
 
-def show_results(
-    results: Sequence[SearchResult], as_json: bool, *, as_events: bool = False, in_list: bool = False
-) -> None:
+def show_results(results: Sequence[SearchResult], as_json: bool, *, in_list: bool = False) -> None:
     """Print the leaderboard of each study to stdout and what to do next to stderr.
 
     Args:
         as_json: Print JSON instead: the document of the one study, or with `in_list` a list.
-        as_events: Stdout has had all of it.
     """
     folders = [StudyFolder.open(result.study) for result in results]
     documents = [search_document(folder, folder.journal()) for folder in folders]
-    if as_json and not as_events:
+    if as_json:
         emit(True, documents if in_list else documents[0], lambda: None)
     for folder, document in zip(folders, documents, strict=True):
-        if not (as_json or as_events):
+        if not as_json:
             emit(False, document, partial(print_leaderboard, document.trials, folder.info.task, document.baselines))
         _say_what_next(document, folder.info)
-
-
-def check_output(as_json: bool, as_events: bool) -> None:
-    """Refuse two forms of output at once.
-
-    Raises:
-        UsageError: both were asked for.
-    """
-    if as_json and as_events:
-        raise UsageError(
-            "`--events` must be given without `--json`, but got both.",
-            hint="the last line of --events has what --json prints",
-        )
 
 
 def _say_what_next(document: SearchDocument, info: StudyInfo) -> None:

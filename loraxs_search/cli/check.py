@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from loraxs_search.cli._completion import SpaceArgument
-from loraxs_search.cli._output import JsonOption, SetOption, emit, print_table, print_warnings
+from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table, print_warnings
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.errors import counted
 from loraxs_search.records import BASE_ALONE_ROWS
@@ -68,9 +67,9 @@ def check(
     space it prints how many combinations there are, the smallest and the largest adapter, and the layers of each module
     group.
 
-    With --data it also reads the rows. It prints how many there are, how many of them two splits share, and how many
-    trials would share this machine. It warns if scores would look better than they are, for instance because test rows
-    are also in the training rows.
+    With --data it also reads the rows. It prints how many there are, how many of them two splits share, how many trials
+    would share this machine, and two rows as the model sees them. It warns if scores would look better than they are,
+    for instance because test rows are also in the training rows.
 
     With --estimate it also measures a few steps of drawn trials on this machine, which takes a minute or so. Then it
     says about how long a search would take here, and how many device hours. That counts what early stopping leaves of
@@ -110,6 +109,9 @@ def _show(space: Space, seen: CheckedSpace) -> None:
     if seen.data is not None:
         print()
         print("\n".join(data_lines(seen.data, seen.rows or {}, space.task.metric)))
+    for number, row in enumerate(seen.first_rows, start=1):
+        trained = ", trained tokens in [[ ]]" if "[[" in row.text else ""
+        print(f"\ntrain row {number} as the model sees it{trained}:\n{row.text}\nanswer: {row.answer}")
     print()
     _show_extremes(description)
     for group in description.groups:

@@ -9,13 +9,12 @@ import typer
 from typer.exceptions import Exit
 
 from loraxs_search.cli import _output
-from loraxs_search.cli._completion import spaces
 
 
 def doctor(
     space: Annotated[
         str | None,
-        typer.Argument(help="A space whose base and files every node needs; default: none.", autocompletion=spaces),
+        typer.Argument(help="A space whose base and files every node needs; default: none."),
     ] = None,
     address: _output.AddressOption = None,
     tracking_uri: _output.TrackingOption = None,

@@ -9,9 +9,8 @@ import typer
 from typer.exceptions import Exit
 
 from loraxs_search.cli import _output
-from loraxs_search.cli._completion import StudyArgument, studies
-from loraxs_search.cli._completion import spaces as complete_spaces
-from loraxs_search.cli._search import check_output, show_results, watched, watched_together
+from loraxs_search.cli._output import StudyArgument
+from loraxs_search.cli._search import show_results, watched, watched_together
 from loraxs_search.cli.check import check_space
 from loraxs_search.errors import UsageError
 from loraxs_search.mlflow_uri import resolve_uri, sqlite_path
@@ -21,9 +20,7 @@ from loraxs_search.studies import StudyFolder
 def launch(  # noqa: PLR0913, PLR0917  # each is an option
     spaces: Annotated[
         list[str],
-        typer.Argument(
-            metavar="SPACE", help="Space files, or names of shipped spaces.", autocompletion=complete_spaces
-        ),
+        typer.Argument(metavar="SPACE", help="Space files, or names of shipped spaces."),
     ],
     name: Annotated[str | None, typer.Option("--name", help="New name of the study; default: space and time.")] = None,
     address: _output.AddressOption = None,
@@ -40,7 +37,6 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
         ),
     ] = False,
     as_json: _output.JsonOption = False,
-    as_events: _output.EventsOption = False,
 ) -> None:
     """Search a space and score the best adapter.
 
@@ -50,9 +46,6 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
 
     With --dry-run, it checks the same but for Ray, then prints what `check --estimate` prints, and starts no search.
     MLflow is asked if it is a server. `loraxs-search doctor SPACE --address ADDRESS` checks a cluster.
-
-    For programs: `loraxs-search launch movie_reviews --events`. Stdout then has one JSON object a line, as things
-    happen. search_spaces/README.md, "What status shows", lists them. The last one has what --json prints.
 
     Ctrl-C stops the search cleanly (exit code 130), a second one at once. `loraxs-search resume` continues after
     either, and after a kill.
@@ -80,29 +73,28 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     """
     from loraxs_search.search import launch, launch_together
 
-    check_output(as_json, as_events)
     changes = tuple(overrides or ())
     if dry_run:
-        _check_dry_run(spaces, on_cluster=(address, runtime_env) != (None, None), as_events=as_events)
+        _check_dry_run(spaces, on_cluster=(address, runtime_env) != (None, None))
         _dry_run(spaces[0], changes, name, uri=resolve_uri(tracking_uri), storage=storage, as_json=as_json)
         return
     options: dict[str, Any] = {"address": address, "runtime_env": runtime_env, "tracking_uri": tracking_uri}
     options |= {"storage": storage, "overrides": changes}
     if len(spaces) == 1:
-        with watched(resolve_uri(tracking_uri), as_events=as_events) as (view, stop):
+        with watched(resolve_uri(tracking_uri)) as (view, stop):
             result = launch(spaces[0], name=name, view=view, stop=stop, **options)
-        show_results([result], as_json, as_events=as_events)
+        show_results([result], as_json)
         return
     if name is not None:
         raise UsageError(
             "`--name` must be given with one space only.", hint="several studies are named by their spaces"
         )
-    with watched_together(resolve_uri(tracking_uri), as_events=as_events) as (views, stop):
+    with watched_together(resolve_uri(tracking_uri)) as (views, stop):
         results = launch_together(spaces, views=views, stop=stop, **options)
-    show_results(results, as_json, as_events=as_events, in_list=True)
+    show_results(results, as_json, in_list=True)
 
 
-def _check_dry_run(spaces: Sequence[str], *, on_cluster: bool, as_events: bool) -> None:
+def _check_dry_run(spaces: Sequence[str], *, on_cluster: bool) -> None:
     """Refuse what a dry run would ignore."""
     if len(spaces) > 1:
         raise UsageError("`--dry-run` must go with one space, but got several.", hint="give them one after the other")
@@ -110,10 +102,6 @@ def _check_dry_run(spaces: Sequence[str], *, on_cluster: bool, as_events: bool) 
         raise UsageError(
             "`--dry-run` must go without --address and --runtime-env: it measures this machine, and starts no Ray.",
             hint="`loraxs-search doctor SPACE --address ADDRESS` checks a cluster, with --runtime-env too",
-        )
-    if as_events:
-        raise UsageError(
-            "`--dry-run` must go without --events: there is no search to follow.", hint="--json prints what was checked"
         )
 
 
@@ -138,7 +126,6 @@ def resume(
     runtime_env: _output.RuntimeEnvOption = None,
     storage: _output.StorageOption = None,
     as_json: _output.JsonOption = False,
-    as_events: _output.EventsOption = False,
 ) -> None:
     """Continue a search that was interrupted or killed.
 
@@ -156,17 +143,14 @@ def resume(
     """
     from loraxs_search.search import resume
 
-    check_output(as_json, as_events)
     uri = StudyFolder.open(study).info.tracking_uri if storage is None or StudyFolder.exists(study) else resolve_uri()
-    with watched(uri, study=study, as_events=as_events) as (view, stop):
+    with watched(uri, study=study) as (view, stop):
         result = resume(study, address=address, runtime_env=runtime_env, storage=storage, view=view, stop=stop)
-    show_results([result], as_json, as_events=as_events)
+    show_results([result], as_json)
 
 
 def sync(
-    study: Annotated[
-        str | None, typer.Argument(help="Name of the study; default: all studies.", autocompletion=studies)
-    ] = None,
+    study: Annotated[str | None, typer.Argument(help="Name of the study; default: all studies.")] = None,
     as_json: _output.JsonOption = False,
 ) -> None:
     """Write to MLflow what studies could not while it was unreachable.

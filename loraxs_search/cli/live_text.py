@@ -1,4 +1,4 @@
-"""The state of a search, and of its task's rows, in words and numbers: in terminals, notebooks and pipes."""
+"""The state of a search, and of its task's rows, in words and numbers: in terminals and pipes."""
 
 from __future__ import annotations
 

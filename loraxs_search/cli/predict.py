@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from loraxs_search.cli._completion import adapters
 from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit, strict_json, write_csv
 from loraxs_search.errors import LoraxsError, UsageError
 
@@ -97,8 +96,7 @@ def predict(  # noqa: PLR0913, PLR0917  # each is an option
     name: Annotated[
         str,
         typer.Argument(
-            help="TASK (its champion), TASK@alias, TASK:version, STUDY/TRIAL before promotion, or a folder: ./FOLDER.",
-            autocompletion=adapters,
+            help="TASK (its champion), TASK@alias, TASK:version, STUDY/TRIAL before promotion, or a folder: ./FOLDER."
         ),
     ],
     texts: Annotated[

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from typer.exceptions import Exit
 
-from loraxs_search.cli._completion import TaskArgument, formats, studies, tasks
 from loraxs_search.cli._output import (
     BaseOption,
     JsonOption,
+    TaskArgument,
     TrackingOption,
     describe_decision,
     emit,
@@ -32,9 +32,7 @@ _WIDTH = 100  # characters of a sample's texts
 
 
 def promote(
-    study: Annotated[
-        str | None, typer.Argument(help="Name of the study; default: the newest one.", autocompletion=studies)
-    ] = None,
+    study: Annotated[str | None, typer.Argument(help="Name of the study; default: the newest one.")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Promote the finalist whatever the rule says; recorded.")
     ] = False,
@@ -243,7 +241,7 @@ def rollback(
 
 
 def rm(
-    name: Annotated[str, typer.Argument(help="TASK:version.", autocompletion=tasks)],
+    name: Annotated[str, typer.Argument(help="TASK:version.")],
     force: Annotated[bool, typer.Option("--force", help="Even a champion or the best version.")] = False,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
@@ -262,7 +260,7 @@ def rm(
 
 
 def pull(  # noqa: PLR0913, PLR0917  # each is an option
-    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias or TASK:version.", autocompletion=tasks)],
+    name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias or TASK:version.")],
     base: BaseOption = None,
     form: Annotated[
         str,
@@ -270,7 +268,6 @@ def pull(  # noqa: PLR0913, PLR0917  # each is an option
             "--format",
             help="native (the adapter as trained), lora, merged (a whole model), gguf (for llama.cpp), or onnx.",
             metavar="FORMAT",
-            autocompletion=formats,
         ),
     ] = "native",
     rank: Annotated[
@@ -335,9 +332,7 @@ def pull(  # noqa: PLR0913, PLR0917  # each is an option
 
 @app.command("upgrade")
 def _upgrade(
-    task: Annotated[
-        str | None, typer.Argument(help="Only the versions of this task; default: all.", autocompletion=tasks)
-    ] = None,
+    task: Annotated[str | None, typer.Argument(help="Only the versions of this task; default: all.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say which versions would be.")] = False,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraxs_search.cli._completion import studies
 from loraxs_search.cli._output import JsonOption, emit, print_table, score_cell
 from loraxs_search.studies import StudyFolder
 
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    study: Annotated[str, typer.Argument(help="Name of a study, running or not.", autocompletion=studies)],
+    study: Annotated[str, typer.Argument(help="Name of a study, running or not.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", help="The file; default: report.html in the study's folder.", dir_okay=False),
@@ -52,9 +51,7 @@ def report(
 def compare(
     studies: Annotated[
         list[str],
-        typer.Argument(
-            help="Names of studies of one task, on the same rows and base.", metavar="STUDY", autocompletion=studies
-        ),
+        typer.Argument(help="Names of studies of one task, on the same rows and base.", metavar="STUDY"),
     ],
     by: Annotated[
         str, typer.Option("--by", help="What is compared: method, study, or a parameter.", metavar="PARAM")

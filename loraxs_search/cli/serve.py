@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import typer
 
-from loraxs_search.cli._completion import adapters
 from loraxs_search.cli._output import BaseOption, TrackingOption, shown_bytes
 from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri
@@ -23,9 +22,7 @@ _END_AFTER_S = 30  # after a signal, whatever connections are still open
 
 
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
-    tasks: Annotated[
-        list[str] | None, typer.Argument(help="Tasks of the registry, all on one base.", autocompletion=adapters)
-    ] = None,
+    tasks: Annotated[list[str] | None, typer.Argument(help="Tasks of the registry, all on one base.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Serve every task of the registry on the base.")] = False,
     base: BaseOption = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 for others.")] = "127.0.0.1",

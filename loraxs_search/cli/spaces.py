@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._completion import ShippedSpaceArgument
-from loraxs_search.cli._output import JsonOption, emit, print_table
+from loraxs_search.cli._output import JsonOption, ShippedSpaceArgument, emit, print_table
 from loraxs_search.errors import UsageError
 from loraxs_search.home import write_atomic
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from loraxs_search.cli import _output
-from loraxs_search.cli._completion import studies
-from loraxs_search.cli._lines import EventStream, LinesView
+from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._search import server_of
 from loraxs_search.cli.live_text import phase_in_words
 from loraxs_search.errors import UsageError, counted
@@ -54,21 +52,17 @@ def _write(folder: StudyFolder, events: Iterable[ShownEvent]) -> None:
 
 
 def status(
-    study: Annotated[
-        str | None, typer.Argument(help="Name of the study; default: list all studies.", autocompletion=studies)
-    ] = None,
+    study: Annotated[str | None, typer.Argument(help="Name of the study; default: list all studies.")] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Show the search while it runs, until it ends; Ctrl-C leaves the view.")
     ] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, each param in its own column.")] = False,
     as_json: _output.JsonOption = False,
-    as_events: _output.EventsOption = False,
 ) -> None:
     """List all studies, or the trials of one.
 
     Works from any terminal, also while the search runs: it reads the study's folder alone and stops nothing. --watch
-    draws what `launch` draws; in a pipe it writes a line an event. --events prints the events of a study from its first
-    one on, one JSON object a line, and follows it.
+    draws what `launch` draws; in a pipe it writes a line an event.
 
     Trials come best first, and the baselines below them, scored on the same rows. Paused trials, warnings, and commands
     that no search has answered yet follow on stderr. `interrupted` means that nobody works on a study: `resume`
@@ -76,39 +70,16 @@ def status(
 
     Example: loraxs-search status reviews --watch
     """
-    _check_options(study, {"--watch": watch, "--csv": as_csv, "--json": as_json, "--events": as_events})
+    if as_csv and as_json:
+        raise UsageError("`--csv` must be the only form of output, but got --json too.", hint="leave one of them out")
+    if study is None and watch:
+        raise UsageError("`--watch` must be given with a study.", hint="`loraxs-search status` lists them")
     if study is None:
         _all(as_json, as_csv)
-    elif as_events:
-        _stream(study)
     else:
         if watch:
             follow(study)
         _one(StudyFolder.open(study), as_json, as_csv)
-
-
-def _check_options(study: str | None, given: Mapping[str, bool]) -> None:
-    """Refuse options that contradict one another, or need a study.
-
-    Raises:
-        UsageError: some do.
-    """
-    forms = [name for name in ("--csv", "--json", "--events") if given[name]]
-    if len(forms) > 1:
-        raise UsageError(
-            f"`{forms[0]}` must be the only form of output, but got {' and '.join(forms)}.",
-            hint="leave one of them out",
-        )
-    alone = [name for name in ("--watch", "--events") if given[name]]
-    if study is None and alone:
-        raise UsageError(f"`{alone[0]}` must be given with a study.", hint="`loraxs-search status` lists them")
-
-
-def _stream(study: str) -> None:
-    stream = EventStream(sys.stdout)
-    with contextlib.suppress(KeyboardInterrupt):
-        for event in watch(study):
-            stream.happened(event)
 
 
 def _one(folder: StudyFolder, as_json: bool, as_csv: bool) -> None:

@@ -8,22 +8,17 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._completion import StudyArgument, trials
-from loraxs_search.cli._output import JsonOption, TrackingOption, emit
+from loraxs_search.cli._output import JsonOption, StudyArgument, TrackingOption, emit
 from loraxs_search.records import AnswerState, CommandAnswer, Scalar
 
-TrialsArgument = Annotated[
-    list[str], typer.Argument(help="Trials, such as 00003.", metavar="TRIAL...", autocompletion=trials)
-]
+TrialsArgument = Annotated[list[str], typer.Argument(help="Trials, such as 00003.", metavar="TRIAL...")]
 ParamOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="A param of the trial, e.g. --set rank=16; repeatable.", metavar="NAME=VALUE"),
 ]
 AnyTrialsArgument = Annotated[
     list[str] | None,
-    typer.Argument(
-        help="Trials, such as 00003; default: the whole study.", metavar="[TRIAL...]", autocompletion=trials
-    ),
+    typer.Argument(help="Trials, such as 00003; default: the whole study.", metavar="[TRIAL...]"),
 ]
 
 

@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraxs_search.cli._completion import StudiesArgument, StudyArgument
-from loraxs_search.cli._output import JsonOption, TrackingOption, emit, print_table, print_warnings, shown_bytes
+from loraxs_search.cli._output import (
+    JsonOption,
+    StudiesArgument,
+    StudyArgument,
+    TrackingOption,
+    emit,
+    print_table,
+    print_warnings,
+    shown_bytes,
+)
 from loraxs_search.errors import UsageError
 from loraxs_search.paths import seconds_of
 

@@ -9,15 +9,12 @@ from typing import Annotated
 
 import typer
 
-from loraxs_search.cli._completion import studies
 from loraxs_search.cli._output import TrackingOption
 from loraxs_search.mlflow_uri import sqlite_path
 
 
 def ui(
-    study: Annotated[
-        str | None, typer.Argument(help="Study whose trials to show; default: all tasks.", autocompletion=studies)
-    ] = None,
+    study: Annotated[str | None, typer.Argument(help="Study whose trials to show; default: all tasks.")] = None,
     port: Annotated[
         int | None,
         typer.Option("--port", help="Port to serve on; default: the first free one from 5000 on.", min=1, max=65535),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from loraxs_search import records
 
@@ -342,12 +342,10 @@ class SearchEnded(Event):
     Args:
         state: `interrupted` also after an error; `loraxs-search resume` continues then.
         notice: Why it ended before its budget was used, as shown to users; empty where it was used.
-        result: What `launch --json` prints; None if the search was interrupted.
     """
 
     state: Literal["finished", "interrupted"]
     notice: str = ""
-    result: Mapping[str, Any] | None = None
     event: Literal["search_ended"] = "search_ended"
 
 

@@ -6,18 +6,16 @@ machine knows without asking MLflow, which takes seconds to import.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.home import home, write_atomic
+from loraxs_search.home import write_atomic
 from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import MAX_NAME
 
@@ -183,10 +181,6 @@ class ResolvedNames:
         except TypeError:
             return None
 
-    def names(self) -> list[str]:
-        """Return the names that have been resolved in this store."""
-        return [name.removeprefix(self._prefix) for name in self._read() if name.startswith(self._prefix)]
-
     def put(self, name: str, meaning: Resolved) -> None:
         """Remember what the name means."""
         known, entry = self._read(), asdict(meaning)
@@ -199,27 +193,3 @@ class ResolvedNames:
         except (FileNotFoundError, ValueError):
             return {}
         return read if isinstance(read, dict) else {}
-
-
-_QUERY = "SELECT name FROM registered_model_tags WHERE key = ? AND value = ?"
-
-
-def known_tasks(uri: str) -> list[str]:
-    """Return the tasks of an embedded store, and those of any store that have been pulled here, sorted.
-
-    A server is not asked: names that it alone knows are missing.
-    """
-    pulled = {re.split("[@:]", name)[0] for name in ResolvedNames(home() / "adapters" / "names.json", uri).names()}
-    return sorted({*_registered(uri), *pulled})
-
-
-def _registered(uri: str) -> list[str]:
-    """Read MLflow's own table; nothing where it is not there, or is of a version that has another."""
-    path = sqlite_path(uri)
-    if path is None or not path.is_file():
-        return []
-    try:
-        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as store:
-            return [str(name) for (name,) in store.execute(_QUERY, (KIND, ADAPTER))]
-    except sqlite3.Error:  # a table of another name: nothing is offered
-        return []

@@ -5,7 +5,6 @@ recorded, and the document of a finished search.
 from __future__ import annotations
 
 import contextlib
-import json
 import stat
 import time
 from collections import Counter
@@ -27,7 +26,6 @@ from loraxs_search.records import (
     SearchPlan,
     TrialRecord,
     TrialState,
-    to_json,
 )
 from loraxs_search.reports.leaderboard import (
     PAUSED,
@@ -192,9 +190,7 @@ def ended(folder: StudyFolder) -> SearchEnded:
     journal = folder.journal()
     if folder.candidates() is None:
         return SearchEnded(study=folder.name, at=journal.last_at, state="interrupted")
-    document = search_document(folder, journal)
-    result = json.loads(to_json(document))
-    return SearchEnded(study=folder.name, at=journal.last_at, state="finished", notice=document.notice, result=result)
+    return SearchEnded(study=folder.name, at=journal.last_at, state="finished", notice=journal.notice or "")
 
 
 @dataclass(frozen=True)

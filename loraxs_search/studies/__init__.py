@@ -25,7 +25,7 @@ from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studi
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.lease import holder_elsewhere, idle_elsewhere
-from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task, store_of, studied_tasks, trials_of
+from loraxs_search.studies.lookup import kept_adapter, next_step, next_step_of_task, store_of
 from loraxs_search.studies.mirror import Mirror, is_behind, mirrored
 from loraxs_search.studies.remote_resume import check_new_in, fetch
 from loraxs_search.studies.snapshots import read_reports
@@ -51,7 +51,5 @@ __all__ = [
     "next_step_of_task",
     "read_reports",
     "store_of",
-    "studied_tasks",
     "studies_root",
-    "trials_of",
 ]

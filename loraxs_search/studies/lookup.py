@@ -2,50 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 
 from loraxs_search.errors import StudyError, TrackingError, unknown_name
 from loraxs_search.home import home
-from loraxs_search.log.event_log import lines_from
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
-from loraxs_search.records import TrialState, registered_name
-from loraxs_search.studies.folder import StudyFolder, list_studies, studies_root
-
-_REPORTED = b'{"event": "reported"'  # how such a line begins: most lines of a journal do
-
-
-def studied_tasks() -> list[str]:
-    """Return the names of the tasks that studies here are of, sorted; a damaged study has none."""
-    tasks = set()
-    for name in list_studies():
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            task = json.loads((studies_root() / name / "study.json").read_bytes())["task"]
-            tasks.add(registered_name(task["name"], task.get("variant")))
-    return sorted(tasks)
-
-
-def trials_of(name: str) -> dict[str, TrialState]:
-    """Return the trials of a study and how they stand, oldest first; none if there is no such study.
-
-    Its reports are not read, so it takes no time. Shell completion cannot report errors: what cannot be read is
-    skipped.
-    """
-    if not StudyFolder.exists(name):
-        return {}
-    states: dict[str, TrialState] = {}
-    with contextlib.suppress(StudyError):
-        for line, _ in lines_from(studies_root() / name / "journal.jsonl", 0):
-            if line.startswith(_REPORTED):
-                continue
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                event = json.loads(line)
-                if event["event"] == "started":
-                    states[event["trial_id"]] = TrialState.RUNNING
-                elif event["event"] == "ended":
-                    states[event["trial_id"]] = TrialState(event["state"])
-    return states
+from loraxs_search.studies.folder import StudyFolder, list_studies
 
 
 def store_of(study: StudyFolder) -> str:

@@ -1,7 +1,4 @@
-"""A task ready to train on: rows read, checked, carved and tokenised; batches on demand.
-
-And a preview: its first rows as the model sees them.
-"""
+"""A task ready to train on: rows read, checked, carved and tokenised; batches on demand."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
@@ -190,93 +186,29 @@ def joining_row_faults(task: Task) -> Iterator[None]:
         raise
 
 
-_COUNTED = 1_000  # rows that are tokenised for the counts: a large set takes minutes
-
-
 @dataclass(frozen=True)
-class _PreviewPart:
-    """A run of tokens as text, special tokens included."""
+class ShownRow:
+    """A train row as the model sees it.
+
+    Args:
+        text: Special tokens included; trained tokens stand in [[ ]].
+        answer: What an answer is compared with, as people read it.
+    """
 
     text: str
-    learnt: bool
-
-
-@dataclass(frozen=True)
-class _PreviewRow:
-    """A row as the model sees it.
-
-    Args:
-        parts: Its text, one part for each run of learnt or other tokens.
-        answer: What an answer is compared with, as people read it.
-        cut: Whether tokens were left out to keep `max_length`; None if that is not known.
-    """
-
-    parts: tuple[_PreviewPart, ...]
     answer: str
-    num_tokens: int
-    num_learnt: int
-    cut: bool | None
 
 
-@dataclass(frozen=True)
-class Preview:
-    """The first rows of a split, and counts of more of them.
-
-    Args:
-        num_rows: Rows of the whole split.
-        num_counted: Rows, from the first one, that the following numbers are of.
-        mean_learnt: Learnt tokens of a row; 0 where a head gives the answer.
-        num_cut: Rows that were cut; None if that is not known.
-    """
-
-    task: str
-    split: Split
-    rows: tuple[_PreviewRow, ...]
-    num_rows: int
-    num_counted: int
-    mean_tokens: float
-    most_tokens: int
-    mean_learnt: float
-    num_cut: int | None
-
-
-def preview(task: Task, tokenizer: PreTrainedTokenizerBase, *, split: Split, num_rows: int) -> Preview:
-    """Read a task's rows, and tokenise the first ones as for training.
-
-    Raises:
-        TaskDataError: the data do not fit the declaration, or the tokenizer does not fit the task.
-    """
-    kind = checked(task)
-    kind.check_tokenizer(tokenizer)
-    rows = load_data(task).rows[split]
-    counted = rows.take(range(min(len(rows), max(_COUNTED, num_rows))))
-    encoded = kind.encode(counted, tokenizer)
-    ids = [encoded.whole_row(row) for row in range(len(counted))]
-
-    def part(tokens: list[int], *, learnt: bool) -> _PreviewPart:
-        text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return _PreviewPart(str(text), learnt)
-
-    def shown(row: int) -> _PreviewRow:
-        tokens, learnt = ids[row]
-        runs = groupby(range(len(tokens)), key=learnt.__contains__)
-        (label,) = counted.labels[row : row + 1].tolist()
-        return _PreviewRow(
-            parts=tuple(part([tokens[i] for i in run], learnt=is_learnt) for is_learnt, run in runs),
-            answer=kind.show(label),
-            num_tokens=len(tokens),
-            num_learnt=len(learnt),
-            cut=None if encoded.cut is None else bool(encoded.cut[row]),
-        )
-
-    return Preview(
-        task=task.name,
-        split=split,
-        rows=tuple(map(shown, range(min(num_rows, len(counted))))),
-        num_rows=len(rows),
-        num_counted=len(counted),
-        mean_tokens=float(np.mean([len(tokens) for tokens, _ in ids])),
-        most_tokens=max(len(tokens) for tokens, _ in ids),
-        mean_learnt=float(np.mean([len(learnt) for _, learnt in ids])),
-        num_cut=None if encoded.cut is None else encoded.num_cut,
-    )
+def first_rows(prepared: PreparedTask, count: int) -> list[ShownRow]:
+    """Return the first train rows, as people read them."""
+    encoded, labels, shown = prepared.encoded("train"), prepared.labels("train"), list[ShownRow]()
+    for row in range(min(count, len(labels))):
+        tokens, learnt = encoded.whole_row(row)
+        parts = []
+        for is_learnt, run in groupby(range(len(tokens)), key=learnt.__contains__):
+            ids = [tokens[i] for i in run]
+            part = prepared.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            parts.append(f"[[{part}]]" if is_learnt else str(part))
+        (label,) = labels[row : row + 1].tolist()
+        shown.append(ShownRow("".join(parts), prepared.kind.show(label)))
+    return shown

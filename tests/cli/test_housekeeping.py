@@ -137,7 +137,6 @@ def test_a_dry_run_refuses_a_name_that_is_taken_and_several_spaces(say, tiny_spa
     [
         (["--address", "bad:1"], 2, "loraxs-search doctor SPACE --address"),
         (["--runtime-env", "nowhere.yaml"], 2, "must go without --address and --runtime-env"),
-        (["--events"], 2, "must go without --events"),
         (["--tracking-uri", "http://127.0.0.1:9"], 1, "The MLflow server at http://127.0.0.1:9 must be reachable"),
         (["--tracking-uri", "files/here"], 1, "sqlite:///FILE or http(s)://"),
         (["--storage", "/nope"], 1, "The storage at /nope must be a folder that is there"),

@@ -15,9 +15,7 @@ from support.searched_studies import Tried, searched
 from support.studies import study
 from support.terminal import Terminal
 
-from loraxs_search.cli._lines import EventStream
 from loraxs_search.cli._output import drawing_stream, emit, plain, plain_stream
-from loraxs_search.log.events import CandidateScored
 from loraxs_search.records import Command
 
 
@@ -35,12 +33,9 @@ def test_a_plain_stream_writes_plain_text_and_is_else_the_one_below() -> None:
 
 
 def test_a_score_that_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
-    scores, out = {"accuracy": float("nan"), "loss": float("inf")}, io.StringIO()
-    emit(True, scores, lambda: None)
-    EventStream(out).happened(CandidateScored(study="s", at=0.0, trial="00001", split="test", metrics=scores))
-    for printed in (capsys.readouterr().out, out.getvalue()):
-        found = json.loads(printed, parse_constant=pytest.fail)
-        assert found.get("metrics", found) == {"accuracy": None, "loss": None}
+    emit(True, {"accuracy": float("nan"), "loss": float("inf")}, lambda: None)
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert found == {"accuracy": None, "loss": None}
 
 
 def test_a_table_in_a_pipe_steers_no_terminal_behind_it(fresh_home: Any, say: Callable[..., Said]) -> None:
@@ -53,9 +48,9 @@ def test_a_table_in_a_pipe_steers_no_terminal_behind_it(fresh_home: Any, say: Ca
 
 def test_a_command_of_somebody_else_in_status(fresh_home: Any, terminals: list[Terminal]) -> None:
     folder = study("s")
-    folder.inbox().put(Command("c1", "pause", sent_by="\x1b]0;stolen\x07\x1b[2Jsomebody"))
+    folder.inbox().put(Command("c1", "finish", sent_by="\x1b]0;stolen\x07\x1b[2Jsomebody"))
     command = [sys.executable, "-m", "loraxs_search", "status", "s"]
     terminals.append(seen := Terminal(command, dict(os.environ), columns=160))
     assert seen.wait() == 0
-    assert "not answered yet: pause (\\x1b]0;stolen\\x07\\x1b[2Jsomebody)" in " ".join(seen.lines)
+    assert "not answered yet: finish (\\x1b]0;stolen\\x07\\x1b[2Jsomebody)" in " ".join(seen.lines)
     assert "\x1b]0" not in seen.text

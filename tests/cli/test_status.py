@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +15,8 @@ from support.scripted_driver import ScriptedDriver
 from support.searched_studies import Tried, searched
 from support.studies import TASK, study
 
-from loraxs_search.cli._lines import printed
-from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState, to_json
+from loraxs_search import watch
+from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState
 from loraxs_search.studies import Storage, lease
 
 Say = Callable[..., object]
@@ -169,55 +167,20 @@ def test_no_study_is_a_table_without_rows(say: Say) -> None:
 
 
 # ---- events ----------------------------------------------------------------------------------------------------------
-def test_events_follow_a_search_to_its_end(driver: ScriptedDriver) -> None:
-    command = [sys.executable, "-m", "loraxs_search", "status", "mine", "--events"]
-    with driver.folder.lock():
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        lines = [process.stdout.readline() for _ in range(3)]
-        assert [json.loads(line)["event"] for line in lines] == ["search_started", "trial_started", "trial_reported"]
-        driver.end("00000", TrialState.COMPLETE)
-        driver.finish()
-    rest, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
-    told = [to_json(printed(replace(event, at=0.0))) for event in driver.seen if event.event != "phase"]
-    events = [json.loads(line) for line in (*lines, *rest.splitlines())]
-    assert [json.dumps({**e, "at": 0.0}, sort_keys=True) for e in events[:-1] if e["event"] != "phase"] == told
-    assert events[-1]["event"] == "search_ended"
-    assert events[-1]["result"]["trials"][0]["trial_id"] == "00000"
 
 
 def test_an_interrupted_study_is_told_and_ends(driver: ScriptedDriver, say: Say) -> None:
-    events = [json.loads(line) for line in say("status", "mine", "--events").ok.splitlines()]
-    assert (events[-1]["event"], events[-1]["state"], events[-1]["result"]) == ("search_ended", "interrupted", None)
+    *_, last = watch("mine")
+    assert last.state == "interrupted"
     assert say("status", "mine", "--watch").ok.splitlines()[1].split()[:2] == ["00000", "INTERRUPTED"]
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("mine", "--csv", "--json"), "`--csv` must be the only form of output, but got --csv and --json"),
-        (("mine", "--json", "--events"), "`--json` must be the only form of output"),
+        (("mine", "--csv", "--json"), "`--csv` must be the only form of output, but got --json too"),
         (("--watch",), "`--watch` must be given with a study"),
-        (("--events",), "`--events` must be given with a study"),
     ],
 )
 def test_contrary_options_are_refused(say: Say, options: tuple[str, ...], said: str) -> None:
     assert say("status", *options).is_error(2, said)
-
-
-@pytest.mark.parametrize("verb", ["launch", "resume"])
-def test_a_search_prints_one_form(say: Say, verb: str) -> None:
-    searched("mine", [Tried(PARAMS, 0.8)])
-    name = "mine" if verb == "resume" else "movie_reviews"
-    assert say(verb, name, "--json", "--events").is_error(2, "`--events` must be given without `--json`")
-
-
-def test_a_search_that_cannot_begin_says_so_in_its_stream_too(say: Say) -> None:
-    done = say("launch", "movie_reviews", "--events", "--set", "parameters.rank=0")
-    assert done.code == 2
-    (line,) = done.out.splitlines()
-    event = json.loads(line)
-    assert (event["event"], event["state"], event["study"]) == ("search_ended", "interrupted", None)
-    assert "parameters.rank" in event["notice"]
-    assert "parameters.rank" in done.err

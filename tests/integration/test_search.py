@@ -10,12 +10,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.notebook import Notebook, notebook
 
 import loraxs_search
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
@@ -36,16 +35,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarn
 
 
 @pytest.fixture(scope="module")
-def cells(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
-        with notebook() as opened:
-            yield opened
-
-
-@pytest.fixture(scope="module")
-def whole(ray_here: None, search_home: Path, tiny_space_text: str, cells: Notebook) -> SearchResult:
-    """The one search that several tests look at, begun in a notebook."""
+def whole(ray_here: None, search_home: Path, tiny_space_text: str) -> SearchResult:
+    """The one search that several tests look at."""
     (search_home / "whole.yaml").write_text(tiny_space_text)
     overrides = {
         "search.keep_hosts": "10m",
@@ -56,16 +47,8 @@ def whole(ray_here: None, search_home: Path, tiny_space_text: str, cells: Notebo
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(search_home))
-        cells.run(
-            "import loraxs_search\n"
-            "from IPython.display import display\n"
-            f"space, overrides = {str(search_home / 'whole.yaml')!r}, {overrides!r}\n"
-            "result = loraxs_search.launch(space, name='whole', overrides=overrides, progress=True)\n"
-            "display(result)\n"
-            "figures = result.figures()\n"
-        )
-    result: SearchResult = cells["result"]
-    return result
+        space = str(search_home / "whole.yaml")
+        return loraxs_search.launch(space, name="whole", overrides=overrides, progress=True)
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +95,9 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
         assert [each.score for each in slices] == (pytest.approx(shares) if trial_id == finalist.trial_id else [])
 
 
-def test_a_notebook_shows_the_search_its_result_and_its_figures(
-    whole: SearchResult, cells: Notebook, in_search_home: Path
-) -> None:
-    waiting, *drawn, table = cells.shown
-    assert "waiting for the search" in waiting
-    assert "100 %" in drawn[-1], "nothing else clears the cell or draws into it"
-    assert "loraxs-search ui whole" in drawn[-1]
-    assert all(trial.trial_id in table for trial in whole.trials)
-    assert cells["figures"].keys() == loraxs_search.figures("whole").keys() >= {"history", "learning_curves"}
-    assert all(figure.data for figure in cells["figures"].values())
+def test_a_result_has_a_table_and_figures_for_a_notebook(whole: SearchResult, in_search_home: Path) -> None:
+    assert all(trial.trial_id in whole._repr_html_() for trial in whole.trials)
+    assert all(figure.data for figure in whole.figures().values())
 
 
 @pytest.mark.long

@@ -78,3 +78,9 @@ def test_a_folder_that_is_none_is_told(shadow):
 def test_a_device_that_is_not_there_is_refused(folder, use, device):
     with pytest.raises(UsageError, match=f"`device` .*'{device}'"):
         use(str(folder), device=device)
+
+
+def test_a_view_and_progress_exclude_one_another() -> None:
+    for verb in (loraxs_search.launch, loraxs_search.resume):
+        with pytest.raises(UsageError, match="`progress` must go without a `view`"):
+            verb("movie_reviews", progress=True, view=loraxs_search.search.SilentView())

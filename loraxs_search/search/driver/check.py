@@ -39,7 +39,7 @@ from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, e
 from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
 from loraxs_search.tasks.kinds import kind_of
-from loraxs_search.tasks.prepared import joining_row_faults, load_data, prepare
+from loraxs_search.tasks.prepared import ShownRow, first_rows, joining_row_faults, load_data, prepare
 from loraxs_search.tasks.report import data_warnings
 
 _MEASURED_S = 4.0  # of steps, about
@@ -270,6 +270,7 @@ class CheckedSpace:
         data: Of the rows: repeated ones, and those that splits share; None if no data was read.
         pack_size: How many trials would share this machine; None if no data was read, or it has an accelerator.
         warnings: What of the data may make scores look better than they are.
+        first_rows: Two train rows as the model sees them; empty if no data was read.
         description: Combinations, module groups, the smallest and the largest adapter.
         estimate: What a search would take here, where that was asked for.
         no_estimate: Why that cannot be said.
@@ -286,6 +287,7 @@ class CheckedSpace:
     estimate: SearchEstimate | None
     no_estimate: str
     pooling: Pooling = "class"
+    first_rows: Sequence[ShownRow] = ()
 
 
 def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, overrides: Overrides = ()) -> CheckedSpace:
@@ -309,17 +311,17 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
     with joining_row_faults(loaded.task) if reads else contextlib.nullcontext():
         base = locate(loaded.base_model)
         modules, description = _described(loaded, base)
-    rows, report, pack_size, warnings = None, None, None, list[str]()
+    rows, report, pack_size, warnings, shown = None, None, None, list[str](), list[ShownRow]()
     if reads:
         load_data(loaded.task)  # its faults before those of the tokenizer
         prepared = prepare(loaded.task, load_tokenizer(base))
         rows, report = prepared.num_scored, prepared.report
         mean_length = float(prepared.lengths("train").mean())
         pack_size = expected_pack_size(loaded, modules, description.largest.size.head_parameters, mean_length)
-        warnings = data_warnings(report, rows, loaded.task.metric)
+        warnings, shown = data_warnings(report, rows, loaded.task.metric), first_rows(prepared, 2)
     time, unknown = _estimated(loaded) if estimate else (None, "")
     facts = (rows, report, pack_size, warnings, description, time, unknown)
-    return CheckedSpace(loaded.name, base.weight_digest, *facts, resolved_pooling(loaded.task.pooling, base))
+    return CheckedSpace(loaded.name, base.weight_digest, *facts, resolved_pooling(loaded.task.pooling, base), shown)
 
 
 def _described(space: Space, base: BaseModel) -> tuple[Sequence[LinearModule], SpaceDescription]:

@@ -1,4 +1,4 @@
-"""Each kind of event is a line, and is read back from it; lines of other versions; what `--events` prints."""
+"""Each kind of event is a line, and is read back from it; lines of other versions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from loraxs_search.cli._lines import printed
 from loraxs_search.errors import StudyError
 from loraxs_search.log.event_log import EventLog, from_line, to_line
 from loraxs_search.log.events import (
@@ -175,28 +174,6 @@ def test_a_line_whose_kind_is_no_text_is_damage(path: Path) -> None:
     path.write_text('{"event": ["warning"], "at": 1.0}\n')
     with pytest.raises(StudyError, match="damaged"):
         read(path)
-
-
-# ---- `--events` ------------------------------------------------------------------------------------------------------
-def test_what_programs_read_has_the_form_that_it_always_had() -> None:
-    common = {"study": "s", "version": 1}
-    assert printed(TrialStarted(at=2.0, study="s", trial_id="00000", params={"rank": 8}, proposal=PROPOSAL)) == {
-        **common,
-        **{"event": "trial_started", "at": 2.0, "trial": "00000", "params": {"rank": 8}},
-    }
-    assert printed(TrialReported(at=3.0, study="s", report=REPORT)) == {
-        **common,
-        **{"event": "trial_reported", "at": 3.0, "trial": "00000", "step": 40, "metrics": {"accuracy": 0.5}},
-        **{"train_loss": 0.7, "device_s": 1.5, "num_tokens": 100, "stored_bytes": 80, "host": "a"},
-    }
-    assert printed(TrialEnded(at=4.0, study="s", trial_id="00000", state=TrialState.FAIL, reason="so")) == {
-        **common,
-        **{"event": "trial_ended", "at": 4.0, "trial": "00000", "state": TrialState.FAIL, "reason": "so"},
-    }
-    assert printed(Phase(at=5.0, study="s", text="scoring")) == {
-        **common,
-        **{"event": "phase", "at": 5.0, "text": "scoring", "done": None, "total": None, "unit": ""},
-    }
 
 
 def test_baselines_keep_the_name_that_files_have_always_had():

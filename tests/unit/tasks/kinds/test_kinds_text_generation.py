@@ -13,7 +13,7 @@ from support.text_tasks import NUMBER, SUMS, refused, writing_task
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource, Task
 from loraxs_search.tasks.kinds import checked
-from loraxs_search.tasks.prepared import encode, load_data, prepare, preview
+from loraxs_search.tasks.prepared import encode, first_rows, load_data, prepare
 from loraxs_search.tasks.report import data_warnings
 
 
@@ -46,12 +46,18 @@ def test_a_prompt_that_is_scored_is_as_long_as_one_that_is_asked(make):
     assert data.lengths("test").max() <= 32  # with the answers, which are learnt
 
 
-def test_a_report_counts_the_tokens_that_a_preview_shows_last_one_included(make):
-    most = preview(make(), characters(), split="train", num_rows=1).most_tokens
-    assert prepare(make(), characters()).report.tokens["train"].longest == most
+def test_a_report_counts_the_tokens_of_whole_rows_last_one_included(make):
+    data = prepare(make(), characters())
+    most = max(len(data.encoded("train").whole_row(row)[0]) for row in range(data.num_rows("train")))
+    assert data.report.tokens["train"].longest == most
     cut = prepare(make(max_length=most - 1), characters()).report
     assert cut.cut["train"] > 0
     assert cut.tokens["train"].longest == most, "longer than `max_length`, since rows are cut"
+
+
+def test_a_row_is_shown_as_the_model_sees_it_with_trained_tokens_marked(make):
+    row, *_ = first_rows(prepare(make(), characters()), 1)
+    assert (row.text, row.answer) == ("Two and two?[[ The answer is 4</s>]]", "The answer is 4")
 
 
 def test_one_long_answer_takes_its_memory_once(make):
