@@ -59,7 +59,7 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     task, the classes, the metrics and `max_length`. It takes a base model that is at hand. What cannot be known is
     asked for on a terminal; elsewhere, an error names the option that says it. Nothing is trained.
 
-    On a terminal, Enter takes the first of the listed answers. The file starts with a line for editors, which leads to
+    On a terminal, Enter takes the answer in square brackets. The file starts with a line for editors, which leads to
     the schema that came with this program.
 
     A file that is not UTF-8 is not changed: a plain copy is written beside the space, which reads that copy alone. Rows
@@ -103,14 +103,14 @@ def _drafted(data: str, path: Path, choices: Choices) -> Draft:
 
 
 def _asked(question: UndecidedError, choices: Choices) -> Choices:
-    """Return the choices with the answer to a question; an empty one is the first that is possible."""
-    default = question.possible[0] if question.possible else ""
-    known = f" ({', '.join(question.possible)}) [{default}]" if question.possible else ""
+    """Return the choices with the answer to a question; an empty one is its default, if it has one."""
+    known = f" ({', '.join(question.possible)})" if question.possible else ""
+    known += f" [{question.default}]" if question.default else ""
     print(f"{question.option}{known}: ", end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline()  # typer's own prompt writes to stdout too, which is the file's name alone
     if not answer:
         raise typer.Abort
-    said = answer.strip() or default
+    said = answer.strip() or question.default
     value: Any = (_split(said) if question.option in _LISTS else said) or None
     return replace(choices, **{question.option: value})
 

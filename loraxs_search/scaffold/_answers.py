@@ -67,12 +67,14 @@ class UndecidedError(UsageError):
     Args:
         option: The field of `Choices`, and the command line's option, that says it.
         possible: What may be said, likeliest first; empty where that is open.
+        default: What Enter stands for on a terminal; empty if none of these is likely.
     """
 
-    def __init__(self, option: str, message: str, possible: Sequence[str] = ()) -> None:
+    def __init__(self, option: str, message: str, possible: Sequence[str] = (), *, default: str | None = None) -> None:
         known = f" (one of: {', '.join(possible)})" if possible else ""
         super().__init__(message, hint=f"say it with --{option}{known}")
         self.option, self.possible = option, tuple(possible)
+        self.default = next(iter(possible), "") if default is None else default
 
 
 CLASSES, NUMBERS, TAGS = "sequence-classification", "regression", "token-classification"
@@ -83,8 +85,11 @@ _NEVER_MEANT = ("nan", "null", "#n/a", "<na>", "nat")  # what programs write for
 _MISSING = (*_NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
 _MAX_CLASSES = 50  # more need many rows each
 _MANY_ROWS = 20  # so many rows for each different value, and they are classes
-_FEW_NUMBERS = 20  # whole numbers with no more different values are taken for classes
+_FEW_NUMBERS = 12  # whole numbers with no more different values are taken for classes
+_FEW_IDS = 20  # the same of numbers from 0 without a gap, as programs number classes
+_FEW_PAIRS = 3  # more names that look alike are no mistakes
 _MAX_LISTED = 5
+_DIGITS = re.compile(r"\d+")
 _PADDED = re.compile(r"[-+]?0\d")  # a name, such as a postcode
 _PLAIN = re.compile(r"[-+]?(\d+\.?0*|\d*\.\d*[1-9])", re.ASCII)
 
@@ -117,6 +122,13 @@ def has_few(table: Table, label: str) -> bool:
     return number <= few or number * _MANY_ROWS <= table.num_rows
 
 
+def are_numbers(table: Table, label: str) -> bool:
+    """Whether a column's values are numbers that may be answers: whole ones that all differ tell rows apart."""
+    counts = _different(table.columns[label])
+    whole = all(float(text).is_integer() for text in counts if _is_number(text))
+    return _mostly_numbers(table, counts) and not (whole and len(counts) == table.num_rows)
+
+
 def guess_kind(table: Table, label: str) -> str:
     """Return the kind of task that the answers are for.
 
@@ -128,7 +140,8 @@ def guess_kind(table: Table, label: str) -> str:
     counts = _different(table.columns[label])
     if _mostly_numbers(table, counts):
         values = {float(text) for text in counts if _is_number(text)}
-        return CLASSES if all(map(float.is_integer, values)) and len(values) <= _FEW_NUMBERS else NUMBERS
+        few = _FEW_IDS if values == set(range(len(values))) else _FEW_NUMBERS
+        return CLASSES if all(map(float.is_integer, values)) and len(values) <= few else NUMBERS
     if has_few(table, label):
         return CLASSES
     if label.lower() in _WRITTEN:
@@ -187,20 +200,33 @@ def _no_numbers(table: Table, label: str, odd: Sequence[str]) -> list[str]:
 
 
 def _meant(table: Table, counts: Mapping[str, int]) -> dict[str, str]:
-    """Return what labels mean that differ in case alone, and rare ones that are written nearly as a frequent one.
+    """Return what labels mean that differ in case alone, or look like a few mistakes.
 
     As classes of their own they would be wrong.
     """
-    most = max(1, table.num_rows // 100)
-    alike: dict[str, list[str]] = {}  # the most frequent one first
+    usual: dict[str, str] = {}
+    meant = {}
     for name in sorted(counts, key=lambda name: -counts[name]):
-        alike.setdefault(" ".join(name.casefold().split()), []).append(name)
-    meant = {name: usual for usual, *others in alike.values() for name in others}
-    frequent = {folded: names[0] for folded, names in alike.items() if counts[names[0]] > most}
-    for folded, names in alike.items():
-        if folded not in frequent and (near := get_close_matches(folded, frequent, n=1, cutoff=0.8)):
-            meant[names[0]] = frequent[near[0]]
-    return meant
+        if (known := usual.setdefault(_folded(name), name)) != name:
+            meant[name] = known
+    near = alike_names({name: counts[name] for name in usual.values()}, table.num_rows)
+    return meant | (near if len(near) <= _FEW_PAIRS else {})
+
+
+def alike_names(counts: Mapping[str, int], num_rows: int) -> dict[str, str]:
+    """Return rare names, each with a much more frequent one that it looks like; names that differ in digits do not."""
+    most = max(1, num_rows // 100)
+    frequent = {_folded(name): name for name, count in counts.items() if count > most}
+    alike = {}
+    for name in (name for name, count in counts.items() if count <= most):
+        near = next((frequent[it] for it in get_close_matches(_folded(name), frequent, n=1, cutoff=0.8)), None)
+        if near and counts[name] * 4 <= counts[near] and _DIGITS.sub("", name) != _DIGITS.sub("", near):
+            alike[name] = near
+    return alike
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.casefold().split())
 
 
 def _misspelt(table: Table, label: str, meant: Mapping[str, str], missing: Sequence[str]) -> list[str]:

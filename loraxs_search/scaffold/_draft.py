@@ -23,7 +23,7 @@ from loraxs_search.scaffold._answers import (
     UndecidedError,
 )
 from loraxs_search.scaffold._roles import Roles, guess_roles
-from loraxs_search.scaffold._texts import Measured, guesses_of, in_one_line, render, warnings_of
+from loraxs_search.scaffold._texts import Measured, guesses_of, in_one_line, listed, render, scalar, warnings_of
 from loraxs_search.shipped_spaces import schema_path
 from loraxs_search.tasks.kinds import KINDS, items_of
 from loraxs_search.tasks.tables import Table, read_hub_table, read_table
@@ -155,6 +155,7 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
             "every": steps // (8 if steps >= _MANY_STEPS else 4),
             "scored": _SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else 0,
             "prompt": _prompt(roles),
+            "options": _options(roles),
             "answer": f" {{{roles.label}}}",
             "writes": roles.kind == WRITING,
             "chooses": roles.kind == CHOOSING,
@@ -238,7 +239,12 @@ def _metrics(roles: Roles, choices: Choices) -> list[str]:
         usual = ["accuracy", "f1"]
     if choices.metric is None:
         return usual
-    fitting = KINDS.get(roles.kind).fitting_metrics({"labels": roles.labels, "options": roles.options})
+    fitting = KINDS.get(roles.kind).fitting_metrics(
+        {
+            "labels": roles.labels,
+            "options": list(roles.options or ()) if isinstance(roles.options, tuple) else roles.options,
+        }
+    )
     if choices.metric not in fitting:
         raise UsageError(unknown_name("--metric", choices.metric, fitting), hint=f"metrics of {roles.kind}")
     return [choices.metric, *(name for name in usual if name != choices.metric)]
@@ -282,8 +288,10 @@ def _text_of(value: Any) -> str:
 
 def _said(table: Table, roles: Roles, row: int) -> list[str]:
     """Return what may stand behind the prompt of a row: its answer, or its options; nothing of a task with a head."""
-    if roles.options is not None:
+    if isinstance(roles.options, str):
         return [f" {option}" for option in items_of(table.columns[roles.options][row])]
+    if roles.options is not None:
+        return [f" {table.columns[name][row]}" for name in roles.options]
     return [f" {table.columns[roles.label][row]}"] if roles.kind == WRITING else []
 
 
@@ -326,6 +334,12 @@ def _passes(table: Table, roles: Roles, steps: int) -> str:
 
 def _prompt(roles: Roles) -> str:
     return "\n".join(f"{name.capitalize()}: {{{name}}}" for name in roles.texts) + "\nAnswer:"
+
+
+def _options(roles: Roles) -> str:
+    """Return the YAML of the options: their column, or what each of several columns has behind the prompt."""
+    options = roles.options or ()
+    return scalar(options) if isinstance(options, str) else listed([f" {{{name}}}" for name in options])
 
 
 def _slug(name: str, config: str | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from loraxs_search.scaffold._answers import (
     WRITING,
     Choices,
     UndecidedError,
+    are_numbers,
     check_answers,
     cleaned,
     guess_kind,
@@ -31,8 +33,11 @@ _LABELS = (
     *("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "gold", "y", "score"),
     *("rating", "stars", "answer", "answerkey", "correct", "output", "completion", "response"),
 )
+_LETTERS = string.ascii_uppercase
 _WORDS = ("tokens", "words", "text", "sentence")
 _TAG = re.compile(r"O|[BI]-\S+")
+_DATE = re.compile(r"\d{1,4}[-./]\d{1,2}[-./]\d{1,4}([T ]\d{1,2}:\d{2}.*)?")
+_OPTION = re.compile(r"((?:option|opt|choice|answer|ending|sol)_?)?([a-z]|\d)")  # one of several columns of options
 _OPTIONS = ("options", "choices", "answers", "endings", "candidates", "alternatives", "completions")
 _PAIRS = (
     *(("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("text_a", "text_b")),
@@ -48,7 +53,8 @@ class Roles:
     Args:
         texts: Columns that are read, in order.
         label: The column with answers.
-        options: The column with lists to choose from, of multiple choice.
+        options: The column with lists to choose from, of multiple choice; or a column for each option.
+        option_names: What the answers call options; empty if they are letters, numbers from 0, or the options' texts.
         label_counts: Names of classes, in id order, with the rows that have each.
         unused: Columns with texts that are not read, unless the columns were chosen.
     """
@@ -56,7 +62,8 @@ class Roles:
     kind: str
     texts: tuple[str, ...]
     label: str
-    options: str | None = None
+    options: str | tuple[str, ...] | None = None
+    option_names: tuple[str, ...] = ()
     label_counts: Mapping[str, int] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
 
@@ -88,9 +95,15 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
         message = f"Column {options!r} has options, but --labels names classes."
         raise UndecidedError("kind", message, (CLASSES, CHOOSING))
     kind = choices.kind or (CLASSES if choices.labels is not None else None)
+    if kind in (None, CHOOSING) and options is None and (found := _option_columns(table, choices)) is not None:
+        label, columns, names = found
+        texts = choices.text or (_text(table, but=(label, *columns)),)
+        roles = Roles(CHOOSING, texts, label, columns, names, unused=_unused(table, choices, (*texts, label, *columns)))
+        return roles, cleaned(table, texts, label, choices)
     if kind == CHOOSING or (kind is None and options is not None):
         if options is None:
-            raise UndecidedError("kind", "A multiple-choice task needs a column of lists, but there is none.", _kinds())
+            message = "A multiple-choice task needs a column of lists, or a column for each option, but there is none."
+            raise UndecidedError("kind", message, _kinds(), default="")
         label = choices.label or _label(table, choices, but=(options,))
         texts = choices.text or (_text(table, but=(label, options)),)
         unused = _unused(table, choices, (*texts, label))
@@ -181,21 +194,59 @@ def _check_named(table: Table, choices: Choices) -> None:
 
 # ---- guesses ---------------------------------------------------------------------------------------------------------
 def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
+    """Return the column with the answers: one of a usual name, else the only one that has few values, or numbers."""
     taken = (*but, *(choices.text or ()))
-    names = [name for name, values in table.columns.items() if name not in taken and _are_scalars(values)]
+    names = [
+        name
+        for name, values in table.columns.items()
+        if name not in taken and _are_scalars(values) and not _are_dates(values)
+    ]
     if not names:
         raise TaskDataError(
             f"{table.name} must have a column with answers beside its texts, but has none.", hint="add that column"
         )
-    named = [name for wanted in _LABELS for name in names if _folded(name) == wanted]
-    if named:
+    numbers = [name for name in names if are_numbers(table, name)]
+    if choices.kind == NUMBERS:
+        names = numbers or names
+    if named := [name for wanted in _LABELS for name in names if _folded(name) == wanted]:
         return named[0]
     few = [name for name in names if len(set(map(str, table.columns[name]))) > 1 and has_few(table, name)]
-    if len(few) == 1:
-        return few[0]
-    likely = few or names
-    message = f"The column with answers must be known, but it may be any of {', '.join(likely)}."
-    raise UndecidedError("label", message, likely)
+    likely = list(dict.fromkeys((*few, *numbers))) if choices.kind != NUMBERS else names
+    if len(likely) == 1 or (choices.text and len(names) == 1):
+        return (likely or names)[0]
+    message = f"The column with answers must be known, but it may be any of {', '.join(likely or names)}."
+    raise UndecidedError("label", message, likely or names, default=next(iter(likely), ""))
+
+
+def _option_columns(table: Table, choices: Choices) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:
+    """Return the column with answers, those with an option each, and the options' names; None if no columns are such.
+
+    They are called A, B, ... or option1, option2, ..., and each answer says which one is right.
+    """
+    runs: dict[str, list[str]] = {}
+    for name in table.columns:
+        if (match := _OPTION.fullmatch(_folded(name))) and name not in (choices.text or ()):
+            run = runs.setdefault(match[1] or "", [])
+            if (not run and match[2] in "a01") or (run and ord(match[2]) == ord(run[-1][-1].lower()) + 1):
+                run.append(name)
+    for columns in (tuple(run) for run in runs.values() if len(run) > 1):
+        usual = [name for wanted in _LABELS for name in table.columns if _folded(name) == wanted]
+        for label in [choices.label] if choices.label else [name for name in usual if name not in columns]:
+            if (names := _option_names(table, columns, label)) is not None:
+                return label, columns, names
+    return None
+
+
+def _option_names(table: Table, columns: tuple[str, ...], label: str) -> tuple[str, ...] | None:
+    """Return what the answers call the options; empty if a task knows it by itself, None if they name none."""
+    answers, number = {str(value).strip() for value in table.columns[label]} - {""}, len(columns)
+    letters, from_0, from_1 = (tuple(map(str, it)) for it in (_LETTERS[:number], range(number), range(1, number + 1)))
+    for names in (columns, tuple(letter.lower() for letter in letters), () if columns[0].endswith("0") else from_1):
+        if answers <= set(names) and names != letters:
+            return names
+    rows = zip(table.columns[label], *(table.columns[name] for name in columns), strict=True)
+    known = answers <= set(letters) or answers <= set(from_0) or all(answer in options for answer, *options in rows)
+    return () if known else None
 
 
 def _texts(table: Table, label: str) -> tuple[str, ...]:
@@ -244,7 +295,7 @@ def _text(table: Table, but: tuple[str, ...]) -> str:
     names = [name for name in others if _are_texts(table.columns[name])]
     if not names:
         message = f"A column of {table.name} must have texts beside the answers, but none seems to have."
-        raise UndecidedError("text", message, others)
+        raise UndecidedError("text", message, others, default="")
     named = [name for wanted in TEXT_NAMES for name in names if _folded(name) == wanted]
     longest = sorted(names, key=lambda name: -_mean_length(table.columns[name]))
     if named or len(names) == 1:
@@ -262,8 +313,13 @@ def _folded(name: str) -> str:
 
 def _are_texts(values: Sequence[Any]) -> bool:
     filled = [value for value in values if value is not None and str(value).strip()]
-    numbers = filled and all(finite_number(value) is not None for value in filled)
-    return all(isinstance(value, str) for value in filled) and not numbers and not _are_lists(filled)
+    others = filled and (all(finite_number(value) is not None for value in filled) or _are_dates(filled))
+    return all(isinstance(value, str) for value in filled) and not others and not _are_lists(filled)
+
+
+def _are_dates(values: Sequence[Any]) -> bool:
+    filled = [str(value).strip() for value in values if value is not None and str(value).strip()]
+    return bool(filled) and all(map(_DATE.fullmatch, filled))
 
 
 def _are_lists(values: Sequence[Any]) -> bool:

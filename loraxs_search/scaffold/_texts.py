@@ -12,20 +12,20 @@ from typing import Any
 import jinja2
 
 from loraxs_search.records import BaseModelRef
-from loraxs_search.scaffold._answers import CHOOSING, CLASSES, NUMBERS, WRITING, Choices, doubtful_classes
+from loraxs_search.scaffold._answers import CHOOSING, CLASSES, NUMBERS, WRITING, Choices, alike_names, doubtful_classes
 from loraxs_search.scaffold._roles import Roles
 from loraxs_search.tasks.tables import Table
 
 
 def render(facts: Mapping[str, Any]) -> str:
     """Return the YAML; lines without a comment end without space."""
-    lines = _TEMPLATE.render(scalar=_scalar, flow=_flow, listed=_listed, **facts).split("\n")
+    lines = _TEMPLATE.render(scalar=scalar, flow=_flow, listed=listed, **facts).split("\n")
     return "".join(f"{_aligned(line)}\n" for line in lines)
 
 
-def _listed(values: Sequence[Any]) -> str:
+def listed(values: Sequence[Any]) -> str:
     """Return a list as YAML in one line."""
-    return f"[{', '.join(map(_scalar, values))}]"
+    return f"[{', '.join(map(scalar, values))}]"
 
 
 def _aligned(line: str) -> str:
@@ -36,11 +36,11 @@ def _aligned(line: str) -> str:
 
 def _flow(values: Mapping[str, Any]) -> str:
     """Return a mapping as YAML in one line; its values may be mappings."""
-    parts = (f"{name}: {_flow(each) if isinstance(each, Mapping) else _scalar(each)}" for name, each in values.items())
+    parts = (f"{name}: {_flow(each) if isinstance(each, Mapping) else scalar(each)}" for name, each in values.items())
     return f"{{{', '.join(parts)}}}"
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
     """Return a value as YAML that no reader takes for something else."""
     text = str(value)
     plain = re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", text) and text.lower() not in _WORDS
@@ -81,7 +81,7 @@ def guesses_of(
         "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
         "kind": roles.kind + ("" if choices.kind else _ratings(roles)),
         "texts": ", ".join(roles.texts),
-        "answers": f"{roles.label}: {counts}" if counts else roles.label,
+        "answers": f"{roles.label}: {counts}" if counts else f"{roles.label}{_of_numbers(roles, choices)}",
         "base": base.id,
         "max_length": measured.reason,
     }
@@ -90,7 +90,12 @@ def guesses_of(
         more = (*roles.texts, *roles.unused)[:most]
         way = f" (to read more columns: --text {shlex.quote(','.join(more))})" if more != roles.texts else ""
         guesses["unused"] = ", ".join(roles.unused) + way
-    return guesses | ({"options": roles.options} if roles.options else {})
+    options = roles.options if isinstance(roles.options, str) else ", ".join(roles.options or ())
+    return guesses | ({"options": options} if options else {})
+
+
+def _of_numbers(roles: Roles, choices: Choices) -> str:
+    return ": numbers (--label names another column)" if roles.kind == NUMBERS and not choices.label else ""
 
 
 def _ratings(roles: Roles) -> str:
@@ -125,6 +130,9 @@ def warnings_of(table: Table, roles: Roles, measured: Measured, choices: Choices
         for name in doubtful_classes(() if choices.labels or roles.label in table.label_names else roles.label_counts)
     ]
     if (counts := roles.label_counts) and roles.kind == CLASSES:
+        if not choices.labels and (alike := alike_names(counts, table.num_rows)):
+            pairs = ", ".join(f"{name!r} like {near!r}" for name, near in alike.items())
+            warnings.append(f"labels that look alike are learnt as classes of their own: {pairs}")
         rarest, number = min(counts.items(), key=lambda each: each[1])
         if number * 10 < table.num_rows / len(counts):
             warnings.append(f"label {rarest!r} is rare ({_rows(number)}): accuracy says little of it, see macro_f1")
@@ -163,7 +171,10 @@ task:
 {% endif %}
 {% elif chooses %}
   prompt: {{ scalar(prompt) }}  # columns in braces
-  options: {{ scalar(roles.options) }}
+  options: {{ options }}
+{% if roles.option_names %}
+  option_names: {{ listed(roles.option_names) }}
+{% endif %}
   label: {{ scalar(roles.label) }}
 {% else %}
   columns: {{ flow(columns) }}

@@ -1,0 +1,142 @@
+"""What `init` guesses of columns and answers; no base is at hand, so no token is counted."""
+
+from __future__ import annotations
+
+import csv
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.rows import texts
+
+from loraxs_search.errors import TaskDataError
+from loraxs_search.scaffold import Choices, UndecidedError, draft_space
+
+
+@pytest.fixture
+def draft(fresh_home: Path, tmp_path: Path):
+    """Draft a space of columns in a .csv, and return its task, and the draft."""
+
+    def make(columns: Mapping[str, Sequence[Any]], **choices: Any) -> tuple[dict[str, Any], Any]:
+        path = tmp_path / "rows.csv"
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([list(columns), *zip(*columns.values(), strict=True)])
+        made = draft_space(path, tmp_path / "rows.yaml", Choices(base="no-such-org/no-such-base", **choices))
+        return yaml.safe_load(made.text)["task"], made
+
+    return make
+
+
+PRICES = [round(random.Random(i).uniform(5, 500), 2) for i in range(80)]
+WHOLE = [random.Random(i).randrange(10, 40) * 25 for i in range(80)]
+
+
+@pytest.mark.parametrize("names", ["description,rent", "text,price", "Text,Toxicity", "price,description"])
+@pytest.mark.parametrize("numbers", [PRICES, WHOLE])
+@pytest.mark.parametrize("kind", [None, "regression"])
+def test_numbers_beside_words_are_the_answers(draft, names: str, numbers: list[float], kind: str | None) -> None:
+    words, answers = sorted(names.split(","), key=lambda name: name.lower() not in ("description", "text"))
+    columns = {words: texts(80), answers: numbers}
+    task, made = draft({name: columns[name] for name in names.split(",")}, kind=kind)
+    assert (task["kind"], task["columns"]) == ("regression", {"text": words, "label": answers})
+    assert "--label" in made.guesses["answers"]
+
+
+def test_numbers_that_tell_rows_apart_are_no_answers(draft) -> None:
+    with pytest.raises(UndecidedError) as asked:
+        draft({"number": range(80), "first": texts(80), "second": texts(80)[::-1]})
+    assert (asked.value.option, asked.value.default) == ("label", "")
+    task, _ = draft({"id": range(80), "note": texts(80), "price": PRICES})
+    assert task["columns"] == {"text": "note", "label": "price"}
+
+
+def test_a_date_is_neither_text_nor_answer(draft) -> None:
+    dates = [f"2024-{1 + i % 12:02}-{1 + i % 28:02} 10:30:00" for i in range(80)]
+    task, _ = draft({"created": dates, "note": texts(80), "price": PRICES})
+    assert task["columns"] == {"text": "note", "label": "price"}
+    with pytest.raises(UndecidedError) as asked:
+        draft({"created": dates, "label": [i % 2 for i in range(80)], "day": dates})
+    assert (asked.value.option, asked.value.default) == ("text", "")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (range(18, 31), "regression"),
+        (range(5), "sequence-classification"),
+        (range(20), "sequence-classification"),  # numbered from 0 without a gap, as programs number classes
+        (range(0, 100, 5), "regression"),
+    ],
+)
+def test_numbers_of_many_values_with_an_order_are_a_regression(draft, values: Sequence[int], kind: str) -> None:
+    task, _ = draft({"text": texts(400), "label": [values[i % len(values)] for i in range(400)]})
+    assert task["kind"] == kind
+
+
+# ---- names that look alike -------------------------------------------------------------------------------------------
+def labelled(counts: Mapping[str, int]) -> dict[str, list[str]]:
+    labels = [name for name, count in counts.items() for _ in range(count)]
+    return {"text": texts(len(labels)), "label": labels}
+
+
+def test_numbered_names_are_no_misspellings(draft) -> None:
+    counts = {f"intent_{i}": 10 + i for i in range(77)}
+    task, _ = draft(labelled(counts))
+    assert set(task["labels"]) == set(counts)
+
+
+def test_a_label_with_as_many_rows_as_others_is_no_misspelling(draft) -> None:
+    counts = {"card_arrival": 12, "card_arrived": 8} | {f"{'abcdefghij'[i]}{i}" * 4: 100 for i in range(10)}
+    task, _ = draft(labelled(counts))
+    assert set(task["labels"]) == set(counts)
+
+
+def test_many_labels_that_look_alike_are_said_once(draft) -> None:
+    pairs = {"delivery_late": "delivery_lates", "refund_asked": "refund_askeds", "login_fails": "login_failss"}
+    pairs |= {"invoice_wrong": "invoice_wrongs", "app_crashes": "app_crashess"}
+    counts = dict.fromkeys(pairs, 100) | dict.fromkeys(pairs.values(), 2)
+    task, made = draft(labelled(counts))
+    assert set(task["labels"]) == set(counts)
+    assert len([warning for warning in made.warnings if "refund_askeds" in warning]) == 1
+    with pytest.raises(TaskDataError) as caught:
+        draft(labelled({"delivery_late": 100, "delivery_lates": 1, "other": 100}))
+    assert "--map delivery_lates=delivery_late" in str(caught.value.hint)
+
+
+# ---- options in columns ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("names", "answers", "option_names"),
+    [
+        ("ABCD", list("ABCD"), None),
+        (["option_a", "option_b", "option_c"], list("ABC"), None),
+        (["opt1", "opt2", "opt3"], ["1", "2", "3"], ["1", "2", "3"]),
+        (["option_a", "option_b"], ["option_a", "option_b"], ["option_a", "option_b"]),
+        (["choice1", "choice2"], ["0", "1"], None),
+        ("AB", list("ab"), ["a", "b"]),
+    ],
+)
+def test_columns_of_options_are_multiple_choice(
+    draft, names: Sequence[str], answers: Sequence[str], option_names: list[str] | None
+) -> None:
+    columns = {name: [f"{name} {text}" for text in texts(60)] for name in names}
+    task, _ = draft({"question": texts(60), **columns, "answer": [answers[i % len(answers)] for i in range(60)]})
+    assert (task["kind"], task["label"]) == ("multiple-choice", "answer")
+    assert task["options"] == [f" {{{name}}}" for name in names]
+    assert task.get("option_names") == option_names
+    assert task["prompt"] == "Question: {question}\nAnswer:"
+
+
+def test_columns_of_options_may_hold_the_answer_itself(draft) -> None:
+    columns = {name: [f"{name} {text}" for text in texts(60)] for name in "ABC"}
+    answers = [columns["ABC"[i % 3]][i] for i in range(60)]
+    task, _ = draft({"question": texts(60), **columns, "correct": answers})
+    assert (task["kind"], task["options"]) == ("multiple-choice", [" {A}", " {B}", " {C}"])
+
+
+def test_letters_that_name_no_option_are_no_choice(draft) -> None:
+    columns = {name: texts(60) for name in ("a", "b")}
+    task, _ = draft({"question": texts(60), **columns, "label": ["x", "y"] * 30})
+    assert task["kind"] == "sequence-classification"
