@@ -198,6 +198,11 @@ def _read(kind: TaskKind, name: Split, split: StoredSplit, cache_dir: Path, slic
         return known
     columns = split.read(kind.task, spare, slices)
     if name == "test" and kind.hides_answers(columns):
+        if split.is_file:
+            column = wanted_columns(kind.task)[-1]
+            values, place = columns.values.get(column, []), SourceLocation(split.name, columns.lines)
+            hint = "write the answers, or leave the file out: then a tenth of train is set aside as test rows"
+            refuse(kind.task, f"`{column}` of test rows must have answers", values, range(len(values)), place, hint)
         return None
     if most is not None:
         columns = _short_rows(kind.task, columns, most)
@@ -267,7 +272,7 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
     Of the rest, `train_rows` stay.
 
     A row goes where a hash of its text says, so equal texts stay on one side, and neither the order of rows nor any
-    library's generator plays a part.
+    library's generator plays a part. A text of more rows than a split should have goes to train, if there are others.
     """
     train = rows["train"]
     order: tuple[Split, ...] = ("test", "validation")
@@ -280,13 +285,16 @@ def _carve(task: Task, rows: dict[Split, Rows], place: str) -> dict[Split, Rows]
         )
     keys = np.array(_content_keys(train))
     size = task.source.carved_rows or max(1, round(len(train) * _CARVED_SHARE))
-    ranked = np.sort(keys)
-    carved, low = dict(rows), ""
-    for position, name in enumerate(missing, start=1):
-        high = str(ranked[min(position * size, len(ranked)) - 1])
-        carved[name] = train.take(np.flatnonzero((keys > low) & (keys <= high)))
-        low = high
-    kept = np.flatnonzero(keys > low)
+    texts, of_row, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    dealt = np.argsort(counts > size, kind="stable")
+    counted, first = np.cumsum(counts[dealt]), 0
+    carved, place_of = dict(rows), np.full(len(texts), len(missing))
+    for position, name in enumerate(missing):
+        most = len(texts) - len(missing) + position  # each later split, and train, needs a text too
+        end = min(max(int(np.searchsorted(counted, (position + 1) * size)), first) + 1, most)
+        place_of[dealt[first:end]], first = position, end
+        carved[name] = train.take(np.flatnonzero(place_of[of_row] == position))
+    kept = np.flatnonzero(place_of[of_row] == len(missing))
     if task.source.train_rows is not None:
         kept = np.sort(kept[np.argsort(keys[kept], kind="stable")[: task.source.train_rows]])
     carved["train"] = train if len(kept) == len(train) else train.take(kept)

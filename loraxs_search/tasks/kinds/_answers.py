@@ -139,7 +139,7 @@ class Extraction:
         if self.one_of:
             return self._first_choice(part)
         if self.form == "number":
-            return last_number(part) if part is text else first_number(part)
+            return first_number(part) if self.after or self.regex else last_number(part)
         return self._trimmed(part)
 
     def bare(self, text: str) -> str:

@@ -42,10 +42,11 @@ def class_ids(
 
     Args:
         stored_names: Label names that the data themselves give to their ids, which are then ids whatever the task's
-            names are. Where some of them are the task's, in another place there, names decide; otherwise ids count as
-            the task's. Case does not matter.
+            names are. Where some of them are the task's, in another place there, names decide; names that are numbers
+            say nothing. Case does not matter.
     Raises:
-        TaskDataError: a label is missing or outside the set; every different one is named.
+        TaskDataError: a label is missing or outside the set; every different one is named. Or no stored name is the
+            task's.
     """
     ids = {composed(name): index for index, name in enumerate(task.labels)}
     numeric = _numeric_names(ids)
@@ -53,6 +54,12 @@ def class_ids(
     allowed = f"one of {', '.join(listed)}{f' and {others} more' if others > 0 else ''}"
     if stored_names is not None:
         numeric = _meant_by_ids(stored_names, ids)
+        if not numeric:
+            raise TaskDataError(
+                f"Task {task.name}: `labels` must name the labels that the data name {', '.join(stored_names)}, but"
+                f" are {', '.join(task.labels)} ({place.name}).",
+                hint="write the names of the data into `labels`; their order is free",
+            )
         allowed += f" (the data name their ids {', '.join(stored_names[:_LISTED])})"
     elif not any(_number(name) is not None for name in ids):
         numeric = {index: index for index in range(len(ids))}
@@ -73,13 +80,16 @@ def class_ids(
 
 
 def _meant_by_ids(stored_names: Sequence[str], ids: Mapping[str, int]) -> dict[int | float, int]:
-    """Return the task's id of each id of the data, which give names to theirs."""
+    """Return the task's id of each id of the data, which give names to theirs; nothing if no name is the task's."""
     folded = {name.casefold(): index for name, index in ids.items()}
     known = folded if len(folded) == len(ids) else {}
     meant = {id_: ids.get(name, known.get(name.casefold())) for id_, name in enumerate(map(composed, stored_names))}
-    if all(index in (None, id_) for id_, index in meant.items()):
+    found = [(id_, index) for id_, index in meant.items() if index is not None]
+    if not found and not all(_number(name) is not None for name in stored_names):
+        return {}
+    if all(index == id_ for id_, index in found):
         return {index: index for index in range(len(ids))}
-    return {id_: index for id_, index in meant.items() if index is not None}
+    return dict(found)
 
 
 def numbers(values: Sequence[Any], task: Task, place: SourceLocation) -> npt.NDArray[np.float32]:

@@ -94,6 +94,16 @@ def test_test_rows_from_another_data_set_with_other_columns(tmp_path, make_task,
         load_data(replace(task, source=DataSource(hub=hub, elsewhere={"test": wrong})))
 
 
+@pytest.mark.parametrize("stored", [-1, None])
+def test_test_rows_of_the_hub_whose_labels_are_hidden_are_carved(tmp_path, make_task, rows, stored):
+    hidden = [{**row, "label": stored, "language": "hidden"} for row in rows(9, "bad w")]
+    train = [{**row, "language": "en"} for row in rows(60)]
+    source = DataSource(hub=hub_folder(tmp_path / "set", train=train, test=hidden))
+    data = load_data(replace(make_task(), source=source, slices=("language",)))
+    assert {split: len(own) for split, own in data.rows.items()} == {"train": 48, "validation": 6, "test": 6}
+    assert data.rows["test"].slices == {"language": ["en"] * 6}
+
+
 def test_local_files_may_stand_beside_a_split_of_the_hub(tmp_path, make_task, rows):
     apart = SplitSource(hub=hub_folder(tmp_path / "set", test=rows(11, "bad w")), split="test")
     task = make_task({"train": rows(40)})

@@ -203,6 +203,7 @@ def test_long_white_space_takes_no_time():
 def test_regex_takes_the_first_match():
     assert find("answer2 or answer3", regex=r"answer(\d)") == "2"
     assert find("pay $1,200.0 now", regex=r"pay (\S+)", **{"as": "number"}) == "1200"
+    assert find("3 of 7", regex=r"(.*)", **{"as": "number"}) == "3", "also of a group that is the whole text"
     assert find("nothing", regex=r"answer(\d)") == ""
     assert find("b", regex=r"(a)?b") == ""
 

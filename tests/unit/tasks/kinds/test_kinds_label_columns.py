@@ -75,10 +75,15 @@ def test_where_a_name_is_a_number_numbers_are_names_and_never_ids(read, value, n
 
 
 def test_ids_that_the_data_themselves_name_are_ids(read):
-    assert read([0, 1], ("1", "2"), ["one", "two"]) == [0, 1]
+    assert read([0, 1], ("bad", "good"), ["0", "1"]) == [0, 1]
     assert read([0, 1], ("1", "2"), ["2", "1"]) == [1, 0]
     with pytest.raises(TaskDataError, match=r"has 2 \(line 3\)"):
-        read([0, 2], ("1", "2"), ["one", "two"])
+        read([0, 2], ("bad", "good"), ["bad", "good"])
+
+
+def test_names_of_the_data_of_which_the_task_has_none_are_refused(read):
+    with pytest.raises(TaskDataError, match=r"neg, pos.*good, bad"):
+        read([0, 1], ("good", "bad"), ["neg", "pos"])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from support.characters import characters
 from support.text_tasks import choosing_task, labelled, refused
 
 from loraxs_search.errors import TaskDataError
-from loraxs_search.records import DataSource, Task
+from loraxs_search.records import DataSource
 from loraxs_search.tasks.kinds import checked, items_of
 from loraxs_search.tasks.prepared import load_data, prepare
 
@@ -205,12 +206,11 @@ def test_classes_are_scored_only_where_options_are_the_same_in_each_row(make):
     assert "macro_f1" not in checked(make()).fitting_metrics({"options": "choices"})
 
 
-def test_a_test_split_that_hides_its_answers_is_carved(make, write):
+def test_a_test_file_without_answers_is_refused(make, write):
     task = make(labelled([i % 3 for i in range(40)]))
-    hidden = write("hidden.jsonl", labelled(["", ""]))
-    files = {"train": task.source.data_files["train"], "test": hidden}
-    rows = load_data(Task(**{**task.__dict__, "source": DataSource(data_files=files)})).rows
-    assert [len(rows[split]) for split in ("train", "validation", "test")] == [32, 4, 4]
+    files = {"train": task.source.data_files["train"], "test": write("hidden.jsonl", labelled(["", ""]))}
+    with pytest.raises(TaskDataError, match=r"hidden\.jsonl"):
+        load_data(replace(task, source=DataSource(data_files=files)))
 
 
 @pytest.mark.parametrize(

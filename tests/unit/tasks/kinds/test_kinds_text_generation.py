@@ -84,14 +84,12 @@ def test_cached_rows_are_the_same(make):
     assert again.rows["train"].labels.tolist() == ["4", "12", "7"]
 
 
-def test_a_test_split_without_answers_counts_as_missing(make, write, tmp_path):
-    rows = [{"q": f"w{i}", "a": "x", "n": "1"} for i in range(30)]
-    task = make(rows)
+def test_a_test_file_without_answers_is_refused(make, write):
+    task = make([{"q": f"w{i}", "a": "x", "n": "1"} for i in range(30)])
     hidden = write("hidden.jsonl", [{"q": "w", "a": "", "n": ""}] * 3)
     files = {"train": task.source.data_files["train"], "test": hidden}
-
-    data = load_data(replace(task, source=DataSource(data_files=files)))
-    assert data.rows["test"].texts != ["w?"] * 3
+    with pytest.raises(TaskDataError, match=r"hidden\.jsonl"):
+        load_data(replace(task, source=DataSource(data_files=files)))
 
 
 def without_answers(rows):
