@@ -27,7 +27,6 @@ class SearchPlan:
         sampler: A name of `loraxs_search.samplers`: what proposes params.
         sampler_params: What the sampler takes, by the names that it declares.
         time_budget_s: The search stops proposing and running trials after this, over all drivers; None means no limit.
-        keep_hosts_s: How long hosts stay loaded after the search, for the next one on the same cluster; None ends them.
         max_failures: How often a trial may lose its host or node between two reports.
         pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial alone.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
@@ -47,7 +46,6 @@ class SearchPlan:
     scheduler: str = "asha"
     reduction_factor: int = 2
     time_budget_s: float | None = None
-    keep_hosts_s: float | None = None
     max_failures: int = 3
     pack_size: int | Literal["auto"] = "auto"
     precision: Precision = "auto"

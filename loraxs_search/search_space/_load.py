@@ -281,7 +281,6 @@ def _search(document: Document, given: object) -> SearchPlan:
     )
     values["objectives"] = tuple(section.objectives or ())
     values["time_budget_s"] = values.pop("time_budget")
-    values["keep_hosts_s"] = values.pop("keep_hosts")
     return SearchPlan(**values, reduction_factor=factor)
 
 

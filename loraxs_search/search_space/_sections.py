@@ -249,8 +249,6 @@ class SearchSection(Section):
     comes for five minutes and twice the usual time. Time before a `resume` counts. Refits and the last scores come
     after it.
     """
-    keep_hosts: Duration | None = None
-    """How long a cluster keeps the base loaded for the next search, such as `10m`."""
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
     """How often a trial may lose its host or node between two reports, before it fails."""
     pack_size: PackSize = SearchPlan.pack_size

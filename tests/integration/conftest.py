@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from loraxs_search.search_space import Space
 
 PASSWORD = "a long enough p@ssword"
-KEEP = "search.keep_hosts=10m"  # a new host takes longer than all else of a short search; `ray_here` ends them
 _RAY = contextlib.ExitStack()
 
 
@@ -45,11 +44,26 @@ def in_search_home(fresh_home: Path, search_home: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="session")
 def ray_here(search_home: Path) -> None:
-    """One Ray for all tests that search in this process: `launch` uses a connection that is there already."""
-    from loraxs_search.search.cluster.connection import connected
+    """One Ray for all tests that search in this process: `launch` uses a connection that is there already.
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAXS_HOME", str(search_home))
+    A new host takes longer than all else of a short search: searches with the same settings share hosts.
+    """
+    from loraxs_search.search.cluster.connection import connected
+    from loraxs_search.search.hosts import pool
+
+    started: dict[str, Any] = {}
+
+    def start_directory(config: HostConfig) -> Any:
+        key = repr(config)
+        if key not in started:
+            started[key] = start(config)
+        return started[key]
+
+    start, patch = pool.start_directory, _RAY.enter_context(pytest.MonkeyPatch.context())
+    patch.setattr(pool, "start_directory", start_directory)
+    patch.setattr(pool.HostPool, "close", lambda _: None)
+    with pytest.MonkeyPatch.context() as here:
+        here.setenv("LORAXS_HOME", str(search_home))
         _RAY.enter_context(connected(None))
 
 
@@ -87,7 +101,7 @@ def search(ray_here: None, in_search_home: Path, tiny_space: Path) -> Callable[.
     def launched(name: str, *overrides: str) -> SearchResult:
         from loraxs_search.search import launch
 
-        return launch(str(tiny_space), name=name, overrides=(KEEP, *overrides))
+        return launch(str(tiny_space), name=name, overrides=overrides)
 
     return launched
 
@@ -109,7 +123,6 @@ def simulated(
 
     cloudpickle.register_pickle_by_value(simulated_host)  # hosts cannot import this folder
     make = functools.partial(simulated_host.simulated_host, pace_s=0.01)
-    functools.update_wrapper(make, simulated_host.simulated_host)  # a pool is known by the name of what makes hosts
     real = host_config.host_config
 
     def config(spaces: Sequence[Space]) -> HostConfig:
@@ -120,7 +133,7 @@ def simulated(
     monkeypatch.setattr(host_config, "host_config", config)
 
     def launched(name: str, *overrides: str) -> SearchResult:
-        return launch(str(tiny_space), name=name, overrides=(KEEP, *overrides))
+        return launch(str(tiny_space), name=name, overrides=overrides)
 
     return launched
 

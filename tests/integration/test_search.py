@@ -39,7 +39,6 @@ def whole(ray_here: None, search_home: Path, tiny_space_text: str) -> SearchResu
     """The one search that several tests look at."""
     (search_home / "whole.yaml").write_text(tiny_space_text)
     overrides = {
-        "search.keep_hosts": "10m",
         "promotion.seeds": 2,
         "task.slices": ["sentiment"],
         "promotion.guards": {"slice_loss": 0.05},
@@ -256,7 +255,7 @@ def test_the_time_budget_is_that_of_all_drivers_together(
             if isinstance(event, SearchStarted):
                 stop.set()
 
-    plan = ("search.trials=500", "search.time_budget=30m", "search.keep_hosts=10m")
+    plan = ("search.trials=500", "search.time_budget=30m")
     with pytest.raises(SearchInterruptedError):
         launch(str(tiny_space), name="spent", overrides=plan, view=Stopping(), stop=stop)
     journal = StudyFolder.open("spent").journal()
@@ -357,6 +356,6 @@ def test_long_work_before_the_first_trial_says_how_far_it_is(
     monkeypatch.setattr(study_actors, "_SAY_EVERY_S", -1.0)
     monkeypatch.setattr(study_actors, "_SHORT_WORK", 0.0)
     short = ("search.trials=1", "search.max_steps=2", "parameters.basis={choice: [top, bottom]}")
-    launch(str(tiny_space), name="phases", overrides=(*short, "search.keep_hosts=10m"), view=Watching())
+    launch(str(tiny_space), name="phases", overrides=short, view=Watching())
     decomposing = [text for text in phases if text.startswith("decomposing")]
     assert decomposing == [f"decomposing the base's weights: {done} of 18 parts" for done in range(1, 18)]

@@ -61,7 +61,7 @@ def test_studies_that_are_searched_together_have_their_own_baselines(
     other = tiny_space.with_name("other.yaml")
     text = tiny_space.read_text().replace("tiny-reviews", "tiny-positives")
     other.write_text(text.replace("metrics: [accuracy, f1]", "metrics: [f1, accuracy]"))
-    results = launch_together([str(tiny_space), str(other)], overrides=("search.keep_hosts=60s", *SHORT))
+    results = launch_together([str(tiny_space), str(other)], overrides=SHORT)
     found = [StudyFolder.open(result.study).baselines() or () for result in results]
     assert [[y.name for y in baselines] for baselines in found] == [NAMES, NAMES]
     assert [y.failed for baselines in found for y in baselines] == [""] * 6

@@ -6,7 +6,6 @@ import gzip
 import json
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +20,6 @@ from loraxs_search.search import SearchResult, SilentView, launch, resume
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
-
-
-def directories() -> set[str]:
-    """Return the names of the directories of hosts that stay; other tests have theirs."""
-    import ray
-
-    names = {actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)}
-    return {name for name in names if name.startswith("directory-")}
 
 
 def test_what_only_a_host_sees_is_told_as_it_would_be_here_and_no_study_is_made(
@@ -69,41 +60,6 @@ def change(what: str, file: Path) -> None:
 
 
 SHORT = ("search.trials=1", "search.max_steps=2", "search.report_every=2", "promotion.seeds=0")
-
-
-@pytest.mark.parametrize("pack_size", [pytest.param(1, marks=pytest.mark.long), 2])
-def test_warm_hosts_serve_the_next_searches_with_the_files_of_now_and_end_in_time(
-    search: Callable[..., SearchResult], own_files: dict[str, Path], pack_size: int
-) -> None:
-    import ray
-
-    from loraxs_search.search.cluster.connection import NAMESPACE
-
-    def searched(name: str, keep: str = "12s") -> tuple[str, str, float]:
-        result = search(f"{name}-{pack_size}", *SHORT, f"search.pack_size={pack_size}", f"search.keep_hosts={keep}")
-        (candidate,) = result.candidates
-        return candidate.data_fingerprint, candidate.base_digest, result.trials[0].reports[-1].metrics["loss"]
-
-    before = directories()
-    searches = [searched("first")]
-    (name,) = directories() - before
-    hosts = ray.get(ray.get_actor(name, NAMESPACE).hosts.remote())
-    assert len(hosts) == 1
-    change("rows", own_files["rows"])
-    searches.append(searched("rows"))
-    change("weights", own_files["weights"])
-    searches.append(searched("weights", keep="1s"))
-    directory = ray.get_actor(name, NAMESPACE)
-    assert ray.get(directory.hosts.remote()) == hosts
-    fingerprints, digests, losses = zip(*searches, strict=True)
-    assert fingerprints[0] != fingerprints[1] == fingerprints[2]
-    assert digests[0] == digests[1] != digests[2]
-    assert len(set(losses)) == 3
-    deadline = time.monotonic() + 30
-    with pytest.raises(ray.exceptions.RayActorError):
-        while time.monotonic() < deadline:
-            ray.get(directory.hosts.remote())
-            time.sleep(0.5)
 
 
 @pytest.mark.long

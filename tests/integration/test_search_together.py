@@ -65,7 +65,7 @@ def test_a_study_that_fails_leaves_the_others_to_their_end(
     ratings.write_text(ratings.read_text().replace("label: rating", "label: nowhere").replace("ratings", "broken"))
     before = set(list_studies())
     with pytest.raises(TaskDataError, match="nowhere"):
-        launch_together([str(tiny_space), str(ratings)], overrides=("search.trials=2", "search.keep_hosts=10m"))
+        launch_together([str(tiny_space), str(ratings)], overrides="search.trials=2")
     (finished,) = set(list_studies()) - before
     agree(finished, 2)
 
@@ -114,7 +114,7 @@ def test_studies_that_are_searched_together_share_a_full_device(
             if isinstance(event, SearchStarted):
                 facts.append(event)
 
-    plan = ("search.trials=3", "search.max_steps=4", "promotion.seeds=0", "search.keep_hosts=10m")
+    plan = ("search.trials=3", "search.max_steps=4", "promotion.seeds=0")
     for result in launch_together([str(tiny_space), str(ratings)], overrides=plan, views=lambda _: Watching()):
         agree(result.study, 3)
         assert not any(trial.state is TrialState.FAIL for trial in result.trials)

@@ -261,11 +261,6 @@ def _node(node_id: str, offers: Mapping[str, Any], address: str = "") -> Node:
     return Node(node_id, int(offers.get("CPU", 0)), int(offers.get("GPU", 0)), address)
 
 
-def nodes_to_come() -> list[Node]:
-    """Return one node of each kind that the cluster's autoscaler can start; empty where it has reported none."""
-    return [_node(name, offers) for name, offers in ray_private.node_groups()]
-
-
 def here() -> str:
     """Return the id of the node that this process runs on."""
     import ray

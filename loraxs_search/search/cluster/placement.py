@@ -18,7 +18,7 @@ _UNITS = 10_000  # Ray counts resources in ten-thousandths
 
 @dataclass(frozen=True)
 class Node:
-    """A living node, or one that an autoscaler could start; it offers whole CPUs and GPUs to trials."""
+    """A living node; it offers whole CPUs and GPUs to trials."""
 
     node_id: str
     num_cpus: int
@@ -90,19 +90,17 @@ def offers(node: Node, asked: Mapping[str, float]) -> bool:
 _DEVICES: Mapping[SearchDevice, str] = {"auto": "a GPU or a CPU", "gpu": "a GPU", "cpu": "a CPU"}
 
 
-def check_can_run(nodes: Iterable[Node], to_come: Iterable[Node], device: SearchDevice, concurrent: int | None) -> None:
+def check_can_run(nodes: Sequence[Node], device: SearchDevice, concurrent: int | None) -> None:
     """Refuse a cluster that can run no trial.
 
     Args:
-        to_come: Nodes that an autoscaler can start.
-        concurrent: Slots that the user expects of one we know nothing of.
+        concurrent: Slots that the user expects of nodes that an autoscaler starts later.
 
     Raises:
         ClusterError: no node offers what a trial asks for, and none that would is expected.
     """
-    known = [*nodes, *to_come]
-    asked = share_out(known, 1, device).resources
-    if concurrent is None and not any(offers(node, asked) for node in known):
+    asked = share_out(nodes, 1, device).resources
+    if concurrent is None and not any(offers(node, asked) for node in nodes):
         other = "" if device == "auto" else f", or leave out `search.device: {device}`"
         raise ClusterError(
             f"A cluster must have {_DEVICES[device]} to run trials on, but its nodes offer none.",

@@ -10,18 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def node_groups() -> list[tuple[str, Mapping[str, int]]]:
-    """Return the kinds of node that the autoscaler can start, as KubeRay's reports it; empty without one.
-
-    Each is a name, and the resources of a node.
-    """
-    import ray
-
-    config = ray._private.state.state.get_cluster_config()
-    groups = config.node_group_configs if config is not None else ()
-    return [(group.name, group.resources) for group in groups if group.max_count != 0]  # -1 means no limit
-
-
 def address_of_this_node() -> str:
     """Return the address that `auto` stands for.
 

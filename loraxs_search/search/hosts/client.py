@@ -71,8 +71,6 @@ class DirectoryHandle(Protocol):
     host_for: _RemoteMethod[[str, str | None, HostHandle | None], HostHandle]
     preload: _RemoteMethod[[str, str | None, Task], None]
     hosts: _RemoteMethod[[], Sequence[HostHandle]]
-    renew: _RemoteMethod[[str, float], None]
-    leave: _RemoteMethod[[str], None]
 
 
 class AdvancerHandle(Protocol):

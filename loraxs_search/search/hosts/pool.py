@@ -21,7 +21,7 @@ from ray.exceptions import RayError
 
 from loraxs_search.records import HostInfo, SearchPlan, Task
 from loraxs_search.search.cluster import runtime_env
-from loraxs_search.search.cluster.connection import here, living_nodes, nodes_to_come
+from loraxs_search.search.cluster.connection import here, living_nodes
 from loraxs_search.search.cluster.placement import (
     PackSize,
     SlotCounter,
@@ -31,14 +31,14 @@ from loraxs_search.search.cluster.placement import (
     share_out,
 )
 from loraxs_search.search.hosts.client import HostClient, HostHandle, kill
-from loraxs_search.search.hosts.directory import HeldLease, directory_name, start_directory
+from loraxs_search.search.hosts.directory import start_directory
 from loraxs_search.search.hosts.host_config import HostConfig
 
 _logger = logging.getLogger(__name__)
 
 
 class HostPool:
-    """Owns the host directory; hosts end with it, at the end of the search or, if a plan asks for it, some time later.
+    """Owns the host directory; hosts end with it, at the end of the search.
 
     What one host does for all (facts, factors, scores) is done on a node that is alive at the time.
 
@@ -53,16 +53,13 @@ class HostPool:
     def __init__(self, config: HostConfig, plans: Sequence[SearchPlan]) -> None:
         self.config = replace(config, versions=runtime_env.versions())
         self._plans = tuple(plans)
-        nodes, to_come = living_nodes(), nodes_to_come()
-        check_can_run(nodes, to_come, plans[0].device, next((p.concurrent for p in plans if p.concurrent), None))
+        nodes = living_nodes()
+        check_can_run(nodes, plans[0].device, next((p.concurrent for p in plans if p.concurrent), None))
         self._device = plans[0].device
-        if self._device == "auto" and any(node.num_gpus for node in (*nodes, *to_come)):
+        if self._device == "auto" and any(node.num_gpus for node in nodes):
             self._device = "gpu"  # also after the last GPU has left, as spot nodes do: another will come
         self._place: tuple[str, str | None] | None = None
-        keep_s = max(plan.keep_hosts_s or 0.0 for plan in plans)
-        warm_name = directory_name(self.config, runtime_env.installers()) if keep_s else None
-        self.directory_name, self._directory = start_directory(self.config, warm_name)
-        self._lease = HeldLease(self._directory, keep_s) if keep_s else None
+        self.directory_name, self._directory = start_directory(self.config)
 
     def preload(self, task: Task) -> None:
         """Have a first host load the base and a task's rows; what goes wrong is raised by its `info`."""
@@ -120,11 +117,8 @@ class HostPool:
                 kill(host.actor)
 
     def close(self) -> None:
-        """End directory and hosts now, unless they are to stay warm."""
-        if self._lease is not None:
-            self._lease.leave()
-        else:
-            kill(self._directory)
+        """End directory and hosts now."""
+        kill(self._directory)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _find(self, lost: HostHandle | None) -> HostHandle:

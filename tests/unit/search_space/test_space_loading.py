@@ -79,7 +79,7 @@ def test_a_space_survives_pickling_and_reading_its_own_text(parse, text):
 @pytest.mark.parametrize(
     ("section", "record", "renamed"),
     [
-        (search_section(), SearchPlan, {"time_budget_s": "time_budget", "keep_hosts_s": "keep_hosts"}),
+        (search_section(), SearchPlan, {"time_budget_s": "time_budget"}),
         (PromotionSection, PromotionRule, {}),
         (BaseModelSection, BaseModelRef, {}),
     ],

@@ -64,23 +64,21 @@ def test_the_first_host_is_on_a_living_node_that_fits() -> None:
     assert first_place([HEAD], "auto", "head") == ("head", None)
 
 
-def test_a_cluster_without_anything_is_refused_unless_something_is_to_come() -> None:
+def test_a_cluster_without_anything_is_refused_unless_trials_are_expected_to_fit_later() -> None:
     with pytest.raises(ClusterError, match="GPU or a CPU") as caught:
-        check_can_run([HEAD], [], "auto", None)
+        check_can_run([HEAD], "auto", None)
     assert "search.concurrent" in str(caught.value.hint)
-    check_can_run([HEAD, SMALL], [], "auto", None)
-    check_can_run([HEAD], [GPUS], "auto", None)
-    check_can_run([HEAD], [], "auto", 4)
+    check_can_run([HEAD, SMALL], "auto", None)
+    check_can_run([HEAD], "auto", 4)
 
 
 @pytest.mark.parametrize(("device", "without"), [("gpu", SMALL), ("cpu", Node("gpus", 0, 4))])
 def test_a_cluster_without_the_device_that_is_asked_for_is_refused(device: SearchDevice, without: Node) -> None:
     """Its trials would wait for ever."""
     with pytest.raises(ClusterError, match=f"must have a {device.upper()} ") as caught:
-        check_can_run([HEAD, without], [without], device, None)
+        check_can_run([HEAD, without], device, None)
     assert f"search.device: {device}" in str(caught.value.hint)
-    check_can_run([HEAD, without], [GPUS], device, None)
-    check_can_run([HEAD, without], [], device, 1)
+    check_can_run([HEAD, without], device, 1)
 
 
 def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_their_nodes_have_left() -> None:

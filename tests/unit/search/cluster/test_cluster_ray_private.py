@@ -10,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray._private.state import GlobalState
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError, RuntimeEnvSetupError
 
@@ -65,15 +64,3 @@ def test_a_process_that_was_not_killed_is_lost_to_tune_all_the_same_and_ends_no_
     task: Any = SimpleNamespace(_tracked_actor=actor, _on_error=None)
     manager._actor_task_failed(tracked_actor_task=task, exception=loss)  # as Ray itself calls it
     assert [(type(error), str(error)) for error in lost] == [(RayActorError, str(loss))]
-
-
-def test_groups_of_nodes_are_read_as_the_autoscaler_reports_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig
-
-    config = ClusterConfig()
-    config.node_group_configs.add(name="gpus", resources={"GPU": 8}, max_count=-1)
-    monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: config)
-    config.node_group_configs.add(name="none", resources={"CPU": 8}, max_count=0)
-    assert ray_private.node_groups() == [("gpus", {"GPU": 8})]
-    monkeypatch.setattr(GlobalState, "get_cluster_config", lambda self: None)
-    assert ray_private.node_groups() == []

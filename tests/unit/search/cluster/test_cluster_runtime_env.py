@@ -10,11 +10,8 @@ import pytest
 
 import loraxs_search
 from loraxs_search.errors import UsageError
-from loraxs_search.records import BaseModelRef, LargestTrial
 from loraxs_search.search.cluster.connection import connected
 from loraxs_search.search.cluster.runtime_env import job_environment, setup_problem
-from loraxs_search.search.hosts.directory import directory_name
-from loraxs_search.search.hosts.host_config import HostConfig
 
 PACKAGE = str(Path(loraxs_search.__file__).parent)
 
@@ -104,12 +101,6 @@ RuntimeError: Changing the ray version is not allowed:
 )
 def test_why_an_environment_was_not_made_is_one_line(output: str, problem: str) -> None:
     assert re.fullmatch(problem, setup_problem(output))
-
-
-def test_warm_hosts_serve_only_who_asks_for_the_same_packages() -> None:
-    config = HostConfig(BaseModelRef("base"), "float32", 1, False, LargestTrial(8, (("lora-xs", {"rank": 4}),)))
-    assert directory_name(config, {}) == directory_name(config, {})
-    assert directory_name(config, {}) != directory_name(config, {"pip": ["cowsay"]})
 
 
 def test_an_environment_without_a_cluster_is_refused() -> None:

@@ -26,11 +26,10 @@ INFO = HostInfo(BaseModel("b", "/b", "0"), (), 0, "", {}, "cpu", "float32", {}, 
 @pytest.fixture
 def make_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[[HostConfig], pool.HostPool]:
     """Make a pool on one node, whose directory nobody asks."""
-    ray: Any = SimpleNamespace(versions=dict, installers=dict)
+    ray: Any = SimpleNamespace(versions=dict)
     monkeypatch.setattr(pool, "runtime_env", ray)
     monkeypatch.setattr(pool, "living_nodes", lambda: [Node("n", 2)])
-    monkeypatch.setattr(pool, "nodes_to_come", list)
-    monkeypatch.setattr(pool, "start_directory", lambda config, warm_name: ("directory", None))
+    monkeypatch.setattr(pool, "start_directory", lambda config: ("directory", None))
     return lambda config: pool.HostPool(config, [SearchPlan()])
 
 
