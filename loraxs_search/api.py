@@ -19,7 +19,6 @@ from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.pull import copy_folder, new_folder
-from loraxs_search.registry.shadow_log import shadow_log_path
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
 
 if TYPE_CHECKING:
@@ -36,29 +35,19 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def promote(
-    study: str | None = None,
-    *,
-    force: bool = False,
-    shadow_log: str | Path | None = None,
-    tracking_uri: str | None = None,
-) -> Decision:
+def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
     """Let the rule of `study` (default: the newest) decide whether its finalist becomes its task's champion.
 
     A champion that was scored on other test rows, or stands on another base, is scored anew in this process first.
 
-    Args:
-        shadow_log: What `serve --shadow` wrote. The decision cites it where it is of finalist and champion; by default
-            this machine's log of the task, if there is one.
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
-        UsageError: `shadow_log` cannot be read.
         TrackingError: the database that the study records in is gone.
     """
     folder = StudyFolder.open(study or _newest())
     _finished(folder)
     with folder.unchanged():  # nobody extends the study, removes it or decides about it meanwhile
-        return _promote(folder, _finished(folder), force, _shadow_log(folder, shadow_log), tracking_uri)
+        return _promote(folder, _finished(folder), force, tracking_uri)
 
 
 def _finished(folder: StudyFolder) -> list[Candidate]:
@@ -70,16 +59,7 @@ def _finished(folder: StudyFolder) -> list[Candidate]:
     return candidates
 
 
-def _shadow_log(folder: StudyFolder, given: str | Path | None) -> Path | None:
-    if given is not None:
-        return Path(given)
-    own = shadow_log_path(folder.info.task.registered_name)
-    return own if own.is_file() else None
-
-
-def _promote(
-    folder: StudyFolder, candidates: list[Candidate], force: bool, shadow_log: Path | None, tracking_uri: str | None
-) -> Decision:
+def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, tracking_uri: str | None) -> Decision:
     from loraxs_search.search_space import warn_of_retired
 
     warn_of_retired(folder.space_text(), folder.name)
@@ -97,7 +77,7 @@ def _promote(
         force,
         rows,
         rescore=lambda champion: scored_anew(champion, task, uri),
-        beside=registry.Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates), shadow_log),
+        beside=registry.Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates)),
     )
     return decision
 
@@ -212,7 +192,6 @@ def remove(name: str, *, force: bool = False, tracking_uri: str | None = None) -
 def pull(
     name: str,
     *,
-    base: str | None = None,
     form: str = "native",
     rank: int | None = None,
     dtype: MergedDtype | None = None,
@@ -223,7 +202,6 @@ def pull(
     """Fetch the adapter that `name` (`TASK`, `TASK@alias`, `TASK:3`) stands for, verified, and return its folder.
 
     Args:
-        base: The champion on this base, where a task has several.
         form: `native` as it was trained, or an export format: `lora` the same as plain LoRA, `merged` a whole model,
             `gguf` plain LoRA for llama.cpp and Ollama, `onnx` a graph whose inputs are the adapter, or one of an
             installed distribution.
@@ -243,7 +221,7 @@ def pull(
         options = ExportOptions(rank, dtype, precision)
         check_options(form, options)
     target = None if out is None else new_folder(Path(out))
-    folder = _found(registry.pull, name, base, tracking_uri)
+    folder = _found(registry.pull, name, tracking_uri)
     if is_export:
         folder = converted(folder, form, options)
     if target is None:
@@ -255,7 +233,6 @@ def pull(
 def load(
     name: str | Path,
     *,
-    base: str | None = None,
     tracking_uri: str | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
@@ -271,13 +248,12 @@ def load(
     Raises:
         BaseModelError, FactorMismatchError, UsageError: as `load_adapter`.
     """
-    return predictor(name, base=base, tracking_uri=tracking_uri, dtype=dtype, device=device).load()
+    return predictor(name, tracking_uri=tracking_uri, dtype=dtype, device=device).load()
 
 
 def predictor(
     name: str | Path,
     *,
-    base: str | None = None,
     tracking_uri: str | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
@@ -285,13 +261,12 @@ def predictor(
     """Return what `load` returns, before the base is loaded: which columns it takes is known by then."""
     from loraxs_search.predictor import Predictor
 
-    return Predictor(_adapter_folder(name, base, tracking_uri), dtype=dtype, device=device)
+    return Predictor(_adapter_folder(name, tracking_uri), dtype=dtype, device=device)
 
 
 def load_adapter(
     name: str | Path,
     *,
-    base: str | None = None,
     tracking_uri: str | None = None,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
@@ -310,13 +285,11 @@ def load_adapter(
     """
     from loraxs_search.methods.loading import load_adapter_folder
 
-    folder = _adapter_folder(name, base, tracking_uri)
+    folder = _adapter_folder(name, tracking_uri)
     return load_adapter_folder(folder, dtype=dtype, device=device)
 
 
-def load_tokenizer(
-    name: str | Path, *, base: str | None = None, tracking_uri: str | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path, *, tracking_uri: str | None = None) -> PreTrainedTokenizerBase:
     """Return the tokenizer of the base that the adapter `name` was trained on, found where `load_adapter` finds it.
 
     Args:
@@ -326,7 +299,7 @@ def load_tokenizer(
     """
     from loraxs_search import base_model
 
-    manifest = registry.verify(_adapter_folder(name, base, tracking_uri))
+    manifest = registry.verify(_adapter_folder(name, tracking_uri))
     return base_model.load_tokenizer(base_model.locate(manifest.base_model))
 
 
@@ -334,7 +307,6 @@ def predict(
     name: str | Path,
     texts: str | Sequence[str | tuple[str, ...]] | DataFrame,
     *,
-    base: str | None = None,
     on_text: Callable[[int, str], None] | None = None,
     tracking_uri: str | None = None,
 ) -> list[Prediction]:
@@ -354,7 +326,7 @@ def predict(
     from loraxs_search.tasks.questions import is_frame, question_rows
 
     rows = texts if is_frame(texts) else question_rows(texts)  # no text is refused before anything is looked for
-    return predictor(name, base=base, tracking_uri=tracking_uri)(rows, on_text=on_text)
+    return predictor(name, tracking_uri=tracking_uri)(rows, on_text=on_text)
 
 
 def _newest() -> str:
@@ -364,31 +336,22 @@ def _newest() -> str:
     return names[0]
 
 
-def _found(find: Callable[..., Path], name: str | Path, base: str | None, tracking_uri: str | None) -> Path:
-    """Return the folder of a task's champion, on a base if one is given, which is then seen to be that base."""
+def _found(find: Callable[..., Path], name: str | Path, tracking_uri: str | None) -> Path:
     uri = resolve_uri(tracking_uri)
     with _advising(str(name), uri):
-        folder = find(name if base is None else registry.on_base(str(name), base), uri=uri)
-    return _on_base(folder, base)
+        return find(name, uri=uri)
 
 
-def _adapter_folder(name: str | Path, base: str | None, tracking_uri: str | None) -> Path:
+def _adapter_folder(name: str | Path, tracking_uri: str | None) -> Path:
     """Return the folder of an adapter that is promoted, that a study has kept, or that is a folder."""
     if isinstance(name, str) and (kept := kept_adapter(name)):
-        return _on_base(kept, base)
+        return kept
     try:
-        return _found(registry.adapter_folder, name, base, tracking_uri)
+        return _found(registry.adapter_folder, name, tracking_uri)
     except UnknownTaskError as error:
         if name in list_studies():
             error.hint = f"{name} is a study: write {name}/TRIAL for one of its trials; {error.hint}"
         raise
-
-
-def _on_base(folder: Path, base: str | None) -> Path:
-    """Return an adapter's folder, once it is seen to stand on a base, where one is given."""
-    if base is not None:
-        registry.check_base(base, registry.verify(folder).base_model.id)
-    return folder
 
 
 @contextlib.contextmanager

@@ -81,9 +81,6 @@ TrackingOption = Annotated[
         "--tracking-uri", help="MLflow server; default MLFLOW_TRACKING_URI or the embedded store.", metavar="URI"
     ),
 ]
-BaseOption = Annotated[
-    str | None, typer.Option("--base", help="The task's champion on this base model.", metavar="NAME")
-]
 AddressOption = Annotated[
     str | None, typer.Option("--address", help="Ray cluster; default: Ray on this machine, for this command.")
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from loraxs_search.cli._output import BaseOption, JsonOption, TrackingOption, emit, strict_json, write_csv
+from loraxs_search.cli._output import JsonOption, TrackingOption, emit, strict_json, write_csv
 from loraxs_search.errors import LoraxsError, UsageError
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _cell(value: Any) -> Any:
 _AT_ONCE = 512  # rows between two writes, so that a long file shows answers early
 
 
-def predict(  # noqa: PLR0913, PLR0917  # each is an option
+def predict(  # each is an option
     name: Annotated[
         str,
         typer.Argument(
@@ -113,7 +113,6 @@ def predict(  # noqa: PLR0913, PLR0917  # each is an option
     skip_empty: Annotated[
         bool, typer.Option("--skip-empty", help="Leave rows of --file that have no text without an answer.")
     ] = False,
-    base: BaseOption = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -147,7 +146,7 @@ def predict(  # noqa: PLR0913, PLR0917  # each is an option
         from loraxs_search.tasks.questions import question_path
 
         question_path(file)  # a file that is not there is refused before anything is loaded
-    answer = predictor(name, base=base, tracking_uri=tracking_uri)
+    answer = predictor(name, tracking_uri=tracking_uri)
     if repl:
         _converse(answer, form)
     elif file is not None:

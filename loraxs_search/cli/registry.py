@@ -11,7 +11,6 @@ import typer
 from typer.exceptions import Exit
 
 from loraxs_search.cli._output import (
-    BaseOption,
     JsonOption,
     TaskArgument,
     TrackingOption,
@@ -36,14 +35,6 @@ def promote(
     force: Annotated[
         bool, typer.Option("--force", help="Promote the finalist whatever the rule says; recorded.")
     ] = False,
-    shadow_log: Annotated[
-        Path | None,
-        typer.Option(
-            "--shadow-log",
-            help="What `serve --shadow` wrote; default: this machine's log of the task.",
-            metavar="FILE",
-        ),
-    ] = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,9 +48,6 @@ def promote(
     Promoted or not, the decision and its reasons are printed and recorded. A refusal is a result too, so the exit code
     is 0 for both (`--json` has `promoted`).
 
-    Where `serve --shadow` logged this adapter beside this champion, the decision cites how many requests both answered,
-    and how many alike. The rule does not depend on it.
-
     Run it where the search ran: it reads the study from LORAXS_HOME. For a study with --storage, `loraxs-search resume
     STUDY --storage URI` first brings it to this machine.
 
@@ -67,10 +55,8 @@ def promote(
     """
     from loraxs_search.api import promote, samples
 
-    decision = promote(study, force=force, shadow_log=shadow_log, tracking_uri=tracking_uri)
+    decision = promote(study, force=force, tracking_uri=tracking_uri)
     verdict = "promoted" if decision.promoted else "not promoted"
-    if decision.promoted and "champion" not in decision.aliases:
-        verdict = f"promoted to {decision.aliases[0]}"
 
     def show() -> None:
         print(f"{decision.task}: {verdict}, {describe_decision(decision)}")
@@ -84,8 +70,7 @@ def promote(
         sys.stderr.flush()
     emit(as_json, decision, show)
     if decision.promoted:
-        name = decision.task if "champion" in decision.aliases else f"{decision.task}@{decision.aliases[0]}"
-        print(f"\nnext: loraxs-search pull {name}", file=sys.stderr)
+        print(f"\nnext: loraxs-search pull {decision.task}", file=sys.stderr)
 
 
 def _last_line(prompt: str) -> str:
@@ -147,7 +132,7 @@ def show(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonO
     baselines of its search reach on the metric that decided. "Over seeds" is the mean and standard deviation of a
     trial and its refits, the same params from other seeds, on validation rows. It is "-" for a trial without refits
     (`promotion.seeds: 0`), and left out where none has any. The model card has both too. "Aliases" are other names of a
-    version: `champion` is the best one, `champion-BASE` the best one on that base.
+    version, such as `champion`.
 
     Example: loraxs-search show movie-reviews
     """
@@ -213,10 +198,9 @@ def history(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: Js
             verdict = {"rollback": "rolled back", "remove": "removed"}.get(
                 decision.action, "promoted" if decision.promoted else "refused"
             )
-            called = f", now {' and '.join(decision.aliases)}" if decision.promoted and decision.aliases else ""
             by = ", by force" if decision.forced else ""
             at = f"{decision.at[:16].replace('T', ' ')}  " if decision.at else ""
-            print(f"{at}{verdict}  {describe_decision(decision)}{called}{by}")
+            print(f"{at}{verdict}  {describe_decision(decision)}{by}")
             print_reasons(decision, "    ")
 
     emit(as_json, decisions, show)
@@ -259,9 +243,8 @@ def rm(
     emit(as_json, decision, lambda: print(f"{name}: removed"))
 
 
-def pull(  # noqa: PLR0913, PLR0917  # each is an option
+def pull(  # each is an option
     name: Annotated[str, typer.Argument(help="TASK (its champion), TASK@alias or TASK:version.")],
-    base: BaseOption = None,
     form: Annotated[
         str,
         typer.Option(
@@ -313,20 +296,14 @@ def pull(  # noqa: PLR0913, PLR0917  # each is an option
     half the bytes, int8 a little more than a quarter; both compute in float32, at its speed. An export that moves a
     probability of a few sentences by more than 0.002 (fp16) or 0.05 (int8) is refused.
 
-    Bases: --base NAME takes the end of a base's id. If several bases end alike, write ORGANISATION/NAME: an adapter of
-    another base is then refused.
-
     R fits only the weights that it was trained on. Every load compares them, and refuses others. `pull` also brings the
-    SVD factors that this machine lacks, and checks signatures if LORAXS_SIGNING_KEY_FILE is set (cluster/README.md,
-    "Factors" and "Signatures").
+    SVD factors that this machine lacks (cluster/README.md, "Factors").
 
     Example: loraxs-search pull movie-reviews --format lora
     """
     from loraxs_search.api import pull
 
-    path = pull(
-        name, base=base, form=form, rank=rank, dtype=dtype, precision=precision, out=out, tracking_uri=tracking_uri
-    )
+    path = pull(name, form=form, rank=rank, dtype=dtype, precision=precision, out=out, tracking_uri=tracking_uri)
     emit(as_json, {"name": name, "path": str(path), "format": form}, lambda: print(path))
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from loraxs_search.cli._output import BaseOption, TrackingOption, shown_bytes
+from loraxs_search.cli._output import TrackingOption, shown_bytes
 from loraxs_search.errors import ClusterError, UsageError, counted, extra_hint
 from loraxs_search.mlflow_uri import resolve_uri
 
@@ -23,8 +23,7 @@ _END_AFTER_S = 30  # after a signal, whatever connections are still open
 
 def serve(  # noqa: PLR0913, PLR0917  # each is an option
     tasks: Annotated[list[str] | None, typer.Argument(help="Tasks of the registry, all on one base.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Serve every task of the registry on the base.")] = False,
-    base: BaseOption = None,
+    every: Annotated[bool, typer.Option("--all", help="Serve every task on the base of the first.")] = False,
     host: Annotated[str, typer.Option("--host", help="Address to listen at; 0.0.0.0 for others.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
     api_key_file: Annotated[
@@ -83,7 +82,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     keys = () if api_key_file is None else read_keys(api_key_file)
     limit, uri = _bytes(max_bytes), resolve_uri(tracking_uri)
     if address is not None:
-        asked = {"tasks": tasks or (), "base": base, "tracking_uri": uri, "max_bytes": limit, "max_rows": max_rows}
+        asked = {"tasks": tasks or (), "tracking_uri": uri, "max_bytes": limit, "max_rows": max_rows}
         asked |= {"queue": queue, **_replicas(replicas)}
         _serve_on(address, asked, host=host, port=port, device=device, keys=keys)
         return
@@ -96,7 +95,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
         from loraxs_search.serve.served_models import ServedModels
 
         place = str(checked_device(device or "cpu"))
-        models = ServedModels(tasks or (), uri=uri, base=base, max_bytes=limit, device=place)
+        models = ServedModels(tasks or (), uri=uri, max_bytes=limit, device=place)
         server = Server(models, keys=keys, limits=Limits(rows=max_rows, waiting_rows=queue))
         at = url_at(host, listening.getsockname()[1])
         size = shown_bytes(models.bank.num_bytes)

@@ -179,7 +179,6 @@ class ComparisonRecord:
     """A finalist was compared with what it must beat, on test rows.
 
     Args:
-        alias: The championship that it was about.
         finalist: The finalist's key.
         opponent: The champion's key, or `constant` where there was none: the required baselines.
         number: Of this comparison among all on these rows; the same two compared again are one comparison.
@@ -191,7 +190,6 @@ class ComparisonRecord:
 
     __pydantic_config__ = STORED_NAMES
 
-    alias: str
     finalist: str
     opponent: str
     number: int
@@ -249,25 +247,6 @@ class SliceScore:
         return f"{self.column}={' '.join(self.value.split()) or '(none)'}"
 
 
-@dataclass(frozen=True)
-class ShadowRecord:
-    """What a server has logged of a finalist that answered the champion's requests too.
-
-    Args:
-        champion, challenger: Digests of both adapters.
-        num_rows: Rows that both answered.
-        num_agreed: Those of them with the same answer; None of numbers, which hardly ever are the same.
-        since, until: When the first and the last of them were answered, ISO 8601.
-    """
-
-    champion: str
-    challenger: str
-    num_rows: int
-    num_agreed: int | None
-    since: str
-    until: str
-
-
 Action = Literal["promote", "rollback", "remove"]
 
 
@@ -276,13 +255,12 @@ class Decision:
     """What was decided on a task's champion, with the numbers used; recorded for refusals too.
 
     Args:
-        promoted: Whether `winner` became champion of the task, or of its base.
+        promoted: Whether `winner` became champion of the task.
         winner: Trial id of the finalist; None when no candidate was eligible.
         champion: `study/trial_id` of the champion it was compared with.
         reasons: One sentence per consideration, in order.
         forced: Whether it overrules the rule.
         p_value: Chance of a gain this large if there were none; None when rows were not compared.
-        aliases: What the winner is called now.
         version: Its version in the registry.
         at: When, ISO 8601, by the clock of its promoter.
         number: Of this decision among those on the task; 0 in version 0.1, which counted none.
@@ -293,7 +271,6 @@ class Decision:
         flips: What the winner changes of the champion's answers; None if no answers were compared, or if they are
             numbers.
         slices: Scores on each slice of the test rows. Records of many keep those that lose most.
-        shadow: What a shadow log says of the winner beside the champion; None if it says nothing of both.
     """
 
     __pydantic_config__ = STORED_NAMES
@@ -310,7 +287,6 @@ class Decision:
     champion: str | None = None
     action: Action = "promote"
     p_value: float | None = None
-    aliases: tuple[str, ...] = ()
     version: int | None = None
     at: str = ""
     number: int = 0
@@ -319,4 +295,3 @@ class Decision:
     seen: tuple[str, ...] = ()
     flips: AnswerFlips | None = None
     slices: tuple[SliceScore, ...] = ()
-    shadow: ShadowRecord | None = None

@@ -7,7 +7,6 @@ from loraxs_search.registry.card import model_card, resealed
 from loraxs_search.registry.factor_sets import factors_at, install_factors
 from loraxs_search.registry.finalist import choose, key, trial_of
 from loraxs_search.registry.manifest import sealed, verify
-from loraxs_search.registry.names import check_base, on_base
 from loraxs_search.registry.pages import TaskSummary
 from loraxs_search.registry.pull import adapter_folder, pull
 from loraxs_search.registry.store import BASE_ALONE, Beside, Registry, Rescored
@@ -20,13 +19,11 @@ __all__ = [
     "Rescored",
     "TaskSummary",
     "adapter_folder",
-    "check_base",
     "choose",
     "factors_at",
     "install_factors",
     "key",
     "model_card",
-    "on_base",
     "pull",
     "resealed",
     "sealed",

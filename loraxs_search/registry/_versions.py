@@ -11,7 +11,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,7 +205,6 @@ def _link(client: MlflowClient, model: Any, task: str, version: int) -> None:
 
 
 _MAX_TAG = 5000  # characters a registered model's tag may have in MLflow's tables
-SIGNATURE = "loraxs.signature."  # of a version: with the alias that was signed behind it
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,6 @@ class RegisteredAdapter:
         decision: Why it was.
         source: Where its files lie, as MLflow names it.
         evidence: sha256 of its answers to the test rows; None when there are none.
-        signatures: Alias to what `signature.sign` has made for it.
         created_at: ISO 8601.
     """
 
@@ -231,7 +229,6 @@ class RegisteredAdapter:
     source: str
     run_id: str | None = None
     evidence: str | None = None
-    signatures: Mapping[str, str] = field(default_factory=dict)
     created_at: str = ""
 
 
@@ -255,7 +252,6 @@ def read_version(version: Any, model_tags: Mapping[str, str]) -> RegisteredAdapt
             source=version.source,
             run_id=version.run_id or None,
             evidence=tags.get(EVIDENCE),
-            signatures={k.removeprefix(SIGNATURE): v for k, v in tags.items() if k.startswith(SIGNATURE)},
             created_at=datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC).isoformat("T", "seconds"),
         )
     except (KeyError, ValueError) as error:

@@ -14,11 +14,11 @@ from typing import Any
 from loraxs_search.errors import ForeignVersionError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Decision, from_json, to_json
-from loraxs_search.registry import _decisions, _signing, _versions
+from loraxs_search.registry import _decisions, _versions
 from loraxs_search.registry._mlflow import speaking
 from loraxs_search.registry._versions import CHANGE, RegisteredAdapter, adapter_tag
 from loraxs_search.registry.finalist import better_when, identity
-from loraxs_search.registry.names import CHAMPION, AdapterName, base_alias, check_task, parse_name
+from loraxs_search.registry.names import CHAMPION, AdapterName, check_task, parse_name
 from loraxs_search.registry.pages import SHOWN, TaskSummary, shown, summarise, task_page
 from loraxs_search.registry.promotion_lock import Check, file_promotion_lock, lease_promotion_lock
 from loraxs_search.registry.reader import RegistryReader
@@ -50,13 +50,11 @@ class ChangingRegistry(RegistryReader):
     def rollback(self, task: str, to: int | None = None) -> Decision:
         """Make an earlier version champion again; by default the one before the present champion.
 
-        With `to`, also where the task has no champion. Where the team signs, only what it has signed before is signed
-        anew; the present champion too, where its signature is an older version's. A rollback that was killed is
-        finished by the next call, which goes no further than the first one would have.
+        With `to`, also where the task has no champion. A rollback that was killed is finished by the next call, which
+        goes no further than the first one would have.
 
         Raises:
             RegistryError: there is no such version, or no champion to go back from, or none before it.
-            IntegrityError: the team has never signed that version.
         """
         with self._locked(check_task(task)) as check:
             begun = self._finish_begun(task, check)
@@ -66,16 +64,11 @@ class ChangingRegistry(RegistryReader):
             held = champion.version if champion else None
             number = to if to is not None or held is None else self._previous(task, held)
             target = self.resolve(f"{task}:{number}")
-            _signing.check_vouched_for(target)
-            if champion is not None and target.version == held and _signing.is_signed(champion, CHAMPION):
+            if champion is not None and target.version == held:
                 raise RegistryError(
                     f"{task}:{number} already is the champion.", hint=f"see `loraxs-search show {task}`"
                 )
-            own = base_alias(target.candidate.base_model)
-            of_base = self.champion(task, own) if own != CHAMPION else None
-            leads_base = (of_base.version if of_base else None) == held
-            aliases = tuple(dict.fromkeys((CHAMPION, own) if leads_base else (CHAMPION,)))
-            decision = self._decision_on(target, champion, "rollback", aliases)
+            decision = self._decision_on(target, champion, "rollback")
             check()
             return self._carry_out(Change(decision, target.digest, held))
 
@@ -97,19 +90,19 @@ class ChangingRegistry(RegistryReader):
             target = self.resolve(name)
             champion = self._readable_champion(parsed.task)
             if target.aliases and not forced:
-                first, only = "promote another study first", "add --force: its base has no champion then"
+                first = "promote another study first"
                 if any(own.version != target.version for own in self.versions(parsed.task)):
                     first = f"make another one champion with `loraxs-search rollback {parsed.task}`"
                 raise RegistryError(
-                    f"A champion must not be removed, but {name} is {' and '.join(target.aliases)}.",
-                    hint=f"{first}, or add --force" if CHAMPION in target.aliases else only,
+                    f"A version with an alias must not be removed, but {name} is {' and '.join(target.aliases)}.",
+                    hint=f"{first}, or add --force",
                 )
             if not forced and self._is_best(target):
                 raise RegistryError(
                     f"The best version must not be removed, but {name} has the best test {target.decision.metric}.",
                     hint="add --force: its files are deleted for good",
                 )
-            decision = replace(self._decision_on(target, champion, "remove", target.aliases), forced=forced)
+            decision = replace(self._decision_on(target, champion, "remove"), forced=forced)
             check()
             return self._carry_out(Change(decision, target.digest, champion.version if champion else None))
 
@@ -123,17 +116,16 @@ class ChangingRegistry(RegistryReader):
     def _finish_begun(self, task: str, check: Check) -> Decision | None:
         """Finish what killed processes have begun; return the rollback or removal among it, None if there is none."""
         finished = self._finish_change(task, check)
-        self._finish_promotions(task, check)
+        self._finish_promotion(task, check)
         return finished
 
-    def _finish_promotions(self, task: str, check: Check) -> None:
-        """Record promotions that were cut off after a name was moved: once it moves on, nothing tells of them."""
+    def _finish_promotion(self, task: str, check: Check) -> None:
+        """Record a promotion that was cut off after the alias was moved: once it moves on, nothing tells of it."""
         if (model := self._model(task)) is None:
             return
-        for adapter in self._unrecorded(model, _decisions.latest(model.tags, task)):
+        if (adapter := self._unrecorded(model, _decisions.latest(model.tags, task))) is not None:
             check()
-            if CHAMPION in adapter.aliases:
-                self._summarise(summarise(task, adapter.version, adapter.candidate, adapter.decision))
+            self._summarise(summarise(task, adapter.version, adapter.candidate, adapter.decision))
             self._record(adapter.decision)
 
     def _finish_change(self, task: str, check: Check) -> Decision | None:
@@ -172,9 +164,8 @@ class ChangingRegistry(RegistryReader):
         decision, task = change.decision, change.decision.task
         target = self._find(AdapterName(task, None, decision.version))
         if decision.action == "rollback" and target is not None:
-            _signing.check_vouched_for(target)
             with speaking(self.uri):
-                self._move(task, decision.aliases, target.version, target.digest)
+                self._client.set_registered_model_alias(task, CHAMPION, str(target.version))
             self._summarise(summarise(task, target.version, target.candidate, decision))
         elif decision.action == "remove":
             self._delete(change, target)
@@ -197,7 +188,7 @@ class ChangingRegistry(RegistryReader):
                 for tag in (adapter_tag(change.digest, kind) for kind in (_versions.CANDIDATE, _versions.DECISION)):
                     if tag in model.tags:
                         self._client.delete_registered_model_tag(task, tag)
-        if CHAMPION in change.decision.aliases:
+        if change.decision.version == change.champion:
             self._summarise(TaskSummary(task))
 
     def _readable_champion(self, task: str) -> RegisteredAdapter | None:
@@ -220,9 +211,7 @@ class ChangingRegistry(RegistryReader):
         own = scores.pop(target.version, -math.inf)
         return all(own > other for other in scores.values())
 
-    def _decision_on(
-        self, target: RegisteredAdapter, champion: RegisteredAdapter | None, action: Any, aliases: tuple[str, ...]
-    ) -> Decision:
+    def _decision_on(self, target: RegisteredAdapter, champion: RegisteredAdapter | None, action: Any) -> Decision:
         metric, before = target.decision.metric, champion.candidate if champion else None
         reason = {"rollback": f"from version {champion.version if champion else '-'} back to", "remove": "removed"}[
             action
@@ -238,7 +227,6 @@ class ChangingRegistry(RegistryReader):
             reasons=(f"{reason} version {target.version}",),
             champion=identity(before) if before else None,
             action=action,
-            aliases=aliases,
             version=target.version,
             at=now(),
             number=_decisions.next_number(self.latest_decisions(target.task)),
@@ -250,7 +238,7 @@ class ChangingRegistry(RegistryReader):
         reigns: list[int] = []
         for decision in self.latest_decisions(task):
             number = decision.version
-            if not decision.promoted or CHAMPION not in decision.aliases or number is None:
+            if not decision.promoted or number is None:
                 continue
             if decision.action == "rollback" and number in reigns:
                 del reigns[_last(reigns, number) :]
@@ -283,13 +271,6 @@ class ChangingRegistry(RegistryReader):
         page = task_page(task, self._readable_champion(task), self.latest_decisions(task))
         self._client.set_registered_model_tag(task, _versions.PAGE, _digest(page))
         self._client.update_registered_model(task, page)
-
-    def _move(self, task: str, aliases: Sequence[str], version: int, digest: str) -> None:
-        """Have aliases mean a version, signed where the team signs."""
-        number = _signing.sign_aliases(self._client, self.uri, task, aliases, version, digest)
-        for alias in reversed(aliases):  # `champion` last: killed in between, the same call does it again
-            self._client.set_registered_model_alias(task, alias, str(version))
-        _signing.accept(self.uri, task, aliases, number)
 
     def _summarise(self, summary: TaskSummary) -> None:
         with speaking(self.uri):

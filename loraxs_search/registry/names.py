@@ -1,4 +1,4 @@
-"""Names of adapters: `TASK`, `TASK@alias`, `TASK:3`, the alias of a base's own champion; what they last meant here.
+"""Names of adapters: `TASK`, `TASK@alias`, `TASK:3`; what they last meant here.
 
 What a name meant is used when the registry is unreachable, or unchanged since. Completion lists the tasks that this
 machine knows without asking MLflow, which takes seconds to import.
@@ -10,7 +10,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,51 +41,6 @@ def is_sha256(text: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
-def base_alias(base_model: str) -> str:
-    """Return the alias of the best adapter on one base: `champion-` and the end of the base's id."""
-    end = re.sub(r"[^a-z0-9_]+", "-", base_model.rstrip("/").rpartition("/")[2].lower()).strip("-")
-    return f"{CHAMPION}-{end[:200]}" if end else CHAMPION
-
-
-def is_champion(alias: str) -> bool:
-    """Return whether an alias is that of a task's champion, or of the champion of a base."""
-    return alias == CHAMPION or alias.startswith(f"{CHAMPION}-")
-
-
-def on_base(name: str, base_model: str | None) -> str:
-    """Return the name of a task's champion on a base; `name` itself when no base is given.
-
-    Raises:
-        RegistryError: the name says already which adapter it means.
-    """
-    if base_model is None:
-        return name
-    if "@" in name or ":" in name:
-        raise RegistryError(
-            f"`--base` must go with a task's name alone, but got {name!r}.", hint="write TASK --base BASE"
-        )
-    return f"{check_task(name)}@{base_alias(base_model)}"
-
-
-def check_base(base_model: str | None, actual: str) -> None:
-    """Refuse an adapter of another base whose id ends alike: both have the same alias, and the better adapter holds it.
-
-    Args:
-        base_model: The base that was asked for: an id with its organisation, or a folder; an end alone fits any.
-        actual: The id of the adapter's base.
-    Raises:
-        RegistryError: they are two.
-    """
-    asked, have = (base_model or "").rstrip("/"), actual.rstrip("/")
-    if "/" in asked and "/" in have and asked.lower() != have.lower():
-        end = have.rpartition("/")[2]
-        raise RegistryError(
-            f"`--base` must be the base of the adapter that holds {base_alias(asked)}, but got {base_model!r}, "
-            f"and its base is {actual}.",
-            hint=f"write --base {end} where it is the same base in another place; see `loraxs-search show TASK`",
-        )
-
-
 def check_task(task: str) -> str:
     """Return `task` if the registry can hold that name.
 
@@ -97,7 +51,7 @@ def check_task(task: str) -> str:
         raise RegistryError(
             f"`task name` must start with a letter or digit and hold at most {MAX_NAME} letters, digits, _ . -, but"
             f" got {task!r}.",
-            hint="`predict` takes a folder as it is, and `pull` and `--base` go with the name of a task"
+            hint="`predict` takes a folder as it is, and `pull` the name of a task"
             if os.sep in task
             else "`loraxs-search ls` has every task",
         )
@@ -136,13 +90,11 @@ class Resolved:
     """What a name meant.
 
     Args:
-        signatures: By alias, as they stood beside the version.
         stamp: How the embedded store stood then; None if that cannot tell.
     """
 
     digest: str
     version: int
-    signatures: Mapping[str, str]
     stamp: str | None = None
 
     def is_fresh(self, stamp: str | None) -> bool:

@@ -20,7 +20,6 @@ from loraxs_search.records import (
     Task,
 )
 from loraxs_search.registry.finalist import NOISE, Criterion, better_when, identity, key, show_bytes
-from loraxs_search.registry.names import CHAMPION
 from loraxs_search.registry.test_set_reuse import ToleranceReference
 
 if TYPE_CHECKING:
@@ -55,14 +54,12 @@ class ComparisonSetup:
     """How a finalist is compared with a champion.
 
     Args:
-        alias: The championship that it is about.
         number: Of this comparison among all on these test rows.
         level: The chance of error that it may have; None for that of its number alone.
         reference: What tolerance is measured from; None turns tolerance off.
         forced: Promote the finalist whatever the champion.
     """
 
-    alias: str = CHAMPION
     number: int = 1
     level: float | None = None
     reference: ToleranceReference | None = None
@@ -103,7 +100,7 @@ class _PromotionTest:
         reference, finalist = self.setup.reference, key(self.finalist.candidate)
         known = (None, None) if reference is None else (reference.version, reference.metric)
         confidence = 1 - self.level if self.rule.confidence else 0.0
-        return ComparisonRecord(self.setup.alias, finalist, opponent, self.setup.number, confidence, p, *known)
+        return ComparisonRecord(finalist, opponent, self.setup.number, confidence, p, *known)
 
     def p_value(self, better: ScoredRows | None, worse: ScoredRows | None) -> float | None:
         """Return the chance that `better` is ahead by luck; None if rows cannot tell."""

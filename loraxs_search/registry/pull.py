@@ -27,7 +27,6 @@ from loraxs_search.home import (
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
 from loraxs_search.registry._mlflow import Listed, fetch_file, list_files
-from loraxs_search.registry._signing import SeenSequences, check_signature, least_sequence
 from loraxs_search.registry._versions import RegisteredAdapter
 from loraxs_search.registry.manifest import (
     MANIFEST,
@@ -39,7 +38,7 @@ from loraxs_search.registry.manifest import (
     read,
     verify,
 )
-from loraxs_search.registry.names import AdapterName, Resolved, ResolvedNames, parse_name, store_stamp
+from loraxs_search.registry.names import Resolved, ResolvedNames, store_stamp
 from loraxs_search.registry.reader import RegistryReader
 
 _logger = logging.getLogger(__name__)
@@ -55,16 +54,13 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
     cached folder is checked again and, when it was changed, pulled again. Factors that the adapter stands on and this
     machine lacks come with it. While the server is away, what the name last meant here is used, with a notice.
 
-    Where the team signs, it must have signed that this very name means this adapter, with a number that is no lower
-    than any seen here before.
-
     Args:
         uri: The store, as `resolve_uri` gives it.
         cache: Defaults to `adapters` in the state folder.
     Raises:
         RegistryError: no such adapter.
-        IntegrityError: the registry's files are not what was registered, or not signed where the team signs.
-        TrackingError: the server does not answer, and the adapter is not cached, or older than one seen here.
+        IntegrityError: the registry's files are not what was registered.
+        TrackingError: the server does not answer, and the adapter is not cached.
         HomeError: the cache cannot be written.
     """
     return pull_version(name, uri=uri, cache=cache)[0]
@@ -73,34 +69,24 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
 def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Path, int]:
     """Like `pull`, but also return the version that the folder holds."""
     folder = ensure_dir(cache or home() / "adapters")
-    asked = parse_name(name)
-    least = least_sequence(asked, uri)  # first: meanwhile others may promote a newer one here
     names = ResolvedNames(folder / "names.json", uri)
     known, stamp = names.get(name), store_stamp(uri)
     if known is not None and known.is_fresh(stamp):  # nothing was written to the store since
         manifest = _good_manifest(folder / known.digest, known.digest)
         if manifest is not None:
-            _check_signed(asked, known, uri, least)
             factor_sets.bring(uri, manifest.base_digest, manifest.factors)
             return folder / known.digest, known.version
     try:
         adapter = RegistryReader(uri).resolve(name)
     except TrackingError:
-        if (
-            known is None
-            or check_signature(asked, known) < least
-            or _good_manifest(target := folder / known.digest, known.digest) is None
-        ):
+        if known is None or _good_manifest(target := folder / known.digest, known.digest) is None:
             raise
         _logger.warning("the registry does not answer: using the cached %s (%s)", name, known.digest[:12])
         return target, known.version
-    meaning = Resolved(adapter.digest, adapter.version, adapter.signatures, stamp)
-    sequence = _check_signed(asked, meaning, uri, least)
     target = folder / adapter.digest
     manifest = _good_manifest(target, adapter.digest) or _download(adapter, uri, target)
     factor_sets.bring(uri, manifest.base_digest, manifest.factors)
-    if sequence >= least_sequence(asked, uri):  # else another process here has pulled a newer one by now
-        names.put(name, meaning)
+    names.put(name, Resolved(adapter.digest, adapter.version, stamp))
     return target, adapter.version
 
 
@@ -129,13 +115,6 @@ def adapter_folder(source: str | Path, *, uri: str) -> Path:
         if os.sep in source or (isinstance(error, UnknownTaskError) and (Path(source) / MANIFEST).is_file()):
             error.hint = f"write ./{source} for the folder; {error.hint}"
         raise
-
-
-def _check_signed(asked: AdapterName, meaning: Resolved, uri: str, least: int) -> int:
-    """Refuse what is not signed, or older than `least`; remember and return the number of the alias."""
-    if (sequence := check_signature(asked, meaning)) and asked.alias is not None:
-        SeenSequences(uri).accept(asked.task, asked.alias, sequence, least)
-    return sequence
 
 
 def _good_manifest(folder: Path, digest: str) -> Manifest | None:

@@ -31,7 +31,7 @@ from loraxs_search.registry import _decisions, _mlflow, _versions
 from loraxs_search.registry._mlflow import connect, exists, is_denied, is_missing, speaking
 from loraxs_search.registry._versions import SUMMARY, RegisteredAdapter, read_version, record
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, read
-from loraxs_search.registry.names import ADAPTER, CHAMPION, KIND, AdapterName, check_task, is_champion, parse_name
+from loraxs_search.registry.names import ADAPTER, CHAMPION, KIND, AdapterName, check_task, parse_name
 from loraxs_search.registry.pages import TaskSummary, summarise
 
 if TYPE_CHECKING:
@@ -51,13 +51,13 @@ class RegistryReader:
         self.uri = uri
         self._connected: MlflowClient | None = None
 
-    def champion(self, task: str, alias: str = CHAMPION) -> RegisteredAdapter | None:
-        """Return the task's champion, or that of the alias of a base; None when it has none.
+    def champion(self, task: str) -> RegisteredAdapter | None:
+        """Return the task's champion; None when it has none.
 
         Raises:
             TrackingError: the server does not answer.
         """
-        return self._find(AdapterName(check_task(task), alias)) if exists(self.uri) else None
+        return self._find(AdapterName(check_task(task))) if exists(self.uri) else None
 
     def resolve(self, name: str) -> RegisteredAdapter:
         """Return the adapter that `TASK`, `TASK@alias` or `TASK:3` names.
@@ -141,29 +141,26 @@ class RegistryReader:
             return []
         with speaking(self.uri):
             recorded = read(model.tags)
-        made = [adapter.decision for adapter in self._unrecorded(model, recorded)]
-        return _decisions.in_order([*recorded, *made]) if made else recorded
+        made = self._unrecorded(model, recorded)
+        return _decisions.in_order([*recorded, made.decision]) if made else recorded
 
-    def _unrecorded(self, model: Any, recorded: Sequence[Decision]) -> list[RegisteredAdapter]:
-        """Return adapters whose promoter was cut off after it moved a name and before it recorded its decision.
+    def _unrecorded(self, model: Any, recorded: Sequence[Decision]) -> RegisteredAdapter | None:
+        """Return the champion whose promoter was cut off after it moved the alias and before it recorded its decision.
 
-        Each has that decision, with the names that it did move, oldest first.
+        It has that decision. None where the decision is recorded, or the alias was moved by hand.
         """
-        known = {(decision.number, decision.at) for decision in recorded}
-        holders = {alias: decision.version for decision in recorded if decision.promoted for alias in decision.aliases}
-        named = {alias: int(number) for alias, number in model.aliases.items() if is_champion(alias)}
-        moved = {number for alias, number in named.items() if number != holders.get(alias)}
-        found = []
-        for number in moved:
-            try:
-                adapter = self.resolve(f"{model.name}:{number}")
-            except ForeignVersionError:  # nobody's promotion
-                continue
-            decision = adapter.decision
-            if (decision.number, decision.at) not in known:  # else the name was moved by hand
-                aliases = tuple(alias for alias in decision.aliases if named.get(alias) == adapter.version)
-                found.append(replace(adapter, decision=replace(decision, version=adapter.version, aliases=aliases)))
-        return sorted(found, key=lambda adapter: (adapter.decision.number, adapter.decision.at))
+        champion = model.aliases.get(CHAMPION)
+        last = next((decision.version for decision in reversed(recorded) if decision.promoted), None)
+        if champion is None or int(champion) == last:
+            return None
+        try:
+            adapter = self.resolve(f"{model.name}:{champion}")
+        except ForeignVersionError:  # nobody's promotion
+            return None
+        decision = adapter.decision
+        if (decision.number, decision.at) in {(one.number, one.at) for one in recorded}:
+            return None
+        return replace(adapter, decision=replace(decision, version=adapter.version))
 
     def test_predictions(self, adapter: RegisteredAdapter) -> ScoredRows | None:
         """Return an adapter's answers to the test rows it was scored on; None when none were kept.

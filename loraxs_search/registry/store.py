@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import IntegrityError, LoraxsError, RegistryError
-from loraxs_search.records import Candidate, Decision, KeptAnswers, PromotionRule, ShadowRecord, Task
-from loraxs_search.registry import _signing, _versions, factor_sets
+from loraxs_search.records import Candidate, Decision, KeptAnswers, PromotionRule, Task
+from loraxs_search.registry import _versions, factor_sets
 from loraxs_search.registry._decisions import next_number
 from loraxs_search.registry._mlflow import speaking
 from loraxs_search.registry._versions import RegisteredAdapter, record_tags, version_tags
 from loraxs_search.registry.changes import ChangingRegistry, now
 from loraxs_search.registry.finalist import Criterion, FinalistChoice, choose, identity, key
 from loraxs_search.registry.manifest import folder_digest, verify
-from loraxs_search.registry.names import CHAMPION, base_alias, check_task
+from loraxs_search.registry.names import CHAMPION, check_task
 from loraxs_search.registry.pages import summarise, version_page
 from loraxs_search.registry.promotion import BASELINES, ComparisonSetup, Scored, decide
 from loraxs_search.registry.promotion_lock import Check
-from loraxs_search.registry.shadow_log import cited, read_shadow_log
 from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 
 if TYPE_CHECKING:
@@ -52,13 +51,11 @@ class Beside:
         study: Whose candidates they are, for the record where there are none.
         answers: Of the study's baselines to the test rows, by name.
         seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
-        shadow_log: A log of `serve --shadow`, which the decision cites where it is of the finalist and the champion.
     """
 
     study: str = ""
     answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
     seen: Sequence[str] = ()
-    shadow_log: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,72 +122,36 @@ class FinalistComparison:
     past: Sequence[Decision]
     seen: Sequence[str] = ()
 
-    def decide(self, champions: Mapping[str, ComparedChampion]) -> Decision:
-        """Decide whether the finalist becomes champion of the task, and whether it leads its own base.
-
-        Args:
-            champions: Alias to the champion that holds it.
-        """
+    def decide(self, champion: ComparedChampion | None) -> Decision:
+        """Decide whether the finalist becomes champion of the task."""
         own = self.finalist.candidate
         earlier = [key(replace(own, trial_id=trial_id)) for trial_id in own.earlier_finalists]
         history = ComparisonHistory(self.past, own.test_fingerprint, [*earlier, *self.seen])
         uncounted, unmet = history.uncounted(key(own)), history.unmet(key(own)) if own.test_metrics else ()
-        decision = self._decide(champions, history, uncounted)
-        return replace(decision, seen=uncounted if decision.comparisons else (*uncounted, *unmet))
-
-    def _decide(
-        self, champions: Mapping[str, ComparedChampion], history: ComparisonHistory, uncounted: tuple[str, ...]
-    ) -> Decision:
-        overall, own = champions.get(CHAMPION), base_alias(self.finalist.candidate.base_model)
-        decision = self._against(CHAMPION, overall, history, self.forced)
-        on_own_base = overall is not None and base_alias(overall.scored.candidate.base_model) == own
-        of_base = champions.get(own, overall if on_own_base else None)
-        is_one = own == CHAMPION or _version(of_base) == _version(overall)
-        if decision.promoted and (is_one or of_base is None or self._is_finalist(of_base)):
-            return replace(decision, aliases=tuple(dict.fromkeys((CHAMPION, own))))
-        if is_one:
-            return decision
-        history.take(replace(decision, seen=uncounted))
-        second = self._against(own, of_base, history, self.forced and decision.promoted)
-        promoted = {CHAMPION: decision.promoted, own: second.promoted}
-        return replace(
-            second if second.promoted and not decision.promoted else decision,
-            aliases=tuple(alias for alias, is_promoted in promoted.items() if is_promoted),
-            reasons=(*decision.reasons, f"for {own}:", *second.reasons),
-            comparisons=(*decision.comparisons, *second.comparisons),
-        )
-
-    def _is_finalist(self, champion: ComparedChampion) -> bool:
-        return key(champion.adapter.candidate) == key(self.finalist.candidate)
-
-    def _against(
-        self, alias: str, champion: ComparedChampion | None, history: ComparisonHistory, forced: bool
-    ) -> Decision:
-        finalist = key(self.finalist.candidate)
         other = BASELINES if champion is None else key(champion.scored.candidate)
         setup = ComparisonSetup(
-            alias=alias,
-            number=history.number(finalist, other),
-            level=history.level(finalist, other, 1 - self.rule.confidence),
-            reference=self._reference(alias, champion),
-            forced=forced,
+            number=history.number(key(own), other),
+            level=history.level(key(own), other, 1 - self.rule.confidence),
+            reference=self._reference(champion),
+            forced=self.forced,
         )
         decision = decide(self.rule, self.task, self.finalist, champion.scored if champion else None, setup)
-        note = champion.note if champion else ""
-        return replace(decision, reasons=(note, *decision.reasons)) if note else decision
+        note = (champion.note,) if champion and champion.note else ()
+        seen = uncounted if decision.comparisons else (*uncounted, *unmet)
+        return replace(decision, reasons=(*note, *decision.reasons), seen=seen)
 
-    def _reference(self, alias: str, champion: ComparedChampion | None) -> ToleranceReference | None:
+    def _reference(self, champion: ComparedChampion | None) -> ToleranceReference | None:
         criterion, finalist = Criterion.of(self.rule, self.task), self.finalist.candidate
         present = None
         if champion is not None and champion.scored.candidate.test_fingerprint == finalist.test_fingerprint:
             metrics = champion.scored.candidate.test_metrics
             if criterion.fault(metrics, "test") is None:
                 present = ToleranceReference(champion.adapter.version, metrics[criterion.metric])
-        return find_tolerance_reference(alias, criterion, finalist.test_fingerprint, self.past, present)
+        return find_tolerance_reference(criterion, finalist.test_fingerprint, self.past, present)
 
 
-def _version(champion: ComparedChampion | None) -> int | None:
-    return champion.adapter.version if champion else None
+def _version(champion: RegisteredAdapter | None) -> int | None:
+    return champion.version if champion else None
 
 
 BASE_ALONE = "base"  # in place of a trial id
@@ -243,22 +204,19 @@ class Registry(ChangingRegistry):
         files = (predictions.get(name) for name in (choice.finalist.trial_id, BASE_ALONE))
         answers, of_base = (None if file is None else file.read_bytes() for file in files)
         finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
-        shadows = _shadows(beside.shadow_log, folders.get(choice.finalist.trial_id))
         for _ in range(_MAX_TRIES):
-            champions = self._champions(name, finalist, rescore)  # may take minutes: before the lock
+            champion = self._compared(name, finalist, rescore)  # may take minutes: before the lock
             with self._locked(name, creates=True) as check:
                 self._finish_begun(name, check)
-                if self._moved(name, champions):
+                if _version(self.champion(name)) != _version(champion.adapter if champion else None):
                     continue
                 past = self.decisions_before(name, key(finalist.candidate))
                 comparison = FinalistComparison(rule, task, finalist, forced, past, beside.seen)
-                present = {alias: one for alias, one in champions.items() if one is not None}
-                decision = _cited(comparison.decide(present), present, shadows)
+                decision = comparison.decide(champion)
                 reasons = (*choice.reasons, *decision.reasons)
                 decision = replace(decision, reasons=reasons, at=now(), number=next_number(past))
                 if not decision.promoted:
                     check()  # else its number is another's by now
-                    self._sign_present(champions, finalist.candidate, folders)
                     self._record(decision)
                     return decision, None
                 folder = folders[finalist.candidate.trial_id]
@@ -276,11 +234,10 @@ class Registry(ChangingRegistry):
                 f"but its manifest says {manifest.study}/{manifest.trial_id} of {own[0]}."
             )
         task, digest, client = check_task(decision.task), folder_digest(folder), self._client
-        aliases = decision.aliases or (CHAMPION,)
         with speaking(self.uri):
             # Records come first: no version lacks them, whenever this is killed.
             _versions.ensure_model(client, task)
-            for key, value in record_tags(candidate, replace(decision, aliases=aliases), digest).items():
+            for key, value in record_tags(candidate, decision, digest).items():
                 client.set_registered_model_tag(task, key, value)
             tags = version_tags(manifest, candidate, digest)
             version = _versions.register(client, self.uri, task, folder, manifest, tags)
@@ -295,42 +252,15 @@ class Registry(ChangingRegistry):
             add_mlflow_model(client, self.uri, client.get_model_version(task, str(version)), manifest)
             factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
             check()  # registering took a while, and a server has other clients
-            self._move(task, aliases, version, digest)
-        made = replace(decision, aliases=aliases, version=version)
-        if CHAMPION in aliases:
-            self._summarise(summarise(task, version, candidate, made))
+            client.set_registered_model_alias(task, CHAMPION, str(version))
+        made = replace(decision, version=version)
+        self._summarise(summarise(task, version, candidate, made))
         self._record(made)
         return made, version
 
-    def _champions(self, task: str, finalist: Scored, rescore: Rescore | None) -> dict[str, ComparedChampion | None]:
-        """Return the champions that a finalist is compared with: the task's, and that of its base."""
-        by_version: dict[int, ComparedChampion] = {}
-        by_alias: dict[str, ComparedChampion | None] = {}
-        for alias in dict.fromkeys((CHAMPION, base_alias(finalist.candidate.base_model))):
-            champion = self.champion(task, alias)
-            if champion is not None and champion.version not in by_version:
-                by_version[champion.version] = comparable(champion, finalist, rescore, self.test_predictions)
-            by_alias[alias] = by_version[champion.version] if champion is not None else None
-        return by_alias
-
-    def _sign_present(
-        self, champions: Mapping[str, ComparedChampion | None], finalist: Candidate, folders: Mapping[str, Path]
-    ) -> None:
-        own = {
-            alias: compared.adapter
-            for alias, compared in champions.items()
-            if compared is not None and key(compared.adapter.candidate) == key(finalist)
-        }
-        with speaking(self.uri):
-            _signing.sign_present(self._client, self.uri, own, folders)
-
-    def _moved(self, task: str, champions: Mapping[str, ComparedChampion | None]) -> bool:
-        """Whether a champion is another one by now than when it was compared."""
-        for alias, compared in champions.items():
-            now = self.champion(task, alias)
-            if (now.version if now else None) != (compared.adapter.version if compared else None):
-                return True
-        return False
+    def _compared(self, task: str, finalist: Scored, rescore: Rescore | None) -> ComparedChampion | None:
+        champion = self.champion(task)
+        return None if champion is None else comparable(champion, finalist, rescore, self.test_predictions)
 
     def _refusal(self, rule: PromotionRule, task: Task, study: str, choice: FinalistChoice) -> Decision:
         """Return the decision on a study none of whose candidates may be promoted."""
@@ -347,19 +277,6 @@ class Registry(ChangingRegistry):
             champion=identity(champion.candidate) if champion else None,
             at=now(),
         )
-
-
-def _shadows(log: Path | None, finalist: Path | None) -> Mapping[str, ShadowRecord]:
-    """Return what a log says of a finalist's folder, by the champion's digest."""
-    return {} if log is None or finalist is None else read_shadow_log(log, folder_digest(finalist))
-
-
-def _cited(
-    decision: Decision, champions: Mapping[str, ComparedChampion], shadows: Mapping[str, ShadowRecord]
-) -> Decision:
-    """Return a decision with what a shadow log says of the champion that it names."""
-    named = [one.adapter for one in champions.values() if identity(one.adapter.candidate) == decision.champion]
-    return cited(decision, named[0].digest, shadows) if named else decision
 
 
 def _read_predictions(content: bytes | None) -> ScoredRows | None:

@@ -98,18 +98,18 @@ class ToleranceReference:
 
 
 def find_tolerance_reference(
-    alias: str, criterion: Criterion, test_rows: str, past: Sequence[Decision], champion: ToleranceReference | None
+    criterion: Criterion, test_rows: str, past: Sequence[Decision], champion: ToleranceReference | None
 ) -> ToleranceReference | None:
-    """Return the best version that held `alias` on these test rows.
+    """Return the best version that was champion on these test rows.
 
     Versions that were rolled back, removed or force-promoted do not count. The present champion counts as it was scored
     on these rows, anew where they are new to it.
 
     Args:
         past: Every decision on the task, oldest first.
-        champion: The holder of the alias now; None when there is none that could be scored on these rows.
+        champion: The present one; None when there is none that could be scored on these rows.
     """
-    holders = _Holders(alias, criterion, test_rows)
+    holders = _Holders(criterion, test_rows)
     for decision in past:
         holders.take(decision)
     if champion is not None:
@@ -121,10 +121,10 @@ def find_tolerance_reference(
 
 
 class _Holders:
-    """Who has held an alias, from decision to decision."""
+    """Who was champion, from decision to decision."""
 
-    def __init__(self, alias: str, criterion: Criterion, test_rows: str) -> None:
-        self._alias, self._criterion, self._test_rows = alias, criterion, test_rows
+    def __init__(self, criterion: Criterion, test_rows: str) -> None:
+        self._criterion, self._test_rows = criterion, test_rows
         self._holder: int | None = None
         self.scores: dict[int, float] = {}
         self.left: set[int] = set()
@@ -134,13 +134,13 @@ class _Holders:
         version = decision.version
         is_here = decision.test_fingerprint == self._test_rows and decision.metric == self._criterion.metric
         for made in decision.comparisons if is_here else ():
-            if made.alias == self._alias and made.reference_version is not None and made.reference_metric is not None:
+            if made.reference_version is not None and made.reference_metric is not None:
                 self.scores.setdefault(made.reference_version, made.reference_metric)
         if version is None:
             return
         if decision.action == "remove":
             self.left.add(version)
-        elif decision.promoted and self._alias in decision.aliases:
+        elif decision.promoted:
             self._given(decision, version, is_here)
 
     def _given(self, decision: Decision, version: int, is_here: bool) -> None:

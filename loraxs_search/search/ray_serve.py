@@ -34,7 +34,7 @@ from loraxs_search.serve.api_keys import read_keys
 log = logging.getLogger(__name__)
 
 APP, DEPLOYMENT = "loraxs-search", "adapters"
-_PASSED_ON = (ENV_USER, ENV_PASSWORD, "LORAXS_SIGNING_KEY_FILE")  # of whoever deploys, to the replicas
+_PASSED_ON = (ENV_USER, ENV_PASSWORD)  # of whoever deploys, to the replicas
 _POLL_S = 1.0
 _DRAIN_S = 45.0  # for what was asked before a replica ends; Ray waits 60 s for an application to go
 _SPARE = 1000  # requests beyond the queue that reach a replica, which answers them 429: Ray would have them wait
@@ -63,7 +63,6 @@ class ServeArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: tuple[str, ...] = ()
-    base: str | None = None
     tracking_uri: str | None = None
     device: Literal["cpu", "cuda"] = "cpu"
     num_cpus: int = Field(1, ge=1)
@@ -125,7 +124,7 @@ class Replica:
             keys = (*keys, *read_keys(Path(args.api_key_file)))
         if args.device == "cpu":
             torch.set_num_threads(args.num_cpus)
-        models = ServedModels(args.tasks, uri=uri, base=args.base, max_bytes=args.max_bytes, device=args.device)
+        models = ServedModels(args.tasks, uri=uri, max_bytes=args.max_bytes, device=args.device)
         limits = Limits(rows=args.max_rows, waiting_rows=args.queue)
         return Server(models, keys=keys, limits=limits, replica=serve.get_replica_context().replica_id.unique_id)
 

@@ -30,7 +30,7 @@ from loraxs_search.errors import (
     unknown_name,
 )
 from loraxs_search.records import Manifest
-from loraxs_search.registry import check_base, on_base, verify
+from loraxs_search.registry import verify
 from loraxs_search.registry.names import parse_name, store_stamp
 from loraxs_search.registry.pull import pull_version
 from loraxs_search.registry.reader import RegistryReader
@@ -82,7 +82,6 @@ class ServedModels:
 
     Args:
         tasks: Those that are served; empty means every task of the registry that fits the base and the bank.
-        base: TASK means its champion on this base; None takes the base of the first task.
         max_bytes: Limit on the adapters' numbers in memory; the least recently used are evicted.
     Raises:
         RegistryError: a task of `tasks` is not in the registry.
@@ -94,11 +93,10 @@ class ServedModels:
         tasks: Sequence[str],
         *,
         uri: str,
-        base: str | None = None,
         max_bytes: int | None = None,
         device: str = "cpu",
     ) -> None:
-        self.tasks, self.uri, self._base = tuple(tasks), uri, base
+        self.tasks, self.uri = tuple(tasks), uri
         self.registry_error: str | None = None  # why the registry cannot be read
         self.num_switches = 0  # names that have come to mean another adapter
         self._reader = RegistryReader(uri)
@@ -233,7 +231,7 @@ class ServedModels:
 
     def _follow(self, name: str, followed: _Followed) -> None:
         try:
-            digest = self._reader.resolve(self._meant(name)).digest
+            digest = self._reader.resolve(name).digest
         except (UnknownTaskError, UnknownVersionError) as error:
             log.warning("%s is served no longer: %s", name, error.message)
             self._forget(name)
@@ -279,10 +277,6 @@ class ServedModels:
             self.bank.evict(digest)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _meant(self, name: str) -> str:
-        """Return what the registry calls a name: that of a task alone is its champion on the base."""
-        return name if "@" in name or ":" in name else on_base(name, self._base)
-
     def _first(self, names: Sequence[str]) -> ServedAdapter:
         """Return the adapter that decides what the base is loaded as: the first that is there."""
         errors: list[LoraxsError] = []
@@ -305,11 +299,8 @@ class ServedModels:
                 log.warning("%s is not served: %s", name, error.message)
 
     def _pulled(self, name: str) -> ServedAdapter:
-        meant = self._meant(name)
-        folder, version = pull_version(meant, uri=self.uri)
-        manifest = verify(folder)
-        check_base(self._base, manifest.base_model.id)
-        return ServedAdapter(parse_name(name).task, version, folder.name, folder, manifest)
+        folder, version = pull_version(name, uri=self.uri)
+        return ServedAdapter(parse_name(name).task, version, folder.name, folder, verify(folder))
 
     def _check_base(self, adapter: ServedAdapter) -> None:
         """Refuse an adapter of another base.

@@ -115,12 +115,12 @@ class ValidationRowsChoose:
 
     def meet(self, finalist: Scored) -> bool:
         """Decide between a finalist and the champion of the chain; whether the first replaces the second."""
-        opponents = {}
+        opponent = None
         if self.champion is not None:
             held, last = self.champion.candidate, self.past[-1]
             adapter = RegisteredAdapter(TASK.name, self._version, ("champion",), "", held, last, "")
-            opponents = {"champion": ComparedChampion(adapter, self.champion)}
-        decision = FinalistComparison(self.rule, TASK, finalist, False, self.past).decide(opponents)
+            opponent = ComparedChampion(adapter, self.champion)
+        decision = FinalistComparison(self.rule, TASK, finalist, False, self.past).decide(opponent)
         if decision.promoted:
             self._version, self.champion = self._version + 1, finalist
             decision = _of_version(decision, self._version)

@@ -100,6 +100,5 @@ def test_python_takes_rows_as_tuples(writer):
         loraxs_search.predict(writer, {"first": "w1", "second": "w2"})
 
 
-def test_pull_takes_no_folder_and_a_folder_no_base(say, writer, fresh_home):
-    for line in (("pull", str(writer), "--format", "lora"), ("predict", str(writer), "w1", "w2", "--base", "other")):
-        assert say(*line).is_error(1, "`task name` must", "`pull` and `--base` go with the name of a task")
+def test_pull_takes_no_folder(say, writer, fresh_home):
+    assert say("pull", str(writer), "--format", "lora").is_error(1, "`task name` must", "`pull` the name of a task")

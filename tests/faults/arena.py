@@ -177,8 +177,8 @@ class Arena:
         def ask() -> dict[str, Any]:
             champion = RegistryReader(self.store.uri).champion(TASK)
             if champion is None:
-                return {"version": None, "sequence": 0}
-            return {"version": champion.version, "sequence": int(champion.signatures.get("champion", "0").split()[0])}
+                return {"version": None, "number": 0}
+            return {"version": champion.version, "number": champion.decision.number}
 
         return self.history.do("champion", ask)
 
@@ -358,9 +358,7 @@ def arena(warm: Path) -> Iterator[Arena]:
         machines = closing.enter_context(boxes(2, show=[folder, disk.path]))
         store = closing.enter_context(stores.team_store(folder / "s", machines.ip))
         cluster = closing.enter_context(nodes.cluster_on(machines, folder / "c"))
-        (folder / "key").write_text(secrets.token_hex())
-        variables = store.s3_env | {"LORAXS_SIGNING_KEY_FILE": str(folder / "key")}
-        closing.enter_context(_environment(variables))
+        closing.enter_context(_environment(store.s3_env))
         world = World(folder, home, env=dict(cluster.env), pack_size="1")
         place = Arena(world, machines, cluster, store, disk, folder / "elsewhere")
         closing.callback(place.close)

@@ -164,17 +164,17 @@ def _leases(history: History) -> Iterable[str]:
 
 
 def _sequences(history: History) -> Iterable[str]:
-    """Champions follow each other by the number that was signed, and nothing looks forged that nobody forged."""
+    """Champions follow each other by the numbers of their decisions, and nothing looks changed that nobody changed."""
     for before, after in _in_order(history, "champion"):
-        old, new = (op.value["sequence"] for op in (before, after))
+        old, new = (op.value["number"] for op in (before, after))
         if new < old:
             yield f"the champion's number is {new} after {old}"
         elif new == old and before.value["version"] != after.value["version"]:
             yield f"the champion's number is {new} for versions {before.value['version']} and {after.value['version']}"
     for op in history.ops:
         said = f"{op.value.get('said', '')}{op.error}"
-        if any(text in said for text in ("IntegrityError", "`sequence number`", "`signature`")):
-            yield f"a {op.kind} takes what was promoted for forged: {said[-500:]}"
+        if "IntegrityError" in said:
+            yield f"a {op.kind} takes what was promoted for changed: {said[-500:]}"
 
 
 def _unanswered(history: History) -> Iterable[str]:

@@ -328,7 +328,7 @@ def test_a_second_study_meets_the_champion_on_its_own_rows(
 ) -> None:
     plan = ("search.trials=1", "task.name=met-reviews", "promotion.seeds=1", "parameters.learning_rate=0.05")
     search("met-first", *plan)
-    assert loraxs_search.promote("met-first", force=True).aliases == ("champion", f"champion-{tiny_base.name}")
+    assert loraxs_search.promote("met-first", force=True).promoted
     search("met-second", *plan, "search.seed=1")
     decision = loraxs_search.promote("met-second")
     assert decision.p_value is not None

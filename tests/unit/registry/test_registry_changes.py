@@ -1,4 +1,4 @@
-"""Champions of a task and of its bases: who meets whom, how one is scored anew, and how minds are changed."""
+"""Champions of a task: who meets whom, how one is scored anew, and how minds are changed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from mlflow import MlflowClient
 
 from loraxs_search.errors import BaseModelError, ForeignVersionError, IntegrityError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
-from loraxs_search.registry import Beside, Registry, Rescored, check_base, on_base
+from loraxs_search.registry import Beside, Registry, Rescored
 from loraxs_search.registry._versions import DECISIONS, SUMMARY
-from loraxs_search.registry.names import base_alias
 from loraxs_search.registry.pages import SHOWN
 from loraxs_search.registry.promotion import Scored, decide
 from loraxs_search.registry.scored_rows import ScoredRows
@@ -59,57 +58,6 @@ def promote(registry, task, candidate, make_folder, tmp_path):
 
 def never(champion):
     raise AssertionError("nobody asked")
-
-
-# ---- bases -----------------------------------------------------------------------------------------------------------
-def test_the_alias_of_a_base_is_the_end_of_its_id():
-    assert base_alias("sentence-transformers/all-MiniLM-L6-v2") == "champion-all-minilm-l6-v2"
-    assert base_alias("/models/my base/") == "champion-my-base"
-    assert base_alias("") == "champion"
-    assert on_base("t", "org/Tiny") == on_base("t", "tiny") == "t@champion-tiny"
-    assert on_base("t:3", None) == "t:3"
-    for name in ("t:3", "t@x"):
-        with pytest.raises(RegistryError, match="--base"):
-            on_base(name, "tiny")
-
-
-def test_a_base_whose_id_ends_alike_is_told_from_the_one_asked_for():
-    for asked in (None, "tiny", "Tiny", "org/Tiny", "Org/tiny/"):
-        check_base(asked, "org/Tiny")
-    check_base("openai-community/gpt2", "gpt2")
-    for asked in ("other/Tiny", "/models/Tiny"):
-        with pytest.raises(
-            RegistryError, match=f"champion-tiny, but got '{asked}', and its base is org/Tiny"
-        ) as caught:
-            check_base(asked, "org/Tiny")
-        assert "write --base Tiny" in caught.value.hint
-
-
-def test_a_champion_leads_its_task_and_its_base(registry, promote):
-    decision, version = promote("t0", 320)
-    assert (decision.aliases, decision.version, version) == (("champion", "champion-tiny"), 1, 1)
-    assert registry.resolve("movie-reviews@champion-tiny").version == 1
-    assert registry.champion("movie-reviews").aliases == ("champion", "champion-tiny")
-
-
-def test_another_base_may_lead_its_own_without_leading_the_task(registry, promote):
-    promote("t0", 340)
-    decision, version = promote(
-        "t1", 300, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340), "data")
-    )
-    assert (decision.promoted, decision.aliases, version) == (True, ("champion-large",), 2)
-    assert "for champion-large:" in decision.reasons
-    assert registry.champion("movie-reviews").version == 1
-    assert registry.resolve(on_base("movie-reviews", "Large")).candidate.trial_id == "t1"
-    weaker, none = promote(
-        "t2", 280, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340), "data")
-    )
-    assert (weaker.promoted, none) == (False, None)
-    better, version = promote(
-        "t3", 390, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "data", rows(340), "data")
-    )
-    assert better.aliases == ("champion", "champion-large")
-    assert registry.resolve("movie-reviews@champion-tiny").version == 1
 
 
 # ---- scored anew -----------------------------------------------------------------------------------------------------
@@ -230,7 +178,7 @@ def test_the_list_has_every_task_with_its_champion(registry, promote, task, cand
     assert found.mean == pytest.approx(0.79)
     assert found.spread == pytest.approx(0.0141421, rel=1e-4)
     assert found.promoted_at.startswith("20")
-    assert found.aliases == {"champion": 1, "champion-tiny": 1}
+    assert found.aliases == {"champion": 1}
 
 
 def test_a_line_that_is_older_than_the_alias_is_made_anew(registry, promote, store_uri):
@@ -245,7 +193,7 @@ def test_versions_come_newest_first_with_their_names(registry, promote):
     promote("t0", 320)
     promote("t1", 390)
     assert [(v.version, v.candidate.trial_id, v.aliases) for v in registry.versions("movie-reviews")] == [
-        (2, "t1", ("champion", "champion-tiny")),
+        (2, "t1", ("champion",)),
         (1, "t0", ()),
     ]
     with pytest.raises(RegistryError, match=r"`task`.*: movie-reviews"):
@@ -258,7 +206,6 @@ def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, prom
         promote(trial_id, right)
     decision = registry.rollback("movie-reviews")
     assert (decision.action, decision.version, decision.winner, decision.champion) == ("rollback", 2, "t1", "s1/t2")
-    assert registry.resolve("movie-reviews@champion-tiny").version == 2
     assert registry.summaries()[0].version == 2
     assert registry.rollback("movie-reviews").version == 1  # not to the one it came from
     with pytest.raises(RegistryError, match="champion") as none:
@@ -286,7 +233,7 @@ def test_rolling_back_looks_further_than_the_versions_that_are_shown(registry, p
 def test_a_champion_is_removed_by_force_only(registry, promote):
     promote("t0", 300)
     promote("t1", 340)
-    with pytest.raises(RegistryError, match="is champion and champion-tiny") as champion:
+    with pytest.raises(RegistryError, match="is champion") as champion:
         registry.remove("movie-reviews:2")
     assert "rollback" in str(champion.value.hint)
     assert registry.remove("movie-reviews:1").action == "remove"
@@ -308,7 +255,7 @@ def test_a_task_whose_champion_was_removed_is_rolled_back_to_a_version_that_is_n
         registry.rollback("movie-reviews")
     decision = registry.rollback("movie-reviews", to=1)
     assert (decision.version, decision.champion) == (1, None)
-    assert registry.champion("movie-reviews").aliases == ("champion", "champion-tiny")
+    assert registry.champion("movie-reviews").aliases == ("champion",)
     assert registry.summaries()[0].version == 1
 
 
@@ -321,41 +268,6 @@ def test_the_best_version_is_removed_by_force_only(registry, promote):
     assert "--force" in str(best.value.hint)
     assert registry.remove("movie-reviews:1").action == "remove"
     assert registry.remove("movie-reviews:2", forced=True).action == "remove"
-
-
-def test_whoever_leads_the_task_leads_its_base_only_if_it_beats_the_one_that_does(registry, promote):
-    """After the champion is removed, the best of another base need not be the best of its own."""
-    scored = {"rescore": lambda _: Rescored({"accuracy": 0.85}, "data", rows(340), "data")}
-    promote("t0", 340)
-    promote("t1", 330, base="org/Large", **scored)
-    assert registry.resolve("movie-reviews@champion-large").candidate.trial_id == "t1"
-    registry.remove("movie-reviews:1", forced=True)
-    decision, version = promote("t2", 280, base="org/Large", **scored)
-    assert (decision.promoted, decision.aliases, version) == (True, ("champion",), 3)
-    assert "for champion-large:" in decision.reasons
-    assert registry.resolve("movie-reviews@champion-large").candidate.trial_id == "t1"
-    better, _ = promote("t3", 390, base="org/Large", **scored)
-    assert better.aliases == ("champion", "champion-large")
-
-
-def test_a_rollback_that_was_killed_between_two_names_is_done_by_the_next(registry, promote):
-    for trial_id, right in (("t0", 300), ("t1", 340), ("t2", 380)):
-        promote(trial_id, right)
-    original, moved = MlflowClient.set_registered_model_alias, []
-
-    def killed(client, name, alias, version):
-        if moved:
-            raise KeyboardInterrupt
-        original(client, name, alias, version)
-        moved.append(alias)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(MlflowClient, "set_registered_model_alias", killed)
-        registry.rollback("movie-reviews")
-    assert moved == ["champion-tiny"]
-    assert registry.champion("movie-reviews").version == 3
-    assert registry.rollback("movie-reviews").version == 2
-    assert registry.champion("movie-reviews").aliases == ("champion", "champion-tiny")
 
 
 WRITES = (
@@ -440,15 +352,15 @@ def test_a_promotion_finishes_a_rollback_that_was_killed_before_it_decides(regis
 
 def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_to_nobody_else(registry, promote):
     promote("t0", 300)
-    for number in (4, 5, 9):  # between two names, after both, and before the last write
+    for number in (3, 4, 8):  # before the alias moves, after it, and before the last write
         before = registry.champion("movie-reviews").version
         dying = functools.partial(promote, f"dying{number}", 301 + 2 * number, rule=PromotionRule(confidence=0))
         assert not killed_before_write(number, dying)
         held = registry.champion("movie-reviews").version
-        assert (held != before) is (number != 4)
+        assert (held != before) is (number != 3)
         promote(f"next{number}", 302 + 2 * number, rule=PromotionRule(confidence=0))
         assert registry.rollback("movie-reviews").version == held
-    assert killed_before_write(10, lambda: promote("t1", 340))
+    assert killed_before_write(9, lambda: promote("t1", 340))
 
 
 @pytest.mark.parametrize("unwritten", [SUMMARY, DECISIONS])

@@ -127,9 +127,7 @@ def test_a_page_fits_however_much_was_decided(manifest, candidate):
 def test_what_breaks_a_table_does_not(manifest, candidate):
     page = task_page("t", None, [dataclasses.replace(MADE, reasons=("a | b\nc",))])
     assert "a &#124; b c |" in page
-    third = dataclasses.replace(
-        MADE, comparisons=(ComparisonRecord("champion", "s/t7", "s/t1", 3, 1 - 0.05 / 3),), forced=True
-    )
+    third = dataclasses.replace(MADE, comparisons=(ComparisonRecord("s/t7", "s/t1", 3, 1 - 0.05 / 3),), forced=True)
     page = version_page(manifest(), candidate("t0", 0.8), third, 1)
     assert "- comparison 3 on these test rows, held to a confidence of 0.9833\n- promoted by force" in page
 

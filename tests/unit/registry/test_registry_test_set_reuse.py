@@ -94,18 +94,6 @@ def test_more_train_rows_leave_the_count_as_it_is(promote):
     assert numbers(promote("t1", 302, data_fingerprint="more train rows")) == [2]
 
 
-def test_a_bases_own_championship_is_a_look_of_its_own(promote):
-    promote("t0", 340)
-    decision = promote(
-        "t1", 300, base="org/Large", rescore=lambda _: Rescored({"accuracy": 0.85}, "rows", rows(340), "rows")
-    )
-    assert [(made.alias, made.opponent, made.number) for made in decision.comparisons] == [
-        ("champion", "s1/t0", 2),
-        ("champion-large", "constant", 3),
-    ]
-    assert decision.aliases == ("champion-large",)
-
-
 def test_a_search_that_found_nothing_is_not_promoted_and_counts_as_a_look(registry, promote):
     refused = promote("t0", 205)
     assert (refused.promoted, numbers(refused)) == (False, [1])
@@ -230,7 +218,7 @@ def test_on_new_rows_the_champion_as_it_is_scored_there_is_the_reference_also_la
 
 # ---- pure ------------------------------------------------------------------------------------------------------------
 def made(version: int, score: float, **other) -> Decision:
-    fields = {"reasons": (), "aliases": ("champion",), "version": version, "test_fingerprint": "rows"}
+    fields = {"reasons": (), "version": version, "test_fingerprint": "rows"}
     return Decision("t", "s", True, f"t{version}", score, None, **({"metric": "accuracy"} | fields | other))
 
 
@@ -238,27 +226,20 @@ def test_the_reference_is_the_best_that_held_this_name_on_these_rows():
     criterion = Criterion("accuracy", 1.0)
     past = [
         made(1, 0.80),
-        made(2, 0.82, aliases=("champion-tiny",)),
         made(3, 0.90, test_fingerprint="other rows"),
         made(4, 0.95, metric="f1"),
         made(5, 0.81),
         made(6, 0.79),
     ]
-    assert find_tolerance_reference(
-        "champion", criterion, "rows", past, ToleranceReference(6, 0.79)
-    ) == ToleranceReference(5, 0.81)
-    assert find_tolerance_reference("champion", Criterion("accuracy", -1.0), "rows", past, None) == ToleranceReference(
-        6, 0.79
-    )
-    assert find_tolerance_reference("champion", criterion, "nowhere", past, None) is None
+    assert find_tolerance_reference(criterion, "rows", past, ToleranceReference(6, 0.79)) == ToleranceReference(5, 0.81)
+    assert find_tolerance_reference(Criterion("accuracy", -1.0), "rows", past, None) == ToleranceReference(6, 0.79)
+    assert find_tolerance_reference(criterion, "nowhere", past, None) is None
     back = [*past, made(5, 0.81, action="rollback"), made(6, 0.79, action="rollback")]
-    assert find_tolerance_reference(
-        "champion", criterion, "rows", back, ToleranceReference(6, 0.79)
-    ) == ToleranceReference(1, 0.80)
+    assert find_tolerance_reference(criterion, "rows", back, ToleranceReference(6, 0.79)) == ToleranceReference(1, 0.80)
 
 
 def test_comparisons_are_stored_under_the_names_of_earlier_versions():
-    record = ComparisonRecord("champion", "s/t1", "s/t0", 1, 0.95, 0.01, 3, 0.8)
+    record = ComparisonRecord("s/t1", "s/t0", 1, 0.95, 0.01, 3, 0.8)
     decision = made(1, 0.8, comparisons=(record,))
     (stored,) = json.loads(to_json(decision))["looks"]
     assert (stored["anchor_version"], stored["anchor_metric"]) == (3, 0.8)
@@ -266,7 +247,7 @@ def test_comparisons_are_stored_under_the_names_of_earlier_versions():
 
 
 def test_looks_of_other_rows_and_the_same_two_again_are_not_counted():
-    look = ComparisonRecord("champion", "s/t1", "s/t0", 1, 0.95)
+    look = ComparisonRecord("s/t1", "s/t0", 1, 0.95)
     past = [
         made(1, 0.8, comparisons=(look,)),
         made(1, 0.8, comparisons=(look,)),
@@ -287,17 +268,15 @@ def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, a
     for study, size in asked:
         found = candidate(f"t{size}", (300 + 20 * study) / 400, 1000 - size, study=f"s{study}")
         comparison = FinalistComparison(SMALLER, task, Scored(found, rows(300 + 20 * study)), False, tuple(past))
-        decision = comparison.decide({"champion": champion} if champion else {})
-        assert comparison.decide({"champion": champion} if champion else {}) == decision
+        decision = comparison.decide(champion)
+        assert comparison.decide(champion) == decision
         if decision.promoted:
             version = 1 + sum(known.promoted for known in past)
             decision = dataclasses.replace(decision, version=version)
             adapter = RegisteredAdapter(task.name, version, ("champion",), "", found, decision, "")
             champion = ComparedChampion(adapter, comparison.finalist)
         past.append(decision)
-        again = FinalistComparison(SMALLER, task, comparison.finalist, False, tuple(past)).decide(
-            {"champion": champion} if champion else {}
-        )
+        again = FinalistComparison(SMALLER, task, comparison.finalist, False, tuple(past)).decide(champion)
         assert not again.promoted
         assert again.comparisons in ((), decision.comparisons), "the same study again is no new look"
     numbers = {(made.finalist, made.opponent): made.number for known in past for made in known.comparisons}
@@ -309,7 +288,7 @@ def decided(finalist: str, looks: ComparisonHistory, opponent: str = "constant",
     look = looks.number(finalist, opponent), 1 - looks.level(finalist, opponent, 0.05)
     seen = looks.uncounted(finalist)
     decision = dataclasses.replace(
-        made(0, 0.5), version=None, seen=seen, comparisons=(ComparisonRecord("champion", finalist, opponent, *look, p),)
+        made(0, 0.5), version=None, seen=seen, comparisons=(ComparisonRecord(finalist, opponent, *look, p),)
     )
     looks.take(decision)
     return decision
@@ -348,7 +327,7 @@ def test_a_comparison_that_finds_a_gain_hands_its_share_on() -> None:
 
 
 def test_what_was_decided_before_keeps_its_number_and_its_level() -> None:
-    old = made(1, 0.8, comparisons=(ComparisonRecord("champion", "s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))
+    old = made(1, 0.8, comparisons=(ComparisonRecord("s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))
     looks = ComparisonHistory([old], "rows")
     assert looks.number("s/t1", "s/t0") == 3
     assert looks.level("s/t1", "s/t0", 0.05) == pytest.approx(0.05 / 3)

@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import requests
 
 from loraxs_search.errors import TrackingError, UsageError
 from loraxs_search.records import Manifest, from_json
-from loraxs_search.registry import Registry, _signing
-from loraxs_search.registry._mlflow import speaking
+from loraxs_search.registry import Registry
 from loraxs_search.registry.names import ResolvedNames
 from loraxs_search.serve import served_models
 from loraxs_search.serve.api_keys import read_keys
@@ -36,22 +36,18 @@ def follow(monkeypatch):
     return ServedModels
 
 
-def test_what_was_refused_is_taken_once_it_is_mended(registry, folders, follow, tmp_path, monkeypatch):
+def test_what_was_refused_is_taken_once_it_is_mended(registry, folders, follow):
     uri, promote = registry
-    (key := tmp_path / "key").write_bytes(b"k" * 32)
-    monkeypatch.setenv("LORAXS_SIGNING_KEY_FILE", str(key))
     old = promote(folders["three"])
     models = follow(["task-3"], uri=uri)
-    monkeypatch.delenv("LORAXS_SIGNING_KEY_FILE")
     new = promote(folders["three"])
-    monkeypatch.setenv("LORAXS_SIGNING_KEY_FILE", str(key))
+    config = Path(Registry(uri).resolve("task-3").source) / "adapter_config.json"
+    whole = config.read_bytes()
+    config.write_bytes(b"{}")
     models.refresh()
     assert models.find("task-3").digest == old
-    assert "sign" in models.faults()["task-3"]
-    registry_of_task = Registry(uri)
-    version = registry_of_task.resolve("task-3").version
-    with speaking(uri):
-        _signing.sign_aliases(registry_of_task._client, uri, "task-3", ("champion",), version, new)
+    assert "not what was registered" in models.faults()["task-3"]
+    config.write_bytes(whole)
     models.refresh()
     assert models.find("task-3").digest == old, "it is not looked at every second"
     models._names["task-3"].retry_at = 0.0  # a minute later
