@@ -62,9 +62,8 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     On a terminal, Enter takes the answer in square brackets. The file starts with a line for editors, which leads to
     the schema that came with this program.
 
-    A file that is not UTF-8 is not changed: a plain copy is written beside the space, which reads that copy alone. Rows
-    that lack a text or an answer, and labels that look misspelt, are errors with their lines. `--drop-empty` and
-    `--map` take care of them in such a copy.
+    Rows that lack a text or an answer, and labels that look misspelt, are errors with their lines. `--drop-empty` and
+    `--map` take care of them in a copy beside the space, which reads that copy alone: your file is not changed.
 
     Example: loraxs-search init reviews.csv
     """

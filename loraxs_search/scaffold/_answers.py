@@ -353,6 +353,6 @@ def cleaned(table: Table, texts: tuple[str, ...], label: str, choices: Choices) 
         table,
         columns={name: [values[row] for row in kept] for name, values in columns.items()},
         lines=None if table.lines is None else [table.lines[row] for row in kept],
-        is_plain=False,
+        is_changed=True,
         remark="; ".join(remarks),
     )

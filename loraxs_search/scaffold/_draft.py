@@ -196,8 +196,8 @@ def _table(data: str, choices: Choices) -> Table:
 
 
 def _copy(table: Table, folder: Path) -> Path | None:
-    """Return where a plain copy of the rows goes; None if a task reads them as they are."""
-    if not table.is_file or table.is_plain:
+    """Return where a copy of changed rows goes; None if a task reads the file itself."""
+    if not table.is_file or not table.is_changed:
         return None
     return folder / f"{Path(table.name).name.partition('.')[0]}.plain.{'csv' if table.is_separated else 'jsonl'}"
 

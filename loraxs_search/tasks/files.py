@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import json
+import logging
 import lzma
 import re
 import zlib
@@ -17,6 +19,8 @@ import pyarrow as pa
 from loraxs_search.errors import shortened
 from loraxs_search.tasks.rows import Columns, MalformedFileError, with_parents, with_parts
 from loraxs_search.tasks.separated import read_csv
+
+log = logging.getLogger(__name__)
 
 _SPACE = re.compile(r"\s*")
 _BLANKS = re.compile(r"[ \t]+")  # a word may hold a space of another kind
@@ -182,7 +186,7 @@ def read_columns(path: Path, content: bytes, wanted: Sequence[str], optional: Se
     ending, every = file_format(path), with_parents([*optional, *wanted])
     if ending == ".parquet":
         return with_parts(_read_parquet(content, every), wanted)
-    text = decoded(content)
+    text, _ = decoded(content)
     if ending in (".csv", ".tsv"):
         return read_csv(text, "\t" if ending == ".tsv" else ",", wanted, optional)
     if ending == ".conll":
@@ -207,27 +211,36 @@ def unpacked(path: Path, content: bytes) -> bytes:
         ) from error
 
 
-def decoded(content: bytes) -> str:
-    """Return the text that a file holds.
+def decoded(content: bytes) -> tuple[str, str]:
+    """Return the text that a file holds, and its encoding where that is not UTF-8: Windows-1252 or UTF-16.
 
     Raises:
-        MalformedFileError: it is not in UTF-8, or has zero bytes, as UTF-16 has beside every Latin letter.
+        MalformedFileError: it is damaged UTF-8, or has zero bytes, as UTF-16 without its mark has.
     """
     try:
-        text = content.decode("utf-8-sig")
-        wrong = content.find(b"\0")
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return content.decode("utf-16"), "UTF-16"
+        if b"\0" not in content:
+            return content.decode("utf-8-sig"), ""
+        wrong = content.index(b"\0")
     except UnicodeDecodeError as error:
-        text, wrong = "", error.start
-    if wrong < 0:
-        return text
-    is_utf_16 = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content
+        wrong = error.start
+        # Text with whole characters of UTF-8 is not Windows-1252; few bytes stand for nothing there.
+        if error.encoding == "utf-8" and content.decode("utf-8", "ignore").isascii():
+            with contextlib.suppress(UnicodeDecodeError):
+                return content.decode("cp1252"), "Windows-1252"
     line = content.count(b"\n", 0, wrong) + 1
-    # Latin-1 would take Windows' quotes and the euro sign for control characters.
-    name, encoding = ("UTF-16", "utf-16") if is_utf_16 else ("Windows-1252, as Excel writes it", "cp1252")
     raise MalformedFileError(
-        f"must be text in UTF-8, but line {line} has the byte 0x{content[wrong]:02x}",
-        hint=f"save it as UTF-8; `iconv -f {encoding} -t utf-8` does that to a file in {name}",
+        f"must be text in UTF-8, but line {line} has the byte 0x{content[wrong]:02x}", hint="save it as UTF-8"
     )
+
+
+def warn_of_encoding(path: Path, content: bytes) -> None:
+    """Say that a file of text is read in another encoding than UTF-8; one that cannot be read is refused elsewhere."""
+    if path.suffix.lower() != ".parquet":
+        with contextlib.suppress(MalformedFileError):
+            if encoding := decoded(unpacked(path, content))[1]:
+                log.warning("%s is read as %s, since it is not UTF-8", path.name, encoding)
 
 
 def _read_parquet(content: bytes, wanted: Sequence[str]) -> Columns:

@@ -17,7 +17,7 @@ from typing import Any
 from loraxs_search.errors import UsageError, meant
 from loraxs_search.home import disk_faults
 from loraxs_search.paths import meant_file
-from loraxs_search.tasks.files import decoded, file_format, read_columns, unpacked
+from loraxs_search.tasks.files import decoded, file_format, read_columns, unpacked, warn_of_encoding
 from loraxs_search.tasks.rows import TEXT_NAMES, Columns, MalformedFileError, SourceLocation
 from loraxs_search.tasks.separated import is_table, shows
 
@@ -147,8 +147,9 @@ def read_questions(source: str, columns: Sequence[str], *, others: bool = False)
     with disk_faults(path, "--file"):
         content = path.read_bytes()
     try:
+        warn_of_encoding(path, content)
         if file_format(path, (_TEXT,)) == _TEXT:
-            return _lines(decoded(unpacked(path, content)), source, columns)
+            return _lines(decoded(unpacked(path, content))[0], source, columns)
         return _read_table(path, content, source, columns, others)
     except MalformedFileError as error:
         raise UsageError(f"`--file` {error.message}: {source}.", hint=error.hint) from error
@@ -158,10 +159,10 @@ def read_standard_input(content: bytes, columns: Sequence[str], *, others: bool 
     """Return the rows of standard input: a text in each line, or JSONL or CSV where the first line shows it.
 
     Raises:
-        UsageError: it is no UTF-8, it lacks a column, or has no row.
+        UsageError: it is no text, it lacks a column, or has no row.
     """
     try:
-        text = decoded(content)
+        text, _ = decoded(content)
         if (ending := _shown_form(text, columns)) == _TEXT:
             return _lines(text, _STDIN, columns)
         try:

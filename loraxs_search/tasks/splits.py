@@ -17,7 +17,7 @@ from loraxs_search.errors import TaskDataError, first_line, unknown_name
 from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.paths import user_path
 from loraxs_search.records import Split, SplitSource, Task
-from loraxs_search.tasks.files import file_format, label_names, read_columns
+from loraxs_search.tasks.files import file_format, label_names, read_columns, warn_of_encoding
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.rows import (
     Columns,
@@ -168,6 +168,7 @@ class _FileSplit(StoredSplit):
 
     def read(self, task: Task, spare: frozenset[str], slices: Sequence[str]) -> Columns:
         wanted = wanted_columns(task, slices)
+        warn_of_encoding(self.path, self.content)
         try:
             columns = read_columns(self.path, self.content, wanted)
             if absent := spare.difference(columns.available):  # of a table that lacks a column, no row is read

@@ -14,7 +14,7 @@ from typing import Any
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.home import disk_faults
 from loraxs_search.paths import meant_file
-from loraxs_search.tasks.files import file_format, read_columns, unpacked
+from loraxs_search.tasks.files import decoded, file_format, read_columns, unpacked
 from loraxs_search.tasks.read import rows_cache
 from loraxs_search.tasks.rows import Columns, MalformedFileError
 from loraxs_search.tasks.separated import SEPARATORS, header, likely_separator, read_csv
@@ -33,7 +33,7 @@ class Table:
         lines: The line that each row begins in; None if rows have no lines.
         source: What a task's `data` says to read a data set; empty of a file.
         label_names: Of each column that gives names to its ids, these names; its values are names.
-        is_plain: Whether a task reads the file as it is, which must be UTF-8.
+        is_changed: Whether its rows are no longer those of the file.
         is_separated: Whether it is a file of separated values.
         remark: What is unusual about it.
     """
@@ -43,7 +43,7 @@ class Table:
     lines: list[int] | None
     source: Mapping[str, Any] = field(default_factory=dict)
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    is_plain: bool = True
+    is_changed: bool = False
     is_separated: bool = False
     remark: str = ""
 
@@ -143,7 +143,7 @@ def read_hub_table(hub: str, config: str | None, split: str | None) -> Table:
 
 def _separated(path: Path, content: bytes, usual: str) -> Table:
     """Read separated values; columns without a name, as pandas writes its index, are left out."""
-    text, encoding = _decoded(content)
+    text, encoding = decoded(content)
     separator = likely_separator(text, usual)
     names = [name for name in header(text, separator) if name]
     if not names and text.strip():
@@ -153,21 +153,4 @@ def _separated(path: Path, content: bytes, usual: str) -> Table:
     if separator != usual:
         remarks.append(f"{SEPARATORS[separator]} instead of {SEPARATORS[usual]}")
     remark = " and ".join(remarks)
-    return Table(str(path), read.values, read.lines, is_plain=not encoding, is_separated=True, remark=remark)
-
-
-def _decoded(content: bytes) -> tuple[str, str]:
-    """Return a text, and its encoding where that is not UTF-8."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        try:
-            return content.decode("utf-16"), "UTF-16"
-        except UnicodeDecodeError as error:
-            raise MalformedFileError(f"must be text, but: {error}", hint="save it as UTF-8") from error
-    if b"\0" in content:
-        raise MalformedFileError("must be text, but has zero bytes in it", hint="save it as UTF-8")
-    for encoding, shown in (("utf-8-sig", ""), ("cp1252", "Windows-1252")):
-        try:
-            return content.decode(encoding), shown
-        except UnicodeDecodeError:
-            continue
-    return content.decode("latin-1"), "Latin-1"
+    return Table(str(path), read.values, read.lines, is_separated=True, remark=remark)

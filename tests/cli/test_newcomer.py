@@ -88,7 +88,7 @@ BAD = {
     "six rows": (csv_of(6), "rows.csv must have at least 10 rows, since a tenth each is set aside"),
     "no row": ("text,label\n", "rows.csv must have a row at least, but has none"),
     "nothing": ("", "rows.csv must have a row at least, but has none"),
-    "zero bytes": (PLAIN.encode("utf-16-le"), "must be text, but has zero bytes in it"),
+    "zero bytes": (PLAIN.encode("utf-16-le"), "must be text in UTF-8, but line 1 has the byte 0x00"),
     "500 labels": (
         csv_of(500, "text,category", labels=[f"kind {i}" for i in range(500)]),
         "column 'category' has 500 different values in 500 rows",

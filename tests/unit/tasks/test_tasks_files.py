@@ -19,6 +19,7 @@ from loraxs_search.errors import TaskDataError
 from loraxs_search.records import DataSource
 from loraxs_search.tasks.files import read_columns
 from loraxs_search.tasks.prepared import load_data
+from loraxs_search.tasks.questions import read_questions
 from loraxs_search.tasks.rows import MalformedFileError
 from loraxs_search.tasks.tables import read_table
 
@@ -124,14 +125,21 @@ def test_the_header_shows_what_separates_values(load, name, separator):
     assert load(name, CSV.replace(",", separator)) == load("usual.csv", CSV)
 
 
-def test_the_way_to_utf_8_keeps_what_excel_writes(load):
-    with pytest.raises(TaskDataError) as refused:
-        load("d.csv", CSV.encode() + "\u201cfive \u20ac\u201d,1\n".encode("cp1252"))
-    assert "`iconv -f cp1252 -t utf-8`" in refused.value.hint
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+def test_what_excel_writes_is_read_and_said(tmp_path: Path, load, caplog, encoding):
+    """By a task, by `init` and by `predict` alike."""
+    content = (CSV + "\u201cfive \u20ac\u201d,1\n").encode(encoding)
+    assert ("\u201cfive \u20ac\u201d", 1) in load("d.csv", content)
+    assert "is read as" in caplog.text
+    (tmp_path / "d.csv").write_bytes(content)
+    read = read_table(tmp_path / "d.csv")
+    assert ("\u201cfive \u20ac\u201d" in read.columns["text"], "instead of UTF-8" in read.remark) == (True, True)
+    assert ("\u201cfive \u20ac\u201d",) in read_questions(str(tmp_path / "d.csv"), ["text"]).rows
 
 
 FAULTS = [
-    ("d.csv", CSV + "caf\u00e9,1\n", r"must be text in UTF-8, but line 32 has the byte 0xe9"),
+    ("d.csv", (CSV + "s\u00fc,1\n").encode() + b"caf\xe9,1\n", r"must be text in UTF-8, but line 33 has the byte 0xe9"),
+    ("d.csv", CSV.encode() + b"caf\x81,1\n", r"must be text in UTF-8, but line 32 has the byte 0x81"),
     ("d.csv", "text,label,label\n" + ROWS.replace("\n", ",1\n"), r"its header has 'label' twice"),
     ("d.csv", CSV + "a, b,1\nc,0\nd\n", r"a field for each of the 2 columns, but line 32 has 3, line 34 has 1\."),
     ("d.csv", CSV + "a,b,c\n" * 7, r"line 36 has 3 and 2 more lines have others"),
