@@ -17,7 +17,6 @@ from loraxs_search.errors import LoraxsError, UsageError
 if TYPE_CHECKING:
     from loraxs_search.predictor import Predictor
     from loraxs_search.records import Prediction
-    from loraxs_search.tasks.questions import QuestionRows
 
 
 Form = Literal["text", "csv", "jsonl"]
@@ -40,49 +39,54 @@ def _type_row(prompts: Sequence[str]) -> tuple[str, ...] | None:
     return tuple(row)
 
 
-def _write_predictions(
-    predictions: Sequence[Prediction], form: Form, *, header: bool, beside: Sequence[Mapping[str, Any]] = ()
+def _write_rows(
+    rows: Sequence[Mapping[str, Any]],
+    predictions: Sequence[Prediction],
+    form: Form,
+    *,
+    header: bool,
+    lines: Sequence[int] = (),
 ) -> None:
-    """Write answers to stdout as CSV or JSONL; lines and tabs inside a text survive.
+    """Write rows as they are to stdout, each with its answer behind it, as CSV or JSONL; line ends and tabs survive.
 
     Args:
-        beside: What else is written of each row, such as the line where it stands in its file.
+        lines: Where the rows stand in their file; none if that is not shown.
     """
-    rows: list[dict[str, Any]] = [asdict(prediction) for prediction in predictions]
-    if all(row["entities"] is None for row in rows):
-        rows = [_without(row, "entities") for row in rows]
-    if form == "csv":
-        rows = [_without(row, "probabilities") for row in rows]
-    rows = [{**row, **other} for row, other in zip(rows, beside, strict=True)] if beside else rows
+    answers = [_answer(prediction, form) for prediction in predictions]
+    for answer, line in zip(answers, lines, strict=False):
+        answer["line"] = line
+    names = {name: name for name in answers[0]}
+    while taken := [name for name, shown in names.items() if shown in rows[0]]:  # a column of the file keeps its name
+        names |= {name: f"adapter_{names[name]}" for name in taken}
+    written = [
+        {**row, **{names[name]: value for name, value in answer.items()}}
+        for row, answer in zip(rows, answers, strict=True)
+    ]
     if form == "jsonl":
         is_ascii = not (sys.stdout.encoding or "").lower().startswith("utf")  # others escape as Python does
-        for row in rows:
+        for row in written:
             print(strict_json(json.dumps(row, default=str), ensure_ascii=is_ascii).translate(_LINE_ENDS))
         return
     if header:
-        write_csv(list(rows[0]))
-    for row in rows:
-        score = None if row["score"] is None else format(row["score"], ".9g" if row["label"] is None else ".6g")
-        write_csv([_cell(value) for value in (row | {"score": score}).values()])
+        write_csv(list(written[0]))
+    for row in written:
+        write_csv([_cell(value) for value in row.values()])
 
 
-def _beside(rows: QuestionRows, numbers: Sequence[int]) -> list[dict[str, Any]]:
-    """Return what is written beside the answers to these rows: their lines, and the other columns of their file.
-
-    A column that has the name of one that is written anyway is `file_NAME`, with `file_` again until no other has it.
-    """
-    names = {name: name for name in rows.others}
-    for name in {"text", "label", "score", "probabilities", "entities", "line"} & names.keys():
-        while names[name] == name or names[name] in rows.others:
-            names[name] = f"file_{names[name]}"
-    return [
-        {"line": rows.place.number(number), **{shown: rows.others[name][number] for name, shown in names.items()}}
-        for number in numbers
-    ]
-
-
-def _without(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != name}
+def _answer(prediction: Prediction, form: Form) -> dict[str, Any]:
+    """Return what stands behind a row: the answer, which may be a number, and how likely it is."""
+    label, score = prediction.label, prediction.score
+    answer: dict[str, Any] = {"prediction": label, "score": score}
+    if label is None:
+        answer = {"prediction": score, "score": None}
+    if form == "csv":
+        digits = ".9g" if label is None else ".6g"
+        answer = {name: format(own, digits) if isinstance(own, float) else own for name, own in answer.items()}
+    if prediction.entities is not None:
+        answer["entities"] = [asdict(entity) for entity in prediction.entities]
+    if form == "jsonl":
+        answer["probabilities"] = prediction.probabilities
+    return answer
 
 
 def _cell(value: Any) -> Any:
@@ -128,9 +132,11 @@ def predict(  # each is an option
     A file is read as training data are: a .csv or .tsv has a header with the task's columns, a .jsonl an object in each
     line. A .txt has a text in each line. So has standard input, unless its first line is such a header or object, or a
     name such as `text` or `review`. A blank line between two texts is a row without text. A file with a row that cannot
-    be answered is refused before any row is; --skip-empty leaves rows without text unanswered. --format csv and jsonl
-    keep the file's other columns; `line` says where in the file an answer's row begins; of a .parquet it is the row's
-    number, from 1.
+    be answered is refused before any row is; --skip-empty leaves rows without text unanswered.
+
+    --format csv and jsonl print the file as it is, with `prediction` and `score` behind its columns: the answer, which
+    may be a number, and how likely it is. If the file has a column of that name, ours is `adapter_prediction`. With
+    --skip-empty, `line` says where in the file each row begins; of a .parquet it is the row's number, from 1.
 
     A folder is given as ./FOLDER, ~/FOLDER or an absolute path. Each call loads the base model: to serve many requests,
     use --repl, or in Python `loraxs_search.load` or `loraxs_search.AdapterBank`.
@@ -177,7 +183,7 @@ def _answer_texts(answer: Predictor, texts: list[str], as_json: bool, form: Form
     if as_json:
         emit(as_json, predictions, lambda: None)
     else:
-        _print(predictions, form, header=True)
+        _print(predictions, form, columns=answer.columns, values=texts)
     if len(predictions) == len(texts) > 1 and not any(len(text.split()) > 1 for text in texts):
         sys.stdout.flush()
         print(f"note: {len(predictions)} rows of one word each; put a text of several words in quotes", file=sys.stderr)
@@ -186,18 +192,24 @@ def _answer_texts(answer: Predictor, texts: list[str], as_json: bool, form: Form
 def _answer_file(answer: Predictor, file: str, as_json: bool, form: Form, skip_empty: bool) -> None:
     from loraxs_search.tasks.questions import read_questions, read_standard_input
 
-    columns, others = answer.columns, form != "text"
+    whole = form != "text"
     if file == STDIN:
-        read = read_standard_input(sys.stdin.buffer.read(), columns, others=others)
+        read = read_standard_input(sys.stdin.buffer.read(), answer.columns, whole=whole)
     else:
-        read = read_questions(file, columns, others=others)
+        read = read_questions(file, answer.columns, whole=whole)
     parts = answer.in_parts(read.rows, read.place, _AT_ONCE, skip_empty=skip_empty)
     if as_json:
         emit(as_json, [prediction for part in parts for prediction in part], lambda: None)
         return
     done = 0
     for predictions in parts:
-        _print(predictions, form, header=not done, others=_beside(read, range(done, done + len(predictions))))
+        if whole:
+            numbers = range(done, done + len(predictions))
+            rows = [{name: own[number] for name, own in read.columns.items()} for number in numbers]
+            lines = [read.place.number(number) for number in numbers if skip_empty]
+            _write_rows(rows, predictions, form, header=not done, lines=lines)
+        else:
+            _print(predictions)
         done += len(predictions)
         sys.stdout.flush()
 
@@ -218,7 +230,7 @@ def _converse(answer: Predictor, form: Form) -> None:
         if stream is not None and stream.used:
             stream.end()
         else:
-            _print(predictions, form, header=header)
+            _print(predictions, form, columns=answer.columns, values=row, header=header)
             header = False
         sys.stdout.flush()
 
@@ -245,10 +257,18 @@ class _Stream:
 
 
 def _print(
-    predictions: Sequence[Prediction], form: Form, *, header: bool, others: Sequence[Mapping[str, Any]] = ()
+    predictions: Sequence[Prediction],
+    form: Form = "text",
+    *,
+    columns: Sequence[str] = (),
+    values: Sequence[str] = (),
+    header: bool = True,
 ) -> None:
+    """Print answers; in another form than text, with the rows' columns, whose `values` come row after row."""
     if form != "text":
-        _write_predictions(predictions, form, header=header, beside=others)
+        starts = range(0, len(values), len(columns))
+        rows = [dict(zip(columns, values[start:], strict=False)) for start in starts]
+        _write_rows(rows, predictions, form, header=header)
         return
     for prediction in predictions:
         if prediction.entities is not None:

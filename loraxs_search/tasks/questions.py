@@ -108,12 +108,12 @@ class QuestionRows:
     Args:
         rows: Each with the values of the adapter's columns.
         place: Where they stand, for messages.
-        others: The values of the other columns, where they were asked for.
+        columns: All columns of the source in its order, where they were asked for.
     """
 
     rows: list[tuple[Any, ...]]
     place: SourceLocation
-    others: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 def question_path(source: str) -> Path:
@@ -132,13 +132,13 @@ def question_path(source: str) -> Path:
     return path
 
 
-def read_questions(source: str, columns: Sequence[str], *, others: bool = False) -> QuestionRows:
+def read_questions(source: str, columns: Sequence[str], *, whole: bool = False) -> QuestionRows:
     """Return the rows of a file, each with these columns; where both have only one, its name is not asked for.
 
     Args:
         source: The path of a file that training data may stand in, or of a .txt with a text in each line, of which a
             blank one is an empty row; those at the end are none.
-        others: Whether the file's other columns are read too.
+        whole: Whether the file's other columns are read too.
     Raises:
         UsageError: there is no such file, it cannot be read, lacks a column, or has no row.
         HomeError: the disk fails.
@@ -150,12 +150,12 @@ def read_questions(source: str, columns: Sequence[str], *, others: bool = False)
         warn_of_encoding(path, content)
         if file_format(path, (_TEXT,)) == _TEXT:
             return _lines(decoded(unpacked(path, content))[0], source, columns)
-        return _read_table(path, content, source, columns, others)
+        return _read_table(path, content, source, columns, whole)
     except MalformedFileError as error:
         raise UsageError(f"`--file` {error.message}: {source}.", hint=error.hint) from error
 
 
-def read_standard_input(content: bytes, columns: Sequence[str], *, others: bool = False) -> QuestionRows:
+def read_standard_input(content: bytes, columns: Sequence[str], *, whole: bool = False) -> QuestionRows:
     """Return the rows of standard input: a text in each line, or JSONL or CSV where the first line shows it.
 
     Raises:
@@ -166,7 +166,7 @@ def read_standard_input(content: bytes, columns: Sequence[str], *, others: bool 
         if (ending := _shown_form(text, columns)) == _TEXT:
             return _lines(text, _STDIN, columns)
         try:
-            return _read_table(Path(f"stdin{ending}"), content, _STDIN, columns, others)
+            return _read_table(Path(f"stdin{ending}"), content, _STDIN, columns, whole)
         except MalformedFileError:
             name = _name_above(text, columns)
             if not name:
@@ -181,25 +181,26 @@ _NAMED = "%s: %r is read as the name of its column, not as a text"
 _HINT = "a .txt has a text in each line; a .csv, .tsv, .jsonl, .parquet or .conll has the columns that the task reads"
 
 
-def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], others: bool) -> QuestionRows:
+def _read_table(path: Path, content: bytes, source: str, columns: Sequence[str], whole: bool) -> QuestionRows:
     read = read_columns(path, content, columns)
     names = read.available
     if len(names) == len(columns) == 1 and not read.values and names[0].strip():
         log.warning(_NAMED, source, names[0])
         named = read_columns(path, content, names)
-        return _of_columns(Columns(list(columns), {columns[0]: named.values[names[0]]}, named.lines), source, columns)
+        only = Columns(list(columns), {columns[0]: named.values[names[0]]}, named.lines)
+        return replace(_of_columns(only, source, columns), columns=named.values)
     rows = _of_columns(read, source, columns)
-    further = [name for name in dict.fromkeys(names) if others and name not in columns]
-    if twice := [name for name in further if names.count(name) > 1]:
+    if not whole:
+        return rows
+    parts = {name for name in columns if "." in name and name.partition(".")[0] in names}  # no columns of the file
+    own = [name for name in names if name not in parts]
+    if twice := [name for name in dict.fromkeys(own) if own.count(name) > 1]:
         raise MalformedFileError(
             f"must name each column once where answers keep all, but has {', '.join(map(repr, twice))} twice",
             hint="rename or remove one of the two",
         )
-    if not further:
-        return rows
-    values = read_columns(path, content, columns, further).values
-    kept = [name for name in further if name in values and (name or any(values[name]))]
-    return replace(rows, others={name: values[name] for name in kept})
+    values = read_columns(path, content, columns, [name for name in own if name not in columns]).values
+    return replace(rows, columns={name: values[name] for name in own if name in values and (name or any(values[name]))})
 
 
 def _lines(text: str, source: str, columns: Sequence[str], *, skip: bool = False) -> QuestionRows:
@@ -213,7 +214,9 @@ def _lines(text: str, source: str, columns: Sequence[str], *, skip: bool = False
     full = [number for number, line in enumerate(lines) if line.strip()]
     # A blank line between others is an empty row: without it, answers would stand beside other rows.
     kept = range(full[0] + 1 if skip else 0, full[-1] + 1) if full else range(0)
-    return _some([(lines[number],) for number in kept], SourceLocation(source, [number + 1 for number in kept]))
+    texts = [lines[number] for number in kept]
+    rows = _some([(text,) for text in texts], SourceLocation(source, [number + 1 for number in kept]))
+    return replace(rows, columns={columns[0]: texts})
 
 
 def _of_columns(read: Columns, source: str, columns: Sequence[str]) -> QuestionRows:

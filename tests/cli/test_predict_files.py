@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import gzip
 import io
@@ -18,7 +17,7 @@ from support.said import Said
 from support.toy_language import choosing
 
 import loraxs_search
-from loraxs_search.cli.predict import _write_predictions
+from loraxs_search.cli.predict import predict
 from loraxs_search.records import Prediction
 
 TEXTS = ["a moving, funny film", 'it says "no"', "two\nlines\tand a tab", "ende, süß"]
@@ -60,7 +59,9 @@ def test_every_form_of_file_gives_the_rows_that_python_gives(say: Say, adapter: 
     for file in files:
         lines = say("predict", str(adapter), "--file", str(file), "--format", "jsonl").ok.splitlines()
         read = [json.loads(line) for line in lines]
-        assert [{key: row.get(key) for key in expected[0]} for row in read] == expected, file.name
+        assert [(row["prediction"], row["score"], row["probabilities"]) for row in read] == [
+            (it["label"], it["score"], it["probabilities"]) for it in expected
+        ], file.name
         assert all("entities" not in row for row in read), "nothing is tagged"
         assert json.loads(say("predict", str(adapter), "--file", str(file), "--json").ok) == expected
 
@@ -70,7 +71,7 @@ def test_csv_keeps_lines_and_tabs_and_text_does_not(say: Say, adapter: Path, tmp
     read = list(csv.DictReader(io.StringIO(say("predict", str(adapter), "--file", str(file), "--format", "csv").ok)))
     assert [row["text"] for row in read] == TEXTS
     answers = loraxs_search.predict(adapter, TEXTS)
-    assert [row["label"] for row in read] == [answer.label for answer in answers]
+    assert [row["prediction"] for row in read] == [answer.label for answer in answers]
     assert [float(row["score"]) for row in read] == pytest.approx([answer.score for answer in answers], rel=1e-5)
     assert say("predict", str(adapter), "--file", str(file)).ok.splitlines()[2].endswith("\ttwo lines\tand a tab")
 
@@ -79,30 +80,27 @@ def test_a_lone_carriage_return_ends_no_row(say: Say, adapter: Path, tmp_path: P
     (tmp_path / "rows.jsonl").write_text('{"text": "so\\rso"}\n')
     printed = say("predict", str(adapter), "--file", str(tmp_path / "rows.jsonl"), "--format", "csv").ok
     (row,) = csv.DictReader(io.StringIO(printed, newline=""))
-    assert (row["text"], row["line"]) == ("so\rso", "1")
+    assert row["text"] == "so\rso"
 
 
-def test_answers_of_a_file_name_the_line_that_their_row_begins_in(
+def test_answers_of_a_file_name_lines_where_rows_may_be_left_out(
     say: Say, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A text may have several lines, so counting answers would not join them to lines."""
     monkeypatch.setattr("loraxs_search.cli.predict._AT_ONCE", 2)
     (tmp_path / "texts.txt").write_text("a fine film\nso so\nbad\n\n")
     printed = say("predict", str(adapter), "--file", str(tmp_path / "texts.txt"), "--format", "csv").ok
-    assert printed.startswith("text,label,score,line\n")
-    assert [(row["text"], row["line"]) for row in csv.DictReader(io.StringIO(printed))] == [
-        ("a fine film", "1"),
-        ("so so", "2"),
-        ("bad", "3"),
-    ]
+    assert printed.startswith("text,prediction,score\n")
+    assert [row["text"] for row in csv.DictReader(io.StringIO(printed))] == ["a fine film", "so so", "bad"]
     file = table(tmp_path / "rows.csv", [["text"], ["two\nlines"], ["so so"]])
-    lines = say("predict", str(adapter), "--file", str(file), "--format", "jsonl").ok.splitlines()
+    jsonl = ("--format", "jsonl", "--skip-empty")
+    lines = say("predict", str(adapter), "--file", str(file), *jsonl).ok.splitlines()
     assert [json.loads(line)["line"] for line in lines] == [2, 4]
     pq.write_table(pa.table({"text": ["so so", "bad"], "x": [0.5, float("nan")]}), tmp_path / "rows.parquet")
-    lines = say("predict", str(adapter), "--file", str(tmp_path / "rows.parquet"), "--format", "jsonl").ok.splitlines()
+    lines = say("predict", str(adapter), "--file", str(tmp_path / "rows.parquet"), *jsonl).ok.splitlines()
     answers = [json.loads(line, parse_constant=pytest.fail) for line in lines]
     assert [(answer["line"], answer["x"]) for answer in answers] == [(1, 0.5), (2, None)]
-    assert say("predict", str(adapter), "so so", "--format", "csv").ok.startswith("text,label,score\n")
+    assert say("predict", str(adapter), "so so", "--format", "csv").ok.startswith("text,prediction,score\n")
 
 
 def test_a_blank_line_between_texts_is_an_empty_row(say: Say, adapter: Path, tmp_path: Path) -> None:
@@ -114,11 +112,11 @@ def test_a_blank_line_between_texts_is_an_empty_row(say: Say, adapter: Path, tmp
     assert [bool(line) for line in lines] == [False, True, False, True]
 
 
-def test_jsonl_is_valid_whatever_stdout_can_encode() -> None:
+def test_jsonl_is_valid_whatever_stdout_can_encode(say: Say, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for encoding in ("utf-8", "latin-1"):
         written = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace", write_through=True)
-        with contextlib.redirect_stdout(written):
-            _write_predictions([Prediction("so fine \U0001f600", "good", 0.9, {"good": 0.9})], "jsonl", header=False)
+        monkeypatch.setattr("sys.stdout", written)
+        predict(str(adapter), ["so fine \U0001f600"], form="jsonl")
         assert json.loads(written.buffer.getvalue().decode(encoding))["text"] == "so fine \U0001f600"
 
 
@@ -132,14 +130,14 @@ def test_csv_keeps_the_columns_and_rows_of_the_file(
     assert said.is_error(1, "line 3 of", "--skip-empty")
     printed = say("predict", str(adapter), "--file", str(file), "--format", "csv", "--skip-empty").ok
     answered = list(csv.DictReader(io.StringIO(printed)))
-    assert list(answered[0]) == ["text", "label", "score", "line", "id", "file_label", "note"]
-    assert [(row["id"], row["line"], row["file_label"], row["note"]) for row in answered] == [
+    assert list(answered[0]) == ["id", "text", "label", "note", "prediction", "score", "line"]
+    assert [(row["id"], row["line"], row["label"], row["note"]) for row in answered] == [
         ("7", "2", "good", "a, b"),
         ("8", "3", "bad", ""),
         ("9", "4", "", "c"),
     ]
     expected = [answer.label for answer in loraxs_search.predict(adapter, ["so so", "fine"])]
-    assert [row["label"] for row in answered] == [expected[0], "", expected[1]]
+    assert [row["prediction"] for row in answered] == [expected[0], "", expected[1]]
     lines = say("predict", str(adapter), "--file", str(file), "--skip-empty").ok.splitlines()
     assert [bool(line) for line in lines] == [True, False, True]
     (tmp_path / "rows.jsonl").write_text('{"text": "so so", "more": [1]}\n{"text": null, "more": {"a": 2}}\n')
@@ -148,13 +146,15 @@ def test_csv_keeps_the_columns_and_rows_of_the_file(
 
 
 def test_no_column_of_the_file_is_lost(say: Say, adapter: Path, tmp_path: Path) -> None:
-    header = ["", "text", "label", "file_label"]
-    file = table(tmp_path / "rows.csv", [header, ["0", "so so", "a", "b"], ["1", "fine", "c", "d"]])
+    header = ["", "score", "text", "adapter_score"]
+    file = table(tmp_path / "rows.csv", [header, ["0", "a", "so so", "b"], ["1", "c", "fine", "d"]])
     for form in ("csv", "jsonl"):
         printed = say("predict", str(adapter), "--file", str(file), "--format", form).ok
-        rows = list(csv.DictReader(io.StringIO(printed))) if form == "csv" else map(json.loads, printed.splitlines())
-        kept = [(row[""], row["file_file_label"], row["file_label"]) for row in rows]
-        assert kept == [("0", "a", "b"), ("1", "c", "d")]
+        rows = (
+            list(csv.DictReader(io.StringIO(printed))) if form == "csv" else list(map(json.loads, printed.splitlines()))
+        )
+        assert list(rows[0])[:6] == [*header, "prediction", "adapter_adapter_score"]
+        assert [tuple(row.values())[:4] for row in rows] == [("0", "a", "so so", "b"), ("1", "c", "fine", "d")]
     file = table(tmp_path / "twice.csv", [["text", "n", "n"], ["so so", "1", "2"]])
     assert say("predict", str(adapter), "--file", str(file), "--format", "csv").is_error(2, "'n' twice")
     assert say("predict", str(adapter), "--file", str(file)).ok
@@ -274,6 +274,14 @@ def test_a_long_file_is_answered_in_parts_as_in_one(
     assert [record.message.split(" are")[0] for record in caplog.records[1:]] == ["5 of 11 rows"]
 
 
+def test_a_row_of_several_columns_keeps_each(say: Say, writer: Path, tmp_path: Path) -> None:
+    file = table(tmp_path / "rows.csv", [["n", "second", "first"], ["1", "w2 w3", "w1"]])
+    (row,) = csv.DictReader(io.StringIO(say("predict", str(writer), "--file", str(file), "--format", "csv").ok))
+    assert list(row) == ["n", "second", "first", "prediction", "score"]
+    (typed,) = csv.DictReader(io.StringIO(say("predict", str(writer), "w1", "w2 w3", "--format", "csv").ok))
+    assert (typed["first"], typed["second"], typed["prediction"]) == ("w1", "w2 w3", row["prediction"])
+
+
 def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path) -> None:
     file = table(tmp_path / "rows.csv", [["second", "first"], ["w2 w3", "w1"], ["w5", "w4"]])
     answers = json.loads(say("predict", str(writer), "--file", str(file), "--json").ok)
@@ -282,12 +290,16 @@ def test_columns_are_found_by_their_names(say: Say, writer: Path, tmp_path: Path
 
 @pytest.mark.parametrize("number", [0.0000123, 1234567.89])
 def test_an_answer_that_is_a_number_keeps_its_digits(say: Say, monkeypatch: pytest.MonkeyPatch, number: float) -> None:
-    monkeypatch.setattr(
-        "loraxs_search.api.predictor", lambda *_, **__: lambda *_, **__: [Prediction("so", None, number)]
-    )
+    class Regression:
+        columns = ("text",)
+
+        def __call__(self, *_: object, **__: object) -> list[Prediction]:
+            return [Prediction("so", None, number)]
+
+    monkeypatch.setattr("loraxs_search.api.predictor", lambda *_, **__: Regression())
     assert float(say("predict", "scores", "so").ok.split("\t")[0]) == number
     (row,) = csv.DictReader(io.StringIO(say("predict", "scores", "so", "--format", "csv").ok))
-    assert float(row["score"]) == number
+    assert (float(row["prediction"]), row["score"]) == (number, "")
 
 
 def test_numbers_of_a_file_are_written_as_in_training(say: Say, writer: Path, tmp_path: Path) -> None:
