@@ -84,7 +84,7 @@ def _mse(predictions: Values, labels: Values) -> float:
 
 
 def _ratio(sums: Values, counts: Values) -> float:
-    return float(np.sum(sums, dtype=np.float64) / np.sum(counts))
+    return float(sums.astype(np.float64).sum() / counts.astype(np.float64).sum())
 
 
 def ratio_or_zero(top: npt.NDArray[np.float64], bottom: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

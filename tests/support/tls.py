@@ -54,6 +54,7 @@ def https_server(folder: Path, name: str = "IP:127.0.0.1") -> Iterator[tuple[str
 def _certificate(folder: Path, name: str, *options: str) -> Path:
     path = folder / f"{name}.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", *options]
+    command += ["-addext", "keyUsage=digitalSignature,keyCertSign"]  # Python 3.13 wants it of an authority
     command += ["-keyout", str(path.with_suffix(".key")), "-out", str(path)]
     subprocess.run(command, check=True, capture_output=True)
     return path
