@@ -61,36 +61,6 @@ def test_the_benchmark_of_the_bank_counts_what_an_adapter_takes(tmp_path: Path, 
     assert [row["way"].split(",")[0] for row in found["rows"]] == ["bare base", *["bank"] * 3, *["PEFT"] * 2]
 
 
-def test_a_recorded_study_is_taken_up_whole() -> None:
-    command = [sys.executable, str(BENCHMARKS / "bench_scale.py"), "--recorded", "600"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["trials"] == 600
-    assert set(found["resume_s"]) == {"tracker", "optuna", "journal", "recover", "asha"}
-    assert found["proposal_ms"] > 0
-
-
-@pytest.mark.long
-def test_a_search_of_trials_that_wait_is_interrupted_and_resumed(tmp_path: Path) -> None:
-    (row,) = run(tmp_path, "--trials=40", "--at-once=4", "--pace=0.05", benchmark="bench_scale")
-    assert isinstance(row, dict)
-    assert (row["trials"], row["at_once"]) == (40, 4)
-    assert row["adapters"] > 0, "of every trial that came to its end"
-    assert row["resume_s"] > 0
-    assert row["mlflow_calls"]["create_run"] >= 38
-
-
-@pytest.mark.parametrize("name", ["bench_faults.py", "bench_methods.py", "bench_scale.py"])
-def test_a_benchmark_says_what_it_does(
-    name: str, run_here: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as ended:
-        run_here(name, "--help")
-    assert ended.value.code == 0
-    assert f"python tests/benchmarks/{name}" in capsys.readouterr().out
-
-
 def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(
     tmp_path: Path, run_here: Callable[..., None]
 ) -> None:

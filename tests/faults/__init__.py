@@ -1,4 +1,4 @@
-"""Faults made on purpose, for the suite and for `bench_faults.py`: what breaks, and how records are held together.
+"""Faults made on purpose: what breaks, and how records are held together.
 
 records.py   journal, Optuna and MLflow of a study against each other
 world.py     a home, a space and the command line in processes of their own

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.simulated_host import simulated_host
+from support.simulated_host import simulated_host
 
 from loraxs_search.packing import Host
 from loraxs_search.records import Baseline, Task

@@ -114,8 +114,8 @@ def simulated(
 
     With `search.concurrent=1` one trial runs at a time, on the same hosts.
     """
-    from benchmarks import simulated_host
     from ray import cloudpickle
+    from support import simulated_host
 
     from loraxs_search.records import LargestTrial
     from loraxs_search.search import launch

@@ -1,4 +1,4 @@
-"""The cheaper faults of `bench_faults.py`, once each and on a tiny base: nothing is lost or doubled."""
+"""Faults one at a time, on a tiny base: nothing is lost or doubled."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from benchmarks import simulated_host
 from faults import faulty_baselines
+from support import simulated_host
 
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import TrialState
