@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 
 from wrapt import register_post_import_hook
 
-__version__ = "0.3.0"
+__version__ = "0.1.0"
 
 __all__ = [
     "AdapterBank",

@@ -16,7 +16,7 @@ from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError
 from loraxs_search.methods import NATIVE
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.promotion_scores import other_finalists, scored_anew, tested
+from loraxs_search.promotion_scores import other_finalists, scored_anew
 from loraxs_search.records import Candidate, Decision, Prediction, Sample
 from loraxs_search.registry.pull import copy_folder, new_folder
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from loraxs_search.methods.export import MergedDtype, OnnxPrecision
     from loraxs_search.predictor import Predictor
-    from loraxs_search.registry.mlflow_model import Upgrade
     from loraxs_search.reports.comparison import Comparison
 
 log = logging.getLogger(__name__)
@@ -60,10 +59,6 @@ def _finished(folder: StudyFolder) -> list[Candidate]:
 
 
 def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, tracking_uri: str | None) -> Decision:
-    from loraxs_search.search_space import warn_of_retired
-
-    warn_of_retired(folder.space_text(), folder.name)
-    candidates = tested(folder, candidates)
     uri = resolve_uri(tracking_uri) if tracking_uri else store_of(folder)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
@@ -162,22 +157,6 @@ def rollback(task: str, *, to: int | None = None, tracking_uri: str | None = Non
         RegistryError: there is no champion, no such version, or none before it.
     """
     return registry.Registry(resolve_uri(tracking_uri)).rollback(task, to)
-
-
-def upgrade_registry(
-    task: str | None = None, *, dry_run: bool = False, tracking_uri: str | None = None
-) -> list[Upgrade]:
-    """Give every version that lacks one an `MLmodel`, so that MLflow loads it, and say what became of each version.
-
-    Args:
-        task: This task's versions alone.
-        dry_run: Change nothing, and say what would become of each.
-    Raises:
-        UnknownTaskError: there is no such task.
-    """
-    from loraxs_search.registry import mlflow_model
-
-    return mlflow_model.upgrade(resolve_uri(tracking_uri), task, dry_run=dry_run)
 
 
 def remove(name: str, *, force: bool = False, tracking_uri: str | None = None) -> Decision:

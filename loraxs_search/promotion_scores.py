@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraxs_search import registry
-from loraxs_search.errors import LoraxsError, TaskDataError
+from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Answers, Candidate, Task
 from loraxs_search.studies import StudyFolder, list_studies
 
@@ -27,36 +27,6 @@ def _rows(said: Answers) -> ScoredRows:
     from loraxs_search.registry.scored_rows import ScoredRows  # numpy, which pulling does without
 
     return ScoredRows.of(said.predictions, said.labels, said.losses, said.counts, said.correct)
-
-
-def tested(folder: StudyFolder, candidates: list[Candidate]) -> list[Candidate]:
-    """Return candidates of which the finalist has answered the test rows, once: the study keeps its answers.
-
-    Searches answer them, but for those of version 0.1 with a `max_latency`.
-
-    Raises:
-        TaskDataError: the test rows are not those that the study began with.
-    """
-    info = folder.info
-    finalist = registry.choose(info.promotion, info.task, candidates).finalist
-    if finalist is None or finalist.test_metrics:
-        return candidates
-    from loraxs_search.trial import score_folder
-
-    scores = score_folder(folder.adapter_path(finalist.trial_id), info.task)
-    if scores.test_fingerprint != finalist.test_fingerprint:
-        raise TaskDataError(
-            f"The test rows of {info.task.name} must be those of the search, with fingerprint"
-            f" {finalist.test_fingerprint[:16]}, but got {scores.test_fingerprint[:16]}.",
-            hint="restore the file, or search anew on the rows there are now",
-        )
-    answered = replace(finalist, test_metrics=scores.metrics, baselines=folder.baselines() or ())
-    new = {"test_metrics": scores.metrics, "baselines": answered.baselines, "samples": scores.answers.samples}
-    folder.write_adapter(finalist.trial_id, registry.resealed(folder.adapter_path(finalist.trial_id), **new))
-    folder.confirmations().write_candidate(answered, _rows(scores.answers).to_bytes())
-    updated = [answered if candidate == finalist else candidate for candidate in candidates]
-    folder.write_candidates(updated)
-    return updated
 
 
 def other_finalists(folder: StudyFolder, candidates: list[Candidate]) -> list[str]:

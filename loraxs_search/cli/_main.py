@@ -128,7 +128,6 @@ _VERBS: tuple[Callable[..., None], ...] = (
 )
 for verb in _VERBS:
     app.command(name=verb.__name__.rstrip("_"))(verb)
-app.add_typer(registry.app, name="registry", cls=_Verbs)
 app.add_typer(spaces.app, name="spaces", cls=_Verbs)
 app.add_typer(studies.app, name="studies", cls=_Verbs)
 app.add_typer(tasks.app, name="tasks", cls=_Verbs)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from typer.exceptions import Exit
 
 from loraxs_search.cli._output import (
     JsonOption,
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from loraxs_search.registry import RegisteredAdapter
 
 
-app = typer.Typer(help="The registry as a whole: bring it up to date.", no_args_is_help=True, rich_markup_mode=None)
 _WIDTH = 100  # characters of a sample's texts
 
 
@@ -305,41 +303,3 @@ def pull(  # each is an option
 
     path = pull(name, form=form, rank=rank, dtype=dtype, precision=precision, out=out, tracking_uri=tracking_uri)
     emit(as_json, {"name": name, "path": str(path), "format": form}, lambda: print(path))
-
-
-@app.command("upgrade")
-def _upgrade(
-    task: Annotated[str | None, typer.Argument(help="Only the versions of this task; default: all.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say which versions would be.")] = False,
-    tracking_uri: TrackingOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Let MLflow load and serve versions that earlier releases registered.
-
-    Each of them gets an `MLmodel`, a signature, an example and its requirements, beside the adapter. `promote` writes
-    these for each new version. Nothing else of a version changes, and a version that has them is left alone, so you can
-    run it again.
-
-    Machines whose loraxs-search is older than this command cannot pull a version that has an `MLmodel`: they refuse
-    files that they do not know. Install a newer one there first.
-
-    Exits 1 if a version cannot be upgraded; the others are upgraded all the same.
-
-    Example: loraxs-search registry upgrade --dry-run
-    """
-    from loraxs_search.api import upgrade_registry
-
-    upgrades = upgrade_registry(task, dry_run=dry_run, tracking_uri=tracking_uri)
-
-    def show() -> None:
-        shown = {"upgraded": "would be upgraded"} if dry_run else {}
-        print_table(
-            ("version", "outcome", "reason"),
-            [(it.name, shown.get(it.outcome, it.outcome), it.reason or "-") for it in upgrades],
-        )
-        if not upgrades:
-            print("\nno versions yet: `loraxs-search promote STUDY` makes one", file=sys.stderr)
-
-    emit(as_json, upgrades, show)
-    if any(it.outcome == "failed" for it in upgrades):
-        raise Exit(1)

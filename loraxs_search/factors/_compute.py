@@ -192,8 +192,6 @@ def component_order(size: int, basis: Basis) -> Tensor:
     if basis == "middle":
         # |2 i - (size - 1)| is twice the distance from the centre; the stable sort takes the larger value first.
         return torch.argsort((2 * ascending - (size - 1)).abs(), stable=True)
-    if basis == "random":
-        return torch.randperm(size, generator=torch.Generator().manual_seed(SEED))
     return ascending
 
 

@@ -204,7 +204,6 @@ _SNAPSHOT = re.compile(r"[0-9.]+(step-\d+\.)?safetensors")
 _ROWS = ("rows", "tokens", "reports", "folders")
 _HALF_MADE = re.compile(
     r"\..+\.([0-9a-f]{32}|[a-z0-9_]{8}\.tmp)"  # a folder and a file on their way to a name
-    r"|\.\d+(\.\d+)?\.\d+"  # an adapter of a study, by version 0.1
     r"|\.(pull-|replaced-)?[0-9a-f]{64}(\.[a-z0-9-]+)?"  # pulled and converted adapters
 )
 
@@ -212,13 +211,12 @@ _HALF_MADE = re.compile(
 class _Snapshots(Kind):
     """States of trials that ended early, of finished studies: none of these continues.
 
-    Complete ones keep theirs: when the study is extended, another of them may become a candidate. Earlier versions kept
-    states for clones, which no study needs any more.
+    Complete ones keep theirs: when the study is extended, another of them may become a candidate.
     """
 
     name = "snapshots"
     loss = "nothing that a finished study needs"
-    folders = ("studies/*/snapshots", "studies/*/clones", "studies/*/tune")
+    folders = ("studies/*/snapshots", "studies/*/tune")
 
     def items(self, home: Path, needs: Needs) -> Iterator[StoredItem]:
         for study in (home / "studies" / name for name in sorted(list_studies())):
@@ -228,8 +226,6 @@ class _Snapshots(Kind):
                 may_be_chosen = path.name.partition(".")[0] in kept
                 candidate = f"study {study.name}, which may be extended" if may_be_chosen else ""
                 yield StoredItem.of(path, needed_by=unfinished or candidate)
-            for path in sorted((study / "clones").glob("[!.]*.safetensors")):
-                yield StoredItem.of(path, needed_by=unfinished)
             if (study / "tune").is_dir():
                 yield StoredItem.of(study / "tune", needed_by=unfinished)
 

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults
-from loraxs_search.log.events import EVENT_VERSION, LoggedEvent
-from loraxs_search.records import json_name, to_json
+from loraxs_search.log.events import LoggedEvent
+from loraxs_search.records import to_json
 
 
 class AppendLog:
@@ -98,7 +98,6 @@ def _not_emptied(path: str, _: int) -> int:
 
 
 DAMAGED_HINT = "restore the file from a backup, or launch the study again under another name"
-_OBSOLETE = frozenset({"command_cleared"})  # in journals of versions that read whole commands from tags of MLflow
 _OF_NO_LINE = ("event", "at", "study")
 _logger = logging.getLogger(__name__)
 
@@ -127,11 +126,10 @@ class EventLog:
         """Yield the events behind the offset, which moves behind an event once the next one is asked for.
 
         Raises:
-            StudyError: the log is damaged, or a later version has written it.
+            StudyError: the log is damaged.
         """
         for line in self._file.new_lines():
-            event = self._event(line)
-            if event is not None:
+            if (event := self._event(line)) is not None:
                 yield event
 
     def read(self, limit: int) -> list[LoggedEvent]:
@@ -164,24 +162,12 @@ class EventLog:
 
     def _event(self, line: bytes) -> LoggedEvent | None:
         try:
-            event = from_line(line, self._study)
-        except _UnknownKindError as error:
-            if (kind := error.args[0]) not in _OBSOLETE:
-                _logger.warning("journal %s holds an unknown event %r; it is ignored", self._file.path, kind)
+            return from_line(line, self._study)
+        except _UnknownKindError as error:  # such as later versions may add without another format
+            _logger.warning("journal %s holds an unknown event %r; it is ignored", self._file.path, error.args[0])
             return None
         except (ValueError, TypeError) as error:
-            self._check(_version_of(line))
             raise self.damaged() from error
-        self._check(event.version)
-        return event
-
-    def _check(self, version: int) -> None:
-        if version > EVENT_VERSION:
-            raise StudyError(
-                f"Events must be of version {EVENT_VERSION} at most, but {self._file.path} has one of version "
-                f"{version} at byte {self._file.end}: a later loraxs-search has written it.",
-                hint="update loraxs-search",
-            )
 
 
 class _UnknownKindError(ValueError):
@@ -191,9 +177,7 @@ class _UnknownKindError(ValueError):
 def to_line(event: LoggedEvent) -> bytes:
     """Return an event as its line, newline included."""
     fields = {
-        json_name(type(event), each.name): getattr(event, each.name)
-        for each in dataclasses.fields(event)
-        if not _is_default(event, each)
+        each.name: getattr(event, each.name) for each in dataclasses.fields(event) if not _is_default(event, each)
     }
     line = {"event": event.event, **fields, "at": event.at}
     text = to_json(line, sort_keys=False)  # samplers go by the order of parameters
@@ -217,14 +201,6 @@ def from_line(line: bytes, study: str | None = None) -> LoggedEvent:
             raise
         raise _UnknownKindError(kind) from None
     return dataclasses.replace(event, study=study)
-
-
-def _version_of(line: bytes) -> int:
-    try:
-        version = json.loads(line)["version"]
-    except (ValueError, TypeError, KeyError):
-        return 0
-    return version if isinstance(version, int) else 0
 
 
 def _is_default(event: LoggedEvent, each: dataclasses.Field[Any]) -> bool:

@@ -1,7 +1,7 @@
 """The events of a study. Each class is one kind of line in `journal.jsonl`; some are shown to watchers, too.
 
-A line holds the kind under `event`, the time under `at`, and each field that differs from its default. A new field has
-a default, since older lines lack it; a field that changes its meaning, or goes, needs a new version.
+A line holds the kind under `event`, the time under `at`, and each field that differs from its default. `STUDY_FORMAT`
+in `studies.info` is the number of this form too.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import ClassVar, Literal
 
 from loraxs_search import records
 
-EVENT_VERSION = 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
@@ -22,12 +20,10 @@ class Event:
     Args:
         at: When it happened, seconds since 1970.
         study: The study's name, which a line does not repeat; None before the study has one.
-        version: Of the form of the event.
     """
 
     at: float
     study: str | None = None
-    version: int = EVENT_VERSION
     is_flushed: ClassVar[bool] = False  # to the device, before anything acts on it
     is_work: ClassVar[bool] = True  # whether a driver was at work until then
 
@@ -46,11 +42,7 @@ class _Aside(_Decisive):
 # ---- what the state of a search is made of ---------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class DriverStarted(_Decisive):
-    """A driver has been at work on the study since then.
-
-    Args:
-        run: None in events of older versions.
-    """
+    """A driver has been at work on the study since then."""
 
     since: float
     run: records.SearchRun | None = None
@@ -65,8 +57,8 @@ class TrialStarted(_Decisive):
         command: Id of the command that asked for it; empty where the search proposed it.
         lineage: The trial that it was cloned from.
         is_hidden: Whether the sampler learns nothing from it.
-        proposal: How the sampler came to the params; None in events of older versions, and of a hidden trial.
-        hyperparameters: What the params resolve to; None in events of older versions, and where they resolve to none.
+        proposal: How the sampler came to the params; None if it did not propose them.
+        hyperparameters: What the params resolve to; None where they resolve to none.
     """
 
     trial_id: str
@@ -96,13 +88,13 @@ class TrialEnded(_Decisive):
     """A trial trained all its steps, was stopped early, or failed.
 
     Args:
-        worked_s: Seconds since its start in which a driver was at work; None in events of older versions.
+        worked_s: Seconds since its start in which a driver was at work.
     """
 
     trial_id: str
     state: records.TrialState
     reason: str
-    worked_s: float | None = None
+    worked_s: float = 0.0
     event: Literal["ended"] = "ended"
 
 
@@ -160,10 +152,8 @@ class AdapterWritten(_Aside):
 class BaselinesMeasured(_Aside):
     """What simple models reach on the search's rows."""
 
-    __pydantic_config__ = records.STORED_NAMES
-
     baselines: tuple[records.Baseline, ...]
-    event: Literal["yardsticks_measured"] = "yardsticks_measured"
+    event: Literal["baselines_measured"] = "baselines_measured"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +281,7 @@ class Steered(Event):
     """A command was answered with this text, or the search waits for one.
 
     Args:
-        status: What commands have come to now; None in events of older versions.
+        status: What commands have come to now; None if nothing has changed.
     """
 
     text: str
@@ -305,7 +295,7 @@ class BaselineScored(Event):
 
     name: str
     metrics: Mapping[str, float]
-    event: Literal["yardstick_scored"] = "yardstick_scored"
+    event: Literal["baseline_scored"] = "baseline_scored"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,7 +37,6 @@ from loraxs_search.plugins import EntryPoints
 
 __all__ = [
     "FILES",
-    "GONE",
     "METHODS",
     "NATIVE",
     "FactorRequest",
@@ -59,7 +58,6 @@ __all__ = [
 ]
 
 _OWN: tuple[type[Method], ...] = (LoraXS, Lora, VeRA, IA3, TinyLoRA, UniLoRA, Full, HeadOnly)
-GONE = ("psoft", "randlora", "vb-lora")  # an adapter of an earlier version may be of one of them
 METHODS: EntryPoints[type[Method]] = EntryPoints(
     "method", "loraxs_search.methods", {entry.name: entry for entry in _OWN}
 )
@@ -71,11 +69,6 @@ def get_method(name: str) -> Method:
     Raises:
         UsageError: nothing has this name, or the distribution's class cannot be imported.
     """
-    if name in GONE:
-        raise UsageError(
-            f"`method` must be a method of this version, but got {name!r}.",
-            hint="use the version of loraxs-search that trained it, or search again with another method",
-        )
     return METHODS.get(name)()
 
 

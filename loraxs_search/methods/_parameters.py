@@ -22,7 +22,6 @@ class ParameterSpec:
         low: Least value; itself allowed unless `above`.
         high: Largest value; itself allowed unless `below`.
         names: The words allowed, for a parameter of kind `name`.
-        stored: Words that only studies of earlier versions have.
         about: What it does, for search_spaces/REFERENCE.md and the JSON Schema.
     """
 
@@ -32,7 +31,6 @@ class ParameterSpec:
     high: float = math.inf
     below: bool = False
     names: tuple[str, ...] = ()
-    stored: tuple[str, ...] = ()
     default: Scalar | None = None
     about: str = field(default="", compare=False)
 
@@ -55,7 +53,7 @@ class ParameterSpec:
             ValueError: it breaks the law; the message states the law.
         """
         if self.kind == "name":
-            if value not in (*self.names, *self.stored):
+            if value not in self.names:
                 raise ValueError(must_be(value, self.names))
             return str(value)
         if self.kind == "flag":

@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from pydantic import ValidationError
 from transformers import PreTrainedModel
 
 from loraxs_search import base_model
@@ -15,7 +14,7 @@ from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.home import disk_faults, file_sha256
 from loraxs_search.methods import get_method
 from loraxs_search.methods.verification import check_reference_logits
-from loraxs_search.records import BaseModel, Manifest, from_json
+from loraxs_search.records import BaseModel, Manifest, parse_manifest
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.tokens import served
 
@@ -81,7 +80,7 @@ def check_ends(manifest: Manifest, base: BaseModel, model: PreTrainedModel) -> N
     Args:
         model: Of the base.
     Raises:
-        BaseModelError: it does; not where an older version has stored no tokens.
+        BaseModelError: it does.
     """
     if not manifest.ends:
         return
@@ -99,19 +98,17 @@ def read_manifest(folder: Path) -> Manifest:
     """Read an adapter folder's manifest.
 
     Raises:
-        IntegrityError: it is missing, or is not a manifest.
+        IntegrityError: it is missing, damaged or of another format.
     """
     path = folder / MANIFEST
     try:
         with disk_faults(path):
-            return from_json(Manifest, path.read_bytes())
+            return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError as error:
         raise IntegrityError(
             f"An adapter folder must hold {MANIFEST}, but {folder} has none.",
             hint="give a folder made by `loraxs-search pull`",
         ) from error
-    except ValidationError as error:
-        raise IntegrityError(f"{path} is not a manifest: {error}", hint="pull the adapter again") from error
 
 
 def _cast_body(base: PreTrainedModel, dtype: torch.dtype) -> None:

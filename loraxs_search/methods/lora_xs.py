@@ -84,7 +84,6 @@ class LoraXS(PeftMethod):
             "basis": ParameterSpec(
                 "name",
                 names=_BASES,
-                stored=("random",),
                 default=Hyperparameters.basis,
                 about="Which of W's singular vectors: the `top`, `middle` or `bottom` ones. `gaussian` draws A"
                 " and B from the trial's seed, the paper's control.",

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from loraxs_search.records._adapter import AdapterRef, Entity, Manifest, Prediction, ReferenceLogits, Sample, StartFrom
+from loraxs_search.records._adapter import (
+    ADAPTER_FORMAT,
+    AdapterRef,
+    Entity,
+    Manifest,
+    Prediction,
+    ReferenceLogits,
+    Sample,
+    StartFrom,
+    check_format,
+    parse_manifest,
+)
 from loraxs_search.records._base import BaseModel, BaseModelRef, BaseSetup, Identity, LinearModule
 from loraxs_search.records._command import (
     NOT_STEERED,
@@ -13,7 +24,7 @@ from loraxs_search.records._command import (
     SteeringStatus,
 )
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
-from loraxs_search.records._json import STORED_NAMES, check_trial_id, from_json, json_name, to_json
+from loraxs_search.records._json import check_trial_id, from_json, to_json
 from loraxs_search.records._literals import (
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
@@ -79,6 +90,7 @@ from loraxs_search.records._trial import (
 )
 
 __all__ = [
+    "ADAPTER_FORMAT",
     "BASE_ALONE_ROWS",
     "MAX_AUTO_PACK_SIZE",
     "MAX_NAME",
@@ -87,7 +99,6 @@ __all__ = [
     "NEGATIVE_FLIPS",
     "NOT_STEERED",
     "SLICE_LOSS",
-    "STORED_NAMES",
     "SVD_BASES",
     "AdapterRef",
     "AdapterSize",
@@ -158,11 +169,12 @@ __all__ = [
     "TrialSpec",
     "TrialState",
     "alone_baseline",
+    "check_format",
     "check_trial_id",
     "from_json",
     "is_alone",
     "is_unmeasured",
-    "json_name",
+    "parse_manifest",
     "registered_name",
     "shots_name",
     "to_json",

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from loraxs_search.errors import IntegrityError
 from loraxs_search.records._base import BaseModelRef, BaseSetup
-from loraxs_search.records._json import STORED_NAMES
+from loraxs_search.records._json import from_json
 from loraxs_search.records._literals import Pooling, Scalar
 from loraxs_search.records._promotion import Baseline, Refit, SliceScore
 from loraxs_search.records._task import Task
@@ -99,6 +100,9 @@ class Sample:
     answer: str
 
 
+ADAPTER_FORMAT = 1  # of a manifest and a registered version; rises only when an older reader would read wrongly
+
+
 @dataclass(frozen=True)
 class Manifest:
     """`manifest.json` of an adapter folder: what it is, what it fits, where it came from.
@@ -116,11 +120,9 @@ class Manifest:
         kept_step: The step that it is of, where a study keeps the best one; None if it is the last.
         lineage: The trial that its own was cloned from, whose state it may have begun with.
         ends: The tokens that end an answer that it writes, as the tokenizer names them.
-        setup: Its base's; None in older manifests.
+        setup: Its base's.
         slices: The finalist's scores on slices of the test rows, where its task has some.
     """
-
-    __pydantic_config__ = STORED_NAMES
 
     task: Task
     base_model: BaseModelRef
@@ -143,7 +145,7 @@ class Manifest:
     lora_parameters: int = 0
     factors: Mapping[str, str] = field(default_factory=dict)
     baselines: tuple[Baseline, ...] = ()
-    schema_version: int = 1
+    format: int = ADAPTER_FORMAT
     kept_step: int | None = None
     samples: tuple[Sample, ...] = ()
     start_from: AdapterRef | None = None
@@ -151,3 +153,36 @@ class Manifest:
     ends: tuple[str, ...] = ()
     setup: BaseSetup | None = None
     slices: tuple[SliceScore, ...] = ()
+
+
+def check_format(found: int | None, place: str) -> None:
+    """Refuse an adapter that is described in another form than this version reads.
+
+    Raises:
+        IntegrityError: it is.
+    """
+    if found != ADAPTER_FORMAT:
+        raise IntegrityError(
+            f"`format` must be {ADAPTER_FORMAT}, but got {found} in {place}.",
+            hint="use the version of loraxs-search that made the adapter, or search again with this one",
+        )
+
+
+@dataclass(frozen=True)
+class _Format:
+    format: int | None = None
+
+
+def parse_manifest(content: bytes, place: str) -> Manifest:
+    """Read the bytes of a `manifest.json`.
+
+    Args:
+        place: The file, as people name it.
+    Raises:
+        IntegrityError: it is damaged, or of another format.
+    """
+    try:
+        check_format(from_json(_Format, content).format, place)
+        return from_json(Manifest, content)
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise IntegrityError(f"{place} is not an adapter manifest: {error}", hint="pull the adapter again") from error

@@ -93,7 +93,7 @@ class Identity:
     Args:
         base_digest: Of the base's weights.
         data_fingerprint: Of the texts and labels of all splits.
-        setup: The base's; None in studies that did not record it.
+        setup: The base's; None if tokenizer and configuration were not looked at.
     """
 
     base_digest: str

@@ -12,22 +12,6 @@ from typing import Any, TypeVar
 from loraxs_search.errors import StudyError, shortened
 
 RecordT = TypeVar("RecordT")
-# Fields whose name in files, in MLflow and in `--json` is that of an earlier version.
-_STORED = {
-    "baselines": "yardsticks",
-    "checkpoint": "keep",
-    "comparisons": "looks",
-    "reference_version": "anchor_version",
-    "reference_metric": "anchor_metric",
-}
-# A record with such a field declares `__pydantic_config__ = STORED_NAMES`: it is written and read by that alone.
-STORED_NAMES = {"alias_generator": lambda field: _STORED.get(field, field)}
-
-
-def json_name(record: type, field: str) -> str:
-    """Return what a field of a record is called in JSON."""
-    rename = getattr(record, "__pydantic_config__", {}).get("alias_generator")
-    return field if rename is None else rename(field)
 
 
 def to_json(record: Any, *, indent: int | None = None, sort_keys: bool = True) -> str:
@@ -53,7 +37,7 @@ def _adapter(cls: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {json_name(type(value), f.name): getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not a record")

@@ -7,8 +7,8 @@ from typing import Literal
 Scalar = str | int | float | bool
 Direction = Literal["maximize", "minimize"]
 Sigma = Literal["input", "sqrt", "output", "none"]
-Basis = Literal["top", "middle", "bottom", "gaussian", "random", "gradient"]  # `gradient` in earlier records alone
-SVD_BASES: tuple[Basis, ...] = ("top", "middle", "bottom", "random")  # of the weight's own singular vectors
+Basis = Literal["top", "middle", "bottom", "gaussian"]
+SVD_BASES: tuple[Basis, ...] = ("top", "middle", "bottom")  # of the weight's own singular vectors
 Head = Literal["full", "output"]
 Pooling = Literal["auto", "class", "cls", "mean", "last"]  # `auto` in a space alone: a launch resolves it
 HeadInit = Literal["probe", "random"]

@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.records._json import STORED_NAMES
 from loraxs_search.records._literals import Direction
 
 _SHOTS = "-shot"
-_TOO_SLOW = "it needs "  # so begins what earlier versions say of a baseline that would take too long
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Baseline:
         seconds: What it took of one processor core.
         failed: Why it lacks metrics, the test rows' or all; empty when it has both.
         applies: Whether one that failed could have been measured: worked examples may not fit into the base's context,
-            and a model may take too long. None in files of earlier versions, which do not say.
+            and a model may take too long.
     """
 
     name: str
@@ -38,7 +36,7 @@ class Baseline:
     test_rows: str = ""
     seconds: float = 0.0
     failed: str = ""
-    applies: bool | None = None
+    applies: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class KeptAnswers:
 
     Args:
         task: The task's name.
-        test_rows: Fingerprint of the rows. Files of earlier versions say neither.
+        test_rows: Fingerprint of the rows.
     """
 
     values: Sequence[float | str]
@@ -70,10 +68,7 @@ def is_alone(name: str) -> bool:
 
 def is_unmeasured(baseline: Baseline) -> bool:
     """Whether a baseline could not be measured for a reason that may pass; a constant answer can always be had."""
-    name, failed, applies = baseline.name, baseline.failed, baseline.applies
-    if applies is None:
-        applies = name == shots_name(0) if is_alone(name) else not failed.startswith(_TOO_SLOW)
-    return name != "constant" and bool(failed) and applies
+    return baseline.name != "constant" and bool(baseline.failed) and baseline.applies
 
 
 def alone_baseline(baselines: Iterable[Baseline]) -> Baseline | None:
@@ -155,8 +150,6 @@ class Candidate:
             finalist's alone.
     """
 
-    __pydantic_config__ = STORED_NAMES
-
     study: str
     trial_id: str
     task: str
@@ -187,8 +180,6 @@ class ComparisonRecord:
         reference_version: Version whose score tolerance was counted from; None if tolerance was off.
         reference_metric: That version's score on these rows.
     """
-
-    __pydantic_config__ = STORED_NAMES
 
     finalist: str
     opponent: str
@@ -263,7 +254,7 @@ class Decision:
         p_value: Chance of a gain this large if there were none; None when rows were not compared.
         version: Its version in the registry.
         at: When, ISO 8601, by the clock of its promoter.
-        number: Of this decision among those on the task; 0 in version 0.1, which counted none.
+        number: Of this decision among those on the task.
         test_fingerprint: Of the test rows that it was made on.
         comparisons: Those on these rows that it is made of.
         seen: Digests of finalists that were scored on these rows and compared with nobody, which it was the first to
@@ -272,8 +263,6 @@ class Decision:
             numbers.
         slices: Scores on each slice of the test rows. Records of many keep those that lose most.
     """
-
-    __pydantic_config__ = STORED_NAMES
 
     task: str
     study: str

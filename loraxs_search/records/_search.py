@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraxs_search.records._json import STORED_NAMES
 from loraxs_search.records._literals import MAX_STATE_BYTES, Direction, Precision, Scalar, SearchDevice, Split
 from loraxs_search.records._task import Task
 from loraxs_search.records._trial import TrialReport
@@ -36,8 +35,6 @@ class SearchPlan:
             it is the score alone.
         max_state_mb: Larger states of trials, in megabytes, stay on their node; losing it restarts the trial.
     """
-
-    __pydantic_config__ = STORED_NAMES
 
     trials: int = 16
     max_steps: int = 160

@@ -76,8 +76,7 @@ class Task:
         settings: The kind's own keys, as JSON knows values.
         report_metric: What running trials are compared by at each report, and its direction; None means `metric`.
             Candidates are always compared by `metric`.
-        standardized: Whether a head learns numbers less their mean, in units of their spread; False in studies that
-            earlier versions launched.
+        standardized: Whether a head learns numbers less their mean, in units of their spread.
         variant: Which of several championships of the task it is, such as a language or a customer; None if there is
             one alone.
         pooling: What a head reads of the last hidden states: what the base's class does, or a pool of each row.

@@ -18,20 +18,13 @@ class Lineage:
 
     Args:
         study: The study of both.
-        step: The clone began with its state after this step; 0 where it has its params alone.
     """
 
     study: str
     trial_id: str
-    step: int = 0
-
-    @property
-    def is_warm(self) -> bool:
-        """Whether the clone began with a state."""
-        return self.step > 0
 
     def __str__(self) -> str:
-        return f"{self.study}/{self.trial_id}" + (f"@{self.step}" if self.is_warm else "")
+        return f"{self.study}/{self.trial_id}"
 
 
 @dataclass(frozen=True)
@@ -41,8 +34,7 @@ class Origin:
     Args:
         command: Id of the command that asked for it.
         lineage: The trial that it was cloned from.
-        is_hidden: Whether the sampler learns nothing from it: its params do not explain its scores, or lie outside of
-            the space.
+        is_hidden: Whether the sampler learns nothing from it: its params lie outside of the space.
     """
 
     command: str = ""
@@ -218,8 +210,7 @@ class TrialRecord:
         lineage: The trial of the study that it was cloned from.
         is_hidden: Whether the sampler learns nothing from it.
         reported_at: When each report was recorded, seconds since 1970.
-        worked_s: Seconds from its start to its end in which a driver was at work; None while it has not ended, and of
-            one that an older version ended.
+        worked_s: Seconds from its start to its end in which a driver was at work; None while it has not ended.
     """
 
     trial_id: str
@@ -234,8 +225,3 @@ class TrialRecord:
     is_hidden: bool = False
     reported_at: tuple[float, ...] = ()
     worked_s: float | None = None
-
-    @property
-    def is_warm_clone(self) -> bool:
-        """Whether it began with another trial's state: its params alone do not explain its scores."""
-        return self.lineage is not None and self.lineage.is_warm

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.mlflow_client import all_pages, ensure_experiment
 from loraxs_search.records import Decision, from_json
-from loraxs_search.registry._versions import DECISIONS, fitted, named_records
+from loraxs_search.registry._versions import DECISIONS, fitted
 from loraxs_search.registry.test_set_reuse import digest_of
 
 if TYPE_CHECKING:
@@ -31,12 +31,12 @@ _FINALISTS = "loraxs.finalists"  # digests of those that a page has comparisons 
 
 def latest(tags: Mapping[str, str], task: str) -> list[Decision]:
     """Return the decisions among the tags of a registered model, oldest first; what cannot be read is left out."""
-    return _read(named_records(tags, DECISIONS), task)
+    return _read(_named(tags), task)
 
 
 def every(client: MlflowClient, tags: Mapping[str, str], task: str) -> list[Decision]:
     """Return all decisions, those on pages too. One that a killed process had half moved counts once."""
-    return _read(_on_pages(client, task) | named_records(tags, DECISIONS), task)
+    return _read(_on_pages(client, task) | _named(tags), task)
 
 
 def of_finalist(client: MlflowClient, task: str, finalist: str) -> list[Decision]:
@@ -54,15 +54,12 @@ def next_number(past: Iterable[Decision]) -> int:
 
 
 def in_order(decisions: Iterable[Decision]) -> list[Decision]:
-    """Return decisions as they were made; those of version 0.1 have no number, and are placed by their time."""
-    decisions = list(decisions)
-    numbered = [decision for decision in decisions if decision.number]
+    """Return decisions as they were made."""
+    return sorted(decisions, key=lambda decision: decision.number)
 
-    def place(decision: Decision) -> tuple[int, str]:
-        before = (other.number for other in numbered if other.at <= decision.at)
-        return (decision.number, "") if decision.number else (max(before, default=0), decision.at)
 
-    return sorted(decisions, key=place)
+def _named(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: text for name, text in tags.items() if name.startswith(DECISIONS)}
 
 
 def _read(records: Mapping[str, str], task: str) -> list[Decision]:
@@ -81,7 +78,7 @@ def write(client: MlflowClient, uri: str, decision: Decision) -> None:
     name = f"{DECISIONS}n{decision.number:09d}.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     client.set_registered_model_tag(decision.task, name, fitted(decision))
     tags = client.get_registered_model(decision.task).tags
-    records = {name: tags[name] for name in sorted(tags) if name.startswith(DECISIONS)}
+    records = dict(sorted(_named(tags).items()))
     if len(records) >= 2 * PAGE and len(movable := _movable(records)) >= PAGE:
         _move(client, uri, decision.task, dict(list(movable.items())[:PAGE]))
 
@@ -116,5 +113,5 @@ def _on_pages(client: MlflowClient, task: str, only: str = "") -> dict[str, str]
     found = dict[str, str]()
     query = f"tags.`{_TASK}` = '{task}'{only}"
     for run in all_pages(client.search_runs, [experiment.experiment_id], query, max_results=_RUNS):
-        found |= named_records(run.data.tags, DECISIONS)
+        found |= _named(run.data.tags)
     return found

@@ -182,13 +182,6 @@ def find_models(uri: str, only: str | None, size: int, token: str | None) -> Any
     return _Page(_get(uri, "mlflow/registered-models/search", given, _PAGE_TIMEOUT_S))
 
 
-def find_first_version(uri: str, name: str) -> Any | None:
-    """Return the first version of a registered model; None when there is none."""
-    query = {"filter": f"name = '{name}'", "max_results": "1", "order_by": "version_number ASC"}
-    versions = _get(uri, "mlflow/model-versions/search", query).get("model_versions", [])
-    return _version(versions[0]) if versions else None
-
-
 def find_experiment(uri: str, name: str) -> Any | None:
     """Return an experiment with the tags of MLflow's own; None when there is none."""
     answer = _get(uri, "mlflow/experiments/get-by-name", {"experiment_name": name}, may_lack=True)

@@ -16,10 +16,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.errors import ForeignVersionError
+from loraxs_search.errors import ForeignVersionError, IntegrityError
 from loraxs_search.mlflow_client import all_pages, ensure_experiment
 from loraxs_search.mlflow_uri import artifact_root
-from loraxs_search.records import Candidate, Decision, Manifest, Refit, from_json, to_json
+from loraxs_search.records import (
+    ADAPTER_FORMAT,
+    Candidate,
+    Decision,
+    Manifest,
+    Refit,
+    check_format,
+    from_json,
+    to_json,
+)
 from loraxs_search.registry._mlflow import is_missing
 from loraxs_search.registry.names import ADAPTER, KIND, is_sha256
 
@@ -39,40 +48,6 @@ CANDIDATE, DECISION = "candidate", "decision"
 def adapter_tag(digest: str, kind: str) -> str:
     """Return the tag that holds the `CANDIDATE` or `DECISION` of an adapter."""
     return f"{_ADAPTER}{digest[:32]}.{kind}"
-
-
-def _adapter_records(version: Mapping[str, str], model: Mapping[str, str], digest: str) -> tuple[Candidate, Decision]:
-    """Read the records of a version; version 0.1 kept them among the version's own tags.
-
-    Args:
-        version: Its tags.
-        model: Those of the registered model.
-    Raises:
-        KeyError, ValueError: someone else registered it.
-    """
-
-    def text(kind: str) -> str:
-        key = adapter_tag(digest, kind)
-        return model[key] if key in model else version[f"loraxs.{kind}"]
-
-    return from_json(Candidate, text(CANDIDATE)), from_json(Decision, text(DECISION))
-
-
-def record(tags: Mapping[str, str], name: str) -> str:
-    """Return the record under `name`, or under the name that version 0.1 gave it, in sight.
-
-    Raises:
-        KeyError: there is neither.
-    """
-    return tags[name] if name in tags else tags[name.removeprefix(_HIDDEN)]
-
-
-def named_records(tags: Mapping[str, str], prefix: str) -> dict[str, str]:
-    """Return the records whose names begin so, by today's names, those of version 0.1 too; in order of their names."""
-    old = prefix.removeprefix(_HIDDEN)
-    found = {name: text for name, text in tags.items() if name.startswith(prefix)}
-    found |= {f"{_HIDDEN}{name}": text for name, text in tags.items() if name.startswith(old)}
-    return dict(sorted(found.items()))
 
 
 _EXPERIMENT = "loraxs-search adapters"  # for adapters whose run is not in this store
@@ -205,6 +180,7 @@ def _link(client: MlflowClient, model: Any, task: str, version: int) -> None:
 
 
 _MAX_TAG = 5000  # characters a registered model's tag may have in MLflow's tables
+FORMAT = "loraxs.format"  # of a version: `ADAPTER_FORMAT`
 
 
 @dataclass(frozen=True)
@@ -236,27 +212,27 @@ def read_version(version: Any, model_tags: Mapping[str, str]) -> RegisteredAdapt
     """Rebuild a record from MLflow's model version and the tags of its registered model.
 
     Raises:
-        ForeignVersionError: something else registered it.
+        ForeignVersionError: something else registered it, or another version of this package.
     """
     tags = version.tags
     try:
+        check_format(int(tags[FORMAT]), f"version {version.version}")
         digest = _digest(tags["loraxs.digest"])
-        candidate, decision = _adapter_records(tags, model_tags, digest)
         return RegisteredAdapter(
             task=version.name,
             version=int(version.version),
             aliases=tuple(sorted(version.aliases)),
             digest=digest,
-            candidate=candidate,
-            decision=decision,
+            candidate=from_json(Candidate, model_tags[adapter_tag(digest, CANDIDATE)]),
+            decision=from_json(Decision, model_tags[adapter_tag(digest, DECISION)]),
             source=version.source,
             run_id=version.run_id or None,
             evidence=tags.get(EVIDENCE),
             created_at=datetime.fromtimestamp(int(version.creation_timestamp) / 1000, UTC).isoformat("T", "seconds"),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IntegrityError) as error:
         raise ForeignVersionError(
-            f"Version {version.version} of {version.name} was not registered by loraxs-search: {error}.",
+            f"Version {version.version} of {version.name} must be an adapter that this loraxs-search reads: {error}.",
             hint=f"name another version; `loraxs-search rollback {version.name} --to N` makes one the champion",
         ) from error
 
@@ -277,6 +253,7 @@ def version_tags(manifest: Manifest, candidate: Candidate, digest: str) -> dict[
         "stored_bytes": str(candidate.stored_bytes),
         "loraxs.base_model": manifest.base_model.id,
         "loraxs.digest": digest,
+        FORMAT: str(ADAPTER_FORMAT),
     }
 
 

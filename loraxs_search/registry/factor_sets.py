@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.errors import IntegrityError, RegistryError
+from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
 from loraxs_search.mlflow_client import ensure_experiment
-from loraxs_search.registry import _mlflow, _versions
+from loraxs_search.registry import _mlflow
 from loraxs_search.registry._mlflow import connect, fetch_file, list_files
 from loraxs_search.registry.names import is_sha256
 from loraxs_search.safetensors_header import entry_of
@@ -201,26 +201,16 @@ def _listed(source: str, uri: str) -> dict[str, int]:
 
 
 def sets_of(uri: str, base_digest: str) -> list[_FactorSet]:
-    """Return a base's sets: one, or several where promoters made one each or it was begun by version 0.1.
-
-    A server is asked without MLflow.
-    """
+    """Return a base's sets: one, or several where promoters made one each. A server is asked without MLflow."""
     return _mlflow.plainly(
         uri,
-        lambda: (
-            _read(_mlflow.find_experiment(uri, _EXPERIMENT), base_digest)
-            + _registered(_mlflow.find_first_version(uri, _set_name(base_digest)), base_digest)
-        ),
+        lambda: _read(_mlflow.find_experiment(uri, _EXPERIMENT), base_digest),
         lambda: _find(connect(uri), base_digest),
     )
 
 
 def _find(client: MlflowClient, base_digest: str) -> list[_FactorSet]:
-    page = client.search_model_versions(
-        f"name = '{_set_name(base_digest)}'", max_results=1, order_by=["version_number ASC"]
-    )
-    sets = _read(client.get_experiment_by_name(_EXPERIMENT), base_digest)
-    return sets + _registered(page[0] if page else None, base_digest)
+    return _read(client.get_experiment_by_name(_EXPERIMENT), base_digest)
 
 
 def _read(experiment: Any | None, base_digest: str) -> list[_FactorSet]:
@@ -228,23 +218,10 @@ def _read(experiment: Any | None, base_digest: str) -> list[_FactorSet]:
     return [_FactorSet(tags[key], key.removeprefix(prefix)) for key in sorted(tags) if key.startswith(prefix)]
 
 
-def _registered(version: Any | None, base_digest: str) -> list[_FactorSet]:
-    """Return the set that version 0.1 kept as the first version of a registered model."""
-    if version is None:
-        return []
-    if version.tags.get("loraxs.base_digest") != base_digest:
-        raise RegistryError(f"{_set_name(base_digest)} in the registry must be of base {base_digest}, but is not.")
-    return [_FactorSet(version.source, version.tags[_versions.MODEL_ID])]
-
-
-def _set_name(base_digest: str) -> str:
-    return f"factors-{base_digest[:32]}"
-
-
 def _create(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> _FactorSet:
     experiment = ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
     tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
-    name = _set_name(base_digest)
+    name = f"factors-{base_digest[:32]}"
     model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS", tags=tags)
     model = client.finalize_logged_model(model.model_id, "READY")
     client.set_experiment_tag(experiment, f"{_TAG}{base_digest}.{model.model_id}", model.artifact_location)

@@ -11,11 +11,9 @@ from pathlib import Path
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import file_sha256
-from loraxs_search.records import Manifest, from_json, to_json
+from loraxs_search.records import Manifest, parse_manifest, to_json
 
 MANIFEST = "manifest.json"
-SCHEMA_VERSION = 2
-_SINCE = {"pair_separator": 2, "messages": 2}  # settings of a task by which older versions would answer otherwise
 MAX_BYTES = {".json": 16 * 2**20, ".md": 2**20, ".safetensors": 4 * 2**30}
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 MLMODEL = "MLmodel"
@@ -39,9 +37,7 @@ def sealed(files: Mapping[str, bytes], manifest: Manifest) -> dict[str, bytes]:
     for name, content in files.items():
         check_file(name, len(content))
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    pooled = 1 if manifest.task.pooling == "class" else 2
-    version = max((_SINCE.get(key, 1) for key in manifest.task.settings), default=1)
-    text = to_json(dataclasses.replace(manifest, files=digests, schema_version=max(version, pooled)), indent=2) + "\n"
+    text = to_json(dataclasses.replace(manifest, files=digests), indent=2) + "\n"
     return {**files, MANIFEST: text.encode()}
 
 
@@ -81,16 +77,7 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     check_file(path.name, _size(path))
-    try:
-        manifest = from_json(Manifest, path.read_bytes())
-    except ValueError as error:  # pydantic's ValidationError is one
-        raise IntegrityError(f"{path} is not an adapter manifest: {error}", hint=_HINT) from error
-    if not 1 <= manifest.schema_version <= SCHEMA_VERSION:
-        raise IntegrityError(
-            f"`schema_version` must be 1 to {SCHEMA_VERSION}, but got {manifest.schema_version} in {path}.",
-            hint="another version of loraxs-search wrote it: upgrade, or pull it with that version",
-        )
-    return manifest
+    return parse_manifest(path.read_bytes(), str(path))
 
 
 def folder_digest(folder: Path) -> str:

@@ -29,7 +29,7 @@ from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import Decision, Manifest, from_json
 from loraxs_search.registry import _decisions, _mlflow, _versions
 from loraxs_search.registry._mlflow import connect, exists, is_denied, is_missing, speaking
-from loraxs_search.registry._versions import SUMMARY, RegisteredAdapter, read_version, record
+from loraxs_search.registry._versions import SUMMARY, RegisteredAdapter, read_version
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, read
 from loraxs_search.registry.names import ADAPTER, CHAMPION, KIND, AdapterName, check_task, parse_name
 from loraxs_search.registry.pages import TaskSummary, summarise
@@ -200,7 +200,7 @@ class RegistryReader:
         if champion is None:
             return TaskSummary(model.name, aliases=aliases)
         with contextlib.suppress(KeyError, ValueError):
-            recorded = from_json(TaskSummary, record(model.tags, SUMMARY))
+            recorded = from_json(TaskSummary, model.tags[SUMMARY])
             if recorded.version == champion:
                 return replace(recorded, aliases=aliases)
         newest = [version for version in model.latest_versions if int(version.version) == champion]

@@ -38,7 +38,7 @@ class ScoredRows:
         losses: The sum of each row's loss, (N,), float32; None if metrics need none, as the next two.
         counts: What these are sums of, (N,), int64.
         correct: How many of these were predicted, (N,), int64.
-        scoring: By which `SCORING` texts were read; 0 is that of earlier versions.
+        scoring: By which `SCORING` texts were read; 0 where answers are no texts.
         slices: By slice column, the value of each row, (N,), texts; empty where the task has none.
     """
 

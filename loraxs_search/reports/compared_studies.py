@@ -75,7 +75,7 @@ class ComparedStudy:
     @cached_property
     def trials(self) -> tuple[ComparedTrial, ...]:
         """Its trials that have ended, in the order they were started; warm clones had a start that others had not."""
-        records = [record for record in self.folder.journal().records.values() if not record.is_warm_clone]
+        records = list(self.folder.journal().records.values())
         return tuple(self._trial(record) for record in records if record.state is not TrialState.RUNNING)
 
     @property

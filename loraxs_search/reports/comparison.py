@@ -63,7 +63,7 @@ def importances(folder: StudyFolder) -> Importances:
         warnings.simplefilter("ignore", UserWarning)  # of groups of trials that are small: `num_trials` says so
         try:
             study = _complete_trials(folder)
-        except (LoraxsError, ValueError) as error:  # of an older version, whose space this one cannot draw from
+        except (LoraxsError, ValueError) as error:  # the log is damaged
             reason = str(error).partition("\n")[0].rstrip(":")  # of all faults of a space, how many there are
             return Importances(folder.name, why=f"what its params were drawn from is not known: {reason}")
         count = len(study.trials)

@@ -99,7 +99,7 @@ class LeaderboardRow:
         """The trial of this study that the params are from, with the step of its state; or empty."""
         if self.lineage is None:
             return ""
-        return self.lineage.trial_id + (f"@{self.lineage.step}" if self.lineage.is_warm else "")
+        return self.lineage.trial_id
 
 
 def leaderboard(
@@ -169,8 +169,6 @@ def _row(
 def _seconds(record: TrialRecord) -> float:
     if record.worked_s is not None:
         return record.worked_s
-    if record.ended_at is not None:  # by an older version
-        return record.ended_at - record.started_at
     return record.reports[-1].device_s if record.reports else 0.0
 
 

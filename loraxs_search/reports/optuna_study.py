@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from loraxs_search.errors import UsageError
 from loraxs_search.home import disk_faults
 from loraxs_search.studies import StudyFolder
-from loraxs_search.studies.stored_space import stored_space
 
 if TYPE_CHECKING:
     from loraxs_search.samplers.trials import StudyTrials
@@ -19,11 +18,10 @@ def study_trials(folder: StudyFolder) -> StudyTrials:
 
     Raises:
         StudyError: the log is damaged.
-        SpaceError: the study is of an older version, and its space has faults.
     """
     from loraxs_search.samplers.trials import StudyTrials
 
-    trials = StudyTrials(folder.info.task, folder.info.search, lambda: stored_space(folder))
+    trials = StudyTrials(folder.info.task, folder.info.search)
     for event in folder.log().new():
         trials.apply(event)
     return trials

@@ -18,7 +18,6 @@ from loraxs_search.home import paths_under
 from loraxs_search.log.events import Phase, SearchEnded, SearchStarted, ShownEvent
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import (
-    STORED_NAMES,
     Baseline,
     Command,
     FrontTrial,
@@ -98,8 +97,6 @@ class SearchDocument:
         wall_s: How long drivers have worked on it, all of them together.
         notice: Why the search ended before its budget, as shown to users; empty when it did not.
     """
-
-    __pydantic_config__ = STORED_NAMES
 
     study: str
     wall_s: float
@@ -309,8 +306,6 @@ class StudyStatus:
         pooling: What heads read of the base; `auto` until a host has resolved it, None if the task has no pooling.
         head_init: Where the heads of all trials start; None if they differ, or before the first trial.
     """
-
-    __pydantic_config__ = STORED_NAMES
 
     study: str
     state: str

@@ -117,8 +117,7 @@ class Proposer:
     def _shown(self) -> list[FrozenTrial]:
         trials = self._trials.trials
         is_whole = len(trials) <= MAX_HISTORY and len(self._trials.directions) == 1
-        shown = trials if is_whole else self._history.window(trials)
-        return [trial for trial in shown if trial.state is not TrialState.WAITING]  # Optuna would take that one up
+        return trials if is_whole else self._history.window(trials)
 
 
 def _fixed(params: Mapping[str, Scalar], seed: int) -> BaseSampler:

@@ -6,53 +6,45 @@ pruned trial has no values there: `FrontHistory` shows the sampler which of thes
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from optuna.distributions import json_to_distribution
 from optuna.study import StudyDirection
-from optuna.trial import FixedTrial, FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.pareto import Point
 from loraxs_search.records import CheckpointSelection, SearchPlan, Task, TrialReport
 from loraxs_search.records import TrialState as State
-from loraxs_search.samplers._base import DrawnSpace
 
 _REPORT = "report."  # and the step: an attribute [score, stored bytes]
-_UNKNOWN = TrialState.WAITING  # of a number that no event has: a driver of an older version asked for it, and died
 
 
 class StudyTrials:
     """Follows the events of a study.
 
-    Args:
-        space: Returns the study's space; asked for where an older version has recorded trials without what they were
-            drawn from.
     Attributes:
         plan: The study's.
-        trials: All of them, by number, as the log has them so far; a number that it lacks has a trial that waits.
+        trials: All of them, by number, as the log has them so far.
         attributes: The study's, which samplers keep their state in.
     """
 
-    def __init__(self, task: Task, plan: SearchPlan, space: Callable[[], DrawnSpace]) -> None:
-        self.plan, self._selection, self._space = plan, CheckpointSelection.of(task, plan), space
+    def __init__(self, task: Task, plan: SearchPlan) -> None:
+        self.plan, self._selection = plan, CheckpointSelection.of(task, plan)
         score = StudyDirection.MAXIMIZE if task.search_direction == "maximize" else StudyDirection.MINIMIZE
         self.directions = (score, StudyDirection.MINIMIZE) if plan.objectives else (score,)
         self.trials: list[FrozenTrial] = []
         self.attributes: dict[str, Any] = {}
-        self._missing: list[int] = []
         self._hidden: set[str] = set()
         self._reports: dict[str, list[TrialReport]] = {}  # of unfinished trials
 
     @property
     def next_number(self) -> int:
         """The number of the trial that starts next."""
-        return self._missing[0] if self._missing else len(self.trials)
+        return len(self.trials)
 
     def apply(self, event: LoggedEvent) -> None:
         """Take the next event of the log."""
@@ -66,27 +58,17 @@ class StudyTrials:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _start(self, event: TrialStarted) -> None:
-        number = int(event.trial_id)
-        if number in self._missing:
-            self._missing.remove(number)
-        while len(self.trials) <= number:
-            if len(self.trials) < number:
-                heapq.heappush(self._missing, len(self.trials))
-            self.trials.append(_numbered(create_trial(state=_UNKNOWN), len(self.trials)))
-        self.trials[number] = _numbered(self._drawn(event), number)
-        self.trials[number].datetime_start = datetime.fromtimestamp(event.at)
+        trial = self._drawn(event)
+        trial.number, trial.datetime_start = len(self.trials), datetime.fromtimestamp(event.at)
+        self.trials.append(trial)
         self._reports[event.trial_id] = []
 
     def _drawn(self, event: TrialStarted) -> FrozenTrial:
         """Return the trial with what it was drawn from; the sampler sees no params of a hidden trial."""
-        if event.is_hidden:
+        proposal = event.proposal
+        if event.is_hidden or proposal is None:
             self._hidden.add(event.trial_id)
             return create_trial(state=TrialState.RUNNING)
-        if (proposal := event.proposal) is None:
-            space = self._space()
-            fixed = FixedTrial(space.drawn_params(event.params))
-            space.suggest(fixed)  # asks for the same values, and so says what they were drawn from
-            return create_trial(state=TrialState.RUNNING, params=fixed.params, distributions=fixed.distributions)
         self.attributes |= proposal.study_attributes
         distributions = {
             name: json_to_distribution(json.dumps(distribution))
@@ -135,8 +117,3 @@ def last_report(trial: FrozenTrial) -> tuple[int, Point] | None:
         return None
     score, stored = trial.user_attrs[f"{_REPORT}{max(steps)}"]
     return max(steps), (score, stored)
-
-
-def _numbered(trial: FrozenTrial, number: int) -> FrozenTrial:
-    trial.number = number
-    return trial

@@ -62,7 +62,7 @@ class Scheduler(ABC):
 
     What a trial's scheduler can say: it stops, with the reason, or it continues. It cannot pause a trial or change it.
     Trials that fail or are lost are not reported, so a decision depends on reports alone. A stopped trial
-    reports no more, except where an earlier version of this package let it continue.
+    reports no more.
 
     Restarts: a scheduler is not stored. A driver that continues with a study makes a new one and gives it by `replay`
     all reports from before, in the order in which they came; it must then stand where the old one stood. Hence the same
@@ -104,7 +104,6 @@ class Scheduler(ABC):
             self._steps[trial_id] = step
             score, stored = report.metrics[metric], report.size.stored_bytes
             reason = self.decide(ScoredTrial(trial_id, step, score, report.peers, stored, report.peer_bytes))
-            self.stopped.pop(trial_id, None)  # it continued nevertheless, in a study of an earlier version
             if reason is not None and step < self.config.max_steps and not self.spares(trial_id):
                 self.stopped[trial_id] = reason
         return self.stopped.get(trial_id)

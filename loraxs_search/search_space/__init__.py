@@ -31,13 +31,13 @@ from loraxs_search.search_space._distributions import (
     plain_name,
 )
 from loraxs_search.search_space._document import portable_text
-from loraxs_search.search_space._edits import Overrides, warn_of_retired
+from loraxs_search.search_space._edits import Overrides
 from loraxs_search.search_space._load import (
     SpaceSource,
+    as_launched,
     load_space,
     open_space,
     parse_space,
-    parse_stored,
     single_method,
 )
 from loraxs_search.search_space._parameter_specs import parameter_specs, resolve_modules
@@ -57,6 +57,7 @@ __all__ = [
     "Space",
     "SpaceDescription",
     "SpaceSource",
+    "as_launched",
     "catalogue_entry",
     "catalogue_task",
     "clone_params",
@@ -66,7 +67,6 @@ __all__ = [
     "open_space",
     "parameter_specs",
     "parse_space",
-    "parse_stored",
     "place_given",
     "plain_name",
     "portable_text",
@@ -76,5 +76,4 @@ __all__ = [
     "single_method",
     "space_schema",
     "trial_shapes",
-    "warn_of_retired",
 ]

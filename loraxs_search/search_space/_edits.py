@@ -1,31 +1,25 @@
-"""What changes a document before it is read: overrides are put in, and keys of earlier versions are found.
+"""Overrides, which change a document before it is read.
 
 `--set search.trials=24` is a dotted path and a YAML value. `--set method=lora` also leaves out what a space of several
-methods says of the others. A new space that names what is gone is refused; a stored study stays readable.
+methods says of the others.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import yaml
 
-from loraxs_search.errors import StudyError
-from loraxs_search.methods import GONE, METHODS
+from loraxs_search.methods import METHODS
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import (
     Document,
-    Faults,
     KeyLocation,
     KeyPath,
     as_mapping,
-    dotted,
     forget,
     location_of,
-    parse_document,
     parse_value,
     shown,
 )
@@ -204,152 +198,3 @@ def _put(document: Document, keys: tuple[str, ...], text: str, location: KeyLoca
     forget(document, keys)
     document.locations[keys] = location
     parent[keys[-1]] = parse_value(document, text, keys, location)
-
-
-_logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Retired:
-    """What to do instead of naming something that is gone.
-
-    Args:
-        remedy: What the user should do, an imperative.
-        decides_trials: Whether a search with it trains other trials than one without it. If not, a stored study goes
-            on without it.
-        in_stored: Whether a stored study continues with it, as it always was.
-    """
-
-    remedy: str
-    decides_trials: bool = True
-    in_stored: bool = False
-
-
-KEYS: dict[KeyPath, _Retired] = {
-    ("warm_start",): _Retired(
-        "leave `warm_start` out; `loraxs-search add STUDY --set NAME=VALUE` gives a trial its params"
-    ),
-    ("promotion", "notify"): _Retired(
-        "leave `promotion.notify` out; an MLflow webhook for `model_version_alias.created` tells of promotions",
-        decides_trials=False,
-    ),
-    ("promotion", "max_latency"): _Retired(
-        "leave `promotion.max_latency` out; a merged adapter (`loraxs-search pull TASK --format merged`) takes no time",
-        decides_trials=False,
-    ),
-}
-RENAMED: dict[KeyPath, str] = {("search", "keep"): "checkpoint"}
-VALUES: dict[str, dict[str, _Retired]] = {  # of a parameter
-    "basis": {
-        "gradient": _Retired("use `basis: top`, which scores as well"),
-        "random": _Retired("use `basis: gaussian`, which draws new A and B for each seed", in_stored=True),
-    },
-    METHOD: dict.fromkeys(GONE, _Retired("use `method: lora-xs`, or lora, vera, ia3, tinylora or unilora")),
-}
-
-
-def retired_value(parameter: str, value: object) -> _Retired | None:
-    """Return what is to be known of a parameter's value that is gone from stored studies too; None for any other."""
-    gone = VALUES.get(parameter, {}).get(str(value))
-    return None if gone is None or gone.in_stored else gone
-
-
-def refuse_retired(document: Document) -> None:
-    """Refuse a space that names what is gone, before anything else is said of it.
-
-    Raises:
-        SpaceError: it does; the hint says what to do instead.
-    """
-    faults, remedies = Faults(), list[str]()
-    for path, got, retired in _found(document.data):
-        faults.add(path, f"must be left out: this version no longer supports {got or 'it'}.")
-        remedies.append(retired.remedy)
-    for section, path, new in _renamed(document.data):
-        faults.add(path, f"must be called `{new}`.")
-        remedies.append(f"write `{dotted((*path[:-1], new))}: {shown(section[path[-1]])}`")
-    if faults:
-        faults.fail(document.source, document.locations, hint="\n".join(dict.fromkeys(remedies)))
-
-
-def without_retired(document: Document, study: str) -> None:
-    """Take out of a stored study's space what is gone and decides no trial, with a warning; rename what is renamed.
-
-    Raises:
-        StudyError: it names what the search cannot continue without.
-    """
-    found = [each for each in _found(document.data) if not each[2].in_stored]
-    needed = [
-        (f"{dotted(path)} {got}".strip(), retired.remedy) for path, got, retired in found if retired.decides_trials
-    ]
-    if needed:
-        names, remedies = zip(*needed, strict=True)
-        raise StudyError(
-            f"Study {study!r} must name only what this version can search, but got {', '.join(names)}.",
-            hint="; ".join(dict.fromkeys(remedies)) + ", and launch a new study; or resume it with the version that"
-            " launched it. `status`, `report` and `promote` work here, too",
-        )
-    for path, _, _ in found:
-        _logger.warning("study %s: `%s` is ignored: this version no longer supports it", study, dotted(path))
-        section = document.data if len(path) == 1 else document.data[path[0]]
-        del section[path[-1]]
-    for section, path, new in _renamed(document.data):
-        section[new] = section.pop(path[-1])
-    for section, key in list(_overruled(document.data)):
-        del section[key]
-
-
-def warn_of_retired(text: str, study: str) -> None:
-    """Warn of keys in a stored study's space that promotion now ignores."""
-    for path, _, retired in _found(parse_document(text, "space.yaml").data):
-        if not retired.decides_trials:
-            _logger.warning("study %s: `%s` is ignored: this version no longer supports it", study, dotted(path))
-
-
-def _found(data: object) -> Iterator[tuple[KeyPath, str, _Retired]]:
-    """Yield what a space names that is gone: where, the value as a message shows it, and what to do."""
-    sections = as_mapping(data)
-    for path, retired in KEYS.items():
-        section = sections if len(path) == 1 else as_mapping(sections.get(path[0]))
-        if path[-1] in section:
-            says_something = section[path[-1]] is not None
-            yield path, "", retired if says_something else replace(retired, decides_trials=False)
-    for root in (METHOD, "parameters"):
-        for path, value in _scalars(sections.get(root), (root,)):
-            if (gone := VALUES.get(_parameter_of(path), {}).get(str(value))) is not None:
-                yield path, shown(value), gone
-
-
-def _overruled(data: object) -> Iterator[tuple[dict[Any, Any], str]]:
-    """Yield what is refused now and was taken, though a study goes by its record of the task: a section and a key."""
-    task, promotion = (as_mapping(as_mapping(data).get(name)) for name in ("task", "promotion"))
-    for section in (task, promotion):
-        if "direction" in section:
-            yield section, "direction"
-    source = as_mapping(task.get("data"))
-    for split in ("validation", "test"):
-        for named in (source.get("data_files"), source.get("splits")):
-            if source.get(split) is not None and isinstance(named, dict) and split in named:
-                yield named, split
-
-
-def _renamed(data: object) -> Iterator[tuple[dict[Any, Any], KeyPath, str]]:
-    """Yield the sections with a key that has another name now, where it is, and that name."""
-    for path, new in RENAMED.items():
-        section = as_mapping(as_mapping(data).get(path[0]))
-        if path[-1] in section:
-            yield section, path, new
-
-
-def _scalars(value: object, path: KeyPath) -> Iterator[tuple[KeyPath, object]]:
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _scalars(inner, (*path, key))
-    else:
-        yield path, value
-
-
-def _parameter_of(path: KeyPath) -> str:
-    """Return the parameter whose value stands at a path: its own, or that of a condition."""
-    if "when" in path[:-1]:
-        return str(path[path.index("when") + 1])
-    return str(path[1] if path[0] == "parameters" and len(path) > 1 else path[0])

@@ -31,8 +31,6 @@ from loraxs_search.search_space._edits import (
     apply_overrides,
     as_texts,
     plain,
-    refuse_retired,
-    without_retired,
 )
 from loraxs_search.search_space._parameter_forms import PARAMETERS
 from loraxs_search.search_space._parameter_specs import both, defaults_of, parameter_specs
@@ -105,28 +103,19 @@ def parse_space(text: str, *, source: str, folder: Path, name: str | None = None
     """
     document, overrides = parse_document(text, source), as_texts(overrides)
     apply_overrides(document, overrides)
-    refuse_retired(document)
-    space = _space(document, text if not overrides else _rewritten(document, overrides), folder, name)
-    _check_target_modules(document, space)
-    return space
+    return _space(document, text if not overrides else _rewritten(document, overrides), folder, name)
 
 
-def parse_stored(text: str, *, source: str, folder: Path, name: str, resolved: Space | None = None) -> Space:
-    """Return the space of a stored study, which an earlier version may have launched.
+def as_launched(resolved: Space, text: str, name: str) -> Space:
+    """Return the space of a stored study, its parameters in the order of the file that was launched.
 
     Args:
-        resolved: As it was at launch. Without it the text is read again, with the defaults of this version.
-    Raises:
-        SpaceError: the text has faults.
-        StudyError: it names what this version cannot search.
+        resolved: With all defaults, as stored.
+        text: The file.
     """
-    document = parse_document(text, source)
-    without_retired(document, name)
-    if resolved is None:
-        return _space(document, text, folder, name)
-    written = (METHOD, *as_mapping(as_mapping(document.data).get(PARAMETERS)))
+    written = (METHOD, *as_mapping(as_mapping(parse_document(text, resolved.source).data).get(PARAMETERS)))
     place = {parameter: number for number, parameter in enumerate(written)}
-    # The file's order, which samplers draw and encode in: a stored record has its keys sorted.
+    # Samplers draw and encode in this order: a stored record has its keys sorted.
     ordered = sorted(resolved.parameters, key=lambda parameter: place.get(parameter, len(place)))
     parameters = {parameter: resolved.parameters[parameter] for parameter in ordered}
     return replace(resolved, text=text, name=name, parameters=parameters)
@@ -154,7 +143,7 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
     start_from = _start_from(document, sections.get("start_from"))
     if document.faults or task is None or base_model is None or method is None:
         document.faults.fail(source, document.locations)
-    return Space(
+    space = Space(
         name=name or Path(source).stem,
         text=text,
         source=source,
@@ -168,12 +157,12 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
         start_from=start_from,
         defaults={name: defaults_of(name) for name in methods},
     )
+    _check_target_modules(document, space)
+    return space
 
 
 def _check_target_modules(document: Document, space: Space) -> None:
     """Refuse a search over layers in trials that adapt none: params that differ in nothing else are one and the same.
-
-    Studies of earlier versions may have it.
 
     Raises:
         SpaceError: with what to do.

@@ -10,7 +10,6 @@ from loraxs_search.methods import ParameterSpec
 from loraxs_search.records import Scalar
 from loraxs_search.search_space._distributions import METHOD, Constant, Parameter, drawing_order
 from loraxs_search.search_space._document import shown
-from loraxs_search.search_space._edits import retired_value
 from loraxs_search.search_space._parameter_specs import COMMON, SpaceSpecs, method_spec, parameter_specs
 from loraxs_search.search_space._space import Space
 
@@ -224,9 +223,6 @@ def _unknown(space: Space, method: str, given: Mapping[str, Scalar]) -> dict[str
 
 def _checked(spec: ParameterSpec, name: str, value: Scalar, faults: dict[str, str]) -> Scalar | None:
     """Return a value in the parameter's own type; None if it breaks the law, which goes to the faults."""
-    if (gone := retired_value(name, value)) is not None:
-        faults[name] = f"`{name}` must not be {value}, which this version no longer supports: {gone.remedy}."
-        return None
     try:
         return spec.check(_as_number(spec, value))
     except ValueError as error:

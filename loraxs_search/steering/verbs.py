@@ -286,11 +286,6 @@ class Clone(_Asking):
 
         check_time(study)
         (source,) = command.trial_ids
-        if command.arguments.get("warm"):  # in the inbox of a study that an earlier version left
-            raise CommandError(
-                "`clone` must name params alone, but got `--warm`.",
-                hint="leave it out: a clone trains from its first step on",
-            )
         force = bool(command.arguments.get("force"))
         space, own = _space_of(study), study.records[source].params
         placed = clone_params(space, own, command.params, force=force)

@@ -6,7 +6,6 @@ studies/<name>/
     space.json            the same with every default as it was then
     journal.jsonl         the log: all that happened, one event a line, in order
     mlflow.offset         how far MLflow has followed it
-    tracking.jsonl, tracking.offset   what earlier versions wrote for MLflow, and how much of it was sent
     snapshots/<id>.safetensors   a trial's whole state at its last report, with all its reports in the header
     snapshots/<id>.step-<n>.safetensors   the same at its best report, where the study keeps that
     adapters/<id>/        sealed adapter folders of completed trials and of candidates

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraxs_search.home import write_atomic
-from loraxs_search.records import STORED_NAMES, Baseline, KeptAnswers, is_alone, to_json
+from loraxs_search.records import Baseline, KeptAnswers, is_alone, to_json
 from loraxs_search.studies.info import StudyInfo, read_record
 
-_SCORES, _ANSWERS = "yardsticks.json", "yardsticks.answers.json"
+_SCORES, _ANSWERS = "baselines.json", "baselines.answers.json"
 
 
 @dataclass(frozen=True)
 class _Scores:
-    __pydantic_config__ = STORED_NAMES
-
     baselines: tuple[Baseline, ...]
 
 
 @dataclass(frozen=True)
 class _TestAnswers:
     answers: Mapping[str, tuple[float | str, ...]]
-    task: str = ""
-    rows: Mapping[str, str] = field(default_factory=dict)
+    task: str
+    rows: Mapping[str, str]
 
 
 class BaselineFiles:
@@ -53,7 +51,7 @@ class BaselineFiles:
         if not path.exists():
             return {}
         kept = read_record(_TestAnswers, path)
-        return {name: KeptAnswers(said, kept.task, kept.rows.get(name, "")) for name, said in kept.answers.items()}
+        return {name: KeptAnswers(said, kept.task, kept.rows[name]) for name, said in kept.answers.items()}
 
     def baselines(self) -> tuple[Baseline, ...] | None:
         """Return what simple models reach, or None when that has not been computed."""

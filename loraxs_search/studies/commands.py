@@ -63,7 +63,7 @@ class CommandInbox:
     def remove(self, command_id: str) -> None:
         """Remove an answered command; a missing one changes nothing."""
         name = f"{command_id}.json"
-        if _NAME.fullmatch(name):  # journals of 0.1.0 may have ids from tags, and those lead anywhere
+        if _NAME.fullmatch(name):  # an id may come from a tag, and lead anywhere
             with disk_faults(self._path):
                 (self._path / name).unlink(missing_ok=True)
 

@@ -32,7 +32,7 @@ from loraxs_search.records import CheckpointSelection, Identity, check_trial_id,
 from loraxs_search.studies.baselines import BaselineFiles
 from loraxs_search.studies.commands import CommandInbox
 from loraxs_search.studies.confirmations import CandidateFiles, Confirmations
-from loraxs_search.studies.info import SCHEMA_VERSION, StudyInfo, check_name, parse_info, read_record, read_text
+from loraxs_search.studies.info import StudyInfo, check_name, parse_info, read_record, read_text
 from loraxs_search.studies.journal import Journal
 from loraxs_search.studies.snapshots import Snapshots
 
@@ -95,7 +95,7 @@ class StudyFolder(BaselineFiles, CandidateFiles):
             HomeError: the folder cannot be written.
         """
         cls.check_new(info.name)
-        info = replace(info, tracking_uri=without_account(info.tracking_uri), schema_version=SCHEMA_VERSION)
+        info = replace(info, tracking_uri=without_account(info.tracking_uri))
         path = studies_root() / info.name
         building = studies_root() / f".{info.name}.{uuid.uuid4().hex}"
         try:
@@ -154,7 +154,7 @@ class StudyFolder(BaselineFiles, CandidateFiles):
         """Open a study by name.
 
         Raises:
-            StudyError: there is no such study, its `study.json` is damaged or of a later version, or the folder was
+            StudyError: there is no such study, its `study.json` is damaged or of another format, or the folder was
                 renamed or copied.
         """
         if not cls.exists(name):
@@ -178,7 +178,7 @@ class StudyFolder(BaselineFiles, CandidateFiles):
 
     @property
     def resolved_space_path(self) -> Path:
-        """The space with all its defaults; earlier versions wrote none."""
+        """The space with all its defaults."""
         return self.path / _RESOLVED_SPACE
 
     @property

@@ -62,7 +62,7 @@ def _damaged(place: str, why: str) -> StudyError:
     return StudyError(f"A study's files must be whole, but {place}: {why}.", hint=DAMAGED_HINT)
 
 
-SCHEMA_VERSION = 2  # raise it where an earlier version would train a study, or answer, otherwise
+STUDY_FORMAT = 1  # of a study and its log; rises only when an older reader would read wrongly
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class StudyInfo:
         tracking_uri: Where its trials are recorded; no user and no password are in it.
         start_from: The registered adapter that its trials start from; None if they start anew.
         storage: Where copies of its folder are kept, for drivers on other machines; None means nowhere.
-        schema_version: By which a version of this program knows what it cannot read; studies before 2 do not say it.
+        format: `STUDY_FORMAT` of the version that launched it.
     """
 
     name: str
@@ -91,12 +91,12 @@ class StudyInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     storage: str | None = None
     start_from: StartFrom | None = None
-    schema_version: int = 1
+    format: int = STUDY_FORMAT
 
 
 @dataclass(frozen=True)
-class _Schema:
-    schema_version: int = 1
+class _Format:
+    format: int | None = None
 
 
 def parse_info(text: str | bytes, place: str) -> StudyInfo:
@@ -105,13 +105,13 @@ def parse_info(text: str | bytes, place: str) -> StudyInfo:
     Args:
         place: The file, as people name it.
     Raises:
-        StudyError: it is damaged, or of a later version.
+        StudyError: it is damaged, or of another format.
     """
-    version = parse_record(_Schema, text, place).schema_version
-    if version > SCHEMA_VERSION:
+    found = parse_record(_Format, text, place).format
+    if found != STUDY_FORMAT:
         raise StudyError(
-            f"`schema_version` must be at most {SCHEMA_VERSION}, but got {version} in {place}.",
-            hint="a later version of loraxs-search launched the study: upgrade this one",
+            f"`format` must be {STUDY_FORMAT}, but got {found} in {place}.",
+            hint="use the version of loraxs-search that launched the study, or launch its space again",
         )
     return parse_record(StudyInfo, text, place)
 

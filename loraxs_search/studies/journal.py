@@ -62,6 +62,7 @@ class Journal:
         num_drivers: How many drivers have worked on the study, one after the other.
         notice: Why the search ended before its budget; empty if it used it up, None while it has not ended.
         num_reopenings: How many commands that ask for more, after all trials had ended, the search has followed.
+        has_report: Whether a report was written since the last driver started.
         is_reopened: Whether the search continues after it had ended: candidates from before are none any more.
     """
 
@@ -76,11 +77,10 @@ class Journal:
         self.num_reopenings, self.is_reopened = 0, False
         self._work_time = WorkTime()
         self._work_before_s: dict[str, float] = {}  # each trial's start
-        self._is_drivers = False
+        self._is_drivers = self.has_report = False
         self._baselines: tuple[Baseline, ...] = ()
         self._front: tuple[FrontTrial, ...] = ()
         self._search_state: str | None = None
-        self._has_report = self._is_described = False
         self.refresh()
 
     @property
@@ -99,14 +99,9 @@ class Journal:
         return self._work_time.until
 
     @property
-    def is_finished(self) -> bool | None:
-        """Whether all that MLflow receives at the end of a search is recorded; None for an older version's driver."""
-        return None if self._search_state is None and not self._is_described else self._search_state == "FINISHED"
-
-    @property
-    def has_report(self) -> bool | None:
-        """Whether a report was written since the last driver started; None of an older version's driver."""
-        return None if not self._has_report and not self._is_described else self._has_report
+    def is_finished(self) -> bool:
+        """Whether all that MLflow receives at the end of a search is recorded."""
+        return self._search_state == "FINISHED"
 
     def refresh(self) -> None:
         """Read what was appended since the last look.
@@ -286,14 +281,14 @@ class Journal:
     def _apply_record(self, event: LoggedEvent) -> None:
         match event:
             case DriverStarted():
-                self.num_drivers, self._is_described = self.num_drivers + 1, event.run is not None
-                self._search_state, self._has_report = None, False
+                self.num_drivers += 1
+                self._search_state, self.has_report = None, False
             case BaselinesMeasured():
                 self._baselines = event.baselines
             case FrontFound():
                 self._front = event.trials
             case ReportWritten():
-                self._has_report = True
+                self.has_report = True
             case SearchFinished():
                 self._search_state = event.state
 

@@ -33,7 +33,7 @@ class LeaseInfo:
         home: Where its state folder lies there.
         beat: Counts its signs of life.
         released: It is at work no more.
-        home_id: Tells state folders apart that lie at the same path, as those of two containers; empty in version 0.1.
+        home_id: Tells state folders apart that lie at the same path, as those of two containers.
     """
 
     token: str

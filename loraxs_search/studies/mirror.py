@@ -20,14 +20,14 @@ from loraxs_search.studies.storage import Storage
 # What is copied, in this order: a copy that was cut short is one of an earlier moment. What belongs to one machine is
 # not among it.
 _ORDER = (
-    *("tracking.", "space.", "identity.json", "assets/", "assets.json", "yardsticks."),
+    *("tracking.", "space.", "identity.json", "assets/", "assets.json", "baselines."),
     *("snapshots/", "adapters/", "candidates-", "round.json", "journal.jsonl", "mlflow.offset", "confirmed/"),
     *("candidates.json", "study.json"),
 )
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
 # offset before the events, as it may lag behind them and never run ahead.
-READ_FIRST = ("tracking.offset", "tracking.jsonl", "mlflow.offset", "journal.jsonl")
-_GROWING = ("tracking.jsonl", "journal.jsonl")  # by whole lines: copied in parts, of which the last changes
+READ_FIRST = ("mlflow.offset", "journal.jsonl")
+_GROWING = "journal.jsonl"  # by whole lines: copied in parts, of which the last changes
 PART_BYTES = 1 << 17
 _IN_PARTS = b'"This file is copied in parts."\n'
 _PART = re.compile(r"(?P<file>.+\.jsonl)\.\d{6}")
@@ -55,10 +55,10 @@ def parts(key: str, content: bytes, copied: int) -> Iterator[tuple[str, bytes]]:
     """Yield the objects that a file's content goes to, in order, of those behind what was copied before.
 
     One that grows beyond a part is in parts from then on, and its own object says so: cut short before that, the copy
-    is one of an earlier moment. Version 0.1 takes that object for a damaged journal, and does not continue from a part.
+    is one of an earlier moment.
     """
     whole = content[: content.rfind(b"\n") + 1]
-    if key not in _GROWING or len(whole) <= PART_BYTES:
+    if key != _GROWING or len(whole) <= PART_BYTES:
         yield key, content
         return
     are_there = copied if copied > PART_BYTES else 0
@@ -76,7 +76,7 @@ def file_of(key: str) -> str:
 def read_copy(storage: Storage, name: str, key: str) -> bytes | None:
     """Return a file of a study from its copy; None when there is none."""
     content = storage.get(f"{name}/{key}")
-    if key not in _GROWING or content != _IN_PARTS:
+    if key != _GROWING or content != _IN_PARTS:
         return content
     content, number = b"", 0
     while len(content) == number * PART_BYTES and (part := storage.get(f"{name}/{key}.{number:06d}")):

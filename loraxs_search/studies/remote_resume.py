@@ -19,7 +19,7 @@ from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import file_of, in_copy_order, is_behind, read_copy
 from loraxs_search.studies.storage import Storage
 
-_OF_ONE_MLFLOW_STORE = ("mlflow.offset", "tracking.offset", "tracking.runs.jsonl")
+_OF_ONE_MLFLOW_STORE = ("mlflow.offset", "tracking.runs.jsonl")
 
 
 def check_new_in(storage: Storage, name: str) -> None:

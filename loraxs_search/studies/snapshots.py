@@ -38,7 +38,7 @@ def _last_step(source: Path | bytes) -> int:
 
 
 def check_owner(snapshot: bytes, study: str, trial_id: str) -> bytes:
-    """Return a snapshot that is of this trial of this study; those that 0.1.0 wrote name no study.
+    """Return a snapshot that is of this trial of this study, or names no study.
 
     Raises:
         StudyError: it is of another one, or the bytes are no snapshot.

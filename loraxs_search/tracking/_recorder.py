@@ -19,11 +19,9 @@ from loraxs_search.methods import LoraXS
 from loraxs_search.records import (
     CheckpointSelection,
     Hyperparameters,
-    SearchPlan,
     StudyDescription,
     TrialReport,
     TrialState,
-    json_name,
 )
 from loraxs_search.tracking._runs import SEARCH, StudyRuns
 from loraxs_search.tracking.run_texts import dataset_input, run_name
@@ -32,7 +30,7 @@ STATE = "loraxs.state"
 REASON = "loraxs.reason"
 MODEL_ID = "loraxs.model_id"
 ON_FRONT = "loraxs.on_front"
-LINEAGE = "loraxs.lineage"  # study and trial that a trial was cloned from, and `@` the step of the state it began with
+LINEAGE = "loraxs.lineage"  # study and trial that a trial was cloned from
 _NOT_IN_A_NAME = re.compile(r"[^\w.\- ]")  # of a metric; MLflow takes colons on some systems only
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")
@@ -180,7 +178,7 @@ class Recorder:
         if (run := event.run) is None:
             return
         run_id = self._runs.run(SEARCH, event.at)
-        plan = {f"search.{json_name(SearchPlan, name)}": value for name, value in vars(run.plan).items()}
+        plan = {f"search.{name}": value for name, value in vars(run.plan).items()}
         for taken in ("search.scheduler_params", "search.sampler_params"):
             plan |= {f"search.{key}": value for key, value in plan.pop(taken).items()}
         plan["search.objectives"] = ", ".join(plan["search.objectives"])
@@ -222,9 +220,8 @@ class Recorder:
     def _trial_ended(self, event: log_events.TrialEnded) -> None:
         run_id, trial = self._run(event.trial_id, event.at), self._trials[event.trial_id]
         reports = tuple(trial.reports.values())
-        since_start_s = event.at - (event.at if trial.started_at is None else trial.started_at)
         metrics: dict[str, float] = {
-            "wall_s": since_start_s if event.worked_s is None else event.worked_s,
+            "wall_s": event.worked_s,
             "total_device_s": reports[-1].device_s if reports else 0.0,
         }
         if self._selection is not None and self._selection.checkpoint == "best" and event.state is TrialState.COMPLETE:
@@ -247,7 +244,7 @@ class Recorder:
         run_id = self._runs.run(SEARCH, event.at)
         metrics, tags = dict[str, float](), dict[str, str]()
         for baseline in event.baselines:
-            name = f"yardstick.{baseline.name}"
+            name = f"baseline.{baseline.name}"
             metrics |= {f"{name}.validation.{key}": value for key, value in baseline.validation_metrics.items()}
             metrics |= {f"{name}.test.{key}": value for key, value in baseline.test_metrics.items()}
             tags |= {f"loraxs.{name}.failed": baseline.failed} if baseline.failed else {}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import StudyError
-from loraxs_search.home import disk_faults
 from loraxs_search.log.event_log import AppendLog
 from loraxs_search.mlflow_client import ensure_experiment
 from loraxs_search.mlflow_uri import artifact_root, check_server
@@ -264,9 +263,6 @@ class _RunMap:
     """Trial id to run and model ids, in a file; lines lost in a crash are recovered by the runs' tags."""
 
     def __init__(self, path: Path) -> None:
-        if path.exists() and not path.read_bytes().endswith(b"\n"):  # version 0.1.0 wrote newlines before lines
-            with disk_faults(path), path.open("ab") as file:
-                file.write(b"\n")
         self._log = AppendLog(path)
         self._lock = threading.Lock()
         self._ids: dict[tuple[str, str], str] = {}

@@ -40,7 +40,7 @@ def searches_named(client: MlflowClient, study: str) -> Iterator[Run]:
 def open_view(client: MlflowClient, study: str, study_id: str = "") -> tuple[str, str] | None:
     """Return the experiment of a study and the key of its view; None if no such study is recorded.
 
-    A study of an older version has no view, nor has one that many newer ones came after: it is made here.
+    One that many newer studies came after has no view any more: it is made here.
 
     Args:
         study_id: Of the study that is meant; without it the latest one of that name.

@@ -11,7 +11,7 @@ from pathlib import Path
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.home import disk_faults
 from loraxs_search.log.event_log import to_line
-from loraxs_search.log.events import DriverStarted, LoggedEvent, ReportWritten, SearchFinished
+from loraxs_search.log.events import LoggedEvent
 from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import CheckpointSelection
 from loraxs_search.tracking._recorder import AwayError, Recorder, RefusedError
@@ -68,11 +68,8 @@ class Tracker:
             is_ours=is_ours,
         )
         self._recorder = Recorder(self._runs, study_dir, selection)
-        self.was_finished = False  # whether the search was said to have ended, when this was opened
-        self.had_report = False  # whether a report was written since the search last started, when this was opened
         for event in self._followed.history():
             self._recorder.note(event)
-            self._note_end(event)
         self._runs.doubt(self._recorder.trials)
         self.trouble: str | None = None  # why events wait, while the store is away
         self._closing = self._stopped = False
@@ -143,14 +140,6 @@ class Tracker:
         self.close()
 
     # ---- the writer --------------------------------------------------------------------------------------------------
-    def _note_end(self, event: LoggedEvent) -> None:
-        if isinstance(event, DriverStarted) and event.run is not None:  # older versions wrote to MLflow beside the log
-            self.was_finished = self.had_report = False
-        elif isinstance(event, ReportWritten):
-            self.had_report = True
-        elif isinstance(event, SearchFinished):
-            self.was_finished = event.state == "FINISHED"
-
     def _write(self) -> None:
         pause_s = _FIRST_PAUSE_S
         while self._await_events():

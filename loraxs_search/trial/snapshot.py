@@ -13,8 +13,6 @@ from loraxs_search.errors import StudyError
 from loraxs_search.records import TrialReport, from_json, to_json
 from loraxs_search.safetensors_header import entry_of
 
-VERSION = 1
-
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -24,10 +22,10 @@ class Snapshot:
         parameters: Trained tensors by PEFT's names, as trained (float32).
         moments: AdamW's `exp_avg` and `exp_avg_sq` by `<kind>/<parameter name>`; empty before the first step.
         reports: Every report so far; the last one's step is the current step, but where a lost state is trained again.
-        study: The study that the trial is of; empty in states that older versions wrote.
+        study: The study that the trial is of.
         elsewhere: The file of the trial's node that holds the tensors, where they are too large to travel.
         retrained_steps: Steps that were trained again since a state was lost with its node.
-        frozen: `Method.frozen_cosines` of the adapter that was trained; empty in states that older versions wrote.
+        frozen: `Method.frozen_cosines` of the adapter that was trained.
     """
 
     trial_id: str
@@ -47,7 +45,6 @@ class Snapshot:
         tensors = {f"parameter/{k}": v for k, v in self.parameters.items()}
         tensors |= {f"moment/{k}": v for k, v in self.moments.items()}
         header = {
-            "version": VERSION,
             "trial_id": self.trial_id,
             "step": self.step,
             "device_s": self.device_s,
@@ -68,7 +65,7 @@ class Snapshot:
         """Read back what `to_bytes` wrote.
 
         Raises:
-            StudyError: the bytes are damaged or of another version.
+            StudyError: the bytes are damaged.
         """
         try:
             tensors = safetensors.torch.load(content)
@@ -77,8 +74,6 @@ class Snapshot:
             frozen = tuple(map(float, header.pop("frozen", ())))
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
             raise StudyError(f"A snapshot must be whole, but: {error}.") from error
-        if (version := header.pop("version")) != VERSION:
-            raise StudyError(f"A snapshot must be of version {VERSION}, but got {version}.")
         parameters, moments = _under("parameter/", tensors), _under("moment/", tensors)
         return cls(parameters=parameters, moments=moments, reports=reports, frozen=frozen, **header)
 

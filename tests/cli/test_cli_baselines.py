@@ -46,10 +46,10 @@ def test_status_shows_baselines_below_the_trials_with_test_scores_once_the_searc
     assert shown[2:] == [[*row[:4], "-", *row[5:]] for row in CELLS]
     told = json.loads(say("status", "s", "--json").out)
     assert len(told["trials"]) == 1
-    assert [y["test_metrics"] for y in told["yardsticks"]] == [{}, {}, {}]
+    assert [y["test_metrics"] for y in told["baselines"]] == [{}, {}, {}]
     measured.write_candidates([])
     assert [line.split() for line in say("status", "s").out.splitlines()][2:] == CELLS
-    constant, tfidf, features = json.loads(say("status", "s", "--json").out)["yardsticks"]
+    constant, tfidf, features = json.loads(say("status", "s", "--json").out)["baselines"]
     assert (constant["answer"], tfidf["test_metrics"]) == (1, {"accuracy": 0.7412})
     assert features["failed"] == BASELINES[2].failed
 
@@ -60,12 +60,12 @@ def test_a_search_ends_with_its_baselines(measured, capsys):
     show_results([result], as_json=False)
     assert [line.split() for line in capsys.readouterr().out.splitlines()][2:] == CELLS
     show_results([result], as_json=True)
-    names = [baseline["name"] for baseline in json.loads(capsys.readouterr().out)["yardsticks"]]
+    names = [baseline["name"] for baseline in json.loads(capsys.readouterr().out)["baselines"]]
     assert names == ["constant", "tfidf", "features"]
 
 
 def test_a_study_without_baselines_has_its_trials_alone(say, measured):
-    (measured.path / "yardsticks.json").unlink()
+    (measured.path / "baselines.json").unlink()
     assert len(say("status", "s").out.splitlines()) == 2
 
 
@@ -79,4 +79,4 @@ def test_show_has_them_beside_the_adapters_own_score(say, store_uri, tmp_path):
     assert heading.endswith("  aliases")
     assert row.endswith("  champion")
     (told,) = json.loads(say("show", "toy", "--json").out)
-    assert [y["name"] for y in told["candidate"]["yardsticks"]] == ["constant", "tfidf", "features"]
+    assert [y["name"] for y in told["candidate"]["baselines"]] == ["constant", "tfidf", "features"]

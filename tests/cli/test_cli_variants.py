@@ -46,7 +46,7 @@ def test_each_variant_has_a_champion_baselines_and_a_history_of_its_own(promoted
     german = promoted("german", GERMAN, 70)
     assert (german["task"], german["promoted"]) == ("t.de", True), "it is not compared with the better plain one"
     assert any("there was no champion" in reason for reason in german["reasons"])
-    assert german["looks"][0]["number"] == 1, "the plain study has not used its test rows"
+    assert german["comparisons"][0]["number"] == 1, "the plain study has not used its test rows"
     assert not promoted("french", FRENCH, 42)["promoted"], "no better than the constant answer"
     assert promoted("better", GERMAN, 79)["champion"] == "german/00000"
     assert champions(store_uri) == {"t": "plain", "t.de": "better", "t.fr": None}

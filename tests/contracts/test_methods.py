@@ -31,7 +31,7 @@ from loraxs_search.trial import attach, detach
 OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all that decide what is stored among them
     "lora-xs": (
         {"rank": 2},
-        {"rank": 8, "basis": "random", "sigma": "sqrt", "init_std": 0.5},
+        {"rank": 8, "basis": "bottom", "sigma": "sqrt", "init_std": 0.5},
         {"rank": 3, "basis": "gaussian"},
     ),
     "lora": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 from loraxs_search.errors import LoraxsError, SpaceError, StudyError, UsageError
 from loraxs_search.log.event_log import from_line, to_line
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialState, from_json, to_json
+from loraxs_search.records import AdapterSize, Scalar, SearchPlan, TrialReport, TrialState
 from loraxs_search.samplers import SAMPLERS, Sampler, make_sampler
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
@@ -60,7 +59,7 @@ class Study:
 
     def __init__(self, space: Space, lines: list[bytes] | None = None) -> None:
         self.space, self.lines = space, list(lines or ())
-        self.trials = StudyTrials(space.task, space.search, lambda: space)
+        self.trials = StudyTrials(space.task, space.search)
         self.proposer = Proposer(self.trials, space)
         for line in self.lines:
             self.trials.apply(from_line(line))
@@ -304,15 +303,7 @@ def test_each_option_of_cma_es_goes_on_from_the_log(flag: str) -> None:
     assert Study(study.space, study.lines).start() == study.start()
 
 
-# ---- studies from elsewhere, and of older versions -------------------------------------------------------------------
-def test_a_plan_of_an_older_version_means_tpe() -> None:
-    old = json.loads(to_json(SearchPlan(trials=7)))
-    del old["sampler"], old["sampler_params"]
-    plan = from_json(SearchPlan, json.dumps(old))
-    assert (plan.trials, plan.sampler) == (7, "tpe")
-    assert make_sampler(plan, ()).config.parameters == {"n_startup_trials": 10}
-
-
+# ---- studies from elsewhere ------------------------------------------------------------------------------------------
 def test_a_state_that_would_run_something_is_not_unpickled(tmp_path: Path) -> None:
     """The state of CMA-ES is a pickle in the log, and logs come from shared storages."""
 

@@ -102,13 +102,6 @@ def test_a_peer_that_is_never_heard_of_again_does_no_harm(name: str) -> None:
 
 
 @every_scheduler
-def test_a_trial_that_an_earlier_version_let_go_on_is_not_ended_for_what_it_once_was(name: str) -> None:
-    reports = [report("00000", EVERY, 0.8), report("00001", EVERY, 0.6)]
-    scheduler = new(name)
-    scheduler.replay([*reports, *(report("00001", step, 0.9) for step in range(2 * EVERY, STEPS + 1, EVERY))], METRIC)
-    assert "00001" not in scheduler.stopped
-
-
 @every_scheduler
 def test_it_can_be_pickled(name: str) -> None:
     """Ray Tune pickles what it runs."""

@@ -58,7 +58,7 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 
 @pytest.fixture
 def reviews(fresh_home: Path) -> StudyFolder:
-    """A study of three trials, whose log an older version has written."""
+    """A study of three trials."""
     tried = [
         Tried({"rank": 4, "learning_rate": 0.01, "batch_size": 8}, 0.8),
         Tried({"rank": 8, "learning_rate": 0.02, "batch_size": 8}, 0.9),

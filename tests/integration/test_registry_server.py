@@ -24,7 +24,6 @@ from support.servers import Server
 from support.toys import TASK, adapter, candidate
 
 import loraxs_search
-from loraxs_search.api import upgrade_registry
 from loraxs_search.base_model import locate
 from loraxs_search.errors import RegistryError, UnknownTaskError
 from loraxs_search.factors import FactorStore
@@ -208,10 +207,7 @@ def test_a_server_hands_out_the_factors_of_a_base(mlflow_server, tmp_path, monke
 def test_mlflows_own_commands_answer_as_predict_does(mlflow_server, make_adapter, tiny_base, tmp_path, monkeypatch):
     base, query = locate(BaseModelRef(str(tiny_base))), ("bert.encoder.layer.0.attention.self.query",)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)
-    with monkeypatch.context() as patch:  # as earlier releases
-        patch.setattr("loraxs_search.registry.mlflow_model.add_mlflow_model", lambda *_: False)
-        task = promote_folder(make_adapter(tmp_path / "a", base, rank=2, target_modules=query), mlflow_server.uri)
-    assert [it.outcome for it in upgrade_registry(task)] == ["upgraded"]
+    task = promote_folder(make_adapter(tmp_path / "a", base, rank=2, target_modules=query), mlflow_server.uri)
     texts = ["a moving, funny film", "so so"]
     expected = [{"label": it.label, "score": it.score} for it in loraxs_search.predict(task, texts)]
     port, rows, printed = free_port(), tmp_path / "rows.json", tmp_path / "answers.json"

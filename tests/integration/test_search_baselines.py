@@ -76,7 +76,7 @@ def test_studies_that_are_searched_together_have_their_own_baselines(
         of_search = f"tags.`loraxs.kind` = 'search' and tags.`loraxs.study` = '{folder.name}'"
         (run,) = client.search_runs([experiment.experiment_id], of_search)
         for baseline in baselines:
-            key = f"yardstick.{baseline.name}.test.accuracy"
+            key = f"baseline.{baseline.name}.test.accuracy"
             assert run.data.metrics[key] == pytest.approx(baseline.test_metrics["accuracy"])
 
 

@@ -109,7 +109,7 @@ def check_scores(shell: Shell, folder: StudyFolder) -> None:
     runs = client.search_runs([experiment.experiment_id], "tags.`loraxs.study` = 'pairs'")
     parent = next(run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     assert parent.data.params["search.metric"] == "loss"
-    assert {"yardstick.zero-shot.validation.exact_match", "yardstick.4-shot.validation.exact_match"} <= set(
+    assert {"baseline.zero-shot.validation.exact_match", "baseline.4-shot.validation.exact_match"} <= set(
         parent.data.metrics
     )
     by_trial = {run.data.tags["trial_id"]: run.data.metrics for run in runs if run is not parent}

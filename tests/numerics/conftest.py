@@ -181,7 +181,7 @@ class World(TrialBase):
             self.spec(
                 "6",
                 rank=3,
-                basis="random",
+                basis="bottom",
                 target_modules=tuple(self.names[1::3]),
                 lr_schedule="constant",
                 adam_beta2=0.98,

@@ -33,7 +33,7 @@ from loraxs_search.tasks.kinds import classifier
 from .conftest import tokenizer
 
 SIGMAS = ("input", "sqrt", "output", "none")
-BASES = ("top", "middle", "bottom", "random")
+BASES = ("top", "middle", "bottom")
 ATTENTION = {"bert": "query", "roberta": "query", "gpt2": "c_attn", "llama": "q_proj"}
 IDS = torch.randint(2, VOCAB, (4, 9), generator=torch.Generator().manual_seed(1))
 

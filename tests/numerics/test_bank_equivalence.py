@@ -65,7 +65,7 @@ def adapters(request, tmp_path_factory, make_adapter: Callable[..., Path]) -> Ad
         "first": {"rank": 8, "target_modules": names[:half], "scale": 0.5, "sigma": "sqrt"},
         "second": {"rank": 3, "target_modules": names[half:], "sigma": "none", "num_labels": 5},
         "bottom": {"rank": 4, "target_modules": names[::3], "basis": "bottom", "num_labels": 3},
-        "number": {"rank": 2, "target_modules": names[1::2], "basis": "random", "num_labels": 1},
+        "number": {"rank": 2, "target_modules": names[1::2], "basis": "bottom", "num_labels": 1},
         "buckets": {"rank": 4, "target_modules": names, "factor_rank": 16},
     }
     if request.param == "roberta":  # the one whose head has a layer that may be left out

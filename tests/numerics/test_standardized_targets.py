@@ -24,7 +24,6 @@ from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import (
     AdapterSize,
     BaseModelRef,
-    DataSource,
     Hyperparameters,
     Manifest,
     Task,
@@ -128,16 +127,6 @@ def test_prices_are_learnt_as_their_standardised_values_are(base: BaseModelRef, 
     assert reports[1].metrics["pearson"] > 0.8
     assert reports[1].metrics["mse"] == pytest.approx(reports[0].metrics["mse"] * SPREAD**2, rel=1e-2)
     assert reports[1].train_loss == pytest.approx(reports[0].train_loss, rel=1e-2)
-
-
-def test_a_task_of_a_study_from_before_learns_the_numbers_as_they_are(base: BaseModelRef, tmp_path: Path) -> None:
-    task = make_task(tmp_path)
-    record = json.loads(json.dumps(task.__dict__, default=lambda value: value.__dict__))
-    del record["standardized"]
-    old = Task(**record | {"source": DataSource(**record["source"])})
-    host = make_host(base, old)
-    report, _ = host.advance(make_spec(host), 2, None)
-    assert report.train_loss > SPREAD**2
 
 
 @pytest.mark.parametrize("head", ["full", "output"])

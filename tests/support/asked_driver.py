@@ -94,7 +94,7 @@ def drive(folder: StudyFolder) -> Driver:
     """Return a driver that goes on with a study, as after a kill."""
     space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
     journal, info = folder.journal(), folder.info
-    trials = StudyTrials(info.task, info.search, lambda: space)
+    trials = StudyTrials(info.task, info.search)
     ledger = Ledger("s", SilentView())
     ledger.open(journal, trials)
     ledger.recover(folder)

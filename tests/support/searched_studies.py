@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from optuna.distributions import distribution_to_json
+from optuna.trial import FixedTrial
+
+from loraxs_search.errors import SpaceError
 from loraxs_search.records import (
     AdapterSize,
     Candidate,
     Identity,
     PromotionRule,
+    Proposal,
     Refit,
     Scalar,
     SearchPlan,
     Task,
     TrialReport,
     TrialState,
+    to_json,
 )
 from loraxs_search.registry.scored_rows import ScoredRows
+from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import StudyFolder
 from support.studies import TASK, study
 
@@ -52,6 +60,7 @@ def searched(
     made = replace(plan or SearchPlan(), trials=len(trials), max_steps=max_steps, report_every=10)
     folder = study(name, task=task, search=made, promotion=promotion)
     (folder.path / "space.yaml").write_text(space)
+    known = _space(space, folder)
     if identity is not None:
         folder.write_identity(identity)
     journal = folder.journal()
@@ -60,7 +69,7 @@ def searched(
             f"{number:05d}",
             AdapterSize(tried.r_parameters, 10, tried.stored_bytes, tried.without_projection),
         )
-        journal.trial_started(trial_id, tried.params)
+        journal.trial_started(trial_id, tried.params, None, proposal(known, tried.params) if known else None)
         if tried.state is TrialState.FAIL:
             journal.trial_ended(trial_id, tried.state, "it failed")
             continue
@@ -73,6 +82,24 @@ def searched(
     if finished:
         folder.write_candidates([])
     return folder
+
+
+def _space(text: str, folder: StudyFolder) -> Space | None:
+    """Return a study's space, which is then in its folder as at launch; None where the text is none."""
+    try:
+        space = parse_space(text, source="space.yaml", folder=folder.path)
+    except SpaceError:
+        return None
+    folder.resolved_space_path.write_text(to_json(replace(space, text="")))
+    return space
+
+
+def proposal(space: Space, params: Mapping[str, Scalar]) -> Proposal:
+    """Return params of a space as a sampler would have proposed them."""
+    fixed = FixedTrial(space.drawn_params(params))
+    space.suggest(fixed)
+    distributions = {name: json.loads(distribution_to_json(each)) for name, each in fixed.distributions.items()}
+    return Proposal(fixed.params, distributions)
 
 
 def confirm(

@@ -79,7 +79,15 @@ class Tracked:
         record = self.journal.records[trial_id]
         if record.state is TrialState.RUNNING:
             at = record.started_at + wall_s
-            self.journal.append(TrialEnded(at=at, trial_id=trial_id, state=state, reason=reason, worked_s=worked_s))
+            self.journal.append(
+                TrialEnded(
+                    at=at,
+                    trial_id=trial_id,
+                    state=state,
+                    reason=reason,
+                    worked_s=wall_s if worked_s is None else worked_s,
+                )
+            )
 
     def adapter_logged(self, trial_id: str, folder: Path, run_of: str = "") -> None:
         self.journal.adapter_written(trial_id, str(folder), run_of)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Final, get_args
+from typing import Any, get_args
 
 from peft.config import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
@@ -50,9 +50,6 @@ def register(config_cls: type, model_cls: type) -> None:
     """Make PEFT build `model_cls` for configs of `config_cls`. A second call does nothing."""
     if LORAXS not in PEFT_TYPE_TO_TUNER_MAPPING:
         register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, prefix=PREFIX)
-
-
-_RETIRED: Final = {"factor_set": None, "first_step": 0.0}  # of `basis: gradient`
 
 
 @dataclass
@@ -132,31 +129,11 @@ class LoraXSConfig(PeftConfig):
             if isinstance(value, (list, tuple)):
                 setattr(self, name, set(value))
 
-    @classmethod
-    def check_kwargs(cls, **kwargs: Any) -> dict[str, Any]:
-        """Read what earlier versions stored: keys that are retired may have their default alone.
-
-        Raises:
-            UsageError: one of them says something else, so the adapter has what this version cannot compute.
-        """
-        for name, default in _RETIRED.items():
-            if (value := kwargs.pop(name, default)) != default:
-                raise UsageError(
-                    f"An adapter must not have `{name}`, which this version does not know, but got {value!r}.",
-                    hint="train it again with another basis, or use the version of loraxs-search that it names",
-                )
-        return kwargs
-
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values in a fixed order: sets sorted, repeated `modules_to_save` dropped.
-
-        `pooling: class` is left out: earlier versions do just that.
-        """
+        """Return plain values in a fixed order: sets sorted, repeated `modules_to_save` dropped."""
         plain: dict[str, Any] = {k: sorted(v) if isinstance(v, set) else v for k, v in super().to_dict().items()}
         if self.modules_to_save is not None:
             plain["modules_to_save"] = list(dict.fromkeys(self.modules_to_save))
-        if self.pooling == "class":
-            del plain["pooling"]
         return plain
 
     def _wrong_choices(self) -> list[str]:

@@ -77,7 +77,7 @@ class Driver:
 
     def _run_with(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
         with folder.lock(), mirrored(folder, self._stop.set) as mirror:
-            if (recorded := folder.identity()) is None or recorded.setup is None:
+            if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
             if lacks_baseline(folder):
                 folder.set_candidates_aside()
@@ -87,7 +87,7 @@ class Driver:
             try:
                 result = self._search(folder, actors, journal, tracker)
                 journal.front_found(result.front)
-                keep_report(folder, journal, tracker)
+                keep_report(folder, journal)
                 journal.search_finished("FINISHED", summary_of(result))
                 return result
             except BaseException as error:

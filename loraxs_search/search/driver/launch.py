@@ -13,11 +13,10 @@ from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
 from loraxs_search import versions
-from loraxs_search.errors import LoraxsError, SearchInterruptedError, StudyError, UsageError
+from loraxs_search.errors import LoraxsError, SearchInterruptedError, UsageError
 from loraxs_search.home import in_use
 from loraxs_search.log.events import Phase
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.records import AnswerState
 from loraxs_search.search.cluster.connection import connected, own_error
 from loraxs_search.search.driver.commander import asks_for_more
 from loraxs_search.search.driver.driver import Driver
@@ -259,23 +258,8 @@ def resume(
     is_done = has_ended and not asks_for_more(folder, state)
     if is_done and not lacks_baseline(folder):
         return close_finished(folder)
-    _check_without_warm_clones(folder)
     space = stored_space(folder)
     with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
         pass
     space = replace(space, search=extended(space.search, state))
     return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
-
-
-def _check_without_warm_clones(folder: StudyFolder) -> None:
-    """Refuse to go on with a study of an earlier version in which trials began with the states of others.
-
-    Raises:
-        StudyError: it has such trials.
-    """
-    done = (r for r in folder.journal().commands.values() if r.answer and r.answer.state is AnswerState.DONE)
-    if clones := [record.command.trial_ids[0] for record in done if record.command.arguments.get("warm")]:
-        raise StudyError(
-            f"Each trial must begin anew, but study {folder.name!r} has warm clones of trials {', '.join(clones)}.",
-            hint=f"`loraxs-search status {folder.name}` shows what it found; launch its space again for more",
-        )

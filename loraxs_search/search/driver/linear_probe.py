@@ -33,8 +33,7 @@ class StudyProbe:
         self._digest = None if known == NOTHING else known
         self._asked: ObjectRef[LinearProbe] | None = None
         has_none = kind_of(space.task).model.num_outputs is None
-        is_old = not folder.resolved_space_path.exists()  # its space is read with the defaults of today
-        self._is_settled = known is not None or has_none or is_old
+        self._is_settled = known is not None or has_none
         if not self._is_settled and "probe" in space.head_inits():
             say("fitting a linear probe for heads to start from")
             self._asked = self._ask(actors.pool.host())

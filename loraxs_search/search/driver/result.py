@@ -127,7 +127,7 @@ def _columns(rows: list[LeaderboardRow], records: tuple[TrialRecord, ...]) -> li
 _logger = logging.getLogger(__name__)
 
 
-def keep_report(folder: StudyFolder, journal: Journal, tracker: Tracker) -> None:
+def keep_report(folder: StudyFolder, journal: Journal) -> None:
     """Write the report of a search that has ended, and have MLflow keep it, once.
 
     The trials have ended by now, and the tracker carries their records over meanwhile. A report that cannot be made
@@ -135,8 +135,7 @@ def keep_report(folder: StudyFolder, journal: Journal, tracker: Tracker) -> None
     """
     from loraxs_search.reports.html.page import REPORT_FILE, write_report
 
-    has_report = tracker.had_report if journal.has_report is None else journal.has_report
-    if has_report and (folder.path / REPORT_FILE).is_file():  # on another machine it may be in MLflow alone
+    if journal.has_report and (folder.path / REPORT_FILE).is_file():  # on another machine it may be in MLflow alone
         return
     try:
         journal.report_written(write_report(folder).name)
@@ -176,7 +175,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
         open_tracker(folder, uri, mirror) as tracker,
     ):
         answer_waiting(folder, uri)
-        result = _record_finished(folder, tracker)
+        result = _record_finished(folder)
         tracker.drain()
         return result
 
@@ -189,23 +188,18 @@ def lacks_baseline(folder: StudyFolder) -> bool:
     return bool(unmeasured(info.promotion, info.task, folder.baselines() or (), has_alone=has_alone))
 
 
-def _record_finished(folder: StudyFolder, tracker: Tracker) -> SearchResult:
+def _record_finished(folder: StudyFolder) -> SearchResult:
     """Record what MLflow receives at the end of a search whose driver was killed before it could."""
     journal = folder.journal()
     result = result_of(folder, journal)
-    if not _is_recorded(journal, tracker):
+    if not journal.is_finished:
         log_adapters(folder, journal, result.trials, result.candidates)
         journal.baselines_measured(folder.baselines() or ())
         journal.front_found(result.front)
-    keep_report(folder, journal, tracker)
-    if not _is_recorded(journal, tracker):
+    keep_report(folder, journal)
+    if not journal.is_finished:
         journal.search_finished("FINISHED", summary_of(result), at=journal.last_at)
     return result
-
-
-def _is_recorded(journal: Journal, tracker: Tracker) -> bool:
-    """Whether the end of a search is recorded, in its log or by an older version beside it."""
-    return tracker.was_finished if journal.is_finished is None else journal.is_finished
 
 
 def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
@@ -304,9 +298,9 @@ def _sync(folder: StudyFolder) -> Synced:
     with folder.lock():
         tracker = open_tracker(folder, uri, mirror=None)
         try:
-            if folder.candidates() is not None and not _is_recorded(folder.journal(), tracker):
+            if folder.candidates() is not None and not folder.journal().is_finished:
                 with mirrored(folder, lambda: None):  # else another machine would record it otherwise
-                    _record_finished(folder, tracker)
+                    _record_finished(folder)
             problem = tracker.drain(_AWAY_AFTER_S)
         except StorageError as error:
             problem = error.message

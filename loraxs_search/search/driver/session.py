@@ -73,7 +73,7 @@ class SearchSession:
         self._deadline = Deadline(plan, self._study.state, started_at - journal.spent_s)
         self._watch = ScoreWatch(task, plan.max_steps)
         self._finalization: Finalization | None = None  # once its trials have ended
-        trials = StudyTrials(task, plan, lambda: space)
+        trials = StudyTrials(task, plan)
         ledger.open(journal, trials, self._watch, after_report=self._say_baselines)
         self._begin_journal(started_at)
         ledger.recover(folder)

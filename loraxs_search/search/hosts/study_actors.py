@@ -203,7 +203,7 @@ def check_unchanged(study: str, recorded: Identity | None, actual: Identity) -> 
     """Refuse to continue a study on a base or rows that differ from those it began with.
 
     Args:
-        recorded: What it began with; None if that is not known: it has not begun, or an older version began it.
+        recorded: What it began with; None if it has not begun.
     Raises:
         StudyError: they differ; the message has both values.
     """

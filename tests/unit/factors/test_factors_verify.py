@@ -24,7 +24,7 @@ from loraxs_search.factors._verify import FINGERPRINT_TOLERANCE, fault
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path
 
 RANK = 6
-BASES = ("top", "middle", "bottom", "random")
+BASES = ("top", "middle", "bottom")
 KINDS = [(basis, "exact") for basis in BASES] + [("top", "randomized")]
 SHAPES = [(20, 32), (32, 20), (24, 24)]
 
@@ -72,8 +72,7 @@ def test_a_rotation_among_nearly_equal_values_is_taken(apart, basis, driver):
     factors = compute_factors(weight, rank=RANK, basis=basis, driver=driver)
     turn, s = torch.eye(RANK), factors.singular_values
     near = [(i, j) for i in range(RANK) for j in range(i) if abs(float(s[i] - s[j])) < 1e-6]
-    if basis != "random":
-        assert near
+    assert near
     for i, j in near:
         turn[i, i] = turn[j, j] = math.cos(0.7)
         turn[i, j], turn[j, i] = -math.sin(0.7), math.sin(0.7)
@@ -171,12 +170,6 @@ def test_true_triplets_of_another_basis_are_refused(basis):
     for other in BASES:
         components = component_order(20, other)[:RANK].tolist()
         assert (judged(weight, chosen(weight, components, basis), basis) is None) == (basis == other)
-
-
-def test_a_random_basis_is_the_one_of_its_seed():
-    weight = matrix()
-    order = torch.randperm(20, generator=torch.Generator().manual_seed(1))[:RANK].tolist()
-    assert "of basis random has singular value" in judged(weight, chosen(weight, order, "random"), "random")
 
 
 def test_factors_of_another_weight_are_refused():
@@ -312,11 +305,10 @@ def test_another_sigma_basis_or_weight_shows():
     factors = compute_factors(w, rank=PROBED_RANK)
     numbers = {fingerprint(*factors.ab(PROBED_RANK, sigma)) for sigma in ("input", "sqrt", "output", "none")}
     numbers |= {
-        fingerprint(*compute_factors(w, rank=PROBED_RANK, basis=b).ab(PROBED_RANK))
-        for b in ("middle", "bottom", "random")
+        fingerprint(*compute_factors(w, rank=PROBED_RANK, basis=b).ab(PROBED_RANK)) for b in ("middle", "bottom")
     }
     numbers.add(fingerprint(*compute_factors(w + 0.01, rank=PROBED_RANK).ab(PROBED_RANK)))
-    assert len(numbers) == 8
+    assert len(numbers) == 7
 
 
 def test_rounding_does_not_show(pair):

@@ -174,13 +174,11 @@ def test_states_of_a_finished_study_go_but_those_that_may_be_chosen_when_it_is_e
     for trial in ("00000", "00001", "00002"):
         folder.snapshots.write(trial, state(trial))
     write_atomic(folder.path / "tune" / "state.json", "{}")
-    write_atomic(folder.path / "clones" / "c1.safetensors", "kept by an earlier version")
     age(fresh_home)
     snapshots = folder.path / "snapshots"
     for trial in ("00001", "00002"):
         assert why(snapshots / f"{trial}.safetensors") == "needed by study done, which may be extended"
-    clone = folder.path / "clones" / "c1.safetensors"
-    assert gone() == [snapshots / "00000.safetensors", clone, folder.path / "tune"]
+    assert gone() == [snapshots / "00000.safetensors", folder.path / "tune"]
     assert folder.journal().records.keys() == {"00000", "00001", "00002"}
 
 

@@ -20,7 +20,7 @@ from loraxs_search.housekeeping.removal import collect, remove_study
 from loraxs_search.records import SearchPlan, TrialState, from_json
 from loraxs_search.reports.study_status import study_summaries
 from loraxs_search.studies import Storage, StudyFolder, list_studies
-from loraxs_search.studies.info import SCHEMA_VERSION
+from loraxs_search.studies.info import STUDY_FORMAT
 from loraxs_search.studies.lease import Lease, LeaseInfo
 from loraxs_search.tracking.store import connect
 
@@ -171,7 +171,7 @@ def make_damaged(folder: StudyFolder) -> None:
 
 def make_newer(folder: StudyFolder) -> None:
     path = folder.path / "study.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": SCHEMA_VERSION + 1}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": STUDY_FORMAT + 1}))
 
 
 @pytest.mark.parametrize("spoil", [make_incomplete, make_damaged, make_newer])

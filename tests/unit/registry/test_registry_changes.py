@@ -112,7 +112,7 @@ def test_a_champion_on_another_base_that_is_not_here_is_met_with_its_recorded_ro
 
 
 def written(right: int, *, earlier: bool) -> ScoredRows:
-    """Texts as today's rules read them, or as a file of an earlier version has them."""
+    """Texts as today's rules read them, or as others have."""
     labels = [f"{row}" for row in range(400)]
     read = ScoredRows.of([label if row < right else "" for row, label in enumerate(labels)], labels)
     return ScoredRows(read.predictions, read.labels) if earlier else ScoredRows.from_bytes(read.to_bytes())
@@ -447,19 +447,6 @@ def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_
     promote("t2", 380)
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 3]
     assert registry.rollback("movie-reviews").version == 2
-
-
-def test_a_promotion_by_version_0_1_after_numbered_ones_is_rolled_back_to_whom_it_replaced(
-    registry, promote, monkeypatch
-):
-    promote("t0", 300)
-    promote("t1", 340)
-    with monkeypatch.context() as patch:
-        patch.setattr("loraxs_search.registry.store.next_number", lambda _: 0)
-        promote("t2", 380)
-    assert [(past.version, past.number) for past in registry.history("movie-reviews")] == [(1, 1), (2, 2), (3, 0)]
-    assert registry.rollback("movie-reviews").version == 2
-    assert [past.number for past in registry.history("movie-reviews")] == [1, 2, 0, 3]
 
 
 def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, promote, store_uri, caplog):

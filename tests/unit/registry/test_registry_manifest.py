@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import replace
 
 import pytest
 from support.sealed import seal
 
 from loraxs_search.errors import IntegrityError
+from loraxs_search.methods.loading import read_manifest
+from loraxs_search.records import ADAPTER_FORMAT
 from loraxs_search.registry import verify
 from loraxs_search.registry.manifest import folder_digest
 
@@ -57,7 +58,7 @@ def test_a_flipped_byte_of_any_file_is_noticed(make_folder):
         (lambda f: (f / "sub").mkdir(), "must be a plain file"),
         (lambda f: (f / "link.json").symlink_to("/etc/hostname"), "must be a plain file"),
         (lambda f: (f / "manifest.json").unlink(), "is missing: this is no adapter folder"),
-        (lambda f: (f / "manifest.json").write_text("{}"), "is not an adapter manifest"),
+        (lambda f: (f / "manifest.json").write_text(f'{{"format": {ADAPTER_FORMAT}}}'), "is not an adapter manifest"),
         (lambda f: (f / "manifest.json").write_text("not json"), "is not an adapter manifest"),
         (lambda f: (f / "README.md").write_text("x" * (2**20 + 1)), "README.md must have at most 1,048,576 bytes"),
         (lambda f: (f / ".hidden.json").write_text("{}"), "must be a plain name"),
@@ -80,21 +81,13 @@ def test_a_manifest_that_names_a_file_outside_is_refused(make_folder, tmp_path):
         verify(folder)
 
 
-def test_a_manifest_of_another_version_is_refused_with_a_remedy(make_folder):
+def test_a_manifest_of_another_format_is_refused_with_a_remedy(make_folder):
     folder = make_folder("t0")
-    content = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(content | {"schema_version": 99}))
-    with pytest.raises(IntegrityError, match=r"`schema_version`.*99") as refused:
-        verify(folder)
-    assert "upgrade" in str(refused.value.hint)
-
-
-@pytest.mark.parametrize("changes", [{"settings": {"pair_separator": "\n"}}, {"pooling": "mean"}])
-def test_what_older_versions_would_answer_otherwise_has_a_later_version(make_folder, manifest, changes):
-    plain, made = make_folder("t0"), manifest("t1")
-    folder = make_folder("t1")
-    seal(folder, replace(made, task=replace(made.task, **changes)))
-    assert (verify(plain).schema_version, verify(folder).schema_version) == (1, 2)
+    (folder / "manifest.json").write_text(json.dumps({"format": ADAPTER_FORMAT + 1}))  # the rest may be anything
+    for read in (verify, read_manifest):
+        with pytest.raises(IntegrityError, match="`format`") as refused:
+            read(folder)
+        assert "search again" in str(refused.value.hint)
 
 
 def test_sealing_refuses_what_an_adapter_has_no_use_for(make_folder, manifest):

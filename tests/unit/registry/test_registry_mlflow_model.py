@@ -1,4 +1,4 @@
-"""MLflow loads what was promoted, and answers as `predict` does; older versions can be upgraded."""
+"""MLflow loads what was promoted, and answers as `predict` does."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ import torch
 from mlflow import pyfunc
 from mlflow.exceptions import MlflowException
 from support.entity_rows import LABELS
-from support.said import Said
 from support.sealed import promote, seal
 from support.toy_language import choosing, save_base, writing
 
 import loraxs_search
-from loraxs_search.api import upgrade_registry
 from loraxs_search.base_model import linear_modules, locate
-from loraxs_search.errors import IntegrityError, UnknownTaskError
+from loraxs_search.errors import IntegrityError
 from loraxs_search.factors import FactorStore
 from loraxs_search.mlflow_flavor import MlflowPredictor
 from loraxs_search.predictor import Predictor
@@ -33,8 +31,7 @@ from loraxs_search.records import BaseModelRef, DataSource, Prediction, Task, Ta
 from loraxs_search.registry import Registry, pull, verify
 from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry.factor_sets import lacks_factors
-from loraxs_search.registry.manifest import MLFLOW_FILES, folder_digest
-from loraxs_search.registry.mlflow_model import Upgrade, upgrade
+from loraxs_search.registry.manifest import folder_digest
 
 URI = "models:/task-2@champion"
 TEXTS = ["a moving, funny film", "two hours that I will never get back", "so so"]
@@ -73,12 +70,6 @@ def files(make: Callable[..., Path], store_uri: str) -> Path:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def as_before(files: Path) -> None:
-    """Take from a version what earlier releases did not register."""
-    for name in MLFLOW_FILES:
-        (files / name).unlink(missing_ok=True)
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -225,49 +216,3 @@ def test_a_promotion_that_was_killed_is_made_whole_by_the_next(make, store_uri, 
     assert pyfunc.load_model(URI).metadata.flavors["loraxs_search"]["task"] == "task-2"
     assert before in (None, path.read_bytes()), "it is written once"
     assert (before is None) == (call == "log_model_artifact")
-
-
-# ---- versions from before --------------------------------------------------------------------------------------------
-def test_older_versions_are_upgraded_once_and_nothing_else_changes(files, store_uri):
-    as_before(files)
-    before, version = content(files), connect(store_uri).get_model_version("task-2", "1")
-    assert upgrade(store_uri, dry_run=True) == [Upgrade("task-2:1", "upgraded")]
-    assert content(files) == before
-    assert upgrade(store_uri) == [Upgrade("task-2:1", "upgraded")]
-    after = content(files)
-    assert {name: after[name] for name in before} == before
-    assert {*after} - {*before} <= MLFLOW_FILES
-    assert vars(connect(store_uri).get_model_version("task-2", "1")) == vars(version)
-    assert len(pyfunc.load_model(URI).predict(pd.DataFrame({"text": TEXTS}))) == 3
-    assert upgrade(store_uri, "task-2") == [Upgrade("task-2:1", "has one")]
-    (files / "registered_model_meta").unlink()
-    assert content(files) == after
-
-
-def test_what_is_not_ours_is_left_alone_and_what_is_damaged_told(files, store_uri, say: Callable[..., Said]):
-    client = connect(store_uri)
-    client.create_model_version("task-2", str(files))
-    client.create_registered_model("of-others")
-    client.create_model_version("of-others", str(files))
-    as_before(files)
-    manifest = files / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"trial_id"', ' "trial_id"', 1))
-    said = say("registry", "upgrade")
-    first, second = said.out.splitlines()[1:]
-    assert said.code == 1
-    assert first.split()[:2] == ["task-2:1", "failed"]
-    assert "manifest.json is not what was registered" in first
-    assert second.split()[:2] == ["task-2:2", "skipped"]
-    assert not (files / "MLmodel").exists()
-
-
-def test_upgrading_says_what_it_would_do_or_that_there_is_nothing(files, store_uri, say: Callable[..., Said]):
-    assert say("registry", "upgrade").ok.splitlines()[1].split()[:3] == ["task-2:1", "has", "one"]
-    as_before(files)
-    assert "would be upgraded" in say("registry", "upgrade", "task-2", "--dry-run").ok
-    assert json.loads(say("registry", "upgrade", "--json").ok) == [
-        {"name": "task-2:1", "outcome": "upgraded", "reason": ""}
-    ]
-    with pytest.raises(UnknownTaskError):
-        upgrade_registry("task-3")
-    assert say("registry", "upgrade", "task-3").code == 1

@@ -9,7 +9,7 @@ import pytest
 
 from loraxs_search.records import Baseline, ComparisonRecord, Decision, PromotionRule, Refit
 from loraxs_search.registry import Registry
-from loraxs_search.registry._versions import CANDIDATE, DECISION, DECISIONS, SUMMARY, adapter_tag
+from loraxs_search.registry._versions import CANDIDATE, SUMMARY, adapter_tag
 from loraxs_search.registry.pages import MAX_PAGE, task_page, version_page
 from loraxs_search.tracking.store import connect
 
@@ -87,26 +87,6 @@ def test_tags_in_sight_are_words_and_numbers(promote, store_uri):
     for value in (*in_sight(model.tags).values(), *version.tags.values()):  # a table has all tags of a version
         assert "{" not in value
     assert json.loads(model.tags[adapter_tag(version.tags["loraxs.digest"], CANDIDATE)])["trial_id"] == "t0"
-
-
-def test_records_that_version_0_1_left_in_sight_are_read(promote, store_uri, candidate):
-    made, _ = promote("t0", 0.80)
-    client, registry = connect(store_uri), Registry(store_uri)
-    tags = client.get_registered_model("movie-reviews").tags
-    for key in [SUMMARY, *(key for key in tags if key.startswith(DECISIONS))]:
-        client.set_registered_model_tag("movie-reviews", key.removeprefix("mlflow."), tags[key])
-        client.delete_registered_model_tag("movie-reviews", key)
-    digest = client.get_model_version("movie-reviews", "1").tags["loraxs.digest"]
-    for kind in (CANDIDATE, DECISION):
-        key = adapter_tag(digest, kind)
-        client.set_model_version_tag("movie-reviews", "1", f"loraxs.{kind}", tags[key])
-        client.delete_registered_model_tag("movie-reviews", key)
-    assert registry.champion("movie-reviews").candidate == candidate("t0", 0.80)
-    assert registry.history("movie-reviews") == [made]
-    assert [summary.version for summary in registry.summaries()] == [1]
-    refused, _ = promote("t1", 0.75)
-    assert registry.history("movie-reviews") == [made, refused]
-    assert "refused" in client.get_registered_model("movie-reviews").description
 
 
 def test_a_page_fits_however_much_was_decided(manifest, candidate):

@@ -148,7 +148,7 @@ def test_a_record_is_short_enough_for_a_tag_whatever_the_constant_answers(regist
 def test_a_version_of_someone_else_is_said(registry, store_uri, champion):
     client = connect(store_uri)
     made = client.create_model_version("movie-reviews", source="/elsewhere")
-    with pytest.raises(RegistryError, match="was not registered by loraxs-search"):
+    with pytest.raises(RegistryError, match="must be an adapter that this loraxs-search reads"):
         registry.resolve(f"movie-reviews:{made.version}")
 
 

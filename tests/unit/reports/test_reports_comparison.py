@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -24,7 +22,6 @@ def tried(score: float, stored_bytes: int = 1000, **params):
     return Tried(params, score, stored_bytes, r_parameters=stored_bytes // 10)
 
 
-LANDED = Path(__file__).parents[2] / "fixtures" / "landed"
 XS = [tried(0.70, 500, rate=1), tried(0.80, 1000, rate=2), tried(0.75, 1200, rate=3), tried(0.90, 2000, rate=4)]
 LORA = [tried(0.80, 10_000, rate=1), tried(0.85, 20_000, rate=2), tried(0.60, 5_000, rate=3)]
 
@@ -357,12 +354,3 @@ def test_what_limits_a_comparison_is_said(fresh_home):
         "search.checkpoint differs: the best of several reports looks better than the last one",
         "2 differences are tested: hold each p to 0.025",
     )
-
-
-# ---- what earlier versions wrote -------------------------------------------------------------------------------------
-def test_a_study_of_the_first_version_is_compared(fresh_home):
-    shutil.copytree(LANDED / "home" / "studies", fresh_home / "studies")
-    comparison = compare(["interrupted"])
-    (group,) = comparison.groups
-    assert (group.label, comparison.studies) == ("lora-xs", {"interrupted": "interrupted"})
-    assert comparison.budget == group.num_trials == len(group.points) > 0

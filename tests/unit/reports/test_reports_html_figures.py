@@ -80,7 +80,7 @@ def test_long_labels_are_cut_where_they_stand_side_by_side_and_stay_apart(fresh_
     assert set(axis.ticktext) == {"query+value+key&amp;d…"}
 
 
-def test_journals_of_earlier_versions_have_times_too(folder):
+def test_a_journal_has_the_times_of_reports(folder):
     record = folder.journal().records["00000"]
     assert len(record.reported_at) == len(record.reports)
     assert list(record.reported_at) == sorted(record.reported_at)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 import pytest
 from support.recorded_searches import recorded_search
@@ -20,7 +18,6 @@ from loraxs_search.reports.html.figures import sections
 from loraxs_search.reports.html.page import report_page, write_report
 from loraxs_search.studies import StudyFolder
 
-LANDED = Path(__file__).parents[2] / "fixtures" / "landed" / "home" / "studies"
 PLOTLY_BYTES = 4_900_000
 PRUNED, FAIL, RUNNING = TrialState.PRUNED, TrialState.FAIL, TrialState.RUNNING
 NASTY = "</script><img src=x onerror=alert(1)><b>{{ 7 * 7 }}$x_1$"
@@ -106,17 +103,9 @@ def less_is_better() -> StudyFolder:
 def cloned() -> StudyFolder:
     folder = searched("s", [Tried({"rank": 4}, 0.8)], finished=False)
     journal = folder.journal()
-    journal.trial_started("00001", {"rank": 8}, Origin(command="c", lineage=Lineage("s", "00000", 0)))
-    journal.trial_started("00004", {"rank": 2})  # 2 and 3 were asked for and never begun
+    journal.trial_started("00001", {"rank": 8}, Origin(command="c", lineage=Lineage("s", "00000")))
+    journal.trial_started("00002", {"rank": 2})
     return folder
-
-
-def landed() -> StudyFolder:
-    """Of version 0.1.0, which recorded no hosts."""
-    import os
-
-    shutil.copytree(LANDED, Path(os.environ["LORAXS_HOME"]) / "studies")
-    return StudyFolder.open("interrupted")
 
 
 def searched_for_both() -> StudyFolder:
@@ -124,7 +113,7 @@ def searched_for_both() -> StudyFolder:
 
 
 STUDIES = (nothing_tried, one_trial, none_complete, only_failed, all_alike, several_methods, less_is_better)
-STUDIES += (cloned, landed, searched_for_both)
+STUDIES += (cloned, searched_for_both)
 
 
 @pytest.mark.parametrize("make", STUDIES, ids=lambda make: make.__name__)

@@ -79,11 +79,6 @@ def test_only_complete_trials_count_and_too_few_are_none(folder, recorder):
     assert (found.values, found.num_trials, found.why) == ({}, 9, "they need 10 complete trials")
 
 
-def test_a_study_of_an_older_version_whose_space_is_not_that_of_its_trials_says_so(folder, recorder):
-    recorder.journal.trial_started("00000", {"scale": 0.5})
-    assert importances(folder).why.startswith("what its params were drawn from is not known: ")
-
-
 def test_of_a_study_of_two_objectives_what_leads_to_the_front_counts(fresh_home):
     folder = study("both", search=SearchPlan(objectives=("accuracy", "stored_bytes")))
     recorder = Recorder(folder)

@@ -123,7 +123,7 @@ def test_every_event_is_read_back_from_its_line() -> None:
     events = list(watch("mine", sleep=never))
     assert {event.event for event in events} == {
         *("search_started", "started", "reported", "ended", "phase", "warning"),
-        *("yardstick_scored", "candidate_scored", "search_ended"),
+        *("baseline_scored", "candidate_scored", "search_ended"),
     }
     assert all((event.study, event.version) == ("mine", 1) for event in events)
 

@@ -46,7 +46,7 @@ def history_of(*trials: FrozenTrial) -> list[FrozenTrial]:
 
 def seen(space: Space, *trials: FrozenTrial) -> Proposer:
     """Return a sampler that sees these trials."""
-    history = StudyTrials(space.task, SearchPlan(objectives=("accuracy", "stored_bytes")), lambda: space)
+    history = StudyTrials(space.task, SearchPlan(objectives=("accuracy", "stored_bytes")))
     history.trials = history_of(*trials)
     return Proposer(history, space)
 

@@ -46,7 +46,7 @@ def _ended(value: float, state: TrialState = TrialState.COMPLETE, last_step: int
 
 
 def _history(num_trials: int) -> StudyTrials:
-    history = StudyTrials(load_space("movie_reviews").task, SearchPlan(), lambda: load_space("movie_reviews"))
+    history = StudyTrials(load_space("movie_reviews").task, SearchPlan())
     history.trials = [_ended(i * 37 % 101 / 101) for i in range(num_trials)]
     for number, trial in enumerate(history.trials):
         trial.number = number
@@ -117,7 +117,7 @@ def test_a_proposal_has_a_number_that_no_trial_has_that_is_shown() -> None:
 def test_each_of_several_methods_has_one_of_the_first_trials() -> None:
     """Drawn by chance, two trials of two methods are of one method half of the time."""
     rivals = load_space("rivals_movie_reviews")
-    history = StudyTrials(rivals.task, rivals.search, lambda: rivals)
+    history = StudyTrials(rivals.task, rivals.search)
     own = []
     for number in range(len(rivals.methods) + 1):
         params, proposal = Proposer(history, rivals).propose(7)
@@ -205,7 +205,7 @@ def test_a_task_without_a_head_has_no_recipe() -> None:
 
 
 def _first(space: Space) -> dict[str, Any]:
-    return Proposer(StudyTrials(space.task, space.search, lambda: space), space).propose(7)[0]
+    return Proposer(StudyTrials(space.task, space.search), space).propose(7)[0]
 
 
 def started(number: int, params: dict[str, Any], proposal: Proposal) -> TrialStarted:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from optuna.trial import TrialState as OptunaState
+from support.searched_studies import proposal
 from support.studies import study as new_study
 from support.toy_ia3 import ToyIA3
 
@@ -15,7 +16,7 @@ from loraxs_search.records import AdapterSize, SearchPlan, Task, TrialReport, Tr
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials, last_report
 from loraxs_search.search_space import Space, parse_space
-from loraxs_search.studies import Journal, StudyFolder
+from loraxs_search.studies import StudyFolder
 
 SPACE = """
 task: sst2
@@ -37,7 +38,7 @@ def report(trial_id: str, step: int, score: float, stored: int = 1) -> TrialRepo
 
 def read(folder: StudyFolder, space: Space, plan: SearchPlan = PLAN) -> StudyTrials:
     """Read a study's log from its beginning, as a driver does that begins."""
-    trials = StudyTrials(folder.info.task, plan, lambda: space)
+    trials = StudyTrials(folder.info.task, plan)
     for event in folder.log().new():
         trials.apply(event)
     return trials
@@ -99,26 +100,6 @@ def test_whoever_reads_the_log_again_has_the_same_trials_and_proposes_the_same(
     assert [again.sampler.propose(seed) for seed in range(4)] == [search.sampler.propose(seed) for seed in range(4)]
 
 
-def test_trials_of_older_versions_say_through_the_space_what_they_were_drawn_from(
-    folder: StudyFolder, space: Space, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Journal, "trial_started", _without_proposals(Journal.trial_started))
-    Search(folder, space).run(30)
-    events = list(folder.log().new())
-    assert all(event.proposal is None for event in events if isinstance(event, TrialStarted))
-    old = read(folder, space)
-    assert all(trial.distributions.keys() == trial.params.keys() for trial in old.trials)
-    assert (
-        old.trials[0].distributions["learning_rate"]
-        == space.parameters["learning_rate"].alternatives[0].distribution.to_optuna()
-    )
-    assert Proposer(old, space).propose(3) == Proposer(read(folder, space), space).propose(3)
-
-
-def _without_proposals(whole):
-    return lambda self, trial_id, params, origin=None, proposal=None: whole(self, trial_id, params, origin)
-
-
 METHODS_SPACE = """
 task: sst2
 base_model: org/base
@@ -133,35 +114,16 @@ parameters:
 """
 
 
-@pytest.mark.parametrize("has_proposals", [True, False])
-def test_of_several_methods_too(
-    has_proposals: bool, folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_several_methods_too(folder: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
     space = parse_space(METHODS_SPACE, source="s.yaml", folder=tmp_path)
     search = Search(folder, space)
-    if not has_proposals:
-        monkeypatch.setattr(Journal, "trial_started", _without_proposals(Journal.trial_started))
     search.run(30)
     again = Search(folder, space)
     assert {record.params["method"] for record in again.journal.records.values()} == {"lora-xs", "toy-ia3"}
     for before, after in zip(search.trials.trials, again.trials.trials, strict=True):
         assert (before.params, before.distributions) == (after.params, after.distributions)
     assert [again.sampler.propose(seed) for seed in range(5)] == [search.sampler.propose(seed) for seed in range(5)]
-
-
-def test_a_number_that_the_log_lacks_stays_free_and_is_the_next_one(folder: StudyFolder, space: Space) -> None:
-    """A driver of an older version asked for it, and died before it was recorded."""
-    search = Search(folder, space)
-    search.run(3)
-    journal = folder.journal()
-    journal.trial_started("00004", journal.records["00000"].params)
-    again = Search(folder, space)
-    assert again.sampler.next_number == 3
-    name, _ = again.propose(9)
-    assert (name, again.sampler.next_number) == ("00003", 5)
-    assert [trial.number for trial in again.trials.trials] == list(range(5))
-    assert same(read(folder, space), again.trials)
 
 
 # ---- what Optuna hears of a trial ------------------------------------------------------------------------------------
@@ -172,7 +134,8 @@ def ended(folder: StudyFolder, space: Space, plan: SearchPlan) -> StudyTrials:
     journal = folder.journal()
     for number, state in enumerate(ENDS):
         name = f"{number:05d}"
-        journal.trial_started(name, {"rank": 4, "learning_rate": 0.01, "sigma": "input"})
+        params = {"rank": 4, "learning_rate": 0.01, "sigma": "input"}
+        journal.trial_started(name, params, None, proposal(space, params))
         journal.trial_reported(report(name, 4, 0.5 + number / 10))
         journal.trial_reported(report(name, 8, 0.6 + number / 10))
         journal.trial_ended(name, state, f"because {number}")
@@ -197,7 +160,8 @@ def test_of_two_objectives_reports_are_attributes_and_only_complete_trials_have_
 
 def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder: StudyFolder, space: Space) -> None:
     journal = folder.journal()
-    journal.trial_started("00000", {"rank": 4, "learning_rate": 0.01, "sigma": "input"})
+    params = {"rank": 4, "learning_rate": 0.01, "sigma": "input"}
+    journal.trial_started("00000", params, None, proposal(space, params))
     for step, score in ((4, 0.9), (8, 0.6)):
         journal.trial_reported(report("00000", step, score))
     journal.trial_ended("00000", TrialState.COMPLETE, "so")
@@ -206,7 +170,7 @@ def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder: StudyFolder
 
 def test_a_hidden_trial_has_a_number_and_nothing_else(folder: StudyFolder, space: Space) -> None:
     task: Task = folder.info.task
-    trials = StudyTrials(task, SearchPlan(), lambda: space)
+    trials = StudyTrials(task, SearchPlan())
     trials.apply(TrialStarted(at=1.0, trial_id="00000", params={"rank": 64}, is_hidden=True))
     trials.apply(TrialReported(at=2.0, report=report("00000", 4, 0.9)))
     (trial,) = trials.trials

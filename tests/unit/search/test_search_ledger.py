@@ -28,7 +28,6 @@ from loraxs_search.records import (
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search import SilentView
 from loraxs_search.search.ledger import Ledger
-from loraxs_search.search_space import load_space
 from loraxs_search.studies import Journal, StudyFolder
 from loraxs_search.trial import Snapshot
 
@@ -61,7 +60,7 @@ def folder(store_uri: str) -> StudyFolder:
 def ledger_on(folder: StudyFolder, view: Any = None) -> tuple[Ledger, StudyTrials]:
     """Return a ledger as a driver opens it, and what the sampler has."""
     journal = folder.journal()
-    trials = StudyTrials(folder.info.task, SearchPlan(), lambda: load_space("movie_reviews"))
+    trials = StudyTrials(folder.info.task, SearchPlan())
     ledger = Ledger("s", view or SilentView())
     ledger.open(journal, trials)
     return ledger, trials

@@ -1,17 +1,15 @@
-"""Overrides that narrow a space to fewer methods; keys that are gone, in new spaces and in stored studies."""
+"""Overrides that narrow a space to fewer methods."""
 
 from __future__ import annotations
 
 import itertools
-import logging
-import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from loraxs_search.errors import SpaceError, StudyError
-from loraxs_search.search_space import load_space, parse_space, parse_stored, place_given
+from loraxs_search.errors import SpaceError
+from loraxs_search.search_space import load_space, parse_space
 
 RIVALS = ("lora-xs", "lora", "vera", "head-only", "full")
 SPACE = """\
@@ -109,95 +107,3 @@ def test_a_space_without_parameters_or_of_another_form_is_told_so() -> None:
     for text in (yaml.safe_dump({**yaml.safe_load(SPACE), "parameters": 3}), "method: {choice: [lora, vera]}\n", "3\n"):
         with pytest.raises(SpaceError):
             narrowed(text, "lora")
-
-
-DECIDING = {
-    "warm_start: auto": "warm_start",
-    "warm_start: [x]": "warm_start",
-    "method: psoft": "method",
-    "method: {choice: [lora-xs, randlora]}": "method.choice[1]",
-    "method: {value: vb-lora}": "method.value",
-    "parameters: {basis: gradient}": "parameters.basis",
-    "parameters: {basis: {choice: [top, gradient]}}": "parameters.basis.choice[1]",
-    "parameters: {basis: {value: top, when: {rank: 4}, else: gradient}}": "parameters.basis.else",
-    "parameters: {scale: {value: 1, when: {basis: [top, gradient]}, else: 2}}": "parameters.scale.when.basis[1]",
-}
-IGNORED = {
-    "promotion: {notify: 'https://example.org/x'}": "promotion.notify",
-    "promotion: {max_latency: 1.3}": "promotion.max_latency",
-}
-
-
-@pytest.mark.parametrize(("line", "key"), (DECIDING | IGNORED).items())
-def test_a_new_space_gets_one_error_that_says_what_to_do(parse, line, key):
-    with pytest.raises(SpaceError) as caught:
-        parse(f"rubbish: here\n{line}\n")
-    (fault,) = caught.value.message.splitlines()[1:]
-    assert fault.startswith(f"space.yaml:2: {key}: ")
-    assert ("use " in caught.value.hint) or ("leave " in caught.value.hint)
-
-
-def test_an_override_that_names_it_is_refused_too(parse, text):
-    with pytest.raises(SpaceError) as caught:
-        parse(text, "parameters.basis=gradient", "method=psoft")
-    assert "use `basis: top`" in caught.value.hint
-    assert "lora-xs" in caught.value.hint
-
-
-def test_a_key_that_has_another_name_now_is_refused_with_that_name(parse, text):
-    with pytest.raises(SpaceError) as caught:
-        parse(text, "search.keep=best")
-    assert "search.keep: must be called `checkpoint`" in caught.value.message
-    assert caught.value.hint == 'write `search.checkpoint: "best"`'
-
-
-def test_a_stored_study_goes_on_with_the_name_that_a_key_had(text, folder, caplog):
-    text = re.sub(r"^search:.*?(?=^\S|\Z)", "", text, flags=re.M | re.S) + "\nsearch: {keep: best}\n"
-    space = parse_stored(text, source="space.yaml", folder=folder, name="old")
-    assert space.search.checkpoint == "best"
-    assert not caplog.text
-
-
-@pytest.mark.parametrize(("line", "key"), DECIDING.items())
-def test_a_stored_study_that_needs_it_does_not_go_on(folder, line, key):
-    with pytest.raises(StudyError) as caught:
-        parse_stored(line, source="space.yaml", folder=folder, name="old")
-    assert key in caught.value.message
-    assert "launch a new study" in caught.value.hint
-
-
-@pytest.mark.parametrize(("line", "key"), IGNORED.items())
-def test_a_stored_study_goes_on_without_what_decides_no_trial(parse, text, folder, caplog, line, key):
-    text = text.replace("promotion:\n  metric: f1\n", f"{line}\nwarm_start:\n")
-    with caplog.at_level(logging.WARNING):
-        space = parse_stored(text, source="space.yaml", folder=folder, name="old")
-    assert space.parameters == parse(text.replace(line, "").replace("warm_start:", "")).parameters
-    assert key in caplog.text
-
-
-def test_a_trial_that_people_ask_for_cannot_name_it_either(parse, text):
-    space = parse(text.replace("parameters:", "parameters:\n  basis: {choice: [top, gaussian]}"))
-    (fault,) = place_given(space, {"basis": "gradient"}).faults
-    assert "use `basis: top`" in fault
-
-
-def test_a_stored_study_goes_on_with_keys_that_contradicted_each_other(parse, text, folder):
-    old = text.replace("  metric: f1\n", "  metric: f1\n  direction: minimize\n")
-    old = old.replace(
-        "{train: train.jsonl}", "{train: train.jsonl, test: train.jsonl}\n    test: {hub: org/rows, split: test}"
-    )
-    with pytest.raises(SpaceError, match=r"since data_files\.test names"):
-        parse(old)
-    source = parse_stored(old, source="space.yaml", folder=folder, name="old").task.source
-    assert (set(source.data_files), set(source.elsewhere)) == ({"train"}, {"test"})
-
-
-def test_a_fixed_permutation_is_no_new_basis_but_stored_studies_go_on_with_it(parse, text, folder):
-    old = text.replace("parameters:", "parameters:\n  basis: {choice: [top, random]}")
-    with pytest.raises(SpaceError) as refused:
-        parse(old)
-    assert "use `basis: gaussian`" in refused.value.hint
-    space = parse_stored(old, source="space.yaml", folder=folder, name="old")
-    assert space.parameters["basis"].possible == ("top", "random")
-    placed = place_given(space, {"basis": "random"})
-    assert (placed.faults, placed.params) == ((), {"basis": "random"})

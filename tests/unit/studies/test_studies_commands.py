@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -39,7 +38,7 @@ def test_a_command_for_a_study_that_is_removed_meanwhile_brings_nothing_of_it_ba
 
 
 def test_an_id_that_leads_elsewhere_removes_nothing(tmp_path: Path) -> None:
-    """As a journal of 0.1.0 may have from a tag."""
+    """An id may come from a tag of MLflow."""
     other = tmp_path / "snapshots" / "00001.json"
     other.parent.mkdir()
     other.write_text("another's")
@@ -94,22 +93,3 @@ def test_commands_to_a_study_that_nobody_searches_are_no_work(tmp_path: Path, mo
     journal.answered(CommandAnswer("a" * 32, AnswerState.DONE, "so"))
     journal.reopened(1)
     assert journal.spent_s == Journal(tmp_path / "journal.jsonl").spent_s == 10.0
-
-
-def test_whole_commands_that_earlier_versions_read_from_tags_stay_readable(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    tag = {"run_id": "run", "key": "loraxs.command", "value": "stop 1 --now"}
-    command = {"command_id": "c1", "verb": "stop", "trial_ids": ["00001"], "arguments": {"now": True}}
-    answer = {"command_id": "c1", "state": "done", "text": "trial 00001 ends"}
-    events = [
-        {"event": "commanded", "at": 1.0, "command": command | {"tag": tag, "malformed": ""}},
-        {"event": "answered", "at": 2.0, "answer": answer},
-        {"event": "command_cleared", "at": 3.0, "command_id": "c1"},
-    ]
-    (tmp_path / "journal.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
-    (record,) = Journal(tmp_path / "journal.jsonl").commands.values()
-    assert (record.command.verb, record.command.trial_ids) == ("stop", ("00001",))
-    assert record.answer is not None
-    assert record.answer.state is AnswerState.DONE
-    assert not caplog.records

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.said import Said
@@ -19,7 +20,7 @@ from loraxs_search.reports.study_status import study_summaries
 from loraxs_search.search import resume
 from loraxs_search.search.driver.result import sync
 from loraxs_search.studies import Journal, Storage, StudyFolder, fetch, list_studies, studies_root
-from loraxs_search.studies.info import SCHEMA_VERSION
+from loraxs_search.studies.info import STUDY_FORMAT
 
 
 @pytest.mark.parametrize(
@@ -141,26 +142,17 @@ def test_a_folder_with_no_study_s_name_is_a_user_s_own(store_uri: str, say: Call
     assert "copy" not in said.ok + said.err
 
 
-def test_a_study_of_a_later_version_is_refused_and_so_is_its_copy(fresh_home: Path, tmp_path: Path) -> None:
-    """Its head may learn other numbers, or its rows may be cut otherwise: this version would answer otherwise."""
+@pytest.mark.parametrize("other", [{"format": STUDY_FORMAT + 1, "task": "by what it does not know"}, {}])
+def test_a_study_of_another_format_is_refused_and_so_is_its_copy(fresh_home: Path, tmp_path: Path, other: Any) -> None:
     folder, storage = study("s"), Storage(str(tmp_path))
     info = json.loads((folder.path / "study.json").read_text())
-    assert info["schema_version"] == SCHEMA_VERSION
-    later = json.dumps(info | {"schema_version": SCHEMA_VERSION + 1, "task": "by what it does not know"})
-    (folder.path / "study.json").write_text(later)
-    storage.create("s/study.json", later.encode())
-    with pytest.raises(StudyError, match="schema_version") as refused:
+    assert info.pop("format") == STUDY_FORMAT
+    (folder.path / "study.json").write_text(json.dumps(info | other))
+    storage.create("s/study.json", json.dumps(info | other).encode())
+    with pytest.raises(StudyError, match="`format`") as refused:
         StudyFolder.open("s")
-    assert "upgrade" in str(refused.value.hint)
+    assert "launch its space again" in str(refused.value.hint)
     remove_whole(folder.path)
-    with pytest.raises(StudyError, match="schema_version"):
+    with pytest.raises(StudyError, match="`format`"):
         fetch("s", storage)
     assert list_studies() == []
-
-
-def test_a_study_of_an_earlier_version_says_no_schema() -> None:
-    folder = study("s")
-    info = json.loads((folder.path / "study.json").read_text())
-    del info["schema_version"]
-    (folder.path / "study.json").write_text(json.dumps(info))
-    assert StudyFolder.open("s").info.schema_version == 1

@@ -12,7 +12,7 @@ from loraxs_search.records import Lineage, Origin
 
 def test_origin_and_lineage_are_in_the_journal_and_come_back(fresh_home: Path) -> None:
     folder = study("s")
-    lineage = Lineage("s", "00000", 20)
+    lineage = Lineage("s", "00000")
     journal = folder.journal()
     journal.trial_started("00000", {"rank": 4})
     journal.trial_started("00001", {"rank": 4}, Origin(command="abc", lineage=lineage, is_hidden=True))

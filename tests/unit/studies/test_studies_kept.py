@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -43,11 +42,6 @@ def kept(home: Path) -> StudyFolder:
 
 def files(kept: StudyFolder) -> list[str]:
     return sorted(path.name for path in (kept.path / "snapshots").iterdir())
-
-
-def test_what_a_trial_keeps_is_stored_under_the_name_that_earlier_versions_read(kept: StudyFolder) -> None:
-    assert json.loads((kept.path / "study.json").read_text())["search"]["keep"] == "best"
-    assert StudyFolder.open("best").info.search.checkpoint == "best"
 
 
 @pytest.mark.parametrize(("direction", "best"), [("maximize", 20), ("minimize", 10)])

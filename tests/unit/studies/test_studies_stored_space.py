@@ -20,16 +20,15 @@ TEXT = "task: sst2\nbase_model: a/b\nparameters:\n  rank: {choice: [2, 4]}\n  le
 MODULES = [LinearModule("layer.0.attention.query", 8, 8)]
 
 
-def launched(fresh_home: Path, resolved: bool) -> tuple[StudyFolder, Space]:
+def launched(fresh_home: Path) -> tuple[StudyFolder, Space]:
     space = parse_space(TEXT, source="s.yaml", folder=fresh_home)
     plan = {"task": space.task, "base_model": space.base_model, "search": space.search, "promotion": space.promotion}
     info = replace(study("first").info, name="s", space_folder=space.folder, **plan)
-    return StudyFolder.create(info, space.text, resolved=space if resolved else None), space
+    return StudyFolder.create(info, space.text, space), space
 
 
-@pytest.mark.parametrize("resolved", [True, False], ids=["launched", "from before"])
-def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.MonkeyPatch, resolved: bool) -> None:
-    folder, space = launched(fresh_home, resolved)
+def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, space = launched(fresh_home)
     params = {"rank": 2, "learning_rate": 0.001}
     before = space.hyperparameters(params, MODULES, 0)
     assert stored_space(folder) == space
@@ -38,21 +37,21 @@ def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.
     common = _parameter_specs.COMMON
     monkeypatch.setitem(common, "batch_size", replace(common["batch_size"], default=1024))
     after = stored_space(folder)
-    assert (after.hyperparameters(params, MODULES, 0) == before) is resolved
-    assert (after.largest() == space.largest()) is resolved
+    assert after.hyperparameters(params, MODULES, 0) == before
+    assert after.largest() == space.largest()
     clone = clone_params(after, params, {"batch_size": before.batch_size}, force=False)
-    assert (clone.params == params and not clone.faults) is resolved
+    assert clone.params == params
+    assert not clone.faults
 
 
-@pytest.mark.parametrize("resolved", [True, False], ids=["launched", "from before"])
-def test_parameters_stay_in_the_order_of_the_file(fresh_home: Path, resolved: bool) -> None:
-    """Samplers draw in it, and the state of CMA-ES has its dimensions in it."""
-    folder, space = launched(fresh_home, resolved)
+def test_parameters_stay_in_the_order_of_the_file(fresh_home: Path) -> None:
+    """Samplers draw in it."""
+    folder, space = launched(fresh_home)
     assert list(stored_space(folder).parameters) == list(space.parameters) == ["rank", "learning_rate"]
 
 
 def test_it_is_part_of_a_copy(fresh_home: Path) -> None:
-    folder, _ = launched(fresh_home, resolved=True)
+    folder, _ = launched(fresh_home)
     assert folder.resolved_space_path.name in files(folder.path)
 
 

@@ -124,7 +124,7 @@ def test_recording_a_study_again_changes_no_view_and_no_description(record, tmp_
     assert after.tags == before.tags
 
 
-def test_a_study_of_an_older_version_has_neither(record):
+def test_a_search_that_is_not_described_has_neither(record):
     experiment, _ = record(facts=None)
     assert views(experiment) == {}
     assert NOTE not in experiment.tags

@@ -47,7 +47,7 @@ def test_the_parent_says_what_the_search_was(open_tracker, record, look, store_u
     (parent,) = look().parents
     assert parent.data.params["task"] == "toy"
     assert parent.data.params["search.trials"] == "3"
-    assert parent.data.params["search.keep"] == "last", "MLflow keeps the name of earlier versions"
+    assert parent.data.params["search.checkpoint"] == "last"
     assert parent.data.tags["version.mlflow"] == version("mlflow")
     assert parent.data.tags["version.torch"] == version("torch")
     assert int(parent.data.tags["hardware.cores"]) >= 1
@@ -135,13 +135,13 @@ def test_baselines_are_metrics_of_the_searchs_run(open_tracker, record, look):
     again.baselines_measured([constant, features])
     assert not again.waiting, "told twice they count once"
     (parent,) = look().parents
-    assert {name: value for name, value in parent.data.metrics.items() if name.startswith("yardstick.")} == {
-        "yardstick.constant.validation.accuracy": 0.5,
-        "yardstick.constant.test.accuracy": 0.52,
-        "yardstick.features.validation.accuracy": 0.7,
+    assert {name: value for name, value in parent.data.metrics.items() if name.startswith("baseline.")} == {
+        "baseline.constant.validation.accuracy": 0.5,
+        "baseline.constant.test.accuracy": 0.52,
+        "baseline.features.validation.accuracy": 0.7,
     }
-    assert parent.data.tags["loraxs.yardstick.constant.answer"] == "1"
-    assert parent.data.tags["loraxs.yardstick.features.failed"] == "too slow"
+    assert parent.data.tags["loraxs.baseline.constant.answer"] == "1"
+    assert parent.data.tags["loraxs.baseline.features.failed"] == "too slow"
 
 
 def test_the_front_is_in_its_trials_runs_and_in_a_table_of_the_search(

@@ -97,7 +97,7 @@ def test_without_a_study_it_opens_all_experiments(store_uri):
     assert ui_page(store_uri)("http://h:1") == "http://h:1/#/experiments?workflowType=machine_learning"
 
 
-def test_a_study_of_an_older_version_gets_its_view_when_it_is_opened(search, store_uri):
+def test_a_study_without_a_view_gets_one_when_it_is_opened(search, store_uri):
     study_id = search("s1")
     link = ui_page(store_uri, "s1")("http://h:1")
     assert link.endswith(f"/runs?workflowType=machine_learning&viewStateShareKey=loraxs-{study_id}")

@@ -77,19 +77,6 @@ def test_a_saved_config_is_the_same_config(tmp_path):
     assert loaded.to_dict() == config.to_dict()
 
 
-def test_keys_that_earlier_versions_stored_go_at_their_defaults_and_are_refused_otherwise(tmp_path):
-    LoraXSConfig(r=4, target_modules=["query"]).save_pretrained(str(tmp_path))
-    file = tmp_path / "adapter_config.json"
-    stored = json.loads(file.read_text())
-    file.write_text(json.dumps(stored | {"factor_set": None, "first_step": 0.0}))
-    assert LoraXSConfig.from_pretrained(str(tmp_path)).to_dict() == stored
-    for retired in ({"factor_set": "ab" * 32}, {"first_step": 1e-3}):
-        file.write_text(json.dumps(stored | retired))
-        with pytest.raises(UsageError) as refused:
-            LoraXSConfig.from_pretrained(str(tmp_path))
-        assert refused.value.hint is not None and "train it again" in refused.value.hint
-
-
 def test_factors_that_are_drawn_need_a_seed():
     assert LoraXSConfig(basis="gaussian", init_seed=0).basis == "gaussian"
     with pytest.raises(UsageError, match="`init_seed` must be given"):

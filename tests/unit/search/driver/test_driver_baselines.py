@@ -218,7 +218,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(folder: StudyFolder,
 
 
 def test_answers_that_a_copy_has_left_behind_are_put_together_again(folder: StudyFolder) -> None:
-    """A storage gets `yardsticks.json` first: a copy that is cut short lacks the rows."""
+    """A storage gets `baselines.json` first: a copy that is cut short lacks the rows."""
     hosts = Hosts({0: 5, 4: 4})
     alone(folder, hosts).measure()
     path, before = folder.confirmations().base_rows_path, len(hosts.asked)

@@ -49,7 +49,7 @@ def folder(store_uri: str) -> StudyFolder:
 @pytest.fixture
 def interrupted(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> drivers.Driver:
     """A driver whose search is stopped once its log is open."""
-    trials = StudyTrials(folder.info.task, SearchPlan(), lambda: load_space("movie_reviews"))
+    trials = StudyTrials(folder.info.task, SearchPlan())
 
     def search(driver: drivers.Driver, _folder: object, _actors: object, journal: Any, _run_of: object) -> None:
         driver._ledger.open(journal, trials)

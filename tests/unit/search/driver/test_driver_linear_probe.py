@@ -129,10 +129,3 @@ def test_a_space_whose_heads_start_at_random_asks_only_for_a_trial_that_somebody
     probe = make(host, ("random",))
     assert host.num_asked == 0
     assert probe.digest() is not None
-
-
-def test_heads_of_a_study_from_before_defaults_were_kept_go_on_at_random(make: Any) -> None:
-    make.folder.resolved_space_path.unlink()
-    host = HostStub()
-    assert make(host).digest() is None
-    assert host.num_asked == 0

@@ -22,9 +22,8 @@ from support.tracked import Tracked
 
 from loraxs_search.cli import run
 from loraxs_search.errors import HomeError, SpaceError, StudyError
-from loraxs_search.records import SearchPlan, SearchRun, TrialState, to_json
+from loraxs_search.records import SearchRun, TrialState, to_json
 from loraxs_search.reports.html import page
-from loraxs_search.reports.html.page import REPORT_FILE
 from loraxs_search.search import SearchResult
 from loraxs_search.search.driver import result as sync_module
 from loraxs_search.search.driver.result import Synced, close_finished, keep_report, sync
@@ -165,26 +164,6 @@ def test_an_end_that_a_killed_driver_did_not_record_is_recorded_as_it_was(finish
     assert shown(finished.info.tracking_uri) == ("FINISHED", ENDED * 1000, [75.0], NOTICE)
 
 
-def test_an_end_that_an_older_version_recorded_is_not_recorded_again(store_uri: str) -> None:
-    """It told MLflow in a file beside the log."""
-    folder = new_study("s", store_uri)
-    plan = json.loads(to_json(SearchPlan()))
-    told: list[dict[str, Any]] = [
-        {"event": "search_started", "at": BEGAN, "space_yaml": "", "plan": plan, "params": {}, "tags": {}},
-        {"event": "report_written", "at": ENDED, "path": str(folder.path / REPORT_FILE)},
-        {"event": "search_finished", "at": ENDED, "state": "FINISHED", "summary": {"wall_s": 75.5, "notice": NOTICE}},
-    ]
-    (folder.path / "tracking.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in told))
-    (folder.path / REPORT_FILE).write_text("a report")
-    folder.journal().driver_started(BEGAN)
-    folder.journal().search_ended(NOTICE)
-    folder.write_candidates([])
-    before = folder.journal_path.read_bytes()
-    close_finished(folder)
-    assert folder.journal_path.read_bytes() == before
-    assert shown(store_uri) == ("FINISHED", ENDED * 1000, [75.5], NOTICE)
-
-
 @pytest.fixture
 def over(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
     """A search that ended, whose driver was killed before it could say so; its folder is at its store."""
@@ -224,7 +203,7 @@ def test_a_report_that_is_not_in_the_folder_is_written_again(over: StudyFolder, 
 
 def test_while_its_driver_holds_it_a_finished_search_is_not_running(over: StudyFolder, store_uri: str) -> None:
     with over.lock(), Tracked("s", over.path, store_uri, "t") as tracked:
-        keep_report(over, tracked.journal, tracked.tracker)
+        keep_report(over, tracked.journal)
     assert 'class="state finished"' in (over.path / "report.html").read_text()
 
 

@@ -12,21 +12,14 @@ from support.searched_studies import Tried, confirm, searched
 from support.studies import study
 from support.tracked import Tracked
 
-from loraxs_search.errors import ClusterError, SearchInterruptedError, StudyError
+from loraxs_search.errors import ClusterError, SearchInterruptedError
 from loraxs_search.records import (
     AnswerState,
     Baseline,
-    Command,
-    CommandAnswer,
     Identity,
     Lineage,
-    Origin,
     SearchPlan,
-    TrialReport,
-    TrialState,
 )
-from loraxs_search.reports.comparison import compare
-from loraxs_search.reports.study_status import study_status
 from loraxs_search.search.driver.commander import Commander, InboxSource, answer_waiting, asks_for_more
 from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.finalize import Finalization
@@ -133,15 +126,6 @@ def test_a_finished_study_whose_base_alone_could_not_be_asked_does_its_end_again
     assert done == ["end"], "its trials have ended"
 
 
-def test_a_study_of_an_earlier_version_whose_journal_names_no_end_goes_on_too(fresh_home: Path) -> None:
-    folder = searched("s", [Tried({"rank": 4}, 0.9)], space=SPACE)
-    assert folder.journal().notice is None
-    folder.inbox().put(new_command("extend", arguments={"trials": 1}))
-    answer_waiting(folder, folder.info.tracking_uri)
-    assert reopen(folder)
-    assert folder.candidates() is None
-
-
 def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows_are_asked(ended: StudyFolder) -> None:
     journal, done = ended.journal(), list[str]()
     ended.set_candidates_aside()
@@ -172,15 +156,6 @@ def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows
     assert ended.candidates() == []
 
 
-def test_a_warm_clone_is_compared_with_nothing_and_starts_no_other_search(ended: StudyFolder) -> None:
-    journal = ended.journal()
-    journal.trial_started("00002", {"rank": 16}, Origin(command="c", lineage=Lineage("s", "00000", 10), is_hidden=True))
-    size = journal.records["00000"].reports[-1].size
-    journal.trial_reported(TrialReport("00002", 20, {"accuracy": 0.99}, 0.1, 1.0, 9, size))
-    journal.trial_ended("00002", TrialState.COMPLETE, "")
-    assert {group.value for group in compare("s", by="rank").groups} == {4, 8}
-
-
 def test_mlflow_says_what_a_trial_was_cloned_from_and_what_left_the_front(
     store_uri: str, fresh_home: Path, tmp_path: Path
 ) -> None:
@@ -188,28 +163,15 @@ def test_mlflow_says_what_a_trial_was_cloned_from_and_what_left_the_front(
 
     with Tracked("s", tmp_path / "s", store_uri, "t") as tracker:
         tracker.trial_started("00000", {"rank": 4})
-        tracker.trial_started("00001", {"rank": 4}, None, Lineage("s", "00000", 20))
+        tracker.trial_started("00001", {"rank": 4}, None, Lineage("s", "00000"))
         tracker.front_found([FrontTrial("00000", 0.5, 100)])
         tracker.front_found([FrontTrial("00001", 0.6, 100)])
         assert tracker.flush(60)
     client = connect(store_uri)
     runs = client.search_runs([client.get_experiment_by_name("t").experiment_id])
     tags = {run.data.tags.get("trial_id"): run.data.tags for run in runs}
-    assert tags["00001"]["loraxs.lineage"] == "s/00000@20"
+    assert tags["00001"]["loraxs.lineage"] == "s/00000"
     assert (tags["00000"]["loraxs.on_front"], tags["00001"]["loraxs.on_front"]) == ("false", "true")
-
-
-def test_a_study_with_warm_clones_stays_readable_and_is_not_resumed(ended: StudyFolder) -> None:
-    journal = ended.journal()
-    journal.commanded(Command("c1", "clone", ("00000",), {"warm": True}))
-    journal.answered(CommandAnswer("c1", AnswerState.DONE, "so", facts={"step": 10, "is_hidden": True}))
-    origin = Origin(command="c1", lineage=Lineage("s", "00000", 10), is_hidden=True)
-    journal.trial_started("00002", {"rank": 16}, origin)
-    (ended.path / "candidates.json").unlink(missing_ok=True)
-    assert [row.origin for row in study_status(ended).trials if row.trial_id == "00002"] == ["00000@10"]
-    with pytest.raises(StudyError) as refused:
-        resume("s")
-    assert "launch its space again" in str(refused.value.hint)
 
 
 def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path) -> None:

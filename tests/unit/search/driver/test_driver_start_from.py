@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from support.studies import TASK, study
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import UsageError
-from loraxs_search.records import AdapterRef, BaseModel, HostInfo, Pooling, StartFrom, Task, from_json, to_json
+from loraxs_search.records import AdapterRef, BaseModel, HostInfo, Pooling, StartFrom
 from loraxs_search.search.driver import start_from
 from loraxs_search.search_space import parse_space
 
@@ -67,10 +66,3 @@ def test_a_study_keeps_the_pooling_and_starts_from_heads_of_the_same_alone(
     kept_info, kept_space = start_from.with_pooling(info, space, host)
     assert (kept_info.task.pooling, kept_space.task.pooling) == (kept, kept)
     assert kept_info.start_from == replace(start, with_head=with_head)
-
-
-def test_studies_and_adapters_from_before_are_read_as_they_were() -> None:
-    assert parse_space(SPACE, source="s.yaml", folder=Path()).task.pooling == "auto"
-    stored = json.loads(to_json(TASK))
-    del stored["pooling"]
-    assert from_json(Task, json.dumps(stored)).pooling == "class"

@@ -227,7 +227,7 @@ def test_a_host_of_lone_trials_is_not_loaded_again_to_score_candidates() -> None
 
 def test_a_study_goes_on_with_what_it_began_with() -> None:
     began = Identity("0123456789abcdef-base", "rows")
-    check_unchanged("s", None, began)  # it is new, or an older version began it
+    check_unchanged("s", None, began)  # it is new
     check_unchanged("s", began, began)
     message = r"'s' must go on .* weight digest other, not 0123456789abcdef and data fingerprint edited, not rows\."
     with pytest.raises(StudyError, match=message) as caught:

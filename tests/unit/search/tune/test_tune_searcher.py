@@ -45,7 +45,7 @@ def searcher(make_searcher: Callable[..., StudySearcher]) -> StudySearcher:
 
 def _searcher(tmp_path: Path, store_uri: str, changes: dict[str, Any]) -> StudySearcher:
     space = load_space("movie_reviews")
-    trials = StudyTrials(space.task, space.search, lambda: space)
+    trials = StudyTrials(space.task, space.search)
     ledger = Ledger("s", SilentView())
     ledger.open(Journal(tmp_path / "journal.jsonl"), trials)
     # What of the actors needs no cluster: the names of actors, what params resolve to, and room for two trials.
@@ -160,7 +160,7 @@ def test_a_small_seed_proposes_what_it_always_has(make_searcher: Callable[..., S
     searcher = make_searcher(seed=3)
     searcher.suggest("x")
     space = load_space("movie_reviews")
-    params, _ = Proposer(StudyTrials(space.task, space.search, lambda: space), space).propose(3_000_009)
+    params, _ = Proposer(StudyTrials(space.task, space.search), space).propose(3_000_009)
     assert searcher._ledger.records["00000"].params == params
 
 
