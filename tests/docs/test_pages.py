@@ -20,7 +20,7 @@ GROUP: Any = typer.main.get_command(app)
 
 def options_of_verbs() -> set[str]:
     """Return every option of the command line."""
-    groups = [GROUP, *(GROUP.commands[name] for name in ("registry", "spaces", "studies", "tasks"))]
+    groups = [GROUP, *(GROUP.commands[name] for name in ("spaces", "studies", "tasks"))]
     commands = [command for group in groups for command in (group, *group.commands.values())]
     return {option for command in commands for param in command.params for option in param.opts} | {"--help"}
 

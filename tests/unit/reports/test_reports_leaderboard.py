@@ -30,7 +30,8 @@ def trial(trial_id: str, state: TrialState, *scores: float, ended_at: float | No
         TrialReport(trial_id, step, {"pearson": score, "mse": 1 - score}, 1.0, float(step), 10, size)
         for step, score in enumerate(scores, start=1)
     )
-    return TrialRecord(trial_id, {"rank": 4}, state, "why", reports, started_at=2.0, ended_at=ended_at)
+    worked_s = None if ended_at is None else ended_at - 2.0
+    return TrialRecord(trial_id, {"rank": 4}, state, "why", reports, 2.0, ended_at, worked_s=worked_s)
 
 
 TRIALS = [
