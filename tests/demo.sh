@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a space to a prediction: search -> promote -> pull -> predict, on a real model and real data.
+# From a space to a prediction: search -> promote -> predict, on a real model and real data.
 # Usage: demo.sh BIN_FOLDER
 set -euo pipefail
 bin=$1
@@ -12,7 +12,6 @@ run() {
 
 run launch movie_reviews
 run promote
-run pull movie-reviews
 run predict movie-reviews \
   "a moving, funny film" \
   "two hours of my life that I will never get back" \

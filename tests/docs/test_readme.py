@@ -169,7 +169,7 @@ def test_the_demo_runs_the_commands_of_the_first_screen():
     script = (ROOT / "tests" / "demo.sh").read_text()
     demo = re.findall(r"^run (\w+)", script, re.MULTILINE)
     assert demo == [command.args[0] for command in OURS[: len(demo)]]
-    assert demo == ["launch", "promote", "pull", "predict"]
+    assert demo == ["launch", "promote", "predict"]
 
 
 def test_verbs_named_in_the_text_exist():
