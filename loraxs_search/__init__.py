@@ -45,11 +45,8 @@ if TYPE_CHECKING:
     from loraxs_search.shipped_spaces import ShippedSpace, spaces
     from loraxs_search.steering.send import (
         add_trial,
-        clone_trial,
-        continue_trials,
         extend_study,
         finish_study,
-        pause_trials,
         stop_trials,
     )
     from loraxs_search.tasks.kinds import Sampling
@@ -70,9 +67,7 @@ __all__ = [
     "__version__",
     "add_trial",
     "check",
-    "clone_trial",
     "compare",
-    "continue_trials",
     "extend_study",
     "figures",
     "finish_study",
@@ -83,7 +78,6 @@ __all__ = [
     "load_adapter",
     "load_tokenizer",
     "ls",
-    "pause_trials",
     "predict",
     "promote",
     "pull",
@@ -112,8 +106,7 @@ _HOMES = {
         "search.driver.check": ["CheckedSpace", "check"],
         "shipped_spaces": ["ShippedSpace", "spaces"],
         "steering.send": [
-            *("add_trial", "clone_trial", "continue_trials", "extend_study"),
-            *("finish_study", "pause_trials", "stop_trials"),
+            *("add_trial", "extend_study", "finish_study", "stop_trials"),
         ],
         "tasks.kinds": ["Sampling"],
     }.items()

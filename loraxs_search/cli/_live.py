@@ -94,14 +94,10 @@ def _table(state: SearchState, console: Console, num_rows: int) -> Table:
     table.add_column("params", no_wrap=True, overflow="ellipsis", ratio=1)
     low, high = state.score_range()
     ascii_only = console.options.ascii_only
-    paused = set(state.paused)
     for trial in state.lines(num_rows):
         curve = sparkline(trial.scores, low, high, width=_CURVE, ascii_only=ascii_only)
-        is_paused = trial.trial in paused
-        style = "dim" if is_paused else _STYLES[trial.state]
         cells = _cells(trial, state.facts.max_steps, curve, with_bytes)
-        shown = cells[0], "paused" if is_paused else cells[1], *cells[2:]
-        table.add_row(*map(_text, shown), style=style)
+        table.add_row(*map(_text, cells), style=_STYLES[trial.state])
     return table
 
 

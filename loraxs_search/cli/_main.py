@@ -121,8 +121,7 @@ app = typer.Typer(
 _VERBS: tuple[Callable[..., None], ...] = (
     *(init.init, check.check, doctor.doctor, launch.launch, status.status),
     *(report.compare, report.report, launch.resume, launch.sync),
-    *(steering.stop, steering.pause, steering.continue_, steering.finish),
-    *(steering.add, steering.clone, steering.extend),
+    *(steering.stop, steering.finish, steering.add, steering.extend),
     *(registry.promote, registry.ls, registry.show, registry.history, registry.rollback, registry.rm),
     *(registry.pull, predict.predict, serve.serve, ui.ui, studies.gc),
 )

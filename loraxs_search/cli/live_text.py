@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 from rich.cells import cell_len, set_cell_size
 
-from loraxs_search.errors import counted
 from loraxs_search.log.events import Phase
 from loraxs_search.records import DataReport, Scalar, Split, TrialState
 from loraxs_search.reports.search_state import SearchState
@@ -73,15 +72,7 @@ def _now(state: SearchState) -> str:
 
 def _training(state: SearchState) -> str:
     """Return what becomes of the trials, as people have asked for it."""
-    paused = len(state.paused)
-    if state.is_waiting:
-        what = counted(paused, "trial") if paused else "no trial begun"
-        return f"paused, {what}: `loraxs-search continue {state.study}` resumes it"
-    if state.steering.finishing:
-        return f"finishing, no new trials: {state.num_training} still running"
-    if state.steering.is_paused:
-        return f"pausing, no new trials: {state.num_training} still to report"
-    return f"training, {paused} paused" if paused else "training"
+    return f"finishing: {state.counts[TrialState.RUNNING]} still running" if state.finishing else "training"
 
 
 def _trials(state: SearchState) -> str:

@@ -64,7 +64,7 @@ def status(
     Works from any terminal, also while the search runs: it reads the study's folder alone and stops nothing. --watch
     draws what `launch` draws; in a pipe it writes a line an event.
 
-    Trials come best first, and the baselines below them, scored on the same rows. Paused trials, warnings, and commands
+    Trials come best first, and the baselines below them, scored on the same rows. Warnings, and commands
     that no search has answered yet follow on stderr. `interrupted` means that nobody works on a study: `resume`
     continues it. All columns, states and events: search_spaces/README.md, "What status shows".
 
@@ -99,9 +99,6 @@ def _show(study: StudyStatus, task: Task) -> None:
         print(f"heads: {', '.join(heads)}", file=sys.stderr)
     if study.phase is not None:
         print(f"now: {phase_in_words(study.phase)}", file=sys.stderr)
-    if study.paused or study.is_paused:
-        what = [*(["the whole search"] if study.is_paused else []), *study.paused]
-        print(f"paused: {', '.join(what)}; continue with `loraxs-search continue {study.study}`", file=sys.stderr)
     if study.finishing:
         print(f"finishing: {study.finishing}; no new trials, {counts.running} still running", file=sys.stderr)
     for command in study.commands:

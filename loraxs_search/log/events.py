@@ -232,7 +232,7 @@ class SearchStarted(Event):
         why_slots: Why so many; empty where that was asked for.
         time_left_s: What is left of the time budget for trials; None if there is none.
         notes: What of the space may not be what was meant.
-        steering: What people have asked of the search so far.
+        finishing: Why it ends without new trials; empty while it does not.
     """
 
     task: str
@@ -249,7 +249,7 @@ class SearchStarted(Event):
     why_slots: str = ""
     time_left_s: float | None = None
     notes: tuple[str, ...] = ()
-    steering: records.SteeringStatus = records.NOT_STEERED
+    finishing: str = ""
     event: Literal["search_started"] = "search_started"
 
 
@@ -278,14 +278,14 @@ class Warned(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Steered(Event):
-    """A command was answered with this text, or the search waits for one.
+    """A command was answered with this text.
 
     Args:
-        status: What commands have come to now; None if nothing has changed.
+        finishing: Why the search ends without new trials; empty while it does not.
     """
 
     text: str
-    status: records.SteeringStatus | None = None
+    finishing: str = ""
     event: Literal["steered"] = "steered"
 
 

@@ -16,12 +16,10 @@ from loraxs_search.records._adapter import (
 )
 from loraxs_search.records._base import BaseModel, BaseModelRef, BaseSetup, Identity, LinearModule
 from loraxs_search.records._command import (
-    NOT_STEERED,
     AnswerState,
     Command,
     CommandAnswer,
     CommandRecord,
-    SteeringStatus,
 )
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
 from loraxs_search.records._json import check_trial_id, from_json, to_json
@@ -97,7 +95,6 @@ __all__ = [
     "MAX_STATE_BYTES",
     "MIN_SLICE_ROWS",
     "NEGATIVE_FLIPS",
-    "NOT_STEERED",
     "SLICE_LOSS",
     "SVD_BASES",
     "AdapterRef",
@@ -159,7 +156,6 @@ __all__ = [
     "SplitSource",
     "StandardError",
     "StartFrom",
-    "SteeringStatus",
     "StudyDescription",
     "Task",
     "TaskModel",

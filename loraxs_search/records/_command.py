@@ -58,24 +58,6 @@ class CommandAnswer:
 
 
 @dataclass(frozen=True)
-class SteeringStatus:
-    """What commands have come to, for who watches.
-
-    Args:
-        paused: Trials that are not to train until they are continued; some may have ended before.
-        is_paused: Whether no new trials are proposed either.
-        finishing: Why the search ends without new trials; empty while it does not.
-    """
-
-    paused: tuple[str, ...] = ()
-    is_paused: bool = False
-    finishing: str = ""
-
-
-NOT_STEERED = SteeringStatus()
-
-
-@dataclass(frozen=True)
 class CommandRecord:
     """A command that a search has taken, and how it stands.
 

@@ -45,9 +45,8 @@ def shown_baselines(baselines: Iterable[Baseline] | None, *, finished: bool) -> 
     return [baseline if finished else replace(baseline, test_metrics={}) for baseline in baselines or ()]
 
 
-# Of trials that have not ended: of a study that nobody works on, and where a user has paused the trial.
+# Of trials that have not ended, of a study that nobody works on.
 INTERRUPTED: Literal["INTERRUPTED"] = "INTERRUPTED"
-PAUSED: Literal["PAUSED"] = "PAUSED"
 _ORDER = [TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED, TrialState.FAIL]
 
 
@@ -56,7 +55,7 @@ class LeaderboardRow:
     """One trial as people compare it.
 
     Args:
-        state: `INTERRUPTED` where nobody works on the study, `PAUSED` where a user paused the trial; else Optuna's.
+        state: `INTERRUPTED` where nobody works on the study; else Optuna's.
         score: Validation value of what trials are compared by: of the report of the step that is kept, and of the last
             one of a trial that has not trained all its steps. None before the first report.
         test_score: The task's metric on the test split, for the trial that the finalist is of.
@@ -76,7 +75,7 @@ class LeaderboardRow:
     """
 
     trial_id: str
-    state: TrialState | Literal["INTERRUPTED", "PAUSED"]
+    state: TrialState | Literal["INTERRUPTED"]
     step: int
     score: float | None
     test_score: float | None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from loraxs_search.log import events
-from loraxs_search.records import Hyperparameters, Scalar, SteeringStatus, TrialState
+from loraxs_search.records import Hyperparameters, Scalar, TrialState
 from loraxs_search.reports.time_left import Pace, TrainedSteps, expected_steps
 
 _T = TypeVar("_T")
@@ -84,7 +84,7 @@ class SearchState:
         self.trials: dict[str, TrialLine] = {}
         self.baselines: dict[str, Mapping[str, float]] = {}
         self.steered = ""  # the last that people asked of the search, and its answer
-        self.steering = SteeringStatus()
+        self.finishing = ""  # why the search ends without new trials
         self.ended: events.SearchEnded | None = None
         self._pace = self._work = Pace(0.0)
         self._hosts: dict[str, tuple[Pace, Pace]] = {}  # steps and rows
@@ -112,7 +112,7 @@ class SearchState:
             case events.TrialsAdvanced():
                 self._advanced(event)
             case events.Steered():
-                self._steered(event)
+                self.steered, self.finishing = event.text, event.finishing
             case events.BaselineScored():
                 self.baselines[event.name] = event.metrics
             case events.SearchEnded():
@@ -123,23 +123,6 @@ class SearchState:
     def is_training(self) -> bool:
         """Whether trials train now, as far as is known."""
         return self.facts is not None and self.phase is None and self.ended is None
-
-    @property
-    def paused(self) -> list[str]:
-        """The trials that wait until a user continues them."""
-        unended = (name for name in self.steering.paused if name in self.trials)
-        return [name for name in unended if self.trials[name].state is TrialState.RUNNING]
-
-    @property
-    def num_training(self) -> int:
-        """Trials that train, or wait for a slot."""
-        return self.counts[TrialState.RUNNING] - len(self.paused)
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether nothing continues until a user continues what is paused."""
-        is_paused = self.steering.is_paused or self.num_trials == len(self.trials)
-        return self.is_training and bool(self.paused or self.steering.is_paused) and is_paused and not self.num_training
 
     @property
     def counts(self) -> Counter[TrialState]:
@@ -187,9 +170,8 @@ class SearchState:
         """Return the nodes that train, or could, by address."""
         slots = self.facts.slots if self.facts else {}
         only = next(iter(slots)) if len(slots) == 1 else ""  # where trials are that have not reported yet
-        paused = set(self.paused)
         running = (each for each in self.trials.values() if each.state is TrialState.RUNNING)
-        busy = Counter(filter(None, (each.host or only for each in running if each.trial not in paused)))
+        busy = Counter(filter(None, (each.host or only for each in running)))
         paces = {name: [pace.per_s(now) for pace in both] for name, both in self._hosts.items()}
         names = sorted({*slots, *paces})
         return [HostLine(name, busy[name], slots.get(name), *paces.get(name, (None, None))) for name in names]
@@ -230,7 +212,7 @@ class SearchState:
 
         What follows them, scores and files, is counted once it has begun.
         """
-        if self.ended is not None or self.facts is None or self.is_waiting:
+        if self.ended is not None or self.facts is None:
             return None
         if (phase := self.phase) is not None:
             measured = self._work if self._work.per_s() or phase.unit != "steps" else self._pace
@@ -288,7 +270,7 @@ class SearchState:
 
     def _started(self, event: events.SearchStarted) -> None:
         self.facts, self.phase, self.ended = event, None, None
-        self._pace, self._hosts, self.steering = Pace(event.at), {}, event.steering
+        self._pace, self._hosts, self.finishing = Pace(event.at), {}, event.finishing
         for trial in self.trials.values():
             trial.metric, trial.current_step = event.metric, 0
             self._widen(trial.scores)
@@ -316,10 +298,3 @@ class SearchState:
     def _widen(self, scores: Iterable[float]) -> None:
         for score in filter(math.isfinite, scores):
             self._low, self._high = min(self._low, score), max(self._high, score)
-
-    def _steered(self, event: events.Steered) -> None:
-        self.steered = event.text
-        if event.status is not None:
-            if self.steering.is_paused and not event.status.is_paused:
-                self._pace = Pace(event.at)  # the time that the search stood still says nothing of its speed
-            self.steering = event.status

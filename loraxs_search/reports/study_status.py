@@ -27,7 +27,6 @@ from loraxs_search.records import (
     TrialState,
 )
 from loraxs_search.reports.leaderboard import (
-    PAUSED,
     LeaderboardRow,
     front,
     interrupted,
@@ -296,11 +295,9 @@ class StudyStatus:
         state: `running`, `finished`, `interrupted` or `elsewhere`.
         trials: Best first.
         front: As `SearchResult` has it.
-        paused: Trials that people have paused.
         finishing: Why there are no new trials, while some still train; empty otherwise.
         commands: Those that no search has answered yet.
         warnings: What people should know of the scores.
-        is_paused: Whether new trials wait too.
         place: The machine whose driver has the study, or was killed there; empty where that is this one.
         phase: What a running search does beside training trials, and how far it is; None while they train.
         pooling: What heads read of the base; `auto` until a host has resolved it, None if the task has no pooling.
@@ -313,11 +310,9 @@ class StudyStatus:
     trials: list[LeaderboardRow]
     front: list[FrontTrial]
     baselines: list[Baseline]
-    paused: list[str]
     finishing: str
     commands: list[Command]
     warnings: list[str]
-    is_paused: bool = False
     place: str = ""
     phase: Phase | None = None
     pooling: Pooling | None = None
@@ -356,11 +351,9 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         trials=rows,
         front=list(front(records.values(), folder.checkpoint_selection)) if info.search.objectives else [],
         baselines=shown_baselines(folder.baselines(), finished=candidates is not None),
-        paused=study.paused,
         finishing="" if study.trials_have_ended else study.state.finishing or "",
         commands=open_commands(study),
         warnings=score_warnings(rows, info.task),
-        is_paused=study.state.is_paused,
         place=place,
         phase=search.phase,
         pooling=pooling,
@@ -384,9 +377,8 @@ def _head_facts(folder: StudyFolder, records: Collection[TrialRecord]) -> tuple[
 
 
 def _as_drawn(row: LeaderboardRow, search: SearchState) -> LeaderboardRow:
-    """Return the row of a trial of a running search with the step and the state that live views show."""
+    """Return the row of a trial of a running search with the step that live views show."""
     trial = search.trials.get(row.trial_id)
     if trial is None or row.state is not TrialState.RUNNING:
         return row
-    state = PAUSED if row.trial_id in search.paused else row.state
-    return replace(row, state=state, step=max(row.step, trial.current_step))
+    return replace(row, step=max(row.step, trial.current_step))

@@ -32,7 +32,6 @@ from loraxs_search.records import (
     Origin,
     Proposal,
     Scalar,
-    SteeringStatus,
     Task,
     TrialRecord,
     TrialReport,
@@ -211,13 +210,9 @@ class Ledger:
         """The present work has got so far."""
         self._say(Phase(study=self._study, at=steady_time(), text=self._phase, done=done, total=total, unit=unit))
 
-    def steered(self, text: str, status: SteeringStatus | None = None) -> None:
-        """A command was answered with this text, or the search waits for one.
-
-        Args:
-            status: What commands have come to; None if nothing has changed.
-        """
-        self._say(Steered(study=self._study, at=steady_time(), text=text, status=status))
+    def steered(self, text: str, finishing: str) -> None:
+        """A command was answered with this text; `finishing` says why there are no new trials."""
+        self._say(Steered(study=self._study, at=steady_time(), text=text, finishing=finishing))
 
     def advanced(self, folder: StudyFolder, steps: Mapping[str, int]) -> None:
         """Trials have got further since their last reports; from any thread."""

@@ -44,7 +44,7 @@ from loraxs_search.search_space._parameter_specs import parameter_specs, resolve
 from loraxs_search.search_space._schema import reference_text, schema_text, space_schema
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import CatalogueEntry, catalogue_entry, catalogue_task
-from loraxs_search.search_space._user_params import clone_params, place_given
+from loraxs_search.search_space._user_params import place_given
 
 __all__ = [
     "CatalogueEntry",
@@ -60,7 +60,6 @@ __all__ = [
     "as_launched",
     "catalogue_entry",
     "catalogue_task",
-    "clone_params",
     "describe",
     "load_space",
     "notes",

@@ -195,13 +195,12 @@ class Parameter:
 
     Args:
         alternatives: The first whose condition holds is drawn.
-        otherwise: The value when no condition holds; None leaves the parameter out, and the record's default stands.
+            Where no condition holds, trials are without the parameter, and the record's default stands.
         methods: Those of the space's methods that take it, where some do not: trials of others never have it.
     """
 
     name: str
     alternatives: tuple[Alternative, ...]
-    otherwise: Scalar | None = None
     methods: tuple[str, ...] = ()
 
     @property
@@ -217,24 +216,18 @@ class Parameter:
         listed = [each for each in values if each is not None]
         if len(listed) < len(values):
             return None
-        if self.otherwise is not None:
-            listed.append((self.otherwise,))
         return listed[0] if len(listed) == 1 else tuple(dict.fromkeys(chain(*listed)))
 
     @property
     def may_be_absent(self) -> bool:
         """Whether some trial may be without it; conditions that complete each other are not seen to."""
-        return self.otherwise is None and all(alternative.when for alternative in self.alternatives)
+        return all(alternative.when for alternative in self.alternatives)
 
     def chosen(self, params: Mapping[str, Scalar]) -> int | None:
         """Return the index of the alternative that is drawn after these params; None when none is."""
         if self.methods and params.get(METHOD) not in self.methods:
             return None
         return next((i for i, alternative in enumerate(self.alternatives) if alternative.holds(params)), None)
-
-    def otherwise_after(self, params: Mapping[str, Scalar]) -> Scalar | None:
-        """Return the value after params for which none is drawn; None if it is left out."""
-        return None if self.methods and params.get(METHOD) not in self.methods else self.otherwise
 
     def drawn_name(self, index: int) -> str:
         """Return the name that Optuna knows an alternative by; the first has the parameter's own."""
@@ -260,9 +253,7 @@ class Parameter:
                 resolved.append(replace(each, when=when))
                 if not when:  # none after it is ever drawn
                     return Parameter(self.name, tuple(resolved))
-        if not resolved:
-            return None if self.otherwise is None else Parameter(self.name, (Alternative(Constant(self.otherwise)),))
-        return Parameter(self.name, tuple(resolved), self.otherwise)
+        return Parameter(self.name, tuple(resolved)) if resolved else None
 
 
 def drawing_order(parameters: Iterable[Parameter], later: Mapping[str, str] | None = None) -> tuple[str, ...]:
@@ -358,8 +349,7 @@ def _branches(
         for params, weight in branches:
             index = parameter.chosen(params)
             if index is None:
-                known = {} if parameter.otherwise is None else {name: parameter.otherwise}
-                grown.append((params | known, weight))
+                grown.append((params, weight))
                 continue
             distribution = parameter.alternatives[index].distribution
             values = distribution.values or ()

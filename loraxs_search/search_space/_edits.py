@@ -102,13 +102,13 @@ def _narrowed(form: Any, earlier: Sequence[str], takers: Sequence[str], gone: Se
         return [form]  # reported as a fault later
     fitting = [method for method in asked if method in takers] if not when.keys() & gone else []
     if not fitting:
-        return [form["else"]] if "else" in form else []
+        return []
     others = {name: wanted for name, wanted in when.items() if name != METHOD}
     if set(fitting) < set(takers):
         return [{**form, "when": {**others, METHOD: fitting}}]
     if others:
         return [{**form, "when": others}]
-    return [{key: value for key, value in form.items() if key not in ("when", "else")}]
+    return [{key: value for key, value in form.items() if key != "when"}]
 
 
 def _taken(form: object, left: Sequence[str]) -> Sequence[str]:

@@ -33,7 +33,7 @@ class Declaration:
 
     Args:
         path: Where it stands.
-        with_conditions: Whether `when` and `else` may stand beside the form.
+        with_conditions: Whether `when` may stand beside the form.
         suffix: Follows a fault: for which methods the law is.
     """
 
@@ -41,7 +41,7 @@ class Declaration:
         self, document: Document, path: KeyPath, spec: ParameterSpec, *, with_conditions: bool = True, suffix: str = ""
     ) -> None:
         self._document, self._path, self._spec, self._suffix = document, path, spec, suffix
-        self._extra = ("when", "else") if with_conditions else ()
+        self._extra = ("when",) if with_conditions else ()
 
     def read(self, declared: object) -> Distribution | None:
         """Return what may be drawn."""
@@ -222,16 +222,14 @@ class DeclaredParameter:
 
     def read(self) -> Parameter | None:
         """Return the parameter without conditions; None if there is a fault, which the document has then."""
-        self._check_else()
         self._check_reached()
         self._check_always_there()
         distributions = [self._distribution(item) for item in self.items]
-        otherwise = self._otherwise()
         alternatives = tuple(Alternative(each) for each in distributions if each is not None)
         if len(alternatives) < len(self.items):
             return None
         methods = () if self.takers == self._specs.methods else self.takers
-        return Parameter(self.name, alternatives, otherwise, methods)
+        return Parameter(self.name, alternatives, methods)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _item(self, index: int | None, given: object, left: tuple[str, ...]) -> _Item:
@@ -264,21 +262,6 @@ class DeclaredParameter:
             return None
         return Declaration(self._document, path, law, suffix="" if law in laws else f", as {both(methods)} take it")
 
-    def _otherwise(self) -> Scalar | None:
-        first = self.items[0]
-        if self._is_list or "else" not in first.keys:
-            return None
-        declaration = self._declaration(first.path, self.takers)
-        return None if declaration is None else declaration.value(first.keys["else"], ("else",))
-
-    def _check_else(self) -> None:
-        for item in self.items:
-            if "else" in item.keys and self._is_list:
-                self._fault((*item.path, "else"), "must not stand in a list: make the value its last item.")
-            elif "else" in item.keys and "when" not in item.keys:
-                law = "must stand beside `when`: it is the value when the condition does not hold."
-                self._fault((*item.path, "else"), law)
-
     def _check_reached(self) -> None:
         for item in self.items[:-1]:
             if "when" not in item.keys:
@@ -286,8 +269,6 @@ class DeclaredParameter:
                 self._fault(item.path, law)
 
     def _check_always_there(self) -> None:
-        if "else" in self.items[0].keys:
-            return
         uncovered = [method for method in self._specs.required().get(self.name, ()) if not self._covers(method)]
         if not uncovered:
             return
@@ -296,7 +277,7 @@ class DeclaredParameter:
         if self._is_list:
             self._fault(self._path, f"must end with an item without `when`, {why}")
         else:
-            self._fault((*self._path, "when"), f"must have `else: value` beside it, {why}")
+            self._fault((*self._path, "when"), f"must stand in a list of forms whose last has no `when`, {why}")
 
     def _covers(self, method: str) -> bool:
         return any(item.depends_on_method_alone and method in item.methods for item in self.items)

@@ -171,7 +171,7 @@ def _forms(value: Schema, *, with_conditions: bool = True) -> Schema:
         "int": pair,
     }
     options: dict[str, Schema] = {"step": {"type": "number", "exclusiveMinimum": 0}, "log": {"type": "boolean"}}
-    conditions: dict[str, Schema] = {"when": _to(_WHEN), "else": value}
+    conditions: dict[str, Schema] = {"when": _to(_WHEN)}
     return {
         "type": "object",
         "properties": {**forms, **options, **(conditions if with_conditions else {})},
@@ -201,7 +201,7 @@ _HEAD = """\
 """
 _PARAMETERS = """\
 A parameter is a value, or a form that says what to try. `when` beside a form applies it only if other parameters have
-these values; `else` is the value otherwise. A list of forms takes the first one whose `when` holds.
+these values. A list of forms takes the first one whose `when` holds.
 
 | form | what it draws |
 |---|---|
@@ -209,7 +209,7 @@ these values; `else` is the value otherwise. A list of forms takes the first one
 | `{int: [4, 64]}`, with `step: 4` or `log: true` | a whole number; multiples of a step, or evenly on a log scale |
 | `{uniform: [0.5, 4.0]}`, with `step: 0.5` | a number |
 | `{log_uniform: [1.0e-4, 1.0e-2]}` | a number, evenly on a log scale |
-| `{value: 8, when: {sigma: sqrt}, else: 4}` | a value, under a condition |
+| `{value: 8, when: {sigma: sqrt}}` | a value, under a condition |
 
 These keys suit every method. The keys of each method stand below.
 """

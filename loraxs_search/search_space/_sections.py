@@ -233,7 +233,7 @@ class SearchSection(Section):
     checkpoint: Literal["last", "best"] = SearchPlan.checkpoint
     """Which step of a trial becomes its adapter: the `last` one, or the one with the `best` report."""
     trials: Count = SearchPlan.trials
-    """Number of trials to propose. `extend` raises it; trials from `add` and `clone` come on top."""
+    """Number of trials to propose. `extend` raises it; trials from `add` come on top."""
     max_steps: Count = SearchPlan.max_steps
     """Optimizer steps of the longest trial."""
     report_every: Count = SearchPlan.report_every

@@ -74,12 +74,10 @@ class Space:
         drawn: dict[str, Scalar] = {}
         for name in drawing_order(self.parameters.values()):
             parameter = self.parameters[name]
-            index, otherwise = parameter.chosen(drawn), parameter.otherwise_after(drawn)
+            index = parameter.chosen(drawn)
             if index is not None:
                 distribution = parameter.alternatives[index].distribution
                 drawn[name] = distribution.suggest(trial, parameter.drawn_name(index))
-            elif otherwise is not None:
-                drawn[name] = otherwise
         return {name: drawn[name] for name in self.parameters if name in drawn}
 
     def drawn_params(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:

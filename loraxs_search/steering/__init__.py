@@ -10,9 +10,8 @@ from collections.abc import Mapping
 
 from loraxs_search.errors import CommandError, HomeError, unknown_name
 from loraxs_search.records import AnswerState, Command, CommandAnswer, SearchPlan
-from loraxs_search.steering._base import Verb, check_trials
 from loraxs_search.steering.state import SteeredStudy, SteeringState, planned
-from loraxs_search.steering.verbs import Add, Clone, Continue, Extend, Finish, Pause, Stop
+from loraxs_search.steering.verbs import Add, Extend, Finish, Stop, Verb, check_trials
 from loraxs_search.studies import Journal, StudyFolder
 
 __all__ = [
@@ -29,9 +28,7 @@ __all__ = [
     "whole_plan",
 ]
 
-VERBS: Mapping[str, Verb] = {
-    verb.name: verb for verb in (Stop(), Pause(), Continue(), Finish(), Add(), Clone(), Extend())
-}
+VERBS: Mapping[str, Verb] = {verb.name: verb for verb in (Stop(), Finish(), Add(), Extend())}
 
 
 def get_verb(name: str) -> Verb:
@@ -81,14 +78,22 @@ def describe(command: Command) -> str:
     ]
     params = [f"--set {name}={value}" for name, value in command.params.items()]
     who = f" ({command.sent_by})" if command.sent_by else ""
-    return " ".join((command.verb, *command.trial_ids, *options, *params)) + who
+    trials = [f"--from {name}" for name in command.trial_ids] if command.verb == "add" else command.trial_ids
+    return " ".join((command.verb, *trials, *options, *params)) + who
 
 
 def decide(command: Command, study: SteeredStudy) -> CommandAnswer:
     """Return the answer to a command; nothing is changed."""
     try:
         verb = get_verb(command.verb)
-        _check_trains(verb, study)
+        if study.trials_have_ended and not verb.after_training:
+            name = study.name
+            hint = f"`loraxs-search status {name}` shows them"
+            if study.folder.candidates() is None:
+                hint = f"refits and scores follow: Ctrl-C interrupts them, `loraxs-search resume {name}` continues"
+            raise CommandError(
+                f"All trials of study {name!r} have ended, so there is nothing to {verb.name}.", hint=hint
+            )
         check_trials(verb, command, study)
         accepted = verb.check(command, study)
     except CommandError as error:
@@ -108,13 +113,3 @@ def apply(command: Command, answer: CommandAnswer, state: SteeringState) -> None
     """
     if answer.state is AnswerState.DONE and command.verb in VERBS:
         VERBS[command.verb].apply(command, answer.facts, state)
-
-
-def _check_trains(verb: Verb, study: SteeredStudy) -> None:
-    if study.trials_have_ended and not verb.after_training:
-        hint = f"`loraxs-search status {study.name}` shows them"
-        if study.folder.candidates() is None:
-            hint = f"refits and scores follow: Ctrl-C interrupts them, `loraxs-search resume {study.name}` continues"
-        raise CommandError(
-            f"All trials of study {study.name!r} have ended, so there is nothing to {verb.name}.", hint=hint
-        )

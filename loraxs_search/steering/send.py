@@ -8,14 +8,12 @@ import platform
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from loraxs_search.errors import CommandError, shortened
-from loraxs_search.mlflow_uri import check_server, redact, resolve_uri, sqlite_path
+from loraxs_search.errors import CommandError, StudyError, did_you_mean, shortened
 from loraxs_search.records import AnswerState, Command, CommandAnswer, Scalar
-from loraxs_search.steering import decide, describe, foreseen
-from loraxs_search.studies import StudyFolder, holder_elsewhere, list_studies
+from loraxs_search.steering import decide, foreseen
+from loraxs_search.studies import Storage, StudyFolder, holder_elsewhere, list_studies, put_elsewhere
 
 
 def trial_name(trial: str | int) -> str:
@@ -78,41 +76,39 @@ def _as_python(value: Any) -> Scalar:
     return value.tolist() if hasattr(value, "tolist") else value  # type: ignore[no-any-return]
 
 
-def send(study: str, command: Command, *, tracking_uri: str | None = None) -> CommandAnswer:
+def send(study: str, command: Command) -> CommandAnswer:
     """Leave a command for the driver of a study, and return its answer.
 
-    It goes through the study's folder where this machine runs the study, or ran it last. From other machines it goes
-    through MLflow, which takes a few words and answers later. Where nobody runs the study, or its driver is busy for
-    longer, the command stays queued.
+    It goes through the study's folder; of a study that another machine runs, through its storage. Where nobody runs the
+    study, or its driver is busy for longer, the command stays queued.
 
     Raises:
         CommandError: it is refused.
-        StudyError: there is no such study.
-        TrackingError: the MLflow server does not answer, or refuses.
+        StudyError: there is no such study here.
         HomeError: the study folder cannot be written.
+        StorageError: the study's storage cannot be used.
     """
-    if tracking_uri is not None or not StudyFolder.exists(study):
-        return _send_away(resolve_uri(tracking_uri), study, command)
+    if not StudyFolder.exists(study):
+        raise StudyError(
+            f"{did_you_mean(study, list_studies())}`study` must be one of this machine, but there is no {study!r}.",
+            hint=f"type it on the machine that runs the study: `ssh MACHINE loraxs-search {command.verb} {study} ...`",
+        )
     folder = StudyFolder.open(study)
-    storage = folder.info.storage
-    if not folder.is_running() and storage is not None and (place := holder_elsewhere(storage, study)):
-        return _send_to(place, folder, command)
-    return _send_here(folder, command)
-
-
-def _send_here(folder: StudyFolder, command: Command) -> CommandAnswer:
-    name = folder.name
     if not folder.is_running():
+        storage = folder.info.storage
+        if storage is not None and (place := holder_elsewhere(storage, study)):
+            put_elsewhere(Storage(storage), study, command)
+            return _queued(command, f"study {study!r} runs on {place}, which takes it from {storage} within seconds")
         # What is wrong with it, behind the commands that wait, is said now and not at the next resume.
         _accepted(decide(command, foreseen(folder)))
         folder.inbox().put(command)
-        why = f"nobody runs study {name!r} on this machine: `loraxs-search resume {name}` carries it out first"
+        why = f"nobody runs study {study!r} on this machine: `loraxs-search resume {study}` carries it out first"
         return _queued(command, why)
     folder.inbox().put(command)
     answer = _await_answer(folder, command)
     if answer is None:
-        why = f"the search has not answered within {WAIT_S:g} s: it may be starting, or killed"
-        return _queued(command, f"{why}; `loraxs-search status {name}` shows what waits")
+        why = "the search is starting or busy: it will be carried out in a moment, or by the next `resume`"
+        return _queued(command, f"{why}; `loraxs-search status {study}` shows what waits")
     return _accepted(answer)
 
 
@@ -128,55 +124,6 @@ def _await_answer(folder: StudyFolder, command: Command) -> CommandAnswer | None
         if time.monotonic() >= until:
             return None
         time.sleep(_LOOK_EVERY_S)
-
-
-def _send_to(place: str, folder: StudyFolder, command: Command) -> CommandAnswer:
-    """Send a command to a study whose folder here is a copy that its driver, on another machine, does not read.
-
-    Raises:
-        CommandError: that driver's MLflow cannot be reached from here.
-    """
-    uri = resolve_uri(folder.info.tracking_uri)
-    if sqlite_path(uri) is None:
-        return _send_away(uri, folder.name, command, place)
-    raise CommandError(
-        f"Study {folder.name!r} runs on {place}, and its MLflow is a file: `{command.verb}` cannot reach it from here.",
-        hint=f"type it on {place}; or if that driver was killed, take the study over: "
-        f"`loraxs-search resume {folder.name}`",
-    )
-
-
-def _send_away(uri: str, study: str, command: Command, place: str = "") -> CommandAnswer:
-    """Write a word for a driver on another machine to its MLflow.
-
-    Args:
-        place: That machine, where it is known.
-    Raises:
-        CommandError: the command is more than a word, or the word would reach nobody.
-    """
-    from loraxs_search.tracking.command_tags import ANSWER, SEARCH_WORDS, TRIAL_WORDS, TaggedStudy
-
-    if sqlite_path(uri) is None:
-        check_server(uri)
-    tagged = TaggedStudy(uri, study, list_studies())
-    words = TRIAL_WORDS if command.trial_ids else SEARCH_WORDS
-    if command.verb not in words or any(command.arguments.values()) or command.params:
-        place = place or tagged.machine
-        raise CommandError(
-            f"From another machine, MLflow takes `stop` for trials, and `pause`, `continue` and `finish` for the whole "
-            f"search, without options; but got `{describe(replace(command, sent_by=''))}`.",
-            hint=f"type it on {place or 'the machine'}, which runs study {study!r}",
-        )
-    if tagged.has_ended:
-        raise CommandError(f"Study {study!r} at {redact(uri)} has ended, so there is nothing to {command.verb}.")
-    if tagged.is_interrupted:
-        raise CommandError(
-            f"A search must run to receive commands through MLflow, but study {study!r} was interrupted.",
-            hint=f"run `loraxs-search resume {study}` on {place or tagged.machine or 'its machine'}; send it then",
-        )
-    tagged.write(command.verb, command.trial_ids)
-    runs = "the run of each trial" if command.trial_ids else "the search's run"
-    return _queued(command, f"`{command.verb}` is on {runs} in MLflow; the search answers there, in the tag `{ANSWER}`")
 
 
 def _accepted(answer: CommandAnswer) -> CommandAnswer:
@@ -196,67 +143,35 @@ def _user() -> str:
         return "a user"
 
 
-def stop_trials(study: str, *trials: str | int, now: bool = False, tracking_uri: str | None = None) -> CommandAnswer:
+def stop_trials(study: str, *trials: str | int, now: bool = False) -> CommandAnswer:
     """Stop trials of a running search: each ends as PRUNED at its next report, or `now` at its next step.
 
-    Args:
-        tracking_uri: Write it to this MLflow server; by default it goes through the study's folder where that is on
-            this machine, else to the default server.
     Returns:
         The search's answer; `queued` where nobody runs the study, its driver is busy, or another machine runs it.
     Raises:
         CommandError: the search refuses it: the trial is unknown or has ended.
-        StudyError: there is no such study.
-        TrackingError: the server does not answer, or refuses.
+        StudyError: there is no such study on this machine.
     """
-    return _commanded(study, "stop", trials, {"now": now}, tracking_uri=tracking_uri)
+    return send(study, new_command("stop", trials, {"now": now}))
 
 
-def pause_trials(study: str, *trials: str | int, tracking_uri: str | None = None) -> CommandAnswer:
-    """Pause trials of a running search at their next report; without trials the whole search.
-
-    Arguments and errors are those of `stop_trials`.
-    """
-    return _commanded(study, "pause", trials, tracking_uri=tracking_uri)
+def finish_study(study: str) -> CommandAnswer:
+    """Finish a running search without new trials of its own; the answer and errors are those of `stop_trials`."""
+    return send(study, new_command("finish"))
 
 
-def continue_trials(study: str, *trials: str | int, tracking_uri: str | None = None) -> CommandAnswer:
-    """Continue trials that were paused; without trials the whole search.
-
-    Arguments and errors are those of `stop_trials`.
-    """
-    return _commanded(study, "continue", trials, tracking_uri=tracking_uri)
-
-
-def finish_study(study: str, *, tracking_uri: str | None = None) -> CommandAnswer:
-    """Finish a running search without new trials; arguments and errors are those of `stop_trials`."""
-    return _commanded(study, "finish", (), tracking_uri=tracking_uri)
-
-
-def add_trial(study: str, params: Mapping[str, Scalar]) -> CommandAnswer:
-    """Add a trial with these params to a search; the sampler proposes those that are left out.
-
-    It comes on top of `search.trials`, and the sampler learns from it. The answer and errors
-    are those of `stop_trials`.
-    """
-    return _commanded(study, "add", (), params=params)
-
-
-def clone_trial(
-    study: str,
-    trial: str | int,
-    params: Mapping[str, Scalar] | None = None,
-    *,
-    force: bool = False,
+def add_trial(
+    study: str, params: Mapping[str, Scalar] | None = None, *, source: str | int | None = None
 ) -> CommandAnswer:
-    """Add a trial with the params of another one, but for those given.
+    """Add a trial with these params to a search.
 
-    The answer and errors are those of `stop_trials`.
+    It comes on top of `search.trials`, and the sampler learns from it. The answer and errors are those of
+    `stop_trials`.
 
     Args:
-        force: Let the optimizer's params lie outside of the space.
+        source: The trial whose params it has where `params` has none; by default the sampler proposes these.
     """
-    return _commanded(study, "clone", [trial], {"force": force}, params)
+    return send(study, new_command("add", [] if source is None else [source], params=params))
 
 
 def extend_study(study: str, *, trials: int | None = None, time: str | None = None) -> CommandAnswer:
@@ -268,17 +183,4 @@ def extend_study(study: str, *, trials: int | None = None, time: str | None = No
         time: Such as `1h` or `90m`, beyond the time budget or the time spent.
     """
     given = {"trials": trials, "time": time}
-    arguments = {name: value for name, value in given.items() if value is not None}
-    return _commanded(study, "extend", (), arguments)
-
-
-def _commanded(
-    study: str,
-    verb: str,
-    trials: Sequence[str | int],
-    arguments: Mapping[str, Scalar] | None = None,
-    params: Mapping[str, Scalar] | None = None,
-    *,
-    tracking_uri: str | None = None,
-) -> CommandAnswer:
-    return send(study, new_command(verb, trials, arguments, params), tracking_uri=tracking_uri)
+    return send(study, new_command("extend", (), {name: value for name, value in given.items() if value is not None}))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from loraxs_search.errors import CommandError
-from loraxs_search.records import Scalar, SearchPlan, SteeringStatus, TrialRecord, TrialState
+from loraxs_search.records import Scalar, SearchPlan, TrialRecord
 from loraxs_search.studies import Journal, StudyFolder
 from loraxs_search.studies.clock import steady_time
 
@@ -16,15 +16,13 @@ class AskedTrial:
     """A trial that a person asked for; it has been proposed once a trial's record names its command.
 
     Args:
-        params: Those that are given; a clone's are whole.
-        source: The trial that it is a clone of; empty if it is no clone.
-        is_hidden: Whether the sampler learns nothing from it.
+        params: Those that are given.
+        source: The trial whose params it has but for those given by the command; empty if there is none.
     """
 
     command_id: str
     params: Mapping[str, Scalar]
     source: str = ""
-    is_hidden: bool = False
 
 
 @dataclass
@@ -34,8 +32,6 @@ class SteeringState:
     Args:
         stopping: Trials that are to end, with the reason; it stays here once they have.
         at_once: Those of them that end at their next step, without a report.
-        paused: Trials that are not to train until they are continued.
-        is_paused: Whether no new trials are proposed either.
         finishing: Why the study ends without new trials; None while it does not.
         asked: Trials that people asked for, by the id of the command, in order; they stay here once they have started.
         trials: How many the search is to propose itself, where that was extended.
@@ -45,18 +41,11 @@ class SteeringState:
 
     stopping: dict[str, str] = field(default_factory=dict)
     at_once: set[str] = field(default_factory=set)
-    paused: set[str] = field(default_factory=set)
-    is_paused: bool = False
     finishing: str | None = None
     asked: dict[str, AskedTrial] = field(default_factory=dict)
     trials: int | None = None
     time_budget_s: float | None = None
     num_reopenings: int = 0
-
-    @property
-    def status(self) -> SteeringStatus:
-        """What of it those who watch are shown."""
-        return SteeringStatus(tuple(sorted(self.paused)), self.is_paused, self.finishing or "")
 
 
 @dataclass(frozen=True)
@@ -83,11 +72,6 @@ class SteeredStudy:
     def plan(self) -> SearchPlan:
         """Its plan, as earlier commands have extended it."""
         return extended(self.folder.info.search, self.state)
-
-    @property
-    def paused(self) -> list[str]:
-        """The trials that are paused; a trial that ended before its next report is not."""
-        return sorted(each for each in self.state.paused if self.records[each].state is TrialState.RUNNING)
 
     @property
     def trials_have_ended(self) -> bool:
@@ -125,6 +109,12 @@ def num_proposed(records: Mapping[str, TrialRecord], state: SteeringState) -> in
     The search asks at each of its turns: trials are looked through only where people have asked for some.
     """
     return len(records) - (sum(bool(record.command) for record in records.values()) if state.asked else 0)
+
+
+def unstarted(records: Mapping[str, TrialRecord], state: SteeringState) -> list[AskedTrial]:
+    """Return the trials that people asked for and that have not started, in their order."""
+    started = {record.command for record in records.values()} if state.asked else set()
+    return [asked for asked in state.asked.values() if asked.command_id not in started]
 
 
 def check_time(study: SteeredStudy) -> None:

@@ -1,15 +1,16 @@
-"""The verbs: those that steer what runs, and those that ask for more (`add`, `clone`, `extend`)."""
+"""The verbs that steer a search: `stop` and `finish`, and `add` and `extend`, which ask for more."""
 
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from loraxs_search.errors import CommandError, SpaceError, StudyError, counted
+from loraxs_search.errors import CommandError, SpaceError, StudyError, counted, did_you_mean, one_of, shortened
 from loraxs_search.paths import seconds_of
 from loraxs_search.records import Command, Scalar, TrialState
-from loraxs_search.steering._base import Accepted, Trials, Verb, check_unended, check_unstopped
 from loraxs_search.steering.state import (
     AskedTrial,
     SteeredStudy,
@@ -17,135 +18,134 @@ from loraxs_search.steering.state import (
     check_time,
     has_ended,
     num_proposed,
+    unstarted,
 )
 
 if TYPE_CHECKING:
     from loraxs_search.search_space import Space
 
+_MAX_SHOWN = 10  # trials in a message
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A verb carries a command out.
+
+    Args:
+        text: What happens now, as shown to users.
+        facts: What was decided, beside the command itself; `apply` gets them again whenever the journal is replayed.
+    """
+
+    text: str
+    facts: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+class Verb(ABC):
+    """One thing that can be asked of a running search.
+
+    A command is carried out in two parts. `check` decides, from the study alone, and changes nothing. The driver
+    journals its answer, which makes the command done, once and for good. `apply` then makes the effect part of the
+    `SteeringState`, from command and facts alone: also in every later driver, as it replays the journal. So it reads
+    no clock, no file, and never fails. The search follows the state: `StudySearcher.apply_commands`, whenever it has
+    changed.
+
+    An entry is a class here, and a name in `VERBS` of `steering/__init__.py`.
+
+    Args:
+        name: What people type.
+        trials: The fewest and the most trials that it names; None for any number.
+        after_training: Whether it may come when the study has no more to train.
+    """
+
+    name: ClassVar[str]
+    trials: ClassVar[tuple[int, int | None]] = (0, 0)
+    after_training: ClassVar[bool] = False
+
+    @abstractmethod
+    def check(self, command: Command, study: SteeredStudy) -> Accepted:
+        """Decide on a command, whose trials are known to be the study's.
+
+        Raises:
+            CommandError: it cannot be carried out; the message has the law, the value and the place.
+        """
+
+    @abstractmethod
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        """Make the effect of an accepted command part of the state."""
+
+
+def check_trials(verb: Verb, command: Command, study: SteeredStudy) -> None:
+    """Refuse trials that are not the study's, and too many or too few.
+
+    Raises:
+        CommandError: they are.
+    """
+    given, (fewest, most) = command.trial_ids, verb.trials
+    if len(given) < fewest or (most is not None and len(given) > most):
+        wanted = "no trial" if most == 0 else "one trial" if most == 1 else "one trial or more"
+        raise CommandError(
+            f"`{verb.name}` must name {wanted} of study {study.name!r}, but got {', '.join(given) or 'none'}.",
+            hint=f"see `loraxs-search {verb.name} --help`",
+        )
+    for trial_id in given:
+        if trial_id not in study.records:
+            known = one_of(list(study.records), trial_id).split(", ")
+            shown = ", ".join(known[:_MAX_SHOWN]) + (", ..." if len(known) > _MAX_SHOWN else "")
+            raise CommandError(
+                f"{did_you_mean(trial_id, study.records)}`trial` must be one of study {study.name!r}: "
+                f"{shown or 'none yet'}, but got {shortened(trial_id)}.",
+                hint=f"`loraxs-search status {study.name}` lists them",
+            )
+
 
 class Stop(Verb):
-    """Ends trials as PRUNED: at their next report, or at their next step with `now`; paused ones end as they are."""
+    """Ends trials as PRUNED: at their next report, or at their next step with `now`."""
 
     name = "stop"
-    trials: ClassVar[Trials] = "some"
+    trials: ClassVar[tuple[int, int | None]] = (1, None)
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
-        check_unended(command, study)
+        for trial_id in command.trial_ids:
+            record = study.records[trial_id]
+            if record.state is not TrialState.RUNNING:
+                why = f": {record.reason}" if record.reason else ""
+                raise CommandError(
+                    f"Trial {trial_id} of study {study.name!r} has already ended, {record.state.value}{why}.",
+                    hint=f"`loraxs-search status {study.name}` shows how each trial stands",
+                )
         when = "its next step" if command.arguments.get("now") else "its next report"
         if len(command.trial_ids) == 1:
             return Accepted(f"trial {command.trial_ids[0]} ends at {when}")
         return Accepted(f"trials {', '.join(command.trial_ids)} end, each at {when}")
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
-        who = f" ({command.sent_by})" if command.sent_by else ""
         for trial_id in command.trial_ids:
-            state.stopping.setdefault(trial_id, f"stopped by a person{who}")
-            state.paused.discard(trial_id)
+            state.stopping.setdefault(trial_id, f"stopped by a person{_who(command)}")
             if command.arguments.get("now"):
                 state.at_once.add(trial_id)
 
 
-class Pause(Verb):
-    """Leaves trials as a kill would: unfinished, at their last report. Without trials it takes the whole study."""
-
-    name = "pause"
-    trials: ClassVar[Trials] = "any"
-
-    def check(self, command: Command, study: SteeredStudy) -> Accepted:
-        check_unended(command, study)
-        check_unstopped(command, study)
-        named = [trial_id for trial_id in command.trial_ids if trial_id in study.state.paused]
-        if named or (not command.trial_ids and study.state.is_paused):
-            what = f"Trial {named[0]} of study" if named else "Study"
-            raise CommandError(
-                f"{what} {study.name!r} is already paused.",
-                hint=f"continue with `loraxs-search continue {study.name}`",
-            )
-        if not command.trial_ids:
-            running = [each.trial_id for each in study.records.values() if each.state is TrialState.RUNNING]
-            facts = {"trials": ",".join(each for each in running if each not in study.state.stopping)}
-            return Accepted("the study pauses: no new trials, and each running one pauses at its next report", facts)
-        trials = ", ".join(command.trial_ids)
-        if len(command.trial_ids) == 1:
-            return Accepted(f"trial {trials} pauses at its next report, and takes no slot until it is continued")
-        return Accepted(f"trials {trials} pause, each at its next report, and take no slots until they are continued")
-
-    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
-        state.is_paused = state.is_paused or not command.trial_ids
-        state.paused |= {*command.trial_ids, *filter(None, str(facts.get("trials", "")).split(","))}
-
-
-class Continue(Verb):
-    """Has paused trials continue from their last report, as slots are free. Without trials it takes the whole study."""
-
-    name = "continue"
-    trials: ClassVar[Trials] = "any"
-
-    def check(self, command: Command, study: SteeredStudy) -> Accepted:
-        check_unended(command, study)
-        check_unstopped(command, study)
-        state = study.state
-        running = [trial_id for trial_id in command.trial_ids if trial_id not in state.paused]
-        if running or not (command.trial_ids or state.is_paused or study.paused):
-            what = f"Trial {running[0]} is not" if running else "Nothing is"
-            raise CommandError(
-                f"{what} paused in study {study.name!r}.",
-                hint=f"`loraxs-search status {study.name}` shows what is paused",
-            )
-        if not command.trial_ids:
-            return Accepted("the study continues")
-        trials = ", ".join(command.trial_ids)
-        if len(command.trial_ids) == 1:
-            return Accepted(f"trial {trials} continues from its last report, once a slot is free")
-        return Accepted(f"trials {trials} continue from their last reports, once slots are free")
-
-    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
-        if command.trial_ids:
-            state.paused.difference_update(command.trial_ids)
-        else:
-            state.paused.clear()
-            state.is_paused = False
-
-
 class Finish(Verb):
-    """Proposes no new trials. Running ones train to their ends, paused ones end as they are; candidates follow."""
+    """Proposes no new trials. Running and added ones train to their ends; candidates follow."""
 
     name = "finish"
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
-        check_unstopped(command, study)
-        return Accepted("no new trials; the study ends when the running ones have ended")
+        if study.state.finishing is not None:
+            raise CommandError(
+                f"Study {study.name!r} is about to end: {study.state.finishing}.",
+                hint="its running trials train to their ends; `stop` ends one earlier",
+            )
+        added = len(unstarted(study.records, study.state))
+        left = f"the running ones, and the {added} added with `add`," if added else "the running ones"
+        return Accepted(f"the search proposes no more trials; it ends when {left} have ended")
 
     def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
-        who = f" ({command.sent_by})" if command.sent_by else ""
-        state.finishing = f"finished by a person{who}"
-        for trial_id in state.paused:  # also one that has not come to the report at which it would have paused
-            state.stopping.setdefault(trial_id, f"{state.finishing}, while it was paused")
-        state.paused.clear()
-        state.is_paused = False
+        state.finishing = f"finished by a person{_who(command)}"
 
 
-_PARAM = "params."
-
-
-def _space_of(study: SteeredStudy) -> Space:
-    """Return the space that a study searches.
-
-    Raises:
-        CommandError: its file is damaged.
-    """
-    from loraxs_search.studies.stored_space import stored_space
-
-    try:
-        return stored_space(study.folder)
-    except (StudyError, SpaceError) as error:
-        raise CommandError(error.message, hint=error.hint) from error
-
-
-def _facts_of(study: SteeredStudy, params: Mapping[str, Scalar], **others: Scalar) -> dict[str, Scalar]:
-    """Return what a verb decided about a trial: its params, and whether the study begins anew for it."""
-    facts = {f"{_PARAM}{name}": value for name, value in params.items()} | others
-    return facts | ({"reopens": True} if has_ended(study) else {})
+def _who(command: Command) -> str:
+    return f" ({command.sent_by})" if command.sent_by else ""
 
 
 class Extend(Verb):
@@ -173,18 +173,26 @@ class Extend(Verb):
                 f"`--trials` must be a whole number of at least 1, but got {trials}.", hint="that many are added"
             )
         plan, seconds = study.plan, 0.0 if time is None else _seconds(time)
-        if trials is None and has_ended(study) and not _wants_new(study):
+        so_far = num_proposed(study.records, study.state)
+        wants_new = so_far < plan.trials or bool(unstarted(study.records, study.state))
+        if trials is None and has_ended(study) and not wants_new:
             raise CommandError(
                 f"`--time` alone gives study {study.name!r} nothing to do: it has had all of its {plan.trials}.",
                 hint="add --trials",
             )
-        budget_s = _budget_s(study, seconds)
-        total = plan.trials if trials is None else int(trials) + _base(study)
+        if seconds:
+            budget_s = max(study.journal.spent_by_now_s, plan.time_budget_s or 0.0) + seconds
+        else:
+            check_time(study)
+            budget_s = plan.time_budget_s or 0.0
+        # An earlier command may have asked for more already: then its trials count.
+        is_open = study.state.num_reopenings > study.journal.num_reopenings
+        is_over = (has_ended(study) and not is_open) or study.state.finishing is not None
+        total = plan.trials if trials is None else int(trials) + (so_far if is_over else plan.trials)
         facts: dict[str, Scalar] = {"trials": total}
-        if budget_s is not None:
+        if budget_s:
             facts["time_budget_s"] = budget_s
-        within = "" if budget_s is None else f" within {budget_s:,.0f} s of work"
-        so_far = num_proposed(study.records, study.state)
+        within = f" within {budget_s:,.0f} s of work" if budget_s else ""
         text = f"the search now proposes {counted(total, 'trial')} in all{within}, {so_far} of them so far"
         return Accepted(text, facts | ({"reopens": True} if has_ended(study) else {}))
 
@@ -193,31 +201,6 @@ class Extend(Verb):
         state.time_budget_s = float(facts["time_budget_s"]) if "time_budget_s" in facts else state.time_budget_s
         state.finishing = None
         state.num_reopenings += bool(facts.get("reopens"))
-
-
-def _base(study: SteeredStudy) -> int:
-    """Return what more trials are counted from."""
-    is_open = study.state.num_reopenings > study.journal.num_reopenings  # an earlier command has asked for more
-    is_over = (has_ended(study) and not is_open) or study.state.finishing is not None
-    return num_proposed(study.records, study.state) if is_over else study.plan.trials
-
-
-def _wants_new(study: SteeredStudy) -> bool:
-    """Whether trials are left to start: the search's own, or ones that people asked for when the time was used up."""
-    started = {record.command for record in study.records.values()}
-    return num_proposed(study.records, study.state) < study.plan.trials or not started.issuperset(study.state.asked)
-
-
-def _budget_s(study: SteeredStudy, more_s: float) -> float | None:
-    """Return the new time budget; None if there is none.
-
-    Raises:
-        CommandError: the study's is used up, and no time comes to it.
-    """
-    if more_s:
-        return max(study.journal.spent_by_now_s, study.plan.time_budget_s or 0.0) + more_s
-    check_time(study)
-    return study.plan.time_budget_s
 
 
 def _seconds(text: Scalar) -> float:
@@ -236,62 +219,52 @@ def _seconds(text: Scalar) -> float:
     return seconds
 
 
-class _Asking(Verb):
-    """A verb that asks for a trial."""
-
-    after_training: ClassVar[bool] = True
-
-    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
-        params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
-        source = command.trial_ids[0] if command.trial_ids else ""
-        is_hidden = bool(facts.get("is_hidden", False))
-        state.asked[command.command_id] = AskedTrial(command.command_id, params, source, is_hidden)
-        state.num_reopenings += bool(facts.get("reopens"))
+_PARAM = "params."
 
 
-class Add(_Asking):
+class Add(Verb):
     """Has the study try params that a person gives, beside those that the sampler proposes.
 
-    What is not given is what the sampler proposes for the next trial. The trial comes on top of `search.trials`, and
-    the sampler learns from it as from its own. It starts once a slot is free, before new proposals.
+    What is not given is as in the trial that the command names; without one, it is what the sampler proposes for the
+    next trial. The trial comes on top of `search.trials`, and the sampler learns from it as from its own. It starts
+    once a slot is free, before new proposals.
     """
 
     name = "add"
+    trials: ClassVar[tuple[int, int | None]] = (0, 1)
+    after_training: ClassVar[bool] = True
 
     def check(self, command: Command, study: SteeredStudy) -> Accepted:
         from loraxs_search.search_space import place_given  # late: `status` starts without it
 
         check_time(study)
-        placed = place_given(_space_of(study), command.params)
+        space, source = _space_of(study), "".join(command.trial_ids)
+        placed = place_given(space, command.params, study.records[source].params if source else {})
         if placed.faults:
             hint = f"`loraxs-search status {study.name}` shows params that trials have"
             raise CommandError("\n".join(placed.faults), hint=hint)
         given = ", ".join(f"{name} {value}" for name, value in placed.params.items())
-        text = f"a trial with {given} starts" if given else "a trial that the sampler proposes starts"
-        return Accepted(f"{text} once a slot is free", _facts_of(study, placed.params))
+        what = f"with {given}" if given else "that the sampler proposes"
+        facts: dict[str, Scalar] = {f"{_PARAM}{name}": value for name, value in placed.params.items()}
+        return Accepted(
+            f"a trial {what} starts once a slot is free", facts | ({"reopens": True} if has_ended(study) else {})
+        )
+
+    def apply(self, command: Command, facts: Mapping[str, Scalar], state: SteeringState) -> None:
+        params = {name.removeprefix(_PARAM): value for name, value in facts.items() if name.startswith(_PARAM)}
+        state.asked[command.command_id] = AskedTrial(command.command_id, params, "".join(command.trial_ids))
+        state.num_reopenings += bool(facts.get("reopens"))
 
 
-class Clone(_Asking):
-    """Has the study try the params of a trial, but for those given.
+def _space_of(study: SteeredStudy) -> Space:
+    """Return the space that a study searches.
 
-    With `force` what concerns the optimizer alone may lie outside of the space; the sampler learns nothing from such a
-    trial. Nothing else can: hosts are prepared for the shapes that the space allows.
+    Raises:
+        CommandError: its file is damaged.
     """
+    from loraxs_search.studies.stored_space import stored_space
 
-    name = "clone"
-    trials: ClassVar[Trials] = "one"
-
-    def check(self, command: Command, study: SteeredStudy) -> Accepted:
-        from loraxs_search.search_space import clone_params  # late: `status` starts without it
-
-        check_time(study)
-        (source,) = command.trial_ids
-        force = bool(command.arguments.get("force"))
-        space, own = _space_of(study), study.records[source].params
-        placed = clone_params(space, own, command.params, force=force)
-        if placed.faults:
-            can_force = not clone_params(space, own, command.params, force=True).faults
-            hint = "`--force` tries it all the same" if can_force else "launch another study for other shapes"
-            raise CommandError("\n".join(placed.faults), hint=hint)
-        facts = _facts_of(study, placed.params, is_hidden=bool(placed.outside))
-        return Accepted(f"a clone of trial {source} starts once a slot is free", facts)
+    try:
+        return stored_space(study.folder)
+    except (StudyError, SpaceError) as error:
+        raise CommandError(error.message, hint=error.hint) from error

@@ -19,7 +19,7 @@ What of it is not rebuilt from the rest can be mirrored in a storage (a shared f
 
 from __future__ import annotations
 
-from loraxs_search.studies.commands import CommandInbox
+from loraxs_search.studies.commands import CommandInbox, put_elsewhere
 from loraxs_search.studies.folder import StudyFolder, broken_studies, list_studies, studies_root
 from loraxs_search.studies.info import StudyInfo
 from loraxs_search.studies.journal import Journal
@@ -48,6 +48,7 @@ __all__ = [
     "mirrored",
     "next_step",
     "next_step_of_task",
+    "put_elsewhere",
     "read_reports",
     "store_of",
     "studies_root",

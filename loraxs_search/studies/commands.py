@@ -12,9 +12,22 @@ from pathlib import Path
 from loraxs_search.errors import StudyError
 from loraxs_search.home import disk_faults, write_atomic
 from loraxs_search.records import Command, from_json, to_json
+from loraxs_search.studies.storage import Storage
 
 _logger = logging.getLogger(__name__)
 _NAME = re.compile(r"(?P<id>[A-Za-z0-9-]{1,64})\.json")
+
+
+_FOLDER = "commands"  # of a study, in a storage
+
+
+def put_elsewhere(storage: Storage, study: str, command: Command) -> None:
+    """Leave a command for the driver of a study on another machine.
+
+    Raises:
+        StorageError: the storage cannot be used.
+    """
+    storage.create(f"{study}/{_FOLDER}/{command.command_id}.json", to_json(command).encode())
 
 
 class CommandInbox:
@@ -63,9 +76,21 @@ class CommandInbox:
     def remove(self, command_id: str) -> None:
         """Remove an answered command; a missing one changes nothing."""
         name = f"{command_id}.json"
-        if _NAME.fullmatch(name):  # an id may come from a tag, and lead anywhere
-            with disk_faults(self._path):
-                (self._path / name).unlink(missing_ok=True)
+        with disk_faults(self._path):
+            (self._path / name).unlink(missing_ok=True)
+
+    def take_from(self, storage: Storage, study: str) -> None:
+        """Bring here what `put_elsewhere` has left in a storage; one that comes again after a kill counts once.
+
+        Raises:
+            StorageError: the storage cannot be used.
+            HomeError: the folder cannot be written.
+        """
+        for key in storage.keys(f"{study}/{_FOLDER}"):
+            name, content = key.rpartition("/")[2], storage.get(key)
+            if content and _NAME.fullmatch(name):
+                write_atomic(self._path / name, content)
+            storage.delete(key)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _files(self) -> list[Path]:

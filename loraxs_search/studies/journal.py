@@ -90,7 +90,7 @@ class Journal:
 
     @property
     def spent_by_now_s(self) -> float:
-        """The same, of a driver's own journal until now: it may have recorded nothing while all trials were paused."""
+        """The same, of a driver's own journal until now: it may have recorded nothing for long."""
         return self._work_time.until_now(steady_time()) if self._is_drivers else self.spent_s
 
     @property

@@ -217,12 +217,13 @@ class Mirror:
         self._held.__exit__(None, None, None)
 
     def copy(self) -> None:
-        """Copy what has changed since the last time.
+        """Copy what has changed since the last time, and take the commands that people have left there.
 
         Raises:
             StudyError: another driver has taken over.
             StorageError: the storage cannot be written, or may be another driver's by now.
         """
+        self._folder.inbox().take_from(self._storage, self._folder.name)
         keys = files(self._folder.path)
         first = {key: self._changed(key) for key in READ_FIRST}
         for key in keys:

@@ -118,7 +118,6 @@ def task_note(facts: StudyDescription) -> str:
 - **Base model**: `{facts.base_model}`, frozen{_read(task)}. Each trial trains a tiny adapter on it.
 
 Each search is a run, with its trials below it. `loraxs-search ui STUDY` opens the trials of a search, best first.
-While a search runs, the tag `loraxs.command` with the value `stop`, on the run of a trial, stops that trial.
 
 The best adapter so far is the champion of the [registered model]({model}), once `loraxs-search promote STUDY` has made
 it so. To use it:

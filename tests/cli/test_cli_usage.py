@@ -14,7 +14,7 @@ from loraxs_search.cli._main import app, configure_stdout, run
 from loraxs_search.shipped_spaces import shipped_spaces
 
 REGISTRY = ("promote", "ls", "show", "history", "rollback", "rm", "pull", "predict")
-STEERING = ("stop", "pause", "continue", "finish", "add", "clone", "extend")
+STEERING = ("stop", "finish", "add", "extend")
 VERBS = ("check", "launch", "status", "compare", "resume", *STEERING, *REGISTRY, "ui")
 
 

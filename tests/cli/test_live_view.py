@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -23,7 +22,7 @@ from support.terminal import Terminal
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import draw
 from loraxs_search.log.events import Phase, ShownEvent, Steered, TrialsAdvanced
-from loraxs_search.records import SteeringStatus, TrialState
+from loraxs_search.records import TrialState
 from loraxs_search.reports.search_state import SearchState
 
 
@@ -82,25 +81,9 @@ def test_a_trial_shows_the_step_that_it_has_got_to(state: SearchState) -> None:
     assert "201" in next(row for row in rows if row[:1] == ["steps"]), "180 and what has come since"
 
 
-@pytest.mark.parametrize(
-    ("status", "words"),
-    [
-        ({"paused": ("00002",)}, "training, 1 paused"),
-        ({"paused": ("00002",), "is_paused": True}, "pausing, no new trials: 1 still to report"),
-        (
-            {"paused": ("00002", "00003"), "is_paused": True},
-            "paused, 2 trials: `loraxs-search continue mine` resumes it",
-        ),
-        ({"finishing": "finished by a person (ann)"}, "finishing, no new trials: 2 still running"),
-    ],
-)
-def test_what_people_have_asked_for_is_what_it_does(state: SearchState, status: dict[str, Any], words: str) -> None:
-    state.happened(Steered(study="mine", at=1080.0, text="so", status=SteeringStatus(**status)))
-    lines = drawn(state, 80).splitlines()
-    assert lines[2].rstrip() == f"now      {words}"
-    shown = {line.split()[0]: line.split()[1] for line in lines if line.startswith("0000")}
-    assert {name for name, what in shown.items() if what == "paused"} == set(status.get("paused", ()))
-    assert ("left" in lines[1]) is not words.startswith("paused")
+def test_a_search_that_is_to_finish_says_so(state: SearchState) -> None:
+    state.happened(Steered(study="mine", at=1080.0, text="so", finishing="finished by a person (ann)"))
+    assert drawn(state, 80).splitlines()[2].rstrip() == "now      finishing: 2 still running"
 
 
 def test_refits_are_counted(state: SearchState) -> None:

@@ -55,23 +55,10 @@ def test_a_study_that_another_machine_has_taken_over_is_elsewhere(
     assert states(say) == ("elsewhere", "RUNNING")
     host = os.uname().nodename
     assert f"mine runs on {host}, or was killed there" in say("status", "mine").err
-    refused = say("pause", "mine")
-    assert refused.code == 1
-    assert f"Study 'mine' runs on {host}, and its MLflow is a file" in refused.err
+    assert f"study 'mine' runs on {host}, which takes it from {storage_folder}" in say("finish", "mine").err
     assert not list(driver.folder.inbox().waiting()), "nobody would read it"
     held.release()
     assert states(say) == ("interrupted", "INTERRUPTED")
-
-
-def test_a_command_to_another_machine_whose_server_is_away_is_an_error(
-    storage_folder: Path, say: Say, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    driver = ScriptedDriver(study("mine", "http://127.0.0.1:9", storage=str(storage_folder)))
-    driver.begin()
-    lease.Lease(Storage(str(storage_folder)), "mine").take()
-    monkeypatch.setattr(lease.platform, "node", lambda: "another")
-    assert say("pause", "mine").is_error(1, "The MLflow server at http://127.0.0.1:9 must be reachable")
-    assert not list(driver.folder.inbox().waiting())
 
 
 def test_a_search_that_is_to_finish_says_what_is_left(driver: ScriptedDriver, say: Say) -> None:

@@ -23,9 +23,7 @@ def folder() -> StudyFolder:
     return folder
 
 
-@pytest.mark.parametrize(
-    "args", [("stop", "s", "1", "--now"), ("pause", "s", "00001"), ("pause", "s"), ("finish", "s")]
-)
+@pytest.mark.parametrize("args", [("stop", "s", "1", "--now"), ("extend", "s", "--trials", "2"), ("finish", "s")])
 def test_a_command_is_queued_and_status_names_it(
     args: tuple[str, ...], folder: StudyFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -45,8 +43,8 @@ def test_a_command_is_queued_and_status_names_it(
     [
         (("stop", "s", "00000"), "Trial 00000 of study 's' has already ended, PRUNED: ASHA stopped it", "status s"),
         (("stop", "s", "7"), "`trial` must be one of study 's': 00001, 00000, but got '00007'", "status s"),
-        (("continue", "s"), "Nothing is paused in study 's'", "status s"),
-        (("pause", "nothing"), "but there is no 'nothing'", "--tracking-uri"),
+        (("add", "s", "--from", "7"), "`trial` must be one of study 's': 00001, 00000, but got '00007'", "status s"),
+        (("finish", "nothing"), "but there is no 'nothing'", "ssh MACHINE"),
     ],
 )
 def test_what_is_refused_says_why_and_what_to_do(

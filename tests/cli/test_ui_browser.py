@@ -15,12 +15,6 @@ from typing import Any
 
 import pytest
 from support.browsers import CHROMIUM
-from support.shell import start
-
-from loraxs_search.errors import StudyError
-from loraxs_search.records import TrialState
-from loraxs_search.studies import StudyFolder
-from loraxs_search.tracking.ui import ui_page
 
 # What MLflow's own pages ask for in vain: accounts, which our server has none of, and a file of its flavours.
 RESIZED = "ResizeObserver loop completed"  # the browser says so when it lays out later: no fault of a page
@@ -151,81 +145,3 @@ def test_the_report_opens_in_the_artifact_viewer_of_the_searchs_run(page, link, 
     report.get_by_role("link", name="Learning curves").click()
     report.locator("#learning_curves .main-svg").first.wait_for()
     shoot("6-report")
-
-
-@pytest.fixture
-def running(fresh_home: Path, searched: Any, tiny_space: Path) -> Iterator[str]:
-    """A search of two long trials that is recorded where the UI looks, in a home of its own."""
-    store = f"sqlite:///{searched.shell.home / 'mlflow.db'}"
-    plan = {"trials": 2, "concurrent": 2, "max_steps": 100_000, "report_every": 5, "scheduler": "none"}
-    options = [part for name, value in plan.items() for part in ("--set", f"search.{name}={value}")]
-    command = ("launch", str(tiny_space), "--name", "typed", "--tracking-uri", store, *options)
-    with start(fresh_home, *command) as driver:
-        try:
-            yield store
-        finally:
-            if driver.poll() is None:
-                driver.send_signal(signal.SIGINT)
-            driver.communicate(timeout=120)
-
-
-def visible(page: Any, what: Any) -> Any:
-    """Return what comes to be on a page, which is loaded again now and then, as people do who wait."""
-    from playwright.sync_api import TimeoutError as NotYetError
-
-    for patience_s in (5, 10, 20, 40, 60, 60, 60):
-        try:
-            what.wait_for(timeout=1000 * patience_s)
-        except NotYetError:
-            page.reload()
-        else:
-            return what
-    raise AssertionError(page.locator("#root").inner_text())
-
-
-def link_of(page: Any, store: str, study: str) -> Callable[[str], str]:
-    """Return what makes the link to a study that a search is about to record."""
-    for _ in range(600):
-        try:
-            return ui_page(store, study)
-        except StudyError:
-            page.wait_for_timeout(1000)
-    raise AssertionError(f"{study} is not recorded")
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.long
-def test_a_tag_that_is_typed_there_stops_a_trial_of_a_running_search(page, link, shoot, running):
-    page.goto(link_of(page, running, "typed")(link.partition("/#")[0]))
-    visible(page, page.get_by_role("link", name="#1 r").first)
-    page.get_by_role("link", name="#0 r").first.click()
-    page.get_by_role("button", name="Edit tags").click()
-    page.get_by_role("combobox").last.fill("loraxs.command")
-    page.keyboard.press("Enter")
-    page.get_by_label("Value").fill("stop")
-    page.get_by_role("button", name="Add tag").click()
-    shoot("7-tag")
-    page.get_by_role("button", name="Save tags").click()
-    visible(page, page.get_by_text("stopped by a person (a user in MLflow)").first)
-    page.get_by_text("stop: done: trial 00000 ends at its next report").first.wait_for()
-    assert page.get_by_text("loraxs.command").count() == 0, "it is deleted once it is answered"
-    shoot("8-stopped")
-    stopped, other = StudyFolder.open("typed").journal().records.values()
-    assert (stopped.state, other.state) == (TrialState.PRUNED, TrialState.RUNNING)
-
-
-def test_the_model_of_the_task_has_a_page_and_readable_tags(page, link, shoot):
-    address = link.partition("/#")[0]
-    page.goto(f"{address}/#/models?{TRAINING}")
-    page.get_by_role("link", name="movie-reviews").first.wait_for()
-    assert page.get_by_text("factors-").count() == 0
-    page.goto(f"{address}/#/models/movie-reviews?{TRAINING}")
-    for shown in ("The champion is", "loraxs-search pull movie-reviews", "always the same answer", "champion"):
-        page.get_by_text(shown).first.wait_for()
-    page.get_by_text("loraxs.champion").first.wait_for()
-    assert '{"' not in page.locator("#root").inner_text()
-    shoot("4-model")
-    page.get_by_role("link", name="Version 1", exact=True).click()  # of the table; that of the text opens a tab
-    for shown in ("Why it was promoted", "loraxs-search pull movie-reviews:1", "plain LoRA at rank"):
-        page.get_by_text(shown).first.wait_for()
-    shoot("5-version")

@@ -41,7 +41,7 @@ def has_reported(trial_id: str) -> bool:
 def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_home: Path, tiny_space: Path) -> None:
     with start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES) as driver:
         until(lambda: has_reported("00000"), "a trial reports")
-        cloned = loraxs_search.clone_trial(NAME, "0", {"learning_rate": 2e-3})
+        cloned = loraxs_search.add_trial(NAME, {"learning_rate": 2e-3}, source="0")
         added = loraxs_search.add_trial(NAME, {"rank": 4, "learning_rate": 5e-3})
         extended = loraxs_search.extend_study(NAME, trials=1)
         driver.kill()

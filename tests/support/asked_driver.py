@@ -15,7 +15,7 @@ from loraxs_search.records import AdapterSize, AnswerState, SearchPlan, TrialRep
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import make_scheduler
-from loraxs_search.search.driver.commander import Commander, InboxSource
+from loraxs_search.search.driver.commander import Commander
 from loraxs_search.search.ledger import Ledger, SilentView
 from loraxs_search.search.tune.advancer import REPORT, STEP
 from loraxs_search.search.tune.searcher import StudySearcher
@@ -118,7 +118,7 @@ def drive(folder: StudyFolder) -> Driver:
         study=folder.name,
         state=steered_study.state,
     )
-    commander = Commander(steered_study, [InboxSource(folder.inbox())], lambda *_: None, searcher.apply_commands)
+    commander = Commander(steered_study, apply_commands=searcher.apply_commands)
     searcher.take_commands = commander.take_all
     return Driver(folder, searcher, commander, trials)
 

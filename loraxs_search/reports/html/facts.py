@@ -83,11 +83,11 @@ class ReportFacts:
     def stopped(self) -> list[TrialRecord]:
         return [record for record in self.records if record.state is TrialState.PRUNED]
 
-    def word(self, state: TrialState | Literal["INTERRUPTED", "PAUSED"]) -> str:
+    def word(self, state: TrialState | Literal["INTERRUPTED"]) -> str:
         """Return how a trial's state is shown."""
         if state == "INTERRUPTED" or (state is TrialState.RUNNING and self.state != "running"):
             return "not ended"
-        return "paused" if state == "PAUSED" else _WORDS[state]
+        return _WORDS[state]
 
     @cached_property
     def best(self) -> LeaderboardRow | None:

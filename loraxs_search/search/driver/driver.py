@@ -45,10 +45,13 @@ class Driver:
 
     Args:
         stop: Set from anywhere, it ends the search cleanly, and those that run beside it.
+        is_locked: Whether this process holds the study already.
     """
 
-    def __init__(self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event) -> None:
-        self._info, self._space, self._stop = info, space, OwnStop(stop)
+    def __init__(
+        self, info: StudyInfo, space: Space, view: SearchView, stop: threading.Event, *, is_locked: bool = False
+    ) -> None:
+        self._info, self._space, self._stop, self._is_locked = info, space, OwnStop(stop), is_locked
         self._ledger = Ledger(info.name, view)
         self._started_at = steady_time()
 
@@ -76,7 +79,7 @@ class Driver:
                 actors.close()
 
     def _run_with(self, actors: StudyActors, folder: StudyFolder) -> SearchResult:
-        with folder.lock(), mirrored(folder, self._stop.set) as mirror:
+        with contextlib.nullcontext() if self._is_locked else folder.lock(), mirrored(folder, self._stop.set) as mirror:
             if folder.identity() is None:
                 folder.write_identity(actors.info.identity)
             if lacks_baseline(folder):

@@ -193,12 +193,18 @@ def _fresh_name(space: str) -> str:
 
 
 def _run_one(
-    info: StudyInfo, space: Space, cluster: Cluster, view: SearchView, stop: threading.Event | None
+    info: StudyInfo,
+    space: Space,
+    cluster: Cluster,
+    view: SearchView,
+    stop: threading.Event | None,
+    *,
+    is_locked: bool = False,
 ) -> SearchResult:
     installing = ", which first makes the environment on every node" if cluster.runtime_env else ""
     view.happened(Phase(at=steady_time(), text=f"starting Ray{installing}"))
     with _ready([space], info.tracking_uri, cluster) as pool:
-        return Driver(info, space, view, stop or threading.Event()).run(pool)
+        return Driver(info, space, view, stop or threading.Event(), is_locked=is_locked).run(pool)
 
 
 @contextlib.contextmanager
@@ -259,7 +265,6 @@ def resume(
     if is_done and not lacks_baseline(folder):
         return close_finished(folder)
     space = stored_space(folder)
-    with folder.lock():  # refuses before Ray is started and the base loaded, where another is at work
-        pass
     space = replace(space, search=extended(space.search, state))
-    return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop)
+    with folder.lock():  # before Ray is started: commands that come now wait for this driver
+        return _run_one(info, space, Cluster(address, runtime_env), view or SilentView(), stop, is_locked=True)

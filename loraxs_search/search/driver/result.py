@@ -174,7 +174,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
         mirrored(folder, lambda: None) as mirror,
         open_tracker(folder, uri, mirror) as tracker,
     ):
-        answer_waiting(folder, uri)
+        answer_waiting(folder)
         result = _record_finished(folder)
         tracker.drain()
         return result

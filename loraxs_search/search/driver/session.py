@@ -19,7 +19,7 @@ from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import SlotWait
 from loraxs_search.search.driver.baselines import StudyBaselines
 from loraxs_search.search.driver.candidates import completed_trials
-from loraxs_search.search.driver.commander import commands
+from loraxs_search.search.driver.commander import Commander
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.linear_probe import StudyProbe
 from loraxs_search.search.driver.result import SearchResult, log_adapters, result_of
@@ -38,7 +38,6 @@ from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking.run_texts import environment_tags
 
 _logger = logging.getLogger(__name__)
-_LOOK_EVERY_S = 0.5  # while all that is left is paused
 
 
 class SearchSession:
@@ -67,7 +66,7 @@ class SearchSession:
         actors.linear_probe = StudyProbe(folder, actors, space, ledger.phase).digest
         self._info, self._space, self._folder, self._journal = info, space, folder, journal
         self._actors, self._ledger, self._stop, self._run_of = actors, ledger, stop, run_of
-        self._study, self._was_begun = steered(folder, journal), journal.num_drivers > 0
+        self._study = steered(folder, journal)
         reopen(self._study)
         plan, task = info.search, info.task
         self._deadline = Deadline(plan, self._study.state, started_at - journal.spent_s)
@@ -91,6 +90,7 @@ class SearchSession:
             state=self._study.state,
         )
         self._searcher.is_stopped = stop.is_set
+        self._commander = Commander(self._study, ledger.steered, self._apply_commands)
 
     def run(self) -> SearchResult:
         """Search until the budget is used and nobody asks for more; return the result.
@@ -99,15 +99,8 @@ class SearchSession:
             SearchInterruptedError: stopped before the budget was used.
             TrialsFailError: nearly all of the latest trials failed for the same reason, or all have failed.
         """
-        study, uri, say = self._study, self._info.tracking_uri, self._ledger.steered
         with self._actors.watched(self._record_usage, self._show_steps):
-            while True:
-                with commands(study, uri, say, self._apply_commands, goes_on=self._was_begun) as commander:
-                    self._commander = commander
-                    run_stages(self._folder, self._journal, self._train, self._finalize, self._wants_more)
-                if not reopen(study):  # by what was answered last
-                    break
-                self._was_begun = False  # from here on a user may write words to this driver
+            run_stages(self._folder, self._journal, self._train, self._finalize, self._wants_more)
         self._ledger.close()
         self._journal.search_ended(self._journal.notice or "")
         return result_of(self._folder, self._journal)
@@ -181,30 +174,17 @@ class SearchSession:
                 canceller.on_loop_step(self._searcher.to_cancel)
 
             self._searcher.take_commands = on_loop_step
-            self._run_tuner_and_wait()
+            while self._searcher.has_more and not self._searcher.must_end:
+                self._run_tuner()
+        if self._searcher.fatal_error is not None:
+            raise self._searcher.fatal_error
         self._end_unfinished(planned(self._info.search, self._study.state, self._journal.records).trials)
         self._journal.search_ended(self._searcher.notice)
-
-    def _run_tuner_and_wait(self) -> None:
-        """Run Ray Tune; where all that is left is paused, wait until a user continues it.
-
-        Tune does not wait: without trials to run it would hold slots and warn of missing resources.
-        """
-        searcher = self._searcher
-        while searcher.has_more and not searcher.must_end:
-            if not searcher.is_waiting:
-                self._run_tuner()
-                continue
-            self._ledger.steered(f"everything left is paused: go on with `loraxs-search continue {self._info.name}`")
-            while searcher.is_waiting and not self._stop.wait(_LOOK_EVERY_S):
-                searcher.on_loop_step()
-        if searcher.fatal_error is not None:
-            raise searcher.fatal_error
 
     def _run_tuner(self) -> None:
         searcher, metric = self._searcher, self._info.task.search_metric
         searcher.begin_loop()
-        scheduler = TuneScheduler(self._scheduler, metric, searcher.abort, searcher.should_leave)
+        scheduler = TuneScheduler(self._scheduler, metric, searcher.abort, searcher.is_stopping)
         wait = SlotWait(living_nodes, lambda: self._actors.slot_counter.slots, _logger.warning)
         watch = LoopWatch(
             lambda: searcher.must_end,
@@ -359,7 +339,7 @@ class SearchSession:
             why_slots=actors.pack_size.reason,
             time_left_s=self._deadline.left_s,
             notes=notes(self._space),
-            steering=self._study.state.status,
+            finishing=self._study.state.finishing or "",
         )
 
 

@@ -61,7 +61,7 @@ class TuneScheduler(Unpickled, FIFOScheduler):
     Args:
         metric: What running trials are compared by.
         abort: Called when the scheduler raises: Tune would take that for a failure of the trial.
-        should_leave: Says of a trial that has reported whether a user wants it to train no further.
+        is_stopping: Says of a trial that has reported whether a user wants it to train no further.
     """
 
     def __init__(
@@ -69,11 +69,11 @@ class TuneScheduler(Unpickled, FIFOScheduler):
         scheduler: Scheduler,
         metric: str,
         abort: Callable[[LoraxsError], None],
-        should_leave: Callable[[str], bool] = lambda _: False,
+        is_stopping: Callable[[str], bool] = lambda _: False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._scheduler, self._study_metric, self._abort = scheduler, metric, abort
-        self._should_leave = should_leave
+        self._is_stopping = is_stopping
         self._places: dict[str, int] = {}
         self._place = itertools.count()
 
@@ -101,7 +101,7 @@ class TuneScheduler(Unpickled, FIFOScheduler):
                 )
             )
             return self.CONTINUE
-        return self.CONTINUE if reason is None and not self._should_leave(report.trial_id) else self.STOP
+        return self.CONTINUE if reason is None and not self._is_stopping(report.trial_id) else self.STOP
 
     def on_trial_complete(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> None:
         """Record a last report, about which Tune does not ask; a repeated one changes nothing."""

@@ -27,7 +27,7 @@ from loraxs_search.search.tune.advancer import CANCELLED, FAILED, FATAL, REPORT,
 from loraxs_search.search.tune.runner import Unpickled
 from loraxs_search.search.tune.slots import RESOURCES, SPEC
 from loraxs_search.steering import SteeringState
-from loraxs_search.steering.state import AskedTrial, Deadline, extended, num_proposed
+from loraxs_search.steering.state import AskedTrial, Deadline, extended, num_proposed, unstarted
 
 _FEWEST = 5
 _SHARE = 0.9
@@ -77,8 +77,8 @@ class StudySearcher(Unpickled, Searcher):
     Tune takes an exception of its searcher for a failure of the trial. What keeps this one from recording is in
     `fatal_error` instead: from then on it records nothing and proposes nothing, and trials keep their last state.
 
-    What people ask of it is in `state`, which `apply_commands` acts by. A paused trial is unfinished and not proposed.
-    Trials that people asked for come before new proposals, and on top of them.
+    What people ask of it is in `state`, which `apply_commands` acts by. Trials that people asked for come before new
+    proposals, and on top of them.
 
     Args:
         deadline: When the time budget is used up.
@@ -105,8 +105,6 @@ class StudySearcher(Unpickled, Searcher):
         self.is_stopped: Callable[[], bool] = lambda: False  # whether the driver is to end
         self.take_commands: Callable[[], None] = lambda: None  # called at each step of Tune's loop
         self._study, self._state = study, state
-        self._leaving: set[str] = set()  # trials that a report ended in Tune since a user paused them
-        self._parked: set[str] = set()  # trials that are paused, and no longer in Tune
         self._sampler, self._scheduler, self._deadline = sampler, scheduler, deadline
         self._ledger, self._plan, self._actors = ledger, plan, actors
         self._pending: list[str] = []
@@ -138,21 +136,13 @@ class StudySearcher(Unpickled, Searcher):
 
     @property
     def has_more(self) -> bool:
-        """Whether there is a trial to propose, now or once what is paused continues."""
+        """Whether there is a trial to propose."""
         return self.early_end is None and self.is_short
 
     @property
     def is_short(self) -> bool:
         """Whether trials are missing of what the search was to train, whatever ended it."""
-        return bool(self._pending or self._parked or self._wants_more())
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether all that is left to train is paused."""
-        if self._may_propose_new():
-            return False
-        is_paused = bool(self._parked) or (self._state.is_paused and self._wants_more())
-        return self.fatal_error is None and self.early_end is None and not self._pending and is_paused
+        return bool(self._pending or self._wants_more())
 
     @property
     def to_cancel(self) -> list[str]:
@@ -161,10 +151,8 @@ class StudySearcher(Unpickled, Searcher):
 
     def begin_loop(self) -> None:
         """Propose all unfinished trials in Tune's next loop: the last one leaves some where the time budget ends it."""
-        self._trial_ids, self._leaving = {}, set()
-        unfinished = [record.trial_id for record in self._ledger.unfinished()]
-        self._parked &= set(unfinished)
-        self._pending = [trial_id for trial_id in unfinished if trial_id not in self._parked]
+        self._trial_ids = {}
+        self._pending = [record.trial_id for record in self._ledger.unfinished()]
         self.apply_commands()
 
     def on_loop_step(self) -> None:
@@ -172,25 +160,17 @@ class StudySearcher(Unpickled, Searcher):
         self._recording(self.take_commands)
 
     def apply_commands(self) -> None:
-        """Act by the state: end what is stopped, keep what is paused, propose again what continues.
+        """Act by the state: end the trials that are stopped and not in Tune.
 
-        A trial in Tune leaves at its next report, when the scheduler asks `should_leave`.
+        A trial in Tune ends at its next report, when the scheduler asks `is_stopping`.
         """
-        outside = sorted({*self._pending, *self._parked})  # in the order in which they were started
-        self._pending, self._parked = [], set()
-        for trial_id in outside:
-            if trial_id in self._state.stopping:
-                self._ledger.trial_ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
-            elif trial_id in self._state.paused:
-                self._parked.add(trial_id)
-            else:
-                self._pending.append(trial_id)
+        for trial_id in [each for each in self._pending if each in self._state.stopping]:
+            self._pending.remove(trial_id)
+            self._ledger.trial_ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
 
-    def should_leave(self, trial_id: str) -> bool:
-        """Say whether a user wants a trial in Tune to train no further, for now or for good."""
-        if trial_id in self._state.paused:
-            self._leaving.add(trial_id)
-        return trial_id in self._state.stopping or trial_id in self._state.paused
+    def is_stopping(self, trial_id: str) -> bool:
+        """Say whether a user wants a trial to train no further."""
+        return trial_id in self._state.stopping
 
     def abort(self, error: LoraxsError) -> None:
         """End the search for an error that is not a trial's; the first error counts."""
@@ -223,8 +203,8 @@ class StudySearcher(Unpickled, Searcher):
     def _suggest(self, tune_id: str) -> Any:  # Ray's type forgets `FINISHED`, a text
         if self.must_end or self._is_over():
             return Searcher.FINISHED  # at None, with no trial at work, Tune would ask again for ten minutes
-        if not self._pending and not self._may_propose_new():
-            return None  # a trial in Tune may yet be paused, so that it is to be proposed again
+        if not self._pending and not self._wants_more():
+            return None  # Tune's loop goes on while a trial trains
         if len(self._trial_ids) >= self._actors.slot_counter.max_concurrent:
             return None
         if self._pending:
@@ -267,7 +247,6 @@ class StudySearcher(Unpickled, Searcher):
         else:
             self._reported(result)
             self._end(trial_id, result[STEP])
-        self._leaving.discard(trial_id)
 
     def _has_budget(self) -> bool:
         return self._num_proposed() < extended(self._plan, self._state).trials
@@ -277,19 +256,13 @@ class StudySearcher(Unpickled, Searcher):
 
     def _asked(self) -> AskedTrial | None:
         """Return the next trial that a user asked for and that has not started."""
-        if not self._state.asked:
-            return None
-        started = {record.command for record in self._ledger.records.values()}
-        return next((asked for asked in self._state.asked.values() if asked.command_id not in started), None)
+        return next(iter(unstarted(self._ledger.records, self._state)), None)
 
     def _wants_more(self) -> bool:
         return self._asked() is not None or (self._state.finishing is None and self._has_budget())
 
-    def _may_propose_new(self) -> bool:
-        return self._wants_more() and not self._state.is_paused
-
     def _is_over(self) -> bool:
-        nothing_left = not (self._pending or self._trial_ids or self._may_propose_new())
+        nothing_left = not (self._pending or self._trial_ids or self._wants_more())
         return nothing_left or self.early_end is not None
 
     def _new(self) -> tuple[dict[str, Any], Origin, Proposal | None]:
@@ -299,9 +272,7 @@ class StudySearcher(Unpickled, Searcher):
             params, proposal = self._sampler.propose(seed, index=self._num_proposed())
             return params, Origin(), proposal
         lineage = Lineage(self._study, asked.source) if asked.source else None
-        origin = Origin(command=asked.command_id, lineage=lineage, is_hidden=asked.is_hidden)
-        if asked.is_hidden:
-            return dict(asked.params), origin, None
+        origin = Origin(command=asked.command_id, lineage=lineage)
         params, proposal = self._sampler.add(asked.params, seed)
         return params, origin, proposal
 
@@ -313,10 +284,6 @@ class StudySearcher(Unpickled, Searcher):
             return
         if (reason := self._scheduler.stopped.get(trial_id)) is None and trial_id in self._state.stopping:
             reason = self._stop_reason(trial_id)
-        if reason is None and trial_id in self._leaving:
-            self._parked.add(trial_id)
-            self.apply_commands()  # it may have been continued in the meantime
-            return
         self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason or f"the time budget ended at step {step}")
 
     def _stop_reason(self, trial_id: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from support.recorded_search import FACTS, NODES, Teller, begun, closed, finishing, reported, training
@@ -13,12 +12,11 @@ from loraxs_search.log.events import (
     Phase,
     SearchEnded,
     ShownEvent,
-    Steered,
     TrialReported,
     TrialsAdvanced,
     Warned,
 )
-from loraxs_search.records import SteeringStatus, TrialState
+from loraxs_search.records import TrialState
 from loraxs_search.reports.search_state import HostLine, SearchState
 
 
@@ -133,39 +131,10 @@ def test_rows_a_second_are_of_each_trials_own_batches() -> None:
     assert state.hosts(1020.0)[0] == HostLine(NODES[0], 2, 2, (20 + 20) / 20, (20 * 8 + 20 * 32) / 20)
 
 
-def commanded(state: SearchState, at: float = 1080.0, **status: Any) -> None:
-    """Let the search have been steered so."""
-    state.happened(Steered(study="mine", at=at, text="so", status=SteeringStatus(**status)))
-
-
-def test_paused_trials_take_no_slots_and_wait(state: SearchState) -> None:
-    commanded(state, paused=("00000", "00002"))
-    assert state.paused == ["00002"], "the other one had ended before its next report"
-    assert (state.num_training, state.is_waiting) == (1, False)
-    assert [host.num_trials for host in state.hosts(1080.0)] == [0, 1]
-    commanded(state, paused=("00002", "00003"))
-    assert state.is_waiting
-    assert state.seconds_left(1080.0) is None
-    commanded(state)
-    assert not state.is_waiting
-
-
-def test_the_time_that_a_search_stood_still_says_nothing_of_its_speed(state: SearchState) -> None:
-    commanded(state, paused=("00002", "00003"), is_paused=True)
-    assert state.is_waiting
-    commanded(state, at=9000.0)
-    assert state.seconds_left(9000.0) is None, "until the next report"
-    line = state.trials["00002"]
-    last = reported(begun(2, 1000.0), 60, line.scores[-1], 9010.0).reports[-1]
-    state.happened(TrialReported(study="mine", at=9010.0, report=last))
-    assert state.seconds_left(9010.0) == pytest.approx((20 + 40 + 160) / 2.0)
-
-
 def test_a_search_that_is_to_finish_counts_the_trials_that_there_are(state: SearchState) -> None:
     view = Teller(state.happened)
-    steering = SteeringStatus(finishing="finished by a person")
-    view.started(replace(FACTS, at=1080.0, num_trials=4, steering=steering))
-    assert (state.steering, state.num_trials, state.num_training) == (steering, 4, 2)
+    view.started(replace(FACTS, at=1080.0, num_trials=4, finishing="finished by a person"))
+    assert (state.finishing, state.num_trials) == ("finished by a person", 4)
 
 
 def on_a_device(event: ShownEvent) -> ShownEvent:

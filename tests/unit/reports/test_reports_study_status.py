@@ -24,7 +24,7 @@ from support.studies import study
 import loraxs_search
 from loraxs_search.errors import StudyError
 from loraxs_search.log.events import SearchEnded, SearchStarted, ShownEvent, TrialsAdvanced
-from loraxs_search.records import SteeringStatus, TrialState, to_json
+from loraxs_search.records import TrialState, to_json
 from loraxs_search.reports.study_status import StudyEvents, watch
 
 TRIALS = (Tried({"rank": 4, "learning_rate": 1e-3}, 0.7), Tried({"rank": 8, "learning_rate": 1e-3}, 0.9))
@@ -35,7 +35,7 @@ def test_it_is_what_the_command_line_prints(fresh_home: Path, say: Callable[...,
     status = loraxs_search.status("s")
     assert json.loads(say("status", "s", "--json").ok) == json.loads(to_json(status))
     assert [row.trial_id for row in status.trials] == ["00001", "00000"]
-    assert (status.progress.ended, status.paused, status.commands, status.place) == (2, [], [], "")
+    assert (status.progress.ended, status.commands, status.place) == (2, [], "")
 
 
 def test_without_a_name_it_lists_all_studies(fresh_home: Path) -> None:
@@ -52,12 +52,10 @@ def test_a_running_search_stands_as_live_views_draw_it(fresh_home: Path, say: Ca
     driver.begin()
     driver.train("00000", 20)
     driver.train("00001", 40)
-    paused = SteeringStatus(("00000",))
-    driver.say.steered("pause 00000: it pauses", paused)
     driver.say.advanced(driver.folder, {"00000": 33, "00001": 47})
     with driver.folder.lock():
         rows = {row.trial_id: (row.state, row.step) for row in loraxs_search.status("s").trials}
-        assert rows == {"00000": ("PAUSED", 33), "00001": ("RUNNING", 47)}
+        assert rows == {"00000": ("RUNNING", 33), "00001": ("RUNNING", 47)}
         driver.end("00000", TrialState.PRUNED)
         driver.say.phase("training the best trial again")
         driver.say.counted(20, 40, "steps")

@@ -19,7 +19,7 @@ parameters:
   target_modules: {choice: [attention, [query, value], all-linear@last-2]}
   learning_rate: {log_uniform: [1e-4, 1e-2]}
   weight_decay: 0
-  sigma: {choice: [input, sqrt], when: {rank: [4, 8]}, else: none}
+  sigma: {choice: [input, sqrt], when: {rank: [4, 8]}}
 search:
   trials: 4
   time_budget: 10m

@@ -72,7 +72,7 @@ def test_a_rank_or_group_that_does_not_fit_the_model_is_refused(parse):
 
 
 def test_the_largest_trial_and_target_groups_know_every_possible_value(parse):
-    space = parse(SPACE + "  rank: {int: [4, 8], when: {head: full}, else: 32}\n  head: {choice: [full, output]}\n")
+    space = parse(SPACE + "  rank: [{int: [4, 8], when: {head: full}}, 32]\n  head: {choice: [full, output]}\n")
     assert {params["rank"] for _, params in space.largest().adapters} == {4, 8, 32}
     assert space.target_groups() == ("all-linear",)
     conditional = "  rank: 4\n  head: {choice: [full, output]}\n  target_modules: {value: ffn, when: {head: full}}\n"
@@ -116,7 +116,7 @@ def test_a_space_may_choose_the_head(parse):
 def test_the_extremes_are_those_a_trial_can_reach(parse):
     space = parse(
         SPACE
-        + "  rank: {int: [4, 64], when: {target_modules: ffn}, else: 8}\n"
+        + "  rank: [{int: [4, 64], when: {target_modules: ffn}}, 8]\n"
         + "  target_modules: {choice: [attention, ffn, all-linear]}\n"
     )
     described = describe(space, MINI)
@@ -141,7 +141,7 @@ def test_what_some_trial_could_not_be_is_refused(parse, parameters, law):
 
 def test_only_ranks_that_meet_a_module_are_held_against_it(parse):
     modules = (*bert(1, 64), LinearModule("bert.encoder.layer.0.attention.tiny", 64, 2))
-    fits = "  rank: {choice: [2, 16]}\n  target_modules: {value: tiny, when: {rank: 2}, else: ffn}\n"
+    fits = "  rank: {choice: [2, 16]}\n  target_modules: [{value: tiny, when: {rank: 2}}, {value: ffn}]\n"
     assert describe(parse(SPACE + fits), modules).largest.params == {"rank": 16}
     with pytest.raises(RankError, match=r"1\.\.2, .*rank=16 for .*tiny"):
         describe(parse(SPACE + fits.replace("rank: 2}", "rank: 16}")), modules)

@@ -22,8 +22,8 @@ parameters:
     - {log_uniform: [1.0e-4, 1.0e-3], when: {method: lora, rank: 4}}
     - 5.0e-5
   rank: {choice: [4, 8]}
-  weight_decay: {uniform: [0, 0.1], when: {method: [lora, ia3]}, else: 0.0}
-  sigma: {choice: [input, sqrt], when: {rank: 8}, else: none}
+  weight_decay: [{uniform: [0, 0.1], when: {method: [lora, ia3]}}, 0.0]
+  sigma: [{choice: [input, sqrt], when: {rank: 8}}, none]
   dora: {choice: [true, false]}
 promotion: {methods: [lora-xs, lora]}
 """
@@ -60,7 +60,7 @@ def test_a_condition_on_what_other_methods_alone_take_never_holds() -> None:
     text = SPACE.split("parameters:", maxsplit=1)[0].replace(", ia3", "") + (
         "parameters:\n  learning_rate: 1.0e-3\n  basis: {choice: [top, middle]}\n"
         "  rank: [{choice: [64], when: {basis: middle}}, {choice: [8, 16]}]\n"
-        "  weight_decay: {value: 0.1, when: {basis: top}, else: 0.2}\n"
+        "  weight_decay: [{value: 0.1, when: {basis: top}}, 0.2]\n"
     )
     whole = parse_space(text, source="space.yaml", folder=Path())
     assert narrowed(text, "vera").parameters == whole.parameters_of("vera")

@@ -59,7 +59,6 @@ scale: {normal: [1, 2]} | parameters.scale | exactly one of: value, choice, unif
 scale: {} | parameters.scale | but got none.
 scale: {log_unifrom: [1, 2]} | parameters.scale | did you mean log_uniform? It must have exactly one of: value, choice
 scale: {value: 1, choice: [1]} | parameters.scale | got 2: value, choice
-scale: {value: 1, else: 2} | parameters.scale.else | must stand beside `when`
 scale | alpha: 16 | parameters.alpha | use `scale` (= alpha / rank)
 target_modules: {choice: [query+value, value+query]} | parameters.target_modules.choice[1] | each value once
 target_modules: all-liner@last-2 | parameters.target_modules | did you mean all-linear? It must be GROUP[+GROUP
@@ -87,7 +86,7 @@ sigma: put | parameters.sigma | must be one of: input, output, sqrt, none
 sigma | basis: botom | parameters.basis | did you mean bottom? It must be one of: bottom, top
 sigma | head: outputs | parameters.head | did you mean output? It must be one of: output, full
 sigma | lr_schedule: cosin | parameters.lr_schedule | did you mean cosine? It must be one of: cosine
-sigma: {choice: [input], when: {rank: 4}, else: x} | parameters.sigma.else | must be one of: input
+sigma: {choice: [input], when: {rank: 4}, else: x} | parameters.sigma.else | must be one of: choice, when
 sigma: {int: [1, 2]} | parameters.sigma.int | use choice
 sigma: {uniform: [1, 2]} | parameters.sigma.uniform | use choice
 trials: 0 | search.trials | must be at least 1, but got 0.
@@ -138,7 +137,7 @@ ROWS = [row.split(" | ") for row in TABLE.strip().splitlines()]
 FAULTS = [tuple(row) if len(row) == 4 else (row[0].partition(":")[0], *row) for row in ROWS]
 
 KEYS = {word for row in ROWS for word in re.findall(r"[a-z_]+", row[0])}
-WORDS = sorted(KEYS | {"use", "when", "else", "hub", "sst2"})
+WORDS = sorted(KEYS | {"use", "when", "hub", "sst2"})
 
 
 def changed(text, name, faulty):
@@ -311,7 +310,7 @@ def test_conditions_may_not_go_in_a_circle(text, faults):
 
 def test_what_every_trial_needs_may_not_be_absent(text, faults):
     lines = faults(text.replace("rank: {int: [4, 16], step: 4}", "rank: {value: 4, when: {scale: 1}}"))
-    assert any("parameters.rank.when: must have `else: value` beside it" in line for line in lines)
+    assert any("parameters.rank.when: must stand in a list of forms" in line for line in lines)
 
 
 # ---- anything at all -------------------------------------------------------------------------------------------------

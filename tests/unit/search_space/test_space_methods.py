@@ -191,11 +191,10 @@ FAULTS = """
   alpha: 16 | alpha | use `scale` (= alpha / rank)
   method: ia3 | method | must stand at the top of the file
   rank: {choice: [4, 32]} | rank.choice[1] | must be an integer in 2..16, but got 32, as lora-xs and ranked take it
-  rank: {value: 4, when: {method: ranked}} | rank.when | beside it, since every trial of lora-xs needs a rank
+  rank: {value: 4, when: {method: ranked}} | rank.when | has no `when`, since every trial of lora-xs needs a rank
   rank: [{value: 4, when: {sigma: sqrt}}] | rank | must end with an item without `when`, since every trial of lora-xs
   side: {choice: [input, output]} | side.choice[1] | must be one of: input, but got "output", as ia3 and ranked take it
   weight_decay: [{value: 0.1}, 0.2] | weight_decay[0] | must have `when`, as all but the last
-  weight_decay: [{value: 0.1, when: {rank: 4}}, {value: 1, else: 0}] | weight_decay[1].else | make the value its last
   weight_decay: [{value: x, when: {rank: 4}}, 0] | weight_decay[0].value | must be a number
   weight_decay: [{value: 1, when: {rank: 5}}, 0] | weight_decay[0].when.rank | a value that rank may have: 4, 8
   weight_decay: [0.1, 0.2] | weight_decay | write {choice: [0.1, 0.2]}

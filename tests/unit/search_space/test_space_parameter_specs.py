@@ -171,7 +171,7 @@ base_model: a/b
 parameters:
   weight_decay: {value: 0.01, when: {sigma: sqrt}}
   sigma: {choice: [input, sqrt], when: {basis: [top, gaussian], rank: 8}}
-  head_learning_rate: {value: 1.0, when: {head: full}, else: 2.0}
+  head_learning_rate: [{value: 1.0, when: {head: full}}, 2.0]
   head: {choice: [full, output]}
   basis: {choice: [top, middle, gaussian]}
   rank: {int: [4, 12], step: 4}
@@ -216,8 +216,6 @@ def test_the_count_is_the_number_of_different_params(parse, data):
             other = data.draw(st.sampled_from([known for known in section if known in small and known != name]))
             wanted = data.draw(st.lists(st.sampled_from(small[other]), min_size=1, unique=True))
             section[name]["when"] = {other: wanted}
-            if data.draw(st.booleans()):
-                section[name]["else"] = small[name][-1]
     space = parse(yaml.safe_dump({"task": "sst2", "base_model": "a/b", "parameters": section}, sort_keys=False))
     assert space.grid_size() == len({tuple(params.items()) for _, params in walk(space)})
 

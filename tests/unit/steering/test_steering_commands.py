@@ -16,10 +16,11 @@ from support.studies import study as new_study
 
 from loraxs_search.errors import CommandError, HomeError
 from loraxs_search.records import AnswerState, Command, Origin, SearchPlan, TrialState
-from loraxs_search.search.driver.commander import Commander, InboxSource
+from loraxs_search.search.driver.commander import Commander
 from loraxs_search.steering import VERBS, SteeringState, decide, get_verb, steered
 from loraxs_search.steering.send import new_command, read_params, send, trial_name
-from loraxs_search.studies import Journal, StudyFolder
+from loraxs_search.studies import CommandInbox, Journal, Storage, StudyFolder
+from loraxs_search.studies.lease import Lease
 
 
 class KilledError(BaseException):
@@ -54,12 +55,7 @@ def take(folder: StudyFolder, *commands: Command) -> list[str]:
     for each in commands:
         folder.inbox().put(each)
     lines = list[str]()
-    Commander(
-        steered(folder, folder.journal()),
-        [InboxSource(folder.inbox())],
-        lambda text, _: lines.append(text),
-        lambda: None,
-    ).take_all()
+    Commander(steered(folder, folder.journal()), lambda text, _: lines.append(text)).take_all()
     assert not list(folder.inbox().waiting())
     return lines
 
@@ -72,35 +68,12 @@ def test_a_stop_is_known_to_every_later_driver(folder: StudyFolder) -> None:
     assert state(folder).at_once == {"00001"}
 
 
-def test_a_pause_ends_with_continue(folder: StudyFolder) -> None:
-    take(folder, command("pause", "00001"))
-    assert state(folder).paused == {"00001"}
-    take(folder, command("continue", "00001", name="c2"))
-    assert state(folder) == SteeringState()
-
-
-def test_a_pause_of_the_study_takes_the_trials_that_run_then_and_lets_none_begin(folder: StudyFolder) -> None:
-    take(folder, command("stop", "00000"), command("pause", name="c2"))
-    assert (state(folder).paused, state(folder).is_paused) == ({"00001", "00002"}, True)
-    take(folder, command("continue", "00001", name="c3"))
-    assert (state(folder).paused, state(folder).is_paused) == ({"00002"}, True)
-    take(folder, command("continue", name="c4"))
-    assert (state(folder).paused, state(folder).is_paused) == (set(), False)
-
-
-def test_a_trial_that_ends_before_it_pauses_is_not_paused(folder: StudyFolder) -> None:
-    take(folder, command("pause", "00001"))
-    folder.journal().trial_ended("00001", TrialState.COMPLETE, "trained all 20 steps")
-    assert steered(folder, folder.journal()).paused == []
-    assert "Nothing is paused in study 's'" in take(folder, command("continue", name="c2"))[0]
-
-
-def test_finish_ends_what_is_paused(folder: StudyFolder) -> None:
-    take(folder, command("pause", "00001"), command("finish", name="c2"))
-    now = state(folder)
-    assert now.finishing == "finished by a person (ann on host)"
-    assert now.stopping == {"00001": "finished by a person (ann on host), while it was paused"}
-    assert not now.paused
+def test_finish_counts_the_added_trials_that_are_still_to_start(folder: StudyFolder) -> None:
+    study = steered(folder, folder.journal())
+    get_verb("add").apply(command("add"), {}, study.state)
+    assert "the running ones, and the 1 added" in decide(command("finish", name="c2"), study).text
+    take(folder, command("finish", name="c3"))
+    assert state(folder).finishing == "finished by a person (ann on host)"
 
 
 REFUSED: list[tuple[list[Command], Command, str]] = [
@@ -113,13 +86,6 @@ REFUSED: list[tuple[list[Command], Command, str]] = [
     ([], command("stop", name="c9"), "`stop` must name one trial or more of study 's', but got none"),
     ([], command("finish", "00001", name="c9"), "`finish` must name no trial of study 's', but got 00001"),
     ([], command("stpo", "00001", name="c9"), "`command` must be one of: stop, "),
-    ([], command("continue", "00001", name="c9"), "Trial 00001 is not paused in study 's'"),
-    ([], command("continue", name="c9"), "Nothing is paused in study 's'"),
-    ([command("pause", "00001")], command("pause", "00001", name="c9"), "Trial 00001 of study 's' is already paused"),
-    ([command("pause")], command("pause", name="c9"), "Study 's' is already paused"),
-    ([command("stop", "00001")], command("pause", "00001", name="c9"), "Trial 00001 of study 's' is about to end"),
-    ([command("stop", "00001")], command("continue", "00001", name="c9"), "Trial 00001 of study 's' is about to end"),
-    ([command("finish")], command("pause", name="c9"), "Study 's' is about to end: finished by a person (ann on host)"),
     ([command("finish")], command("finish", name="c9"), "Study 's' is about to end"),
 ]
 
@@ -142,8 +108,8 @@ def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(
 
 def test_a_study_whose_trials_have_ended_takes_no_commands(folder: StudyFolder) -> None:
     folder.journal().search_ended("")
-    (line,) = take(folder, command("pause"))
-    assert "All trials of study 's' have ended, so there is nothing to pause" in line
+    (line,) = take(folder, command("finish"))
+    assert "All trials of study 's' have ended, so there is nothing to finish" in line
 
 
 # ---- each once -------------------------------------------------------------------------------------------------------
@@ -186,7 +152,7 @@ def test_each_command_counts_once_wherever_drivers_are_killed(
 
 
 def test_a_command_that_was_taken_is_carried_out_though_its_source_is_gone(folder: StudyFolder) -> None:
-    """As a tag that somebody deletes by hand once the driver that has taken it is killed."""
+    """As a file that somebody deletes by hand once the driver that has taken it is killed."""
     folder.journal().commanded(command("stop", "00001"))
     assert len(take(folder)) == 1
     assert list(state(folder).stopping) == ["00001"]
@@ -208,7 +174,7 @@ def _dies_after(patch: pytest.MonkeyPatch, writes: int) -> None:
 
         return call
 
-    for of, name in ((Journal, "commanded"), (Journal, "answered"), (InboxSource, "answered")):
+    for of, name in ((Journal, "commanded"), (Journal, "answered"), (CommandInbox, "remove")):
         patch.setattr(of, name, dying(getattr(of, name)))
 
 
@@ -228,22 +194,35 @@ def test_what_is_wrong_with_it_is_said_at_once_where_nobody_runs_the_study(folde
 
 
 def test_what_waits_counts_where_the_next_command_is_decided_on(folder: StudyFolder) -> None:
-    send("s", new_command("pause", ["1"]))
-    assert send("s", new_command("continue", ["1"])).state is AnswerState.QUEUED
     send("s", new_command("finish"))
     with pytest.raises(CommandError, match="about to end"):
-        send("s", new_command("pause", ["2"]))
-    assert [line.split(":")[-1] for line in take(folder) if "refused" in line] == []
-    assert state(folder).paused == set()
+        send("s", new_command("finish"))
+    assert len(take(folder)) == 1
 
 
 def test_commands_that_wait_keep_their_order_though_the_clock_is_set_back(
     folder: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for now, verb in ((2000.0, "pause"), (1000.0, "continue"), (1000.0, "finish")):
+    for now, verb in ((2000.0, "finish"), (1000.0, "extend"), (1000.0, "finish")):
         monkeypatch.setattr(time, "time", lambda now=now: now)
-        send("s", new_command(verb))
-    assert [each.verb for each in folder.inbox().waiting()] == ["pause", "continue", "finish"]
+        send("s", new_command(verb, arguments={"trials": 1} if verb == "extend" else None))
+    assert [each.verb for each in folder.inbox().waiting()] == ["finish", "extend", "finish"]
+
+
+def test_a_study_that_another_machine_runs_is_reached_through_its_storage(
+    fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = Storage(str(tmp_path))
+    folder = new_study("away", storage=there.uri)
+    folder.journal().trial_started("00000", {})
+    Lease(there, "away").take()
+    monkeypatch.setattr("loraxs_search.studies.lease.platform.node", lambda: "another")
+    answer = send("away", new_command("finish"))
+    assert (answer.state, list(folder.inbox().waiting())) == (AnswerState.QUEUED, [])
+    folder.inbox().take_from(there, "away")  # as the driver's mirror does
+    assert [each.verb for each in folder.inbox().waiting()] == ["finish"]
+    folder.inbox().take_from(there, "away")
+    assert len(list(folder.inbox().waiting())) == 1
 
 
 def test_a_driver_that_does_not_answer_leaves_it_queued(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,14 +230,14 @@ def test_a_driver_that_does_not_answer_leaves_it_queued(folder: StudyFolder, mon
     with folder.lock():
         answer = send("s", new_command("stop", ["00001"]))
     assert answer.state is AnswerState.QUEUED
-    assert "`loraxs-search status s` shows what waits" in answer.text
+    assert "carried out in a moment" in answer.text
     assert len(list(folder.inbox().waiting())) == 1
 
 
 def test_a_decision_changes_nothing(folder: StudyFolder) -> None:
     study = steered(folder, folder.journal())
     before = (folder.path / "journal.jsonl").read_bytes()
-    assert decide(command("pause"), study).state is AnswerState.DONE
+    assert decide(command("finish"), study).state is AnswerState.DONE
     assert study.state == SteeringState()
     assert (folder.path / "journal.jsonl").read_bytes() == before
 
@@ -295,10 +274,9 @@ def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(f
     assert decide(more, study).state is AnswerState.REFUSED
 
 
-def test_time_in_which_all_was_paused_counts_where_time_is_given(
+def test_time_in_which_nothing_was_recorded_counts_where_time_is_given(
     fresh_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It counts for the budget, and yet nothing is recorded meanwhile."""
     folder = new_study("s")
     now = time.time()
     journal = folder.journal()
@@ -362,7 +340,7 @@ def test_a_trial_by_its_number(given: str | int, name: str) -> None:
 
 def test_numpys_numbers_are_numbers() -> None:
     params = {"rank": np.int64(8), "learning_rate": np.float32(0.5), "dora": np.bool_(True), "head": "full"}
-    sent = new_command("clone", [np.int64(3)], {"trials": np.int64(2)}, params)
+    sent = new_command("add", [np.int64(3)], {"trials": np.int64(2)}, params)
     assert sent.trial_ids == ("00003",)
     values = [*sent.arguments.values(), *sent.params.values()]
     assert values == [2, 8, 0.5, True, "full"]

@@ -12,7 +12,7 @@ from loraxs_search.records import AnswerState, Command, CommandAnswer
 from loraxs_search.studies import CommandInbox, Journal
 
 STOP = Command("c1", "stop", ("00001",), {"now": True}, {"rank": 8}, "ann", 2.0)
-TYPED = Command("c2", "pause", issued_at=1.0)
+TYPED = Command("c2", "finish", issued_at=1.0)
 
 
 def test_commands_wait_oldest_first_until_they_are_removed(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_what_is_no_command_is_set_aside(content: str, tmp_path: Path, caplog: p
 def test_the_journal_keeps_commands_in_the_order_they_were_taken(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
     assert [journal.commanded(command) for command in (STOP, TYPED, STOP)] == [True, True, False]
-    answer = CommandAnswer("c2", AnswerState.DONE, "it pauses", facts={"trials": "00001"})
+    answer = CommandAnswer("c2", AnswerState.DONE, "so", facts={"trials": "00001"})
     assert journal.answered(answer)
     assert not journal.answered(CommandAnswer("c2", AnswerState.REFUSED, "something else"))
     again = Journal(tmp_path / "journal.jsonl")

@@ -20,7 +20,7 @@ from loraxs_search.records import (
     Lineage,
     SearchPlan,
 )
-from loraxs_search.search.driver.commander import Commander, InboxSource, answer_waiting, asks_for_more
+from loraxs_search.search.driver.commander import Commander, answer_waiting, asks_for_more
 from loraxs_search.search.driver.driver import Driver
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.launch import resume
@@ -80,7 +80,7 @@ def test_what_waits_is_foreseen_and_nothing_is_written(ended: StudyFolder) -> No
 
 def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: StudyFolder) -> None:
     ended.inbox().put(new_command("add", params={"rank": 16}))
-    answer_waiting(ended, ended.info.tracking_uri)
+    answer_waiting(ended)
     assert asks_for_more(ended, foreseen(ended).state), "a driver that died here has answered and done nothing"
     journal = ended.journal()
     journal.reopened(1)  # and one that died here has left the candidates
@@ -105,7 +105,7 @@ def test_a_finished_study_whose_base_alone_could_not_be_asked_does_its_end_again
     ended.write_baselines([Baseline("zero-shot", failed="disk full")])
     before = ended.candidates()
 
-    def no_ray(*_: object) -> None:
+    def no_ray(*_: object, **__: object) -> None:
         raise ClusterError("no Ray here")
 
     monkeypatch.setattr(f"{launched}_run_one", no_ray)
@@ -177,9 +177,9 @@ def test_mlflow_says_what_a_trial_was_cloned_from_and_what_left_the_front(
 def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path) -> None:
     folder = searched("s", [Tried({"rank": 4}, 0.9)], space=SPACE, finished=False)
     folder.journal().search_ended("")
-    folder.inbox().put(new_command("pause"))
+    folder.inbox().put(new_command("finish"))
     study = steered(folder, folder.journal())
-    commander = Commander(study, [InboxSource(folder.inbox())], lambda *_: None, lambda: None)
+    commander = Commander(study)
     finish = Finalization(None, folder, None, (), threading.Event(), take_commands=commander.on_loop_step)  # type: ignore[arg-type]
     finish.on_loop_step()  # as `map_over_hosts` does while hosts work
     (record,) = study.journal.commands.values()

@@ -11,7 +11,7 @@ from support.asked_driver import PLAN, SPACE, drive, refusal, send
 from support.studies import TASK, study
 
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records import TrialState
+from loraxs_search.records import Lineage, TrialState
 from loraxs_search.studies import StudyFolder
 
 pytestmark = pytest.mark.usefixtures("plain_specs")
@@ -66,23 +66,31 @@ def test_params_outside_of_the_space_are_refused_with_the_law(
     assert law in refusal(folder, command)
 
 
+def test_an_added_trial_has_its_sources_params_but_for_those_given(folder: StudyFolder) -> None:
+    driver = drive(folder)
+    driver.begin()
+    driver.end("00000")
+    send(folder, "add", "0", params={"learning_rate": 0.02})
+    assert driver.begin() == "00001"
+    records = folder.journal().records
+    assert records["00001"].params == {**records["00000"].params, "learning_rate": 0.02}
+    assert records["00001"].lineage == Lineage("s", "00000")
+
+
 # ---- kills -----------------------------------------------------------------------------------------------------------
 class KilledError(BaseException):
     """What a test kills a driver with."""
 
 
-@pytest.mark.parametrize("verb", ["add", "clone"])
+@pytest.mark.parametrize("source", [(), ("00000",)])
 @pytest.mark.parametrize("kill_at", range(8))
 def test_killed_between_any_two_writes_a_command_is_carried_out_once(
-    folder: StudyFolder, verb: str, kill_at: int, monkeypatch: pytest.MonkeyPatch
+    folder: StudyFolder, source: tuple[str, ...], kill_at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every write to the study folder is a place to die: before it, nothing of it is there."""
     first = drive(folder)
     first.begin()
-    if verb == "add":
-        command = send(folder, "add", params={"rank": 16})
-    else:
-        command = send(folder, "clone", "00000", params={"learning_rate": 0.02})
+    command = send(folder, "add", *source, params={"learning_rate": 0.02})
     writes = []
 
     def dying(write: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,7 +130,7 @@ def test_killed_between_any_two_writes_a_command_is_carried_out_once(
     assert {record.state for record in records.values()} == {TrialState.COMPLETE}
     assert not list(folder.inbox().waiting())
     (asked,) = (record for record in records.values() if record.command)
-    assert asked.params["rank" if verb == "add" else "learning_rate"] == (16 if verb == "add" else 0.02)
+    assert asked.params["learning_rate"] == 0.02
 
 
 def test_proposals_beside_added_trials_are_those_of_an_undisturbed_search(folder: StudyFolder) -> None:

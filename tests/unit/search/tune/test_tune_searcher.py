@@ -187,7 +187,7 @@ def report(searcher: StudySearcher, tune_id: str, step: int, trial_id: str) -> b
     """Have a trial report as Tune does; return whether it goes on."""
     result = _result(step, trial_id)
     searcher.on_trial_result(tune_id, result)
-    if step < 160 and not searcher.should_leave(trial_id):
+    if step < 160 and not searcher.is_stopping(trial_id):
         return True
     searcher.on_trial_complete(tune_id, result)
     return False
@@ -219,87 +219,13 @@ def test_a_stop_that_comes_with_the_last_report_is_no_stop(started: StudySearche
     assert states(started)[0] is TrialState.COMPLETE
 
 
-def test_a_paused_trial_is_unfinished_and_goes_on_before_new_ones(started: StudySearcher) -> None:
-    started._state.paused.add("00000")
-    assert not report(started, "x", 40, "00000")
-    assert states(started) == [TrialState.RUNNING] * 2
-    assert _proposed(started) == "00002", "its slot is another trial's"
-    assert not report(started, "y", 160, "00001")
-    started._state.paused.clear()
-    started.apply_commands()
-    assert _proposed(started) == "00000"
-
-
-def test_a_trial_that_is_continued_before_it_has_paused_just_goes_on(started: StudySearcher) -> None:
-    started._state.paused.add("00000")
-    started._state.paused.clear()
-    started.apply_commands()
-    assert report(started, "x", 40, "00000")
-
-
-def test_a_trial_that_is_continued_as_it_leaves_is_proposed_again(started: StudySearcher) -> None:
-    started._state.paused.add("00000")
-    assert started.should_leave("00000")
-    started._state.paused.clear()
-    started.apply_commands()
-    started.on_trial_complete("x", _result(40))
-    assert _proposed(started) == "00000"
-
-
-def test_a_search_whose_last_trials_are_paused_waits(make_searcher: Callable[..., StudySearcher]) -> None:
-    searcher = make_searcher(trials=2)
-    assert [_proposed(searcher), _proposed(searcher, "y")] == ["00000", "00001"]
-    assert searcher.suggest("z") is None, "a trial in flight may yet be paused"
-    searcher._state.paused.add("00000")
-    report(searcher, "p0", 40, "00000")
-    assert searcher.suggest("z") is None
-    report(searcher, "y", 160, "00001")
-    assert searcher.suggest("z") == Searcher.FINISHED, "Tune ends, and the driver waits"
-    assert searcher.is_waiting
-    assert searcher.has_more
-    searcher._state.paused.clear()
-    searcher.apply_commands()
-    assert not searcher.is_waiting
-    assert _proposed(searcher) == "00000"
-
-
-def test_a_paused_trial_keeps_no_other_waiting(make_searcher: Callable[..., StudySearcher]) -> None:
-    """`extend`, `add` or `clone` may come while all that is left is paused."""
-    searcher = make_searcher(trials=2)
-    assert [_proposed(searcher), _proposed(searcher, "y")] == ["00000", "00001"]
-    searcher._state.paused.add("00000")
-    report(searcher, "p0", 40, "00000")
-    report(searcher, "y", 160, "00001")
-    assert searcher.is_waiting
-    searcher._state.trials = 3
-    assert not searcher.is_waiting
-    assert _proposed(searcher, "z") == "00002"
-
-
-def test_a_paused_study_proposes_nothing_new(started: StudySearcher) -> None:
-    started._state.is_paused = True
-    report(started, "x", 160, "00000")
-    assert started.suggest("z") is None
-    report(started, "y", 160, "00001")
-    assert started.suggest("z") == Searcher.FINISHED
-    assert started.is_waiting
-    started._state.is_paused = False
-    assert _proposed(started) == "00002"
-
-
-def test_finishing_ends_what_is_paused_and_lets_the_others_train(started: StudySearcher) -> None:
-    started._state.paused.add("00000")
-    report(started, "x", 40, "00000")
+def test_finishing_lets_the_running_trials_train(started: StudySearcher) -> None:
     started._state.finishing = "finished by a person"
-    started._state.stopping["00000"] = "finished by a person, while it was paused"
-    started._state.paused.clear()
-    started.apply_commands()
-    assert started._ledger.records["00000"].reason == "finished by a person, while it was paused at step 40"
-    assert report(started, "y", 40, "00001")
-    assert started.suggest("z") is None
+    report(started, "x", 160, "00000")
+    assert started.suggest("z") is None, "more may be asked for while a trial trains"
     report(started, "y", 160, "00001")
     assert started.suggest("z") == Searcher.FINISHED
-    assert (started.has_more, started.is_waiting, started.notice) == (False, False, "finished by a person")
+    assert (started.has_more, started.notice) == (False, "finished by a person")
 
 
 def _proposed(searcher: StudySearcher, tune_id: str = "p0") -> str:
