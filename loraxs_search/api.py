@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError
@@ -284,9 +284,10 @@ def load_tokenizer(name: str | Path, *, tracking_uri: str | None = None) -> PreT
 
 def predict(
     name: str | Path,
-    texts: str | Sequence[str | tuple[str, ...]] | DataFrame,
+    texts: str | Sequence[str | tuple[str, ...] | Mapping[str, Any]] | DataFrame,
     *,
     on_text: Callable[[int, str], None] | None = None,
+    skip_empty: bool = False,
     tracking_uri: str | None = None,
 ) -> list[Prediction]:
     """Return the answer of the adapter `name` to each text, or to each row of texts.
@@ -294,18 +295,19 @@ def predict(
     Args:
         name: As `load_adapter`.
         texts: One text, whose answer is a list of one, or several; for a task that reads several columns, such as pairs
-            or a prompt with two columns, the texts of each row in turn, or a tuple for each row. Or a DataFrame with
-            the task's columns.
+            or a prompt with two columns, the texts of each row in turn, or a tuple or a dict by column for each row. Or
+            a DataFrame with the task's columns.
         on_text: Called with a row's number and each piece of its answer as it is written, row after row; where answers
             are no texts, never. Without it, rows are written side by side, which takes less time.
+        skip_empty: Whether rows without text, such as NaN, have no answer, instead of being refused.
     Raises:
         UsageError: `texts` are no texts, too many or few for the task's columns, or a DataFrame that lacks one.
         TaskDataError: a row has nothing to read, or something else than text.
     """
-    from loraxs_search.tasks.questions import is_frame, question_rows
+    from loraxs_search.tasks.questions import is_frame, listed
 
-    rows = texts if is_frame(texts) else question_rows(texts)  # no text is refused before anything is looked for
-    return predictor(name, tracking_uri=tracking_uri)(rows, on_text=on_text)
+    rows = texts if is_frame(texts) else listed(texts, "texts")  # no list is refused before anything is looked for
+    return predictor(name, tracking_uri=tracking_uri)(rows, on_text=on_text, skip_empty=skip_empty)
 
 
 def _newest() -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +81,20 @@ class Predictor:
 
     def __call__(
         self,
-        texts: str | Sequence[str | tuple[str, ...]] | DataFrame,
+        texts: str | Sequence[str | tuple[str, ...] | Mapping[str, Any]] | DataFrame,
         *,
         on_text: Callable[[int, str], None] | None = None,
+        skip_empty: bool = False,
     ) -> list[Prediction]:
         """Return the answer to each text, or to each row of texts or of a table, as `predict` does; to none, none."""
         rows = self._rows(question_rows(texts, self.columns))
+        if skip_empty:
+            kept = self._filled(rows)
+            heard = None if on_text is None else (lambda row, piece: on_text(kept[row], piece))
+            answers = [self._kind.unanswered] * len(rows)
+            for number, answer in zip(kept, self([rows[number] for number in kept], on_text=heard), strict=True):
+                answers[number] = answer
+            return answers
         if not rows:
             return []
         questions = self._encode(rows)
@@ -104,7 +113,7 @@ class Predictor:
         Raises:
             TaskDataError: a row cannot be answered: it has nothing to read, no token, or an option that is too long.
         """
-        kept = [number for number, row in enumerate(rows) if not (skip_empty and _is_empty(self._kind.as_texts(row)))]
+        kept = self._filled(rows) if skip_empty else [*range(len(rows))]
         full = [rows[number] for number in kept]
         if full or not skip_empty:
             check_question(self.task, [self._kind.as_texts(row) for row in full], self.prompts, place.take(kept))
@@ -128,6 +137,12 @@ class Predictor:
         return f"<Predictor {self.task.registered_name}: {hyper.method} on {base}, {size.stored_bytes:,} bytes>"
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _filled(self, rows: Sequence[tuple[Any, ...]]) -> list[int]:
+        """Return the numbers of the rows that have a text."""
+        return [
+            number for number, row in enumerate(rows) if not (_is_empty(row) or _is_empty(self._kind.as_texts(row)))
+        ]
+
     def _encode(self, rows: Sequence[tuple[Any, ...]], place: SourceLocation | None = None) -> EncodedRows:
         from loraxs_search.tasks.prepared import encode
 
@@ -192,7 +207,11 @@ class Predictor:
 
 
 def _is_empty(row: Sequence[Any]) -> bool:
-    return all(value is None or (isinstance(value, str) and not value.strip()) for value in row)
+    """Whether no value has a text; pandas writes NaN for a missing one."""
+    return all(
+        it is None or (isinstance(it, float) and math.isnan(it)) or (isinstance(it, str) and not it.strip())
+        for it in row
+    )
 
 
 def _heard(on_text: Callable[[int, str], None], row: int, _: int, piece: str) -> None:

@@ -27,7 +27,10 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
         ),
     ],
     out: Annotated[Path | None, typer.Option("--out", help="File to write; default NAME.yaml here.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the task; default: that of the file.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", help="Name of the task; default: that of the file, or of the folder of a train.csv."),
+    ] = None,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -52,6 +55,11 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     renamed: Annotated[
         list[str] | None, typer.Option("--map", help="Read a label as another one; may be repeated.", metavar="OLD=NEW")
     ] = None,
+    test: Annotated[str | None, typer.Option("--test", help="A file of test rows; default: a tenth of yours.")] = None,
+    columns: Annotated[
+        str | None, typer.Option("--columns", help="Names of all columns, with commas, of a .csv without a header.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file of --out.")] = False,
 ) -> None:
     """Write a first space for your rows.
 
@@ -65,19 +73,35 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     Rows that lack a text or an answer, and labels that look misspelt, are errors with their lines. `--drop-empty` and
     `--map` take care of them in a copy beside the space, which reads that copy alone: your file is not changed.
 
+    Files beside `train.csv` that are called test, or validation, valid, val or dev, are taken for these rows.
+
     Example: loraxs-search init reviews.csv
     """
     from loraxs_search.scaffold import Choices, save_draft, task_name
 
-    columns, classes = (_split(given) for given in (text, labels))
     choices = Choices(
-        name, kind, columns, label, classes, metric, base, max_length, config, split, drop_empty, _pairs(renamed)
+        name,
+        kind,
+        _split(text),
+        label,
+        _split(labels),
+        metric,
+        base,
+        max_length,
+        config,
+        split,
+        drop_empty,
+        _pairs(renamed),
+        test,
+        _split(columns),
     )
     path = out or Path(f"{task_name(data, choices)}.yaml")
-    if path.exists():
-        raise UsageError(f"`--out` must not exist, but {path} does.", hint="give another file with --out, or remove it")
+    if path.exists() and not force:
+        raise UsageError(
+            f"`--out` must not exist, but {path} does.", hint="--force overwrites it; --out names another file"
+        )
     draft = _drafted(data, path, choices)
-    save_draft(draft, path)
+    save_draft(draft, path, force=force)
     _show(draft, path)
 
 

@@ -32,6 +32,9 @@ class Choices:
         split: Of a data set of the hub, what it is trained on.
         drop_empty: Leave out rows without a text or an answer.
         renamed: Labels as they are written, each with the label that is meant.
+        test: A file of test rows.
+        columns: Names of the columns of a file without a header.
+        in_python: Whether hints name arguments instead of options.
     """
 
     name: str | None = None
@@ -46,11 +49,19 @@ class Choices:
     split: str | None = None
     drop_empty: bool = False
     renamed: tuple[tuple[str, str], ...] = ()
+    test: str | None = None
+    columns: tuple[str, ...] | None = None
+    in_python: bool = False
 
     def command(self, data: str) -> str:
-        """Return the command that makes a space for `data` with these choices."""
+        """Return the command, or the call, that makes a space for `data` with these choices."""
+        given = {it.name: getattr(self, it.name) for it in fields(self) if it.name != "in_python"}
+        if self.in_python:
+            given["renamed"] = dict(self.renamed)
+            arguments = ", ".join(f"{name}={value!r}" for name, value in given.items() if value)
+            return f"loraxs_search.init(rows, {arguments})"
         words = ["loraxs-search", "init", data]
-        for name in (field.name for field in fields(self)):
+        for name in given:
             value, option = getattr(self, name), f"--{name.replace('_', '-')}"
             if name == "renamed":
                 words += [word for pair in value for word in ("--map", "=".join(pair))]
@@ -347,7 +358,8 @@ def cleaned(table: Table, texts: tuple[str, ...], label: str, choices: Choices) 
         ]
     remarks = [table.remark] if table.remark else []
     if dropped := table.num_rows - len(kept):
-        remarks.append(f"{dropped} row{'s' * (dropped != 1)} without text or answer are left out")
+        verb = "rows without text or answer are" if dropped > 1 else "row without text or answer is"
+        remarks.append(f"{dropped} {verb} left out")
     remarks += [f"{old} is read as {name}" for old, name in choices.renamed]
     return replace(
         table,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.base_model import locate
-from loraxs_search.errors import BaseModelError, TaskDataError, UsageError, unknown_name
+from loraxs_search.errors import BaseModelError, LoraxsError, TaskDataError, UsageError, unknown_name
 from loraxs_search.home import write_atomic
 from loraxs_search.records import BaseModelRef
 from loraxs_search.scaffold._answers import (
@@ -21,9 +22,10 @@ from loraxs_search.scaffold._answers import (
     WRITING,
     Choices,
     UndecidedError,
+    places,
 )
 from loraxs_search.scaffold._roles import Roles, guess_roles
-from loraxs_search.scaffold._texts import Measured, guesses_of, in_one_line, listed, render, scalar, warnings_of
+from loraxs_search.scaffold._texts import Measured, Plan, guesses_of, in_one_line, listed, render, scalar, warnings_of
 from loraxs_search.shipped_spaces import schema_path
 from loraxs_search.tasks.kinds import KINDS, items_of
 from loraxs_search.tasks.tables import Table, read_hub_table, read_table
@@ -77,6 +79,9 @@ _SOME_SEEN, _MOST_SEEN, _MOST_SEEN_BY_DECODER = 4_800, 32_000, 480  # a decoder 
 _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
+_SECONDS, _OPERATIONS = 600, 4e10  # the budget without a GPU, and what a core computes in a second
+_TRAINING = ("train", "training")
+_HELD_OUT = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -96,8 +101,11 @@ class Draft:
     warnings: tuple[str, ...] = ()
     converted: tuple[Table, Path] | None = None
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, *, force: bool = False) -> None:
         """Write the space, and the rows where they need another form.
+
+        Args:
+            force: Overwrite a copy of other rows.
 
         Raises:
             UsageError: where these rows would go is another file.
@@ -106,7 +114,7 @@ class Draft:
         if self.converted is not None:
             table, place = self.converted
             rows = table.plain_text()
-            if place.exists() and place.read_bytes() != rows.encode():
+            if not force and place.exists() and place.read_bytes() != rows.encode():
                 raise UsageError(
                     f"A plain copy of {table.name} must be written to {place}, but that is another file.",
                     hint=f"remove it if it is the copy of an earlier {Path(table.name).name}; otherwise move it away",
@@ -115,12 +123,15 @@ class Draft:
         write_atomic(path, self.text)
 
 
-def draft_space(data: str | Path, path: Path, choices: Choices | None = None) -> Draft:
+def draft_space(
+    data: str | Path, path: Path, choices: Choices | None = None, index: Sequence[Any] | None = None
+) -> Draft:
     """Return a space for the rows of a file or of a data set of the hub.
 
     Args:
         data: A file, a hub id such as `nyu-mll/glue`, or a folder that is laid out as a data set.
         path: The file that the space will be: paths in it start in its folder.
+        index: What the rows of a DataFrame are called, which are in the file.
     Raises:
         UndecidedError: something cannot be guessed.
         UsageError: what was chosen does not fit.
@@ -128,31 +139,38 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
     """
     choices, folder = choices or Choices(), path.absolute().parent
     table, name = _table(str(data), choices), task_name(data, choices)
+    if index is not None:
+        table = replace(table, name="`rows`", lines=list(index), is_frame=True)
     roles, table = guess_roles(table, choices)
-    _check_enough(table)
+    held_out, unused = _held_out(table, roles, choices)
+    missing = [split for split in ("validation", "test") if split not in held_out]
+    if missing:
+        _check_enough(table)
     base = _base(roles, choices, folder)
     metrics = _metrics(roles, choices)
     measured = _measure(table, roles, base, choices)
     copy = _copy(table, folder)
-    steps, columns = _steps(table, roles), _columns(roles)
+    share = 1 - len(missing) / 10 if table.is_file else 1.0
+    plan = _plan(round(table.num_rows * share), roles, base, measured)
+    aside = f"a tenth{' each' * (len(missing) > 1)} is set aside for {' and the '.join(missing)}" if missing else ""
     text = render(
         {
-            "source": in_one_line(Path(table.name).name if table.is_file else table.name),
+            "source": in_one_line(Path(table.path).name if table.is_file else table.name),
             "copy": in_one_line(copy.name if copy else ""),
             "path": in_one_line(shlex.quote(str(path))),
             "schema": schema_path(),
             "name": name,
             "roles": roles,
-            "columns": columns,
-            "data": _source(table, copy, folder),
-            "set_aside": "a tenth each is" if table.is_file else "if it lacks them, rows are",
+            "columns": _columns(roles),
+            "data": _source(table, copy, held_out, folder),
+            "set_aside": aside if table.is_file else "if it lacks them, rows are set aside for validation and the test",
             "base": base,
             "metrics": metrics,
             "measured": measured,
             "batch": _BATCH[roles.kind],
-            "steps": steps,
-            "passes": _passes(table, roles, steps),
-            "every": steps // (8 if steps >= _MANY_STEPS else 4),
+            "plan": plan,
+            "passes": _passes(round(table.num_rows * share), roles, plan.steps),
+            "every": plan.steps // (8 if plan.steps >= _MANY_STEPS else 4),
             "scored": _SCORED_ROWS if table.num_rows > 10 * _SCORED_ROWS else 0,
             "prompt": _prompt(roles),
             "options": _options(roles),
@@ -161,8 +179,9 @@ def draft_space(data: str | Path, path: Path, choices: Choices | None = None) ->
             "chooses": roles.kind == CHOOSING,
         }
     )
-    warnings = tuple(warnings_of(table, roles, measured, choices))
-    guesses = guesses_of(table, roles, base, measured, choices, copy.name if copy else "")
+    is_carved = table.is_file and bool(missing)
+    warnings = (*unused, *warnings_of(table, roles, measured, choices, is_carved=is_carved))
+    guesses = guesses_of(table, roles, base, measured, choices, copy.name if copy else "", held_out)
     return Draft(text, guesses, warnings, (table, copy) if copy else None)
 
 
@@ -173,7 +192,10 @@ def task_name(data: str | Path, choices: Choices) -> str:
     path = Path(data).expanduser()
     if _is_hub_id(str(data)):
         return _slug(str(data).partition("/")[2], choices.config)
-    return _slug(path.name, choices.config) if path.is_dir() else _slug(path.name.partition(".")[0])
+    stem = path.name.partition(".")[0]
+    if stem.lower() in _TRAINING:
+        stem = path.absolute().parent.name or stem
+    return _slug(path.name, choices.config) if path.is_dir() else _slug(stem)
 
 
 def _is_hub_id(data: str) -> bool:
@@ -183,29 +205,78 @@ def _is_hub_id(data: str) -> bool:
 
 def _table(data: str, choices: Choices) -> Table:
     path = Path(data).expanduser()
-    if _is_hub_id(data):
-        return read_hub_table(data, choices.config, choices.split)
-    if path.is_dir():
-        return read_hub_table(str(path.absolute()), choices.config, choices.split)
+    if _is_hub_id(data) or path.is_dir():
+        for option, value in (("test", choices.test), ("columns", choices.columns)):
+            if value is not None:
+                raise UsageError(f"`--{option}` must go with a file, but {data} is a data set.", hint="leave it out")
+        return read_hub_table(data if _is_hub_id(data) else str(path.absolute()), choices.config, choices.split)
     for option, value in (("config", choices.config), ("split", choices.split)):
         if value is not None:
             raise UsageError(
                 f"`--{option}` must go with a data set of the hub, but {path} is a file.", hint="leave it out"
             )
-    return read_table(path)
+    return read_table(path, choices.columns or ())
+
+
+def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, Table], list[str]]:
+    """Return the file of test rows that is named, or those beside a `train.csv`, and warnings of what is not taken.
+
+    Raises:
+        TaskDataError: the named one lacks a column, or has other labels.
+    """
+    path, found = Path(table.path), dict[str, Path]()
+    if choices.test is not None:
+        found["test"] = Path(choices.test).expanduser()
+    elif table.is_file and path.name.partition(".")[0].lower() in _TRAINING:
+        beside = {other.name.partition(".")[0].lower(): other for other in sorted(path.parent.iterdir())}
+        for split, names in _HELD_OUT.items():
+            if (name := next((name for name in names if name in beside), None)) is not None:
+                found[split] = beside[name]
+    held_out, warnings = dict[str, Table](), list[str]()
+    for split, file in found.items():
+        try:
+            held_out[split] = _fitting(read_table(file), roles, table)
+        except LoraxsError as error:
+            if choices.test is not None:
+                raise
+            warnings.append(f"{file.name} is not used for {split} rows: {error.message}")
+    return held_out, warnings
+
+
+def _fitting(held: Table, roles: Roles, table: Table) -> Table:
+    """Return a table of test rows, which must have the columns and labels of the training rows."""
+    options = (roles.options,) if isinstance(roles.options, str) else roles.options or ()
+    needed = dict.fromkeys((*roles.texts, roles.label, *options))
+    if missing := [name for name in needed if name not in held.columns]:
+        raise TaskDataError(
+            f"{held.name} must have the columns {', '.join(needed)}, as {table.name} has, but lacks"
+            f" {', '.join(missing)}.",
+            hint="rename its columns, or give it its answers",
+        )
+    if roles.kind == CLASSES:
+        known = {str(value).strip() for value in table.columns[roles.label]} | set(roles.labels)
+        values = [str(value).strip() for value in held.columns[roles.label]]
+        if odd := [row for row, value in enumerate(values) if value not in known]:
+            raise TaskDataError(
+                f"Each {roles.label} of {held.name} must be one of {table.name}, but has {values[odd[0]]!r}"
+                f" ({places(held, odd)}).",
+                hint="correct or remove the rows, or add rows of that label to the training rows",
+            )
+    return held
 
 
 def _copy(table: Table, folder: Path) -> Path | None:
     """Return where a copy of changed rows goes; None if a task reads the file itself."""
     if not table.is_file or not table.is_changed:
         return None
-    return folder / f"{Path(table.name).name.partition('.')[0]}.plain.{'csv' if table.is_separated else 'jsonl'}"
+    return folder / f"{Path(table.path).name.partition('.')[0]}.plain.{'csv' if table.is_separated else 'jsonl'}"
 
 
-def _source(table: Table, copy: Path | None, folder: Path) -> Mapping[str, Any]:
+def _source(table: Table, copy: Path | None, held_out: Mapping[str, Table], folder: Path) -> Mapping[str, Any]:
     if not table.is_file:
         return table.source
-    return {"data_files": {"train": _relative(copy or Path(table.name), folder)}}
+    files = {"train": copy or Path(table.path)} | {split: Path(own.path) for split, own in held_out.items()}
+    return {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
 
 
 def _check_enough(table: Table) -> None:
@@ -274,10 +345,11 @@ def _measure(table: Table, roles: Roles, base: BaseModelRef, choices: Choices) -
     least = max(own, default=0) + _SOME_PROMPT
     wanted = max(16, min(limit, -(-fitting // 8) * 8), min(least, tokenizer.model_max_length))
     length = choices.max_length or wanted
+    mean = sum(min(length, each) for each in sampled) / len(sampled)
     cut = -(-sum(each > length for each in sampled) * table.num_rows // len(sampled))
     reason = f"{length} tokens: the longest row has about {max(whole)}, 99 of 100 have at most {fitting}"
     answer_tokens = max(own, default=0) + 2 if roles.kind == WRITING else 0
-    return Measured(length, answer_tokens, cut, reason, _language_warnings(tokenizer, texts))
+    return Measured(length, answer_tokens, cut, mean, reason, _language_warnings(tokenizer, texts))
 
 
 def _text_of(value: Any) -> str:
@@ -308,24 +380,48 @@ def _columns(roles: Roles) -> dict[str, str]:
     return dict(zip(("text", "text_pair"), roles.texts, strict=False)) | {"label": roles.label}
 
 
-def _training_rows(table: Table) -> int:
-    """Return how many rows are trained on, of a file without those that are set aside."""
-    return table.num_rows * 8 // 10 if table.is_file else table.num_rows
+def _plan(rows: int, roles: Roles, base: BaseModelRef, measured: Measured) -> Plan:
+    """Return how long a search is: steps, a multiple of 8, by the rows; without a GPU, what 10 minutes allow.
 
-
-def _steps(table: Table, roles: Roles) -> int:
-    """Return the steps of a trial, a multiple of 8."""
-    rows = _training_rows(table)
-    if roles.kind in (WRITING, CHOOSING):
+    Half of a trial's steps are counted, since weak ones stop early, and all of a refit's.
+    """
+    decodes, batch = roles.kind in (WRITING, CHOOSING), _BATCH[roles.kind]
+    if decodes:
         seen = min(_SEVERAL_TIMES * rows, _MOST_SEEN_BY_DECODER)
     else:
         seen = max(min(_MANY_TIMES * rows, _SOME_SEEN), min(_SEVERAL_TIMES * rows, _MOST_SEEN))
-    return max(16, -(-seen // (8 * _BATCH[roles.kind])) * 8)
+    steps, plan = max(16, -(-seen // (8 * batch)) * 8), (4, 2, 0) if decodes else (12, 3, 2)
+    if not measured.mean_tokens or _has_gpu():
+        return Plan(steps, *plan)
+    affordable = _SECONDS * _per_second(base) / (measured.mean_tokens * batch)
+    ways = [plan, (plan[0], plan[1], 0), (plan[0] // 2, plan[1], 0)]
+    fitting = [
+        (int(affordable / (trials / 2 + candidates * seeds)), way)
+        for way in ways
+        for trials, candidates, seeds in [way]
+    ]
+    fit, way = next((pair for pair in fitting if pair[0] >= steps), fitting[-1])
+    return Plan(max(16, min(steps, fit // 8 * 8)), *way, f"{_SECONDS // 60}m")
 
 
-def _passes(table: Table, roles: Roles, steps: int) -> str:
-    """Say how often a trial sees the rows, and where that is less than once, what a whole pass takes."""
-    rows, batch = _training_rows(table), _BATCH[roles.kind]
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _per_second(base: BaseModelRef) -> float:
+    """Return how many tokens this machine trains on in a second, by a rough rule: 4 operations a weight of a layer."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(locate(base).path).get_text_config()
+    weights: float = 12 * config.num_hidden_layers * config.hidden_size**2
+    return _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
+
+
+def _passes(rows: int, roles: Roles, steps: int) -> str:
+    """Say how often a trial sees the training rows, and where that is less than once, what a whole pass takes."""
+    batch = _BATCH[roles.kind]
     passes = steps * batch / rows
     if passes < 0.95:
         return f"batches: {passes:.1g} of a pass over the training rows; a whole one is {-(-rows // batch)}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,14 @@ def init(  # noqa: PLR0913  # each is a keyword
     max_length: int | None = None,
     drop_empty: bool = False,
     renamed: Mapping[str, str] | None = None,
+    test: str | Path | None = None,
+    force: bool = False,
     out: str | Path | None = None,
-) -> Space:
+) -> DraftedSpace:
     """Write a first space for rows, and return it, to be launched or changed.
 
         space = loraxs_search.init(frame, text="review", label="stars", name="reviews")
+        print(space)  # what was guessed
         loraxs_search.launch(space)
 
     What is None is guessed. Rows without a text or an answer, and labels that look misspelt, are errors.
@@ -54,6 +59,8 @@ def init(  # noqa: PLR0913  # each is a keyword
         max_length: Tokens of a row.
         drop_empty: Leave out rows without a text or an answer.
         renamed: Labels as they are written, each with the one that is meant.
+        test: A file of test rows.
+        force: Overwrite `out`.
         out: File for the space; by default one in the state folder.
 
     Raises:
@@ -73,9 +80,11 @@ def init(  # noqa: PLR0913  # each is a keyword
         max_length=max_length,
         drop_empty=drop_empty,
         renamed=tuple((renamed or {}).items()),
+        test=None if test is None else str(test),
+        in_python=True,
     )
-    if out is not None and Path(out).exists():
-        raise UsageError(f"`out` must not exist, but {out} does.", hint="give another file, or remove it")
+    if out is not None and not force and Path(out).exists():
+        raise UsageError(f"`out` must not exist, but {out} does.", hint="give another file, or force=True")
     frame = _lines(rows, name)
     data = frame if frame is not None else str(rows)
     digest = hashlib.sha256(f"{data if frame is not None else _identity(data)}\n{choices}".encode()).hexdigest()[:16]
@@ -83,20 +92,50 @@ def init(  # noqa: PLR0913  # each is a keyword
     if frame is not None:
         data = str(path.with_suffix(".jsonl"))
         write_atomic(Path(data), frame)
-    draft = draft_space(data, path, choices)
+    table: Any = rows
+    index = None if frame is None else list(table.index)
+    try:
+        draft = draft_space(data, path, choices, index)
+    except LoraxsError as error:  # written for the command line
+        error.message, error.hint = _in_python(error.message), error.hint and _in_python(error.hint)
+        error.args = (error.message,)
+        raise
     for warning in draft.warnings:
         log.warning(warning)
-    return save_draft(draft, path)
+    space = save_draft(draft, path, force=force or out is None)
+    return DraftedSpace(**vars(space), guesses=draft.guesses, warnings=draft.warnings)
 
 
-def save_draft(draft: Draft, path: Path) -> Space:
+@dataclass(frozen=True, repr=False)
+class DraftedSpace(Space):
+    """A space that `init` wrote; its text says what was guessed."""
+
+    guesses: Mapping[str, str] = field(default_factory=dict, compare=False)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    def __repr__(self) -> str:
+        lines = [f"{name:<11} {value}" for name, value in self.guesses.items()]
+        return "\n".join(
+            [*lines, *(f"warning: {warning}" for warning in self.warnings), f"{'space':<11} {self.source}"]
+        )
+
+
+def _in_python(text: str) -> str:
+    """Return a message with arguments in place of the command line's options."""
+    named = re.sub(r"--drop-empty\b", "drop_empty=True", re.sub(r"--map\b", "renamed", text))
+    return re.sub(r"--([a-z][a-z-]*)", lambda option: option[1].replace("-", "_"), named)
+
+
+def save_draft(draft: Draft, path: Path, *, force: bool = False) -> Space:
     """Write a space, with its rows where they need another form, and return it once it has been checked.
 
+    Args:
+        force: Overwrite a copy of other rows.
     Raises:
         UsageError: where these rows would go is another file.
         SpaceError: it has faults; nothing is left at `path`.
     """
-    draft.write(path)
+    draft.write(path, force=force)
     try:
         return load_space(str(path) if path.is_absolute() else f"./{path}")
     except LoraxsError:

@@ -159,7 +159,7 @@ def _tagged(table: Table, choices: Choices) -> Roles:
 # ---- checks ----------------------------------------------------------------------------------------------------------
 def _check_header(table: Table, choices: Choices) -> None:
     """Refuse a first line that is itself a row: none of its words is usual for a column, and one is a value below."""
-    if table.lines is None or choices.text or choices.label:
+    if table.lines is None or table.is_frame or choices.text or choices.label or choices.columns:
         return
     usual = {*_LABELS, *TEXT_NAMES, *(name for pair in _PAIRS for name in pair)}
     if any(_folded(name) in usual for name in table.columns):
@@ -168,7 +168,7 @@ def _check_header(table: Table, choices: Choices) -> None:
         raise TaskDataError(
             f"The first line of {table.name} must name the columns, but looks like a row:"
             f" {values[0]!r} is also a value below it.",
-            hint="write a line such as `text,label` above it; or confirm the names with --text and --label",
+            hint="name the columns, as in --columns text,label; or confirm the names with --text and --label",
         )
 
 

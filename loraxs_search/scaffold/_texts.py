@@ -61,6 +61,7 @@ class Measured:
     max_length: int
     answer_tokens: int = 0
     cut: int = 0
+    mean_tokens: float = 0.0
     reason: str = ""
     warnings: list[str] = field(default_factory=list)
 
@@ -69,8 +70,25 @@ _FEW_ROWS = 200
 _MAX_SHOWN = 20  # classes that are listed
 
 
-def guesses_of(
-    table: Table, roles: Roles, base: BaseModelRef, measured: Measured, choices: Choices, copy: str
+@dataclass(frozen=True)
+class Plan:
+    """How long a search is; steps and trials fit a budget if there is no GPU."""
+
+    steps: int
+    trials: int
+    candidates: int
+    seeds: int
+    time_budget: str = ""
+
+
+def guesses_of(  # each is a source of guesses
+    table: Table,
+    roles: Roles,
+    base: BaseModelRef,
+    measured: Measured,
+    choices: Choices,
+    copy: str,
+    held_out: Mapping[str, Table],
 ) -> dict[str, str]:
     """Return what was guessed, by name, with the reason."""
     counts = _counted(roles.label_counts)
@@ -79,6 +97,7 @@ def guesses_of(
         remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)"
     guesses = {
         "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
+        **{split: _held_out_rows(own, choices) for split, own in held_out.items()},
         "kind": roles.kind + ("" if choices.kind else _ratings(roles)),
         "texts": ", ".join(roles.texts),
         "answers": f"{roles.label}: {counts}" if counts else f"{roles.label}{_of_numbers(roles, choices)}",
@@ -92,6 +111,11 @@ def guesses_of(
         guesses["unused"] = ", ".join(roles.unused) + way
     options = roles.options if isinstance(roles.options, str) else ", ".join(roles.options or ())
     return guesses | ({"options": options} if options else {})
+
+
+def _held_out_rows(table: Table, choices: Choices) -> str:
+    beside = "" if choices.test else " (beside the training rows)"
+    return f"{table.num_rows} in {table.name}{beside}"
 
 
 def _of_numbers(roles: Roles, choices: Choices) -> str:
@@ -115,10 +139,10 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({number})" for name, number in counts.items())
 
 
-def warnings_of(table: Table, roles: Roles, measured: Measured, choices: Choices) -> list[str]:
+def warnings_of(table: Table, roles: Roles, measured: Measured, choices: Choices, *, is_carved: bool) -> list[str]:
     """Return what makes the result of a search less sure than it looks."""
     warnings = list(measured.warnings)
-    if table.is_file and table.num_rows < _FEW_ROWS:
+    if is_carved and table.num_rows < _FEW_ROWS:
         held_out = max(1, round(table.num_rows / 10))
         error = f", with a standard error of up to {(0.25 / held_out) ** 0.5:.2f}" if roles.kind != NUMBERS else ""
         warnings.append(f"{table.num_rows} rows are few: a tenth, {_rows(held_out)}, is scored{error}")
@@ -130,6 +154,7 @@ def warnings_of(table: Table, roles: Roles, measured: Measured, choices: Choices
         for name in doubtful_classes(() if choices.labels or roles.label in table.label_names else roles.label_counts)
     ]
     if (counts := roles.label_counts) and roles.kind == CLASSES:
+        warnings += _contradictions(table, roles)
         if not choices.labels and (alike := alike_names(counts, table.num_rows)):
             pairs = ", ".join(f"{name!r} like {near!r}" for name, near in alike.items())
             warnings.append(f"labels that look alike are learnt as classes of their own: {pairs}")
@@ -137,6 +162,18 @@ def warnings_of(table: Table, roles: Roles, measured: Measured, choices: Choices
         if number * 10 < table.num_rows / len(counts):
             warnings.append(f"label {rarest!r} is rare ({_rows(number)}): accuracy says little of it, see macro_f1")
     return warnings
+
+
+def _contradictions(table: Table, roles: Roles) -> list[str]:
+    """Warn of texts that have different labels."""
+    rows: dict[tuple[str, ...], dict[str, int]] = {}
+    texts = zip(*(table.columns[name] for name in roles.texts), strict=True)
+    for row, (own, label) in enumerate(zip(texts, table.columns[roles.label], strict=True)):
+        rows.setdefault(tuple(map(str, own)), {}).setdefault(str(label).strip(), row)
+    if not (twice := [labels for labels in rows.values() if len(labels) > 1]):
+        return []
+    shown = ", ".join(f"{table.place(row)} ({label})" for label, row in twice[0].items())
+    return [f"{len(twice)} text{'s have' if len(twice) > 1 else ' has'} different labels, such as {shown}"]
 
 
 def _rows(number: int) -> str:
@@ -162,7 +199,7 @@ _TEMPLATE = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=
 task:
   name: {{ scalar(name) }}  # the registry keeps a champion for each task name
   kind: {{ roles.kind }}
-  data: {{ flow(data) }}  # {{ set_aside }} set aside for validation and the test
+  data: {{ flow(data) }}{{ "  # " + set_aside if set_aside else "" }}
 {% if writes %}
   prompt: {{ scalar(prompt) }}  # columns in braces
   answer: {{ scalar(answer) }}  # learnt: these tokens and the end
@@ -214,12 +251,15 @@ parameters:
   batch_size: {{ batch }}
 
 search:
-  trials: {{ 4 if writes or chooses else 12 }}
-  max_steps: {{ steps }}  # {{ passes }}
+  trials: {{ plan.trials }}
+  max_steps: {{ plan.steps }}  # {{ passes }}
   report_every: {{ every }}  # weak trials stop early
+{% if plan.time_budget %}
+  time_budget: {{ plan.time_budget }}  # for the trials; this machine has no GPU
+{% endif %}
 
 promotion:
-  candidates: {{ 2 if writes or chooses else 3 }}
-  seeds: {{ 0 if writes or chooses else 2 }}  # the best trials are trained again from so many seeds
+  candidates: {{ plan.candidates }}
+  seeds: {{ plan.seeds }}  # the best trials are trained again from so many seeds
 """.replace("  # ", _MARK)
 )

@@ -23,19 +23,30 @@ from loraxs_search.tasks.separated import is_table, shows
 
 
 def question_rows(texts: Any, columns: Sequence[str] = ()) -> list[tuple[Any, ...]]:
-    """Return the rows of a request, each with its texts: a row is a text, or a tuple of several.
+    """Return the rows of a request, each with its texts: a row is a text, a tuple of several, or a dict by column.
 
     What is in a row is left to the task's kind, which knows what it should be.
 
     Args:
         texts: A list of rows, one text, or a DataFrame of pandas.
-        columns: What the task reads of a DataFrame; its other columns do not matter.
+        columns: What the task reads of a DataFrame or a dict; other columns do not matter.
     Raises:
         UsageError: it is none of these, or lacks a column.
     """
     if is_frame(texts):
         return list(zip(*(_frame_column(texts, name) for name in columns), strict=True))
-    return [row if isinstance(row, tuple) else (row,) for row in listed(texts, "texts")]
+    return [_row(row, columns) for row in listed(texts, "texts")]
+
+
+def _row(row: Any, columns: Sequence[str]) -> tuple[Any, ...]:
+    if not isinstance(row, Mapping) or not columns:
+        return row if isinstance(row, tuple) else (row,)
+    if missing := [name for name in columns if name not in row]:
+        raise UsageError(
+            f"`texts` must have the column {missing[0]} in each row, but one has: {', '.join(map(str, row))}.",
+            hint="give the columns that the task was trained on",
+        )
+    return tuple(row[name] for name in columns)
 
 
 def rows_of_tasks(frame: Any, columns: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:

@@ -21,7 +21,9 @@ _LONGEST_NAME = 10  # characters of a column's name in a script that writes no s
 _LOOKED_AT = 200  # lines that the separator is guessed from
 
 
-def read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[str] = ()) -> Columns:
+def read_csv(
+    text: str, usual: str, wanted: Sequence[str], optional: Sequence[str] = (), names: Sequence[str] = ()
+) -> Columns:
     """Read the columns `wanted`; every value stays text, as written.
 
     Lines without anything in them are skipped. Where a column is missing, no row is read.
@@ -29,6 +31,7 @@ def read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[st
     Args:
         usual: What separates values, unless another separator shows all of `wanted` in the header.
         optional: Further columns of the header, which are empty where a row ends before them.
+        names: Of all columns, where the text has no header.
     Raises:
         MalformedFileError: a name that stands twice in the header, a row with fields too many or too few, or a quote
             that is not closed.
@@ -36,7 +39,7 @@ def read_csv(text: str, usual: str, wanted: Sequence[str], optional: Sequence[st
     shown = (each for each in (usual, *SEPARATORS) if set(wanted) <= set(header(text, each)))
     separator = next(shown, None) or likely_separator(text, usual)
     rows = _rows(_reader(text, separator, strict=True))
-    names = [name.strip() for name in next(rows, _Row(1, 1, [])).fields]
+    names = list(names) or [name.strip() for name in next(rows, _Row(1, 1, [])).fields]
     if not set(wanted) <= set(names):
         return Columns(names, {}, [])
     if twice := [name for name in dict.fromkeys(wanted) if names.count(name) > 1]:

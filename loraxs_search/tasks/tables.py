@@ -6,7 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,21 +30,25 @@ class Table:
     Args:
         name: What people call it: a path or an id.
         columns: Each column's values, one a row; of a file with separated values all are text.
-        lines: The line that each row begins in; None if rows have no lines.
+        lines: The line that each row begins in, or what a DataFrame's index calls it; None if rows have neither.
+        path: The file that a task reads; empty of a data set.
         source: What a task's `data` says to read a data set; empty of a file.
         label_names: Of each column that gives names to its ids, these names; its values are names.
         is_changed: Whether its rows are no longer those of the file.
         is_separated: Whether it is a file of separated values.
+        is_frame: Whether it is a DataFrame.
         remark: What is unusual about it.
     """
 
     name: str
     columns: dict[str, list[Any]]
-    lines: list[int] | None
+    lines: list[Any] | None
+    path: str = ""
     source: Mapping[str, Any] = field(default_factory=dict)
     label_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     is_changed: bool = False
     is_separated: bool = False
+    is_frame: bool = False
     remark: str = ""
 
     @property
@@ -58,7 +62,7 @@ class Table:
 
     def place(self, row: int) -> str:
         """Return where a row stands."""
-        return f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
+        return f"row {row + 1}" if self.lines is None else f"{'row' if self.is_frame else 'line'} {self.lines[row]}"
 
     def plain_text(self) -> str:
         """Return the rows as lines of JSON, or separated by commas where the file has separated values."""
@@ -73,11 +77,13 @@ class Table:
         return text.getvalue()
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, names: Sequence[str] = ()) -> Table:
     """Read all columns of a file.
 
+    Args:
+        names: Of the columns of separated values without a header.
     Raises:
-        UsageError: there is no such file, or its ending is unknown.
+        UsageError: there is no such file, its ending is unknown, or it has another number of columns.
         TaskDataError: it is not what it seems to be, or holds no row.
     """
     if not path.is_file():
@@ -93,11 +99,15 @@ def read_table(path: Path) -> Table:
         raise UsageError(f"A data file {error.message}, but got {path}.", hint=error.hint) from error
     try:
         if ending in (".csv", ".tsv"):
-            table = _separated(path, unpacked(path, content), "\t" if ending == ".tsv" else ",")
+            table = _separated(path, unpacked(path, content), "\t" if ending == ".tsv" else ",", names)
+        elif names:
+            raise UsageError(
+                f"`--columns` must go with a .csv or .tsv, but {path} names its columns.", hint="leave it out"
+            )
         else:
-            names = read_columns(path, content, [""]).available  # no column has that name
-            read = read_columns(path, content, names)
-            table = Table(str(path), read.values, read.lines)
+            every = read_columns(path, content, [""]).available  # no column has that name
+            read = read_columns(path, content, every)
+            table = Table(str(path), read.values, read.lines, str(path))
     except MalformedFileError as error:
         raise TaskDataError(f"{path} {error.message}.", hint=error.hint) from error
     if not table.num_rows:
@@ -138,19 +148,32 @@ def read_hub_table(hub: str, config: str | None, split: str | None) -> Table:
     splits = {"splits": {"train": chosen, **held_out}} if held_out or chosen != "train" else {}
     source = {"hub": hub, **({"config": config} if config else {}), **splits}
     remark = f"the first {_MOST_OF_HUB:,} of {len(rows):,} rows" if len(rows) > _MOST_OF_HUB else ""
-    return Table(hub, columns, None, source, label_names, remark=remark)
+    return Table(hub, columns, None, source=source, label_names=label_names, remark=remark)
 
 
-def _separated(path: Path, content: bytes, usual: str) -> Table:
+def _separated(path: Path, content: bytes, usual: str, given: Sequence[str]) -> Table:
     """Read separated values; columns without a name, as pandas writes its index, are left out."""
     text, encoding = decoded(content)
     separator = likely_separator(text, usual)
-    names = [name for name in header(text, separator) if name]
+    first = header(text, separator)
+    if given and len(given) != len(first):
+        raise UsageError(
+            f"`--columns` must name each column of {path}, but its first line has {len(first)}.",
+            hint=f"give so many names with commas; the line is {separator.join(first)[:80]!r}",
+        )
+    names = list(given) or [name for name in first if name]
     if not names and text.strip():
         raise MalformedFileError("must name its columns in its first line, but that is empty", hint="name them there")
-    read = read_csv(text, separator, names) if names else Columns([], {}, [])
+    read = read_csv(text, separator, names, names=given) if names else Columns([], {}, [])
     remarks = [f"{encoding} instead of UTF-8"] if encoding else []
     if separator != usual:
         remarks.append(f"{SEPARATORS[separator]} instead of {SEPARATORS[usual]}")
-    remark = " and ".join(remarks)
-    return Table(str(path), read.values, read.lines, is_separated=True, remark=remark)
+    return Table(
+        str(path),
+        read.values,
+        read.lines,
+        str(path),
+        is_changed=bool(given),
+        is_separated=True,
+        remark=" and ".join(remarks),
+    )
