@@ -393,7 +393,7 @@ def _plan(rows: int, roles: Roles, base: BaseModelRef, measured: Measured) -> Pl
     steps, plan = max(16, -(-seen // (8 * batch)) * 8), (4, 2, 0) if decodes else (12, 3, 2)
     if not measured.mean_tokens or _has_gpu():
         return Plan(steps, *plan)
-    affordable = _SECONDS * _per_second(base) / (measured.mean_tokens * batch)
+    affordable = _SECONDS * _per_second(base, decodes) / (measured.mean_tokens * batch)
     ways = [plan, (plan[0], plan[1], 0), (plan[0] // 2, plan[1], 0)]
     fitting = [
         (int(affordable / (trials / 2 + candidates * seeds)), way)
@@ -410,12 +410,17 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def _per_second(base: BaseModelRef) -> float:
-    """Return how many tokens this machine trains on in a second, by a rough rule: 4 operations a weight of a layer."""
+def _per_second(base: BaseModelRef, decodes: bool) -> float:
+    """Return how many tokens this machine trains on in a second, by a rough rule: 4 operations a weight.
+
+    Decoders have logits, and weights of 16 bits, with which CPUs are slower.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(locate(base).path).get_text_config()
     weights: float = 12 * config.num_hidden_layers * config.hidden_size**2
+    if decodes:
+        weights = 2 * (weights + config.vocab_size * config.hidden_size)
     return _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
 
 
