@@ -100,10 +100,11 @@ def init(  # noqa: PLR0913  # each is a keyword
         error.message, error.hint = _in_python(error.message), error.hint and _in_python(error.hint)
         error.args = (error.message,)
         raise
-    for warning in draft.warnings:
+    guesses = {name: _in_python(value) for name, value in draft.guesses.items()}
+    warnings = tuple(map(_in_python, draft.warnings))
+    for warning in warnings:
         log.warning(warning)
-    space = save_draft(draft, path, force=force or out is None)
-    return DraftedSpace(**vars(space), guesses=draft.guesses, warnings=draft.warnings)
+    return DraftedSpace(**vars(save_draft(draft, path, force=force or out is None)), guesses=guesses, warnings=warnings)
 
 
 @dataclass(frozen=True, repr=False)

@@ -165,7 +165,8 @@ def _separated(path: Path, content: bytes, usual: str, given: Sequence[str]) -> 
     if not names and text.strip():
         raise MalformedFileError("must name its columns in its first line, but that is empty", hint="name them there")
     read = read_csv(text, separator, names, names=given) if names else Columns([], {}, [])
-    remarks = [f"{encoding} instead of UTF-8"] if encoding else []
+    remarks = ["with the given column names"] if given else []
+    remarks += [f"{encoding} instead of UTF-8"] if encoding else []
     if separator != usual:
         remarks.append(f"{SEPARATORS[separator]} instead of {SEPARATORS[usual]}")
     return Table(

@@ -100,7 +100,7 @@ def test_without_a_gpu_the_budget_is_minutes(
     folder: Path, in_warm_home: Path, monkeypatch: pytest.MonkeyPatch, has_gpu: bool
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
-    monkeypatch.setattr("loraxs_search.scaffold._draft.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     rows = "text,label\n" + "".join(f"{' '.join(['word'] * 100)} {i},{'ab'[i % 2]}\n" for i in range(5000))
     (folder / "rows.csv").write_text(rows)
     space = yaml.safe_load(draft_space(folder / "rows.csv", folder / "space.yaml").text)
