@@ -56,7 +56,6 @@ class TrialStarted(_Decisive):
     Args:
         command: Id of the command that asked for it; empty where the search proposed it.
         lineage: The trial that it was cloned from.
-        is_hidden: Whether the sampler learns nothing from it.
         proposal: How the sampler came to the params; None if it did not propose them.
         hyperparameters: What the params resolve to; None where they resolve to none.
     """
@@ -65,7 +64,6 @@ class TrialStarted(_Decisive):
     params: Mapping[str, records.Scalar]
     command: str = ""
     lineage: records.Lineage | None = None
-    is_hidden: bool = False
     proposal: records.Proposal | None = None
     hyperparameters: records.Hyperparameters | None = None
     event: Literal["started"] = "started"

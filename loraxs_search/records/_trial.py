@@ -34,12 +34,10 @@ class Origin:
     Args:
         command: Id of the command that asked for it.
         lineage: The trial that it was cloned from.
-        is_hidden: Whether the sampler learns nothing from it: its params lie outside of the space.
     """
 
     command: str = ""
     lineage: Lineage | None = None
-    is_hidden: bool = False
 
 
 @dataclass(frozen=True)
@@ -208,7 +206,6 @@ class TrialRecord:
         reason: Why it ended, as text for display.
         command: Id of the command that asked for it; empty where the search proposed it.
         lineage: The trial of the study that it was cloned from.
-        is_hidden: Whether the sampler learns nothing from it.
         reported_at: When each report was recorded, seconds since 1970.
         worked_s: Seconds from its start to its end in which a driver was at work; None while it has not ended.
     """
@@ -222,6 +219,5 @@ class TrialRecord:
     ended_at: float | None = None
     command: str = ""
     lineage: Lineage | None = None
-    is_hidden: bool = False
     reported_at: tuple[float, ...] = ()
     worked_s: float | None = None

@@ -64,9 +64,9 @@ class StudyTrials:
         self._reports[event.trial_id] = []
 
     def _drawn(self, event: TrialStarted) -> FrozenTrial:
-        """Return the trial with what it was drawn from; the sampler sees no params of a hidden trial."""
+        """Return the trial with what it was drawn from; without a proposal the sampler sees no params."""
         proposal = event.proposal
-        if event.is_hidden or proposal is None:
+        if proposal is None:
             self._hidden.add(event.trial_id)
             return create_trial(state=TrialState.RUNNING)
         self.attributes |= proposal.study_attributes

@@ -164,7 +164,6 @@ class Journal:
                 params=dict(params),
                 command=of.command,
                 lineage=of.lineage,
-                is_hidden=of.is_hidden,
                 proposal=proposal,
                 hyperparameters=hyperparameters,
             )
@@ -303,7 +302,6 @@ class Journal:
                     started_at=event.at,
                     command=event.command,
                     lineage=event.lineage,
-                    is_hidden=event.is_hidden,
                 )
             case TrialReported(report=report):
                 self.reports.append(report)

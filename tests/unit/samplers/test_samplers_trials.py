@@ -171,7 +171,7 @@ def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder: StudyFolder
 def test_a_hidden_trial_has_a_number_and_nothing_else(folder: StudyFolder, space: Space) -> None:
     task: Task = folder.info.task
     trials = StudyTrials(task, SearchPlan())
-    trials.apply(TrialStarted(at=1.0, trial_id="00000", params={"rank": 64}, is_hidden=True))
+    trials.apply(TrialStarted(at=1.0, trial_id="00000", params={"rank": 64}))
     trials.apply(TrialReported(at=2.0, report=report("00000", 4, 0.9)))
     (trial,) = trials.trials
     assert (trial.params, trial.intermediate_values, trial.state) == ({}, {}, OptunaState.RUNNING)

@@ -100,7 +100,7 @@ def test_what_is_wrong_stays_wrong_at_its_line() -> None:
     assert "space.yaml:7: parameters.learning_rate[0].when.rank: must be a value that rank may have" in str(
         caught.value
     )
-    assert "space.yaml:10: parameters.weight_decay.when.method" in str(caught.value)
+    assert "space.yaml:10: parameters.weight_decay[0].when.method" in str(caught.value)
 
 
 def test_a_space_without_parameters_or_of_another_form_is_told_so() -> None:

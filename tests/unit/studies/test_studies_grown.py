@@ -15,10 +15,10 @@ def test_origin_and_lineage_are_in_the_journal_and_come_back(fresh_home: Path) -
     lineage = Lineage("s", "00000")
     journal = folder.journal()
     journal.trial_started("00000", {"rank": 4})
-    journal.trial_started("00001", {"rank": 4}, Origin(command="abc", lineage=lineage, is_hidden=True))
+    journal.trial_started("00001", {"rank": 4}, Origin(command="abc", lineage=lineage))
     plain, clone = folder.journal().records.values()
-    assert (plain.command, plain.lineage, plain.is_hidden) == ("", None, False)
-    assert (clone.command, clone.lineage, clone.is_hidden) == ("abc", lineage, True)
+    assert (plain.command, plain.lineage) == ("", None)
+    assert (clone.command, clone.lineage) == ("abc", lineage)
     assert folder.journal().records == journal.records
 
 

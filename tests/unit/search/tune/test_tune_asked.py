@@ -26,7 +26,7 @@ def test_an_added_trial_comes_first_and_on_top_of_the_budget(folder: StudyFolder
     assert driver.run() == ["00001", "00002", "00003"]
     records = folder.journal().records
     added = records["00001"]
-    assert (added.command, added.is_hidden, added.lineage) == (command, False, None)
+    assert (added.command, added.lineage) == (command, None)
     assert (added.params["rank"], added.params["learning_rate"], added.params["batch_size"]) == (16, 0.05, 8)
     assert [record.command for record in records.values()].count("") == PLAN.trials
     in_optuna = driver.trials.trials[1]
