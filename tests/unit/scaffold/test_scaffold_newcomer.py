@@ -11,8 +11,6 @@ import pytest
 from support.rows import csv_of, texts
 
 from loraxs_search.errors import LoraxsError
-from loraxs_search.scaffold import Choices, draft_space, save_draft
-from loraxs_search.search_space import Space
 from loraxs_search.tasks.prepared import load_data
 
 PLAIN = csv_of()
@@ -54,19 +52,6 @@ GOOD: dict[str, tuple[str, str | bytes, dict[str, Any]]] = {
 }  # fmt: skip
 KINDS = {"numbers": "regression", "answers in words": "text-generation", "options": "multiple-choice"}
 ROWS = {"doubled rows": 96, "500 labels of many rows": 8000}  # of train; 48 of the others, or 49
-
-
-@pytest.fixture
-def drafted(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Write a file, and return the space that `init` makes of it; no base is at hand, so no token is counted."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(name: str, content: str | bytes, **choices: Any) -> Space:
-        Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-        draft = draft_space(name, Path("rows.yaml"), Choices(base="no-such-org/no-such-base", **choices))
-        return save_draft(draft, Path("rows.yaml"))
-
-    return make
 
 
 @pytest.mark.parametrize("variant", GOOD)

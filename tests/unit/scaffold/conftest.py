@@ -1,0 +1,40 @@
+"""A space as `init` makes it of a file of rows, without the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from loraxs_search.records import Task
+from loraxs_search.scaffold import Choices, Draft, draft_space, save_draft
+from loraxs_search.search_space import Space
+
+
+class Drafted(NamedTuple):
+    """A space, and the draft that it was written from."""
+
+    space: Space
+    draft: Draft
+
+    @property
+    def task(self) -> Task:
+        """The space's."""
+        return self.space.task
+
+
+@pytest.fixture
+def drafted(fresh_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Drafted]:
+    """Write a file here and draft a space of it; without another `base`, none is at hand, and no token is counted."""
+    (tmp_path / "rows").mkdir()
+    monkeypatch.chdir(tmp_path / "rows")
+
+    def make(name: str, content: str | bytes | None, **choices: Any) -> Drafted:
+        if content is not None:
+            Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        draft = draft_space(name, Path("rows.yaml"), Choices(**{"base": "no-such-org/no-such-base", **choices}))
+        return Drafted(save_draft(draft, Path("rows.yaml")), draft)
+
+    return make

@@ -1,0 +1,290 @@
+"""What `init` writes: labels, kinds, lengths, steps and comments; data sets of the hub."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from support.rows import csv_of, texts
+from support.spaces import QUICKSTART
+
+from loraxs_search.errors import LoraxsError, TaskDataError, UsageError
+from loraxs_search.shipped_spaces import schema_path
+from loraxs_search.tasks.prepared import load_data
+
+
+def jsonl(rows: list[dict[str, object]]) -> str:
+    return "\n".join(map(json.dumps, rows))
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------------
+def test_numbers_that_are_classes_are_counted_however_they_are_written(drafted) -> None:
+    made = drafted("rows.csv", csv_of(labels=("0.0", "1.0", "0", "1")))
+    assert made.task.labels == ("0", "1")
+    assert "label: 0 (30), 1 (30)" in made.draft.guesses["answers"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("007", "7"),
+        ("00501", "02139"),
+        ("1_1", "1_2"),
+        ("1e5", "2e5"),
+        ("1e5", "100000"),
+        ("3.1", "3.10"),
+        ("1.0", "1.20"),
+        ("1234567890123456788", "1234567890123456789"),
+        ("a  # b", "other"),
+        ("x\x85y", "other"),
+        ("p\u2028q", "other"),
+        ("k\x7f", "other"),
+    ],
+)
+def test_a_name_is_written_and_read_as_it_is(drafted, labels: tuple[str, ...]) -> None:
+    made = drafted("rows.csv", csv_of(labels=labels), kind="sequence-classification")
+    assert made.task.labels == tuple(sorted(labels))
+    rows = load_data(made.task).rows.values()
+    assert [sum((own.labels == id_).sum() for own in rows) for id_ in (0, 1)] == [30, 30]
+    assert "  # tokens of a row" in made.draft.text, "comments stay aligned"
+
+
+def test_labels_that_look_alike_are_one(drafted) -> None:
+    labels = ("caf\u00e9", "cafe\u0301", "tea")
+    assert drafted("rows.csv", csv_of(labels=labels)).task.labels == ("caf\u00e9", "tea")
+
+
+def test_a_word_for_nothing_is_dropped_or_meant(drafted) -> None:
+    """Programs write nan; `none` may be a class, so it is one where many rows have it."""
+    content = csv_of(labels=("a", "nan", "None", "b"))
+    made = drafted("rows.csv", content, drop_empty=True)
+    assert (made.task.labels, "15 rows" in made.draft.guesses["rows"]) == (("None", "a", "b"), True)
+    assert any("'None' (15 rows) may say that the answer is missing" in own for own in made.draft.warnings)
+    made = drafted("all.csv", content, labels=("nan", "None", "a", "b"), drop_empty=True)
+    assert made.task.labels == ("nan", "None", "a", "b")
+    assert not any("may say that the answer is missing" in own for own in made.draft.warnings)
+
+
+def test_ratings_may_be_a_regression(drafted) -> None:
+    made = drafted("rows.csv", csv_of(labels=("1", "2", "3", "4", "5")))
+    assert made.task.kind == "sequence-classification"
+    assert "--kind regression" in made.draft.guesses["kind"]
+    assert "--kind" not in drafted("two.csv", csv_of(labels=("1", "2"))).draft.guesses["kind"]
+
+
+def test_labels_say_that_answers_are_classes(drafted) -> None:
+    numbers = tuple(str(number) for number in range(1, 26))
+    content = csv_of(100, labels=numbers)
+    assert drafted("rows.csv", content, labels=numbers).task.labels == numbers
+    with pytest.raises(UsageError, match="--labels"):
+        drafted("rows.csv", content, labels=numbers, kind="regression")
+
+
+# ---- kinds -----------------------------------------------------------------------------------------------------------
+def test_question_and_context_are_both_read_and_other_texts_named(drafted) -> None:
+    rows = [{"question": t, "context": t[::-1], "source": f"{t} page", "answer": t[:9]} for t in texts(60)]
+    made = drafted("rows.jsonl", jsonl(rows), kind="text-generation")
+    assert "Context: {context}\\nQuestion: {question}\\nAnswer:" in made.draft.text
+    assert made.draft.guesses["unused"] == "source (to read more columns: --text context,question,source)"
+    assert "generation:" not in made.draft.text, "what is not counted is not written"
+
+
+def test_options_are_known_by_their_name_in_json_too(drafted) -> None:
+    rows = [{"q": t, "answer": i % 2, "choices": [t, "no, never"]} for i, t in enumerate(texts(60))]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerows([["q", "answer", "choices"], *([r["q"], r["answer"], json.dumps(r["choices"])] for r in rows)])
+    for name, content in (("lines.jsonl", jsonl(rows)), ("rows.csv", text.getvalue())):
+        task = drafted(name, content).task
+        assert (task.kind, task.settings["options"]) == ("multiple-choice", "choices")
+        assert load_data(task)
+
+
+def test_lists_of_tags_are_no_options(drafted) -> None:
+    content = jsonl([{"text": t, "label": "ab"[i % 2], "tags": ["x", t]} for i, t in enumerate(texts(60))])
+    assert drafted("rows.jsonl", content).task.kind == "sequence-classification"
+    assert drafted("rows.jsonl", content, kind="multiple-choice").task.settings["options"] == "tags"
+
+
+TAGGED = [
+    (["Ada", f"left{i}"], ["B-PER", "O"]) if i % 3 else ([f"{i}", "New", "York"], ["O", "B-LOC", "I-LOC"])
+    for i in range(60)
+] + [(["Oslo"], ["B-LOC"])]
+
+
+def test_words_beside_tags_are_a_token_classification(drafted) -> None:
+    lines = jsonl([{"id": i, "words": w, "ner_tags": t} for i, (w, t) in enumerate(TAGGED)])
+    conll = "\n".join("".join(f"{a}\t{b}\n" for a, b in zip(w, t, strict=True)) for w, t in TAGGED)
+    text = io.StringIO()
+    csv.writer(text).writerows([["words", "ner_tags"], *([json.dumps(w), json.dumps(t)] for w, t in TAGGED)])
+    for name, content in (("a.jsonl", lines), ("b.conll", conll), ("c.csv", text.getvalue())):
+        made = drafted(name, content)
+        assert "O (60)" in made.draft.guesses["answers"]
+        assert (made.task.kind, made.task.metric) == ("token-classification", "f1")
+        assert made.task.labels == ("O", "B-LOC", "I-LOC", "B-PER")
+        assert (made.task.text, made.task.label) == (("tokens", "tags") if name[0] == "b" else ("words", "ner_tags"))
+        assert len(load_data(made.task).rows["train"]) > 40
+
+
+def test_a_sentence_with_more_words_than_tags_is_named(drafted) -> None:
+    content = jsonl([{"tokens": words, "tags": tags} for words, tags in [*TAGGED, (["one", "more"], ["O"])]])
+    with pytest.raises(TaskDataError, match="a tag for each word, but line 62 has not"):
+        drafted("rows.jsonl", content)
+    with pytest.raises(UsageError, match="must not go with token-classification"):
+        drafted("rows.jsonl", content, drop_empty=True)
+    good = jsonl([{"tokens": words, "tags": tags} for words, tags in TAGGED])
+    for choices in ({"labels": ("O", "B-LOC", "I-LOC")}, {"kind": "token-classification", "label": "tokens"}):
+        with pytest.raises(UsageError):
+            drafted("rows.jsonl", good, **choices)
+
+
+# ---- names and copies ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("file", "name"), [("new\nrows: [.csv", "new-rows"), ("latest.csv", "task-latest")])
+def test_a_file_may_have_any_name(drafted, file: str, name: str) -> None:
+    assert drafted(file, csv_of()).task.name == name
+
+
+def test_lines_of_json_stay_what_they_are_in_a_copy(drafted) -> None:
+    rows: list[dict[str, object]] = [
+        {"text": text, "label": i % 3, "tags": ["a", "b"]} for i, text in enumerate(texts(60))
+    ]
+    rows[7]["label"] = None
+    made = drafted("rows.jsonl", jsonl(rows), kind="regression", drop_empty=True)
+    copied = [json.loads(line) for line in Path("rows.plain.jsonl").read_text().splitlines()]
+    assert copied == rows[:7] + rows[8:]
+    assert len(load_data(made.task).rows["train"]) == 47
+
+
+def test_a_copy_of_other_rows_is_not_overwritten(drafted) -> None:
+    content = csv_of(separator=";") + ";pos\n"
+    made = drafted("rows.csv", content, drop_empty=True)
+    assert "the space reads rows.plain.csv, a plain copy; change rows there)" in made.draft.guesses["rows"]
+    assert "\n# Rows are read from rows.plain.csv, a copy of rows.csv: " in made.draft.text
+    assert Path("rows.csv").read_text() == content
+    assert made.task.source.data_files["train"].endswith("rows.plain.csv")
+    assert drafted("rows.csv", content, drop_empty=True)
+    Path("rows.plain.csv").write_text("something else")
+    with pytest.raises(UsageError, match="that is another file"):
+        drafted("rows.csv", content, drop_empty=True)
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "semicolons"), ("|", "bars"), ("\t", "tabs")])
+def test_another_separator_needs_no_copy(drafted, separator: str, name: str) -> None:
+    made = drafted("rows.csv", csv_of(separator=separator))
+    assert f" in rows.csv ({name} instead of commas)" in made.draft.guesses["rows"]
+    assert [path.name for path in Path.cwd().iterdir() if path.suffix == ".csv"] == ["rows.csv"]
+    assert load_data(made.task)
+
+
+# ---- comments and steps ----------------------------------------------------------------------------------------------
+CUT = "tokens of both: a long prompt loses its beginning, an answer must fit"
+COMMENTS = {
+    "sequence-classification": ("the search goes by the first one", "tokens of a row; longer ones lose their ends", 11),
+    "multiple-choice": ("the search goes by the first one", CUT, 4),
+    "text-generation": ("candidates go by the first one, running trials by the loss", CUT, 4),
+}
+
+
+@pytest.mark.parametrize("kind", COMMENTS)
+def test_comments_say_what_holds_for_the_kind_and_where_numbers_are_from(
+    drafted, in_warm_home: Path, kind: str
+) -> None:
+    answers: list[object] = [i % 2 for i in range(60)] if kind != "text-generation" else ["so so", *["well"] * 59]
+    rows = [{"text": t, "answer": a, "choices": [t, "no"]} for t, a in zip(texts(60), answers, strict=True)]
+    if kind != "multiple-choice":
+        rows = [{name: row[name] for name in ("text", "answer")} for row in rows]
+    lines = drafted("rows.jsonl", jsonl(rows), kind=kind, base=QUICKSTART["id"]).draft.text.splitlines()
+    comments = {line.partition(":")[0].strip(): line.partition("  # ")[2] for line in lines if "  # " in line}
+    metrics, length, passes = COMMENTS[kind]  # passes: 32 steps of 16 rows, or 24 of 8, of 48 training rows
+    assert (comments["metrics"], comments["max_length"]) == (metrics, length)
+    assert comments["max_steps"] == f"batches: about {passes} passes over the training rows"
+    assert comments.get("generation") == ("the longest answer has 2" if kind == "text-generation" else None)
+    assert f"# yaml-language-server: $schema={schema_path()}" in lines
+    assert schema_path().is_file()
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "every", "scored", "said"),
+    [
+        (200, 104, 26, None, "about 10 passes"),
+        (1_500, 304, 76, None, "about 4 passes"),
+        (7_000, 1_056, 132, None, "about 3 passes"),
+        (100_000, 2_000, 250, 1_000, "0.4 of a pass over the training rows; a whole one is 5000"),
+    ],
+)
+def test_steps_fit_the_rows(drafted, rows: int, steps: int, every: int, scored: int, said: str) -> None:
+    space, draft = drafted("rows.csv", "text,label\n" + "".join(f"film {i},{'ab'[i % 2]}\n" for i in range(rows)))
+    assert (space.search.max_steps, space.search.report_every, space.task.validation_rows) == (steps, every, scored)
+    assert said in draft.text
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------
+def test_options_and_long_answers_fit_the_space(drafted, in_warm_home: Path) -> None:
+    """A prompt may lose its beginning; an option or an answer that does not fit would be refused at launch."""
+    long, chosen = "so " * 90, {"base": QUICKSTART["id"], "text": ("text",), "label": "answer"}
+    rows = [{"text": t, "answer": 0, "choices": [t, long if i == 37 else "no"]} for i, t in enumerate(texts(300))]
+    assert drafted("choose.jsonl", jsonl(rows), **chosen).task.max_length > 90
+    rows = [{"text": t, "answer": long if i == 37 else "no"} for i, t in enumerate(texts(300))]
+    assert drafted("write.jsonl", jsonl(rows), **chosen, kind="text-generation").task.max_length > 90
+
+
+@pytest.mark.parametrize(
+    ("text", "is_warned"),
+    [
+        ("Die Lieferung kam zu spät und niemand hat auf meine Nachricht geantwortet.", True),
+        ("Доставка опоздала, и никто не ответил на мои письма.", True),
+        ("送货晚了没有人回复我的邮件", True),
+        ("The delivery was late and nobody answered my emails about the refund.", False),
+    ],
+    ids=["German", "Russian", "Chinese", "English"],
+)
+def test_a_base_that_does_not_know_the_language_is_named(
+    drafted, in_warm_home: Path, text: str, is_warned: bool
+) -> None:
+    rows = csv_of(40).replace(" film", f" {text.replace(',', '')} " * 3)
+    draft = drafted("rows.csv", rows, base=QUICKSTART["id"]).draft
+    assert any("may not know their language" in warning for warning in draft.warnings) == is_warned
+
+
+def test_of_many_rows_those_that_are_cut_are_estimated_from_a_sample(drafted, in_warm_home: Path) -> None:
+    words = [f"{own} " + " ".join(["word"] * (40 * (i % 100 < 30))) for i, own in enumerate(texts(6000))]
+    rows = "text,label\n" + "".join(f"{own},{'ab'[i % 2]}\n" for i, own in enumerate(words))
+    draft = drafted("rows.csv", rows, max_length=32, base=QUICKSTART["id"]).draft
+    (warning,) = [own for own in draft.warnings if "longer than max_length" in own]
+    assert 1600 < int(warning.split("about ")[1].split()[0].replace(",", "")) < 2000
+
+
+# ---- data sets of the hub --------------------------------------------------------------------------------------------
+def test_a_data_set_is_read_as_its_features_say(drafted) -> None:
+    """A folder that is laid out as a data set: no hub is reached here."""
+    features = datasets.Features(text=datasets.Value("string"), verdict=datasets.ClassLabel(names=["pos", "neg"]))
+    rows = datasets.Dataset.from_list([{"text": t, "verdict": i % 2} for i, t in enumerate(texts(40))], features)
+    for split in ("train", "test"):
+        rows.to_parquet(Path("my-set") / f"{split}.parquet")
+    task = drafted("my-set", None).task
+    assert (task.source.hub, task.label, task.labels) == (str(Path("my-set").absolute()), "verdict", ("pos", "neg"))
+    assert (task.name, task.source.splits) == ("my-set", {"train": "train", "test": "test"})
+    assert len(load_data(task).rows["test"]) == 40
+    with pytest.raises(UsageError, match="`--split` must be one of: "):
+        drafted("my-set", None, split="validation")
+
+
+def test_a_data_set_of_several_configurations_lists_them(drafted) -> None:
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.csv\n" for name in ("one", "two"))
+    Path("both").mkdir()
+    Path("both/README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    Path("both/one.csv").write_text(csv_of())
+    Path("both/two.csv").write_text(csv_of(labels=("bad", "good")))
+    with pytest.raises(TaskDataError, match=r"must be read in one of its configurations: one, two\."):
+        drafted("both", None)
+    task = drafted("both", None, config="two").task
+    assert (task.name, task.source.config, task.labels) == ("both-two", "two", ("bad", "good"))
+
+
+def test_a_data_set_out_of_reach_is_named(drafted) -> None:
+    with pytest.raises(LoraxsError, match="no-such-org/no-such-set must be a readable data set"):
+        drafted("no-such-org/no-such-set", None)
