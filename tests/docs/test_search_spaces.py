@@ -74,7 +74,7 @@ def test_a_yaml_block_is_a_valid_space(page, tmp_path):
 
 def test_the_forms_show_every_form():
     forms = " ".join(SEARCH_SPACES.blocks("yaml")[1:])
-    for form in ("choice", "int", "uniform", "log_uniform", "value", "step", "log", "when", "else"):
+    for form in ("choice", "int", "uniform", "log_uniform", "value", "step", "log", "when"):
         assert re.search(rf"\b{form}: ", forms), form
 
 
