@@ -145,6 +145,11 @@ class OpenSequence:
         return len(self.prompt) + self._request.max_new_tokens
 
     @property
+    def span(self) -> tuple[int, int]:
+        """Its tokens, prompt included, and how many more may follow."""
+        return len(self.prompt) + len(self.tokens), self._request.max_new_tokens - len(self.tokens)
+
+    @property
     def samples(self) -> bool:
         """Whether its tokens are drawn."""
         return self._numbers is not None

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import threading
-from collections import deque
+from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ class Job:
 
     Args:
         adapter: None is the bare base.
-        num_rows: Rows that it adds to a pass, or writes side by side.
+        num_rows: Sequences that it adds to a pass, or writes side by side.
         asking: Makes the requests of these rows, in the computing thread; their result is the job's.
         on_text: Called in the computing thread with a row's number and each piece of its text.
     """
@@ -59,6 +60,7 @@ class Job:
     asking: Asking
     on_text: Callable[[int, str], None] | None = None
     cancelled: bool = False
+    turn: int = 0  # when it is computed: the lowest first
     result: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     _owner: int = 0
     _requests: RequestGenerator[Any] | None = None
@@ -100,7 +102,8 @@ class ServingEngine:
         self.num_passes = self.num_rows = self.num_tokens = self.num_steps = 0  # since the start
         self._bank, self._load = bank, load
         self._source = RowSource(bank.tokenizer)
-        self._waiting: deque[Job] = deque()
+        self._waiting: list[Job] = []  # by turn
+        self._turn = 0  # of what was taken last
         self._num_waiting = 0
         self._changed = threading.Condition()
         self._closed = False
@@ -109,7 +112,7 @@ class ServingEngine:
         self._owners: dict[str | None, int] = {}  # by digest, what the base calls an adapter that jobs have
         self._active: list[Job] = []  # that were taken from the queue last
         self._writers: list[Job] = []  # whose rows are written
-        self._joining: deque[Job] = deque()  # whose rows are to be
+        self._joining: list[Job] = []  # whose rows are to be, by turn
 
     @property
     def num_waiting(self) -> int:
@@ -139,6 +142,8 @@ class ServingEngine:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue the jobs of one request: all of them or, where too many rows wait, none.
 
+        Requests take turns, row by row: one that comes now is not behind all rows of a large one.
+
         Raises:
             QueueFullError: too many rows wait.
             EngineStoppedError: the computing thread has ended.
@@ -151,7 +156,10 @@ class ServingEngine:
                 raise QueueFullError(
                     f"At most {self.max_waiting} rows may wait, and {self._num_waiting} do.", hint="try again later"
                 )
-            self._waiting.extend(jobs)
+            turn = self._turn
+            for job in jobs:
+                job.turn, turn = turn, turn + job.num_rows
+                insort(self._waiting, job, key=_turn_of)
             self._num_waiting += num_rows
             self._changed.notify()
 
@@ -188,7 +196,8 @@ class ServingEngine:
                     return None
                 self._changed.wait()
             while self._waiting and (not chosen or num_rows + self._waiting[0].num_rows <= self.max_rows):
-                job = self._waiting.popleft()
+                job = self._waiting.pop(0)
+                self._turn = job.turn
                 self._num_waiting -= job.num_rows
                 chosen.append(job)
                 num_rows += job.num_rows
@@ -245,7 +254,7 @@ class ServingEngine:
                         reads[job] = request
                     else:
                         job._written = request
-                        self._joining.append(job)
+                        insort(self._joining, job, key=_turn_of)
                         self._count_waiting(job.num_rows)
             answers = self._read(reads) if reads else {}
 
@@ -286,20 +295,11 @@ class ServingEngine:
 
     def _join(self) -> None:
         """Let as many jobs begin to write as there is space for; where that fails, it fails for them alone."""
-        joining, open_rows = list[Job](), len(self._generation)
+        open_rows, joining = len(self._generation), self._admitted()
         sequences, owners = list[OpenSequence](), list[int]()
-        while self._joining and open_rows + len(sequences) < self.max_rows:
-            job = self._joining[0]
+        for job in joining:
             assert job._written is not None  # it asked for that
-            if not job.cancelled and self._is_too_much(job._written, open_rows + len(sequences)):
-                break
-            self._joining.popleft()
-            self._count_waiting(-job.num_rows)
-            if job.cancelled:
-                self._finish(job, asyncio.CancelledError())
-                continue
             self._writers.append(job)
-            joining.append(job)
             job._writing = open_sequences(job._written, self._source.tokenizer, self._base.model, job.on_text)
             sequences += job._writing
             owners += [job._owner] * len(job._writing)
@@ -316,11 +316,31 @@ class ServingEngine:
             self.num_tokens += len(sequences)
             self._settle()
 
-    def _is_too_much(self, request: GenerateRequest, num_open: int) -> bool:
-        """Whether a batch with these rows might have more tokens, padding included, than a batch may have."""
-        rows = [row.max_length for job in self._writers for row in job._writing]
-        longest = max([*rows, int(request.source.lengths[request.rows].max()) + request.max_new_tokens])
-        return bool(num_open) and (num_open + len(request.rows)) * longest > MAX_TOKENS
+    def _admitted(self) -> list[Job]:
+        """Take the jobs that may begin to write now.
+
+        If one must wait for space, those behind it pass if they end before there is space for it.
+        """
+        spans = [row.span for job in self._writers for row in job._writing if not row.is_over]
+        admitted, latest = list[Job](), math.inf
+        for job in list(self._joining):
+            assert job._written is not None  # it asked for that
+            own = _spans(job._written)
+            if job.cancelled:
+                self._finish(job, asyncio.CancelledError())
+            elif len(spans) >= self.max_rows:
+                break
+            elif own[0][1] > latest:
+                continue
+            elif not _fit(spans, own):
+                latest = _first_fit(spans, own) if latest == math.inf else latest
+                continue
+            else:
+                spans += own
+                admitted.append(job)
+            self._joining.remove(job)
+            self._count_waiting(-job.num_rows)
+        return admitted
 
     def _count_waiting(self, num_rows: int) -> None:
         with self._changed:
@@ -365,3 +385,37 @@ def _settle_futures(results: Sequence[tuple[Job, Any]]) -> None:
             job.result.set_exception(result)
         else:
             job.result.set_result(result)
+
+
+# ---- what is written side by side ------------------------------------------------------------------------------------
+Span = tuple[int, int]  # tokens of a row that is written, and how many more may follow
+
+
+def _turn_of(job: Job) -> int:
+    return job.turn
+
+
+def _spans(request: GenerateRequest) -> list[Span]:
+    return [(length, request.max_new_tokens) for length in request.source.lengths[request.rows].tolist()]
+
+
+def _peak(rows: Sequence[Span]) -> int:
+    """Return the most tokens, padding included, that rows may have together while they are written side by side."""
+    peak = longest = 0
+    for num_left, (length, left) in enumerate(sorted(rows, key=lambda row: -row[1]), 1):
+        longest = max(longest, length)
+        peak = max(peak, num_left * (longest + left))
+    return peak
+
+
+def _fit(rows: Sequence[Span], further: Sequence[Span]) -> bool:
+    """Whether a batch may have these rows too. One row may be longer than a batch, and short ones join it then."""
+    return not rows or _peak([*rows, *further]) <= max(MAX_TOKENS, _peak(rows))
+
+
+def _first_fit(rows: Sequence[Span], further: Sequence[Span]) -> int:
+    """Return after how many tokens further rows may join at the latest."""
+    for passed in sorted({left for _, left in rows}):
+        if _fit([(length + passed, left - passed) for length, left in rows if left > passed], further):
+            return passed
+    raise AssertionError("a batch without rows takes any")

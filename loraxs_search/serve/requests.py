@@ -47,7 +47,10 @@ class Limits:
         open_bytes: Of all requests that are read and not answered yet.
         rows: Of a request.
         row_chars: Of a row: more than any model reads.
-        waiting_rows: Of all requests that wait.
+        options: Of a row that is answered by one of several.
+        stops: Of a request: each new token is compared with all of them.
+        stop_chars: Of one stop string.
+        waiting_rows: Of all requests that wait; each option counts as a row.
         rows_at_once: Of one pass.
     """
 
@@ -55,6 +58,9 @@ class Limits:
     open_bytes: int = 256 << 20
     rows: int = 1024
     row_chars: int = 200_000
+    options: int = 256
+    stops: int = 16
+    stop_chars: int = 256
     waiting_rows: int = 2048
     rows_at_once: int = 64
 
@@ -99,23 +105,35 @@ class Written:
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
 def classify_jobs(adapter: ServedAdapter, body: ClassifyBody, limits: Limits) -> list[Job]:
-    """Return the jobs of rows for an adapter's own answer, none with more rows than a pass has.
+    """Return the jobs of rows for an adapter's own answer, none with more than a pass has, unless it is one row.
 
     Raises:
         RefusedError, TaskDataError: there is no row, there are too many, or one is not what the task reads.
     """
     listed = body.input if isinstance(body.input, list) else [body.input]
     _check_count(len(listed), limits, "input")
-    columns, most = adapter.kind.question_columns, limits.rows_at_once
+    columns = adapter.kind.question_columns
     rows = [_row(number, row, columns) for number, row in enumerate(listed, 1)]
     for number, row in enumerate(rows, 1):
         _check_size(f"row {number}", sum(len(str(value)) for value in row), limits, "input")
-    adapter.kind.questions(rows)
-    starts = range(0, len(rows), most)
-    return [_rows_job(adapter, rows[start : start + most], start, truncate=body.truncate) for start in starts]
+    sizes = adapter.kind.num_sequences(adapter.kind.questions(rows))
+    jobs, start = list[Job](), 0
+    for stop in range(1, len(rows) + 1):
+        if sizes[stop - 1] > limits.options:
+            raise RefusedError(
+                413,
+                f"A row may have at most {limits.options} options, but row {stop} has {sizes[stop - 1]:,}.",
+                "input",
+            )
+        if stop == len(rows) or sum(sizes[start : stop + 1]) > limits.rows_at_once:
+            jobs.append(_rows_job(adapter, rows[start:stop], start, sum(sizes[start:stop]), truncate=body.truncate))
+            start = stop
+    return jobs
 
 
-def _rows_job(adapter: ServedAdapter, rows: Sequence[tuple[Any, ...]], start: int, *, truncate: bool) -> Job:
+def _rows_job(
+    adapter: ServedAdapter, rows: Sequence[tuple[Any, ...]], start: int, num_sequences: int, *, truncate: bool
+) -> Job:
     """Return the job of an adapter's answers to some rows, which stand behind `start` others in the request."""
     kind, place = adapter.kind, SourceLocation("the request", None, range(start, start + len(rows)))
 
@@ -130,7 +148,7 @@ def _rows_job(adapter: ServedAdapter, rows: Sequence[tuple[Any, ...]], start: in
         predictions = yield from kind.predict(source, encoded, [kind.shown(row) for row in rows])
         return Answered(predictions, int(encoded.lengths.sum()), encoded.num_cut)
 
-    return Job(adapter, len(rows), ask)
+    return Job(adapter, num_sequences, ask)
 
 
 def _check_count(count: int, limits: Limits, param: str) -> None:
@@ -207,6 +225,18 @@ def chat_jobs(adapter: ServedAdapter | None, body: ChatBody, limits: Limits) -> 
     return [_job(adapter, prompt, _nth(options, choice), None) for choice in range(body.n)]
 
 
+def _check_stops(stop: str | list[str] | None, limits: Limits) -> None:
+    texts = [stop] if isinstance(stop, str) else stop or []
+    longest = max(map(len, texts), default=0)
+    if len(texts) > limits.stops or longest > limits.stop_chars:
+        raise RefusedError(
+            413,
+            f"`stop` may have at most {limits.stops} strings of {limits.stop_chars} characters, but has"
+            f" {len(texts):,}, the longest of {longest:,}.",
+            "stop",
+        )
+
+
 def _check_writes(
     adapter: ServedAdapter | None, body: CompletionBody | ChatBody, num_prompts: int, limits: Limits
 ) -> None:
@@ -219,6 +249,7 @@ def _check_writes(
         kind = adapter.manifest.task.kind
         raise RefusedError(400, f"{body.model} is of kind {kind}, which writes no text: use /classify.", "model")
     _check_count(num_prompts * body.n, limits, "prompt")
+    _check_stops(body.stop, limits)
     if body.stream and body.logprobs is not None and body.logprobs is not False:
         raise RefusedError(400, "`logprobs` must stand without `stream`.", "logprobs")
 

@@ -229,6 +229,10 @@ class TaskKind(ABC):
             TaskDataError: there is no row, one has another number of texts than `question_texts`, or nothing to read.
         """
 
+    def num_sequences(self, rows: Rows) -> list[int]:
+        """Return how many sequences each question is computed as."""
+        return [1] * len(rows)
+
     def check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Refuse a tokenizer that `tokenizer_faults` finds fault with.
 

@@ -222,6 +222,9 @@ class MultipleChoice(LanguageModelKind):
         contents, extras = self.held([self.prompt.fill(row) for row in asked])
         return self._rows(contents, options, np.full(len(rows), _UNLEARNT), extras)
 
+    def num_sequences(self, rows: Rows) -> list[int]:
+        return [len(options) for options in self.learnt_texts(rows)]
+
     def answer_facts(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[AnswerFact]:
         most = 1 + max(int(own.labels.max()) for own in rows.values())
         for option in range(most if self.options.fixed is None else len(self.options.fixed)):

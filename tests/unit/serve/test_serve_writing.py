@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,10 +15,11 @@ from support.pages import CLUSTER
 from loraxs_search import AdapterBank, Sampling
 from loraxs_search.engine import generation
 from loraxs_search.registry import Registry
+from loraxs_search.serve import engine as serving_engine
 from loraxs_search.serve.app import Server
-from loraxs_search.serve.engine import ServingEngine
-from loraxs_search.serve.requests import Limits, completion_jobs
-from loraxs_search.serve.schemas import CompletionBody
+from loraxs_search.serve.engine import Job, ServingEngine
+from loraxs_search.serve.requests import Limits, chat_jobs, classify_jobs, completion_jobs
+from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody
 from loraxs_search.serve.served_models import ServedModels
 
 from .conftest import running
@@ -198,6 +200,48 @@ def test_rows_that_wait_to_be_written_count_as_waiting(decoder):
         assert set(asked) == {200, 429}
 
 
+def answered_in_order(models, bodies):
+    """Return the numbers of requests in the order of their answers; all wait before the first one is computed."""
+    all_wait = threading.Event()
+
+    def hold(_):
+        all_wait.wait()
+        yield from ()
+
+    async def ask():
+        engine, order = ServingEngine(models.bank, models.load, max_rows=8), []
+        engine.start()
+        engine.submit([Job(None, 1, hold)])
+        for number, body in enumerate(bodies):
+            make = {CompletionBody: completion_jobs, ChatBody: chat_jobs, ClassifyBody: classify_jobs}[type(body)]
+            jobs = make(models.find(body.model), body, Limits(rows_at_once=8))
+            engine.submit(jobs)
+            answers = asyncio.gather(*(job.result for job in jobs))
+            answers.add_done_callback(lambda _, number=number: order.append(number))
+        all_wait.set()
+        await answers
+        await asyncio.to_thread(engine.close)
+        return order
+
+    return asyncio.run(ask())
+
+
+def test_a_short_text_is_not_behind_long_ones_that_wait_for_space(decoder, monkeypatch):
+    """Four chats may fill the batch, each up to the context's 64 tokens, and a fifth one waits."""
+    monkeypatch.setattr(serving_engine, "MAX_TOKENS", 4 * 64)
+    base = decoder.server.models.base.id
+    chat = ChatBody(model=base, messages=[{"role": "user", "content": "say w1"}], stop=["never"])
+    short = CompletionBody(model=base, prompt="say w2", max_tokens=2)
+    longer = CompletionBody(model=base, prompt="say w2", max_tokens=62, stop=["never"])
+    assert answered_in_order(decoder.server.models, [chat] * 5 + [longer, short])[0] == 6
+
+
+def test_one_row_is_not_behind_all_rows_and_options_of_a_large_request(decoder):
+    many = [{"words": "w1", "choices": [f"w{n}" for n in range(8)]}] * 10
+    bodies = [ClassifyBody(model="listed", input=rows) for rows in (many, many[:1], many[:1])]
+    assert answered_in_order(decoder.server.models, bodies)[:2] == [1, 2]
+
+
 def test_a_row_that_cannot_begin_ends_no_other(decoder, bank, monkeypatch):
     """The second job's prompt fails while the first one is written."""
     adapter, body = decoder.server.models.look_up("one"), {"model": "one", "stop": ["never"]}
@@ -272,6 +316,8 @@ def test_a_stream_whose_client_hangs_up_is_written_no_further(decoder):
         ("completions", {"model": "one", "prompt": "w1", "stream": True, "logprobs": 1}, 400, "logprobs"),
         ("completions", {"model": "one", "prompt": "\ud800"}, 400, ""),
         ("completions", {"model": "one", "prompt": ["w1", "x" * 200_001]}, 413, "prompt 2 has 200,001"),
+        ("completions", {"model": "one", "prompt": "w1", "stop": ["x"] * 17}, 413, "16 strings"),
+        ("completions", {"model": "one", "prompt": "w1", "stop": "x" * 257}, 413, "256 characters"),
         ("completions", {"model": "listed", "prompt": "w1"}, 400, "use /classify"),
         ("chat/completions", {"model": "one", "messages": []}, 422, "messages"),
         ("chat/completions", {"model": "one", "messages": [{"role": "user"}]}, 422, "content"),
@@ -295,6 +341,11 @@ def test_what_cannot_be_written_has_a_status_and_a_sentence(path, body, status, 
 def test_a_row_that_does_not_fit_is_counted_within_the_whole_request(decoder):
     rows = [{"words": "w1", "choices": ["w2", "w3"]}] * 9 + [{"words": "w1", "choices": ["w2", "w3 " * 40]}]
     assert "(row 10)" in decoder.classify("listed", rows)["error"]["message"]
+
+
+def test_a_row_of_too_many_options_is_refused(decoder):
+    answer = decoder.post("/classify", {"model": "listed", "input": {"words": "w1", "choices": ["w2"] * 257}})
+    assert answer.status_code == 413
 
 
 def test_a_base_that_classifies_has_no_name_of_its_own(decoder):
