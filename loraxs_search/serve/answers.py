@@ -6,11 +6,11 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
-from loraxs_search.serve.requests import Answered, LikelyText, Written
+from loraxs_search.serve.requests import Answered, Written
 from loraxs_search.serve.served_models import ServedAdapter, ServedModels
+from loraxs_search.serve.token_texts import LikelyToken
 
 Json = dict[str, Any]
 
@@ -147,20 +147,27 @@ def _usage(texts: Sequence[Written], num_choices: int) -> Json:
     return {"prompt_tokens": asked, "completion_tokens": made, "total_tokens": asked + made}
 
 
-def _completion_logprobs(tokens: Sequence[LikelyText]) -> Json:
-    texts = [token.text for token in tokens]
+def _completion_logprobs(tokens: Sequence[LikelyToken]) -> Json:
     return {
-        "tokens": texts,
+        "tokens": [_shown(token.content) for token in tokens],
         "token_logprobs": [token.logprob for token in tokens],
-        "top_logprobs": [dict(token.likeliest) for token in tokens],
-        "text_offset": [0, *accumulate(map(len, texts[:-1]))],
+        "top_logprobs": [{_shown(content): value for content, value in token.likeliest} for token in tokens],
+        "text_offset": [token.offset for token in tokens],
     }
 
 
-def _chat_logprobs(token: LikelyText) -> Json:
-    top = [_token_logprob(text, value) for text, value in token.likeliest]
-    return _token_logprob(token.text, token.logprob) | {"top_logprobs": top}
+def _chat_logprobs(token: LikelyToken) -> Json:
+    top = [_token_logprob(content, value) for content, value in token.likeliest]
+    return _token_logprob(token.content, token.logprob) | {"top_logprobs": top}
 
 
-def _token_logprob(text: str, value: float) -> Json:
-    return {"token": text, "logprob": value, "bytes": list(text.encode())}
+def _token_logprob(content: bytes, value: float) -> Json:
+    return {"token": _shown(content), "logprob": value, "bytes": list(content)}
+
+
+def _shown(content: bytes) -> str:
+    """Return a token as text, or as OpenAI writes a part of a character."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)

@@ -16,8 +16,9 @@ from loraxs_search.records import Prediction
 from loraxs_search.serve.engine import Job
 from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, Row
 from loraxs_search.serve.served_models import ServedAdapter
+from loraxs_search.serve.token_texts import LikelyToken, TokenReader
 from loraxs_search.tasks.batch import RowSource
-from loraxs_search.tasks.kinds import RequestGenerator, Sampling, TokenLogprobs, render_chat
+from loraxs_search.tasks.kinds import RequestGenerator, Sampling, render_chat
 from loraxs_search.tasks.prepared import encode
 from loraxs_search.tasks.rows import SourceLocation
 
@@ -79,15 +80,6 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class LikelyText:
-    """A token's text, and its log probability; the likeliest ones there, the first one first."""
-
-    text: str
-    logprob: float
-    likeliest: tuple[tuple[str, float], ...]
-
-
-@dataclass(frozen=True)
 class Written:
     """What was written after one prompt.
 
@@ -100,7 +92,7 @@ class Written:
     num_prompt_tokens: int
     num_tokens: int
     ended: bool
-    logprobs: Sequence[LikelyText] = ()
+    logprobs: Sequence[LikelyToken] = ()
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -302,13 +294,8 @@ def _job(
         if not np.isfinite(written.margins).all():
             raise TrialDivergedError("Logits must be finite, but some are NaN or infinite.")
         num_prompt, num_tokens = int(request.source.lengths[0]), len(written.tokens.row(0))
-        likely = [_likely(it, tokenizer) for it in written.logprobs[0]]
-        return Written(written.texts[0], num_prompt, num_tokens, bool(written.ended[0]), likely)
+        text, logprobs = written.texts[0], written.logprobs[0]
+        likely = TokenReader(tokenizer).read(logprobs, text) if logprobs else ()
+        return Written(text, num_prompt, num_tokens, bool(written.ended[0]), likely)
 
     return Job(adapter, 1, ask)
-
-
-def _likely(it: TokenLogprobs, tokenizer: PreTrainedTokenizerBase) -> LikelyText:
-    ids = [it.token, *it.likeliest]
-    texts = [str(tokenizer.decode([token], clean_up_tokenization_spaces=False)) for token in ids]
-    return LikelyText(texts[0], it.logprob, tuple(zip(texts[1:], it.likeliest.values(), strict=True)))
