@@ -270,6 +270,8 @@ def _version(version: Mapping[str, Any]) -> Any:
 def _model(model: Mapping[str, Any]) -> Any:
     return SimpleNamespace(
         name=model["name"],
+        creation_timestamp=model["creation_timestamp"],
+        last_updated_timestamp=model["last_updated_timestamp"],
         tags=_tags(model),
         aliases={alias["alias"]: alias["version"] for alias in model.get("aliases", [])},
         latest_versions=[_version(version) for version in model.get("latest_versions", [])],

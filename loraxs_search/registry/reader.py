@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -96,6 +96,20 @@ class RegistryReader:
             return []
         summaries = [self._readable_summary(model) for model in models(self._ask, limit)]
         return sorted(summaries, key=lambda summary: summary.task)
+
+    def states(self, tasks: Collection[str]) -> dict[str, Hashable]:
+        """Return, of those tasks that are there, what differs once one of their names may mean another adapter.
+
+        Raises:
+            RegistryUnreadableError: there is no registry.
+            TrackingError: the server does not answer.
+        """
+        self.check_there()
+        return {
+            model.name: (model.creation_timestamp, model.last_updated_timestamp, frozenset(model.aliases.items()))
+            for model in models(self._ask)
+            if model.name in tasks
+        }
 
     def versions(self, task: str) -> list[RegisteredAdapter]:
         """Return the task's adapters, newest first, the last hundred when there are more.

@@ -32,6 +32,7 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from loraxs_search.errors import UnknownTaskError, UnknownVersionError, shortened
 from loraxs_search.serve.answers import Asked, classification, completion, last_pieces, piece, shown_models
 from loraxs_search.serve.engine import Job, ServingEngine
 from loraxs_search.serve.http_errors import add_error_answers, answer_of, error_answer
@@ -179,9 +180,9 @@ class Server:
         return {"status": "ok"}
 
     async def ready(self) -> Any:
-        """Say whether requests are accepted, why the registry cannot be read, and which names keep an older adapter."""
+        """Say whether requests are accepted, the registry can be read, and which names keep an older adapter."""
         self.engine.check_alive()
-        registry = "ok" if self.models.registry_error is None else self.models.registry_error
+        registry = "ok" if self.models.registry_error is None else "away"
         faults = {"refused": faults} if (faults := self.models.faults()) else {}
         return {"status": "ok", "registry": registry, "adapters": len(self.models.bank), **faults}
 
@@ -221,7 +222,11 @@ class Server:
             return adapter
         if name == self.models.base.id and not self.models.bank.has_head:
             return None
-        return await asyncio.to_thread(self.models.look_up, name)
+        try:
+            return await asyncio.to_thread(self.models.look_up, name)
+        except (UnknownTaskError, UnknownVersionError) as error:  # whose messages say where the registry is
+            hint = "`GET /v1/models` lists those served."
+            raise RefusedError(404, f"There is no model {shortened(name)}: {hint}", "model") from error
 
     async def _run(self, request: Request, jobs: Sequence[Job]) -> list[Any]:
         """Have jobs computed; rows are dropped when the client hangs up."""
@@ -257,6 +262,7 @@ class _Stream:
         for index, job in enumerate(jobs):
             job.on_text = partial(hear, index)
         self._all = asyncio.gather(*(job.result for job in jobs))
+        self._all.add_done_callback(_retrieve)
         self._all.add_done_callback(lambda _: self._pieces.put_nowait(None))
 
     async def begin(self, request: Request) -> None:
@@ -286,6 +292,8 @@ class _Stream:
                 log.warning("a stream has failed", exc_info=error)
                 yield _event(json.loads(bytes(answer_of(error).body)))
                 return
+            for index in sorted(set(range(len(texts))) - begun):  # that are empty
+                yield _event(piece(self._asked, index, "", first=True))
             for chunk in last_pieces(self._asked, texts, self._num_choices, usage=self._usage):
                 yield _event(chunk)
             yield "data: [DONE]\n\n"

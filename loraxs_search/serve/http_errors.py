@@ -46,8 +46,6 @@ _STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
     (EngineStoppedError, 503),
     (TaskDataError, 400),
     (UsageError, 400),
-    (TrackingError, 503),
-    (RegistryUnreadableError, 503),
     (TrialDivergedError, 500),
 )
 
@@ -56,18 +54,18 @@ def answer_of(error: Exception) -> JSONResponse:
     """Return the answer to a request that an error ended."""
     if isinstance(error, RefusedError):
         return error_answer(error.status, error.message, error.param)
-    if isinstance(error, LoraxsError):
-        status = next((status for kind, status in _STATUSES if isinstance(error, kind)), 500)
-        return error_answer(status, f"{error.message} {error.hint or ''}".strip())
+    if isinstance(error, TrackingError | RegistryUnreadableError):
+        log.warning("the registry cannot be read", exc_info=error)
+        return error_answer(503, "The registry does not answer: try again later.")
+    for kind, status in _STATUSES:
+        if isinstance(error, kind):
+            assert isinstance(error, LoraxsError)
+            return error_answer(status, f"{error.message} {error.hint or ''}".strip())
+    log.error("a request has failed", exc_info=error)  # whose message may say where things are
     return error_answer(500, "The server has failed at this request; its log says why.")
 
 
 async def _own_error(_: Request, error: Exception) -> Response:
-    return answer_of(error)
-
-
-async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("%s failed", request.scope["path"], exc_info=error)
     return answer_of(error)
 
 
@@ -95,4 +93,4 @@ def add_error_answers(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(LoraxsError)(_own_error)
-    app.exception_handler(Exception)(_unexpected)
+    app.exception_handler(Exception)(_own_error)

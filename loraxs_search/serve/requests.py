@@ -197,7 +197,16 @@ def chat_jobs(adapter: ServedAdapter | None, body: ChatBody, limits: Limits) -> 
     """
     if body.top_logprobs is not None and not body.logprobs:
         raise RefusedError(400, "`top_logprobs` must stand beside `logprobs: true`.", "top_logprobs")
-    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    serving = None if adapter is None else adapter.kind.serving
+    if serving is not None and serving.prompt is not None:
+        raise RefusedError(
+            400,
+            f"{body.model} was trained behind a prompt, not on messages: ask /v1/completions with this prompt, its"
+            f" columns filled in: {serving.prompt!r}.",
+            "messages",
+        )
+    messages = [message.model_dump(include={"role", "name"}, exclude_none=True) for message in body.messages]
+    messages = [own | {"content": message.text} for own, message in zip(messages, body.messages, strict=True)]
     _check_size("this chat", sum(len(str(message)) for message in messages), limits, "messages")
 
     def prompt(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -259,7 +268,8 @@ def _sampling(body: CompletionBody | ChatBody, adapter: ServedAdapter | None) ->
         temperature = 1.0  # OpenAI's
     if not temperature or temperature < _COLDEST:
         return None
-    return Sampling(secrets.randbits(63) if seed is None else seed, temperature, 1.0 if top_p is None else top_p)
+    seed = secrets.randbits(63) if seed is None else seed % (1 << 64)
+    return Sampling(seed, temperature, 1.0 if top_p is None else top_p)
 
 
 def _nth(options: GenerateOptions, choice: int) -> GenerateOptions:

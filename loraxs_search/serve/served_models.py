@@ -1,7 +1,8 @@
 """The adapters of a server by the names that clients call them, followed as champions move.
 
-A name is looked up in the registry when it is first used, and again every second while it is in use. An answer is given
-by the adapter that the name meant when its request came.
+A name is looked up in the registry when it is first used. Every second, one list says of which tasks a name may mean
+another adapter by now: these are looked up again, and the digest decides. An answer is given by the adapter that the
+name meant when its request came.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -71,6 +72,7 @@ class ServedAdapter:
 class _Followed:
     adapter: ServedAdapter
     used: float
+    state: Hashable = None  # of its task when it was looked up last without a fault
     tried: str = ""  # the digest that the name was found to mean, and that is not loaded yet
     refused: str = ""  # a digest that is not tried again before `retry_at`
     retry_at: float = math.inf
@@ -129,7 +131,7 @@ class ServedModels:
         """Find a name in the registry, load its adapter and follow it from now on. For a worker thread.
 
         Raises:
-            UnknownModelError: there is none, or it is not served here.
+            UnknownModelError, UnknownTaskError, UnknownVersionError: there is none, or it is not served here.
             UsageError, BaseModelError, FactorMismatchError: it does not fit this server.
             TrackingError: the registry does not answer.
         """
@@ -139,10 +141,7 @@ class ServedModels:
             raise UnknownModelError(error.message, hint=error.hint) from error
         if self.tasks and task not in {parse_name(own).task for own in self.tasks}:
             raise UnknownModelError(unknown_name("model", name, self.tasks), hint="`GET /v1/models` lists those served")
-        try:
-            adapter = self._pulled(name)
-        except (UnknownTaskError, UnknownVersionError) as error:
-            raise UnknownModelError(error.message, hint=error.hint) from error
+        adapter = self._pulled(name)
         self._check_base(adapter)
         with self._loading:
             if adapter.digest not in self.bank:  # another request may have been quicker
@@ -184,24 +183,35 @@ class ServedModels:
         if stamp is not None and stamp == self._stamp and all(now < own.retry_at for own in list(self._names.values())):
             return
         self._stamp = stamp  # None after whatever goes wrong: then all names are looked up again
-        error = None
-        for name, followed in list(self._names.items()):
-            followed.tried = ""
-            try:
-                self._reader.check_there()
-            except RegistryUnreadableError as fault:
-                error = fault.message
-                break
+        try:
+            self._follow_moved()
+        except (RegistryUnreadableError, TrackingError) as fault:
+            self._stamp = None
+            self._note(fault.message)
+        else:
+            self._note(None)
+
+    def _follow_moved(self) -> None:
+        """Look those names up again that may mean another adapter by now.
+
+        Raises:
+            RegistryUnreadableError, TrackingError: the registry cannot be read.
+        """
+        names = list(self._names.items())
+        states = self._reader.states({parse_name(name).task for name, _ in names})
+        for name, followed in names:
+            state = states.get(parse_name(name).task)
+            if state is not None and state == followed.state:
+                continue
+            followed.tried, followed.state = "", None
             try:
                 self._follow(name, followed)
-            except Exception as fault:  # noqa: BLE001  # it is one name's: the others are followed all the same
+            except Exception as fault:  # it is one name's: the others are followed all the same
                 if isinstance(fault, TrackingError) and not followed.tried:  # as it would be of the other names
-                    error = fault.message
-                    break
+                    raise
                 self._keep_back(name, followed, fault)
-        if error is not None:
-            self._stamp = None
-        self._note(error)
+            else:
+                followed.state = None if followed.fault else state
 
     def _keep_back(self, name: str, followed: _Followed, fault: Exception) -> None:
         """Say, once, why a name keeps its adapter, and when it is tried again: at once what passes by itself."""

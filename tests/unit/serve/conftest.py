@@ -154,6 +154,7 @@ def encoder(registry: tuple[str, Promote], folders: dict[str, Path]) -> Iterator
 WRITERS: dict[str, Task] = {
     "one": writing("one"),
     "two": writing("two", prompt="{first} say {second}"),
+    "talking": writing("talking", prompt=None, messages=[{"role": "user", "content": "say {words}"}]),
     "listed": choosing("listed", options="choices"),
 }
 

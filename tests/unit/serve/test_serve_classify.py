@@ -23,6 +23,7 @@ from loraxs_search.errors import HomeError, RegistryError, RegistryUnreadableErr
 from loraxs_search.predictor import Predictor
 from loraxs_search.records import BaseModelRef, Manifest, from_json
 from loraxs_search.registry import Registry
+from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.requests import Limits
 from loraxs_search.serve.served_models import ServedModels
@@ -190,9 +191,9 @@ def test_a_registry_that_is_away_changes_nothing_but_ready(encoder, monkeypatch)
 
     models = encoder.server.models
     with monkeypatch.context() as patch:
-        patch.setattr(type(models._reader), "resolve", gone)
+        patch.setattr(RegistryReader, "states", gone)
         models._stamp = None
-        while "does not answer" not in encoder.get("/ready").json()["registry"]:
+        while encoder.get("/ready").json()["registry"] != "away":
             time.sleep(0.01)
         assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
     while encoder.get("/ready").json()["registry"] != "ok":
@@ -224,7 +225,7 @@ def test_a_fault_that_may_pass_is_tried_again(fault, encoder, folders, monkeypat
 def test_a_store_that_is_gone_is_a_registry_that_is_away(encoder):
     store = Path(encoder.uri.removeprefix("sqlite:///"))
     away = store.rename(store.with_name("away.db"))
-    while "There is no registry" not in encoder.get("/ready").json()["registry"]:
+    while encoder.get("/ready").json()["registry"] != "away":
         time.sleep(0.01)
     assert encoder.post("/classify", {"model": "task-2", "input": "x"}).ok
     away.rename(store)
@@ -285,6 +286,7 @@ def test_what_a_server_cannot_answer_has_a_status_and_a_sentence(body, status, s
     response = encoder.post("/classify", body)
     assert response.status_code == status
     assert says in response.json()["error"]["message"]
+    assert encoder.uri not in response.text
     assert "\n" not in response.json()["error"]["message"].strip()
 
 

@@ -18,6 +18,7 @@ from loraxs_search.errors import TrackingError, UsageError
 from loraxs_search.records import Manifest, from_json
 from loraxs_search.registry import Registry
 from loraxs_search.registry.names import ResolvedNames
+from loraxs_search.registry.reader import RegistryReader
 from loraxs_search.serve import served_models
 from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.app import Server
@@ -87,7 +88,7 @@ def test_a_registry_that_is_away_is_no_fault_of_a_name_that_has_moved(registry, 
     def away(*_):
         raise TrackingError("It does not answer.")
 
-    monkeypatch.setattr(type(models._reader), "resolve", away)
+    monkeypatch.setattr(RegistryReader, "states", away)
     models.refresh()
     assert (models.registry_error, models.faults()) == ("It does not answer.", {})
 
@@ -121,6 +122,22 @@ def test_a_version_is_known_though_another_pull_overwrites_the_file_of_names(reg
     monkeypatch.setattr(ResolvedNames, "put", lambda *_: None)
     models = follow(["task-2"], uri=uri)
     assert models.find("task-2").version == Registry(uri).resolve("task-2").version
+
+
+def test_one_list_says_which_names_are_looked_up_again(registry, folders, monkeypatch, follow):
+    uri, promote = registry
+    for name in ("two", "three", "number"):
+        promote(folders[name])
+    models, resolve, asked = follow(["task-2", "task-3", "task-1"], uri=uri), RegistryReader.resolve, []
+    models.refresh()
+    monkeypatch.setattr(RegistryReader, "resolve", lambda self, name: asked.append(name) or resolve(self, name))
+    models.refresh()
+    assert asked == []
+    new = promote(folders["two-again"])
+    asked.clear()
+    models.refresh()
+    assert set(asked) == {"task-2"}
+    assert models.find("task-2").digest == new
 
 
 def test_an_adapter_that_a_late_request_brings_back_does_not_stay(registry, folders, follow):

@@ -30,7 +30,7 @@ PROMPTS = ["say w1 w2", "say w3", "say w4 w5 w6 w7", "say w8 w9"]
 @pytest.fixture(scope="module")
 def bank(decoder):
     bank = AdapterBank(decoder.server.models.base, num_labels=None)
-    for name in ("one", "two", "listed"):
+    for name in ("one", "two", "listed", "talking"):
         bank.load(name, name, tracking_uri=decoder.uri)
     return bank
 
@@ -120,15 +120,39 @@ def test_a_stop_string_ends_a_text(client, bank):
 
 def test_messages_go_through_the_chat_template(client, bank):
     messages = [{"role": "user", "content": "say w1 w2"}]
-    answer = client.chat.completions.create(model="one", messages=messages)
+    answer = client.chat.completions.create(model="talking", messages=messages)
     assert answer.choices[0].message.role == "assistant"
-    assert answer.choices[0].message.content == bank.generate("one", "say w1 w2 ")[0]
-    chunks = list(client.chat.completions.create(model="one", messages=messages, stream=True))
+    assert answer.choices[0].message.content == bank.generate("talking", "say w1 w2 ")[0]
+    chunks = list(client.chat.completions.create(model="talking", messages=messages, stream=True))
     assert chunks[0].choices[0].delta.role == "assistant"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
-    assert text == answer.choices[0].message.content
-    bare = client.chat.completions.create(model="one", messages=messages, max_completion_tokens=3)
-    assert bare.usage.completion_tokens <= 3
+    assert text == answer.choices[0].message.content != ""
+    stop = text.split()[0]
+    empty = list(client.chat.completions.create(model="talking", messages=messages, stream=True, stop=stop))
+    assert [chunk.choices[0].delta.role for chunk in empty] == ["assistant", None]
+    short = client.chat.completions.create(model="talking", messages=messages, max_completion_tokens=3)
+    assert short.usage.completion_tokens <= 3
+
+
+def test_what_openai_clients_send_and_needs_nothing_is_taken(client):
+    plain = client.chat.completions.create(model="talking", messages=[{"role": "user", "content": "say w1\nw2"}])
+    parts = [{"type": "text", "text": "say w1"}, {"type": "text", "text": "w2"}]
+    answer = client.chat.completions.create(
+        model="talking", messages=[{"role": "user", "content": parts}], response_format={"type": "text"},
+        tool_choice="none", tools=[], parallel_tool_calls=False, modalities=["text"], logit_bias={}, store=False,
+        metadata={"from": "test"}, service_tier="auto", safety_identifier="x", prompt_cache_key="x", user="x",
+    )  # fmt: skip
+    assert answer.choices[0].message.content == plain.choices[0].message.content
+    earlier = [{"role": "user", "content": "say w1"}, answer.choices[0].message.model_dump()]
+    assert client.chat.completions.create(model="talking", messages=[*earlier, {"role": "user", "content": "say w3"}])
+
+
+def test_the_largest_seed_of_the_description_is_taken(decoder):
+    schemas = decoder.get("/openapi.json").json()["components"]["schemas"]
+    for limit in ("minimum", "maximum"):
+        (seed,) = (own[limit] for own in schemas["CompletionBody"]["properties"]["seed"]["anyOf"] if limit in own)
+        body = {"model": "one", "prompt": "w1", "temperature": 1, "seed": int(float(seed))}
+        assert decoder.post("/v1/completions", body).status_code == 200
 
 
 def test_log_probabilities_are_those_of_the_tokens(client):
@@ -138,7 +162,7 @@ def test_log_probabilities_are_those_of_the_tokens(client):
         assert value == pytest.approx(max(likeliest.values()))
         assert likeliest[token] == value < 0
     messages = [{"role": "user", "content": "say w1 w2"}]
-    chat = client.chat.completions.create(model="one", messages=messages, logprobs=True, top_logprobs=2)
+    chat = client.chat.completions.create(model="talking", messages=messages, logprobs=True, top_logprobs=2)
     content = chat.choices[0].logprobs.content
     assert len(content) == chat.usage.completion_tokens
     assert content[0].logprob == pytest.approx(content[0].top_logprobs[0].logprob)
@@ -321,11 +345,12 @@ def test_a_stream_whose_client_hangs_up_is_written_no_further(decoder):
         ("completions", {"model": "listed", "prompt": "w1"}, 400, "use /classify"),
         ("chat/completions", {"model": "one", "messages": []}, 422, "messages"),
         ("chat/completions", {"model": "one", "messages": [{"role": "user"}]}, 422, "content"),
-        ("chat/completions", {"model": "one", "messages": [{"role": "u", "content": "x" * 200_001}]}, 413, "200,"),
+        ("chat/completions", {"model": "one", "messages": [{"role": "u", "content": "w1"}]}, 400, "say {words}"),
+        ("chat/completions", {"model": "talking", "messages": [{"role": "u", "content": "x" * 200_001}]}, 413, "200,"),
         ("chat/completions", {"model": "nobody", "messages": [{"role": "u", "content": "w1"}]}, 404, "nobody"),
         (
             "chat/completions",
-            {"model": "one", "messages": [{"role": "u", "content": "w1"}], "top_logprobs": 2},
+            {"model": "talking", "messages": [{"role": "u", "content": "w1"}], "top_logprobs": 2},
             400,
             "logprobs",
         ),
