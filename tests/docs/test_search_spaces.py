@@ -1,25 +1,17 @@
-"""search_spaces/README.md cannot drift: its sizes are the code's, its YAML is valid, its commands run."""
+"""search_spaces/README.md cannot drift: its YAML is valid, its commands run."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from support.in_process import InProcess
 from support.pages import README, ROOT, SEARCH_SPACES
-from transformers import PretrainedConfig
 
-from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, locate
-from loraxs_search.errors import LoraxsError
-from loraxs_search.records import BaseModel, TaskModel
-from loraxs_search.search_space import Space, describe, load_space, parse_space
-from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces, shipped_tasks
-from loraxs_search.tasks.kinds import kind_of
+from loraxs_search.search_space import load_space, parse_space
+from loraxs_search.shipped_spaces import shipped_spaces, shipped_tasks
 
 OURS = SEARCH_SPACES.commands("loraxs-search")
 LAUNCHES = [command for command in OURS if command.args[0] == "launch" and "--dry-run" not in command.args]
@@ -100,69 +92,3 @@ def test_every_shipped_space_says_how_many_epochs_its_steps_are(path):
 def test_every_well_known_task_is_named():
     named = set(re.findall(r"`(\w+)`", SEARCH_SPACES.text))
     assert set(shipped_tasks()) <= named
-
-
-# ---- sizes -----------------------------------------------------------------------------------------------------------
-def test_the_table_of_sizes_is_true(in_warm_home, tmp_path):
-    """Made anew and compared; to change it, paste what this test prints."""
-    expected = "\n".join(size_table(tmp_path))
-    table = re.search(r"<!-- sizes[^>]*-->\n(.*?)<!-- /sizes -->", SEARCH_SPACES.text, re.DOTALL)
-    assert table is not None
-    assert table[1].strip() == expected, f"\n{expected}\n"
-
-
-def size_table(folder: Path) -> Iterator[str]:
-    yield "| space | base | smallest: rank, modules | R | head | bytes | largest: rank, modules | R | head | bytes |"
-    yield "|---|---|---|--:|--:|--:|---|--:|--:|--:|"
-    for name in shipped_spaces():
-        space = load_space(str(shipped_space_path(name)))
-        modules, heads, body = shapes(_base(space, folder), kind_of(space.task).model)
-        described = describe(space, modules, heads=heads, body=body).methods
-        for method, said in described.items():
-            title = name if len(described) == 1 else f"{name}, {method}"
-            cells = [title, space.base_model.id.rpartition("/")[2]]
-            for it in (said.smallest, said.largest):
-                size = (it.size.r_parameters, it.size.head_parameters, it.size.stored_bytes)
-                cells += [f"{it.params.get('rank', '-')}, {it.target_modules}", *(f"{number:,}" for number in size)]
-            yield f"| {' | '.join(cells)} |"
-
-
-@cache  # most spaces share their base with another one
-def shapes(base: BaseModel, model: TaskModel) -> tuple[Any, Any, Any]:
-    """Return the layers of a base with a task's model, the parameters of each head, and those of its body."""
-    heads = {head: head_shapes(base, model, head) for head in ("full", "output")}
-    return linear_modules(base, model), heads, body_shapes(base, model)
-
-
-def _base(space: Space, folder: Path) -> BaseModel:
-    """The space's base where it is installed; else its configuration, which is all that sizes depend on."""
-    try:
-        return locate(space.base_model)
-    except LoraxsError:
-        pass
-    config = configuration(space.base_model.id)
-    own = folder / config.model_type / str(config.hidden_size)
-    config.save_pretrained(own)
-    return BaseModel(space.base_model.id, str(own), "")
-
-
-def configuration(base: str) -> PretrainedConfig:
-    """Return the configuration of a base on the hub, as far as sizes depend on it."""
-    from transformers import GemmaConfig, LlamaConfig, MistralConfig, RobertaConfig
-
-    grouped = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": 32}
-    wide = {"hidden_size": 4096, "intermediate_size": 14336, **grouped}
-    small = {"hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 28, "head_dim": 128}
-    gemma = {"hidden_size": 3072, "intermediate_size": 24576, "num_hidden_layers": 28, "head_dim": 256}
-    roberta = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
-    return {
-        "FacebookAI/roberta-large": RobertaConfig(
-            vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, **roberta
-        ),
-        "google/gemma-7b": GemmaConfig(vocab_size=256000, num_attention_heads=16, num_key_value_heads=16, **gemma),
-        "mistralai/Mistral-7B-v0.1": MistralConfig(vocab_size=32000, **wide),
-        "meta-llama/Meta-Llama-3-8B": LlamaConfig(vocab_size=128256, **wide),
-        "meta-llama/Llama-3.2-3B": LlamaConfig(
-            vocab_size=128256, num_attention_heads=24, num_key_value_heads=8, tie_word_embeddings=True, **small
-        ),
-    }[base]
