@@ -109,7 +109,7 @@ SetOption = Annotated[
 ]
 
 
-_OPTIONAL = ("front", "kept", "unparsed", "unended", "learnt bytes", "from")  # columns of the leaderboard
+_OPTIONAL = ("kept", "unparsed", "unended", "learnt bytes", "from")  # columns of the leaderboard
 
 
 def strict_json(text: str, **options: Any) -> str:
@@ -188,10 +188,9 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Seq
 
     What all trials have alike is said on stderr.
 
-    Columns that only some studies have are left out where no trial has a value: whether it is on the front of score and
-    bytes, the step that is kept, of written answers the shares `unparsed` and `unended`, of files with projections,
-    which a seed or the base gives back, the bytes without them, and the trial that params are from, with the step whose
-    state a warm clone began with. Of several methods, what each trains is not R alone.
+    Columns that only some studies have are left out where no trial has a value: the step that is kept, of written
+    answers the shares `unparsed` and `unended`, of files with projections, which a seed or the base gives back, the
+    bytes without them, and the trial that params are from. Of several methods, what each trains is not R alone.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_baseline_cells(baseline, task) for baseline in baselines)]
@@ -225,7 +224,7 @@ def _columns(task: Task) -> list[str]:
     validated = [] if task.report_metric is None else [f"validation {task.metric}"]
     scores = [task.search_metric, *validated, f"test {task.metric}"]
     sizes = ["R", "bytes", "learnt bytes"]
-    return ["trial", "state", "front", "step", "kept", *scores, "unparsed", "unended", *sizes, "seconds", "from"]
+    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", *sizes, "seconds", "from"]
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -237,7 +236,6 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
     return {
         "trial": row.trial_id,
         "state": str(row.state),
-        "front": "*" if row.on_front else "-",
         "step": str(row.step),
         "kept": _value(row.kept_step),
         f"validation {task.metric}": score_cell(row.candidate_score),

@@ -155,8 +155,7 @@ def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
     facts = {
         "space": f"{space.name} ({space.source})",
         "task": f"{task.registered_name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
-        + (f", trials by {task.report_metric}" if task.report_metric else "")
-        + (f"; {', '.join(plan.objectives)} together" if plan.objectives else ""),
+        + (f", trials by {task.report_metric}" if task.report_metric else ""),
         "method": ", ".join(get_method(name).title for name in space.methods),
         "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}"
         + ("" if seen.pooling == "class" else f"; heads read {seen.pooling} (pooling)"),

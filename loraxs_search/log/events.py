@@ -155,19 +155,6 @@ class BaselinesMeasured(_Aside):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FrontFound(_Aside):
-    """The trials that no other one beats in score and stored bytes together, once all have ended.
-
-    Args:
-        gone: Trials of the front before, where the search continued, that are beaten now.
-    """
-
-    trials: tuple[records.FrontTrial, ...]
-    gone: tuple[str, ...] = ()
-    event: Literal["front_found"] = "front_found"
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReportWritten(_Aside):
     """The report of a search lies in a file of the study's folder, to be kept as an artifact of its run."""
 
@@ -348,7 +335,6 @@ LoggedEvent = (
     | Answered
     | AdapterWritten
     | BaselinesMeasured
-    | FrontFound
     | ReportWritten
     | HostsMeasured
     | SearchFinished

@@ -278,9 +278,7 @@ class PackedHost(TrialHost):
                 continue
             report = slot.report(metrics)
             self._keep_idle(slot)
-            peers = _peers(request, requests, scores)
-            sizes = {other.spec.trial_id: other.slot.size.stored_bytes for other in requests}
-            answer = replace(report, peers=peers, peer_bytes={name: sizes[name] for name in peers})
+            answer = replace(report, peers=_peers(request, requests, scores))
             request.answer.set_result((answer, self._states.kept(request.spec, slot.snapshot())))
         self._expected += len(requests)
         with self._changed:

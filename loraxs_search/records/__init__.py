@@ -58,7 +58,7 @@ from loraxs_search.records._promotion import (
     is_unmeasured,
     shots_name,
 )
-from loraxs_search.records._search import CheckpointSelection, FrontTrial, SearchPlan, SearchRun, StudyDescription
+from loraxs_search.records._search import CheckpointSelection, SearchPlan, SearchRun, StudyDescription
 from loraxs_search.records._task import (
     MAX_NAME,
     AnswerFact,
@@ -121,7 +121,6 @@ __all__ = [
     "Decision",
     "Direction",
     "Entity",
-    "FrontTrial",
     "Head",
     "HeadInit",
     "HostInfo",

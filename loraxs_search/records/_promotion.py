@@ -98,7 +98,6 @@ class PromotionRule:
         seeds: How often each of these is trained again from a fresh seed; what comes out is a candidate too.
         methods: Methods whose trials may be candidates; none named means all but baselines.
         choose: Which trials are candidates: the best ones, or the best one and the smallest within `tolerance` of it.
-            Either way, those of the front of metric and stored bytes come first where that was searched for.
     """
 
     metric: str | None = None

@@ -1,4 +1,4 @@
-"""How a search spends its budget, which of a trial's reports its adapter keeps, its front, and its run in MLflow."""
+"""How a search spends its budget, which of a trial's reports its adapter keeps, and its run in MLflow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ class SearchPlan:
         concurrent: Trials in flight at once; None means as many as the devices hold, counted anew as nodes come and
             go. An autoscaler starts nodes for those that do not fit.
         report_every: Steps between two reports; also ASHA's first rung.
-        scheduler: A name of `loraxs_search.schedulers`: `asha` stops weak trials at rungs, `mo-asha` those that are
-            weak for what they store, `none` lets all finish.
+        scheduler: A name of `loraxs_search.schedulers`: `asha` stops weak trials at rungs, `none` lets all finish.
         reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
         scheduler_params: What the scheduler takes beside that, by the names that it declares.
         sampler: A name of `loraxs_search.samplers`: what proposes params.
@@ -31,8 +30,6 @@ class SearchPlan:
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
         device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
         checkpoint: Which step of a trial becomes its adapter: the last, or the one with the best report.
-        objectives: What is searched for together: what running trials are compared by, and `stored_bytes`; empty where
-            it is the score alone.
         max_state_mb: Larger states of trials, in megabytes, stay on their node; losing it restarts the trial.
     """
 
@@ -52,26 +49,11 @@ class SearchPlan:
     sampler: str = "tpe"
     sampler_params: Mapping[str, Scalar] = field(default_factory=dict)
     checkpoint: Literal["last", "best"] = "last"
-    objectives: tuple[str, ...] = ()
     max_state_mb: float = MAX_STATE_BYTES / 1e6
 
     def trial_seed(self, number: int) -> int:
         """Return the seed of the trial with this number: its start and the order of its rows."""
         return self.seed * 1_000_003 + number
-
-
-@dataclass(frozen=True)
-class FrontTrial:
-    """A complete trial that no other one beats in score and stored bytes together.
-
-    Args:
-        score: Of the report of the step that is kept, by what trials are compared by.
-        stored_bytes: Of its adapter's file, with the head.
-    """
-
-    trial_id: str
-    score: float
-    stored_bytes: int
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraxs_search.errors import StudyError, UsageError, shortened, unknown_name
-from loraxs_search.pareto import Fronts
+from loraxs_search.pareto import pareto_front
 from loraxs_search.records import Candidate, Scalar, Task
 from loraxs_search.registry import trial_of
 from loraxs_search.registry.finalist import NOISE, SeedStatistics
@@ -129,10 +129,7 @@ def front_of(points: Iterable[Point], sign: float) -> tuple[Point, ...]:
     Args:
         sign: 1 when more is better, -1 when less is.
     """
-    listed, fronts = list(points), Fronts[int]()
-    for number, point in enumerate(listed):
-        fronts.add(number, (sign * point.score, point.stored_bytes))
-    return tuple(listed[number] for number in fronts.first())
+    return tuple(pareto_front(points, lambda point: (sign * point.score, point.stored_bytes)))
 
 
 def ratio_to(reference: Sequence[Point], front: Sequence[Point], sign: float, tolerance: float) -> SizeRatio | None:

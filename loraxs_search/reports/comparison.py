@@ -84,7 +84,7 @@ def _complete_trials(folder: StudyFolder) -> optuna.Study:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     stored = study_trials(folder)
-    study = optuna.create_study(directions=stored.directions)
+    study = optuna.create_study(direction=stored.direction)
     for trial in stored.trials:
         if trial.state is TrialState.COMPLETE:
             params = {plain_name(name): value for name, value in trial.params.items()}

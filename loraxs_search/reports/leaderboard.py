@@ -1,4 +1,4 @@
-"""The trials of a study, best first: which are on the front of score and bytes, and what their scores show is wrong."""
+"""The trials of a study, best first, and what their scores show is wrong."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from loraxs_search.pareto import Fronts
+from loraxs_search.pareto import pareto_front
 from loraxs_search.records import (
     Baseline,
     Candidate,
     CheckpointSelection,
-    FrontTrial,
     Lineage,
     Scalar,
     Task,
@@ -21,18 +20,19 @@ from loraxs_search.records import (
 )
 
 
-def front(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[FrontTrial]:
+def front(records: Iterable[TrialRecord], selection: CheckpointSelection) -> list[TrialRecord]:
     """Return the complete trials that no other one beats in score and stored bytes together, fewest bytes first.
 
     Of trials that were stopped nothing is kept that could be used, and their scores are of fewer steps.
     """
-    kept = {r.trial_id: selection.select(r.reports) for r in records if r.state is TrialState.COMPLETE}
-    fronts, sign = Fronts[str](), 1.0 if selection.direction == "maximize" else -1.0
-    for trial_id in sorted(kept):
-        fronts.add(trial_id, (sign * kept[trial_id].metrics[selection.metric], kept[trial_id].size.stored_bytes))
-    return [
-        FrontTrial(name, kept[name].metrics[selection.metric], kept[name].size.stored_bytes) for name in fronts.first()
-    ]
+    sign = 1.0 if selection.direction == "maximize" else -1.0
+
+    def point(record: TrialRecord) -> tuple[float, int]:
+        kept = selection.select(record.reports)
+        return sign * kept.metrics[selection.metric], kept.size.stored_bytes
+
+    complete = (record for record in records if record.state is TrialState.COMPLETE)
+    return pareto_front(sorted(complete, key=lambda record: record.trial_id), point)
 
 
 def shown_baselines(baselines: Iterable[Baseline] | None, *, finished: bool) -> list[Baseline]:
@@ -68,8 +68,6 @@ class LeaderboardRow:
         unparsed: Where answers were written, the share of validation rows in which none was found: a candidate's, or
             before there is one the report's that `score` is of.
         unended: The share that the bound on new tokens ended.
-        on_front: Whether no other complete trial beats it in score and stored bytes together; None if these are not
-            searched for together.
         without_projection: Of `stored_bytes` those that no seed gives back; None if all are such.
         lineage: The trial of this study that it was cloned from.
     """
@@ -89,7 +87,6 @@ class LeaderboardRow:
     kept_step: int | None = None
     unparsed: float | None = None
     unended: float | None = None
-    on_front: bool | None = None
     without_projection: int | None = None
     lineage: Lineage | None = None
 
@@ -106,12 +103,11 @@ def leaderboard(
     task: Task,
     candidates: Iterable[Candidate] = (),
     checkpoint: Literal["last", "best"] = "last",
-    objectives: Sequence[str] = (),
 ) -> list[LeaderboardRow]:
     """Return a row a trial: completed first, each group by validation score, then by id.
 
     Args:
-        checkpoint: Which step of a trial its adapter is of, as `SearchPlan` has it; `objectives` too.
+        checkpoint: Which step of a trial its adapter is of, as `SearchPlan` has it.
     """
     records = tuple(records)
     scored = {c.trial_id: c for c in candidates}
@@ -120,9 +116,6 @@ def leaderboard(
     tested = {trial_of(c.trial_id): c for c in scored.values() if c.test_metrics}
     rule = CheckpointSelection(task.search_metric, task.search_direction, checkpoint)
     rows = [_row(r, task, rule, scored.get(r.trial_id), tested.get(r.trial_id)) for r in records]
-    if objectives:
-        best = {it.trial_id for it in front(records, rule)}
-        rows = [replace(row, on_front=row.trial_id in best) for row in rows]
     sign = -1.0 if task.search_direction == "maximize" else 1.0
 
     def key(row: LeaderboardRow) -> tuple[int, float, str]:

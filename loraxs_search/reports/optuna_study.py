@@ -46,6 +46,6 @@ def export_optuna(study: str, path: Path) -> int:
     exported = study_trials(folder)
     with disk_faults(path):
         storage = JournalStorage(JournalFileBackend(str(path)))
-        written = optuna.create_study(storage=storage, study_name=study, directions=exported.directions)
+        written = optuna.create_study(storage=storage, study_name=study, direction=exported.direction)
         written.add_trials(exported.trials)
     return len(exported.trials)

@@ -20,7 +20,6 @@ from loraxs_search.mlflow_uri import redact
 from loraxs_search.records import (
     Baseline,
     Command,
-    FrontTrial,
     Pooling,
     SearchPlan,
     TrialRecord,
@@ -28,7 +27,6 @@ from loraxs_search.records import (
 )
 from loraxs_search.reports.leaderboard import (
     LeaderboardRow,
-    front,
     interrupted,
     leaderboard,
     score_warnings,
@@ -101,7 +99,6 @@ class SearchDocument:
     wall_s: float
     notice: str
     trials: list[LeaderboardRow]
-    front: list[FrontTrial]
     baselines: list[Baseline]
     warnings: list[str]
 
@@ -110,13 +107,12 @@ def search_document(folder: StudyFolder, journal: Journal) -> SearchDocument:
     """Return a study's document as its folder has it now."""
     info, records = folder.info, journal.records.values()
     plan = info.search
-    rows = leaderboard(records, info.task, folder.candidates() or (), plan.checkpoint, plan.objectives)
+    rows = leaderboard(records, info.task, folder.candidates() or (), plan.checkpoint)
     return SearchDocument(
         study=folder.name,
         wall_s=journal.spent_s,
         notice=journal.notice or "",
         trials=rows,
-        front=list(front(records, folder.checkpoint_selection)) if plan.objectives else [],
         baselines=shown_baselines(folder.baselines(), finished=True),
         warnings=score_warnings(rows, info.task),
     )
@@ -294,7 +290,6 @@ class StudyStatus:
     Args:
         state: `running`, `finished`, `interrupted` or `elsewhere`.
         trials: Best first.
-        front: As `SearchResult` has it.
         finishing: Why there are no new trials, while some still train; empty otherwise.
         commands: Those that no search has answered yet.
         warnings: What people should know of the scores.
@@ -308,7 +303,6 @@ class StudyStatus:
     state: str
     progress: Progress
     trials: list[LeaderboardRow]
-    front: list[FrontTrial]
     baselines: list[Baseline]
     finishing: str
     commands: list[Command]
@@ -337,7 +331,7 @@ def study_status(folder: StudyFolder) -> StudyStatus:
     state, place = _state_and_place(folder)
     study, info, candidates = steered(folder, folder.journal()), folder.info, folder.candidates()
     records = study.records
-    rows = leaderboard(records.values(), info.task, candidates or (), info.search.checkpoint, info.search.objectives)
+    rows = leaderboard(records.values(), info.task, candidates or (), info.search.checkpoint)
     rows, search = interrupted(rows) if state == "interrupted" else rows, SearchState()
     if state == "running":
         for event in StudyEvents(folder).new():
@@ -349,7 +343,6 @@ def study_status(folder: StudyFolder) -> StudyStatus:
         state=state,
         progress=progress(records.values(), planned(info.search, study.state, records)),
         trials=rows,
-        front=list(front(records.values(), folder.checkpoint_selection)) if info.search.objectives else [],
         baselines=shown_baselines(folder.baselines(), finished=candidates is not None),
         finishing="" if study.trials_have_ended else study.state.finishing or "",
         commands=open_commands(study),

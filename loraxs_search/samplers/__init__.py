@@ -2,7 +2,7 @@
 
 _base.py     the contract
 entries.py   Optuna's samplers, by its names
-_optuna.py   what these need beside Optuna's own classes
+_optuna.py   what `gp` needs beside Optuna's own class
 proposer.py  asks the sampler for the next trial
 history.py   which trials it sees of a long study
 trials.py    a study's trials, read from its log
@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records import SearchPlan
 from loraxs_search.samplers._base import DrawnSpace, Sampler, SamplerConfig, SearchedParameter
-from loraxs_search.samplers.entries import GP, QMC, TPE, CmaEs, RandomSearch
+from loraxs_search.samplers.entries import GP, TPE, RandomSearch
 
 __all__ = ["SAMPLERS", "DrawnSpace", "Sampler", "SamplerConfig", "SearchedParameter", "make_sampler"]
 
 SAMPLERS: EntryPoints[type[Sampler]] = EntryPoints(
-    "search.sampler", "loraxs_search.samplers", {entry.name: entry for entry in (TPE, RandomSearch, GP, CmaEs, QMC)}
+    "search.sampler", "loraxs_search.samplers", {entry.name: entry for entry in (TPE, RandomSearch, GP)}
 )
 
 
@@ -37,7 +37,6 @@ def make_sampler(plan: SearchPlan, searched: Sequence[SearchedParameter]) -> Sam
         SamplerConfig(
             seed=plan.seed,
             num_trials=plan.trials,
-            num_objectives=max(1, len(plan.objectives)),
             stops_early=plan.scheduler != "none",
             parameters={name: plan.sampler_params.get(name, key.default) for name, key in entry.parameters.items()},
             searched=searched,

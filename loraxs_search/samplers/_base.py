@@ -22,12 +22,10 @@ class SearchedParameter:
 
     Args:
         name: That Optuna knows it by: each alternative of a parameter has its own.
-        is_number: Whether it is drawn from a range of numbers; otherwise it is one of several choices.
         is_conditional: Whether some trials lack it.
     """
 
     name: str
-    is_number: bool
     is_conditional: bool
 
 
@@ -38,7 +36,6 @@ class SamplerConfig:
     Args:
         seed: Of the search.
         num_trials: Of the search.
-        num_objectives: 2 where score and stored bytes are searched together.
         stops_early: Whether a scheduler may stop trials.
         parameters: A value for each of the sampler's `parameters`.
         searched: What trials draw, in the space's order.
@@ -46,7 +43,6 @@ class SamplerConfig:
 
     seed: int
     num_trials: int
-    num_objectives: int
     stops_early: bool
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     searched: Sequence[SearchedParameter] = ()
@@ -69,8 +65,7 @@ class Sampler(ABC):
     sampler's: each method has one, by its recipe, the rest drawn at random. Neither are those that a person adds, of
     which only what is left out is proposed. The sampler sees them all.
 
-    Scores: a trial whose score is not a number is shown as failed, as Optuna has it. With two objectives only complete
-    trials have values, and stopped ones come best first.
+    Scores: a trial whose score is not a number is shown as failed, as Optuna has it.
 
     Limits: what a sampler cannot search is a fault, reported with those of the space before anything starts. It never
     falls back to another way of sampling without saying so: what it draws at random it says in `advice`.

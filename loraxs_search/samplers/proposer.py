@@ -16,12 +16,12 @@ from loraxs_search.errors import LoraxsError
 from loraxs_search.records import Proposal, Scalar
 from loraxs_search.samplers import DrawnSpace, make_sampler
 from loraxs_search.samplers.entries import experimental
-from loraxs_search.samplers.history import FrontHistory, History
+from loraxs_search.samplers.history import History
 from loraxs_search.samplers.trials import StudyTrials
 
 # TPE reads every trial of a study for each proposal, some 20 microseconds each. Of a study with more than
 # MAX_HISTORY trials it sees the best and the latest, WINDOW of each, and those that run. What it takes for good are
-# the 25 best ones at most (of two objectives a tenth), so these stay the same; the rest stand for all others.
+# the 25 best ones at most, so these stay the same; the rest stand for all others.
 MAX_HISTORY, WINDOW = 500, 200
 # Samplers write a trial's params into these attributes while some of them are still to be drawn; an event has them all.
 _RELATIVE_PARAMS = "relative_params"
@@ -41,8 +41,7 @@ class Proposer:
     def __init__(self, trials: StudyTrials, space: DrawnSpace) -> None:
         self._trials, self._space = trials, space
         self._sampler = make_sampler(trials.plan, space.searched())
-        score, *others = trials.directions
-        self._history = FrontHistory(score, MAX_HISTORY, WINDOW) if others else History(score, WINDOW)
+        self._history = History(trials.direction, WINDOW)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
 
     @property
@@ -99,7 +98,7 @@ class Proposer:
     def _draw(self, sampler: BaseSampler) -> tuple[dict[str, Scalar], Proposal]:
         """Draw on a study that shows the history, and keeps the new trial and its attributes to itself."""
         storage = ShownHistory(self._shown(), self._trials.next_number)
-        study = optuna.create_study(storage=storage, directions=self._trials.directions, sampler=sampler)
+        study = optuna.create_study(storage=storage, direction=self._trials.direction, sampler=sampler)
         study_id = storage.get_study_id_from_name(study.study_name)
         for key, value in self._trials.attributes.items():
             storage.set_study_system_attr(study_id, key, value)
@@ -116,8 +115,7 @@ class Proposer:
 
     def _shown(self) -> list[FrozenTrial]:
         trials = self._trials.trials
-        is_whole = len(trials) <= MAX_HISTORY and len(self._trials.directions) == 1
-        return trials if is_whole else self._history.window(trials)
+        return trials if len(trials) <= MAX_HISTORY else self._history.window(trials)
 
 
 def _fixed(params: Mapping[str, Scalar], seed: int) -> BaseSampler:

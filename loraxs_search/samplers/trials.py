@@ -1,8 +1,4 @@
-"""The trials of a study as Optuna has them: a reader of the study's log, in memory, built anew at each start.
-
-A study of several objectives takes no reports (`Trial.report` raises), so there they are the trial's attributes. A
-pruned trial has no values there: `FrontHistory` shows the sampler which of these were good.
-"""
+"""The trials of a study as Optuna has them: a reader of the study's log, in memory, built anew at each start."""
 
 from __future__ import annotations
 
@@ -16,11 +12,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
-from loraxs_search.pareto import Point
 from loraxs_search.records import CheckpointSelection, SearchPlan, Task, TrialReport
 from loraxs_search.records import TrialState as State
-
-_REPORT = "report."  # and the step: an attribute [score, stored bytes]
 
 
 class StudyTrials:
@@ -34,8 +27,7 @@ class StudyTrials:
 
     def __init__(self, task: Task, plan: SearchPlan) -> None:
         self.plan, self._selection = plan, CheckpointSelection.of(task, plan)
-        score = StudyDirection.MAXIMIZE if task.search_direction == "maximize" else StudyDirection.MINIMIZE
-        self.directions = (score, StudyDirection.MINIMIZE) if plan.objectives else (score,)
+        self.direction = StudyDirection.MAXIMIZE if task.search_direction == "maximize" else StudyDirection.MINIMIZE
         self.trials: list[FrozenTrial] = []
         self.attributes: dict[str, Any] = {}
         self._hidden: set[str] = set()
@@ -83,10 +75,7 @@ class StudyTrials:
 
     def _report(self, trial: FrozenTrial, report: TrialReport) -> None:
         self._reports[report.trial_id].append(report)
-        if len(self.directions) == 1:
-            trial.intermediate_values[report.step] = report.metrics[self._selection.metric]
-        else:
-            trial.user_attrs[f"{_REPORT}{report.step}"] = self._values(report)
+        trial.intermediate_values[report.step] = report.metrics[self._selection.metric]
 
     def _end(self, trial: FrozenTrial, event: TrialEnded) -> None:
         reports = self._reports.pop(event.trial_id)
@@ -96,24 +85,12 @@ class StudyTrials:
             trial.user_attrs["state"], trial.state = event.state.value, TrialState.FAIL
             return
         if event.state is State.COMPLETE:
-            values = self._values(self._selection.select(tuple(reports)))
-            if any(map(math.isnan, values)):  # nothing is better or worse: Optuna, too, takes it as failed
+            value = self._selection.select(tuple(reports)).metrics[self._selection.metric]
+            if math.isnan(value):  # nothing is better or worse: Optuna, too, takes it as failed
                 trial.user_attrs["state"], trial.state = event.state.value, TrialState.FAIL
                 return
-            trial.values = values
-        elif event.state is State.PRUNED and len(self.directions) == 1 and reports:
+            trial.values = [value]
+        elif event.state is State.PRUNED and reports:
             score = reports[-1].metrics[self._selection.metric]
             trial.values = None if math.isnan(score) else [score]
         trial.state = TrialState[event.state.value]
-
-    def _values(self, report: TrialReport) -> list[float]:
-        return [report.metrics[self._selection.metric], float(report.size.stored_bytes)][: len(self.directions)]
-
-
-def last_report(trial: FrozenTrial) -> tuple[int, Point] | None:
-    """Return step, score and stored bytes of the last report in a study of two objectives; None before it."""
-    steps = [int(name.removeprefix(_REPORT)) for name in trial.user_attrs if name.startswith(_REPORT)]
-    if not steps:
-        return None
-    score, stored = trial.user_attrs[f"{_REPORT}{max(steps)}"]
-    return max(steps), (score, stored)

@@ -1,9 +1,7 @@
 """Schedulers: which trials stop early. Pure decisions, without Ray; `search/tune/runner.py` hands them to Ray Tune.
 
 _base.py     the contract
-_rungs.py    what schedulers that halve share
 asha.py      asynchronous successive halving by score
-mo_asha.py   the same by score and stored bytes
 none.py      every trial trains all its steps
 """
 
@@ -13,12 +11,10 @@ from loraxs_search.plugins import EntryPoints
 from loraxs_search.records import Direction, Scalar, SearchPlan
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 from loraxs_search.schedulers.asha import ASHA
-from loraxs_search.schedulers.mo_asha import MOASHA
 from loraxs_search.schedulers.none import NoScheduler
 
 __all__ = [
     "ASHA",
-    "MOASHA",
     "SCHEDULERS",
     "NoScheduler",
     "Scheduler",
@@ -28,7 +24,7 @@ __all__ = [
 ]
 
 SCHEDULERS: EntryPoints[type[Scheduler]] = EntryPoints(
-    "search.scheduler", "loraxs_search.schedulers", {entry.name: entry for entry in (ASHA, MOASHA, NoScheduler)}
+    "search.scheduler", "loraxs_search.schedulers", {entry.name: entry for entry in (ASHA, NoScheduler)}
 )
 
 

@@ -37,16 +37,12 @@ class ScoredTrial:
         score: Validation value of what running trials are compared by; may be NaN.
         peers: Trials of the study that were scored in the same evaluation: id to (step, score). Their own reports come
             before or after this one; a peer that dies in between never reports.
-        stored_bytes: What its adapter stores, the same at each step.
-        peer_bytes: What its peers' adapters store, of those of which it is known.
     """
 
     trial_id: str
     step: int
     score: float
     peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
-    stored_bytes: int = 0
-    peer_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 def _nobody(_: str) -> bool:
@@ -102,8 +98,7 @@ class Scheduler(ABC):
         trial_id, step = report.trial_id, report.step
         if step > self._steps.get(trial_id, 0):
             self._steps[trial_id] = step
-            score, stored = report.metrics[metric], report.size.stored_bytes
-            reason = self.decide(ScoredTrial(trial_id, step, score, report.peers, stored, report.peer_bytes))
+            reason = self.decide(ScoredTrial(trial_id, step, report.metrics[metric], report.peers))
             if reason is not None and step < self.config.max_steps and not self.spares(trial_id):
                 self.stopped[trial_id] = reason
         return self.stopped.get(trial_id)

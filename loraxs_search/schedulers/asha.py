@@ -4,46 +4,41 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
-from loraxs_search.pareto import Point
-from loraxs_search.schedulers._rungs import HalvingScheduler, Rung
+from pydantic import Field
+
+from loraxs_search.plugins import SearchKey
+from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 
 
-class _ScoreRung(Rung):
-    """Holds trials against each other by their scores alone."""
+class _Rung:
+    """The scores of the trials that reached a step, larger is better; one may be NaN."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._scores: dict[str, float] = {}
+        self.announced: set[str] = set()  # trials whose score is known, and about which nothing has been decided
+        self.scores: dict[str, float] = {}
         self._ordered: list[float] = []  # without NaN
 
-    def __contains__(self, trial_id: str) -> bool:
-        return trial_id in self._scores
+    def add(self, trial_id: str, score: float) -> None:
+        """Add a trial that is not there yet."""
+        assert trial_id not in self.scores, "a trial reaches a rung once"
+        self.scores[trial_id] = score
+        if not math.isnan(score):
+            bisect.insort(self._ordered, score)
 
-    def add(self, trial_id: str, point: Point) -> None:
-        assert trial_id not in self._scores, "a trial reaches a rung once"
-        self._scores[trial_id] = point[0]
-        if not math.isnan(point[0]):
-            bisect.insort(self._ordered, point[0])
-
-    def judge(self, trial_id: str, point: Point, factor: int) -> str | None:
-        """Hold a score against the percentile of all others'."""
-        self._discard(trial_id)
-        cutoff = self._percentile((1 - 1 / factor) * 100)
-        self.add(trial_id, point)
-        if cutoff is None or not point[0] < cutoff:
-            return None
-        return f"is not among the best 1/{factor} that reached this step"
-
-    def _discard(self, trial_id: str) -> None:
-        score = self._scores.pop(trial_id, math.nan)
+    def discard(self, trial_id: str) -> None:
+        """Remove what was announced of a trial."""
+        self.announced.discard(trial_id)
+        score = self.scores.pop(trial_id, math.nan)
         if not math.isnan(score):
             del self._ordered[bisect.bisect_left(self._ordered, score)]
 
-    def _percentile(self, percent: float) -> float | None:
-        """Return the score below which that much of all are, between two of them in proportion; None without any."""
+    def percentile(self, percent: float) -> float:
+        """Return the score below which that much of all are, between two of them in proportion; NaN without any."""
         if not self._ordered:
-            return None
+            return math.nan
         place = percent / 100 * (len(self._ordered) - 1)
         low = int(place)
         below, above = self._ordered[low], self._ordered[min(low + 1, len(self._ordered) - 1)]
@@ -51,17 +46,64 @@ class _ScoreRung(Rung):
         return below + (above - below) * share if share < 0.5 else above - (above - below) * (1 - share)
 
 
-class ASHA(HalvingScheduler):
+class ASHA(Scheduler):
     """Stops a trial whose score is not among the best at its step.
 
-    The best are 1/reduction_factor of those at its rung.
-
-    The first trial at a rung continues, and so does one whose score is NaN.
+    Rungs are at `report_every` times each power of `reduction_factor`, below `max_steps`. The best are
+    1/reduction_factor of those that reached the rung. A trial is held against all others at its rung, its peers among
+    them whichever report comes first: of trials that report at the same time the first one would always continue
+    otherwise. The first trial at a rung continues, and so does one whose score is NaN.
 
     Source: arXiv 1810.05934; decides as Ray's `AsyncHyperBandScheduler` with one bracket does where no trial has peers,
     in a time that does not grow with the trials.
     """
 
     name = "asha"
-    title = "ASHA"
-    rung = _ScoreRung
+    parameters: ClassVar[Mapping[str, SearchKey]] = {
+        "reduction_factor": SearchKey(
+            Annotated[int, Field(ge=2)],
+            2,
+            about="`asha` keeps this share of the trials at each comparison: the best half with 2, the best third with"
+            " 3. Comparisons come after `report_every` times 1, 2, 4, 8, ... steps, or 1, 3, 9, ...",
+        )
+    }
+
+    def __init__(self, config: SchedulerConfig) -> None:
+        super().__init__(config)
+        self._factor = int(config.parameters["reduction_factor"])
+        self._sign = 1.0 if config.direction == "maximize" else -1.0
+        self._rungs: list[tuple[int, _Rung]] = []  # highest first
+        step = config.report_every
+        while step < config.max_steps:
+            self._rungs.insert(0, (step, _Rung()))
+            step *= self._factor
+
+    def decide(self, trial: ScoredTrial) -> str | None:
+        """Compare a trial with all that reached the highest of its rungs at which it has not been judged."""
+        for peer, (step, score) in trial.peers.items():
+            self._announce(peer, step, self._sign * score)
+        if trial.step >= self.config.max_steps:
+            return None
+        for milestone, rung in self._rungs:
+            if trial.step >= milestone and (trial.trial_id not in rung.scores or trial.trial_id in rung.announced):
+                return self._judge(trial, rung)
+        return None
+
+    def _announce(self, trial_id: str, step: int, score: float) -> None:
+        """Put a peer's score into its rung ahead of its own report; nothing is decided."""
+        for milestone, rung in self._rungs:
+            if step >= milestone and trial_id not in rung.scores:
+                rung.add(trial_id, score)
+                rung.announced.add(trial_id)
+                return
+
+    def _judge(self, trial: ScoredTrial, rung: _Rung) -> str | None:
+        rung.discard(trial.trial_id)
+        score, cutoff = self._sign * trial.score, rung.percentile((1 - 1 / self._factor) * 100)
+        rung.add(trial.trial_id, score)
+        if not score < cutoff:  # also where either is NaN
+            return None
+        return (
+            f"ASHA stopped it at step {trial.step}: {trial.score:.4g} is not among the best 1/{self._factor} that"
+            " reached this step"
+        )

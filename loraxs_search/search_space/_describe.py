@@ -23,10 +23,6 @@ def notes(space: Space) -> tuple[str, ...]:
     if space.start_from is not None and anew:
         found.append(f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter")
     found += _alone(space)
-    if space.search.objectives and space.search.scheduler == "asha":
-        remedy = "leave search.scheduler out, or write mo-asha, to keep what is good for its size"
-        metric = space.task.search_metric
-        found.append(f"asha stops trials by {metric} alone, and so the small ones first: {remedy}")
     found += make_sampler(space.search, space.searched()).advice()
     return tuple(found)
 

@@ -15,7 +15,7 @@ from loraxs_search.methods import METHODS, LoraXS, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import NEGATIVE_FLIPS, SLICE_LOSS, BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
-from loraxs_search.schedulers import MOASHA, SCHEDULERS
+from loraxs_search.schedulers import SCHEDULERS
 from loraxs_search.search_space._distributions import METHOD, Parameter
 from loraxs_search.search_space._document import (
     Document,
@@ -39,8 +39,7 @@ from loraxs_search.search_space._sections import (
     BaseModelSection,
     PromotionSection,
     SearchSection,
-    check_objectives,
-    quality_of,
+    check_choice,
     read_section,
     search_section,
 )
@@ -139,7 +138,7 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
     task = _reported(document, as_mapping(plan), task)
     has_slices = as_mapping(sections.get("task")).get("slices") is not None
     promotion = _promotion(document, rule, task, methods, has_slices=has_slices)
-    check_objectives(document, as_mapping(plan), as_mapping(rule), task)
+    check_choice(document, as_mapping(rule))
     start_from = _start_from(document, sections.get("start_from"))
     if document.faults or task is None or base_model is None or method is None:
         document.faults.fail(source, document.locations)
@@ -262,13 +261,10 @@ def _search(document: Document, given: object) -> SearchPlan:
     values = section.model_dump(exclude={"metric"})
     params = {key: values.pop(key) for key in values.keys() - SearchSection.model_fields.keys()}
     factor = params.pop("reduction_factor")  # stored as a field, whichever scheduler is chosen
-    if section.objectives and "scheduler" not in section.model_fields_set:
-        values["scheduler"] = MOASHA.name
     values["scheduler_params"], values["sampler_params"] = (
         {key: value for key, value in params.items() if key in entry.parameters}
         for entry in (SCHEDULERS.get(values["scheduler"]), SAMPLERS.get(section.sampler))
     )
-    values["objectives"] = tuple(section.objectives or ())
     values["time_budget_s"] = values.pop("time_budget")
     return SearchPlan(**values, reduction_factor=factor)
 
@@ -282,9 +278,8 @@ def _check_sampler(document: Document, plan: SearchPlan, parameters: Mapping[str
 
 def _reported(document: Document, search: Mapping[str, Any], task: Task | None) -> Task | None:
     """Return the task with what its running trials are compared by, where that is not its metric."""
-    objective = quality_of(search)
-    where: KeyPath = ("search", "metric") if objective is None else ("search", "objectives", 0)
-    name = objective or search.get("metric")
+    where: KeyPath = ("search", "metric")
+    name = search.get("metric")
     if document.faults.at_or_below(where):
         return task
     if task is None:

@@ -1,4 +1,4 @@
-"""The sections with fixed keys as pydantic models, their faults in our words, and the laws of `search.objectives`."""
+"""The sections with fixed keys as pydantic models, and their faults in our words."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from pydantic_core import ErrorDetails
 
 from loraxs_search.errors import must_be, one_of
 from loraxs_search.paths import DURATION, seconds_of
-from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan, Task
+from loraxs_search.records import Direction, Precision, PromotionRule, SearchDevice, SearchPlan
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space._document import Document, KeyPath, as_written, shown
+from loraxs_search.search_space._document import Document, KeyPath, as_written
 from loraxs_search.search_space._parameter_specs import known_entry
-from loraxs_search.tasks.kinds import Count, Names, Section, Text, distinct, kind_of
+from loraxs_search.tasks.kinds import Count, Section, Text, distinct
 
 
 def _entry_keys() -> dict[str, Any]:
@@ -113,52 +113,11 @@ def _sections_in(annotation: Any) -> Iterator[type[Section]]:
         yield from _sections_in(part)
 
 
-STORED_BYTES = "stored_bytes"
-_OBJECTIVES: KeyPath = ("search", "objectives")
-
-
-def quality_of(search: Mapping[str, Any]) -> str | None:
-    """Return the metric that `search.objectives` begins with; None if the key is missing, or is no list of two."""
-    given = search.get("objectives")
-    if not isinstance(given, list) or len(given) != 2:
-        return None
-    first, second = given
-    return first if isinstance(first, str) and first != STORED_BYTES and second == STORED_BYTES else None
-
-
-def check_objectives(
-    document: Document, search: Mapping[str, Any], promotion: Mapping[str, Any], task: Task | None
-) -> None:
-    """Report every law that objectives and promotion break together."""
-    given, quality = search.get("objectives"), quality_of(search)
-    if quality is None and given is not None and not document.faults.at_or_below(_OBJECTIVES):
-        example = f"[{task.metric if task else 'accuracy'}, {STORED_BYTES}]"
-        law = f"must be a metric and then {STORED_BYTES}, as in {example}"
-        document.faults.add(_OBJECTIVES, f"{law}, but got {shown(given)}.")
-    faults = list(_choice_faults(promotion))
-    if quality is not None:
-        faults += _metric_faults(search, promotion, quality, task)
-    for path, message in faults:
+def check_choice(document: Document, rule: Mapping[str, Any]) -> None:
+    """Report what `promotion.choose` cannot stand beside."""
+    for path, message in _choice_faults(rule):
         if not document.faults.at_or_below(path):
             document.faults.add(path, message)
-
-
-def _metric_faults(
-    search: Mapping[str, Any], rule: Mapping[str, Any], quality: str, task: Task | None
-) -> Iterator[tuple[KeyPath, str]]:
-    own = search.get("metric")
-    if own is not None and own != quality:
-        law = f"must be left out, or be what search.objectives begin with: {quality}"
-        yield ("search", "metric"), f"{law}, but got {shown(own)}."
-    if task is None or quality not in kind_of(task).fitting_metrics(kind_of(task).keys()):
-        return  # reported elsewhere
-    decides = rule.get("metric") or task.metric
-    stands_in = decides == task.metric and quality == kind_of(task).report_metric  # as a loss for written answers
-    if decides != quality and not stands_in:
-        place: KeyPath = ("promotion", "metric") if rule.get("metric") else (*_OBJECTIVES, 0)
-        remedy = f"search.objectives: [{decides}, {STORED_BYTES}], or promotion.metric: {quality}"
-        law = "search.objectives and promotion must go by one metric"
-        yield place, f"{law}, but got {quality} and {decides}; write {remedy}."
 
 
 def _choice_faults(rule: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
@@ -228,8 +187,6 @@ class SearchSection(Section):
     """Metric by which running trials are compared. The default is the task's own, or `loss` for `text-generation`.
     Candidates are always compared by the task's metric.
     """
-    objectives: Names | None = None
-    """`[METRIC, stored_bytes]` searches for a high score and few bytes together."""
     checkpoint: Literal["last", "best"] = SearchPlan.checkpoint
     """Which step of a trial becomes its adapter: the `last` one, or the one with the `best` report."""
     trials: Count = SearchPlan.trials
@@ -241,7 +198,7 @@ class SearchSection(Section):
     concurrent: Count | None = None
     """Most trials that run at once. The default is as many as fit; an autoscaler starts nodes for those that wait."""
     scheduler: Annotated[str, AfterValidator(known_entry(SCHEDULERS, "a scheduler"))] = SearchPlan.scheduler
-    """Which trials stop early. With `objectives` the default is `mo-asha`."""
+    """Which trials stop early."""
     sampler: Annotated[str, AfterValidator(known_entry(SAMPLERS, "a sampler"))] = SearchPlan.sampler
     """What proposes params."""
     time_budget: Duration | None = None

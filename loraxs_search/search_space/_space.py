@@ -24,8 +24,6 @@ from loraxs_search.samplers import SearchedParameter
 from loraxs_search.search_space._distributions import (
     METHOD,
     Constant,
-    Floats,
-    Integers,
     Parameter,
     count_configurations,
     drawing_order,
@@ -270,7 +268,6 @@ def searched_parameters(parameters: Mapping[str, Parameter]) -> tuple[SearchedPa
     return tuple(
         SearchedParameter(
             parameter.drawn_name(index),
-            is_number=isinstance(alternative.distribution, Integers | Floats),
             is_conditional=bool(parameter.methods or alternative.when or index),
         )
         for parameter in parameters.values()

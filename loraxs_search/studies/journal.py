@@ -15,7 +15,6 @@ from loraxs_search.log.events import (
     BaselinesMeasured,
     Commanded,
     DriverStarted,
-    FrontFound,
     HostsMeasured,
     LoggedEvent,
     Reopened,
@@ -31,7 +30,6 @@ from loraxs_search.records import (
     Command,
     CommandAnswer,
     CommandRecord,
-    FrontTrial,
     Hyperparameters,
     Origin,
     Proposal,
@@ -79,7 +77,6 @@ class Journal:
         self._work_before_s: dict[str, float] = {}  # each trial's start
         self._is_drivers = self.has_report = False
         self._baselines: tuple[Baseline, ...] = ()
-        self._front: tuple[FrontTrial, ...] = ()
         self._search_state: str | None = None
         self.refresh()
 
@@ -219,12 +216,6 @@ class Journal:
         if baselines and tuple(baselines) != self._baselines:
             self.append(BaselinesMeasured(at=steady_time(), baselines=tuple(baselines)))
 
-    def front_found(self, trials: Sequence[FrontTrial]) -> None:
-        """Record the study's front; the same one counts once."""
-        if trials and tuple(trials) != self._front:
-            gone = {trial.trial_id for trial in self._front} - {trial.trial_id for trial in trials}
-            self.append(FrontFound(at=steady_time(), trials=tuple(trials), gone=tuple(sorted(gone))))
-
     def report_written(self, path: str) -> None:
         """Record that the report of the search lies in a file below the study's folder."""
         self.append(ReportWritten(at=steady_time(), path=path))
@@ -284,8 +275,6 @@ class Journal:
                 self._search_state, self.has_report = None, False
             case BaselinesMeasured():
                 self._baselines = event.baselines
-            case FrontFound():
-                self._front = event.trials
             case ReportWritten():
                 self.has_report = True
             case SearchFinished():

@@ -29,7 +29,6 @@ from loraxs_search.tracking.run_texts import dataset_input, run_name
 STATE = "loraxs.state"
 REASON = "loraxs.reason"
 MODEL_ID = "loraxs.model_id"
-ON_FRONT = "loraxs.on_front"
 LINEAGE = "loraxs.lineage"  # study and trial that a trial was cloned from
 _NOT_IN_A_NAME = re.compile(r"[^\w.\- ]")  # of a metric; MLflow takes colons on some systems only
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
@@ -80,7 +79,6 @@ class Recorder:
             log_events.TrialEnded: self._trial_ended,
             log_events.AdapterWritten: self._adapter_written,
             log_events.BaselinesMeasured: self._baselines_measured,
-            log_events.FrontFound: self._front_found,
             log_events.ReportWritten: self._report_written,
             log_events.HostsMeasured: self._hosts_measured,
             log_events.SearchFinished: self._search_finished,
@@ -181,7 +179,6 @@ class Recorder:
         plan = {f"search.{name}": value for name, value in vars(run.plan).items()}
         for taken in ("search.scheduler_params", "search.sampler_params"):
             plan |= {f"search.{key}": value for key, value in plan.pop(taken).items()}
-        plan["search.objectives"] = ", ".join(plan["search.objectives"])
         plan = {key: value for key, value in plan.items() if value != ""}
         # MLflow never changes a param: a search that continues keeps its first ones, and says what is new in tags.
         known = self._runs.client.get_run(run_id).data.params
@@ -250,15 +247,6 @@ class Recorder:
             tags |= {f"loraxs.{name}.failed": baseline.failed} if baseline.failed else {}
             tags |= {f"loraxs.{name}.answer": str(baseline.answer)} if baseline.answer is not None else {}
         self._runs.add(run_id, metrics=metrics, tags=tags, at=event.at)
-
-    def _front_found(self, event: log_events.FrontFound) -> None:
-        run_id = self._runs.run(SEARCH, event.at)
-        for trial in event.trials:
-            self._runs.add(self._run(trial.trial_id, event.at), tags={ON_FRONT: "true"}, at=event.at)
-        for trial_id in event.gone:
-            self._runs.add(self._run(trial_id, event.at), tags={ON_FRONT: "false"}, at=event.at)
-        lines = [f"{trial.trial_id},{trial.score},{trial.stored_bytes}" for trial in event.trials]
-        self._runs.client.log_text(run_id, "\n".join(("trial,score,stored_bytes", *lines, "")), "front.csv")
 
     def _report_written(self, event: log_events.ReportWritten) -> None:
         path = self._folder / event.path

@@ -118,7 +118,7 @@ class Nobody(Scheduler):
 
 
 def test_an_unknown_scheduler_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"`search\.scheduler`.*: asha, mo-asha, none, .*'ashaa'"):
+    with pytest.raises(UsageError, match=r"`search\.scheduler`.*: asha, none, .*'ashaa'"):
         new("ashaa")
 
 

@@ -70,7 +70,7 @@ def test_its_keys_are_held_to_its_own_laws(shell: InProcess, tiny_space: Path) -
         ("search.patience=0", "search.patience: must be at least 1, but got 0."),
         (
             "search.scheduler=every",
-            "search.scheduler: must be one of: every-second, asha, mo-asha, none, gone, but",
+            "search.scheduler: must be one of: every-second, asha, none, gone, but",
         ),
         ("search.scheduler=gone", "search.scheduler: must be a scheduler that can be imported"),
     ):

@@ -203,11 +203,6 @@ def test_a_report_names_those_who_were_scored_with_it(world: Any, make_host: Mak
     assert first.peers == {"2": (3, second.metrics[metric])}
     assert second.peers == {"1": (3, first.metrics[metric])}
     assert third.peers == {}
-    assert [report.peer_bytes for report in (first, second)] == [
-        {"2": second.size.stored_bytes},
-        {"1": first.size.stored_bytes},
-    ]
-    assert third.peer_bytes == {}
 
 
 def test_a_closed_host_takes_no_calls(world: Any, make_host: Make) -> None:

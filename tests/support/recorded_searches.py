@@ -61,13 +61,12 @@ def recorded_search(
     num_trials: int,
     *,
     task: Task = TASK,
-    objectives: tuple[str, ...] = (),
     hosts: Sequence[str] = ("10.0.0.1 GPU 0", "10.0.0.2 GPU 0"),
     finished: bool = True,
     space: str = "task: sst2\n",
 ) -> StudyFolder:
     """Write a search; one that is not finished has running trials, and no candidates."""
-    plan = SearchPlan(trials=num_trials, max_steps=STEPS, report_every=EVERY, objectives=objectives)
+    plan = SearchPlan(trials=num_trials, max_steps=STEPS, report_every=EVERY)
     folder = study(name, task=task, search=plan)
     (folder.path / "space.yaml").write_text(space)
     folder.write_identity(IDENTITY)

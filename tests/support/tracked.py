@@ -97,7 +97,7 @@ class Tracked:
 
     def __getattr__(self, name: str) -> Any:
         """Return what else the log or the tracker can do."""
-        told = ("baselines_measured", "front_found", "hosts_measured", "search_finished", "has_report")
+        told = ("baselines_measured", "hosts_measured", "search_finished", "has_report")
         return getattr(self.journal if name in told else self.tracker, name)
 
     def __enter__(self) -> Tracked:

@@ -67,8 +67,7 @@ class ReportFacts:
     @cached_property
     def rows(self) -> list[LeaderboardRow]:
         """The leaderboard."""
-        search = self.info.search
-        return leaderboard(self.records, self.task, self.candidates, search.checkpoint, search.objectives)
+        return leaderboard(self.records, self.task, self.candidates, self.info.search.checkpoint)
 
     @cached_property
     def counts(self) -> Progress:

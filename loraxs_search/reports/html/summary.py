@@ -187,9 +187,6 @@ def _notes(facts: ReportFacts) -> Iterator[str]:
         yield f"{_STATES[facts.state]}: {counts.ended} of {counted(counts.num_trials, 'trial')} ended, {rest}."
     if facts.journal.notice:
         yield f"It ended before its budget: {facts.journal.notice}"
-    if facts.info.search.objectives and facts.front_ids:
-        trials = "trial is" if len(facts.front_ids) == 1 else "trials are"
-        yield f"Score and stored bytes were searched for together: {len(facts.front_ids)} {trials} on their front."
     yield from score_warnings(facts.rows, facts.task)
 
 

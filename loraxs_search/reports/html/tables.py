@@ -14,7 +14,7 @@ from loraxs_search.reports.leaderboard import LeaderboardRow
 
 FIRST_ROWS = 20
 _NAMED = 12  # trials that a row of failures names
-_OPTIONAL = frozenset({"front", "kept step", "no answer", "cut", "learnt bytes", "from", "all rows", "test", "reason"})
+_OPTIONAL = frozenset({"kept step", "no answer", "cut", "learnt bytes", "from", "all rows", "test", "reason"})
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def leaderboard_table(facts: ReportFacts) -> _ReportTable:
         caption=f"All {counted(len(cells), 'trial')}, best first by {facts.metric}; complete ones come first.",
         columns=columns,
         rows=tuple(tuple(row[name] for name in columns) for row in cells),
-        right=frozenset(columns) - {"trial", "state", "front", "from", "reason"} - set(facts.varied),
+        right=frozenset(columns) - {"trial", "state", "from", "reason"} - set(facts.varied),
         states=tuple(row.state.lower() for row in facts.rows),
     )
 
@@ -57,7 +57,6 @@ def _cells(row: LeaderboardRow, facts: ReportFacts) -> dict[str, str]:
     return {
         "trial": row.trial_id,
         "state": facts.word(row.state),
-        "front": "yes" if row.on_front else "",
         "step": f"{row.step:,}",
         "kept step": _value(row.kept_step),
         facts.metric: _score(row.score),

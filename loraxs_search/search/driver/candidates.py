@@ -6,12 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from loraxs_search.pareto import spread_order
 from loraxs_search.records import (
     Candidate,
     CheckpointSelection,
     Confirmation,
-    FrontTrial,
     HostInfo,
     Manifest,
     PromotionRule,
@@ -47,11 +45,10 @@ def candidate_trials(
 ) -> Sequence[TrialRecord]:
     """Return the trials that are candidates: by default the best ones that are within `max_bytes`.
 
-    Where score and stored bytes are searched for together, or the rule chooses the smallest, trials of the front come
-    first, one of each size, so that it is not the large end alone that is trained again. `best` takes the best scores
-    of the front. `smallest` takes the best, which tolerance counts from, and then the smallest within tolerance of it;
-    where reports were scored by another metric than the rule's, trials that are spread over the front. Where all trials
-    are above `max_bytes`, they are candidates, and the rule says why none is promoted.
+    If the rule chooses the smallest, trials that no other beats in score and stored bytes together come first, one of
+    each size: the best, which tolerance counts from, and then the smallest within tolerance of it; where reports were
+    scored by another metric than the rule's, trials that are spread over the sizes. Where all trials are above
+    `max_bytes`, they are candidates, and the rule says why none is promoted.
 
     Args:
         trials: Complete ones, best first.
@@ -59,28 +56,23 @@ def candidate_trials(
     selection, limit = CheckpointSelection.of(task, plan), rule.max_bytes
     fitting = [r for r in trials if limit is None or selection.select(r.reports).size.stored_bytes <= limit]
     small = fitting or list(trials)
-    if rule.choose == "best" and not plan.objectives:
+    if rule.choose == "best":
         return small[: rule.candidates]
+    score = {r.trial_id: selection.select(r.reports).metrics[selection.metric] for r in small}
     # Of each size one; more bytes, and a better score, first.
-    chosen = list({it.stored_bytes: it for it in reversed(front(small, selection))}.values())
-    if rule.choose == "smallest":
-        chosen = _smallest_first(chosen, rule, task, selection)
-    by_name = {record.trial_id: record for record in small}
-    first = [by_name.pop(it.trial_id) for it in chosen]
-    return [*first, *by_name.values()][: rule.candidates]
-
-
-def _smallest_first(
-    best_first: Sequence[FrontTrial], rule: PromotionRule, task: Task, selection: CheckpointSelection
-) -> list[FrontTrial]:
-    """Order a front by what the rule would choose."""
-    sign = 1.0 if selection.direction == "maximize" else -1.0
-    if not best_first or Criterion.of(rule, task).metric != selection.metric:
-        by_point = {(sign * it.score, float(it.stored_bytes)): it for it in reversed(best_first)}
-        return [by_point[point] for point in spread_order(list(by_point))]
-    best, *others = best_first
-    within = [it for it in reversed(others) if sign * (best.score - it.score) <= rule.tolerance + NOISE]
-    return [best, *within, *(it for it in others if it not in within)]
+    sized = {selection.select(r.reports).size.stored_bytes: r for r in reversed(front(small, selection))}
+    best_first = list(sized.values())
+    if Criterion.of(rule, task).metric == selection.metric:
+        best = score[best_first[0].trial_id] if best_first else 0.0
+        is_within = [abs(best - score[r.trial_id]) <= rule.tolerance + NOISE for r in best_first]
+        within = [r for r, is_one in zip(best_first, is_within, strict=True) if is_one]
+        first = [*best_first[:1], *reversed(within[1:])]
+    else:
+        places = max(1, rule.candidates - 1)
+        spread = {round(number * (len(best_first) - 1) / places) for number in range(places + 1)}
+        first = [best_first[place] for place in sorted(spread)] if best_first else []
+    chosen = {r.trial_id: r for r in (*first, *best_first, *small)}
+    return list(chosen.values())[: rule.candidates]
 
 
 def make_candidate(

@@ -89,7 +89,6 @@ class Driver:
             tracker = open_tracker(folder, uri, mirror)
             try:
                 result = self._search(folder, actors, journal, tracker)
-                journal.front_found(result.front)
                 keep_report(folder, journal)
                 journal.search_finished("FINISHED", summary_of(result))
                 return result

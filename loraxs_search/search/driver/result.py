@@ -12,9 +12,9 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
-from loraxs_search.records import Candidate, FrontTrial, Scalar, TrialRecord, TrialState
+from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
-from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard
+from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.search.driver.commander import answer_waiting
 from loraxs_search.studies import Journal, Mirror, Storage, StudyFolder, is_behind, list_studies, mirrored, store_of
 from loraxs_search.tracking.tracker import Tracker
@@ -36,8 +36,6 @@ class SearchResult:
         candidates: The best trials and their refits, best first by validation. The finalist alone has test scores.
         wall_s: How long drivers have worked on it, all of them together.
         notice: Why the search ended before its budget, as shown to users; empty when it did not.
-        front: The complete trials that no other one beats in score and stored bytes together, fewest bytes first; empty
-            where these are not searched for together.
     """
 
     study: str
@@ -45,7 +43,6 @@ class SearchResult:
     candidates: tuple[Candidate, ...]
     wall_s: float
     notice: str = ""
-    front: tuple[FrontTrial, ...] = ()
 
     @property
     def best(self) -> LeaderboardRow | None:
@@ -60,7 +57,7 @@ class SearchResult:
             StudyError: the study is no longer on this machine.
         """
         info = StudyFolder.open(self.study).info
-        return leaderboard(self.trials, info.task, self.candidates, info.search.checkpoint, info.search.objectives)
+        return leaderboard(self.trials, info.task, self.candidates, info.search.checkpoint)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return a flat table with a row for each trial, best first.
@@ -103,7 +100,7 @@ class SearchResult:
 
 
 _FIELDS = ("trial_id", "state", "step", "score", "candidate_score", "test_score", "r_parameters", "stored_bytes")
-_MORE = ("seconds", "reason", "finalist", "kept_step", "unparsed", "unended", "on_front")
+_MORE = ("seconds", "reason", "finalist", "kept_step", "unparsed", "unended")
 
 
 def _flat(row: LeaderboardRow, record: TrialRecord) -> dict[str, Any]:
@@ -195,7 +192,6 @@ def _record_finished(folder: StudyFolder) -> SearchResult:
     if not journal.is_finished:
         log_adapters(folder, journal, result.trials, result.candidates)
         journal.baselines_measured(folder.baselines() or ())
-        journal.front_found(result.front)
     keep_report(folder, journal)
     if not journal.is_finished:
         journal.search_finished("FINISHED", summary_of(result), at=journal.last_at)
@@ -204,14 +200,12 @@ def _record_finished(folder: StudyFolder) -> SearchResult:
 
 def result_of(folder: StudyFolder, journal: Journal) -> SearchResult:
     """Return how a search stands in its journal and its candidates."""
-    found = front(journal.records.values(), folder.checkpoint_selection) if folder.info.search.objectives else ()
     return SearchResult(
         study=folder.name,
         trials=tuple(journal.records.values()),
         candidates=tuple(folder.candidates() or ()),
         wall_s=journal.spent_s,
         notice=journal.notice or "",
-        front=tuple(found),
     )
 
 

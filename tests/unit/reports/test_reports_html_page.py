@@ -108,12 +108,8 @@ def cloned() -> StudyFolder:
     return folder
 
 
-def searched_for_both() -> StudyFolder:
-    return recorded_search("s", 30, objectives=("accuracy", "stored_bytes"))
-
-
 STUDIES = (nothing_tried, one_trial, none_complete, only_failed, all_alike, several_methods, less_is_better)
-STUDIES += (cloned, searched_for_both)
+STUDIES += (cloned,)
 
 
 @pytest.mark.parametrize("make", STUDIES, ids=lambda make: make.__name__)

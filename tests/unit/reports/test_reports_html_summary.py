@@ -73,14 +73,6 @@ def test_where_nothing_has_a_score_nothing_was_found(fresh_home):
     assert said.verdict == ""
 
 
-def test_of_two_objectives_the_front_is_named(fresh_home):
-    facts = read_facts(recorded_search("s", 30, objectives=("accuracy", "stored_bytes")))
-    said = summary(facts).notes
-    assert said == (
-        f"Score and stored bytes were searched for together: {len(facts.front_ids)} trials are on their front.",
-    )
-
-
 # ---- what it cost ----------------------------------------------------------------------------------------------------
 def test_a_stopped_trial_saves_its_remaining_steps_at_its_own_pace(fresh_home):
     """It reports every 10 of 20 steps, each step a tenth of a second of a device."""

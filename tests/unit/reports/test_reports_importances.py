@@ -12,7 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from support.studies import study
 
 from loraxs_search.errors import UsageError
-from loraxs_search.records import AdapterSize, Proposal, SearchPlan, TrialReport, TrialState
+from loraxs_search.records import AdapterSize, Proposal, TrialReport, TrialState
 from loraxs_search.reports.comparison import MIN_TRIALS, importances
 from loraxs_search.reports.optuna_study import export_optuna
 
@@ -77,14 +77,6 @@ def test_only_complete_trials_count_and_too_few_are_none(folder, recorder):
     recorder.remember(0.5, {"scale": 0.1}, TrialState.FAIL)
     found = importances(folder)
     assert (found.values, found.num_trials, found.why) == ({}, 9, "they need 10 complete trials")
-
-
-def test_of_a_study_of_two_objectives_what_leads_to_the_front_counts(fresh_home):
-    folder = study("both", search=SearchPlan(objectives=("accuracy", "stored_bytes")))
-    recorder = Recorder(folder)
-    for number in range(20):
-        recorder.remember(number / 20, {"scale": number / 20, "learning_rate": 1e-3 + (number * 7 % 20) * 1e-4})
-    assert next(iter(importances(folder).values)) == "scale"
 
 
 def test_a_study_is_exported_for_optunas_tools(folder, recorder, tmp_path):

@@ -14,7 +14,7 @@ from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, Tri
 from loraxs_search.methods import METHODS
 from loraxs_search.records import AdapterSize, SearchPlan, Task, TrialReport, TrialState
 from loraxs_search.samplers.proposer import Proposer
-from loraxs_search.samplers.trials import StudyTrials, last_report
+from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import StudyFolder
 
@@ -29,7 +29,6 @@ parameters:
   batch_size: 8
 """
 PLAN = SearchPlan()
-BOTH = SearchPlan(objectives=("accuracy", "stored_bytes"))
 
 
 def report(trial_id: str, step: int, score: float, stored: int = 1) -> TrialReport:
@@ -89,13 +88,12 @@ def same(first: StudyTrials, second: StudyTrials) -> bool:
     return [vars(trial) for trial in first.trials] == [vars(trial) for trial in second.trials]
 
 
-@pytest.mark.parametrize("plan", [SearchPlan(), BOTH], ids=["score", "score and bytes"])
 def test_whoever_reads_the_log_again_has_the_same_trials_and_proposes_the_same(
-    plan: SearchPlan, folder: StudyFolder, space: Space
+    folder: StudyFolder, space: Space
 ) -> None:
-    search = Search(folder, space, plan)
+    search = Search(folder, space)
     search.run(30)
-    again = Search(folder, space, plan)
+    again = Search(folder, space)
     assert same(again.trials, search.trials)
     assert [again.sampler.propose(seed) for seed in range(4)] == [search.sampler.propose(seed) for seed in range(4)]
 
@@ -148,14 +146,6 @@ def test_the_ends_reach_optuna_with_value_and_reason(folder: StudyFolder, space:
     assert [t.user_attrs["reason"] for t in trials] == ["because 0", "because 1", "because 2"]
     assert [t.value for t in trials] == [0.6, 0.7, None], "of a pruned trial Optuna takes the last report"
     assert [t.intermediate_values for t in trials] == [{4: 0.5, 8: 0.6}, {4: 0.6, 8: 0.7}, {4: 0.7, 8: 0.8}]
-
-
-def test_of_two_objectives_reports_are_attributes_and_only_complete_trials_have_values(
-    folder: StudyFolder, space: Space
-) -> None:
-    trials = ended(folder, space, BOTH).trials
-    assert [t.values for t in trials] == [[0.6, 1.0], None, None]
-    assert [last_report(t) for t in trials] == [(8, (0.6, 1)), (8, (0.7, 1)), (8, (0.8, 1))]
 
 
 def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder: StudyFolder, space: Space) -> None:

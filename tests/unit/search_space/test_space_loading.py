@@ -358,37 +358,6 @@ def test_a_kind_may_say_what_running_trials_are_compared_by(parse, text, monkeyp
     assert parse(text, "task.metric=f1").task.report_metric is None
 
 
-BOTH = ("search.objectives=[f1, stored_bytes]", "promotion.metric=f1")
-
-
-def test_objectives_say_what_trials_are_compared_by_and_change_the_scheduler(parse, text):
-    assert parse(text).search.objectives == ()
-    space = parse(text, *BOTH)
-    assert space.search.objectives == ("f1", "stored_bytes")
-    assert (space.task.search_metric, space.task.search_direction) == ("f1", "maximize")
-    assert space.search.scheduler == "mo-asha"
-    assert notes(space) == ()
-    assert parse(text, *BOTH, "search.scheduler=none").search.scheduler == "none"
-    own = parse(text, "search.objectives=[accuracy, stored_bytes]", "promotion.metric=accuracy")
-    assert own.task.report_metric is None, "the task's own: nothing to say"
-
-
-def test_asha_beside_objectives_is_allowed_with_a_note(parse, text):
-    space = parse(text, *BOTH, "search.scheduler=asha")
-    assert space.search.scheduler == "asha"
-    (note,) = notes(space)
-    assert "asha stops trials by f1 alone" in note
-    assert notes(parse(text, "search.scheduler=asha")) == ()
-
-
-def test_the_loss_of_a_kind_stands_in_for_the_metric_that_promotion_goes_by(parse, text, monkeypatch):
-    from loraxs_search.tasks.kinds import SequenceClassification
-
-    monkeypatch.setattr(SequenceClassification, "report_metric", "matthews")
-    space = parse(text, "search.objectives=[matthews, stored_bytes]", "promotion.metric=accuracy")
-    assert (space.task.search_metric, space.task.metric) == ("matthews", "accuracy")
-
-
 def test_the_smallest_is_chosen_within_a_tolerance(parse, text):
     assert parse(text).promotion.choose == "best"
     rule = parse(text, "promotion.choose=smallest", "promotion.tolerance=0.01").promotion

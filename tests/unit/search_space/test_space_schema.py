@@ -72,7 +72,7 @@ def test_a_misspelt_key_of_a_shipped_space_does_not(name):
         {"search": None, "promotion": None, "start_from": None},
         {"task": {"use": "sst2", "max_length": 64, "columns": {"text": "a", "label": "b"}}},
         {"method": {"choice": ["lora", "lora-xs"]}},
-        {"search": {"time_budget": "2h", "pack_size": "auto", "objectives": ["accuracy", "bytes"]}},
+        {"search": {"time_budget": "2h", "pack_size": "auto", "metric": "f1"}},
         {"parameters": {"rank": {"int": [4, 64], "step": 4}, "target_modules": ["query", "value"]}},
         {"parameters": {"sigma": {"choice": ["input", "sqrt"], "when": {"basis": ["top"]}}}},
         {"parameters": {"rank": [{"choice": [4], "when": {"method": "lora"}}, 8], "scale": {"value": 1.5}}},

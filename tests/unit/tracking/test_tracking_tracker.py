@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loraxs_search.records import Baseline, FrontTrial, SearchPlan, TrialState
+from loraxs_search.records import Baseline, SearchPlan, TrialState
 from loraxs_search.tracking.store import connect
 
 
@@ -144,30 +144,6 @@ def test_baselines_are_metrics_of_the_searchs_run(open_tracker, record, look):
     assert parent.data.tags["loraxs.baseline.features.failed"] == "too slow"
 
 
-def test_the_front_is_in_its_trials_runs_and_in_a_table_of_the_search(
-    open_tracker, store_uri, look, hyperparameters, report
-):
-    front = [FrontTrial("t1", 0.7, 900), FrontTrial("t0", 0.8, 3000)]
-    tracker = open_tracker()
-    tracker.search_started("task: {}\n", SearchPlan(objectives=("accuracy", "stored_bytes")))
-    for name in ("t0", "t1", "t2"):
-        tracker.trial_started(name, {"rank": 4}, hyperparameters)
-        tracker.trial_reported(report(name, 40))
-    tracker.front_found([])
-    tracker.front_found(front)
-    assert tracker.close()
-    again = open_tracker()
-    again.front_found(front)
-    assert not again.waiting, "told twice it counts once"
-    seen = look()
-    (parent,) = seen.parents
-    assert parent.data.params["search.objectives"] == "accuracy, stored_bytes"
-    marked = {name for name, run in seen.children.items() if run.data.tags.get("loraxs.on_front") == "true"}
-    assert marked == {"t0", "t1"}
-    table = connect(store_uri).download_artifacts(parent.info.run_id, "front.csv")
-    assert Path(table).read_text() == "trial,score,stored_bytes\nt1,0.7,900\nt0,0.8,3000\n"
-
-
 def test_the_report_is_an_artifact_of_the_searchs_run_and_a_search_that_goes_on_gets_another(
     open_tracker, store_uri, look, study_dir, caplog
 ):
@@ -190,14 +166,6 @@ def test_the_report_is_an_artifact_of_the_searchs_run_and_a_search_that_goes_on_
     kept = connect(store_uri).download_artifacts(parent.info.run_id, "report.html")
     assert Path(kept).read_text() == "<p>2</p>"
     assert "gone.html is gone" in caplog.text, "set aside, and nothing waits for it"
-
-
-def test_a_study_of_one_objective_names_none(open_tracker, look):
-    tracker = open_tracker()
-    tracker.search_started("task: {}\n", SearchPlan())
-    assert tracker.close()
-    (parent,) = look().parents
-    assert "search.objectives" not in parent.data.params
 
 
 def test_a_search_that_goes_on_uses_its_runs(open_tracker, look, hyperparameters, report, tmp_path):

@@ -1,4 +1,4 @@
-"""Which trials are candidates: the best, or of a front its best and its small end."""
+"""Which trials are candidates: the best ones, or the best and the smallest within tolerance of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from loraxs_search.records import (
 from loraxs_search.search.driver.candidates import candidate_trials, completed_trials
 
 TASK = Task("t", "regression", DataSource(), "text", "label", "pearson", "maximize", ("pearson", "mse"))
-ALONE, BOTH = SearchPlan(), SearchPlan(objectives=("pearson", "stored_bytes"))
 SMALLEST = PromotionRule(choose="smallest", tolerance=0.02, candidates=3)
 
 
@@ -37,29 +36,26 @@ def trials(*points: tuple[float, int], metric: str = "pearson") -> list[TrialRec
 FOUND = trials((0.90, 9000), (0.895, 9500), (0.89, 6000), (0.885, 3000), (0.885, 3000), (0.8, 2000), (0.5, 1000))
 
 
-def chosen(rule: PromotionRule, plan: SearchPlan, found: list[TrialRecord] = FOUND, task: Task = TASK) -> list[int]:
-    return [int(record.trial_id) for record in candidate_trials(found, rule, task, plan)]
+def chosen(rule: PromotionRule, found: list[TrialRecord] = FOUND, task: Task = TASK) -> list[int]:
+    return [int(record.trial_id) for record in candidate_trials(found, rule, task, SearchPlan())]
 
 
 @pytest.mark.parametrize(
-    ("rule", "plan", "expected"),
+    ("rule", "expected"),
     [
-        (PromotionRule(), ALONE, [0, 1, 2]),
-        (PromotionRule(max_bytes=5000), ALONE, [3, 4, 5]),
-        (PromotionRule(max_bytes=10), ALONE, [0, 1, 2]),  # none fits, which the rule will say
-        (PromotionRule(), BOTH, [0, 2, 3]),  # 1 is dominated
-        (PromotionRule(max_bytes=5000), BOTH, [3, 5, 6]),
-        (PromotionRule(max_bytes=10), BOTH, [0, 2, 3]),  # none fits, which the rule will say
-        (PromotionRule(candidates=9), BOTH, [0, 2, 3, 5, 6, 1, 4]),  # filled up with the others, best first
-        (SMALLEST, BOTH, [0, 3, 2]),
-        (SMALLEST, ALONE, [0, 3, 2]),
-        (replace(SMALLEST, tolerance=0.2), BOTH, [0, 5, 3]),
-        (replace(SMALLEST, tolerance=0.001), BOTH, [0, 2, 3]),  # nothing is within it but the best
-        (replace(SMALLEST, max_bytes=5000, tolerance=0.1), BOTH, [3, 5, 6]),
+        (PromotionRule(), [0, 1, 2]),
+        (PromotionRule(max_bytes=5000), [3, 4, 5]),
+        (PromotionRule(max_bytes=10), [0, 1, 2]),  # none fits, which the rule will say
+        (replace(SMALLEST, candidates=9), [0, 3, 2, 5, 6, 1, 4]),  # filled up with the others, best first
+        (replace(SMALLEST, max_bytes=10), [0, 3, 2]),
+        (SMALLEST, [0, 3, 2]),
+        (replace(SMALLEST, tolerance=0.2), [0, 5, 3]),
+        (replace(SMALLEST, tolerance=0.001), [0, 2, 3]),  # nothing is within it but the best
+        (replace(SMALLEST, max_bytes=5000, tolerance=0.1), [3, 5, 6]),
     ],
 )
-def test_candidates_follow_the_rule(rule: PromotionRule, plan: SearchPlan, expected: list[int]) -> None:
-    assert chosen(rule, plan) == expected
+def test_candidates_follow_the_rule(rule: PromotionRule, expected: list[int]) -> None:
+    assert chosen(rule) == expected
 
 
 def test_of_equal_scores_the_smallest_comes_first_then_the_oldest() -> None:
@@ -71,15 +67,15 @@ def test_of_equal_scores_the_smallest_comes_first_then_the_oldest() -> None:
 def test_losses_are_better_when_small() -> None:
     task = replace(TASK, metric="mse", direction="minimize")
     found = trials((0.1, 9000), (0.11, 3000), (0.3, 1000), metric="mse")
-    assert chosen(SMALLEST, BOTH, found, task) == [0, 1, 2]
+    assert chosen(SMALLEST, found, task) == [0, 1, 2]
 
 
-def test_where_reports_were_scored_by_another_metric_candidates_are_spread_over_the_front() -> None:
+def test_where_reports_were_scored_by_another_metric_candidates_are_spread_over_the_sizes() -> None:
     """A tolerance of the metric says nothing about a loss."""
     task = replace(TASK, report_metric="loss", report_direction="minimize")
     found = trials((0.1, 9000), (0.11, 8500), (0.12, 8000), (0.2, 3000), (0.3, 1000), metric="loss")
-    assert chosen(SMALLEST, BOTH, found, task) == [0, 4, 3]
+    assert chosen(SMALLEST, found, task) == [0, 4, 3]
 
 
 def test_a_study_without_complete_trials_has_no_candidates() -> None:
-    assert chosen(SMALLEST, BOTH, []) == []
+    assert chosen(SMALLEST, []) == []

@@ -51,9 +51,8 @@ def test_without_early_stopping_every_step_is_counted():
     assert counts.reports == 5 * 3
 
 
-@pytest.mark.parametrize("scheduler", ["asha", "mo-asha"])
-def test_early_stopping_leaves_a_part_that_its_rungs_allow(scheduler):
-    plan = SearchPlan(trials=60, max_steps=160, report_every=40, reduction_factor=2, scheduler=scheduler)
+def test_early_stopping_leaves_a_part_that_its_rungs_allow():
+    plan = SearchPlan(trials=60, max_steps=160, report_every=40, reduction_factor=2)
     counts = simulated_steps(plan, at_once=6)
     # Were it right at once, half of the trials would stop at 40, and half of the rest at 80.
     ideal = 60 * 40 + 30 * 40 + 15 * 80

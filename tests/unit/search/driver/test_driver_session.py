@@ -156,22 +156,15 @@ def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows
     assert ended.candidates() == []
 
 
-def test_mlflow_says_what_a_trial_was_cloned_from_and_what_left_the_front(
-    store_uri: str, fresh_home: Path, tmp_path: Path
-) -> None:
-    from loraxs_search.records import FrontTrial
-
+def test_mlflow_says_what_a_trial_was_cloned_from(store_uri: str, fresh_home: Path, tmp_path: Path) -> None:
     with Tracked("s", tmp_path / "s", store_uri, "t") as tracker:
         tracker.trial_started("00000", {"rank": 4})
         tracker.trial_started("00001", {"rank": 4}, None, Lineage("s", "00000"))
-        tracker.front_found([FrontTrial("00000", 0.5, 100)])
-        tracker.front_found([FrontTrial("00001", 0.6, 100)])
         assert tracker.flush(60)
     client = connect(store_uri)
     runs = client.search_runs([client.get_experiment_by_name("t").experiment_id])
     tags = {run.data.tags.get("trial_id"): run.data.tags for run in runs}
     assert tags["00001"]["loraxs.lineage"] == "s/00000"
-    assert (tags["00000"]["loraxs.on_front"], tags["00001"]["loraxs.on_front"]) == ("false", "true")
 
 
 def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path) -> None:
