@@ -221,7 +221,6 @@ def test_a_score_that_is_no_number_ends_no_search(name: str) -> None:
     assert 1e-3 <= float(study.start()[1]["learning_rate"]) <= 1e-1
 
 
-@every_sampler
 # ---- what it takes ---------------------------------------------------------------------------------------------------
 @every_sampler
 def test_what_it_declares_is_taken_stored_and_may_be_left_out(name: str) -> None:

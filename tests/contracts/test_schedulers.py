@@ -102,7 +102,6 @@ def test_a_peer_that_is_never_heard_of_again_does_no_harm(name: str) -> None:
 
 
 @every_scheduler
-@every_scheduler
 def test_it_can_be_pickled(name: str) -> None:
     """Ray Tune pickles what it runs."""
     scheduler = new(name)

@@ -158,7 +158,7 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
 
 
 def simulated_steps(plan: SearchPlan, at_once: int) -> _StepCounts:
-    """Count the steps of searches whose trials have scores and sizes drawn at random, stopped by the plan's scheduler.
+    """Count the steps of searches whose trials have scores drawn at random, stopped by the plan's scheduler.
 
     A trial keeps its score, so early stopping is right about it; the better a sampler gets, the fewer it stops.
     """
@@ -171,7 +171,6 @@ def _simulate(plan: SearchPlan, at_once: int, draw: random.Random) -> tuple[int,
     scheduler = make_scheduler(plan, "maximize")
     waiting, running = list(range(plan.trials)), dict[int, int]()
     scores = [draw.random() for _ in waiting]
-    sizes = [draw.randint(1, 10**6) for _ in waiting]
     num_reports = num_steps = 0
     while waiting or running:
         while waiting and len(running) < at_once:
@@ -184,9 +183,8 @@ def _simulate(plan: SearchPlan, at_once: int, draw: random.Random) -> tuple[int,
         for trial, step in list(running.items()):
             num_reports += 1
             peers = {name: at for name, at in together.items() if name != f"{trial}"}
-            own, others = AdapterSize(1, 1, sizes[trial]), {name: sizes[int(name)] for name in peers}
             scored = {"score": scores[trial]}
-            report = TrialReport(f"{trial}", step, scored, 0.0, 0.0, 0, own, peers, others)
+            report = TrialReport(f"{trial}", step, scored, 0.0, 0.0, 0, AdapterSize(1, 1, 1), peers)
             if scheduler.report(report, "score") is not None or step >= plan.max_steps:
                 del running[trial]
     return num_steps, num_reports
