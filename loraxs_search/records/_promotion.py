@@ -24,8 +24,8 @@ class Baseline:
         test_rows: Fingerprint of the test rows that these answer.
         seconds: What it took of one processor core.
         failed: Why it lacks metrics, the test rows' or all; empty when it has both.
-        applies: Whether one that failed could have been measured: worked examples may not fit into the base's context,
-            and a model may take too long.
+        applies: Whether measuring one that failed again can help: worked examples may not fit into the base's context,
+            and rows may be too many for a model.
     """
 
     name: str
@@ -67,8 +67,9 @@ def is_alone(name: str) -> bool:
 
 
 def is_unmeasured(baseline: Baseline) -> bool:
-    """Whether a baseline could not be measured for a reason that may pass; a constant answer can always be had."""
-    return baseline.name != "constant" and bool(baseline.failed) and baseline.applies
+    """Whether a baseline that this study could have is not measured; a constant answer can always be had."""
+    name, failed = baseline.name, baseline.failed
+    return name != "constant" and bool(failed) and (baseline.applies or not is_alone(name))
 
 
 def alone_baseline(baselines: Iterable[Baseline]) -> Baseline | None:
@@ -86,10 +87,11 @@ class PromotionRule:
         min_gain: What the finalist must gain over the champion, in the metric's unit.
         confidence: How sure a gain or a loss on the same test rows must be to count as one, over all comparisons on
             these rows together: the n-th has the share 1 / (n (n + 1)) of 1 - confidence. 0 asks for no test.
-        tolerance: Of the candidates within this of the best on validation rows, the smallest stored bytes win. A
-            smaller finalist may be this much worse on test rows than the best champion there was.
-        require: Baselines that a champion must beat: the `constant` answer, or `all` that were measured; the base alone
-            must be, where the task's kind asks it.
+        tolerance: Of the candidates within this of the best on validation rows, the smallest stored bytes win.
+        margin: A smaller finalist replaces the champion if test rows show that it is less than this worse than the best
+            champion there was. None is .01 for shares of rows, such as accuracy, and 0 for other metrics: 0 means that
+            size does not count.
+        require: Baselines that a champion must beat: the `constant` answer, or `all` of its study.
         guards: Metric to how much it may fall below the champion's, in its own unit; `negative_flips` to the share of
             test rows that the champion answers right and the finalist wrong; `slice_loss` to how much the metric that
             decides may fall on any slice of at least `MIN_SLICE_ROWS` test rows.
@@ -105,6 +107,7 @@ class PromotionRule:
     min_gain: float = 0.0
     confidence: float = 0.95
     tolerance: float = 0.0
+    margin: float | None = None
     require: Literal["constant", "all"] = "all"
     guards: Mapping[str, float] = field(default_factory=dict)
     max_bytes: int | None = None
@@ -176,7 +179,7 @@ class ComparisonRecord:
         number: Of this comparison among all on these rows; the same two compared again are one comparison.
         confidence: What it was held to.
         p_value: Chance of a gain this large if there were none; None when no test was asked for.
-        reference_version: Version whose score tolerance was counted from; None if tolerance was off.
+        reference_version: Version that a smaller finalist may be a margin worse than; None if there is none.
         reference_metric: That version's score on these rows.
     """
 

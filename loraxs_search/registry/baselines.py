@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from loraxs_search.records import (
     is_unmeasured,
 )
 from loraxs_search.registry.scored_rows import ScoredRows, score_of
-from loraxs_search.tasks.baselines import does_fit
+from loraxs_search.tasks.baselines import does_fit, fitting_baselines
 from loraxs_search.tasks.kinds import Metric, kind_of
 
 CONSTANT = "constant"
@@ -63,53 +63,58 @@ def baseline_answers(
         name = f"the base alone{f' ({measured.name})' if measured else ''}"
         found.append(_scored(name, metric, alone) if alone is not None else _recorded(name, metric, measured))
         others = (one for one in baselines if one.name != CONSTANT and not is_alone(one.name))
-        found += [_recorded(one.name, metric, one, _said(answers.get(one.name), rows)) for one in others]
+        for one in others:
+            said = _said(answers.get(one.name), rows)
+            if rows is not None and one.answer is not None:
+                said = _always(rows, one.answer)
+            found.append(_recorded(one.name, metric, one) if said is None else _scored(one.name, metric, said))
     return [answer for answer in found if answer is not None]
 
 
-def unmeasured(rule: PromotionRule, task: Task, baselines: Sequence[Baseline], *, has_alone: bool) -> str:
-    """Say which required baseline was not measured, and why; empty where all were.
-
-    A model that takes too long counts for nothing. The base alone is what an adapter of its kind is for.
+def unmeasured(
+    task: Task, baselines: Sequence[Baseline], answered: Collection[str], *, has_alone: bool
+) -> tuple[str, bool] | None:
+    """Return which baseline of a task was not measured, and whether measuring again can help; None if all were.
 
     Args:
-        has_alone: Whether the study has the answers of the base alone to the test rows.
+        answered: Names of simple models whose answers to the test rows the study has kept.
+        has_alone: Whether it has those of the base alone.
     """
-    if rule.require != "all":
-        return ""
-    asked, kind = [one for one in baselines if is_alone(one.name)], kind_of(task)
-    if failed := next(filter(is_unmeasured, asked), None):
-        return f"the base alone ({failed.name}) could not be asked: {failed.failed}"
-    others = (one for one in baselines if not is_alone(one.name) and does_fit(one.name, kind))
-    if failed := next(filter(is_unmeasured, others), None):
-        return f"{failed.name} could not be measured: {failed.failed}"
-    if not asked and not kind.shots:
-        return ""
-    if (measured := alone_baseline(baselines)) and not has_alone:
-        return f"the answers of the base alone ({measured.name}) are missing"
-    return "" if has_alone else "the base alone was not asked"
+    kind, known = kind_of(task), {one.name: one for one in baselines}
+    for one in known.values():
+        if is_unmeasured(one) and does_fit(one.name, kind):
+            name = f"the base alone ({one.name})" if is_alone(one.name) else one.name
+            return f"{name} was not measured: {one.failed}", one.applies
+        if not (one.failed or one.answer is not None or is_alone(one.name) or one.name in (*answered, CONSTANT)):
+            return f"the answers of {one.name} to the test rows are missing", True
+    if missing := [name for name in fitting_baselines(kind) if name not in known]:
+        return f"{missing[0]} was not measured", True
+    if has_alone or not (kind.shots or any(map(is_alone, known))):
+        return None
+    measured = alone_baseline(baselines)
+    asked = f"the answers of the base alone ({measured.name}) to the test rows are missing" if measured else ""
+    return asked or "the base alone was not asked", True
 
 
-def unlike_rows(
-    rule: PromotionRule, finalist: Candidate, answers: Mapping[str, KeptAnswers], rows: ScoredRows | None
-) -> str:
-    """Say which required baseline has answered other test rows than the finalist; empty where none has."""
-    for one in finalist.baselines if rule.require == "all" else ():
-        said = answers.get(one.name)
-        if said is None or one.failed:
-            continue
+def unlike_rows(finalist: Candidate, answers: Mapping[str, KeptAnswers], rows: ScoredRows | None) -> str:
+    """Say which baseline has answered other test rows than the finalist; empty where none has."""
+    for name, said in answers.items():
         about = (said.task or finalist.task, said.test_rows or finalist.test_fingerprint)
         if about != (finalist.task, finalist.test_fingerprint):
-            return f"the answers of {one.name} are to test rows of {about[0]} with fingerprint {about[1][:16]}"
+            return f"the answers of {name} are to test rows of {about[0]} with fingerprint {about[1][:16]}"
         if rows is not None and len(said.values) != len(rows.labels):
-            return f"the answers of {one.name} are to {len(said.values)} test rows, but there are {len(rows.labels)}"
+            return f"the answers of {name} are to {len(said.values)} test rows, but there are {len(rows.labels)}"
     return ""
 
 
-def left_out(rule: PromotionRule, baselines: Sequence[Baseline]) -> list[str]:
-    """Say which baselines the rule would require, had they not failed for good."""
-    failed = [one for one in baselines if one.failed and one.name != CONSTANT and not is_unmeasured(one)]
-    return [f"{one.name} is not required: {one.failed}" for one in failed if rule.require == "all"]
+def left_out(rule: PromotionRule, baselines: Sequence[Baseline], metric: str) -> list[str]:
+    """Say which baselines the rule would require, but cannot: they cannot exist here, or have no such metric."""
+    if rule.require != "all":
+        return []
+    others = [one for one in baselines if one.name != CONSTANT and not is_unmeasured(one)]
+    impossible = [f"{one.name} is not required: {one.failed}" for one in others if one.failed]
+    unscored = [one.name for one in others if one.test_metrics and metric not in one.test_metrics]
+    return [*impossible, *(f"{name} is not compared: it has no {metric}" for name in unscored)]
 
 
 def _scored(name: str, metric: Metric, rows: ScoredRows | None) -> BaselineAnswer | None:
@@ -117,11 +122,9 @@ def _scored(name: str, metric: Metric, rows: ScoredRows | None) -> BaselineAnswe
     return None if rows is None or score is None else BaselineAnswer(name, score, rows)
 
 
-def _recorded(
-    name: str, metric: Metric, baseline: Baseline | None, rows: ScoredRows | None = None
-) -> BaselineAnswer | None:
+def _recorded(name: str, metric: Metric, baseline: Baseline | None) -> BaselineAnswer | None:
     score = baseline.test_metrics.get(metric.name) if baseline is not None else None
-    return None if score is None else BaselineAnswer(name, score, rows)
+    return None if score is None else BaselineAnswer(name, score, None)
 
 
 def _constant(
@@ -149,6 +152,6 @@ def _always(rows: ScoredRows, answer: float | str) -> ScoredRows:
 
 
 def _said(answers: KeptAnswers | None, rows: ScoredRows | None) -> ScoredRows | None:
-    if answers is None or rows is None:
+    if answers is None or rows is None or len(answers.values) != len(rows.labels):
         return None
     return ScoredRows(np.asarray(answers.values, rows.labels.dtype), rows.labels)

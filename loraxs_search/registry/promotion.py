@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loraxs_search.records import (
@@ -20,7 +21,7 @@ from loraxs_search.records import (
     Task,
 )
 from loraxs_search.registry.finalist import NOISE, Criterion, better_when, identity, key, show_bytes
-from loraxs_search.registry.test_set_reuse import ToleranceReference
+from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference
 
 if TYPE_CHECKING:
     from loraxs_search.registry.baselines import BaselineAnswer
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from loraxs_search.tasks.kinds import Metric
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
-_CONSTANT = "with `promotion.require: constant` only the constant answer counts"
+SHARE_MARGIN = 0.01  # `promotion.margin` of accuracy and other shares
+_CONSTANT = "with `--require constant` only the constant answer counts"
 BASELINES = "constant"  # whom a first champion is compared with: all baselines
 _TINY = 1e-4
 _FORCE = "`--force` promotes it all the same"
@@ -41,22 +43,38 @@ class Scored:
     Args:
         alone: A finalist's base without an adapter: its answers to the same rows.
         answers: Those of other baselines of its study, by name.
+        note: How a champion's scores came about, where they are not the recorded ones; shown to users.
     """
 
     candidate: Candidate
     rows: ScoredRows | None = None
     alone: ScoredRows | None = None
     answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
+    note: str = ""
+
+    def by_answers(self, task: Task, names: Iterable[str]) -> Scored:
+        """Return it with these test metrics as its answers have them: what a record says may have been edited."""
+        if self.rows is None:
+            return self
+        from loraxs_search.registry.scored_rows import score_of
+        from loraxs_search.tasks.kinds import find_metric
+
+        metrics = dict(self.candidate.test_metrics)
+        for name in metrics.keys() & set(names):
+            metric = find_metric(name, task)
+            if metric is not None and (score := score_of(metric, self.rows)) is not None:
+                metrics[name] = score
+        return replace(self, candidate=replace(self.candidate, test_metrics=metrics))
 
 
 @dataclass(frozen=True)
 class ComparisonSetup:
-    """How a finalist is compared with a champion.
+    """How a finalist is compared.
 
     Args:
         number: Of this comparison among all on these test rows.
         level: The chance of error that it may have; None for that of its number alone.
-        reference: What tolerance is measured from; None turns tolerance off.
+        reference: What a smaller finalist may be worse than; None if nothing on these rows can be that.
         forced: Promote the finalist whatever the champion.
     """
 
@@ -73,150 +91,274 @@ class _Verdict:
     comparison: ComparisonRecord | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class _PromotionTest:
-    """A rule, as it is applied to one finalist."""
+class PromotionTest:
+    """A rule, as it is applied to one finalist; what answers say is computed once, however often it decides."""
 
-    rule: PromotionRule
-    task: Task
-    criterion: Criterion
-    setup: ComparisonSetup
-    finalist: Scored
+    def __init__(self, rule: PromotionRule, task: Task, finalist: Scored) -> None:
+        self.rule, self.task, self.criterion = rule, task, Criterion.of(rule, task)
+        self.finalist = self.by_answers(finalist)
+        self._p_values: dict[int, tuple[ScoredRows, float | None]] = {}
 
-    @property
-    def level(self) -> float:
-        """The chance of error that this comparison may have: those on the same rows share what is allowed."""
-        number, level = self.setup.number, self.setup.level
-        return (1 - self.rule.confidence) / (number * (number + 1)) if level is None else level
+    def decide(self, champion: Scored | None, setup: ComparisonSetup | None = None) -> Decision:
+        """Say whether the finalist becomes champion.
 
-    @property
+        Without a champion it must significantly beat each baseline that the rule requires. With one it is promoted when
+        it gains at least `min_gain` over it, more than nothing, and significantly; or when it stores strictly fewer
+        bytes, and "worse than the best champion there was by `margin` or more" is rejected. Not when a guarded metric
+        falls by more than it may, nor when a required baseline scores higher.
+        Both are paired tests over the test rows; all comparisons on them together are held to `confidence`
+        (`ComparisonHistory`), and fewer than ten rows decide nothing. With a confidence of 0 numbers are taken as they
+        stand. A champion that was measured on other test rows is not comparable, and stays. Answers that are missing
+        decide nothing.
+
+        Args:
+            champion: The current champion as it was scored on these test rows; None when there is none.
+            setup: By default this is the first comparison, and no finalist wins by its size.
+        """
+        from loraxs_search.registry.baselines import left_out
+
+        criterion, candidate, setup = self.criterion, self.finalist.candidate, setup or ComparisonSetup()
+        champion = None if champion is None else self.by_answers(champion)
+        forcible, flips, slices = True, None, tuple[SliceScore, ...]()
+        if fault := criterion.fault(candidate.test_metrics, "test"):
+            verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
+        elif champion is not None and key(candidate) == key(champion.candidate):
+            verdict, forcible = _Verdict(False, f"{identity(candidate)} already is the champion"), False
+        elif why := self.unready():
+            verdict = _Verdict(False, why)
+        elif champion is None:
+            verdict, slices = self._against_baselines(setup), self._slices(None)
+        else:
+            verdict, flips = self._against_champion(champion, setup), self._flips(champion)
+            slices = self._slices(champion)
+            if verdict.promoted and (why := self._beaten_by_baseline()):
+                verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
+        forced = setup.forced and forcible and not verdict.promoted
+        score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
+        changed, by_force = _describe_changes(flips, slices), "promoted by force" if forced else ""
+        note = champion.note if champion else ""
+        exempt = left_out(self.rule, candidate.baselines, criterion.metric)
+        reasons = (note, score, *exempt, *changed, verdict.reason, by_force)
+        return Decision(
+            task=self.task.registered_name,
+            study=candidate.study,
+            promoted=verdict.promoted or forced,
+            winner=candidate.trial_id,
+            winner_metric=candidate.test_metrics.get(criterion.metric),
+            champion_metric=champion.candidate.test_metrics.get(criterion.metric) if champion else None,
+            metric=criterion.metric,
+            reasons=tuple(filter(None, reasons)),
+            forced=forced,
+            champion=identity(champion.candidate) if champion else None,
+            p_value=verdict.comparison.p_value if verdict.comparison else None,
+            test_fingerprint=candidate.test_fingerprint,
+            comparisons=(verdict.comparison,) if verdict.comparison else (),
+            flips=flips,
+            slices=slices,
+        )
+
+    def decide_after(
+        self,
+        past: Sequence[Decision],
+        champion: Scored | None,
+        *,
+        seen: Sequence[str] = (),
+        reference: ToleranceReference | None = None,
+        forced: bool = False,
+    ) -> Decision:
+        """Decide as `decide` does, held to what earlier comparisons on the same test rows leave.
+
+        Args:
+            past: Every decision on the task, oldest first.
+            seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
+        """
+        own = self.finalist.candidate
+        earlier = [key(replace(own, trial_id=trial_id)) for trial_id in own.earlier_finalists]
+        history = ComparisonHistory(past, own.test_fingerprint, [*earlier, *seen])
+        uncounted, unmet = history.uncounted(key(own)), history.unmet(key(own)) if own.test_metrics else ()
+        other = BASELINES if champion is None else key(champion.candidate)
+        level = history.level(key(own), other, 1 - self.rule.confidence)
+        setup = ComparisonSetup(history.number(key(own), other), level, reference, forced)
+        decision = self.decide(champion, setup)
+        return replace(decision, seen=uncounted if decision.comparisons else (*uncounted, *unmet))
+
+    def by_answers(self, scored: Scored) -> Scored:
+        """Return an adapter with the metrics that this rule looks at as its answers have them."""
+        return scored.by_answers(self.task, {self.criterion.metric, *self.rule.guards})
+
+    # ---- numbers -----------------------------------------------------------------------------------------------------
+    @cached_property
     def metric(self) -> Metric | None:
         """The metric that decides; None if no kind of task has it."""
         from loraxs_search.tasks.kinds import find_metric  # numpy
 
         return find_metric(self.criterion.metric, self.task)
 
-    def record(self, opponent: str, p: float | None) -> ComparisonRecord:
-        reference, finalist = self.setup.reference, key(self.finalist.candidate)
-        known = (None, None) if reference is None else (reference.version, reference.metric)
-        confidence = 1 - self.level if self.rule.confidence else 0.0
-        return ComparisonRecord(finalist, opponent, self.setup.number, confidence, p, *known)
-
-    def p_value(self, better: ScoredRows | None, worse: ScoredRows | None) -> float | None:
-        """Return the chance that `better` is ahead by luck; None if rows cannot tell."""
-        if better is None or worse is None:
-            return None
-        from loraxs_search.registry.significance import p_value  # numpy, where rows are there to compare
-
-        metric = self.metric
-        return None if metric is None else p_value(metric, self.criterion.sign, better, worse, self.level)
-
-    def describe_p_value(self, p: float) -> str:
-        number = self.setup.number
-        tiny = min(_TINY, self.level / 10)
-        chance = f"p={p:.3g}" if p >= tiny else f"p<{tiny:.1g}" if tiny < _TINY else f"p<{tiny:f}".rstrip("0")
-        return f"{chance}; comparison {number} on these rows, confidence {show_confidence(1 - self.level)}"
-
-    # ---- the two comparisons -----------------------------------------------------------------------------------------
-    def compare_with_baselines(self) -> _Verdict:
-        """Hold a first champion against each baseline that the rule requires."""
-        first, criterion, rows = "there was no champion", self.criterion, self.finalist.rows
-        untested = f"{first}, and answers to test rows to hold against the constant answer are missing"
-        if rows is None and self.rule.confidence:
-            return _Verdict(False, f"{untested}: {_FORCE}")
-        baselines = self._baselines()
-        if not baselines and rows is None:
-            return _Verdict(True, untested)
-        if not baselines:
-            return _Verdict(False, f"{criterion.metric} of the constant answer cannot be computed: {_FORCE}")
-        held = [(each, self.p_value(rows, each.rows) if self.rule.confidence else None) for each in baselines]
-        for baseline, p in held:
-            if self.rule.confidence and p is None and baseline.rows is not None:
-                why = f"{baseline.name}, whose answers are to other rows, or of other tokens"
-                return _Verdict(False, f"{first} to beat but {why}: {_FORCE}")
-        comparison = self.record(BASELINES, max((p for _, p in held if p is not None), default=None))
-        unbeaten = [
-            (one, p) for one, p in held if self._gain_over(one) <= NOISE or (p is not None and p > self.level + NOISE)
-        ]
-        strongest_baseline, p = min(unbeaten or held, key=lambda it: self._gain_over(it[0]))
-        gain = self._gain_over(strongest_baseline)
-        scored = f"{strongest_baseline.name} ({criterion.metric} {strongest_baseline.score:.4f})"
-        against = f"{first}; {_beside(gain, scored)}"
-        described = f" ({self.describe_p_value(p)})" if p is not None else ""
-        if unbeaten:
-            unsure = ", not significantly better" if gain > NOISE else ""
-            return _Verdict(False, f"{against}{unsure}{described}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}", comparison)
-        return _Verdict(True, f"{against}{', significant' if p is not None else ''}{described}", comparison)
-
-    def beaten_by_baseline(self) -> str:
-        """Say which baseline scores higher than the finalist; empty where none does."""
-        better = [each for each in self._baselines() if self._gain_over(each) < -NOISE]
-        if not better:
-            return ""
-        best = min(better, key=self._gain_over)
-        scored = f"{best.name} ({self.criterion.metric} {best.score:.4f})"
-        return f"{-self._gain_over(best):.4f} worse than {scored}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
-
-    def unready(self) -> str:
-        """Say why nothing can be decided on these test rows, and what to do; empty where it can."""
-        finalist, rows, rule = self.finalist, self.finalist.rows, self.rule
-        if rows is None and rule.confidence:
-            return ""  # which the comparison says
-        from loraxs_search.registry.baselines import unlike_rows, unmeasured
-        from loraxs_search.registry.significance import MIN_ROWS
-
-        if rule.confidence and rows is not None and len(rows.labels) < MIN_ROWS:
-            few = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {len(rows.labels)}"
-            return f"{few}: add test rows and search anew; {_FORCE}"
-        candidate, has_alone = finalist.candidate, finalist.alone is not None
-        if why := unmeasured(rule, self.task, candidate.baselines, has_alone=has_alone):
-            study = candidate.study
-            return f"{why}. `loraxs-search resume {study}` asks it again; {_CONSTANT}; {_FORCE}"
-        if why := unlike_rows(rule, finalist.candidate, finalist.answers, rows):
-            return f"{why}: {_CONSTANT}; {_FORCE}"
-        if unscored := next((each for each in self._baselines() if not math.isfinite(each.score)), None):
-            metric = self.criterion.metric
-            return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
-        return ""
-
-    def _baselines(self) -> list[BaselineAnswer]:
+    @cached_property
+    def baselines(self) -> list[BaselineAnswer]:
+        """The baselines that the rule requires, as far as they have a score."""
         from loraxs_search.registry.baselines import baseline_answers
 
-        if (metric := self.metric) is None:
-            return []
         finalist = self.finalist
+        if self.metric is None:
+            return []
         of_study = (finalist.candidate.baselines, finalist.alone, finalist.answers)
-        return baseline_answers(self.rule, self.task, metric, self.criterion.sign, finalist.rows, *of_study)
+        return baseline_answers(self.rule, self.task, self.metric, self.criterion.sign, finalist.rows, *of_study)
+
+    @property
+    def margin(self) -> float:
+        """How much worse a smaller finalist may be; 0 if it may not."""
+        if self.rule.margin is not None:
+            return self.rule.margin
+        return SHARE_MARGIN if self.metric is not None and self.metric.is_share else 0.0
+
+    def p_value(self, others: ScoredRows | None) -> float | None:
+        """Return the chance that the finalist is ahead of others by luck; None if rows cannot tell."""
+        rows, metric = self.finalist.rows, self.metric
+        if rows is None or others is None or metric is None:
+            return None
+        if id(others) not in self._p_values:
+            from loraxs_search.registry.significance import p_value  # numpy, where rows are there to compare
+
+            self._p_values[id(others)] = others, p_value(metric, self.criterion.sign, rows, others)
+        return self._p_values[id(others)][1]
+
+    def _level(self, setup: ComparisonSetup) -> float:
+        """Return the chance of error that a comparison may have: those on the same rows share what is allowed."""
+        number = setup.number
+        return (1 - self.rule.confidence) / (number * (number + 1)) if setup.level is None else setup.level
+
+    def _record(self, opponent: str, p: float | None, setup: ComparisonSetup) -> ComparisonRecord:
+        reference = setup.reference
+        known = (None, None) if reference is None else (reference.version, reference.metric)
+        confidence = 1 - self._level(setup) if self.rule.confidence else 0.0
+        return ComparisonRecord(key(self.finalist.candidate), opponent, setup.number, confidence, p, *known)
+
+    def _held_to(self, setup: ComparisonSetup) -> str:
+        return f"comparison {setup.number} on these rows, confidence {show_confidence(1 - self._level(setup))}"
+
+    def _describe_p_value(self, p: float, setup: ComparisonSetup) -> str:
+        tiny = min(_TINY, self._level(setup) / 10)
+        chance = f"p={p:.3g}" if p >= tiny else f"p<{tiny:.1g}" if tiny < _TINY else f"p<{tiny:f}".rstrip("0")
+        return f" ({chance}; {self._held_to(setup)})"
 
     def _gain_over(self, baseline: BaselineAnswer) -> float:
         finalist = self.criterion.value(self.finalist.candidate.test_metrics)
         return finalist - self.criterion.sign * baseline.score
 
-    def compare_with_champion(self, champion: Scored) -> _Verdict:
+    # ---- baselines ---------------------------------------------------------------------------------------------------
+    def unready(self) -> str:
+        """Say why nothing can be decided on these test rows, and what to do; empty where it can."""
+        from loraxs_search.registry.baselines import unlike_rows, unmeasured
+
+        finalist, rule = self.finalist, self.rule
+        candidate, rows, known = finalist.candidate, finalist.rows, finalist.candidate.baselines
+        if rule.confidence and rows is None:
+            return f"the answers of {candidate.trial_id} to the test rows are missing: {_FORCE}"
+        if rule.confidence and rows is not None and (few := too_few(len(rows.labels))):
+            return f"{few}; {_FORCE}"
+        if rule.require == "all":
+            answered = finalist.answers if rule.confidence else [one.name for one in known]
+            if found := unmeasured(self.task, known, answered, has_alone=finalist.alone is not None):
+                again = f". `loraxs-search resume {candidate.study}` measures it again" if found[1] else ""
+                return f"{found[0]}{again}; {_CONSTANT}; {_FORCE}"
+            if why := unlike_rows(candidate, finalist.answers, rows):
+                return f"{why}: {_CONSTANT}; {_FORCE}"
+        unscored = next((each for each in self.baselines if not math.isfinite(each.score)), None)
+        if unscored is None:
+            return ""
+        metric = self.criterion.metric
+        return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
+
+    def judge_baselines(self, setup: ComparisonSetup) -> tuple[bool, str]:
+        """Say whether the finalist beats every baseline that the rule requires, significantly, and in which words.
+
+        The same sentence stands at the end of a search, in its report and in a decision on a first champion.
+        """
+        held = [(each, self.p_value(each.rows) if self.rule.confidence else None) for each in self.baselines]
+        unbeaten = [
+            (each, p)
+            for each, p in held
+            if self._gain_over(each) <= NOISE
+            or (self.rule.confidence and (p is None or p > self._level(setup) + NOISE))
+        ]
+        strongest, p = min(unbeaten or held, key=lambda it: self._gain_over(it[0]))
+        gain = self._gain_over(strongest)
+        against = _beside(gain, f"{strongest.name} ({self.criterion.metric} {strongest.score:.4f})")
+        described = self._describe_p_value(p, setup) if p is not None else ""
+        if not unbeaten:
+            return True, f"{against}{', significant' if p is not None else ''}{described}"
+        unsure = ", not significantly better" if gain > NOISE else ""
+        if self.rule.confidence and p is None:
+            unsure = ", whose answers are to other rows, or of other tokens"
+        return False, f"{against}{unsure}{described}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
+
+    def _against_baselines(self, setup: ComparisonSetup) -> _Verdict:
+        """Hold a first champion against each baseline that the rule requires."""
+        if not self.baselines:
+            return _Verdict(False, f"{self.criterion.metric} of the constant answer cannot be computed: {_FORCE}")
+        promoted, sentence = self.judge_baselines(setup)
+        p_values = [p for each in self.baselines if (p := self.p_value(each.rows)) is not None]
+        p = max(p_values, default=None) if self.rule.confidence else None
+        return _Verdict(promoted, f"there was no champion; {sentence}", self._record(BASELINES, p, setup))
+
+    def _beaten_by_baseline(self) -> str:
+        """Say which baseline scores higher than the finalist; empty where none does."""
+        best = min(self.baselines, key=self._gain_over, default=None)
+        if best is None or self._gain_over(best) >= -NOISE:
+            return ""
+        scored = f"{best.name} ({self.criterion.metric} {best.score:.4f})"
+        return f"{-self._gain_over(best):.4f} worse than {scored}. {TRY_NEXT}; {_CONSTANT}; {_FORCE}"
+
+    # ---- the champion ------------------------------------------------------------------------------------------------
+    def _against_champion(self, champion: Scored, setup: ComparisonSetup) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
         criterion, champion_scores, name = self.criterion, champion.candidate.test_metrics, key(champion.candidate)
         if fault := self._incomparable(champion):
             return _Verdict(False, f"not comparable: {fault}")
-        p = self.p_value(self.finalist.rows, champion.rows) if self.rule.confidence else None
+        p = self.p_value(champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
-            return _Verdict(False, f"not comparable: answers to test rows are missing; {_FORCE}")
-        comparison = self.record(name, p)
+            return _Verdict(False, f"not comparable: the champion's answers to the test rows are missing; {_FORCE}")
+        comparison = self._record(name, p, setup)
         if violated := self._violated_guard(champion):
             return _Verdict(False, violated, comparison)
         gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.value(champion_scores)
         scores = f"{criterion.show(champion_scores)}, {show_bytes(champion.candidate)}"
         against = _beside(gain, f"the champion {identity(champion.candidate)} ({scores})")
-        described = f" ({self.describe_p_value(p)})" if p is not None else ""
+        described = self._describe_p_value(p, setup) if p is not None else ""
         if gain > NOISE and gain >= self.rule.min_gain - NOISE:
-            if p is None or p <= self.level + NOISE:
+            if p is None or p <= self._level(setup) + NOISE:
                 return _Verdict(True, f"{against}, at least min_gain={self.rule.min_gain:g}{described}", comparison)
             shortfall = f", not significant{described}"
         else:
             shortfall = f", less than min_gain={self.rule.min_gain:g}" if gain > NOISE else ""
-        tolerated, why = self._tolerated(champion)
-        return _Verdict(tolerated, against + (f", {why}" if tolerated else shortfall + why), comparison)
+        if self.finalist.candidate.stored_bytes >= champion.candidate.stored_bytes:
+            return _Verdict(False, against + shortfall, comparison)
+        promoted, why = self._not_worse(setup)
+        return _Verdict(promoted, f"{against}{shortfall}; it is smaller, {why}", comparison)
 
-    # ---- inside ------------------------------------------------------------------------------------------------------
+    def _not_worse(self, setup: ComparisonSetup) -> tuple[bool, str]:
+        """Say whether rows show that the finalist is less than `margin` worse than the best champion there was."""
+        reference, rows, margin = setup.reference, self.finalist.rows, self.margin
+        if not margin:
+            return False, "and `promotion.margin` does not say how much worse it may be"
+        if reference is None:
+            return False, "but no champion has answers to these test rows that it could be compared with"
+        of, level = f"version {reference.version}", self._level(setup)
+        if not self.rule.confidence:
+            loss = self.criterion.sign * reference.metric - self.criterion.value(self.finalist.candidate.test_metrics)
+            return loss < margin - NOISE, f"and {max(loss, 0.0):.4f} worse than {of} (margin={margin:g})"
+        bound = None
+        if rows is not None and reference.rows is not None and self.metric is not None:
+            from loraxs_search.registry.significance import loss_bound
+
+            bound = loss_bound(self.metric, self.criterion.sign, rows, reference.rows, level)
+        if bound is None:
+            return False, f"but its answers cannot be compared with those of {of}: {reference.fault or 'they differ'}"
+        shown, is_enough = f"less than {bound:.4f} worse than {of}", bound <= margin + NOISE
+        found = "and these rows show that it is" if is_enough else "but these rows show only that it is"
+        return is_enough, f"{found} {shown} (margin={margin:g}; {self._held_to(setup)})"
+
     def _incomparable(self, champion: Scored) -> str:
         """Say why a champion's scores and answers cannot be held against the finalist's; empty where they can."""
         own, other = self.finalist.candidate.test_fingerprint, champion.candidate.test_fingerprint
@@ -244,27 +386,12 @@ class _PromotionTest:
         counted = f"{metric.name} is a mean over tokens, and the champion's rows have others"
         return f"{counted}; compare by another metric, or {_FORCE}"
 
-    def _tolerated(self, champion: Scored) -> tuple[bool, str]:
-        """Say whether a smaller finalist replaces the champion although its gain is not significant."""
-        reference, rule = self.setup.reference, self.rule
-        if self.finalist.candidate.stored_bytes >= champion.candidate.stored_bytes:
-            return False, ""
-        if reference is None:
-            return False, ", smaller but there is no score that tolerance could count from"
-        loss = self.criterion.sign * reference.metric - self.criterion.value(self.finalist.candidate.test_metrics)
-        if loss > rule.tolerance + NOISE:
-            return False, f", smaller but {loss:.4f} below version {reference.version}, which tolerance counts from"
-        p = self.p_value(champion.rows, self.finalist.rows) if rule.confidence else None
-        if p is not None and p <= 1 - rule.confidence + NOISE:
-            return False, ", smaller but significantly worse"
-        return True, f"within tolerance={rule.tolerance:g} of version {reference.version}, and smaller"
-
-    def flips(self, champion: Scored) -> AnswerFlips | None:
+    def _flips(self, champion: Scored) -> AnswerFlips | None:
         """Return what the finalist changes of a champion's answers; None if answers cannot be compared."""
         rows, others = self.finalist.rows, champion.rows
         return None if rows is None or others is None else rows.flips_from(others)
 
-    def slices(self, champion: Scored | None) -> tuple[SliceScore, ...]:
+    def _slices(self, champion: Scored | None) -> tuple[SliceScore, ...]:
         """Return the scores on each slice of the finalist's rows, and the champion's where both can be compared."""
         rows = self.finalist.rows
         if rows is None or not rows.slices:
@@ -280,7 +407,7 @@ class _PromotionTest:
         finalist = self.finalist.candidate
         for name, allowed in sorted(self.rule.guards.items()):
             if name == NEGATIVE_FLIPS:
-                flips = self.flips(champion)
+                flips = self._flips(champion)
                 if flips is None:
                     return f"guard: {name} needs answers of both to the test rows, but they cannot be compared"
                 if flips.negative_share > allowed + NOISE:
@@ -289,7 +416,7 @@ class _PromotionTest:
             if name == SLICE_LOSS:
                 from loraxs_search.registry.scored_rows import losing_slice
 
-                if fault := losing_slice(self.slices(champion), allowed):
+                if fault := losing_slice(self._slices(champion), allowed):
                     return fault
                 continue
             new, old = finalist.test_metrics.get(name), champion.candidate.test_metrics.get(name)
@@ -304,63 +431,18 @@ class _PromotionTest:
 def decide(
     rule: PromotionRule, task: Task, finalist: Scored, champion: Scored | None, setup: ComparisonSetup | None = None
 ) -> Decision:
-    """Say whether a finalist becomes champion.
+    """Say whether a finalist becomes champion, as `PromotionTest.decide` does."""
+    return PromotionTest(rule, task, finalist).decide(champion, setup)
 
-    Without a champion it must significantly beat each baseline that the rule requires; by score alone where the study
-    has not kept the baseline's answers. With one it is promoted when it gains at least `min_gain` over it, more than
-    nothing, and significantly; or when it stores strictly fewer bytes, is at most `tolerance` worse than the best
-    champion there was, and not significantly worse than the champion. Not when a guarded metric falls by more than it
-    may, nor when a required baseline scores higher.
-    "Significantly" is a paired test over the test rows; all comparisons on them together are held to `confidence`
-    (`ComparisonHistory`),
-    and fewer than ten rows decide nothing. With a confidence of 0 numbers are taken as they stand. A champion that was
-    measured on other test rows is not comparable, and stays.
 
-    Args:
-        rule: `metric` defaults to the task's.
-        champion: The current champion as it was scored on these test rows; None when there is none.
-        setup: By default this is the first comparison, and tolerance is off.
-    """
-    from loraxs_search.registry.baselines import left_out
+def too_few(num_rows: int) -> str:
+    """Say that so many test rows decide nothing; empty where they may."""
+    from loraxs_search.registry.significance import MIN_ROWS
 
-    criterion, setup = Criterion.of(rule, task), setup or ComparisonSetup()
-    candidate = finalist.candidate
-    applied = _PromotionTest(rule, task, criterion, setup, finalist)
-    forcible, flips, slices = True, None, tuple[SliceScore, ...]()
-    if fault := criterion.fault(candidate.test_metrics, "test"):
-        verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
-    elif champion is not None and key(candidate) == key(champion.candidate):
-        verdict, forcible = _Verdict(False, f"{identity(candidate)} already is the champion"), False
-    elif why := applied.unready():
-        verdict = _Verdict(False, why)
-    elif champion is None:
-        verdict, slices = applied.compare_with_baselines(), applied.slices(None)
-    else:
-        verdict, flips = applied.compare_with_champion(champion), applied.flips(champion)
-        slices = applied.slices(champion)
-        if verdict.promoted and (why := applied.beaten_by_baseline()):
-            verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
-    forced = setup.forced and forcible and not verdict.promoted
-    score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
-    changed, by_force = _describe_changes(flips, slices), "promoted by force" if forced else ""
-    reasons = (score, *left_out(rule, candidate.baselines), *changed, verdict.reason, by_force)
-    return Decision(
-        task=task.registered_name,
-        study=candidate.study,
-        promoted=verdict.promoted or forced,
-        winner=candidate.trial_id,
-        winner_metric=candidate.test_metrics.get(criterion.metric),
-        champion_metric=champion.candidate.test_metrics.get(criterion.metric) if champion else None,
-        metric=criterion.metric,
-        reasons=tuple(filter(None, reasons)),
-        forced=forced,
-        champion=identity(champion.candidate) if champion else None,
-        p_value=verdict.comparison.p_value if verdict.comparison else None,
-        test_fingerprint=candidate.test_fingerprint,
-        comparisons=(verdict.comparison,) if verdict.comparison else (),
-        flips=flips,
-        slices=slices,
-    )
+    if num_rows >= MIN_ROWS:
+        return ""
+    needed = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {num_rows}"
+    return f"{needed}: add test rows and search anew"
 
 
 def show_confidence(confidence: float) -> str:

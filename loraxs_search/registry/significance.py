@@ -1,4 +1,7 @@
-"""Whether one adapter is better than another on the same test rows, or by chance: answers in, a probability out."""
+"""Whether one adapter is better than another on the same test rows, or by chance, and how much worse it may be.
+
+Answers in, numbers out; the same rows give the same numbers, on every machine.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from loraxs_search.registry.scored_rows import ScoredRows, Values
+from loraxs_search.registry.scored_rows import ScoredRows, Values, score_of
 from loraxs_search.tasks.kinds import Metric, find_metric
 from loraxs_search.tasks.metrics import ratio_or_zero
 
 MIN_ROWS = 10  # fewer test rows decide nothing
-NUM_RESAMPLES = 2000
-_EXACT = 11  # rows that differ: 2^11 exchanges are all there are, and about as many as are drawn
-_BEYOND, _MANY = 20, 200_000  # exchanges that make up a chance equal to the level: with fewer it could look like zero
+MAX_DRAWS = 10_000  # exchanges; each is drawn with its reverse, which turns the gain round
+_EXACT = 11  # rows that differ: 2^11 exchanges are all there are
+_FEW, _NO_CHANCE = 20, 0.1  # exchanges ahead that can be counted on; a share of them that no comparison is held to
+_RESAMPLES, _RESAMPLED = 1000, 40_000_000  # draws of all rows, and rows drawn in all
 _CHUNK_BYTES = 16 * 2**20
 _SEED = 0
 
@@ -24,46 +28,153 @@ Numbers = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 
-def p_value(
-    metric: str | Metric, sign: float, first: ScoredRows, second: ScoredRows, level: float = 0.05
-) -> float | None:
+def p_value(metric: str | Metric, sign: float, first: ScoredRows, second: ScoredRows) -> float | None:
     """Return the chance of seeing `first` ahead by this much if it were no better; None if rows cannot tell.
 
     Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired permutation test. If
     neither is better, it is chance which of the two gave which answer to a row. So the two answers to each row are
     exchanged or left, and the result is the share of exchanges in which `first` is ahead by as much: of all exchanges
-    where few rows differ, of a sample elsewhere. The same rows give the same number, on every machine.
+    where few rows differ, else of at most `MAX_DRAWS`. Where fewer than twenty of them are ahead, it is the tail of the
+    normal distribution with their deviation, unless more of them lie beyond two or three deviations than it has there.
 
     What is a mean over tokens, such as the loss, can only be compared where both have as many in each row.
 
     Args:
         metric: As the kind of the task has it, or the name of one that only one kind has.
         sign: 1 when more is better, -1 when less is.
-        level: The chance that the result is compared with: a small one needs more exchanges.
     """
+    known = _comparable(metric, first, second)
+    if known is None:
+        return None
+    if known.is_share:
+        from scipy.stats import binomtest
+
+        won, lost = _won_and_lost(first, second)
+        return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
+    pairs = _pairs(known, first, second)
+    observed = sign * float(pairs.gains(np.zeros((1, len(pairs.counts))))[0])
+    if int(pairs.counts[pairs.differ].sum()) <= _EXACT:
+        gains = np.concatenate([sign * pairs.gains(exchanged) for exchanged in _all_exchanges(pairs)])
+        return _num_ahead(gains, observed) / len(gains)
+    drawn, ahead = list[Numbers](), 0
+    for exchanged in _drawn_exchanges(pairs, MAX_DRAWS // 2):
+        gains = pairs.gains(exchanged)
+        drawn.append(np.concatenate([gains, -gains]))
+        ahead += _num_ahead(drawn[-1], observed)
+        if ahead > max(_FEW, _NO_CHANCE * sum(map(len, drawn))):
+            break
+    gains = np.concatenate(drawn)
+    deviation = float(np.sqrt(np.mean(gains**2)))
+    if ahead < _FEW and _has_normal_tail(gains / deviation):
+        return normal_tail(observed / deviation)
+    return (1 + ahead) / (1 + len(gains))
+
+
+def loss_bound(metric: str | Metric, sign: float, first: ScoredRows, second: ScoredRows, level: float) -> float | None:
+    """Return what `first` is less worse than `second` by, at a chance of error of `level`; None if rows cannot tell.
+
+    It is the smallest margin for which "worse by this margin or more" is rejected. Shares of right answers: Tango's
+    score test for paired proportions (Statistics in Medicine 17, 1998). Others: a paired bootstrap of the rows, whose
+    deviation is that of a normal distribution.
+    """
+    known = _comparable(metric, first, second)
+    if known is None:
+        return None
+    if known.is_share:
+        won, lost = _won_and_lost(first, second)
+        low, high = 0.0, 1.0
+        for _ in range(40):  # the chance falls as the margin grows
+            middle = (low + high) / 2
+            low, high = (low, middle) if tango(won, lost, len(first.labels), middle) <= level else (middle, high)
+        return high
+    from scipy.stats import norm
+
+    gains = _resampled_gains(known, first, second)
+    scores = score_of(known, first), score_of(known, second)
+    if scores[0] is None or scores[1] is None or not np.isfinite(gains).all():
+        return None
+    return max(0.0, float(norm.isf(level) * gains.std()) - sign * (scores[0] - scores[1]))
+
+
+def tango(won: int, lost: int, num_rows: int, margin: float) -> float:
+    """Return the chance of so few losses if the share of rows that are lost exceeds that of rows won by `margin`.
+
+    Source: Tango (1998), formulas 12 and 13: the variance is that of the likeliest shares that differ by `margin`.
+    """
+    n, difference = num_rows, -margin
+    linear = (won + lost) * (1 - difference) - 2 * difference * (n - won)
+    lost_share = (linear + math.sqrt(linear**2 + 8 * n * lost * difference * (1 - difference))) / (4 * n)
+    variance = n * (2 * lost_share + difference * (1 - difference))
+    ahead = won - lost - n * difference
+    return normal_tail(ahead / math.sqrt(variance)) if variance > 0 else float(ahead <= 0)
+
+
+def normal_tail(z: float) -> float:
+    """Return the chance that a standard normal number is `z` or more."""
+    return math.erfc(z / math.sqrt(2)) / 2
+
+
+def _comparable(metric: str | Metric, first: ScoredRows, second: ScoredRows) -> Metric | None:
+    """Return the metric by which two answers to the same rows can be compared; None if they cannot."""
     known = metric if isinstance(metric, Metric) else find_metric(metric)
     if known is None or not first.same_rows(second) or not len(first.labels):
         return None
     columns = [rows.column(known.column) for rows in (first, second)]
     if known.column != "predictions" and (not first.same_tokens(second) or any(it is None for it in columns)):
         return None
-    if known.is_share:
-        return _mcnemar(first, second)
-    pairs = _pairs(known, first, second)
-    if int(pairs.counts[pairs.differ].sum()) <= _EXACT:
-        ahead, drawn = _count_ahead(pairs, sign, _all_exchanges(pairs))
-        return ahead / drawn
-    total = max(NUM_RESAMPLES, math.ceil(min(_BEYOND / level, max(_MANY, 2 / level))))
-    ahead, drawn = _count_ahead(pairs, sign, _drawn_exchanges(pairs, total), enough=level * total)
-    return (1 + ahead) / (1 + drawn)
+    return known
 
 
-def _mcnemar(first: ScoredRows, second: ScoredRows) -> float:
-    from scipy.stats import binomtest
-
+def _won_and_lost(first: ScoredRows, second: ScoredRows) -> tuple[int, int]:
+    """Return how many rows the first alone answers right, and how many the second alone."""
     first_right, second_right = first.predictions == first.labels, second.predictions == second.labels
-    won, lost = int(np.count_nonzero(first_right & ~second_right)), int(np.count_nonzero(~first_right & second_right))
-    return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
+    return int(np.count_nonzero(first_right & ~second_right)), int(np.count_nonzero(~first_right & second_right))
+
+
+def _has_normal_tail(standardised: Numbers) -> bool:
+    """Whether no more draws lie beyond two and three deviations than of normal ones, but for chance."""
+    for z in (2.0, 3.0):
+        expected = len(standardised) * normal_tail(z)
+        if np.count_nonzero(standardised >= z) > expected + 4 * math.sqrt(expected):
+            return False
+    return True
+
+
+def _resampled_gains(metric: Metric, first: ScoredRows, second: ScoredRows) -> Numbers:
+    """Return how far apart both are on rows that are drawn from all rows, with replacement, again and again."""
+    random, n = np.random.default_rng(_SEED), len(first.labels)
+    num_draws = min(_RESAMPLES, max(100, _RESAMPLED // n))
+
+    def weighted(sums: Callable[[Numbers], Numbers], chances: Numbers) -> Numbers:
+        chunks = _chunks(num_draws, len(chances))
+        return np.concatenate([sums(random.multinomial(n, chances, len(own)).astype(np.float64)) for own in chunks])
+
+    even = np.full(n, 1 / n)
+    if metric.column != "predictions":
+        of_first, of_second, counts = (
+            np.asarray(x, np.float64) for x in (first.column(metric.column), second.column(metric.column), first.counts)
+        )
+        return weighted(lambda w: w @ (of_first - of_second) / (w @ counts), even)
+    answers = first.predictions, second.predictions
+    if (of_rows := metric.of_rows) is not None:
+        apart = np.subtract(*(of_rows(said, first.labels) for said in answers))
+        return weighted(lambda w: w @ apart / n, even)
+    if metric.row_counts is not None and (of_counts := metric.of_counts) is not None:
+        own, others = (metric.row_counts(said, first.labels) for said in answers)
+        return weighted(lambda w: of_counts(w @ own) - of_counts(w @ others), even)
+    if metric.name in OF_COUNTS and first.labels.dtype.kind == "i":
+        score, triples = OF_COUNTS[metric.name], np.stack([first.labels, *answers])
+        (labels, *said), times = np.unique(triples, axis=1, return_counts=True)
+        num_labels = 1 + int(triples.max())
+
+        def of_ids(w: Numbers, own: Ids) -> Numbers:
+            hits = _summed(w[:, own == labels], labels[own == labels], num_labels)
+            return score(Counts(_summed(w, labels, num_labels), _summed(w, own, num_labels), hits))
+
+        return weighted(lambda w: of_ids(w, said[0]) - of_ids(w, said[1]), times / n)
+    drawn = (random.integers(0, n, n) for _ in range(num_draws))
+    scores = [[metric.score(said[rows], first.labels[rows]) for said in answers] for rows in drawn]
+    return np.asarray([one - other for one, other in scores], np.float64)
 
 
 # ---- exchanges of two answers ----------------------------------------------------------------------------------------
@@ -84,21 +195,10 @@ class _Pairs:
     width: int
 
 
-def _count_ahead(pairs: _Pairs, sign: float, exchanges: Iterator[Numbers], enough: float = math.inf) -> tuple[int, int]:
-    """Return how many exchanges put `first` ahead by as much as it is, of how many.
-
-    Args:
-        enough: With more of them than this, more exchanges would not change what is decided.
-    """
-    observed, ahead, drawn = sign * float(pairs.gains(np.zeros((1, len(pairs.counts))))[0]), 0, 0
-    for exchanged in exchanges:
-        gains = sign * pairs.gains(exchanged)
-        rounding = 1e-9 * max(abs(observed), float(np.abs(gains).max()))
-        ahead += int(np.count_nonzero(gains >= observed - rounding))
-        drawn += len(exchanged)
-        if ahead > enough and drawn >= NUM_RESAMPLES:
-            break
-    return ahead, drawn
+def _num_ahead(gains: Numbers, observed: float) -> int:
+    """Return how many gains are as large as the observed one, but for rounding."""
+    rounding = 1e-9 * max(abs(observed), float(np.abs(gains).max()))
+    return int(np.count_nonzero(gains >= observed - rounding))
 
 
 def _all_exchanges(pairs: _Pairs) -> Iterator[Numbers]:

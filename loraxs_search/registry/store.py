@@ -21,9 +21,9 @@ from loraxs_search.registry.finalist import Criterion, FinalistChoice, choose, i
 from loraxs_search.registry.manifest import folder_digest, verify
 from loraxs_search.registry.names import CHAMPION, check_task
 from loraxs_search.registry.pages import summarise, version_page
-from loraxs_search.registry.promotion import BASELINES, ComparisonSetup, Scored, decide
+from loraxs_search.registry.promotion import PromotionTest, Scored
 from loraxs_search.registry.promotion_lock import Check
-from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
+from loraxs_search.registry.test_set_reuse import ToleranceReference, find_tolerance_reference
 
 if TYPE_CHECKING:
     from loraxs_search.registry.scored_rows import ScoredRows
@@ -58,100 +58,42 @@ class Beside:
     seen: Sequence[str] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class ComparedChampion:
-    """A champion as the finalist is compared with it.
-
-    Args:
-        note: How its scores came about, where they are not the recorded ones; shown to users.
-    """
-
-    adapter: RegisteredAdapter
-    scored: Scored
-    note: str = ""
-
-
-def comparable(
-    champion: RegisteredAdapter, finalist: Scored, rescore: Rescore | None, read_rows: ReadRows
-) -> ComparedChampion:
+def comparable(champion: RegisteredAdapter, finalist: Scored, rescore: Rescore | None, read_rows: ReadRows) -> Scored:
     """Make a champion comparable: scored anew are those of other test rows or another base, without answers, or whose
     texts were read by other rules.
 
     Where it cannot be, its recorded scores serve if they are on the same rows; otherwise it stays as it is, and the
     rule says that it is not comparable.
     """
-    recorded, own = champion.candidate, finalist.candidate
-    rows = read_rows(champion) if recorded.test_fingerprint == own.test_fingerprint else None
-    is_read_alike = rows is None or finalist.rows is None or rows.read_alike(finalist.rows)
-    is_ready = rows is not None and recorded.base_digest == own.base_digest and is_read_alike
-    if key(recorded) == key(own) or is_ready:
-        return ComparedChampion(champion, Scored(recorded, rows))
-    name = f"{champion.task}:{champion.version}"
-    reason = "is of another base" if is_read_alike else "has answers that were read by other rules"
-    reason = reason if rows is not None else "has no answers to these test rows"
+    recorded, own, name = champion.candidate, finalist.candidate, f"{champion.task}:{champion.version}"
+    if key(recorded) == key(own):
+        return Scored(recorded)
+    rows, reason = None, "has no answers to these test rows"
+    if recorded.test_fingerprint == own.test_fingerprint:
+        try:
+            rows = read_rows(champion)
+        except LoraxsError as error:  # damaged or gone
+            reason = f"has no whole answers to these test rows ({error.message})"
+    if rows is not None:
+        reason = "is of another base" if recorded.base_digest != own.base_digest else ""
+        if finalist.rows is not None and not rows.read_alike(finalist.rows):
+            reason = "has answers that were read by other rules"
+    if not reason:
+        return Scored(recorded, rows)
     try:
         if rescore is None:
             raise LoraxsError("nobody here can score it")
         rescored = rescore(champion)
     except LoraxsError as error:
         note = f"the champion {name} {reason} and could not be scored anew: {error.message}"
-        return ComparedChampion(champion, Scored(recorded, rows), note)
+        return Scored(recorded, rows, note=note)
     rescored_candidate = replace(
         recorded,
         test_metrics=rescored.test_metrics,
         data_fingerprint=rescored.data_fingerprint,
         test_fingerprint=rescored.test_fingerprint,
     )
-    note = f"the champion {name} {reason}: it was scored anew"
-    return ComparedChampion(champion, Scored(rescored_candidate, rescored.rows), note)
-
-
-@dataclass(frozen=True, eq=False)
-class FinalistComparison:
-    """A finalist, the rule that decides on it, and what was decided before.
-
-    Args:
-        past: Every decision on the task, oldest first.
-        seen: Keys of other finalists that have answered the test rows.
-    """
-
-    rule: PromotionRule
-    task: Task
-    finalist: Scored
-    forced: bool
-    past: Sequence[Decision]
-    seen: Sequence[str] = ()
-
-    def decide(self, champion: ComparedChampion | None) -> Decision:
-        """Decide whether the finalist becomes champion of the task."""
-        own = self.finalist.candidate
-        earlier = [key(replace(own, trial_id=trial_id)) for trial_id in own.earlier_finalists]
-        history = ComparisonHistory(self.past, own.test_fingerprint, [*earlier, *self.seen])
-        uncounted, unmet = history.uncounted(key(own)), history.unmet(key(own)) if own.test_metrics else ()
-        other = BASELINES if champion is None else key(champion.scored.candidate)
-        setup = ComparisonSetup(
-            number=history.number(key(own), other),
-            level=history.level(key(own), other, 1 - self.rule.confidence),
-            reference=self._reference(champion),
-            forced=self.forced,
-        )
-        decision = decide(self.rule, self.task, self.finalist, champion.scored if champion else None, setup)
-        note = (champion.note,) if champion and champion.note else ()
-        seen = uncounted if decision.comparisons else (*uncounted, *unmet)
-        return replace(decision, reasons=(*note, *decision.reasons), seen=seen)
-
-    def _reference(self, champion: ComparedChampion | None) -> ToleranceReference | None:
-        criterion, finalist = Criterion.of(self.rule, self.task), self.finalist.candidate
-        present = None
-        if champion is not None and champion.scored.candidate.test_fingerprint == finalist.test_fingerprint:
-            metrics = champion.scored.candidate.test_metrics
-            if criterion.fault(metrics, "test") is None:
-                present = ToleranceReference(champion.adapter.version, metrics[criterion.metric])
-        return find_tolerance_reference(criterion, finalist.test_fingerprint, self.past, present)
-
-
-def _version(champion: RegisteredAdapter | None) -> int | None:
-    return champion.version if champion else None
+    return Scored(rescored_candidate, rescored.rows, note=f"the champion {name} {reason}: it was scored anew")
 
 
 BASE_ALONE = "base"  # in place of a trial id
@@ -204,15 +146,20 @@ class Registry(ChangingRegistry):
         files = (predictions.get(name) for name in (choice.finalist.trial_id, BASE_ALONE))
         answers, of_base = (None if file is None else file.read_bytes() for file in files)
         finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
+        test, own = PromotionTest(rule, task, finalist), key(finalist.candidate)
         for _ in range(_MAX_TRIES):
-            champion = self._compared(name, finalist, rescore)  # may take minutes: before the lock
+            adapter = self.champion(name)
+            champion = None if adapter is None else comparable(adapter, finalist, rescore, self.test_predictions)
+            held = None if adapter is None or champion is None else (adapter, champion)
+            reference = self._reference(test, self.decisions_before(name, own), held, rescore)
+            # Answers are compared before the lock, which may take minutes: within it the test knows what they say.
+            test.decide_after(self.decisions_before(name, own), champion, seen=beside.seen, reference=reference)
             with self._locked(name, creates=True) as check:
                 self._finish_begun(name, check)
-                if _version(self.champion(name)) != _version(champion.adapter if champion else None):
+                past = self.decisions_before(name, own)
+                if _version(self.champion(name)) != _version(adapter) or reference != self._best(test, past, held):
                     continue
-                past = self.decisions_before(name, key(finalist.candidate))
-                comparison = FinalistComparison(rule, task, finalist, forced, past, beside.seen)
-                decision = comparison.decide(champion)
+                decision = test.decide_after(past, champion, seen=beside.seen, reference=reference, forced=forced)
                 reasons = (*choice.reasons, *decision.reasons)
                 decision = replace(decision, reasons=reasons, at=now(), number=next_number(past))
                 if not decision.promoted:
@@ -222,6 +169,40 @@ class Registry(ChangingRegistry):
                 folder = folders[finalist.candidate.trial_id]
                 return self._register(folder, finalist.candidate, decision, check, answers)
         raise RegistryError(f"The champion of {name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
+
+    def _best(
+        self, test: PromotionTest, past: Sequence[Decision], held: tuple[RegisteredAdapter, Scored] | None
+    ) -> ToleranceReference | None:
+        """Return the best champion there was on a finalist's test rows, the present one as it is scored there."""
+        rows, present = test.finalist.candidate.test_fingerprint, None
+        if held is not None:
+            champion = test.by_answers(held[1])
+            metrics = champion.candidate.test_metrics
+            if champion.candidate.test_fingerprint == rows and test.criterion.fault(metrics, "test") is None:
+                present = ToleranceReference(held[0].version, metrics[test.criterion.metric], champion.rows)
+        return find_tolerance_reference(test.criterion, rows, past, present)
+
+    def _reference(
+        self,
+        test: PromotionTest,
+        past: Sequence[Decision],
+        held: tuple[RegisteredAdapter, Scored] | None,
+        rescore: Rescore | None,
+    ) -> ToleranceReference | None:
+        """Return what `_best` does, with its answers to the finalist's test rows, scored anew if they were not kept."""
+        best = self._best(test, past, held)
+        if best is None or best.rows is not None or held is None:
+            return best
+        if test.finalist.candidate.stored_bytes >= held[0].candidate.stored_bytes:
+            return best  # nobody asks
+        try:
+            scored = comparable(
+                self.resolve(f"{held[0].task}:{best.version}"), test.finalist, rescore, self.test_predictions
+            )
+        except RegistryError as error:
+            return replace(best, fault=error.message)
+        is_here = scored.candidate.test_fingerprint == test.finalist.candidate.test_fingerprint
+        return replace(best, rows=scored.rows if is_here else None, fault=scored.note)
 
     def _register(
         self, folder: Path, candidate: Candidate, decision: Decision, check: Check, answers: bytes | None
@@ -258,10 +239,6 @@ class Registry(ChangingRegistry):
         self._record(made)
         return made, version
 
-    def _compared(self, task: str, finalist: Scored, rescore: Rescore | None) -> ComparedChampion | None:
-        champion = self.champion(task)
-        return None if champion is None else comparable(champion, finalist, rescore, self.test_predictions)
-
     def _refusal(self, rule: PromotionRule, task: Task, study: str, choice: FinalistChoice) -> Decision:
         """Return the decision on a study none of whose candidates may be promoted."""
         champion, metric = self.champion(task.registered_name), Criterion.of(rule, task).metric
@@ -277,6 +254,10 @@ class Registry(ChangingRegistry):
             champion=identity(champion.candidate) if champion else None,
             at=now(),
         )
+
+
+def _version(champion: RegisteredAdapter | None) -> int | None:
+    return champion.version if champion else None
 
 
 def _read_predictions(content: bytes | None) -> ScoredRows | None:

@@ -10,10 +10,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loraxs_search.records import ComparisonRecord, Decision
 from loraxs_search.registry.finalist import NOISE, Criterion
+
+if TYPE_CHECKING:
+    from loraxs_search.registry.scored_rows import ScoredRows
 
 MAX_SEEN = 200  # that a record has room for
 
@@ -91,10 +95,17 @@ def digest_of(finalist: str) -> str:
 
 @dataclass(frozen=True)
 class ToleranceReference:
-    """A version of the task's adapters, and its score on the test rows."""
+    """A version of the task's adapters, and its score on the test rows.
+
+    Args:
+        rows: Its answers to them.
+        fault: Why there are none.
+    """
 
     version: int
     metric: float
+    rows: ScoredRows | None = field(default=None, compare=False)
+    fault: str = field(default="", compare=False)
 
 
 def find_tolerance_reference(

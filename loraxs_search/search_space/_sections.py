@@ -243,12 +243,16 @@ class PromotionSection(Section):
     compares the numbers as they are.
     """
     tolerance: NotNegative = PromotionRule.tolerance
-    """What a smaller adapter may lose. On validation rows, the smallest candidate within it of the best one becomes the
-    finalist. On test rows, a finalist that is smaller than the champion may be this much worse and still replace it.
-    0.005 is half a point of accuracy.
+    """What a smaller adapter may cost on validation rows: the smallest candidate within it of the best one becomes the
+    finalist. 0.005 is half a point of accuracy.
+    """
+    margin: NotNegative | None = PromotionRule.margin
+    """A finalist that is smaller than the champion replaces it if a paired test on the test rows shows that it is less
+    than this worse than the best champion so far. The default is 0.01 for accuracy and other shares of rows. Other
+    metrics have none: size does not count. 0 means the same.
     """
     require: Literal["constant", "all"] = PromotionRule.require
-    """Baselines that a champion must beat: `all` that were measured, or the `constant` answer alone."""
+    """Baselines that a champion must beat: `all` of its study, or the `constant` answer alone."""
     guards: dict[str, NotNegative] = {}  # noqa: RUF012  # pydantic copies it
     """Other metrics, and how far each may fall below the champion's: `{f1: 0.01}`. `negative_flips` limits the share of
     test rows that the champion answers right and the finalist wrong, `slice_loss` what the metric that decides may lose

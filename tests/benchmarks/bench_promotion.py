@@ -35,12 +35,12 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
-from loraxs_search.registry import RegisteredAdapter, choose
-from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
+from loraxs_search.registry import choose
+from loraxs_search.registry.finalist import Criterion
+from loraxs_search.registry.promotion import ComparisonSetup, PromotionTest, Scored, decide
 from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.significance import p_value
-from loraxs_search.registry.store import ComparedChampion, FinalistComparison
-from loraxs_search.registry.test_set_reuse import ToleranceReference
+from loraxs_search.registry.test_set_reuse import ToleranceReference, find_tolerance_reference
 from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
@@ -97,9 +97,10 @@ def score(adapter: Scored) -> float:
 class ValidationRowsChoose:
     """The rule as it is."""
 
-    def __init__(self, tolerance: float = 0.0) -> None:
-        self.rule = PromotionRule(tolerance=tolerance)
+    def __init__(self, margin: float = 0.0) -> None:
+        self.rule = PromotionRule(margin=margin, require="constant")
         self.past: list[Decision] = []
+        self.versions: dict[int, Scored] = {}
         self.champion: Scored | None = None
         self._version = 0
 
@@ -115,15 +116,18 @@ class ValidationRowsChoose:
 
     def meet(self, finalist: Scored) -> bool:
         """Decide between a finalist and the champion of the chain; whether the first replaces the second."""
-        opponent = None
+        present = None
         if self.champion is not None:
-            held, last = self.champion.candidate, self.past[-1]
-            adapter = RegisteredAdapter(TASK.name, self._version, ("champion",), "", held, last, "")
-            opponent = ComparedChampion(adapter, self.champion)
-        decision = FinalistComparison(self.rule, TASK, finalist, False, self.past).decide(opponent)
+            present = ToleranceReference(self._version, score(self.champion))
+        reference = find_tolerance_reference(Criterion.of(self.rule, TASK), "", self.past, present)
+        if reference is not None:
+            reference = replace(reference, rows=self.versions[reference.version].rows)
+        test = PromotionTest(self.rule, TASK, finalist)
+        decision = test.decide_after(self.past, self.champion, reference=reference)
         if decision.promoted:
             self._version, self.champion = self._version + 1, finalist
-            decision = _of_version(decision, self._version)
+            self.versions[self._version] = finalist
+            decision = replace(decision, version=self._version)
         self.past.append(decision)
         return decision.promoted
 
@@ -144,10 +148,6 @@ class TestRowsChoose(ValidationRowsChoose):
                 return False
         self.champion = finalist
         return True
-
-
-def _of_version(decision: Decision, version: int) -> Decision:
-    return replace(decision, version=version)
 
 
 Rule = Callable[..., ValidationRowsChoose]

@@ -71,7 +71,7 @@ def test_a_study_without_baselines_has_its_trials_alone(say, measured):
 
 def test_show_has_them_beside_the_adapters_own_score(say, store_uri, tmp_path):
     better = replace(candidate("00000", 0.9), baselines=BASELINES)
-    rule = PromotionRule(confidence=0.0)
+    rule = PromotionRule(confidence=0, require="constant")
     Registry(store_uri).promote(rule, TASK, [better], {"00000": adapter(tmp_path / "a", "00000")}, True)
     heading, row = say("show", "toy").out.splitlines()
     assert heading.split()[:5] == ["version", "accuracy", "constant", "tfidf", "features"], "no refit, no seeds"

@@ -27,7 +27,9 @@ def promote(store_uri: str, say: Callable[..., Said]) -> Promote:
 
     def run(study: str, wrong: Sequence[int], *given: str, guards: dict[str, float], sliced: bool = True) -> Said:
         task, slices = (SLICED, {"language": LANGUAGES}) if sliced else (TASK, None)
-        folder = searched(study, [Tried({"rank": 4}, 0.8)], task=task, promotion=PromotionRule(guards=guards))
+        folder = searched(
+            study, [Tried({"rank": 4}, 0.8)], task=task, promotion=PromotionRule(guards=guards, require="constant")
+        )
         answers = [1 - label if row in wrong else label for row, label in enumerate(LABELS)]
         confirm(folder, "00000", [0.8], answers, LABELS, slices=slices)
         adapter(folder.adapter_path("00000"), "00000", study.encode(), task=task, study=study)

@@ -53,7 +53,8 @@ for round_number in range(rounds):
     score = 0.5 + round_number / 10 + ((number + round_number) % promoters) / 100
     trial_id = f"p{number}r{round_number}"
     made = adapter(folder / trial_id, trial_id)
-    Registry(uri).promote(PromotionRule(confidence=0), TASK, [candidate(trial_id, score)], {trial_id: made})
+    rule = PromotionRule(confidence=0, require="constant")
+    Registry(uri).promote(rule, TASK, [candidate(trial_id, score)], {trial_id: made})
 """
 
 
@@ -62,7 +63,7 @@ def promote(uri: str, name: str, folder: Path, **changes: Any) -> None:
     task = replace(TASK, name=name)
     made = adapter(folder, "t0", task=task, **changes)
     won = replace(candidate("t0", 0.8), task=name)
-    assert Registry(uri).promote(PromotionRule(confidence=0), task, [won], {"t0": made})[1] == 1
+    assert Registry(uri).promote(PromotionRule(confidence=0, require="constant"), task, [won], {"t0": made})[1] == 1
 
 
 def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp_path):
@@ -168,7 +169,10 @@ def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, 
     with pytest.raises(RegistryError, match="There is no task yet"):
         registry.resolve("toy")
     decision, version = registry.promote(
-        PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": adapter(tmp_path / "t0", "t0")}
+        PromotionRule(confidence=0, require="constant"),
+        TASK,
+        [candidate("t0", 0.8)],
+        {"t0": adapter(tmp_path / "t0", "t0")},
     )
     assert (decision.promoted, version) == (True, 1)
     assert verify(pull("toy", uri=server_with_accounts.uri)).trial_id == "t0"

@@ -234,7 +234,7 @@ def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(mlflow_
     for trial_id, accuracy, version in (("t0", 0.8, 1), ("t1", 0.7, None), ("t2", 0.9, 2)):
         made = folder if trial_id == "t0" else adapter(tmp_path / trial_id, trial_id)
         decision, got = registry.promote(
-            PromotionRule(confidence=0), TASK, [candidate(trial_id, accuracy)], {trial_id: made}
+            PromotionRule(confidence=0, require="constant"), TASK, [candidate(trial_id, accuracy)], {trial_id: made}
         )
         assert (decision.promoted, got) == (version is not None, version)
     assert [past.promoted for past in registry.history("toy")] == [True, False, True]
@@ -253,7 +253,9 @@ def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(mlflow_
 
 def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(store_uri, tmp_path):
     folder = adapter(tmp_path / "t0", "t0", bytes(200_000_000))
-    Registry(store_uri).promote(PromotionRule(confidence=0), TASK, [candidate("t0", 0.8)], {"t0": folder})
+    Registry(store_uri).promote(
+        PromotionRule(confidence=0, require="constant"), TASK, [candidate("t0", 0.8)], {"t0": folder}
+    )
     cache = tmp_path / "cache"
     code = "import sys; from pathlib import Path; from loraxs_search.registry import pull\n"
     code += "pull('toy', uri=sys.argv[1], cache=Path(sys.argv[2]))"

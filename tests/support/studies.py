@@ -31,7 +31,7 @@ def study(
         task,
         BaseModelRef("b"),
         search or SearchPlan(),
-        promotion or PromotionRule(),
+        promotion or PromotionRule(require="constant"),
         "s.yaml",
         "/",
         uri or resolve_uri(),

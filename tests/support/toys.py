@@ -8,6 +8,7 @@ from typing import Any
 
 from loraxs_search.records import (
     AdapterSize,
+    Baseline,
     BaseModelRef,
     Candidate,
     DataSource,
@@ -55,4 +56,5 @@ def adapter(folder: Path, trial_id: str, content: bytes = bytes(100), **changes:
 def candidate(trial_id: str, accuracy: float) -> Candidate:
     """Return a candidate that such an adapter is of."""
     scores = {"accuracy": accuracy}
-    return Candidate("s1", trial_id, "toy", scores, scores, 400, "data", "base", "org/base")
+    constant = Baseline("constant", test_metrics={"accuracy": 0.5})
+    return Candidate("s1", trial_id, "toy", scores, scores, 400, "data", "base", "org/base", baselines=(constant,))

@@ -11,7 +11,8 @@ from support.searched_studies import Tried, confirm, searched
 
 import loraxs_search
 from loraxs_search.errors import StudyError
-from loraxs_search.records import Baseline, KeptAnswers
+from loraxs_search.records import Baseline, KeptAnswers, PromotionRule
+from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.studies import StudyFolder
 
 LABELS = [0, 1] * 20
@@ -21,8 +22,8 @@ LABELS = [0, 1] * 20
 def finalist(fresh_home):
     """Return a finished study whose finalist answers so many of 40 test rows rightly."""
 
-    def make(name: str, right: int, test_fingerprint: str = "test"):
-        folder = searched(name, [Tried({"rank": 4}, 0.8)])
+    def make(name: str, right: int, test_fingerprint: str = "test", **other):
+        folder = searched(name, [Tried({"rank": 4}, 0.8)], **other)
         answers = [label if row < right else 1 - label for row, label in enumerate(LABELS)]
         confirm(folder, "00000", [0.8], answers, LABELS, test_fingerprint)
         return folder
@@ -60,27 +61,24 @@ def test_finalists_of_studies_that_go_on_count_too(finalist, store_uri):
     assert loraxs_search.promote("fourth", tracking_uri=store_uri).comparisons[0].number == 4
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_what_a_baseline_answered_is_kept_apart_and_held_against_the_finalist(finalist, store_uri, kept):
-    folder = finalist("s", 36)
-    answers = (*map(float, LABELS[:38]), 1.0, 0.0)  # right in 38 rows
+@pytest.mark.parametrize(("answers", "rows"), [(True, "test"), (True, "others"), (False, "test")])
+def test_what_baselines_answered_is_kept_apart_and_held_against_the_finalist(finalist, store_uri, answers, rows):
+    folder = finalist("s", 36, promotion=PromotionRule())
+    said = tuple(map(float, [*LABELS[:38], 1, 0]))  # right in 38 rows
     scores = ({"accuracy": 0.95}, {"accuracy": 0.95})
-    folder.write_baselines([Baseline("tfidf", *scores, test_answers=answers if kept else (), test_rows="test")])
-    assert [one.test_answers for one in folder.baselines() or ()] == [()]
-    assert folder.baseline_answers() == ({"tfidf": KeptAnswers(answers, "t", "test")} if kept else {})
+    linear = [
+        Baseline(name, *scores, test_answers=said if answers else (), test_rows=rows) for name in ("tfidf", "features")
+    ]
+    folder.write_baselines([Baseline("constant", answer=0), *linear])
+    assert {one.test_answers for one in folder.baselines() or ()} == {()}
+    kept = KeptAnswers(said, "t", rows)
+    assert folder.baseline_answers() == ({"tfidf": kept, "features": kept} if answers else {})
     folder.write_candidates([replace(one, baselines=folder.baselines() or ()) for one in folder.candidates() or []])
     decision = loraxs_search.promote("s", tracking_uri=store_uri)
     assert not decision.promoted
-    assert "worse than tfidf (accuracy 0.9500)" in decision.reasons[-1]
-
-
-def test_what_a_baseline_answered_in_another_study_is_not_compared(finalist, store_uri):
-    folder = finalist("s", 36)
-    folder.write_baselines([Baseline("tfidf", {}, {"accuracy": 0.5}, test_answers=(1.0,) * 40, test_rows="others")])
-    folder.write_candidates([replace(one, baselines=folder.baselines() or ()) for one in folder.candidates() or []])
-    decision = loraxs_search.promote("s", tracking_uri=store_uri)
-    assert not decision.promoted
-    assert "the answers of tfidf are to test rows of t with fingerprint others" in decision.reasons[-1]
+    why = "worse than tfidf (accuracy 0.9500)" if rows == "test" else "are to test rows of t with fingerprint others"
+    assert (why if answers else "the answers of tfidf to the test rows are missing") in decision.reasons[-1]
+    assert lacks_baseline(folder) is not answers
 
 
 def test_a_study_that_may_not_be_written_is_decided_on_unless_a_driver_holds_it(finalist, store_uri, monkeypatch):

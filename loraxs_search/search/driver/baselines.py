@@ -44,8 +44,13 @@ class StudyBaselines:
         self._folder, self._actors, self._task = folder, actors, task
         self._written: ObjectRef[None] | None = None
         self._known: tuple[Baseline, ...] = ()
-        known = folder.baselines()
-        if known is None or any(is_unmeasured(one) for one in known if not is_alone(one.name)):
+        from loraxs_search.tasks.baselines import fitting_baselines
+        from loraxs_search.tasks.kinds import kind_of
+
+        known, kept = folder.baselines() or (), folder.baseline_answers()
+        measured = {one.name for one in known if not one.failed and (one.answer is not None or one.name in kept)}
+        hopeless = {one.name for one in known if one.failed and not one.applies}
+        if set(fitting_baselines(kind_of(task))) - measured - hopeless:
             self._written = actors.snapshot_store.write_baselines.remote(actors.pool.host().baselines(task))
 
     def known(self) -> tuple[Baseline, ...]:

@@ -182,7 +182,8 @@ def lacks_baseline(folder: StudyFolder) -> bool:
     from loraxs_search.registry.baselines import unmeasured  # numpy
 
     info, has_alone = folder.info, folder.confirmations().base_rows_path.is_file()
-    return bool(unmeasured(info.promotion, info.task, folder.baselines() or (), has_alone=has_alone))
+    found = unmeasured(info.task, folder.baselines() or (), folder.baseline_answers(), has_alone=has_alone)
+    return info.promotion.require == "all" and found is not None and found[1]
 
 
 def _record_finished(folder: StudyFolder) -> SearchResult:

@@ -10,6 +10,7 @@ from support.sealed import seal
 
 from loraxs_search.records import (
     AdapterSize,
+    Baseline,
     BaseModelRef,
     Candidate,
     DataSource,
@@ -48,6 +49,7 @@ def candidate() -> Callable[..., Candidate]:
             "stored_bytes": stored_bytes,
             "data_fingerprint": "data",
             "base_digest": "base",
+            "baselines": (Baseline("constant", test_metrics={"accuracy": 0.5}),),
         }
         return Candidate(**(fields | other))
 

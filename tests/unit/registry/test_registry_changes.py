@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from loraxs_search.errors import BaseModelError, ForeignVersionError, IntegrityError, RegistryError
+from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
 from loraxs_search.registry import Beside, Registry, Rescored
 from loraxs_search.registry._versions import DECISIONS, SUMMARY
@@ -20,7 +21,7 @@ from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.store import comparable
 from loraxs_search.tracking.store import connect
 
-RULE = PromotionRule()
+RULE = PromotionRule(require="constant")
 LABELS = np.arange(400) % 2
 
 
@@ -136,19 +137,22 @@ def test_a_champion_whose_texts_were_read_by_other_rules_is_scored_anew(
     assert bool(anew.note) is (champion_earlier != finalist_earlier)
     alone = comparable(champion, finalist, None, lambda _: rows_of)
     for compared, alike in ((anew, champion_earlier or not finalist_earlier), (alone, not alone.note)):
-        decision = decide(PromotionRule(require="constant"), task, finalist, compared.scored)
+        decision = decide(RULE, task, finalist, compared)
         assert ("not comparable" in decision.reasons[-1]) is not alike
         assert bool(decision.comparisons) is alike
 
 
-def test_answers_that_were_exchanged_are_refused(registry, promote, store_uri):
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(rows(100).to_bytes()), Path.unlink])
+def test_answers_that_were_exchanged_or_removed_are_made_anew_or_stop_nothing_but_their_task(registry, promote, damage):
     promote("t0", 320)
-    source = registry.champion("movie-reviews").source
-    from pathlib import Path
-
-    (Path(source) / "evidence" / "test_rows.safetensors").write_bytes(rows(100).to_bytes())
-    with pytest.raises(IntegrityError, match="test_rows"):
-        promote("t1", 330)
+    damage(Path(registry.champion("movie-reviews").source) / "evidence" / "test_rows.safetensors")
+    refused, _ = promote("t1", 330)
+    assert not refused.promoted
+    assert "has no whole answers to these test rows" in refused.reasons[1]
+    assert registry.history("movie-reviews")[-1] == refused
+    assert promote("t1", 330, rescore=lambda _: Rescored({"accuracy": 0.8}, "data", rows(320), "data"))[0].promoted
+    damage(Path(registry.champion("movie-reviews").source) / "evidence" / "test_rows.safetensors")
+    assert promote("t2", 200, forced=True)[0].forced
 
 
 def test_two_people_who_name_their_studies_alike_meet_each_other(registry, task, candidate, make_folder, tmp_path):
@@ -326,7 +330,7 @@ def test_a_rollback_goes_back_by_one_wherever_it_is_killed(registry, promote):
 def test_a_removal_is_recorded_once_wherever_it_is_killed(registry, promote):
     promote("t0", 320)
     for number in KILLS:
-        promote(f"t{number}", 321 + number, rule=PromotionRule(confidence=0))
+        promote(f"t{number}", 321 + number, rule=PromotionRule(require="constant", confidence=0))
         version = registry.champion("movie-reviews").version
         remove = functools.partial(registry.remove, f"movie-reviews:{version}", forced=True)
         is_whole = killed_before_write(number, remove)
@@ -354,11 +358,13 @@ def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_t
     promote("t0", 300)
     for number in (3, 4, 8):  # before the alias moves, after it, and before the last write
         before = registry.champion("movie-reviews").version
-        dying = functools.partial(promote, f"dying{number}", 301 + 2 * number, rule=PromotionRule(confidence=0))
+        dying = functools.partial(
+            promote, f"dying{number}", 301 + 2 * number, rule=PromotionRule(require="constant", confidence=0)
+        )
         assert not killed_before_write(number, dying)
         held = registry.champion("movie-reviews").version
         assert (held != before) is (number != 3)
-        promote(f"next{number}", 302 + 2 * number, rule=PromotionRule(confidence=0))
+        promote(f"next{number}", 302 + 2 * number, rule=PromotionRule(require="constant", confidence=0))
         assert registry.rollback("movie-reviews").version == held
     assert killed_before_write(9, lambda: promote("t1", 340))
 

@@ -63,7 +63,7 @@ def promote(store_uri, task, candidate, make_folder):
     def promote(trial_id, accuracy, factors):
         folder = make_folder(trial_id, factors=factors)
         Registry(store_uri).promote(
-            PromotionRule(confidence=0), task, [candidate(trial_id, accuracy)], {trial_id: folder}
+            PromotionRule(confidence=0, require="constant"), task, [candidate(trial_id, accuracy)], {trial_id: folder}
         )
 
     return promote

@@ -13,7 +13,7 @@ from loraxs_search.registry._versions import CANDIDATE, SUMMARY, adapter_tag
 from loraxs_search.registry.pages import MAX_PAGE, task_page, version_page
 from loraxs_search.tracking.store import connect
 
-RULE = PromotionRule(confidence=0)
+RULE = PromotionRule(confidence=0, require="constant")
 REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, {"accuracy": 0.82}))
 BASELINES = (Baseline("constant", {}, {"accuracy": 0.5}, answer=1), Baseline("tfidf", {}, {"accuracy": 0.7}))
 MADE = Decision(

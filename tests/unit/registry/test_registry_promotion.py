@@ -38,7 +38,9 @@ TASK = Task(
     metrics=("accuracy",),
     labels=("a", "b"),
 )
-NUMBERS = PromotionRule(confidence=0)  # numbers as they stand
+RULE = PromotionRule(require="constant")
+NUMBERS = dataclasses.replace(RULE, confidence=0)  # numbers as they stand
+SMALLER = dataclasses.replace(RULE, margin=0.02)
 
 
 def _candidate(trial_id: str, accuracy: float, stored_bytes: int = 1000, **other) -> Candidate:
@@ -74,16 +76,14 @@ def _old(right: int, stored_bytes: int = 1000, **other) -> Scored:
 @pytest.mark.parametrize(("right", "promoted"), [(560, True), (510, False), (500, False), (400, False)])
 def test_a_first_champion_must_beat_the_constant_answer_significantly(right, promoted):
     constant = Baseline("constant", test_metrics={"accuracy": 0.5}, answer=1)
-    decision = decide(PromotionRule(), TASK, _scored("t0", right, baselines=(constant,)), None)
+    decision = decide(RULE, TASK, _scored("t0", right, baselines=(constant,)), None)
     assert decision.promoted is promoted
     gain = (right - 500) / 1000
     beside = "worse than" if gain < 0 else f"gain {gain:+.4f} over" if gain else "no better than"
     assert f"{beside} the constant answer (accuracy 0.5000)" in decision.reasons[-1]
     assert ("more steps, other target modules or more trials" in decision.reasons[-1]) is not promoted
     assert (decision.comparisons[0].opponent, decision.comparisons[0].number) == ("constant", 1)
-    forced = decide(
-        PromotionRule(), TASK, _scored("t0", right, baselines=(constant,)), None, ComparisonSetup(forced=True)
-    )
+    forced = decide(RULE, TASK, _scored("t0", right, baselines=(constant,)), None, ComparisonSetup(forced=True))
     assert (forced.promoted, forced.forced) == (True, not promoted), "what the rule promotes is not forced"
 
 
@@ -91,18 +91,22 @@ def test_what_answers_every_row_alike_is_not_promoted():
     labels = np.array([0] * 501 + [1] * 300 + [2] * 199)
     said = ScoredRows(np.zeros_like(labels), labels)
     finalist = Scored(_candidate("t0", 0.501, baselines=(Baseline("constant", answer=0),)), said)
-    assert not decide(PromotionRule(), TASK, finalist, None).promoted
+    assert not decide(RULE, TASK, finalist, None).promoted
     without = Scored(_candidate("t0", 0.501), said)
-    assert not decide(PromotionRule(), TASK, without, None).promoted, "then the best constant on the test rows is taken"
+    assert not decide(RULE, TASK, without, None).promoted, "then the best constant on the test rows is taken"
 
 
 def test_without_rows_a_first_champion_takes_force():
     finalist = Scored(_candidate("t0", 0.9))
-    refused = decide(PromotionRule(), TASK, finalist, None)
+    refused = decide(RULE, TASK, finalist, None)
     assert not refused.promoted
     assert "--force" in refused.reasons[-1]
-    assert decide(PromotionRule(), TASK, finalist, None, ComparisonSetup(forced=True)).forced
-    assert decide(NUMBERS, TASK, finalist, None).promoted
+    assert decide(RULE, TASK, finalist, None, ComparisonSetup(forced=True)).forced
+    assert not decide(NUMBERS, TASK, finalist, None).promoted, "there is no constant answer to compare with"
+    measured = Scored(
+        _candidate("t0", 0.9, baselines=(Baseline("constant", test_metrics={"accuracy": 0.5}, answer=0),))
+    )
+    assert decide(NUMBERS, TASK, measured, None).promoted
 
 
 def test_regression_must_beat_its_constant_too():
@@ -112,7 +116,7 @@ def test_regression_must_beat_its_constant_too():
         noise = np.random.default_rng(0).normal(size=200).astype(np.float32) * spread
         mse = float(np.mean(noise**2))
         finalist = Scored(_candidate("t0", 0, test_metrics={"mse": mse}), ScoredRows(labels + noise, labels))
-        assert decide(PromotionRule(), task, finalist, None).promoted is promoted
+        assert decide(RULE, task, finalist, None).promoted is promoted
 
 
 # ---- against a champion ----------------------------------------------------------------------------------------------
@@ -132,7 +136,7 @@ def test_a_finalist_must_gain_more_than_nothing_and_at_least_min_gain(min_gain, 
     ("confidence", "right", "promoted"), [(0.95, 803, False), (0.95, 810, True), (0.0, 803, True), (0.7, 803, True)]
 )
 def test_a_gain_on_the_same_rows_must_be_sure(confidence, right, promoted):
-    rule = PromotionRule(confidence=confidence)
+    rule = PromotionRule(require="constant", confidence=confidence)
     decision = decide(rule, TASK, _scored("t0", right), _old(800))
     assert decision.promoted is promoted
     if confidence:
@@ -144,14 +148,14 @@ def test_a_gain_on_the_same_rows_must_be_sure(confidence, right, promoted):
 
 def test_the_nth_look_at_the_same_rows_is_held_to_more():
     finalist, champion = _scored("t0", 806), _old(800)  # p = 1/64
-    decisions = [decide(PromotionRule(), TASK, finalist, champion, ComparisonSetup(number=n)) for n in (1, 2)]
+    decisions = [decide(RULE, TASK, finalist, champion, ComparisonSetup(number=n)) for n in (1, 2)]
     assert [d.promoted for d in decisions] == [True, False]
     assert [d.comparisons[0].confidence for d in decisions] == pytest.approx([1 - 0.05 / 2, 1 - 0.05 / 6])
-    assert decide(PromotionRule(), TASK, finalist, champion, ComparisonSetup(number=2, level=0.02)).promoted
+    assert decide(RULE, TASK, finalist, champion, ComparisonSetup(number=2, level=0.02)).promoted
 
 
 def test_however_late_a_comparison_its_confidence_is_told_from_certainty():
-    reason = decide(PromotionRule(), TASK, _scored("t0", 810), _old(800), ComparisonSetup(number=100)).reasons[-1]
+    reason = decide(RULE, TASK, _scored("t0", 810), _old(800), ComparisonSetup(number=100)).reasons[-1]
     assert "comparison 100 on these rows, confidence 0.999995" in reason
 
 
@@ -159,14 +163,14 @@ def test_however_late_a_comparison_its_confidence_is_told_from_certainty():
 def test_few_test_rows_decide_nothing(champion):
     few, enough = (Scored(_candidate("t0", 1.0), _rows(number, 0)) for number in (9, 20))
     held = Scored(_candidate("old", 0.0, study="s0"), _rows(0, 9)) if champion else None
-    refused = decide(PromotionRule(), TASK, few, held)
+    refused = decide(RULE, TASK, few, held)
     assert not refused.promoted
     assert "at least 10 test rows are needed" in refused.reasons[-1]
     assert "there are 9" in refused.reasons[-1]
     assert refused.comparisons == ()
-    assert decide(PromotionRule(), TASK, few, held, ComparisonSetup(forced=True)).forced
+    assert decide(RULE, TASK, few, held, ComparisonSetup(forced=True)).forced
     assert decide(NUMBERS, TASK, few, held).promoted
-    assert decide(PromotionRule(), TASK, enough, None).promoted
+    assert decide(RULE, TASK, enough, None).promoted
 
 
 def test_minimised_metrics_turn_the_comparison_round():
@@ -185,15 +189,22 @@ def test_a_gain_that_is_none_is_not_called_one():
     assert little.reasons[-1].endswith(", less than min_gain=0.02")
 
 
-@pytest.mark.parametrize(("f1", "promoted"), [(0.69, False), (0.70, True), (math.nan, False), (None, False)])
-def test_a_guarded_metric_must_not_fall_further_than_it_may(f1, promoted):
-    rule = PromotionRule(guards={"f1": 0.05})
-    found = _scored("t0", 900, test_metrics={"accuracy": 0.9} | ({} if f1 is None else {"f1": f1}))
-    champion = _old(800, test_metrics={"accuracy": 0.8, "f1": 0.75})
+@pytest.mark.parametrize(("unended", "promoted"), [(0.14, False), (0.15, True), (math.nan, False), (None, False)])
+def test_a_guarded_metric_must_not_fall_further_than_it_may(unended, promoted):
+    rule = dataclasses.replace(RULE, guards={"unended": 0.05})
+    known = {} if unended is None else {"unended": unended}
+    found = _scored("t0", 900, test_metrics={"accuracy": 0.9} | known)
+    champion = _old(800, test_metrics={"accuracy": 0.8, "unended": 0.2})
     decision = decide(rule, TASK, found, champion)
     assert decision.promoted is promoted
-    assert ("guard: f1" in decision.reasons[-1]) is not promoted
+    assert ("guard: unended" in decision.reasons[-1]) is not promoted
     assert decide(rule, TASK, found, champion, ComparisonSetup(forced=True)).promoted
+
+
+def test_answers_decide_and_what_a_tag_says_of_them_does_not():
+    edited = _old(950, test_metrics={"accuracy": 0.1})
+    decision = decide(RULE, TASK, _scored("t0", 900, test_metrics={"accuracy": 0.99}), edited)
+    assert (decision.promoted, decision.winner_metric, decision.champion_metric) == (False, 0.9, 0.95)
 
 
 def _right_between(start, stop):
@@ -206,7 +217,7 @@ def _right_between(start, stop):
 def test_answers_that_become_wrong_are_counted_and_may_be_guarded(allowed, promoted):
     champion = dataclasses.replace(_old(500), rows=_right_between(0, 50))
     found = dataclasses.replace(_scored("t0", 850), rows=_right_between(5, 90))
-    decision = decide(PromotionRule(guards={"negative_flips": allowed}), TASK, found, champion)
+    decision = decide(PromotionRule(require="constant", guards={"negative_flips": allowed}), TASK, found, champion)
     assert decision.flips == AnswerFlips(negative=5, positive=40, num_rows=100)
     assert decision.promoted is promoted
     assert any("100 test rows, 5 (5.0%) that the champion answers right become wrong" in it for it in decision.reasons)
@@ -234,7 +245,7 @@ def test_no_slice_of_enough_rows_may_lose_more_than_its_guard_allows(size, allow
     found = dataclasses.replace(
         _scored("t0", 850), rows=_sliced(_right_between(size // 5, 100), a=size, b=50, c=50 - size)
     )
-    decision = decide(PromotionRule(guards={"slice_loss": allowed}), TASK, found, champion)
+    decision = decide(PromotionRule(require="constant", guards={"slice_loss": allowed}), TASK, found, champion)
     assert decision.promoted is promoted
     assert [(each.name, each.num_rows, each.champion_score) for each in decision.slices] == [
         ("group=a", size, 1.0),
@@ -264,7 +275,9 @@ def test_no_slice_of_enough_rows_may_lose_more_than_its_guard_allows(size, allow
 def test_what_a_guarded_slice_loses_must_be_known(rows, why):
     champion = dataclasses.replace(_old(500), rows=_right_between(0, 50))
     found = dataclasses.replace(_scored("t0", 850), rows=rows)
-    decision = decide(PromotionRule(confidence=0, guards={"slice_loss": 1.0}), TASK, found, champion)
+    decision = decide(
+        PromotionRule(require="constant", confidence=0, guards={"slice_loss": 1.0}), TASK, found, champion
+    )
     assert not decision.promoted
     assert decision.reasons[-1].startswith(f"guard: slice_loss {why}")
 
@@ -274,18 +287,18 @@ def test_slices_are_scored_by_the_metric_that_decides_and_a_first_champion_too()
     task = dataclasses.replace(TASK, kind="regression", labels=(), metric="mse", metrics=("mse",), direction="minimize")
     near, far = (ScoredRows(labels + np.where(np.arange(80) % 2, off, 0.1), labels) for off in (0.2, 0.3))
     found = Scored(_candidate("t0", 0, test_metrics={"mse": 0.02}), dataclasses.replace(near, slices=groups))
-    first = decide(PromotionRule(), task, found, None)
+    first = decide(RULE, task, found, None)
     assert [(each.score, each.champion_score) for each in first.slices] == [
         (pytest.approx(0.01), None),
         (pytest.approx(0.04), None),
     ]
     champion = Scored(_candidate("old", 0, study="s0", test_metrics={"mse": 0.05}), far)
-    assert [each.loss for each in decide(PromotionRule(), task, found, champion).slices] == [
+    assert [each.loss for each in decide(RULE, task, found, champion).slices] == [
         0.0,
         pytest.approx(0.04 - 0.09),
     ]
     others = dataclasses.replace(champion, candidate=dataclasses.replace(champion.candidate, test_fingerprint="others"))
-    assert [each.champion_score for each in decide(PromotionRule(), task, found, others).slices] == [None, None]
+    assert [each.champion_score for each in decide(RULE, task, found, others).slices] == [None, None]
 
 
 def test_sums_over_tokens_are_scored_by_slice_and_none_without_tokens():
@@ -298,7 +311,7 @@ def test_sums_over_tokens_are_scored_by_slice_and_none_without_tokens():
 
 def test_a_record_of_a_decision_keeps_the_slices_that_lose_most():
     slices = tuple(SliceScore("group", f"{i:03d}", 40, 0.5, 0.5 + i / 1000, i / 1000) for i in range(150))
-    decision = dataclasses.replace(decide(PromotionRule(), TASK, _scored("t0", 850), _old(500)), slices=slices)
+    decision = dataclasses.replace(decide(RULE, TASK, _scored("t0", 850), _old(500)), slices=slices)
     kept = from_json(type(decision), fitted(decision))
     assert len(fitted(decision)) <= 5000
     assert kept.reasons == decision.reasons
@@ -306,40 +319,63 @@ def test_a_record_of_a_decision_keeps_the_slices_that_lose_most():
     assert len(kept.slices) > 10
 
 
-# ---- tolerance -------------------------------------------------------------------------------------------------------
+# ---- smaller ---------------------------------------------------------------------------------------------------------
+def _apart(won: int, lost: int, num_rows: int) -> tuple[ScoredRows, ScoredRows]:
+    """Answers of two adapters: the first alone is right in `won` rows, the second alone in `lost`."""
+    labels, rows = np.arange(num_rows) % 2, np.arange(num_rows)
+    first, second = (rows < num_rows // 2) | (rows >= num_rows - won), (rows < num_rows // 2 + lost)
+    return tuple(ScoredRows(np.where(right, labels, 1 - labels), labels) for right in (first, second))
+
+
 @pytest.mark.parametrize(
-    ("right", "stored_bytes", "promoted"), [(798, 999, True), (800, 999, True), (798, 1000, False), (790, 10, False)]
+    ("num_rows", "lost", "stored_bytes", "promoted"),
+    [(10_000, 0, 999, True), (10_000, 90, 999, False), (10_000, 0, 1000, False), (100, 0, 999, False)],
 )
-def test_within_tolerance_of_the_reference_a_strictly_smaller_one_replaces_the_champion(right, stored_bytes, promoted):
-    rule = PromotionRule(min_gain=0.01, tolerance=0.005)
-    decision = decide(
-        rule,
-        TASK,
-        _scored("t0", right, stored_bytes),
-        _old(800),
-        ComparisonSetup(reference=ToleranceReference(1, 0.80)),
+def test_a_smaller_one_is_promoted_if_rows_show_that_it_is_less_than_margin_worse(
+    num_rows, lost, stored_bytes, promoted
+):
+    new, old = _apart(10, 10 + lost, num_rows)
+    reference = ToleranceReference(1, 0.5, old)
+    finalist, champion = (
+        Scored(_candidate("t0", 0.5, stored_bytes), new),
+        Scored(_candidate("old", 0.5, study="s0"), old),
     )
+    decision = decide(RULE, TASK, finalist, champion, ComparisonSetup(reference=reference))
     assert decision.promoted is promoted
-    assert ("of version 1, and smaller" in decision.reasons[-1]) is promoted
-    assert (decision.comparisons[0].reference_version, decision.comparisons[0].reference_metric) == (1, 0.80)
+    is_smaller = stored_bytes < 1000
+    assert ("of version 1" in decision.reasons[-1] or "worse than version 1" in decision.reasons[-1]) is is_smaller
+    off = decide(dataclasses.replace(RULE, margin=0), TASK, finalist, champion, ComparisonSetup(reference=reference))
+    assert not off.promoted
+    later = decide(RULE, TASK, finalist, champion, ComparisonSetup(number=10**6, reference=reference))
+    assert promoted or not later.promoted
 
 
-def test_small_losses_do_not_add_up():
-    rule = PromotionRule(tolerance=0.005)
-    smaller, champion = _scored("t0", 794, 900), _old(797)
-    assert decide(rule, TASK, smaller, champion, ComparisonSetup(reference=ToleranceReference(2, 0.797))).promoted
-    refused = decide(rule, TASK, smaller, champion, ComparisonSetup(reference=ToleranceReference(1, 0.80)))
-    assert not refused.promoted
-    assert "0.0060 below version 1, which tolerance counts from" in refused.reasons[-1]
-    without = decide(rule, TASK, smaller, champion, ComparisonSetup())
-    assert not without.promoted
+def test_margin_counts_from_the_best_champion_there_was_and_takes_its_answers():
+    new, best = _apart(0, 300, 10_000)
+    champion = Scored(_candidate("old", 0.5, study="s0"), new)
+    finalist = Scored(_candidate("t0", 0.5, 999), new)
+    promoted = [
+        decide(RULE, TASK, finalist, champion, ComparisonSetup(reference=reference)).promoted
+        for reference in (
+            ToleranceReference(2, 0.5, new),
+            ToleranceReference(1, 0.53, best),
+            ToleranceReference(2, 0.5, None, "they are gone"),
+            None,
+        )
+    ]
+    assert promoted == [True, False, False, False]
 
 
-def test_a_smaller_one_that_is_significantly_worse_stays_out():
-    rule, reference = PromotionRule(tolerance=0.02), ComparisonSetup(reference=ToleranceReference(1, 0.81))
-    refused = decide(rule, TASK, _scored("t0", 800, 10), _old(810), reference)
-    assert not refused.promoted
-    assert "smaller but significantly worse" in refused.reasons[-1]
+def test_metrics_that_are_no_shares_have_no_margin_of_their_own():
+    labels = np.linspace(0, 1, 4000)
+    noise = np.random.default_rng(0).normal(0, 0.1, 4000)
+    task = dataclasses.replace(TASK, kind="regression", labels=(), metric="mse", direction="minimize", metrics=("mse",))
+    champion = Scored(_candidate("old", 0, study="s0", test_metrics={"mse": 0.01}), ScoredRows(labels + noise, labels))
+    finalist = Scored(_candidate("t0", 0, 10, test_metrics={"mse": 0.01}), ScoredRows(labels - noise, labels))
+    setup = ComparisonSetup(reference=ToleranceReference(1, 0.01, champion.rows))
+    for margin, promoted in ((None, False), (1e-6, True), (0.01, True)):
+        rule = dataclasses.replace(RULE, margin=margin)
+        assert decide(rule, task, finalist, champion, setup).promoted is promoted
 
 
 # ---- what is not compared --------------------------------------------------------------------------------------------
@@ -349,12 +385,12 @@ def test_a_smaller_one_that_is_significantly_worse_stays_out():
 )
 def test_a_champion_that_cannot_be_compared_stays_unless_forced(other, why):
     champion = _old(100, **other)
-    refused = decide(PromotionRule(), TASK, _scored("t0", 900), champion)
+    refused = decide(RULE, TASK, _scored("t0", 900), champion)
     assert not refused.promoted
     assert refused.comparisons == (), "nothing was looked at"
     assert "not comparable" in refused.reasons[-1]
     assert why in refused.reasons[-1]
-    forced = decide(PromotionRule(), TASK, _scored("t0", 900), champion, ComparisonSetup(forced=True))
+    forced = decide(RULE, TASK, _scored("t0", 900), champion, ComparisonSetup(forced=True))
     assert forced.promoted
     assert forced.forced
     assert forced.reasons[-2:] == (refused.reasons[-1], "promoted by force")
@@ -362,14 +398,14 @@ def test_a_champion_that_cannot_be_compared_stays_unless_forced(other, why):
 
 def test_the_test_rows_make_two_comparable_whatever_the_others_are():
     finalist = _scored("t0", 900, data_fingerprint="more train rows", test_fingerprint="rows")
-    assert decide(PromotionRule(), TASK, finalist, _old(800, test_fingerprint="rows")).promoted
-    assert not decide(PromotionRule(), TASK, finalist, _old(800, test_fingerprint="other rows")).promoted
+    assert decide(RULE, TASK, finalist, _old(800, test_fingerprint="rows")).promoted
+    assert not decide(RULE, TASK, finalist, _old(800, test_fingerprint="other rows")).promoted
 
 
 def test_the_champion_is_not_promoted_again_even_by_force():
     champion = _scored("t0", 900)
     for forced in (False, True):
-        decision = decide(PromotionRule(), TASK, champion, champion, ComparisonSetup(forced=forced))
+        decision = decide(RULE, TASK, champion, champion, ComparisonSetup(forced=forced))
         assert not decision.promoted
         assert decision.comparisons == ()
         assert decision.reasons[-1] == "s1/t0 already is the champion"
@@ -377,16 +413,16 @@ def test_the_champion_is_not_promoted_again_even_by_force():
 
 def test_the_same_name_in_another_study_is_another_candidate():
     champion, found = _scored("t0", 800, study_id="a"), _scored("t0", 810, study_id="b")
-    decision = decide(PromotionRule(), TASK, found, champion)
+    decision = decide(RULE, TASK, found, champion)
     assert decision.promoted
     assert decision.p_value == pytest.approx(2**-10)
-    assert not decide(PromotionRule(), TASK, champion, champion).promoted
+    assert not decide(RULE, TASK, champion, champion).promoted
 
 
 @pytest.mark.parametrize("metrics", [{}, {"accuracy": math.nan}])
 def test_a_finalist_without_a_test_score_is_not_promoted_even_by_force(metrics):
     decision = decide(
-        PromotionRule(), TASK, _scored("t0", 900, test_metrics=metrics), None, ComparisonSetup(forced=True)
+        RULE, TASK, Scored(_candidate("t0", 0.9, test_metrics=metrics)), None, ComparisonSetup(forced=True)
     )
     assert not decision.promoted
     assert "cannot be judged" in decision.reasons[-1]
@@ -441,92 +477,98 @@ def test_a_later_look_promotes_nothing_that_an_earlier_one_does_not(rule, finali
         assert decide(rule, TASK, finalist, champion, ComparisonSetup(number=look)).promoted
 
 
-# ---- the base alone --------------------------------------------------------------------------------------------------
-def _alone(right: int) -> ScoredRows:
-    return _rows(right, 1000 - right)
+# ---- baselines ------------------------------------------------------------------------------------------------------
+ALL = PromotionRule()
+LM = dataclasses.replace(TASK, kind="multiple-choice")
+CONSTANT = Baseline("constant", test_metrics={"accuracy": 0.5}, answer=0)
 
 
-def _measured(**scores: float) -> tuple[Baseline, ...]:
-    """The constant answer, and the base alone, the best of which has answered the test rows."""
-    shots = {name.replace("_", "-"): score for name, score in scores.items()}
-    best = max(shots, key=lambda name: shots[name])
-    alone = (Baseline(n, {"accuracy": s}, {"accuracy": s} if n == best else {}) for n, s in shots.items())
-    return (Baseline("constant", {"accuracy": 0.5}, {"accuracy": 0.5}, answer=0), *alone)
+def _asked(right: int, base: int | None, *, zero: float = 0.1, **failed: str) -> Scored:
+    """An adapter that chooses, and its base alone with four worked examples."""
+    answered = {} if base is None else {"accuracy": base / 1000}
+    shots = (Baseline("zero-shot", {"accuracy": zero}, **failed), Baseline("4-shot", answered, answered))
+    alone = None if base is None else _rows(base, 1000 - base)
+    return dataclasses.replace(_scored("t0", right, baselines=(CONSTANT, *shots)), alone=alone)
 
 
 @pytest.mark.parametrize(("base", "promoted"), [(300, True), (700, True), (797, False), (850, False)])
 def test_a_first_champion_must_beat_the_better_of_constant_answer_and_base_alone(base, promoted):
-    finalist = _scored("t0", 800, baselines=_measured(zero_shot=0.1, **{"4_shot": base / 1000}))
-    decision = decide(PromotionRule(), TASK, dataclasses.replace(finalist, alone=_alone(base)), None)
+    decision = decide(ALL, LM, _asked(800, base), None)
     assert decision.promoted is promoted
     named = "the constant answer (accuracy 0.5000)" if base < 500 else f"the base alone (4-shot) (accuracy 0.{base}0)"
     assert f"{'over' if base < 800 else 'worse than'} {named}" in decision.reasons[-1]
-    assert [made.opponent for made in decision.comparisons] == ["constant"], (
-        "the same first comparison, whichever it is of"
-    )
+    assert [made.opponent for made in decision.comparisons] == ["constant"], "all baselines are one comparison"
+    assert decide(NUMBERS, LM, _asked(800, base), None).promoted
+    assert decide(dataclasses.replace(ALL, confidence=0), LM, _asked(800, base), None).promoted is (base < 800)
 
 
-def test_a_base_alone_that_was_not_measured_leaves_the_place_empty():
-    """The adapter has .40 and the base .60, which failed once: it was promoted, being better than a constant."""
-    without_answers = _measured(zero_shot=0.2)
-    failed = (Baseline("constant", answer=0), Baseline("zero-shot", failed="disk full"), Baseline("4-shot"))
-    words = dataclasses.replace(TASK, kind="multiple-choice")
-    for task, baselines, why in (
-        (TASK, without_answers, "answers of the base alone (zero-shot) are missing"),
-        (TASK, failed, "zero-shot) could not be asked: disk full"),
-        (words, (), "was not asked"),
-    ):
-        finalist = _scored("t0", 900, baselines=baselines)
-        for champion in (None, _old(700)):
-            decision = decide(PromotionRule(), task, finalist, champion)
-            assert not decision.promoted
-            assert why in decision.reasons[-1]
-            assert "`loraxs-search resume s1`" in decision.reasons[-1]
-            assert decide(PromotionRule(), task, finalist, champion, ComparisonSetup(forced=True)).promoted
-    assert decide(PromotionRule(require="constant"), TASK, finalist, _old(700)).promoted
-
-
-# ---- other baselines -------------------------------------------------------------------------------------------------
-def _beside_tfidf(right: int, tfidf: int, *, kept: bool = True) -> Scored:
-    """An adapter beside TF-IDF, which is right in the first `tfidf` of 1000 rows."""
-    baselines = (Baseline("constant", answer=0), Baseline("tfidf", test_metrics={"accuracy": tfidf / 1000}))
-    answers = {"tfidf": KeptAnswers(_rows(tfidf, 1000 - tfidf).predictions.tolist())} if kept else {}
-    return dataclasses.replace(_scored("t0", right, baselines=baselines), answers=answers)
-
-
-@pytest.mark.parametrize(
-    ("tfidf", "kept", "promoted"),
-    [(700, True, True), (798, True, False), (798, False, True), (809, True, False), (809, False, False)],
-)
-def test_a_first_champion_must_beat_every_baseline_significantly_or_by_score_without_answers(tfidf, kept, promoted):
-    finalist = _beside_tfidf(800, tfidf, kept=kept)
-    decision = decide(PromotionRule(), TASK, finalist, None)
-    assert decision.promoted is promoted
-    assert promoted or f"tfidf (accuracy 0.{tfidf}0)" in decision.reasons[-1]
-    assert len(decision.comparisons) == 1, (
-        "all baselines together are one comparison, each held to the whole of its level"
-    )
-    assert decide(PromotionRule(require="constant"), TASK, finalist, None).promoted
+def _beside(right: int, **other) -> Scored:
+    """An adapter beside a study's three baselines; TF-IDF is right in the first `tfidf` of 1000 rows."""
+    fields = {"tfidf": 600, "features": Baseline("features", test_metrics={"accuracy": 0.55}), "kept": None} | other
+    tfidf = Baseline("tfidf", test_metrics={"accuracy": fields["tfidf"] / 1000})
+    said = {"tfidf": fields["tfidf"], "features": 550}
+    answers = {name: KeptAnswers(_rows(n, 1000 - n).predictions.tolist()) for name, n in said.items()}
+    kept = answers if fields["kept"] is None else fields["kept"]
+    own = {"test_fingerprint": "rows", "baselines": tuple(filter(None, (CONSTANT, tfidf, fields["features"])))}
+    return dataclasses.replace(_scored("t0", right, **own), answers=kept)
 
 
 @pytest.mark.parametrize("champion", [None, _old(700, test_fingerprint="rows")])
+@pytest.mark.parametrize(
+    ("task", "finalist", "why"),
+    [
+        (LM, _asked(900, None, zero=0.2, failed="disk full"), "zero-shot) was not measured: disk full"),
+        (LM, _asked(900, None), "the base alone was not asked"),
+        (
+            LM,
+            dataclasses.replace(_asked(900, 100), alone=None),
+            "of the base alone (4-shot) to the test rows are missing",
+        ),
+        (LM, _scored("t0", 900), "constant was not measured"),
+        (TASK, _beside(900, features=None), "features was not measured"),
+        (TASK, _beside(900, features=Baseline("features", failed="OSError: no space")), "OSError: no space"),
+        (TASK, _beside(900, features=Baseline("features", failed="too many", applies=False)), "too many"),
+        (TASK, _beside(900, kept={}), "the answers of tfidf to the test rows are missing"),
+        (TASK, _beside(900, kept={"tfidf": KeptAnswers([1] * 1000)}), "the answers of features to the test rows are"),
+        (TASK, _beside(900, features=Baseline("features", test_metrics={"accuracy": 0.5}, answer=0)), ""),
+        (TASK, _beside(900), ""),
+    ],
+)
+def test_what_is_not_known_of_a_baseline_promotes_nothing(task, finalist, why, champion):
+    finalist = dataclasses.replace(finalist, candidate=dataclasses.replace(finalist.candidate, test_fingerprint="rows"))
+    decision = decide(ALL, task, finalist, champion)
+    assert decision.promoted is not bool(why)
+    assert why in decision.reasons[-1]
+    assert ("`loraxs-search resume s1`" in decision.reasons[-1]) is (bool(why) and "too many" not in why)
+    assert decision.comparisons or why
+    assert decide(RULE, task, finalist, champion).promoted
+    assert decide(ALL, task, finalist, champion, ComparisonSetup(forced=True)).promoted
+
+
 @pytest.mark.parametrize(
     ("num_rows", "about", "why"),
     [
         (999, {}, "to 999 test rows, but there are 1000"),
         (1000, {"test_rows": "others"}, "with fingerprint others"),
         (1000, {"task": "another", "test_rows": "rows"}, "to test rows of another"),
-        (1000, {"task": "toy", "test_rows": "rows"}, ""),
     ],
 )
-def test_answers_of_a_baseline_to_other_rows_decide_nothing(num_rows, about, why, champion):
-    baselines = (Baseline("constant", answer=0), Baseline("tfidf", test_metrics={"accuracy": 0.6}))
-    finalist = _scored("t0", 800, baselines=baselines, test_fingerprint="rows")
-    answers = {"tfidf": KeptAnswers(_rows(600, num_rows - 600).predictions.tolist(), **about)}
-    decision = decide(PromotionRule(), TASK, dataclasses.replace(finalist, answers=answers), champion)
-    assert decision.promoted is not bool(why)
+def test_answers_of_a_baseline_to_other_rows_decide_nothing(num_rows, about, why):
+    said = KeptAnswers(_rows(600, num_rows - 600).predictions.tolist(), **about)
+    decision = decide(ALL, TASK, _beside(800, kept={"tfidf": said, "features": said}), None)
+    assert not decision.promoted
     assert why in decision.reasons[-1]
-    assert decision.comparisons or why
+
+
+@pytest.mark.parametrize(("tfidf", "first", "later"), [(700, True, True), (798, False, True), (809, False, False)])
+def test_a_first_champion_must_beat_every_baseline_significantly_and_a_later_one_score_no_lower(tfidf, first, later):
+    finalist = _beside(800, tfidf=tfidf)
+    for champion, promoted in ((None, first), (_old(700, test_fingerprint="rows"), later)):
+        decision = decide(ALL, TASK, finalist, champion)
+        assert decision.promoted is promoted
+        assert promoted or f"tfidf (accuracy 0.{tfidf}0)" in decision.reasons[-1]
+        assert len(decision.comparisons) == 1
+        assert decide(RULE, TASK, finalist, champion).promoted
 
 
 def test_the_constant_answer_is_the_best_one_for_the_metric_that_decides():
@@ -536,61 +578,19 @@ def test_the_constant_answer_is_the_best_one_for_the_metric_that_decides():
     constant = Baseline("constant", test_metrics={"accuracy": 0.6, "f1": 0.0}, answer=0)
     said = ScoredRows(np.where(np.arange(100) < 45, labels, 0), labels)
     finalist = _candidate("t0", 0.7, test_metrics={"accuracy": 0.78, "f1": 0.62}, baselines=(constant,))
-    decision = decide(PromotionRule(metric="f1"), task, Scored(finalist, said), None)
+    decision = decide(dataclasses.replace(RULE, metric="f1"), task, Scored(finalist, said), None)
     assert not decision.promoted
     assert "the constant answer (f1 0.5714)" in decision.reasons[-1]
 
 
-@pytest.mark.parametrize(("tfidf", "promoted"), [(790, True), (800, True), (809, False)])
-def test_a_later_champion_may_not_score_below_a_baseline(tfidf, promoted):
-    finalist, champion = _beside_tfidf(800, tfidf), _old(700)
-    decision = decide(PromotionRule(), TASK, finalist, champion)
-    assert decision.promoted is promoted
-    assert ("worse than tfidf (accuracy 0.8090)" in decision.reasons[-1]) is not promoted
-    assert decision.comparisons
-    assert decide(PromotionRule(require="constant"), TASK, finalist, champion).promoted
-
-
-@pytest.mark.parametrize("champion", [None, _old(700)])
-@pytest.mark.parametrize(
-    ("failed", "applies", "promoted"),
-    [
-        ("OSError: no space", True, False),
-        ("it needs 12 s of a core or more, and has 10", False, True),
-    ],
-)
-def test_a_linear_model_that_failed_is_required_unless_it_takes_too_long(failed, applies, promoted, champion):
-    baselines = (Baseline("constant", answer=0), Baseline("features", failed=failed, applies=applies))
-    finalist = _scored("t0", 800, baselines=baselines)
-    decision = decide(PromotionRule(), TASK, finalist, champion)
-    assert decision.promoted is promoted
-    assert any("features" in reason and failed in reason for reason in decision.reasons)
-    assert ("`loraxs-search resume s1`" in decision.reasons[-1]) is not promoted
-    assert decide(PromotionRule(require="constant"), TASK, finalist, champion).promoted
-
-
-@pytest.mark.parametrize(("name", "promoted"), [("features", True), ("of-another-distribution", False)])
-def test_a_baseline_that_failed_is_required_where_it_fits_the_kind(name, promoted):
-    failed = Baseline(name, failed="the host was lost", applies=True)
-    finalist = _scored("t0", 800, baselines=(*_measured(zero_shot=0.6), failed))
-    task = dataclasses.replace(TASK, kind="multiple-choice")
-    assert decide(PromotionRule(), task, dataclasses.replace(finalist, alone=_alone(600)), None).promoted is promoted
-
-
-@pytest.mark.parametrize("name", ["constant", "tfidf", "4-shot"])
-@pytest.mark.parametrize("champion", [None, _old(700)])
-@pytest.mark.parametrize(("score", "promoted"), [(0.79, True), (0.81, False), (math.nan, False)])
-def test_numbers_as_they_stand_are_held_against_recorded_scores_without_answers(name, champion, score, promoted):
-    measured = Baseline(name, {"accuracy": score}, {"accuracy": score})
-    alone = _alone(round(1000 * score)) if name == "4-shot" and math.isfinite(score) else None
-    finalist = Scored(_candidate("t0", 0.8, baselines=(measured,)), alone=alone)
-    assert decide(NUMBERS, TASK, finalist, champion).promoted is promoted
-
-
-def test_numbers_as_they_stand_are_held_against_the_base_too():
-    finalist = dataclasses.replace(_scored("t0", 800), alone=_alone(801))
-    assert not decide(NUMBERS, TASK, finalist, None).promoted
-    assert decide(NUMBERS, TASK, dataclasses.replace(finalist, alone=_alone(799)), None).promoted
+def test_worked_examples_that_cannot_fit_the_base_are_not_required():
+    finalist = _asked(800, 600)
+    cannot = Baseline("9-shot", failed="they do not fit", applies=False)
+    baselines = (*finalist.candidate.baselines, cannot)
+    candidate = dataclasses.replace(finalist.candidate, baselines=baselines)
+    decision = decide(ALL, LM, dataclasses.replace(finalist, candidate=candidate), None)
+    assert decision.promoted
+    assert "9-shot is not required: they do not fit" in decision.reasons
 
 
 def _by_loss(trial_id: str, loss: float, counts: int = 3, **other) -> Scored:
@@ -601,41 +601,41 @@ def _by_loss(trial_id: str, loss: float, counts: int = 3, **other) -> Scored:
     return Scored(_candidate(trial_id, 0.5, test_metrics={"loss": loss, "accuracy": 1.0}, **other), rows)
 
 
-def test_a_loss_is_held_against_the_base_alone_as_no_constant_answer_has_one():
-    rule, finalist = PromotionRule(metric="loss"), _by_loss("t0", 0.5)
-    without = decide(rule, TASK, finalist, None)
-    assert not without.promoted
+BY_LOSS = PromotionRule(metric="loss")
+
+
+def _loss_beside(loss: float, base: float, counts: int = 3) -> Scored:
+    shots = (Baseline("zero-shot"), Baseline("4-shot", test_metrics={"loss": base}))
+    finalist = _by_loss("t0", loss, baselines=(CONSTANT, *shots))
+    return dataclasses.replace(finalist, alone=_by_loss("base", base, counts).rows)
+
+
+@pytest.mark.parametrize(("base", "counts", "promoted"), [(0.6, 3, True), (0.4, 3, False), (0.6, 4, False)])
+def test_a_loss_is_held_against_the_base_alone_as_no_constant_answer_has_one(base, counts, promoted):
+    decision = decide(BY_LOSS, LM, _loss_beside(0.5, base, counts), None)
+    assert decision.promoted is promoted
+    assert "the base alone (4-shot) (loss 0." in decision.reasons[-1]
+    assert counts == 3 or "of other tokens" in decision.reasons[-1]
+    without = decide(dataclasses.replace(BY_LOSS, require="constant"), LM, _by_loss("t0", 0.5), None)
     assert "loss of the constant answer cannot be computed" in without.reasons[-1]
-    for base, promoted in ((0.6, True), (0.4, False)):
-        against = dataclasses.replace(finalist, alone=_by_loss("base", base).rows)
-        decision = decide(rule, TASK, against, None)
-        assert decision.promoted is promoted
-        assert f"{'over' if promoted else 'worse than'} the base alone (loss 0." in decision.reasons[-1]
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_a_baseline_whose_score_is_not_finite_is_not_beaten(score):
-    finalist, losses = _by_loss("t0", 4.0), _by_loss("base", 2.0).rows.losses.copy()
+    finalist = _loss_beside(4.0, 2.0)
+    losses = finalist.alone.losses.copy()
     losses[0] = score
-    alone = dataclasses.replace(_by_loss("base", 2.0).rows, losses=losses)
-    by_loss = dataclasses.replace(finalist, alone=alone)
-    unscored = (Baseline("constant", answer=0), Baseline("tfidf", test_metrics={"accuracy": score}))
-    beside_tfidf = _scored("t0", 800, baselines=unscored)
-    for rule, one in ((PromotionRule(metric="loss"), by_loss), (PromotionRule(), beside_tfidf)):
-        for champion in (None, _old(700) if one is beside_tfidf else _by_loss("old", 5.0, study="s0")):
-            decision = decide(rule, TASK, one, champion)
-            assert not decision.promoted
-            assert "must be finite" in decision.reasons[-1]
-            assert not decision.comparisons
-            assert decide(rule, TASK, one, champion, ComparisonSetup(forced=True)).forced
-    assert decide(PromotionRule(require="constant"), TASK, beside_tfidf, None).promoted
+    finalist = dataclasses.replace(finalist, alone=dataclasses.replace(finalist.alone, losses=losses))
+    for champion in (None, _by_loss("old", 5.0, study="s0")):
+        decision = decide(BY_LOSS, LM, finalist, champion)
+        assert not decision.promoted
+        assert "must be finite" in decision.reasons[-1]
+        assert decide(BY_LOSS, LM, finalist, champion, ComparisonSetup(forced=True)).forced
 
 
 def test_losses_of_other_tokens_are_not_comparable():
-    rule, champion = PromotionRule(metric="loss"), _by_loss("old", 0.6, counts=4, study="s0")
+    rule, champion = dataclasses.replace(BY_LOSS, require="constant"), _by_loss("old", 0.6, counts=4, study="s0")
     decision = decide(rule, TASK, _by_loss("t0", 0.5), champion)
     assert not decision.promoted
     assert "loss is a mean over tokens, and the champion's rows have others" in decision.reasons[-1]
     assert decide(rule, TASK, _by_loss("t0", 0.5), _by_loss("old", 0.6, study="s0")).promoted
-    other = dataclasses.replace(_by_loss("t0", 0.5), alone=_by_loss("base", 0.6, counts=4).rows)
-    assert "of other tokens" in decide(rule, TASK, other, None).reasons[-1]

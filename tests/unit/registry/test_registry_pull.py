@@ -29,7 +29,9 @@ from loraxs_search.tracking.store import ensure_store
 @pytest.fixture
 def promoted(store_uri, task, candidate, make_folder) -> Path:
     folder = make_folder("t0")
-    Registry(store_uri).promote(PromotionRule(confidence=0), task, [candidate("t0", 0.8)], {"t0": folder})
+    Registry(store_uri).promote(
+        PromotionRule(confidence=0, require="constant"), task, [candidate("t0", 0.8)], {"t0": folder}
+    )
     return folder
 
 
@@ -71,7 +73,9 @@ def test_a_cached_folder_is_not_downloaded_again(promoted, store_uri, registered
 
 def test_a_new_champion_is_pulled_beside_the_old(promoted, store_uri, task, candidate, make_folder):
     old = pull("movie-reviews", uri=store_uri)
-    Registry(store_uri).promote(PromotionRule(confidence=0), task, [candidate("t1", 0.9)], {"t1": make_folder("t1")})
+    Registry(store_uri).promote(
+        PromotionRule(confidence=0, require="constant"), task, [candidate("t1", 0.9)], {"t1": make_folder("t1")}
+    )
     new = pull("movie-reviews", uri=store_uri)
     assert new != old
     assert verify(old).trial_id == "t0"
@@ -268,7 +272,9 @@ def test_a_new_champion_is_seen_at_once(promoted, store_uri, task, candidate, ma
     pull("movie-reviews", uri=store_uri)
     for number in range(1, 6):
         own = candidate(f"t{number}", 0.8 + number / 100)
-        Registry(store_uri).promote(PromotionRule(confidence=0), task, [own], {f"t{number}": make_folder(f"t{number}")})
+        Registry(store_uri).promote(
+            PromotionRule(confidence=0, require="constant"), task, [own], {f"t{number}": make_folder(f"t{number}")}
+        )
         assert verify(pull("movie-reviews", uri=store_uri)).trial_id == f"t{number}"
 
 

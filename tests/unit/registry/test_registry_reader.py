@@ -61,11 +61,15 @@ def test_pages_follow_each_other(client, monkeypatch):
 
 def test_a_task_without_a_line_is_read(store_uri, client, task, candidate, make_folder):
     registry = Registry(store_uri)
-    registry.promote(PromotionRule(confidence=0), task, [candidate("t0", 0.8)], {"t0": make_folder("t0")})
+    registry.promote(
+        PromotionRule(confidence=0, require="constant"), task, [candidate("t0", 0.8)], {"t0": make_folder("t0")}
+    )
     (kept,) = registry.summaries()
     client.delete_registered_model_tag(task.name, TAG)  # as a promoter leaves it that knows no lines
     assert registry.summaries() == [kept]
-    registry.promote(PromotionRule(confidence=0), task, [candidate("t1", 0.9)], {"t1": make_folder("t1")})
+    registry.promote(
+        PromotionRule(confidence=0, require="constant"), task, [candidate("t1", 0.9)], {"t1": make_folder("t1")}
+    )
     client.delete_registered_model_tag(task.name, TAG)
     client.set_registered_model_alias(task.name, "champion", "1")  # not the newest version
     assert registry.summaries() == [kept]

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 from support.word_pairs import WordPairs
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.registry import significance
 from loraxs_search.registry.scored_rows import ScoredRows
-from loraxs_search.registry.significance import OF_COUNTS, OF_NUMBERS, Counts, p_value
+from loraxs_search.registry.significance import OF_COUNTS, OF_NUMBERS, Counts, loss_bound, p_value, tango
 from loraxs_search.tasks.kinds import KINDS
 from loraxs_search.tasks.metrics import METRICS, TOKEN_METRICS
 
@@ -140,7 +140,7 @@ def test_ranks_of_many_exchanges_are_taken_at_once(monkeypatch):
     labels = random.normal(size=80)
     ours, theirs = (rows((labels + random.normal(size=80) * size).tolist(), labels.tolist()) for size in (0.3, 1.5))
     monkeypatch.setattr(significance, "find_metric", lambda name: replace(METRICS[name], score=None))
-    assert p_value("spearman", 1.0, ours, theirs, 0.05 / 110) < 0.01
+    assert p_value("spearman", 1.0, ours, theirs) < 0.01
 
 
 def test_adapters_that_answer_alike_never_gain():
@@ -285,9 +285,88 @@ def test_memory_does_not_grow_with_the_labels(metric):
     assert peak < 256 * 2**20
 
 
-def test_a_small_level_can_be_reached():
-    good, bad = noisy(LABELS, 0.9, 1), noisy(LABELS, 0.6, 3)
-    assert p_value("f1", 1.0, good, bad, level=0.05 / 200) <= 0.05 / 200
+def test_a_small_level_is_reached_by_a_bounded_number_of_draws(monkeypatch):
+    random, drawn = np.random.default_rng(1), 0
+    labels = random.normal(size=400)
+    ours, theirs = (rows((labels + random.normal(size=400) * size).tolist(), labels.tolist()) for size in (0.7, 1.5))
+    original = OF_NUMBERS["spearman"]
+
+    def counted(answered, true):
+        nonlocal drawn
+        drawn += len(answered)
+        return original(answered, true)
+
+    monkeypatch.setitem(OF_NUMBERS, "spearman", counted)
+    assert 0 < p_value("spearman", 1.0, ours, theirs) < 1e-6
+    assert drawn <= significance.MAX_DRAWS + 4
+
+
+def test_a_heavier_tail_than_the_normal_one_is_not_taken_for_it(monkeypatch):
+    random = np.random.default_rng(1)
+    ours, theirs = (rows(random.normal(size=200).tolist(), [0.0] * 200) for _ in range(2))
+    steep = lambda answered, true: ((answered - true).sum(1) + 20) ** 5  # noqa: E731
+    monkeypatch.setitem(OF_NUMBERS, "mse", lambda answered, true: answered.sum(1))
+    light = p_value("mse", 1.0, rows((ours.predictions + 0.6).tolist(), [0.0] * 200), theirs)
+    monkeypatch.setitem(OF_NUMBERS, "mse", steep)
+    heavy = p_value("mse", 1.0, rows((ours.predictions + 0.6).tolist(), [0.0] * 200), theirs)
+    assert light < 1e-5 < 1 / (1 + significance.MAX_DRAWS) <= heavy
+
+
+# ---- how much worse it may be ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("won", "lost", "n", "margin"), [(8, 12, 100, 0.1), (0, 3, 60, 0.05), (5, 0, 44, 0.02)])
+def test_tangos_score_test_has_the_variance_of_the_likeliest_shares_that_differ_by_the_margin(won, lost, n, margin):
+    shares = np.linspace(margin + 1e-9, (1 + margin) / 2 - 1e-9, 2_000_001)  # of rows lost
+    same = n - won - lost
+    likelihood = lost * np.log(shares) + same * np.log1p(margin - 2 * shares)
+    likelihood += won * np.log(shares - margin) if won else 0.0
+    best = shares[likelihood.argmax()]
+    z = (won - lost + n * margin) / np.sqrt(n * (2 * best - margin - margin**2))
+    assert tango(won, lost, n, margin) == pytest.approx(norm.sf(z), rel=1e-4)
+
+
+def test_without_a_margin_tangos_test_is_mcnemars():
+    assert tango(12, 5, 100, 0.0) == pytest.approx(norm.sf(7 / 17**0.5))
+
+
+def test_a_bound_on_the_loss_is_the_smallest_margin_that_the_test_rejects():
+    ours, theirs = noisy(LABELS, 0.8, 1), noisy(LABELS, 0.8, 2)
+    right, other = ours.predictions == LABELS, theirs.predictions == LABELS
+    won, lost = int((right & ~other).sum()), int((~right & other).sum())
+    bound = loss_bound("accuracy", 1.0, ours, theirs, 0.01)
+    assert tango(won, lost, 600, bound) <= 0.01 < tango(won, lost, 600, bound - 1e-6)
+    assert loss_bound("accuracy", 1.0, ours, theirs, 0.001) > bound
+
+
+@pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse"])
+def test_a_bootstrap_bounds_the_loss_of_other_metrics(metric):
+    random, sign = np.random.default_rng(4), -1.0 if metric == "mse" else 1.0
+    if metric in OF_NUMBERS:
+        labels = random.normal(size=300)
+        ours, theirs = (rows((labels + random.normal(size=300)).tolist(), labels.tolist()) for _ in range(2))
+    else:
+        ours, theirs = noisy(LABELS, 0.8, 1), noisy(LABELS, 0.8, 2)
+    low, high = (loss_bound(metric, sign, ours, theirs, level) for level in (0.1, 0.001))
+    score = METRICS[metric].score
+    loss = sign * (score(theirs.predictions, ours.labels) - score(ours.predictions, ours.labels))
+    assert max(loss, 0.0) < low < high < 1.0
+    known, direct = METRICS[metric], []
+    for _ in range(300):
+        chosen = random.integers(0, len(ours.labels), len(ours.labels))
+        direct.append(known.score(ours.predictions[chosen], ours.labels[chosen]))
+        direct[-1] -= known.score(theirs.predictions[chosen], ours.labels[chosen])
+    assert high - loss == pytest.approx(norm.isf(0.001) * np.std(direct), rel=0.2)
+
+
+@pytest.mark.parametrize("num_rows", [200, 2000])
+def test_what_is_worse_by_the_margin_is_hardly_ever_taken_for_as_good_in_thirty_tries(num_rows):
+    """Thirty tries, each truly one point worse than a champion that nothing has replaced."""
+    random, num_chains, num_false = np.random.default_rng(0), 200, 0
+    levels = [0.05 / (n * (n + 1)) for n in range(2, 32)]
+    for _ in range(num_chains):
+        outcomes = random.multinomial(num_rows, [0.08, 0.09, 0.83], 30)
+        p_values = [tango(int(won), int(lost), num_rows, 0.01) for won, lost, _ in outcomes]
+        num_false += any(p <= level for p, level in zip(p_values, levels, strict=True))
+    assert num_false <= num_chains * 0.05
 
 
 def test_other_rows_and_unknown_metrics_are_not_compared():

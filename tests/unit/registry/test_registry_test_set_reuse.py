@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,16 +15,15 @@ from scipy.stats import binom
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.records import ComparisonRecord, Decision, PromotionRule
-from loraxs_search.registry import RegisteredAdapter, Registry, Rescored, changes
+from loraxs_search.registry import Registry, Rescored, changes
 from loraxs_search.registry._versions import DECISIONS
 from loraxs_search.registry.finalist import Criterion
-from loraxs_search.registry.promotion import Scored
+from loraxs_search.registry.promotion import PromotionTest, Scored
 from loraxs_search.registry.scored_rows import ScoredRows
-from loraxs_search.registry.store import ComparedChampion, FinalistComparison
 from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
 from loraxs_search.tracking.store import connect
 
-RULE = PromotionRule()
+RULE = PromotionRule(require="constant")
 LABELS = np.arange(400) % 2
 
 
@@ -121,7 +121,7 @@ def test_a_refusal_of_a_promoter_that_has_lost_the_lease_is_not_written_down(reg
         with pytest.raises(RegistryError):
             promote("t1", 321)
         with pytest.raises(RegistryError):
-            registry.promote(PromotionRule(), task, [], {})
+            registry.promote(RULE, task, [], {})
     assert [decision.number for decision in registry.history("movie-reviews")] == [1]
 
 
@@ -166,14 +166,32 @@ def test_promoters_at_once_never_share_a_number(store_uri, task, candidate, make
 
 
 # ---- what tolerance counts from --------------------------------------------------------------------------------------
-SMALLER = PromotionRule(tolerance=0.01)
+SMALLER = PromotionRule(require="constant", margin=0.05)
 
 
 def test_small_losses_do_not_add_up(promote):
-    """Each champion is a little smaller and 0.5 points worse than the one before."""
+    """Each finalist is smaller and one point worse than the one before."""
     assert promote("t0", 340, rule=SMALLER, stored_bytes=1000).promoted
-    promoted = [promote(f"t{n}", 340 - 2 * n, rule=SMALLER, stored_bytes=1000 - n).promoted for n in range(1, 6)]
-    assert promoted == [True, True, False, False, False]
+    promoted = [promote(f"t{n}", 340 - 4 * n, rule=SMALLER, stored_bytes=1000 - n) for n in range(1, 6)]
+    assert [one.promoted for one in promoted] == [True, True, False, False, False]
+    assert {one.comparisons[0].reference_version for one in promoted} == {1}
+
+
+def test_a_reference_without_its_answers_decides_nothing_unless_it_is_scored_anew(registry, promote):
+    promote("t0", 340, rule=SMALLER)
+    promote("t1", 338, rule=SMALLER, stored_bytes=900)
+    for version in registry.versions("movie-reviews"):
+        (Path(version.source) / "evidence" / "test_rows.safetensors").unlink()
+    refused = promote("t2", 338, rule=SMALLER, stored_bytes=800)
+    assert "not comparable" in refused.reasons[-1]
+    assert "has no whole answers" in refused.reasons[1]
+
+    def rescore(version):
+        right = {"t0": 340, "t1": 338}[version.candidate.trial_id]
+        return Rescored({"accuracy": right / 400}, "rows", rows(right), "rows")
+
+    assert promote("t2", 338, rule=SMALLER, stored_bytes=800, rescore=rescore).promoted
+    assert promote("t3", 200, rule=SMALLER, forced=True).forced
 
 
 def test_a_champion_that_was_rolled_back_is_no_reference(registry, promote):
@@ -196,7 +214,7 @@ def test_a_forced_champion_is_no_reference(promote):
     assert forced.forced
     refused = promote("t1", 205, rule=SMALLER, stored_bytes=900)
     assert not refused.promoted
-    assert "no score that tolerance could count from" in refused.reasons[-1]
+    assert "but no champion has answers" in refused.reasons[-1]
 
 
 def test_on_new_rows_the_champion_as_it_is_scored_there_is_the_reference_also_later(promote):
@@ -255,19 +273,17 @@ def test_looks_of_other_rows_and_the_same_two_again_are_not_counted():
 def test_however_often_who_is_decided_on_numbers_go_up_by_one(task, candidate, asked):
     """Finalists of six studies, each of four sizes, in any order and again."""
     past: list[Decision] = []
-    champion: ComparedChampion | None = None
+    champion: Scored | None = None
     for study, size in asked:
         found = candidate(f"t{size}", (300 + 20 * study) / 400, 1000 - size, study=f"s{study}")
-        comparison = FinalistComparison(SMALLER, task, Scored(found, rows(300 + 20 * study)), False, tuple(past))
-        decision = comparison.decide(champion)
-        assert comparison.decide(champion) == decision
+        test = PromotionTest(SMALLER, task, Scored(found, rows(300 + 20 * study)))
+        decision = test.decide_after(past, champion)
+        assert test.decide_after(past, champion) == decision
         if decision.promoted:
             version = 1 + sum(known.promoted for known in past)
-            decision = dataclasses.replace(decision, version=version)
-            adapter = RegisteredAdapter(task.name, version, ("champion",), "", found, decision, "")
-            champion = ComparedChampion(adapter, comparison.finalist)
+            decision, champion = dataclasses.replace(decision, version=version), test.finalist
         past.append(decision)
-        again = FinalistComparison(SMALLER, task, comparison.finalist, False, tuple(past)).decide(champion)
+        again = test.decide_after(past, champion)
         assert not again.promoted
         assert again.comparisons in ((), decision.comparisons), "the same study again is no new look"
     numbers = {(made.finalist, made.opponent): made.number for known in past for made in known.comparisons}
@@ -298,10 +314,10 @@ def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened
 
 
 def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
-    promote("t0", 300, rule=PromotionRule(confidence=0))
+    promote("t0", 300, rule=PromotionRule(require="constant", confidence=0))
     champion = registry.champion("movie-reviews")
     other = {"test_metrics": {"accuracy": 0.75}, "validation_metrics": {"accuracy": 0.75, "f1": 0.75}}
-    refused = promote("t1", 302, rule=PromotionRule(metric="f1"), **other)
+    refused = promote("t1", 302, rule=PromotionRule(require="constant", metric="f1"), **other)
     assert (refused.comparisons, len(refused.seen)) == ((), 1)
     assert numbers(promote("t1", 302, rule=RULE)) == [2]
     assert numbers(promote("t2", 303)) == [3]

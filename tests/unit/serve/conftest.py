@@ -103,7 +103,7 @@ def registry(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
             manifest.base_model.id,
         )  # fmt: skip
         decision, version = Registry(uri).promote(
-            PromotionRule(confidence=0), manifest.task, [found], {"0": sealed}, True
+            PromotionRule(confidence=0, require="constant"), manifest.task, [found], {"0": sealed}, True
         )
         assert decision.promoted
         return Registry(uri).resolve(f"{manifest.task.registered_name}:{version}").digest
