@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from support.in_process import InProcess
 
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import DataSource, PromotionRule, Task
@@ -186,27 +184,16 @@ def test_a_name_of_no_adapter(say, store_uri, name):
 
 
 # ---- after a search --------------------------------------------------------------------------------------------------
-@pytest.fixture
-def pulled(searched, tmp_path: Path) -> Path:
-    """A copy of the champion's folder, to be spoilt."""
-    folder = Path(InProcess(searched.shell.home, tmp_path).ok("pull", "movie-reviews").strip())
-    return Path(shutil.copytree(folder, tmp_path / "pulled"))
-
-
-@pytest.mark.slow
-def test_a_pulled_file_that_was_changed(say, pulled):
-    weights = pulled / "adapter_model.safetensors"
+def test_a_pulled_file_that_was_changed(say, adapter):
+    weights = adapter / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    assert say("predict", str(pulled), "fine").is_error(1, "adapter_model.safetensors must have sha256", "pull")
+    assert say("predict", str(adapter), "fine").is_error(1, "adapter_model.safetensors must have sha256", "pull")
 
 
-@pytest.mark.slow
-def test_an_adapter_of_another_base(say, pulled, searched, monkeypatch):
-    monkeypatch.setenv("LORAXS_HOME", str(searched.shell.home))
-    manifest = pulled / "manifest.json"
+def test_an_adapter_of_another_base(say, adapter):
+    manifest = adapter / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"base_digest": "0" * 64}))
-    assert say("predict", str(pulled), "fine").is_error(1, "was trained on", "0000000000000000", "no meaning")
-    monkeypatch.undo()
+    assert say("predict", str(adapter), "fine").is_error(1, "was trained on", "0000000000000000", "no meaning")
 
 
 @pytest.mark.slow
