@@ -107,7 +107,7 @@ def test_a_file_of_rows_becomes_answers(fresh_home, tmp_path):
     shell.ok(*launch.args, *(part for it in small for part in ("--set", it)))
     assert "promoted" in shell.ok(*promote.args)
     answers = list(csv.DictReader(shell.ok(*predict.args).splitlines()))
-    assert [answer["label"] for answer in answers] == ["billing", "bug"]
+    assert [answer["prediction"] for answer in answers] == ["billing", "bug"]
 
 
 @pytest.mark.slow
