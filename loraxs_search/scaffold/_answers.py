@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
-from loraxs_search.tasks.kinds import finite_number
+from loraxs_search.tasks.kinds import finite_number, only_number
 from loraxs_search.tasks.rows import composed
 from loraxs_search.tasks.tables import Table
 
@@ -137,7 +137,13 @@ def are_numbers(table: Table, label: str) -> bool:
     """Whether a column's values are numbers that may be answers: whole ones that all differ tell rows apart."""
     counts = _different(table.columns[label])
     whole = all(float(text).is_integer() for text in counts if _is_number(text))
-    return _mostly_numbers(table, counts) and not (whole and len(counts) == table.num_rows)
+    return _are_amounts(counts) or (_mostly_numbers(table, counts) and not (whole and len(counts) == table.num_rows))
+
+
+def _are_amounts(counts: Mapping[str, int]) -> bool:
+    """Whether answers are numbers as people write them, such as `$1,200` or `3,5`, which a task does not read."""
+    odd = [text for text in counts if not _is_number(text)]
+    return bool(odd) and all(only_number(text) and not any(map(str.isalpha, text)) for text in odd)
 
 
 def guess_kind(table: Table, label: str) -> str:
@@ -157,6 +163,12 @@ def guess_kind(table: Table, label: str) -> str:
         return CLASSES
     if label.lower() in _WRITTEN:
         return WRITING
+    if _are_amounts(counts):
+        shown = next(iter(counts))
+        raise TaskDataError(
+            f"Each {label} of {table.name} must be a plain number, but got {shown!r} ({places(table, [0])}).",
+            hint=f"write it as {only_number(shown)}, or say with --kind what else it is",
+        )
     message = f"What is learnt must be known, but column {label!r} has {len(counts)} different values in"
     raise UndecidedError("kind", f"{message} {table.num_rows} rows: classes, or answers in words?", (WRITING, CLASSES))
 

@@ -207,7 +207,7 @@ def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
         )
     numbers = [name for name in names if are_numbers(table, name)]
     if choices.kind == NUMBERS:
-        names = numbers or names
+        names = numbers or [name for name in names if not _are_texts(table.columns[name])] or names
     if named := [name for wanted in _LABELS for name in names if _folded(name) == wanted]:
         return named[0]
     few = [name for name in names if len(set(map(str, table.columns[name]))) > 1 and has_few(table, name)]
@@ -215,7 +215,7 @@ def _label(table: Table, choices: Choices, but: tuple[str, ...] = ()) -> str:
     if len(likely) == 1 or (choices.text and len(names) == 1):
         return (likely or names)[0]
     message = f"The column with answers must be known, but it may be any of {', '.join(likely or names)}."
-    raise UndecidedError("label", message, likely or names, default=next(iter(likely), ""))
+    raise UndecidedError("label", message, likely or names, default="")
 
 
 def _option_columns(table: Table, choices: Choices) -> tuple[str, tuple[str, ...], tuple[str, ...]] | None:

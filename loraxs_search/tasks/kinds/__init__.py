@@ -10,6 +10,7 @@ from loraxs_search.records import Task
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._base import Fault, Keys, LinearForm, TaskKind
 from loraxs_search.tasks.kinds._label_columns import finite_number
+from loraxs_search.tasks.kinds._numbers import only_number
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import (
     ForwardRequest,
@@ -73,6 +74,7 @@ __all__ = [
     "items_of",
     "kind_of",
     "metric_fault",
+    "only_number",
     "regressor",
     "render_chat",
     "run_requests",

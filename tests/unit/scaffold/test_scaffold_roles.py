@@ -53,6 +53,12 @@ def test_numbers_that_tell_rows_apart_are_no_answers(draft) -> None:
     assert task["columns"] == {"text": "note", "label": "price"}
 
 
+@pytest.mark.parametrize("form", ["${}", "{} %", "{} €"])
+def test_numbers_with_signs_are_to_be_written_plainly(draft, form: str) -> None:
+    with pytest.raises(TaskDataError, match=r"plain number, but got .* \(line 2\)"):
+        draft({"text": texts(80), "price": [form.format(price) for price in PRICES]})
+
+
 def test_a_date_is_neither_text_nor_answer(draft) -> None:
     dates = [f"2024-{1 + i % 12:02}-{1 + i % 28:02} 10:30:00" for i in range(80)]
     task, _ = draft({"created": dates, "note": texts(80), "price": PRICES})
