@@ -189,7 +189,7 @@ _TEMPLATE = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, autoescape=
 # {{ source }}: written by `loraxs-search init`. Change what was guessed wrong.
 {% if copy %}
 # Rows are read from {{ copy }}, a copy of {{ source }}: change them there. For a new {{ source }},
-# remove the copy and this file, and run `init` again.
+# run `init --force` again.
 {% endif %}
 #
 # Check:  loraxs-search check {{ path }} --data

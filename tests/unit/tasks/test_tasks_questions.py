@@ -1,6 +1,8 @@
-"""Requests as callers give them: rows of texts, and what is none."""
+"""Requests as callers give them, files of rows and standard input; and what is none of these."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from loraxs_search.errors import UsageError
-from loraxs_search.tasks.questions import question_rows
+from loraxs_search.tasks.questions import question_path, question_rows, read_questions, read_standard_input
 
 
 def test_a_row_is_a_text_or_a_tuple_of_texts():
@@ -62,3 +64,129 @@ def test_a_table_of_others_is_no_list_of_its_column_names():
     with pytest.raises(UsageError, match="Table") as error:
         question_rows(pa.table({"sentence": ["one"]}), ("sentence",))
     assert "a pandas DataFrame" in str(error.value.hint)
+
+
+def test_a_dict_gives_the_columns_of_the_task():
+    rows = [{"second": "b", "n": 1, "first": "a"}, ("c", "d")]
+    assert question_rows(rows, ("first", "second")) == [("a", "b"), ("c", "d")]
+    with pytest.raises(UsageError, match="column second"):
+        question_rows([{"first": "a"}], ("first", "second"))
+
+
+# ---- files and standard input ----------------------------------------------------------------------------------------
+NAMED = "is read as the name of its column"
+
+
+def piped(content: str | bytes) -> list[str]:
+    raw = content if isinstance(content, bytes) else content.encode()
+    return [text for (text,) in read_standard_input(raw, ("text",)).rows]
+
+
+def test_only_line_ends_end_a_line(tmp_path: Path):
+    """Others, that Python's `splitlines` knows, are in texts that people copy from the web."""
+    texts = ["a\x0cb \x85 c\u2028d", "so so"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    assert read_questions(str(tmp_path / "texts.txt"), ("text",)).rows == [(text,) for text in texts]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "n,text\n1,so so\n",
+        "text\tn\nso so\t1\n",
+        'n;"text"\n1;so so\n',
+        '{"text": "so so", "n": 1}\n',
+        '[{"text": "so so",\n"n": 1}]',
+        "so so\n",
+        'text\n"so so"\n',
+        '{"review": "so so"}\n',
+        '[{"review": "so so"}]',
+    ],
+)
+def test_standard_input_may_have_columns(content, caplog):
+    assert piped(content) == ["so so"]
+    assert (NAMED in caplog.text) == ("review" in content)
+
+
+@pytest.mark.parametrize("content", ['{"txt": "so", "n": 1}\n', "txt,n\nso so,1\nfine,2\n", "txt\tn\nso\t1\nfine\t2\n"])
+def test_standard_input_of_other_columns_is_refused(content):
+    with pytest.raises(UsageError, match="must have the column text") as caught:
+        piped(content)
+    assert "rename the column txt to text" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        ("review\nso so\nfine\n", ["so so", "fine"]),
+        ('"Review"\n"so, so"\nfine\n', ["so, so", "fine"]),
+        ('review\nso, so\n"fine", he said\n', ["so, so", '"fine", he said']),
+        ("我很喜欢这部很长的电影,真好看\n这部电影不好看也很无聊,不要看\n", None),
+        ("so,so\n", None),
+        ("so\rso\nfine\r\nok\r\n\r\r\n", ["so\rso", "fine", "ok"]),
+        ("so\rfine", ["so", "fine"]),
+    ],
+)
+def test_standard_input_is_lines_of_text_unless_it_begins_with_a_name(caplog, content, rows):
+    assert piped(content) == (rows or content.splitlines())
+    assert (NAMED in caplog.text) == ("eview" in content)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"caf\xe9 \x81\n", b'{"text": "so"}\nso\n', b"s\0o\n"])
+def test_standard_input_that_cannot_be_read(content):
+    with pytest.raises(UsageError, match="standard input"):
+        piped(content)
+
+
+def test_the_header_of_a_file_of_one_column_may_be_a_text(tmp_path: Path, caplog):
+    (tmp_path / "rows.csv").write_text("so so\nfine\n")
+    assert read_questions(str(tmp_path / "rows.csv"), ("text",)).rows == [("fine",)]
+    assert NAMED in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text\n", "`--file` must have a row at least"),
+        (
+            "a.csv",
+            "txt,label\nso,1\n",
+            "must have the column text, which the task reads, but has: txt, label.\n\nhint: rename the column txt to",
+        ),
+        ("a.csv", "text,text\nso,so\n", "`--file` must name each column once, but its header has 'text' twice: "),
+        ("a.csv", 'n,text\n1,so\n"two\nlines"\n', "a field for each of the 2 columns, but line 3 has 1: "),
+        ("a.csv", 'text,n\n"so,1\n', "`--file` must be separated values, but the row in line 2 cannot be read"),
+        ("a.jsonl", '{"text": "so"}\nso\n', "line 2"),
+        (
+            "a.csv",
+            "review,stars\nso,1\n",
+            "but has: review, stars.\n\nhint: rename the column of the texts to text, or",
+        ),
+        ("a.csv", "", "`--file` must have a row at least, but "),
+        ("a.csv", "n;review\n1;so\n2;so\n", "must have the column text, which the task reads, but has: n, review."),
+        ("a.csv", "n\treview\n1\tso\n2\tso\n", "must have the column text, which the task reads, but has: n, review."),
+        ("a.txt", "so\n".encode("utf-16-le"), "line 1 has the byte 0x00: "),
+        ("a.jsonl", '{"txt": "so", "n": 1}\n', "must have the column text, which the task reads, but has: txt, n."),
+        ("a.jsonl", "", "`--file` must have a row at least, but "),
+        ("a.jsonl", "3\n", "must hold objects, but line 1 has 3"),
+        ("a.md", "so\n", "`--file` must end in one of .txt, .json, .jsonl, .csv, .tsv, .parquet"),
+        ("a.txt", "sü\n".encode() + b"s\xfc\xdf\n", "`--file` must be text in UTF-8, but line 2 has the byte 0xfc: "),
+        ("a.txt", "\n \n", "`--file` must have a row at least"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_told_with_its_place(tmp_path: Path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError) as caught:
+        read_questions(str(tmp_path / name), ("text",))
+    assert message in f"{caught.value.message}\n\nhint: {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x.txt", "there is no x.txt"), ("", "there is no ''"), (".", "is a folder"), ("s3://a", "s3://a")],
+)
+def test_what_is_no_file_is_refused(name, message):
+    with pytest.raises(UsageError) as caught:
+        question_path(name)
+    assert message in caught.value.message
+    assert ("download it" in caught.value.hint) == (name == "s3://a")
