@@ -38,6 +38,13 @@ parameters:
 PLAN = SearchPlan(trials=3, max_steps=40, report_every=10, scheduler="asha", seed=1)
 
 
+def write_space(folder: StudyFolder) -> None:
+    """Write the space as a launch does."""
+    (folder.path / "space.yaml").write_text(SPACE)
+    space = parse_space(SPACE, source="s.yaml", folder=Path("/"))
+    folder.resolved_space_path.write_text(to_json(replace(space, text="")))
+
+
 @dataclass
 class Driver:
     """What of a driver proposes: a searcher on a study folder, and the commander that it hears people through."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.asked_driver import PLAN, SPACE
+from support.asked_driver import PLAN, write_space
 from support.studies import TASK, study
 
 from loraxs_search.studies import StudyFolder
@@ -14,7 +14,7 @@ from loraxs_search.studies import StudyFolder
 @pytest.fixture
 def folder(fresh_home: Path) -> StudyFolder:
     made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=PLAN)
-    (made.path / "space.yaml").write_text(SPACE)
+    write_space(made)
     return made
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
-from support.asked_driver import PLAN, SPACE, drive, refusal, send
+from support.asked_driver import PLAN, drive, refusal, send, write_space
 from support.studies import TASK, study
 
 from loraxs_search.methods.lora_xs import LoraXS
@@ -40,7 +40,7 @@ def test_what_is_not_given_is_what_the_sampler_proposes(folder: StudyFolder, mon
     undisturbed.begin()
     proposed = folder.journal().records["00000"].params
     other = study("other", folder.info.tracking_uri, task=TASK, search=PLAN)
-    (other.path / "space.yaml").write_text(SPACE)
+    write_space(other)
     rank = next(value for value in (4, 8, 16) if value != proposed["rank"])
     send(other, "add", params={"rank": rank})
     drive(other).begin()
@@ -136,7 +136,7 @@ def test_killed_between_any_two_writes_a_command_is_carried_out_once(
 def test_proposals_beside_added_trials_are_those_of_an_undisturbed_search(folder: StudyFolder) -> None:
     """Whether the driver is killed after each trial or never."""
     undisturbed = study("undisturbed", folder.info.tracking_uri, task=TASK, search=PLAN)
-    (undisturbed.path / "space.yaml").write_text(SPACE)
+    write_space(undisturbed)
     whole = drive(undisturbed)
     params = []
     for one in (undisturbed, folder):
