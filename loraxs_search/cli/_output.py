@@ -224,7 +224,7 @@ def _columns(task: Task) -> list[str]:
     validated = [] if task.report_metric is None else [f"validation {task.metric}"]
     scores = [task.search_metric, *validated, f"test {task.metric}"]
     sizes = ["R", "bytes", "learnt bytes"]
-    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", *sizes, "seconds", "from"]
+    return ["trial", "state", "step", "kept", *scores, "unparsed", "unended", *sizes, "device s", "wall s", "from"]
 
 
 def _names(rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -246,7 +246,8 @@ def _cells(row: LeaderboardRow, task: Task) -> dict[str, str]:
         "R": _value(row.r_parameters),
         "bytes": _value(row.stored_bytes),
         "learnt bytes": _value(row.without_projection),
-        "seconds": f"{row.seconds:.1f}",
+        "device s": f"{row.device_s:.1f}",
+        "wall s": "-" if row.wall_s is None else f"{row.wall_s:.1f}",
         "from": row.origin or "-",
     }
 
@@ -262,7 +263,7 @@ def _baseline_cells(baseline: Baseline, task: Task) -> dict[str, str]:
         f"test {task.metric}": score_cell(baseline.test_metrics.get(task.metric)),
         "unparsed": score_cell(own.get("unparsed")),
         "unended": score_cell(own.get("unended")),
-        "seconds": f"{baseline.seconds:.1f}",
+        "device s": f"{baseline.seconds:.1f}",
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -196,4 +197,17 @@ def _say_what_next(document: SearchDocument, info: StudyInfo) -> None:
     print_summary(document.study)
     print_warnings(document.warnings)
     print(browse(document.study, server_of(info.tracking_uri)), file=sys.stderr)
-    print(f"next: loraxs-search promote {document.study}", file=sys.stderr)
+    print(_next_step(document, info.search.max_steps), file=sys.stderr)
+
+
+def _next_step(document: SearchDocument, max_steps: int) -> str:
+    """Return what to do with a study that has ended; without a candidate, what time one trial needs."""
+    name, rows = document.study, document.trials
+    if any(row.candidate_score is not None for row in rows):
+        return f"next: loraxs-search promote {name}"
+    paces = [row.wall_s / row.step for row in rows if row.step and row.wall_s]
+    takes = f" One takes about {math.ceil(max(paces) * max_steps / 60)} min here." if paces else ""
+    return (
+        f"no candidate: no trial trained all its {counted(max_steps, 'step')}.{takes}"
+        f"\nnext: loraxs-search extend {name} --time TIME, then loraxs-search resume {name}"
+    )

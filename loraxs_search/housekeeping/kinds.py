@@ -11,7 +11,7 @@ import json
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from loraxs_search.base_model import weight_digest
 from loraxs_search.errors import LoraxsError, StudyError, TrackingError
 from loraxs_search.home import REMOVED, paths_under
 from loraxs_search.log.event_log import DAMAGED_HINT
-from loraxs_search.mlflow_uri import redact, resolve_uri
+from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.records import Candidate, Manifest, TrialState
 from loraxs_search.registry import manifest as manifests
 from loraxs_search.registry import trial_of
@@ -77,19 +77,37 @@ def gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
             needs.unknown = f"what is registered where study {name} records is not known: {error.message}"
         except LoraxsError:  # damaged: whatever it needs stays
             needs.unfinished.append(name)
-    for digest, name in _pulled(home / "adapters"):
-        needs.adapters.setdefault(digest, f"`pull {name}`")
+    digests = dict[str, set[str]]()  # of registered versions, by the store that said so
+    registered = list[tuple[str, Manifest]]()
+    for uri in map(resolve_uri, dict.fromkeys(uris)):
         try:
-            _add_folder(needs, home / "adapters" / digest, f"`pull {name}`")
-        except LoraxsError as error:
-            needs.unknown = f"what {name}, which was pulled, needs is not known: {error.message}"
-    for uri in dict.fromkeys(uris):
-        try:
-            for name, manifest in registered_manifests(resolve_uri(uri)):
-                needs.add(manifest, name)
+            found = list(registered_manifests(uri))
         except LoraxsError as error:
             needs.unknown = f"what is registered at {redact(uri)} is not known: {error.message}"
+            continue
+        registered += [(name, manifest) for name, _, manifest in found]
+        if (path := sqlite_path(uri)) is None or path.exists():
+            digests[redact(uri)] = {digest for _, digest, _ in found}
+    _add_pulled(needs, home / "adapters", digests)
+    for name, manifest in registered:
+        needs.add(manifest, name)
     return needs
+
+
+def _add_pulled(needs: Needs, cache: Path, digests: Mapping[str, Set[str]]) -> None:
+    """Note what was pulled, but for adapters whose versions were removed since.
+
+    Args:
+        digests: Of registered versions, by store; another store is not known.
+    """
+    for digest, name, store in _pulled(cache):
+        if digest not in digests.get(store, {digest}):
+            continue
+        needs.adapters.setdefault(digest, f"`pull {name}`")
+        try:
+            _add_folder(needs, cache / digest, f"`pull {name}`")
+        except LoraxsError as error:
+            needs.unknown = f"what {name}, which was pulled, needs is not known: {error.message}"
 
 
 def _add_study(needs: Needs, folder: StudyFolder) -> None:
@@ -105,14 +123,15 @@ def _add_study(needs: Needs, folder: StudyFolder) -> None:
 
 
 def _complete(folder: StudyFolder, candidates: Sequence[Candidate]) -> frozenset[str]:
-    """Return the trials that trained all their steps, with those that candidates are of.
+    """Return the trials that trained all their steps or would continue, with those that candidates are of.
 
     Raises:
         StudyError: the journal, which says so, is damaged or gone.
     """
     if not folder.journal_path.is_file():
         raise StudyError(f"A study must have a journal, but {folder.journal_path} is missing.", hint=DAMAGED_HINT)
-    complete = {name for name, record in folder.journal().records.items() if record.state is TrialState.COMPLETE}
+    records = folder.journal().records
+    complete = {name for name, record in records.items() if record.state is TrialState.COMPLETE or record.is_cut}
     return frozenset(complete | {trial_of(candidate.trial_id) for candidate in candidates})
 
 
@@ -125,15 +144,16 @@ def _add_folder(needs: Needs, folder: Path, who: str) -> None:
         raise StudyError(f"{folder} has no manifest: {error.message}") from error
 
 
-def _pulled(cache: Path) -> Iterator[tuple[str, str]]:
-    """Yield the digests that names last meant on this machine, with a name."""
+def _pulled(cache: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield the digests that names last meant on this machine, with a name and its store."""
     try:
         names = json.loads((cache / "names.json").read_text())
     except (FileNotFoundError, ValueError):
         return
     for name, entry in names.items() if isinstance(names, dict) else ():
         if isinstance(entry, dict) and isinstance(entry.get("digest"), str):
-            yield entry["digest"], name.rpartition(" ")[2]
+            store, _, known = name.rpartition(" ")
+            yield entry["digest"], known, store
 
 
 @dataclass(frozen=True)

@@ -87,13 +87,23 @@ class TrialEnded(_Decisive):
 
     Args:
         worked_s: Seconds since its start in which a driver was at work.
+        is_cut: Whether the time budget ended it.
     """
 
     trial_id: str
     state: records.TrialState
     reason: str
     worked_s: float = 0.0
+    is_cut: bool = False
     event: Literal["ended"] = "ended"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialContinued(_Decisive):
+    """A trial that the time budget had ended trains on from its last state: the search has more time."""
+
+    trial_id: str
+    event: Literal["continued"] = "continued"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,7 +334,7 @@ class SearchEnded(Event):
     event: Literal["search_ended"] = "search_ended"
 
 
-TrialEvent = TrialStarted | TrialReported | TrialEnded
+TrialEvent = TrialStarted | TrialReported | TrialEnded | TrialContinued
 WatchedEvent = Phase | SearchStarted | DataRead | Warned | Steered | BaselineScored | CandidateScored
 LoggedEvent = (
     DriverStarted

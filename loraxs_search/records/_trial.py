@@ -206,6 +206,7 @@ class TrialRecord:
         lineage: The trial of the study that it was cloned from.
         reported_at: When each report was recorded, seconds since 1970.
         worked_s: Seconds from its start to its end in which a driver was at work; None while it has not ended.
+        is_cut: Whether the time budget ended it: it continues once the search has more time.
     """
 
     trial_id: str
@@ -219,3 +220,4 @@ class TrialRecord:
     lineage: Lineage | None = None
     reported_at: tuple[float, ...] = ()
     worked_s: float | None = None
+    is_cut: bool = False

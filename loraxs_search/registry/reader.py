@@ -368,8 +368,8 @@ def _pages(ask: Ask, size: int) -> Iterator[Any]:
         token, first = page.token, False
 
 
-def registered_manifests(uri: str) -> Iterator[tuple[str, Manifest]]:
-    """Yield `TASK:3` and the manifest of every version of every task.
+def registered_manifests(uri: str) -> Iterator[tuple[str, str, Manifest]]:
+    """Yield `TASK:3`, the adapter's digest and the manifest of every version of every task.
 
     Raises:
         TrackingError: the server does not answer.
@@ -382,7 +382,8 @@ def registered_manifests(uri: str) -> Iterator[tuple[str, Manifest]]:
         for model in models(asking(client)):
             for version in _versions.all_versions(client, model.name):
                 if "loraxs.digest" in version.tags:
-                    yield f"{model.name}:{version.version}", _manifest(uri, version.source)
+                    name = f"{model.name}:{version.version}"
+                    yield name, version.tags["loraxs.digest"], _manifest(uri, version.source)
 
 
 def _manifest(uri: str, source: str) -> Manifest:

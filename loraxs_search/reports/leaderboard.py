@@ -59,8 +59,8 @@ class LeaderboardRow:
         score: Validation value of what trials are compared by: of the report of the step that is kept, and of the last
             one of a trial that has not trained all its steps. None before the first report.
         test_score: The task's metric on the test split, for the trial that the finalist is of.
-        seconds: Wall time from start to end, less what no driver was at work; while running, device time up to the last
-            report.
+        device_s: Its share of a device's time up to the last report.
+        wall_s: Wall time from start to end, less what no driver was at work; None while it has not ended.
         stored_bytes: Bytes of R **and** head as stored.
         finalist: The adapter that `test_score` is of: the trial's own id, or that of a refit; empty without one.
         candidate_score: The task's metric on all validation rows, where the trial is a candidate.
@@ -79,7 +79,8 @@ class LeaderboardRow:
     test_score: float | None
     r_parameters: int | None
     stored_bytes: int | None
-    seconds: float
+    device_s: float
+    wall_s: float | None
     params: Mapping[str, Scalar]
     reason: str
     finalist: str = ""
@@ -145,7 +146,8 @@ def _row(
         test_score=finalist.test_metrics.get(task.metric) if finalist else None,
         r_parameters=last.size.r_parameters if last else None,
         stored_bytes=last.size.stored_bytes if last else None,
-        seconds=_seconds(record),
+        device_s=last.device_s if last else 0.0,
+        wall_s=record.worked_s,
         params=record.params,
         reason=record.reason,
         finalist=finalist.trial_id if finalist else "",
@@ -156,12 +158,6 @@ def _row(
         without_projection=last.size.without_projection if last else None,
         lineage=record.lineage,
     )
-
-
-def _seconds(record: TrialRecord) -> float:
-    if record.worked_s is not None:
-        return record.worked_s
-    return record.reports[-1].device_s if record.reports else 0.0
 
 
 def score_warnings(rows: Sequence[LeaderboardRow], task: Task) -> list[str]:

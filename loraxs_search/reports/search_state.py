@@ -106,9 +106,9 @@ class SearchState:
                 self.trials[event.trial_id] = TrialLine(event.trial_id, event.params, metric)
             case events.TrialReported():
                 self._reported(event)
-            case events.TrialEnded():
-                trial = self.trials[event.trial_id]
-                trial.state, trial.current_step = event.state, 0
+            case events.TrialEnded() | events.TrialContinued():
+                trial, has_ended = self.trials[event.trial_id], isinstance(event, events.TrialEnded)
+                trial.state, trial.current_step = event.state if has_ended else TrialState.RUNNING, 0
             case events.TrialsAdvanced():
                 self._advanced(event)
             case events.Steered():

@@ -11,7 +11,7 @@ from optuna.distributions import json_to_distribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
+from loraxs_search.log.events import LoggedEvent, TrialContinued, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import CheckpointSelection, SearchPlan, Task, TrialReport
 from loraxs_search.records import TrialState as State
 
@@ -47,6 +47,9 @@ class StudyTrials:
                 self._report(self.trials[int(report.trial_id)], report)
             case TrialEnded():
                 self._end(self.trials[int(event.trial_id)], event)
+            case TrialContinued():
+                trial = self.trials[int(event.trial_id)]
+                trial.values, trial.datetime_complete, trial.state = None, None, TrialState.RUNNING
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _start(self, event: TrialStarted) -> None:
@@ -78,7 +81,9 @@ class StudyTrials:
         trial.intermediate_values[report.step] = report.metrics[self._selection.metric]
 
     def _end(self, trial: FrozenTrial, event: TrialEnded) -> None:
-        reports = self._reports.pop(event.trial_id)
+        reports = self._reports[event.trial_id]
+        if not event.is_cut:
+            del self._reports[event.trial_id]
         trial.datetime_complete = datetime.fromtimestamp(event.at)
         trial.user_attrs["reason"] = event.reason
         if event.trial_id in self._hidden:  # samplers pass over what has failed

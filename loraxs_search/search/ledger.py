@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from loraxs_search.errors import HomeError
+from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.log.events import (
     BaselineScored,
     CandidateScored,
@@ -182,15 +182,27 @@ class Ledger:
                 self._watch.reported(report)
             self._after_report()
 
-    def trial_ended(self, trial_id: str, state: TrialState, reason: str) -> None:
-        if event := self.journal.trial_ended(trial_id, state, reason):
+    def trial_ended(self, trial_id: str, state: TrialState, reason: str, *, is_cut: bool = False) -> None:
+        if event := self.journal.trial_ended(trial_id, state, reason, is_cut=is_cut):
             self._pass_on(event)
 
+    def trial_continued(self, trial_id: str) -> None:
+        self._pass_on(self.journal.trial_continued(trial_id))
+
     def recover(self, folder: StudyFolder) -> None:
-        """Take up the reports that a killed driver left in snapshots, which are written before the log."""
+        """Take up the reports that a killed driver left in snapshots, which are written before the log.
+
+        A trial whose snapshot is damaged begins again.
+        """
         for record in self.unfinished():
-            snapshot = folder.snapshots.read(record.trial_id)
-            for report in read_reports(snapshot) if snapshot else ():
+            try:
+                snapshot = folder.snapshots.read(record.trial_id)
+                reports = read_reports(snapshot) if snapshot else ()
+            except StudyError as error:
+                folder.snapshots.set_aside(record.trial_id)
+                _logger.warning("trial %s begins again: %s", record.trial_id, error.message)
+                continue
+            for report in reports:
                 self._pass_on(self.journal.trial_reported(report))
 
     # ---- what watchers alone are shown -------------------------------------------------------------------------------

@@ -153,7 +153,8 @@ class Extend(Verb):
 
     `trials` come on top of those that the study has or is still to have: of a study whose trials have ended, or that
     was to finish, on top of those that it has proposed. `time` comes on top of the time budget, or of the time
-    spent where that is more; a study without a time budget gets one. A study that was to finish continues.
+    spent where that is more; a study without a time budget gets one. A study that was to finish continues. Trials that
+    the time budget had ended continue first.
 
     The space's text stays as it was launched: what counts is the plan that `state.extended` returns.
     """
@@ -174,8 +175,8 @@ class Extend(Verb):
             )
         plan, seconds = study.plan, 0.0 if time is None else _seconds(time)
         so_far = num_proposed(study.records, study.state)
-        wants_new = so_far < plan.trials or bool(unstarted(study.records, study.state))
-        if trials is None and has_ended(study) and not wants_new:
+        has_more = so_far < plan.trials or any(record.is_cut for record in study.records.values())
+        if trials is None and has_ended(study) and not (has_more or unstarted(study.records, study.state)):
             raise CommandError(
                 f"`--time` alone gives study {study.name!r} nothing to do: it has had all of its {plan.trials}.",
                 hint="add --trials",

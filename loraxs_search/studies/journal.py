@@ -21,7 +21,9 @@ from loraxs_search.log.events import (
     ReportWritten,
     SearchFinished,
     TrainingEnded,
+    TrialContinued,
     TrialEnded,
+    TrialEvent,
     TrialReported,
     TrialStarted,
 )
@@ -173,15 +175,31 @@ class Journal:
             return None
         return self.append(TrialReported(at=steady_time(), study=self._study, report=report))
 
-    def trial_ended(self, trial_id: str, state: TrialState, reason: str) -> TrialEnded | None:
-        """Record how a trial ended; return None when it had ended before."""
+    def trial_ended(self, trial_id: str, state: TrialState, reason: str, *, is_cut: bool = False) -> TrialEnded | None:
+        """Record how a trial ended; return None when it had ended before.
+
+        Args:
+            is_cut: Whether the time budget ended it.
+        """
         if self.records[trial_id].state is not TrialState.RUNNING:
             return None
         now = steady_time()
         worked_s = self._work_time.until_now(now) - self._work_before_s[trial_id]
         return self.append(
-            TrialEnded(at=now, study=self._study, trial_id=trial_id, state=state, reason=reason, worked_s=worked_s)
+            TrialEnded(
+                at=now,
+                study=self._study,
+                trial_id=trial_id,
+                state=state,
+                reason=reason,
+                worked_s=worked_s,
+                is_cut=is_cut,
+            )
         )
+
+    def trial_continued(self, trial_id: str) -> TrialContinued:
+        """Record that a trial which the time budget had ended trains on."""
+        return self.append(TrialContinued(at=steady_time(), study=self._study, trial_id=trial_id))
 
     def commanded(self, command: Command) -> bool:
         """Record that a command was taken, before anything is done about it; False when it was taken before."""
@@ -255,7 +273,7 @@ class Journal:
         elif event.is_work:
             self._work_time.recorded(event.at)
         match event:
-            case TrialStarted() | TrialReported() | TrialEnded():
+            case TrialStarted() | TrialReported() | TrialEnded() | TrialContinued():
                 self._apply_to_trial(event)
             case Commanded(command=command):
                 self.commands[command.command_id] = CommandRecord(command)
@@ -280,7 +298,7 @@ class Journal:
             case SearchFinished():
                 self._search_state = event.state
 
-    def _apply_to_trial(self, event: TrialStarted | TrialReported | TrialEnded) -> None:
+    def _apply_to_trial(self, event: TrialEvent) -> None:
         match event:
             case TrialStarted():
                 self._work_before_s[event.trial_id] = self._work_time.seconds
@@ -300,5 +318,16 @@ class Journal:
             case TrialEnded():
                 record = self.records[event.trial_id]
                 self.records[event.trial_id] = replace(
-                    record, state=event.state, reason=event.reason, ended_at=event.at, worked_s=event.worked_s
+                    record,
+                    state=event.state,
+                    reason=event.reason,
+                    ended_at=event.at,
+                    worked_s=event.worked_s,
+                    is_cut=event.is_cut,
+                )
+            case TrialContinued():
+                record = self.records[event.trial_id]
+                self._work_before_s[event.trial_id] = self._work_time.seconds - (record.worked_s or 0.0)
+                self.records[event.trial_id] = replace(
+                    record, state=TrialState.RUNNING, reason="", ended_at=None, worked_s=None, is_cut=False
                 )

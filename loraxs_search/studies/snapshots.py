@@ -118,6 +118,11 @@ class Snapshots:
         path = snapshot_path(self._folder, trial_id)
         return check_owner(path.read_bytes(), self._study, trial_id) if path.exists() else None
 
+    def set_aside(self, trial_id: str) -> None:
+        """Have a trial be without its last state, which is damaged."""
+        path = snapshot_path(self._folder, trial_id)
+        path.replace(path.with_suffix(".damaged"))
+
     def read_kept(self, trial_id: str) -> bytes | None:
         """Return the state that is a trial's adapter: of its last step, or of its best one, as the study has it.
 

@@ -77,6 +77,7 @@ class Recorder:
             log_events.TrialStarted: self._trial_started,
             log_events.TrialReported: self._trial_reported,
             log_events.TrialEnded: self._trial_ended,
+            log_events.TrialContinued: self._trial_continued,
             log_events.AdapterWritten: self._adapter_written,
             log_events.BaselinesMeasured: self._baselines_measured,
             log_events.ReportWritten: self._report_written,
@@ -226,6 +227,9 @@ class Recorder:
         self._runs.add(run_id, metrics=metrics, at=event.at)
         self._runs.end(run_id, _STATUS[event.state], event.at, {STATE: event.state.value, REASON: event.reason})
 
+    def _trial_continued(self, event: log_events.TrialContinued) -> None:
+        self._runs.reopen(self._run(event.trial_id, event.at))
+
     def _adapter_written(self, event: log_events.AdapterWritten) -> None:
         folder = self._folder / event.folder
         if not folder.is_dir():
@@ -275,7 +279,7 @@ def _trial_of(event: log_events.LoggedEvent) -> str:
             return event.run_of or event.trial_id
         case log_events.TrialReported():
             return event.report.trial_id
-        case log_events.TrialStarted() | log_events.TrialEnded():
+        case log_events.TrialStarted() | log_events.TrialEnded() | log_events.TrialContinued():
             return event.trial_id
     return SEARCH
 

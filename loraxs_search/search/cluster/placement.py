@@ -109,8 +109,12 @@ def check_can_run(nodes: Sequence[Node], device: SearchDevice, concurrent: int |
         )
 
 
+SAY_EVERY_S = 60.0
+_MAX_SHOWN = 5  # nodes in a message
+
+
 class SlotWait:
-    """Says once what trials wait for while Ray reserves no slot for any of them.
+    """Says every minute what trials wait for while Ray reserves no slot for any of them.
 
     Args:
         nodes: Returns the living nodes.
@@ -118,32 +122,37 @@ class SlotWait:
     """
 
     def __init__(
-        self, nodes: Callable[[], Sequence[Node]], slots: Callable[[], Slots], say: Callable[[str], None]
+        self,
+        nodes: Callable[[], Sequence[Node]],
+        slots: Callable[[], Slots],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._nodes, self._slots, self._say = nodes, slots, say
-        self._said: set[str] = set()
+        self._nodes, self._slots, self._say, self._clock = nodes, slots, say, clock
+        self._next = clock()
 
     def look(self, asked: Mapping[str, float]) -> bool:
         """Say why trials that ask for this do not start; return whether they could if they asked for what is there.
 
         A trial asks for a share of the nodes at the time of its proposal. These may all have left since.
         """
-        what = " and ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
-        if any(offers(node, asked) for node in self._nodes()):
-            self._say_once(
-                f"No trial can start: each waits for {what}, which other work on this cluster holds, such as another"
-                " search. `ray status` shows what is in use."
-            )
-        elif self._slots().num_slots:
+        nodes = self._nodes()
+        is_held = any(offers(node, asked) for node in nodes)
+        if not is_held and self._slots().num_slots:
             return True
-        else:
-            self._say_once(f"No trial can start: each waits for a node with {what} to join the cluster.")
+        if self._clock() < self._next:
+            return False
+        self._next = self._clock() + SAY_EVERY_S
+        what = " and ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
+        have = [f"{node.address} has {node.num_cpus} CPU and {node.num_gpus} GPU" for node in nodes]
+        more = ", ..." if len(have) > _MAX_SHOWN else ""
+        why = (
+            f"{what}, which other work on this cluster holds, such as another search. `ray status` shows what is in use"
+            if is_held
+            else f"a node with {what} to join the cluster; now {', '.join(have[:_MAX_SHOWN]) or 'there is none'}{more}"
+        )
+        self._say(f"No trial can start: each waits for {why}.")
         return False
-
-    def _say_once(self, text: str) -> None:
-        if text not in self._said:
-            self._said.add(text)
-            self._say(text)
 
 
 @dataclass(frozen=True)

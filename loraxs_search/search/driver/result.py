@@ -100,7 +100,7 @@ class SearchResult:
 
 
 _FIELDS = ("trial_id", "state", "step", "score", "candidate_score", "test_score", "r_parameters", "stored_bytes")
-_MORE = ("seconds", "reason", "finalist", "kept_step", "unparsed", "unended")
+_MORE = ("device_s", "wall_s", "reason", "finalist", "kept_step", "unparsed", "unended")
 
 
 def _flat(row: LeaderboardRow, record: TrialRecord) -> dict[str, Any]:

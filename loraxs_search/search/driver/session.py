@@ -174,6 +174,7 @@ class SearchSession:
                 canceller.on_loop_step(self._searcher.to_cancel)
 
             self._searcher.take_commands = on_loop_step
+            self._searcher.begin_loop()
             while self._searcher.has_more and not self._searcher.must_end:
                 self._run_tuner()
         if self._searcher.fatal_error is not None:
@@ -233,7 +234,7 @@ class SearchSession:
             )
         if searcher.out_of_time is not None:
             for record in left:
-                ledger.trial_ended(record.trial_id, TrialState.PRUNED, searcher.out_of_time)
+                ledger.trial_ended(record.trial_id, TrialState.PRUNED, searcher.out_of_time, is_cut=True)
         elif not is_complete:
             ended = len(ledger.records) - len(left)
             raise SearchInterruptedError(

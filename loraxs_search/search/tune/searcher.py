@@ -150,8 +150,11 @@ class StudySearcher(Unpickled, Searcher):
         return [trial_id for trial_id in self._trial_ids.values() if trial_id in self._state.at_once]
 
     def begin_loop(self) -> None:
-        """Propose all unfinished trials in Tune's next loop: the last one leaves some where the time budget ends it."""
+        """Propose all unfinished trials in Tune's next loop, those that an earlier time budget has cut among them."""
         self._trial_ids = {}
+        if self._ledger.journal.notice is None and self.out_of_time is None:
+            for record in [record for record in self._ledger.records.values() if record.is_cut]:
+                self._ledger.trial_continued(record.trial_id)
         self._pending = [record.trial_id for record in self._ledger.unfinished()]
         self.apply_commands()
 
@@ -284,7 +287,9 @@ class StudySearcher(Unpickled, Searcher):
             return
         if (reason := self._scheduler.stopped.get(trial_id)) is None and trial_id in self._state.stopping:
             reason = self._stop_reason(trial_id)
-        self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason or f"the time budget ended at step {step}")
+        is_cut = reason is None
+        reason = reason or f"the time budget ended at step {step}"
+        self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason, is_cut=is_cut)
 
     def _stop_reason(self, trial_id: str) -> str:
         return f"{self._state.stopping[trial_id]} at step {self._ledger.last_step(trial_id)}"

@@ -21,6 +21,8 @@ from loraxs_search.home import REMOVED, in_use, mark_used, write_atomic
 from loraxs_search.housekeeping.kinds import KINDS
 from loraxs_search.housekeeping.removal import collect
 from loraxs_search.records import Identity, TrialState
+from loraxs_search.registry.names import Resolved, ResolvedNames
+from loraxs_search.registry.reader import registered_manifests
 
 MONTH_S = 30 * DAY_S
 STATE = f"{'a' * 16}.20.{'b' * 32}.safetensors"
@@ -232,6 +234,18 @@ def test_pulled_adapters_stay_as_long_as_a_name_means_them(fresh_home, factors, 
     assert why(fresh_home / "adapters" / f"{new}.lora-r8") == "needed by `pull reviews`"
     assert why(factor_file(fresh_home, needed)) == "needed by `pull reviews`"
     assert {path.name for path in gone()} == {old, f"{old}.lora-r8", f"{old}.lora-r8.json"}
+
+
+def test_pulled_adapters_of_removed_versions_go(fresh_home, store_uri, base, register, sealed):
+    register(store_uri, base_digest=base("b"), factors={})
+    (known,) = (digest for _, digest, _ in registered_manifests(store_uri))
+    for digest, name in ((known, "t"), ("c" * 64, "t:9")):
+        sealed(fresh_home / "adapters" / digest, factors={})
+        names = ResolvedNames(fresh_home / "adapters" / "names.json", store_uri)
+        names.put(name, Resolved(digest, 1))
+    age(fresh_home)
+    assert why(fresh_home / "adapters" / known) == "needed by `pull t`"
+    assert {path.name for path in gone() if path.parent.name == "adapters"} == {"c" * 64}
 
 
 def test_a_pulled_adapter_that_is_damaged_keeps_what_it_may_need_and_nothing_else(fresh_home, base, factors, sealed):

@@ -91,7 +91,7 @@ def test_times_are_in_units_for_people():
 # ---- tables ----------------------------------------------------------------------------------------------------------
 def test_the_leaderboard_has_what_varies_and_no_empty_columns(folder):
     table = leaderboard_table(read_facts(folder))
-    assert table.columns == ("trial", "state", "step", "accuracy", "parameters", "bytes", "seconds", "rank")
+    assert table.columns == ("trial", "state", "step", "accuracy", "parameters", "bytes", "device s", "wall s", "rank")
     assert [row[0] for row in table.rows] == ["00000", "00001"]
 
 

@@ -58,7 +58,7 @@ def test_a_row_has_the_last_report_and_the_test_score_of_the_finalist():
     finalist = Candidate("s", "00003", "t", {"pearson": 0.55}, {}, 80, "data", "base")
     row = leaderboard(TRIALS, TASK, [finalist])[0]
     assert (row.step, row.score, row.test_score, row.r_parameters, row.stored_bytes) == (2, 0.6, 0.55, 16, 80)
-    assert (row.seconds, row.reason, row.params, row.finalist) == (7.0, "why", {"rank": 4}, "00003")
+    assert (row.device_s, row.reason, row.params, row.finalist) == (2.0, "why", {"rank": 4}, "00003")
 
 
 def test_a_refit_that_is_the_finalist_stands_in_the_row_of_its_trial():
@@ -75,13 +75,12 @@ def test_a_trial_without_a_report_has_no_numbers():
     assert (row.step, row.score, row.test_score, row.r_parameters, row.stored_bytes) == (0, None, None, None, None)
 
 
-def test_the_seconds_of_a_trial_are_those_in_which_a_driver_was_at_work():
+def test_wall_time_is_that_in_which_a_driver_was_at_work_and_device_time_is_the_last_reports():
     resumed = replace(trial("00000", TrialState.COMPLETE, 0.5), worked_s=3.0)
-    assert leaderboard([resumed], TASK)[0].seconds == 3.0
-
-
-def test_a_running_trial_shows_its_device_time():
-    assert next(row.seconds for row in leaderboard(TRIALS, TASK) if row.trial_id == "00004") == 1.0
+    (row,) = leaderboard([resumed], TASK)
+    assert (row.device_s, row.wall_s) == (1.0, 3.0)
+    running = next(row for row in leaderboard(TRIALS, TASK) if row.trial_id == "00004")
+    assert (running.device_s, running.wall_s) == (1.0, None)
 
 
 def test_progress_counts_every_state():
@@ -112,7 +111,7 @@ def test_columns_that_only_some_studies_have_are_shown_where_they_have_values(ca
         print_leaderboard(rows, task, baselines)
         return [name.strip() for name in capsys.readouterr().out.splitlines()[0].split("  ") if name]
 
-    plain = ["trial", "state", "step", "pearson", "test pearson", "R", "bytes", "seconds"]
+    plain = ["trial", "state", "step", "pearson", "test pearson", "R", "bytes", "device s", "wall s"]
     assert heading(TASK, leaderboard(TRIALS, TASK)) == plain
     best = leaderboard(TRIALS, TASK, checkpoint="best")
     assert heading(TASK, best) == [*plain[:3], "kept", *plain[3:]]
@@ -131,7 +130,7 @@ def test_a_baseline_stands_below_with_both_metrics(capsys):
     alone = Baseline("4-shot", {"pearson": 0.3, "mse": 0.9, "unparsed": 0.5}, {"pearson": 0.2}, seconds=3.0)
     print_leaderboard(leaderboard(TRIALS, task), task, [alone])
     cells = capsys.readouterr().out.splitlines()[-1].split()
-    assert cells == ["4-shot", "BASELINE", "-", "0.9000", "0.3000", "0.2000", "0.5000", "-", "-", "3.0"]
+    assert cells == ["4-shot", "BASELINE", "-", "0.9000", "0.3000", "0.2000", "0.5000", "-", "-", "3.0", "-"]
 
 
 def test_bytes_without_projections_have_a_column_where_files_hold_some(capsys):

@@ -19,6 +19,7 @@ from loraxs_search.records import (
     ConstantAnswer,
     DataReport,
     HostInfo,
+    Proposal,
     SearchPlan,
     StandardError,
     TokenCounts,
@@ -68,7 +69,7 @@ def ledger_on(folder: StudyFolder, view: Any = None) -> tuple[Ledger, StudyTrial
 
 def start(ledger: Ledger, trial_id: str) -> None:
     params = {"rank": 8, "scale": 1.0, "target_modules": "ffn", "learning_rate": 0.01, "head_learning_rate": 0.01}
-    ledger.trial_started(trial_id, params, HYPERPARAMETERS)
+    ledger.trial_started(trial_id, params, HYPERPARAMETERS, proposal=Proposal({}, {}))
 
 
 def test_what_happens_to_a_trial_reaches_log_sampler_and_view(folder: StudyFolder) -> None:
@@ -117,6 +118,21 @@ def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder: StudyFolder) 
     assert len(view.old) == 3, "once"
 
 
+def test_a_running_trial_whose_state_is_damaged_begins_again_and_that_is_said(
+    folder: StudyFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger, _ = ledger_on(folder)
+    for trial in ("00000", "00001"):
+        start(ledger, trial)
+        folder.snapshots.write(trial, Snapshot(trial, 4, {}, {}, (report(trial, 4, 0.6),), 1.0, 10).to_bytes())
+    (folder.path / "snapshots" / "00000.safetensors").write_bytes(b"damaged")
+    again, _ = ledger_on(folder)
+    again.recover(folder)
+    assert folder.snapshots.read("00000") is None
+    assert [len(record.reports) for record in folder.journal().records.values()] == [0, 1]
+    assert "trial 00000 begins again" in caplog.text
+
+
 # ---- what fails in front of people stops no search -------------------------------------------------------------------
 class ClosedView(SilentView):
     """A view whose reader went away."""
@@ -133,7 +149,7 @@ def test_a_view_that_fails_is_left_out_from_then_on(caplog: pytest.LogCaptureFix
     ledger = Ledger("s", view)
     with ledger.hearing_warnings():
         ledger.phase("loading")
-        ledger.steered("stop 00001: it stops")
+        ledger.steered("stop 00001: it stops", "")
     assert view.shown == 1
     assert caplog.text.count("the view of the search failed, and shows no more: BrokenPipeError: gone") == 1
 

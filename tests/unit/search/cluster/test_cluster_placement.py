@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from loraxs_search.errors import ClusterError
 from loraxs_search.records import SearchDevice
 from loraxs_search.search.cluster.placement import (
+    SAY_EVERY_S,
     Node,
     SlotCounter,
     Slots,
@@ -20,7 +21,7 @@ from loraxs_search.search.cluster.placement import (
     share_out,
 )
 
-HEAD = Node("head", 0)
+HEAD = Node("head", 0, address="head")
 SMALL, LARGE = Node("small", 2), Node("large", 8)
 GPUS = Node("gpus", 16, 4)
 
@@ -83,14 +84,16 @@ def test_a_cluster_without_the_device_that_is_asked_for_is_refused(device: Searc
 
 def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_their_nodes_have_left() -> None:
     nodes, said = [LARGE], list[str]()
-    wait = SlotWait(lambda: nodes, lambda: share_out(nodes, 2, "cpu"), said.append)
+    now = [0.0]
+    wait = SlotWait(lambda: nodes, lambda: share_out(nodes, 2, "cpu"), said.append, lambda: now[0])
     asked = share_out(nodes, 2, "cpu").resources
     assert [wait.look(asked), wait.look(asked), len(said)] == [False, False, 1]
     assert "4 CPU" in said[0]
     assert "another search" in said[0]
     nodes[:] = [HEAD]
+    now[0] += SAY_EVERY_S
     assert [wait.look(asked), wait.look(asked), len(said)] == [False, False, 2]
-    assert "a node with 4 CPU" in said[1]
+    assert "a node with 4 CPU to join the cluster; now head has 0 CPU and 0 GPU" in said[1]
     nodes[:] = [HEAD, SMALL]
     assert wait.look(asked)
     assert len(said) == 2

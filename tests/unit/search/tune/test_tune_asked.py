@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from ray.tune.search import Searcher
-from support.asked_driver import PLAN, drive, refusal, send, write_space
+from support.asked_driver import PLAN, drive, refusal, report, send, write_space
 from support.studies import TASK, study
 
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.records import Lineage, TrialState
+from loraxs_search.records import AnswerState, Lineage, Proposal, TrialState
 from loraxs_search.studies import StudyFolder
 
 pytestmark = pytest.mark.usefixtures("plain_specs")
@@ -186,3 +189,31 @@ def test_an_extension_that_says_nothing_is_refused(folder: StudyFolder, argument
     command = send(folder, "extend", **arguments)
     drive(folder).commander.take_all()
     assert law in refusal(folder, command)
+
+
+# ---- a time budget that cuts -----------------------------------------------------------------------------------------
+def test_what_the_time_budget_has_cut_continues_before_new_trials_once_there_is_more(fresh_home: Path) -> None:
+    made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget_s=1e-9))
+    write_space(made)
+    journal = made.journal()
+    journal.driver_started(time.time())
+    proposal = Proposal({}, {})
+    for trial in ("00000", "00001"):
+        journal.trial_started(trial, {"rank": 4}, proposal=proposal)
+        journal.trial_reported(report(trial, 10, 0.5))
+    journal.trial_ended("00000", TrialState.PRUNED, "the time budget ended at step 10", is_cut=True)
+    journal.trial_ended("00001", TrialState.PRUNED, "not among the best")
+    journal.search_ended("the time budget is used up")
+    more = send(made, "extend", time="1h")
+    drive(made).commander.take_all()
+    assert made.journal().commands[more].answer.state is AnswerState.DONE
+    made.journal().reopened(1)
+    driver = drive(made)
+    assert made.journal().records["00000"].state is TrialState.RUNNING
+    assert driver.begin() == "00000"
+    assert made.journal().records["00001"].state is TrialState.PRUNED
+    driver.end("00000")
+    assert driver.begin() == "00002"
+    record = made.journal().records["00000"]
+    assert (record.state, [each.step for each in record.reports]) == (TrialState.COMPLETE, [10, 40])
+    assert driver.trials.trials[0].value == 0.5
