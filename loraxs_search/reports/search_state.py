@@ -107,8 +107,7 @@ class SearchState:
             case events.TrialReported():
                 self._reported(event)
             case events.TrialEnded() | events.TrialContinued():
-                trial, has_ended = self.trials[event.trial_id], isinstance(event, events.TrialEnded)
-                trial.state, trial.current_step = event.state if has_ended else TrialState.RUNNING, 0
+                self._ended_or_continued(event)
             case events.TrialsAdvanced():
                 self._advanced(event)
             case events.Steered():
@@ -288,6 +287,11 @@ class SearchState:
                 paces = self._hosts.setdefault(trial.host, begun)
                 paces[0].add(event.at, steps)
                 paces[1].add(event.at, steps * trial.rows_per_step)
+
+    def _ended_or_continued(self, event: events.TrialEnded | events.TrialContinued) -> None:
+        trial = self.trials[event.trial_id]
+        trial.state = event.state if isinstance(event, events.TrialEnded) else TrialState.RUNNING
+        trial.current_step = 0
 
     def _advanced(self, event: events.TrialsAdvanced) -> None:
         for name, step in event.steps.items():
