@@ -17,7 +17,7 @@ from loraxs_search.errors import StudyError, UnknownTaskError
 from loraxs_search.methods import NATIVE
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.promotion_scores import other_finalists, scored_anew
-from loraxs_search.records import Candidate, Decision, Prediction, Sample
+from loraxs_search.records import Candidate, ClassReport, Decision, Prediction, Sample
 from loraxs_search.registry.pull import copy_folder, new_folder
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
 
@@ -134,6 +134,11 @@ def show(task: str, *, tracking_uri: str | None = None) -> list[registry.Registe
     uri = resolve_uri(tracking_uri)
     with _advising(task, uri):
         return registry.Registry(uri).versions(task)
+
+
+def class_report(version: registry.RegisteredAdapter, *, tracking_uri: str | None = None) -> ClassReport | None:
+    """Return how a version does on the test rows class by class; None where its task has no labels."""
+    return registry.Registry(resolve_uri(tracking_uri)).manifest(version).by_class
 
 
 def history(task: str, *, tracking_uri: str | None = None) -> list[Decision]:

@@ -130,14 +130,19 @@ def show(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonO
     baselines of its search reach on the metric that decided. "Over seeds" is the mean and standard deviation of a
     trial and its refits, the same params from other seeds, on validation rows. It is "-" for a trial without refits
     (`promotion.seeds: 0`), and left out where none has any. The model card has both too. "Aliases" are other names of a
-    version, such as `champion`.
+    version, such as `champion`. With --json, these versions also have their scores by class, the confusion matrix, and
+    the first test rows that they answer wrongly.
 
     Example: loraxs-search show movie-reviews
     """
+    from loraxs_search.api import class_report
     from loraxs_search.api import show as versions
 
     adapters = versions(task, tracking_uri=tracking_uri)
     value = [vars(version) | {"spread": _spreads(version)} for version in adapters]
+    for version, each in zip(adapters, value, strict=True):
+        if as_json and version.aliases:
+            each["by_class"] = class_report(version, tracking_uri=tracking_uri)
 
     def show() -> None:
         metrics = list(dict.fromkeys(name for one in adapters for name in one.candidate.test_metrics if name != "loss"))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from loraxs_search.records._adapter import (
     ADAPTER_FORMAT,
+    NUM_WRONG_ROWS,
     AdapterRef,
+    ClassReport,
+    ClassScores,
     Entity,
     Manifest,
     Prediction,
@@ -95,6 +98,7 @@ __all__ = [
     "MAX_STATE_BYTES",
     "MIN_SLICE_ROWS",
     "NEGATIVE_FLIPS",
+    "NUM_WRONG_ROWS",
     "SLICE_LOSS",
     "SVD_BASES",
     "AdapterRef",
@@ -110,6 +114,8 @@ __all__ = [
     "Basis",
     "Candidate",
     "CheckpointSelection",
+    "ClassReport",
+    "ClassScores",
     "Command",
     "CommandAnswer",
     "CommandRecord",

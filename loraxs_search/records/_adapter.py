@@ -100,6 +100,47 @@ class Sample:
     answer: str
 
 
+NUM_WRONG_ROWS = 20
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How a classifier does on the test rows of one class; a number is None where nothing could count for it.
+
+    Args:
+        rows: That are of the class.
+        precision: Share of the answers with this class that are right.
+        recall: Share of its rows that are answered so.
+    """
+
+    label: str
+    rows: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """How a classifier does on the test rows, class by class.
+
+    Args:
+        classes: In the order of their ids.
+        confusion: For the rows of each class, how often each class was answered.
+        wrong: The first rows that were answered wrongly, as the adapter reads them.
+    """
+
+    classes: tuple[ClassScores, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    wrong: tuple[Sample, ...] = ()
+
+    @property
+    def never_answered(self) -> list[str]:
+        """The classes that rows are of and no answer is."""
+        answered = [sum(column) for column in zip(*self.confusion, strict=True)]
+        return [each.label for each, count in zip(self.classes, answered, strict=True) if each.rows and not count]
+
+
 ADAPTER_FORMAT = 1  # of a manifest and a registered version; rises only when an older reader would read wrongly
 
 
@@ -122,6 +163,7 @@ class Manifest:
         ends: The tokens that end an answer that it writes, as the tokenizer names them.
         setup: Its base's.
         slices: The finalist's scores on slices of the test rows, where its task has some.
+        by_class: The finalist's scores by class, where its task has labels.
     """
 
     task: Task
@@ -153,6 +195,7 @@ class Manifest:
     ends: tuple[str, ...] = ()
     setup: BaseSetup | None = None
     slices: tuple[SliceScore, ...] = ()
+    by_class: ClassReport | None = None
 
 
 def check_format(found: int | None, place: str) -> None:

@@ -126,6 +126,16 @@ class RegistryReader:
         adapters = list(_readable(listed, model.tags))
         return [replace(version, aliases=tuple(sorted(aliases.get(version.version, ())))) for version in adapters]
 
+    def manifest(self, version: RegisteredAdapter) -> Manifest:
+        """Return the manifest of a version.
+
+        Raises:
+            TrackingError: the server does not answer.
+            IntegrityError: it is damaged.
+        """
+        with speaking(self.uri):
+            return _manifest(self.uri, version.source)
+
     def history(self, task: str) -> list[Decision]:
         """Return every decision on the task, refusals too, oldest first; unreadable decisions are left out.
 

@@ -18,12 +18,13 @@ from loraxs_search.engine.planning import PassExecutor
 from loraxs_search.engine.requests import Engine
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
-from loraxs_search.records import Answers, Sample, Split, Task
+from loraxs_search.records import NUM_WRONG_ROWS, Answers, Sample, Split, Task
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, RowScores, kind_of
 from loraxs_search.tasks.prepared import PreparedTask, load_data, prepare
 
 NUM_SAMPLES = 3  # rows that cards show
+_MOST_SHOWN = 400  # characters of a row that is answered wrongly
 ResultT = TypeVar("ResultT")
 
 
@@ -94,14 +95,33 @@ def as_answers(data: PreparedTask, split: Split, rows: npt.NDArray[np.int64], sc
     given = {name: values for name in (*columns, "ended") if (values := getattr(scores, name)) is not None}
     lists: dict[str, Any] = {name: tuple(values.tolist()) for name, values in given.items()}
     labels = data.labels(split)[rows]
+    answers = scores.answers_like(labels)
     if split == "test":
         lists["slices"] = {name: tuple(values[row] for row in rows) for name, values in data.slices.items()}
+        lists["wrong"] = _wrong(data, rows, answers, labels)
     return Answers(
-        predictions=tuple(scores.answers_like(labels).tolist()),
+        predictions=tuple(answers.tolist()),
         labels=tuple(labels.tolist()),
         loss=float(scores.losses.sum(dtype=np.float64)),
         loss_count=int(scores.counts.sum()),
         **lists,
+    )
+
+
+def _wrong(
+    data: PreparedTask, rows: npt.NDArray[np.int64], answers: npt.NDArray[Any], labels: npt.NDArray[Any]
+) -> tuple[Sample, ...]:
+    """Return the first test rows that a classifier answers wrongly, as it reads them; none of other kinds."""
+    names, encoded = data.task.labels, data.encoded("test")
+    if not names or labels.dtype.kind != "i" or encoded.prompts is not None:
+        return ()
+    return tuple(
+        Sample(
+            str(data.tokenizer.decode(encoded.ids.row(rows[place]), skip_special_tokens=True))[:_MOST_SHOWN],
+            names[labels[place]],
+            names[int(answers[place])],
+        )
+        for place in np.flatnonzero(answers != labels)[:NUM_WRONG_ROWS]
     )
 
 

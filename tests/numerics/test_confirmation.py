@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,18 @@ from peft import PeftModel
 from support.sealed import seal
 from transformers import AutoModelForSequenceClassification
 
-from loraxs_search.api import promote
 from loraxs_search.errors import BaseModelError, TaskDataError
 from loraxs_search.home import factor_path
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import (
     BaseModelRef,
-    Candidate,
     Confirmation,
     Manifest,
-    PromotionRule,
-    SearchPlan,
     TrialSpec,
 )
-from loraxs_search.registry import verify
 from loraxs_search.registry.factor_sets import lacks_factors
 from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.search.driver.work_items import joined, refit_spec
-from loraxs_search.studies import StudyFolder, StudyInfo
 from loraxs_search.trial import score_folder
 
 
@@ -94,56 +87,14 @@ def test_a_folder_scored_anew_gives_the_same_answers(
     anew = score_folder(folder, world.data.task)
     assert anew.metrics == pytest.approx(metrics, rel=1e-6)
     said = anew.answers
+    assert len(said.wrong) == min(20, np.sum(rows.predictions != rows.labels))
+    assert all(sample.reference != sample.answer and sample.prompt for sample in said.wrong)
     assert (said.predictions, said.labels) == (tuple(rows.predictions.tolist()), tuple(rows.labels.tolist()))
     assert anew.data_fingerprint == world.data.data_fingerprint
     assert anew.test_fingerprint == world.data.test_fingerprint
     other = dataclasses.replace(world.data.task, labels=("x", "y"))
     with pytest.raises(TaskDataError, match="labels"):
         score_folder(folder, other)
-
-
-def test_a_finalist_that_has_not_answered_the_test_rows_does_when_it_is_promoted(
-    store_uri: str,
-    world: Any,
-    confirmed: tuple[TrialSpec, Confirmation, TrialHost],
-    scores: tuple[dict[str, float], ScoredRows],
-    folder: Path,
-) -> None:
-    spec, _, host = confirmed
-    task, base, rule = world.data.task, BaseModelRef(world.base.path), PromotionRule()
-    study = StudyFolder.create(
-        StudyInfo("s", "id", task, base, SearchPlan(), rule, "space.yaml", "/", store_uri, 0.0), ""
-    )
-    shutil.copytree(folder, study.adapter_path(spec.trial_id))
-    digest, data = host.info().base.weight_digest, world.data.data_fingerprint
-    rows_fingerprint = world.data.test_fingerprint
-    numbers = {"accuracy": 0.9}
-    candidate = Candidate(
-        "s", spec.trial_id, task.name, {}, numbers, 100, data, digest, base.id, test_fingerprint=rows_fingerprint
-    )
-    refit = dataclasses.replace(candidate, trial_id=f"{spec.trial_id}.1")
-    study.write_candidates([candidate, refit])
-    assert promote("s", force=True).promoted
-    kept, other = study.candidates() or []
-    assert kept.test_metrics == pytest.approx(scores[0], rel=1e-6)
-    assert not other.test_metrics
-    assert verify(study.adapter_path(spec.trial_id)).test_metrics == kept.test_metrics
-
-
-def test_test_rows_that_were_changed_since_the_search_decide_nothing(
-    store_uri: str,
-    world: Any,
-    folder: Path,
-) -> None:
-    task, base, rule = world.data.task, BaseModelRef(world.base.path), PromotionRule()
-    study = StudyFolder.create(
-        StudyInfo("s", "id", task, base, SearchPlan(), rule, "space.yaml", "/", store_uri, 0.0), ""
-    )
-    shutil.copytree(folder, study.adapter_path("7"))
-    candidate = Candidate("s", "7", task.name, {}, {"accuracy": 0.9}, 100, "d", "b", test_fingerprint="of other rows")
-    study.write_candidates([candidate])
-    with pytest.raises(TaskDataError, match="must be those of the search"):
-        promote("s")
 
 
 def test_the_factors_it_names_are_those_on_disk(confirmed: tuple[TrialSpec, Confirmation, TrialHost]) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from loraxs_search.records import Baseline, Candidate, Task, TrialRecord, TrialState
+from loraxs_search.errors import IntegrityError
+from loraxs_search.records import Baseline, Candidate, ClassReport, Task, TrialRecord, TrialState
 from loraxs_search.reports.leaderboard import LeaderboardRow, front, leaderboard, shown_baselines
 from loraxs_search.reports.study_status import Progress, progress, study_state
 from loraxs_search.steering import whole_plan
@@ -102,6 +103,18 @@ class ReportFacts:
     def finalist(self) -> Candidate | None:
         """The candidate that was scored on the test rows."""
         return next((candidate for candidate in self.candidates if candidate.test_metrics), None)
+
+    @cached_property
+    def by_class(self) -> ClassReport | None:
+        """The finalist's scores by class; None where its task has no labels, or its files are gone."""
+        from loraxs_search.registry import manifest
+
+        if self.finalist is None:
+            return None
+        try:
+            return manifest.read(self.folder.adapter_path(self.finalist.trial_id)).by_class
+        except IntegrityError:
+            return None
 
     @property
     def saved_s(self) -> float:

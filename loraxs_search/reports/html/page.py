@@ -76,6 +76,7 @@ def report_page(facts: ReportFacts) -> str:
             version=installed().get("loraxs-search", ""),
             summary=head,
             baselines=tables.baseline_table(facts, head),
+            classes=tables.class_tables(facts),
             first=board.first(tables.FIRST_ROWS, _first_caption(facts, len(board.rows))),
             board=board,
             sections=[{"section": it, "plots": [_embedded(*plot) for plot in it.plots.items()]} for it in drawn],

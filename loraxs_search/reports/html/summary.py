@@ -63,6 +63,7 @@ class Summary:
         found: What the search found.
         verdict: Whether that beats the baselines, and what to try if not; empty where nothing can be compared.
         is_beaten: Whether a baseline scores higher.
+        never: Which classes the finalist never answers; empty where it answers each.
         notes: What a reader should know of the study.
     """
 
@@ -72,13 +73,14 @@ class Summary:
     result: _Result | None
     against: tuple[_AgainstBaseline, ...]
     numbers: tuple[_KeyNumber, ...]
+    never: str
     notes: tuple[str, ...]
 
     @property
     def opening(self) -> tuple[str, ...]:
-        """What was found, and the verdict: that a baseline wins comes first."""
+        """What was found, the verdict, and what is never answered: that a baseline wins comes first."""
         both = (self.verdict, self.found) if self.is_beaten else (self.found, self.verdict)
-        return tuple(filter(None, both))
+        return tuple(filter(None, (*both, self.never)))
 
 
 def summary(facts: ReportFacts) -> Summary:
@@ -92,6 +94,7 @@ def summary(facts: ReportFacts) -> Summary:
         result=result,
         against=against,
         numbers=tuple(_numbers(facts, result)),
+        never=_never(facts),
         notes=tuple(_notes(facts)),
     )
 
@@ -188,6 +191,11 @@ def _notes(facts: ReportFacts) -> Iterator[str]:
     if facts.journal.notice:
         yield f"It ended before its budget: {facts.journal.notice}"
     yield from score_warnings(facts.rows, facts.task)
+
+
+def _never(facts: ReportFacts) -> str:
+    names = facts.by_class.never_answered if facts.by_class else []
+    return f"It never answers {_listed(names)}." if names else ""
 
 
 def _listed(names: list[str]) -> str:

@@ -95,6 +95,25 @@ def baseline_table(facts: ReportFacts, summary: Summary) -> _ReportTable:
     return _ReportTable(caption, columns, tuple(row[:width] for row in rows), frozenset(columns[1:4]))
 
 
+def class_tables(facts: ReportFacts) -> list[_ReportTable]:
+    """Return the finalist's scores by class, the confusion matrix, and rows that it answers wrongly; maybe none."""
+    if (found := facts.by_class) is None:
+        return []
+    scores = tuple(
+        (each.label, f"{each.rows:,}", _score(each.precision), _score(each.recall), _score(each.f1))
+        for each in found.classes
+    )
+    columns = ("class", "rows", "precision", "recall", "F1")
+    labels = tuple(each.label for each in found.classes)
+    counts = tuple((label, *map(str, row)) for label, row in zip(labels, found.confusion, strict=True))
+    wrong = tuple((sample.prompt, sample.reference, sample.answer) for sample in found.wrong)
+    return [
+        _ReportTable("The finalist on the test rows of each class.", columns, scores, frozenset(columns[1:])),
+        _ReportTable("Rows of each class, by what was answered.", ("class", *labels), counts, frozenset(labels)),
+        _ReportTable("The first test rows that it answers wrongly.", ("row", "class", "answer"), wrong),
+    ]
+
+
 def cost_table(facts: ReportFacts) -> _ReportTable:
     """Return what was spent on trials, by how they ended."""
     by_state = [(facts.word(state), [r for r in facts.records if r.state is state]) for state in TrialState]

@@ -27,6 +27,7 @@ from loraxs_search.search.driver.work_items import (
     Trained,
     ValidationWork,
     WorkItem,
+    class_report,
     joined,
     map_over_hosts,
     refit_spec,
@@ -153,7 +154,8 @@ class Finalization:
                 chosen = replace(chosen, test_metrics=metrics, baselines=baselines, earlier_finalists=earlier)
             for confirmation in finalist:  # none if it was written before the driver was killed
                 samples = tuple(sample for part in parts for sample in part.samples)
-                beside = {"samples": samples, "slices": slices_of(parts, self.space.task)}
+                task = self.space.task
+                beside = {"samples": samples, "slices": slices_of(parts, task), "by_class": class_report(parts, task)}
                 self._write(self._trained(name), confirmation, chosen, run_of, beside)
             self._update_baselines(chosen)
             if untested:

@@ -18,8 +18,11 @@ from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import ClusterError, HomeError, LoraxsError, StudyError, TaskDataError, TrialDivergedError
 from loraxs_search.records import (
+    NUM_WRONG_ROWS,
     AdapterSize,
     Answers,
+    ClassReport,
+    ClassScores,
     Confirmation,
     Identity,
     Lineage,
@@ -340,6 +343,26 @@ def slices_of(parts: Sequence[Answers], task: Task) -> tuple[SliceScore, ...]:
     if not task.slices or not all(part.predictions for part in parts):
         return ()
     return slice_scores(kind_of(task).metrics[task.metric], 1.0, joined(parts, task)[1])  # no champion, no sign
+
+
+def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:
+    """Return how a classifier's answers to all test rows do by class; None where answers are no labels."""
+    answers, labels = (np.array([value for part in parts for value in getattr(part, name)]) for name in _BOTH)
+    if not task.labels or labels.dtype.kind != "i" or len(answers) != len(labels):
+        return None
+    count = len(task.labels)
+    confusion = np.bincount(labels * count + answers, minlength=count * count).reshape(count, count)
+    right, answered, rows = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+
+    def share(part: int, whole: int) -> float | None:
+        return float(part / whole) if whole else None
+
+    classes = [
+        ClassScores(label, int(n), share(k, m), share(k, n), share(2 * k, n + m))
+        for label, k, m, n in zip(task.labels, right, answered, rows, strict=True)
+    ]
+    wrong = [sample for part in parts for sample in part.wrong][:NUM_WRONG_ROWS]
+    return ClassReport(tuple(classes), tuple(map(tuple, confusion.tolist())), tuple(wrong))
 
 
 def _column(parts: Sequence[Answers], name: str) -> list[Any] | None:

@@ -7,7 +7,7 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, searched
 
 from loraxs_search import figures
-from loraxs_search.records import TrialState
+from loraxs_search.records import Baseline, TrialState
 from loraxs_search.reports.html.facts import read_facts
 from loraxs_search.reports.html.figures.params import optuna_study
 
@@ -32,6 +32,13 @@ def test_every_report_is_a_point_of_a_curve_and_stopped_ones_are_grey(folder):
     points = [y for name, trace in curves.items() if not name.startswith("best") for y in trace.y if y is not None]
     assert sorted(points) == sorted(report.metrics["accuracy"] for report in reports)
     assert curves["stopped early"].line.color == "#98a1ab"
+
+
+def test_names_of_baselines_with_nearly_one_score_do_not_overlap(folder):
+    scores = {"constant": 0.2, "tfidf": 0.7, "features": 0.7, "mine": 0.7001}
+    folder.write_baselines([Baseline(name, {"accuracy": score}) for name, score in scores.items()])
+    (names,) = (trace for trace in figures("s")["learning_curves"].data if trace.mode == "text")
+    assert list(names.text) == ["mine<br>tfidf<br>features", "constant"]
 
 
 def test_the_front_is_that_of_the_complete_trials(folder):

@@ -9,11 +9,11 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
 
-from loraxs_search.records import Baseline, TrialState
+from loraxs_search.records import Baseline, ClassReport, ClassScores, Sample, TrialState
 from loraxs_search.reports.html.facts import duration, read_facts
-from loraxs_search.reports.html.page import repeat_command
+from loraxs_search.reports.html.page import repeat_command, report_page
 from loraxs_search.reports.html.summary import summary
-from loraxs_search.reports.html.tables import cost_table, failure_table, leaderboard_table
+from loraxs_search.reports.html.tables import class_tables, cost_table, failure_table, leaderboard_table
 from loraxs_search.search_space import load_space
 
 
@@ -71,6 +71,19 @@ def test_where_nothing_has_a_score_nothing_was_found(fresh_home):
     said = of(searched("s", [Tried({}, 0.5, state=TrialState.FAIL)]))
     assert said.found == "No trial has a score: nothing was found."
     assert said.verdict == ""
+
+
+def test_a_class_that_is_never_answered_is_named(folder):
+    confirm(folder, "00000", [0.79], answers=[1, 1, 1, 0], labels=[1, 1, 1, 1])
+    scores = (ClassScores("Law", 4, None, 0.0, 0.0), ClassScores("News", 3, 0.4, 1.0, 0.6))
+    facts = read_facts(folder)
+    vars(facts)["by_class"] = ClassReport(scores, ((0, 4), (0, 3)), (Sample("a <b> text", "Law", "News"),))
+    assert summary(facts).opening[-1] == "It never answers Law."
+    scored, confused, wrong = class_tables(facts)
+    assert scored.rows == (("Law", "4", "", "0.0000", "0.0000"), ("News", "3", "0.4000", "1.0000", "0.6000"))
+    assert confused.rows == (("Law", "0", "4"), ("News", "0", "3"))
+    assert wrong.rows == (("a <b> text", "Law", "News"),)
+    assert "a &lt;b&gt; text" in report_page(facts)
 
 
 # ---- what it cost ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from support.studies import study
 
 from loraxs_search.methods import LoraXS
 from loraxs_search.records import LinearModule, from_json, to_json
-from loraxs_search.search_space import Space, _parameter_specs, clone_params, load_space, parse_space
+from loraxs_search.search_space import Space, _parameter_specs, load_space, parse_space
 from loraxs_search.shipped_spaces import shipped_spaces
 from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.mirror import files
@@ -39,9 +39,6 @@ def test_defaults_are_those_of_the_launch(fresh_home: Path, monkeypatch: pytest.
     after = stored_space(folder)
     assert after.hyperparameters(params, MODULES, 0) == before
     assert after.largest() == space.largest()
-    clone = clone_params(after, params, {"batch_size": before.batch_size}, force=False)
-    assert clone.params == params
-    assert not clone.faults
 
 
 def test_parameters_stay_in_the_order_of_the_file(fresh_home: Path) -> None:

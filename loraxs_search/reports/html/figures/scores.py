@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.records import Baseline, TrialRecord, TrialState
+from loraxs_search.records import TrialRecord, TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.html.facts import ReportFacts
 from loraxs_search.reports.html.figures import _base as base
@@ -38,7 +39,7 @@ class LearningCurves(base.ReportFigure):
         if best is not None and len(reported) > 1:
             line = {"color": base.ACCENT, "width": 3.5}
             figure.add_trace(_lines(facts, [best], f"best, {best.trial_id}", line, 1.0))
-        figure.add_traces([line for baseline in facts.baselines for line in _level(facts, baseline, reported)])
+        figure.add_traces(_levels(facts, reported))
         base.styled(figure, "step", f"{facts.metric} on validation rows", height=400)
         if facts.baselines:
             figure.update_layout(margin={"r": 64})  # for their names
@@ -75,20 +76,40 @@ def _lines(
     )
 
 
-def _level(facts: ReportFacts, baseline: Baseline, reported: Sequence[TrialRecord]) -> list[Scatter]:
-    """Return the line of a baseline across all steps; none if it has no such score."""
+_LINE = 0.045  # of the axis: what a line of text takes
+
+
+def _levels(facts: ReportFacts, reported: Sequence[TrialRecord]) -> list[Scatter]:
+    """Return the lines of baselines across all steps; names that would overlap stand below each other."""
     from plotly.graph_objects import Scatter
 
-    score = baseline.validation_metrics.get(facts.metric)
-    if score is None:
+    named = [(it.validation_metrics.get(facts.metric, math.nan), it.name) for it in facts.baselines]
+    named = [(score, name) for score, name in named if math.isfinite(score)]
+    if not named:
         return []
+    scores = [report.metrics[facts.metric] for record in reported for report in record.reports] + [s for s, _ in named]
+    height = (max(scores) - min(scores)) * _LINE
+    groups = list[list[tuple[float, str]]]()
+    for each in sorted(named, reverse=True):
+        group = [each]
+        while groups and _middle(groups[-1]) - _middle(group) < height * (len(groups[-1]) + len(group)) / 2:
+            group = [*groups.pop(), *group]
+        groups.append(group)
     steps = [report.step for record in reported for report in record.reports]
     ends = [min(steps), max(*steps, min(steps) + 1)]
-    name = base.shown(baseline.name)
-    line = {"color": base.INK, "width": 1, "dash": "dash"}
-    hover = f"{name}: %{{y:.4f}}<extra></extra>"
-    labels, texts = ["", name], {"textposition": "middle right", "showlegend": False, "cliponaxis": False}
-    return [Scatter(x=ends, y=[score] * 2, mode="lines+text", text=labels, line=line, hovertemplate=hover, **texts)]
+    line, look = {"color": base.INK, "width": 1, "dash": "dash"}, {"showlegend": False, "cliponaxis": False}
+    hover = "%{fullData.name}: %{y:.4f}<extra></extra>"
+    lines = [
+        Scatter(x=ends, y=[score] * 2, mode="lines", name=base.shown(name), line=line, hovertemplate=hover, **look)
+        for score, name in named
+    ]
+    texts = ["<br>".join(base.shown(name) for _, name in group) for group in groups]
+    labels = Scatter(x=ends[1:] * len(groups), y=[_middle(group) for group in groups], text=texts, mode="text", **look)
+    return [*lines, labels.update(textposition="middle right", hoverinfo="skip")]
+
+
+def _middle(group: Sequence[tuple[float, str]]) -> float:
+    return sum(score for score, _ in group) / len(group)
 
 
 _FEW = 10.0  # sizes that lie further apart are drawn on a logarithmic axis
