@@ -72,7 +72,7 @@ def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, trac
         force,
         rows,
         rescore=lambda champion: scored_anew(champion, task, uri),
-        beside=registry.Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates)),
+        beside=registry.Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates, uri)),
     )
     return decision
 

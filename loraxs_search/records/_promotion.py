@@ -168,6 +168,11 @@ class Candidate:
     kept_step: int | None = None
     earlier_finalists: tuple[str, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """What no other candidate has: its name, and its study's id, since two people may name studies alike."""
+        return f"{self.study}/{self.trial_id}" + (f" {self.study_id}" if self.study_id else "")
+
 
 @dataclass(frozen=True)
 class ComparisonRecord:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraxs_search.mlflow_client import all_pages, ensure_experiment
 from loraxs_search.records import Decision, from_json
 from loraxs_search.registry._versions import DECISIONS, fitted
-from loraxs_search.registry.test_set_reuse import digest_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,9 +23,9 @@ _logger = logging.getLogger(__name__)
 PAGE = 100  # refusals
 _RUNS = 50  # asked for at once
 _EXPERIMENT = "loraxs-search decisions"
-_NOTE = "Older refusals of `loraxs-search promote`, in pages. `loraxs-search history TASK` reads them."
+_NOTE = "Which finalists have answered which test rows; older refusals of `loraxs-search promote`, in pages."
 _TASK = "loraxs.task"
-_FINALISTS = "loraxs.finalists"  # digests of those that a page has comparisons of
+_USED_BY, _TEST_ROWS, _FINALIST = "loraxs.used_by", "loraxs.test_rows", "loraxs.finalist"
 
 
 def latest(tags: Mapping[str, str], task: str) -> list[Decision]:
@@ -39,13 +38,18 @@ def every(client: MlflowClient, tags: Mapping[str, str], task: str) -> list[Deci
     return _read(_on_pages(client, task) | _named(tags), task)
 
 
-def of_finalist(client: MlflowClient, task: str, finalist: str) -> list[Decision]:
-    """Return the decisions on pages that a finalist was compared in, and others of those pages, oldest first.
+def write_use(client: MlflowClient, uri: str, task: str, test_rows: str, finalist: str) -> None:
+    """Record that a finalist has answered test rows, whether or not anything is ever decided on it."""
+    if finalist not in uses(client, task, test_rows):
+        experiment = ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
+        tags = {_USED_BY: task, _TEST_ROWS: test_rows, _FINALIST: finalist}
+        client.set_terminated(client.create_run(experiment, tags=tags, run_name=task).info.run_id)
 
-    Args:
-        finalist: Its key.
-    """
-    return _read(_on_pages(client, task, f" and tags.`{_FINALISTS}` LIKE '%{digest_of(finalist)}%'"), task)
+
+def uses(client: MlflowClient, task: str, test_rows: str) -> list[str]:
+    """Return the keys of a task's finalists that are recorded to have answered these test rows."""
+    found = _runs(client, f"tags.`{_USED_BY}` = '{task}' and tags.`{_TEST_ROWS}` = '{test_rows}'")
+    return [run.data.tags[_FINALIST] for run in found]
 
 
 def next_number(past: Iterable[Decision]) -> int:
@@ -99,19 +103,19 @@ def _movable(records: Mapping[str, str]) -> dict[str, str]:
 
 def _move(client: MlflowClient, uri: str, task: str, page: Mapping[str, str]) -> None:
     experiment = ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
-    finalists = {made.finalist for text in page.values() for made in from_json(Decision, text).comparisons}
-    index = " ".join(sorted(map(digest_of, finalists)))
-    run = client.create_run(experiment, tags={**page, _TASK: task, _FINALISTS: index}, run_name=task)
+    run = client.create_run(experiment, tags={**page, _TASK: task}, run_name=task)
     client.set_terminated(run.info.run_id)
     for name in page:
         client.delete_registered_model_tag(task, name)
 
 
-def _on_pages(client: MlflowClient, task: str, only: str = "") -> dict[str, str]:
-    if (experiment := client.get_experiment_by_name(_EXPERIMENT)) is None:
-        return {}
+def _on_pages(client: MlflowClient, task: str) -> dict[str, str]:
     found = dict[str, str]()
-    query = f"tags.`{_TASK}` = '{task}'{only}"
-    for run in all_pages(client.search_runs, [experiment.experiment_id], query, max_results=_RUNS):
+    for run in _runs(client, f"tags.`{_TASK}` = '{task}'"):
         found |= _named(run.data.tags)
     return found
+
+
+def _runs(client: MlflowClient, query: str) -> Iterator[Any]:
+    if (experiment := client.get_experiment_by_name(_EXPERIMENT)) is not None:
+        yield from all_pages(client.search_runs, [experiment.experiment_id], query, max_results=_RUNS)

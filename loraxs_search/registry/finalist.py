@@ -129,7 +129,7 @@ def identity(candidate: Candidate) -> str:
 
 def key(candidate: Candidate) -> str:
     """Return what no other candidate has: its name, and its study's id, since two people may name studies alike."""
-    return identity(candidate) + (f" {candidate.study_id}" if candidate.study_id else "")
+    return candidate.key
 
 
 def trial_of(trial_id: str) -> str:

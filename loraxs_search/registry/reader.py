@@ -144,20 +144,15 @@ class RegistryReader:
         return self._decisions(task, lambda tags: _decisions.every(self._client, tags, task))
 
     def latest_decisions(self, task: str) -> list[Decision]:
-        """Return what `history` does without older refusals: what a decision needs of those before it."""
+        """Return what `history` does without older refusals."""
         return self._decisions(task, lambda tags: _decisions.latest(tags, task))
 
-    def decisions_before(self, task: str, finalist: str) -> list[Decision]:
-        """Return what a decision on a finalist needs of those before it: the latest, and earlier ones on itself.
-
-        Args:
-            finalist: Its key.
-        """
-        latest = self.latest_decisions(task)
-        if any(made.finalist == finalist for decision in latest for made in decision.comparisons):
-            return latest
+    def uses(self, task: str, test_rows: str) -> list[str]:
+        """Return the keys of a task's finalists that are recorded to have answered these test rows."""
+        if not exists(self.uri):
+            return []
         with speaking(self.uri):
-            return _decisions.in_order([*_decisions.of_finalist(self._client, task, finalist), *latest])
+            return _decisions.uses(self._client, check_task(task), test_rows)
 
     def _decisions(self, task: str, read: Callable[[Mapping[str, str]], list[Decision]]) -> list[Decision]:
         model = self._model(task)

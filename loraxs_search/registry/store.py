@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.errors import IntegrityError, LoraxsError, RegistryError
 from loraxs_search.records import Candidate, Decision, KeptAnswers, PromotionRule, Task
-from loraxs_search.registry import _versions, factor_sets
+from loraxs_search.registry import _decisions, _versions, factor_sets
 from loraxs_search.registry._decisions import next_number
 from loraxs_search.registry._mlflow import speaking
 from loraxs_search.registry._versions import RegisteredAdapter, record_tags, version_tags
@@ -146,17 +146,18 @@ class Registry(ChangingRegistry):
         files = (predictions.get(name) for name in (choice.finalist.trial_id, BASE_ALONE))
         answers, of_base = (None if file is None else file.read_bytes() for file in files)
         finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
-        test, own = PromotionTest(rule, task, finalist), key(finalist.candidate)
+        test = PromotionTest(rule, task, finalist)
         for _ in range(_MAX_TRIES):
             adapter = self.champion(name)
             champion = None if adapter is None else comparable(adapter, finalist, rescore, self.test_predictions)
             held = None if adapter is None or champion is None else (adapter, champion)
-            reference = self._reference(test, self.decisions_before(name, own), held, rescore)
+            past = self.history(name)
+            reference = self._reference(test, past, held, rescore)
             # Answers are compared before the lock, which may take minutes: within it the test knows what they say.
-            test.decide_after(self.decisions_before(name, own), champion, seen=beside.seen, reference=reference)
+            test.decide_after(past, champion, seen=beside.seen, reference=reference)
             with self._locked(name, creates=True) as check:
                 self._finish_begun(name, check)
-                past = self.decisions_before(name, own)
+                past = self.history(name)
                 if _version(self.champion(name)) != _version(adapter) or reference != self._best(test, past, held):
                     continue
                 decision = test.decide_after(past, champion, seen=beside.seen, reference=reference, forced=forced)
@@ -169,6 +170,12 @@ class Registry(ChangingRegistry):
                 folder = folders[finalist.candidate.trial_id]
                 return self._register(folder, finalist.candidate, decision, check, answers)
         raise RegistryError(f"The champion of {name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
+
+    def record_use(self, finalist: Candidate) -> None:
+        """Record that a finalist has answered its test rows, for whoever promotes from another machine."""
+        with speaking(self.uri):
+            task, rows = check_task(finalist.task), finalist.test_fingerprint
+            _decisions.write_use(self._client, self.uri, task, rows, finalist.key)
 
     def _best(
         self, test: PromotionTest, past: Sequence[Decision], held: tuple[RegisteredAdapter, Scored] | None

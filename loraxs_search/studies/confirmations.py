@@ -13,6 +13,7 @@ from pathlib import Path
 from loraxs_search.home import write_atomic
 from loraxs_search.records import Answers, Candidate, Refit, Split, check_trial_id, to_json
 from loraxs_search.studies.info import read_record
+from loraxs_search.studies.test_set_uses import record_use
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Confirmations:
         return tuple(sorted(path.stem for path in self._path.glob("*.safetensors") if path != self.base_rows_path))
 
     def write_candidate(self, candidate: Candidate, rows: bytes) -> None:
-        """Keep the scored finalist and its answers, which are written first."""
+        """Keep the scored finalist and its answers, which are written first; before that, that they were made."""
+        record_use(candidate)
         write_atomic(self.rows_path(candidate.trial_id), rows)
         write_atomic(self._path / f"{check_trial_id(candidate.trial_id)}.json", to_json(candidate, indent=2))
 

@@ -28,7 +28,6 @@ from loraxs_search.tasks.baselines import (
     BaselineInputs,
     BaselineModel,
     SplitValues,
-    TimeLimit,
     baseline_title,
     fitting_baselines,
     measure_baselines,
@@ -100,9 +99,9 @@ def inputs(data: PreparedTask, body: torch.nn.Module) -> BaselineInputs:
     return BaselineInputs(data, body, torch.device("cpu"))
 
 
-def made(name: str, inputs: BaselineInputs, seconds: float = 60.0) -> BaselineModel:
+def made(name: str, inputs: BaselineInputs) -> BaselineModel:
     assert name in fitting_baselines(inputs.data.kind)
-    return BASELINES.get(name)(inputs, TimeLimit(seconds))
+    return BASELINES.get(name)(inputs)
 
 
 @every_baseline
@@ -112,7 +111,6 @@ def test_it_says_what_it_is(name: str) -> None:
     assert not is_alone(name)  # which would be read as the untouched base
     assert baseline_title(name) == entry.title
     assert entry.title
-    assert entry.limit_s >= 0
 
 
 @wherever_it_fits
@@ -146,24 +144,12 @@ def test_the_same_rows_give_the_same_numbers(name: str, inputs: BaselineInputs) 
     assert first == second
 
 
-@wherever_it_fits
-def test_without_time_it_says_so_and_is_not_required(name: str, inputs: BaselineInputs) -> None:
-    found = made(name, inputs, seconds=-1.0).measure()
-    if name == "constant":  # which takes none
-        assert found.failed == ""
-        return
-    assert found.failed.startswith("it needs ")
-    assert (found.test_metrics, found.applies, is_unmeasured(found)) == ({}, False, False)
-
-
 # ---- measuring them all ----------------------------------------------------------------------------------------------
 class Broken(BaselineModel):
     name: ClassVar[str] = "broken"
     title: ClassVar[str] = "a model with a fault"
-    limit_s: ClassVar[float] = 2.0
 
     def answers(self) -> SplitValues:
-        self.limit.check(10.0)
         raise ValueError("no\nmore")
         yield
 
@@ -178,9 +164,8 @@ def test_a_host_measures_those_that_fit_in_order_and_one_that_fails_stops_no_oth
     own = ["constant", *LINEAR] if is_linear else ["constant"]
     assert [one.name for one in found] == [*own, SameAnswerAs.name, "broken"]
     assert [one.failed for one in found[:-1]] == [""] * (len(found) - 1)
-    # It has its own two seconds, the four of the one before it, and more of the linear ones: but not ten.
-    assert found[-1].failed == ("ValueError: no" if is_linear else "it needs 10 s of a core or more, and has 6")
-    assert is_unmeasured(found[-1]) == is_linear
+    assert found[-1].failed == "ValueError: no"
+    assert is_unmeasured(found[-1])
 
 
 def test_another_distribution_brings_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ from support.families import families
 from loraxs_search.base_model import bare_body
 from loraxs_search.packing import PackedHost, TrialHost
 from loraxs_search.records import Baseline, BaseModelRef
-from loraxs_search.tasks.baselines import BASELINES, BaselineInputs, OutOfTimeError, TimeLimit, measure_baselines
-from loraxs_search.tasks.baselines.features import MeanStates
+from loraxs_search.tasks.baselines import BASELINES, BaselineInputs, measure_baselines
+from loraxs_search.tasks.baselines.features import mean_states
 from loraxs_search.trial import Snapshot
 
 Host = TrialHost | PackedHost
@@ -92,24 +92,16 @@ def test_bases_of_other_families_have_features_too(make_world: Callable[..., Any
     assert [baseline.failed for baseline in found] == ["", "", ""]
 
 
-def test_a_base_that_is_too_slow_has_no_features_and_says_so(world: Any) -> None:
-    features = BASELINES.get("features")(inputs_of(world), TimeLimit(0.0)).measure()
-    assert features.failed == "it needs 0 s of a core or more, and has 0"
-    assert features.validation_metrics == {}
-
-
-def test_train_rows_are_not_begun_where_validation_would_not_fit(world: Any) -> None:
-    clock = iter(range(1000))  # a second each time it is read
-    states = MeanStates(inputs_of(world), TimeLimit(100, now=lambda: next(clock)))
-    rows = torch.arange(20).numpy()
-    assert len(states.rows("train", rows)) == 20
-    with pytest.raises(OutOfTimeError):
-        states.rows("train", rows, num_later=1_000_000)
+def test_what_is_too_dear_is_decided_by_tokens_and_said(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraxs_search.tasks.baselines.features.MAX_TOKENS", 10)
+    found = BASELINES.get("features")(inputs_of(world)).measure()
+    assert "tokens, and may read 10" in found.failed
+    assert (found.applies, found.validation_metrics) == (False, {})
 
 
 def test_features_are_means_over_a_rows_own_tokens(world: Any) -> None:
     rows = torch.arange(world.data.num_rows("test")).numpy()
-    found = MeanStates(inputs_of(world), TimeLimit(60)).rows("test", rows)
+    found = mean_states(inputs_of(world), "test", rows)
     with torch.no_grad():
         for row in rows:
             states = world.model.base_model(**world.data.collate("test", [row]).inputs)[0]  # nothing is padded

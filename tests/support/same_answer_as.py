@@ -26,6 +26,5 @@ class SameAnswerAs(BaselineModel):
         for split in SPLITS:
             chosen: list[Any] = []
             for text in rows[split].texts[: self.data.num_rows(split)]:
-                self.limit.check()
                 chosen.append(labels[max(range(len(train)), key=lambda i: len(train[i] & set(text)))])
             yield split, np.array(chosen, labels.dtype)

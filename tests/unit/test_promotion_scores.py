@@ -10,8 +10,10 @@ import pytest
 from support.searched_studies import Tried, confirm, searched
 
 import loraxs_search
-from loraxs_search.errors import StudyError
+from loraxs_search.errors import HomeError, StudyError
+from loraxs_search.housekeeping.removal import collect, remove_study
 from loraxs_search.records import Baseline, KeptAnswers, PromotionRule
+from loraxs_search.registry import Registry
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.studies import StudyFolder
 
@@ -46,6 +48,31 @@ def test_finalists_of_other_studies_have_looked_at_the_test_rows_whether_or_not_
     assert number("second") == 2
     finalist("third", 20)
     assert number("third") == 3
+
+
+def test_removing_a_study_removes_no_use_of_test_rows(finalist, store_uri):
+    for name in ("first", "second", "third"):
+        finalist(name, 20)
+    remove_study("first")
+    collect(0.0)
+    assert loraxs_search.promote("third", tracking_uri=store_uri).comparisons[0].number == 3
+
+
+def test_a_use_on_another_machine_counts(finalist, store_uri, fresh_home, monkeypatch):
+    folder = finalist("first", 20)
+    Registry(store_uri).record_use(folder.candidates()[0])
+    monkeypatch.setenv("LORAXS_HOME", str(fresh_home / "another"))
+    finalist("second", 20)
+    for _ in range(2):
+        assert loraxs_search.promote("second", tracking_uri=store_uri).comparisons[0].number == 2
+
+
+def test_a_damaged_list_of_uses_promotes_nothing(finalist, store_uri, fresh_home):
+    finalist("first", 20)
+    (path,) = (fresh_home / "test_set_uses").glob("*.json")
+    path.write_text("[")
+    with pytest.raises(HomeError):
+        loraxs_search.promote("first", tracking_uri=store_uri)
 
 
 def test_finalists_of_studies_that_go_on_count_too(finalist, store_uri):

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
-from loraxs_search.errors import HomeError, SearchInterruptedError, TrialsFailError, counted
+from loraxs_search.errors import HomeError, LoraxsError, SearchInterruptedError, TrialsFailError, counted
 from loraxs_search.log.events import SearchStarted
 from loraxs_search.records import Candidate, SearchRun, StudyDescription, TrialState
+from loraxs_search.registry import Registry
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import Scheduler, make_scheduler
@@ -33,7 +34,7 @@ from loraxs_search.search.tune.slots import Advancers
 from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, steered
 from loraxs_search.steering.state import Deadline, planned
-from loraxs_search.studies import Journal, StudyFolder, StudyInfo
+from loraxs_search.studies import Journal, StudyFolder, StudyInfo, store_of
 from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking.run_texts import environment_tags
 
@@ -283,6 +284,12 @@ class SearchSession:
         candidates = finalization.seal(candidates, self._run_of)
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
             self._ledger.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
+            try:
+                Registry(store_of(self._folder)).record_use(candidate)
+            except LoraxsError as error:  # this machine has recorded it, and the next decision from here does
+                logging.getLogger(__name__).info(
+                    "the registry does not record who has answered the test rows: %s", error.message
+                )
         log_adapters(self._folder, self._journal, trials, candidates)
         self._journal.baselines_measured(self._folder.baselines() or ())
         self._ledger.baselines_scored(self._folder.baselines() or ())

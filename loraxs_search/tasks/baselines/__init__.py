@@ -18,9 +18,8 @@ from loraxs_search.tasks.baselines._base import (
     BaselineInputs,
     BaselineModel,
     LinearBaseline,
-    OutOfTimeError,
     SplitValues,
-    TimeLimit,
+    TooManyRowsError,
 )
 from loraxs_search.tasks.baselines.constant import Constant
 from loraxs_search.tasks.baselines.features import Features
@@ -33,9 +32,8 @@ __all__ = [
     "BaselineInputs",
     "BaselineModel",
     "LinearBaseline",
-    "OutOfTimeError",
     "SplitValues",
-    "TimeLimit",
+    "TooManyRowsError",
     "baseline_title",
     "does_fit",
     "fitting_baselines",
@@ -50,15 +48,11 @@ BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
 def measure_baselines(inputs: BaselineInputs) -> tuple[Baseline, ...]:
     """Return every baseline that fits the task, scored on validation and test; what could not be had says why.
 
-    The calling thread computes alone, for as long as the entries' limits allow together.
+    The calling thread computes alone.
     """
     from loraxs_search.torch_threads import single_thread
 
-    if inputs.data.kind.linear() is not None:  # seconds on a slow machine, which no limit has to count
-        import sklearn.feature_extraction.text
-        import sklearn.linear_model
-        import sklearn.pipeline  # noqa: F401
-    measured, allowed_s, whole = list[Baseline](), 0.0, TimeLimit(0.0)
+    measured = list[Baseline]()
     with single_thread():
         for name in fitting_baselines(inputs.data.kind):
             try:
@@ -66,8 +60,7 @@ def measure_baselines(inputs: BaselineInputs) -> tuple[Baseline, ...]:
             except UsageError as error:  # a distribution's that this node lacks, or whose import fails
                 measured.append(Baseline(name, failed=str(error)[:200], applies=True))
                 continue
-            allowed_s += entry.limit_s
-            measured.append(entry(inputs, TimeLimit(allowed_s - whole.spent())).measure())
+            measured.append(entry(inputs).measure())
     return tuple(measured)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,33 +24,8 @@ SPLITS: tuple[Split, ...] = ("validation", "test")  # in the order in which base
 SplitValues = Iterator[tuple[Split, npt.NDArray[Any]]]
 
 
-class OutOfTimeError(Exception):
-    """A baseline would take longer than its limit."""
-
-
-class TimeLimit:
-    """Seconds of the calling thread's own time on the processor: other threads do not count.
-
-    Args:
-        now: A clock in seconds.
-    """
-
-    def __init__(self, seconds: float, now: Callable[[], float] = time.thread_time) -> None:
-        self._limit_s, self._now, self._started = seconds, now, now()
-
-    def spent(self) -> float:
-        """Return the seconds spent so far."""
-        return self._now() - self._started
-
-    def check(self, expected_s: float = 0.0) -> None:
-        """Raise if the limit is over, or would be after `expected_s` more.
-
-        Raises:
-            OutOfTimeError: it is, or will be.
-        """
-        total = self.spent() + expected_s
-        if total > self._limit_s:
-            raise OutOfTimeError(f"it needs {total:.0f} s of a core or more, and has {self._limit_s:.0f}")
+class TooManyRowsError(Exception):
+    """A baseline would have to read more rows or tokens than it may."""
 
 
 @dataclass(frozen=True)
@@ -78,16 +53,14 @@ class BaselineModel(ABC):
     What may be repeated: a host that is lost takes what it measured with it, and another one measures anew. The same
     rows and the same base give the same answers, so whatever is random has a fixed seed.
 
-    Time: an entry has `limit_s` seconds of its thread's processor time, and what earlier entries have left of theirs.
-    It calls `limit.check` every few milliseconds of work, with the seconds that it still expects to need where it
-    knows. The answers of a split come before the next split is computed, so that what is known by then is kept.
+    Size: no clock ends a baseline, since the same rows must be measured on every machine. One that many rows make dear
+    counts rows or tokens before it begins, and raises `TooManyRowsError` with both numbers.
 
     Answers: one for each row of `validation`, then of `test`, in the order of the rows, shape (N,): what
     `TaskKind.measure` compares with labels, that is label ids, numbers or texts. The test labels are for nobody.
 
-    Raises: an exception ends this baseline and stops no search; its text is recorded and shown. `OutOfTimeError` says
-    that it takes too long here: promotion then does without it. Any other one may pass, so promotion waits until
-    `resume` has measured it.
+    Raises: an exception ends this baseline and stops no search; its text is recorded and shown. Nothing is promoted
+    without it, unless by force or with `require: constant`. `resume` measures it again, but for `TooManyRowsError`.
 
     The untouched base, asked in the adapter's own form (`zero-shot`, `4-shot`), is no entry: answering takes longer
     than trials do, so all hosts share it. A task kind orders it with `shots`. So no name ends with `-shot`.
@@ -99,16 +72,14 @@ class BaselineModel(ABC):
 
     Args:
         inputs: What it may learn from.
-        limit: What it has of time.
     """
 
     name: ClassVar[str]  # in files, tables and messages: it never changes
     title: ClassVar[str]  # what it is, as shown to users, as in "TF-IDF of the texts, linear model"
-    limit_s: ClassVar[float] = 4.0
     constant: int | float | str | None = None  # the answer, where it is the same to every row
 
-    def __init__(self, inputs: BaselineInputs, limit: TimeLimit) -> None:
-        self.inputs, self.data, self.limit = inputs, inputs.data, limit
+    def __init__(self, inputs: BaselineInputs) -> None:
+        self.inputs, self.data = inputs, inputs.data
 
     @classmethod
     def fits(cls, kind: TaskKind) -> bool:  # noqa: ARG003  # for baselines to use
@@ -131,7 +102,7 @@ class BaselineModel(ABC):
                 if split == "test" and self.constant is None:
                     test_answers = tuple(values.tolist())
         except Exception as error:  # noqa: BLE001  # a baseline stops no search
-            failed, applies = _failure(error), not isinstance(error, OutOfTimeError)
+            failed, applies = _failure(error), not isinstance(error, TooManyRowsError)
         return Baseline(
             self.name,
             metrics.get("validation", {}),
@@ -166,5 +137,5 @@ class LinearBaseline(BaselineModel):
 def _failure(error: BaseException) -> str:
     """Return an error as one line that fits a table of records."""
     line = next(iter(str(error).strip().splitlines()), "")
-    kind = "" if line and isinstance(error, LoraxsError | OutOfTimeError) else f"{type(error).__name__}: "
+    kind = "" if line and isinstance(error, LoraxsError | TooManyRowsError) else f"{type(error).__name__}: "
     return f"{kind}{line}"[:200]

@@ -12,7 +12,6 @@ class Constant(BaselineModel):
 
     name: ClassVar = "constant"
     title: ClassVar = "always the same answer"
-    limit_s: ClassVar = 0.0  # a count of labels, which nothing ends
 
     def answers(self) -> SplitValues:
         from loraxs_search.tasks.report import constant_answer, repeated

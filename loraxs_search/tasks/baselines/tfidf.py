@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +10,7 @@ import numpy.typing as npt
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Split
-from loraxs_search.tasks.baselines._base import SPLITS, LinearBaseline, SplitValues, TimeLimit
+from loraxs_search.tasks.baselines._base import SPLITS, LinearBaseline, SplitValues
 
 if TYPE_CHECKING:
     from loraxs_search.tasks.kinds import LinearForm
@@ -26,7 +25,6 @@ _MANY_LABELS = 20  # above this, time grows with their number
 _CHARACTERS_A_TOKEN = 8  # the part of a long text that the base does not see is left out
 # Words, single marks, and single characters of scripts that put no space between words.
 _TERM = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]|\w+|[^\w\s]"
-_CHECK_EVERY = 256  # texts
 
 
 class TFIDF(LinearBaseline):
@@ -43,7 +41,7 @@ class TFIDF(LinearBaseline):
 
         rows = _rows(self.data)
         chosen = _train_rows(rows["train"], form.num_outputs)
-        terms = _Terms(rows["train"].take(chosen), self.limit)
+        terms = _Terms(rows["train"].take(chosen))
         model = Ridge(alpha=_ALPHA, solver="sparse_cg", tol=_TOLERANCE)
         model.fit(terms.train, form.targets(self.data.labels("train")[chosen]))
         for split in SPLITS:
@@ -53,35 +51,28 @@ class TFIDF(LinearBaseline):
 class _Terms:
     """Rows as sparse vectors; of two texts both, the terms that they share, and how much that is."""
 
-    def __init__(self, train: Rows, limit: TimeLimit) -> None:
+    def __init__(self, train: Rows) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        self._limit = limit
         self._vectorizer = TfidfVectorizer(
             token_pattern=_TERM, ngram_range=(1, 2), sublinear_tf=True, max_features=_MAX_TERMS, dtype=np.float32
         )
         if train.pairs is None:
-            self.train = self._vectorizer.fit_transform(self._in_time(train.texts))
+            self.train = self._vectorizer.fit_transform(train.texts)
         else:
-            self._vectorizer.fit(self._in_time([*train.texts, *train.pairs]))
+            self._vectorizer.fit([*train.texts, *train.pairs])
             self.train = self.of(train)
 
     def of(self, rows: Rows) -> Any:
         """Return the vectors of rows, shape (N, features), sparse."""
-        texts = self._vectorizer.transform(self._in_time(rows.texts))
+        texts = self._vectorizer.transform(rows.texts)
         if rows.pairs is None:
             return texts
         from scipy import sparse
 
-        pairs = self._vectorizer.transform(self._in_time(rows.pairs))
+        pairs = self._vectorizer.transform(rows.pairs)
         shared = texts.multiply(pairs).tocsr()
         return sparse.hstack([texts, pairs, shared, sparse.csr_matrix(shared.sum(axis=1))], format="csr")
-
-    def _in_time(self, texts: Iterable[str]) -> Iterator[str]:
-        for number, text in enumerate(texts):
-            if number % _CHECK_EVERY == 0:
-                self._limit.check()
-            yield text
 
 
 def _rows(data: PreparedTask) -> dict[Split, Rows]:

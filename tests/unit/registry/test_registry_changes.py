@@ -477,10 +477,12 @@ def test_refusals_lie_on_pages_and_what_a_promotion_reads_is_bounded(registry, p
     assert len(registry.latest_decisions("movie-reviews")) < 2 * 3
     assert "t1" not in [past.winner for past in registry.latest_decisions("movie-reviews")]
     assert [made.number for made in promote("t1", 319)[0].comparisons] == [2], "the comparison that lies on a page"
+    known = [f"s1/t{number}" for number in range(9)]
+    assert [made.number for made in promote("t20", 300, seen=known)[0].comparisons] == [10], "each counts once"
     for _ in range(8):  # the same comparison again, whose number is an old one
         promote("t8", 312)
     promoted, _ = promote("t9", 390)
-    assert [made.number for made in promoted.comparisons] == [10]
+    assert [made.number for made in promoted.comparisons] == [11]
     assert registry.rollback("movie-reviews").version == 1
 
 
