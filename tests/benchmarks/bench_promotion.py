@@ -15,7 +15,7 @@ and two refits of each are scored on validation rows; the best there is scored o
 
 A chain is 20 searches one after another on the same rows, from no champion. Its drift is the last champion's announced
 score above the truth. In a chain of losses ten finalists come, each smaller and half a point worse than the champion of
-its time; what counts is how much worse the last champion is than the first, with a tolerance of 2 points.
+its time; what counts is how much worse the last champion is than the first, with a margin of 2 points.
 
 On few test rows two equally good adapters meet once: how often is the difference significant, and is one promoted?
 """
@@ -45,7 +45,7 @@ from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
 SEEDS, CHAIN = 2, 20
-LOSSES, LOSS, TOLERANCE = 10, 0.005, 0.02
+LOSSES, LOSS, MARGIN = 10, 0.005, 0.02
 TASK = Task(
     name="simulated",
     kind="sequence-classification",
@@ -192,7 +192,7 @@ def chain_of_losses(rule: Rule, num_chains: int, seed: int) -> dict[str, float]:
     """Return how much worse the last champion is than the first where each finalist is a little worse and smaller."""
     losses = []
     for number in range(num_chains):
-        world, judge, lost = World(np.random.default_rng((seed, number))), rule(tolerance=TOLERANCE), 0
+        world, judge, lost = World(np.random.default_rng((seed, number))), rule(margin=MARGIN), 0
         judge.meet(world.adapters(1)[0])
         for step in range(1, LOSSES + 1):
             lost += judge.meet(world.adapters(1, stored_bytes=1000 - step, worse=LOSS * (lost + 1))[0])
