@@ -20,7 +20,7 @@ from loraxs_search.bank.bank_model import BankModel
 from loraxs_search.bank.layout import Layout, check_tensors, fill, make_layout
 from loraxs_search.base_model import checked_device, load_tokenizer, locate, with_setup
 from loraxs_search.errors import IntegrityError, UsageError, one_of
-from loraxs_search.methods import FILES, METHODS, get_method
+from loraxs_search.methods import FILES, METHODS, method_of
 from loraxs_search.methods.loading import check_ends, verified_manifest
 from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
 from loraxs_search.methods.verification import compare_reference_logits, kept_logits, tolerance
@@ -366,7 +366,7 @@ def _folder_of(source: str | Path, tracking_uri: str | None) -> Path:
 
 
 def _check_method(name: str, manifest: Manifest) -> None:
-    method = get_method(manifest.hyperparameters.method)
+    method = method_of(manifest.hyperparameters)
     if method.serves_in_bank:
         return
     known = one_of([other for other, entry in METHODS.importable().items() if entry.serves_in_bank])

@@ -113,20 +113,18 @@ def _show(space: Space, seen: CheckedSpace) -> None:
         trained = ", trained tokens in [[ ]]" if "[[" in row.text else ""
         print(f"\ntrain row {number} as the model sees it{trained}:\n{row.text}\nanswer: {row.answer}")
     print()
-    _show_extremes(description)
+    _show_extremes(space, description)
     for group in description.groups:
         print(f"\n{group.expression}: {counted(len(group.modules), 'module')}")
         print("\n".join(f"  {name}" for name in _fold_layers(group.modules)))
 
 
-def _show_extremes(description: SpaceDescription) -> None:
+def _show_extremes(space: Space, description: SpaceDescription) -> None:
     """Print the smallest and the largest adapter, of each method where there are several."""
-    from loraxs_search.methods import get_method
-
     methods, several = description.methods, len(description.methods) > 1
     shapes = [(name, shape) for each in methods.values() for name, shape in vars(each).items()]
     params = list(dict.fromkeys(name for _, shape in shapes for name in shape.params))
-    numbers: tuple[str, ...] = ("parameters" if several else get_method(shapes[0][1].method).symbol, "head", "bytes")
+    numbers: tuple[str, ...] = ("parameters" if several else space.method(shapes[0][1].method).symbol, "head", "bytes")
     if any(shape.size.without_projection is not None for _, shape in shapes):
         numbers = (*numbers, "learnt bytes")
     columns = ("adapter", *(["method"] if several else []), *params, "modules", *numbers)
@@ -148,15 +146,13 @@ def _numbers(size: AdapterSize) -> tuple[int | None, ...]:
 
 
 def _summary(space: Space, seen: CheckedSpace) -> dict[str, Any]:
-    from loraxs_search.methods import get_method
-
     task, plan, description = space.task, space.search, seen.description
     searched = [name for name, parameter in space.parameters.items() if parameter.size != 1]
     facts = {
         "space": f"{space.name} ({space.source})",
         "task": f"{task.registered_name}: {', '.join(task.labels) or task.kind}; {task.direction} {task.metric}"
         + (f", trials by {task.report_metric}" if task.report_metric else ""),
-        "method": ", ".join(get_method(name).title for name in space.methods),
+        "method": ", ".join(space.method(name).title for name in space.methods),
         "base model": f"{space.base_model.id}, weights {seen.base_digest[:12]}"
         + ("" if seen.pooling == "class" else f"; heads read {seen.pooling} (pooling)"),
         "searched": f"{', '.join(searched) or 'nothing'}: {_combinations(space, description)}",

@@ -4,8 +4,7 @@ _base.py    the contract
 _peft.py    a method whose adapter PEFT builds: what is left to say is its config
 lora_xs.py  LoRA-XS; its PEFT tuner is `loraxs/`, in PEFT's own file shape
 lora.py     plain LoRA, with PEFT's own tuner
-peft_methods.py: VeRA, IA3, TinyLoRA and Uni-LoRA, with PEFT's own tuners
-full.py, head_only.py: baselines, to compare adapters with
+peft_methods.py: what a space's `peft_methods` names; baselines, to compare adapters with
 loading.py  from an adapter folder to a model; export/: to other folders
 
 A distribution adds a method by an entry point of the group `loraxs_search.methods`: its name to its class.
@@ -13,7 +12,6 @@ A distribution adds a method by an entry point of the group `loraxs_search.metho
 
 from __future__ import annotations
 
-from loraxs_search.errors import UsageError
 from loraxs_search.methods._base import (
     FactorRequest,
     FactorSet,
@@ -28,12 +26,11 @@ from loraxs_search.methods._base import (
 from loraxs_search.methods._names import FILES, NATIVE, Shapes, head_parameter
 from loraxs_search.methods._parameters import ParameterSpec
 from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.methods.full import Full
-from loraxs_search.methods.head_only import HeadOnly
 from loraxs_search.methods.lora import Lora
 from loraxs_search.methods.lora_xs import LoraXS
-from loraxs_search.methods.peft_methods import IA3, TinyLoRA, UniLoRA, VeRA
+from loraxs_search.methods.peft_methods import ConfiguredPeft, Full, HeadOnly
 from loraxs_search.plugins import EntryPoints
+from loraxs_search.records import Hyperparameters, PeftSettings
 
 __all__ = [
     "FILES",
@@ -54,27 +51,26 @@ __all__ = [
     "Sizes",
     "get_method",
     "head_parameter",
-    "words_of",
+    "method_of",
 ]
 
-_OWN: tuple[type[Method], ...] = (LoraXS, Lora, VeRA, IA3, TinyLoRA, UniLoRA, Full, HeadOnly)
+_OWN: tuple[type[Method], ...] = (LoraXS, Lora, Full, HeadOnly)
 METHODS: EntryPoints[type[Method]] = EntryPoints(
     "method", "loraxs_search.methods", {entry.name: entry for entry in _OWN}
 )
 
 
-def get_method(name: str) -> Method:
+def get_method(name: str, peft: PeftSettings | None = None) -> Method:
     """Return the method of a name.
 
+    Args:
+        peft: What the name stands for where a space's `peft_methods` gives it.
     Raises:
         UsageError: nothing has this name, or the distribution's class cannot be imported.
     """
-    return METHODS.get(name)()
+    return METHODS.get(name)() if peft is None else ConfiguredPeft(name, peft)
 
 
-def words_of(name: str) -> type[Method]:
-    """Return the class whose `symbol` and `description` speak of a method; the contract's where it is gone."""
-    try:
-        return type(get_method(name))
-    except UsageError:
-        return Method
+def method_of(hyper: Hyperparameters) -> Method:
+    """Return the method that a trial trains; see `get_method`."""
+    return get_method(hyper.method, hyper.peft)

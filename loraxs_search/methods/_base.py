@@ -153,21 +153,21 @@ class PackedMethod(ABC):
 class Method(ABC):
     """One way to adapt a frozen base."""
 
-    name: ClassVar[str]
+    name: str
     """In YAML, records and the registry: lower case, words joined by hyphens."""
-    title: ClassVar[str]
+    title: str
     """The name shown on model cards and in messages."""
-    symbol: ClassVar[str] = "adapter"
+    symbol: str = "adapter"
     """What people call the trained numbers, short enough for a table's head."""
-    description: ClassVar[str] = "adapter"
+    description: str = "adapter"
     """The same as a model card says it."""
     note: ClassVar[str] = ""
     """A sentence for the model card on what the adapter presumes."""
-    parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType({})
+    parameters: Mapping[str, ParameterSpec] = MappingProxyType({})
     """Its own parameters in YAML, beside those that all methods have."""
-    not_offered: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    not_offered: Mapping[str, str] = MappingProxyType({})
     """Names that people may look for, and why they are not there: `must` sentences that follow the name."""
-    sized_by: ClassVar[tuple[str, ...]] = ()
+    sized_by: tuple[str, ...] = ()
     """The method's parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
     """How trials share passes, if `can_pack` says so. None: each trains alone, between the rounds of the others."""

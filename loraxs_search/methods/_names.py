@@ -9,13 +9,11 @@ from types import MappingProxyType
 from typing import Any
 
 ADAPTER = "default"  # the one adapter of a trial, and of a loaded folder
-TOP = "base_model."  # of what a tuner has once for all layers
-ROOT = f"{TOP}model."
+ROOT = "base_model.model."
 R = "loraxs_R"  # what the LoRA-XS tuner calls R, the one tensor that it stores of each layer
 NATIVE = "native"  # the form of an adapter as it was trained, which needs no export
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 BYTES_PER_PARAMETER = 4  # adapter and head are stored in float32
-PROJECTION_SEED = 0  # of all projections, whatever the trial's seed: it gives the same back for all adapters
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by full name in the base
 

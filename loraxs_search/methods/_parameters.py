@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
 
 from loraxs_search.errors import RankError, must_be, one_of
-from loraxs_search.records import LinearModule, Scalar
+from loraxs_search.records import LinearModule, ParameterKind, Scalar
 
 
 @dataclass(frozen=True)
@@ -17,34 +16,38 @@ class ParameterSpec:
     """The law of a parameter.
 
     Args:
-        kind: `int`, `float`, `flag` (true or false), `name` (one of `names`), or `modules` (the search space's own).
-        default: Its value where a space leaves it out; None means that a space must give one.
+        kind: `int`, `float`, `flag` (true or false), `name` (one of `names`), `scalar` (any of these, or a text), or
+            `modules` (the search space's own).
+        default: Its value where a space leaves it out; None means that a space must give one, unless `optional`.
         low: Least value; itself allowed unless `above`.
         high: Largest value; itself allowed unless `below`.
         names: The words allowed, for a parameter of kind `name`.
         about: What it does, for search_spaces/REFERENCE.md and the JSON Schema.
     """
 
-    kind: Literal["int", "float", "flag", "name", "modules"]
+    kind: ParameterKind
     low: float = 0.0
     above: bool = False
     high: float = math.inf
     below: bool = False
     names: tuple[str, ...] = ()
     default: Scalar | None = None
+    optional: bool = False
     about: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         if self.kind == "name":
             return f"one of: {one_of(self.names)}"
-        if self.kind == "flag":
-            return "true or false"
+        if self.kind in ("flag", "scalar"):
+            return "true or false" if self.kind == "flag" else "a text, a number, true or false"
         noun = "an integer" if self.kind == "int" else "a number"
         if self.below:
             return f"{noun} of at least {self.low:g} and below {self.high:g}"
         if self.high < math.inf:
             return f"{noun} in {self.low:g}..{self.high:g}"
-        return f"{noun} above {self.low:g}" if self.above else f"{noun} of at least {self.low:g}"
+        if self.low > -math.inf:
+            noun += f" above {self.low:g}" if self.above else f" of at least {self.low:g}"
+        return noun
 
     def check(self, value: object) -> Scalar:
         """Return `value` in the parameter's own type.
@@ -58,6 +61,10 @@ class ParameterSpec:
             return str(value)
         if self.kind == "flag":
             if not isinstance(value, bool):
+                raise ValueError(f"must be {self}")
+            return value
+        if self.kind == "scalar":
+            if not isinstance(value, str | int | float):
                 raise ValueError(f"must be {self}")
             return value
         return self._number(value)

@@ -12,10 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from loraxs_search.errors import TargetModulesError
+from loraxs_search.errors import TargetModulesError, UsageError
 from loraxs_search.methods._base import HeadPlan, Method
-from loraxs_search.methods._names import ADAPTER, FILES, Shapes, file_bytes
-from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Manifest, Pooling, Scalar
+from loraxs_search.methods._names import ADAPTER, FILES, ROOT, Shapes, file_bytes
+from loraxs_search.records import AdapterSize, Hyperparameters, LinearModule, Pooling, Scalar
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from loraxs_search.factors import FactorStore
-    from loraxs_search.methods._plain_lora import PlainLora
 
 
 class PeftMethod(Method):
@@ -31,12 +30,9 @@ class PeftMethod(Method):
 
     A subclass says `config`, `stored`, and what it declares. Its config must take `target_modules` and
     `modules_to_save`. Layers that are to be the identity are stored whole, as PEFT has no other place for them; a
-    method whose config has one overrides `attachment` and `stored_identity`. A file that holds more than what is
-    trained at each layer is described by `stored_beside` and `projections`.
+    method whose config has one overrides `attachment` and `stored_identity`.
     """
 
-    projections: ClassVar[tuple[str, ...]] = ()
-    """Last parts of names in the file whose tensors a seed, or the base's own weights, give back."""
     reads_weights: ClassVar[bool] = False
     """Whether an adapter starts from the base's numbers or in their dtype: the checkpoint's then, on the CPU."""
     merges: ClassVar[bool] = True
@@ -49,23 +45,10 @@ class PeftMethod(Method):
             attachment: `target_modules`, `modules_to_save` and `task_type`, to be passed on.
         """
 
-    def plain_lora(self, model: PeftModel, manifest: Manifest) -> PlainLora:
-        """Return the update as plain LoRA, where it is, as a matrix, of the method's own `rank`."""
-        from loraxs_search.methods._plain_lora import as_plain_lora, singular_pairs
-
-        return as_plain_lora(model, singular_pairs(model, int(manifest.hyperparameters.method_params["rank"])))
-
     def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
         """Return the tensors that PEFT stores of each layer: name in the base to shape; float32, all of them trained.
 
         By default there are none.
-        """
-        return {}
-
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        """Return what else the adapter's file holds, by full name there; all but `projections` is trained.
-
-        By default there is nothing.
         """
         return {}
 
@@ -86,15 +69,9 @@ class PeftMethod(Method):
         identity: Shapes,
         body: Shapes = MappingProxyType({}),
     ) -> AdapterSize:
-        own, beside = self.stored(params, modules), self.stored_beside(params, modules)
-        tensors = {**own, **head, **self.stored_identity(identity)}
-        needed = {name: shape for name, shape in beside.items() if not self._is_projection(name)}
-        return AdapterSize(
-            sum(map(prod, [*own.values(), *needed.values()])),
-            sum(map(prod, head.values())),
-            file_bytes(tensors, beside),
-            None if len(needed) == len(beside) else file_bytes(tensors, needed),
-        )
+        own = self.stored(params, modules)
+        num_bytes = file_bytes({**own, **head, **self.stored_identity(identity)})
+        return AdapterSize(sum(map(prod, own.values())), sum(map(prod, head.values())), num_bytes)
 
     def attach(
         self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
@@ -130,12 +107,10 @@ class PeftMethod(Method):
         return ".modules_to_save." not in name
 
     def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
-        from peft import get_peft_model_state_dict
-
         trained = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
         own = sum(count for name, count in trained.items() if self.is_adapter(name, model))
-        stored = get_peft_model_state_dict(model, adapter_name=ADAPTER)
-        needed = {name: tensor for name, tensor in stored.items() if not self._is_projection(name)}
+        stored, learnt = learnt_names(peft_model(model))
+        needed = {name: tensor for name, tensor in stored.items() if name in learnt}
         without = None if len(needed) == len(stored) else _num_bytes(needed)
         return AdapterSize(own, sum(trained.values()) - own, _num_bytes(stored), without)
 
@@ -160,9 +135,6 @@ class PeftMethod(Method):
         loaded: PeftModel = PeftModel.from_pretrained(base, str(folder), config=config, torch_device="cpu")
         return loaded.to(device)
 
-    def _is_projection(self, name: str) -> bool:
-        return name.rpartition(".")[2] in self.projections
-
 
 _CONFIG = FILES[0]
 _POOLED = " on a pool, for loraxs_search.load_adapter alone: "
@@ -185,10 +157,22 @@ def _stored_config(folder: Path) -> PeftConfig:
     return config
 
 
+def learnt_names(model: PeftModel) -> tuple[dict[str, Tensor], set[str]]:
+    """Return what an adapter's file holds, and the names there of what no seed and no base gives back."""
+    from peft import get_peft_model_state_dict
+
+    state = cast("nn.Module", model).state_dict(keep_vars=True)
+    stored: dict[str, Tensor] = get_peft_model_state_dict(model, state_dict=state, adapter_name=ADAPTER)
+    whole = tuple(f"{ROOT}{name}." for name in getattr(model.peft_config[ADAPTER], "modules_to_save", None) or ())
+    learnt = {name for name, tensor in stored.items() if tensor.requires_grad or name.startswith(whole)}
+    return {name: tensor.detach() for name, tensor in stored.items()}, learnt
+
+
 def _num_bytes(tensors: Mapping[str, Tensor]) -> int:
     import safetensors.torch
 
-    return len(safetensors.torch.save({name: value.contiguous() for name, value in tensors.items()}, {"format": "pt"}))
+    apart = {name: value.clone().contiguous() for name, value in tensors.items()}  # some share their memory
+    return len(safetensors.torch.save(apart, {"format": "pt"}))
 
 
 def _linear_layers(model: PreTrainedModel, names: Sequence[str]) -> list[nn.Module]:
@@ -219,7 +203,10 @@ def _exact_weights(layers: Sequence[nn.Module], factors: FactorStore | None) -> 
 
     Args:
         factors: Knows the checkpoint's weights; None if the model has them itself.
+    Raises:
+        UsageError: a weight was changed, as by `init_lora_weights: pissa`.
     """
+    import torch
     from torch import nn
 
     from loraxs_search.torch_threads import single_thread
@@ -228,9 +215,16 @@ def _exact_weights(layers: Sequence[nn.Module], factors: FactorStore | None) -> 
     try:
         for layer, weight in held:
             exact = weight if factors is None else factors.checkpoint_weight(weight)
-            layer.weight = nn.Parameter(exact.detach().to("cpu"), requires_grad=False)
+            layer.weight = nn.Parameter(exact.detach().to("cpu", copy=True), requires_grad=False)
         with single_thread() if held else contextlib.nullcontext():
             yield
+        for layer, weight in held:
+            exact = weight if factors is None else factors.checkpoint_weight(weight)
+            if not torch.equal(cast("Tensor", layer.weight).cpu(), exact.cpu()):
+                raise UsageError(
+                    "A method must leave the base's weights as they are, but this one starts by changing them.",
+                    hint="choose another start (a field such as `init_weights`): the base is shared by all trials",
+                )
     finally:
         for layer, weight in held:
             layer.weight = weight

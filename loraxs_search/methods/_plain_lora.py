@@ -1,17 +1,12 @@
-"""A method's update as plain LoRA, and the folder that stock PEFT loads.
-
-Where an update is a product of low rank, whatever a tuner makes it of, its rank is at most the method's `rank`: so many
-of its singular vectors are the whole of it.
-"""
+"""A method's update as plain LoRA, and the folder that stock PEFT loads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import pad
@@ -162,23 +157,3 @@ def tuner_layers(model: PeftModel, kind: type[LayerT]) -> Iterator[tuple[str, La
     for name, layer in model.named_modules():
         if isinstance(layer, kind):
             yield name.removeprefix(ROOT), layer
-
-
-@torch.no_grad()
-def singular_pairs(model: PeftModel, rank: int) -> dict[str, Pair]:
-    """Return each layer's update as A (r, in) and B (out, r), float32, by its singular vectors.
-
-    Args:
-        rank: That no layer's update is above.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    pairs = {}
-    for name, layer in tuner_layers(model, BaseTunerLayer):
-        delta: Tensor = cast("Any", layer).get_delta_weight(ADAPTER)
-        update = delta.detach().to("cpu", torch.float64)
-        update = update.T if getattr(layer, "fan_in_fan_out", False) else update  # (out, in)
-        u, s, vh = torch.linalg.svd(update, full_matrices=False)
-        roots = s[:rank].sqrt()
-        pairs[name] = (roots[:, None] * vh[:rank]).float(), (u[:, :rank] * roots).float()
-    return pairs

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from loraxs_search import base_model
 from loraxs_search.errors import BaseModelError, IntegrityError
 from loraxs_search.home import disk_faults, file_sha256
-from loraxs_search.methods import get_method
+from loraxs_search.methods import method_of
 from loraxs_search.methods.verification import check_reference_logits
 from loraxs_search.records import BaseModel, Manifest, parse_manifest
 from loraxs_search.tasks.kinds import kind_of
@@ -44,7 +44,7 @@ def load_adapter_folder(
     """
     base_model.checked_device(device)
     manifest, located = verified_manifest(folder, base)
-    method = get_method(manifest.hyperparameters.method)
+    method = method_of(manifest.hyperparameters)
     body = base_model.load_model(located, kind_of(manifest.task).model, device=device)
     if manifest.task.labels:
         body.config.id2label = dict(enumerate(manifest.task.labels))

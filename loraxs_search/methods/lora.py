@@ -44,11 +44,11 @@ class Lora(PeftMethod):
     A and B start from the trial's seed alone, in float32 whatever the base is in.
     """
 
-    name: ClassVar[str] = "lora"
-    title: ClassVar[str] = "LoRA"
-    symbol: ClassVar[str] = "A, B"
-    description: ClassVar[str] = "A and B (trained, of low rank)"
-    parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
+    name: str = "lora"
+    title: str = "LoRA"
+    symbol: str = "A, B"
+    description: str = "A and B (trained, of low rank)"
+    parameters: Mapping[str, ParameterSpec] = MappingProxyType(
         {
             "rank": ParameterSpec("int", low=1, high=65536, about="r, the rows of A and the columns of B."),
             "scale": ParameterSpec("float", above=True, default=1.0, about="Factor of the update, alpha / r."),
@@ -62,8 +62,8 @@ class Lora(PeftMethod):
             ),
         }
     )
-    not_offered: ClassVar[Mapping[str, str]] = NO_ALPHA
-    sized_by: ClassVar[tuple[str, ...]] = ("rank", "dora")
+    not_offered: Mapping[str, str] = NO_ALPHA
+    sized_by: tuple[str, ...] = ("rank", "dora")
     packed: ClassVar[PackedMethod | None] = _PackedLora()
     has_plain_lora: ClassVar[bool] = True
 

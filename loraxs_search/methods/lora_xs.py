@@ -57,14 +57,14 @@ class LoraXS(PeftMethod):
     R starts at N(0, init_std^2) from the trial's seed and each module's name; A and B come from the factor store.
     """
 
-    name: ClassVar[str] = "lora-xs"
-    title: ClassVar[str] = "LoRA-XS"
-    symbol: ClassVar[str] = "R"
-    description: ClassVar[str] = "R (trained between frozen factors)"
+    name: str = "lora-xs"
+    title: str = "LoRA-XS"
+    symbol: str = "R"
+    description: str = "R (trained between frozen factors)"
     note: ClassVar[str] = (
         "The matrices R mean something only between the factors of this very base model: loading checks that."
     )
-    parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
+    parameters: Mapping[str, ParameterSpec] = MappingProxyType(
         {
             "rank": ParameterSpec("int", low=1, high=65536, about="r, the rows and columns of R."),
             "scale": ParameterSpec(
@@ -93,9 +93,9 @@ class LoraXS(PeftMethod):
             ),
         }
     )
-    not_offered: ClassVar[Mapping[str, str]] = NO_ALPHA
+    not_offered: Mapping[str, str] = NO_ALPHA
     can_start: ClassVar[bool] = True
-    sized_by: ClassVar[tuple[str, ...]] = ("rank", "basis")
+    sized_by: tuple[str, ...] = ("rank", "basis")
     packed: ClassVar[_base.PackedMethod | None] = _PackedLoraXS()
     serves_in_bank: ClassVar[bool] = True
     has_plain_lora: ClassVar[bool] = True

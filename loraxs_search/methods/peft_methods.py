@@ -1,207 +1,229 @@
-"""Methods that PEFT builds from its config alone: what each declares, its config, and what its file holds."""
+"""Methods without a tuner of our own: configs of PEFT's that a space names, the head alone, all weights of the base."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
+import itertools
+import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from loraxs_search.methods._names import PROJECTION_SEED, TOP, Shapes
+from loraxs_search.errors import UsageError
+from loraxs_search.methods._base import HeadPlan, Method
+from loraxs_search.methods._names import ADAPTER, Shapes, file_bytes
 from loraxs_search.methods._parameters import ParameterSpec
-from loraxs_search.methods._peft import PeftMethod
-from loraxs_search.records import Hyperparameters, LinearModule, Scalar
+from loraxs_search.methods._peft import PeftMethod, learnt_names
+from loraxs_search.records import (
+    AdapterSize,
+    Hyperparameters,
+    LinearModule,
+    ParameterKind,
+    PeftSettings,
+    Scalar,
+)
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from torch import Tensor
     from transformers import PreTrainedModel
 
-_RANK = ParameterSpec("int", low=1, high=65536, about="r, the inner dimension of each update.")
-# The layers that take a feed-forward block's hidden states back, by their names in transformers' models.
-_LAST_OF_BLOCK = re.compile(
-    r"(^|\.)(output\.dense|down_proj|lin2|fc2|fc_out|wo|Wo|c_proj|dense_4h_to_h|w2|layer_2|ffn_output)$"
+    from loraxs_search.factors import FactorStore
+
+_KINDS: dict[str, ParameterKind] = {"int": "int", "float": "float", "bool": "flag", "str": "scalar"}
+_TAKEN = "is set by loraxs-search"
+_LAYERS = "must be left out: `target_modules` of `parameters` says which layers are adapted"
+_BY_LOOP = "is not searched: PEFT's own training loop must call it at each step"
+REFUSED_FIELDS: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("target_modules", "layers_to_transform", "layers_pattern", "exclude_modules"), _LAYERS)
+    | dict.fromkeys(("target_parameters", "trainable_token_indices", "layer_replication"), _LAYERS)
+    | dict.fromkeys(("modules_to_save", "task_type", "inference_mode", "auto_mapping", "peft_version"), _TAKEN)
+    | dict.fromkeys(("base_model_name_or_path", "revision", "fan_in_fan_out"), _TAKEN)
+    | {"use_asa": _BY_LOOP}
+)
+_REFUSED_TYPES: Mapping[str, str] = MappingProxyType(
+    {
+        "LORAXS": "is `method: lora-xs`",
+        "ADALORA": _BY_LOOP,
+        "POLY": "needs the number of a task with each row",
+        "SHADOW": "returns other outputs than the base",
+    }
 )
 
 
-class VeRA(PeftMethod):
-    """delta_W = diag(b) B diag(d) A, with B and A drawn once for all layers and the vectors b and d trained.
+def peft_types() -> dict[str, type[PeftConfig]]:
+    """Return the configs that `peft_methods` can name, by PEFT's names of their types. Imports PEFT."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    Layers may differ in shape: A and B are as large as the largest, and each layer takes its part. b starts at zero,
-    d at `d_initial`. Source: arXiv 2310.11454.
+    return {
+        kind.value: config
+        for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items()
+        if kind.value not in _REFUSED_TYPES
+        and {"target_modules", "modules_to_save"} <= {field.name for field in dataclasses.fields(config)}
+    }
+
+
+def refused_type(name: str) -> str | None:
+    """Return why a type that PEFT has cannot be searched; None if PEFT has none of this name, or it can."""
+    from peft import PeftType
+
+    if name in peft_types() or name not in set(PeftType):
+        return None
+    return _REFUSED_TYPES.get(name, "adapts no layers that `target_modules` names")
+
+
+def config_fields(peft_type: str) -> dict[str, ParameterSpec | None]:
+    """Return the fields of a config that a space may give, each with its law; None for lists and mappings.
+
+    Args:
+        peft_type: One of `peft_types`.
+    """
+    return {
+        field.name: _spec(str(getattr(field.type, "__name__", field.type)))
+        for field in dataclasses.fields(peft_types()[peft_type])
+        if field.name not in REFUSED_FIELDS and field.name != "peft_type"
+    }
+
+
+def _spec(annotation: str) -> ParameterSpec | None:
+    if re.search(r"list|dict|tuple|Config", annotation):
+        return None
+    plain = re.sub(r"typing\.|Optional\[(.*)\]|\bNone\b|[| ]", r"\1", annotation)
+    return spec_of(_KINDS.get(plain, "float" if plain == "Union[int,float]" else "scalar"))
+
+
+def spec_of(kind: ParameterKind) -> ParameterSpec:
+    """Return the law of a field that a space may search, which has PEFT's default where a trial leaves it out."""
+    return ParameterSpec(kind, low=-math.inf, optional=True)
+
+
+class ConfiguredPeft(PeftMethod):
+    """A method of PEFT's by its config, under the name that a space gives it in `peft_methods`.
+
+    What PEFT makes again from a seed or from the base's weights is stored where PEFT stores it, and not counted among
+    the learnt bytes.
     """
 
-    name: ClassVar[str] = "vera"
-    title: ClassVar[str] = "VeRA"
-    symbol: ClassVar[str] = "b, d"
-    description: ClassVar[str] = "b and d (vectors beside one random projection)"
-    parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
-        {
-            "rank": _RANK,
-            "d_initial": ParameterSpec("float", above=True, default=0.1, about="Every number of d at the start."),
-        }
-    )
-    sized_by: ClassVar[tuple[str, ...]] = ("rank",)
-    projections: ClassVar[tuple[str, ...]] = ("vera_A", "vera_B")
-    reads_weights: ClassVar[bool] = True  # their dtype, which PEFT rounds the projection to
-    has_plain_lora: ClassVar[bool] = True
-
-    def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
-        from peft import VeraConfig
-
-        own: Mapping[str, Any] = self.params(hyper)
-        return VeraConfig(**attachment, r=own["rank"], d_initial=own["d_initial"], projection_prng_key=PROJECTION_SEED)
-
-    def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        rank = int(params["rank"])
-        vectors = {f"{module.name}.vera_lambda_b": (module.out_features,) for module in modules}
-        return vectors | {f"{module.name}.vera_lambda_d": (rank,) for module in modules}
-
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        rank = int(params["rank"])
-        return {
-            f"{TOP}vera_A": (rank, max(module.in_features for module in modules)),
-            f"{TOP}vera_B": (max(module.out_features for module in modules), rank),
-        }
-
-
-class IA3(PeftMethod):
-    """A vector scales what enters or what leaves each layer; it starts at one.
-
-    Source: arXiv 2205.05638.
-    """
-
-    name: ClassVar[str] = "ia3"
-    title: ClassVar[str] = "IA3"
-    symbol: ClassVar[str] = "vectors"
-    description: ClassVar[str] = "vectors that scale the base's layers"
-    parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
-        {
-            "scaled": ParameterSpec(
-                "name",
-                names=("paper", "output", "input"),
-                default="paper",
-                about="What a vector scales: each layer's `output` or `input`. `paper` takes the input of a"
-                " feed-forward block's last layer and the output of all others.",
-            )
-        }
-    )
-    sized_by: ClassVar[tuple[str, ...]] = ("scaled",)
-
-    def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
-        from peft import IA3Config
-
-        scaled = self.params(hyper)["scaled"]
-        inputs = [name for name in hyper.target_modules if _scales_input(scaled, name)]
-        return IA3Config(**attachment, feedforward_modules=inputs)
-
-    def stored(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        return {
-            f"{module.name}.ia3_l": (1, module.in_features)
-            if _scales_input(params["scaled"], module.name)
-            else (module.out_features, 1)
-            for module in modules
-        }
-
-
-class TinyLoRA(PeftMethod):
-    """LoRA-XS whose R is a sum of fixed random matrices: delta_W = B (sum_i v_i P_i) A, with v alone trained.
-
-    v starts at zero; a small layer's rank is its side. `num_groups` vectors are trained, each for layers that follow
-    one another in the model; 0 is one for each layer. PEFT stores A, B and P, though the base's weights and a seed
-    give them back. Source: arXiv 2602.04118.
-    """
-
-    name: ClassVar[str] = "tinylora"
-    title: ClassVar[str] = "TinyLoRA"
-    symbol: ClassVar[str] = "v"
-    description: ClassVar[str] = "v (weights of fixed random matrices)"
-    parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
-        {
-            "rank": _RANK,
-            "vector_size": ParameterSpec("int", low=1, high=1 << 20, default=64, about="Numbers in a trained vector."),
-            "num_groups": ParameterSpec(
-                "int",
-                high=65536,
-                default=0,
-                about="Number of vectors, each for layers that follow one another. 0 is one for each layer.",
-            ),
-        }
-    )
-    sized_by: ClassVar[tuple[str, ...]] = ("rank", "vector_size", "num_groups")
-    projections: ClassVar[tuple[str, ...]] = ("tinylora_A", "tinylora_B", "tinylora_P")
     reads_weights: ClassVar[bool] = True
-    has_plain_lora: ClassVar[bool] = True
+
+    def __init__(self, name: str, settings: PeftSettings) -> None:
+        self.name, self.settings = name, settings
+        self.title = settings.peft_type
+        self.parameters = {field: spec_of(kind) for field, kind in settings.searched.items()}
+        self.not_offered = dict.fromkeys(
+            settings.fixed, f"is fixed by `peft_methods.{name}`: leave it out there to search it."
+        )
+        self.sized_by = tuple(field for field, kind in settings.searched.items() if kind != "float")
 
     def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
-        from peft import TinyLoraConfig
+        return self._config(self.params(hyper), attachment)
 
-        own: Mapping[str, Any] = self.params(hyper)
-        tying = 1.0 - _num_groups(own, hyper.target_modules) / len(hyper.target_modules)
-        size = own["vector_size"]
-        return TinyLoraConfig(**attachment, r=own["rank"], u=size, weight_tying=tying, projection_seed=PROJECTION_SEED)
+    def size(
+        self,
+        params: Mapping[str, Scalar],
+        modules: Sequence[LinearModule],
+        head: Shapes,
+        identity: Shapes,
+        body: Shapes = MappingProxyType({}),
+    ) -> AdapterSize:
+        """Return what PEFT makes of layers that hold no numbers.
 
-    def frozen_cosines(self, model: PeftModel | PreTrainedModel) -> tuple[float, ...]:
-        """Return sums over the singular vectors, which PEFT computes here, of their cosines with two fixed vectors."""
-        found = dict(model.named_buffers())
-        a = [value for name, value in found.items() if ".tinylora_A." in name]  # (r, in)
-        b = [value.T for name, value in found.items() if ".tinylora_B." in name]  # (r, out)
-        return tuple(cosine for vectors in (*a, *b) for cosine in _cosine_sums(vectors))
-
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        size = int(params["vector_size"])
-        beside: dict[str, tuple[int, ...]] = {
-            f"{TOP}tinylora_v.{group}": (size,) for group in range(_num_groups(params, modules))
-        }
-        for module in modules:
-            rank, name = min(int(params["rank"]), module.smaller_side), f"{TOP}model.{module.name}.tinylora"
-            beside |= {f"{name}_A": (rank, module.in_features), f"{name}_B": (module.out_features, rank)}
-            beside[f"{name}_P"] = (size, rank, rank)
-        return beside
-
-
-class UniLoRA(PeftMethod):
-    """Every entry of LoRA's matrices is one of the numbers of a single trained vector.
-
-    A seed says which one, so the vector alone is stored. It is drawn from the trial's seed, uniformly within
-    `init_bound` of zero. Source: arXiv 2506.00799.
-    """
-
-    name: ClassVar[str] = "unilora"
-    title: ClassVar[str] = "Uni-LoRA"
-    symbol: ClassVar[str] = "theta"
-    description: ClassVar[str] = "theta (the one vector that all matrices are made of)"
-    parameters: ClassVar[Mapping[str, ParameterSpec]] = MappingProxyType(
-        {
-            "rank": _RANK,
-            "vector_size": ParameterSpec(
-                "int", low=1, high=1 << 24, default=256, about="Numbers in the trained vector."
-            ),
-            "init_bound": ParameterSpec(
-                "float", above=True, default=0.02, about="The vector starts uniformly within this distance of zero."
-            ),
-        }
-    )
-    sized_by: ClassVar[tuple[str, ...]] = ("vector_size",)
-    reads_weights: ClassVar[bool] = True  # their dtype, which PEFT rounds the entries' factors to
-    has_plain_lora: ClassVar[bool] = True
-
-    def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> PeftConfig:
-        from peft import UniLoraConfig
-
-        own: Mapping[str, Any] = self.params(hyper)
-        size, bound = own["vector_size"], own["init_bound"]
-        return UniLoraConfig(
-            **attachment, r=own["rank"], theta_d_length=size, init_theta_d_bound=bound, proj_seed=PROJECTION_SEED
+        Raises:
+            UsageError: PEFT refuses the config, or these layers.
+        """
+        with self._built(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            config = self._config(params, {"target_modules": [module.name for module in modules]})
+            model = _on_empty_layers(config, modules)
+        stored, learnt = learnt_names(model)
+        shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
+        needed = {name: shape for name, shape in shapes.items() if name in learnt}
+        tensors = {**head, **identity}
+        return AdapterSize(
+            sum(p.numel() for p in model.parameters() if p.requires_grad),
+            sum(map(prod, head.values())),
+            file_bytes(tensors, shapes),
+            None if len(needed) == len(shapes) else file_bytes(tensors, needed),
         )
 
-    def stored_beside(self, params: Mapping[str, Scalar], modules: Sequence[LinearModule]) -> Shapes:
-        return {f"{TOP}unilora_theta_d": (int(params["vector_size"]),)}
+    def attach(
+        self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
+    ) -> PeftModel:
+        """Put the adapter on the base.
+
+        Raises:
+            UsageError: PEFT refuses the config or these layers, or would train or change the base's own weights.
+        """
+        own = list(model.parameters())
+        with self._built():
+            adapted = super().attach(model, hyper, head, factors)
+        if any(parameter.requires_grad for parameter in own):
+            self.detach(adapted)
+            raise UsageError(
+                f"`peft_methods.{self.name}` must train weights of its own, but also trains the base's.",
+                hint="leave `bias` at none: the base is shared by all trials",
+            )
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:  # also what PEFT leaves in the base's precision
+                parameter.data = parameter.data.float()
+        return adapted
+
+    def frozen_cosines(self, model: PeftModel | PreTrainedModel) -> tuple[float, ...]:
+        """Return cosines of the adapter's frozen matrices: singular vectors may have other signs on another machine."""
+        return tuple(
+            cosine
+            for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers())
+            if f".{ADAPTER}" in name and ".modules_to_save." not in name and not tensor.requires_grad
+            if tensor.is_floating_point() and tensor.ndim > 1
+            for cosine in _cosine_sums(tensor.flatten(1))
+        )
+
+    def _config(self, params: Mapping[str, Scalar], attachment: Mapping[str, Any]) -> PeftConfig:
+        fields: dict[str, Any] = {**copy.deepcopy(self.settings.fixed), **params, **attachment}
+        if (start := fields.get("init_lora_weights")) in ("eva", "lora_ga"):
+            raise ValueError(f"`init_lora_weights: {start}` is computed from rows, by a call of its own.")
+        return peft_types()[self.settings.peft_type](**fields)
+
+    @contextlib.contextmanager
+    def _built(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise UsageError(
+                f"`peft_methods.{self.name}` must be a config that PEFT can put on the layers of `target_modules`, but"
+                f" PEFT says: {' '.join(str(error).split())}",
+                hint=f"see PEFT's documentation of {self.settings.peft_type}",
+            ) from error
 
 
-def _scales_input(scaled: Scalar, name: str) -> bool:
-    is_last = bool(_LAST_OF_BLOCK.search(name)) and "attention" not in name and "attn" not in name
-    return scaled == "input" or (scaled == "paper" and is_last)
+def _on_empty_layers(config: PeftConfig, modules: Sequence[LinearModule]) -> PeftModel:
+    """Build an adapter on linear layers without numbers, or with any where PEFT computes with them."""
+    from peft import get_peft_model
+    from torch import nn
+
+    def built(device: str) -> PeftModel:
+        root = nn.Module()
+        root.config = {"model_type": "custom"}  # type: ignore[assignment]
+        for module in modules:
+            *parents, last = module.name.split(".")
+            inner = root
+            for part in parents:
+                if part not in dict(inner.named_children()):
+                    inner.add_module(part, nn.Module())
+                inner = inner.get_submodule(part)
+            inner.add_module(last, nn.Linear(module.in_features, module.out_features, device=device))
+        own, is_empty = copy.deepcopy(config), device == "meta"
+        return get_peft_model(root, own, adapter_name=ADAPTER, low_cpu_mem_usage=is_empty)
+
+    try:
+        return built("meta")
+    except NotImplementedError:
+        return built("cpu")
 
 
 def _cosine_sums(vectors: Tensor) -> Iterator[float]:
@@ -218,5 +240,102 @@ def _cosine_sums(vectors: Tensor) -> Iterator[float]:
         yield float((rows @ fixed).sum() / fixed.norm())
 
 
-def _num_groups(params: Mapping[str, Scalar], modules: Sequence[LinearModule] | Sequence[str]) -> int:
-    return min(int(params["num_groups"]) or len(modules), len(modules))
+class HeadOnly(PeftMethod):
+    """The head alone, to compare with: no candidate unless `promotion.methods` names it.
+
+    `head_learning_rate` is its one learning rate. To PEFT it is a LoRA of no layer, with a head.
+    """
+
+    name: str = "head-only"
+    title: str = "Head only"
+    description: str = "adapter (none: the base is untouched)"
+    is_baseline: ClassVar[bool] = True
+    adapts_layers: ClassVar[bool] = False
+    needs_head: ClassVar[bool] = True
+
+    def config(self, hyper: Hyperparameters, attachment: Mapping[str, Any]) -> LoraConfig:
+        from peft import LoraConfig
+
+        return LoraConfig(**attachment)
+
+    def attachment(self, hyper: Hyperparameters, head: HeadPlan) -> dict[str, Any]:
+        from peft.utils.constants import DUMMY_TARGET_MODULES
+
+        return super().attachment(hyper, head) | {"target_modules": DUMMY_TARGET_MODULES}
+
+
+_BASE = "_trained_copy_of"  # in a copy's own dictionary: as a submodule the base would be in its state
+_BYTES_PER_NUMBER = 16  # weight, gradient and AdamW's two moments, in float32
+
+
+class Full(Method):
+    """Every weight of the base, in a copy in float32, to compare with. Only metrics are recorded; never a candidate.
+
+    A tied weight is one; poolers that the checkpoint lacks stay as they are.
+    """
+
+    name: str = "full"
+    title: str = "Full fine-tuning"
+    symbol: str = "weights"
+    description: str = "all weights of the base"
+    is_baseline: ClassVar[bool] = True
+    has_adapter: ClassVar[bool] = False
+    adapts_layers: ClassVar[bool] = False
+    advice: ClassVar[str] = (
+        "trains a copy of the base: 16 bytes of its device's memory for each number of the base, and for as long as a "
+        "trial runs 12 on its node's disk; only its metrics are recorded"
+    )
+
+    def size(
+        self,
+        params: Mapping[str, Scalar],
+        modules: Sequence[LinearModule],
+        head: Shapes,
+        identity: Shapes,
+        body: Shapes = MappingProxyType({}),
+    ) -> AdapterSize:
+        own, heads = (sum(map(prod, shapes.values())) for shapes in (body, head))
+        return AdapterSize(own, heads, file_bytes({**body, **head}, root=""))
+
+    def attach(
+        self, model: PreTrainedModel, hyper: Hyperparameters, head: HeadPlan, factors: FactorStore | None
+    ) -> PreTrainedModel:
+        """Return a copy of the base, all of it trained; the base itself stays as it is.
+
+        Raises:
+            UsageError: the device's free memory cannot hold what its training takes.
+        """
+        _check_memory(model)
+        trained = cast("PreTrainedModel", copy.deepcopy(model).float())
+        trained.__dict__[_BASE] = model
+        trained.requires_grad_(True)
+        for name in head.identity:
+            trained.get_submodule(name).requires_grad_(False)
+        return trained
+
+    def detach(self, model: PeftModel | PreTrainedModel) -> PreTrainedModel:
+        return cast("PreTrainedModel", model.__dict__[_BASE])
+
+    def is_adapter(self, name: str, model: PeftModel | PreTrainedModel) -> bool:
+        from loraxs_search.base_model import head_names
+
+        return name.split(".", maxsplit=1)[0] not in head_names(cast("PreTrainedModel", model))
+
+    def measure(self, model: PeftModel | PreTrainedModel) -> AdapterSize:
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+        own = {name: shape for name, shape in shapes.items() if self.is_adapter(name, model)}
+        head = {name: shape for name, shape in shapes.items() if name not in own}
+        return self.size({}, (), head, {}, own)
+
+
+def _check_memory(model: PreTrainedModel) -> None:
+    from loraxs_search.memory import free_bytes
+
+    needed = _BYTES_PER_NUMBER * sum(parameter.numel() for parameter in model.parameters())
+    free = free_bytes(model.device)
+    if needed > free:
+        raise UsageError(
+            f"`method: full` must have the memory for a copy of the base in training, but {needed / 2**30:.1f} GiB are "
+            f"needed and {free / 2**30:.1f} GiB of {model.device} are free.",
+            hint="use a device with more memory or a smaller base, or leave the method out",
+        )

@@ -39,7 +39,7 @@ from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.engine.pruning import LastLayerPruning
 from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.home import factor_path
-from loraxs_search.methods import get_method
+from loraxs_search.methods import method_of
 from loraxs_search.methods.verification import body_fingerprint, make_reference_logits
 from loraxs_search.packing.capacity import check_fits, choose_dtype
 from loraxs_search.packing.slot import AdaptableLayers
@@ -203,7 +203,7 @@ class LoadedBase:
         trial may be on it.
         """
         factors, fingerprint = self._factor_files(spec), self._body_fingerprint  # before weights change
-        method = get_method(spec.hyperparameters.method)
+        method = method_of(spec.hyperparameters)
         with self._trained(spec, snapshot, task) as (model, exact, data):
             fold_outputs(base_of(model), data.kind.outputs)
             reference = make_reference_logits(model, exact.config.vocab_size)
@@ -274,7 +274,7 @@ class LoadedBase:
         exact, _ = self._exact_for(data.task)
         model = attach(exact, spec, self.factors)
         try:
-            load_parameters(model, snapshot, get_method(spec.hyperparameters.method).frozen_cosines(model))
+            load_parameters(model, snapshot, method_of(spec.hyperparameters).frozen_cosines(model))
             yield model, exact, data
         finally:
             detach(model, spec)
@@ -284,7 +284,7 @@ class LoadedBase:
         hyper = spec.hyperparameters
         weights = {name: matrix(self.exact.get_submodule(name)) for name in hyper.target_modules}
         sizes = {name: (weight.shape[0], weight.shape[1]) for name, weight in weights.items()}
-        requests = get_method(hyper.method).factors(hyper, sizes)
+        requests = method_of(hyper).factors(hyper, sizes)
         return dict(
             self.factors.identify(
                 weights[request.module], rank=request.rank, basis=request.basis, driver=request.driver

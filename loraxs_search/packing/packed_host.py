@@ -18,7 +18,7 @@ import torch
 from loraxs_search.base_model import Sharing, probe_sharing
 from loraxs_search.engine.planning import PassExecutor, workers_for
 from loraxs_search.errors import LoraxsError
-from loraxs_search.methods import get_method
+from loraxs_search.methods import method_of
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
@@ -306,7 +306,7 @@ class PackedHost(TrialHost):
     def _trains_unpacked(self, spec: TrialSpec, task: Task | None) -> bool:
         """Whether a trial is advanced between rounds: its method, or a layer that it adapts, cannot share passes."""
         hyper = spec.hyperparameters
-        method = get_method(hyper.method)
+        method = method_of(hyper)
         if not method.can_pack(method.params(hyper)):
             return self._serves(task)
         return self._may_train_unpacked(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)

@@ -19,7 +19,7 @@ from loraxs_search.engine.prefix_cache import PrefixCache
 from loraxs_search.engine.pruning import LastLayerPruning, ReadPruning
 from loraxs_search.engine.rows import PassContext, RowSegment, SlotRowMap, segments_of
 from loraxs_search.factors import FactorStore
-from loraxs_search.methods import PackedBase, get_method
+from loraxs_search.methods import PackedBase, get_method, method_of
 from loraxs_search.packing.slot import AdaptableLayers, Slot
 from loraxs_search.records import Hyperparameters
 
@@ -103,7 +103,7 @@ class PackedModel(AdaptedBase):
         Raises:
             FactorMismatchError: it was made for other factors.
         """
-        get_method(hyper.method).check_on(self._linears, hyper, self._factors)
+        method_of(hyper).check_on(self._linears, hyper, self._factors)
 
     def place(self, slots: Iterable[Slot]) -> None:
         """Serve exactly these slots from now on; does nothing when they are in place already."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from loraxs_search.base_model import fresh_head, head_as_loaded, head_names, output_head, repeated_layers, with_labels
 from loraxs_search.errors import BaseModelError, TargetModulesError, UsageError, unknown_name
-from loraxs_search.methods import PackedAdapter, get_method, head_parameter
+from loraxs_search.methods import PackedAdapter, head_parameter, method_of
 from loraxs_search.methods.starting import started_head
 from loraxs_search.packing.adamw import AdamWUpdate, clip_factor
 from loraxs_search.records import AdapterSize, Head, LinearModule, TrialReport, TrialSpec
@@ -274,7 +274,7 @@ class Slot:
 
     def _measure(self, adaptable: AdaptableLayers) -> AdapterSize:
         hyper = self.spec.hyperparameters
-        method = get_method(hyper.method)
+        method = method_of(hyper)
         modules = [adaptable.modules[name] for name in self.adapter.modules]
         head = {name: tuple(value.shape) for name, value in self.head.items()}
         identity = {name: tuple(value.shape) for name, value in self.fixed_head.items()}
@@ -285,7 +285,7 @@ def _adapter(spec: TrialSpec, adaptable: AdaptableLayers) -> PackedAdapter:
     """Make a trial's adapter on its layers, in model order."""
     check_target_modules(spec, adaptable.sizes)
     wanted = set(spec.hyperparameters.target_modules)
-    method = get_method(spec.hyperparameters.method)
+    method = method_of(spec.hyperparameters)
     if method.packed is None or not method.can_pack(method.params(spec.hyperparameters)):
         raise UsageError(
             f"Trials that share passes must be of a method that can, but {spec.trial_id} of {method.name} cannot.",

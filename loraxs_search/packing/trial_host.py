@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from loraxs_search.errors import StudyError, TrialCancelledError, UsageError
 from loraxs_search.home import ensure_dir, home, write_atomic
-from loraxs_search.methods import get_method
+from loraxs_search.methods import method_of
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.slot import check_target_modules
 from loraxs_search.records import (
@@ -202,7 +202,7 @@ class TrialHost:
             raise
         finally:
             self._advancing = ""
-        is_last = run.done and not get_method(spec.hyperparameters.method).has_adapter
+        is_last = run.done and not method_of(spec.hyperparameters).has_adapter
         return report, self._states.kept(spec, run.snapshot(), is_last=is_last)
 
     def cancel(self, names: Collection[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 Scalar = str | int | float | bool
+ParameterKind = Literal["int", "float", "flag", "name", "modules", "scalar"]  # of a parameter's values
 Direction = Literal["maximize", "minimize"]
 Sigma = Literal["input", "sqrt", "output", "none"]
 Basis = Literal["top", "middle", "bottom", "gaussian"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraxs_search.records._base import Identity
-from loraxs_search.records._literals import Basis, Head, HeadInit, LrSchedule, Scalar, Sigma
+from loraxs_search.records._literals import Basis, Head, HeadInit, LrSchedule, ParameterKind, Scalar, Sigma
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,21 @@ class Proposal:
 
 
 @dataclass(frozen=True)
+class PeftSettings:
+    """A method of PEFT's that a space names in `peft_methods`.
+
+    Args:
+        peft_type: PEFT's name of its config, such as VERA.
+        fixed: Fields of the config that all trials share.
+        searched: Fields that trials may draw, with the kind of their values; see `ParameterSpec`.
+    """
+
+    peft_type: str
+    fixed: Mapping[str, Any]
+    searched: Mapping[str, ParameterKind]
+
+
+@dataclass(frozen=True)
 class Hyperparameters:
     """Everything that decides a trial's numbers, modules resolved to full names.
 
@@ -72,8 +87,9 @@ class Hyperparameters:
         adam_beta1: AdamW's decay of the gradient's running mean; `adam_beta2` that of its square's.
         max_grad_norm: Clip on the trial's whole gradient (R and head); 0 means no clip.
         factor_rank: Rank at which the factors are computed; the trial uses their first `rank` columns.
-        method: A name of `loraxs_search.methods`.
+        method: A name of `loraxs_search.methods`, or one that the space gives to a method of PEFT's.
         method_params: The method's own parameters by name, defaults included.
+        peft: What the name of the space stands for; None for a name of `loraxs_search.methods`.
         start_from: sha256 of the asset with the tensors of another adapter that it starts from.
         head_init: Where the head starts.
         linear_probe: sha256 of the asset with the head's output layer at its start; with `head_init: probe` alone.
@@ -100,6 +116,7 @@ class Hyperparameters:
     factor_rank: int | None = None
     method: str = "lora-xs"
     method_params: Mapping[str, Scalar] = field(default_factory=dict)
+    peft: PeftSettings | None = None
     start_from: str | None = None
     head_init: HeadInit = "random"
     linear_probe: str | None = None

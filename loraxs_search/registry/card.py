@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraxs_search.methods import get_method, words_of
+from loraxs_search.methods import method_of
 from loraxs_search.records import Baseline, Manifest, Scalar, Serving, Task
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
@@ -28,7 +28,7 @@ _WRITTEN = ("unparsed", "unended")  # shares of written answers: none was found,
 def model_card(manifest: Manifest) -> str:
     """Return README.md of an adapter: what it does, how well, how big, where it came from, how to load it."""
     task, tuned = manifest.task, manifest.hyperparameters
-    method = get_method(tuned.method)
+    method = method_of(tuned)
     own = ", ".join(f"{name} {_short(value)}" for name, value in method.params(tuned).items())
     sections = [
         _front_matter(manifest),
@@ -153,7 +153,7 @@ def _describe(baseline: Baseline, task: Task) -> str:
 def size_table(manifest: Manifest) -> str:
     """Return what is trained and stored, beside plain LoRA and the base."""
     size, lora_parameters = manifest.size, manifest.lora_parameters
-    method = words_of(manifest.hyperparameters.method)
+    method = method_of(manifest.hyperparameters)
     has_head = _kind(manifest.task).model.num_outputs is not None
     head = {"head": f"{size.head_parameters:,} parameters"} if has_head else {}
     rows = {
@@ -185,7 +185,7 @@ import loraxs_search
 model = loraxs_search.load_adapter("{manifest.task.registered_name}")
 tokenizer = loraxs_search.load_tokenizer("{manifest.task.registered_name}"){_predicting(kind)}
 ```"""
-    if manifest.task.pooling != "class" and not get_method(manifest.hyperparameters.method).says_pooling:
+    if manifest.task.pooling != "class" and not method_of(manifest.hyperparameters).says_pooling:
         return (
             f"{own}{between_texts(manifest.task)}\n\nPEFT alone refuses it: its files cannot say what the head reads."
         )
@@ -245,7 +245,7 @@ def _predicting(kind: TaskKind) -> str:
 
 def _vllm(manifest: Manifest) -> str:
     """Return how vLLM serves the adapter; nothing where it cannot be written as plain LoRA."""
-    if not get_method(manifest.hyperparameters.method).has_plain_lora or manifest.task.pooling != "class":
+    if not method_of(manifest.hyperparameters).has_plain_lora or manifest.task.pooling != "class":
         return ""
     ref, rank = manifest.base_model, _lora_rank(manifest)
     base, where = (ref.id, "") if ref.package is None else ("FOLDER", "; FOLDER is `folder` of the code above")
@@ -285,7 +285,7 @@ def _kind(task: Task) -> TaskKind:
 
 def _lora_rank(manifest: Manifest) -> int:
     """Return the least rank of those that vLLM takes which holds the adapter."""
-    own = get_method(manifest.hyperparameters.method).lora_rank(manifest.hyperparameters)
+    own = method_of(manifest.hyperparameters).lora_rank(manifest.hyperparameters)
     return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= own), 512)
 
 

@@ -154,10 +154,9 @@ def _differences(one: ComparedStudy, other: ComparedStudy) -> list[str]:
 
 
 def _default(method: str, parameter: str) -> Scalar | None:
-    from loraxs_search.search_space import parameter_specs
+    from loraxs_search.methods import METHODS
+    from loraxs_search.search_space import COMMON, parameter_specs
 
-    try:
-        spec = parameter_specs(method).get(parameter)
-    except UsageError:  # another distribution's method, which is not installed here
-        return None
+    entry = METHODS.importable().get(method)  # None of what a space names, or another distribution has
+    spec = (parameter_specs(entry) if entry else COMMON).get(parameter)
     return spec.default if spec else None

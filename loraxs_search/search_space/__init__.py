@@ -40,13 +40,14 @@ from loraxs_search.search_space._load import (
     parse_space,
     single_method,
 )
-from loraxs_search.search_space._parameter_specs import parameter_specs, resolve_modules
+from loraxs_search.search_space._parameter_specs import COMMON, parameter_specs, resolve_modules
 from loraxs_search.search_space._schema import reference_text, schema_text, space_schema
 from loraxs_search.search_space._space import Space
 from loraxs_search.search_space._task import CatalogueEntry, catalogue_entry, catalogue_task
 from loraxs_search.search_space._user_params import place_given
 
 __all__ = [
+    "COMMON",
     "CatalogueEntry",
     "Choice",
     "Constant",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from loraxs_search.methods import LoraXS, Method, Shapes, get_method
+from loraxs_search.methods import LoraXS, Method, Shapes
 from loraxs_search.records import AdapterSize, LinearModule, Scalar
 from loraxs_search.samplers import make_sampler
 from loraxs_search.search_space._distributions import reachable_shapes
@@ -18,8 +18,8 @@ from loraxs_search.search_space._space import Space
 
 def notes(space: Space) -> tuple[str, ...]:
     """Return what methods ask for, which of them cannot share passes, and what may not be what was meant."""
-    found = [f"method {name} {text}" for name in space.methods if (text := get_method(name).advice)]
-    anew = [name for name in space.methods if not get_method(name).can_start]
+    found = [f"method {name} {text}" for name in space.methods if (text := space.method(name).advice)]
+    anew = [name for name in space.methods if not space.method(name).can_start]
     if space.start_from is not None and anew:
         found.append(f"trials of {both(anew)} do not start from {space.start_from}: they cannot start from an adapter")
     found += _alone(space)
@@ -113,10 +113,10 @@ def describe(
     """
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
     layers = _Layers({module.name: module for module in modules}, groups, heads, body)
-    for method in map(get_method, space.methods):  # each way to adapt layers that a trial may draw must fit them
+    for method in map(space.method, space.methods):  # each way to adapt layers that a trial may draw must fit them
         for own, names in trial_shapes(space, method, modules):
             method.check(own, [layers.modules[name] for name in names])
-    methods = {name: _extremes(_shapes(space, get_method(name), layers)) for name in space.methods}
+    methods = {name: _extremes(_shapes(space, space.method(name), layers)) for name in space.methods}
     return SpaceDescription(
         combinations=space.grid_size(),
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
@@ -158,9 +158,9 @@ class _Layers:
 
 def _shapes(space: Space, method: Method, layers: _Layers) -> Iterator[ShapeDescription]:
     """Yield what adapters of one method may be."""
-    specs, decisive = parameter_specs(method.name), (*method.sized_by, "target_modules", "head")
+    specs, decisive = parameter_specs(method), (*method.sized_by, "target_modules", "head")
     for params in reachable_shapes(space.parameters_of(method.name), {name: specs[name].default for name in decisive}):
-        own = {name: params[name] for name in method.sized_by}
+        own = {name: params[name] for name in method.sized_by if name in params}
         expression, head = str(params["target_modules"]), str(params["head"])
         adapted = [layers.modules[name] for name in layers.groups[expression]]
         stored = layers.heads.get(head, {})
@@ -177,7 +177,7 @@ def trial_shapes(
 
     Of more than 64 integers only the ends. The others of its parameters have their defaults.
     """
-    specs = parameter_specs(method.name)
+    specs = parameter_specs(method)
     decisive = [name for name, spec in method.parameters.items() if spec.kind != "float"]
     defaults = {name: specs[name].default for name in (*decisive, "target_modules")}
     resolved = functools.cache(lambda expression: resolve_modules(expression, modules))

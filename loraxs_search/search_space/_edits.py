@@ -11,7 +11,6 @@ from typing import Any
 
 import yaml
 
-from loraxs_search.methods import METHODS
 from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import (
     Document,
@@ -24,6 +23,7 @@ from loraxs_search.search_space._document import (
     shown,
 )
 from loraxs_search.search_space._parameter_specs import SpaceSpecs
+from loraxs_search.search_space._peft_methods import known_methods
 
 _PARAMETERS = "parameters"
 
@@ -39,20 +39,20 @@ def _select_methods(document: Document, before: object) -> None:
     """
     earlier, wanted = _names(before), _names(document.data.get(METHOD))
     section, promotion = document.data.get(_PARAMETERS), as_mapping(document.data.get("promotion"))
-    if not wanted or not set(wanted) < set(earlier) or not set(wanted) <= METHODS.importable().keys():
+    known = known_methods(document)
+    if not wanted or not set(wanted) < set(earlier) or not set(wanted) <= known.keys():
         return
     if isinstance(section, dict):
-        _narrow_parameters(document, section, earlier, wanted)
+        narrow = SpaceSpecs([known[name] for name in wanted])
+        _narrow_parameters(document, section, earlier, SpaceSpecs([known[n] for n in earlier if n in known]), narrow)
     if isinstance(promotion.get("methods"), list):
         left = [name for name in promotion["methods"] if name in wanted or name not in earlier]
         promotion["methods"] = left or promotion["methods"]  # none of them left is a fault: all would be candidates
 
 
 def _narrow_parameters(
-    document: Document, section: dict[str, Any], earlier: Sequence[str], wanted: Sequence[str]
+    document: Document, section: dict[str, Any], earlier: Sequence[str], known: SpaceSpecs, kept: SpaceSpecs
 ) -> None:
-    installed = METHODS.importable()
-    known, kept = SpaceSpecs([name for name in earlier if name in installed]), SpaceSpecs(wanted)
     gone = {name for name in section if known.takers(name) and not kept.takers(name)}
     for name, given in list(section.items()):
         takers = kept.takers(name)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from loraxs_search.errors import UsageError, must_be, one_of
-from loraxs_search.methods import METHODS, LoraXS, get_method
+from loraxs_search.methods import METHODS, LoraXS, Method, get_method
 from loraxs_search.paths import user_path
 from loraxs_search.records import NEGATIVE_FLIPS, SLICE_LOSS, BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
@@ -35,6 +35,7 @@ from loraxs_search.search_space._edits import (
 from loraxs_search.search_space._parameter_forms import PARAMETERS
 from loraxs_search.search_space._parameter_specs import both, defaults_of, parameter_specs
 from loraxs_search.search_space._parameters import read_method, read_parameters
+from loraxs_search.search_space._peft_methods import PEFT_METHODS, read_peft_methods
 from loraxs_search.search_space._sections import (
     BaseModelSection,
     PromotionSection,
@@ -48,7 +49,7 @@ from loraxs_search.search_space._task import TaskSection, direction_fault, meant
 from loraxs_search.tasks.kinds import find_metric, kind_of
 
 _REQUIRED = ("task", "base_model", "parameters")
-_SECTIONS = (*_REQUIRED, "method", "search", "promotion", "start_from")
+_SECTIONS = (*_REQUIRED, "method", PEFT_METHODS, "search", "promotion", "start_from")
 SpaceSource = str | Path | Mapping[str, Any] | Space  # what `launch` and `check` take
 _HEAD_PARAMETERS = {"head", "head_init", "head_learning_rate"}
 
@@ -125,19 +126,26 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
     sections = _sections(document)
     task = read_task(document, sections["task"], folder) if "task" in sections else None
     base_model = _base_model(document, sections["base_model"], folder) if "base_model" in sections else None
-    method = read_method(document, sections.get("method", LoraXS.name))
+    named = read_peft_methods(document)
+    is_known = not document.faults.at_or_below((PEFT_METHODS,))  # else names would be said to be unknown
+    method = read_method(document, sections.get("method", LoraXS.name), named) if is_known else None
     methods = tuple(str(name) for name in method.possible or ()) if method else ()
     parameters = (
-        read_parameters(document, sections["parameters"], method) if "parameters" in sections and method else {}
+        read_parameters(document, sections["parameters"], method, named) if "parameters" in sections and method else {}
     )
-    _check_head(document, sections.get("parameters"), task, methods)
+    searched = {
+        name: {field: kind for field, kind in it.searched.items() if field in parameters} for name, it in named.items()
+    }
+    named = {name: replace(it, searched=searched[name]) for name, it in named.items() if name in methods}
+    trained = {name: get_method(name, named.get(name)) for name in methods}
+    _check_head(document, sections.get("parameters"), task, trained)
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
     plan, rule = (sections.get(name) or {} for name in ("search", "promotion"))
     search = _search(document, plan)
     _check_sampler(document, search, parameters)
     task = _reported(document, as_mapping(plan), task)
     has_slices = as_mapping(sections.get("task")).get("slices") is not None
-    promotion = _promotion(document, rule, task, methods, has_slices=has_slices)
+    promotion = _promotion(document, rule, task, trained, has_slices=has_slices)
     check_choice(document, as_mapping(rule))
     start_from = _start_from(document, sections.get("start_from"))
     if document.faults or task is None or base_model is None or method is None:
@@ -154,7 +162,8 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
         search=search,
         promotion=promotion,
         start_from=start_from,
-        defaults={name: defaults_of(name) for name in methods},
+        peft_methods=named,
+        defaults={name: defaults_of(each) for name, each in trained.items()},
     )
     _check_target_modules(document, space)
     return space
@@ -166,7 +175,7 @@ def _check_target_modules(document: Document, space: Space) -> None:
     Raises:
         SpaceError: with what to do.
     """
-    idle = [name for name in space.methods if not get_method(name).adapts_layers]
+    idle = [name for name in space.methods if not space.method(name).adapts_layers]
     searched = [name for name in idle if (own := space.parameters_of(name).get("target_modules")) and own.size != 1]
     if searched:
         others = [name for name in space.methods if name not in idle]
@@ -215,7 +224,7 @@ def _sections(document: Document) -> dict[str, Any]:
 def _section_keys() -> dict[str, set[str]]:
     """Return the keys of sections, for who leaves out the section's name."""
     models: dict[str, Any] = {"search": search_section(), "promotion": PromotionSection, "task": TaskSection}
-    parameters = {name for method in METHODS.importable() for name in parameter_specs(method)}
+    parameters = {name for method in METHODS.importable().values() for name in parameter_specs(method)}
     return {"parameters": parameters} | {name: set(model.model_fields) for name, model in models.items()}
 
 
@@ -296,19 +305,19 @@ def _reported(document: Document, search: Mapping[str, Any], task: Task | None) 
     return replace(task, report_metric=metric, report_direction=kind.metrics[metric].direction)
 
 
-def _check_head(document: Document, given: object, task: Task | None, methods: Sequence[str]) -> None:
+def _check_head(document: Document, given: object, task: Task | None, methods: Mapping[str, Method]) -> None:
     """Refuse head parameters and methods that need a head if the task has no head: such trials would not differ."""
     if task is None or kind_of(task).model.num_outputs is not None:
         return
-    for name in methods:
-        if get_method(name).needs_head:
+    for name, method in methods.items():
+        if method.needs_head:
             document.faults.add(("method",), f"must be for a task with a head, but got {name} for {task.kind}.")
     for key in _HEAD_PARAMETERS & as_mapping(given).keys():
         document.faults.add(("parameters", key), f"must be left out: an adapter for {task.kind} has no head.")
 
 
 def _promotion(
-    document: Document, given: object, task: Task | None, methods: Sequence[str], *, has_slices: bool
+    document: Document, given: object, task: Task | None, methods: Mapping[str, Method], *, has_slices: bool
 ) -> PromotionRule:
     metrics = task.metrics if task else meant_metrics(as_mapping(document.data).get("task"))
     section = read_section(document, ("promotion",), PromotionSection, given)
@@ -337,11 +346,11 @@ def _promotion(
     return PromotionRule() if section is None else PromotionRule(**section.model_dump())
 
 
-def _not_promotable(name: str, methods: Sequence[str]) -> str | None:
+def _not_promotable(name: str, methods: Mapping[str, Method]) -> str | None:
     """Return why trials of a method cannot be candidates of a space with these methods; None if they can."""
     if name not in methods:
         law = must_be(name, methods, "must be among the space's methods")
         return f"{law}, but got {shown(name)}."
-    if not get_method(name).has_adapter:
+    if not methods[name].has_adapter:
         return f"must have adapters, but of {name} only metrics are recorded."
     return None

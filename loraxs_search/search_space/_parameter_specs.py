@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from loraxs_search.errors import TargetModulesError, UsageError, asking, did_you_mean, must_be, one_of
-from loraxs_search.methods import METHODS, ParameterSpec, get_method
+from loraxs_search.methods import METHODS, Method, ParameterSpec
 from loraxs_search.plugins import EntryPoints
 from loraxs_search.records import Head, HeadInit, Hyperparameters, LinearModule, LrSchedule, Scalar
 from loraxs_search.search_space._distributions import METHOD
@@ -204,7 +204,7 @@ COMMON: Mapping[str, ParameterSpec] = {
     ),
     "learning_rate": ParameterSpec("float", above=True, about="Learning rate of the adapter."),
     "head_learning_rate": ParameterSpec(
-        "float", above=True, about="Learning rate of the head. The default is `learning_rate`."
+        "float", above=True, optional=True, about="Learning rate of the head. The default is `learning_rate`."
     ),
     "weight_decay": ParameterSpec("float", default=Hyperparameters.weight_decay, about="Weight decay of AdamW."),
     "adam_beta1": ParameterSpec(
@@ -240,39 +240,46 @@ COMMON: Mapping[str, ParameterSpec] = {
 }
 
 
-def parameter_specs(method: str) -> dict[str, ParameterSpec]:
+def parameter_specs(method: Method | type[Method]) -> dict[str, ParameterSpec]:
     """Return every parameter that trials of this method may have, the method's own first."""
-    return {**get_method(method).parameters, **COMMON}
+    return {**method.parameters, **COMMON}
 
 
-def defaults_of(method: str) -> dict[str, Scalar]:
+def defaults_of(method: Method) -> dict[str, Scalar]:
     """Return what each parameter is that a trial of this method leaves out, where it may."""
     specs = parameter_specs(method)
     return {name: spec.default for name, spec in specs.items() if spec.default is not None}
 
 
 class _MethodSpec(ParameterSpec):
-    """The law of `method`: a registered one that can be imported."""
+    """The law of `method`: a registered one that can be imported, or one that the space names."""
 
     def check(self, value: object) -> Scalar:
-        return known_entry(METHODS, "a method")(value)
+        if value in METHODS.names():
+            return known_entry(METHODS, "a method")(value)
+        return super().check(value)
 
 
-def method_spec() -> _MethodSpec:
-    """Return the law of `method`, with the methods that are known by now."""
-    return _MethodSpec("name", names=tuple(METHODS.names()))
+def method_spec(named: Collection[str] = ()) -> ParameterSpec:
+    """Return the law of `method`, with the methods that are known by now.
+
+    Args:
+        named: Those that `peft_methods` of the space names.
+    """
+    return _MethodSpec("name", names=tuple(dict.fromkeys([*METHODS.names(), *named])))
 
 
 class SpaceSpecs:
     """What the parameters of a space must be; each method of the space adds its own laws.
 
     Args:
-        methods: The registered methods that the space's trials may train.
+        methods: Those that the space's trials may train.
     """
 
-    def __init__(self, methods: Sequence[str]) -> None:
-        self.methods = tuple(methods)
-        self._specs = {method: parameter_specs(method) for method in methods}
+    def __init__(self, methods: Sequence[Method]) -> None:
+        self.methods = tuple(method.name for method in methods)
+        self._methods = methods
+        self._specs = {method.name: parameter_specs(method) for method in methods}
 
     def takers(self, name: str) -> tuple[str, ...]:
         """Return the methods that take a parameter."""
@@ -287,15 +294,15 @@ class SpaceSpecs:
         needs: dict[str, list[str]] = {}
         for method, specs in self._specs.items():
             for name, spec in specs.items():
-                if spec.default is None and name != "head_learning_rate":
+                if spec.default is None and not spec.optional:
                     needs.setdefault(name, []).append(method)
         return needs
 
     def unknown(self, name: str) -> str:
         """Say that no method of the space has a parameter of this name, and whose it is."""
-        for method in self.methods:
-            if name in (not_offered := get_method(method).not_offered):
-                return not_offered[name]
+        for method in self._methods:
+            if name in method.not_offered:
+                return method.not_offered[name]
         if name == METHOD:
             return "must stand at the top of the file, beside `parameters`: `method: {choice: [...]}`."
         owners = [other for other, entry in METHODS.importable().items() if name in entry.parameters]

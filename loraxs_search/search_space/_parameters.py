@@ -7,8 +7,8 @@ from dataclasses import replace
 from graphlib import CycleError
 
 from loraxs_search.errors import must_be, one_of
-from loraxs_search.methods import ParameterSpec
-from loraxs_search.records import Scalar
+from loraxs_search.methods import ParameterSpec, get_method
+from loraxs_search.records import PeftSettings, Scalar
 from loraxs_search.search_space._distributions import (
     METHOD,
     Alternative,
@@ -121,7 +121,7 @@ class _ConditionReader:
     def _law(self, other: str, item: object) -> ParameterSpec:
         """Return the law that a value is meant by: of a method that takes the parent and allows it."""
         if other == METHOD:
-            return method_spec()
+            return method_spec(self._specs.methods)
         laws = self._specs.laws(other, self._declared[other].takers)
         return next((law for law in laws if _allows(law, item)), laws[0])
 
@@ -134,23 +134,30 @@ def _allows(law: ParameterSpec, item: object) -> bool:
     return True
 
 
-def read_method(document: Document, given: object) -> Parameter | None:
-    """Read the `method` of a space, one or a choice of several; None if its parameters cannot be read then."""
-    distribution = Declaration(document, (METHOD,), method_spec(), with_conditions=False).read(given)
+def read_method(document: Document, given: object, named: Mapping[str, PeftSettings]) -> Parameter | None:
+    """Read the `method` of a space, one or a choice of several; None if its parameters cannot be read then.
+
+    Args:
+        named: The methods of `peft_methods`.
+    """
+    distribution = Declaration(document, (METHOD,), method_spec(named), with_conditions=False).read(given)
     return None if distribution is None else Parameter(METHOD, (Alternative(distribution),))
 
 
-def read_parameters(document: Document, section: object, method: Parameter) -> dict[str, Parameter]:
+def read_parameters(
+    document: Document, section: object, method: Parameter, named: Mapping[str, PeftSettings]
+) -> dict[str, Parameter]:
     """Read the section into parameters, in the file's order; faults go to the document.
 
     Args:
         method: The methods whose own parameters the section may have beside those of all. Where there are several it
             comes first in what is returned.
+        named: The methods of `peft_methods`.
     """
     if not isinstance(section, dict):
         document.faults.add((PARAMETERS,), f"must map parameter names to values, but got {shown(section)}.")
         return {}
-    specs = SpaceSpecs([str(name) for name in method.possible or ()])
+    specs = SpaceSpecs([get_method(str(name), named.get(str(name))) for name in method.possible or ()])
     parameters: dict[str, Parameter] = {METHOD: method}
     declared = {}
     for name, given in section.items():

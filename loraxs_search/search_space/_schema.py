@@ -28,8 +28,14 @@ Schema = dict[str, Any]
 _TEXT: Schema = {"type": "string", "minLength": 1}
 _WHEN = "when"
 _METHOD = (
-    "What is trained on the frozen base: one method, or `{choice: [lora-xs, vera]}`. Each of several methods has one"
+    "What is trained on the frozen base: one method, or `{choice: [lora-xs, lora]}`. Each of several methods has one"
     " of the first trials; later trials draw their method first, then its parameters. The default is `lora-xs`."
+)
+_PEFT_METHODS = (
+    "Names for other methods of PEFT, as in `{vera: {peft_type: VERA, d_initial: 0.2}}`. Such a name stands wherever a"
+    " method's does. `peft_type` is PEFT's, and further keys are fields of its config, the same in all trials. Numbers,"
+    " texts and flags that are not fixed here may be searched in `parameters`, under PEFT's names:"
+    " `r: {choice: [64, 256]}`. Dropout has no effect, and layers are chosen by `target_modules`."
 )
 _START_FROM = (
     "A registered adapter that trials start from: `TASK`, `TASK@champion` or `TASK:3`. It must be on the same base,"
@@ -37,6 +43,14 @@ _START_FROM = (
     " the same."
 )
 _SCALAR: Schema = {"type": ["string", "number", "boolean"]}
+_PEFT_SECTION: Schema = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "required": ["peft_type"],
+        "properties": {"peft_type": {"type": "string"}},
+    },
+}
 
 
 def space_schema() -> Schema:
@@ -52,7 +66,11 @@ def space_schema() -> Schema:
     own = {name: references[id(model)] for name, model in sections.items()}
     plan = _definition(known, own["search"])["properties"]
     plan["scheduler"]["enum"], plan["sampler"]["enum"] = SCHEDULERS.names(), SAMPLERS.names()
-    method = _of_spec(method_spec())
+    method, mine = _of_spec(method_spec()), {"anyOf": [_of_spec(method_spec()), _TEXT]}
+    installed = {
+        "method": {"anyOf": [method, _forms(method, with_conditions=False)]},
+        "parameters": {"propertyNames": {"enum": list(abouts)}},
+    }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "A search space of loraxs-search",
@@ -62,10 +80,11 @@ def space_schema() -> Schema:
         "properties": {
             "task": _task(by_kind),
             "base_model": {"anyOf": [_TEXT, own["base_model"]]},
-            "method": {"description": _METHOD, "anyOf": [method, _forms(method, with_conditions=False)]},
+            "method": {"description": _METHOD, "anyOf": [mine, _forms(mine, with_conditions=False)]},
+            "peft_methods": {"description": _PEFT_METHODS, **_or_nothing(_PEFT_SECTION)},
             "parameters": {
                 "type": "object",
-                "additionalProperties": False,
+                "additionalProperties": _declared(_SCALAR, {"type": "object"}),
                 "properties": {
                     name: {"description": about, **_declared(_to(f"{name}.value"), _to(f"{name}.forms"))}
                     for name, about in abouts.items()
@@ -75,6 +94,8 @@ def space_schema() -> Schema:
             "promotion": _or_nothing(own["promotion"]),
             "start_from": {"description": _START_FROM, **_or_nothing(_TEXT)},
         },
+        "if": {"not": {"required": ["peft_methods"]}},
+        "then": {"properties": installed},
         "definitions": {
             **known,
             **{f"{name}.value": value for name, value in values.items()},
@@ -129,7 +150,7 @@ def _task(by_kind: Mapping[str, Schema]) -> Schema:
 def _values() -> dict[str, Schema]:
     """Return what a value of every parameter of every method must be, as one of them takes it."""
     laws: dict[str, list[ParameterSpec]] = {}
-    for method in METHODS.importable():
+    for method in METHODS.importable().values():
         for name, spec in parameter_specs(method).items():
             laws.setdefault(name, []).append(spec)
     return {name: _any(map(_of_spec, specs)) for name, specs in laws.items()}
@@ -137,7 +158,7 @@ def _values() -> dict[str, Schema]:
 
 def _abouts() -> dict[str, str]:
     """Return what every parameter does, as the first method that takes it says."""
-    specs = [parameter_specs(method) for method in METHODS.importable()]
+    specs = [parameter_specs(method) for method in METHODS.importable().values()]
     return {name: spec.about for taken in reversed(specs) for name, spec in taken.items()}
 
 
@@ -196,8 +217,8 @@ _HEAD = """\
 # Reference: every key of a space
 
 `loraxs-search spaces reference` writes this page, with the kinds, methods, samplers and schedulers that are installed.
-[README.md](README.md) is the guide. A space has the sections `task`, `base_model` and `parameters`; `method`, `search`,
-`promotion` and `start_from` may be left out.
+[README.md](README.md) is the guide. A space has the sections `task`, `base_model` and `parameters`; `method`,
+`peft_methods`, `search`, `promotion` and `start_from` may be left out.
 """
 _PARAMETERS = """\
 A parameter is a value, or a form that says what to try. `when` beside a form applies it only if other parameters have
@@ -238,6 +259,7 @@ class _Reference:
         yield from self._section("base_model", self._known["BaseModelSection"])
         yield from self._key("method")
         yield from _entries("method", "Methods", METHODS.importable())
+        yield from self._key("peft_methods")
         yield from self._parameters()
         yield from self._key("start_from")
         yield from self._section("search", self._known["SearchSection"])
@@ -303,7 +325,7 @@ def _entries(key: str, title: str, entries: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _spec_row(name: str, spec: ParameterSpec) -> tuple[str, ...]:
-    default = "required" if spec.default is None and name != "head_learning_rate" else _written(spec.default)
+    default = "required" if spec.default is None and not spec.optional else _written(spec.default)
     return f"`{name}`", _law(_of_spec(spec), {}), default, _sentence(spec.about)
 
 

@@ -15,6 +15,7 @@ from loraxs_search.records import (
     Hyperparameters,
     LargestTrial,
     LinearModule,
+    PeftSettings,
     PromotionRule,
     Scalar,
     SearchPlan,
@@ -47,7 +48,8 @@ class Space:
         text: The YAML, with overrides applied.
         source: The file as it was named.
         folder: Absolute folder that relative paths in `text` start from.
-        methods: The registered methods that trials train; where there are several, `method` is the first parameter.
+        methods: Those that trials train; where there are several, `method` is the first parameter.
+        peft_methods: What the names stand for that the space gives to methods of PEFT's.
         parameters: By name, in the file's order.
         start_from: The registered adapter that trials start from, as it was named; None if they start from scratch.
         defaults: By method what a parameter is that a trial leaves out, so that a later version's defaults change no
@@ -65,6 +67,7 @@ class Space:
     search: SearchPlan
     promotion: PromotionRule
     start_from: str | None = None
+    peft_methods: Mapping[str, PeftSettings] = field(default_factory=dict)
     defaults: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
 
     def suggest(self, trial: BaseTrial) -> dict[str, Scalar]:
@@ -87,9 +90,13 @@ class Space:
                 drawn[parameter.drawn_name(index)] = params[name]
         return drawn
 
+    def method(self, name: str) -> Method:
+        """Return the method that a name stands for in this space."""
+        return get_method(name, self.peft_methods.get(name))
+
     def method_of(self, params: Mapping[str, Scalar]) -> Method:
         """Return the method that a trial with these params trains."""
-        return get_method(str(params.get(METHOD, self.methods[0])))
+        return self.method(str(params.get(METHOD, self.methods[0])))
 
     def hyperparameters(
         self, params: Mapping[str, Scalar], modules: Sequence[LinearModule], seed: int
@@ -113,6 +120,7 @@ class Space:
             **given,
             **method.fields(own, self._possible(method)),
             method=method.name,
+            peft=self.peft_methods.get(method.name),
             target_modules=names,
             max_steps=self.search.max_steps,
             seed=seed,
@@ -120,7 +128,7 @@ class Space:
 
     def factor_sets(self) -> tuple[FactorSet, ...]:
         """Return the factors that trials share, to be computed before the first of them."""
-        methods = map(get_method, self.methods)
+        methods = map(self.method, self.methods)
         return tuple(dict.fromkeys(each for m in methods for each in m.factor_sets(self._possible(m))))
 
     @property
@@ -131,29 +139,29 @@ class Space:
     @property
     def unpackable_methods(self) -> tuple[str, ...]:
         """The methods whose trials cannot share passes: each trains alone."""
-        return tuple(name for name in self.methods if not any(self._can_pack(get_method(name))))
+        return tuple(name for name in self.methods if not any(self._can_pack(self.method(name))))
 
     @property
     def partly_unpackable_methods(self) -> tuple[str, ...]:
         """The methods of which some trials can share passes, and others cannot."""
-        return tuple(name for name in self.methods if len(set(self._can_pack(get_method(name)))) == 2)
+        return tuple(name for name in self.methods if len(set(self._can_pack(self.method(name)))) == 2)
 
     def may_be_candidate(self, method: str) -> bool:
         """Whether trials of a method may be candidates: those that the rule names, by default all but baselines."""
         named = self.promotion.methods
-        return method in named if named else not get_method(method).is_baseline
+        return method in named if named else not self.method(method).is_baseline
 
     def largest(self) -> LargestTrial:
         """Return the largest trial that takes a slot: its batch size, and the adapters that may be the largest."""
         packed = [
-            get_method(name) for name in self.methods if not self.is_packable or name not in self.unpackable_methods
+            self.method(name) for name in self.methods if not self.is_packable or name not in self.unpackable_methods
         ]
         batches = [
             int(value)
             for method in packed
             for value in self._possible_values(method.name, "batch_size", Hyperparameters.batch_size) or ()
         ]
-        adapters = [(m.name, shape) for m in packed for shape in self._reachable(m, m.sized_by)]
+        adapters = [(m.name, shape) for m in packed if m.packed for shape in self._reachable(m, m.sized_by)]
         return LargestTrial(max(batches), tuple(sorted(adapters, key=repr)))
 
     def target_groups(self) -> tuple[str, ...]:
@@ -204,7 +212,7 @@ class Space:
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _recipe(self, method: str, params: Mapping[str, Scalar]) -> Mapping[str, Sequence[Scalar]]:
         """Return a method's recipe; recipes are of tasks with a head."""
-        return get_method(method).recipe(params) if kind_of(self.task).model.num_outputs is not None else {}
+        return self.method(method).recipe(params) if kind_of(self.task).model.num_outputs is not None else {}
 
     def _by_recipe(self, method: str) -> dict[str, Scalar]:
         """Return what a trial by a method's recipe has: constants, and the recipe as far as it may be drawn."""

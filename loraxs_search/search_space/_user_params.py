@@ -58,8 +58,8 @@ class _ParamsReader:
     """Walks through the parameters of a space in the order in which they are drawn."""
 
     def __init__(self, space: Space, given: Mapping[str, Scalar], source: Mapping[str, Scalar]) -> None:
-        self._wanted, self._source = given, source
-        self._specs = SpaceSpecs(space.methods)
+        self._space, self._wanted, self._source = space, given, source
+        self._specs = SpaceSpecs([space.method(name) for name in space.methods])
         self._open: set[str] = set()  # left to the sampler
         self._known: dict[str, Scalar] = {}
         self.given: dict[str, Scalar] = {}
@@ -109,10 +109,10 @@ class _ParamsReader:
     def _law(self, name: str) -> ParameterSpec:
         """Return what a value of a parameter must be; where methods differ in it, by the trial's."""
         if name == METHOD:
-            return method_spec()
+            return method_spec(self._space.methods)
         takers = self._specs.takers(name)
         method = str(self._known.get(METHOD, takers[0]))
-        return parameter_specs(method if method in takers else takers[0])[name]
+        return parameter_specs(self._space.method(method if method in takers else takers[0]))[name]
 
 
 def _checked(spec: ParameterSpec, name: str, value: Scalar, faults: dict[str, str]) -> Scalar | None:

@@ -30,7 +30,7 @@ from loraxs_search.engine.out_of_memory import MEMORY_ERRORS, GradientCheckpoint
 from loraxs_search.engine.passes import forward
 from loraxs_search.errors import BaseModelError, FactorMismatchError, TrialDivergedError
 from loraxs_search.factors import FactorStore, agrees
-from loraxs_search.methods import HeadPlan, get_method
+from loraxs_search.methods import HeadPlan, method_of
 from loraxs_search.methods.starting import started_head
 from loraxs_search.records import Head, Hyperparameters, OutputScale, TrialReport, TrialSpec
 from loraxs_search.tasks.encoded import TrainingBatches
@@ -153,7 +153,7 @@ def attach(
     # With a task type PEFT would train the whole head by itself.
     task_type = None if idle else peft_task_type(model)
     plan = HeadPlan(trained, (*idle, *missing_poolers(model)), task_type, pooling_of(model))
-    adapted = get_method(hyper.method).attach(model, hyper, plan, factors)
+    adapted = method_of(hyper).attach(model, hyper, plan, factors)
     adapted.eval()  # dropout off: a result must not depend on who shares the device
     return adapted
 
@@ -201,7 +201,7 @@ def check_distinct(output: str, idle: Sequence[str]) -> None:
 
 def detach(model: PeftModel | PreTrainedModel, spec: TrialSpec) -> PreTrainedModel:
     """Take the adapter off and return the base, frozen as before."""
-    return get_method(spec.hyperparameters.method).detach(model)
+    return method_of(spec.hyperparameters).detach(model)
 
 
 class TrialRun:
@@ -227,7 +227,7 @@ class TrialRun:
         self.spec, self.model, self.data = spec, model, data
         self._device = device
         hyper = spec.hyperparameters
-        self._method = get_method(hyper.method)
+        self._method = method_of(hyper)
         self._batches = TrainingBatches(data.lengths("train"), hyper.batch_size, hyper.seed)
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._gradient = _BatchGradient(model, list(self._parameters.values()), data, device)

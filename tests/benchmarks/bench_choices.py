@@ -33,11 +33,12 @@ from scipy.stats import t as student
 
 from loraxs_search.assets import keep
 from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import Scalar, Split, TrialSpec
-from loraxs_search.search_space import Space, parameter_specs, parse_space
+from loraxs_search.search_space import COMMON, Space, parameter_specs, parse_space
 from loraxs_search.tasks.prepared import PreparedTask
 from loraxs_search.trial import TrialRun, attach, detach, evaluate, fit_linear_probe
 
@@ -50,6 +51,10 @@ RECIPE: dict[str, Scalar] = {
     "learning_rate": 8.0e-3,
     "head_learning_rate": 5.0e-3,
 }
+PEFT_METHODS = (
+    "peft_methods: {vera: {peft_type: VERA, d_initial: 0.1}, tinylora: {peft_type: TINYLORA},"
+    " unilora: {peft_type: UNILORA}, ia3: {peft_type: IA3, feedforward_modules: []}}\n"
+)
 WRITTEN: dict[str, dict[str, Scalar]] = {  # tasks of a language model: questions of ARC-Easy
     "science": {"rank": 32, "target_modules": "all-linear", "learning_rate": 4.0e-3, "batch_size": 8}
 }
@@ -57,9 +62,10 @@ WRITTEN: dict[str, dict[str, Scalar]] = {  # tasks of a language model: question
 
 def make_space(task: str, data: Path, scratch: Path, arm: str, steps: int, rows: int) -> Space:
     overrides = tuple(arm.split("+"))
-    own = parameter_specs(dict(it.split("=", 1) for it in overrides).get("method", "lora-xs"))
+    method = METHODS.importable().get(dict(it.split("=", 1) for it in overrides).get("method", "lora-xs"))
+    own = parameter_specs(method) if method else COMMON  # a method of `peft_methods` has the arm's own
     recipe = {name: value for name, value in WRITTEN.get(task, RECIPE).items() if name in own}
-    end = f"parameters: {json.dumps(recipe)}\nsearch: {{max_steps: {steps}, report_every: {steps}}}\n"
+    end = f"parameters: {json.dumps(recipe)}\n{PEFT_METHODS}search: {{max_steps: {steps}, report_every: {steps}}}\n"
     if task in WRITTEN:
         text = f"{TEXT_TASKS[task]}  validation_rows: {rows}\n{SMOLLM2}{end}"
         return parse_space(text, source=f"{task}.yaml", folder=scratch, overrides=overrides)

@@ -67,12 +67,13 @@ METHODS = {
   learning_rate: {log_uniform: [3.0e-4, 6.0e-3]}
 """,
     "vera": """
-  rank: {choice: [64, 256]}
+  r: {choice: [64, 256]}
   learning_rate: {log_uniform: [3.0e-3, 5.0e-2]}
 """,
     "head-only": "\n  learning_rate: 0.001\n",
     "full": "\n  learning_rate: {log_uniform: [2.0e-5, 5.0e-4]}\n",
 }
+PEFT_METHODS = "peft_methods: {vera: {peft_type: VERA}}\n"
 NAMED = {"head-only": ", methods: [head-only]"}  # a baseline with adapters is a candidate where the rule names it
 ABLATION: dict[str, list[Any]] = {  # the first value is the default
     "basis": ["top", "middle", "bottom", "gaussian"],
@@ -144,7 +145,7 @@ def glue_space(task: str, data: Path, label: str, method: str, parameters: str, 
     present = json.dumps(with_unseen_test(task, {split: str(it) for split, it in files.items() if it.exists()}))
     rows = f"\n  validation_rows: {budget.rows}" if budget.rows else ""
     head = f"task:\n  use: {GLUE[task]}\n  data: {{data_files: {present}}}\n  max_length: {LENGTHS[task]}{rows}\n"
-    text = f"{head}{MINILM}method: {method}\nparameters:{parameters}  batch_size: 16\n{HEAD}"
+    text = f"{head}{MINILM}{PEFT_METHODS}method: {method}\nparameters:{parameters}  batch_size: 16\n{HEAD}"
     text += budget.section(promoted=NAMED.get(method, ""))
     return parse_space(text, source=f"{task}-{label}.yaml", folder=data)
 

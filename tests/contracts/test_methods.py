@@ -1,4 +1,4 @@
-"""What every method keeps: the package's own, and one from outside of it, a toy."""
+"""What every method keeps: the package's own, one from outside of it, a toy, and some of PEFT's by their config."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from loraxs_search.methods.export import FORMATS, converted, formats_of
 from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.verification import body_fingerprint
 from loraxs_search.records import BaseModelRef, Hyperparameters, LinearModule, TrialSpec, from_json, to_json
-from loraxs_search.search_space import describe, load_space
+from loraxs_search.search_space import Space, describe, load_space
 from loraxs_search.search_space._parameter_specs import COMMON
 from loraxs_search.trial import attach, detach
 
@@ -39,13 +39,21 @@ OWN: dict[str, tuple[dict[str, Any], ...]] = {  # params of each to try, all tha
         {"rank": 4, "rslora": True, "scale": 2.0},
         {"rank": 4, "dora": True},
     ),
-    "vera": ({"rank": 3}, {"rank": 40, "d_initial": 0.5}),
-    "ia3": ({}, {"scaled": "output"}, {"scaled": "input"}),
-    "tinylora": ({"rank": 2}, {"rank": 40, "vector_size": 5, "num_groups": 3}),
-    "unilora": ({"rank": 2}, {"rank": 3, "vector_size": 16, "init_bound": 0.1}),
+    "vera": ({"r": 3}, {"r": 40, "d_initial": 0.5}),
+    "ia3": ({},),
+    "tinylora": ({"r": 2}, {"r": 40, "u": 5, "weight_tying": 0.5}),
+    "oft": ({}, {"block_share": True}),
+    "lokr": ({"r": 4}, {"r": 2, "decompose_both": True}),
     "full": ({},),
     "head-only": ({},),
     "toy-ia3": ({}, {"side": "input"}),
+}
+PEFT: dict[str, dict[str, Any]] = {  # what a space's `peft_methods` says of those that PEFT brings
+    "vera": {"peft_type": "VERA"},
+    "ia3": {"peft_type": "IA3", "feedforward_modules": r".*(intermediate\.dense|down_proj)"},
+    "tinylora": {"peft_type": "TINYLORA"},
+    "oft": {"peft_type": "OFT", "r": 0, "oft_block_size": 4},
+    "lokr": {"peft_type": "LOKR"},
 }
 TRAINED = {"head-only": {False}}  # the adapter's numbers, the head's
 BASES = {
@@ -58,7 +66,15 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture(params=[*OWN])
 def method(request: pytest.FixtureRequest, toy_method: None) -> Method:
-    return METHODS.get(request.param)()
+    name = request.param
+    return space_of(name, {key: value for own in OWN[name] for key, value in own.items()}).method(name)
+
+
+def space_of(name: str, own: dict[str, Any]) -> Space:
+    """Return a space of one method, with these of its own parameters."""
+    named = [f"peft_methods={json.dumps({name: PEFT[name]})}"] if name in PEFT else []
+    given = [f"method={name}", f"parameters={json.dumps({'learning_rate': 1e-3, **own})}"]
+    return load_space("movie_reviews", overrides=[*named, *given])
 
 
 @pytest.fixture(params=families(BASES))
@@ -93,7 +109,7 @@ def specs(method: Method, base: PreTrainedModel, head: str = "full", seed: int =
             "head": head,
             "seed": seed,
         }
-        hyper = Hyperparameters(**common, **fields, method=method.name)
+        hyper = Hyperparameters(**common, **fields, method=method.name, peft=getattr(method, "settings", None))
         yield TrialSpec("0", own, hyper)
 
 
@@ -123,7 +139,7 @@ def state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 # ---- declaration and resolution --------------------------------------------------------------------------------------
 def test_a_declaration_is_whole(method: Method) -> None:
-    assert METHODS.get(method.name) is type(method)
+    assert method.name in PEFT or METHODS.get(method.name) is type(method)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", method.name)
     assert method.title and method.symbol and method.description
     assert not method.parameters.keys() & COMMON.keys(), "they belong to every method"
@@ -138,14 +154,14 @@ def test_params_come_back_out_of_a_stored_record(method: Method, base: PreTraine
         record = from_json(Hyperparameters, to_json(spec.hyperparameters))
         assert record == spec.hyperparameters
         assert method.params(record) == method.with_defaults(spec.params)
-        assert method.params(record).keys() == method.parameters.keys()
+        assert method.name in PEFT or method.params(record).keys() == method.parameters.keys()
 
 
 def test_a_space_of_the_method_is_described_and_drawn_from(method: Method, base: PreTrainedModel) -> None:
     given = OWN[method.name][0]
-    assert {name for name, spec in method.parameters.items() if spec.default is None} <= given.keys()
-    overrides = [f"method={method.name}", f"parameters={json.dumps({'learning_rate': 1e-3, **given})}"]
-    space = load_space("movie_reviews", overrides=overrides)
+    required = {name for name, spec in method.parameters.items() if spec.default is None and not spec.optional}
+    assert required <= given.keys()
+    space = space_of(method.name, given)
     modules = tuple(linears(base).values())
     described = describe(space, modules)
     hyper = space.hyperparameters({"learning_rate": 1e-3, **given}, modules, 5)
@@ -286,9 +302,7 @@ def test_what_a_head_reads_is_stored_or_stock_peft_refuses_it(
 # ---- packed ----------------------------------------------------------------------------------------------------------
 def test_a_packed_adapter_is_the_lone_one(method: Method, base: PreTrainedModel) -> None:
     if method.packed is None:
-        given = {"learning_rate": 1e-3, **OWN[method.name][0]}
-        space = [f"method={method.name}", f"parameters={json.dumps(given)}"]
-        assert not load_space("movie_reviews", overrides=space).is_packable
+        assert not space_of(method.name, OWN[method.name][0]).is_packable
         return
     sizes = {name: (module.out_features, module.in_features) for name, module in linears(base).items()}
     for spec in specs(method, base):
@@ -322,6 +336,7 @@ def test_each_form_of_a_folder_is_the_same_function(
     for number, own in enumerate(OWN[method.name]):
         possible = {name: (own.get(name, spec.default),) for name, spec in method.parameters.items()}
         changes = {**method.fields(own, possible), "method": method.name, "target_modules": (f"bert.{target}",)}
+        changes["peft"] = getattr(method, "settings", None)
         folder = make_adapter(tmp_path / str(number), located, **{**changes, "init_std": 0.5})
         expected = logits(load_adapter_folder(folder, base=located))
         for form in formats_of(method):

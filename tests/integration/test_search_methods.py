@@ -16,8 +16,10 @@ from loraxs_search.studies import StudyFolder
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 METHODS = ("lora-xs", "vera", "full", "head-only")
 SPACE = f"""method: {{choice: [{", ".join(METHODS)}]}}
+peft_methods: {{vera: {{peft_type: VERA}}}}
 parameters:
   rank: {{choice: [2, 4]}}
+  r: {{choice: [2, 4]}}
   learning_rate:
     - {{value: 1.0e-4, when: {{method: full}}}}
     - {{log_uniform: [1.0e-3, 1.0e-2]}}

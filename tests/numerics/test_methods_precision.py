@@ -11,21 +11,21 @@ from torch import Tensor
 
 from loraxs_search.base_model import load_model
 from loraxs_search.errors import FactorMismatchError
-from loraxs_search.methods import get_method
+from loraxs_search.records import PeftSettings
 from loraxs_search.tasks.kinds import classifier
 from loraxs_search.trial import Snapshot, TrialRun, attach, detach
 
 METHODS: dict[str, dict[str, Any]] = {
-    "vera": {"rank": 3},
-    "tinylora": {"rank": 3, "vector_size": 4},
-    "unilora": {"rank": 2, "vector_size": 16},
+    "VERA": {"r": 3},
+    "TINYLORA": {"r": 3, "u": 4},
+    "UNILORA": {"r": 2, "theta_d_length": 16},
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_frozen_parts_are_those_of_the_checkpoint(name: str, make_world: Callable[..., Any]) -> None:
     world = make_world(dtype=torch.bfloat16)
-    spec = world.spec("3", method=name, rank=0, **get_method(name).fields(METHODS[name], {}))
+    spec = world.spec("3", method="mine", rank=0, peft=PeftSettings(name, METHODS[name], {}))
     body = {key: value for key, value in world.model.named_parameters() if "classifier" not in key}
     weights = {key: value.clone() for key, value in body.items()}
     bases = {"rounded": (world.model, world.factors), "exact": (load_model(world.base, classifier(2)), None)}
@@ -47,7 +47,7 @@ def test_frozen_parts_are_those_of_the_checkpoint(name: str, make_world: Callabl
 def test_a_trial_does_not_go_on_beside_other_singular_vectors(make_world: Callable[..., Any]) -> None:
     """PEFT computes TinyLoRA's where it is put on a base, and signs are a processor's choice."""
     world = make_world()
-    spec = world.spec("3", method="tinylora", rank=0, **get_method("tinylora").fields(METHODS["tinylora"], {}))
+    spec = world.spec("3", method="mine", rank=0, peft=PeftSettings("TINYLORA", METHODS["TINYLORA"], {}))
     run = TrialRun(spec, attach(world.model, spec, world.factors), world.data, torch.device("cpu"))
     run.train(1)
     state = Snapshot.from_bytes(run.snapshot().to_bytes())

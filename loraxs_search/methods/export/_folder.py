@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from loraxs_search.errors import UsageError, one_of, unknown_name
 from loraxs_search.home import alone, disk_faults, file_sha256, remove_whole, write_atomic
-from loraxs_search.methods import NATIVE, Method, get_method
+from loraxs_search.methods import NATIVE, Method, method_of
 from loraxs_search.methods.export._base import (
     ExportFormat,
     ExportOptions,
@@ -73,7 +73,7 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
 
     check_options(form, options)
     manifest = read_manifest(folder)
-    method = get_method(manifest.hyperparameters.method)
+    method = method_of(manifest.hyperparameters)
     entry = _entry(method, form)
     target = folder.with_name(f"{folder.name}.{form}{_which(options)}")
     note = target.with_name(f"{target.name}.json")

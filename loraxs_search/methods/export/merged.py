@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from loraxs_search.errors import UsageError
 from loraxs_search.home import write_atomic
 from loraxs_search.methods._base import Method
 from loraxs_search.methods._peft import unloaded
@@ -93,7 +94,13 @@ def _merge(adapter: LoadedAdapter) -> tuple[PreTrainedModel, str]:
     with_update = reference_logits(adapted, probe.input_ids)
     with _updates_off(adapted):
         without = reference_logits(adapted, probe.input_ids)
-    merged = unloaded(adapted, merge=True)
+    try:
+        merged = unloaded(adapted, merge=True)
+    except (NotImplementedError, ValueError) as error:
+        raise UsageError(
+            f"`--format merged` must be of an update that PEFT can add to the weights, but it says: {error}",
+            hint="leave --format out: native is the adapter as it was trained",
+        ) from error
     loss = merge_loss(merged, with_update, without, probe)
     return merged, _ROUNDED.format(loss, str(merged.dtype).removeprefix("torch.")) if loss > _MAX_MERGE_LOSS else ""
 

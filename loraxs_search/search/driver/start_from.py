@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from loraxs_search.assets import START
 from loraxs_search.errors import BaseModelError, UsageError, one_of
-from loraxs_search.methods import get_method
+from loraxs_search.methods import method_of
 from loraxs_search.records import AdapterRef, HostInfo, StartFrom, Task
 from loraxs_search.registry import Registry, pull, verify
 from loraxs_search.search_space import Space, trial_shapes
@@ -32,7 +32,7 @@ def resolve_start(space: Space, uri: str) -> StartFrom | None:
             f" of {own.method}.",
             hint=f"name another adapter, or set `method: {own.method}`",
         )
-    if not get_method(own.method).can_start:
+    if not method_of(own).can_start:
         raise UsageError(
             f"`start_from` must name an adapter that trials can start from, but {ref.name} is of {own.method}.",
             hint="leave it out, or name an adapter of lora-xs",
@@ -74,7 +74,7 @@ def check_start(space: Space, study: StudyInfo, info: HostInfo) -> None:
             f" {start.adapter.name} is on weights {start.base_digest[:16]}....",
             hint="name an adapter of the same base at the same revision",
         )
-    method, by_name = get_method(start.hyperparameters.method), {module.name: module for module in info.modules}
+    method, by_name = method_of(start.hyperparameters), {module.name: module for module in info.modules}
     heads = space.heads(method)
     if start.with_head and set(heads) != {start.hyperparameters.head}:
         raise UsageError(
@@ -102,5 +102,5 @@ def keep_start(folder: StudyFolder) -> str | None:
             f"{start.adapter.name} must be what study {folder.name!r} began with, but its content is another by now.",
             hint="launch the study again under another name",
         )
-    method = get_method(manifest.hyperparameters.method)
+    method = method_of(manifest.hyperparameters)
     return folder.write_asset(START, method.start_asset(path, manifest, with_head=start.with_head))

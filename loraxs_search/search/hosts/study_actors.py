@@ -16,7 +16,7 @@ import ray
 from loraxs_search.base_model import check_packable
 from loraxs_search.errors import StudyError
 from loraxs_search.home import home
-from loraxs_search.methods import get_method
+from loraxs_search.methods import method_of
 from loraxs_search.records import Baseline, HostInfo, Identity, Scalar, Task, TrialSpec
 from loraxs_search.search.cluster.connection import MAX_RESTARTS, NAMESPACE, here, living_nodes, pinned
 from loraxs_search.search.cluster.placement import PackSize, unshared
@@ -149,7 +149,7 @@ class StudyActors:
         """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
         seed = self._study.search.trial_seed(int(trial_id))
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
-        if get_method(hyper.method).can_start:
+        if method_of(hyper).can_start:
             hyper = replace(hyper, start_from=self.start_from)
         if hyper.head_init == "probe":
             probe = self.linear_probe()

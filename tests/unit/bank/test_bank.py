@@ -433,7 +433,7 @@ def _flipped(factors: Factors) -> Factors:
 
 @pytest.mark.parametrize(
     ("method", "own", "remedy"),
-    [("lora", {"rank": 4}, "pull --format lora"), ("ia3", {}, "loraxs_search.load_adapter")],
+    [("lora", {"rank": 4}, "pull --format lora"), ("head-only", {}, "loraxs_search.load_adapter")],
 )
 def test_adapters_of_other_methods_are_refused_with_the_way_to_serve_them(
     bank, base, make_adapter, tmp_path, method, own, remedy

@@ -13,6 +13,7 @@ from loraxs_search.records import (
     BaseModel,
     BaseModelRef,
     DataSource,
+    PeftSettings,
     Refit,
     Sample,
     SliceScore,
@@ -192,12 +193,13 @@ def test_that_code_runs(manifest, monkeypatch):
 
 
 def test_the_card_of_another_method_says_what_was_learnt_and_its_own_rank(manifest):
-    own = {"rank": 100, "d_initial": 0.1}
-    tuned = replace(manifest().hyperparameters, method="vera", rank=0, method_params=own)
+    settings = PeftSettings("VERA", {"d_initial": 0.1}, {"r": "int"})
+    tuned = replace(manifest().hyperparameters, method="mine", rank=0, method_params={"r": 100}, peft=settings)
     size = AdapterSize(1_000, 66, 90_000, without_projection=5_000)
     card = model_card(manifest(hyperparameters=tuned, size=size))
-    assert "VeRA adapter for `" in card
-    assert "| stored, b, d and head | 90,000 bytes |" in card
+    assert "VERA adapter for `" in card
+    assert " modules with r 100, " in card
+    assert "| stored, adapter and head | 90,000 bytes |" in card
     assert "| learnt bytes, which no seed and no base gives back | 5,000 bytes |" in card
-    assert "--max-lora-rank 128" in card
+    assert "--max-lora-rank" not in card
     assert "gives back" not in model_card(manifest())

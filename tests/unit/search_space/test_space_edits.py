@@ -16,6 +16,9 @@ SPACE = """\
 task: sst2
 base_model: a/b
 method: {choice: [lora-xs, lora, vera, ia3]}
+peft_methods:
+  vera: {peft_type: VERA}
+  ia3: {peft_type: IA3, feedforward_modules: []}
 parameters:
   learning_rate:
     - {log_uniform: [1.0e-3, 1.0e-2], when: {method: [lora-xs, ia3]}}
@@ -87,7 +90,7 @@ def test_a_method_that_is_not_installed_may_be_left_out() -> None:
 
 
 def test_methods_that_the_space_did_not_have_are_held_against_all_that_it_says() -> None:
-    for given in ("unilora", "{choice: [lora, unilora]}"):
+    for given in ("full", "{choice: [lora, full]}"):
         with pytest.raises(SpaceError) as caught:
             narrowed(SPACE, given)
         assert "learning_rate[0].when.method" in caught.value.message
@@ -97,10 +100,10 @@ def test_what_is_wrong_stays_wrong_at_its_line() -> None:
     faulty = SPACE.replace("rank: 4", "rank: 5").replace("method: [lora, ia3]", "method: [lora, ia4]")
     with pytest.raises(SpaceError) as caught:
         narrowed(faulty, "lora")
-    assert "space.yaml:7: parameters.learning_rate[0].when.rank: must be a value that rank may have" in str(
+    assert "space.yaml:10: parameters.learning_rate[0].when.rank: must be a value that rank may have" in str(
         caught.value
     )
-    assert "space.yaml:10: parameters.weight_decay[0].when.method" in str(caught.value)
+    assert "space.yaml:13: parameters.weight_decay[0].when.method" in str(caught.value)
 
 
 def test_a_space_without_parameters_or_of_another_form_is_told_so() -> None:

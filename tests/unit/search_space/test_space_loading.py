@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from loraxs_search.errors import LoraxsError, SpaceError, UsageError
-from loraxs_search.methods import FactorSet
+from loraxs_search.methods import FactorSet, LoraXS
 from loraxs_search.records import BaseModelRef, DataSource, LargestTrial, PromotionRule, SearchPlan, Task
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.search_space import (
@@ -98,8 +98,8 @@ def test_sections_offer_every_field_of_their_record_with_its_default(section, re
 def test_every_hyperparameter_is_a_parameter_or_comes_from_elsewhere():
     from loraxs_search.records import Hyperparameters
 
-    elsewhere = {"max_steps", "seed", "factor_rank", "method", "method_params", "start_from", "linear_probe"}
-    assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(parameter_specs("lora-xs"))
+    elsewhere = {"max_steps", "seed", "factor_rank", "method", "method_params", "peft", "start_from", "linear_probe"}
+    assert {field.name for field in fields(Hyperparameters)} - elsewhere == set(parameter_specs(LoraXS))
 
 
 # ---- overrides -------------------------------------------------------------------------------------------------------
@@ -365,10 +365,10 @@ def test_the_smallest_is_chosen_within_a_tolerance(parse, text):
 
 
 def test_what_says_nothing_to_some_trials_is_noted(parse) -> None:
-    head = "task: sst2\nbase_model: a/b\nmethod: {choice: [lora-xs, vera, head-only, full]}\nparameters:\n"
+    head = "task: sst2\nbase_model: a/b\nmethod: {choice: [lora-xs, lora, head-only, full]}\nparameters:\n"
     text = head + "  rank: 4\n  learning_rate: 1.0e-3\n"
     (note,) = [note for note in notes(parse(text + "start_from: mnli\n")) if "mnli" in note]
-    assert note.startswith("trials of vera, head-only and full do not start from mnli")
+    assert note.startswith("trials of lora, head-only and full do not start from mnli")
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,12 @@ from support.space_grid import walk
 
 from loraxs_search.base_model import linear_modules
 from loraxs_search.errors import TargetModulesError
+from loraxs_search.methods import LoraXS
 from loraxs_search.records import BaseModel, LinearModule
 from loraxs_search.search_space import parameter_specs, resolve_modules
 from loraxs_search.tasks.kinds import classifier
 
-SPECS = parameter_specs("lora-xs")
+SPECS = parameter_specs(LoraXS)
 FLOATS = [name for name, law in SPECS.items() if law.kind == "float"]
 INTS = [name for name, law in SPECS.items() if law.kind == "int"]
 NAMES = [name for name, law in SPECS.items() if law.kind == "name"]
