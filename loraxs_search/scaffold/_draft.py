@@ -27,6 +27,7 @@ from loraxs_search.scaffold._answers import (
 from loraxs_search.scaffold._roles import Roles, guess_roles
 from loraxs_search.scaffold._texts import Measured, Plan, guesses_of, in_one_line, listed, render, scalar, warnings_of
 from loraxs_search.shipped_spaces import schema_path
+from loraxs_search.tasks.files import has_rows
 from loraxs_search.tasks.kinds import KINDS, items_of
 from loraxs_search.tasks.tables import Table, read_hub_table, read_table
 
@@ -228,7 +229,9 @@ def _held_out(table: Table, roles: Roles, choices: Choices) -> tuple[dict[str, T
     if choices.test is not None:
         found["test"] = Path(choices.test).expanduser()
     elif table.is_file and path.name.partition(".")[0].lower() in _TRAINING:
-        beside = {other.name.partition(".")[0].lower(): other for other in sorted(path.parent.iterdir())}
+        files = [other for other in sorted(path.parent.iterdir()) if other.is_file() and has_rows(other)]
+        files.sort(key=lambda other: other.suffixes == path.suffixes)  # of two, the one of the same format
+        beside = {other.name.partition(".")[0].lower(): other for other in files}
         for split, names in _HELD_OUT.items():
             if (name := next((name for name in names if name in beside), None)) is not None:
                 found[split] = beside[name]

@@ -40,7 +40,11 @@ def test_a_test_file_beside_train_is_taken_and_said(folder: Path) -> None:
     rows = [{"text": text, "label": "neg", "more": 1} for text in texts(30)]
     (folder / "test.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
     (folder / "dev.csv").write_text(csv_of(20))
+    (folder / "dev.json").write_text("[]")  # not the format of train
+    (folder / "valid").mkdir()
+    (folder / "val.py").touch()
     draft = drafted(folder / "train.csv")
+    assert not draft.warnings
     assert files(draft) == {"train": "train.csv", "validation": "dev.csv", "test": "test.jsonl.gz"}
     assert "test.jsonl.gz" in draft.guesses["test"] and "dev.csv" in draft.guesses["validation"]
     assert "tenth" not in draft.text
