@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
+import itertools
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +25,11 @@ from support.shared import session_folder, shared_folder
 from support.shell import Shell
 from support.spaces import QUICKSTART, SMOLLM2, SPACE
 
+SHIPPED = Path(__file__).parents[1] / "search_spaces"
 if TYPE_CHECKING:
     from loraxs_search.records import BaseModel
 
-# Machines are noisy, and pytest-timeout ends what hangs. `make long` looks for new examples.
+# Machines are noisy, and pytest-timeout ends what hangs. `make explore` looks for new examples.
 hypothesis.settings.register_profile("here", deadline=None, derandomize="LORAXS_EXPLORE" not in os.environ)
 hypothesis.settings.load_profile("here")
 # Started in the background of a script, a process inherits SIGINT as ignored, and so would the programs tested here.
@@ -38,30 +42,52 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests reach no hub
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 
-_SHARED = ("ray_here", "searched")  # fixtures that take long to make
+SHARED = ("ray_here", "searched")  # fixtures that take long to make
+PARTS = {
+    "bases": "other families of base models",
+    "browser": "MLflow's UI, and all of our pages, in Chromium",
+    "cluster": "Ray on several nodes: processes, namespaces as hosts, Slurm, `ray up`, KubeRay, an autoscaler, jobs",
+    "faults": "what is killed, cut off, full or late, one at a time and at random; its arena and its judge",
+    "search": "more whole searches",
+    "software": "vLLM, llama.cpp, sentence-transformers, Optuna Dashboard, Ray Serve, PEFT's own test matrices",
+    "storage": "object stores, NFS, PostgreSQL, accounts, and another machine that goes on from them",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    parts = "; ".join(f"{part} ({content})" for part, content in PARTS.items())
+    config.addinivalue_line("markers", f"long(part): takes many minutes, see `make long`. Parts: {parts}")
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out long tests, and group: a file, or whatever needs the one Ray or the one search; the longest first."""
-    groups: dict[pytest.Item, str] = {}
+    long = [item for item in items if item.get_closest_marker("long")]
+    for item in long:
+        if any(mark.kwargs.get("part") not in PARTS for mark in item.iter_markers("long")):
+            raise pytest.UsageError(f"{item.nodeid} must be `long` with a part of {', '.join(PARTS)}.")
+    if not config.getoption("--long"):
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
+    groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         names = getattr(item, "fixturenames", ())
-        groups[item] = next((name for name in _SHARED if name in names), item.path.stem)
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-        if groups[item] in _SHARED and item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(900))  # the first one makes what all of them share
-    slow = {groups[item] for item in items if item.get_closest_marker("slow")}
-    order = list(dict.fromkeys((*_SHARED, *(group for group in groups.values() if group in slow), *groups.values())))
-    items.sort(key=lambda item: order.index(groups[item]))
-    if not config.getoption("--long"):
-        long = [item for item in items if item.get_closest_marker("long")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in long]
+        groups[next((name for name in SHARED if name in names), item.path.stem)].append(item)
+    for group, members in groups.items():
+        for item in members:
+            item.add_marker(pytest.mark.xdist_group(group))
+            if group in SHARED and item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(900))  # the first one makes what all of them share
+
+    def length(group: str) -> tuple[bool, bool, int]:
+        members = groups[group]
+        return group in SHARED, any(item.get_closest_marker("slow") for item in members), len(members)
+
+    items[:] = [item for group in sorted(groups, key=length, reverse=True) for item in groups[group]]
 
 
 @pytest.fixture(scope="session")
@@ -289,7 +315,7 @@ def sized_down() -> list[str]:
 
 @dataclass(frozen=True)
 class Searched:
-    """A home in which one small real search has run, from the wheel, and its champion has been promoted."""
+    """A home in which one small real search has run, and its champion has been promoted."""
 
     shell: Shell
     study: str
@@ -309,23 +335,23 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the wheel is installed into; its dependencies are those of the tests."""
-    target = tmp_path_factory.mktemp("installed")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), str(wheel)]
-    subprocess.run([*install, "--disable-pip-version-check"], check=True, timeout=120, capture_output=True)
-    return target
+def few_reviews(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that leave of the shipped reviews the first rows alone: a search scores all of its own at the end."""
+    folder, few = tmp_path_factory.mktemp("reviews"), {"train": 600, "validation": 200, "test": 400}
+    for split, count in few.items():
+        with gzip.open(SHIPPED / "data" / "movie_reviews" / f"{split}.jsonl.gz", "rt") as rows:
+            (folder / f"{split}.jsonl").write_text("".join(itertools.islice(rows, count)))
+    return [part for split in few for part in ("--set", f"task.data.data_files.{split}={folder / split}.jsonl")]
 
 
 @pytest.fixture(scope="session")
 def searched(
-    installed: Path, warm_home: Path, sized_down: list[str], tmp_path_factory: pytest.TempPathFactory
+    warm_home: Path, sized_down: list[str], few_reviews: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Searched:
     """The one search that the tests of the command line and of the documents share."""
-    shell = Shell(warm_home, tmp_path_factory.mktemp("elsewhere"), installed)
-    launched = shell.run("launch", "movie_reviews", "--name", "reviews", *sized_down)
+    shell = Shell(warm_home, tmp_path_factory.mktemp("elsewhere"))
+    launched = shell.run("launch", "movie_reviews", "--name", "reviews", *sized_down, *few_reviews)
     assert launched.returncode == 0, launched.stderr
-    checkout = Shell(warm_home, shell.folder)
-    promoted = checkout.run("promote")
+    promoted = shell.run("promote")
     assert promoted.returncode == 0, promoted.stderr
-    return Searched(checkout, "reviews", launched, promoted)
+    return Searched(shell, "reviews", launched, promoted)

@@ -207,7 +207,7 @@ def test_a_study_name_that_is_taken(say, searched):
     )
 
 
-@pytest.mark.long  # tests/unit/studies/test_studies_folder.py has the race, without its two searches
+@pytest.mark.long(part="faults")  # tests/unit/studies/test_studies_folder.py has the race, without its two searches
 def test_of_two_launches_at_once_on_one_name_one_runs(searched, tiny_space_text, tmp_path):
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
     sized = ("--set", "search.trials=1", "--set", "search.max_steps=2")

@@ -1,4 +1,4 @@
-"""One real search through the command line, run from the wheel outside the checkout, and everything done with it."""
+"""One real search through the command line, run outside the checkout, and everything done with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,18 +26,6 @@ def test_launch_prints_a_leaderboard_and_tells_the_rest_on_stderr(searched):
     assert stderr.endswith("next: loraxs-search promote reviews\n")
     assert "Traceback" not in stderr
     assert "\x1b[" not in stderr, "no escapes in a pipe"
-
-
-def test_the_wheel_alone_was_searched_with(searched, installed):
-    space = (searched.shell.home / "studies" / "reviews" / "space.yaml").read_text()
-    assert f"# {installed}/loraxs_search/_spaces/movie_reviews.yaml with --set" in space
-    assert str(Path(__file__).parents[2]) not in space
-
-
-def test_the_wheel_finds_its_spaces(searched, installed, tmp_path):
-    shell = replace(searched.shell, package=installed, folder=tmp_path)
-    assert re.search(r"^movie_reviews +Movie reviews: ", shell.ok("spaces", "ls"), re.MULTILINE)
-    assert f"space       movie_reviews ({installed}" in shell.ok("check", "movie_reviews")
 
 
 # ---- report --------------------------------------------------------------------------------------------------------

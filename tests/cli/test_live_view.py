@@ -252,7 +252,7 @@ def test_ctrl_c_in_a_terminal_ends_in_order(warm_home, terminals, tiny_space_tex
     assert ["stopped", "tiny-reviews", "interrupted"] in [line.split()[:3] for line in shell.ok("status").splitlines()]
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_second_ctrl_c_ends_at_once(searched, terminals, tiny_space_text, tmp_path, descendants):
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
     sized = ("--set", "search.trials=1", "--set", "search.max_steps=2000", "--set", "search.report_every=2000")

@@ -57,6 +57,7 @@ def test_the_report_opens_everywhere_without_errors_and_without_scrolling_sidewa
     assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(19, 22, 25)"}
 
 
+@pytest.mark.long(part="browser")
 def test_all_trials_can_be_unfolded_and_the_page_still_does_not_scroll_sideways(browser, report):
     with opened(browser, report, "narrow") as seen:
         seen.page.get_by_text("All 60 trials", exact=True).click()
@@ -65,6 +66,7 @@ def test_all_trials_can_be_unfolded_and_the_page_still_does_not_scroll_sideways(
         assert seen.page.evaluate(OVERFLOW) == 0
 
 
+@pytest.mark.long(part="browser")
 def test_it_works_in_the_frame_of_an_artifact_viewer(browser, report, tmp_path):
     """As MLflow shows HTML: a frame of a foreign origin, which may run scripts and nothing else."""
     viewer = tmp_path / "viewer.html"
@@ -77,6 +79,7 @@ def test_it_works_in_the_frame_of_an_artifact_viewer(browser, report, tmp_path):
         assert seen.errors == []
 
 
+@pytest.mark.long(part="browser")
 def test_what_users_wrote_does_nothing(browser, fresh_home):
     with opened(browser, hostile()) as seen:
         assert (seen.errors, seen.requests) == ([], [])
@@ -86,6 +89,7 @@ def test_what_users_wrote_does_nothing(browser, fresh_home):
         assert "onerror" in seen.page.locator("#failures").inner_text(), "it is shown as it was written"
 
 
+@pytest.mark.long(part="browser")
 def test_a_script_that_is_not_ours_is_not_run(browser, report, tmp_path):
     """The page's policy holds even if an escape were forgotten."""
     attacked = tmp_path / "report.html"

@@ -21,7 +21,7 @@ RESIZED = "ResizeObserver loop completed"  # the browser says so when it lays ou
 ASKED_IN_VAIN = ("/mlflow/users/current", "get-artifact?path=MLmodel")
 TRAINING = "workflowType=machine_learning"
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long(part="browser"),
     pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's package chromium"),
 ]
 

@@ -51,7 +51,7 @@ NOTE = "trials of method toy-ia3 cannot share passes: each trains alone, beside 
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_method_from_outside_searches_beside_one_of_ours_is_promoted_pulled_and_predicts(
     shell: Shell, tiny_space: Path
 ) -> None:

@@ -60,7 +60,7 @@ def suite(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     shutil.rmtree(folder)
 
 
-@pytest.mark.long
+@pytest.mark.long(part="software")
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_loraxs_passes_what_peft_asks_of_its_methods(suite: Path, fresh_home: Path, matrix: str) -> None:

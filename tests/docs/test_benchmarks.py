@@ -44,7 +44,7 @@ def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path: Path) -> None:
     assert run(tmp_path) == {"not measured": "there is no GPU"}
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path: Path, in_warm_home: Path) -> None:
     short = ("--rounds", "1", "--warmup", "1", "--seconds", "0.2", "--slots", "2", "--processes", "2")
     found = run(tmp_path, "--on-cpu", "--bases", "tiny-decoder", *short)["tiny-decoder"]
@@ -53,7 +53,7 @@ def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path: Path, in_warm_home: P
     assert found["processes_steps_per_s"] > 0
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_the_benchmark_of_the_bank_counts_what_an_adapter_takes(tmp_path: Path, in_warm_home: Path) -> None:
     short = {"adapters": 60, "peft-adapters": 2, "rows": 4, "tokens": 8, "rounds": 1, "warmup": 1}
     found = run(tmp_path, *(f"--{name}={value}" for name, value in short.items()), benchmark="bench_bank")
@@ -79,7 +79,7 @@ def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(
     assert max(values["error"] for values in found["equal adapters, few test rows"].values()) <= 0.12  # of 50 pairs
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_the_benchmark_of_methods_compares_what_it_searched(tmp_path: Path, in_warm_home: Path) -> None:
     """On the shipped reviews in the place of SST-2."""
     glue, reviews = tmp_path / "data" / "glue", BENCHMARKS.parents[1] / "search_spaces" / "data" / "movie_reviews"

@@ -11,6 +11,7 @@ import yaml
 from support import kuberay
 from support.cluster_files import MANIFESTS, NODE_ENVIRONMENT, documents, environment, pod_templates, read
 
+pytestmark = pytest.mark.long(part="cluster")
 KUBERNETES = "1.34"  # of the schemas; any version that knows these kinds would do
 OBJECTS = [
     pytest.param(document, id=f"{document['kind']}-{document['metadata']['name']}")

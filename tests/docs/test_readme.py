@@ -71,7 +71,7 @@ def test_the_launch_on_the_first_screen_is_the_one_that_ran(searched):
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_the_launch_that_writes_prints_what_the_readme_says(fresh_home, tmp_path):
     """On a base of random weights, which has other numbers and writes nothing of use."""
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -91,7 +91,7 @@ def test_the_launch_that_writes_prints_what_the_readme_says(fresh_home, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_file_of_rows_becomes_answers(fresh_home, tmp_path):
     """A newcomer's four commands, none of which fails; the search is sized down."""
     init, launch, promote, predict = OWN_ROWS

@@ -33,7 +33,7 @@ def test_a_command_runs(command, searched, folder, sized_down):
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_two_spaces_are_launched_together(fresh_home, sized_down, tiny_base, tmp_path):
     (together,) = LAUNCHES
     shell = InProcess(fresh_home, tmp_path)

@@ -42,7 +42,7 @@ def say(fresh_home: Path) -> Callable[..., tuple[int, str]]:
     return command
 
 
-@pytest.mark.long
+@pytest.mark.long(part="storage")
 def test_a_password_in_the_tracking_uri_is_kept_nowhere(
     server_with_accounts: MlflowServer,
     say: Callable[..., tuple[int, str]],

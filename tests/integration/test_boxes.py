@@ -16,7 +16,7 @@ import pytest
 from faults.world import kill_tree
 from support.boxes import Box, Boxes, boxes, no_boxes, no_sshd
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(120)]
 PORT = 7000
 # Answers each line, and prints each datagram.
 SERVER = """

@@ -21,6 +21,7 @@ from faults.records import Losses, Point, Records, losses
 from faults.world import no_more_memory, slowed
 from support.clocks import no_wrong_clock, wrong_clock
 
+pytestmark = pytest.mark.long(part="faults")
 TRUTH = {"aaa": [[0.9, 0.1]], "bbb": [[0.2, 0.8]]}
 PROMOTED = Promoted({1: "aaa", 2: "bbb"}, TRUTH)
 
@@ -247,7 +248,6 @@ def test_what_is_broken_is_shrunk_to_what_it_takes() -> None:
     assert shrink(faults, lambda fewer: needed <= set(fewer)) == [faults[2], faults[7]]
 
 
-@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_five_minutes_of_chaos_break_no_rule(tmp_path: Path) -> None:
     if reason := missing_means(tmp_path):

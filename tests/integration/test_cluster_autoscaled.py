@@ -19,7 +19,7 @@ from support.ports import free_port
 
 from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(300)]
 
 
 def config(port: int) -> dict[str, object]:

@@ -17,7 +17,7 @@ from faults.world import World
 
 from loraxs_search.studies import StudyFolder
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(400)]
 PACKAGE = "cowsay"  # small, pure Python, and nobody's dependency
 Launch = Callable[..., tuple[int, str]]
 SHORT = ("--set", "search.trials=2", "--set", "search.max_steps=4")

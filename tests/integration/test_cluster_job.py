@@ -42,7 +42,7 @@ def shell(in_search_home: Path, full_ray: Path) -> Iterator[Shell]:
             yield Shell({**os.environ, **made.env, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"})
 
 
-@pytest.mark.long
+@pytest.mark.long(part="cluster")
 def test_the_line_for_a_job_searches_on_the_cluster(
     shell: Shell, tiny_space: Path, agree: Callable[[str, int], object]
 ) -> None:

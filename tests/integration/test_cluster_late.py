@@ -11,7 +11,7 @@ import pytest
 from faults.nodes import Cluster, Node, short_lived
 from faults.world import World
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from support.ports import free_port
 import loraxs_search
 from loraxs_search.studies import StudyFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(400)]
 LOCAL = Path(__file__).parents[2] / "cluster" / "local"
 
 

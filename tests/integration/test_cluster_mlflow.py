@@ -18,7 +18,7 @@ from support.ports import free_port
 from support.servers import Server, no_postgres, postgres
 from support.shell import Shell
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.long(part="storage"), pytest.mark.timeout(500)]
 ADMIN, SEARCHER = ("admin", "a long enough p@ssword"), ("searcher", "another long passw0rd")
 CADDYFILE = """{{
     admin off

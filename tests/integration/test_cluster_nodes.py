@@ -23,7 +23,7 @@ from loraxs_search.search.cluster.connection import _RAY_ENVIRONMENT
 from loraxs_search.search.tune import runner
 
 pytestmark = [
-    pytest.mark.long,
+    pytest.mark.long(part="cluster"),
     pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from support.boxes import Box, Boxes, boxes, no_boxes, no_sshd
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
 USER = "loraxs"  # of the file
 FILE = "cluster/on-prem.yaml"

@@ -19,7 +19,7 @@ from support.spaces import SPACE
 
 from loraxs_search.studies import StudyFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.long(part="cluster"), pytest.mark.timeout(1800)]
 SCRIPT = Path(__file__).parents[2] / "cluster" / "slurm.sbatch"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 
@@ -142,7 +142,6 @@ def test_a_search_is_stopped_before_the_time_limit_and_the_job_goes_on_by_itself
     agree(study, 4)
 
 
-@pytest.mark.long
 def test_the_time_limit_itself_stops_the_search_and_the_job_goes_on(
     two_nodes: User, space: Callable[[int], Path], in_search_home: Path, agree: Callable[[str, int], object]
 ) -> None:
@@ -162,7 +161,6 @@ def test_the_time_limit_itself_stops_the_search_and_the_job_goes_on(
     agree(study, 4)
 
 
-@pytest.mark.long
 def test_a_node_that_loses_its_power_has_the_job_run_again(
     two_nodes: User, space: Callable[[int], Path], in_search_home: Path, agree: Callable[[str, int], object]
 ) -> None:

@@ -117,7 +117,7 @@ def test_the_wheel_has_its_command_and_its_spaces_without_a_checkout(command: Pa
     assert "movie_reviews" in say(command, tmp_path, "spaces", "ls")
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_the_wheel_checks_a_search_without_a_checkout(command: Path, tmp_path: Path) -> None:
     checked = say(command, tmp_path, "launch", "movie_reviews", "--dry-run")
     assert re.search(rf"^space +movie_reviews \({command.parents[1]}/", checked)

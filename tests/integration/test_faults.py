@@ -14,7 +14,7 @@ from faults.records import Losses
 from faults.world import World
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long(part="faults"),
     pytest.mark.timeout(400),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
@@ -33,7 +33,6 @@ def world(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.long
 def test_nothing_is_lost_or_doubled_where_trials_fail_by_themselves(
     ray_here: None, in_search_home: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -41,7 +40,6 @@ def test_nothing_is_lost_or_doubled_where_trials_fail_by_themselves(
     assert trials_fail(world, random.Random(0)) == Losses()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", LONG)
 def test_nothing_is_lost_or_doubled(name: str, world: World) -> None:
     _, case = CASES[name]

@@ -14,7 +14,7 @@ from loraxs_search.cli import run
 from loraxs_search.records import TrialState
 from loraxs_search.studies import StudyFolder
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(1200)]
 
 SPACE = """
 task: sst2

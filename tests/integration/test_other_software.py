@@ -36,7 +36,7 @@ from loraxs_search.tasks.kinds import GenerateRequest, Prompt, classifier, kind_
 from loraxs_search.tasks.prepared import encode
 from loraxs_search.trial import ask
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(3600)]
 
 NEW_TOKENS, RANK = 32, 16
 NEAR = 1e-3  # two tokens this close may change places by rounding

@@ -66,6 +66,7 @@ def promote(uri: str, name: str, folder: Path, **changes: Any) -> None:
     assert Registry(uri).promote(PromotionRule(confidence=0, require="constant"), task, [won], {"t0": made})[1] == 1
 
 
+@pytest.mark.long(part="faults")
 def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp_path):
     """The clocks of the machines, if possible, differ by days."""
     connect(mlflow_server.uri)
@@ -162,7 +163,7 @@ def test_a_mistyped_task_is_not_made_by_a_rollback_or_a_removal(mlflow_server, t
     assert "tpyed" not in [summary.task for summary in registry.summaries()]
 
 
-@pytest.mark.long
+@pytest.mark.long(part="faults")
 def test_a_user_who_is_no_admin_makes_the_first_promotion(server_with_accounts, tmp_path):
     registry = Registry(server_with_accounts.uri)
     assert registry.champion("toy") is None
@@ -207,7 +208,7 @@ def test_a_server_hands_out_the_factors_of_a_base(mlflow_server, tmp_path, monke
 
 
 # ---- MLflow's own commands -------------------------------------------------------------------------------------------
-@pytest.mark.long
+@pytest.mark.long(part="faults")
 def test_mlflows_own_commands_answer_as_predict_does(mlflow_server, make_adapter, tiny_base, tmp_path, monkeypatch):
     base, query = locate(BaseModelRef(str(tiny_base))), ("bert.encoder.layer.0.attention.self.query",)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.uri)

@@ -15,7 +15,7 @@ from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.studies import Storage, StudyFolder
 from loraxs_search.tracking.store import ensure_store
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.long(part="storage"), pytest.mark.timeout(400)]
 PLAN = ("search.trials=10", "search.max_steps=400", "search.report_every=40", "search.scheduler=none")
 SLOWER = tuple(word for change in PLAN for word in ("--set", change))
 

@@ -99,7 +99,7 @@ def test_a_result_has_a_table_and_figures_for_a_notebook(whole: SearchResult, in
     assert all(figure.data for figure in whole.figures().values())
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_rows_that_splits_share_are_logged_and_recorded(
     search: Callable[..., SearchResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -142,7 +142,7 @@ def test_the_same_seed_gives_the_same_search(simulated: Callable[..., SearchResu
     assert shown[0] == shown[1]
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_packed_search_trains_the_same_trials(
     search: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
@@ -214,7 +214,7 @@ class Freezing(SilentView):
             os.kill(self.frozen, signal.SIGSTOP)
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_host_that_stands_still_does_not_hold_a_search_whose_time_is_over(
     simulated: Callable[..., SearchResult],
     tiny_space: Path,
@@ -307,7 +307,7 @@ def test_a_promoted_adapter_predicts(promoted: Decision, in_search_home: Path) -
     assert [d.promoted for d in loraxs_search.history("tiny-reviews")] == [True, False]
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_refits_in_a_pack_are_those_of_lone_hosts(search: Callable[..., SearchResult]) -> None:
     plan = ("search.trials=2", "search.scheduler=none")
     lone, packed = (
@@ -322,7 +322,7 @@ def test_refits_in_a_pack_are_those_of_lone_hosts(search: Callable[..., SearchRe
             assert other.validation_metrics["loss"] == pytest.approx(one.validation_metrics["loss"], rel=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_second_study_meets_the_champion_on_its_own_rows(
     search: Callable[..., SearchResult], tiny_base: Path
 ) -> None:

@@ -54,7 +54,7 @@ def search_with(
     return search
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_studies_that_are_searched_together_have_their_own_baselines(
     ray_here: None, in_search_home: Path, tiny_space: Path
 ) -> None:
@@ -90,7 +90,7 @@ def test_a_host_that_dies_while_it_measures_is_followed_by_one_that_does(
     assert [(y.name, y.failed) for y in baselines] == [("constant", "")]
 
 
-@pytest.mark.long  # tests/unit/search/driver/test_driver_baselines.py has the law
+@pytest.mark.long(part="search")  # tests/unit/search/driver/test_driver_baselines.py has the law
 def test_baselines_that_cannot_be_measured_fail_no_search(search_with: Callable[..., SearchResult]) -> None:
     result = search_with("raises")
     assert len(result.candidates) == 2

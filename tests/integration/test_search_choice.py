@@ -80,7 +80,7 @@ def shell(tmp_path: Path, search_home: Path, in_search_home: Path) -> Shell:
     return InProcess(search_home, tmp_path)
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_language_model_is_searched_promoted_and_asked(
     ray_here: None, shell: Shell, agree: Callable[..., object]
 ) -> None:

@@ -12,7 +12,10 @@ from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.reports.comparison import Comparison
 from loraxs_search.search import SearchResult
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.long(part="search"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")

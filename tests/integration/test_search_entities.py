@@ -23,7 +23,7 @@ from loraxs_search.registry import verify
 from loraxs_search.tasks.kinds.token_classification import TAG_METRICS
 
 pytestmark = [
-    *(pytest.mark.slow, pytest.mark.long),
+    *(pytest.mark.slow, pytest.mark.long(part="search")),
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
 

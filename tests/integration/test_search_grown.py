@@ -37,7 +37,7 @@ def has_reported(trial_id: str) -> bool:
     return record is not None and bool(record.reports)
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_search_grows_is_killed_and_grows_again_when_it_has_ended(in_search_home: Path, tiny_space: Path) -> None:
     with start(in_search_home, "launch", str(tiny_space), "--name", NAME, *OVERRIDES) as driver:
         until(lambda: has_reported("00000"), "a trial reports")

@@ -61,7 +61,7 @@ def change(what: str, file: Path) -> None:
 SHORT = ("search.trials=1", "search.max_steps=2", "search.report_every=2", "promotion.seeds=0")
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_back(
     ray_here: None, in_search_home: Path, tiny_space: Path, own_files: dict[str, Path]
 ) -> None:
@@ -92,7 +92,7 @@ def test_a_study_whose_files_were_changed_is_not_gone_on_with_until_they_are_bac
 
 
 # ---- bases whose rows cannot share a pass ----------------------------------------------------------------------------
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_base_whose_rows_depend_on_their_padding_is_searched_by_turns_or_refused(
     search: Callable[..., SearchResult], tiny_space: Path, tiny_base: Path, tmp_path: Path
 ) -> None:

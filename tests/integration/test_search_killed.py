@@ -20,7 +20,7 @@ from loraxs_search.studies import StudyFolder, list_studies, read_reports
 from loraxs_search.studies.folder import studies_root
 
 # Each is a search or two from start to end; test_search_steered.py kills a driver, too.
-pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.long(part="faults"), pytest.mark.timeout(600)]
 FEWER = ("--set", "search.trials=3", "--set", "promotion.seeds=0")
 BEST = ("--set", "search.checkpoint=best", "--set", "search.metric=f1")
 SLOWER = ("--set", "search.trials=5", "--set", "search.max_steps=60", "--set", "search.report_every=15")

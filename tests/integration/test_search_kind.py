@@ -117,7 +117,7 @@ def check_scores(shell: Shell, folder: StudyFolder) -> None:
     assert all("candidate.validation.exact_match" in by_trial[name] for name in complete if name in by_trial)
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_a_kind_from_outside_is_searched_promoted_and_asked(shell: Shell, agree: Callable[..., object]) -> None:
     checked = shell.ok("check", "pairs.yaml", "--data")
     assert "maximize exact_match, trials by loss" in checked

@@ -29,6 +29,7 @@ def test_all_trials_and_refits_start_from_the_studys_probe(search: Callable[...,
         assert (hyper.head_init, hyper.linear_probe) == ("probe", digest)
 
 
+@pytest.mark.long(part="search")
 def test_heads_that_start_at_random_have_none(search: Callable[..., SearchResult]) -> None:
     search("unprobed", "search.trials=1", "promotion.seeds=0", "parameters.head_init=random")
     assert PROBE not in StudyFolder.open("unprobed").assets()

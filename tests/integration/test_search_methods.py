@@ -27,7 +27,7 @@ parameters:
 """
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_baselines_are_compared_and_no_candidates(
     search: Callable[..., SearchResult], tiny_space: Path, agree: Callable[..., object]
 ) -> None:

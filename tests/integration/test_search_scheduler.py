@@ -13,7 +13,10 @@ from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult
 from loraxs_search.studies import StudyFolder
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
+pytestmark = [
+    pytest.mark.long(part="search"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
+]
 
 EVERY_SECOND = '''
 from typing import Annotated

@@ -39,7 +39,9 @@ class Killer(SilentView):
             os.kill(self.found[0][0], signal.SIGKILL)
 
 
-@pytest.mark.parametrize("title", ["TrialAdvancer", pytest.param("HostDirectory", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "title", ["TrialAdvancer", pytest.param("HostDirectory", marks=pytest.mark.long(part="search"))]
+)
 def test_trials_share_one_process_and_lose_no_report_when_it_or_the_owner_of_hosts_is_killed(
     title: str,
     simulated: Callable[..., SearchResult],

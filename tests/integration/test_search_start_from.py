@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from loraxs_search.search import SearchResult
 
 pytestmark = [
-    *(pytest.mark.slow, pytest.mark.long),  # tests/unit/search/driver/test_driver_start_from.py has the laws
+    *(
+        pytest.mark.slow,
+        pytest.mark.long(part="search"),
+    ),  # tests/unit/search/driver/test_driver_start_from.py has the laws
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning"),
 ]
 FIXED = ("parameters.rank=4", "parameters.target_modules=all-linear", "promotion.seeds=0", "search.trials=2")

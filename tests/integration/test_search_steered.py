@@ -14,7 +14,7 @@ from loraxs_search.errors import CommandError
 from loraxs_search.records import AnswerState, TrialState
 from loraxs_search.studies import StudyFolder, read_reports
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long(part="faults"), pytest.mark.timeout(600)]
 NAME = "steered"
 # Two long trials at a time, so that there is time to speak of them.
 PLAN = {"trials": 8, "concurrent": 2, "max_steps": 4000, "report_every": 10, "scheduler": "none"}

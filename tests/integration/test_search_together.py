@@ -36,7 +36,7 @@ def ratings(tiny_space: Path) -> Path:
     return path
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_tasks_that_share_passes_find_what_each_finds_alone(
     in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
 ) -> None:
@@ -86,7 +86,7 @@ def test_bases_that_differ_are_refused_before_anything_is_written(
     assert list_studies() == before
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_trials_that_cannot_share_passes_take_turns_whatever_study_they_are_of(
     ray_here: None, in_search_home: Path, tiny_space: Path
 ) -> None:
@@ -103,6 +103,7 @@ def test_trials_that_cannot_share_passes_take_turns_whatever_study_they_are_of(
     assert max(begun) < min(ended)
 
 
+@pytest.mark.long(part="search")
 def test_studies_that_are_searched_together_share_a_full_device(
     ray_here: None, in_search_home: Path, tiny_space: Path, ratings: Path, agree: Callable[..., object]
 ) -> None:

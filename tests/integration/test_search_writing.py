@@ -129,7 +129,7 @@ def test_candidates_are_written_for_and_the_champion_writes(
     check_scored_anew(StudyFolder.open("turned").info.task, folder)
 
 
-@pytest.mark.long
+@pytest.mark.long(part="search")
 def test_trials_may_be_compared_by_what_they_write(shell: Shell, agree: Callable[..., object]) -> None:
     have_no_answers(shell.folder / "test.jsonl")
     changes = ("search.metric=exact_match", "task.validation_rows=20", "task.metrics=[exact_match]")

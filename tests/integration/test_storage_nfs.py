@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.nfs import SHARE, Client, nfs, no_nfs
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.long(part="storage"), pytest.mark.timeout(600)]
 CONTRACT = Path(__file__).parents[1] / "unit" / "studies" / "test_studies_buckets.py"
 # Answers each line, an expression. When a second of its clock passes, it says so and waits for a line.
 PROGRAM = f"""
@@ -51,7 +51,6 @@ def clients() -> Iterator[list[Client]]:
         yield made
 
 
-@pytest.mark.long  # importing pytest there takes half a minute
 def test_a_share_keeps_the_contract_of_a_storage(clients: list[Client]) -> None:
     few = ["PYTEST_DISABLE_PLUGIN_AUTOLOAD=1", sys.executable, "-m", "pytest", "-p", "xdist", "-p", "pytest_timeout"]
     options = ["-q", "-p", "no:cacheprovider", f"--basetemp={SHARE}/tests", str(CONTRACT), "-k", "[folder]"]

@@ -28,7 +28,7 @@ from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.tracking.store import connect, ensure_store
 
 pytestmark = pytest.mark.slow
-LONG = pytest.mark.long
+LONG = pytest.mark.long(part="faults")
 
 
 def _report(trial_id: str, step: int) -> TrialReport:
@@ -103,6 +103,7 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
     assert set(map(tuple, _points(server.uri, "wall_s").values())) == {(0,), ()}
 
 
+@LONG
 @LONG
 def test_a_server_killed_while_it_is_written_to_lacks_and_doubles_nothing(make_mlflow_server, tmp_path):
     server = make_mlflow_server()
@@ -251,6 +252,7 @@ def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(mlflow_
         pull("toy:2", uri=server.uri)
 
 
+@LONG
 def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(store_uri, tmp_path):
     folder = adapter(tmp_path / "t0", "t0", bytes(200_000_000))
     Registry(store_uri).promote(

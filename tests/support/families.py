@@ -14,4 +14,4 @@ def families(names: Iterable[str]) -> list[Any]:
     """Return values of a test's parameter: one or two builds stand for all, and tests of the others are long."""
     known = list(names)
     usual = [name for name in known if name in USUAL] or known[:1]
-    return [name if name in usual else pytest.param(name, marks=pytest.mark.long) for name in known]
+    return [name if name in usual else pytest.param(name, marks=pytest.mark.long(part="bases")) for name in known]

@@ -49,6 +49,7 @@ def test_tasks_can_be_tried(encoder, decoder):
         assert page.inner_text("output").strip() == (words or "(no text)")
 
 
+@pytest.mark.long(part="browser")
 def test_a_key_is_asked_for(registry, encoder):
     server = Server(ServedModels(["task-2"], uri=registry[0]), keys=["sesame"])
     with running(server) as url, chromium() as browser:

@@ -31,7 +31,7 @@ from loraxs_search.search.ray_serve import APP, DEPLOYMENT, ServeArgs, deploy
 
 from .conftest import Promote, Running
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long(part="software"), pytest.mark.timeout(900)]
 
 TEXTS = ["a fine film", "two hours that I want back", "so so"]
 KEY = {"authorization": "Bearer a-key"}

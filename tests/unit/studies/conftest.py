@@ -68,7 +68,9 @@ def place(kind: str, request: pytest.FixtureRequest, folder: Path, monkeypatch: 
     return f"{scheme}://{object_stores.BUCKET}/{folder.name}/studies of mine"
 
 
-SEAWEEDFS, GOOGLE, AZURITE = (pytest.param(kind, marks=pytest.mark.long) for kind in ("seaweedfs", "google", "azurite"))
+SEAWEEDFS, GOOGLE, AZURITE = (
+    pytest.param(kind, marks=pytest.mark.long(part="storage")) for kind in ("seaweedfs", "google", "azurite")
+)
 
 
 @pytest.fixture(params=["folder", "moto", SEAWEEDFS, GOOGLE, AZURITE])
@@ -77,9 +79,9 @@ def storage_uri(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pyt
     return place(request.param, request, tmp_path, monkeypatch)
 
 
-@pytest.fixture(params=["folder", "moto", "seaweedfs", "google", AZURITE])
+@pytest.fixture(params=["folder", "moto", SEAWEEDFS, GOOGLE, AZURITE])
 def each_storage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
-    """An empty place of each kind, all but Azurite in every run."""
+    """An empty place of each kind, a folder and one that speaks S3 in every run."""
     return Storage(place(request.param, request, tmp_path, monkeypatch))
 
 
