@@ -48,7 +48,7 @@ def test_what_would_change_the_shared_base_is_refused(peft_type: str, fixed: dic
     assert not any(parameter.requires_grad for parameter in base.parameters())
 
 
-@pytest.mark.long
+@pytest.mark.long(part="software")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("peft_type", peft_types())
 def test_every_type_is_counted_trained_stored_and_loaded(peft_type: str, tmp_path: Path) -> None:
