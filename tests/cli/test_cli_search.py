@@ -127,6 +127,8 @@ def test_the_registry_is_listed_and_shown(ask):
     assert "load it: loraxs-search pull movie-reviews:1" in shown.err
     (version,) = json.loads(ask("show", "movie-reviews", "--json").ok)
     assert len(version["candidate"]["refits"]) == 1
+    assert [each["label"] for each in version["by_class"]["classes"]] == ["negative", "positive"]
+    assert 0 < len(version["by_class"]["wrong"]) <= 20
     assert version["candidate"]["test_metrics"]["accuracy"] == printed["score"]
     folder = ask("pull", "movie-reviews").ok.strip()
     assert ask("pull", "movie-reviews:1").ok.strip() == folder

@@ -91,7 +91,7 @@ def fail(error: OSError) -> bytes:
 # ---- copies ----------------------------------------------------------------------------------------------------------
 def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine: Callable[[str], Path]) -> None:
     first = study(machine("one"), storage)
-    (first.path / "tracking.offset").write_text("17")
+    (first.path / "mlflow.offset").write_text("17")
     with keep(first, storage):
         begin(first, 2, 4)
         (first.path / "adapters" / "00000").mkdir(parents=True)
@@ -107,7 +107,7 @@ def test_another_machine_goes_on_with_what_was_written(storage: Storage, machine
     assert (second.path / "adapters" / "00000" / "manifest.json").exists()
     assert second.info.storage == storage.uri
     assert second.info.tracking_uri == f"sqlite:///{home}/mlflow.db", "the first machine's database is not here"
-    assert not (second.path / "tracking.offset").exists(), "so all is recorded anew"
+    assert not (second.path / "mlflow.offset").exists(), "so all is recorded anew"
 
 
 def test_a_state_of_a_trial_that_the_copy_does_not_know_is_left_behind(
@@ -129,7 +129,7 @@ def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(
 ) -> None:
     home = machine("one")
     first = study(home, storage)
-    for name in ("tracking.offset", "tracking.runs.jsonl"):
+    for name in ("mlflow.offset", "tracking.runs.jsonl"):
         (first.path / name).write_text("17")
     with keep(first, storage):
         begin(first, 2)
@@ -138,7 +138,7 @@ def test_a_machine_whose_own_store_has_the_same_path_records_all_anew_too(
     (home / "mlflow.db").write_text("of other studies")
     second = fetch("s", storage)
     assert second.info.tracking_uri == first.info.tracking_uri == f"sqlite:///{home}/mlflow.db"
-    assert not [path.name for path in second.path.glob("tracking.*")]
+    assert not [path.name for path in (*second.path.glob("tracking.*"), *second.path.glob("mlflow.*"))]
 
 
 def test_a_fetch_that_is_cut_short_leaves_no_offset_of_another_machines_store(

@@ -158,7 +158,7 @@ def test_what_speaks_of_other_files_is_copied_after_them() -> None:
     """A copy that was cut short is one of an earlier moment; `study.json`, with which it exists, comes last."""
     last_to_first = [
         *("study.json", "candidates.json", "confirmed/00001.json", "journal.jsonl", "adapters/00001/manifest.json"),
-        *("snapshots/00001", "baselines.json", "identity.json", "space.yaml", "tracking.jsonl"),
+        *("snapshots/00001", "baselines.json", "identity.json", "space.yaml", "tracking.id"),
     ]
     assert in_copy_order(last_to_first) == last_to_first[::-1]
 
