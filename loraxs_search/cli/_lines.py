@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 from collections.abc import Mapping
 from typing import TextIO
@@ -15,10 +17,13 @@ from loraxs_search.records import TrialState
 from loraxs_search.reports.search_state import SearchState
 
 _COUNT_EVERY_S = 10.0
+_SILENT_S = 30.0  # without a line, until one says how far the search is
 
 
 class LinesView:
-    """Writes one line an event, with the seconds since the start.
+    """Writes one line an event, with the seconds since the start; a context manager.
+
+    While nothing happens, a thread writes every half minute how far the search is.
 
     Args:
         server: Address of MLflow, as shown to users; empty for the embedded store.
@@ -33,24 +38,57 @@ class LinesView:
         self._out, self._server, self._warns = out, server, warns
         self._began = time.time() if began is None else began
         self._label = f"{label}  " if label else ""
-        self._state = SearchState()
-        self._counted_at, self._is_estimated = 0.0, False
+        self._state, self._lock = SearchState(), threading.Lock()
+        self._counted_at, self._is_estimated, self._written_at = 0.0, False, self._began
+        self._closing = threading.Event()
+
+    def __enter__(self) -> LinesView:
+        threading.Thread(target=self._keep_talking, name="lines", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
 
     def happened(self, event: events.ShownEvent) -> None:
         """Take the next event."""
-        self._state.happened(event)
-        for text in self._texts(event):
-            print(self._line(text, event.at), end="", file=self._out, flush=True)
+        with self._lock:
+            self._state.happened(event)
+            for text in self._texts(event):
+                self._write(text, event.at)
 
     def known(self, event: events.ShownEvent) -> None:
         """Take an event of an earlier driver: it counts, and has no line."""
-        self._state.happened(event)
+        with self._lock:
+            self._state.happened(event)
+
+    def beat(self, now: float) -> None:
+        """Write how far the search is, where nothing was written for half a minute."""
+        with self._lock:
+            if now - self._written_at < _SILENT_S:
+                return
+            state = self._state
+            if state.facts is None or state.phase is not None:
+                parts = [f"still {phase_in_words(state.phase)}" if state.phase else "still starting"]
+            else:
+                total = state.trial_steps() + state.refit_steps
+                parts = [f"{state.steps_done:,} of about {total:,.0f} steps"]
+            left = time_left_in_words(state.seconds_left(now))
+            self._write(", ".join([*parts, *([left] if left else [])]), now)
 
     def say(self, text: str) -> None:
         """Write a line from a signal handler: past the stream's buffer, which may be in use."""
         os.write(self._out.fileno(), self._line(text, time.time()).encode())
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+    def _keep_talking(self) -> None:
+        with contextlib.suppress(OSError):  # its reader went away
+            while not self._closing.wait(1.0):
+                self.beat(time.time())
+
+    def _write(self, text: str, at: float) -> None:
+        print(self._line(text, at), end="", file=self._out, flush=True)
+        self._written_at = max(self._written_at, at)
+
     def _texts(self, event: events.ShownEvent) -> list[str]:
         texts: list[str] = []
         match event:

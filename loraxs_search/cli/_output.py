@@ -8,7 +8,9 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, TextIO, cast
 
 import typer
@@ -56,6 +58,23 @@ def drawing_stream(stream: TextIO) -> TextIO:
     while isinstance(stream, _PlainText):
         stream = stream.stream
     return stream
+
+
+@contextlib.contextmanager
+def saying(text: str, every_s: float = 10.0) -> Iterator[None]:
+    """Say on stderr what takes long, and again and again how long it has taken so far."""
+    done, began = threading.Event(), time.monotonic()
+
+    def talk() -> None:
+        while not done.wait(every_s):
+            print(f"{text}: {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
+
+    print(f"{text} ...", file=sys.stderr, flush=True)
+    threading.Thread(target=talk, name="saying", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 _UNITS = ("B", "KB", "MB", "GB", "TB")

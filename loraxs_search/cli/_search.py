@@ -129,11 +129,12 @@ def watched_together(tracking_uri: str) -> Iterator[tuple[Callable[[str], _Watch
     stop, views, server = threading.Event(), list[_WatchedSearch](), server_of(tracking_uri)
 
     def view(study: str) -> _WatchedSearch:
-        views.append(_WatchedSearch(LinesView(sys.stderr, server, label=study), study))
+        lines = stack.enter_context(LinesView(sys.stderr, server, label=study))
+        views.append(_WatchedSearch(lines, study))
         return views[-1]
 
     # The main thread only waits, so it may be interrupted at any time.
-    with _interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
+    with contextlib.ExitStack() as stack, _interrupts(LinesView(sys.stderr, server).say, lambda: False, stop):
         try:
             yield view, stop
         except KeyboardInterrupt as error:
@@ -161,7 +162,8 @@ def _view(server: str) -> Iterator[_View]:
         with LiveView(server) as live:
             yield live
     else:
-        yield LinesView(sys.stderr, server)
+        with LinesView(sys.stderr, server) as lines:
+            yield lines
 
 
 def server_of(uri: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table, print_warnings
+from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table, print_warnings, saying
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.errors import counted
 from loraxs_search.records import BASE_ALONE_ROWS
@@ -87,9 +88,8 @@ def check_space(space: SpaceSource, overrides: Sequence[str], *, data: bool, est
     loaded = open_space(space, tuple(overrides))  # its faults come before what takes long to load
     from loraxs_search.search.driver.check import check as checked
 
-    if estimate:
-        print("measuring a few steps of drawn trials on this machine ...", file=sys.stderr)
-    seen = checked(loaded, data=data, estimate=estimate)
+    with saying("measuring a few steps of drawn trials on this machine") if estimate else contextlib.nullcontext():
+        seen = checked(loaded, data=data, estimate=estimate)
     emit(as_json, seen, lambda: _show(loaded, seen))
     sys.stdout.flush()
     print_warnings(seen.warnings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from loraxs_search.cli._output import (
     print_reasons,
     print_summary,
     print_table,
+    saying,
     score_cell,
 )
 
@@ -306,5 +308,6 @@ def pull(  # each is an option
     """
     from loraxs_search.api import pull
 
-    path = pull(name, form=form, rank=rank, dtype=dtype, precision=precision, out=out, tracking_uri=tracking_uri)
+    with saying(f"pulling {name} as {form}") if form != "native" else contextlib.nullcontext():
+        path = pull(name, form=form, rank=rank, dtype=dtype, precision=precision, out=out, tracking_uri=tracking_uri)
     emit(as_json, {"name": name, "path": str(path), "format": form}, lambda: print(path))

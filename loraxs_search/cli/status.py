@@ -46,9 +46,10 @@ def _draw(folder: StudyFolder, events: Iterable[ShownEvent]) -> None:
 
 
 def _write(folder: StudyFolder, events: Iterable[ShownEvent]) -> None:
-    view = LinesView(sys.stdout, server_of(folder.info.tracking_uri), began=folder.info.created_at, warns=True)
-    for event in events:
-        view.happened(event)
+    server, began = server_of(folder.info.tracking_uri), folder.info.created_at
+    with LinesView(sys.stdout, server, began=began, warns=True) as view:
+        for event in events:
+            view.happened(event)
 
 
 def status(

@@ -40,6 +40,18 @@ def texts(out: io.StringIO) -> list[str]:
     return [line.split("s  ", 1)[1] for line in out.getvalue().splitlines()]
 
 
+def test_a_silent_search_says_within_half_a_minute_how_far_it_is() -> None:
+    out = io.StringIO()
+    lines = LinesView(out, "", began=1000.0)
+    lines.happened(Phase(study="mine", at=1000.0, text="loading the base"))
+    for now in (1029.0, 1030.0, 1059.0, 1060.0):
+        lines.beat(now)
+    Teller(lines.happened, lines.known).started(replace(FACTS, at=1061.0, num_trials=1, num_slots=1, num_refits=0))
+    lines.beat(1095.0)
+    still, *others = [text for text in texts(out) if "still" in text or "about" in text]
+    assert (still, others) == ("still loading the base", ["still loading the base", "0 of about 80 steps"])
+
+
 def test_lines_say_each_event_once() -> None:
     out = io.StringIO()
     lines = LinesView(out, "", began=1000.0)

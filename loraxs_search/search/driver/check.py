@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, load_tokenizer, locate, resolved_pooling
@@ -46,6 +46,7 @@ _MEASURED_S = 4.0  # of steps, about
 _MARGIN = 0.2  # what a machine's speed varies by, from minute to minute and from trial to trial
 _SIMULATED = 20  # searches with scores drawn at random
 _ANSWERED_ROWS = 8
+_SCORED_ROWS = 32  # of validation rows; what a scoring takes grows with their number
 
 
 @dataclass(frozen=True)
@@ -115,12 +116,18 @@ def estimate_search(space: Space) -> SearchEstimate:
     began = time.monotonic()
     import torch  # a search loads it, too
 
-    host = training_host(host_config([space]), space.task, torch.get_num_threads())
+    scored = space.task.validation_rows
+    few = replace(space.task, validation_rows=_SCORED_ROWS if scored is None else min(scored, _SCORED_ROWS))
+    host = training_host(host_config([space]), few, torch.get_num_threads())
     try:
-        info = host.info(space.task)
-        measured = _measure(host, info, space, began)
+        info = host.info(few)
+        measured = _measure(host, info, replace(space, task=few), began)
     finally:
         host.close()
+    rows = info.data.num_rows["validation"] if scored is None else min(scored, info.data.num_rows["validation"])
+    times = rows / max(1, info.num_rows["validation"])
+    info = replace(info, num_rows={**info.num_rows, "validation": rows})
+    measured = replace(measured, scoring_s=measured.scoring_s * times)
     return add_up(space.search, space.promotion, space.task, info, measured)
 
 
@@ -212,7 +219,7 @@ def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured
     snapshots = _advance(host, specs, 1, [None] * len(specs), space.task)[1]  # factors, kernels: not again
     start_s = time.monotonic() - began
     scoring_s, snapshots = _advance(host, specs, 1, snapshots, space.task)
-    steps, done = 2, 1
+    steps, done = 1, 1
     both_s, snapshots = _advance(host, specs, done + steps, snapshots, space.task)
     step_s = max(both_s - scoring_s, 1e-4) / steps
     if (more := min(int(_MEASURED_S / step_s), plan.max_steps - done - steps)) > steps:
