@@ -72,7 +72,7 @@ def check(
     would share this machine, and two rows as the model sees them. It warns if scores would look better than they are,
     for instance because test rows are also in the training rows.
 
-    With --estimate it also measures a few steps of drawn trials on this machine, which takes a minute or so. Then it
+    With --estimate it also measures a few steps of drawn trials on this machine, in some 20 s. Then it
     says about how long a search would take here, and how many device hours. That counts what early stopping leaves of
     the trials' steps, the refits, and scoring at the end. It is a range: neither scores nor speed are known before.
 

@@ -112,7 +112,7 @@ def extend(
     test rows as the one before, so `promote` demands more confidence, as of any further decision on these rows.
 
     --time comes on top of the time budget, or of the time spent, where that is more. Without a time budget the search
-    gets one: the time spent so far, and this.
+    gets one: the time spent so far, and this. Trials that the time budget had ended continue first.
 
     Example: loraxs-search extend reviews --trials 12 --time 1h
     """

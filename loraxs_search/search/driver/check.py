@@ -302,7 +302,7 @@ def check(space: SpaceSource, *, data: bool = False, estimate: bool = False, ove
         space: A space file, the name of a shipped one, its sections as a mapping (paths start in the working
             directory), or a loaded `Space`.
         data: Read the task's rows as well.
-        estimate: Measure a few steps of drawn trials here, which takes a minute or so; reads the rows too.
+        estimate: Measure a few steps of drawn trials here, in some 20 s; reads the rows too.
         overrides: As `launch` takes them.
     Raises:
         SpaceError: the space has faults; the message has all of them.

@@ -39,6 +39,7 @@ from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking.run_texts import environment_tags
 
 _logger = logging.getLogger(__name__)
+_TIMED_STEPS = 4  # of each trial
 
 
 class SearchSession:
@@ -72,6 +73,8 @@ class SearchSession:
         plan, task = info.search, info.task
         self._deadline = Deadline(plan, self._study.state, started_at - journal.spent_s)
         self._watch = ScoreWatch(task, plan.max_steps)
+        self._timed: tuple[float, int] | None = None  # when this many steps were done
+        self._has_said_what_fits = False
         self._finalization: Finalization | None = None  # once its trials have ended
         trials = StudyTrials(task, plan)
         ledger.open(journal, trials, self._watch, after_report=self._say_baselines)
@@ -321,6 +324,30 @@ class SearchSession:
         for name, step in steps.items():
             if self._finalization is not None:
                 self._finalization.reached(name, step)
+        if self._finalization is None:
+            self._say_what_fits(steps, steady_time())
+
+    def _say_what_fits(self, steps: Mapping[str, int], now: float) -> None:
+        """Say once, from a few timed steps, how many trials the time budget has room for where not for all."""
+        left_s, done = self._deadline.left_s, sum(steps.values())
+        if self._has_said_what_fits or not left_s or not steps:
+            return
+        if self._timed is None or done < self._timed[1]:  # trials have ended, and others begun
+            self._timed = now, done
+            return
+        since, before = self._timed
+        if done - before < _TIMED_STEPS * len(steps):
+            return
+        self._has_said_what_fits = True
+        trial_s = self._info.search.max_steps * (now - since) / (done - before)  # of the device, side by side
+        wanted = planned(self._info.search, self._study.state, self._journal.records).trials
+        unended = wanted - sum(record.state is not TrialState.RUNNING for record in self._journal.records.values())
+        if (fits := int((left_s * (done - before) / (now - since) + done) // self._info.search.max_steps)) < unended:
+            _logger.warning(
+                "The time budget has room for about %d of the %s that are left, more where some stop early: one takes"
+                " about %.0f s, %d at once take %.0f s.",
+                *(fits, counted(unended, "trial"), trial_s, len(steps), trial_s * len(steps)),
+            )
 
     def _record_usage(self, usage: Usage) -> None:
         """Record how busy hosts are; called from its own thread, for MLflow only."""

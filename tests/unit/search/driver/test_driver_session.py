@@ -18,6 +18,7 @@ from loraxs_search.records import (
     Baseline,
     Identity,
     Lineage,
+    PromotionRule,
     SearchPlan,
 )
 from loraxs_search.search.driver.commander import Commander, answer_waiting, asks_for_more
@@ -28,7 +29,7 @@ from loraxs_search.search.driver.session import SearchSession, run_stages
 from loraxs_search.search.driver.session import reopen as reopened
 from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space import load_space
-from loraxs_search.steering import foreseen, steered
+from loraxs_search.steering import SteeringState, foreseen, steered
 from loraxs_search.steering.send import new_command
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
@@ -44,7 +45,8 @@ parameters:
 
 @pytest.fixture
 def ended(fresh_home: Path) -> StudyFolder:
-    folder = searched("s", [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8)], space=SPACE, finished=False)
+    tried = [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8)]
+    folder = searched("s", tried, space=SPACE, finished=False, promotion=PromotionRule())
     confirm(folder, "00000", [0.9], [1, 0], [1, 1])
     folder.journal().search_ended("")
     return folder
@@ -97,12 +99,12 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: St
     assert ended.candidates() == []
 
 
-def test_a_finished_study_whose_base_alone_could_not_be_asked_does_its_end_again(
+def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(
     ended: StudyFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched = "loraxs_search.search.driver.launch."
     monkeypatch.setattr(f"{launched}stored_space", lambda _: load_space("movie_reviews"))
-    ended.write_baselines([Baseline("zero-shot", failed="disk full")])
+    ended.write_baselines([Baseline("tfidf", failed="disk full", applies=True)])
     before = ended.candidates()
 
     def no_ray(*_: object, **__: object) -> None:
@@ -193,3 +195,17 @@ def test_refits_count_their_steps_between_reports(fresh_home: Path) -> None:
     for name, step in (("00000.1", 7), ("00000.1", 20), ("00001.1", 30), ("00007", 99), ("00001.1", 100)):
         finish.reached(name, step)
     assert seen == [(47, 200, "steps"), (60, 200, "steps"), (120, 200, "steps")]
+
+
+def test_a_search_says_once_how_many_trials_its_time_budget_has_room_for(caplog: pytest.LogCaptureFixture) -> None:
+    session = SearchSession.__new__(SearchSession)
+    session._timed, session._has_said_what_fits = None, False
+    session._info = SimpleNamespace(search=SearchPlan(trials=10, max_steps=100))  # type: ignore[assignment]
+    session._deadline = SimpleNamespace(left_s=50.0)  # type: ignore[assignment]
+    session._study = SimpleNamespace(state=SteeringState())  # type: ignore[assignment]
+    session._journal = SimpleNamespace(records={})  # type: ignore[assignment]
+    for now, steps in ((0.0, 10), (1.0, 12), (2.0, 20), (3.0, 40)):
+        session._say_what_fits({"00000": steps, "00001": steps}, now)
+    (record,) = caplog.records
+    assert "room for about 5 of the 10 trials" in record.getMessage()
+    assert "one takes about 10 s, 2 at once take 20 s" in record.getMessage()
