@@ -12,9 +12,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
+from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 import loraxs_search
@@ -98,31 +100,50 @@ def test_long_rows_are_cut_as_in_training_or_refused(encoder):
 
 
 # ---- champions -------------------------------------------------------------------------------------------------------
-def test_a_promotion_under_load_is_answered_soon_and_no_request_fails(encoder, folders):
-    before, digests, failed = Registry(encoder.uri).resolve("task-2").digest, [], []
-    stop = threading.Event()
+@pytest.mark.slow
+def test_while_champions_move_each_answer_is_that_of_the_adapter_it_names(registry, folders, encoder):
+    """Twenty promotions, rollbacks and tasks that are removed and made anew, under 24 clients."""
+    uri, promote = registry
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    task = replace(from_json(Manifest, (folders["two"] / "manifest.json").read_bytes()).task, name="moving")
+    made = {promote(folders[name], task=task): name for name in ("two", "two-again")}
+    stop, answers = threading.Event(), list[tuple[int, int, Any]]()
 
-    def ask():
+    def ask(number):
+        turn = number
         while not stop.is_set():
-            response = encoder.post("/classify", {"model": "task-2", "input": TEXTS})
-            (digests if response.ok else failed).append(response.headers.get("x-loraxs-digest"))
+            model, row = ("moving", "moving@champion", "moving:1")[turn % 3], turn % len(TEXTS)
+            response = requests.post(f"{url}/classify", json={"model": model, "input": TEXTS[row]}, timeout=60)
+            answers.append((response.status_code, row, response.json()))
+            turn += 1
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    after = encoder.promote(folders["two-again"])
-    while after not in digests and all(thread.is_alive() for thread in threads):  # the test's own limit ends it
-        time.sleep(0.01)
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not failed
-    assert set(digests) == {before, after}
-    expected = [one.score for one in Predictor(folders["two-again"])(TEXTS)]
-    assert close([one["score"] for one in encoder.classify("task-2", TEXTS)["data"]], expected)
-    old = encoder.classify("task-2:1", TEXTS)["data"]
-    assert close([one["score"] for one in old], [one.score for one in Predictor(folders["two"])(TEXTS)])
-    encoder.promote(folders["two"])
+    with running(Server(ServedModels(["moving"], uri=uri), poll_s=0.05)) as url, ThreadPoolExecutor(24) as pool:
+        asking = [pool.submit(ask, number) for number in range(24)]
+        try:
+            for move in range(20):
+                if move % 3 == 0:
+                    Registry(uri).rollback("moving", 1)
+                elif move % 3 == 1:
+                    made[promote(folders["two-again"], task=task)] = "two-again"
+                else:
+                    client.delete_registered_model("moving")
+                    made |= {promote(folders[name], task=task): name for name in ("two-again", "two")}
+            last = Registry(uri).resolve("moving").digest
+            while answers[-1][0] != 200 or answers[-1][2]["system_fingerprint"] != last:  # the test's own limit ends it
+                time.sleep(0.01)
+        finally:
+            stop.set()
+        for done in asking:
+            done.result()
+    expected = {name: Predictor(folders[name])(TEXTS) for name in ("two", "two-again")}
+    assert {status for status, _, _ in answers} <= {200, 404}  # there is no such task for a moment
+    named = set()
+    for status, row, body in answers:
+        if status == 200:
+            named.add(body["system_fingerprint"])
+            (answer,), right = body["data"], expected[made[body["system_fingerprint"]]][row]
+            assert (answer["label"], answer["score"]) == (right.label, pytest.approx(right.score, abs=1e-5))
+    assert len(named) > 3
 
 
 def test_a_base_that_is_named_is_the_one_of_its_own_champion(encoder, base, make_adapter, tmp_path):
