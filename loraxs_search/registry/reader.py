@@ -105,9 +105,11 @@ class RegistryReader:
             TrackingError: the server does not answer.
         """
         self.check_there()
+        # A list has other people's models too, so that a few tasks are asked for by name.
+        listed = models(self._ask) if len(tasks) > _FEW else filter(None, map(self._registered, tasks))
         return {
             model.name: (model.creation_timestamp, model.last_updated_timestamp, frozenset(model.aliases.items()))
-            for model in models(self._ask)
+            for model in listed
             if model.name in tasks
         }
 
@@ -235,6 +237,12 @@ class RegistryReader:
             lambda: asking(self._client)(only, size, token),
         )
 
+    def _registered(self, task: str) -> Any | None:
+        return self._plainly(
+            lambda: _mlflow.find_model(self.uri, task),
+            lambda: _versions.registered_model(self._client, task),
+        )
+
     def _model(self, task: str) -> Any | None:
         if not exists(self.uri):
             return None
@@ -309,6 +317,7 @@ _ADAPTERS = f"tags.`{KIND}` = '{ADAPTER}'"
 _MAX_PAGE = 1000  # MLflow's own limit
 _OTHERS = 20  # factor sets and models of others among these, for which no second page is asked
 _NEAR = 100
+_FEW = 8
 
 
 # How a page of registered models is asked for, by filter, number of models, and the token of the page before. It yields
