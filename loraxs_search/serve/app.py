@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -32,13 +33,32 @@ from prometheus_client import (
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from loraxs_search.errors import UnknownTaskError, UnknownVersionError, shortened
-from loraxs_search.serve.answers import Asked, classification, completion, last_pieces, piece, shown_models
-from loraxs_search.serve.engine import Job, ServingEngine
-from loraxs_search.serve.http_errors import add_error_answers, answer_of, error_answer
+from loraxs_search.errors import (
+    LoraxsError,
+    RegistryUnreadableError,
+    TaskDataError,
+    TrackingError,
+    TrialDivergedError,
+    UnknownTaskError,
+    UnknownVersionError,
+    UsageError,
+    shortened,
+)
+from loraxs_search.serve.bodies import (
+    Asked,
+    ChatBody,
+    ClassifyBody,
+    CompletionBody,
+    ErrorBody,
+    classification,
+    completion,
+    last_pieces,
+    piece,
+    shown_models,
+)
+from loraxs_search.serve.engine import EngineStoppedError, Job, QueueFullError, ServingEngine
 from loraxs_search.serve.requests import Limits, RefusedError, chat_jobs, classify_jobs, completion_jobs
-from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, ErrorBody
-from loraxs_search.serve.served_models import ServedAdapter, ServedModels
+from loraxs_search.serve.served_models import ServedAdapter, ServedModels, UnknownModelError
 from loraxs_search.versions import installed
 
 log = logging.getLogger(__name__)
@@ -381,3 +401,77 @@ def _event(value: Any) -> str:
 def _json(value: Any, asked: Asked) -> Response:
     headers = {DIGEST_HEADER: asked.digest}
     return Response(json.dumps(value, ensure_ascii=False).encode(), media_type="application/json", headers=headers)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def error_answer(status: int, message: str, param: str | None = None) -> JSONResponse:
+    """Return an answer that says what is wrong.
+
+    Args:
+        param: The field of the body that is at fault.
+    """
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    message = message.encode(errors="backslashreplace").decode()  # what a client sent may be half a character
+    error = {"message": message, "type": kind, "param": param, "code": status}
+    headers = {"retry-after": "1"} if status in (429, 503) else {}
+    headers |= {"www-authenticate": "Bearer"} if status == 401 else {}
+    return JSONResponse({"error": error}, status, headers)
+
+
+_STATUSES: tuple[tuple[type[LoraxsError], int], ...] = (
+    (UnknownModelError, 404),
+    (QueueFullError, 429),
+    (EngineStoppedError, 503),
+    (TaskDataError, 400),
+    (UsageError, 400),
+    (TrialDivergedError, 500),
+)
+
+
+def answer_of(error: Exception) -> JSONResponse:
+    """Return the answer to a request that an error ended."""
+    if isinstance(error, RefusedError):
+        return error_answer(error.status, error.message, error.param)
+    if isinstance(error, TrackingError | RegistryUnreadableError):
+        log.warning("the registry cannot be read", exc_info=error)
+        return error_answer(503, "The registry does not answer: try again later.")
+    for kind, status in _STATUSES:
+        if isinstance(error, kind):
+            assert isinstance(error, LoraxsError)
+            return error_answer(status, f"{error.message} {error.hint or ''}".strip())
+    log.error("a request has failed", exc_info=error)  # whose message may say where things are
+    return error_answer(500, "The server has failed at this request; its log says why.")
+
+
+async def _own_error(_: Request, error: Exception) -> Response:
+    return answer_of(error)
+
+
+async def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    answer = error_answer(error.status_code, str(error.detail))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()[0]
+    where, *parts = found["loc"]
+    if where == "body" and not request.headers.get("content-type", "").partition(";")[0].strip().endswith("json"):
+        return error_answer(415, "A body must be JSON, and the header `Content-Type: application/json` must say so.")
+    place = ".".join(map(str, parts))
+    if found["type"] == "json_invalid":
+        return error_answer(400, f"A body must be JSON, but at character {place}: {found['ctx']['error']}.")
+    return error_answer(422, f"`{place or 'body'}`: {found['msg']}.", place or None)
+
+
+def add_error_answers(app: FastAPI) -> None:
+    """Have errors of an application's routes answered."""
+    app.exception_handler(RequestValidationError)(_invalid)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(LoraxsError)(_own_error)
+    app.exception_handler(Exception)(_own_error)

@@ -12,11 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from loraxs_search.bank.answering import GenerateOptions, encoded_prompts, generate_request
 from loraxs_search.errors import LoraxsError, TaskDataError, TrialDivergedError, UsageError
-from loraxs_search.records import Prediction
+from loraxs_search.serve.bodies import Answered, ChatBody, ClassifyBody, CompletionBody, Row, Written
 from loraxs_search.serve.engine import Job
-from loraxs_search.serve.schemas import ChatBody, ClassifyBody, CompletionBody, Row
 from loraxs_search.serve.served_models import ServedAdapter
-from loraxs_search.serve.token_texts import LikelyToken, TokenReader
+from loraxs_search.serve.token_texts import TokenReader
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import RequestGenerator, Sampling, render_chat
 from loraxs_search.tasks.prepared import encode
@@ -64,35 +63,6 @@ class Limits:
     stop_chars: int = 256
     waiting_rows: int = 2048
     rows_at_once: int = 64
-
-
-@dataclass(frozen=True)
-class Answered:
-    """Answers to rows, with what their tokens were.
-
-    Args:
-        num_cut: Rows that were longer than the task takes, and were cut.
-    """
-
-    predictions: Sequence[Prediction]
-    num_tokens: int
-    num_cut: int
-
-
-@dataclass(frozen=True)
-class Written:
-    """What was written after one prompt.
-
-    Args:
-        ended: Whether an end token or a stop string ended it.
-        logprobs: Of each token, where they were asked for.
-    """
-
-    text: str
-    num_prompt_tokens: int
-    num_tokens: int
-    ended: bool
-    logprobs: Sequence[LikelyToken] = ()
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance
 
-from loraxs_search.serve.schemas import ErrorBody
+from loraxs_search.serve.bodies import ErrorBody
 
 hypothesis.settings.register_profile("http", max_examples=30, deadline=None, derandomize=True)
 
