@@ -145,8 +145,12 @@ def draft_space(
     roles, table = guess_roles(table, choices)
     held_out, unused = _held_out(table, roles, choices)
     missing = [split for split in ("validation", "test") if split not in held_out]
-    if missing:
-        _check_enough(table)
+    if missing and table.is_file and table.num_rows < _FEWEST:
+        raise TaskDataError(
+            f"{table.name} must have at least {_FEWEST} rows, since a tenth each is set aside for validation and the"
+            f" test, but has {table.num_rows}.",
+            hint="give more rows: a hundred is little, a thousand is good",
+        )
     base = _base(roles, choices, folder)
     metrics = _metrics(roles, choices)
     measured = _measure(table, roles, base, choices)
@@ -282,15 +286,6 @@ def _source(table: Table, copy: Path | None, held_out: Mapping[str, Table], fold
     return {"data_files": {split: _relative(file, folder) for split, file in files.items()}}
 
 
-def _check_enough(table: Table) -> None:
-    if table.is_file and table.num_rows < _FEWEST:
-        raise TaskDataError(
-            f"{table.name} must have at least {_FEWEST} rows, since a tenth each is set aside for validation and the"
-            f" test, but has {table.num_rows}.",
-            hint="give more rows: a hundred is little, a thousand is good",
-        )
-
-
 # ---- what is guessed -------------------------------------------------------------------------------------------------
 def _base(roles: Roles, choices: Choices, folder: Path) -> BaseModelRef:
     if choices.base is not None:
@@ -394,7 +389,9 @@ def _plan(rows: int, roles: Roles, base: BaseModelRef, measured: Measured) -> Pl
     else:
         seen = max(min(_MANY_TIMES * rows, _SOME_SEEN), min(_SEVERAL_TIMES * rows, _MOST_SEEN))
     steps, plan = max(16, -(-seen // (8 * batch)) * 8), (4, 2, 0) if decodes else (12, 3, 2)
-    if not measured.mean_tokens or _has_gpu():
+    import torch
+
+    if not measured.mean_tokens or torch.cuda.is_available():
         return Plan(steps, *plan)
     affordable = _SECONDS * _per_second(base, decodes) / (measured.mean_tokens * batch)
     ways = [plan, (plan[0], plan[1], 0), (plan[0] // 2, plan[1], 0)]
@@ -405,12 +402,6 @@ def _plan(rows: int, roles: Roles, base: BaseModelRef, measured: Measured) -> Pl
     ]
     fit, way = next((pair for pair in fitting if pair[0] >= steps), fitting[-1])
     return Plan(max(16, min(steps, fit // 8 * 8)), *way, f"{_SECONDS // 60}m")
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _per_second(base: BaseModelRef, decodes: bool) -> float:

@@ -25,7 +25,7 @@ from loraxs_search.scaffold._answers import (
     has_few,
     places,
 )
-from loraxs_search.tasks.kinds import KINDS, finite_number, items_of
+from loraxs_search.tasks.kinds import finite_number, items_of
 from loraxs_search.tasks.rows import TEXT_NAMES
 from loraxs_search.tasks.tables import Table
 
@@ -33,6 +33,7 @@ _LABELS = (
     *("label", "labels", "class", "category", "target", "sentiment", "intent", "topic", "gold", "y", "score"),
     *("rating", "stars", "answer", "answerkey", "correct", "output", "completion", "response"),
 )
+_KINDS = (CLASSES, NUMBERS, TAGS, WRITING, CHOOSING)
 _LETTERS = string.ascii_uppercase
 _WORDS = ("tokens", "words", "text", "sentence")
 _TAG = re.compile(r"O|[BI]-\S+")
@@ -103,7 +104,7 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
     if kind == CHOOSING or (kind is None and options is not None):
         if options is None:
             message = "A multiple-choice task needs a column of lists, or a column for each option, but there is none."
-            raise UndecidedError("kind", message, _kinds(), default="")
+            raise UndecidedError("kind", message, _KINDS, default="")
         label = choices.label or _label(table, choices, but=(options,))
         texts = choices.text or (_text(table, but=(label, options)),)
         unused = _unused(table, choices, (*texts, label))
@@ -119,10 +120,6 @@ def guess_roles(table: Table, choices: Choices) -> tuple[Roles, Table]:
         )
     counts = check_answers(table, texts, label, kind, choices)
     return Roles(kind, texts, label, label_counts=counts, unused=_unused(table, choices, (*texts, label))), table
-
-
-def _kinds() -> tuple[str, ...]:
-    return tuple(name for name in KINDS.names() if name in (CLASSES, NUMBERS, TAGS, WRITING, CHOOSING))
 
 
 def _tagged(table: Table, choices: Choices) -> Roles:
@@ -182,8 +179,8 @@ def _check_named(table: Table, choices: Choices) -> None:
             f"`--label` must be another column than `--text`, but both are {choices.label!r}.",
             hint=f"columns of {table.name}: {', '.join(table.columns)}",
         )
-    if choices.kind is not None and choices.kind not in _kinds():
-        raise UsageError(unknown_name("--kind", choices.kind, _kinds()), hint="leave it out to have it guessed")
+    if choices.kind is not None and choices.kind not in _KINDS:
+        raise UsageError(unknown_name("--kind", choices.kind, _KINDS), hint="leave it out to have it guessed")
     if len(table.columns) < 2:
         raise TaskDataError(
             f"{table.name} must have a column with texts and one with answers, but has only"

@@ -91,16 +91,19 @@ def guesses_of(  # each is a source of guesses
     held_out: Mapping[str, Table],
 ) -> dict[str, str]:
     """Return what was guessed, by name, with the reason."""
+    beside = "" if choices.test else " (beside the training rows)"
     counts = _counted(roles.label_counts)
+    if roles.kind == NUMBERS and not choices.label:
+        counts = "numbers (--label names another column)"
     remark = f" ({table.remark})" if table.remark else ""
     if copy:
         remark = f" ({table.remark}: the space reads {copy}, a plain copy; change rows there)"
     guesses = {
         "rows": table.remark if table.remark and not table.is_file else f"{table.num_rows} in {table.name}{remark}",
-        **{split: _held_out_rows(own, choices) for split, own in held_out.items()},
+        **{split: f"{own.num_rows} in {own.name}{beside}" for split, own in held_out.items()},
         "kind": roles.kind + ("" if choices.kind else _ratings(roles)),
         "texts": ", ".join(roles.texts),
-        "answers": f"{roles.label}: {counts}" if counts else f"{roles.label}{_of_numbers(roles, choices)}",
+        "answers": f"{roles.label}: {counts}" if counts else roles.label,
         "base": base.id,
         "max_length": measured.reason,
     }
@@ -111,15 +114,6 @@ def guesses_of(  # each is a source of guesses
         guesses["unused"] = ", ".join(roles.unused) + way
     options = roles.options if isinstance(roles.options, str) else ", ".join(roles.options or ())
     return guesses | ({"options": options} if options else {})
-
-
-def _held_out_rows(table: Table, choices: Choices) -> str:
-    beside = "" if choices.test else " (beside the training rows)"
-    return f"{table.num_rows} in {table.name}{beside}"
-
-
-def _of_numbers(roles: Roles, choices: Choices) -> str:
-    return ": numbers (--label names another column)" if roles.kind == NUMBERS and not choices.label else ""
 
 
 def _ratings(roles: Roles) -> str:
