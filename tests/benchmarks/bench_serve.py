@@ -36,7 +36,6 @@ from typing import Any
 
 import psutil
 import torch
-from bench_bank import BULK
 from peft import LoraConfig, PeftModel, get_peft_model
 from support.environments import clean_variables
 from support.ports import free_port
@@ -59,6 +58,7 @@ from loraxs_search.tasks.prepared import load_data
 from loraxs_search.trial import attach
 
 RANK, PORT_WAIT_S = 8, 0.05
+BULK = 10_000  # adapters that are drawn at once
 
 
 class RandomModels(ServedModels):

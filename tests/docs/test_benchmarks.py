@@ -53,14 +53,6 @@ def test_its_path_works_on_a_cpu_with_tiny_bases(tmp_path: Path, in_warm_home: P
     assert found["processes_steps_per_s"] > 0
 
 
-@pytest.mark.long(part="search")
-def test_the_benchmark_of_the_bank_counts_what_an_adapter_takes(tmp_path: Path, in_warm_home: Path) -> None:
-    short = {"adapters": 60, "peft-adapters": 2, "rows": 4, "tokens": 8, "rounds": 1, "warmup": 1}
-    found = run(tmp_path, *(f"--{name}={value}" for name, value in short.items()), benchmark="bench_bank")
-    assert found["allocated_bytes"] == found["r_bytes"] + found["head_bytes"] == 4 * (36 * 8 * 8 + 2 * 384 + 2)
-    assert [row["way"].split(",")[0] for row in found["rows"]] == ["bare base", *["bank"] * 3, *["PEFT"] * 2]
-
-
 def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(
     tmp_path: Path, run_here: Callable[..., None]
 ) -> None:
@@ -77,17 +69,3 @@ def test_validation_rows_choose_without_bias_and_test_rows_decide_without_luck(
     assert now["20 searches"]["false_promotions"] < before["20 searches"]["false_promotions"]
     assert now["10 losses"]["loss"] < 0.5, "in points: small losses do not add up"
     assert max(values["error"] for values in found["equal adapters, few test rows"].values()) <= 0.12  # of 50 pairs
-
-
-@pytest.mark.long(part="search")
-def test_the_benchmark_of_methods_compares_what_it_searched(tmp_path: Path, in_warm_home: Path) -> None:
-    """On the shipped reviews in the place of SST-2."""
-    glue, reviews = tmp_path / "data" / "glue", BENCHMARKS.parents[1] / "search_spaces" / "data" / "movie_reviews"
-    glue.mkdir(parents=True)
-    (glue / "sst2").symlink_to(reviews)
-    quick = ("--quick", "--shows=methods", "--tasks=sst2", "--methods=lora-xs")
-    shows = run(tmp_path, *quick, f"--data={tmp_path / 'data'}", benchmark="bench_methods")
-    measured = shows["methods"]["sst2"]  # type: ignore[index]
-    (group,) = measured["comparison"]["groups"]
-    assert (measured["failed"], group["label"], group["num_trials"]) == ("", "lora-xs", 2)
-    assert (len(group["seed_scores"]), group["test_score"] > 0) == (2, True)
