@@ -161,6 +161,7 @@ def test_a_pulled_model_can_be_whole(ask, tmp_path):
     assert ask("pull", "movie-reviews", "--rank", "8").code == 2
 
 
+@pytest.mark.long(part="bases")
 def test_a_pulled_graph_comes_without_the_exporters_own_words(ask):
     done = ask("pull", "movie-reviews", "--format", "onnx")
     names = {path.name for path in Path(done.ok.strip()).iterdir()}

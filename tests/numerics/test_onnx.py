@@ -289,7 +289,7 @@ def test_the_extra_is_named_where_it_is_missing(make: Callable[..., Path], monke
     assert "pip install '.[onnx]'" in str(refused.value.hint)
 
 
-@pytest.mark.long(part="bases")  # tests/cli/test_cli_search.py exports an adapter on it, which compares its answers
+@pytest.mark.long(part="bases")
 def test_the_quickstarts_base(
     quickstart_base: BaseModel, in_warm_home: Path, make_adapter: Callable[..., Path], tmp_path: Path, opened: Any
 ) -> None:
