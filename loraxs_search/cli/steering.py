@@ -86,11 +86,7 @@ def add(
 
     A finished search continues with `resume`. Its candidates are then chosen again, among all trials.
 
-    Examples:
-
-    loraxs-search add reviews --set rank=16 --set learning_rate=1e-3
-
-    loraxs-search add reviews --from 00003 --set learning_rate=1e-3
+    Example: loraxs-search add reviews --from 00003 --set learning_rate=1e-3
     """
     from loraxs_search.steering.send import read_params
 

@@ -352,13 +352,13 @@ def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:
         return None
     count = len(task.labels)
     confusion = np.bincount(labels * count + answers, minlength=count * count).reshape(count, count)
-    right, answered, rows = confusion.diagonal(), confusion.sum(0), confusion.sum(1)
+    right, answered, rows = confusion.diagonal().tolist(), confusion.sum(0).tolist(), confusion.sum(1).tolist()
 
     def share(part: int, whole: int) -> float | None:
         return float(part / whole) if whole else None
 
     classes = [
-        ClassScores(label, int(n), share(k, m), share(k, n), share(2 * k, n + m))
+        ClassScores(label, n, share(k, m), share(k, n), share(2 * k, n + m))
         for label, k, m, n in zip(task.labels, right, answered, rows, strict=True)
     ]
     wrong = [sample for part in parts for sample in part.wrong][:NUM_WRONG_ROWS]
