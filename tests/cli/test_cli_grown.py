@@ -29,8 +29,7 @@ def ended(fresh_home: Path) -> StudyFolder:
     ("line", "what"),
     [
         (["add", "reviews", "--set", "rank=16", "--set", "learning_rate=1e-3"], {"rank": 16, "learning_rate": 0.001}),
-        (["clone", "reviews", "0", "--set", "learning_rate=2e-3"], {"learning_rate": 0.002}),
-        (["clone", "reviews", "00000", "--set", "learning_rate=1.0", "--force"], {"learning_rate": 1.0}),
+        (["add", "reviews", "--from", "0", "--set", "learning_rate=2e-3"], {"learning_rate": 0.002}),
         (["extend", "reviews", "--trials", "12", "--time", "1h"], {}),
     ],
 )
@@ -52,9 +51,9 @@ def test_a_study_that_nobody_runs_has_it_wait_and_says_how_to_go_on(
     [
         (["add", "reviews", "--set", "rank=5"], "`rank` must be as the space has it, one of 4, 8, 16, but got 5"),
         (["add", "reviews", "--set", "rank"], "`--set` must be NAME=VALUE"),
-        (["add", "revews"], "`study` must be one of this machine or of "),
-        (["clone", "reviews", "7"], "`trial` must be one of study 'reviews': 00000, but got '00007'"),
-        (["clone", "reviews", "0", "--set", "learning_rate=1"], "`learning_rate` must be as the space has it"),
+        (["add", "revews"], "`study` must be one of this machine"),
+        (["add", "reviews", "--from", "7"], "`trial` must be one of study 'reviews': 00000, but got '00007'"),
+        (["add", "reviews", "--from", "0", "--set", "learning_rate=1"], "`learning_rate` must be as the space has it"),
         (["extend", "reviews"], "`extend` needs --trials, --time or both"),
         (["extend", "reviews", "--time", "1h"], "it has had all of its 1"),
         (["extend", "reviews", "--trials", "0"], "`--trials` must be a whole number of at least 1"),

@@ -33,7 +33,10 @@ from loraxs_search.tasks.kinds import KINDS
 def test_baselines_that_are_in_the_folder_are_not_measured_again(fresh_home: Path) -> None:
     folder, measured = (
         study("s"),
-        (Baseline("constant", {"accuracy": 0.5}, answer=0), Baseline("tfidf", failed="too slow", applies=False)),
+        (
+            Baseline("constant", {"accuracy": 0.5}, answer=0),
+            *(Baseline(name, failed="too slow", applies=False) for name in ("tfidf", "features")),
+        ),
     )
     folder.write_baselines(measured)
     nobody_to_ask: object = None
@@ -150,7 +153,7 @@ class Hosts:
 @pytest.fixture
 def folder(fresh_home: Any, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
     monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
-    made = study("s", task=TASK)
+    made = study("s", task=TASK, promotion=PromotionRule())
     made.write_baselines([CONSTANT])
     return made
 
