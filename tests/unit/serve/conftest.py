@@ -80,7 +80,7 @@ def running(server: Server) -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def registry(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Promote]]:
     """The address of a store in a home of the module's own, and what promotes an adapter folder there."""
     folder = tmp_path_factory.mktemp("served")
@@ -116,12 +116,12 @@ def registry(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 TARGETS = tuple(f"bert.encoder.layer.{i}.attention.self.{part}" for i in (0, 1) for part in ("query", "value"))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def base(tiny_base: Path, registry: tuple[str, Promote]) -> BaseModel:
     return locate(BaseModelRef(str(tiny_base)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def folders(
     base: BaseModel, make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
@@ -139,7 +139,7 @@ def folders(
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def encoder(registry: tuple[str, Promote], folders: dict[str, Path]) -> Iterator[Running]:
     """A server of task-2, task-3 and task-1 on the tiny encoder, which looks the registry up again and again."""
     uri, promote = registry
@@ -159,7 +159,7 @@ WRITERS: dict[str, Task] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def decoder(
     registry: tuple[str, Promote], make_adapter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:

@@ -9,12 +9,11 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import requests
 
-from loraxs_search.errors import TrackingError, UsageError
+from loraxs_search.errors import IntegrityError, TrackingError, UsageError
 from loraxs_search.records import Manifest, from_json
 from loraxs_search.registry import Registry
 from loraxs_search.registry.names import ResolvedNames
@@ -37,18 +36,19 @@ def follow(monkeypatch):
     return ServedModels
 
 
-def test_what_was_refused_is_taken_once_it_is_mended(registry, folders, follow):
+def test_what_was_refused_is_taken_once_it_is_mended(registry, folders, follow, monkeypatch):
     uri, promote = registry
     old = promote(folders["three"])
     models = follow(["task-3"], uri=uri)
     new = promote(folders["three"])
-    config = Path(Registry(uri).resolve("task-3").source) / "adapter_config.json"
-    whole = config.read_bytes()
-    config.write_bytes(b"{}")
-    models.refresh()
-    assert models.find("task-3").digest == old
-    assert "not what was registered" in models.faults()["task-3"]
-    config.write_bytes(whole)
+
+    def refuse(*_, **__):
+        raise IntegrityError("A file was changed.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(served_models, "pull_version", refuse)
+        models.refresh()
+    assert models.faults() == {"task-3": "A file was changed."}
     models.refresh()
     assert models.find("task-3").digest == old, "it is not looked at every second"
     models._names["task-3"].retry_at = 0.0  # a minute later
