@@ -106,7 +106,7 @@ def test_a_tampered_or_missing_file_is_refused(folder, name):
 @pytest.mark.parametrize("text", ["", "{}", "[1, 2"])
 def test_a_folder_without_a_manifest_is_no_adapter(folder, text):
     (folder / "manifest.json").write_text(text)
-    with pytest.raises(IntegrityError, match="not an adapter manifest|`format`"):
+    with pytest.raises(IntegrityError, match=r"not an adapter manifest|`format`"):
         load_adapter_folder(folder)
     (folder / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match=r"must hold manifest\.json"):
