@@ -258,8 +258,8 @@ With vLLM, as plain LoRA ({limits}{where}):
 
 ```console
 loraxs-search pull {manifest.task.registered_name} --format lora --out adapters/{manifest.task.registered_name}
-VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver \\
-VLLM_LORA_RESOLVER_CACHE_DIR=adapters vllm serve {base} --enable-lora --max-lora-rank {rank}{own}
+vllm serve {base} --enable-lora --max-lora-rank {rank}{own} \\
+--lora-modules {manifest.task.registered_name}=adapters/{manifest.task.registered_name}
 ```{"" if has_head else _gguf(manifest)}"""
 
 

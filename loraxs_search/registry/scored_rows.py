@@ -62,7 +62,7 @@ class ScoredRows:
     ) -> ScoredRows:
         """Make rows of plain values; whole numbers are label ids."""
         some = [*predictions[:1], *labels[:1]]
-        kind: npt.DTypeLike = np.float32 if any(isinstance(value, float) for value in some) else np.int64
+        kind: npt.DTypeLike = np.float64 if any(isinstance(value, float) for value in some) else np.int64
         if any(isinstance(value, str) for value in some):
             kind = object  # a text as long as it is, not as the longest one
         tokens = {"losses": losses, "counts": counts, "correct": correct}

@@ -366,5 +366,4 @@ def _spearman(answered: Numbers, true: Numbers) -> Numbers:
 OF_NUMBERS: dict[str, Callable[[Numbers, Numbers], Numbers]] = {
     "pearson": _pearson,
     "spearman": _spearman,
-    "mse": lambda answered, true: np.asarray(((answered - true) ** 2).mean(1)),
 }

@@ -74,13 +74,35 @@ def _matthews(predictions: Values, labels: Values) -> float:
 def _correlation(name: str, predictions: Values, labels: Values) -> float:
     from scipy import stats
 
-    if _constant(predictions) or _constant(labels):
+    centre = float(labels.astype(np.float64).mean())
+    if _constant(predictions, centre) or _constant(labels):
         return 0.0
     return float(getattr(stats, name)(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
 
 
-def _mse(predictions: Values, labels: Values) -> float:
-    return float(np.square(predictions.astype(np.float64) - labels.astype(np.float64)).mean())
+def _apart(predictions: Values, labels: Values) -> npt.NDArray[np.float64]:
+    return np.abs(predictions.astype(np.float64) - labels.astype(np.float64))
+
+
+def _squared(predictions: Values, labels: Values) -> npt.NDArray[np.float64]:
+    return np.square(_apart(predictions, labels))
+
+
+def _squares_and_labels(predictions: Values, labels: Values) -> npt.NDArray[np.float64]:
+    """Return of each row the squared error, one, the label and its square, labels from their mean; (N, 4)."""
+    own = labels.astype(np.float64) - labels.astype(np.float64).mean()
+    return np.stack([_squared(predictions, labels), np.ones(len(labels)), own, np.square(own)], axis=1)
+
+
+def _root(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.sqrt(sums[..., 0] / sums[..., 1])
+
+
+def _explained(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    errors, count, labels, squares = np.moveaxis(sums, -1, 0)
+    spread = squares - np.square(labels) / count
+    unlike = spread > 1e-12 * squares
+    return np.where(unlike, 1 - ratio_or_zero(errors, np.where(unlike, spread, 0.0)), 0.0)
 
 
 def _ratio(sums: Values, counts: Values) -> float:
@@ -92,16 +114,28 @@ def ratio_or_zero(top: npt.NDArray[np.float64], bottom: npt.NDArray[np.float64])
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
 
 
-def _constant(values: Values) -> bool:
-    """Say whether all values are the same, up to their own resolution: no correlation is defined then."""
-    rounding = 4 * float(np.finfo(np.float32).eps) if values.dtype == np.float32 else 0.0
+def _constant(values: Values, centre: float | None = None) -> bool:
+    """Say whether all values are the same, up to their own resolution: no correlation is defined then.
+
+    Args:
+        centre: Where the float32 outputs of a model, which numbers were made of, are near zero.
+    """
     numbers = values.astype(np.float64)
-    spread = np.abs(numbers - numbers.mean()).max()
-    return bool(spread <= max(1e-12, rounding) * np.abs(numbers).max())
+    spread, most = np.abs(numbers - numbers.mean()).max(), np.abs(numbers).max()
+    rounding = 0.0 if centre is None else 4 * float(np.finfo(np.float32).eps) * np.abs(numbers - centre).max()
+    return bool(spread <= max(1e-12 * most, rounding))
+
+
+def _mean_of(of_rows: Callable[[Values, Values], npt.NDArray[np.float64]]) -> Score:
+    return lambda predictions, references: float(of_rows(predictions, references).mean())
+
+
+def _from_sums(of_counts: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]) -> Score:
+    return lambda predictions, labels: float(of_counts(_squares_and_labels(predictions, labels).sum(0)))
 
 
 # Where a metric is undefined its value here is: f1 0 without true or predicted positives; matthews, pearson and
-# spearman 0 when the predictions or the labels are all the same.
+# spearman 0 when the predictions or the labels are all the same, and r2 when the labels are.
 CLASS_METRICS = by_name(
     Metric("accuracy", "maximize", _share_of_equal, is_share=True),
     Metric("f1", "maximize", partial(_class_f1, "binary")),
@@ -111,7 +145,10 @@ CLASS_METRICS = by_name(
 NUMBER_METRICS = by_name(
     Metric("pearson", "maximize", partial(_correlation, "pearsonr")),
     Metric("spearman", "maximize", partial(_correlation, "spearmanr")),
-    Metric("mse", "minimize", _mse),
+    Metric("mse", "minimize", _mean_of(_squared), of_rows=_squared),
+    Metric("mae", "minimize", _mean_of(_apart), of_rows=_apart),
+    Metric("rmse", "minimize", _from_sums(_root), row_counts=_squares_and_labels, of_counts=_root),
+    Metric("r2", "maximize", _from_sums(_explained), row_counts=_squares_and_labels, of_counts=_explained),
 )
 TOKEN_METRICS = by_name(
     Metric("loss", "minimize", _ratio, column="losses"), Metric("token_accuracy", "maximize", _ratio, column="correct")
@@ -178,10 +215,6 @@ def _words(text: str) -> list[str]:
     plain = composed(text).lower()
     bare = plain.translate(_MARKS)
     return _words_of(_ARTICLES.sub(" ", bare)) or _words_of(bare) or _words_of(plain)
-
-
-def _mean_of(of_rows: Callable[[Values, Values], npt.NDArray[np.float64]]) -> Score:
-    return lambda predictions, references: float(of_rows(predictions, references).mean())
 
 
 TEXT_METRICS = (

@@ -250,7 +250,7 @@ def write_converted(folder: Path, make_adapter: Callable[..., Path], head: str) 
     converted(sealed, "lora", ExportOptions(rank=8)).rename(folder / "lora")
     converted(sealed, "merged").rename(folder / "merged")
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "lora" / "README.md").read_text(), flags=re.S)
-    (folder / "code.py").write_text(code)
+    (folder / "code.py").write_text(code.replace('"base"', repr(base.path)))
     return logits(load_adapter_folder(sealed, base=base))
 
 

@@ -214,5 +214,5 @@ def test_each_form_on_a_bfloat16_base_answers_as_exactly_as_its_head_was_trained
         for form in (folder, converted(folder, "lora"), converted(folder, "merged")):
             *_, code = re.findall(r"```python\n(.*?)```", (form / "README.md").read_text(), flags=re.S)
             monkeypatch.chdir(form)
-            exec(code, space := {})
+            exec(code.replace('"base"', repr(str(tmp_path / "base"))), space := {})
             assert answers(space["model"]) == pytest.approx(expected, abs=1.0)

@@ -103,7 +103,8 @@ def test_the_code_beside_it_asks_as_in_training(key, make_adapter, tmp_path):
     (expected,) = loraxs_search.predict(folder, "<words>")
     assert expected.label
     own, *plain = [
-        [str(form), code_of(form)] for form in (folder, converted(folder, "lora"), converted(folder, "merged"))
+        [str(form), code_of(form, tmp_path / "base")]
+        for form in (folder, converted(folder, "lora"), converted(folder, "merged"))
     ]
     written = run(CARD, own) + run(f'import sys\nsys.modules["loraxs_search"] = None\n{CARD}', *plain)
     assert [json.loads(line).strip() for line in written.splitlines()] == [expected.label] * 3
@@ -117,10 +118,10 @@ def penalised(base: Path) -> BaseModel:
     return locate(BaseModelRef(str(base)))
 
 
-def code_of(folder: Path) -> str:
+def code_of(folder: Path, base: Path) -> str:
     """Return the code of a README.md but for the first block of a card, which is of this package alone."""
     blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)
-    return "".join(blocks[-2:])
+    return "".join(blocks[-2:]).replace('"base"', repr(str(base)))
 
 
 def test_a_merged_model_writes_as_in_training_by_default(make_adapter, tmp_path):

@@ -61,8 +61,13 @@ def write_pooled_head(model: PreTrainedModel, adapter: LoadedAdapter, folder: Pa
         write_atomic(folder / name, json.dumps(content, indent=2) + "\n")
 
 
-def encoding_page(adapter: LoadedAdapter, notice: str = "") -> str:
-    """Return README.md: how sentence-transformers computes logits from this folder."""
+def encoding_page(adapter: LoadedAdapter, notice: str = "", before: str = "") -> str:
+    """Return README.md: how sentence-transformers computes logits from this folder.
+
+    Args:
+        notice: What people should know first.
+        before: Lines of Python that run before the folder is loaded.
+    """
     task = adapter.manifest.task
     texts = f'"{task.text}"' if task.text_pair is None else f'("{task.text}", "{task.text_pair}")'
     outputs = f"a row's logits of {json.dumps(task.labels, ensure_ascii=False)}" if task.labels else "a row's number"
@@ -73,7 +78,7 @@ def encoding_page(adapter: LoadedAdapter, notice: str = "") -> str:
 A sentence encoder whose embeddings are what the head gives, {outputs}:
 
 ```python
-import sentence_transformers
+{before}import sentence_transformers
 model = sentence_transformers.SentenceTransformer(".")
 logits = model.encode([{texts}])
 ```{between_texts(task)}

@@ -17,8 +17,8 @@ from loraxs_search.methods._base import Method
 from loraxs_search.methods._peft import unloaded
 from loraxs_search.methods.export._base import ExportFormat, ExportOptions, LoadedAdapter
 from loraxs_search.methods.export._sentence_encoder import encoding_page, write_pooled_head
-from loraxs_search.records import BaseModelRef, Manifest
-from loraxs_search.tasks.asking import asked_as_in_training, between_texts, loading_code, where_base_is
+from loraxs_search.records import BaseModelRef
+from loraxs_search.tasks.asking import asked_as_in_training, between_texts, finding_code, loading_code, where_base_is
 from loraxs_search.tasks.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -30,17 +30,19 @@ class PlainLoRAFolder(ExportFormat):
 
     name: ClassVar[str] = "lora"
     options: ClassVar[frozenset[str]] = frozenset({"rank"})
-    layout: ClassVar[int] = 5
+    layout: ClassVar[int] = 6
 
     @classmethod
     def fits(cls, method: Method) -> bool:
         return method.has_plain_lora
 
     def write(self, adapter: LoadedAdapter, folder: Path, options: ExportOptions) -> None:
+        from loraxs_search.base_model import locate
         from loraxs_search.methods._plain_lora import write_plain_lora
 
-        lora, base = adapter.plain_lora(), _loadable(adapter.manifest)
-        page = _page(adapter, base) if lora.pooling == "class" else encoding_page(adapter)
+        ref = adapter.manifest.base_model
+        lora, base = adapter.plain_lora(), _named(ref, locate(ref).revision)
+        page = _page(adapter, base) if lora.pooling == "class" else encoding_page(adapter, before=_placing(base))
         if lora.pooling != "class":
             lora = _with_pooled_head(adapter, lora, folder)
         write_plain_lora(lora, folder, rank=options.rank, base=base.id, revision=base.revision)
@@ -56,27 +58,42 @@ def _with_pooled_head(adapter: LoadedAdapter, lora: PlainLora, folder: Path) -> 
     return replace(lora, pairs=pairs, others={}, saved=(), task_type="FEATURE_EXTRACTION", pooling="class")
 
 
-def _loadable(manifest: Manifest) -> BaseModelRef:
-    """Return an adapter's base as `from_pretrained` takes it: the hub's id and commit, or a folder here."""
-    from loraxs_search import base_model
+def _named(ref: BaseModelRef, revision: str | None) -> BaseModelRef:
+    """Return a base by a name that means something on any machine: the hub's id and commit, or its folder's name."""
+    is_folder = Path(ref.id).is_absolute()
+    return BaseModelRef(Path(ref.id).name) if is_folder else replace(ref, revision=revision or ref.revision)
 
-    located = base_model.locate(manifest.base_model)
-    return BaseModelRef(located.id, located.revision) if located.revision else BaseModelRef(located.path)
+
+def _placing(base: BaseModelRef) -> str:
+    """Return Python that puts the base's folder here into the adapter's config; empty where the hub has the base."""
+    if base.package is None and "/" in base.id:
+        return ""
+    folder = finding_code(base) or f'folder = "{base.id}"  # the path of the base\n'
+    return f"""import json, pathlib
+{folder}config = pathlib.Path("adapter_config.json")
+config.write_text(json.dumps(json.loads(config.read_text()) | {{"base_model_name_or_path": folder}}))
+"""
 
 
 def _page(adapter: LoadedAdapter, base: BaseModelRef) -> str:
     """Return README.md: how the plain LoRA adapter is loaded with its labels, for which PEFT's files have no place.
 
     Args:
-        base: As `from_pretrained` takes it.
+        base: As it is named everywhere.
     """
     manifest = adapter.manifest
-    where = where_base_is(base) if base.revision else _on_this_machine(manifest)
+    is_folder = Path(manifest.base_model.id).is_absolute()
+    where = (
+        f"where `{base.id}` is the folder of the base: put its path in. Its weights must have the sha256"
+        f" {manifest.base_digest}"
+        if is_folder
+        else where_base_is(base)
+    )
     return f"""# {manifest.task.registered_name}
 
-A {adapter.method.title} adapter for `{manifest.base_model.id}` as plain LoRA, exactly.
+A {adapter.method.title} adapter for `{base.id}` as plain LoRA, exactly.
 
-With transformers and PEFT alone, from this folder, {where}:
+With transformers and PEFT, from this folder, {where}:
 
 ```python
 import peft, transformers
@@ -85,13 +102,3 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(".")
 model = peft.PeftModel.from_pretrained(base, ".").eval()
 ```{between_texts(manifest.task)}
 {asked_as_in_training(adapter.serving)}"""
-
-
-def _on_this_machine(manifest: Manifest) -> str:
-    """Return where the code runs when it names a folder of this machine."""
-    package = manifest.base_model.package
-    carried = f", which the Python package `{package}` carries: the hub's may differ" if package else ""
-    return (
-        "where the folder of the base is that of this machine. Elsewhere, put its own in, also in adapter_config.json;"
-        f" the adapter fits these weights alone{carried}"
-    )

@@ -18,7 +18,7 @@ from loraxs_search.registry import significance
 from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.significance import OF_COUNTS, OF_NUMBERS, Counts, loss_bound, p_value, tango
 from loraxs_search.tasks.kinds import KINDS
-from loraxs_search.tasks.metrics import METRICS, TOKEN_METRICS
+from loraxs_search.tasks.metrics import METRICS, NUMBER_METRICS, TOKEN_METRICS
 
 
 def rows(predictions, labels) -> ScoredRows:
@@ -127,7 +127,7 @@ def test_equal_adapters_differ_no_more_often_than_the_level_says_however_few_row
     assert found <= 200 * 0.05 + 3 * (200 * 0.05 * 0.95) ** 0.5
 
 
-@pytest.mark.parametrize("metric", ["pearson", "spearman", "mse"])
+@pytest.mark.parametrize("metric", ["pearson", "spearman"])
 @given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=20))
 def test_exchanged_numbers_are_scored_as_the_metric_table_does(metric, pairs):
     predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
@@ -305,10 +305,10 @@ def test_a_heavier_tail_than_the_normal_one_is_not_taken_for_it(monkeypatch):
     random = np.random.default_rng(1)
     ours, theirs = (rows(random.normal(size=200).tolist(), [0.0] * 200) for _ in range(2))
     steep = lambda answered, true: ((answered - true).sum(1) + 20) ** 5  # noqa: E731
-    monkeypatch.setitem(OF_NUMBERS, "mse", lambda answered, true: answered.sum(1))
-    light = p_value("mse", 1.0, rows((ours.predictions + 0.6).tolist(), [0.0] * 200), theirs)
-    monkeypatch.setitem(OF_NUMBERS, "mse", steep)
-    heavy = p_value("mse", 1.0, rows((ours.predictions + 0.6).tolist(), [0.0] * 200), theirs)
+    monkeypatch.setitem(OF_NUMBERS, "pearson", lambda answered, true: answered.sum(1))
+    light = p_value("pearson", 1.0, rows((ours.predictions + 0.6).tolist(), [0.0] * 200), theirs)
+    monkeypatch.setitem(OF_NUMBERS, "pearson", steep)
+    heavy = p_value("pearson", 1.0, rows((ours.predictions + 0.6).tolist(), [0.0] * 200), theirs)
     assert light < 1e-5 < 1 / (1 + significance.MAX_DRAWS) <= heavy
 
 
@@ -337,10 +337,10 @@ def test_a_bound_on_the_loss_is_the_smallest_margin_that_the_test_rejects():
     assert loss_bound("accuracy", 1.0, ours, theirs, 0.001) > bound
 
 
-@pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse"])
+@pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse", "mae", "rmse", "r2"])
 def test_a_bootstrap_bounds_the_loss_of_other_metrics(metric):
-    random, sign = np.random.default_rng(4), -1.0 if metric == "mse" else 1.0
-    if metric in OF_NUMBERS:
+    random, sign = np.random.default_rng(4), -1.0 if metric in ("mse", "mae", "rmse") else 1.0
+    if metric in NUMBER_METRICS:
         labels = random.normal(size=300)
         ours, theirs = (rows((labels + random.normal(size=300)).tolist(), labels.tolist()) for _ in range(2))
     else:
@@ -385,7 +385,7 @@ def test_rows_are_kept_in_a_file_that_is_not_code():
 
     assert load(made.to_bytes())["correct"].tolist() == [1, 1, 0]
     numbers = ScoredRows.from_bytes(ScoredRows.of([0.5, 1.25], [0.5, 1.0]).to_bytes())
-    assert numbers.labels.dtype == np.float32
+    assert numbers.labels.dtype == np.float64
     for bad in (b"", b"\x80\x04N.", made.to_bytes()[:-1]):
         with pytest.raises(IntegrityError):
             ScoredRows.from_bytes(bad)

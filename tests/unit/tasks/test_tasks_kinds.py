@@ -46,7 +46,7 @@ def test_regression_loss_is_squared_error_per_row(numbers):
 def test_low_precision_outputs_are_judged_in_float32(classes, numbers):
     outputs = torch.tensor([[0.3, 0.7]], dtype=torch.bfloat16, requires_grad=True)
     assert checked(classes).row_losses(outputs, torch.tensor([1])).dtype == torch.float32
-    assert checked(numbers).predictions(outputs[:, :1]).dtype == np.float32
+    assert checked(numbers).predictions(outputs[:, :1]).dtype == np.float64
 
 
 def test_one_row_keeps_its_shape(numbers):
@@ -114,7 +114,7 @@ def test_declarations_that_contradict_themselves(classes, change, words):
         ("acuracy", "sequence-classification", 2, "must be one of: accuracy"),
         ("mse", "sequence-classification", 2, "use accuracy, f1, macro_f1 or matthews"),
         ("f1", "sequence-classification", 3, "does not fit sequence-classification with 3 labels; use accuracy, macro"),
-        ("accuracy", "regression", 0, "use pearson, spearman or mse"),
+        ("accuracy", "regression", 0, "use pearson, spearman, mse, mae, rmse or r2"),
         ("f1", "sequence-classification", 2, None),
         ("macro_f1", "sequence-classification", 5, None),
         ("mse", "regression", 0, None),
@@ -146,3 +146,16 @@ def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers, labels, has_bi
     kind = checked(replace(numbers, standardized=True)).fitted(values, has_bias=has_bias)
     warnings = list(kind.warnings({"train": Rows([""] * 3, None, values)}, {}))
     assert [said in warning for warning in warnings] == [True] * (said is not None)
+
+
+def test_outputs_that_agree_to_a_millionth_have_one_correlation_far_from_zero_too(numbers):
+    """In the labels' units float32 has steps of 1/64 near 150,000: the answers are taken before they are rounded."""
+    draw = np.random.default_rng(0)
+    true = (150_000 + draw.standard_normal(200)).astype(np.float32)
+    kind = checked(replace(numbers, standardized=True)).fitted(true, has_bias=True)
+    outputs = torch.tensor(1e-3 * draw.standard_normal((200, 1)), dtype=torch.float32)
+    other = outputs * (1 + 1e-6)
+    scores = [kind.metrics["pearson"].score(kind.answers(own), true) for own in (outputs, other)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+    standard = np.corrcoef(outputs[:, 0].double().numpy(), true.astype(np.float64))[0, 1]
+    assert scores[0] == pytest.approx(standard, abs=1e-6)

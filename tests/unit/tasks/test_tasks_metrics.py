@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn import metrics as sklearn_metrics
 
 from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.significance import p_value
@@ -44,6 +45,20 @@ def test_numbers_of_any_size_are_scored_in_float64(mean, spread):
     assert METRICS["pearson"].score(predicted, true) == pytest.approx(np.corrcoef(*exact)[0, 1], rel=1e-9)
 
 
+def test_errors_of_numbers_are_those_of_sklearn():
+    draw = np.random.default_rng(0)
+    true = (150_000 + draw.standard_normal(500)).astype(np.float32)
+    said = true.astype(np.float64) + draw.standard_normal(500)
+    exact = true.astype(np.float64)
+    for name, known in {
+        "mae": sklearn_metrics.mean_absolute_error,
+        "rmse": sklearn_metrics.root_mean_squared_error,
+        "r2": sklearn_metrics.r2_score,
+    }.items():
+        assert METRICS[name].score(said, true) == pytest.approx(known(exact, said), rel=1e-9)
+    assert METRICS["r2"].score(said, np.full(500, 7.0)) == 0.0
+
+
 def test_answers_that_differ_by_rounding_alone_are_constant():
     same = np.full(100, 0.3, np.float32)
     same[::3] = np.nextafter(same[0], np.float32(1))
@@ -57,7 +72,7 @@ def test_answers_that_differ_by_rounding_alone_are_constant():
 @pytest.mark.parametrize("constant", [0, 1])
 def test_constant_predictions_or_labels_give_a_number_without_warning(name, constant):
     same = np.full(6, constant)
-    expected = {"accuracy", "f1", "macro_f1", "mse"}
+    expected = {"accuracy", "f1", "macro_f1", "mse", "mae", "rmse", "r2"}
     for predictions, labels in ((same, TRUE), (TRUE, same), (same, same), (same[:1], same[:1])):
         value = METRICS[name].score(predictions, labels)
         assert np.isfinite(value)
@@ -79,6 +94,9 @@ def test_directions():
         "pearson": "maximize",
         "spearman": "maximize",
         "mse": "minimize",
+        "mae": "minimize",
+        "rmse": "minimize",
+        "r2": "maximize",
     }
 
 
