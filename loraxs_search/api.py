@@ -9,8 +9,9 @@ import contextlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError
@@ -34,11 +35,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def promote(study: str | None = None, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
+def promote(
+    study: str | None = None,
+    *,
+    force: bool = False,
+    require: Literal["constant", "all"] | None = None,
+    tracking_uri: str | None = None,
+) -> Decision:
     """Let the rule of `study` (default: the newest) decide whether its finalist becomes its task's champion.
 
     A champion that was scored on other test rows, or stands on another base, is scored anew in this process first.
 
+    Args:
+        force: Promote the finalist whatever the rule says.
+        require: The rule's `require` for this decision alone, which says so.
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
         TrackingError: the database that the study records in is gone.
@@ -46,7 +56,7 @@ def promote(study: str | None = None, *, force: bool = False, tracking_uri: str 
     folder = StudyFolder.open(study or _newest())
     _finished(folder)
     with folder.unchanged():  # nobody extends the study, removes it or decides about it meanwhile
-        return _promote(folder, _finished(folder), force, tracking_uri)
+        return _promote(folder, _finished(folder), force, require, tracking_uri)
 
 
 def _finished(folder: StudyFolder) -> list[Candidate]:
@@ -58,21 +68,29 @@ def _finished(folder: StudyFolder) -> list[Candidate]:
     return candidates
 
 
-def _promote(folder: StudyFolder, candidates: list[Candidate], force: bool, tracking_uri: str | None) -> Decision:
+def _promote(
+    folder: StudyFolder,
+    candidates: list[Candidate],
+    force: bool,
+    require: Literal["constant", "all"] | None,
+    tracking_uri: str | None,
+) -> Decision:
     uri = resolve_uri(tracking_uri) if tracking_uri else store_of(folder)
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
     if confirmed.base_rows_path.is_file():
         rows[registry.BASE_ALONE] = confirmed.base_rows_path
+    rule = folder.info.promotion
+    said = () if require in (None, rule.require) else (f"`require: {require}`, for this decision",)
     decision, _ = registry.Registry(uri).promote(
-        folder.info.promotion,
+        rule if require is None else replace(rule, require=require),
         task,
         candidates,
         {c.trial_id: folder.adapter_path(c.trial_id) for c in candidates},
         force,
         rows,
         rescore=lambda champion: scored_anew(champion, task, uri),
-        beside=registry.Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates, uri)),
+        beside=registry.Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates, uri), said),
     )
     return decision
 

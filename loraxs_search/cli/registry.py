@@ -17,7 +17,6 @@ from loraxs_search.cli._output import (
     describe_decision,
     emit,
     print_reasons,
-    print_summary,
     print_table,
     saying,
     score_cell,
@@ -35,15 +34,19 @@ def promote(
     force: Annotated[
         bool, typer.Option("--force", help="Promote the finalist whatever the rule says; recorded.")
     ] = False,
+    require: Annotated[
+        Literal["constant", "all"] | None,
+        typer.Option("--require", help="Baselines to beat, for this decision; recorded. Default: the study's own."),
+    ] = None,
     tracking_uri: TrackingOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Decide whether a study's best adapter becomes champion.
 
     The finalist of the study becomes the champion of its task if it is significantly better than the present one on the
-    same test rows, or smaller, within `tolerance` and not significantly worse. A first champion must beat the
-    baselines. The keys under `promotion` of the space change this rule. The whole rule: search_spaces/README.md,
-    "The rule of promotion".
+    same test rows, or smaller and shown to be less than `margin` worse. A first champion must beat the baselines. The
+    keys under `promotion` of the space change this rule; --require constant compares it with the constant answer alone,
+    this once. The whole rule: search_spaces/README.md, "The rule of promotion".
 
     Promoted or not, the decision and its reasons are printed and recorded. A refusal is a result too, so the exit code
     is 0 for both (`--json` has `promoted`).
@@ -55,7 +58,7 @@ def promote(
     """
     from loraxs_search.api import promote, samples
 
-    decision = promote(study, force=force, tracking_uri=tracking_uri)
+    decision = promote(study, force=force, require=require, tracking_uri=tracking_uri)
     verdict = "promoted" if decision.promoted else "not promoted"
 
     def show() -> None:
@@ -65,9 +68,6 @@ def promote(
             print(f"\n  {_last_line(sample.prompt)}")
             print(f"    reference: {_line(sample.reference)}\n    answer: {_line(sample.answer)}")
 
-    if decision.winner is not None and decision.study:
-        print_summary(decision.study)
-        sys.stderr.flush()
     emit(as_json, decision, show)
     if decision.promoted:
         print(f"\nnext: loraxs-search pull {decision.task}", file=sys.stderr)
@@ -152,25 +152,34 @@ def show(task: TaskArgument, tracking_uri: TrackingOption = None, as_json: JsonO
         over = [f"validation {name} over seeds" for name in trained_again]
         baselines = list(dict.fromkeys(y.name for version in adapters for y in version.candidate.baselines))
         columns = ["version", *metrics, *over, *baselines, "bytes", "base", "trial", "made", "aliases"]
-        cells = [_cells(version, metrics, trained_again, baselines) for version in adapters]
+        rows = adapters[0].candidate.test_fingerprint
+        cells = [_cells(version, metrics, trained_again, baselines, rows) for version in adapters]
         print_table(columns, cells, right=frozenset({"version", "bytes"}))
-        print(f"\nload it: loraxs-search pull {task}:{adapters[0].version}", file=sys.stderr)
-        print(f'in Python: loraxs_search.load_adapter("{task}:{adapters[0].version}")', file=sys.stderr)
+        champion = next((version for version in adapters if "champion" in version.aliases), None)
+        name = task if champion is not None else f"{task}:{adapters[0].version}"
+        if len({version.candidate.test_fingerprint for version in adapters}) > 1:
+            print(
+                "\ntest scores marked * are of other test rows than the first one's: do not compare them",
+                file=sys.stderr,
+            )
+        print(f"\nload it: loraxs-search pull {name}", file=sys.stderr)
+        print(f'in Python: loraxs_search.load_adapter("{name}")', file=sys.stderr)
 
     none = f"{task} has no version: see `loraxs-search history {task}`"
     emit(as_json, value, show if adapters else lambda: print(none, file=sys.stderr))
 
 
 def _cells(
-    version: RegisteredAdapter, metrics: list[str], trained_again: list[str], baselines: Sequence[str]
+    version: RegisteredAdapter, metrics: list[str], trained_again: list[str], baselines: Sequence[str], rows: str
 ) -> list[str]:
     candidate, spreads = version.candidate, _spreads(version)
+    mark = "" if candidate.test_fingerprint == rows else " *"
     beside = {y.name: y.test_metrics.get(version.decision.metric) for y in candidate.baselines}
     return [
         str(version.version),
-        *(score_cell(candidate.test_metrics.get(name)) for name in metrics),
+        *(score_cell(candidate.test_metrics.get(name)) + mark for name in metrics),
         *(spreads.get(name, "-") for name in trained_again),
-        *(score_cell(beside.get(name)) for name in baselines),
+        *(score_cell(beside.get(name)) + mark for name in baselines),
         f"{candidate.stored_bytes:,}",
         candidate.base_model.rstrip("/").rpartition("/")[2] or "-",
         f"{candidate.study}/{candidate.trial_id}",

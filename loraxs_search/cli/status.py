@@ -104,6 +104,8 @@ def _show(study: StudyStatus, task: Task) -> None:
         print(f"finishing: {study.finishing}; no new trials, {counts.running} still running", file=sys.stderr)
     for command in study.commands:
         print(f"not answered yet: {describe(command)}", file=sys.stderr)
+    if study.state == "finished":
+        _output.print_summary(study.study)
     _output.print_warnings(study.warnings)
     if study.place:
         print(f"{study.study} runs on {study.place}, or was killed there; `resume` finds out", file=sys.stderr)

@@ -270,11 +270,16 @@ class PromotionTest:
         metric = self.criterion.metric
         return f"{metric} of {unscored.name} must be finite, but is {unscored.score}: {_CONSTANT}; {_FORCE}"
 
-    def judge_baselines(self, setup: ComparisonSetup) -> tuple[bool, str]:
+    def judge(self, setup: ComparisonSetup) -> tuple[bool, str]:
         """Say whether the finalist beats every baseline that the rule requires, significantly, and in which words.
 
         The same sentence stands at the end of a search, in its report and in a decision on a first champion.
         """
+        metrics, metric = self.finalist.candidate.test_metrics, self.criterion.metric
+        if why := self.criterion.fault(metrics, "test") or self.unready():
+            return False, why
+        if not self.baselines:
+            return False, f"{metric} of the constant answer cannot be computed: {_FORCE}"
         held = [(each, self.p_value(each.rows) if self.rule.confidence else None) for each in self.baselines]
         unbeaten = [
             (each, p)
@@ -295,12 +300,11 @@ class PromotionTest:
 
     def _against_baselines(self, setup: ComparisonSetup) -> _Verdict:
         """Hold a first champion against each baseline that the rule requires."""
-        if not self.baselines:
-            return _Verdict(False, f"{self.criterion.metric} of the constant answer cannot be computed: {_FORCE}")
-        promoted, sentence = self.judge_baselines(setup)
+        promoted, sentence = self.judge(setup)
         p_values = [p for each in self.baselines if (p := self.p_value(each.rows)) is not None]
         p = max(p_values, default=None) if self.rule.confidence else None
-        return _Verdict(promoted, f"there was no champion; {sentence}", self._record(BASELINES, p, setup))
+        comparison = self._record(BASELINES, p, setup) if self.baselines else None
+        return _Verdict(promoted, f"there was no champion; {sentence}", comparison)
 
     def _beaten_by_baseline(self) -> str:
         """Say which baseline scores higher than the finalist; empty where none does."""

@@ -51,11 +51,13 @@ class Beside:
         study: Whose candidates they are, for the record where there are none.
         answers: Of the study's baselines to the test rows, by name.
         seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
+        reasons: What the decision is to say first: that its rule is another than the study's.
     """
 
     study: str = ""
     answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
     seen: Sequence[str] = ()
+    reasons: tuple[str, ...] = ()
 
 
 def comparable(champion: RegisteredAdapter, finalist: Scored, rescore: Rescore | None, read_rows: ReadRows) -> Scored:
@@ -161,7 +163,7 @@ class Registry(ChangingRegistry):
                 if _version(self.champion(name)) != _version(adapter) or reference != self._best(test, past, held):
                     continue
                 decision = test.decide_after(past, champion, seen=beside.seen, reference=reference, forced=forced)
-                reasons = (*choice.reasons, *decision.reasons)
+                reasons = (*choice.reasons, *beside.reasons, *decision.reasons)
                 decision = replace(decision, reasons=reasons, at=now(), number=next_number(past))
                 if not decision.promoted:
                     check()  # else its number is another's by now

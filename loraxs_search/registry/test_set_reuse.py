@@ -69,6 +69,7 @@ class ComparisonHistory:
             return 1 - known.confidence
         last = next(reversed(self._made.values()), None)
         found = last is not None and last.p_value is not None and last.p_value <= 1 - last.confidence + NOISE
+        found = found and number == self._last + 1  # else the share is one of the finalists' between, maybe worse ones
         handed_on = 1 - last.confidence if last is not None and found else 0.0
         return min(error, error / (number * (number + 1)) + handed_on)
 

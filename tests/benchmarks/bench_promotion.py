@@ -1,6 +1,6 @@
 """Is the announced score right, and how often does luck become champion? Simulated with the project's own rule.
 
-    python tests/benchmarks/bench_promotion.py [--searches 4000] [--chains 1000] [--seed 0] [--json FILE]
+    python tests/benchmarks/bench_promotion.py [--searches 4000] [--chains 1000] [--smaller] [--seed 0] [--json FILE]
     python tests/benchmarks/bench_promotion.py --quick
 
 All adapters of a simulated search are equally good: 80 % of all rows right, and two of them agree on 83 % (a row has a
@@ -14,8 +14,9 @@ and two refits of each are scored on validation rows; the best there is scored o
 - error: how often an equally good finalist replaces the champion.
 
 A chain is 20 searches one after another on the same rows, from no champion. Its drift is the last champion's announced
-score above the truth. In a chain of losses ten finalists come, each smaller and half a point worse than the champion of
-its time; what counts is how much worse the last champion is than the first, with a margin of 2 points.
+score above the truth. With `--smaller`, smaller finalists come that are one point worse than the champion, or as good;
+the best of 20 equal finalists comes, the others' uses of the test rows known or forgotten; and the bounded permutation
+test is compared with two million exchanges.
 
 On few test rows two equally good adapters meet once: how often is the difference significant, and is one promoted?
 """
@@ -26,7 +27,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
-from loraxs_search.registry import choose
+from loraxs_search.registry import choose, significance
 from loraxs_search.registry.finalist import Criterion
-from loraxs_search.registry.promotion import ComparisonSetup, PromotionTest, Scored, decide
+from loraxs_search.registry.promotion import SHARE_MARGIN, ComparisonSetup, PromotionTest, Scored, decide
 from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.registry.significance import p_value
 from loraxs_search.registry.test_set_reuse import ToleranceReference, find_tolerance_reference
@@ -45,7 +46,6 @@ from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
 SEEDS, CHAIN = 2, 20
-LOSSES, LOSS, MARGIN = 10, 0.005, 0.02
 TASK = Task(
     name="simulated",
     kind="sequence-classification",
@@ -65,20 +65,21 @@ class World:
     """Rows, each with its chance of being answered rightly by any adapter."""
 
     random: np.random.Generator
+    num_rows: int = ROWS
 
     def __post_init__(self) -> None:
         # Beta(a, b) of mean TRUTH: two answers agree with probability 1 - 2 E[p] + 2 E[p^2].
         variance = (AGREEMENT - 1) / 2 + TRUTH - TRUTH**2
         total = TRUTH * (1 - TRUTH) / variance - 1
-        self.validation, self.test = self.random.beta(TRUTH * total, (1 - TRUTH) * total, (2, ROWS))
-        self.labels = self.random.integers(0, 2, ROWS)
+        self.validation, self.test = self.random.beta(TRUTH * total, (1 - TRUTH) * total, (2, self.num_rows))
+        self.labels = self.random.integers(0, 2, self.num_rows)
         self.made = 0
 
     def adapters(self, count: int, stored_bytes: int = 1000, worse: float = 0.0) -> list[Scored]:
         """Return equally good adapters, answers to both splits drawn; `worse` takes that much from their truth."""
         keeps = 1 - worse / TRUTH
-        right = self.random.random((count, ROWS)) < self.test * keeps
-        validation = (self.random.random((count, ROWS)) < self.validation * keeps).mean(1)
+        right = self.random.random((count, self.num_rows)) < self.test * keeps
+        validation = (self.random.random((count, self.num_rows)) < self.validation * keeps).mean(1)
         return [self._adapter(right[n], float(validation[n]), stored_bytes) for n in range(count)]
 
     def _adapter(self, right: npt.NDArray[np.bool_], validation: float, stored_bytes: int) -> Scored:
@@ -114,7 +115,7 @@ class ValidationRowsChoose:
         """Whether a finalist replaces a champion at the first look at these rows."""
         return decide(self.rule, TASK, finalist, champion).promoted
 
-    def meet(self, finalist: Scored) -> bool:
+    def meet(self, finalist: Scored, seen: Sequence[str] = ()) -> bool:
         """Decide between a finalist and the champion of the chain; whether the first replaces the second."""
         present = None
         if self.champion is not None:
@@ -123,7 +124,7 @@ class ValidationRowsChoose:
         if reference is not None:
             reference = replace(reference, rows=self.versions[reference.version].rows)
         test = PromotionTest(self.rule, TASK, finalist)
-        decision = test.decide_after(self.past, self.champion, reference=reference)
+        decision = test.decide_after(self.past, self.champion, seen=seen, reference=reference)
         if decision.promoted:
             self._version, self.champion = self._version + 1, finalist
             self.versions[self._version] = finalist
@@ -140,7 +141,7 @@ class TestRowsChoose(ValidationRowsChoose):
     def finalist(self, world: World, num_trials: int) -> Scored:
         return max(world.adapters(num_trials), key=score)
 
-    def meet(self, finalist: Scored) -> bool:
+    def meet(self, finalist: Scored, seen: Sequence[str] = ()) -> bool:
         if self.champion is not None:
             reference = ToleranceReference(1, score(self.champion))  # tolerance counts from the champion before
             setup = ComparisonSetup(reference=reference)
@@ -188,16 +189,46 @@ def chain(rule: Rule, num_trials: int, num_chains: int, seed: int) -> dict[str, 
     }
 
 
-def chain_of_losses(rule: Rule, num_chains: int, seed: int) -> dict[str, float]:
-    """Return how much worse the last champion is than the first where each finalist is a little worse and smaller."""
-    losses = []
+def smaller(num_rows: int, worse: float, tries: int, num_chains: int, seed: int) -> float:
+    """Return how often one of `tries` smaller finalists replaces a champion that it is truly `worse` than."""
+    replaced = 0
     for number in range(num_chains):
-        world, judge, lost = World(np.random.default_rng((seed, number))), rule(margin=MARGIN), 0
+        world, judge = World(np.random.default_rng((seed, number)), num_rows), ValidationRowsChoose(SHARE_MARGIN)
         judge.meet(world.adapters(1)[0])
-        for step in range(1, LOSSES + 1):
-            lost += judge.meet(world.adapters(1, stored_bytes=1000 - step, worse=LOSS * (lost + 1))[0])
-        losses.append(100 * LOSS * lost)
-    return {"loss": statistics.fmean(losses), "largest_loss": max(losses)}
+        replaced += any(judge.meet(world.adapters(1, 999 - step, worse)[0]) for step in range(tries))
+    return replaced / num_chains
+
+
+def after_removal(num_chains: int, seed: int) -> dict[str, float]:
+    """Return how often the best of 20 equal finalists replaces a champion: all uses known, or the others' forgotten."""
+    replaced = {"uses known": 0, "uses forgotten": 0}
+    for number in range(num_chains):
+        for name in replaced:
+            world, judge = World(np.random.default_rng((seed, number))), ValidationRowsChoose()
+            judge.meet(world.adapters(1)[0])
+            finalists = world.adapters(CHAIN)
+            seen = [one.candidate.key for one in finalists] if name == "uses known" else []
+            replaced[name] += judge.meet(max(finalists, key=score), seen)
+    return {name: count / num_chains for name, count in replaced.items()}
+
+
+def tails() -> dict[str, dict[str, float]]:
+    """Compare the bounded permutation test with two million exchanges, where a gain is far out."""
+    found = {}
+    for metric, sign in (("spearman", 1.0), ("mse", -1.0), ("macro_f1", 1.0)):
+        random, labels = np.random.default_rng(0), np.random.default_rng(1).normal(size=300)
+        for size in (1.2, 1.25, 1.3):
+            if metric == "macro_f1":
+                ids = (labels > 0).astype(int)
+                one, other = (np.where(random.random(300) < share, ids, 1 - ids) for share in (0.8, 2.0 - size - 0.05))
+                both = [ScoredRows(said, ids) for said in (one, other)]
+            else:
+                both = [ScoredRows(labels + random.normal(size=300) * spread, labels) for spread in (1.0, size)]
+            bounded, draws = p_value(metric, sign, *both), significance.MAX_DRAWS
+            significance.MAX_DRAWS = 2_000_000
+            found[f"{metric}, {size}"] = {"bounded": bounded or 0, "drawn": p_value(metric, sign, *both) or 0}
+            significance.MAX_DRAWS = draws
+    return found
 
 
 def few_rows(num_pairs: int, seed: int) -> dict[str, dict[str, float]]:
@@ -236,7 +267,6 @@ def measure(num_searches: int, num_chains: int, seed: int) -> dict[str, Any]:
         name: {
             **{f"{n} candidates": one_search(rule, n, num_searches, seed) for n in (1, 3, 8)},
             "20 searches": chain(rule, 3, num_chains, seed + 1),
-            "10 losses": chain_of_losses(rule, num_chains, seed + 2),
         }
         for name, rule in RULES.items()
     }
@@ -247,14 +277,22 @@ def main() -> None:
     parser.add_argument("--searches", type=int, default=4000)
     parser.add_argument("--chains", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--smaller", action="store_true", help="margins, uses of test rows and bounded tests alone")
     parser.add_argument("--quick", action="store_true", help="200 searches and 40 chains")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     started = time.perf_counter()
     sizes = (200, 40) if arguments.quick else (arguments.searches, arguments.chains)
-    found = measure(sizes[0], sizes[1], arguments.seed) | {
-        "equal adapters, few test rows": few_rows(sizes[0] // 4, arguments.seed)
-    }
+    if arguments.smaller:
+        tries = {f"one point worse, 30 tries, {n:,} rows": smaller(n, 0.01, 30, sizes[1], 3) for n in (200, 1000, 2000)}
+        equal = {f"as good, {n:,} rows": smaller(n, 0.0, 1, sizes[1], 4) for n in (500, 2_000, 10_000)}
+        found = {"smaller finalists": {"replace the champion": tries | equal}}
+        found |= {"best of 20 equal finalists": {"replaces the champion": after_removal(sizes[1], 5)}}
+        found |= {"bounded permutation tests": tails()}
+    else:
+        found = measure(sizes[0], sizes[1], arguments.seed) | {
+            "equal adapters, few test rows": few_rows(sizes[0] // 4, arguments.seed)
+        }
     for rule, rows in found.items():
         print(f"\n{rule}")
         for name, values in rows.items():

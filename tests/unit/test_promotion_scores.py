@@ -108,6 +108,15 @@ def test_what_baselines_answered_is_kept_apart_and_held_against_the_finalist(fin
     assert lacks_baseline(folder) is not answers
 
 
+def test_require_constant_is_for_one_decision_and_recorded(finalist, store_uri):
+    finalist("s", 20, promotion=PromotionRule())
+    refused = loraxs_search.promote("s", tracking_uri=store_uri)
+    assert "was not measured" in refused.reasons[-1]
+    decision = loraxs_search.promote("s", require="constant", tracking_uri=store_uri)
+    assert "no better than the constant answer" in decision.reasons[-1]
+    assert "`require: constant`, for this decision" in loraxs_search.history("t", tracking_uri=store_uri)[-1].reasons
+
+
 def test_a_study_that_may_not_be_written_is_decided_on_unless_a_driver_holds_it(finalist, store_uri, monkeypatch):
     folder = finalist("s", 20)
 

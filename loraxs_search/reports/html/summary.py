@@ -11,6 +11,7 @@ from loraxs_search.records import Baseline, Candidate
 from loraxs_search.registry.finalist import seed_statistics
 from loraxs_search.registry.promotion import TRY_NEXT
 from loraxs_search.reports.html.facts import ReportFacts, device_seconds, duration
+from loraxs_search.reports.judgement import judge
 from loraxs_search.reports.leaderboard import score_warnings
 
 _VISIBLE = 5e-5  # a smaller gain does not show in four digits
@@ -87,10 +88,14 @@ def summary(facts: ReportFacts) -> Summary:
     """Summarize a study as it stands."""
     result = _result(facts)
     against = tuple(_compare(facts, result, baseline) for baseline in facts.baselines)
+    is_beaten, verdict = any(each.gain is not None and each.gain < 0 for each in against), _verdict(result, against)
+    if facts.finalist is not None:
+        beats, sentence = judge(facts.folder, facts.finalist)
+        is_beaten, verdict = not beats, f"By the rule of promotion: {sentence}."
     return Summary(
         found=_found(facts, result),
-        verdict=_verdict(result, against),
-        is_beaten=any(each.gain is not None and each.gain < 0 for each in against),
+        verdict=verdict,
+        is_beaten=is_beaten,
         result=result,
         against=against,
         numbers=tuple(_numbers(facts, result)),

@@ -333,6 +333,14 @@ def test_a_comparison_that_finds_a_gain_hands_its_share_on() -> None:
     assert levels == pytest.approx([shares[0], sum(shares[:2]), sum(shares[:3]), shares[3]])
 
 
+def test_a_share_is_not_handed_on_to_the_best_of_many_finalists() -> None:
+    past = ComparisonHistory([], "rows")
+    won = decided("s/t0", past, p=1e-9)
+    history = ComparisonHistory([won], "rows", [f"s/t{n}" for n in range(1, 21)])
+    assert history.number("s/t7", "s/t0") == 21
+    assert history.level("s/t7", "s/t0", 0.05) == pytest.approx(0.05 / (21 * 22))
+
+
 def test_what_was_decided_before_keeps_its_number_and_its_level() -> None:
     old = made(1, 0.8, comparisons=(ComparisonRecord("s/t1", "s/t0", 3, 1 - 0.05 / 3, 0.001),))
     looks = ComparisonHistory([old], "rows")

@@ -8,8 +8,10 @@ import pytest
 from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK
+from support.toys import adapter
 
-from loraxs_search.records import Baseline, ClassReport, ClassScores, Sample, TrialState
+import loraxs_search
+from loraxs_search.records import Baseline, ClassReport, ClassScores, PromotionRule, Sample, TrialState
 from loraxs_search.reports.html.facts import duration, read_facts
 from loraxs_search.reports.html.page import repeat_command, report_page
 from loraxs_search.reports.html.summary import summary
@@ -27,20 +29,28 @@ def folder(fresh_home):
 
 
 # ---- found, and against what -----------------------------------------------------------------------------------------
-def test_the_finalist_counts_by_the_test_rows_and_is_compared_there(folder):
-    confirm(folder, "00000", [0.79, 0.77], answers=[1, 1, 1, 0], labels=[1, 1, 1, 1])
-    marks = [("constant", 0.9, 0.5), ("tfidf", 0.6, 0.75), ("features", 0.5, 0.8)]
-    folder.write_baselines([Baseline(name, {"accuracy": val}, {"accuracy": test}) for name, val, test in marks])
+@pytest.mark.parametrize(("right", "beats"), [(39, True), (33, False), (20, False)])
+def test_the_rule_judges_the_finalist_and_a_decision_says_the_same(fresh_home, store_uri, right, beats):
+    folder = searched("s", [Tried({"rank": 4}, 0.8)], promotion=PromotionRule())
+    adapter(folder.adapter_path("00000"), "00000", task=TASK, study="s")
+    labels = [0, 1] * 20
+    confirm(folder, "00000", [0.79, 0.77], [y if row < right else 1 - y for row, y in enumerate(labels)], labels)
+    tfidf = (*map(float, labels[:30]), *(1.0 - y for y in labels[30:]))
+    linear = [Baseline(n, {}, {"accuracy": 0.75}, test_answers=tfidf, test_rows="test") for n in ("tfidf", "features")]
+    folder.write_baselines([Baseline("constant", {}, {"accuracy": 0.5}, answer=0), *linear])
+    folder.write_candidates([replace(one, baselines=folder.baselines()) for one in folder.candidates()])
     said = of(folder)
-    assert said.found == "The finalist, trial 00000, reaches accuracy 0.7500 on the test rows, in 1,000 bytes."
-    assert said.verdict == (
-        "A baseline wins: accuracy 0.7500 on the test rows is 0.0500 worse than features (0.8000); as good as tfidf"
-        " (0.7500); better than constant (0.5000). Try more steps, other target modules or more trials."
+    assert (
+        said.found == f"The finalist, trial 00000, reaches accuracy {right / 40:.4f} on the test rows, in 1,000 bytes."
     )
-    assert said.opening == (said.verdict, said.found)
+    sentence = said.verdict.removeprefix("By the rule of promotion: ").removesuffix(".")
+    assert ("significant (" in sentence) is beats
+    assert said.opening == ((said.found, said.verdict) if beats else (said.verdict, said.found))
     numbers = {number.label: number for number in said.numbers}
-    assert numbers["mean over seeds"].value == "0.7800"
     assert numbers["mean over seeds"].note == "± 0.0141, 2 seeds, validation rows"
+    decision = loraxs_search.promote("s", tracking_uri=store_uri)
+    assert decision.promoted is beats
+    assert decision.reasons[-1] == f"there was no champion; {sentence}"
 
 
 def test_before_the_end_the_best_trial_counts_by_validation_rows(fresh_home):
