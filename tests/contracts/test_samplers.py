@@ -155,8 +155,8 @@ def test_trials_that_run_together_differ(name: str) -> None:
 @pytest.mark.parametrize(("name", "num_trials"), [("tpe", 30), ("gp", 9)])
 def test_it_proposes_near_what_was_good(name: str, num_trials: int) -> None:
     """The best rate is 0.03; the middle of the range, where chance draws, is 0.01."""
-    rate = "{learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}}"
-    text = f"task: sst2\nbase_model: org/base\nmethod: head-only\nparameters: {rate}\nsearch: {{scheduler: none}}\n"
+    rate = "{rank: 4, learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}}"
+    text = f"task: sst2\nbase_model: org/base\nmethod: lora\nparameters: {rate}\nsearch: {{scheduler: none}}\n"
     study = Study(space_of(text, name))
     study.run(num_trials)
     rates = sorted(float(study.start()[1]["learning_rate"]) for _ in range(3))
