@@ -25,6 +25,7 @@ import random
 import shlex
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,8 +38,6 @@ from typing import Any
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from support.environments import clean_variables
-from support.ports import free_port
 
 from loraxs_search import AdapterBank
 from loraxs_search.base_model import linear_modules, load_model, locate
@@ -56,6 +55,11 @@ from loraxs_search.serve.served_models import ServedAdapter, ServedModels
 from loraxs_search.tasks.kinds import ForwardRequest, kind_of
 from loraxs_search.tasks.prepared import load_data
 from loraxs_search.trial import attach
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
+
+from support.environments import clean_variables
+from support.ports import free_port
 
 RANK, PORT_WAIT_S = 8, 0.05
 BULK = 10_000  # adapters that are drawn at once
