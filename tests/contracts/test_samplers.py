@@ -74,7 +74,7 @@ class Study:
 
     def end(self, trial_id: str, params: dict[str, Scalar], state: TrialState = TrialState.COMPLETE) -> None:
         rate = float(params["learning_rate"])
-        self.report(trial_id, 1 - abs(rate - 0.03), 100 * int(params["rank"]))
+        self.report(trial_id, 1 - abs(rate - 0.03), 100 * int(params.get("rank", 4)))
         self.take(TrialEnded(at=3.0, trial_id=trial_id, state=state, reason="so"))
 
     def report(self, trial_id: str, score: float, stored: int) -> None:
@@ -155,8 +155,8 @@ def test_trials_that_run_together_differ(name: str) -> None:
 @pytest.mark.parametrize(("name", "num_trials"), [("tpe", 30), ("gp", 9)])
 def test_it_proposes_near_what_was_good(name: str, num_trials: int) -> None:
     """The best rate is 0.03; the middle of the range, where chance draws, is 0.01."""
-    rate = "{rank: 4, learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}}"
-    text = f"task: sst2\nbase_model: org/base\nmethod: lora\nparameters: {rate}\nsearch: {{scheduler: none}}\n"
+    rate = "{learning_rate: {log_uniform: [1.0e-3, 1.0e-1]}}"
+    text = f"task: sst2\nbase_model: org/base\nmethod: head-only\nparameters: {rate}\nsearch: {{scheduler: none}}\n"
     study = Study(space_of(text, name))
     study.run(num_trials)
     rates = sorted(float(study.start()[1]["learning_rate"]) for _ in range(3))
