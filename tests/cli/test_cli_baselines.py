@@ -80,3 +80,14 @@ def test_show_has_them_beside_the_adapters_own_score(say, store_uri, tmp_path):
     assert row.endswith("  champion")
     (told,) = json.loads(say("show", "toy", "--json").out)
     assert [y["name"] for y in told["candidate"]["baselines"]] == ["constant", "tfidf", "features"]
+
+
+def test_after_a_rollback_show_names_the_champion_and_marks_scores_of_other_test_rows(say, store_uri, tmp_path):
+    rule = PromotionRule(confidence=0, require="constant")
+    for name, rows in (("00000", "old"), ("00001", "new")):
+        made = replace(candidate(name, 0.9), test_fingerprint=rows)
+        Registry(store_uri).promote(rule, TASK, [made], {name: adapter(tmp_path / name, name)}, True)
+    Registry(store_uri).rollback("toy")
+    shown = say("show", "toy")
+    assert "load it: loraxs-search pull toy\n" in shown.err
+    assert [line.split()[:3:2] for line in shown.out.splitlines()[1:]] == [["2", "0.5000"], ["1", "*"]]
