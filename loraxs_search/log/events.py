@@ -55,7 +55,7 @@ class TrialStarted(_Decisive):
 
     Args:
         command: Id of the command that asked for it; empty where the search proposed it.
-        lineage: The trial that it was cloned from.
+        lineage: The trial whose params it was added with.
         proposal: How the sampler came to the params; None if it did not propose them.
         hyperparameters: What the params resolve to; None where they resolve to none.
     """

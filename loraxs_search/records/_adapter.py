@@ -159,7 +159,7 @@ class Manifest:
         samples: The first test rows with its answers, of the finalist of a search for a language model.
         start_from: The adapter that its training started from; None if it started anew.
         kept_step: The step that it is of, where a study keeps the best one; None if it is the last.
-        lineage: The trial that its own was cloned from, whose state it may have begun with.
+        lineage: The trial whose params its own was added with.
         ends: The tokens that end an answer that it writes, as the tokenizer names them.
         setup: Its base's.
         slices: The finalist's scores on slices of the test rows, where its task has some.

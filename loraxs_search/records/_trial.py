@@ -14,7 +14,7 @@ from loraxs_search.records._literals import Basis, Head, HeadInit, LrSchedule, P
 
 @dataclass(frozen=True)
 class Lineage:
-    """The trial that another one was cloned from.
+    """The trial whose params another one was added with.
 
     Args:
         study: The study of both.
@@ -33,7 +33,7 @@ class Origin:
 
     Args:
         command: Id of the command that asked for it.
-        lineage: The trial that it was cloned from.
+        lineage: The trial whose params it was added with.
     """
 
     command: str = ""
@@ -220,7 +220,7 @@ class TrialRecord:
     Args:
         reason: Why it ended, as text for display.
         command: Id of the command that asked for it; empty where the search proposed it.
-        lineage: The trial of the study that it was cloned from.
+        lineage: The trial of the study whose params it was added with.
         reported_at: When each report was recorded, seconds since 1970.
         worked_s: Seconds from its start to its end in which a driver was at work; None while it has not ended.
         is_cut: Whether the time budget ended it: it continues once the search has more time.

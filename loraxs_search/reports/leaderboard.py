@@ -69,7 +69,7 @@ class LeaderboardRow:
             before there is one the report's that `score` is of.
         unended: The share that the bound on new tokens ended.
         without_projection: Of `stored_bytes` those that no seed gives back; None if all are such.
-        lineage: The trial of this study that it was cloned from.
+        lineage: The trial of this study whose params it was added with.
     """
 
     trial_id: str

@@ -29,7 +29,7 @@ from loraxs_search.tracking.run_texts import dataset_input, run_name
 STATE = "loraxs.state"
 REASON = "loraxs.reason"
 MODEL_ID = "loraxs.model_id"
-LINEAGE = "loraxs.lineage"  # study and trial that a trial was cloned from
+LINEAGE = "loraxs.lineage"  # study and trial whose params a trial was added with
 _NOT_IN_A_NAME = re.compile(r"[^\w.\- ]")  # of a metric; MLflow takes colons on some systems only
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "FINISHED", TrialState.FAIL: "FAILED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "INVALID_STATE", "BAD_REQUEST", "RESOURCE_DOES_NOT_EXIST")

@@ -183,7 +183,7 @@ class Trained:
 
     Args:
         validation_metrics: Of the report of the step that is kept.
-        lineage: The trial that its recipe was cloned from.
+        lineage: The trial whose params its recipe was added with.
     """
 
     spec: TrialSpec
