@@ -124,7 +124,7 @@ def test_the_registry_is_listed_and_shown(ask):
     assert f"{printed['score']:.4f}" in line
     shown = ask("show", "movie-reviews")
     assert "  champion" in shown.out
-    assert "load it: loraxs-search pull movie-reviews:1" in shown.err
+    assert "load it: loraxs-search pull movie-reviews\n" in shown.err
     (version,) = json.loads(ask("show", "movie-reviews", "--json").ok)
     assert len(version["candidate"]["refits"]) == 1
     assert [each["label"] for each in version["by_class"]["classes"]] == ["negative", "positive"]

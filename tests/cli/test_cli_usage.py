@@ -21,7 +21,7 @@ VERBS = ("check", "launch", "status", "compare", "resume", *STEERING, *REGISTRY,
 def test_help_lists_every_verb_whole(say):
     said = say("--help")
     assert (said.code, said.err) == (0, "")
-    for verb in (*VERBS, "gc", "registry", "spaces", "studies", "tasks"):
+    for verb in (*VERBS, "gc", "spaces", "studies", "tasks"):
         assert f"  {verb} " in said.out
     assert "..." not in said.out.partition("Commands:")[2], "each verb's first line fits"
     assert "130 interrupted" in said.out

@@ -36,7 +36,7 @@ def test_a_line_a_group_and_the_plot_below(say, studies):
     assert f"note: 2 trials of each group are few: {few}\n" in said.err
     assert "note: reached: which of its trials was the first as good as the best of lora-xs\n" in said.err
     (none,) = (line for line in said.err.splitlines() if line.startswith("no importances of xs: "))
-    assert none.removeprefix("no importances of xs: ").startswith("what its params were drawn from is not known: ")
+    assert none.removeprefix("no importances of xs: ").startswith("they need ")
     assert "no importances of lora: " in said.err.partition(none)[2].splitlines()[1]
 
 

@@ -45,7 +45,7 @@ def pulled(make_adapter, store_uri, tmp_path, warm_home, monkeypatch) -> Callabl
         seal(made, manifest)
         scores = {"accuracy": 0.9}
         candidate = Candidate("s", "0", manifest.task.name, scores, scores, 100, "", manifest.base_digest)
-        Registry(store_uri).promote(PromotionRule(confidence=0), manifest.task, [candidate], {"0": made})
+        Registry(store_uri).promote(PromotionRule(), manifest.task, [candidate], {"0": made}, True)
         return loraxs_search.pull(manifest.task.name)
 
     return pull

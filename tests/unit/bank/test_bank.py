@@ -412,9 +412,7 @@ def test_a_bank_takes_what_the_registry_hands_out(base, folders, store_uri, inpu
     sealed = tmp_path / "sealed"
     shutil.copytree(folder, sealed)
     seal(sealed, manifest)
-    decision, version = Registry(store_uri).promote(
-        PromotionRule(confidence=0), manifest.task, [candidate], {"0": sealed}
-    )
+    decision, version = Registry(store_uri).promote(PromotionRule(), manifest.task, [candidate], {"0": sealed}, True)
     assert (decision.promoted, version) == (True, 1)
     bank = AdapterBank.of("task-2", tracking_uri=store_uri)
     bank.load("first", "task-2:1", tracking_uri=store_uri)
