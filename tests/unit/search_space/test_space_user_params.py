@@ -47,6 +47,8 @@ def space(text: str = CONDITIONS) -> Space:
         ({"basis": "bottom", "sigma": "sqrt"}, "`sigma` must be left out of a trial with basis bottom, but got"),
         ({"basis": "top", "rank": 16}, "`rank` must be as the space has it, one of 4, 8, but got 16"),
         ({"basis": "none"}, "`basis` must be one of:"),
+        ({"learning_rate": 0.9}, "`learning_rate` must be as the space has it, in 0.001..0.1"),
+        ({"learning_rate": 1e-4}, "`learning_rate` must be as the space has it, in 0.001..0.1"),
         ({"learning_rate": True}, "`learning_rate` must be a number above 0, but got true"),
         ({"basis": "bottom", "rank": "1_6"}, '`rank` must be an integer in 1..65536, but got "1_6"'),
         ({"weight_decay": 0.1}, "`weight_decay` must be a parameter of the space"),
