@@ -56,8 +56,8 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     At the end, the best trials are trained again from new seeds (`promotion.candidates` times `promotion.seeds`, by
     default 3 x 2 trainings). All of them are scored on all validation rows. The smallest within
     `promotion.tolerance` of the best is the finalist, and only it is scored on the test rows. `search.time_budget`
-    does not limit this part. Where answers are written, all of them write answers to all validation rows, and so does
-    the base without an adapter, zero-shot and with worked examples.
+    keeps time for this part, and leaves out refits that do not fit. Where answers are written, all of them write
+    answers to all validation rows, and so does the base without an adapter, zero-shot and with worked examples.
 
     Several spaces with one base are searched together, each in its own study. Their trials share the passes over
     the base. `resume` continues one study at a time.

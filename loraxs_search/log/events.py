@@ -225,7 +225,7 @@ class SearchStarted(Event):
         device, dtype: Of the first host.
         num_slots: Trials at once. `slots` has those of each node, by its address.
         why_slots: Why so many; empty where that was asked for.
-        time_left_s: What is left of the time budget for trials; None if there is none.
+        time_left_s: What is left of the time budget; None if there is none.
         notes: What of the space may not be what was meant.
         finishing: Why it ends without new trials; empty while it does not.
     """

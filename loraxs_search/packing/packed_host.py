@@ -270,13 +270,14 @@ class PackedHost(TrialHost):
     def _report(self, requests: list[AdvanceRequest]) -> None:
         if not requests:
             return
+        trained_s = [request.slot.device_s for request in requests]
         scores = self._pack.evaluate([request.slot for request in requests], "validation")
-        for request in requests:
+        for request, before_s in zip(requests, trained_s, strict=True):
             metrics, slot = scores[request.spec.name], request.slot
             if isinstance(metrics, LoraxsError):
                 request.answer.set_exception(metrics)
                 continue
-            report = slot.report(metrics)
+            report = slot.report(metrics, slot.device_s - before_s)
             self._keep_idle(slot)
             answer = replace(report, peers=_peers(request, requests, scores))
             request.answer.set_result((answer, self._states.kept(request.spec, slot.snapshot())))

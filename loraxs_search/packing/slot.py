@@ -242,8 +242,8 @@ class Slot:
         self.step += 1
         self.num_tokens += num_tokens
 
-    def report(self, metrics: Mapping[str, float]) -> TrialReport:
-        """Make and keep the report of these scores at the current step."""
+    def report(self, metrics: Mapping[str, float], scoring_s: float = 0.0) -> TrialReport:
+        """Make and keep the report of these scores, which took so long, at the current step."""
         report = TrialReport(
             trial_id=self.spec.trial_id,
             step=self.step,
@@ -253,6 +253,7 @@ class Slot:
             num_tokens=self.num_tokens,
             size=self.size,
             retrained_steps=self._retrained,
+            scoring_s=scoring_s,
         )
         self._losses.clear()
         self._reports = (*self._reports, report)

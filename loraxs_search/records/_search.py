@@ -24,7 +24,7 @@ class SearchPlan:
         scheduler_params: What the scheduler takes beside that, by the names that it declares.
         sampler: A name of `loraxs_search.samplers`: what proposes params.
         sampler_params: What the sampler takes, by the names that it declares.
-        time_budget_s: The search stops proposing and running trials after this, over all drivers; None means no limit.
+        time_budget_s: What the search may take, over all drivers, as `search.time_budget` says; None means no limit.
         max_failures: How often a trial may lose its host or node between two reports.
         pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial alone.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.

@@ -193,6 +193,7 @@ class TrialReport:
         metrics: Validation metrics by name (`accuracy`, ...), finite.
         train_loss: Mean training loss since the report before.
         device_s: Seconds of computation spent on this trial so far.
+        scoring_s: Of these, what the scores of this report took; 0 if that was not measured.
         num_tokens: Real (unpadded) training tokens seen so far.
         peers: Trials of the study that were scored in the same evaluation: id to (step, value of the metric that
             running trials are compared by).
@@ -211,6 +212,7 @@ class TrialReport:
     peers: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     retrained_steps: int = 0
     host: str = ""
+    scoring_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -218,10 +218,10 @@ class SearchState:
             return self._left(measured, (phase.total or 0) - (phase.done or 0), now)
         steps = self.trial_steps() - sum(trial.steps for trial in self._trained())
         left = self._left(self._pace, steps + self.refit_steps, now)
-        pace, budget_s = self._pace.per_s(), self.facts.time_left_s
-        if left is None or not pace or budget_s is None:
+        budget_s = self.facts.time_left_s
+        if left is None or budget_s is None:
             return left
-        return min(left, max(0.0, self.facts.at + budget_s - now) + self.refit_steps / pace)
+        return min(left, max(0.0, self.facts.at + budget_s - now))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     @staticmethod

@@ -249,7 +249,7 @@ search:
   max_steps: {{ plan.steps }}  # {{ passes }}
   report_every: {{ every }}  # weak trials stop early
 {% if plan.time_budget %}
-  time_budget: {{ plan.time_budget }}  # for the trials; this machine has no GPU
+  time_budget: {{ plan.time_budget }}  # for all of it; this machine has no GPU
 {% endif %}
 
 promotion:

@@ -202,9 +202,10 @@ class SearchSection(Section):
     sampler: Annotated[str, AfterValidator(known_entry(SAMPLERS, "a sampler"))] = SearchPlan.sampler
     """What proposes params."""
     time_budget: Duration | None = None
-    """Time after which trials stop, such as `90s`, `1h30m` or `1d`: each at its next report, or at its last one if none
-    comes for five minutes and twice the usual time. Time before a `resume` counts. Refits and the last scores come
-    after it.
+    """What the whole search may take, such as `90s`, `1h30m` or `1d`; time before a `resume` counts. Trials stop at a
+    report, or at their last one if the next is late, so early that refits, last scores and baselines fit by the speed
+    measured so far; these get at most half. Refits that do not fit are left out, then candidates, and the search says
+    so. Scores of the best trial and baselines are not left out, even if they take longer.
     """
     max_failures: Annotated[int, Field(ge=0)] = SearchPlan.max_failures
     """How often a trial may lose its host or node between two reports, before it fails."""

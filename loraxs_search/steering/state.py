@@ -136,10 +136,14 @@ class Deadline:
 
     Args:
         since: When this driver began, less what others before it have worked, seconds since 1970.
+    Attributes:
+        end_s: What of the budget is kept for refits, last scores and baselines.
+        report_s: How long trials take from one report to the next: they stop at a report, which comes half as late.
     """
 
     def __init__(self, plan: SearchPlan, state: SteeringState, since: float) -> None:
         self._plan, self._state, self._since = plan, state, since
+        self.end_s = self.report_s = 0.0
 
     @property
     def budget_s(self) -> float | None:
@@ -153,5 +157,10 @@ class Deadline:
 
     @property
     def is_over(self) -> bool:
-        """Whether the budget is used up."""
-        return self.left_s == 0.0
+        """Whether trials are to stop at their next report."""
+        return self.left_s is not None and self.left_s <= self.end_s + self.report_s / 2
+
+    @property
+    def is_late(self) -> bool:
+        """Whether trials that have not reported by now are to end at their last reports."""
+        return self.left_s is not None and self.left_s <= max(0.0, self.end_s - self.report_s / 2)

@@ -254,6 +254,7 @@ class TrialRun:
         started, first = time.perf_counter(), self.step
         losses = self.train(until, before_step)
         since = max(0, self._reports[-1].step - first) if self._reports else 0
+        trained = time.perf_counter()
         metrics = evaluate(self.model, self.data, "validation")
         self._device_s += time.perf_counter() - started
         report = TrialReport(
@@ -265,6 +266,7 @@ class TrialRun:
             num_tokens=self._num_tokens,
             size=self._size,
             retrained_steps=self._retrained,
+            scoring_s=time.perf_counter() - trained,
         )
         self._reports = (*self._reports, report)
         return report

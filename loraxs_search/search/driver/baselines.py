@@ -129,6 +129,15 @@ class BaseModelBaseline:
             return False
         return self._confirmed.base_rows_path.exists() or all(each.failed for each in known if is_alone(each.name))
 
+    def seconds_per_row(self) -> float:
+        """Return how long an answer takes, by the first rows, which are asked now if need be; 0 if none are."""
+        if not self.shots:
+            return 0.0
+        if not self._confirmed.base_answers(self.shots[0], "validation"):
+            self.spread(self._work("validation", self.shots[0])[:1])
+        answered = self._confirmed.base_answers(self.shots[0], "validation").values()
+        return sum(part.seconds for part in answered) / max(1, sum(len(part.labels) for part in answered))
+
     def measure(self) -> None:
         """Have the base answer what it has not answered yet, and write its baselines."""
         if self.is_measured:

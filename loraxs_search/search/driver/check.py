@@ -19,7 +19,6 @@ from loraxs_search.base_model import body_shapes, head_shapes, linear_modules, l
 from loraxs_search.errors import LoraxsError, UsageError
 from loraxs_search.packing import Host
 from loraxs_search.records import (
-    BASE_ALONE_ROWS,
     AdapterSize,
     BaseModel,
     DataReport,
@@ -36,6 +35,7 @@ from loraxs_search.records import (
 )
 from loraxs_search.schedulers import make_scheduler
 from loraxs_search.search.cluster.placement import PackSize, choose_pack_size, expected_pack_size
+from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search.hosts.host_config import host_config, training_host
 from loraxs_search.search_space import Overrides, Space, SpaceDescription, SpaceSource, describe, open_space
 from loraxs_search.tasks.kinds import kind_of
@@ -139,12 +139,18 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
     refits = rule.num_refits(plan.trials)
     step_s, scoring_s = measured.step_s, measured.scoring_s
     trials_s = counts.steps * step_s + counts.reports * scoring_s
-    limit_s = math.inf if plan.time_budget_s is None else plan.time_budget_s
+    trial_s = plan.max_steps * step_s + reports_each * scoring_s
+    end = EndTime.of(task, info, trial_s=trial_s, scoring_s=scoring_s, answer_s=measured.answer_s)
+    limit_s = math.inf
+    if plan.time_budget_s is not None:  # as a search divides it
+        left_s = plan.time_budget_s - measured.start_s
+        limit_s = max(0.0, left_s - min(end.total_s(candidates, refits), plan.time_budget_s / 2))
+        candidates, refits = end.fitting(left_s - min(trials_s, limit_s), candidates, refits)
     parts = {
         "start": measured.start_s,
         "trials": min(trials_s, limit_s),
-        "refits": refits * (plan.max_steps * step_s + reports_each * scoring_s),
-        "candidates": _final_s(task, info, measured, candidates + refits),
+        "refits": refits * trial_s,
+        "candidates": end.total_s(candidates + refits, 0),
     }
     steps = counts.steps or 1.0
     fewer, more = counts.least_steps / steps - _MARGIN, counts.most_steps / steps + _MARGIN
@@ -195,18 +201,6 @@ def _simulate(plan: SearchPlan, at_once: int, draw: random.Random) -> tuple[int,
             if scheduler.report(report, "score") is not None or step >= plan.max_steps:
                 del running[trial]
     return num_steps, num_reports
-
-
-def _final_s(task: Task, info: HostInfo, measured: Measured, num_candidates: int) -> float:
-    """Return seconds for scoring candidates on all validation rows, and the finalist on the test rows."""
-    report = info.data.num_rows
-    validation, test = (report.get(split, info.num_rows[split]) for split in ("validation", "test"))
-    if measured.answer_s:
-        alone = len(kind_of(task).shots)
-        rows = validation * num_candidates + min(validation, BASE_ALONE_ROWS) * alone + test * (1 + bool(alone))
-        return measured.answer_s * rows
-    row_s = measured.scoring_s / max(1, info.num_rows["validation"])
-    return row_s * (validation * num_candidates + test)
 
 
 # ---- measuring -------------------------------------------------------------------------------------------------------

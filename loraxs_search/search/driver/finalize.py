@@ -72,21 +72,22 @@ class Finalization:
         able = [record for record in self.trials if self.space.may_be_candidate(self._method(record).name)]
         return candidate_trials(able, self.space.promotion, self.space.task, self.space.search)
 
-    def refit(self) -> None:
-        """Train `promotion.seeds` refits of each of the best trials; existing ones are left alone.
+    def missing_refits(self) -> list[TrialSpec]:
+        """Return the refits of the best trials that are not trained yet; the first of each trial come first."""
+        confirmed, each = self.folder.confirmations(), [self._refits(record) for record in self.best]
+        wanted = [spec for specs in zip(*each, strict=True) for spec in specs]
+        return [spec for spec in wanted if confirmed.refit(spec.trial_id) is None]
+
+    def refit(self, specs: Sequence[TrialSpec], is_late: Callable[[], bool] = lambda: False) -> None:
+        """Train refits; once it is late, those that have not ended are left out.
 
         Raises:
             SearchInterruptedError: stopped from outside.
         """
-        confirmed, every = self.folder.confirmations(), self.space.search.report_every
-        wanted = [spec for record in self.best for spec in self._refits(record)]
-        self._refit_steps.update({spec.trial_id: self._steps_done(spec) for spec in wanted})
+        self._refit_steps.update({spec.trial_id: self._steps_done(spec) for spec in specs})
         self._count_refits()
-        items = [
-            RefitWork(spec, self.space.task, every, self.folder, self.reached)
-            for spec in wanted
-            if confirmed.refit(spec.trial_id) is None
-        ]
+        task, every = self.space.task, self.space.search.report_every
+        items = [RefitWork(spec, task, every, self.folder, self.reached, is_late) for spec in specs]
         self._map_over_hosts(items, shared=True)
 
     def reached(self, name: str, step: int) -> None:
@@ -99,13 +100,21 @@ class Finalization:
         total = len(self._refit_steps) * self.space.search.max_steps
         self.counted(sum(self._refit_steps.values()), total, "steps")
 
-    def validate(self) -> list[Candidate]:
-        """Score the best trials and their refits on all validation rows; return them, best first."""
+    def validate(self, limit: int | None = None) -> list[Candidate]:
+        """Score the best trials and their refits on all validation rows; return them, best first.
+
+        Args:
+            limit: How many there is time to score; those that have a score of all rows count.
+        """
         trained = [adapter for record in self.best for adapter in self._of_recipe(record)]
         scores = {adapter.trial_id: adapter.validation_metrics for adapter in trained}
         if self._are_scored_anew():
             confirmed = self.folder.confirmations()
-            missing = [adapter for adapter in trained if confirmed.validation(adapter.trial_id) is None]
+            has_score = {a.trial_id: confirmed.validation(a.trial_id) is not None for a in trained}
+            trained = sorted(trained, key=lambda adapter: not has_score[adapter.trial_id])
+            trained = trained[: max(limit or len(trained), sum(has_score.values()))]
+            scores = {adapter.trial_id: {} for adapter in trained}
+            missing = [adapter for adapter in trained if not has_score[adapter.trial_id]]
             items = [ValidationWork(adapter, self.space.task) for adapter in missing]
             self._map_over_hosts(items, shared=True, unit="adapters")
             scores = {name: confirmed.validation(name) or {} for name in scores}

@@ -12,18 +12,20 @@ from itertools import islice
 from loraxs_search.errors import HomeError, LoraxsError, SearchInterruptedError, TrialsFailError, counted
 from loraxs_search.log.events import SearchStarted
 from loraxs_search.records import Candidate, SearchRun, StudyDescription, TrialState
-from loraxs_search.registry import Registry
+from loraxs_search.registry import Registry, trial_of
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import Scheduler, make_scheduler
 from loraxs_search.search.cluster.connection import living_nodes
 from loraxs_search.search.cluster.placement import SlotWait
-from loraxs_search.search.driver.baselines import StudyBaselines
+from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.candidates import completed_trials
 from loraxs_search.search.driver.commander import Commander
+from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.linear_probe import StudyProbe
 from loraxs_search.search.driver.result import SearchResult, log_adapters, result_of
+from loraxs_search.search.driver.work_items import map_over_hosts
 from loraxs_search.search.hosts.pool import TrialCanceller, Usage
 from loraxs_search.search.hosts.study_actors import StudyActors
 from loraxs_search.search.ledger import Ledger, ScoreWatch
@@ -40,6 +42,7 @@ from loraxs_search.tracking.run_texts import environment_tags
 
 _logger = logging.getLogger(__name__)
 _TIMED_STEPS = 4  # of each trial
+_MOST_FOR_END, _MARGIN = 0.5, 1.1  # of the time budget; of what the end is measured to take
 
 
 class SearchSession:
@@ -77,11 +80,14 @@ class SearchSession:
         self._has_said_what_fits = False
         self._finalization: Finalization | None = None  # once its trials have ended
         trials = StudyTrials(task, plan)
-        ledger.open(journal, trials, self._watch, after_report=self._say_baselines)
+        ledger.open(journal, trials, self._watch, after_report=self._after_report)
         self._begin_journal(started_at)
         ledger.recover(folder)
         self._scheduler = self._make_scheduler()
         self._shown_plan = planned(plan, self._study.state, self._study.records)
+        self._end_time: EndTime | None = None
+        self._answer_s = self._time_answers()
+        self._keep_time_for_end()
         ledger.search_started(self._facts())
         self._searcher = StudySearcher(
             Proposer(trials, space),
@@ -301,18 +307,64 @@ class SearchSession:
 
     def _validated(self, finalization: Finalization) -> list[Candidate]:
         """Train the best recipes again, and return all candidates, scored on all validation rows, best first."""
-        seeds = self._info.promotion.seeds
-        if seeds and finalization.best:
-            trials, fresh = counted(len(finalization.best), "trial"), counted(seeds, "fresh seed")
+        best, missing = finalization.best, finalization.missing_refits()
+        fitting, specs, left_s = None, missing, self._deadline.left_s
+        if self._end_time is not None and left_s is not None:
+            num_best, num_refits = self._end_time.fitting(left_s, len(best), len(missing))
+            fitting, specs = num_best + num_refits, missing[:num_refits]
+        if specs:
+            trials, fresh = counted(len(best), "trial"), counted(self._info.promotion.seeds, "fresh seed")
             self._ledger.phase(f"training the best {trials} again from {fresh}")
-            finalization.refit()
+            finalization.refit(specs, lambda: self._deadline.left_s == 0.0)
+        if left_out := finalization.missing_refits():
+            refits = self._info.promotion.seeds * len(best)
+            _logger.warning("The time budget has no room for %d of %s.", len(left_out), counted(refits, "refit"))
         self._ledger.phase("scoring the candidates on all validation rows")
-        candidates = finalization.validate()
+        candidates = finalization.validate(fitting)
+        if (unscored := len(best) - len({trial_of(candidate.trial_id) for candidate in candidates})) > 0:
+            _logger.warning("The time budget has no room to score %d of %d candidates.", unscored, len(best))
         for candidate in candidates:
             self._ledger.candidate_scored(candidate.trial_id, "validation", candidate.validation_metrics)
         for candidate in candidates[:1]:
             self._watch.scored(candidate.trial_id, candidate.validation_metrics)
         return candidates
+
+    # ---- the time budget ---------------------------------------------------------------------------------------------
+    def _time_answers(self) -> float:
+        """Return how long an answer at the end takes, where there is a time budget; 0 where scores are all there is."""
+        if self._deadline.budget_s is None or self._journal.notice is not None:
+            return 0.0
+        hosts, check_stop = self._actors.pool.hosts, self._actors.check_stop
+        base = BaseModelBaseline(
+            self._folder, self._actors, self._space.task, lambda items: map_over_hosts(hosts, items, check_stop)
+        )
+        return base.seconds_per_row()
+
+    def _keep_time_for_end(self) -> None:
+        """Keep a part of the time budget for the end, by what trials have taken so far."""
+        records, budget_s = self._journal.records.values(), self._deadline.budget_s
+        last = [record.reports[-1] for record in records if record.reports]
+        if budget_s is None or not last:
+            return
+        plan, rule, actors = self._info.search, self._info.promotion, self._actors
+        step_s = sum(report.device_s for report in last) / sum(report.step for report in last)
+        devices = max(1, actors.slot_counter.slots.num_slots // actors.pack_size.size)
+        self._end_time = EndTime.of(
+            self._space.task,
+            actors.info,
+            trial_s=plan.max_steps * step_s,
+            scoring_s=sum(report.scoring_s for report in last) / len(last),
+            answer_s=self._answer_s,
+            num_devices=devices,
+        )
+        running = sum(record.state is TrialState.RUNNING for record in records)
+        self._deadline.report_s = plan.report_every * step_s * running / devices
+        end_s = self._end_time.total_s(min(rule.candidates, plan.trials), rule.num_refits(plan.trials))
+        self._deadline.end_s = min(_MOST_FOR_END * budget_s, _MARGIN * end_s)
+
+    def _after_report(self) -> None:
+        self._say_baselines()
+        self._keep_time_for_end()
 
     # ---- what watchers are shown -------------------------------------------------------------------------------------
     def _say_baselines(self) -> None:
@@ -341,6 +393,7 @@ class SearchSession:
         self._has_said_what_fits = True
         trial_s = self._info.search.max_steps * (now - since) / (done - before)  # of the device, side by side
         wanted = planned(self._info.search, self._study.state, self._journal.records).trials
+        left_s = max(_MOST_FOR_END * left_s, left_s - trial_s * self._info.promotion.num_refits(wanted))
         unended = wanted - sum(record.state is not TrialState.RUNNING for record in self._journal.records.values())
         if (fits := int((left_s * (done - before) / (now - since) + done) // self._info.search.max_steps)) < unended:
             _logger.warning(

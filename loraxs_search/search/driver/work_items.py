@@ -140,6 +140,7 @@ class RefitWork:
 
     Args:
         reached: Called with its name and the step that it has reached; one that failed has no more to do.
+        is_late: Whether there is no more time: it is left out then.
     """
 
     spec: TrialSpec
@@ -147,6 +148,7 @@ class RefitWork:
     every: int
     folder: StudyFolder
     reached: Callable[[str, int], None] = lambda _, __: None
+    is_late: Callable[[], bool] = lambda: False
 
     def ask(self, host: HostClient) -> ObjectRef[tuple[TrialReport, bytes]]:
         snapshot = self.folder.snapshots.read(self.spec.trial_id)
@@ -160,7 +162,7 @@ class RefitWork:
         self.folder.snapshots.write(self.spec.trial_id, snapshot)
         self.reached(self.spec.trial_id, report.step)
         if report.step < self.spec.hyperparameters.max_steps:
-            return True
+            return not self.is_late()
         self._ended(self.folder.checkpoint_selection.select(read_reports(snapshot)).metrics)
         return False
 

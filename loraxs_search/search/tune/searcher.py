@@ -126,7 +126,8 @@ class StudySearcher(Unpickled, Searcher):
     def out_of_time(self) -> str | None:
         """Return a message when the time budget is used up, else None."""
         if self._deadline.is_over:
-            return f"the time budget of {self._deadline.budget_s:g} s is used up"
+            rest = f" but for {self._deadline.end_s:.0f} s for refits and last scores" if self._deadline.left_s else ""
+            return f"the time budget of {self._deadline.budget_s:g} s is used up{rest}"
         return None
 
     @property
@@ -147,7 +148,8 @@ class StudySearcher(Unpickled, Searcher):
     @property
     def to_cancel(self) -> list[str]:
         """The trials in Tune that are to end at their next step."""
-        return [trial_id for trial_id in self._trial_ids.values() if trial_id in self._state.at_once]
+        late = self._deadline.is_late
+        return [trial_id for trial_id in self._trial_ids.values() if late or trial_id in self._state.at_once]
 
     def begin_loop(self) -> None:
         """Propose all unfinished trials in Tune's next loop, those that an earlier time budget has cut among them."""

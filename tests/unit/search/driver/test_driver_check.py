@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import loraxs_search
 from loraxs_search.errors import SpaceError, UsageError
 from loraxs_search.records import BaseModel, DataReport, HostInfo, PromotionRule, SearchPlan, to_json
 from loraxs_search.search.driver.check import Measured, add_up, estimate_search, simulated_steps
+from loraxs_search.search.driver.end_time import EndTime
 from loraxs_search.search_space import load_space
 
 
@@ -77,13 +79,26 @@ def test_parts_add_up():
     assert estimate.least_device_hours == pytest.approx((middle - 10) * 0.8 / 3600)
 
 
-def test_a_time_budget_bounds_the_trials_and_nothing_else():
-    rule = PromotionRule(candidates=1, seeds=0)
-    bounded = SearchPlan(trials=100, max_steps=100, report_every=50, scheduler="none", time_budget_s=60.0)
-    estimate = add_up(bounded, rule, TASK, INFO, FAST)
-    assert estimate.parts_s["trials"] == 60.0
-    assert estimate.most_device_hours * 3600 == pytest.approx(60.0 + estimate.parts_s["candidates"] * 1.2)
-    assert estimate.least_s == pytest.approx(60.0 + 0.8 * (10.0 + estimate.parts_s["candidates"]))
+@pytest.mark.parametrize(
+    ("budget_s", "trials_s", "refits", "candidates_s"),
+    [(200.0, 200 - 10 - (72 + 38), 6, 38), (100.0, 100 - 10 - 50, 2, 22), (20.0, 0, 0, 6)],
+)
+def test_a_time_budget_bounds_trials_and_refits(
+    budget_s: float, trials_s: float, refits: int, candidates_s: float
+) -> None:
+    """The end takes at most half of it: refits that do not fit are left out, then candidates."""
+    plan = SearchPlan(trials=100, max_steps=100, report_every=50, scheduler="none", time_budget_s=budget_s)
+    estimate = add_up(plan, PromotionRule(candidates=3, seeds=2), TASK, INFO, FAST)
+    parts = {"start": 10.0, "trials": trials_s, "refits": 12.0 * refits, "candidates": candidates_s}
+    assert estimate.parts_s == pytest.approx(parts)
+    assert sum(parts.values()) <= budget_s
+
+
+def test_the_end_of_a_task_that_writes_is_counted_in_answers() -> None:
+    """1,000 test rows by the finalist and the base, 256 others twice by the base, 2,000 by each candidate."""
+    task = replace(TASK, kind="text-generation", report_metric="loss")
+    end = EndTime.of(task, INFO, trial_s=30.0, scoring_s=1.0, answer_s=0.1, num_devices=2)
+    assert end == EndTime(15.0, 100.0, (1000 + 1000 + 2 * 256) * 0.05)
 
 
 def test_early_stopping_widens_the_range():

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from support.searched_studies import Tried, confirm, searched
-from support.studies import study
+from support.studies import TASK, study
 from support.tracked import Tracked
 
 from loraxs_search.errors import ClusterError, SearchInterruptedError
 from loraxs_search.records import (
     AnswerState,
     Baseline,
+    DataReport,
     Identity,
     Lineage,
     PromotionRule,
     SearchPlan,
+    TrialState,
 )
 from loraxs_search.search.driver.commander import Commander, answer_waiting, asks_for_more
 from loraxs_search.search.driver.driver import Driver
@@ -31,6 +34,7 @@ from loraxs_search.search.ledger import SilentView
 from loraxs_search.search_space import load_space
 from loraxs_search.steering import SteeringState, foreseen, steered
 from loraxs_search.steering.send import new_command
+from loraxs_search.steering.state import Deadline
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
 
@@ -200,8 +204,9 @@ def test_refits_count_their_steps_between_reports(fresh_home: Path) -> None:
 def test_a_search_says_once_how_many_trials_its_time_budget_has_room_for(caplog: pytest.LogCaptureFixture) -> None:
     session = SearchSession.__new__(SearchSession)
     session._timed, session._has_said_what_fits = None, False
-    session._info = SimpleNamespace(search=SearchPlan(trials=10, max_steps=100))  # type: ignore[assignment]
-    session._deadline = SimpleNamespace(left_s=50.0)  # type: ignore[assignment]
+    rule = PromotionRule(candidates=1, seeds=1)
+    session._info = SimpleNamespace(search=SearchPlan(trials=10, max_steps=100), promotion=rule)  # type: ignore[assignment]
+    session._deadline = SimpleNamespace(left_s=60.0)  # type: ignore[assignment]
     session._study = SimpleNamespace(state=SteeringState())  # type: ignore[assignment]
     session._journal = SimpleNamespace(records={})  # type: ignore[assignment]
     for now, steps in ((0.0, 10), (1.0, 12), (2.0, 20), (3.0, 40)):
@@ -209,3 +214,52 @@ def test_a_search_says_once_how_many_trials_its_time_budget_has_room_for(caplog:
     (record,) = caplog.records
     assert "room for about 5 of the 10 trials" in record.getMessage()
     assert "one takes about 10 s, 2 at once take 20 s" in record.getMessage()
+
+
+def budgeted(monkeypatch: pytest.MonkeyPatch, *, budget_s: float, now: float) -> SearchSession:
+    """Return the session of a search that began at 0: of two trials of 20 steps, each step takes a second."""
+    session, plan = SearchSession.__new__(SearchSession), SearchPlan(max_steps=20, report_every=10)
+    folder = searched("s", [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8, state=TrialState.RUNNING)], space=SPACE)
+    records = {
+        name: replace(record, reports=tuple(replace(each, device_s=float(each.step)) for each in record.reports))
+        for name, record in folder.journal().records.items()
+    }
+    monkeypatch.setattr("loraxs_search.steering.state.steady_time", lambda: now)
+    session._answer_s, session._end_time = 0.0, None
+    session._info, session._space = SimpleNamespace(search=plan, promotion=PromotionRule()), SimpleNamespace(task=TASK)  # type: ignore[assignment]
+    session._journal = SimpleNamespace(records=records)  # type: ignore[assignment]
+    info = SimpleNamespace(num_rows={"validation": 10, "test": 10}, data=DataReport({}))
+    slots = SimpleNamespace(slots=SimpleNamespace(num_slots=2))
+    session._actors = SimpleNamespace(info=info, slot_counter=slots, pack_size=SimpleNamespace(size=2))  # type: ignore[assignment]
+    session._deadline = Deadline(replace(plan, time_budget_s=budget_s), SteeringState(), 0.0)
+    session._keep_time_for_end()
+    return session
+
+
+@pytest.mark.parametrize(
+    ("budget_s", "now", "is_over", "is_late"),
+    [(300, 162, False, False), (300, 163, True, False), (300, 174, True, True), (100, 44, False, False)],
+)
+def test_a_time_budget_keeps_time_for_refits(
+    monkeypatch: pytest.MonkeyPatch, fresh_home: Path, budget_s: float, now: float, is_over: bool, is_late: bool
+) -> None:
+    """Six refits take 120 s, with a margin 132 s, but at most half; a trial that runs reports after 10 s."""
+    deadline = budgeted(monkeypatch, budget_s=budget_s, now=now)._deadline
+    assert (deadline.is_over, deadline.is_late) == (is_over, is_late)
+
+
+def test_refits_that_do_not_fit_into_the_time_budget_are_left_out_and_said(
+    monkeypatch: pytest.MonkeyPatch, fresh_home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    session, trained = budgeted(monkeypatch, budget_s=100, now=35), list[str]()
+    session._ledger = SimpleNamespace(phase=lambda _: None)  # type: ignore[assignment]
+    wanted = [f"0000{trial}.{number}" for number in (1, 2) for trial in (0, 1, 2)]
+    finalization: Any = SimpleNamespace(
+        best=[0, 1, 2],
+        missing_refits=lambda: [name for name in wanted if name not in trained],
+        refit=lambda specs, _: trained.extend(specs),
+        validate=lambda limit: [],
+    )
+    session._validated(finalization)
+    assert trained == wanted[:3], "of 20 s each"
+    assert "no room for 3 of 6 refits" in caplog.text
