@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save
 from support import studies
 from support.searched_studies import Tried, confirm, searched
 from support.toys import HYPERPARAMETERS, TASK
@@ -20,17 +21,28 @@ from loraxs_search.records import (
     AdapterSize,
     Answers,
     Baseline,
+    BaseModel,
     BaseModelRef,
     Manifest,
     PromotionRule,
     ReferenceLogits,
     Refit,
+    TrialReport,
     TrialSpec,
+    to_json,
 )
 from loraxs_search.registry import sealed, verify
 from loraxs_search.registry.manifest import folder_digest
 from loraxs_search.search.driver.finalize import Finalization
-from loraxs_search.search.driver.work_items import AnswerWork, Trained, ValidationWork, joined, row_parts, slices_of
+from loraxs_search.search.driver.work_items import (
+    AnswerWork,
+    RefitWork,
+    Trained,
+    ValidationWork,
+    joined,
+    row_parts,
+    slices_of,
+)
 from loraxs_search.studies.confirmations import Confirmations
 
 
@@ -121,3 +133,43 @@ def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_it
     digest = folder_digest(path)
     finish.seal([found], lambda _: None)
     assert folder_digest(path) == digest, "nothing is new"
+
+
+def test_a_refit_that_is_late_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    study, late = studies.study("s"), list[bool]()
+    refit = RefitWork(TrialSpec("00001.1", {}, HYPERPARAMETERS), TASK, 2, study, is_late=lambda: bool(late))
+    report = TrialReport("00001.1", 2, {}, 0.5, 1.0, 1, AdapterSize(1, 1, 1))
+    state = save({}, {"trial": to_json({"trial_id": "00001.1"})})
+    assert refit.take((report, state))
+    late.append(True)
+    assert not refit.take((report, state))
+    assert study.confirmations().refit("00001.1") is None
+
+
+def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_time_allows(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
+    tried = [Tried({"rank": 4}, 0.7), Tried({"rank": 8}, 0.9), Tried({"rank": 16}, 0.8)]
+    folder = searched("s", tried, finished=False)
+    folder.confirmations().write_validation("00000", {"accuracy": 0.71})
+    info = SimpleNamespace(
+        num_rows={"validation": 5}, data_fingerprint="d", test_fingerprint="t", base=BaseModel("b", "", "digest")
+    )
+    actors = SimpleNamespace(info=info, spec=lambda name, params: TrialSpec(name, params, HYPERPARAMETERS))
+    space = SimpleNamespace(
+        promotion=PromotionRule(seeds=0, choose="best"), task=replace(folder.info.task, validation_rows=5),
+        search=folder.info.search, method_of=lambda _: SimpleNamespace(name="lora-xs"), may_be_candidate=bool,
+    )  # fmt: skip
+    asked = list[str]()
+
+    def score(self, items, **_):
+        asked.extend(item.trained.trial_id for item in items)
+        for item in items:
+            folder.confirmations().write_validation(item.trained.trial_id, {"accuracy": 0.91})
+
+    monkeypatch.setattr(Finalization, "_map_over_hosts", score)
+    records = sorted(folder.journal().records.values(), key=lambda record: -record.reports[-1].metrics["accuracy"])
+    finish = Finalization(actors, folder, space, records, threading.Event())
+    assert [each.trial_id for each in finish.validate(2)] == ["00001", "00000"]
+    assert asked == ["00001"]
+    assert [each.trial_id for each in finish.validate()] == ["00001", "00002", "00000"]

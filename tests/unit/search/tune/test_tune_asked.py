@@ -15,6 +15,7 @@ from support.studies import TASK, study
 
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records import AnswerState, Lineage, Proposal, TrialState
+from loraxs_search.search.tune.advancer import CANCELLED, STEP
 from loraxs_search.studies import StudyFolder
 
 pytestmark = pytest.mark.usefixtures("plain_specs")
@@ -192,6 +193,21 @@ def test_an_extension_that_says_nothing_is_refused(folder: StudyFolder, argument
 
 
 # ---- a time budget that cuts -----------------------------------------------------------------------------------------
+def test_trials_that_have_not_reported_by_the_end_of_the_time_budget_end_at_their_next_step(
+    fresh_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget_s=60.0))
+    write_space(made)
+    driver = drive(made)
+    driver.begin()
+    assert driver.searcher.to_cancel == []
+    monkeypatch.setattr("loraxs_search.steering.state.steady_time", lambda: time.time() + 60)
+    assert driver.searcher.to_cancel == ["00000"]
+    driver.searcher.on_trial_complete("tune-0-0", {STEP: 10, CANCELLED: True})
+    record = made.journal().records["00000"]
+    assert (record.state, record.is_cut) == (TrialState.PRUNED, True)
+
+
 def test_what_the_time_budget_has_cut_continues_before_new_trials_once_there_is_more(fresh_home: Path) -> None:
     made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget_s=1e-9))
     write_space(made)
