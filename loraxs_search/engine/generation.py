@@ -57,14 +57,12 @@ class Generation:
 
     @torch.inference_mode()
     def join(self, sequences: Sequence[OpenSequence], owners: Owners) -> list[OpenSequence]:
-        """Compute the prompts of further sequences and give each its first token; return those that ended with it.
+        """Compute further sequences as far as they are and give each its next token; return those that ended with it.
 
         Args:
             owners: Whose adapter each has, (n,); those of one owner stand side by side.
         """
-        for sequence in sequences:
-            sequence.begin()
-        prompts = [sequence.prompt for sequence in sequences]
+        prompts = [np.array([*sequence.prompt, *sequence.tokens], np.int32) for sequence in sequences]
         decoding, states_nD = _read_prompts(self._base, prompts, owners, self._worker)
         tokens_n, stays = _next_tokens(decoding.project(states_nD), sequences)
         joining = _Cohort(decoding, list(sequences), np.asarray(owners), tokens_n)
@@ -100,7 +98,9 @@ class Generation:
 
 
 def generate(base: AdaptedBase, sequences: Sequence[OpenSequence], owners: Owners, worker: int = 0) -> None:
-    """Continue sequences until each has ended; see `Generation`."""
+    """Write sequences until each has ended; see `Generation`."""
+    for sequence in sequences:
+        sequence.begin()
     generation = Generation(base, worker)
     generation.join(sequences, owners)
     while len(generation):

@@ -33,6 +33,7 @@ from loraxs_search.tasks.kinds import ForwardRequest, GenerateRequest, RequestGe
 log = logging.getLogger(__name__)
 
 _TRIES = 3  # to load an adapter that others evict
+NEXT_TOKENS = 256  # that a row has space for at any time, unless it may write fewer
 Asking = Callable[[RowSource], RequestGenerator[Any]]
 
 
@@ -76,6 +77,15 @@ class Job:
     def num_outputs(self) -> int | None:
         """Of the adapter's head; None if it has none."""
         return None if self.adapter is None else self.adapter.kind.model.num_outputs
+
+    @property
+    def spans(self) -> list[Span]:
+        """Of its rows that are written, or wait for that."""
+        if self._writing:
+            return [row.span for row in self._writing if not row.is_over]
+        assert self._written is not None  # it asked for that
+        lengths = self._written.source.lengths[self._written.rows].tolist()
+        return [(length, self._written.max_new_tokens) for length in lengths]
 
     def cancel(self) -> None:
         """Have rows that are not computed yet left out: nobody waits for them."""
@@ -254,8 +264,7 @@ class ServingEngine:
                         reads[job] = request
                     else:
                         job._written = request
-                        insort(self._joining, job, key=_turn_of)
-                        self._count_waiting(job.num_rows)
+                        self._wait_to_write(job)
             answers = self._read(reads) if reads else {}
 
     def _read(self, reads: Mapping[Job, ForwardRequest]) -> dict[Job, Any]:
@@ -281,6 +290,7 @@ class ServingEngine:
             self._generation.drop({row for job in gone for row in job._writing})
             for job in gone:
                 self._leave(job, asyncio.CancelledError())
+            self._put_back()
             self._join()
             if len(self._generation):
                 self.num_tokens += len(self._generation)
@@ -293,6 +303,20 @@ class ServingEngine:
             for job in list(self._writers):
                 self._leave(job, error)
 
+    def _put_back(self) -> None:
+        """Have the jobs that came last wait again, with their texts, where space ends; the first of long ones stays."""
+        long = [job for job in self._writers if any(left > NEXT_TOKENS for _, left in job.spans)]
+        long.sort(key=_turn_of)
+        while len(long) > 1 and _peak(_next([span for job in self._writers for span in job.spans])) > MAX_TOKENS:
+            job = long.pop()
+            self._generation.drop(set(job._writing))
+            self._writers.remove(job)
+            self._wait_to_write(job)
+
+    def _wait_to_write(self, job: Job) -> None:
+        insort(self._joining, job, key=_turn_of)
+        self._count_waiting(job.num_rows)
+
     def _join(self) -> None:
         """Let as many jobs begin to write as there is space for; where that fails, it fails for them alone."""
         open_rows, joining = len(self._generation), self._admitted()
@@ -300,9 +324,11 @@ class ServingEngine:
         for job in joining:
             assert job._written is not None  # it asked for that
             self._writers.append(job)
-            job._writing = open_sequences(job._written, self._source.tokenizer, self._base.model, job.on_text)
-            sequences += job._writing
-            owners += [job._owner] * len(job._writing)
+            tokenizer, model = self._source.tokenizer, self._base.model
+            job._writing = job._writing or open_sequences(job._written, tokenizer, model, job.on_text)
+            rows = [row for row in job._writing if not row.is_over]
+            sequences += rows
+            owners += [job._owner] * len(rows)
         if not sequences:
             return
         try:
@@ -321,11 +347,10 @@ class ServingEngine:
 
         If one must wait for space, those behind it pass if they end before there is space for it.
         """
-        spans = [row.span for job in self._writers for row in job._writing if not row.is_over]
+        spans = [span for job in self._writers for span in job.spans]
         admitted, latest = list[Job](), math.inf
         for job in list(self._joining):
-            assert job._written is not None  # it asked for that
-            own = _spans(job._written)
+            own = job.spans
             if job.cancelled:
                 self._finish(job, asyncio.CancelledError())
             elif len(spans) >= self.max_rows:
@@ -395,8 +420,8 @@ def _turn_of(job: Job) -> int:
     return job.turn
 
 
-def _spans(request: GenerateRequest) -> list[Span]:
-    return [(length, request.max_new_tokens) for length in request.source.lengths[request.rows].tolist()]
+def _next(rows: Sequence[Span]) -> list[Span]:
+    return [(length, min(left, NEXT_TOKENS)) for length, left in rows]
 
 
 def _peak(rows: Sequence[Span]) -> int:
@@ -409,8 +434,11 @@ def _peak(rows: Sequence[Span]) -> int:
 
 
 def _fit(rows: Sequence[Span], further: Sequence[Span]) -> bool:
-    """Whether a batch may have these rows too. One row may be longer than a batch, and short ones join it then."""
-    return not rows or _peak([*rows, *further]) <= max(MAX_TOKENS, _peak(rows))
+    """Whether a batch has space for what these rows write next, too. One row may be longer than a batch.
+
+    Rows that may write no more than that will end: only those that may write more are ever put back.
+    """
+    return not rows or _peak(_next([*rows, *further])) <= max(MAX_TOKENS, _peak(_next(rows)))
 
 
 def _first_fit(rows: Sequence[Span], further: Sequence[Span]) -> int:

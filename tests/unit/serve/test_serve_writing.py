@@ -260,6 +260,32 @@ def test_a_short_text_is_not_behind_long_ones_that_wait_for_space(decoder, monke
     assert answered_in_order(decoder.server.models, [chat] * 5 + [longer, short])[0] == 6
 
 
+def test_long_texts_share_the_space_and_those_that_are_put_back_are_written_as_alone(decoder, bank, monkeypatch):
+    """There is space for two whole ones: four begin, and the last ones wait in the middle."""
+    monkeypatch.setattr(serving_engine, "MAX_TOKENS", 2 * 64)
+    monkeypatch.setattr(serving_engine, "NEXT_TOKENS", 8)
+    models, pieces = decoder.server.models, list[int]()
+
+    async def ask():
+        engine = ServingEngine(models.bank, models.load)
+        bodies = [CompletionBody(model="one", prompt=f"say w{n}", max_tokens=60, stop=["never"]) for n in range(4)]
+        jobs = [job for body in bodies for job in completion_jobs(models.look_up("one"), body, Limits())]
+        for number, job in enumerate(jobs):
+            job.on_text = lambda _, __, number=number: pieces.append(number)
+        engine.start()
+        engine.submit(jobs)
+        texts = [(await job.result).text for job in jobs]
+        engine.close()
+        return texts
+
+    alone = [bank.generate("one", f"say w{n}", max_new_tokens=60, stop=["never"])[0] for n in range(4)]
+    assert asyncio.run(ask()) == alone
+    after = pieces[len(pieces) - pieces[::-1].index(0) :]
+    assert set(pieces[:10]) == {0, 1, 2, 3}
+    assert after.count(1) <= 1
+    assert after.count(3) > 5
+
+
 def test_one_row_is_not_behind_all_rows_and_options_of_a_large_request(decoder):
     many = [{"words": "w1", "choices": [f"w{n}" for n in range(8)]}] * 10
     bodies = [ClassifyBody(model="listed", input=rows) for rows in (many, many[:1], many[:1])]
