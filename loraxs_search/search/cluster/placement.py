@@ -114,7 +114,7 @@ _MAX_SHOWN = 5  # nodes in a message
 
 
 class SlotWait:
-    """Says every minute what trials wait for while Ray reserves no slot for any of them.
+    """Says every minute what trials wait for while Ray reserves no slot for any, or no node has what one asks for.
 
     Args:
         nodes: Returns the living nodes.
@@ -131,16 +131,17 @@ class SlotWait:
         self._nodes, self._slots, self._say, self._clock = nodes, slots, say, clock
         self._next = clock()
 
-    def look(self, asked: Mapping[str, float]) -> bool:
+    def look(self, asked: Mapping[str, float], others_have_slots: bool = False) -> bool:
         """Say why trials that ask for this do not start; return whether they could if they asked for what is there.
 
-        A trial asks for a share of the nodes at the time of its proposal. These may all have left since.
+        A trial asks for a share of the nodes at the time of its proposal. These may all have left since. While others
+        have slots, they are not disturbed.
         """
         nodes = self._nodes()
         is_held = any(offers(node, asked) for node in nodes)
-        if not is_held and self._slots().num_slots:
+        if not is_held and not others_have_slots and self._slots().num_slots:
             return True
-        if self._clock() < self._next:
+        if (is_held and others_have_slots) or self._clock() < self._next:
             return False
         self._next = self._clock() + SAY_EVERY_S
         what = " and ".join(f"{amount:g} {name}" for name, amount in asked.items() if amount)
@@ -151,7 +152,7 @@ class SlotWait:
             if is_held
             else f"a node with {what} to join the cluster; now {', '.join(have[:_MAX_SHOWN]) or 'there is none'}{more}"
         )
-        self._say(f"No trial can start: each waits for {why}.")
+        self._say(f"{'Some trials wait' if others_have_slots else 'No trial can start: each waits'} for {why}.")
         return False
 
 

@@ -145,8 +145,8 @@ class LoopWatch(Unpickled, Callback):
         unfit: Called with what is wrong when a node cannot run trials, as one that joined late may not.
         deadline: When the time budget is used up; None if there can be none.
         overdue: Called with the ids of the trials that the loop has waited for in vain.
-        ask_anew: Called now and then with what a trial asks for, while there is no slot for any trial; returns
-            whether the loop is to end, so that trials ask for what there is now.
+        ask_anew: Called now and then with what a waiting trial asks for, and whether others have slots; returns whether
+            the loop is to end, so that trials ask for what there is now.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class LoopWatch(Unpickled, Callback):
         unfit: Callable[[ClusterError], None],
         deadline: Deadline | None = None,
         overdue: Callable[[list[str]], None] = lambda _: None,
-        ask_anew: Callable[[Mapping[str, float]], bool] = lambda _: False,
+        ask_anew: Callable[[Mapping[str, float], bool], bool] = lambda _, __: False,
     ) -> None:
         self._is_over, self._on_loop_step, self._unfit, self._deadline = is_over, on_loop_step, unfit, deadline
         self._overdue, self._ask_anew = overdue, ask_anew
@@ -167,6 +167,7 @@ class LoopWatch(Unpickled, Callback):
         self._longest_s: float | None = None  # from one report to the next
         self._late_since: float | None = None
         self._waiting_since: float | None = None
+        self._others_have_slots = False
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: object) -> None:
         self._on_loop_step()
@@ -200,16 +201,19 @@ class LoopWatch(Unpickled, Callback):
 
     def _is_stranded(self, trials: list[Trial]) -> bool:
         """Whether trials wait for slots that none of the nodes of now can have."""
-        pending = [] if self.holds_slots() else [trial for trial in trials if trial.status == "PENDING"]
-        if not pending:
+        pending = [trial.config[RESOURCES] for trial in trials if trial.status == "PENDING"]
+        others_did, self._others_have_slots = self._others_have_slots, self.holds_slots()
+        if not pending or others_did != self._others_have_slots:
             self._waiting_since = None
+        if not pending:
             return False
         now = time.monotonic()
         self._waiting_since = now if self._waiting_since is None else self._waiting_since
         if now - self._waiting_since < WAIT_S:
             return False
         self._waiting_since = now
-        return self._ask_anew(pending[0].config[RESOURCES])
+        different = [asked for place, asked in enumerate(pending) if asked not in pending[:place]]
+        return any(self._ask_anew(asked, self._others_have_slots) for asked in different)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: object) -> None:
         """Count losses of a trial's host that follow one another closely as one; report a node that is unfit."""

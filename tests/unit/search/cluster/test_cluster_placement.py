@@ -90,13 +90,18 @@ def test_trials_without_a_slot_say_once_what_they_wait_for_and_ask_anew_where_th
     assert [wait.look(asked), wait.look(asked), len(said)] == [False, False, 1]
     assert "4 CPU" in said[0]
     assert "another search" in said[0]
-    nodes[:] = [HEAD]
     now[0] += SAY_EVERY_S
+    assert not wait.look(asked, True)
+    assert len(said) == 1, "it waits for another trial of the search"
+    nodes[:] = [HEAD]
     assert [wait.look(asked), wait.look(asked), len(said)] == [False, False, 2]
     assert "a node with 4 CPU to join the cluster; now head has 0 CPU and 0 GPU" in said[1]
     nodes[:] = [HEAD, SMALL]
     assert wait.look(asked)
     assert len(said) == 2
+    now[0] += SAY_EVERY_S
+    assert not wait.look(asked, True), "the trial that has a slot there is not disturbed"
+    assert "a node with 4 CPU to join" in said[2]
     assert not wait.look(share_out(nodes, 2, "cpu").resources), "that is there, and taken"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,13 +13,18 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from support.recorded_search import FACTS
 from support.studies import study
 
+from loraxs_search.cli._search import watched
 from loraxs_search.errors import SearchInterruptedError, StudyError
 from loraxs_search.records import Identity, SearchPlan
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.driver import driver as drivers
+from loraxs_search.search.driver.baselines import StudyBaselines
 from loraxs_search.search.driver.driver import OwnStop
+from loraxs_search.search.driver.finalize import Finalization
+from loraxs_search.search.driver.linear_probe import StudyProbe
 from loraxs_search.search.hosts import client, study_actors
 from loraxs_search.search.hosts.client import HostClient
 from loraxs_search.search.ledger import SilentView
@@ -116,3 +122,35 @@ def test_what_stops_all_stops_each() -> None:
     shared.set()
     assert other.is_set()
     assert other.wait(0)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("waits_for", ["the probe", "the baselines"])
+def test_ctrl_c_is_heard_while_a_host_is_waited_for(
+    folder: StudyFolder, monkeypatch: pytest.MonkeyPatch, waits_for: str, trains: bool
+) -> None:
+    """Before trials train it interrupts the program, and then it sets what each look at the host looks at."""
+    looks = list[int]()
+
+    def nothing_yet(answers: list[Any], **_: object) -> tuple[list[Any], list[Any]]:
+        looks.append(len(looks))
+        if looks == [0]:
+            signal.raise_signal(signal.SIGINT)
+        assert len(looks) < 3, "the signal was not heard"
+        return [], answers
+
+    monkeypatch.setattr(client.ray, "wait", nothing_yet)
+    folder.resolved_space_path.write_text("{}")
+    host = SimpleNamespace(linear_probe=str, baselines=str)
+    store = SimpleNamespace(write_baselines=SimpleNamespace(remote=str))
+    actors: Any = SimpleNamespace(pool=SimpleNamespace(host=lambda: host), snapshot_store=store)
+    space: Any = SimpleNamespace(task=folder.info.task, head_inits=lambda: {"probe"})
+    with pytest.raises(SearchInterruptedError), watched("sqlite:///mlflow.db", study="s") as (view, stop):
+        driver = drivers.Driver(folder.info, space, view, stop)
+        actors.check_stop = driver._check_stop
+        if trains:
+            view.happened(FACTS)
+        if waits_for == "the probe":
+            StudyProbe(folder, actors, space, lambda _: None).digest()
+        finalization = Finalization(actors, folder, space, (), driver._stop)
+        StudyBaselines(folder, actors, folder.info.task).result(finalization.on_loop_step)

@@ -45,6 +45,8 @@ PENDING, RUNNING = (
     for status in ("PENDING", "RUNNING")
 )
 
+LARGER = SimpleNamespace(status="PENDING", config={RESOURCES: {"CPU": 16.0}})
+
 
 def allowed(losses_at: list[float], monkeypatch: pytest.MonkeyPatch) -> int:
     """Return how many failures Tune allows a trial in all, after losses at these seconds."""
@@ -146,8 +148,8 @@ def test_reports_that_take_long_are_waited_for_longer(monkeypatch: pytest.Monkey
 def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     looks, now, holds, stranded = list[Any](), [0.0], [False], [False]
 
-    def ask_anew(asked: Any) -> bool:
-        looks.append(asked)
+    def ask_anew(asked: Any, others_have_slots: bool) -> bool:
+        looks.append((asked, others_have_slots))
         return stranded[0]
 
     monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
@@ -160,14 +162,14 @@ def test_trials_that_get_no_slot_are_looked_at_now_and_then(monkeypatch: pytest.
         return len(looks)
 
     assert [turn(0.0, PENDING), turn(WAIT_S - 1, PENDING), turn(1.0, PENDING), turn(1.0, PENDING)] == [0, 0, 1, 1]
-    holds[0] = True  # what it waits for now is its process
-    assert turn(10 * WAIT_S, PENDING) == 1
+    holds[0] = True
+    assert [turn(10 * WAIT_S, RUNNING, PENDING), turn(WAIT_S, RUNNING, PENDING, LARGER)] == [1, 3]
     holds[0] = False
-    assert [turn(1.0, PENDING), turn(WAIT_S - 1), turn(1.0, PENDING)] == [1, 1, 1], "there was none in between"
+    assert [turn(1.0, PENDING), turn(WAIT_S - 1), turn(1.0, PENDING)] == [3, 3, 3], "there was none in between"
     stranded[0] = True
     with pytest.raises(_StoppedError):
         turn(WAIT_S, PENDING)
-    assert looks == [ASKED, ASKED]
+    assert looks == [(ASKED, False), (ASKED, True), ({"CPU": 16.0}, True), (ASKED, False)]
 
 
 def test_a_node_that_cannot_make_the_environment_ends_the_search_and_blames_no_trial(tmp_path: Path) -> None:
