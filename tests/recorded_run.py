@@ -3,8 +3,8 @@
     python tests/recorded_run.py record .venv/bin before.json    # ... then at the other commit: after.json
     python tests/recorded_run.py compare before.json after.json  # exit code 1, and each difference
 
-Packed trials are the same to the bit, and so are decisions and answers. `--close 1e-5` also takes numbers that near, and
-then compares no digest: for a change of the arithmetic of trials that train alone. Both commits run on one machine.
+Packed trials are the same to the bit, and so are decisions and answers. `--close 1e-5` also takes numbers that near,
+and then compares no digest: for a change of the arithmetic of trials that train alone. Both commits run on one machine.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def recorded(name: str, program: str, home: Path) -> dict[str, Any]:
     result: dict[str, Any] = {"trials": json.loads(run("status", name, "--json")), "decision": decision}
     for form in formats:
         folder = Path(run("pull", f"task-{name}", "--format", form).strip().splitlines()[-1])
-        result[f"pull {form}"] = {str(file.relative_to(folder)): digests(file) for file in folder.rglob("*.safetensors")}
+        result[f"pull {form}"] = {
+            str(file.relative_to(folder)): digests(file) for file in folder.rglob("*.safetensors")
+        }
     result["answers"] = json.loads(run("predict", f"task-{name}", *texts_of(kind), "--json"))
     result["shown"] = json.loads(run("show", f"task-{name}", "--json"))
     return result

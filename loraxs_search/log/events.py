@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from loraxs_search import records
+from loraxs_search.log import clock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,11 +19,11 @@ class Event:
     """What all events have.
 
     Args:
-        at: When it happened, seconds since 1970.
+        at: When it happened, seconds since 1970; by default now.
         study: The study's name, which a line does not repeat; None before the study has one.
     """
 
-    at: float
+    at: float = field(default_factory=lambda: clock.steady_time())  # noqa: PLW0108  # tests hold it still
     study: str | None = None
     is_flushed: ClassVar[bool] = False  # to the device, before anything acts on it
     is_work: ClassVar[bool] = True  # whether a driver was at work until then

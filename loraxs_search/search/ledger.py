@@ -9,36 +9,29 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.log.events import (
     BaselineScored,
-    CandidateScored,
-    DataRead,
     Phase,
     SearchStarted,
     ShownEvent,
-    Steered,
     TrialEvent,
+    TrialReported,
     TrialsAdvanced,
     Warned,
     WatchedEvent,
 )
 from loraxs_search.records import (
     Baseline,
-    HostInfo,
-    Hyperparameters,
-    Origin,
-    Proposal,
-    Scalar,
     Task,
     TrialRecord,
     TrialReport,
     TrialState,
 )
 from loraxs_search.studies import Journal, StudyFolder, read_reports
-from loraxs_search.studies.clock import steady_time
 
 if TYPE_CHECKING:
     from loraxs_search.samplers.trials import StudyTrials
@@ -152,42 +145,10 @@ class Ledger:
         """Return the trials that were started and have not ended."""
         return [r for r in self.records.values() if r.state is TrialState.RUNNING]
 
-    # ---- trials ------------------------------------------------------------------------------------------------------
     def last_step(self, trial_id: str) -> int:
         """Return the step of a trial's last report; 0 if it has none."""
         reports = self.records[trial_id].reports
         return reports[-1].step if reports else 0
-
-    def trial_started(
-        self,
-        trial_id: str,
-        params: Mapping[str, Scalar],
-        hyper: Hyperparameters | None,
-        origin: Origin | None = None,
-        proposal: Proposal | None = None,
-    ) -> None:
-        """Record that a trial starts or continues.
-
-        Args:
-            hyper: None of a trial that cannot be, which ends at once.
-            origin: Where a new trial comes from.
-            proposal: How the sampler came to the params of a new trial.
-        """
-        self._pass_on(self.journal.trial_started(trial_id, params, origin, proposal, hyper))
-
-    def trial_reported(self, report: TrialReport) -> None:
-        if event := self.journal.trial_reported(report):
-            self._pass_on(event)
-            if self._watch is not None:
-                self._watch.reported(report)
-            self._after_report()
-
-    def trial_ended(self, trial_id: str, state: TrialState, reason: str, *, is_cut: bool = False) -> None:
-        if event := self.journal.trial_ended(trial_id, state, reason, is_cut=is_cut):
-            self._pass_on(event)
-
-    def trial_continued(self, trial_id: str) -> None:
-        self._pass_on(self.journal.trial_continued(trial_id))
 
     def recover(self, folder: StudyFolder) -> None:
         """Take up the reports that a killed driver left in snapshots, which are written before the log.
@@ -203,40 +164,46 @@ class Ledger:
                 _logger.warning("trial %s begins again: %s", record.trial_id, error.message)
                 continue
             for report in reports:
-                self._pass_on(self.journal.trial_reported(report))
+                self._record(TrialReported(report=report))
 
-    # ---- what watchers alone are shown -------------------------------------------------------------------------------
-    def search_started(self, event: SearchStarted) -> None:
-        """Trials are about to train; the view receives what they already have, once."""
-        earlier, self._earlier = self._earlier or (), None
-        self._say(event)
-        for one in earlier:
-            self._show(one, is_known=True)
+    # ---- what happens ------------------------------------------------------------------------------------------------
+    def trial(self, event: TrialEvent) -> None:
+        """Something has happened to a trial; what the log has already changes nothing."""
+        if self._record(event) and isinstance(event, TrialReported):
+            if self._watch is not None:
+                self._watch.reported(event.report)
+            self._after_report()
+
+    def say(self, event: WatchedEvent) -> None:
+        """Something has happened that watchers alone are shown.
+
+        When trials are about to train, the view also receives what they already have, once.
+        """
+        event = replace(event, study=self._study)
+        if self._journal is not None:
+            with contextlib.suppress(HomeError):
+                self._journal.append(event)
+        self._show(event)
+        if isinstance(event, SearchStarted):
+            earlier, self._earlier = self._earlier or (), None
+            for one in earlier:
+                self._show(one, is_known=True)
 
     def phase(self, text: str) -> None:
         """Other work begins."""
         self._phase = text
-        self._say(Phase(study=self._study, at=steady_time(), text=text))
+        self.say(Phase(text=text))
 
     def counted(self, done: int, total: int, unit: str) -> None:
         """The present work has got so far."""
-        self._say(Phase(study=self._study, at=steady_time(), text=self._phase, done=done, total=total, unit=unit))
-
-    def steered(self, text: str, finishing: str) -> None:
-        """A command was answered with this text; `finishing` says why there are no new trials."""
-        self._say(Steered(study=self._study, at=steady_time(), text=text, finishing=finishing))
+        self.say(Phase(text=self._phase, done=done, total=total, unit=unit))
 
     def advanced(self, folder: StudyFolder, steps: Mapping[str, int]) -> None:
         """Trials have got further since their last reports; from any thread."""
-        event = TrialsAdvanced(study=self._study, at=steady_time(), steps=steps)
+        event = TrialsAdvanced(study=self._study, steps=steps)
         with contextlib.suppress(HomeError):
             folder.write_steps(event)
         self._show(event)
-
-    def data_read(self, task: Task, info: HostInfo) -> None:
-        """The rows of the task are read."""
-        metric, rows = task.metric, info.num_rows
-        self._say(DataRead(study=self._study, at=steady_time(), metric=metric, num_rows=rows, report=info.data))
 
     def baselines_scored(self, baselines: Iterable[Baseline]) -> None:
         """Baselines were scored; each is said once."""
@@ -244,17 +211,7 @@ class Ledger:
             name, metrics = baseline.name, baseline.validation_metrics
             if metrics and name not in self._baselines:
                 self._baselines.add(name)
-                self._say(BaselineScored(study=self._study, at=steady_time(), name=name, metrics=metrics))
-
-    def candidate_scored(
-        self, trial_id: str, split: Literal["validation", "test"], metrics: Mapping[str, float]
-    ) -> None:
-        """A candidate was scored on all rows of a split."""
-        self._say(CandidateScored(study=self._study, at=steady_time(), trial=trial_id, split=split, metrics=metrics))
-
-    def warned(self, text: str) -> None:
-        """People should know something."""
-        self._say(Warned(study=self._study, at=steady_time(), text=text))
+                self.say(BaselineScored(name=name, metrics=metrics))
 
     @contextlib.contextmanager
     def hearing_warnings(self) -> Iterator[None]:
@@ -268,21 +225,17 @@ class Ledger:
             logger.removeHandler(handler)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
-    def _say(self, event: WatchedEvent) -> None:
-        if self._journal is not None:
-            with contextlib.suppress(HomeError):
-                self._journal.append(event)
-        self._show(event)
-
-    def _pass_on(self, event: TrialEvent | None) -> None:
-        """Pass on what the log has now; before the search has started, views are shown it as what was known before."""
-        if event is None:
-            return
-        self._trials.apply(event)
+    def _record(self, event: TrialEvent) -> bool:
+        """Write an event and pass it on; before the search has started, views are shown it as what was known before."""
+        written = self.journal.append(replace(event, study=self._study))
+        if written is None:
+            return False
+        self._trials.apply(written)
         if self._earlier is None:
-            self._show(event)
+            self._show(written)
         else:
-            self._earlier.append(event)
+            self._earlier.append(written)
+        return True
 
     def _show(self, event: ShownEvent, *, is_known: bool = False) -> None:
         try:
@@ -301,6 +254,6 @@ class _Warnings(logging.Handler):
         other = str(record.threadName)
         if other == self._thread or not other.startswith(_STUDY_THREADS):
             try:
-                self._ledger.warned(record.getMessage())
+                self._ledger.say(Warned(text=record.getMessage()))
             except Exception:  # noqa: BLE001  # whoever warns continues, as with logging's own handlers
                 self.handleError(record)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from loraxs_search.errors import CommandError
+from loraxs_search.log.clock import steady_time
 from loraxs_search.records import Scalar, SearchPlan, TrialRecord
 from loraxs_search.studies import Journal, StudyFolder
-from loraxs_search.studies.clock import steady_time
 
 
 @dataclass(frozen=True)

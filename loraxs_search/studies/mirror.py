@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loraxs_search.errors import LoraxsError, StorageConflictError, StorageError, StudyError
 from loraxs_search.home import paths_under
-from loraxs_search.studies.clock import Clock
+from loraxs_search.log.clock import Clock
 from loraxs_search.studies.folder import StudyFolder
 from loraxs_search.studies.lease import LEASE_S, Lease
 from loraxs_search.studies.snapshots import is_kept, kept_paths

@@ -10,6 +10,7 @@ from support.studies import study
 from support.toys import TASK, adapter, candidate
 
 from loraxs_search.cli._search import show_results
+from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import AdapterSize, Baseline, PromotionRule, TrialReport, TrialState
 from loraxs_search.registry import Registry
 from loraxs_search.search import SearchResult
@@ -32,9 +33,9 @@ def measured(store_uri):
     folder = study("s", store_uri)
     folder.write_baselines(BASELINES)
     journal = folder.journal()
-    journal.trial_started("00000", {"rank": 4})
-    journal.trial_reported(TrialReport("00000", 8, {"accuracy": 0.6}, 0.5, 1.0, 10, AdapterSize(1, 1, 1)))
-    journal.trial_ended("00000", TrialState.COMPLETE, "ran all steps")
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
+    journal.append(TrialReported(report=TrialReport("00000", 8, {"accuracy": 0.6}, 0.5, 1.0, 10, AdapterSize(1, 1, 1))))
+    journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="ran all steps"))
     return folder
 
 

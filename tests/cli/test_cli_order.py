@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from support.studies import study as new_study
 
+from loraxs_search.log.events import TrialStarted
+
 
 @pytest.fixture
 def command(fresh_home: Path) -> list[str]:
-    new_study("s").journal().trial_started("00000", {"rank": 4})
+    new_study("s").journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
     return [sys.executable, "-m", "loraxs_search", "status", "s"]
 
 

@@ -10,6 +10,7 @@ from support.studies import study
 from support.toy_language import writing
 
 from loraxs_search.cli._search import show_results
+from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult
 
@@ -20,9 +21,11 @@ WARNING = "trial 00000: 50% of the answers were cut at max_new_tokens=6: raise `
 def cut(store_uri):
     folder = study("s", store_uri, task=writing())
     journal = folder.journal()
-    journal.trial_started("00000", {"rank": 4})
-    journal.trial_reported(measured("00000", 8, {"exact_match": 0.1, "unparsed": 0.0, "unended": 0.5, "loss": 1.0}))
-    journal.trial_ended("00000", TrialState.COMPLETE, "ran all steps")
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
+    journal.append(
+        TrialReported(report=measured("00000", 8, {"exact_match": 0.1, "unparsed": 0.0, "unended": 0.5, "loss": 1.0}))
+    )
+    journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="ran all steps"))
     return folder
 
 

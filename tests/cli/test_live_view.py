@@ -21,7 +21,7 @@ from support.terminal import Terminal
 
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import draw
-from loraxs_search.log.events import Phase, ShownEvent, Steered, TrialsAdvanced
+from loraxs_search.log.events import Phase, ShownEvent, Steered, TrialsAdvanced, Warned
 from loraxs_search.records import TrialState
 from loraxs_search.reports.search_state import SearchState
 
@@ -186,7 +186,7 @@ def test_a_view_ends_with_its_search_and_shows_the_result(driver: ScriptedDriver
         terminals.append(Terminal(watching(), dict(os.environ), columns=120))
         (terminal,) = terminals
         terminal.wait_to_see("00000 +RUNNING")
-        driver.say.warned("many answers were cut")
+        driver.say.say(Warned(text="many answers were cut"))
         driver.end("00000", TrialState.COMPLETE)
         driver.finish()
     assert terminal.wait() == 0
@@ -212,7 +212,7 @@ def test_a_pipe_gets_lines_and_then_the_table(driver: ScriptedDriver) -> None:
         process = subprocess.Popen(watching(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
-        driver.say.warned("many answers were cut")
+        driver.say.say(Warned(text="many answers were cut"))
         driver.end("00000", TrialState.COMPLETE)
         driver.finish()
     out, err = process.communicate(timeout=60)

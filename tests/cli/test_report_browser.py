@@ -10,6 +10,7 @@ from support.browsers import CHROMIUM, WIDTHS, chromium, opened
 from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, searched
 
+from loraxs_search.log.events import TrialEnded
 from loraxs_search.records import TrialState
 from loraxs_search.reports.html.page import write_report
 
@@ -38,7 +39,7 @@ def report(tmp_path_factory) -> Path:
 def hostile() -> Path:
     tried = [Tried({"target_modules": f"{ATTACK}{i % 7}", "rank": 4 + i}, 0.5 + i / 40) for i in range(12)]
     folder = searched("hostile", [*tried, Tried({"target_modules": ATTACK}, 0.1, state=TrialState.RUNNING)])
-    folder.journal().trial_ended("00012", TrialState.FAIL, ATTACK)
+    folder.journal().append(TrialEnded(trial_id="00012", state=TrialState.FAIL, reason=ATTACK))
     return write_report(folder)
 
 

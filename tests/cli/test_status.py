@@ -16,6 +16,7 @@ from support.searched_studies import Tried, searched
 from support.studies import TASK, study
 
 from loraxs_search import watch
+from loraxs_search.log.events import Answered, Commanded
 from loraxs_search.records import AnswerState, Command, CommandAnswer, TrialState
 from loraxs_search.studies import Storage, lease
 
@@ -63,8 +64,8 @@ def test_a_study_that_another_machine_has_taken_over_is_elsewhere(
 
 def test_a_search_that_is_to_finish_says_what_is_left(driver: ScriptedDriver, say: Say) -> None:
     command = Command("c", "finish", sent_by="ann")
-    driver.journal.commanded(command)
-    driver.journal.answered(CommandAnswer("c", AnswerState.DONE, "so"))
+    driver.journal.append(Commanded(command=command))
+    driver.journal.append(Answered(answer=CommandAnswer("c", AnswerState.DONE, "so")))
     with driver.folder.lock():
         assert json.loads(say("status", "mine", "--json").ok)["finishing"] == "finished by a person (ann)"
         said = say("status", "mine").err

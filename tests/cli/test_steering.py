@@ -8,6 +8,7 @@ import pytest
 from support.studies import study as new_study
 
 from loraxs_search.cli import run
+from loraxs_search.log.events import TrialEnded, TrialStarted
 from loraxs_search.records import TrialState
 from loraxs_search.studies import StudyFolder
 
@@ -18,8 +19,8 @@ def folder() -> StudyFolder:
     folder = new_study("s")
     journal = folder.journal()
     for trial_id in ("00000", "00001"):
-        journal.trial_started(trial_id, {})
-    journal.trial_ended("00000", TrialState.PRUNED, "ASHA stopped it")
+        journal.append(TrialStarted(trial_id=trial_id, params={}))
+    journal.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="ASHA stopped it"))
     return folder
 
 

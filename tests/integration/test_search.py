@@ -18,7 +18,7 @@ import pytest
 
 import loraxs_search
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
-from loraxs_search.log.events import Phase, SearchStarted, ShownEvent, TrialReported
+from loraxs_search.log.events import DriverStarted, Phase, SearchStarted, ShownEvent, TrialReported
 from loraxs_search.records import Decision, TrialState
 from loraxs_search.registry import choose, verify
 from loraxs_search.registry.scored_rows import ScoredRows
@@ -260,8 +260,8 @@ def test_the_time_budget_is_that_of_all_drivers_together(
         launch(str(tiny_space), name="spent", overrides=plan, view=Stopping(), stop=stop)
     journal = StudyFolder.open("spent").journal()
     with monkeypatch.context() as patch:
-        patch.setattr("loraxs_search.studies.journal.steady_time", lambda: 3600.0)
-        journal.driver_started(since=0.0)
+        patch.setattr("loraxs_search.log.clock.steady_time", lambda: 3600.0)
+        journal.append(DriverStarted(since=0.0))
     assert journal.spent_s > 3600
     result = resume("spent")
     assert result.trials == ()

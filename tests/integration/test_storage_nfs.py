@@ -18,7 +18,7 @@ PROGRAM = f"""
 import logging, subprocess, sys
 from loraxs_search.errors import LoraxsError
 from loraxs_search.studies import Storage
-from loraxs_search.studies.clock import Clock
+from loraxs_search.log.clock import Clock
 from loraxs_search.studies.lease import Lease
 
 class HandClock(Clock):

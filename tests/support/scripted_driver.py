@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from loraxs_search.log.events import SearchStarted, ShownEvent
+from loraxs_search.log.events import (
+    CandidateScored,
+    DriverStarted,
+    SearchStarted,
+    ShownEvent,
+    TrainingEnded,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+    Warned,
+)
 from loraxs_search.records import AdapterSize, Baseline, TrialReport, TrialState
 from loraxs_search.search.ledger import Ledger
 from loraxs_search.studies import StudyFolder
@@ -51,26 +61,26 @@ class ScriptedDriver:
         self.say.open(self.journal, nobody)
 
     def begin(self) -> None:
-        self.journal.driver_started(1.0)
-        self.say.search_started(facts(self.folder))
+        self.journal.append(DriverStarted(since=1.0))
+        self.say.say(facts(self.folder))
 
     def train(self, trial_id: str, steps: int) -> None:
-        self.say.trial_started(trial_id, {"rank": 4}, HYPERPARAMETERS)
+        self.say.trial(TrialStarted(trial_id=trial_id, params={"rank": 4}, hyperparameters=HYPERPARAMETERS))
         for step in range(20, steps + 1, 20):
             report = TrialReport(trial_id, step, {"accuracy": 0.5}, 1.0, 1.0, 10, AdapterSize(16, 4, 80), host="a")
-            self.say.trial_reported(report)
+            self.say.trial(TrialReported(report=report))
 
     def end(self, trial_id: str, state: TrialState) -> None:
-        self.say.trial_ended(trial_id, state, "so")
+        self.say.trial(TrialEnded(trial_id=trial_id, state=state, reason="so"))
 
     def finish(self) -> None:
-        self.journal.search_ended("")
+        self.journal.append(TrainingEnded(notice=""))
         self.say.phase("training the best 1 again from 1 fresh seeds")
         self.say.counted(20, 40, "steps")
-        self.say.warned("many answers were cut")
+        self.say.say(Warned(text="many answers were cut"))
         self.say.baselines_scored([Baseline("constant", {"accuracy": 0.4}), Baseline("tfidf", failed="too long")])
-        self.say.candidate_scored("00000", "validation", {"accuracy": 0.6})
+        self.say.say(CandidateScored(trial="00000", split="validation", metrics={"accuracy": 0.6}))
         self.say.close()
         self.say.phase("writing the last records to MLflow")
-        self.journal.search_ended("")
+        self.journal.append(TrainingEnded(notice=""))
         confirm(self.folder, "00000", [0.6])

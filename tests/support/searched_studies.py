@@ -10,6 +10,7 @@ from optuna.distributions import distribution_to_json
 from optuna.trial import FixedTrial
 
 from loraxs_search.errors import SpaceError
+from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import (
     AdapterSize,
     Candidate,
@@ -69,16 +70,20 @@ def searched(
             f"{number:05d}",
             AdapterSize(tried.r_parameters, 10, tried.stored_bytes, tried.without_projection),
         )
-        journal.trial_started(trial_id, tried.params, None, proposal(known, tried.params) if known else None)
+        journal.append(
+            TrialStarted(
+                trial_id=trial_id, params=tried.params, proposal=proposal(known, tried.params) if known else None
+            )
+        )
         if tried.state is TrialState.FAIL:
-            journal.trial_ended(trial_id, tried.state, "it failed")
+            journal.append(TrialEnded(trial_id=trial_id, state=tried.state, reason="it failed"))
             continue
         steps = (10,) if tried.state is not TrialState.COMPLETE else (10, max_steps)
         for step in steps:
             metrics = dict.fromkeys((*task.metrics, task.metric, task.search_metric), tried.score)
-            journal.trial_reported(TrialReport(trial_id, step, metrics, 0.5, step / 10, 100 * step, size))
+            journal.append(TrialReported(report=TrialReport(trial_id, step, metrics, 0.5, step / 10, 100 * step, size)))
         if tried.state is not TrialState.RUNNING:
-            journal.trial_ended(trial_id, tried.state, "")
+            journal.append(TrialEnded(trial_id=trial_id, state=tried.state, reason=""))
     if finished:
         folder.write_candidates([])
     return folder

@@ -8,8 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loraxs_search.log.events import TrialEnded, TrialStarted
+from loraxs_search.log.events import (
+    AdapterWritten,
+    BaselinesMeasured,
+    DriverStarted,
+    HostsMeasured,
+    ReportWritten,
+    SearchFinished,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+)
 from loraxs_search.records import (
+    Baseline,
     CheckpointSelection,
     Hyperparameters,
     Lineage,
@@ -55,7 +66,7 @@ class Tracked:
         facts: StudyDescription | None = None,
     ) -> None:
         run = SearchRun(space_yaml, plan, dict(params or {}), environment_tags(gpus), facts)
-        self.journal.driver_started(time.time(), run)
+        self.journal.append(DriverStarted(since=time.time(), run=run))
 
     def trial_started(
         self,
@@ -70,7 +81,7 @@ class Tracked:
 
     def trial_reported(self, report: TrialReport) -> None:
         self._begin(report.trial_id)
-        self.journal.trial_reported(report)
+        self.journal.append(TrialReported(report=report))
 
     def trial_finished(
         self, trial_id: str, state: TrialState, reason: str = "", wall_s: float = 0.0, worked_s: float | None = None
@@ -90,15 +101,23 @@ class Tracked:
             )
 
     def adapter_logged(self, trial_id: str, folder: Path, run_of: str = "") -> None:
-        self.journal.adapter_written(trial_id, str(folder), run_of)
+        self.journal.append(AdapterWritten(trial_id=trial_id, folder=str(folder), run_of=run_of))
 
     def report_written(self, path: Path) -> None:
-        self.journal.report_written(str(path))
+        self.journal.append(ReportWritten(path=str(path)))
+
+    def baselines_measured(self, baselines: Sequence[Baseline]) -> None:
+        self.journal.append(BaselinesMeasured(baselines=tuple(baselines)))
+
+    def hosts_measured(self, usage: Mapping[str, Mapping[str, float]], since: float) -> None:
+        self.journal.append(HostsMeasured(step=round(time.time() - since), usage=usage))
+
+    def search_finished(self, state: Any, summary: Mapping[str, Scalar] | None = None) -> None:
+        self.journal.append(SearchFinished(state=state, summary=summary or {}))
 
     def __getattr__(self, name: str) -> Any:
         """Return what else the log or the tracker can do."""
-        told = ("baselines_measured", "hosts_measured", "search_finished", "has_report")
-        return getattr(self.journal if name in told else self.tracker, name)
+        return getattr(self.journal if name == "has_report" else self.tracker, name)
 
     def __enter__(self) -> Tracked:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from loraxs_search.log.events import Answered, Commanded, Steered
 from loraxs_search.records import AnswerState, Command
 from loraxs_search.steering import SteeredStudy, SteeringState, apply, decide, describe, steered
 from loraxs_search.studies import StudyFolder
@@ -27,7 +28,7 @@ class Commander:
     def __init__(
         self,
         study: SteeredStudy,
-        say: Callable[[str, str], None] = lambda *_: None,
+        say: Callable[[Steered], None] = lambda _: None,
         apply_commands: Callable[[], None] = lambda: None,
     ) -> None:
         self._study, self._say, self._apply_commands = study, say, apply_commands
@@ -50,7 +51,7 @@ class Commander:
         for record in list(self._study.journal.commands.values()):
             has_answered = self._answer(record.command) or has_answered
         for command in self._inbox.waiting(set_aside=True):
-            self._study.journal.commanded(command)
+            self._study.journal.append(Commanded(command=command))
             has_answered = self._answer(command) or has_answered
             self._inbox.remove(command.command_id)
         if has_answered:
@@ -61,10 +62,10 @@ class Commander:
         if self._study.journal.commands[command.command_id].answer is not None:
             return False
         answer = decide(command, self._study)
-        self._study.journal.answered(answer)
+        self._study.journal.append(Answered(answer=answer))
         apply(command, answer, self._study.state)
         said = f"refused: {answer.text}" if answer.state is AnswerState.REFUSED else answer.text
-        self._say(f"{describe(command)}: {said}", self._study.state.finishing or "")
+        self._say(Steered(text=f"{describe(command)}: {said}", finishing=self._study.state.finishing or ""))
         return True
 
 

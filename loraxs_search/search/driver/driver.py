@@ -7,13 +7,14 @@ import threading
 from typing import TYPE_CHECKING
 
 from loraxs_search.errors import HomeError, SearchInterruptedError
+from loraxs_search.log.clock import steady_time
+from loraxs_search.log.events import SearchFinished
 from loraxs_search.search.cluster.connection import own_error
 from loraxs_search.search.driver.result import SearchResult, keep_report, lacks_baseline, open_tracker, summary_of
 from loraxs_search.search.driver.start_from import check_start, keep_start, with_pooling
 from loraxs_search.search.ledger import Ledger, SearchView
 from loraxs_search.search_space import Space
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, mirrored
-from loraxs_search.studies.clock import steady_time
 
 if TYPE_CHECKING:
     from loraxs_search.search.hosts.pool import HostPool
@@ -90,14 +91,15 @@ class Driver:
             try:
                 result = self._search(folder, actors, journal, tracker)
                 keep_report(folder, journal)
-                journal.search_finished("FINISHED", summary_of(result))
+                journal.append(SearchFinished(state="FINISHED", summary=summary_of(result)))
                 return result
             except BaseException as error:
                 if mirror is not None and mirror.lost_to is not None:
                     raise mirror.lost_to from error
                 stopped = isinstance(error, (SearchInterruptedError, KeyboardInterrupt))
                 with contextlib.suppress(HomeError):  # of a disk that may be full, which the search has ended for
-                    journal.search_finished("KILLED" if stopped else "FAILED", {"notice": str(own_error(error))})
+                    notice = {"notice": str(own_error(error))}
+                    journal.append(SearchFinished(state="KILLED" if stopped else "FAILED", summary=notice))
                 raise
             finally:
                 self._ledger.close()  # the log may be another driver's soon, and MLflow gets nothing from here on

@@ -27,7 +27,6 @@ from loraxs_search.search_space import Overrides, Space, SpaceSource, open_space
 from loraxs_search.steering import foreseen
 from loraxs_search.steering.state import extended
 from loraxs_search.studies import Storage, StudyFolder, StudyInfo, check_new_in, fetch, store_of
-from loraxs_search.studies.clock import steady_time
 from loraxs_search.studies.stored_space import stored_space
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tracking.store import ensure_store
@@ -202,7 +201,7 @@ def _run_one(
     is_locked: bool = False,
 ) -> SearchResult:
     installing = ", which first makes the environment on every node" if cluster.runtime_env else ""
-    view.happened(Phase(at=steady_time(), text=f"starting Ray{installing}"))
+    view.happened(Phase(text=f"starting Ray{installing}"))
     with _ready([space], info.tracking_uri, cluster) as pool:
         return Driver(info, space, view, stop or threading.Event(), is_locked=is_locked).run(pool)
 

@@ -12,6 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
+from loraxs_search.log.events import AdapterWritten, BaselinesMeasured, ReportWritten, SearchFinished
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
 from loraxs_search.registry import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
@@ -135,7 +136,7 @@ def keep_report(folder: StudyFolder, journal: Journal) -> None:
     if journal.has_report and (folder.path / REPORT_FILE).is_file():  # on another machine it may be in MLflow alone
         return
     try:
-        journal.report_written(write_report(folder).name)
+        journal.append(ReportWritten(path=write_report(folder).name))
     except Exception as error:  # noqa: BLE001  # whatever is wrong with a picture, the search has found what it found
         name = folder.name
         _logger.warning("no report was written (%s); try `loraxs-search report %s`", error, name)
@@ -192,10 +193,10 @@ def _record_finished(folder: StudyFolder) -> SearchResult:
     result = result_of(folder, journal)
     if not journal.is_finished:
         log_adapters(folder, journal, result.trials, result.candidates)
-        journal.baselines_measured(folder.baselines() or ())
+        journal.append(BaselinesMeasured(baselines=folder.baselines() or ()))
     keep_report(folder, journal)
     if not journal.is_finished:
-        journal.search_finished("FINISHED", summary_of(result), at=journal.last_at)
+        journal.append(SearchFinished(at=journal.last_at, state="FINISHED", summary=summary_of(result)))
     return result
 
 
@@ -222,7 +223,9 @@ def log_adapters(
     names += [candidate.trial_id for candidate in candidates if candidate.test_metrics]
     for name in (name for name in dict.fromkeys(names) if folder.adapter_path(name).is_dir()):
         path = folder.adapter_path(name).relative_to(folder.path)
-        journal.adapter_written(name, str(path), trial_of(name), scores.get(name))
+        journal.append(
+            AdapterWritten(trial_id=name, folder=str(path), run_of=trial_of(name), scores=scores.get(name, {}))
+        )
 
 
 def _candidate_scores(candidate: Candidate) -> dict[str, float]:

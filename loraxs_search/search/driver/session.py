@@ -10,7 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 
 from loraxs_search.errors import HomeError, LoraxsError, SearchInterruptedError, TrialsFailError, counted
-from loraxs_search.log.events import SearchStarted
+from loraxs_search.log.clock import steady_time
+from loraxs_search.log.events import (
+    BaselinesMeasured,
+    CandidateScored,
+    DataRead,
+    DriverStarted,
+    HostsMeasured,
+    Reopened,
+    SearchStarted,
+    TrainingEnded,
+    TrialEnded,
+)
 from loraxs_search.records import Candidate, SearchRun, StudyDescription, TrialState
 from loraxs_search.registry import Registry, trial_of
 from loraxs_search.samplers.proposer import Proposer
@@ -37,7 +48,6 @@ from loraxs_search.search_space import Space, notes
 from loraxs_search.steering import SteeredStudy, steered
 from loraxs_search.steering.state import Deadline, planned
 from loraxs_search.studies import Journal, StudyFolder, StudyInfo, store_of
-from loraxs_search.studies.clock import steady_time
 from loraxs_search.tracking.run_texts import environment_tags
 
 _logger = logging.getLogger(__name__)
@@ -88,7 +98,7 @@ class SearchSession:
         self._end_time: EndTime | None = None
         self._answer_s = self._time_answers()
         self._keep_time_for_end()
-        ledger.search_started(self._facts())
+        ledger.say(self._facts())
         self._searcher = StudySearcher(
             Proposer(trials, space),
             ledger,
@@ -100,7 +110,7 @@ class SearchSession:
             state=self._study.state,
         )
         self._searcher.is_stopped = stop.is_set
-        self._commander = Commander(self._study, ledger.steered, self._apply_commands)
+        self._commander = Commander(self._study, ledger.say, self._apply_commands)
 
     def run(self) -> SearchResult:
         """Search until the budget is used and nobody asks for more; return the result.
@@ -112,7 +122,7 @@ class SearchSession:
         with self._actors.watched(self._record_usage, self._show_steps):
             run_stages(self._folder, self._journal, self._train, self._finalize, self._wants_more)
         self._ledger.close()
-        self._journal.search_ended(self._journal.notice or "")
+        self._journal.append(TrainingEnded(notice=self._journal.notice or ""))
         return result_of(self._folder, self._journal)
 
     # ---- opening -----------------------------------------------------------------------------------------------------
@@ -129,9 +139,9 @@ class SearchSession:
             space.task, space.base_model.id, tuple(space.parameters), info.num_rows, info.data_fingerprint
         )
         run = SearchRun(space.text, self._info.search, params, environment_tags(self._actors.gpus()), facts)
-        self._journal.driver_started(started_at, run)
+        self._journal.append(DriverStarted(since=started_at, run=run))
         if not self._journal.records:
-            self._ledger.data_read(task, info)
+            self._ledger.say(DataRead(metric=task.metric, num_rows=info.num_rows, report=info.data))
 
     def _make_scheduler(self) -> Scheduler:
         """Return the scheduler as it stood when the journal ended; trials that it had stopped end now."""
@@ -139,7 +149,7 @@ class SearchSession:
         scheduler.spares = self._is_recipe
         scheduler.replay(self._journal.reports, self._info.task.search_metric)
         for trial_id, reason in scheduler.stopped.items():
-            self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason)
+            self._ledger.trial(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason))
         return scheduler
 
     def _is_recipe(self, trial_id: str) -> bool:
@@ -159,14 +169,14 @@ class SearchSession:
         plan = planned(self._info.search, self._study.state, self._study.records)
         if plan != self._shown_plan:
             self._shown_plan = plan
-            self._ledger.search_started(self._facts())
+            self._ledger.say(self._facts())
 
     def _wants_more(self) -> bool:
         """Take what people have sent; say whether they ask for more than has been trained."""
         self._commander.take_all()  # what came too late is refused
         has_more = reopen(self._study)
         if has_more:
-            self._ledger.search_started(self._facts())
+            self._ledger.say(self._facts())
         return has_more
 
     # ---- training ----------------------------------------------------------------------------------------------------
@@ -190,7 +200,7 @@ class SearchSession:
         if self._searcher.fatal_error is not None:
             raise self._searcher.fatal_error
         self._end_unfinished(planned(self._info.search, self._study.state, self._journal.records).trials)
-        self._journal.search_ended(self._searcher.notice)
+        self._journal.append(TrainingEnded(notice=self._searcher.notice))
 
     def _run_tuner(self) -> None:
         searcher, metric = self._searcher, self._info.task.search_metric
@@ -243,8 +253,10 @@ class SearchSession:
                 hint=f"fix that, then go on with `loraxs-search resume {name}`",
             )
         if searcher.out_of_time is not None:
+            reason = searcher.out_of_time
             for record in left:
-                ledger.trial_ended(record.trial_id, TrialState.PRUNED, searcher.out_of_time, is_cut=True)
+                trial_id = record.trial_id
+                ledger.trial(TrialEnded(trial_id=trial_id, state=TrialState.PRUNED, reason=reason, is_cut=True))
         elif not is_complete:
             ended = len(ledger.records) - len(left)
             raise SearchInterruptedError(
@@ -281,7 +293,8 @@ class SearchSession:
             self._ledger.counted,
             self._commander.on_loop_step,
         )
-        self._journal.baselines_measured(self._baselines.result(finalization.on_loop_step))
+        baselines = self._baselines.result(finalization.on_loop_step)
+        self._journal.append(BaselinesMeasured(baselines=tuple(baselines)))
         self._say_baselines()
         candidates = self._validated(finalization)
         if self._wants_more():
@@ -292,7 +305,7 @@ class SearchSession:
         self._ledger.phase("scoring the finalist on the test rows, writing adapters")
         candidates = finalization.seal(candidates, self._run_of)
         for candidate in (candidate for candidate in candidates if candidate.test_metrics):
-            self._ledger.candidate_scored(candidate.trial_id, "test", candidate.test_metrics)
+            self._ledger.say(CandidateScored(trial=candidate.trial_id, split="test", metrics=candidate.test_metrics))
             try:
                 Registry(store_of(self._folder)).record_use(candidate)
             except LoraxsError as error:  # this machine has recorded it, and the next decision from here does
@@ -300,7 +313,7 @@ class SearchSession:
                     "the registry does not record who has answered the test rows: %s", error.message
                 )
         log_adapters(self._folder, self._journal, trials, candidates)
-        self._journal.baselines_measured(self._folder.baselines() or ())
+        self._journal.append(BaselinesMeasured(baselines=self._folder.baselines() or ()))
         self._ledger.baselines_scored(self._folder.baselines() or ())
         self._folder.write_candidates(candidates)
         return True
@@ -324,7 +337,8 @@ class SearchSession:
         if (unscored := len(best) - len({trial_of(candidate.trial_id) for candidate in candidates})) > 0:
             _logger.warning("The time budget has no room to score %d of %d candidates.", unscored, len(best))
         for candidate in candidates:
-            self._ledger.candidate_scored(candidate.trial_id, "validation", candidate.validation_metrics)
+            scores = candidate.validation_metrics
+            self._ledger.say(CandidateScored(trial=candidate.trial_id, split="validation", metrics=scores))
         for candidate in candidates[:1]:
             self._watch.scored(candidate.trial_id, candidate.validation_metrics)
         return candidates
@@ -405,14 +419,13 @@ class SearchSession:
     def _record_usage(self, usage: Usage) -> None:
         """Record how busy hosts are; called from its own thread, for MLflow only."""
         with contextlib.suppress(HomeError):
-            self._journal.hosts_measured(usage, since=self._info.created_at)
+            age = round(steady_time() - self._info.created_at)
+            self._journal.append(HostsMeasured(step=age, usage={name: dict(each) for name, each in usage.items()}))
 
     def _facts(self) -> SearchStarted:
         actors, task = self._actors, self._info.task
         plan = planned(self._info.search, self._study.state, self._ledger.records)
         return SearchStarted(
-            study=self._info.name,
-            at=steady_time(),
             task=task.registered_name,
             metric=task.search_metric,
             direction=task.search_direction,
@@ -438,7 +451,7 @@ def reopen(study: SteeredStudy) -> bool:
     """
     has_more = study.state.num_reopenings > study.journal.num_reopenings
     if has_more:
-        study.journal.reopened(study.state.num_reopenings)
+        study.journal.append(Reopened(number=study.state.num_reopenings))
     if study.journal.is_reopened:
         study.folder.set_candidates_aside()
     return has_more

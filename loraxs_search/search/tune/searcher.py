@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from ray.tune.search import Searcher
 
 from loraxs_search.errors import LoraxsError, UsageError, counted
+from loraxs_search.log.events import TrialContinued, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import (
     Lineage,
-    Origin,
-    Proposal,
     SearchPlan,
     TrialReport,
     TrialState,
@@ -156,7 +156,7 @@ class StudySearcher(Unpickled, Searcher):
         self._trial_ids = {}
         if self._ledger.journal.notice is None and self.out_of_time is None:
             for record in [record for record in self._ledger.records.values() if record.is_cut]:
-                self._ledger.trial_continued(record.trial_id)
+                self._ledger.trial(TrialContinued(trial_id=record.trial_id))
         self._pending = [record.trial_id for record in self._ledger.unfinished()]
         self.apply_commands()
 
@@ -171,7 +171,7 @@ class StudySearcher(Unpickled, Searcher):
         """
         for trial_id in [each for each in self._pending if each in self._state.stopping]:
             self._pending.remove(trial_id)
-            self._ledger.trial_ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
+            self._ended(trial_id, TrialState.PRUNED, self._stop_reason(trial_id))
 
     def is_stopping(self, trial_id: str) -> bool:
         """Say whether a user wants a trial to train no further."""
@@ -214,24 +214,24 @@ class StudySearcher(Unpickled, Searcher):
             return None
         if self._pending:
             trial_id = self._pending.pop(0)
-            params, origin, proposal = dict(self._ledger.records[trial_id].params), None, None
+            started = TrialStarted(trial_id=trial_id, params=dict(self._ledger.records[trial_id].params))
         else:
-            trial_id = f"{self._sampler.next_number:05d}"
-            params, origin, proposal = self._new()
+            started = self._new(f"{self._sampler.next_number:05d}")
+        trial_id = started.trial_id
         try:
-            spec = self._actors.spec(trial_id, params)
+            spec = self._actors.spec(trial_id, started.params)
         except UsageError as error:  # params that no trial can have: the others are none the worse
-            self._ledger.trial_started(trial_id, params, None, origin, proposal)
-            self._ledger.trial_ended(trial_id, TrialState.FAIL, error.message)
+            self._ledger.trial(started)
+            self._ended(trial_id, TrialState.FAIL, error.message)
             return None
-        self._ledger.trial_started(trial_id, params, spec.hyperparameters, origin, proposal)
+        self._ledger.trial(replace(started, hyperparameters=spec.hyperparameters))
         self._trial_ids[tune_id] = trial_id
         return {SPEC: to_json(spec), RESOURCES: dict(self._actors.slot_counter.slots.resources)}
 
     def _reported(self, result: dict[str, Any]) -> None:
         if REPORT in result and self.fatal_error is None:
             report = from_json(TrialReport, result[REPORT])
-            self._ledger.trial_reported(report)
+            self._ledger.trial(TrialReported(report=report))
             self._outcomes.went_on(report.trial_id)
 
     def _completed(self, tune_id: str, result: dict[str, Any] | None, error: bool) -> None:
@@ -270,28 +270,30 @@ class StudySearcher(Unpickled, Searcher):
         nothing_left = not (self._pending or self._trial_ids or self._wants_more())
         return nothing_left or self.early_end is not None
 
-    def _new(self) -> tuple[dict[str, Any], Origin, Proposal | None]:
-        """Return the params of the next trial, where it comes from, and how the sampler came to them."""
+    def _new(self, trial_id: str) -> TrialStarted:
+        """Return the next trial: its params, how the sampler came to them, and where it comes from."""
         seed, asked = self._plan.trial_seed(self._sampler.next_number), self._asked()
         if asked is None:
             params, proposal = self._sampler.propose(seed, index=self._num_proposed())
-            return params, Origin(), proposal
-        lineage = Lineage(self._study, asked.source) if asked.source else None
-        origin = Origin(command=asked.command_id, lineage=lineage)
+            return TrialStarted(trial_id=trial_id, params=params, proposal=proposal)
         params, proposal = self._sampler.add(asked.params, seed)
-        return params, origin, proposal
+        lineage = Lineage(self._study, asked.source) if asked.source else None
+        return TrialStarted(
+            trial_id=trial_id, params=params, proposal=proposal, command=asked.command_id, lineage=lineage
+        )
 
     def _end(self, trial_id: str, step: int) -> None:
         if step >= self._plan.max_steps:
-            self._ledger.trial_ended(
-                trial_id, TrialState.COMPLETE, f"trained all {step} steps{self._retrained(trial_id)}"
-            )
+            self._ended(trial_id, TrialState.COMPLETE, f"trained all {step} steps{self._retrained(trial_id)}")
             return
         if (reason := self._scheduler.stopped.get(trial_id)) is None and trial_id in self._state.stopping:
             reason = self._stop_reason(trial_id)
         is_cut = reason is None
         reason = reason or f"the time budget ended at step {step}"
-        self._ledger.trial_ended(trial_id, TrialState.PRUNED, reason, is_cut=is_cut)
+        self._ended(trial_id, TrialState.PRUNED, reason, is_cut=is_cut)
+
+    def _ended(self, trial_id: str, state: TrialState, reason: str, *, is_cut: bool = False) -> None:
+        self._ledger.trial(TrialEnded(trial_id=trial_id, state=state, reason=reason, is_cut=is_cut))
 
     def _stop_reason(self, trial_id: str) -> str:
         return f"{self._state.stopping[trial_id]} at step {self._ledger.last_step(trial_id)}"
@@ -302,7 +304,7 @@ class StudySearcher(Unpickled, Searcher):
         return f", {steps} of them again from the start: its state was on a node that is lost" if steps else ""
 
     def _fail(self, trial_id: str, reason: str) -> None:
-        self._ledger.trial_ended(trial_id, TrialState.FAIL, reason)
+        self._ended(trial_id, TrialState.FAIL, reason)
         self._outcomes.failed(trial_id, reason)
         common = self._outcomes.common_failure(self._actors.slot_counter.max_concurrent)
         if common is not None and self.failing is None:

@@ -20,6 +20,7 @@ from support.studies import state, study
 from loraxs_search.home import REMOVED, in_use, mark_used, write_atomic
 from loraxs_search.housekeeping.kinds import KINDS
 from loraxs_search.housekeeping.removal import collect
+from loraxs_search.log.events import DriverStarted
 from loraxs_search.records import Identity, TrialState
 from loraxs_search.registry.names import Resolved, ResolvedNames
 from loraxs_search.registry.reader import registered_manifests
@@ -114,7 +115,7 @@ def test_a_registry_that_does_not_answer_keeps_factors_and_bases(fresh_home, bas
 def test_a_registry_that_is_gone_keeps_factors_and_bases(fresh_home, store_uri, factors, tmp_path):
     """As after the home was moved: its versions may need them."""
     folder = study("moved", f"sqlite:///{tmp_path}/old/mlflow.db")
-    folder.journal().driver_started(0.0)
+    folder.journal().append(DriverStarted(since=0.0))
     folder.write_candidates([])
     path = factor_file(fresh_home, factors(0))
     age(fresh_home)

@@ -12,7 +12,8 @@ from support.recorded_searches import recorded_search
 from support.searched_studies import Tried, confirm, searched
 from support.studies import TASK, study
 
-from loraxs_search.records import Baseline, Lineage, Origin, TrialState
+from loraxs_search.log.events import TrialEnded, TrialStarted
+from loraxs_search.records import Baseline, Lineage, TrialState
 from loraxs_search.reports.html.facts import read_facts
 from loraxs_search.reports.html.figures import sections
 from loraxs_search.reports.html.page import report_page, write_report
@@ -103,8 +104,8 @@ def less_is_better() -> StudyFolder:
 def cloned() -> StudyFolder:
     folder = searched("s", [Tried({"rank": 4}, 0.8)], finished=False)
     journal = folder.journal()
-    journal.trial_started("00001", {"rank": 8}, Origin(command="c", lineage=Lineage("s", "00000")))
-    journal.trial_started("00002", {"rank": 2})
+    journal.append(TrialStarted(trial_id="00001", params={"rank": 8}, command="c", lineage=Lineage("s", "00000")))
+    journal.append(TrialStarted(trial_id="00002", params={"rank": 2}))
     return folder
 
 
@@ -187,7 +188,7 @@ def hostile() -> StudyFolder:
     task = replace(TASK, name=NASTY, labels=(NASTY, "b"))
     tried = [Tried({"target_modules": f"{NASTY}{i % 7}", "rank": 4 + i}, 0.5 + i / 40) for i in range(12)]
     folder = searched("s", [*tried, Tried({"target_modules": NASTY}, 0.1, state=RUNNING)], task=task, space=NASTY)
-    folder.journal().trial_ended("00012", FAIL, NASTY)
+    folder.journal().append(TrialEnded(trial_id="00012", state=FAIL, reason=NASTY))
     folder.write_baselines([Baseline(NASTY, {task.metric: 0.4}, failed=NASTY)])
     confirm(folder, "00011", [0.9])
     return folder

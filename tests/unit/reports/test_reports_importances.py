@@ -12,6 +12,7 @@ from optuna.storages.journal import JournalFileBackend
 from support.studies import study
 
 from loraxs_search.errors import UsageError
+from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import AdapterSize, Proposal, TrialReport, TrialState
 from loraxs_search.reports.comparison import MIN_TRIALS, importances
 from loraxs_search.reports.optuna_study import export_optuna
@@ -34,9 +35,11 @@ class Recorder:
         of = {"method": METHODS, "scale": SCALE, "learning_rate": RATE}
         distributions = {name: json.loads(distribution_to_json(of.get(name, OTHER_RATE))) for name in params}
         name, self.num_trials = f"{self.num_trials:05d}", self.num_trials + 1
-        self.journal.trial_started(name, params, None, Proposal(params, distributions))
-        self.journal.trial_reported(TrialReport(name, 8, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, 100)))
-        self.journal.trial_ended(name, state, "so")
+        self.journal.append(TrialStarted(trial_id=name, params=params, proposal=Proposal(params, distributions)))
+        self.journal.append(
+            TrialReported(report=TrialReport(name, 8, {"accuracy": score}, 0.5, 1.0, 10, AdapterSize(1, 1, 100)))
+        )
+        self.journal.append(TrialEnded(trial_id=name, state=state, reason="so"))
 
 
 @pytest.fixture

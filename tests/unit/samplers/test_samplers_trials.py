@@ -57,15 +57,19 @@ class Search:
     def propose(self, seed: int) -> tuple[str, dict[str, object]]:
         name = f"{self.sampler.next_number:05d}"
         params, proposal = self.sampler.propose(seed)
-        self.take(self.journal.trial_started(name, params, None, proposal))
+        self.take(self.journal.append(TrialStarted(trial_id=name, params=params, proposal=proposal)))
         return name, params
 
     def train(self, name: str, params: dict[str, object], state: TrialState, *steps: int) -> None:
         for step in steps:
             score = -abs(float(str(params["learning_rate"])) - 0.01) + step / 1000
-            self.take(self.journal.trial_reported(report(name, step, score, 100 * int(str(params.get("rank", 1))))))
+            self.take(
+                self.journal.append(
+                    TrialReported(report=report(name, step, score, 100 * int(str(params.get("rank", 1)))))
+                )
+            )
         if state is not TrialState.RUNNING:
-            self.take(self.journal.trial_ended(name, state, "ended"))
+            self.take(self.journal.append(TrialEnded(trial_id=name, state=state, reason="ended")))
 
     def run(self, num_trials: int) -> None:
         for number in range(num_trials):
@@ -133,10 +137,10 @@ def ended(folder: StudyFolder, space: Space, plan: SearchPlan) -> StudyTrials:
     for number, state in enumerate(ENDS):
         name = f"{number:05d}"
         params = {"rank": 4, "learning_rate": 0.01, "sigma": "input"}
-        journal.trial_started(name, params, None, proposal(space, params))
-        journal.trial_reported(report(name, 4, 0.5 + number / 10))
-        journal.trial_reported(report(name, 8, 0.6 + number / 10))
-        journal.trial_ended(name, state, f"because {number}")
+        journal.append(TrialStarted(trial_id=name, params=params, proposal=proposal(space, params)))
+        journal.append(TrialReported(report=report(name, 4, 0.5 + number / 10)))
+        journal.append(TrialReported(report=report(name, 8, 0.6 + number / 10)))
+        journal.append(TrialEnded(trial_id=name, state=state, reason=f"because {number}"))
     return read(folder, space, plan)
 
 
@@ -151,10 +155,10 @@ def test_the_ends_reach_optuna_with_value_and_reason(folder: StudyFolder, space:
 def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder: StudyFolder, space: Space) -> None:
     journal = folder.journal()
     params = {"rank": 4, "learning_rate": 0.01, "sigma": "input"}
-    journal.trial_started("00000", params, None, proposal(space, params))
+    journal.append(TrialStarted(trial_id="00000", params=params, proposal=proposal(space, params)))
     for step, score in ((4, 0.9), (8, 0.6)):
-        journal.trial_reported(report("00000", step, score))
-    journal.trial_ended("00000", TrialState.COMPLETE, "so")
+        journal.append(TrialReported(report=report("00000", step, score)))
+    journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="so"))
     assert [trial.value for trial in read(folder, space, SearchPlan(checkpoint="best")).trials] == [0.9]
 
 

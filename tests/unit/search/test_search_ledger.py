@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from support.studies import study as new_study
 from support.toys import HYPERPARAMETERS
 
 from loraxs_search.errors import HomeError
-from loraxs_search.log.events import DataRead, SearchStarted, ShownEvent
+from loraxs_search.log.events import (
+    DataRead,
+    SearchStarted,
+    ShownEvent,
+    Steered,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+    Warned,
+)
 from loraxs_search.records import (
     AdapterSize,
     AnswerFact,
     ConstantAnswer,
     DataReport,
-    HostInfo,
     Proposal,
     SearchPlan,
     StandardError,
@@ -69,17 +76,19 @@ def ledger_on(folder: StudyFolder, view: Any = None) -> tuple[Ledger, StudyTrial
 
 def start(ledger: Ledger, trial_id: str) -> None:
     params = {"rank": 8, "scale": 1.0, "target_modules": "ffn", "learning_rate": 0.01, "head_learning_rate": 0.01}
-    ledger.trial_started(trial_id, params, HYPERPARAMETERS, proposal=Proposal({}, {}))
+    ledger.trial(
+        TrialStarted(trial_id=trial_id, params=params, hyperparameters=HYPERPARAMETERS, proposal=Proposal({}, {}))
+    )
 
 
 def test_what_happens_to_a_trial_reaches_log_sampler_and_view(folder: StudyFolder) -> None:
     view = Watching()
     ledger, trials = ledger_on(folder, view)
-    ledger.search_started(STARTED)
+    ledger.say(STARTED)
     start(ledger, "00000")
     for _ in range(2):  # what is said twice counts once
-        ledger.trial_reported(report("00000", 4, 0.5))
-        ledger.trial_ended("00000", TrialState.COMPLETE, "trained")
+        ledger.trial(TrialReported(report=report("00000", 4, 0.5)))
+        ledger.trial(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="trained"))
     assert [event.event for event in folder.log().new()] == ["search_started", "started", "reported", "ended"]
     assert view.new == ["search_started", "started", "reported", "ended"]
     assert [trial.value for trial in trials.trials] == [0.5]
@@ -88,7 +97,7 @@ def test_what_happens_to_a_trial_reaches_log_sampler_and_view(folder: StudyFolde
 def test_what_the_log_cannot_take_has_not_happened(folder: StudyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     view = Watching()
     ledger, trials = ledger_on(folder, view)
-    ledger.search_started(STARTED)
+    ledger.say(STARTED)
 
     def full(*_: object) -> None:
         raise HomeError("No space left to write it.")
@@ -97,14 +106,14 @@ def test_what_the_log_cannot_take_has_not_happened(folder: StudyFolder, monkeypa
     with pytest.raises(HomeError):
         start(ledger, "00000")
     assert (ledger.records, trials.trials, trials.next_number, view.new) == ({}, [], 0, ["search_started"])
-    ledger.warned("look")  # of what only watchers are told the search does not end
+    ledger.say(Warned(text="look"))  # of what only watchers are told the search does not end
     assert view.new == ["search_started", "warning"]
 
 
 def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder: StudyFolder) -> None:
     ledger, _ = ledger_on(folder)
     start(ledger, "00000")
-    ledger.trial_reported(report("00000", 4, 0.6))
+    ledger.trial(TrialReported(report=report("00000", 4, 0.6)))
     reports = (report("00000", 4, 0.6), report("00000", 8, 0.7))
     folder.snapshots.write("00000", Snapshot("00000", 8, {}, {}, reports, 1.0, 10).to_bytes())
     view = Watching()
@@ -112,9 +121,9 @@ def test_a_report_that_only_the_snapshot_holds_is_taken_up(folder: StudyFolder) 
     again.recover(folder)
     assert folder.journal().records["00000"].reports == reports
     assert trials.trials[0].intermediate_values == {4: 0.6, 8: 0.7}
-    again.search_started(STARTED)
+    again.say(STARTED)
     assert (view.new, view.old) == (["search_started"], ["started", "reported", "reported"])
-    again.search_started(STARTED)
+    again.say(STARTED)
     assert len(view.old) == 3, "once"
 
 
@@ -149,7 +158,7 @@ def test_a_view_that_fails_is_left_out_from_then_on(caplog: pytest.LogCaptureFix
     ledger = Ledger("s", view)
     with ledger.hearing_warnings():
         ledger.phase("loading")
-        ledger.steered("stop 00001: it stops", "")
+        ledger.say(Steered(text="stop 00001: it stops", finishing=""))
     assert view.shown == 1
     assert caplog.text.count("the view of the search failed, and shows no more: BrokenPipeError: gone") == 1
 
@@ -159,10 +168,10 @@ def test_whoever_warns_goes_on_where_the_warning_cannot_be_passed_on(
 ) -> None:
     ledger = Ledger("s", SilentView())
 
-    def failing(_: str) -> None:
+    def failing(_: Warned) -> None:
         raise ValueError("no")
 
-    monkeypatch.setattr(ledger, "warned", failing)
+    monkeypatch.setattr(ledger, "say", failing)
     with ledger.hearing_warnings():
         logging.getLogger("loraxs_search.tracking").warning("MLflow is away")
     assert "ValueError: no" in capsys.readouterr().err
@@ -184,7 +193,7 @@ def test_what_rows_are_like_is_kept_for_who_watches(tmp_path: Path, monkeypatch:
         constant=ConstantAnswer("b", {"test": {"accuracy": 0.5}}),
         standard_errors={"test": {"accuracy": StandardError(0.1, 0.5)}},
     )
-    ledger.data_read(folder.info.task, cast("HostInfo", SimpleNamespace(num_rows=data.num_rows, data=data)))
+    ledger.say(DataRead(metric=folder.info.task.metric, num_rows=data.num_rows, report=data))
     (event,) = heard
     assert isinstance(event, DataRead)
     assert (event.metric, event.report) == (folder.info.task.metric, data)

@@ -11,6 +11,7 @@ from support.studies import study
 from support.toy_language import writing
 from support.toys import HYPERPARAMETERS
 
+from loraxs_search.log.events import TrialReported, TrialStarted
 from loraxs_search.search.ledger import Ledger, ScoreWatch, SilentView
 
 CUT = {"exact_match": 0.1, "unparsed": 0.0, "unended": 0.5}
@@ -33,6 +34,6 @@ def test_the_ledger_has_each_report_looked_at(store_uri: str, caplog: pytest.Log
     folder = study("s", store_uri, task=writing())
     ledger = Ledger("s", SilentView())
     ledger.open(folder.journal(), cast("Any", Silent()), ScoreWatch(writing(), max_steps=8))
-    ledger.trial_started("00000", {}, HYPERPARAMETERS)
-    ledger.trial_reported(measured("00000", 8, CUT))
+    ledger.trial(TrialStarted(trial_id="00000", params={}, hyperparameters=HYPERPARAMETERS))
+    ledger.trial(TrialReported(report=measured("00000", 8, CUT)))
     assert "trial 00000: 50% of the answers were cut" in caplog.text

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from support.studies import study as new_study
 
 from loraxs_search.errors import CommandError, HomeError
-from loraxs_search.records import AnswerState, Command, Origin, SearchPlan, TrialState
+from loraxs_search.log.events import Commanded, DriverStarted, TrainingEnded, TrialEnded, TrialStarted
+from loraxs_search.records import AnswerState, Command, SearchPlan, TrialState
 from loraxs_search.search.driver.commander import Commander
 from loraxs_search.steering import VERBS, SteeringState, decide, get_verb, steered
 from loraxs_search.steering.send import new_command, read_params, send, trial_name
@@ -32,8 +33,8 @@ def begun(name: str) -> StudyFolder:
     folder = new_study(name)
     journal = folder.journal()
     for number in range(4):
-        journal.trial_started(f"{number:05d}", {})
-    journal.trial_ended("00003", TrialState.COMPLETE, "trained all 20 steps")
+        journal.append(TrialStarted(trial_id=f"{number:05d}", params={}))
+    journal.append(TrialEnded(trial_id="00003", state=TrialState.COMPLETE, reason="trained all 20 steps"))
     return folder
 
 
@@ -55,7 +56,7 @@ def take(folder: StudyFolder, *commands: Command) -> list[str]:
     for each in commands:
         folder.inbox().put(each)
     lines = list[str]()
-    Commander(steered(folder, folder.journal()), lambda text, _: lines.append(text)).take_all()
+    Commander(steered(folder, folder.journal()), lambda said: lines.append(said.text)).take_all()
     assert not list(folder.inbox().waiting())
     return lines
 
@@ -107,7 +108,7 @@ def test_what_cannot_be_carried_out_is_refused_and_changes_nothing(
 
 
 def test_a_study_whose_trials_have_ended_takes_no_commands(folder: StudyFolder) -> None:
-    folder.journal().search_ended("")
+    folder.journal().append(TrainingEnded(notice=""))
     (line,) = take(folder, command("finish"))
     assert "All trials of study 's' have ended, so there is nothing to finish" in line
 
@@ -153,7 +154,7 @@ def test_each_command_counts_once_wherever_drivers_are_killed(
 
 def test_a_command_that_was_taken_is_carried_out_though_its_source_is_gone(folder: StudyFolder) -> None:
     """As a file that somebody deletes by hand once the driver that has taken it is killed."""
-    folder.journal().commanded(command("stop", "00001"))
+    folder.journal().append(Commanded(command=command("stop", "00001")))
     assert len(take(folder)) == 1
     assert list(state(folder).stopping) == ["00001"]
 
@@ -174,7 +175,7 @@ def _dies_after(patch: pytest.MonkeyPatch, writes: int) -> None:
 
         return call
 
-    for of, name in ((Journal, "commanded"), (Journal, "answered"), (CommandInbox, "remove")):
+    for of, name in ((Journal, "append"), (CommandInbox, "remove")):
         patch.setattr(of, name, dying(getattr(of, name)))
 
 
@@ -214,7 +215,7 @@ def test_a_study_that_another_machine_runs_is_reached_through_its_storage(
 ) -> None:
     there = Storage(str(tmp_path))
     folder = new_study("away", storage=there.uri)
-    folder.journal().trial_started("00000", {})
+    folder.journal().append(TrialStarted(trial_id="00000", params={}))
     Lease(there, "away").take()
     monkeypatch.setattr("loraxs_search.studies.lease.platform.node", lambda: "another")
     answer = send("away", new_command("finish"))
@@ -245,9 +246,9 @@ def test_a_decision_changes_nothing(folder: StudyFolder) -> None:
 def test_two_extensions_of_an_ended_search_add_up(fresh_home: Path) -> None:
     folder = new_study("s")
     journal = folder.journal()
-    journal.trial_started("00000", {"rank": 4})
-    journal.trial_ended("00000", TrialState.COMPLETE, "")
-    journal.search_ended("")
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
+    journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason=""))
+    journal.append(TrainingEnded(notice=""))
     study, totals = steered(folder, journal), []
     for number in range(2):
         command = Command(f"{number}" * 32, "extend", arguments={"trials": 5})
@@ -261,16 +262,16 @@ def test_two_extensions_of_an_ended_search_add_up(fresh_home: Path) -> None:
 def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(fresh_home: Path) -> None:
     folder = new_study("s", search=SearchPlan(trials=1, time_budget_s=100.0))
     journal = folder.journal()
-    journal.driver_started(time.time())
-    journal.trial_started("00000", {"rank": 4})
+    journal.append(DriverStarted(since=time.time()))
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
     study = steered(folder, journal)
     added = Command("a" * 32, "add")
     get_verb("add").apply(added, {"params.rank": 4}, study.state)
-    journal.trial_ended("00000", TrialState.COMPLETE, "")
-    journal.search_ended("the time budget is used up")
+    journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason=""))
+    journal.append(TrainingEnded(notice="the time budget is used up"))
     more = Command("b" * 32, "extend", arguments={"time": "1h"})
     assert decide(more, study).facts["reopens"] is True
-    journal.trial_started("00001", {"rank": 4}, Origin(command=added.command_id))
+    journal.append(TrialStarted(trial_id="00001", params={"rank": 4}, command=added.command_id))
     assert decide(more, study).state is AnswerState.REFUSED
 
 
@@ -280,9 +281,9 @@ def test_time_in_which_nothing_was_recorded_counts_where_time_is_given(
     folder = new_study("s")
     now = time.time()
     journal = folder.journal()
-    journal.driver_started(now)
+    journal.append(DriverStarted(since=now))
     study = steered(folder, journal)
-    monkeypatch.setattr("loraxs_search.studies.journal.steady_time", lambda: now + 10_000)
+    monkeypatch.setattr("loraxs_search.log.clock.steady_time", lambda: now + 10_000)
     answer = decide(Command("a" * 32, "extend", arguments={"time": "1h"}), study)
     assert answer.facts["time_budget_s"] == pytest.approx(13_600, abs=1)
     assert folder.journal().spent_by_now_s < 60, "of a journal that no driver here writes, what was recorded"

@@ -7,8 +7,8 @@ import pytest
 from support import object_stores
 from support.environments import kept_in
 
+from loraxs_search.log.clock import Clock
 from loraxs_search.studies import Storage, lease, mirror
-from loraxs_search.studies.clock import Clock
 
 
 class HandClock(Clock):

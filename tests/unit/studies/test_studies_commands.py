@@ -8,6 +8,7 @@ import pytest
 
 from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole, write_atomic
+from loraxs_search.log.events import Answered, Commanded, DriverStarted, Reopened, TrainingEnded
 from loraxs_search.records import AnswerState, Command, CommandAnswer
 from loraxs_search.studies import CommandInbox, Journal
 
@@ -61,10 +62,11 @@ def test_what_is_no_command_is_set_aside(content: str, tmp_path: Path, caplog: p
 
 def test_the_journal_keeps_commands_in_the_order_they_were_taken(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.jsonl")
-    assert [journal.commanded(command) for command in (STOP, TYPED, STOP)] == [True, True, False]
+    taken = [journal.append(Commanded(command=command)) for command in (STOP, TYPED, STOP)]
+    assert [event is not None for event in taken] == [True, True, False]
     answer = CommandAnswer("c2", AnswerState.DONE, "so", facts={"trials": "00001"})
-    assert journal.answered(answer)
-    assert not journal.answered(CommandAnswer("c2", AnswerState.REFUSED, "something else"))
+    assert journal.append(Answered(answer=answer))
+    assert not journal.append(Answered(answer=CommandAnswer("c2", AnswerState.REFUSED, "something else")))
     again = Journal(tmp_path / "journal.jsonl")
     assert list(again.commands) == ["c1", "c2"]
     assert (again.commands["c1"].command, again.commands["c1"].answer) == (STOP, None)
@@ -83,13 +85,13 @@ def test_a_file_that_cannot_be_read_stops_no_other_command(tmp_path: Path, caplo
 
 def test_commands_to_a_study_that_nobody_searches_are_no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
-    monkeypatch.setattr("loraxs_search.studies.journal.steady_time", lambda: clock[0])
+    monkeypatch.setattr("loraxs_search.log.clock.steady_time", lambda: clock[0])
     journal = Journal(tmp_path / "journal.jsonl")
-    journal.driver_started(1000.0)
+    journal.append(DriverStarted(since=1000.0))
     clock[0] = 1010.0
-    journal.search_ended("")
+    journal.append(TrainingEnded(notice=""))
     clock[0] = 90_000.0  # the next day
-    journal.commanded(Command("a" * 32, "extend", arguments={"trials": 2}))
-    journal.answered(CommandAnswer("a" * 32, AnswerState.DONE, "so"))
-    journal.reopened(1)
+    journal.append(Commanded(command=Command("a" * 32, "extend", arguments={"trials": 2})))
+    journal.append(Answered(answer=CommandAnswer("a" * 32, AnswerState.DONE, "so")))
+    journal.append(Reopened(number=1))
     assert journal.spent_s == Journal(tmp_path / "journal.jsonl").spent_s == 10.0

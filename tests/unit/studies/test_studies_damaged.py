@@ -16,6 +16,7 @@ from support.studies import study
 from loraxs_search.cli import run
 from loraxs_search.errors import StudyError
 from loraxs_search.home import remove_whole
+from loraxs_search.log.events import TrialStarted
 from loraxs_search.reports.study_status import study_summaries
 from loraxs_search.search import resume
 from loraxs_search.search.driver.result import sync
@@ -28,7 +29,7 @@ from loraxs_search.studies.info import STUDY_FORMAT
 )
 def test_a_whole_line_that_is_no_event_is_an_error_that_names_the_place(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "journal.jsonl"
-    Journal(path).trial_started("00000", {"rank": 8})
+    Journal(path).append(TrialStarted(trial_id="00000", params={"rank": 8}))
     size = path.stat().st_size
     path.write_bytes(path.read_bytes() + line)
     with pytest.raises(StudyError, match=f"journal.jsonl is damaged at byte {size}") as caught:

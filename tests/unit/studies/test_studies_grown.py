@@ -7,15 +7,16 @@ from pathlib import Path
 from support.searched_studies import Tried, confirm, searched
 from support.studies import study
 
-from loraxs_search.records import Lineage, Origin
+from loraxs_search.log.events import Reopened, TrainingEnded, TrialStarted
+from loraxs_search.records import Lineage
 
 
 def test_origin_and_lineage_are_in_the_journal_and_come_back(fresh_home: Path) -> None:
     folder = study("s")
     lineage = Lineage("s", "00000")
     journal = folder.journal()
-    journal.trial_started("00000", {"rank": 4})
-    journal.trial_started("00001", {"rank": 4}, Origin(command="abc", lineage=lineage))
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
+    journal.append(TrialStarted(trial_id="00001", params={"rank": 4}, command="abc", lineage=lineage))
     plain, clone = folder.journal().records.values()
     assert (plain.command, plain.lineage) == ("", None)
     assert (clone.command, clone.lineage) == ("abc", lineage)
@@ -40,9 +41,9 @@ def test_candidates_of_before_are_set_aside_with_their_finalists(fresh_home: Pat
 def test_a_study_that_goes_on_has_no_end_in_its_journal(fresh_home: Path) -> None:
     folder = searched("s", [Tried({"rank": 4}, 0.9)])
     journal = folder.journal()
-    journal.search_ended("out of time")
-    journal.reopened(1)
+    journal.append(TrainingEnded(notice="out of time"))
+    journal.append(Reopened(number=1))
     for each in (journal, folder.journal()):
         assert (each.notice, each.is_reopened, each.num_reopenings) == (None, True, 1)
-    journal.search_ended("")
+    journal.append(TrainingEnded(notice=""))
     assert (folder.journal().notice, folder.journal().is_reopened) == ("", False)

@@ -9,13 +9,21 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.errors import StudyError
+from loraxs_search.log.clock import steady_time
 from loraxs_search.log.event_log import AppendLog
-from loraxs_search.log.events import DriverStarted, Phase, TrialReported, TrialStarted, Warned
+from loraxs_search.log.events import (
+    DriverStarted,
+    Phase,
+    TrainingEnded,
+    TrialEnded,
+    TrialReported,
+    TrialStarted,
+    Warned,
+)
 from loraxs_search.records import AdapterSize, SearchPlan, TrialReport, TrialState
 from loraxs_search.steering import SteeringState
 from loraxs_search.steering.state import Deadline
 from loraxs_search.studies import Journal
-from loraxs_search.studies.clock import steady_time
 
 SIZE = AdapterSize(r_parameters=9216, head_parameters=770, stored_bytes=40000)
 
@@ -31,10 +39,12 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_was_written_is_read_back_by_another_journal(path: Path) -> None:
     writer = Journal(path)
-    writer.trial_started("00000", {"rank": 8, "learning_rate": 1e-3, "target_modules": "attention"})
-    writer.trial_reported(report("00000", 40))
-    writer.trial_reported(report("00000", 80))
-    writer.trial_ended("00000", TrialState.COMPLETE, "trained all 80 steps")
+    writer.append(
+        TrialStarted(trial_id="00000", params={"rank": 8, "learning_rate": 1e-3, "target_modules": "attention"})
+    )
+    writer.append(TrialReported(report=report("00000", 40)))
+    writer.append(TrialReported(report=report("00000", 80)))
+    writer.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="trained all 80 steps"))
     assert Journal(path).records == writer.records
     assert [r.step for r in writer.records["00000"].reports] == [40, 80]
 
@@ -43,48 +53,48 @@ def test_reports_of_all_trials_are_told_in_the_order_they_came(path: Path) -> No
     writer = Journal(path)
     told = [report("00001", 40), report("00000", 40), report("00001", 80)]
     for trial_id in ("00000", "00001"):
-        writer.trial_started(trial_id, {"rank": 8})
+        writer.append(TrialStarted(trial_id=trial_id, params={"rank": 8}))
     for one in told:
-        writer.trial_reported(one)
+        writer.append(TrialReported(report=one))
     assert writer.reports == Journal(path).reports == told
 
 
 def test_saying_a_thing_twice_changes_nothing(path: Path) -> None:
     journal = Journal(path)
-    journal.trial_started("00000", {"rank": 8})
-    assert journal.trial_reported(report("00000", 40))
-    assert journal.trial_ended("00000", TrialState.PRUNED, "first")
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
+    assert journal.append(TrialReported(report=report("00000", 40)))
+    assert journal.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="first"))
     before = path.read_bytes()
-    journal.trial_started("00000", {"rank": 16})
-    assert not journal.trial_reported(report("00000", 40, 0.9))
-    assert not journal.trial_ended("00000", TrialState.COMPLETE, "second")
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 16}))
+    assert not journal.append(TrialReported(report=report("00000", 40, 0.9)))
+    assert not journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="second"))
     assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("cut", [1, 5, 30])
 def test_a_line_torn_by_a_kill_is_dropped_and_the_next_write_heals_the_file(path: Path, cut: int) -> None:
     journal = Journal(path)
-    journal.trial_started("00000", {"rank": 8})
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     whole = path.read_bytes()
-    journal.trial_reported(report("00000", 40))
+    journal.append(TrialReported(report=report("00000", 40)))
     path.write_bytes(path.read_bytes()[:-cut])
     again = Journal(path)
     assert again.records["00000"].reports == ()
-    again.trial_reported(report("00000", 40))
+    again.append(TrialReported(report=report("00000", 40)))
     assert path.read_bytes().startswith(whole)
     assert [r.step for r in Journal(path).records["00000"].reports] == [40]
 
 
 def test_a_reader_sees_what_is_appended_later(path: Path) -> None:
     writer, reader = Journal(path), Journal(path)
-    writer.trial_started("00000", {"rank": 8})
+    writer.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     assert not reader.records
     reader.refresh()
     assert reader.records == writer.records
 
 
 def test_damage_in_the_middle_is_an_error_that_names_the_place(path: Path) -> None:
-    Journal(path).trial_started("00000", {"rank": 8})
+    Journal(path).append(TrialStarted(trial_id="00000", params={"rank": 8}))
     path.write_bytes(b"garbage\n" + path.read_bytes())
     with pytest.raises(StudyError, match="byte 0"):
         Journal(path)
@@ -93,7 +103,7 @@ def test_damage_in_the_middle_is_an_error_that_names_the_place(path: Path) -> No
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Set what time it is."""
-    return lambda now: monkeypatch.setattr("loraxs_search.studies.journal.steady_time", lambda: now)
+    return lambda now: monkeypatch.setattr("loraxs_search.log.clock.steady_time", lambda: now)
 
 
 def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(
@@ -102,19 +112,19 @@ def test_the_time_spent_is_that_of_drivers_at_work_and_not_the_time_between(
     assert Journal(path).spent_s == 0.0
     clock(1010.0)
     first = Journal(path)
-    first.driver_started(since=1000.0)
+    first.append(DriverStarted(since=1000.0))
     clock(1060.0)
-    first.trial_started("00000", {"rank": 8})
+    first.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     assert first.spent_s == Journal(path).spent_s == 60.0
     clock(90_020.0)  # a day later, on a machine of another clock
     second = Journal(path)
-    second.driver_started(since=90_000.0)
+    second.append(DriverStarted(since=90_000.0))
     assert second.spent_s == 60.0 + 20.0
     clock(90_030.0)
-    second.trial_reported(report("00000", 40))
+    second.append(TrialReported(report=report("00000", 40)))
     assert second.spent_s == Journal(path).spent_s == 60.0 + 30.0
     clock(500.0)  # its clock was set back
-    second.trial_reported(report("00000", 80))
+    second.append(TrialReported(report=report("00000", 80)))
     assert second.spent_s == 60.0 + 30.0
 
 
@@ -125,12 +135,12 @@ def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(
     began = steady_time()
     deadline = Deadline(SearchPlan(time_budget_s=60.0), SteeringState(), began)
     journal = Journal(path)
-    journal.driver_started(began)
+    journal.append(DriverStarted(since=began))
     for step_s in (100_000.0, -100_000.0):
         with monkeypatch.context() as patch:
             patch.setattr("time.time", lambda set_to=began + step_s: set_to)
             journal.append(Phase(study="s", at=steady_time(), text="training"))
-            journal.search_ended("")
+            journal.append(TrainingEnded(notice=""))
             assert not deadline.is_over
             assert (deadline.left_s or 0) <= 60.0
             assert journal.spent_by_now_s < 60.0
@@ -140,22 +150,22 @@ def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(
 def test_a_journal_that_names_no_driver_counts_from_its_first_event(path: Path, clock: Callable[[float], None]) -> None:
     clock(100.0)
     journal = Journal(path)
-    journal.trial_started("00000", {"rank": 8})
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     clock(130.0)
-    journal.trial_reported(report("00000", 40))
+    journal.append(TrialReported(report=report("00000", 40)))
     assert Journal(path).spent_s == 30.0
 
 
 def test_why_a_search_ended_before_its_budget_is_read_back(path: Path) -> None:
     writer = Journal(path)
     assert writer.notice is None
-    writer.search_ended("the time budget of 30 s is used up")
+    writer.append(TrainingEnded(notice="the time budget of 30 s is used up"))
     assert Journal(path).notice == "the time budget of 30 s is used up"
 
 
 def test_notes_are_events_for_who_watches_and_change_no_trial(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     journal = Journal(path)
-    journal.trial_started("00000", {"rank": 8})
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     records = dict(journal.records)
     journal.append(Phase(study="mine", at=7.5, text="training again", done=1, total=2, unit="steps"))
     journal.append(Warned(study="mine", at=8.5, text="look"))
@@ -166,9 +176,9 @@ def test_notes_are_events_for_who_watches_and_change_no_trial(path: Path, caplog
 
 def test_each_report_has_the_time_at_which_it_was_recorded(path: Path) -> None:
     journal = Journal(path)
-    journal.trial_started("00000", {"rank": 8})
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
     for step in (40, 80):
-        journal.trial_reported(report("00000", step))
+        journal.append(TrialReported(report=report("00000", step)))
     record = Journal(path).records["00000"]
     assert len(record.reported_at) == 2
     assert record.started_at <= record.reported_at[0] <= record.reported_at[1]
@@ -181,8 +191,8 @@ def test_the_time_of_a_trial_leaves_out_what_no_driver_was_at_work(path: Path, m
     killed.append(TrialReported(at=1050.0, report=report("00000", 40)))
     resumed = Journal(path)
     resumed.append(DriverStarted(at=5010.0, since=5000.0))
-    monkeypatch.setattr("loraxs_search.studies.journal.steady_time", lambda: 5040.0)
-    resumed.trial_ended("00000", TrialState.COMPLETE, "trained all 80 steps")
+    monkeypatch.setattr("loraxs_search.log.clock.steady_time", lambda: 5040.0)
+    resumed.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="trained all 80 steps"))
     record = Journal(path).records["00000"]
     assert (record.started_at, record.ended_at) == (1020.0, 5040.0)
     assert record.worked_s == 30.0 + 40.0
@@ -191,7 +201,7 @@ def test_the_time_of_a_trial_leaves_out_what_no_driver_was_at_work(path: Path, m
 
 def test_threads_may_note_while_the_driver_records(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal, append, at_once = Journal(path), AppendLog.append, list[int]()
-    journal.trial_started("00000", {"rank": 8})
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 8}))
 
     def slowly(log: AppendLog, lines: bytes, *, flush_to_device: bool = False) -> None:
         at_once.append(1)
@@ -210,7 +220,7 @@ def test_threads_may_note_while_the_driver_records(path: Path, monkeypatch: pyte
     for thread in threads:
         thread.start()
     for step in range(1, 51):
-        journal.trial_reported(report("00000", step))
+        journal.append(TrialReported(report=report("00000", step)))
     for thread in threads:
         thread.join()
     assert Journal(path).records == journal.records

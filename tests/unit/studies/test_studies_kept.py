@@ -11,6 +11,7 @@ from support.reports import report
 from support.studies import TASK, state, study
 
 from loraxs_search.errors import StudyError
+from loraxs_search.log.events import TrialStarted
 from loraxs_search.records import CheckpointSelection, SearchPlan, TrialReport
 from loraxs_search.studies import Storage, StudyFolder, fetch, read_reports, snapshots
 from loraxs_search.studies.mirror import Mirror
@@ -147,7 +148,7 @@ def test_a_copy_is_whole_at_every_moment(
             assert best == reports[-1].step or storage.get(f"s/snapshots/00000.step-{best}.safetensors") is not None
         return version
 
-    first.journal().trial_started("00000", {})
+    first.journal().append(TrialStarted(trial_id="00000", params={}))
     first.snapshots.write("00000", snapshot(next(steps)))
     monkeypatch.setattr(AnyStorage, "write", slowly)
     with Mirror(first, storage, lambda: None) as mirror:

@@ -14,9 +14,10 @@ from support.studies import SlowStorage, within
 from support.studies import mirrored_study as study
 
 from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.log.clock import Clock
+from loraxs_search.log.events import TrialEnded, TrialStarted
 from loraxs_search.records import TrialState, to_json
 from loraxs_search.studies import Storage, StudyFolder, fetch, lease
-from loraxs_search.studies.clock import Clock
 from loraxs_search.studies.lease import LEASE_S, Lease, LeaseInfo
 from loraxs_search.studies.mirror import Mirror
 
@@ -195,15 +196,15 @@ def test_who_was_taken_over_writes_no_more(
     lost = threading.Event()
     first = study(machine("one"), storage)
     with Mirror(first, storage, lost.set, make_clock()) as old:
-        first.journal().trial_started("00000", {"rank": 4})
+        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
         old.copy()
         machine("two")
         second = fetch_now(storage, make_clock)
         with Mirror(second, storage, pytest.fail, make_clock()) as new:
-            second.journal().trial_ended("00000", TrialState.COMPLETE, "there")
+            second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="there"))
             new.copy()
             there = storage.get("s/journal.jsonl")
-            first.journal().trial_ended("00000", TrialState.FAIL, "here")
+            first.journal().append(TrialEnded(trial_id="00000", state=TrialState.FAIL, reason="here"))
             with pytest.raises(StudyError, match="one on two"):
                 old.copy()
             assert storage.get("s/journal.jsonl") == there
@@ -219,7 +220,7 @@ def test_who_was_taken_over_writes_nothing_new_whatever_its_clock_says(
     with Mirror(first, storage, lambda: None, clock) as old:
         storage.create("s/lease/00000002.json", to_json(LeaseInfo("theirs", "two", "boot", "home")).encode())
         clock.time += 1.0
-        first.journal().trial_started("00000", {"rank": 4})
+        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
         with pytest.raises(StudyError, match="one on two"):
             old.copy()
     assert storage.get("s/journal.jsonl") is None
@@ -241,14 +242,14 @@ def test_what_a_late_driver_got_through_is_replaced_by_the_one_that_took_over(
 ) -> None:
     first = study(machine("one"), storage)
     with Mirror(first, storage, lambda: None, make_clock()) as old:
-        first.journal().trial_started("00000", {"rank": 4})
+        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
         old.copy()
         machine("two")
         second = fetch_now(storage, make_clock)
         with Mirror(second, storage, pytest.fail, make_clock()) as new:
             late = b"what was under way to the storage for a minute"
             storage.write("s/journal.jsonl", late, storage.versions("s")["s/journal.jsonl"])
-            second.journal().trial_ended("00000", TrialState.COMPLETE, "there")
+            second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="there"))
             new.copy()
             assert storage.get("s/journal.jsonl") == (second.path / "journal.jsonl").read_bytes()
         old.lost_to = StudyError("as its heartbeat would say")
@@ -275,7 +276,7 @@ def test_who_could_not_renew_for_half_a_minute_writes_nothing_until_it_can(
     with Mirror(first, storage, pytest.fail, clock) as kept:
         storage.beats.clear()
         clock.time += LEASE_S
-        first.journal().trial_started("00000", {"rank": 4})
+        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
         with pytest.raises(StorageError, match="30 s"):
             kept.copy()
         assert storage.get("s/journal.jsonl") is None
@@ -296,7 +297,7 @@ def test_a_driver_that_works_on_is_told_that_it_was_taken_over(
         machine("two")
         storage.create("s/lease/00000002.json", to_json(LeaseInfo("theirs", "two", "boot", "home")).encode())
         within(lost)
-        first.journal().trial_started("00000", {"rank": 4})
+        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
     assert "one on two took over" in str(kept.lost_to)
     assert storage.get("s/journal.jsonl") is None
     assert storage.keys("s/lease") == [f"s/lease/{number:08d}.json" for number in (1, 2)]

@@ -12,6 +12,7 @@ from support.studies import state
 from support.studies import study as new_study
 
 from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import (
     AdapterSize,
     Baseline,
@@ -43,10 +44,10 @@ def report(trial_id: str, step: int) -> TrialReport:
 
 def begin(folder: StudyFolder, *steps: int) -> None:
     journal = folder.journal()
-    journal.trial_started("00000", {"rank": 4})
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
     for step in steps:
         folder.snapshots.write("00000", state("00000", f"{step}"))
-        journal.trial_reported(report("00000", step))
+        journal.append(TrialReported(report=report("00000", step)))
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def test_a_fetch_that_is_cut_short_leaves_no_offset_of_another_machines_store(
     machine("two")
     second = fetch("s", storage)
     with keep(second, storage):
-        second.journal().trial_ended("00000", TrialState.COMPLETE, "done")
+        second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="done"))
         (second.path / "mlflow.offset").write_text(str(second.journal_path.stat().st_size))
     machine("one")
     with monkeypatch.context() as patch:
@@ -176,7 +177,7 @@ def test_the_copy_follows_while_the_driver_works_and_back_again(
     machine("two")
     second = fetch("s", storage)
     with keep(second, storage):
-        second.journal().trial_ended("00000", TrialState.COMPLETE, "done")
+        second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="done"))
         second.write_candidates([])
     machine("one")
     with pytest.raises(StudyError, match="another driver continued"), keep(StudyFolder.open("s"), storage):
@@ -191,7 +192,7 @@ def test_what_is_ahead_here_is_not_overwritten(storage: Storage, machine: Callab
     first = study(machine("one"), storage)
     with keep(first, storage):
         begin(first, 2)
-    first.journal().trial_ended("00000", TrialState.COMPLETE, "done")
+    first.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="done"))
     assert fetch("s", storage).journal().records["00000"].state is TrialState.COMPLETE
     with keep(first, storage):
         pass
@@ -248,9 +249,9 @@ def test_two_histories_of_one_study_are_refused(storage: Storage, machine: Calla
     machine("two")
     second = fetch("s", storage)
     with keep(second, storage):
-        second.journal().trial_ended("00000", TrialState.COMPLETE, "there")
+        second.journal().append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="there"))
     machine("one")
-    first.journal().trial_ended("00000", TrialState.FAIL, "here")
+    first.journal().append(TrialEnded(trial_id="00000", state=TrialState.FAIL, reason="here"))
     with pytest.raises(StudyError, match="one side must be ahead"):
         fetch("s", storage)
 
@@ -284,7 +285,7 @@ def test_a_journal_that_grows_is_copied_by_what_it_grew(
 
     monkeypatch.setattr(Storage, "write", counted)
     journal = first.journal()
-    journal.trial_started("00000", {"rank": 4})
+    journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
     line = b'{"event": "commanded later", "at": 1.0, "text": "' + b"x" * 20_000 + b'"}\n'
     with keep(first, storage) as kept:
         for _ in range(40):
@@ -307,7 +308,7 @@ def test_a_copy_that_was_cut_short_between_two_parts_is_one_of_before(
     storage: Storage, machine: Callable[[str], Path], slow_threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, write = study(machine("one"), storage), Storage.write
-    first.journal().trial_started("00000", {"rank": 4})
+    first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
     before = first.journal_path.read_bytes()
 
     def dying(self: Storage, key: str, content: bytes, version: str | None) -> str:

@@ -14,6 +14,7 @@ from support.studies import SlowStorage, within
 from support.studies import mirrored_study as study
 
 from loraxs_search.errors import StorageError, StudyError
+from loraxs_search.log.events import TrialStarted
 from loraxs_search.studies import Storage
 from loraxs_search.studies.lease import Lease
 from loraxs_search.studies.mirror import PATIENCE_S, Mirror, Standstill, in_copy_order
@@ -28,7 +29,7 @@ def test_a_slow_copy_does_not_make_its_driver_seem_dead(
     first = study(machine("one"), slow)
     with Mirror(first, slow, pytest.fail):
         slow.gate.clear()
-        first.journal().trial_started("00000", {"rank": 4})
+        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
         within(slow.held)
         machine("two")
         for _ in range(3):
@@ -71,7 +72,7 @@ def test_a_disk_that_cannot_be_read_for_a_while_does_not_end_the_copy(
     monkeypatch.setattr(Storage, "write", write_and_say)
     with Mirror(first, storage, pytest.fail):
         broken.set()
-        first.journal().trial_started("00000", {"rank": 4})
+        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
         within(failed)
         broken.clear()
         within(copied)
@@ -92,7 +93,7 @@ def test_a_copy_that_is_not_whole_at_the_end_says_so(
 
     first = study(machine("one"), storage)
     with Mirror(first, storage, pytest.fail, make_clock()):
-        first.journal().trial_started("00000", {"rank": 4})
+        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
         monkeypatch.setattr(Storage, "write", away)
     assert "is not whole in" in caplog.text
     assert "`loraxs-search resume s` copies what it lacks" in caplog.text
@@ -144,7 +145,7 @@ def test_the_heartbeat_tells_of_a_copy_that_stands_still(
     monkeypatch.setattr(caplog.handler, "emit", lambda record: said.set() if still in record.getMessage() else None)
     with Mirror(first, slow, pytest.fail, clock):
         slow.gate.clear()
-        first.journal().trial_started("00000", {"rank": 4})
+        first.journal().append(TrialStarted(trial_id="00000", params={"rank": 4}))
         within(slow.held)
         for _ in range(3):  # signs of life come through meanwhile
             clock.time += PATIENCE_S / 3

@@ -18,6 +18,7 @@ from support.studies import study
 
 from loraxs_search.cli._search import watched
 from loraxs_search.errors import SearchInterruptedError, StudyError
+from loraxs_search.log.events import TrainingEnded
 from loraxs_search.records import Identity, SearchPlan
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search.driver import driver as drivers
@@ -74,7 +75,7 @@ def test_who_warns_late_writes_nothing_to_what_may_be_another_drivers_log(
     with interrupted._ledger.hearing_warnings():
         with pytest.raises(SearchInterruptedError):
             interrupted._run_with(ACTORS, folder)
-        folder.journal().search_ended("of another driver")
+        folder.journal().append(TrainingEnded(notice="of another driver"))
         logging.getLogger("loraxs_search.late").warning("a host took long to end")
     assert folder.journal().notice == "of another driver"
 

@@ -22,6 +22,7 @@ from support.tracked import Tracked
 
 from loraxs_search.cli import run
 from loraxs_search.errors import HomeError, SpaceError, StudyError
+from loraxs_search.log.events import DriverStarted, TrainingEnded, TrialEnded, TrialStarted
 from loraxs_search.records import SearchRun, TrialState, to_json
 from loraxs_search.reports.html import page
 from loraxs_search.search import SearchResult
@@ -129,12 +130,12 @@ def finished(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> StudyFolder:
     """A study that a driver worked on for 75 s, long ago; MLflow does not know of its end."""
     folder = new_study("s", store_uri)
     with monkeypatch.context() as patch:
-        patch.setattr("loraxs_search.studies.journal.steady_time", lambda: ENDED)
+        patch.setattr("loraxs_search.log.clock.steady_time", lambda: ENDED)
         journal = folder.journal()
-        journal.driver_started(BEGAN, SearchRun("", folder.info.search))
-        journal.trial_started("00000", {"rank": 4})
-        journal.trial_ended("00000", TrialState.PRUNED, NOTICE)
-        journal.search_ended(NOTICE)
+        journal.append(DriverStarted(since=BEGAN, run=SearchRun("", folder.info.search)))
+        journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))
+        journal.append(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason=NOTICE))
+        journal.append(TrainingEnded(notice=NOTICE))
     folder.write_candidates([])
     return folder
 

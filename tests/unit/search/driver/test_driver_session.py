@@ -14,6 +14,7 @@ from support.studies import TASK, study
 from support.tracked import Tracked
 
 from loraxs_search.errors import ClusterError, SearchInterruptedError
+from loraxs_search.log.events import Reopened, TrainingEnded
 from loraxs_search.records import (
     AnswerState,
     Baseline,
@@ -52,7 +53,7 @@ def ended(fresh_home: Path) -> StudyFolder:
     tried = [Tried({"rank": 4}, 0.9), Tried({"rank": 8}, 0.8)]
     folder = searched("s", tried, space=SPACE, finished=False, promotion=PromotionRule())
     confirm(folder, "00000", [0.9], [1, 0], [1, 1])
-    folder.journal().search_ended("")
+    folder.journal().append(TrainingEnded(notice=""))
     return folder
 
 
@@ -89,14 +90,14 @@ def test_it_is_reopened_once_for_each_command_wherever_the_driver_dies(ended: St
     answer_waiting(ended)
     assert asks_for_more(ended, foreseen(ended).state), "a driver that died here has answered and done nothing"
     journal = ended.journal()
-    journal.reopened(1)  # and one that died here has left the candidates
+    journal.append(Reopened(number=1))  # and one that died here has left the candidates
     assert asks_for_more(ended, foreseen(ended).state)
     assert not reopen(ended)
     assert ended.candidates() is None
     assert ended.earlier_finalists() == ("00000",)
     journal = ended.journal()
     assert (journal.notice, journal.num_reopenings) == (None, 1)
-    journal.search_ended("")
+    journal.append(TrainingEnded(notice=""))
     ended.write_candidates([])
     assert not asks_for_more(ended, foreseen(ended).state)
     assert not reopen(ended)
@@ -135,18 +136,18 @@ def test_a_finished_study_that_lacks_a_baseline_does_its_end_again(
 def test_more_that_comes_while_candidates_are_scored_is_trained_before_test_rows_are_asked(ended: StudyFolder) -> None:
     journal, done = ended.journal(), list[str]()
     ended.set_candidates_aside()
-    journal.reopened(1)
+    journal.append(Reopened(number=1))
     asked = iter([False, True, False, False, True, False, False, False])
 
     def goes_on() -> bool:
         if more := next(asked):
-            journal.reopened(journal.num_reopenings + 1)
+            journal.append(Reopened(number=journal.num_reopenings + 1))
             ended.set_candidates_aside()
         return more
 
     def train() -> None:
         done.append("train")
-        journal.search_ended("")
+        journal.append(TrainingEnded(notice=""))
 
     def keep_adapters() -> bool:
         done.append("validate")
@@ -175,7 +176,7 @@ def test_mlflow_says_what_a_trial_was_cloned_from(store_uri: str, fresh_home: Pa
 
 def test_what_people_ask_while_refits_train_is_answered_at_once(fresh_home: Path) -> None:
     folder = searched("s", [Tried({"rank": 4}, 0.9)], space=SPACE, finished=False)
-    folder.journal().search_ended("")
+    folder.journal().append(TrainingEnded(notice=""))
     folder.inbox().put(new_command("finish"))
     study = steered(folder, folder.journal())
     commander = Commander(study)

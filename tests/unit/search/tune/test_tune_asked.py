@@ -13,6 +13,7 @@ from ray.tune.search import Searcher
 from support.asked_driver import PLAN, drive, refusal, report, send, write_space
 from support.studies import TASK, study
 
+from loraxs_search.log.events import DriverStarted, Reopened, TrainingEnded, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods.lora_xs import LoraXS
 from loraxs_search.records import AnswerState, Lineage, Proposal, TrialState
 from loraxs_search.search.tune.advancer import CANCELLED, STEP
@@ -212,18 +213,20 @@ def test_what_the_time_budget_has_cut_continues_before_new_trials_once_there_is_
     made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget_s=1e-9))
     write_space(made)
     journal = made.journal()
-    journal.driver_started(time.time())
+    journal.append(DriverStarted(since=time.time()))
     proposal = Proposal({}, {})
     for trial in ("00000", "00001"):
-        journal.trial_started(trial, {"rank": 4}, proposal=proposal)
-        journal.trial_reported(report(trial, 10, 0.5))
-    journal.trial_ended("00000", TrialState.PRUNED, "the time budget ended at step 10", is_cut=True)
-    journal.trial_ended("00001", TrialState.PRUNED, "not among the best")
-    journal.search_ended("the time budget is used up")
+        journal.append(TrialStarted(trial_id=trial, params={"rank": 4}, proposal=proposal))
+        journal.append(TrialReported(report=report(trial, 10, 0.5)))
+    journal.append(
+        TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="the time budget ended at step 10", is_cut=True)
+    )
+    journal.append(TrialEnded(trial_id="00001", state=TrialState.PRUNED, reason="not among the best"))
+    journal.append(TrainingEnded(notice="the time budget is used up"))
     more = send(made, "extend", time="1h")
     drive(made).commander.take_all()
     assert made.journal().commands[more].answer.state is AnswerState.DONE
-    made.journal().reopened(1)
+    made.journal().append(Reopened(number=1))
     driver = drive(made)
     assert made.journal().records["00000"].state is TrialState.RUNNING
     assert driver.begin() == "00000"

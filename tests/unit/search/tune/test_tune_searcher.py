@@ -16,6 +16,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from loraxs_search.errors import HomeError, LoraxsError, RankError
+from loraxs_search.log.events import TrialEnded
 from loraxs_search.records import AdapterSize, Hyperparameters, TrialReport, TrialState, to_json
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
@@ -96,7 +97,7 @@ def test_a_search_that_is_stopped_has_tune_ask_no_more(started: StudySearcher) -
 
 def test_what_a_loop_has_left_without_an_end_is_proposed_by_the_next(started: StudySearcher) -> None:
     """As at the end of a time budget that a user extends later."""
-    started._ledger.trial_ended("00000", TrialState.PRUNED, "the time budget is used up")
+    started._ledger.trial(TrialEnded(trial_id="00000", state=TrialState.PRUNED, reason="the time budget is used up"))
     started.begin_loop()
     assert isinstance(started.suggest("z"), dict)
     assert started._trial_ids == {"z": "00001"}
