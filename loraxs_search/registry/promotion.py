@@ -60,7 +60,7 @@ class Scored:
         from loraxs_search.tasks.kinds import find_metric
 
         metrics = dict(self.candidate.test_metrics)
-        for name in metrics.keys() & set(names):
+        for name in names:
             metric = find_metric(name, task)
             if metric is not None and (score := score_of(metric, self.rows)) is not None:
                 metrics[name] = score

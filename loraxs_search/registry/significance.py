@@ -74,8 +74,8 @@ def loss_bound(metric: str | Metric, sign: float, first: ScoredRows, second: Sco
     """Return what `first` is less worse than `second` by, at a chance of error of `level`; None if rows cannot tell.
 
     It is the smallest margin for which "worse by this margin or more" is rejected. Shares of right answers: Tango's
-    score test for paired proportions (Statistics in Medicine 17, 1998). Others: a paired bootstrap of the rows, whose
-    deviation is that of a normal distribution.
+    score test for paired proportions (Statistics in Medicine 17, 1998). Others: the deviation of a paired bootstrap of
+    the rows, and as Tango's what losses that these rows do not have would add to it: few or none may be luck.
     """
     known = _comparable(metric, first, second)
     if known is None:
@@ -93,7 +93,12 @@ def loss_bound(metric: str | Metric, sign: float, first: ScoredRows, second: Sco
     scores = score_of(known, first), score_of(known, second)
     if scores[0] is None or scores[1] is None or not np.isfinite(gains).all():
         return None
-    return max(0.0, float(norm.isf(level) * gains.std()) - sign * (scores[0] - scores[1]))
+    n, deviation, z = len(first.labels), float(gains.std()), max(0.0, float(norm.isf(level)))
+    num_unlike = np.count_nonzero(first.column(known.column) != second.column(known.column))
+    of_row = n * deviation / math.sqrt(num_unlike) if num_unlike else 2.0  # a row is worth, times n; Matthews 2
+    # The least d with d = z sqrt(deviation^2 + of_row d / n): if it loses d more, so much more is the variance.
+    unseen = of_row * z**2 / n / 2
+    return max(0.0, unseen + math.hypot(unseen, z * deviation) - sign * (scores[0] - scores[1]))
 
 
 def tango(won: int, lost: int, num_rows: int, margin: float) -> float:

@@ -380,11 +380,14 @@ def test_metrics_that_are_no_shares_have_no_margin_of_their_own():
 
 # ---- what is not compared --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("other", "why"),
-    [({"test_fingerprint": "d2"}, "other test rows"), ({"test_metrics": {"f1": 0.1}}, "no finite test")],
+    ("champion", "why"),
+    [
+        (_old(100, test_fingerprint="d2"), "other test rows"),
+        (dataclasses.replace(_old(100, test_metrics={"f1": 0.1}), rows=None), "no finite test"),
+    ],
+    ids=["rows", "metric"],
 )
-def test_a_champion_that_cannot_be_compared_stays_unless_forced(other, why):
-    champion = _old(100, **other)
+def test_a_champion_that_cannot_be_compared_stays_unless_forced(champion, why):
     refused = decide(RULE, TASK, _scored("t0", 900), champion)
     assert not refused.promoted
     assert refused.comparisons == (), "nothing was looked at"
@@ -394,6 +397,11 @@ def test_a_champion_that_cannot_be_compared_stays_unless_forced(other, why):
     assert forced.promoted
     assert forced.forced
     assert forced.reasons[-2:] == (refused.reasons[-1], "promoted by force")
+
+
+def test_a_champion_that_was_judged_by_another_metric_has_this_one_from_its_answers():
+    decision = decide(RULE, TASK, _scored("t0", 900), _old(100, test_metrics={"f1": 0.1}))
+    assert (decision.promoted, decision.champion_metric) == (True, 0.1)
 
 
 def test_the_test_rows_make_two_comparable_whatever_the_others_are():
