@@ -42,7 +42,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests reach no hub
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME", "RAY_ADDRESS"):
     os.environ.pop(name, None)
 
-SHARED = ("ray_here", "searched")  # fixtures that take long to make
+SHARED = ("ray_here", "searched", "mlflow_server")  # fixtures that take long to make
 PARTS = {
     "bases": "other families of base models",
     "browser": "MLflow's UI, and all of our pages, in Chromium",
@@ -202,9 +202,9 @@ def make_mlflow_server(store_template: Path, tmp_path: Path) -> Iterator[Callabl
         server.kill()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def mlflow_server(store_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """A server for the tests of a module, started."""
+    """The one server of all tests that need no other, started: who kills it starts it again."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(store_template, folder / "server.db")
     server = MlflowServer(folder)
@@ -349,7 +349,9 @@ def searched(
     warm_home: Path, sized_down: list[str], few_reviews: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> Searched:
     """The one search that the tests of the command line and of the documents share."""
-    shell = Shell(warm_home, tmp_path_factory.mktemp("elsewhere"))
+    from support.in_process import InProcess
+
+    shell = InProcess(warm_home, tmp_path_factory.mktemp("elsewhere"))
     launched = shell.run("launch", "movie_reviews", "--name", "reviews", *sized_down, *few_reviews)
     assert launched.returncode == 0, launched.stderr
     promoted = shell.run("promote")

@@ -1,4 +1,4 @@
-"""What is not needed is not loaded: help comes at once, and reading needs no torch."""
+"""What is not needed is not loaded: help and Tab come at once, and reading needs no torch."""
 
 from __future__ import annotations
 
@@ -6,88 +6,68 @@ import json
 import subprocess
 import sys
 
-import pytest
-
-HEAVY = ("torch", "ray", "mlflow", "transformers", "peft", "optuna", "datasets")
-_PROGRAM = """
-import contextlib, io, json, sys
-with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-    {statement}
-print(json.dumps([name for name in {heavy!r} if name in sys.modules]))
-"""
-# Imports each module first of ours, where what takes longest is there.
-_EACH_FIRST = """
-import os, sys
-import torch, transformers.modeling_utils
-for module in sys.argv[1:]:
-    assert "peft" not in sys.modules
+HEAVY = ("torch", "ray", "mlflow", "transformers", "peft", "optuna", "datasets", "numpy")
+# Each statement in a fork of one process, and what it loads of some modules that were not there before.
+_FORKS = """
+import contextlib, io, json, os, sys
+{before}
+statements, modules = json.loads(sys.argv[1])
+known = set(sys.modules)
+for statement in statements:
     if child := os.fork():
-        assert os.waitpid(child, 0)[1] == 0, module
-    else:
-        __import__(module)
-        os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0, statement
+        continue
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        exec(statement)
+    print(json.dumps([name for name in modules if name in sys.modules and name not in known]), flush=True)
+    os._exit(0)
 """
-
-
 _AT_EXIT = "import atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
 PARSES = {"loraxs_search", "typer", "annotated_doc", "shellingham", "rich", "wrapt"}  # typer's own, and for columns
 
 
-def loaded_by(statement: str, modules: tuple[str, ...] = HEAVY) -> list[str]:
-    program = _PROGRAM.format(statement=statement, heavy=modules)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
-    return json.loads(done.stdout)
+def loaded_by(statements: list[str], modules: tuple[str, ...] = HEAVY, before: str = "") -> dict[str, list[str]]:
+    program = _FORKS.format(before=before)
+    asked = [sys.executable, "-c", program, json.dumps([statements, modules])]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return dict(zip(statements, map(json.loads, done.stdout.splitlines()), strict=True))
 
 
 def cli(*args: str) -> str:
     return f"from loraxs_search.cli import run; run({list(args)!r})"
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import loraxs_search",
-        cli("--help"),
-        cli("launch", "--help"),
-        cli("status"),
-        cli("compare", "--help"),
-        cli("compare", "nothing"),
-        cli("report", "--help"),
-        cli("report", "nothing"),
-        cli("spaces", "ls"),
-        cli("tasks", "ls"),
-        cli("lauch"),
-        cli("init", "away.csv"),
-    ],
-)
-def test_nothing_heavy_is_loaded(statement):
-    assert loaded_by(statement) == []
+def completed(line: str) -> str:
+    """What a shell runs for each Tab."""
+    words = {"COMP_WORDS": f"loraxs-search {line}", "COMP_CWORD": str(len(line.split(" ")))}
+    shell = {"_LORAXS_SEARCH_COMPLETE": "complete_bash", **words}
+    return f"import os; os.environ |= {shell!r}\nfrom contextlib import suppress\nwith suppress(SystemExit): {cli()}"
 
 
-def test_the_verbs_from_python_load_no_numpy():
-    assert loaded_by("import loraxs_search.api", (*HEAVY, "numpy")) == []
+def test_nothing_heavy_is_loaded(store_uri):
+    light = [
+        *("import loraxs_search", "import loraxs_search.api", cli("--help"), cli("launch", "--help"), cli("status")),
+        *(cli("compare", "--help"), cli("compare", "nothing"), cli("report", "--help"), cli("report", "nothing")),
+        *(cli("spaces", "ls"), cli("tasks", "ls"), cli("lauch"), cli("init", "away.csv"), completed("launch --s")),
+        cli("launch", "movie_reviews", "--set", "parameters.rank=0"),
+    ]
+    loaded = loaded_by([*light, cli("pull", "nothing")])
+    assert loaded["import loraxs_search.api"] == []
+    assert [set(loaded.pop(statement)) - {"numpy"} for statement in light] == [set()] * len(light)
+    assert [set(modules) - {"numpy"} for modules in loaded.values()] == [{"mlflow"}]
 
 
-def test_what_the_peft_plugin_needs_can_be_imported_first():
+def test_what_answers_loads_nothing_of_a_search_and_what_peft_imports_can_be_imported_first(adapter):
     """Importing peft imports the plug-in, in the midst of whoever imports peft."""
-    modules = [f"loraxs_search.{name}" for name in ("trial", "engine.layers", "engine.rows", "methods.verification")]
-    command = [sys.executable, "-c", _EACH_FIRST, *modules]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_space_with_faults_is_told_without_anything_heavy():
-    assert loaded_by(cli("launch", "movie_reviews", "--set", "parameters.rank=0")) == []
-
-
-def test_pull_loads_mlflow_alone(store_uri):
-    assert loaded_by(cli("pull", "nothing")) == ["mlflow"]
-
-
-def test_predict_loads_what_answers_and_nothing_of_a_search(adapter):
+    parts = [
+        f"import loraxs_search.{name}" for name in ("trial", "engine.layers", "engine.rows", "methods.verification")
+    ]
+    predict = cli("predict", str(adapter), "a fine film")
     searching = ("mlflow", "ray", "optuna", "datasets", "sklearn", "pandas", "plotly", "sqlalchemy")
-    statement = cli("predict", str(adapter), "a fine film")
-    assert loaded_by(statement, (*searching, "transformers")) == ["transformers"]
+    before = "import torch, transformers.modeling_utils; assert 'peft' not in sys.modules"
+    loaded = loaded_by([*parts, predict], (*searching, "peft"), before)
+    assert loaded[predict] == ["peft"]
 
 
 def test_help_loads_what_parses_the_command_line_and_nothing_else():

@@ -25,19 +25,9 @@ def in_order(lines: list[str]) -> bool:
     return blank == "" and all(map(str.startswith, (heading, trial, parameters, talk), starts))
 
 
-def environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-
-
-def test_in_a_pipe(command: list[str]) -> None:
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, env=environment()
-    )
-    assert in_order(done.stdout.splitlines()), done.stdout
-
-
 def test_in_a_file(command: list[str], tmp_path: Path) -> None:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with (tmp_path / "log").open("w") as log:
-        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True, env=environment())
+        subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=True, env=buffered)
     text = (tmp_path / "log").read_text()
     assert in_order(text.splitlines()), text

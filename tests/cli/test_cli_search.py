@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from pathlib import Path
 
+import peft
 import pytest
+import torch
+import transformers
 
 pytestmark = pytest.mark.slow
 
@@ -94,26 +96,13 @@ def test_pull_prints_a_folder_that_peft_loads_and_predict_agrees(searched, ask):
 
 
 def _plain_peft(searched, folder, texts):
-    """Probabilities from PEFT and transformers alone; the one import of ours makes the method known."""
-    program = f"""
-import json, sys, warnings
-import loraxs_search, peft, transformers
-base = {str(next((searched.shell.home / "base_models").glob("*/modules.json")).parent)!r}
-model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
-model = peft.PeftModel.from_pretrained(model, {folder!r}).eval()
-inputs = transformers.AutoTokenizer.from_pretrained(base)({texts!r}, padding=True, return_tensors="pt")
-print(json.dumps(model(**inputs).logits.softmax(-1).max(-1).values.tolist()))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env=searched.shell.environment(),
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    """Probabilities from PEFT and transformers alone."""
+    base = next((searched.shell.home / "base_models").glob("*/modules.json")).parent
+    with searched.shell.as_there(), torch.no_grad():
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+        model = peft.PeftModel.from_pretrained(model, folder).eval()
+        inputs = transformers.AutoTokenizer.from_pretrained(base)(texts, padding=True, return_tensors="pt")
+        return model(**inputs).logits.softmax(-1).max(-1).values.tolist()
 
 
 def test_the_registry_is_listed_and_shown(ask):

@@ -1,4 +1,4 @@
-"""Completion as a shell asks for it: verbs and options, a process for each Tab, and nothing heavy."""
+"""Completion as a shell asks for it: verbs and options. What a Tab loads is in test_cli_imports.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import sys
 import pytest
 
 from loraxs_search.cli import run
-
-HEAVY = ("torch", "ray", "mlflow", "transformers", "peft", "optuna", "datasets", "numpy")
 
 
 @pytest.fixture
@@ -40,45 +38,6 @@ def test_verbs_and_options_are_offered(offered):
 @pytest.mark.parametrize("line", ["lauch mo", "show --nothing ", "status nope mo"])
 def test_a_line_that_is_wrong_is_completed_with_nothing_and_no_error(offered, line):
     assert offered(line) == []
-
-
-@pytest.mark.parametrize("line", ["la", "launch --s"])
-def test_nothing_heavy_is_loaded(line):
-    shell = {
-        "_LORAXS_SEARCH_COMPLETE": "complete_bash",
-        "COMP_WORDS": f"loraxs-search {line}",
-        "COMP_CWORD": str(len(line.split(" "))),
-    }
-    program = f"""
-import os, sys
-os.environ |= {shell}
-from loraxs_search.cli import run
-try:
-    run([])
-except SystemExit:
-    print([name for name in {HEAVY!r} if name in sys.modules])
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_a_word_is_completed_at_once():
-    """CPU seconds of the process, which other processes lengthen little: 0.2 on an idle machine."""
-
-    def once() -> float:
-        variables = {
-            "_LORAXS_SEARCH_COMPLETE": "complete_bash",
-            "COMP_WORDS": "loraxs-search sta",
-            "COMP_CWORD": "1",
-        }
-        before = os.times()
-        subprocess.run(
-            [sys.executable, "-m", "loraxs_search"], env=os.environ | variables, check=True, capture_output=True
-        )
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
-
-    assert min(once() for _ in range(3)) < 2, "with torch it would be five"
 
 
 # ---- installed in a shell --------------------------------------------------------------------------------------------

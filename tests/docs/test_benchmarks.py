@@ -40,8 +40,9 @@ def run_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be measured")
-def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path: Path) -> None:
-    assert run(tmp_path) == {"not measured": "there is no GPU"}
+def test_the_benchmark_of_a_gpu_says_that_there_is_none(tmp_path: Path, run_here: Callable[..., None]) -> None:
+    run_here("bench_gpu.py", f"--threads={torch.get_num_threads()}", f"--json={tmp_path / 'found.json'}")
+    assert json.loads((tmp_path / "found.json").read_text()) == {"not measured": "there is no GPU"}
 
 
 @pytest.mark.long(part="search")

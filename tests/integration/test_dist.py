@@ -89,18 +89,18 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def command(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command of the wheel in a fresh environment, which borrows the dependencies of this one."""
     folder = tmp_path_factory.mktemp("fresh") / "env"
     venv.create(folder)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet"]
-    subprocess.run([*pip, "--no-deps", "--no-index", *dist.glob("*.whl")], check=True, timeout=120)
+    subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True, timeout=120)
     ours, theirs = (next(Path(place, "lib").glob("python3*/site-packages")) for place in (sys.prefix, folder))
     (theirs / "dependencies.pth").write_text(f"{ours}\n")  # as a plain folder: links to a checkout are not followed
     return folder / "bin" / "loraxs-search"
 
 
-@pytest.mark.slow
+@pytest.mark.long(part="software")
 def test_make_dist_builds_one_wheel_and_its_source(dist: Path) -> None:
     source = WHEEL.replace("-py3-none-any.whl", ".tar.gz")
     assert {path.name for path in dist.iterdir()} == {WHEEL, source}

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from support.said import Said
 
 import loraxs_search
+from loraxs_search.assets import PROBE
+from loraxs_search.cli._lines import LinesView
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
 from loraxs_search.log.events import DriverStarted, Phase, SearchStarted, ShownEvent, TrialReported
 from loraxs_search.records import Decision, TrialState
@@ -72,8 +74,11 @@ def test_a_search_ends_with_records_that_agree_and_candidates_that_hold(
     (parent,) = search_runs("whole")
     assert [name for name in parent.data.metrics if re.fullmatch(r"system/[\d.]+/cpu_utilization_percentage", name)]
     folder = StudyFolder.open("whole")
+    linear_probe = folder.assets()[PROBE]
+    assert folder.read_asset(linear_probe)
     for candidate in result.candidates:
         manifest = verify(folder.adapter_path(candidate.trial_id))
+        assert (manifest.hyperparameters.head_init, manifest.hyperparameters.linear_probe) == ("probe", linear_probe)
         assert manifest.test_metrics == candidate.test_metrics
         assert manifest.validation_metrics == candidate.validation_metrics
         assert manifest.refits == candidate.refits
@@ -269,37 +274,17 @@ def test_the_time_budget_is_that_of_all_drivers_together(
     assert 3600 < result.wall_s < 2 * 3600, "the hour counts once"
 
 
-FRESH = """
-import json, sys, torch, loraxs_search
-from loraxs_search.registry import verify
-folder = loraxs_search.pull(sys.argv[1])
-probe = verify(folder).probe
-model = loraxs_search.load_adapter(sys.argv[1])
-expected = torch.tensor(probe.logits)
-def distance(model):
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor(probe.input_ids)).logits
-    return float((logits - expected).abs().max())
-head = [value for name, value in model.named_parameters() if "modules_to_save" in name]
-largest = max(1.0, *(float(value.abs().max()) for value in head))  # a probe of a tiny base has large weights
-print(json.dumps([x / largest for x in (distance(model), distance(model.merge_and_unload()))]))
-"""
-
-
-def test_a_pulled_adapter_gives_the_trials_own_logits_in_a_fresh_process_merged_too(
-    promoted: Decision, in_search_home: Path
-) -> None:
+def test_a_promoted_adapter_gives_the_trials_own_logits_and_predicts(promoted: Decision, in_search_home: Path) -> None:
+    """In a fresh process, and merged, they are in tests/numerics/test_adapter_equivalence.py."""
     assert promoted.promoted
-    command = [sys.executable, "-c", FRESH, "tiny-reviews"]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    unmerged, merged = json.loads(out)
-    assert unmerged <= 1e-5
-    assert merged <= 1e-5
-
-
-def test_a_promoted_adapter_predicts(promoted: Decision, in_search_home: Path) -> None:
     path = loraxs_search.pull("tiny-reviews")
     assert path == loraxs_search.pull("tiny-reviews")
+    probe, model = verify(path).probe, loraxs_search.load_adapter("tiny-reviews")
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(probe.input_ids)).logits
+    head = [value.abs().max() for name, value in model.named_parameters() if "modules_to_save" in name]
+    largest = float(max([torch.tensor(1.0), *head]))  # a probe of a tiny base has large weights
+    assert (logits / largest).tolist() == pytest.approx(np.array(probe.logits) / largest, abs=1e-5)
     (prediction,) = loraxs_search.predict("tiny-reviews", ["a moving, funny film"])
     assert prediction.label in ("negative", "positive")
     again = loraxs_search.promote("whole")
@@ -341,6 +326,23 @@ def test_a_second_study_meets_the_champion_on_its_own_rows(
     (champion,) = [v for v in loraxs_search.show("met-reviews") if "champion" in v.aliases]
     assert summary.version == champion.version
     assert summary.score == champion.candidate.test_metrics["accuracy"]
+
+
+def test_ctrl_c_ends_a_search_in_order(
+    simulated: Callable[..., SearchResult], say: Callable[..., Said], tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened, presses = LinesView.happened, iter([signal.SIGINT])
+
+    def and_then_pressed(view: LinesView, event: ShownEvent) -> None:
+        happened(view, event)
+        if isinstance(event, TrialReported) and (number := next(presses, None)):
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(LinesView, "happened", and_then_pressed)
+    said = say("launch", str(tiny_space), "--name", "stopped", "--set", "search.max_steps=200")
+    assert said.is_error(130, "Study 'stopped' was interrupted", "with `loraxs-search resume stopped`")
+    assert "stopping; Ctrl-C again ends at once" in said.err
+    assert ["stopped", "tiny-reviews", "interrupted"] in [line.split()[:3] for line in say("status").ok.splitlines()]
 
 
 def test_long_work_before_the_first_trial_says_how_far_it_is(

@@ -80,6 +80,7 @@ def test_studies_that_are_searched_together_have_their_own_baselines(
             assert run.data.metrics[key] == pytest.approx(baseline.test_metrics["accuracy"])
 
 
+@pytest.mark.long(part="search")  # tests/integration/test_search_work_items.py has it of any piece of work
 def test_a_host_that_dies_while_it_measures_is_followed_by_one_that_does(
     search_with: Callable[..., SearchResult], tmp_path: Path
 ) -> None:

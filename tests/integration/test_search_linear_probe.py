@@ -1,4 +1,4 @@
-"""A search whose heads start as the linear probe: one for all trials and refits, kept when the search is resumed."""
+"""A search without a linear probe; tests/integration/test_search.py has one whose heads start as it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,12 @@ import pytest
 
 from loraxs_search.assets import PROBE
 from loraxs_search.errors import HomeError
-from loraxs_search.registry.manifest import read
 from loraxs_search.studies import StudyFolder
 
 if TYPE_CHECKING:
     from loraxs_search.search import SearchResult
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
-
-
-def test_all_trials_and_refits_start_from_the_studys_probe(search: Callable[..., SearchResult]) -> None:
-    result = search("probed", "search.trials=2", "promotion.seeds=1", "search.scheduler=none")
-    folder = StudyFolder.open("probed")
-    digest = folder.assets()[PROBE]
-    assert folder.read_asset(digest)
-    assert len(result.candidates) == 4
-    for candidate in result.candidates:
-        hyper = read(folder.adapter_path(candidate.trial_id)).hyperparameters
-        assert (hyper.head_init, hyper.linear_probe) == ("probe", digest)
 
 
 @pytest.mark.long(part="search")

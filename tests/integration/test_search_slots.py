@@ -16,7 +16,7 @@ from loraxs_search.search.ledger import SilentView
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]
 AT_ONCE, EVERY, STEPS = 12, 10, 60
-PLAN = {"trials": 2 * AT_ONCE, "pack_size": AT_ONCE, "max_steps": STEPS, "report_every": EVERY, "scheduler": "none"}
+PLAN = {"trials": AT_ONCE, "pack_size": AT_ONCE, "max_steps": STEPS, "report_every": EVERY, "scheduler": "none"}
 
 
 class Killer(SilentView):
@@ -53,7 +53,7 @@ def test_trials_share_one_process_and_lose_no_report_when_it_or_the_owner_of_hos
     others = len(descendants(os.getpid(), "ray::"))  # hosts that are kept for the next search
     overrides = [f"search.{name}={value}" for name, value in PLAN.items()]
     result = launch(str(tiny_space), name=title, overrides=[*overrides, "promotion.seeds=0"], view=killer)
-    agree(title, 2 * AT_ONCE)
+    agree(title, AT_ONCE)
     first, second = killer.found
     assert (len(first), len(second)) == (1, 1)
     assert first != second

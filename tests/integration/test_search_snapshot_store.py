@@ -46,6 +46,7 @@ class Dying(study_actors.SnapshotStore):
         os._exit(1)
 
 
+@pytest.mark.long(part="faults")
 def test_a_snapshot_store_that_always_dies_is_not_waited_for_for_ever(
     ray_here: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

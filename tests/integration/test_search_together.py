@@ -65,7 +65,9 @@ def test_a_study_that_fails_leaves_the_others_to_their_end(
     ratings.write_text(ratings.read_text().replace("label: rating", "label: nowhere").replace("ratings", "broken"))
     before = set(list_studies())
     with pytest.raises(TaskDataError, match="nowhere"):
-        launch_together([str(tiny_space), str(ratings)], overrides="search.trials=2")
+        launch_together(
+            [str(tiny_space), str(ratings)], overrides=("search.trials=2", "search.max_steps=4", "promotion.seeds=0")
+        )
     (finished,) = set(list_studies()) - before
     agree(finished, 2)
 

@@ -150,7 +150,7 @@ def test_the_runs_of_an_experiment_that_was_deleted_wait_until_it_is_restored(
 
 
 def test_a_server_is_told_of_several_trials_at_once_and_again_of_what_fails(
-    open_tracker, record, look, away_uri, make_mlflow_server, adapter_folder, monkeypatch
+    open_tracker, record, look, away_uri, mlflow_server, adapter_folder, monkeypatch
 ):
     send, log, together = StudyRuns._send, MlflowClient.log_model_artifacts, threading.Barrier(2)
     met, failed = threading.Event(), threading.Event()
@@ -174,11 +174,10 @@ def test_a_server_is_told_of_several_trials_at_once_and_again_of_what_fails(
     for trial in ("t0", "t1", "t2"):
         early.adapter_logged(trial, adapter_folder)
     early.close(timeout=0.1)
-    (server := make_mlflow_server()).start()
-    assert open_tracker(uri=server.uri).flush(timeout=120)
+    assert open_tracker(uri=mlflow_server.uri).flush(timeout=120)
     assert met.is_set()
     assert failed.is_set()
-    seen = look(server.uri)
+    seen = look(mlflow_server.uri)
     assert {trial: points["accuracy"] for trial, points in seen.points.items()} == {
         f"t{number}": [(40, 0.54), (80, 0.58)] for number in range(3)
     }
