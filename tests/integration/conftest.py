@@ -55,7 +55,6 @@ def ray_here(search_home: Path) -> None:
 
     def start_directory(config: HostConfig) -> Any:
         key = repr(config)
-        open("/tmp/suiteb/keys.txt", "a").write(f"{key not in started} {key}\n")
         if key not in started:
             started[key] = start(config)
         return started[key]

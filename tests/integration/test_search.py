@@ -18,6 +18,7 @@ from support.said import Said
 
 import loraxs_search
 from loraxs_search.assets import PROBE
+from loraxs_search.cli import run
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
 from loraxs_search.log.events import DriverStarted, Phase, SearchStarted, ShownEvent, TrialReported
@@ -329,7 +330,10 @@ def test_a_second_study_meets_the_champion_on_its_own_rows(
 
 
 def test_ctrl_c_ends_a_search_in_order(
-    simulated: Callable[..., SearchResult], say: Callable[..., Said], tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+    simulated: Callable[..., SearchResult],
+    tiny_space: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     happened, presses = LinesView.happened, iter([signal.SIGINT])
 
@@ -339,10 +343,15 @@ def test_ctrl_c_ends_a_search_in_order(
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(LinesView, "happened", and_then_pressed)
-    said = say("launch", str(tiny_space), "--name", "stopped", "--set", "search.max_steps=200")
-    assert said.is_error(130, "Study 'stopped' was interrupted", "with `loraxs-search resume stopped`")
-    assert "stopping; Ctrl-C again ends at once" in said.err
-    assert ["stopped", "tiny-reviews", "interrupted"] in [line.split()[:3] for line in say("status").ok.splitlines()]
+    code = run(["launch", str(tiny_space), "--name", "stopped", "--set", "search.max_steps=200"])
+    assert Said(code, *capfd.readouterr()).is_error(
+        130,
+        "stopping; Ctrl-C again ends at once",
+        "Study 'stopped' was interrupted",
+        "with `loraxs-search resume stopped`",
+    )
+    assert run(["status"]) == 0
+    assert re.search("^stopped +tiny-reviews +interrupted", capfd.readouterr().out, re.MULTILINE)
 
 
 def test_long_work_before_the_first_trial_says_how_far_it_is(
