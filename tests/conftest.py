@@ -43,6 +43,8 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "ML
     os.environ.pop(name, None)
 
 SHARED = ("ray_here", "searched", "mlflow_server")  # fixtures that take long to make
+# Files of few tests that take half a minute: at the end, one core would wait for them.
+LONG_FILES = ("test_onnx", "test_stock_peft", "test_base_gguf", "test_hosts_large_states", "test_export_formats")
 PARTS = {
     "bases": "other families of base models",
     "browser": "MLflow's UI, and all of our pages, in Chromium",
@@ -85,7 +87,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     def length(group: str) -> tuple[bool, bool, int]:
         members = groups[group]
-        return group in SHARED, any(item.get_closest_marker("slow") for item in members), len(members)
+        is_slow = group in LONG_FILES or any(item.get_closest_marker("slow") for item in members)
+        return group in SHARED, is_slow, len(members)
 
     items[:] = [item for group in sorted(groups, key=length, reverse=True) for item in groups[group]]
 

@@ -183,7 +183,7 @@ def test_a_view_in_another_terminal_follows_is_resized_and_left(
 
 def test_a_view_ends_with_its_search_and_shows_the_result(driver: ScriptedDriver, terminals: list[Terminal]) -> None:
     with driver.folder.lock():
-        terminals.append(Terminal(watching(), dict(os.environ), columns=120))
+        terminals.append(Terminal(watching(), dict(os.environ), columns=120, no_color=True))
         (terminal,) = terminals
         terminal.wait_to_see("00000 +RUNNING")
         driver.say.say(Warned(text="many answers were cut"))
@@ -195,15 +195,7 @@ def test_a_view_ends_with_its_search_and_shows_the_result(driver: ScriptedDriver
     assert any(re.match("00000 +COMPLETE +20 +0.5000", line) for line in terminal.lines)
     assert any(line.startswith("mine: finished, 1/16 trials ended") for line in terminal.lines)
     assert terminal.text.count(CURSOR_OFF) == terminal.text.count(CURSOR_ON) == 1
-
-
-def test_without_colours_there_are_none(driver: ScriptedDriver, terminals: list[Terminal]) -> None:
-    with driver.folder.lock():
-        terminals.append(Terminal(watching(), dict(os.environ), no_color=True))
-        terminals[0].wait_to_see("00000 +RUNNING")
-        terminals[0].press(b"\x03")
-        assert terminals[0].wait() == 0
-    codes = {code for codes in re.findall(r"\x1b\[([0-9;]*)m", terminals[0].text) for code in codes.split(";")}
+    codes = {code for codes in re.findall(r"\x1b\[([0-9;]*)m", terminal.text) for code in codes.split(";")}
     assert codes <= {"", "0", "1", "2"}, "bold and dim are no colours"
 
 

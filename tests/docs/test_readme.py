@@ -193,7 +193,7 @@ def test_the_python_runs(searched):
         assert [answer.label for answer in classify(texts)] == [
             answer.label for answer in bank.predict("movie-reviews", texts)
         ]
-        exported = loraxs_search.pull("movie-reviews", form="lora", out="exported")
+        exported = loraxs_search.pull("movie-reviews", form="lora", out="exported").absolute()
     assert type(model).__name__ == "PeftModelForSequenceClassification" and not model.training
     assert model.config.id2label == {0: "negative", 1: "positive"}
     assert [answer.label in ("negative", "positive") for answer in space["answers"]] == [True, True]
