@@ -11,7 +11,6 @@ import pytest
 import torch
 from support.bases import LLAMA
 from support.in_process import InProcess
-from support.said import Said
 from support.shell import Shell
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -107,28 +106,3 @@ def test_a_language_model_is_searched_promoted_and_asked(
     card = (Path(shell.ok("pull", "next-word").strip()) / "README.md").read_text()
     assert "transformers.AutoModelForCausalLM.from_pretrained" in card
     assert "accuracy" in card
-
-
-def test_what_is_wrong_with_the_file_and_with_its_rows_is_named_before_anything_is_trained(
-    shell: Shell, say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(shell.folder)
-    for change, message in (
-        ("task.options=[w1]", 'task.options: must be two or more, but got ["w1"].'),
-        ("task.options=[w1, 2]", "task.options: must be a column that holds lists, or a list of texts, but got"),
-        ("task.prompt=no column", "task.prompt: must name a column in braces, as in {question}, but got 'no column'."),
-        ("task.prompt='{words'", "task.prompt: must close each brace, or double a brace that is text, but"),
-        ("task.messages=[{role: user, content: x, name: y}]", "task.messages[0].name: must be one of: role, content"),
-        ("task.normalize=letters", "task.normalize: must be one of:"),
-        ("task.metrics=[accuracy, macro_f1]", "task.metrics[1]: must fit multiple-choice with a column of options"),
-    ):
-        assert say("check", "choice.yaml", "--set", change).is_error(2, message)
-    for change, message in (
-        ("task.prompt='{word} then'", "`prompt.{word}` must be one of: words, answer, choices, but got 'word'."),
-        ("task.label=choices", "`choices` must be the index, letter or text of an option, but"),
-        ("task.max_length=2", "the longest has 2 tokens, and max_length=2."),
-    ):
-        assert say("check", "choice.yaml", "--data", "--set", change).is_error(1, message)
-    warned = say("check", "choice.yaml", "--data", "--set", "task.prompt='{words} '")
-    assert warned.code == 0
-    assert "warning: 240 of 240 prompts end in white space" in warned.err

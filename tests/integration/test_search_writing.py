@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.in_process import InProcess
-from support.said import Said
 from support.shell import Shell
 from support.toy_language import save_base, save_rows
 
@@ -143,29 +142,3 @@ def test_trials_may_be_compared_by_what_they_write(shell: Shell, agree: Callable
     shell.ok("promote", "written", "--force")
     champion, *_ = json.loads(shell.ok("show", "turned-words", "--json"))  # the newest version
     assert set(champion["candidate"]["test_metrics"]) == {"exact_match", "unparsed", "unended"}
-
-
-def test_what_is_wrong_is_named_before_anything_is_trained(
-    shell: Shell, say: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(shell.folder)
-    for change, message in (
-        ("task.answer=yes sir", "task.answer: must name a column in braces, as in {answer}, but got 'yes sir'."),
-        ("task.extract={after: a, regex: (b)}", "task.extract: must have one of: after, regex, but got both."),
-        ("task.extract={regex: b}", "task.extract.regex: must have a group, in round brackets, that is the answer"),
-        ("task.extract={as: float}", "task.extract.as: must be one of: text, number, math"),
-        ("task.extract={before: a}", "task.extract.before: must be one of: after, regex, one_of, as"),
-        ("task.generation={seed: 3}", "task.generation.seed: must stand beside a `temperature` above 0"),
-        ("task.metrics=[accuracy]", "It must fit text-generation (one of: "),
-    ):
-        assert say("check", "turned.yaml", "--set", change).is_error(2, message)
-    for change, message in (
-        ("task.extract={after: The answer is}", "`extract` must find something in each row's answer, but in"),
-        ("task.generation={stop: [w], max_new_tokens: 4}", "'w' is in every answer of"),
-        ("task.max_length=3", "an answer must fit `max_length` with a token of its prompt at least"),
-        ("task.max_length=62", "together must be at most 64 with this base model, but got max_length=62 and"),
-    ):
-        assert say("check", "turned.yaml", "--data", "--set", change).is_error(1, message)
-    warned = say("check", "turned.yaml", "--data", "--set", "task.generation={stop: [w1], max_new_tokens: 4}")
-    assert warned.code == 0
-    assert "train answers have the stop string 'w1' in them" in warned.err

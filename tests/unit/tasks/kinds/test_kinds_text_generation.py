@@ -151,13 +151,14 @@ def test_a_test_split_with_references_is_no_hidden_one(make):
         ({"prompt": "why?"}, "`prompt` must name a column in braces"),
         ({"answer": "{a"}, "`answer` must close each brace"),
         ({"extract": {"after": "x", "regex": "(y)"}}, "`extract` must have one of: after, regex, but got both"),
+        ({"extract": {"regex": "b"}}, "must have a group, in round brackets"),
         ({"generation": {"top_p": 0.9}}, "`generation.top_p` must stand beside a `temperature` above 0"),
         ({"generation": {"seed": 1, "temperature": 0.0}}, "`generation.seed` must stand beside"),
         ({"metrics": ("accuracy",)}, "`accuracy` does not fit text-generation"),
     ],
 )
 def test_keys_that_make_no_sense_are_refused(make, keys, message):
-    with pytest.raises(TaskDataError, match=message):
+    with pytest.raises((TaskDataError, ValueError), match=message):
         make(**keys)
 
 
