@@ -78,8 +78,29 @@ def _offset(study: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
+@pytest.fixture(scope="module")
+def promoted(mlflow_server, tmp_path_factory) -> Path:
+    """A folder of three adapters, two of which have become champion on the server, one after the other."""
+    folder = tmp_path_factory.mktemp("promoted")
+    tracker = Tracked("s1", folder / "study", mlflow_server.uri, "promoted")
+    tracker.trial_started("t0", {"rank": 4}, HYPERPARAMETERS)
+    tracker.adapter_logged("t0", adapter(folder / "t0", "t0"))
+    assert tracker.close(60)
+    rule = PromotionRule(confidence=0, require="constant")
+    for trial_id, accuracy, version in (("t0", 0.8, 1), ("t1", 0.7, None), ("t2", 0.9, 2)):
+        made = folder / trial_id if trial_id == "t0" else adapter(folder / trial_id, trial_id)
+        decision, got = Registry(mlflow_server.uri).promote(
+            rule, TASK, [candidate(trial_id, accuracy)], {trial_id: made}
+        )
+        assert (decision.promoted, got) == (version is not None, version)
+    return folder
+
+
 # ---- a server that dies ----------------------------------------------------------------------------------------------
-def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothing(mlflow_server, tmp_path):
+def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothing(
+    promoted, mlflow_server, tmp_path, caplog
+):
+    """While it is away, what was pulled before is there."""
     server = mlflow_server
     ensure_store(server.uri)
     tracker = Tracked("s1", tmp_path / "study", server.uri, "killed")
@@ -88,12 +109,18 @@ def test_a_server_killed_in_the_middle_and_started_again_lacks_and_doubles_nothi
     tracker.trial_reported(_report("long", 40))
     _trial(tracker, "before")
     assert tracker.flush(60)
+    pulled = pull("toy", uri=server.uri)
 
     server.kill()
     tracker.trial_reported(_report("long", 80))
     _trial(tracker, "during")
     assert not tracker.flush(3)
     assert tracker.trouble is not None
+    with caplog.at_level(logging.WARNING):
+        assert pull("toy", uri=server.uri) == pulled
+    assert "using the cached toy" in caplog.text
+    with pytest.raises(TrackingError):
+        pull("toy:2", uri=server.uri)
 
     server.start()
     tracker.trial_reported(_report("long", 120))
@@ -218,33 +245,12 @@ def test_with_a_server_of_ones_own_the_link_is_printed_and_opened_there(mlflow_s
 
 
 # ---- the registry ----------------------------------------------------------------------------------------------------
-def test_promote_and_pull_through_a_server_and_from_the_cache_without_it(mlflow_server, tmp_path, caplog):
-    server = mlflow_server
-    tracker = Tracked("s1", tmp_path / "study", server.uri, "promoted")
-    tracker.trial_started("t0", {"rank": 4}, HYPERPARAMETERS)
-    folder = adapter(tmp_path / "t0", "t0")
-    tracker.adapter_logged("t0", folder)
-    assert tracker.close(60)
-    registry = Registry(server.uri)
-    for trial_id, accuracy, version in (("t0", 0.8, 1), ("t1", 0.7, None), ("t2", 0.9, 2)):
-        made = folder if trial_id == "t0" else adapter(tmp_path / trial_id, trial_id)
-        decision, got = registry.promote(
-            PromotionRule(confidence=0, require="constant"), TASK, [candidate(trial_id, accuracy)], {trial_id: made}
-        )
-        assert (decision.promoted, got) == (version is not None, version)
-    assert [past.promoted for past in registry.history("toy")] == [True, False, True]
-
-    pulled = pull("toy", uri=server.uri)
-    assert pulled.name == folder_digest(tmp_path / "t2")
+def test_promote_and_pull_through_a_server(promoted, mlflow_server):
+    assert [past.promoted for past in Registry(mlflow_server.uri).history("toy")] == [True, False, True]
+    pulled = pull("toy", uri=mlflow_server.uri)
+    assert pulled.name == folder_digest(promoted / "t2")
     assert verify(pulled).trial_id == "t2"
-    assert verify(pull("toy:1", uri=server.uri)).trial_id == "t0"
-    server.kill()
-    with caplog.at_level(logging.WARNING):
-        assert pull("toy", uri=server.uri) == pulled
-    assert "using the cached toy" in caplog.text
-    with pytest.raises(TrackingError):
-        pull("toy:2", uri=server.uri)
-    server.start()
+    assert verify(pull("toy:1", uri=mlflow_server.uri)).trial_id == "t0"
 
 
 @LONG
