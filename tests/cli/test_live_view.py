@@ -223,7 +223,7 @@ def test_a_pipe_gets_lines_and_then_the_table(driver: ScriptedDriver) -> None:
 
 @pytest.mark.long(part="search")  # without the terminal it is in tests/integration/test_search.py
 def test_ctrl_c_in_a_terminal_ends_in_order(warm_home, terminals, tiny_space_text, tmp_path):
-    """On a real search: live table, Ctrl-C, status. A resume is in tests/integration/test_landed_version.py."""
+    """On a real search: live table, Ctrl-C, status."""
     shell = InProcess(warm_home, tmp_path)
     (tmp_path / "tiny.yaml").write_text(tiny_space_text)
     sized = ("--set", "search.trials=2", "--set", "search.max_steps=60", "--set", "search.scheduler=none")
