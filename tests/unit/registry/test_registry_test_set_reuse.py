@@ -316,8 +316,8 @@ def test_each_finalist_that_was_scored_on_the_rows_counts_once_whatever_happened
 def test_a_finalist_that_could_not_be_compared_counts_once(registry, promote):
     promote("t0", 300, rule=PromotionRule(require="constant", confidence=0))
     champion = registry.champion("movie-reviews")
-    other = {"test_metrics": {"accuracy": 0.75}, "validation_metrics": {"accuracy": 0.75, "f1": 0.75}}
-    refused = promote("t1", 302, rule=PromotionRule(require="constant", metric="f1"), **other)
+    other = {"test_metrics": {"accuracy": 0.75}, "validation_metrics": {"accuracy": 0.75, "loss": 0.75}}
+    refused = promote("t1", 302, rule=PromotionRule(require="constant", metric="loss"), **other)
     assert (refused.comparisons, len(refused.seen)) == ((), 1)
     assert numbers(promote("t1", 302, rule=RULE)) == [2]
     assert numbers(promote("t2", 303)) == [3]
