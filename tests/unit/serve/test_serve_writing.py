@@ -10,10 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import requests
+from peft import PeftModel
 from support.pages import CLUSTER
+from support.toy_language import writing
+from transformers import AutoModelForCausalLM
 
 from loraxs_search import AdapterBank, Sampling
+from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
 from loraxs_search.engine import generation
+from loraxs_search.methods.export import converted
+from loraxs_search.records import BaseModelRef, TaskModel
 from loraxs_search.registry import Registry
 from loraxs_search.serve import engine as serving_engine
 from loraxs_search.serve.app import Server
@@ -185,6 +191,38 @@ def test_the_page_asks_as_it_says(decoder, bank, capsys):
     prompts = ["Review: a moving film\nSentiment:", "Review: so so\nSentiment:"]
     whole, streamed = bank.generate("one", prompts)
     assert capsys.readouterr().out == f"{whole} {Registry(decoder.uri).resolve('one').digest}\n{streamed}"
+
+
+@pytest.mark.long(part="software")
+@pytest.mark.timeout(1200)
+def test_exports_write_what_the_server_answers(smollm2, registry, make_adapter, tmp_path):
+    """Of a trained base in float32, with an R that moves logits by far more than rounding does."""
+    uri, promote = registry
+    load_model(smollm2, TaskModel("AutoModelForCausalLM")).float().save_pretrained(tmp_path / "base")
+    tokenizer = load_tokenizer(smollm2)
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = locate(BaseModelRef(str(tmp_path / "base")))
+    names = [module.name for module in linear_modules(base, TaskModel("AutoModelForCausalLM"))]
+    modules = tuple(name for name in names if "self_attn" in name)
+    made = make_adapter(
+        tmp_path / "adapter", base, task=writing("exported"), rank=16, init_std=0.05, target_modules=modules
+    )
+    promote(made)
+    prompts = ["The capital of France is", "Once upon a time, there was a little"]
+    asked = {"model": "exported", "prompt": prompts, "max_tokens": 8, "stop": ["\0"]}
+    with running(Server(ServedModels(["exported"], uri=uri))) as url:
+        answer = requests.post(f"{url}/v1/completions", json=asked, timeout=600).json()
+    texts = [choice["text"] for choice in answer["choices"]]
+    bare = AutoModelForCausalLM.from_pretrained(base.path, dtype="auto")
+
+    def written(model):
+        rows = [tokenizer(prompt, return_tensors="pt") for prompt in prompts]
+        ids = [model.generate(**row, max_new_tokens=8, do_sample=False)[0] for row in rows]
+        return [text.removeprefix(prompt) for prompt, text in zip(prompts, tokenizer.batch_decode(ids), strict=True)]
+
+    assert all(own != other for own, other in zip(texts, written(bare), strict=True)), "the adapter is in use"
+    assert written(AutoModelForCausalLM.from_pretrained(converted(made, "merged"), dtype="auto")) == texts
+    assert written(PeftModel.from_pretrained(bare, converted(made, "lora"))) == texts
 
 
 # ---- in mid-flight ---------------------------------------------------------------------------------------------------
