@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from html import escape
 from pathlib import Path
 
 import pytest
 from support.browsers import CHROMIUM, WIDTHS, chromium, opened
 from support.recorded_searches import recorded_search
-from support.searched_studies import Tried, searched
+from support.searched_studies import Tried, confirm, searched
 
 from loraxs_search.log.events import TrialEnded
 from loraxs_search.records import TrialState
@@ -56,6 +57,28 @@ def test_the_report_opens_everywhere_without_errors_and_without_scrolling_sidewa
                 text = seen.page.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
                 assert text not in (grounds[theme], "rgb(107, 118, 132)"), "the theme's colour, not the figure's own"
     assert grounds == {"light": "rgb(255, 255, 255)", "dark": "rgb(19, 22, 25)"}
+
+
+@pytest.mark.long(part="browser")
+def test_at_1280_pixels_the_headline_and_every_column_are_seen(browser, fresh_home):
+    """Of a search of five parameters, whose last column is the reason."""
+    drawn = [
+        {"rank": 4 << i % 3, "learning_rate": 1 / (601 + i), "head_learning_rate": 1 / (701 + i)} for i in range(9)
+    ]
+    modules = {"target_modules": "all-linear", "warmup_ratio": 0.05}
+    tried = [Tried({**params, **modules}, 0.8 - i / 90, 57_600, 3_072) for i, params in enumerate(drawn)]
+    more = [Tried({**drawn[0], "target_modules": "attention", "warmup_ratio": 0.1}, 0.5, state=TrialState.RUNNING)]
+    folder = searched("wide", [*tried, *more])
+    reason = "ASHA stopped it at step 10: 0.5 is not among the best 1/2 that reached this step"
+    folder.journal().trial_ended("00009", TrialState.PRUNED, reason)
+    confirm(folder, "00000", [0.8, 0.79, 0.81], [0, 1] * 10, [0, 1] * 10)
+    with opened(browser, write_report(folder)) as seen:
+        boxes = [it.bounding_box() for it in seen.page.locator("header > *, #summary > *").all()]
+        assert all(one["y"] + one["height"] <= other["y"] for one, other in itertools.pairwise(boxes))
+        columns = seen.page.locator("#leaderboard thead th").all_inner_texts()
+        assert {"all rows", "test", "wall s", "reason"} < set(columns)
+        assert seen.page.locator("#leaderboard .scroll").evaluate("it => it.scrollWidth - it.clientWidth") == 0
+        assert seen.page.get_by_text(reason).bounding_box()["width"] >= 200
 
 
 @pytest.mark.long(part="browser")
