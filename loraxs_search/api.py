@@ -48,7 +48,7 @@ def promote(
 
     Args:
         force: Promote the finalist whatever the rule says.
-        require: The rule's `require` for this decision alone, which says so.
+        require: The rule's `require` for this decision, which says so.
     Raises:
         StudyError: there is no such study, or its search has not come to its end.
         TrackingError: the database that the study records in is gone.

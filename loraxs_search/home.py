@@ -211,7 +211,7 @@ def is_locked(path: Path) -> bool:
 
 @contextlib.contextmanager
 def shared_lock(path: Path) -> Iterator[bool]:
-    """Hold the lock of a file beside others that read, without writing; yields whether nobody holds it alone."""
+    """Hold the lock of a file beside others that read, without writing; yields whether it is held by no writer."""
     with contextlib.ExitStack() as stack:
         try:
             fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -224,7 +224,7 @@ def shared_lock(path: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def alone(partial: Path) -> Iterator[None]:
+def exclusive(partial: Path) -> Iterator[None]:
     """Let one process and thread make a folder at a time; the lock beside it is taken away with the work."""
     path = lock_beside(partial)
     with file_lock(path):
@@ -235,7 +235,7 @@ def alone(partial: Path) -> Iterator[None]:
 
 
 def lock_beside(path: Path) -> Path:
-    """Return the file to lock for a file or folder that cannot be locked itself; `alone` does."""
+    """Return the file to lock for a file or folder that cannot be locked itself; `exclusive` does."""
     return path.with_name(f"{path.name}.lock")
 
 

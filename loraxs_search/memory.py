@@ -29,7 +29,7 @@ _V2 = _Files("memory.max", "memory.current", "inactive_file")
 def available_bytes(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Return the memory that this process may still take.
 
-    psutil knows the machine alone; a pod or a Slurm job is ended by the kernel at its own limit.
+    psutil knows only the machine; a pod or a Slurm job is ended by the kernel at its own limit.
 
     Args:
         groups: Where control groups are mounted, version 1 or 2.

@@ -47,7 +47,7 @@ class EntryPoints(Generic[EntryT]):
         self._entries = dict(built_in)
 
     def register(self, name: str, entry: EntryT) -> None:
-        """Add an entry in this process alone; an entry point adds one in the processes of a whole cluster.
+        """Add an entry in this process; an entry point adds one in the processes of a whole cluster.
 
         Raises:
             ValueError: the name is taken by another entry.

@@ -26,7 +26,7 @@ def single_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def side_by_side(count: int, threads: int = 1) -> Iterator[ThreadPoolExecutor]:
-    """Have some threads, in each of which torch uses `threads`; an error in between leaves undone what waits."""
+    """Have some threads, each with `threads` torch threads; an error cancels what waits."""
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(count, "torch", initializer=torch.set_num_threads, initargs=(threads,))
     try:

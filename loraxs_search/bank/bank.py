@@ -42,7 +42,7 @@ class AdapterBank:
 
     All of them have a head, or none has: a bank is of classifiers or of language models.
 
-    A row's logits are those of its adapter alone, whatever the other rows are (float32, within 1e-5). An adapter takes
+    A row's logits depend only on its adapter, not on the other rows (float32, within 1e-5). An adapter takes
     4 bytes for each number of its R and head, and a name.
 
     Any method may be called from any thread. A batch takes what it needs of its adapters before it is computed, so
@@ -95,7 +95,7 @@ class AdapterBank:
     def for_task(
         cls, task: Task, base: BaseModelRef | BaseModel, *, max_bytes: int | None = None, device: str = "cpu"
     ) -> AdapterBank:
-        """Return an empty bank for adapters that read the base as those of a task do."""
+        """Return an empty bank for adapters that read the base as a task's adapters do."""
         model = kind_of(task).model
         is_classifier = _loaded_as(model) == _loaded_as(classifier(2))  # which rows without an adapter may ask too
         return cls(base, max_bytes=max_bytes, device=device, task_model=classifier(2) if is_classifier else model)
@@ -111,7 +111,7 @@ class AdapterBank:
             source: What `pull` takes, `STUDY/TRIAL`, or a folder, as `load_adapter` does; None means `name` itself.
         Raises:
             RegistryError, IntegrityError, BaseModelError, FactorMismatchError: as `pull` and `load_adapter`; what the
-                adapter stores must be R and head alone.
+                adapter stores must be only R and head.
             UsageError: it does not fit into `max_bytes`, or is of a method that a bank does not serve.
         """
         folder = _folder_of(source or name, tracking_uri)
@@ -251,8 +251,8 @@ class AdapterBank:
     ) -> list[str]:
         """Continue each prompt with the adapter that is named for it, and return what was written.
 
-        A row is written as its adapter alone writes it. A prompt is all that stands before an answer, as in training;
-        `predict` makes it of a row's columns.
+        What is written for a row depends only on its adapter. A prompt is all that stands before an answer, as in
+        training; `predict` makes it from a row's columns.
 
         Args:
             names: The adapter of each prompt, None for the bare base; or one name for all of them.
@@ -372,7 +372,7 @@ def _check_method(name: str, manifest: Manifest) -> None:
     known = one_of([other for other, entry in METHODS.importable().items() if entry.serves_in_bank])
     raise UsageError(
         f"An adapter of a bank must be of method {known}, but {name} is of method {method.name}.",
-        hint="`loraxs-search pull --format lora` makes it an adapter of which PEFT and vLLM serve many side by side"
+        hint="`loraxs-search pull --format lora` makes it an adapter that PEFT and vLLM serve with many others"
         if method.has_plain_lora
         else "load it by itself, with `loraxs_search.load_adapter`",
     )

@@ -207,7 +207,7 @@ class BankModel:
         if not self.head_names:
             if layout.head:
                 raise IntegrityError(
-                    f"An adapter without a head must hold R alone, but got {layout.head[0][0]} of {layout.head[0][1]}."
+                    f"An adapter without a head must hold only R, but got {layout.head[0][0]} of {layout.head[0][1]}."
                 )
             self._identities_in_heads(layout)
             return {}

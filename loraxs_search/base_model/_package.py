@@ -4,8 +4,8 @@ The distribution is read through its metadata and never imported: such packages 
 A GGUF file is converted once, in the home. Its quantised numbers are multiplied out and rounded to bfloat16, which is
 plain arithmetic: the same file gives the same weights, and so the same digest, on every machine.
 
-Some distributions carry models of the hub. Weight for weight: their id alone finds them there. Rounded to fewer bits:
-these are other weights under the same id, so only `package` takes them; messages name that way.
+Some distributions carry models of the hub. If the weights are the hub's own, the id is enough to find them there. If
+they are rounded to fewer bits, they are other weights under the same id: only `package` takes them, as messages say.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 
 from loraxs_search.base_model._files import WEIGHT_FILES, file_digest, is_model_folder, made_once, weight_digest
 from loraxs_search.errors import BaseModelError
-from loraxs_search.home import alone, disk_faults, home, mark_used, write_atomic
+from loraxs_search.home import disk_faults, exclusive, home, mark_used, write_atomic
 from loraxs_search.records import BaseModelRef
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def _converted_gguf(source: Path) -> Path:
         return final
     with disk_faults(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        with alone(final):
+        with exclusive(final):
             return made_once(final, lambda folder: _convert(source, digest, folder))
 
 

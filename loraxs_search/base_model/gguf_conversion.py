@@ -128,7 +128,7 @@ def _model(source: Path) -> PreTrainedModel:
 
 
 def _open_and_flush(folder: Path) -> None:
-    """Flush each file to the device, and let everybody read what the library wrote for its owner alone."""
+    """Flush each file to the device, and let everybody read what the library wrote only for its owner."""
     mode = (folder / "config.json").stat().st_mode
     for file in folder.iterdir():
         file.chmod(mode)

@@ -74,7 +74,7 @@ def fold_outputs(model: PreTrainedModel, outputs: OutputScale) -> None:
 
 @torch.no_grad()
 def make_identity(model: nn.Module, names: Sequence[str]) -> None:
-    """Make layers the identity: a head's where its output layer alone is trained, a pooler that no checkpoint has.
+    """Make layers the identity: a head's where only its output layer is trained, a pooler that no checkpoint has.
 
     They need not be stored: every load makes the same numbers, whatever was drawn before.
 

@@ -1,4 +1,4 @@
-"""Which linear layers a base model has, known from its configuration alone."""
+"""Which linear layers a base model has, known from its configuration."""
 
 from __future__ import annotations
 

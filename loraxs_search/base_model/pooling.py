@@ -47,7 +47,7 @@ def trained_pooling(base: BaseModel) -> tuple[Pooling, str]:
 
 
 def resolved_pooling(pooling: Pooling, base: BaseModel) -> Pooling:
-    """Return what `auto` comes to on a base; any other pooling is itself."""
+    """Return the pooling that `auto` means on a base; any other is returned as it is."""
     return trained_pooling(base)[0] if pooling == "auto" else pooling
 
 

@@ -209,7 +209,7 @@ def print_leaderboard(rows: Sequence[LeaderboardRow], task: Task, baselines: Seq
 
     Columns that only some studies have are left out where no trial has a value: the step that is kept, of written
     answers the shares `unparsed` and `unended`, of files with projections, which a seed or the base gives back, the
-    bytes without them, and the trial that params are from. Of several methods, what each trains is not R alone.
+    bytes without them, and the trial that params are from. Of several methods, what each trains is not only R.
     """
     varying = [name for name in _names(rows) if len({row.params.get(name) for row in rows}) > 1]
     cells = [*(_cells(row, task) for row in rows), *(_baseline_cells(baseline, task) for baseline in baselines)]

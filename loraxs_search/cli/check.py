@@ -13,7 +13,7 @@ import typer
 from loraxs_search.cli._output import JsonOption, SetOption, SpaceArgument, emit, print_table, print_warnings, saying
 from loraxs_search.cli.live_text import data_lines
 from loraxs_search.errors import counted
-from loraxs_search.records import BASE_ALONE_ROWS
+from loraxs_search.records import BASE_MODEL_ROWS
 
 if TYPE_CHECKING:
     from loraxs_search.records import AdapterSize
@@ -29,7 +29,7 @@ def _describe_estimate(estimate: SearchEstimate) -> dict[str, str]:
     parts = ", ".join(f"{name} {_time(seconds)}" for name, seconds in estimate.parts_s.items())
     hours = f"{estimate.least_device_hours:.2g} to {estimate.most_device_hours:.2g}"
     return {
-        "estimate": f"about {_time(estimate.least_s)} to {_time(estimate.most_s)} on this machine alone, "
+        "estimate": f"about {_time(estimate.least_s)} to {_time(estimate.most_s)} on this machine, "
         f"{hours} device hours",
         "of these": parts,
         "early stops": f"leave {shares} of all steps, by the scheduler on random scores",
@@ -202,8 +202,10 @@ def _end(space: Space, seen: CheckedSpace) -> str:
     every = "all" if seen.data is None else f"all {seen.data.num_rows['validation']:,}"
     parts = [f"{counted(refits, 'refit')} of {counted(plan.max_steps, 'step')}"] if refits else []
     parts.append(f"up to {counted(best + refits, 'candidate')} answer {every} validation rows")
-    alone = f"the base alone answers up to {BASE_ALONE_ROWS} of them in {ways} ways, the test rows in the better one"
-    return "; ".join([*parts, *([alone] if ways else [])])
+    if ways:
+        base = f"the untouched base answers up to {BASE_MODEL_ROWS} of them in {ways} ways"
+        parts.append(f"{base}, the test rows in the better one")
+    return "; ".join(parts)
 
 
 def _pack_size(asked: int | Literal["auto"], seen: CheckedSpace) -> str:

@@ -71,7 +71,7 @@ def init(  # noqa: PLR0913, PLR0917  # each an option
     the schema that came with this program.
 
     Rows that lack a text or an answer, and labels that look misspelt, are errors with their lines. `--drop-empty` and
-    `--map` take care of them in a copy beside the space, which reads that copy alone: your file is not changed.
+    `--map` take care of them in a copy beside the space, which reads that copy: your file is not changed.
 
     Files beside `train.csv` that are called test, or validation, valid, val or dev, are taken for these rows.
 
@@ -130,7 +130,7 @@ def _asked(question: UndecidedError, choices: Choices) -> Choices:
     known = f" ({', '.join(question.possible)})" if question.possible else ""
     known += f" [{question.default}]" if question.default else ""
     print(f"{question.option}{known}: ", end="", file=sys.stderr, flush=True)
-    answer = sys.stdin.readline()  # typer's own prompt writes to stdout too, which is the file's name alone
+    answer = sys.stdin.readline()  # typer's own prompt writes to stdout too, which is only the file's name
     if not answer:
         raise typer.Abort
     said = answer.strip() or question.default

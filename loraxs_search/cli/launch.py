@@ -65,9 +65,9 @@ def launch(  # noqa: PLR0913, PLR0917  # each is an option
     A study accepts only the rows and the base that it began with: weights, tokenizer, configuration. Every host and
     every `resume` compares their content. If it differs, the error shows the expected and the actual digest.
 
-    A trial fails alone if its numbers become NaN. If nearly all of the latest trials fail for one reason, and at least
-    five, the search stops and names it. A full disk, here or on a node, stops the search too, and no trial is blamed.
-    `resume` continues once the cause is gone. If all trials have failed, `extend` comes before it.
+    A trial whose numbers become NaN fails, and no other. If nearly all of the latest trials, and at least five, fail
+    for one reason, the search stops and names it. A full disk, here or on a node, stops the search too, and no trial is
+    blamed. `resume` continues once the cause is gone. If all trials have failed, `extend` comes before it.
 
     Example: loraxs-search launch mine.yaml --name mine
     """
@@ -129,11 +129,11 @@ def resume(
 ) -> None:
     """Continue a search that was interrupted or killed.
 
-    Unfinished trials continue from their last report. A trial alone on a CPU repeats bit for bit. In a pack it repeats
-    up to the rounding of shared passes. A finished study is printed as it is.
+    Unfinished trials continue from their last report. A trial that trains unpacked on a CPU repeats bit for bit, one in
+    a pack up to the rounding of shared passes. A finished study is printed as it is.
 
     The study remembers its space, its MLflow address and its storage. Give --address and --runtime-env again: without
-    --address the search continues on this machine alone. Give --storage on another machine, to fetch the copy that
+    --address the search continues on this machine. Give --storage on another machine, to fetch the copy that
     `launch --storage` made. One machine at a time works on a study. An MLflow account comes from the environment again.
 
     The space cannot be changed. `extend` gives a study more trials or more time, and `add` a trial of your own. With a

@@ -45,7 +45,7 @@ def promote(
 
     The finalist of the study becomes the champion of its task if it is significantly better than the present one on the
     same test rows, or smaller and shown to be less than `margin` worse. A first champion must beat the baselines. The
-    keys under `promotion` of the space change this rule; --require constant compares it with the constant answer alone,
+    keys under `promotion` of the space change this rule; --require constant compares it only with the constant answer,
     this once. The whole rule: search_spaces/README.md, "The rule of promotion".
 
     Promoted or not, the decision and its reasons are printed and recorded. A refusal is a result too, so the exit code
@@ -296,7 +296,7 @@ def pull(  # each is an option
     Formats: `native` is R and head, as trained. `merged` is the whole model with its tokenizer. A base in bfloat16
     rounds small updates away: you get a warning, and --dtype float32 keeps them. `lora` is exactly the same function as
     plain LoRA, and larger: r (in + out) numbers for each layer instead of r x r. It comes with the tokenizer, and its
-    README.md has the lines that load it with PEFT alone, head and labels included. --rank N fills it up with zeros, for
+    README.md has the lines that load it with only PEFT, head and labels included. --rank N fills it up with zeros, for
     a server that wants one rank for all adapters; N must be at least the adapter's own rank.
 
     vLLM, SGLang and Ray Serve LLM load `lora` folders as they are, but only of bases that they adapt, and only without

@@ -32,7 +32,7 @@ def report(
     Plotly's script is in the file, which is why it takes 5 MB. A figure that a study has too little for says why.
 
     A search writes its report when it ends, and MLflow keeps it with the run of the search. Of a running study, the
-    report says that it runs, and of which moment it is. Nothing is trained.
+    report says that it runs, and when it was written. Nothing is trained.
 
     The file's path is printed.
 

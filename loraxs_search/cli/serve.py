@@ -59,7 +59,7 @@ def serve(  # noqa: PLR0913, PLR0917  # each is an option
     OpenAI's, for adapters that write. GET /v1/models, /health, /ready and /metrics tell of the server. GET / is a page
     to try the tasks on.
 
-    It listens on this machine alone unless --host says otherwise. Ctrl-C or SIGTERM answers what was asked, and ends.
+    It listens only on this machine unless --host says otherwise. Ctrl-C or SIGTERM answers what was asked, and ends.
 
     With --address, Ray Serve runs --replicas servers on a cluster's devices behind one address, and replaces those that
     die. With MIN:MAX their number follows the requests. The same line again replaces them one after the other, and the
@@ -140,7 +140,7 @@ def _serve_on(
 
 def _take_down(address: str | None) -> None:
     if address is None:
-        raise UsageError("`--down` must go with --address.", hint="Ctrl-C ends a server of this machine alone")
+        raise UsageError("`--down` must go with --address.", hint="Ctrl-C ends a server of this machine")
     from loraxs_search.search.cluster.connection import connected
 
     with connected(address):
@@ -152,9 +152,9 @@ def _take_down(address: str | None) -> None:
 
 
 def _check_place(address: str | None, replicas: str, *, port: int, device: str | None) -> None:
-    """Refuse options that are for a cluster alone without one, and the other way round."""
+    """Refuse options of a cluster without one, and the other way round."""
     if address is None and replicas != "1":
-        raise UsageError("`--replicas` must go with --address.", hint="this process serves on one device alone")
+        raise UsageError("`--replicas` must go with --address.", hint="this process serves on one device")
     if address is None:
         return
     if port == 0:
@@ -195,7 +195,7 @@ def url_at(host: str, port: int) -> str:
 def listen(host: str, port: int) -> socket.socket:
     """Return a bound socket, so that a port in use is known before a base is loaded.
 
-    Its protocol is named: asyncio sends answers without delay over such sockets alone.
+    Its protocol is named: asyncio sends answers without delay only over such sockets.
 
     Raises:
         UsageError: the port is in use, or the address is not this machine's.

@@ -62,7 +62,7 @@ def status(
 ) -> None:
     """List all studies, or the trials of one.
 
-    Works from any terminal, also while the search runs: it reads the study's folder alone and stops nothing. --watch
+    Works from any terminal, also while the search runs: it reads only the study's folder and stops nothing. --watch
     draws what `launch` draws; in a pipe it writes a line an event.
 
     Trials come best first, and the baselines below them, scored on the same rows. Warnings, and commands

@@ -41,7 +41,7 @@ _DEVICE_RUN_TOKENS, _DEVICE_TOKENS = 4096, 65536
 class Generation:
     """Sequences that are continued together. For one thread.
 
-    What is written follows from a sequence and its adapter alone, whatever its company.
+    What is written depends only on the sequence and its adapter, not on other rows.
 
     Args:
         base: A base without a head.

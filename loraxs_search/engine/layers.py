@@ -45,7 +45,7 @@ class LayerRows(Generic[RowMapT_co]):
 class LayerUpdate(Protocol[RowMapT_contra]):
     """What adapters of one method add to the output of one linear layer, row by row.
 
-    Letters: n rows of T positions each. A row's update depends on that row and its adapter alone. Several threads call
+    Letters: n rows of T positions each. A row's update depends only on that row and its adapter. Several threads call
     at the same time, each for its own pass, so `adapts` and `add_` change nothing of the update itself.
     """
 

@@ -1,6 +1,6 @@
 """When memory runs out: how devices say so, what a user can do, and checkpointing, which takes time for memory.
 
-With gradient checkpointing, layers keep their input alone, and are computed again when backward reaches them: a third
+With gradient checkpointing, layers keep only their input, and are computed again when backward reaches them: a third
 more time, and of a pass only one layer's activations at a time. transformers' own does this in training mode only,
 which would turn dropout on, and knows nothing of our row maps.
 """
@@ -55,7 +55,7 @@ def generation_too_long(num_tokens: int) -> RowTooLongError:
 class GradientCheckpointing:
     """Makes passes with gradients compute the repeated layers twice; what they compute stays the same.
 
-    Layers below the lowest adapted one keep nothing for backward anyway. The topmost one is left alone: backward
+    Layers below the lowest adapted one keep nothing for backward anyway. The topmost one is not touched: backward
     begins there, so it would gain nothing, and what is pruned of it may differ from pass to pass.
 
     Args:

@@ -28,7 +28,7 @@ class Requester:
     Args:
         owner: Whose adapter the rows have, as `AdaptedBase.row_map` numbers them.
         data: Where the rows of requests are from.
-        num_outputs: Of the head; what is wider is cut. None if there is no head, or one adapter alone.
+        num_outputs: Of the head; what is wider is cut. None if there is no head, or only one adapter.
     """
 
     owner: int

@@ -62,7 +62,7 @@ class Pass:
 def plan_passes(demands: Sequence[Demand], max_tokens: int, max_width: int | None = None) -> list[Pass]:
     """Plan passes that compute every row of every demand exactly once, the longest rows first.
 
-    The plan minimises padded tokens plus `RUN_TOKENS` for each pass, and follows from the arguments alone. Within a
+    The plan minimises padded tokens plus `RUN_TOKENS` for each pass, and depends only on the arguments. Within a
     pass the requesters come in the order of `demands`.
 
     Args:
@@ -116,7 +116,7 @@ _MAX_WORKERS = 4  # more would wait for each other to call into torch
 
 
 class PassExecutor:
-    """A fixed number of workers; which computes which pass follows from the plan alone, never from timing.
+    """A fixed number of workers; which one computes which pass depends on the plan, never on timing.
 
     So gradients are summed in the same order each time, and a round's numbers are reproducible to the bit.
 

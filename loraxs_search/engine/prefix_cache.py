@@ -1,6 +1,6 @@
 """The frozen layers below the lowest adapted one: computed once for each row, skipped by every pass.
 
-While dropout is off and no slot adapts a layer below j, what enters layer j depends on a row's tokens alone. Shapes:
+While dropout is off and no slot adapts a layer below j, what enters layer j depends only on a row's tokens. Shapes:
 states (n, T, width), each row's real tokens on the left; kept without padding, (tokens, width) for each row.
 """
 

@@ -64,8 +64,8 @@ def read_shared(
         base: A base without a head.
         parts: Rows with positions, those of one prompt side by side; prompts are shared within a part.
         owners: Whose adapter the rows of each part have.
-        begun: One row that all prompts continue from, or all rows where there are none; it stays as it is. Prompts
-            continue from one that allows gaps alone.
+        begun: One row that all prompts continue from, or all rows if there is none; it is not changed. Prompts
+            continue only from one that allows gaps.
     """
     device, owner_of_part = base.device, np.array(owners)
     prompts, part_of_G, prompt_of_n = _prompts(parts)

@@ -1,8 +1,8 @@
 """Prunes the topmost layer to what is read of it; the numbers are those of the whole layer, gradients too.
 
-Attention still reads every token. Under a head, what follows it is computed for the first token alone, which is all
+Attention still reads every token. Under a head, what follows it is computed only for the first token, which is all
 that BERT's heads read. Without a head, attention's output projection and all that follows it, the residuals too, are
-computed for the M reads alone, as one row of M positions, (1, M, width).
+computed only for the M reads, as one row of M positions, (1, M, width).
 
 There three hooks do it, for layers of the form that decoders have: x + attention(norm(x)), and then something of each
 position by itself. What enters the layer is cut, so that what it adds to is; its first module, which makes what
@@ -106,7 +106,7 @@ def _first_tokens(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...
 
 
 def _blot(_: nn.Module, states: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Leave of each row the first token alone, and zeros."""
+    """Keep the first token of each row, and zeros elsewhere."""
     return tuple(torch.cat([tensor[:, :1], torch.zeros_like(tensor[:, 1:])], dim=1) for tensor in states)
 
 

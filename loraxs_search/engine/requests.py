@@ -47,7 +47,7 @@ _PASSES_PER_WORKER = (1, 2, 3, 4)  # passes a worker may have in a round
 class Engine:
     """Computes requests, each of a requester by its name. One caller at a time.
 
-    Results follow from a requester's rows and adapter alone, up to the rounding of shared passes.
+    Results depend only on a requester's rows and adapter, up to the rounding of shared passes.
 
     Args:
         executor: Threads for passes side by side; None computes one pass at a time in the caller's thread.

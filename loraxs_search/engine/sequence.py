@@ -83,7 +83,7 @@ def two_largest(logits_nV: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _uniform_numbers(sampling: Sampling, prompt: npt.NDArray[np.integer], count: int) -> npt.NDArray[np.float64]:
-    """Return what a row draws with, one number in [0, 1) for each step, (count,): of seed, prompt and step alone."""
+    """Return what a row draws with, one number in [0, 1) for each step, (count,): from seed, prompt and step."""
     digest = hashlib.sha256(f"{sampling.seed} {prompt.tolist()}".encode()).digest()
     # Raw draws, since numpy keeps those stable for ever but not what Generator makes of them.
     bits = np.random.PCG64(np.random.SeedSequence(int.from_bytes(digest, "little")))
@@ -206,7 +206,7 @@ class OpenSequence:
 
 
 def generated(rows: Sequence[OpenSequence]) -> Generated:
-    """Return what the rows of a request have come to, in their order."""
+    """Return the results of a request's rows, in their order."""
     return Generated(
         texts=[row.text for row in rows],
         tokens=Ragged.of([row.tokens for row in rows], np.int32),

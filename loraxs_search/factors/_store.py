@@ -268,7 +268,7 @@ def _at_a_time(weights: Collection[Tensor]) -> int:
 def _identity(weight: Tensor) -> tuple[object, ...]:
     """Identify a weight without reading all of it: by its memory, its version, and a sample of its numbers.
 
-    The sample notices `weight.data.add_(...)`, which leaves the version counter alone.
+    The sample notices `weight.data.add_(...)`, which leaves the version counter unchanged.
     """
     flat = weight.detach().flatten() if weight.is_contiguous() else weight.detach().T.flatten()
     step = max(1, flat.numel() // NUM_SAMPLES)

@@ -37,7 +37,7 @@ class Needs:
         factors: By the key of a factor file.
         bases: By the digest of a base's weights.
         adapters: By the digest of an adapter folder.
-        unfinished: Studies whose search has not come to its end, those that cannot be read included.
+        unfinished: Studies whose search has not ended, those that cannot be read included.
         complete: By finished study, its trials that may become candidates when it is extended.
         unknown: Why what registered versions need is not known; empty where it is.
     """
@@ -359,7 +359,7 @@ class _Assets(_Named):
 class _Leftovers(Kind):
     """What killed processes have left half made or half removed, anywhere in the folders of the other kinds.
 
-    An adapter that was put aside while it was replaced is none: opening its study brings it back.
+    An adapter that was put aside while it was replaced does not count: opening its study restores it.
     """
 
     name = "leftovers"

@@ -51,7 +51,7 @@ class WorkTime:
         return self.until_now(self.until)
 
     def until_now(self, now: float) -> float:
-        """The time of all drivers, of which the last one is still at work."""
+        """The time of all drivers; the last one is still at work."""
         return self._earlier_s + (max(0.0, max(self.until, now) - self._since) if self._since is not None else 0.0)
 
     def driver_started(self, since: float, at: float) -> None:

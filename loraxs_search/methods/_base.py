@@ -135,7 +135,7 @@ class PackedMethod(ABC):
         """Return a trial's adapter at its start, with the very numbers that `Method.attach` begins with.
 
         Args:
-            sizes: Of the trial's layers alone, in model order.
+            sizes: Of the trial's layers, in model order.
         Raises:
             RankError, UsageError: as `Method.attach`.
         """
@@ -170,7 +170,7 @@ class Method(ABC):
     sized_by: tuple[str, ...] = ()
     """The method's parameters, integers or words, that decide what is stored."""
     packed: ClassVar[PackedMethod | None] = None
-    """How trials share passes, if `can_pack` says so. None: each trains alone, between the rounds of the others."""
+    """How trials share passes, if `can_pack` says so. None: each trains unpacked, between the rounds of the others."""
     can_start: ClassVar[bool] = False
     """Whether trials can start from a registered adapter: `start_asset` makes it what they start from."""
     is_baseline: ClassVar[bool] = False
@@ -184,7 +184,7 @@ class Method(ABC):
     advice: ClassVar[str] = ""
     """What a user should know before searching with it: a clause that follows its name."""
     serves_in_bank: ClassVar[bool] = False
-    """Whether an `AdapterBank` takes its adapters: it knows the numbers of LoRA-XS alone."""
+    """Whether an `AdapterBank` takes its adapters: it knows only the numbers of LoRA-XS."""
     says_pooling: ClassVar[bool] = False
     """Whether PEFT's config of an adapter says what its head reads. Where it does not, PEFT refuses a pooled one."""
     merges: ClassVar[bool] = False

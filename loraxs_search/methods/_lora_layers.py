@@ -1,4 +1,4 @@
-"""PEFT's LoRA layers as trials use them, alone and many in one pass: y_i += s B A x_i for the rows of each slot.
+"""PEFT's LoRA layers as trials use them, unpacked and many in one pass: y_i += s B A x_i for the rows of each slot.
 
 How A and B start, and the whole as plain LoRA.
 

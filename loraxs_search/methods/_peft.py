@@ -137,7 +137,7 @@ class PeftMethod(Method):
 
 
 _CONFIG = FILES[0]
-_POOLED = " on a pool, for loraxs_search.load_adapter alone: "
+_POOLED = " on a pool, only for loraxs_search.load_adapter: "
 
 
 def _refused_by_stock(config: bytes, pooling: Pooling) -> bytes:

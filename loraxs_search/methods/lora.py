@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class _PackedLora(PackedMethod):
-    """Slots share the base alone; each has its own A and B."""
+    """Slots share only the base; each has its own A and B."""
 
     def adapter(self, hyper: Hyperparameters, sizes: Sizes, device: torch.device) -> PackedAdapter:
         from loraxs_search.methods._lora_layers import PackedPairs
@@ -41,7 +41,7 @@ class Lora(PeftMethod):
     """delta_W = scale * B A, with A and B trained: r (in + out) numbers a layer. Trials share passes with LoRA-XS.
 
     alpha = scale * rank; rsLoRA multiplies by alpha / sqrt(r) in place of alpha / r.
-    A and B start from the trial's seed alone, in float32 whatever the base is in.
+    A and B start from the trial's seed, in float32 whatever the base is in.
     """
 
     name: str = "lora"
@@ -58,7 +58,7 @@ class Lora(PeftMethod):
             "dora": ParameterSpec(
                 "flag",
                 default=False,
-                about="Also trains the length of each row of the weight (DoRA). Such trials train alone.",
+                about="Also trains the length of each row of the weight (DoRA). Such trials train unpacked.",
             ),
         }
     )

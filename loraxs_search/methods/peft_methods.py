@@ -1,4 +1,4 @@
-"""Methods without a tuner of our own: configs of PEFT's that a space names, the head alone, all weights of the base."""
+"""Methods without a tuner of our own: configs of PEFT's that a space names, only the head, all weights of the base."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class ConfiguredPeft(PeftMethod):
         if any(parameter.requires_grad for parameter in own):
             self.detach(adapted)
             raise UsageError(
-                f"`peft_methods.{self.name}` must train weights of its own, but also trains the base's.",
+                f"`peft_methods.{self.name}` must train only its own weights, but also trains the base's.",
                 hint="leave `bias` at none: the base is shared by all trials",
             )
         for parameter in adapted.parameters():
@@ -186,7 +186,7 @@ class ConfiguredPeft(PeftMethod):
     def _config(self, params: Mapping[str, Scalar], attachment: Mapping[str, Any]) -> PeftConfig:
         fields: dict[str, Any] = {**copy.deepcopy(self.settings.fixed), **params, **attachment}
         if (start := fields.get("init_lora_weights")) in ("eva", "lora_ga"):
-            raise ValueError(f"`init_lora_weights: {start}` is computed from rows, by a call of its own.")
+            raise ValueError(f"`init_lora_weights: {start}` is computed from rows, by a separate call.")
         return peft_types()[self.settings.peft_type](**fields)
 
     @contextlib.contextmanager
@@ -241,7 +241,7 @@ def _cosine_sums(vectors: Tensor) -> Iterator[float]:
 
 
 class HeadOnly(PeftMethod):
-    """The head alone, to compare with: no candidate unless `promotion.methods` names it.
+    """Only the head, to compare with: no candidate unless `promotion.methods` names it.
 
     `head_learning_rate` is its one learning rate. To PEFT it is a LoRA of no layer, with a head.
     """

@@ -76,7 +76,7 @@ def _own(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
 NUM_ROWS = 4
 NUM_TOKENS = 12
 _NUM_LOGITS = 64
-_WHOLE, _HALF = 1e-4, 2e-1  # of the largest logit, or of 1; in bfloat16, kernels of attention alone make 0.05
+_WHOLE, _HALF = 1e-4, 2e-1  # of the largest logit, or of 1; in bfloat16, attention kernels themselves make 0.05
 
 
 def make_reference_logits(model: PeftModel | PreTrainedModel, vocab_size: int) -> ReferenceLogits:
@@ -132,13 +132,13 @@ def compare_reference_logits(actual: Tensor, reference: ReferenceLogits, atol: f
     )
 
 
-def merge_loss(merged: PreTrainedModel, adapted: Tensor, alone: Tensor, reference: ReferenceLogits) -> float:
+def merge_loss(merged: PreTrainedModel, adapted: Tensor, without: Tensor, reference: ReferenceLogits) -> float:
     """Return how far merging moved the logits, as a share of what the update moves them by at most.
 
     Args:
-        adapted, alone: Logits of the reference's rows with the update beside the weights, and without it.
+        adapted, without: Logits of the reference's rows with the update beside the weights, and without it.
     """
-    effect = float((adapted - alone).abs().max())
+    effect = float((adapted - without).abs().max())
     lost = float((reference_logits(merged, reference.input_ids) - adapted).abs().max())
     return lost / effect if effect else 0.0
 

@@ -74,7 +74,7 @@ class Host(Protocol):
     def can_serve(self, task: Task) -> bool:
         """Whether trials of this task may train here: a host without packs serves the one that it was built for.
 
-        How reports are scored makes no difference, nor whether `pooling` is `auto` or what that comes to on the base.
+        How reports are scored makes no difference, nor whether `pooling` is `auto` or its resolved value.
         """
         ...
 

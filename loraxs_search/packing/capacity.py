@@ -5,7 +5,7 @@ checkpoint's own precision, as bfloat16 checkpoints do by default wherever bfloa
 and neither can be made from the other when it is asked for. Confirmation and scores of candidates take the checkpoint's
 numbers, and so do factors, at any time: a trial that joins with a new rank or basis is decomposed from them, since
 rounded weights have other singular vectors. Trials, and baselines in another thread beside them, take those that they
-run in. Casting the one body to and fro would be exact from bfloat16 to float32 alone, and would pull the weights from
+run in. Casting the one body to and fro would be exact only from bfloat16 to float32, and would pull the weights from
 under whoever computes.
 """
 

@@ -157,7 +157,7 @@ class LoadedBase:
         return self._prepared[key]
 
     def with_pooling(self, task: Task) -> Task:
-        """Return a task with what `auto` comes to on this base."""
+        """Return a task with `auto` resolved on this base."""
         return replace(task, pooling=resolved_pooling(task.pooling, self.base))
 
     def _has_bias(self, task: Task) -> bool:

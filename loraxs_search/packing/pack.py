@@ -38,7 +38,7 @@ Rows = Mapping[str, Indices]  # of each trial, by its name
 class Pack:
     """Trains and scores slots on a base that it does not own. One caller at a time.
 
-    A slot's numbers depend on the slot alone, up to the rounding of shared passes; its failure is its own.
+    A slot's numbers depend only on the slot, up to the rounding of shared passes; its failure is its own.
 
     Args:
         model: The frozen base as all tasks load it, whatever their number of outputs.
@@ -71,7 +71,7 @@ class Pack:
         self.prefix = PrefixCache(model, adaptable.layers, cache_bytes)
         self._packed = PackedModel(adaptable, factors, executor.num_workers, self.prefix)
         sharing = sharing or probe_sharing(model, tuple(adaptable.sizes))
-        check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials take turns then, each alone")
+        check_shared(sharing, "Trials", "set `search.pack_size` to 1 or auto: trials then take turns")
         self.unpackable = sharing.unpackable
         self._engine = Engine(self._packed, executor, max_tokens)
 

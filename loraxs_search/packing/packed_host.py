@@ -69,7 +69,7 @@ class PackedHost(TrialHost):
 
     Args:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
-            suits the device, and that trials whose layers cannot share a pass are advanced between rounds, each alone,
+            suits the device, and that trials whose layers cannot share a pass are advanced between rounds, unpacked,
             as those of a method that cannot always are. Too many for the device's memory become fewer, with a warning.
         largest: The largest trial to come, by which slots are counted.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
@@ -160,13 +160,13 @@ class PackedHost(TrialHost):
                     self._cancelled.discard(spec.name)  # too late for this call, and not meant for the next one
 
     def cancel(self, names: Collection[str]) -> None:
-        """End these trials before the next round, whether they are in the pack, wait for it, or train alone."""
+        """End these trials before the next round, whether they are in the pack, wait for it, or train unpacked."""
         super().cancel(names)
         with self._changed:
             self._cancelled.update(self._called.keys() & set(names))
 
     def steps(self) -> Mapping[str, int]:
-        """Return the steps of the trials in the present round, and of one that trains alone."""
+        """Return the steps of the trials in the present round, and of one that trains unpacked."""
         return {**self._steps, **super().steps()}
 
     def close(self) -> None:
@@ -313,7 +313,7 @@ class PackedHost(TrialHost):
         return self._may_train_unpacked(task) and not self._pack.unpackable.isdisjoint(hyper.target_modules)
 
     def _park(self) -> None:
-        """Take packed layers off the base, and the trial that trains alone."""
+        """Take packed layers off the base, and the trial that trains unpacked."""
         self._pack.clear()
         super()._park()
 
@@ -358,7 +358,7 @@ def _sharing(loaded: LoadedBase, *, refuse: bool) -> Sharing:
     sharing = probe_sharing(loaded.exact, names)
     if not sharing.fault or refuse:
         return sharing
-    log.warning("Trials take turns, each alone, since of this base %s.", sharing.fault)
+    log.warning("Trials take turns, since of this base %s.", sharing.fault)
     return Sharing("", names)
 
 

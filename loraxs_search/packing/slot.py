@@ -290,7 +290,7 @@ def _adapter(spec: TrialSpec, adaptable: AdaptableLayers) -> PackedAdapter:
     if method.packed is None or not method.can_pack(method.params(spec.hyperparameters)):
         raise UsageError(
             f"Trials that share passes must be of a method that can, but {spec.trial_id} of {method.name} cannot.",
-            hint="search one study at a time: its trials take turns then, each alone",
+            hint="search one study at a time: its trials then take turns",
         )
     sizes = {name: size for name, size in adaptable.sizes.items() if name in wanted}
     return method.packed.adapter(spec.hyperparameters, sizes, adaptable.device)

@@ -44,7 +44,7 @@ from loraxs_search.records._literals import (
     Split,
 )
 from loraxs_search.records._promotion import (
-    BASE_ALONE_ROWS,
+    BASE_MODEL_ROWS,
     MIN_SLICE_ROWS,
     NEGATIVE_FLIPS,
     SLICE_LOSS,
@@ -94,7 +94,7 @@ from loraxs_search.records._trial import (
 
 __all__ = [
     "ADAPTER_FORMAT",
-    "BASE_ALONE_ROWS",
+    "BASE_MODEL_ROWS",
     "MAX_AUTO_PACK_SIZE",
     "MAX_NAME",
     "MAX_STATE_BYTES",

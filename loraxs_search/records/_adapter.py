@@ -68,7 +68,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An adapter's answer to one row; what the task's kind has no use for is None.
+    """An adapter's answer to one row; fields that the task's kind does not use are None.
 
     Args:
         text: The row as people read it.
@@ -105,7 +105,7 @@ NUM_WRONG_ROWS = 20
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How a classifier does on the test rows of one class; a number is None where nothing could count for it.
+    """A classifier's scores on the test rows of one class; None if no row counts for a number.
 
     Args:
         rows: That are of the class.

@@ -19,10 +19,10 @@ class HostInfo:
         num_slots: Trials that it trains at once, at most.
         full_slots: Trials that fill the device: with more at once, each takes as long as it saves the others.
         base_bytes: Size of the base's weights on disk.
-        test_fingerprint: Of the test rows alone.
+        test_fingerprint: Of the test rows.
         unpackable: Layers that cannot serve many trials in one pass; of a host of lone trials, none.
         data: What the task's splits share and repeat.
-        pooling: What the task's head reads of the base: what `auto` comes to there.
+        pooling: Which states the task's head reads: `auto`, resolved on the base.
     """
 
     base: BaseModel
@@ -94,9 +94,9 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to consecutive rows, of a trained adapter or of the base alone, in the checkpoint's own precision.
+    """Answers to consecutive rows, of a trained adapter or of the untouched base, in the checkpoint's precision.
 
-    What the task's kind does not give is None.
+    Fields that the task's kind does not give are None.
 
     Args:
         predictions: Label ids, numbers or texts.

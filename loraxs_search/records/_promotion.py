@@ -53,11 +53,11 @@ class KeptAnswers:
     test_rows: str = ""
 
 
-BASE_ALONE_ROWS = 200  # validation rows, at most, that choose how the base alone is asked
+BASE_MODEL_ROWS = 200  # validation rows, at most, that choose how the untouched base is asked
 
 
 def shots_name(shots: int) -> str:
-    """Return the name of the base alone with this many worked examples in each prompt."""
+    """Return the name of the untouched base with this many worked examples in each prompt."""
     return f"{shots or 'zero'}{_SHOTS}"
 
 
@@ -73,7 +73,7 @@ def is_unmeasured(baseline: Baseline) -> bool:
 
 
 def alone_baseline(baselines: Iterable[Baseline]) -> Baseline | None:
-    """Return the base alone as it has answered the test rows; None if it has not."""
+    """Return the untouched base's baseline on the test rows; None if it has not answered them."""
     return next((y for y in baselines if is_alone(y.name) and y.test_metrics), None)
 
 
@@ -140,13 +140,13 @@ class Candidate:
 
     Args:
         trial_id: The trial's; a refit's has the refit's number behind it, as in `00012.1`.
-        test_metrics: Of the finalist alone; the others have none.
+        test_metrics: Only of the finalist.
         validation_metrics: On all validation rows.
         base_model: The base's id, as named.
         refits: The same recipe from other seeds, the trial itself too where this is a refit.
         study_id: The study's own, which no other has: on a shared registry names are used twice.
-        baselines: What simple models reach on the same rows; the finalist's alone.
-        test_fingerprint: Of the test rows alone.
+        baselines: What simple models reach on the same rows; only of the finalist.
+        test_fingerprint: Of the test rows.
         kept_step: The step that the adapter is of, where a study keeps the best one; None if it is the last.
         earlier_finalists: Adapters of the study that had answered the same test rows when its search went on; the
             finalist's alone.

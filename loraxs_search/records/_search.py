@@ -26,7 +26,7 @@ class SearchPlan:
         sampler_params: What the sampler takes, by the names that it declares.
         time_budget_s: What the search may take, over all drivers, as `search.time_budget` says; None means no limit.
         max_failures: How often a trial may lose its host or node between two reports.
-        pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial alone.
+        pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial unpacked.
         precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
         device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
         checkpoint: Which step of a trial becomes its adapter: the last, or the one with the best report.

@@ -92,7 +92,7 @@ class Hyperparameters:
         peft: What the name of the space stands for; None for a name of `loraxs_search.methods`.
         start_from: sha256 of the asset with the tensors of another adapter that it starts from.
         head_init: Where the head starts.
-        linear_probe: sha256 of the asset with the head's output layer at its start; with `head_init: probe` alone.
+        linear_probe: sha256 of the asset with the head's output layer at its start; only with `head_init: probe`.
     """
 
     target_modules: tuple[str, ...]

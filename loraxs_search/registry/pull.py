@@ -14,9 +14,9 @@ from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError, UsageError
 from loraxs_search.home import (
-    alone,
     disk_faults,
     ensure_dir,
+    exclusive,
     file_sha256,
     home,
     is_locked,
@@ -148,7 +148,7 @@ def _check_digest(folder: Path, digest: str) -> None:
 def _download(adapter: RegisteredAdapter, uri: str, target: Path) -> Manifest:
     """Fetch into a partial folder beside `target`, check, and put it in place whole."""
     partial = target.with_name(f".pull-{target.name}")
-    with disk_faults(target), alone(partial):
+    with disk_faults(target), exclusive(partial):
         _sweep(target.parent)
         if (manifest := _good_manifest(target, adapter.digest)) is not None:  # another pull was quicker
             return manifest

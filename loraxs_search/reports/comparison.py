@@ -44,7 +44,7 @@ class Importances:
             one, is weighed by each of these.
         num_trials: Complete trials that they are of.
         quantile: The share of trials that counts as the best.
-        why: Why there are none; empty where there are.
+        why: Why there are none; empty if there are some.
     """
 
     study: str

@@ -24,8 +24,8 @@ def judge(folder: StudyFolder, finalist: Candidate) -> tuple[bool, str]:
         return ScoredRows.from_bytes(path.read_bytes()) if path.is_file() else None
 
     info, kept = folder.info, folder.confirmations()
-    own, alone = rows(kept.rows_path(finalist.trial_id)), rows(kept.base_rows_path)
-    test = PromotionTest(info.promotion, info.task, Scored(finalist, own, alone, folder.baseline_answers()))
+    own, base = rows(kept.rows_path(finalist.trial_id)), rows(kept.base_rows_path)
+    test = PromotionTest(info.promotion, info.task, Scored(finalist, own, base, folder.baseline_answers()))
     used = uses(info.task.registered_name, finalist.test_fingerprint)
     number = 1 + (used.index(finalist.key) if finalist.key in used else len(used))
     return test.judge(ComparisonSetup(number))

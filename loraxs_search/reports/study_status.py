@@ -1,4 +1,4 @@
-"""How studies stand, from their folders alone: the list of all, what `status` shows of one, its events as they are
+"""How studies stand, from their folders: the list of all, what `status` shows of one, its events as they are
 recorded, and the document of a finished search.
 """
 
@@ -70,7 +70,7 @@ def study_state(folder: StudyFolder) -> str:
 def _state_and_place(folder: StudyFolder) -> tuple[str, str]:
     """Return a study's state, and where its driver may be if not on this machine.
 
-    A study that is copied to a storage may continue with a driver on another machine, of which this folder knows
+    A study that is copied to a storage may continue with a driver on another machine, and this folder knows
     nothing. The storage is asked once: where a driver elsewhere holds it and has not said that it ended, the state is
     `elsewhere`. It may have been killed: only who waits for a sign of life knows, as `resume` does.
 
@@ -159,7 +159,7 @@ class StudyEvents:
 def watch(study: str, *, poll_s: float = _POLL_S, sleep: Callable[[float], None] = time.sleep) -> Iterator[ShownEvent]:
     """Yield the events of a study of this machine, from its first one on, and then those that follow as they happen.
 
-    It ends with a `SearchEnded`, once nobody works on the study. It reads the study's folder alone, so it may run
+    It ends with a `SearchEnded`, once nobody works on the study. It reads only the study's folder, so it may run
     in another process than the search. The events and their fields are in `loraxs_search.log.events`.
 
     Args:

@@ -80,7 +80,7 @@ class GP(Sampler):
             yield f"gp learns from {needed} complete trials on, and the search has {config.num_trials}"
         elif config.stops_early:
             yield (
-                f"gp learns from complete trials alone, from {needed} of them on, and the scheduler stops trials early:"
+                f"gp learns only from complete trials, from {needed} of them on, and the scheduler stops trials early:"
                 " write scheduler: none, or sampler: tpe"
             )
 

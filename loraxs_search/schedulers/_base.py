@@ -57,7 +57,7 @@ class Scheduler(ABC):
     random number that is not seeded by the config, and touches no file.
 
     What a trial's scheduler can say: it stops, with the reason, or it continues. It cannot pause a trial or change it.
-    Trials that fail or are lost are not reported, so a decision depends on reports alone. A stopped trial
+    Trials that fail or are lost are not reported, so a decision depends only on reports. A stopped trial
     reports no more.
 
     Restarts: a scheduler is not stored. A driver that continues with a study makes a new one and gives it by `replay`

@@ -92,7 +92,7 @@ class Ledger:
     """Says each event once and in one order.
 
     What happens to trials is in the log before anything acts on it, and what keeps it out of there stops the search.
-    The rest is for watchers alone, and stops nothing: neither does a view that raises, as one whose reader went away.
+    The rest is only for watchers, and stops nothing: neither does a view that raises, as one whose reader went away.
 
     Args:
         study: The study's name.

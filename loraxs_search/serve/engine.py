@@ -318,7 +318,7 @@ class ServingEngine:
         self._count_waiting(job.num_rows)
 
     def _join(self) -> None:
-        """Let as many jobs begin to write as there is space for; where that fails, it fails for them alone."""
+        """Let as many jobs begin to write as there is space for; where that fails, it fails only for them."""
         open_rows, joining = len(self._generation), self._admitted()
         sequences, owners = list[OpenSequence](), list[int]()
         for job in joining:

@@ -1,7 +1,7 @@
-"""Steering: what people ask of a running search. What commands have come to is one state.
+"""Steering: what people ask of a running search. All commands together give one state.
 
 The driver journals a command before it decides on it, and its answer, which is its effect, before anything follows.
-So after a kill at any moment each command is carried out once, and the state is rebuilt from the journal alone.
+So after a kill at any moment each command is carried out once, and the state is rebuilt from the journal.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def get_verb(name: str) -> Verb:
 
 
 def steered(folder: StudyFolder, journal: Journal) -> SteeredStudy:
-    """Return a study with the state that the commands in its journal have come to."""
+    """Return a study with the state that the commands in its journal give."""
     state = SteeringState()
     for record in journal.commands.values():
         if record.answer is not None:

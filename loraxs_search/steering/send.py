@@ -113,7 +113,7 @@ def send(study: str, command: Command) -> CommandAnswer:
 
 
 def _await_answer(folder: StudyFolder, command: Command) -> CommandAnswer | None:
-    """Return the answer, None where there is none within `WAIT_S`."""
+    """Return the answer; None if none comes within `WAIT_S`."""
     until = time.monotonic() + WAIT_S
     journal = folder.journal()
     while True:
@@ -156,7 +156,7 @@ def stop_trials(study: str, *trials: str | int, now: bool = False) -> CommandAns
 
 
 def finish_study(study: str) -> CommandAnswer:
-    """Finish a running search without new trials of its own; the answer and errors are those of `stop_trials`."""
+    """Finish a running search: it proposes no new trials; the answer and errors are those of `stop_trials`."""
     return send(study, new_command("finish"))
 
 

@@ -1,4 +1,4 @@
-"""What the commands of a study have come to: the one state that its search follows, and the budget that they give."""
+"""The result of a study's commands: the one state that its search follows, and its budget."""
 
 from __future__ import annotations
 

@@ -43,9 +43,9 @@ class Accepted:
 class Verb(ABC):
     """One thing that can be asked of a running search.
 
-    A command is carried out in two parts. `check` decides, from the study alone, and changes nothing. The driver
+    A command is carried out in two parts. `check` decides from the study and changes nothing. The driver
     journals its answer, which makes the command done, once and for good. `apply` then makes the effect part of the
-    `SteeringState`, from command and facts alone: also in every later driver, as it replays the journal. So it reads
+    `SteeringState`, from command and facts: also in every later driver, as it replays the journal. So it reads
     no clock, no file, and never fails. The search follows the state: `StudySearcher.apply_commands`, whenever it has
     changed.
 
@@ -178,7 +178,7 @@ class Extend(Verb):
         has_more = so_far < plan.trials or any(record.is_cut for record in study.records.values())
         if trials is None and has_ended(study) and not (has_more or unstarted(study.records, study.state)):
             raise CommandError(
-                f"`--time` alone gives study {study.name!r} nothing to do: it has had all of its {plan.trials}.",
+                f"more `--time` gives study {study.name!r} nothing to do: it has had all of its {plan.trials} trials.",
                 hint="add --trials",
             )
         if seconds:

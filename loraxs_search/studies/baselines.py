@@ -34,7 +34,7 @@ class BaselineFiles:
     def write_baselines(self, baselines: Sequence[Baseline]) -> None:
         """Record what simple models reach on the study's rows, and the answers to test rows that they bring.
 
-        What the base alone reaches stays unless it is among them.
+        What the untouched base reaches stays unless it is among them.
         """
         if not any(is_alone(one.name) for one in baselines):
             baselines = [*baselines, *(one for one in self.baselines() or () if is_alone(one.name))]

@@ -65,10 +65,10 @@ class CommandInbox:
         write_atomic(self._path / f"{command.command_id}.json", to_json(command), parents=False)
 
     def waiting(self, *, set_aside: bool = False) -> Iterator[Command]:
-        """Yield the commands that lie there, oldest first; what is none is passed over.
+        """Yield the commands that lie there, oldest first; other files are skipped.
 
         Args:
-            set_aside: Rename what is none, with a warning: the driver looks often.
+            set_aside: Rename other files, with a warning: the driver looks often.
         """
         commands = [command for path in self._files() if (command := self._read(path, set_aside)) is not None]
         yield from sorted(commands, key=lambda command: (command.issued_at, command.command_id))

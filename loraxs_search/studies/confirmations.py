@@ -18,7 +18,7 @@ from loraxs_search.studies.test_set_uses import record_use
 
 @dataclass(frozen=True)
 class _BaseFailure:
-    """Why the base alone could not be asked, and whether it could have been."""
+    """Why the untouched base could not be asked, and whether it could have been."""
 
     reason: str
     applies: bool = True
@@ -81,15 +81,15 @@ class Confirmations:
     # ---- the base alone ----------------------------------------------------------------------------------------------
     @property
     def base_rows_path(self) -> Path:
-        """The safetensors file with the answers of the base alone to the test rows."""
+        """The safetensors file with the answers of the untouched base to the test rows."""
         return self._path / "base.safetensors"
 
     def write_base_rows(self, rows: bytes) -> None:
-        """Keep the answers of the base alone to all test rows."""
+        """Keep the answers of the untouched base to all test rows."""
         write_atomic(self.base_rows_path, rows)
 
     def base_answers(self, shots: int, split: Split) -> dict[range, Answers]:
-        """Return answers of the base alone to rows of a split, as `answers` does.
+        """Return answers of the untouched base to rows of a split, as `answers` does.
 
         Args:
             shots: Worked examples in each prompt.
@@ -97,21 +97,21 @@ class Confirmations:
         return self._answers(f"base-{shots}.{split}")
 
     def write_base_answers(self, shots: int, split: Split, rows: range, answers: Answers) -> None:
-        """Keep answers of the base alone to these rows."""
+        """Keep answers of the untouched base to these rows."""
         write_atomic(self._path / f"base-{shots}.{split}-{rows.start}-{rows.stop}.json", to_json(answers))
 
     def base_failure(self, shots: int) -> _BaseFailure | None:
-        """Return why the base alone could not answer; None if that is not known."""
+        """Return why the untouched base could not answer; None if that is not known."""
         path = self._path / f"base-{shots}.failed.json"
         return read_record(_BaseFailure, path) if path.exists() else None
 
     def forget_base_failures(self) -> None:
-        """Have the base alone asked again for what it could not answer."""
+        """Have the untouched base asked again for what it could not answer."""
         for path in self._path.glob("base-*.failed.json"):
             path.unlink()
 
     def write_base_failure(self, shots: int, reason: str, *, applies: bool = True) -> None:
-        """Keep why the base alone could not answer, and whether it could have."""
+        """Keep why the untouched base could not answer, and whether it could have."""
         write_atomic(self._path / f"base-{shots}.failed.json", to_json(_BaseFailure(reason, applies)))
 
     # ---- inside ------------------------------------------------------------------------------------------------------

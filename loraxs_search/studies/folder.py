@@ -308,7 +308,7 @@ class StudyFolder(BaselineFiles, CandidateFiles):
 
     @property
     def has_probe(self) -> bool:
-        """Whether heads can start at a linear probe; without one, `head_init: probe` comes to `random`."""
+        """Whether heads can start at a linear probe; without one, `head_init: probe` means `random`."""
         return self.assets().get(PROBE, NOTHING) != NOTHING
 
     def read_asset(self, digest: str) -> bytes:

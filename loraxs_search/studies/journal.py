@@ -52,7 +52,7 @@ class Journal:
         notice: Why the search ended before its budget; empty if it used it up, None while it has not ended.
         num_reopenings: How many commands that ask for more, after all trials had ended, the search has followed.
         has_report: Whether a report was written since the last driver started.
-        is_reopened: Whether the search continues after it had ended: candidates from before are none any more.
+        is_reopened: Whether the search continues after it had ended: earlier candidates no longer count.
     """
 
     def __init__(self, path: Path, study: str | None = None) -> None:

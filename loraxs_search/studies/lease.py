@@ -1,4 +1,4 @@
-"""One driver at a time for a study that machines share: numbered objects, of which the highest has a heartbeat."""
+"""One driver at a time for a study that machines share: numbered objects; the highest one has a heartbeat."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LeaseInfo:
         home: Where its state folder lies there.
         beat: Counts its signs of life.
         released: It is at work no more.
-        home_id: Tells state folders apart that lie at the same path, as those of two containers.
+        home_id: Distinguishes state folders at the same path, such as those of two containers.
     """
 
     token: str

@@ -27,7 +27,7 @@ _ORDER = (
 # These grow while they are copied. Read before the others, they speak of nothing that is not copied with them; the
 # offset before the events, as it may lag behind them and never run ahead.
 READ_FIRST = ("mlflow.offset", "journal.jsonl")
-_GROWING = "journal.jsonl"  # by whole lines: copied in parts, of which the last changes
+_GROWING = "journal.jsonl"  # by whole lines: copied in parts; only the last one changes
 PART_BYTES = 1 << 17
 _IN_PARTS = b'"This file is copied in parts."\n'
 _PART = re.compile(r"(?P<file>.+\.jsonl)\.\d{6}")

@@ -19,7 +19,7 @@ _FOLDER_HINT = "check that its share is mounted here, has room and may be used"
 
 
 class _SharedFolder:
-    """Objects as files. It is not made: where a share is not mounted, its copy would be on this machine alone.
+    """Objects as files. It is not made: where a share is not mounted, its copy would be on this machine only.
 
     Whether a file is as it was seen is looked at just before it is replaced; only `create` is one step for the system.
 

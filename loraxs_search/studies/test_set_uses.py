@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from loraxs_search.errors import HomeError
-from loraxs_search.home import alone, disk_faults, ensure_dir, home, write_atomic
+from loraxs_search.home import disk_faults, ensure_dir, exclusive, home, write_atomic
 from loraxs_search.records import Candidate
 
 
@@ -19,7 +19,7 @@ def record_use(finalist: Candidate) -> None:
         return
     path = _path(finalist.test_fingerprint)
     ensure_dir(path.parent)
-    with disk_faults(path), alone(path):
+    with disk_faults(path), exclusive(path):
         known, own = _read(path), [finalist.task, finalist.key]
         if own not in known:
             write_atomic(path, json.dumps([*known, own], indent=1))

@@ -48,7 +48,7 @@ def generation_options(serving: Serving) -> dict[str, Any]:
 
 
 def asking_code(serving: Serving) -> str:
-    """Return lines of Python that ask `model` with `tokenizer`, with transformers alone."""
+    """Return lines of Python that ask `model` with `tokenizer`, using only transformers."""
     options = ", ".join(f"{name}={value!r}" for name, value in generation_options(serving).items())
     ends = f"tokenizer.convert_tokens_to_ids({list(serving.ends)!r})" if serving.ends else "tokenizer.eos_token_id"
     stop = f", stop_strings={list(serving.stop)!r}, tokenizer=tokenizer" if serving.stop else ""

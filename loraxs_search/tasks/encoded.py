@@ -2,7 +2,7 @@
 
 Arrays are flat, for fast batches. Batches are pure functions of row lengths, seed and step. Rows of like length are
 batched together, so that little is padded; which ones is drawn anew for each seed and epoch. The order in which long
-and short batches come is drawn for the epoch alone: trials that share a pass have batches of like length at the same
+and short batches come is drawn only for the epoch: trials that share a pass have batches of like length at the same
 step, whatever their seeds.
 """
 
@@ -217,9 +217,9 @@ RUN_TOKENS = 128
 
 
 def epoch_batches(lengths: Lengths, batch_size: int, *, seed: int, epoch: int) -> list[RowNumbers]:
-    """Plan one epoch: every row exactly once, in batches of `batch_size`, one of which may be short.
+    """Plan one epoch: every row exactly once, in batches of `batch_size`; one may be shorter.
 
-    Stateless: the plan follows from the arguments alone, on every machine.
+    Stateless: the plan depends only on the arguments, on every machine.
 
     Args:
         lengths: Tokens of each row, shape (N,).
@@ -261,7 +261,7 @@ class TrainingBatches:
 def eval_batches(lengths: Lengths, max_tokens: int) -> list[RowNumbers]:
     """Plan an evaluation: every row exactly once, longest first, each batch of at most `max_tokens` padded tokens.
 
-    A row that is longer than `max_tokens` forms a batch alone. Where lengths differ much, batches are smaller.
+    A row longer than `max_tokens` is a batch of one. Where lengths differ much, batches are smaller.
     """
     order = _by_length(lengths, np.arange(len(lengths), dtype=np.int64))[::-1]
     return [order[run] for run in cheapest_runs(np.maximum(lengths[order], 1).tolist(), max_tokens)]

@@ -32,7 +32,7 @@ class PreparedTask(RowSource):
     Args:
         kind: What the task's kind means for it.
         data_fingerprint: sha256 over the texts and labels of all splits; `validation_rows` plays no part in it.
-        test_fingerprint: sha256 over those of the test split alone.
+        test_fingerprint: sha256 over those of the test split.
         report: What the splits share and repeat.
         slices: What each test row has in the task's slice columns.
     """
@@ -80,7 +80,7 @@ class _TaskData:
 
     @property
     def test_fingerprint(self) -> str:
-        """sha256 over the texts and labels of the test split alone."""
+        """sha256 over the texts and labels of the test split."""
         return fingerprint(dict(self.rows), ("test",))
 
 

@@ -192,7 +192,7 @@ class Rows:
         extras: What else the kind needs of its columns, by its own name: one value a row, each a text or a list
             of texts.
         place: Where the rows are from, for messages; None of rows that are in no source. No part of their content.
-        slices: What each row has in the task's slice columns, by column; those of test rows alone. Fingerprints leave
+        slices: What each row has in the task's slice columns, by column; only for test rows. Fingerprints leave
             them out: with and without slices, a task has the same rows.
     """
 

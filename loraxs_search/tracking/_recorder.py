@@ -125,7 +125,7 @@ class Recorder:
             raise self._classified(error) from error
 
     def _classified(self, error: Exception) -> Exception:
-        """Return what an error comes to; whoever has deleted the experiment may restore it, and its runs with it."""
+        """Return the error to raise; whoever deleted the experiment may restore it, and its runs with it."""
         from mlflow.exceptions import MlflowException
 
         classified = _classify(error)

@@ -97,7 +97,7 @@ def server_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _server(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in its own group: Ctrl-C in a terminal goes to us alone, and its processes end together."""
+    """Run a server in its own group: Ctrl-C in a terminal goes only to us, and its processes end together."""
     with disk_faults(log), log.open("wb") as out:
         process = subprocess.Popen(
             command, env=server_environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True

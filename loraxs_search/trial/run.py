@@ -139,7 +139,7 @@ def check_step(loss: float, norm: float, step: int) -> None:
 def attach(
     model: PreTrainedModel, spec: TrialSpec, factors: FactorStore | None = None, outputs: OutputScale | None = None
 ) -> PeftModel | PreTrainedModel:
-    """Put a fresh adapter and head on `model`; every number drawn depends on the trial's seed alone.
+    """Put a fresh adapter and head on `model`; every number drawn depends only on the trial's seed.
 
     Args:
         factors: The store that factors come from; None means the one in use.

@@ -113,7 +113,7 @@ def test_launch_says_beforehand_what_check_says(say, tiny_space, measured, fresh
     )
     assert checked == dry
     assert "\nestimate    about " in dry
-    assert " on this machine alone, " in dry
+    assert " on this machine, " in dry
     assert "\nmeasured    5 steps and a scoring of 6 drawn trials at once on cpu: 0.1 s a step, " in dry
     assert "\nrows   " in dry
     assert not (fresh_home / "studies").exists()

@@ -98,7 +98,7 @@ class LoadedAdapter:
         """Return its update as plain LoRA, exactly.
 
         Raises:
-            UsageError: this adapter's is none, although its method's are.
+            UsageError: this adapter does not fit, although its method does.
         """
         return self.method.plain_lora(self.peft, self.manifest)
 

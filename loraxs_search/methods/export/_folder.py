@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from loraxs_search.errors import UsageError, one_of, unknown_name
-from loraxs_search.home import alone, disk_faults, file_sha256, remove_whole, write_atomic
+from loraxs_search.home import disk_faults, exclusive, file_sha256, remove_whole, write_atomic
 from loraxs_search.methods import NATIVE, Method, method_of
 from loraxs_search.methods.export._base import (
     ExportFormat,
@@ -37,7 +37,7 @@ def formats_of(method: Method) -> list[str]:
 
 
 def check_options(form: str, options: ExportOptions) -> None:
-    """Refuse options that a format does not take, values that they do not have, and a format that is none.
+    """Refuse options that a format does not take, values that they do not have, and unknown formats.
 
     Raises:
         UsageError: as said.
@@ -80,7 +80,7 @@ def converted(folder: Path, form: str, options: ExportOptions = _NO_OPTIONS) -> 
     if _is_whole(target, note, entry):
         return target
     building = target.with_name(f".{target.name}")
-    with disk_faults(target), alone(building):
+    with disk_faults(target), exclusive(building):
         if _is_whole(target, note, entry):  # another one was quicker
             return target
         shutil.rmtree(building, ignore_errors=True)  # of one that was killed

@@ -163,7 +163,7 @@ _COLUMN, _GIVEN = "\0", "{{ .Prompt }}"
 def modelfile(base: str, serving: Serving | None) -> str:
     """Return the Modelfile of an adapter, which says how it is asked; `serving` is None if it writes no text.
 
-    A prompt of one column becomes the template, so that a user gives the column alone. One of several columns, and one
+    A prompt of one column becomes the template, so that a user gives only the column. One of several columns, and one
     that the parser cannot quote, is left to the user: then what is given is the whole prompt. Messages go through the
     chat template of the base's own file: all but the last are written down, and the last one is what a user gives.
     """
@@ -174,7 +174,7 @@ def modelfile(base: str, serving: Serving | None) -> str:
         if serving.max_new_tokens is not None:
             lines.append(f"PARAMETER num_predict {serving.max_new_tokens}")
         lines += [f"PARAMETER temperature {serving.temperature:g}", f"PARAMETER top_p {serving.top_p:g}"]
-        # Ollama's own defaults change what is likeliest, and draw from the 40 likeliest tokens alone.
+        # Ollama's own defaults change what is likeliest, and draw from the 40 likeliest tokens.
         lines += ["PARAMETER top_k 0", "PARAMETER repeat_penalty 1"]
     return "\n".join(lines) + "\n"
 

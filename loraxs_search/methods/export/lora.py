@@ -51,7 +51,7 @@ class PlainLoRAFolder(ExportFormat):
 
 
 def _with_pooled_head(adapter: LoadedAdapter, lora: PlainLora, folder: Path) -> PlainLora:
-    """Write pool and head as modules of sentence-transformers, and return the update of the body alone."""
+    """Write pool and head as modules of sentence-transformers, and return the update of the body."""
     model = unloaded(adapter.peft, merge=True)
     write_pooled_head(model, adapter, folder)
     pairs = {name.removeprefix(f"{model.base_model_prefix}."): pair for name, pair in lora.pairs.items()}

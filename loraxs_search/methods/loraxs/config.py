@@ -70,7 +70,7 @@ class LoraXSConfig(PeftConfig):
         factor_rank: Rank at which factors are stored and cut to r; None means the bucket of `default_factor_rank`.
             With the randomised driver it is part of what R means, so keep it when loading.
         init_std: Standard deviation of R at the start; 0 begins at the base model.
-        init_seed: R of each module is drawn from (init_seed, module name) alone; None uses torch's global generator,
+        init_seed: R of each module is drawn from (init_seed, module name); None uses torch's global generator,
             which `basis: gaussian` cannot.
         start_from: The asset with another adapter's R, from which a fresh one starts; see `methods.starting`.
         target_modules: Names, name endings, a regex, or `all-linear`; None means PEFT's LoRA default for the model.
@@ -83,7 +83,7 @@ class LoraXSConfig(PeftConfig):
         bias: Only "none": biases are never trained.
         modules_to_save: Modules trained and saved whole, such as the head.
         pass_through: Layers made the identity when the adapter is put on a model, here or at any load: the rest of a
-            head whose output layer alone is trained, a pooler that the base's checkpoint lacks.
+            head of which only the output layer is trained, a pooler that the base's checkpoint lacks.
         pooling: What heads read of the last hidden states, put in place like `pass_through`: `class` leaves it to the
             model's class; `cls` is the first token's, `last` the last one's, `mean` the mean over a row's tokens.
         factor_fingerprints: Module name to the fingerprint of its A, B; filled when the adapter is made, compared when

@@ -1,6 +1,6 @@
 """The tuner that PEFT builds for `LORAXS` configs, and weighted sums of its adapters.
 
-A sum is one adapter, and exact, since updates of one basis differ in their R alone.
+A sum is one adapter, and exact, since updates of one basis differ only in their R.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Facts that a node reports of itself. Sent to nodes as code, also to those without the package.
 
-It imports the standard library, and of ours `versions` alone, which is sent along.
+It imports only the standard library and our `versions`, which is sent along.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where trials may run and how many at once: pure decisions over the nodes that are alive, or this machine alone."""
+"""Where trials may run and how many at once: pure decisions over the nodes that are alive, or this machine."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ def _part(whole: float, parts: int) -> float:
 def expected_pack_size(
     space: Space, modules: Sequence[LinearModule], head_parameters: int, row_tokens: float
 ) -> PackSize | None:
-    """Choose as a search on this machine alone would; None on an accelerator, which is timed with the base on it.
+    """Choose as a search on this machine would; None on an accelerator, which is timed with the base on it.
 
     Args:
         head_parameters: Of the largest head that a trial may train.

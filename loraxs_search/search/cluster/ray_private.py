@@ -43,7 +43,7 @@ def ask_head(address: str, timeout_s: float) -> None:
 
 
 def serve_details() -> Mapping[str, Any]:
-    """Return what Ray Serve says of itself on the connected cluster, as its REST API does; empty if it does not run."""
+    """Return Ray Serve's own status on the connected cluster, as its REST API does; empty if it does not run."""
     from ray.serve.context import _get_global_client
 
     client = _get_global_client(raise_if_no_controller_running=False)

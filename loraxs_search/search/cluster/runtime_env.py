@@ -66,7 +66,7 @@ def setup_problem(message: str) -> str:
 
 
 def setup_error(message: str) -> ClusterError:
-    """Return the error of a search whose environment could not be made, by what Ray says of it."""
+    """Return the error of a search whose environment could not be made, with Ray's message."""
     node = _NODE.search(message)
     which = node[1] if node else "one"
     return ClusterError(

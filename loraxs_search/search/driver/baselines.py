@@ -2,8 +2,8 @@
 
 Simple models are measured once, on a host beside the trials.
 
-The base alone is the baseline of task kinds that declare `shots`. A base that writes does not stop where an adapter
-does, so asking it costs more than a search. It is asked with each number of worked examples on `BASE_ALONE_ROWS`
+The untouched base is the baseline of task kinds that declare `shots`. A base that writes does not stop where an adapter
+does, so asking it costs more than a search. It is asked with each number of worked examples on `BASE_MODEL_ROWS`
 validation rows, spread evenly over all of them; the best of these answers the test rows, all of them, since promotion
 compares row by row. Parts are spread over all hosts, and what was answered before a kill is not asked again.
 """
@@ -21,7 +21,7 @@ from ray import ObjectRef
 from ray.exceptions import RayTaskError
 
 from loraxs_search.errors import HomeError, first_line
-from loraxs_search.records import BASE_ALONE_ROWS, Answers, Baseline, Split, Task, is_alone, is_unmeasured, shots_name
+from loraxs_search.records import BASE_MODEL_ROWS, Answers, Baseline, Split, Task, is_alone, is_unmeasured, shots_name
 from loraxs_search.search.driver.work_items import BaseAnswerWork, in_parts, joined
 from loraxs_search.search.hosts.client import HOST_LOST, await_answer
 from loraxs_search.search.hosts.study_actors import StudyActors
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 class StudyBaselines:
     """Begins to measure a study's baselines, unless they are in its folder, and waits for them at the end.
 
-    Those that failed are measured again; `BaseModelBaseline` sees to the base alone.
+    Those that failed are measured again; `BaseModelBaseline` measures the untouched base.
 
     The first host measures, and Ray hands its answer to the snapshot store, which writes it: what the driver asks
     of the store later waits for that.
@@ -103,7 +103,7 @@ _PART = 32  # rows; a slow machine may write each for seconds, and says after ea
 
 @dataclass(frozen=True)
 class BaseModelBaseline:
-    """Measures what the base reaches alone, and keeps it among the study's baselines.
+    """Measures what the untouched base reaches, and keeps it among the study's baselines.
 
     Args:
         spread: Has items done on all hosts.
@@ -172,7 +172,7 @@ class BaseModelBaseline:
 
     def _parts(self, split: Split) -> list[range]:
         num_rows = self.actors.info.data.num_rows[split]  # of the whole split, however many rows reports score
-        step = max(1, -(-num_rows // BASE_ALONE_ROWS)) if split == "validation" else 1
+        step = max(1, -(-num_rows // BASE_MODEL_ROWS)) if split == "validation" else 1
         return in_parts(range(0, num_rows, step), _PART)
 
     def _answers(self, shots: int, split: Split) -> list[Answers]:
@@ -192,15 +192,15 @@ class BaseModelBaseline:
             test, rows = joined(answers, self.task.for_candidates)
             self._confirmed.write_base_rows(rows.to_bytes())
         others = [baseline for baseline in self.folder.baselines() or () if not is_alone(baseline.name)]
-        alone = [self._baseline(shots, validation[shots], test if shots == best else {}) for shots in self.shots]
-        self.folder.write_baselines([*others, *alone])
+        measured = [self._baseline(shots, validation[shots], test if shots == best else {}) for shots in self.shots]
+        self.folder.write_baselines([*others, *measured])
 
     def _baseline(self, shots: int, validation: dict[str, float], test: dict[str, float]) -> Baseline:
         parts = (answers for split in _SPLITS for answers in self._confirmed.base_answers(shots, split).values())
         failure = self._confirmed.base_failure(shots)
         failed, applies = ("", True) if failure is None else (failure.reason[:200], failure.applies)
         if failed:
-            log.warning("the base alone cannot be asked with %d worked examples: %s", shots, failed)
+            log.warning("the untouched base cannot be asked with %d worked examples: %s", shots, failed)
         seconds = sum(part.seconds for part in parts)
         return Baseline(shots_name(shots), validation, test, seconds=seconds, failed=failed, applies=applies)
 

@@ -14,7 +14,7 @@ _EVERY_S = 0.2  # between two looks
 
 
 class Commander:
-    """Takes commands from the study's inbox, decides, and has the search follow the state that they come to.
+    """Takes commands from the study's inbox, decides, and has the search follow the resulting state.
 
     The order of what is written is what makes each command count once. A command is in the journal before anything is
     decided, its answer before anything follows, and only then it leaves the inbox. A driver that is killed in between

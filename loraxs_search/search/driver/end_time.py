@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loraxs_search.records import BASE_ALONE_ROWS, HostInfo, Split, Task
+from loraxs_search.records import BASE_MODEL_ROWS, HostInfo, Split, Task
 from loraxs_search.tasks.kinds import kind_of
 
 
@@ -40,7 +40,7 @@ class EndTime:
         has_scores = task.report_metric is None and num_rows("validation") <= info.num_rows["validation"]
         row_s = answer_s or scoring_s / max(1, info.num_rows["validation"])
         alone = len(kind_of(task).shots)
-        asked = min(num_rows("validation"), BASE_ALONE_ROWS) * alone + num_rows("test") * bool(alone)
+        asked = min(num_rows("validation"), BASE_MODEL_ROWS) * alone + num_rows("test") * bool(alone)
         fixed_s = row_s * num_rows("test") + answer_s * asked
         candidate_s = 0.0 if has_scores else row_s * num_rows("validation")  # of its last report
         return cls(trial_s / num_devices, candidate_s / num_devices, fixed_s / num_devices)

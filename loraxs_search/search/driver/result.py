@@ -34,7 +34,7 @@ class SearchResult:
 
     Args:
         trials: Every trial, in the order they were started.
-        candidates: The best trials and their refits, best first by validation. The finalist alone has test scores.
+        candidates: The best trials and their refits, best first by validation. Only the finalist has test scores.
         wall_s: How long drivers have worked on it, all of them together.
         notice: Why the search ended before its budget, as shown to users; empty when it did not.
     """
@@ -133,7 +133,7 @@ def keep_report(folder: StudyFolder, journal: Journal) -> None:
     """
     from loraxs_search.reports.html.page import REPORT_FILE, write_report
 
-    if journal.has_report and (folder.path / REPORT_FILE).is_file():  # on another machine it may be in MLflow alone
+    if journal.has_report and (folder.path / REPORT_FILE).is_file():  # on another machine it may be only in MLflow
         return
     try:
         journal.append(ReportWritten(path=write_report(folder).name))
@@ -234,7 +234,7 @@ def _candidate_scores(candidate: Candidate) -> dict[str, float]:
 
 
 def summary_of(result: SearchResult) -> Mapping[str, Scalar]:
-    """Return what the run of a search says of its end."""
+    """Return the text of a search's run about its end."""
     states = [record.state.value for record in result.trials]
     counts: dict[str, Scalar] = {f"num_{state.lower()}": states.count(state) for state in set(states)}
     finalist = next((c.trial_id for c in result.candidates if c.test_metrics), "")

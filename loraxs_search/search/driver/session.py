@@ -300,7 +300,7 @@ class SearchSession:
         if self._wants_more():
             return False
         if not finalization.base_baseline.is_measured:
-            self._ledger.phase("asking the base alone, on validation and test rows")
+            self._ledger.phase("asking the untouched base, on validation and test rows")
             finalization.base_baseline.measure()
         self._ledger.phase("scoring the finalist on the test rows, writing adapters")
         candidates = finalization.seal(candidates, self._run_of)

@@ -47,7 +47,7 @@ def has_same_answers(task: Task, other: Task) -> bool:
 
 
 def with_pooling(study: StudyInfo, space: Space, info: HostInfo) -> tuple[StudyInfo, Space]:
-    """Return study and space with what `pooling: auto` comes to on the base, which a study keeps.
+    """Return study and space with `pooling: auto` resolved on the base, as a study keeps it.
 
     A head that reads another pool is no start for trials.
     """

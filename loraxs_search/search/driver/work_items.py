@@ -263,7 +263,7 @@ class AnswerWork:
 
 @dataclass(frozen=True)
 class BaseAnswerWork:
-    """Have some rows of a split answered by the base alone; once that has failed, the rest is not asked."""
+    """Have some rows of a split answered by the untouched base; once that has failed, the rest is not asked."""
 
     folder: StudyFolder
     identity: Identity
@@ -348,7 +348,7 @@ def slices_of(parts: Sequence[Answers], task: Task) -> tuple[SliceScore, ...]:
 
 
 def class_report(parts: Sequence[Answers], task: Task) -> ClassReport | None:
-    """Return how a classifier's answers to all test rows do by class; None where answers are no labels."""
+    """Return how a classifier's answers to all test rows do by class; None if answers are not labels."""
     answers, labels = (np.array([value for part in parts for value in getattr(part, name)]) for name in _BOTH)
     if not task.labels or labels.dtype.kind != "i" or len(answers) != len(labels):
         return None

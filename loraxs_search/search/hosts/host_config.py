@@ -50,7 +50,7 @@ class HostConfig:
 
     Args:
         pack_size: Trials on a device; a node with twice the CPUs of the smallest one has twice as many.
-        packed: Whether they share passes; otherwise they take turns, each alone.
+        packed: Whether they share passes; otherwise they take turns.
         largest: The largest trial to come that shares passes.
         make: Makes the host in the actor's process, with a number of threads; a simulation names another, by a module
             the cluster can import.

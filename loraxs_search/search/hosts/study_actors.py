@@ -146,7 +146,7 @@ class StudyActors:
         kill(self.snapshot_store)
 
     def spec(self, trial_id: str, params: Mapping[str, Scalar]) -> TrialSpec:
-        """Resolve a trial's params against the base's modules; its seed depends on the plan's and its id alone."""
+        """Resolve a trial's params against the base's modules; its seed depends only on the plan's and its id."""
         seed = self._study.search.trial_seed(int(trial_id))
         hyper = self._space.hyperparameters(params, self.info.modules, seed)
         if method_of(hyper).can_start:
@@ -219,7 +219,7 @@ def unpacked(space: Space) -> PackSize:
     """Return the pack size of methods whose trials cannot share passes, and say so where more were asked for."""
     asked, size = space.search.pack_size, unshared(space.methods)
     if asked not in ("auto", 1):
-        _logger.warning("`search.pack_size` is %d, but %s: each trains alone.", asked, size.reason)
+        _logger.warning("`search.pack_size` is %d, but %s: trials train one at a time.", asked, size.reason)
     return size
 
 

@@ -83,7 +83,7 @@ class StudySearcher(Unpickled, Searcher):
     Args:
         deadline: When the time budget is used up.
         study: The study's name, for lineages.
-        state: What commands have come to; whoever changes it calls `apply_commands`.
+        state: The result of all commands; whoever changes it calls `apply_commands`.
     """
 
     fatal_error: LoraxsError | None = None

@@ -48,7 +48,7 @@ BASELINES: EntryPoints[type[BaselineModel]] = EntryPoints(
 def measure_baselines(inputs: BaselineInputs) -> tuple[Baseline, ...]:
     """Return every baseline that fits the task, scored on validation and test; what could not be had says why.
 
-    The calling thread computes alone.
+    Only the calling thread computes.
     """
     from loraxs_search.torch_threads import single_thread
 

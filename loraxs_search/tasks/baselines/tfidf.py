@@ -1,4 +1,4 @@
-"""TF-IDF of the texts with a linear model: what the words alone tell."""
+"""TF-IDF of the texts with a linear model: what the words say without their order."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ class Extraction:
         return self._trimmed(part)
 
     def bare(self, text: str) -> str:
-        """Return an answer that stands alone, in the same form; the empty text where it is none."""
+        """Return a whole answer in the same form; the empty text if it has none."""
         if self.one_of:
             return self._first_choice(text)
         return only_number(text) if self.form == "number" else self._trimmed(text)
@@ -203,7 +203,7 @@ def _look_alike(reference: str, answer: str) -> bool:
 
 def _formula(text: str) -> str:
     """Return the formula of a text: what is in its last box, or its first one, which may go over several lines, up to a
-    full stop or an empty line. One whose braces are not closed was cut, and is none."""
+    full stop or an empty line. One whose braces are not closed was cut, and does not count."""
     formulas = _boxed(text) if _BOX.search(text) else iter([_first_formula(text)])
     return next(filter(_is_whole, formulas), "")
 

@@ -17,7 +17,7 @@ that compute passes, several at once, again whenever a pass is repeated; so they
 `score` and `predict` are generators: they are made and driven by one thread, run only between passes, and may be
 closed before their end. A second request may depend on the result of the first. The lone trial drives one generator;
 a pack drives those of many slots and computes what they ask for in shared passes. The numbers must not depend on
-which: whatever a kind computes of a row is a function of that row alone.
+which: whatever a kind computes of a row depends only on that row.
 
 **Units and shapes.** n rows, M reads (all that is read of these rows, row after row), outputs of a head or width of the
 hidden states. Rows are counted in the order in which they were asked for. Losses are sums, with counts beside them, so
@@ -31,7 +31,7 @@ There are two kinds of request: `ForwardRequest` computes rows, `GenerateRequest
 computes both for trials, packs and banks: it has the model and its cache.
 
 An entry is a class in a file of this folder and a word in `kinds.KINDS`, or a class in another distribution under the
-entry point group `loraxs_search.task_kinds`; `KINDS.register` adds one to this process alone.
+entry point group `loraxs_search.task_kinds`; `KINDS.register` adds one in this process only.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class TaskKind(ABC):
     cut_part: ClassVar[str] = "ends"  # what rows lose that are longer than `max_length`: or their beginnings
     unanswered: ClassVar[Prediction] = Prediction("", None, None)  # what `predict --skip-empty` says of an empty row
     has_right_answers: ClassVar[bool] = True  # an answer is right or wrong; numbers are near or far
-    shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts with which the base alone is scored
+    shots: ClassVar[tuple[int, ...]] = ()  # worked examples in the prompts that the untouched base is scored with
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -259,7 +259,7 @@ class TaskKind(ABC):
         """Return the tokens of rows, of `max_length` at most, without padding, and what is read of each.
 
         Rows come in parts of a thousand, and the result is cached: it must follow from the task's own keys,
-        `max_length`, the rows and the tokenizer alone. Without positions, targets are the rows' labels: those that are
+        `max_length`, the rows and the tokenizer. Without positions, targets are the rows' labels: those that are
         returned are not kept.
         """
 
@@ -287,7 +287,7 @@ class TaskKind(ABC):
 
     @property
     def reports_answers(self) -> bool:
-        """Whether reports need answers, and not the losses alone; where they have no metric of their own, as those of
+        """Whether reports need answers, and not only the losses; where they have no metric of their own, as those of
         candidates, whether some metric of the task does."""
         if self.task.report_metric is not None:
             return self.metrics[self.task.report_metric].column == "predictions"
@@ -295,7 +295,7 @@ class TaskKind(ABC):
 
     @property
     def needs_answers(self) -> bool:
-        """Whether some metric of the task is taken of answers, and not of tokens alone."""
+        """Whether some metric of the task is taken of answers, and not only of tokens."""
         return any(self.metrics[name].column == "predictions" for name in self.task.metrics)
 
     def asked_as(self, trained: Task) -> Task:

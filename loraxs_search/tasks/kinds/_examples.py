@@ -31,7 +31,7 @@ class _Turns:
     """How prompts follow each other.
 
     Args:
-        head: Tokens with which the first prompt alone begins.
+        head: Tokens that only the first prompt begins with.
         between: Tokens between an answer, without its end token, and the next prompt, without its head.
         end: The token that ends an answer; None if there is none.
     """

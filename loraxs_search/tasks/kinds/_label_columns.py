@@ -16,7 +16,7 @@ from loraxs_search.tasks.rows import SourceLocation, composed, refuse
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _LISTED, _WARNED = 20, 5  # labels that a message names, and a warning
-_MEANT = 5  # values of which it says which label was meant
+_MEANT = 5  # values whose nearest label is named
 _HIDDEN = {"-1", "-1.0", "", "None", "nan"}  # what benchmarks store where they hide their labels
 _PADDED = re.compile(r"\s*[-+]?0\d")  # a name, such as a postcode
 _ROUNDED = 1e-3  # share of the labels' spread that rounding may take
@@ -37,7 +37,7 @@ def class_ids(
     """Return label ids, shape (N,), from label names or ids.
 
     A label is a name of the task, letter for letter. A number is the id of a label, unless some name is itself a
-    number: then numbers are names, and never ids. `1.0` is the number 1, in a file too; `007` is a name alone. A
+    number: then numbers are names, and never ids. `1.0` is the number 1, in a file too; `007` is only a name. A
     boolean is the name `true` or `false`, else 1 or 0.
 
     Args:
@@ -129,7 +129,7 @@ def finite_number(value: Any) -> float | None:
 
 
 def _numeric_names(ids: Mapping[str, int]) -> dict[int | float, int]:
-    """Return the names that are numbers: `007` is none, nor are two ways to write one number, as `1` and `1.0`."""
+    """Return the names that are numbers: not `007`, nor two ways to write one number, such as `1` and `1.0`."""
     places: dict[int | float, list[int]] = {}
     for name, index in ids.items():
         if (number := _number(name)) is not None and not _PADDED.match(name):

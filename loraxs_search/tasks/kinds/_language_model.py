@@ -1,6 +1,6 @@
 """The common part of kinds that a language model answers by its own words: a prompt, and an answer behind it.
 
-The base has no head: an adapter is R alone. A row is its prompt and its answer without the last token. What is read of
+The base has no head: an adapter is only R. A row is its prompt and its answer without the last token. What is read of
 it are the hidden states before each of the answer's tokens: `positions` are theirs, `targets` the answer's tokens.
 Prompt and answer are tokenised apart and joined, so that the boundary between them is the same in training and when an
 adapter is asked.
@@ -181,7 +181,7 @@ class LanguageModelKind(TaskKind):
         answers: Sequence[Sequence[int]] | None,
         space: Sequence[int] | None = None,
     ) -> EncodedRows:
-        """Return rows of prompt and answer, of which the answer is learnt; without answers, prompts that are asked.
+        """Return rows of prompt and answer, whose answers are learnt; without answers, only prompts.
 
         A prompt that is too long loses tokens from its left, but for the begin token. What is read of a prompt without
         answer is its last token. Where room for its answer cost a prompt tokens, the one that a question would have is

@@ -111,7 +111,7 @@ class GenerateRequest:
 
     A row ends with an end token of the base or of `ends`, with a stop string, or after `max_new_tokens`; then it leaves
     the batch.
-    What is written follows from the row and its adapter alone, whatever its company.
+    What is written depends only on the row and its adapter, not on other rows.
 
     Args:
         source: The prompts, made for this request.
@@ -187,7 +187,7 @@ class RowScores:
     ended: npt.NDArray[np.bool_] | None = None
 
     def answers_like(self, labels: Values) -> Values:
-        """Return the predictions, or where no metric needs any, as many that are none: empty texts, or -1."""
+        """Return the predictions, or placeholders of the same length if no metric needs them: empty texts, or -1."""
         if self.predictions is not None:
             return self.predictions
         return np.full(len(labels), "", object) if labels.dtype.kind in "UO" else np.full(len(labels), -1)

@@ -201,7 +201,7 @@ class Prompt:
         first = [{"role": role, "content": text} for role, text in zip(self.roles, contents, strict=True)]
         later = [{"role": "assistant", "content": answer}, *(it for it in first if it["role"] != "system")]
         texts = [render_chat(messages, tokenizer, asks=True) for messages in (first, first + later)]
-        # A template may write a space before an answer, or thoughts before the last one alone.
+        # A template may write a space before an answer, or thoughts only before the last one.
         single, behind = token_ids([texts[0], texts[1].rpartition(answer)[2]], tokenizer)
         same = 0
         while same < min(len(single), len(behind)) and single[-1 - same] == behind[-1 - same]:
@@ -250,10 +250,10 @@ def continued_ids(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> l
     if not _adds_space(tokenizer):
         return token_ids(texts, tokenizer)
     before = token_ids(["\n"], tokenizer)[0]
-    behind, alone = token_ids([f"\n{text}" for text in texts], tokenizer), token_ids(texts, tokenizer)
+    behind, plain = token_ids([f"\n{text}" for text in texts], tokenizer), token_ids(texts, tokenizer)
     return [
         whole[len(before) :] if whole[: len(before)] == before else ids
-        for whole, ids in zip(behind, alone, strict=True)
+        for whole, ids in zip(behind, plain, strict=True)
     ]
 
 

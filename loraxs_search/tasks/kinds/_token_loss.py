@@ -17,7 +17,7 @@ from loraxs_search.tasks.kinds._requests import PassOutputs, SplitProjection
 if TYPE_CHECKING:
     from loraxs_search.tasks.batch import Batch
 
-# Memory of one chunk's logits, were they all float32; on a CPU they are in blocks of a core's cache alone.
+# Memory of one chunk's logits, were they all float32; on a CPU they are in blocks of a core's cache.
 CHUNK_BYTES = 64 << 20
 _CPU_BLOCK_BYTES = 2 << 20
 

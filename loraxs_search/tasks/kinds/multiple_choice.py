@@ -56,7 +56,7 @@ def _option_names(value: object) -> str | list[str] | None:
 
 
 class MultipleChoiceSection(PromptSection):
-    """A prompt, and options of which the likeliest one is the answer."""
+    """A prompt, and options: the likeliest one is the answer."""
 
     options: Annotated[str | list[str], PlainValidator(_options, json_schema_input_type=str | list[str])]
     """A list of texts with columns in braces, or a column that holds a list."""

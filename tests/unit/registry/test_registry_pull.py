@@ -15,7 +15,7 @@ import pytest
 
 import loraxs_search
 from loraxs_search.errors import HomeError, IntegrityError, RegistryError, TrackingError, UsageError
-from loraxs_search.home import alone
+from loraxs_search.home import exclusive
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
 from loraxs_search.registry import Registry, pull, verify
@@ -154,7 +154,7 @@ def test_a_pull_under_way_is_not_swept_away_by_one_whose_clock_is_ahead(promoted
     other, now = fresh_home / "adapters" / ".pull-other", time.time
     other.mkdir(parents=True)
     monkeypatch.setattr(time, "time", lambda: now() + 9 * 86400)
-    with alone(other):
+    with exclusive(other):
         pull("movie-reviews", uri=store_uri)
     assert other.exists()
 

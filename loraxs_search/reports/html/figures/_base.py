@@ -96,7 +96,7 @@ def styled(figure: Figure, x: str = "", y: str = "", *, height: int = 340) -> Fi
 
 
 def thinner(width: float, count: int) -> float:
-    """Return the width of lines or the size of points of which there are many: beyond a hundred, less."""
+    """Return the width of lines or the size of points: smaller beyond a hundred."""
     return width / max(1.0, math.pow(count / 100, 0.4))
 
 

@@ -20,7 +20,7 @@ from support.toys import TASK as TOY
 from support.word_pairs import WordPairs
 
 from loraxs_search.errors import SearchInterruptedError, TaskDataError
-from loraxs_search.records import BASE_ALONE_ROWS, Answers, Baseline, Identity, PromotionRule, Task, is_unmeasured
+from loraxs_search.records import BASE_MODEL_ROWS, Answers, Baseline, Identity, PromotionRule, Task, is_unmeasured
 from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.result import lacks_baseline
@@ -195,7 +195,7 @@ def test_validation_rows_that_choose_are_few_and_spread_evenly(
     hosts = Hosts({0: 5, 4: 4})
     alone(folder, hosts).measure()
     chosen = sorted(row for shots, split, rows in hosts.asked if (shots, split) == (0, "validation") for row in rows)
-    assert len(chosen) <= BASE_ALONE_ROWS < 2 * len(chosen)
+    assert len(chosen) <= BASE_MODEL_ROWS < 2 * len(chosen)
     assert len(set(np.diff(chosen))) == 1
     assert (chosen[0], chosen[-1] > 9_900) == (0, True)
     assert sum(len(rows) for _, split, rows in hosts.asked if split == "test") == ROWS["test"]
