@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from difflib import get_close_matches
 from typing import Any
+from unicodedata import category
 
 from loraxs_search.errors import TaskDataError, UsageError, unknown_name
 from loraxs_search.tasks.kinds import finite_number, only_number
@@ -96,6 +97,7 @@ _NEVER_MEANT = ("nan", "null", "#n/a", "<na>", "nat")  # what programs write for
 _MISSING = (*_NEVER_MEANT, "none", "n/a", "na", "?", "-")  # the others may be a class, if many rows have them
 _MAX_CLASSES = 50  # more need many rows each
 _MANY_ROWS = 20  # so many rows for each different value, and they are classes
+_FEW_REPEATS = 3  # so many, and they may rather be classes than answers in words
 _FEW_NUMBERS = 12  # whole numbers with no more different values are taken for classes
 _FEW_IDS = 20  # the same of numbers from 0 without a gap, as programs number classes
 _FEW_PAIRS = 3  # more names that look alike are no mistakes
@@ -143,7 +145,9 @@ def are_numbers(table: Table, label: str) -> bool:
 def _are_amounts(counts: Mapping[str, int]) -> bool:
     """Whether answers are numbers as people write them, such as `$1,200` or `3,5`, which a task does not read."""
     odd = [text for text in counts if not _is_number(text)]
-    return bool(odd) and all(only_number(text) and not any(map(str.isalpha, text)) for text in odd)
+    return bool(odd) and all(
+        only_number(text) and not any(map(str.isalpha, text)) and not _PADDED.match(text) for text in odd
+    )
 
 
 def guess_kind(table: Table, label: str) -> str:
@@ -164,13 +168,15 @@ def guess_kind(table: Table, label: str) -> str:
     if label.lower() in _WRITTEN:
         return WRITING
     if _are_amounts(counts):
-        shown = next(iter(counts))
+        shown = next(text for text in counts if not _is_number(text))
         raise TaskDataError(
-            f"Each {label} of {table.name} must be a plain number, but got {shown!r} ({places(table, [0])}).",
+            f"Each {label} of {table.name} must be a plain number, but got {shown!r}"
+            f" ({places(table, _rows_of(table, label, shown)[:1])}).",
             hint=f"write it as {only_number(shown)}, or say with --kind what else it is",
         )
     message = f"What is learnt must be known, but column {label!r} has {len(counts)} different values in"
-    raise UndecidedError("kind", f"{message} {table.num_rows} rows: classes, or answers in words?", (WRITING, CLASSES))
+    kinds = (CLASSES, WRITING) if len(counts) * _FEW_REPEATS <= table.num_rows else (WRITING, CLASSES)
+    raise UndecidedError("kind", f"{message} {table.num_rows} rows: classes, or answers in words?", kinds)
 
 
 def check_answers(table: Table, texts: Sequence[str], label: str, kind: str, choices: Choices) -> dict[str, int]:
@@ -249,7 +255,8 @@ def alike_names(counts: Mapping[str, int], num_rows: int) -> dict[str, str]:
 
 
 def _folded(name: str) -> str:
-    return " ".join(name.casefold().split())
+    """Return a name as it looks, whatever its case: a zero-width space or a mark of direction (Cf) is not seen."""
+    return " ".join("".join(c for c in name.casefold() if category(c) != "Cf").split())
 
 
 def _misspelt(table: Table, label: str, meant: Mapping[str, str], missing: Sequence[str]) -> list[str]:

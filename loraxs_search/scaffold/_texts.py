@@ -113,6 +113,10 @@ def guesses_of(  # each is a source of guesses
         way = f" (to read more columns: --text {shlex.quote(','.join(more))})" if more != roles.texts else ""
         guesses["unused"] = ", ".join(roles.unused) + way
     options = roles.options if isinstance(roles.options, str) else ", ".join(roles.options or ())
+    if options and roles.option_names:
+        options += f" (in {roles.label}: {', '.join(roles.option_names)})"
+    elif options and all(str(answer).strip().isdecimal() for answer in table.columns[roles.label]):
+        options += f" (in {roles.label}: counted from 0)"
     return guesses | ({"options": options} if options else {})
 
 

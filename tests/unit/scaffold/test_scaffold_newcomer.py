@@ -72,6 +72,8 @@ BAD = {
     "null beside numbers": (csv_of(labels=("1", "2", "NULL", "3")), "must be a number, but got 'NULL' (line 4, "),
     "another case": (PLAIN + "one more,Pos\n", "'Pos' (line 62): did you mean 'pos'?"),
     "another case, often": (csv_of(labels=("a", "b", "A", "b")), "'A' (line 4, line 8, line 12, line 16, line 20 and"),
+    "a zero-width space": (csv_of(labels=("a", "b", "a\u200b", "b")), "'a\\u200b' (line 4, "),
+    "postcodes": (csv_of(labels=[f"{i:05}" for i in range(5000, 65000, 1000)]), "has 60 different values in 60 rows"),
     "a misspelt label": (csv_of(labels=("worst", "best")) + "so,wrost\n", "'wrost' (line 62): did you mean 'worst'?"),
     "several faults": (PLAIN + ",pos\nso,\nso,Neg\n", "rows.csv has 3 faults:"),
     "a header twice": (csv_of(header="text,label,text"), "must name each column once, but its header has 'text' twice"),

@@ -59,6 +59,13 @@ def test_numbers_with_signs_are_to_be_written_plainly(draft, form: str) -> None:
         draft({"text": texts(80), "price": [form.format(price) for price in PRICES]})
 
 
+def test_many_values_that_come_again_are_rather_classes_than_words(draft) -> None:
+    for times, kind in ((4, "sequence-classification"), (1, "text-generation")):
+        with pytest.raises(UndecidedError) as asked:
+            draft({"text": texts(240), "intent": [f"kind {i // times}" for i in range(240)]})
+        assert (asked.value.option, asked.value.default) == ("kind", kind)
+
+
 def test_a_date_is_neither_text_nor_answer(draft) -> None:
     dates = [f"2024-{1 + i % 12:02}-{1 + i % 28:02} 10:30:00" for i in range(80)]
     task, _ = draft({"created": dates, "note": texts(80), "price": PRICES})
@@ -128,8 +135,10 @@ def test_columns_of_options_are_multiple_choice(
     draft, names: Sequence[str], answers: Sequence[str], option_names: list[str] | None
 ) -> None:
     columns = {name: [f"{name} {text}" for text in texts(60)] for name in names}
-    task, _ = draft({"question": texts(60), **columns, "answer": [answers[i % len(answers)] for i in range(60)]})
+    task, made = draft({"question": texts(60), **columns, "answer": [answers[i % len(answers)] for i in range(60)]})
     assert (task["kind"], task["label"]) == ("multiple-choice", "answer")
+    said = ", ".join(option_names) if option_names else "counted from 0" if answers[0] == "0" else ""
+    assert made.guesses["options"] == ", ".join(names) + (f" (in answer: {said})" if said else "")
     assert task["options"] == [f" {{{name}}}" for name in names]
     assert task.get("option_names") == option_names
     assert task["prompt"] == "Question: {question}\nAnswer:"
