@@ -109,6 +109,9 @@ def test_values_that_an_option_does_not_have_are_refused(form: str, name: str, v
         converted(tmp_path / "none", form, ExportOptions(**{name: value}))
 
 
+@pytest.mark.parametrize(
+    "form", ["lora", "merged", "gguf", pytest.param("onnx", marks=pytest.mark.long(part="software")), "toy"]
+)
 def test_an_export_is_whole_and_written_once(form: str, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path.name: path.read_bytes() for path in adapter.iterdir()}
     entry = FORMATS.get(form)

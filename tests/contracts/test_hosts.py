@@ -14,7 +14,7 @@ import pytest
 import torch
 from support.spaces import SPACE
 
-from loraxs_search.base_model import resolved_pooling
+from loraxs_search.base_model import linear_modules, locate, resolved_pooling
 from loraxs_search.errors import (
     LoraxsError,
     RankError,
@@ -29,10 +29,11 @@ from loraxs_search.records import Hyperparameters, LargestTrial, Task, TrialSpec
 from loraxs_search.search.hosts.host_config import HostConfig, training_host
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import read_reports
+from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.trial import Snapshot
 
 # How a search asks for each: the size of its packs, and whether trials share passes.
-HOSTS: dict[str, tuple[Any, bool]] = {"alone": (1, False), "packed": (4, True), "auto": ("auto", True)}
+HOSTS: dict[str, tuple[Any, bool]] = {"alone": (1, False), "auto": ("auto", True), "packed": (4, True)}
 CLASSES = [TrialHost, PackedHost]
 pytestmark = pytest.mark.usefixtures("in_warm_home")  # factors stay there for the whole module
 
@@ -61,7 +62,7 @@ def make(space: Space, warm_home: Path) -> Callable[[str], Host]:
     return host
 
 
-@pytest.fixture(scope="module", params=HOSTS)
+@pytest.fixture(scope="module", params=["alone", "auto"])
 def host(request: pytest.FixtureRequest, make: Callable[[str], Host], warm_home: Path) -> Iterator[Host]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LORAXS_HOME", str(warm_home))
@@ -72,8 +73,8 @@ def host(request: pytest.FixtureRequest, make: Callable[[str], Host], warm_home:
 
 
 @pytest.fixture
-def make_spec(host: Host, task: Task) -> Callable[..., TrialSpec]:
-    names = tuple(module.name for module in host.info(task).modules)
+def make_spec(space: Space, task: Task, in_warm_home: Path) -> Callable[..., TrialSpec]:
+    names = tuple(module.name for module in linear_modules(locate(space.base_model), kind_of(task).model))
 
     def spec(trial_id: str, **changes: Any) -> TrialSpec:
         values: dict[str, Any] = {"rank": 2, "target_modules": names[:4], "batch_size": 8, "max_steps": 8}

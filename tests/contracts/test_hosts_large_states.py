@@ -14,14 +14,12 @@ import torch
 from support.spaces import SPACE
 
 from loraxs_search.home import home
-from loraxs_search.packing import Host
-from loraxs_search.records import Hyperparameters, LargestTrial, TrialReport, TrialSpec
-from loraxs_search.search.hosts.host_config import HostConfig, training_host
+from loraxs_search.packing import Host, PackedHost, TrialHost
+from loraxs_search.records import Hyperparameters, TrialReport, TrialSpec
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import read_reports
 from loraxs_search.trial import Snapshot
 
-HOSTS: dict[str, tuple[Any, bool]] = {"alone": (1, False), "packed": (2, True), "auto": ("auto", True)}
 pytestmark = pytest.mark.usefixtures("in_warm_home")
 
 
@@ -31,26 +29,25 @@ def space(tiny_base: Path) -> Space:
     return parse_space(text, source="large.yaml", folder=Path("/"))
 
 
-@pytest.fixture(params=HOSTS)
+@pytest.fixture(params=["alone", "packed"])
 def make(
-    request: pytest.FixtureRequest, space: Space, monkeypatch: Any, tmp_path: Path
+    request: pytest.FixtureRequest, space: Space, monkeypatch: Any, tmp_path: Path, in_warm_home: Path
 ) -> Iterator[Callable[..., Host]]:
-    """Make hosts whose states travel up to so many bytes, each on a node with a disk of its own."""
+    """Make hosts whose states travel up to so many bytes, each on a node that has states of its own."""
     made: list[Host] = []
 
     def host(max_state_bytes: int) -> Host:
         node = tmp_path / f"node-{len(made)}"
+        node.mkdir()
+        for shared in ("base_models", "datasets", "factors"):
+            (in_warm_home / shared).mkdir(exist_ok=True)
+            (node / shared).symlink_to(in_warm_home / shared)
         monkeypatch.setenv("LORAXS_HOME", str(node))
-        pack_size, packed = HOSTS[request.param]
-        config = HostConfig(
-            space.base_model,
-            "float32",
-            pack_size,
-            packed,
-            LargestTrial(8, (("lora-xs", {"rank": 4}),)),
-            max_state_bytes=max_state_bytes,
-        )
-        made.append(training_host(config, space.task, torch.get_num_threads()))
+        options = {"precision": "float32", "max_state_bytes": max_state_bytes}
+        if request.param == "alone":
+            made.append(TrialHost(space.base_model, space.task, **options))
+        else:
+            made.append(PackedHost(space.base_model, space.task, slots=2, **options))
         return made[-1]
 
     yield host

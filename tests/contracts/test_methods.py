@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterator
@@ -55,6 +57,10 @@ PEFT: dict[str, dict[str, Any]] = {  # what a space's `peft_methods` says of tho
     "oft": {"peft_type": "OFT", "r": 0, "oft_block_size": 4},
     "lokr": {"peft_type": "LOKR"},
 }
+METHODS_HERE = [  # one of PEFT's that draws its matrices from a seed, and one that cannot become LoRA, stand for all
+    pytest.param(name, marks=pytest.mark.long(part="software")) if name in {*PEFT} - {"vera", "oft"} else name
+    for name in OWN
+]
 TRAINED = {"head-only": {False}}  # the adapter's numbers, the head's
 BASES = {
     "bert": bases.BERT,
@@ -64,7 +70,16 @@ BASES = {
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-@pytest.fixture(params=[*OWN])
+each_base = pytest.mark.parametrize("base", families(BASES), indirect=True)
+each_head = pytest.mark.parametrize(
+    ("base", "head"),
+    [("bert", "full"), ("bert", "output"), ("llama", "full")]
+    + [pytest.param("roberta", head, marks=pytest.mark.long(part="bases")) for head in ("full", "output")],
+    indirect=["base"],
+)
+
+
+@pytest.fixture(params=METHODS_HERE)
 def method(request: pytest.FixtureRequest, toy_method: None) -> Method:
     name = request.param
     return space_of(name, {key: value for own in OWN[name] for key, value in own.items()}).method(name)
@@ -72,20 +87,23 @@ def method(request: pytest.FixtureRequest, toy_method: None) -> Method:
 
 def space_of(name: str, own: dict[str, Any]) -> Space:
     """Return a space of one method, with these of its own parameters."""
+    return _space(name, json.dumps({"learning_rate": 1e-3, **own}))
+
+
+@functools.cache
+def _space(name: str, parameters: str) -> Space:
     named = [f"peft_methods={json.dumps({name: PEFT[name]})}"] if name in PEFT else []
-    given = [f"method={name}", f"parameters={json.dumps({'learning_rate': 1e-3, **own})}"]
-    return load_space("movie_reviews", overrides=[*named, *given])
+    return load_space("movie_reviews", overrides=[*named, f"method={name}", f"parameters={parameters}"])
 
 
-@pytest.fixture(params=families(BASES))
+@functools.cache
+def _made_base(family: str) -> PreTrainedModel:
+    return bases.base(BASES[family], noise=0.05).requires_grad_(False)
+
+
+@pytest.fixture
 def base(request: pytest.FixtureRequest, in_warm_home: Path) -> PreTrainedModel:
-    model = bases.base(BASES[request.param], noise=0.05)
-    return model.requires_grad_(False)
-
-
-@pytest.fixture(params=["full", "output"])
-def head(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return copy.deepcopy(_made_base(request.param))
 
 
 def linears(base: PreTrainedModel) -> dict[str, LinearModule]:
@@ -149,6 +167,7 @@ def test_a_declaration_is_whole(method: Method) -> None:
     assert not method.not_offered.keys() & method.parameters.keys()
 
 
+@each_base
 def test_params_come_back_out_of_a_stored_record(method: Method, base: PreTrainedModel) -> None:
     for spec in specs(method, base):
         record = from_json(Hyperparameters, to_json(spec.hyperparameters))
@@ -157,6 +176,7 @@ def test_params_come_back_out_of_a_stored_record(method: Method, base: PreTraine
         assert method.name in PEFT or method.params(record).keys() == method.parameters.keys()
 
 
+@each_base
 def test_a_space_of_the_method_is_described_and_drawn_from(method: Method, base: PreTrainedModel) -> None:
     given = OWN[method.name][0]
     required = {name for name, spec in method.parameters.items() if spec.default is None and not spec.optional}
@@ -171,6 +191,7 @@ def test_a_space_of_the_method_is_described_and_drawn_from(method: Method, base:
 
 
 # ---- on a base -------------------------------------------------------------------------------------------------------
+@each_head
 def test_what_is_trained_starts_from_the_seed_alone(method: Method, base: PreTrainedModel, head: str) -> None:
     for spec, other in zip(specs(method, base, head), specs(method, base, head, seed=4), strict=True):
         torch.manual_seed(11)
@@ -191,6 +212,7 @@ def test_what_is_trained_starts_from_the_seed_alone(method: Method, base: PreTra
         detach(model, other)
 
 
+@each_head
 def test_steps_reach_all_that_is_trained_and_nothing_else(method: Method, base: PreTrainedModel, head: str) -> None:
     ids = torch.randint(4, 40, (3, 7), generator=torch.Generator().manual_seed(0))
     for spec in specs(method, base, head):
@@ -209,6 +231,7 @@ def test_steps_reach_all_that_is_trained_and_nothing_else(method: Method, base: 
         assert not any(p.requires_grad for p in base.parameters())
 
 
+@each_head
 def test_a_base_is_given_back_as_it_was(method: Method, base: PreTrainedModel, head: str) -> None:
     layers, before = {name: id(module) for name, module in base.named_modules()}, state(base)
     for spec in specs(method, base, head):
@@ -223,6 +246,7 @@ def test_a_base_is_given_back_as_it_was(method: Method, base: PreTrainedModel, h
             assert name.rpartition(".")[0] in idle or torch.equal(drawn[name], value), "the head as it was drawn"
 
 
+@each_base
 def test_an_adapter_that_does_not_fit_leaves_the_base_as_it_was(method: Method, base: PreTrainedModel) -> None:
     if method.name in ("full", "head-only"):
         return  # they adapt no layer
@@ -237,6 +261,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_base_as_it_was(method: Method, 
         assert {name: id(module) for name, module in base.named_modules()} == layers
 
 
+@each_head
 def test_its_size_is_known_without_weights(method: Method, base: PreTrainedModel, head: str) -> None:
     modules = tuple(linears(base).values())
     shapes = {name: tuple(value.shape) for name, value in fresh_head(base, 0).items()}
@@ -255,6 +280,7 @@ def test_its_size_is_known_without_weights(method: Method, base: PreTrainedModel
         detach(model, spec)
 
 
+@each_head
 def test_what_is_stored_is_the_model(method: Method, base: PreTrainedModel, head: str, tmp_path: Path) -> None:
     if not method.has_adapter:
         return
@@ -272,6 +298,7 @@ def test_what_is_stored_is_the_model(method: Method, base: PreTrainedModel, head
         torch.testing.assert_close(logits(loaded), expected, rtol=1e-5, atol=1e-6)
 
 
+@each_head
 def test_what_a_head_reads_is_stored_or_stock_peft_refuses_it(
     method: Method, base: PreTrainedModel, head: str, tmp_path: Path
 ) -> None:
@@ -300,6 +327,7 @@ def test_what_a_head_reads_is_stored_or_stock_peft_refuses_it(
 
 
 # ---- packed ----------------------------------------------------------------------------------------------------------
+@each_base
 def test_a_packed_adapter_is_the_lone_one(method: Method, base: PreTrainedModel) -> None:
     if method.packed is None:
         assert not space_of(method.name, OWN[method.name][0]).is_packable
@@ -368,6 +396,7 @@ def test_the_head_alone_needs_a_task_with_one() -> None:
         load_space("movie_reviews_text", overrides=["method=head-only", "parameters={learning_rate: 1.0e-3}"])
 
 
+@each_base
 def test_full_fine_tuning_asks_for_the_memory_it_takes(base: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loraxs_search.memory.available_bytes", lambda: 1000)
     method = METHODS.get("full")()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,9 +225,17 @@ def make_world(tmp_path: Path) -> Callable[..., World]:
     return lambda family="bert", **options: World(tmp_path, family, **options)
 
 
+@pytest.fixture(scope="session")
+def made_world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
 @pytest.fixture
-def world(make_world: Callable[..., World]) -> World:
-    return make_world()
+def world(made_world: World) -> World:
+    """A copy of the one that is made once: its files are shared, `make_world` makes some for a test alone."""
+    copy = deepcopy(made_world, {id(made_world.data): made_world.data})
+    copy.factors = LoadedFactors(copy.model, copy.model, copy.names)
+    return copy
 
 
 @pytest.fixture

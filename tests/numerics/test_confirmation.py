@@ -31,7 +31,7 @@ from loraxs_search.trial import score_folder
 def confirmed(world: Any) -> tuple[TrialSpec, Confirmation, TrialHost]:
     host = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
     spec = world.spec("7", learning_rate=0.05)
-    _, snapshot = host.advance(spec, 20, None)
+    _, snapshot = host.advance(spec, 6, None)
     return spec, host.confirm(spec, snapshot), host
 
 
@@ -39,7 +39,7 @@ def confirmed(world: Any) -> tuple[TrialSpec, Confirmation, TrialHost]:
 def scores(world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost]) -> tuple[dict[str, float], ScoredRows]:
     """Metrics and answers on the test split, in two parts as two hosts give them."""
     spec, _, host = confirmed
-    _, snapshot = host.advance(spec, 20, None)
+    _, snapshot = host.advance(spec, 6, None)
     num_rows = world.data.num_rows("test")
     parts = [host.answer(spec, snapshot, rows) for rows in (range(5), range(5, num_rows))]
     return joined(parts, world.data.task)
@@ -63,7 +63,7 @@ def folder(world: Any, confirmed: tuple[TrialSpec, Confirmation, TrialHost], tmp
         hyperparameters=spec.hyperparameters,
         validation_metrics={},
         test_metrics={},
-        size=host.advance(spec, 20, None)[0].size,
+        size=host.advance(spec, 6, None)[0].size,
         probe=confirmation.probe,
         versions={},
         created_at="2026-01-01",
@@ -118,8 +118,8 @@ def test_a_refit_differs_in_its_seed_alone_and_packs_as_it_trains_alone(world: A
     packed = PackedHost(ref, world.data.task, slots=2, precision="float32", device="cpu")
     try:
         for refit in refits:
-            alone, _ = lone.advance(refit, 10, None)
-            among, _ = packed.advance(refit, 10, None)
+            alone, _ = lone.advance(refit, 4, None)
+            among, _ = packed.advance(refit, 4, None)
             assert among.metrics == pytest.approx(alone.metrics, rel=1e-5)
     finally:
         packed.close()

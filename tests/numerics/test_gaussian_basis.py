@@ -53,8 +53,8 @@ def test_packed_with_others_they_equal_lone_trials(make_world: Any, family: str)
     ]
     pack = world.pack(num_workers=2)
     slots = world.join(pack, specs)
-    train(pack, slots, 20)
-    world.check_each_is_as_alone(pack, slots, 20, 1e-5)
+    train(pack, slots, 8)
+    world.check_each_is_as_alone(pack, slots, 8, 1e-5)
 
 
 def test_resumed_is_uninterrupted(world: Any) -> None:

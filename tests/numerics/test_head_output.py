@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load
+from support.families import families
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
 from loraxs_search.packing import PackedHost, TrialHost
@@ -45,20 +46,14 @@ def modernbert(tmp_path: Path) -> Path:
     return tmp_path / "tiny-modernbert"
 
 
-@pytest.mark.parametrize(
-    ("family", "head", "stored"),
-    [
-        ("roberta", "output", 32 * 2 + 2),
-        ("roberta", "full", 32 * 32 + 32 + 32 * 2 + 2),
-        ("modernbert", "output", 32 * 2 + 2),
-        ("modernbert", "full", 32 * 32 + 32 + 32 * 2 + 2),
-    ],
-)
-@pytest.mark.parametrize("is_packed", [False, True])
+STORED = {"output": 32 * 2 + 2, "full": 32 * 32 + 32 + 32 * 2 + 2}
+
+
+@pytest.mark.parametrize("family", families(["roberta", "modernbert"]))
+@pytest.mark.parametrize(("head", "is_packed"), [("output", False), ("output", True), ("full", True)])
 def test_what_is_stored_and_that_it_loads_in_plain_peft(
     family: str,
     head: str,
-    stored: int,
     is_packed: bool,
     request: pytest.FixtureRequest,
     tiny_space: Path,
@@ -75,7 +70,7 @@ def test_what_is_stored_and_that_it_loads_in_plain_peft(
     hyper = replace(space.hyperparameters(params, host.info().modules, seed=1), batch_size=8)
     spec = TrialSpec("00000", params, hyper)
     report, state = host.advance(spec, 4, None)
-    assert report.size.head_parameters == stored
+    assert report.size.head_parameters == STORED[head]
 
     confirmation = host.confirm(spec, state)
     for name, content in confirmation.files.items():

@@ -14,6 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 from support import toy_language
+from support.families import families
 from support.trials import train
 
 from loraxs_search import assets
@@ -46,7 +47,7 @@ def first_loss(world: Any, spec: TrialSpec) -> float:
     return float(losses.sum() / batch.counts.sum())
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2", "llama"])
+@pytest.mark.parametrize("family", families(["bert", "gpt2", "llama"]))
 def test_a_trial_starts_with_the_probes_loss(make_world: Callable[..., Any], family: str) -> None:
     world = make_world(family)
     started = first_loss(world, probed(world, "1", init_std=0.0))
@@ -70,7 +71,7 @@ def test_no_other_output_layer_is_better(make_world: Callable[..., Any], family:
     detach(model, spec)
 
 
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("family", families(["bert", "gpt2"]))
 def test_words_with_tags_have_a_probe(tmp_path: Path, family: str) -> None:
     world = TaggedWorld(tmp_path, family)
     drawn = first_loss(world, world.spec("1", init_std=0.0))

@@ -1,6 +1,7 @@
 """A pack of n trials is n lone trials: the same numbers, whoever shares the pass, whoever fails, whoever moves.
 
-Single-precision noise of the lone trial itself (its rows in another order) is 3e-6 after 50 steps on this base.
+Single-precision noise of the lone trial itself (its rows in another order) is 3e-6 after 50 steps on this base. A
+learning rate has its whole schedule within `MAX_STEPS`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from loraxs_search.tasks.prepared import PreparedTask, prepare
 from loraxs_search.trial import Snapshot, evaluate
 
 TOLERANCE = 1e-5  # relative, on every R and its moments; see `World.distance`
+MAX_STEPS = 14
 
 
 def same_bits(a: Snapshot, b: Snapshot) -> bool:
@@ -28,12 +30,12 @@ def same_bits(a: Snapshot, b: Snapshot) -> bool:
     return all(x.keys() == y.keys() and all(torch.equal(x[n], y[n]) for n in y) for x, y in pairs)
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_pack_of_unlike_trials_equals_lone_trials_after_fifty_steps(world: Any, num_workers: int) -> None:
-    specs, pack = world.mixed_specs(), world.pack(num_workers=num_workers)
+def test_pack_of_unlike_trials_equals_lone_trials_to_their_ends(world: Any) -> None:
+    specs = [replace(s, hyperparameters=replace(s.hyperparameters, max_steps=MAX_STEPS)) for s in world.mixed_specs()]
+    pack = world.pack(num_workers=3)
     slots = world.join(pack, specs)
-    train(pack, slots, 50)
-    world.check_reports_are_as_alone(pack, slots, 50, TOLERANCE)
+    train(pack, slots, MAX_STEPS)
+    world.check_reports_are_as_alone(pack, slots, MAX_STEPS, TOLERANCE)
 
 
 @pytest.mark.parametrize("family", families(["roberta", "distilbert", "gpt2"]))
@@ -93,12 +95,12 @@ def test_an_output_layer_that_peft_would_confuse_is_refused_before_the_first_ste
 def test_trials_may_join_and_leave_between_rounds(world: Any) -> None:
     specs, pack = world.mixed_specs(), world.pack()
     slots = world.join(pack, specs)
-    train(pack, slots[:3], 10)
-    train(pack, slots[1:5], 15)
-    train(pack, [slots[5], slots[0], slots[4]], 20)
+    train(pack, slots[:3], 3)
+    train(pack, slots[1:5], 4)
+    train(pack, [slots[5], slots[0], slots[4]], 5)
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
-    assert [snapshot.step for snapshot in packed] == [30, 25, 25, 15, 35, 20]
+    assert [snapshot.step for snapshot in packed] == [8, 7, 7, 4, 9, 5]
     for spec, snapshot in zip(specs, packed, strict=True):
         assert world.distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
 
@@ -108,7 +110,7 @@ def test_results_do_not_depend_on_company_token_budget_or_workers(world: Any) ->
     for company, max_tokens, num_workers in ((specs, 200, 1), (specs[:2], 60, 2), (specs[:1], 1000, 4)):
         pack = world.pack(max_tokens, num_workers)
         slots = world.join(pack, company)
-        train(pack, slots, 20)
+        train(pack, slots, 6)
         found.append(slots[0].snapshot())
         pack.clear()
     assert world.distance(found[1], found[0]) < TOLERANCE
@@ -117,17 +119,17 @@ def test_results_do_not_depend_on_company_token_budget_or_workers(world: Any) ->
 
 def test_a_trial_moves_between_pack_and_lone_host(world: Any) -> None:
     spec, other = world.mixed_specs()[:2]
-    straight = world.lone(spec, 40)
+    straight = world.lone(spec, 12)
     pack = world.pack()
     slots = world.join(pack, [spec, other])
-    train(pack, slots, 20)
+    train(pack, slots, 6)
     packed = Snapshot.from_bytes(slots[0].snapshot().to_bytes())
     pack.clear()
-    assert world.distance(world.lone(spec, 40, packed), straight) < TOLERANCE
+    assert world.distance(world.lone(spec, 12, packed), straight) < TOLERANCE
 
-    lone = Snapshot.from_bytes(world.lone(spec, 20).to_bytes())
+    lone = Snapshot.from_bytes(world.lone(spec, 6).to_bytes())
     slots = world.join(pack, [spec, other], [lone])
-    train(pack, slots, 20)
+    train(pack, slots, 6)
     assert world.distance(slots[0].snapshot(), straight) < TOLERANCE
 
 
@@ -145,14 +147,14 @@ def test_parking_a_slot_changes_no_bit(world: Any) -> None:
     assert same_bits(resumed[1].snapshot(), expected)
 
 
-@pytest.mark.parametrize(("poison", "num_workers"), [(float("nan"), 1), (float("inf"), 2), (1e30, 1), (1e30, 3)])
+@pytest.mark.parametrize(("poison", "num_workers"), [(float("nan"), 1), (1e30, 3)])
 def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: float, num_workers: int) -> None:
     specs = world.mixed_specs()[:4]
     runs = []
     for poisoned in (True, False):
         pack = world.pack(num_workers=num_workers)
         slots = world.join(pack, specs)
-        train(pack, slots, 5)
+        train(pack, slots, 2)
         if poisoned:
             with torch.no_grad():
                 slots[1].adapter.r.mul_(poison)
@@ -163,10 +165,10 @@ def test_a_diverging_trial_changes_no_bit_of_its_neighbours(world: Any, poison: 
             assert isinstance(errors["2"], TrialDivergedError)
             assert "must be finite" in str(errors["2"])
             after = slots[1].snapshot()
-            assert after.step == 5
+            assert after.step == 2
             assert all(torch.equal(after.moments[n], before.moments[n]) for n in before.moments)
         rest = [slots[0], *slots[2:]]
-        train(pack, rest, 5)
+        train(pack, rest, 3)
         runs.append(([slot.snapshot() for slot in rest], pack.evaluate(rest, "validation")))
         pack.clear()
     assert all(same_bits(a, b) for a, b in zip(runs[0][0], runs[1][0], strict=True))
@@ -188,7 +190,7 @@ def test_lanes_give_the_same_bits_each_time(world: Any) -> None:
     for _ in range(2):
         pack = world.pack(num_workers=3)
         slots = world.join(pack, specs)
-        train(pack, slots, 10)
+        train(pack, slots, 4)
         found.append([slot.snapshot() for slot in slots])
         pack.clear()
     assert all(same_bits(a, b) for a, b in zip(*found, strict=True))
@@ -246,15 +248,15 @@ def test_with_r_zero_a_slot_scores_as_the_base(world: Any) -> None:
 def test_tasks_with_other_labels_share_a_pack(world: Any, other_data: PreparedTask) -> None:
     pack = world.pack()
     slots = [pack.join(world.spec("1"), world.data), pack.join(world.spec("2", rank=8), other_data)]
-    train(pack, slots, 12)
+    train(pack, slots, 6)
     found = pack.evaluate(slots, "validation")
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
-    assert world.distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
+    assert world.distance(packed[0], world.lone(slots[0].spec, 6)) < TOLERANCE
 
     model = load_model(world.base, classifier(3))
     world.model, world.data = model, other_data
-    lone = world.lone(slots[1].spec, 12)
+    lone = world.lone(slots[1].spec, 6)
     assert world.distance(packed[1], lone) < TOLERANCE
     assert found["2"] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
 
@@ -286,12 +288,12 @@ def test_memory_for_the_longest_row_alone_is_enough(world: Any) -> None:
     spec, pack = world.spec("1"), world.pack(max_tokens=2 * longest - 2)  # half of it is too little for that row
     handle = refuse_passes(world, above=longest)
     slots = world.join(pack, [spec])
-    train(pack, slots, 12)
+    train(pack, slots, 5)
     metrics = pack.evaluate(slots, "validation")
     handle.remove()
     pack.clear()
     assert pack.max_tokens <= longest
-    lone = world.lone(spec, 12)
+    lone = world.lone(spec, 5)
     assert world.distance(slots[0].snapshot(), lone) < TOLERANCE
     assert metrics["1"] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
 
@@ -360,12 +362,12 @@ def test_a_bfloat16_base_trains_as_the_lone_trial_within_its_rounding(make_world
     world = make_world(dtype=torch.bfloat16)
     specs, pack = world.mixed_specs()[:3], world.pack()
     slots = world.join(pack, specs)
-    train(pack, slots, 30)
+    train(pack, slots, 8)
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
         assert all(value.dtype == torch.float32 for value in snapshot.parameters.values())
-        assert world.distance(replace(snapshot, moments={}), replace(world.lone(spec, 30), moments={})) < 0.2, spec
+        assert world.distance(replace(snapshot, moments={}), replace(world.lone(spec, 8), moments={})) < 0.2, spec
 
 
 def test_what_a_base_does_not_have_is_refused(world: Any) -> None:
@@ -376,7 +378,7 @@ def test_what_a_base_does_not_have_is_refused(world: Any) -> None:
         pack.join(world.spec("1", rank=33), world.data)
 
 
-@pytest.mark.slow
+@pytest.mark.long(part="bases")
 def test_pack_equals_lone_trials_on_the_quickstart_base(quickstart: Any) -> None:
     specs, pack = quickstart.mixed_specs(), quickstart.pack(max_tokens=512)
     slots = quickstart.join(pack, specs)

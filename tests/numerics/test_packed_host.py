@@ -26,10 +26,10 @@ Distance = Callable[[bytes, bytes], float]
 def make_host(world: Any) -> Iterator[Make]:
     made: list[PackedHost] = []
 
-    def make(slots: int | None = 4, **options: Any) -> PackedHost:
-        ref = BaseModelRef(id=world.base.path)
+    def make(slots: int | None = 4, of: Any = world, **options: Any) -> PackedHost:
+        ref = BaseModelRef(id=of.base.path)
         options = {"precision": "float32", "device": "cpu", **options}
-        made.append(PackedHost(ref, world.data.task, slots=slots, **options))
+        made.append(PackedHost(ref, of.data.task, slots=slots, **options))
         return made[-1]
 
     yield make
@@ -56,20 +56,20 @@ def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make, d
 
     def drive(index: int) -> tuple[Any, bytes]:
         state = None
-        for until in range(5 + index, 100, 7 + index):  # all stop at their own steps; the last one at max_steps
+        for until in range(2 + index, 100, 3 + index):  # all stop at their own steps; the last one at max_steps
             report, state = host.advance(specs[index], until, state)
             if report.step == specs[index].hyperparameters.max_steps:
                 break
         return report, state
 
-    specs = [replace(s, hyperparameters=replace(s.hyperparameters, max_steps=30)) for s in specs]
+    specs = [replace(s, hyperparameters=replace(s.hyperparameters, max_steps=12)) for s in specs]
     with ThreadPoolExecutor(len(specs)) as callers:
         found = list(callers.map(drive, range(len(specs))))
     lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
     for spec, (report, state) in zip(specs, found, strict=True):
-        expected, reference = lone.advance(spec, 30, None)
+        expected, reference = lone.advance(spec, 12, None)
         assert distance(state, reference) < 1e-5
-        assert (report.step, report.num_tokens, report.size) == (30, expected.num_tokens, expected.size)
+        assert (report.step, report.num_tokens, report.size) == (12, expected.num_tokens, expected.size)
         assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
         assert report.device_s > 0
     assert host.info() == replace(lone.info(), num_slots=4, full_slots=host.info().full_slots)
@@ -262,14 +262,15 @@ def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other
 
 @pytest.mark.parametrize("kind", ["packed", "lone"])
 def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(
-    world: Any, make_host: Make, kind: str, distance: Distance
+    make_world: Callable[..., Any], make_host: Make, kind: str, distance: Distance
 ) -> None:
+    world = make_world()
     base, task, spec = BaseModelRef(id=world.base.path), world.data.task, world.spec("1")
 
     def lone() -> TrialHost:
         return TrialHost(base, task, precision="float32", device="cpu")
 
-    host = make_host() if kind == "packed" else lone()
+    host = make_host(of=world) if kind == "packed" else lone()
     first = host.info()
     _, before = host.advance(spec, 5, None)
     assert host.info(anew=True) == first
@@ -282,8 +283,9 @@ def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(
     assert distance(found, lone().advance(spec, 5, None)[1]) < 1e-5 < distance(found, before)
 
 
-def test_a_host_knows_when_its_base_was_replaced(world: Any, make_host: Make) -> None:
-    host = make_host()
+def test_a_host_knows_when_its_base_was_replaced(make_world: Callable[..., Any], make_host: Make) -> None:
+    world = make_world()
+    host = make_host(of=world)
     assert not host.base_changed()
     weights = Path(world.base.path) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))

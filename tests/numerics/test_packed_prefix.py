@@ -92,30 +92,27 @@ def rows_through(world: Any, block: int) -> Iterator[list[int]]:
         hook.remove()
 
 
-@pytest.mark.parametrize("num_workers", [1, 3])
-def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(
-    deep: Callable[..., Any], num_workers: int
-) -> None:
+def test_four_trials_on_the_last_layers_and_a_guest_on_all_equal_lone_trials(deep: Callable[..., Any]) -> None:
     world = deep("bert")
     specs, guest = upper_specs(world), world.spec("5", rank=3)
-    pack = pack_of(world, num_workers=num_workers)
+    pack = pack_of(world, num_workers=3)
     slots = world.join(pack, specs)
-    train(pack, slots, 10)
+    train(pack, slots, 6)
     assert pack.prefix.depth == 2
     slots += world.join(pack, [guest])
-    train(pack, slots, 10)
+    train(pack, slots, 6)
     assert pack.prefix.depth == 0
-    train(pack, slots[:4], 10)
+    train(pack, slots[:4], 6)
     assert pack.prefix.depth == 2
     metrics = pack.evaluate(slots[:4], "validation")
     packed = [slot.snapshot() for slot in slots]
     reports = [slot.report(metrics[slot.name]) for slot in slots[:4]]
     pack.clear()
-    assert [snapshot.step for snapshot in packed] == [30, 30, 30, 30, 10]
+    assert [snapshot.step for snapshot in packed] == [18, 18, 18, 18, 6]
     for spec, snapshot in zip([*specs, guest], packed, strict=True):
         assert world.distance(snapshot, world.lone(spec, snapshot.step)) < TOLERANCE, spec
     for spec, report in zip(specs, reports, strict=True):
-        assert report.metrics == pytest.approx(world.lone(spec, 30).reports[-1].metrics, rel=1e-5)
+        assert report.metrics == pytest.approx(world.lone(spec, 18).reports[-1].metrics, rel=1e-5)
 
 
 @pytest.mark.parametrize("family", families(["roberta", "distilbert", "gpt2", "llama"]))
@@ -123,13 +120,13 @@ def test_other_encoders_and_decoders(deep: Callable[..., Any], family: str) -> N
     world = deep(family)
     specs, pack = upper_specs(world), pack_of(world)
     slots = world.join(pack, specs)
-    train(pack, slots, 10)
+    train(pack, slots, 6)
     found = pack.evaluate(slots, "validation")
     assert pack.prefix.depth == 2
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
     for spec, snapshot in zip(specs, packed, strict=True):
-        lone = world.lone(spec, 10)
+        lone = world.lone(spec, 6)
         assert world.distance(snapshot, lone) < TOLERANCE, spec
         assert found[spec.name] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
 
@@ -152,7 +149,7 @@ def test_each_row_goes_through_the_skipped_layers_once(deep: Callable[..., Any])
         assert sum(below) == world.data.num_rows("train")
 
 
-@pytest.mark.parametrize("cache_bytes", [0, 1, 20_000])
+@pytest.mark.parametrize("cache_bytes", [0, 20_000])
 def test_memory_is_bounded_and_a_full_one_changes_no_number(deep: Callable[..., Any], cache_bytes: int) -> None:
     world = deep("bert")
     specs, pack = upper_specs(world), pack_of(world, cache_bytes)
@@ -161,7 +158,7 @@ def test_memory_is_bounded_and_a_full_one_changes_no_number(deep: Callable[..., 
         train(pack, slots, 1)
         assert pack.prefix.num_bytes <= cache_bytes
     pack.evaluate(slots, "validation")
-    assert cache_bytes / 2 < pack.prefix.num_bytes <= cache_bytes or cache_bytes < 2
+    assert cache_bytes / 2 < pack.prefix.num_bytes <= cache_bytes or not cache_bytes
     assert pack.prefix.depth == (2 if cache_bytes else 0)
     world.check_each_is_as_alone(pack, slots, 15, TOLERANCE)
 
@@ -202,7 +199,7 @@ def test_lanes_and_the_cache_give_the_same_bits_each_time(deep: Callable[..., An
     for _ in range(2):
         pack = pack_of(world, num_workers=3)
         slots = world.join(pack, upper_specs(world))
-        train(pack, slots, 10)
+        train(pack, slots, 4)
         found.append([slot.snapshot() for slot in slots])
         pack.clear()
     for a, b in zip(*found, strict=True):
@@ -217,12 +214,12 @@ def test_tasks_in_one_pass_keep_their_rows_apart(deep: Callable[..., Any], other
         pack.join(world.spec("1", target_modules=names), world.data),
         pack.join(world.spec("2", target_modules=names, rank=8), other_data),
     ]
-    train(pack, slots, 12)
+    train(pack, slots, 6)
     packed = [slot.snapshot() for slot in slots]
     pack.clear()
-    assert world.distance(packed[0], world.lone(slots[0].spec, 12)) < TOLERANCE
+    assert world.distance(packed[0], world.lone(slots[0].spec, 6)) < TOLERANCE
     world.model, world.data = load_model(world.base, classifier(3)), other_data
-    assert world.distance(packed[1], world.lone(slots[1].spec, 12)) < TOLERANCE
+    assert world.distance(packed[1], world.lone(slots[1].spec, 6)) < TOLERANCE
 
 
 def test_a_bfloat16_base_is_skipped_too(deep: Callable[..., Any]) -> None:

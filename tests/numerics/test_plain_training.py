@@ -29,9 +29,9 @@ from loraxs_search.trial import Snapshot
 
 from .conftest import distance
 
-NUM_STEPS = 12
+NUM_STEPS = 8
 TOLERANCE = 2e-5
-MAX_STEPS = 50
+MAX_STEPS = 10
 
 
 class Plain:

@@ -44,6 +44,6 @@ def test_kinds_score_and_a_bank_answers_as_they_did(tmp_path: Path) -> None:
     check(engine_outputs.kinds(tmp_path / "base"), RECORDED["kinds"])
 
 
-@pytest.mark.slow
+@pytest.mark.long(part="bases")
 def test_trials_of_the_quickstart_learn_what_they_did(in_warm_home: Path, tmp_path: Path) -> None:
     check(engine_outputs.quickstart(tmp_path), RECORDED["quickstart"])

@@ -38,9 +38,10 @@ from loraxs_search.trial.evaluate import score_folder
 pytestmark = pytest.mark.usefixtures("in_warm_home")
 STEPS = 60
 SPREAD, MEAN = 50_000.0, 150_000.0
+only_bert = pytest.mark.parametrize("base", ["bert"], indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module", params=["bert", "llama"])
+@pytest.fixture(scope="module")
 def base(request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> BaseModelRef:
     """A base whose head has a bias, and one whose head has none."""
     if request.param == "bert":
@@ -117,6 +118,7 @@ def save(folder: Path, host: TrialHost, spec: TrialSpec, state: bytes, task: Tas
     return manifest
 
 
+@only_bert
 def test_prices_are_learnt_as_their_standardised_values_are(base: BaseModelRef, tmp_path: Path) -> None:
     small, large = make_task(tmp_path, 1.0, 3.0), make_task(tmp_path)
     reports = []
@@ -129,12 +131,12 @@ def test_prices_are_learnt_as_their_standardised_values_are(base: BaseModelRef, 
     assert reports[1].train_loss == pytest.approx(reports[0].train_loss, rel=1e-2)
 
 
-@pytest.mark.parametrize("head", ["full", "output"])
+@pytest.mark.parametrize(("base", "head"), [("bert", "full"), ("llama", "output")], indirect=["base"], scope="module")
 def test_files_answer_in_the_labels_own_units(base: BaseModelRef, tmp_path: Path, head: str) -> None:
     task = make_task(tmp_path)
     host = make_host(base, task)
     spec = make_spec(host, head=head)
-    _, state = host.advance(spec, STEPS, None)
+    _, state = host.advance(spec, 20, None)
     answers = host.answer(spec, state, range(20))
     manifest = save(tmp_path / "adapter", host, spec, state, task)
     model = load_adapter_folder(tmp_path / "adapter")  # compares the reference logits, too
@@ -146,6 +148,7 @@ def test_files_answer_in_the_labels_own_units(base: BaseModelRef, tmp_path: Path
     assert min(answers.labels) >= MEAN - 2 * SPREAD
 
 
+@only_bert
 def test_interrupted_and_packed_trials_are_the_same(base: BaseModelRef, tmp_path: Path) -> None:
     task = make_task(tmp_path)
     host = make_host(base, task)
@@ -163,12 +166,13 @@ def test_interrupted_and_packed_trials_are_the_same(base: BaseModelRef, tmp_path
     assert report.train_loss == pytest.approx(whole.train_loss, rel=1e-4)
 
 
+@pytest.mark.parametrize("base", ["bert", "llama"], indirect=True, scope="module")
 def test_trials_start_from_the_answers_of_an_adapter(base: BaseModelRef, tmp_path: Path) -> None:
     """Its rows may have had another mean and spread."""
     task, method = make_task(tmp_path), get_method("lora-xs")
     host = make_host(base, task)
     spec = make_spec(host)
-    _, state = host.advance(spec, STEPS, None)
+    _, state = host.advance(spec, 20, None)
     manifest = save(tmp_path / "adapter", host, spec, state, task)
     start = assets.keep(method.start_asset(tmp_path / "adapter", manifest, with_head=True))
     expected = load_adapter_folder(tmp_path / "adapter")
@@ -205,7 +209,7 @@ def test_each_form_on_a_bfloat16_base_answers_as_exactly_as_its_head_was_trained
 
     for own in ({}, {"method": "lora", "method_params": {"rank": 4}}):
         spec = make_spec(host, **own)
-        _, state = host.advance(spec, STEPS, None)
+        _, state = host.advance(spec, 20, None)
         folder = tmp_path / spec.hyperparameters.method
         manifest = save(folder, host, spec, state, task)
         (folder / "README.md").write_text(model_card(manifest))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,10 @@ for prompt in prompts:
     rows.append(written[0, inputs["input_ids"].shape[1]:].tolist())
 print(json.dumps(rows))
 """
+FORMS = ("lora", "merged")
 CARD = """
 import json, os, sys
+sys.modules["loraxs_search"] = None
 for folder, code in json.loads(sys.argv[1]):
     os.chdir(folder)
     exec(code, space := {"print": lambda answer: None})
@@ -88,26 +91,26 @@ def test_stock_peft_writes_the_same_tokens(adapter):
     assert len({tuple(row) for row in stock}) > 3
 
 
-@pytest.mark.parametrize("key", ["prompt", "messages"])
-def test_the_code_beside_it_asks_as_in_training(key, make_adapter, tmp_path):
+def test_the_code_beside_it_asks_as_in_training(make_adapter, tmp_path, monkeypatch):
     """In each form it runs in the adapter's folder, and writes what `predict` gives for the columns' names."""
     base = penalised(save_language_model(tmp_path / "base"))
-    given = {"prompt": "say {words}", "messages": [{"role": "user", "content": "say {words}"}]}[key]
     task = writing(generation={"max_new_tokens": NEW_TOKENS, "stop": ["e"]})
-    settings = {name: value for name, value in task.settings.items() if name != "prompt"} | {key: given}
-    task = replace(task, settings=settings, max_length=64)
-    folder = make_adapter(tmp_path / "adapter", base, task=task, seed=3, rank=8, target_modules=modules_of(base))
-    manifest = read_manifest(folder)
-    (folder / "README.md").write_text(model_card(manifest))
-    seal(folder, manifest)
-    (expected,) = loraxs_search.predict(folder, "<words>")
-    assert expected.label
-    own, *plain = [
-        [str(form), code_of(form, tmp_path / "base")]
-        for form in (folder, converted(folder, "lora"), converted(folder, "merged"))
-    ]
-    written = run(CARD, own) + run(f'import sys\nsys.modules["loraxs_search"] = None\n{CARD}', *plain)
-    assert [json.loads(line).strip() for line in written.splitlines()] == [expected.label] * 3
+    common = {name: value for name, value in task.settings.items() if name != "prompt"}
+    plain, expected = list[list[str]](), list[str]()
+    for key, asked in {"prompt": "say {words}", "messages": [{"role": "user", "content": "say {words}"}]}.items():
+        own = replace(task, settings={**common, key: asked}, max_length=64)
+        folder = make_adapter(tmp_path / key, base, task=own, seed=3, rank=8, target_modules=modules_of(base))
+        manifest = read_manifest(folder)
+        (folder / "README.md").write_text(model_card(manifest))
+        seal(folder, manifest)
+        (answer,) = loraxs_search.predict(folder, "<words>")
+        assert answer.label
+        monkeypatch.chdir(folder)
+        exec(code_of(folder, tmp_path / "base"), space := {"print": lambda answer: None})
+        assert space["answer"].strip() == answer.label
+        plain += [[str(form), code_of(form, tmp_path / "base")] for form in map(partial(converted, folder), FORMS)]
+        expected += [answer.label] * len(FORMS)
+    assert [json.loads(line).strip() for line in run(CARD, *plain).splitlines()] == expected
 
 
 def penalised(base: Path) -> BaseModel:

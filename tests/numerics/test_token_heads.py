@@ -79,11 +79,11 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> TaggedWorld:
 def test_a_pack_of_unlike_trials_equals_lone_trials(world: TaggedWorld) -> None:
     specs, pack = world.mixed_specs()[:4], world.pack(num_workers=2)
     slots = world.join(pack, specs)
-    train(pack, slots, 20)
+    train(pack, slots, 8)
     metrics, packed = pack.evaluate(slots, "validation"), [slot.snapshot() for slot in slots]
     pack.clear()
     for slot, snapshot in zip(slots, packed, strict=True):
-        lone = world.lone(slot.spec, 20)
+        lone = world.lone(slot.spec, 8)
         assert world.distance(snapshot, lone) < TOLERANCE
         assert metrics[slot.name] == pytest.approx(lone.reports[-1].metrics, rel=1e-5)
 

@@ -10,25 +10,26 @@ import torch
 
 from loraxs_search.errors import TrialDivergedError
 from loraxs_search.packing import TrialHost
-from loraxs_search.records import TrialSpec
-from loraxs_search.search_space import load_space
+from loraxs_search.records import Precision, TrialSpec
+from loraxs_search.search_space import Space, parse_space
 from loraxs_search.trial import Snapshot
 
-
-@pytest.fixture
-def host(tiny_space: Path, in_warm_home: Path) -> TrialHost:
-    space = load_space(str(tiny_space))
-    return TrialHost(space.base_model, space.task, precision="float32")
+pytestmark = pytest.mark.usefixtures("in_warm_home")
 
 
-@pytest.fixture
-def bf16_host(tiny_space: Path, in_warm_home: Path) -> TrialHost:
-    space = load_space(str(tiny_space))
-    return TrialHost(space.base_model, space.task, precision="bfloat16")
+@pytest.fixture(scope="module")
+def space(tiny_space_text: str) -> Space:
+    return parse_space(tiny_space_text, source="tiny.yaml", folder=Path("/"))
 
 
-def spec(host: TrialHost, tiny_space: Path, trial_id: str = "00000", **changes: object) -> TrialSpec:
-    space = load_space(str(tiny_space))
+@pytest.fixture(scope="module")
+def host(space: Space, warm_home: Path) -> TrialHost:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAXS_HOME", str(warm_home))
+        return TrialHost(space.base_model, space.task, precision="float32")
+
+
+def spec(host: TrialHost, space: Space, trial_id: str = "00000", **changes: object) -> TrialSpec:
     params = {"rank": 4, "target_modules": "all-linear", "learning_rate": 3e-2, "head_learning_rate": 1e-2}
     hyper = space.hyperparameters({**params, "batch_size": 8}, host.info().modules, seed=11)
     return TrialSpec(trial_id, params, replace(hyper, max_steps=12, weight_decay=0.01, **changes))
@@ -44,26 +45,22 @@ def assert_same_bits(a: Snapshot, b: Snapshot) -> None:
     ]
 
 
-@pytest.mark.parametrize("which", ["host", "bf16_host"])
-def test_a_fresh_host_goes_on_bit_for_bit(which: str, tiny_space: Path, request: pytest.FixtureRequest) -> None:
-    host: TrialHost = request.getfixturevalue(which)
-    trial = spec(host, tiny_space)
-    state = None
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_fresh_host_goes_on_bit_for_bit(space: Space, precision: Precision) -> None:
+    whole, early, late = (TrialHost(space.base_model, space.task, precision=precision) for _ in range(3))
+    trial = spec(whole, space)
+    undisturbed = None
     for until in (4, 8, 12):
-        _, state = host.advance(trial, until, state)
-    undisturbed = Snapshot.from_bytes(state)
-    host.release(trial)
-
-    _, early = host.advance(trial, 4, None)
-    space = load_space(str(tiny_space))
-    other = TrialHost(space.base_model, space.task, precision="float32" if which == "host" else "bfloat16")
-    _, late = other.advance(trial, 8, early)
-    _, last = other.advance(trial, 12, late)
-    assert_same_bits(undisturbed, Snapshot.from_bytes(last))
+        _, undisturbed = whole.advance(trial, until, undisturbed)
+    _, state = early.advance(trial, 4, None)
+    for until in (8, 12):
+        _, state = late.advance(trial, until, state)
+    assert undisturbed is not None
+    assert_same_bits(Snapshot.from_bytes(undisturbed), Snapshot.from_bytes(state))
 
 
-def test_taking_turns_on_a_host_changes_no_bit(host: TrialHost, tiny_space: Path) -> None:
-    first, second = spec(host, tiny_space), spec(host, tiny_space, "00001", rank=2, learning_rate=1e-2, seed=5)
+def test_taking_turns_on_a_host_changes_no_bit(host: TrialHost, space: Space) -> None:
+    first, second = spec(host, space), spec(host, space, "00001", rank=2, learning_rate=1e-2, seed=5)
     states: dict[str, bytes | None] = {first.trial_id: None, second.trial_id: None}
     for until in (4, 8, 12):
         for trial in (first, second):
@@ -75,16 +72,16 @@ def test_taking_turns_on_a_host_changes_no_bit(host: TrialHost, tiny_space: Path
         assert_same_bits(Snapshot.from_bytes(alone), Snapshot.from_bytes(states[trial.trial_id]))
 
 
-def test_snapshot_bytes_are_the_same_for_the_same_state(host: TrialHost, tiny_space: Path) -> None:
-    _, state = host.advance(spec(host, tiny_space), 4, None)
+def test_snapshot_bytes_are_the_same_for_the_same_state(host: TrialHost, space: Space) -> None:
+    _, state = host.advance(spec(host, space), 4, None)
     assert Snapshot.from_bytes(state).to_bytes() == state
 
 
-def test_a_diverging_trial_says_so_and_leaves_the_host_as_it_was(host: TrialHost, tiny_space: Path) -> None:
-    good = spec(host, tiny_space)
+def test_a_diverging_trial_says_so_and_leaves_the_host_as_it_was(host: TrialHost, space: Space) -> None:
+    good = spec(host, space)
     _, before = host.advance(good, 4, None)
     host.release(good)
-    bad = spec(host, tiny_space, "00001", learning_rate=1e38, scale=1e30)
+    bad = spec(host, space, "00001", learning_rate=1e38, scale=1e30)
     with pytest.raises(TrialDivergedError, match="finite"):
         host.advance(bad, 12, None)
     _, after = host.advance(good, 4, None)
@@ -92,9 +89,9 @@ def test_a_diverging_trial_says_so_and_leaves_the_host_as_it_was(host: TrialHost
 
 
 def test_a_trial_that_cannot_begin_leaves_the_host_as_it_was(
-    host: TrialHost, tiny_space: Path, monkeypatch: pytest.MonkeyPatch
+    host: TrialHost, space: Space, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good, bad = spec(host, tiny_space), spec(host, tiny_space, "00001", rank=2, seed=9)
+    good, bad = spec(host, space), spec(host, space, "00001", rank=2, seed=9)
     _, before = host.advance(good, 4, None)
     host.release(good)
     with monkeypatch.context() as broken:
@@ -109,8 +106,8 @@ def _no_memory(*_: object) -> None:
     raise MemoryError
 
 
-def test_the_head_learns_at_its_own_rate(host: TrialHost, tiny_space: Path) -> None:
-    frozen_head = spec(host, tiny_space, head_learning_rate=1e-30)
+def test_the_head_learns_at_its_own_rate(host: TrialHost, space: Space) -> None:
+    frozen_head = spec(host, space, head_learning_rate=1e-30)
     _, start = host.advance(frozen_head, 0, None)
     _, end = host.advance(frozen_head, 4, start)
     a, b = Snapshot.from_bytes(start).parameters, Snapshot.from_bytes(end).parameters
@@ -118,7 +115,7 @@ def test_the_head_learns_at_its_own_rate(host: TrialHost, tiny_space: Path) -> N
     assert all(moved[name] is ("loraxs_R" in name) for name in moved)
 
 
-def test_r_counts_r_squared_per_module(host: TrialHost, tiny_space: Path) -> None:
-    report, _ = host.advance(spec(host, tiny_space), 2, None)
+def test_r_counts_r_squared_per_module(host: TrialHost, space: Space) -> None:
+    report, _ = host.advance(spec(host, space), 2, None)
     assert report.size.r_parameters == len(host.info().modules) * 4**2
     assert report.size.head_parameters == 32 * 2 + 2

@@ -114,7 +114,7 @@ def test_tokenizer_writes_any_text_and_has_a_chat_template(tmp_path):
     assert byte_tokenizer(chat=False).chat_template is None
 
 
-@pytest.mark.slow
+@pytest.mark.long(part="bases")
 def test_smollm2_is_a_language_model_that_has_learnt_something(smollm2: BaseModel):
     model, tokenizer = load_model(smollm2, LANGUAGE_MODEL), load_tokenizer(smollm2)
     assert (model.dtype, len(linear_modules(smollm2, LANGUAGE_MODEL))) == (torch.bfloat16, 210)

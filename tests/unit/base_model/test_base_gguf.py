@@ -181,7 +181,7 @@ def start(site: Path) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
         process.communicate()
 
 
-@pytest.mark.slow
+@pytest.mark.long(part="faults")
 def test_two_processes_at_once_convert_once(start, leftovers):
     results = [process.communicate() for process in (start(CODE), start(CODE))]
     assert len({out for out, _ in results}) == 1
@@ -190,7 +190,7 @@ def test_two_processes_at_once_convert_once(start, leftovers):
     assert leftovers() == []
 
 
-@pytest.mark.slow
+@pytest.mark.long(part="faults")
 def test_killed_in_the_middle_the_next_one_converts(start, site, loraxs_home, caplog):
     """The killed one has written half of a folder and holds the lock."""
     killed = start(
@@ -260,7 +260,7 @@ SMOLLM2 = BaseModelRef(id="HuggingFaceTB/SmolLM2-135M-Instruct", package="llm-sm
 SMOLLM2_DIGEST = "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b"
 
 
-@pytest.mark.slow
+@pytest.mark.long(part="bases")
 def test_smollm2_has_the_same_digest_everywhere(smollm2: BaseModel):
     """Measured with numpy 2.4, gguf 0.19 and torch 2.13 on x86-64; a machine that gives another one breaks adapters."""
     assert smollm2.weight_digest == SMOLLM2_DIGEST
