@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.registry.scored_rows import ScoredRows, Values, score_of
-from loraxs_search.tasks.kinds import Metric, find_metric
-from loraxs_search.tasks.metrics import ratio_or_zero
+from loraxs_search.tasks.kinds import Metric
 
 MIN_ROWS = 10  # fewer test rows decide nothing
 MAX_DRAWS = 10_000  # exchanges; each is drawn with its reverse, which turns the gain round
@@ -28,7 +27,7 @@ Numbers = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 
 
-def p_value(metric: str | Metric, sign: float, first: ScoredRows, second: ScoredRows) -> float | None:
+def p_value(metric: Metric, sign: float, first: ScoredRows, second: ScoredRows) -> float | None:
     """Return the chance of seeing `first` ahead by this much if it were no better; None if rows cannot tell.
 
     Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired permutation test. If
@@ -40,25 +39,24 @@ def p_value(metric: str | Metric, sign: float, first: ScoredRows, second: Scored
     What is a mean over tokens, such as the loss, can only be compared where both have as many in each row.
 
     Args:
-        metric: As the kind of the task has it, or the name of one that only one kind has.
         sign: 1 when more is better, -1 when less is.
     """
-    known = _comparable(metric, first, second)
-    if known is None:
+    if not _is_comparable(metric, first, second):
         return None
-    if known.is_share:
+    if metric.is_share:
         from scipy.stats import binomtest
 
         won, lost = _won_and_lost(first, second)
         return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
-    pairs = _pairs(known, first, second)
-    observed = sign * float(pairs.gains(np.zeros((1, len(pairs.counts))))[0])
-    if int(pairs.counts[pairs.differ].sum()) <= _EXACT:
-        gains = np.concatenate([sign * pairs.gains(exchanged) for exchanged in _all_exchanges(pairs)])
+    exchange = _exchange(metric, first, second)
+    n, observed = exchange.num_rows, sign * float(exchange.gains(np.zeros((1, exchange.num_rows)))[0])
+    if n <= _EXACT:
+        every = (numbers[:, None] >> np.arange(n) & 1 for numbers in _chunks(2**n, exchange.width))
+        gains = np.concatenate([sign * exchange.gains(exchanged.astype(np.float64)) for exchanged in every])
         return _num_ahead(gains, observed) / len(gains)
-    drawn, ahead = list[Numbers](), 0
-    for exchanged in _drawn_exchanges(pairs, MAX_DRAWS // 2):
-        gains = pairs.gains(exchanged)
+    random, drawn, ahead = np.random.default_rng(_SEED), list[Numbers](), 0
+    for numbers in _chunks(MAX_DRAWS // 2, exchange.width):
+        gains = exchange.gains(random.integers(0, 2, (len(numbers), n), np.int8).astype(np.float64))
         drawn.append(np.concatenate([gains, -gains]))
         ahead += _num_ahead(drawn[-1], observed)
         if ahead > max(_FEW, _NO_CHANCE * sum(map(len, drawn))):
@@ -70,17 +68,16 @@ def p_value(metric: str | Metric, sign: float, first: ScoredRows, second: Scored
     return (1 + ahead) / (1 + len(gains))
 
 
-def loss_bound(metric: str | Metric, sign: float, first: ScoredRows, second: ScoredRows, level: float) -> float | None:
+def loss_bound(metric: Metric, sign: float, first: ScoredRows, second: ScoredRows, level: float) -> float | None:
     """Return what `first` is less worse than `second` by, at a chance of error of `level`; None if rows cannot tell.
 
     It is the smallest margin for which "worse by this margin or more" is rejected. Shares of right answers: Tango's
     score test for paired proportions (Statistics in Medicine 17, 1998). Others: the deviation of a paired bootstrap of
     the rows, and as Tango's what losses that these rows do not have would add to it: few or none may be luck.
     """
-    known = _comparable(metric, first, second)
-    if known is None:
+    if not _is_comparable(metric, first, second):
         return None
-    if known.is_share:
+    if metric.is_share:
         won, lost = _won_and_lost(first, second)
         low, high = 0.0, 1.0
         for _ in range(40):  # the chance falls as the margin grows
@@ -89,8 +86,8 @@ def loss_bound(metric: str | Metric, sign: float, first: ScoredRows, second: Sco
         return high
     from scipy.stats import norm
 
-    gains = _resampled_gains(known, first, second)
-    scores = score_of(known, first), score_of(known, second)
+    gains = _resampled_gains(metric, first, second)
+    scores = score_of(metric, first), score_of(metric, second)
     if scores[0] is None or scores[1] is None or not np.isfinite(gains).all():
         return None
     n, deviation, z = len(first.labels), float(gains.std()), max(0.0, float(norm.isf(level)))
@@ -119,15 +116,12 @@ def normal_tail(z: float) -> float:
     return math.erfc(z / math.sqrt(2)) / 2
 
 
-def _comparable(metric: str | Metric, first: ScoredRows, second: ScoredRows) -> Metric | None:
-    """Return the metric by which two answers to the same rows can be compared; None if they cannot."""
-    known = metric if isinstance(metric, Metric) else find_metric(metric)
-    if known is None or not first.same_rows(second) or not len(first.labels):
-        return None
-    columns = [rows.column(known.column) for rows in (first, second)]
-    if known.column != "predictions" and (not first.same_tokens(second) or any(it is None for it in columns)):
-        return None
-    return known
+def _is_comparable(metric: Metric, first: ScoredRows, second: ScoredRows) -> bool:
+    """Whether two answers to the same rows can be compared by a metric."""
+    if not first.same_rows(second) or not len(first.labels):
+        return False
+    has_both = all(rows.column(metric.column) is not None for rows in (first, second))
+    return metric.column == "predictions" or (has_both and first.same_tokens(second))
 
 
 def _won_and_lost(first: ScoredRows, second: ScoredRows) -> tuple[int, int]:
@@ -145,38 +139,37 @@ def _has_normal_tail(standardised: Numbers) -> bool:
     return True
 
 
+def _sums(metric: Metric, rows: ScoredRows) -> Numbers | None:
+    """Return what each row adds to a metric that is a sum over rows, divided by a number; None if it is none."""
+    if metric.column != "predictions":
+        return np.asarray(rows.column(metric.column), np.float64)
+    return None if metric.of_rows is None else metric.of_rows(rows.predictions, rows.labels)
+
+
+def _counts(metric: Metric, first: ScoredRows, second: ScoredRows) -> tuple[Values, Values]:
+    """Return what is counted of each row, of both alike: what is counted may depend on all answers there are."""
+    assert metric.row_counts is not None
+    answers = np.concatenate([first.predictions, second.predictions])
+    counts = metric.row_counts(answers, np.concatenate([first.labels, second.labels]))
+    return counts[: len(first.labels)], counts[len(first.labels) :]
+
+
 def _resampled_gains(metric: Metric, first: ScoredRows, second: ScoredRows) -> Numbers:
     """Return how far apart both are on rows that are drawn from all rows, with replacement, again and again."""
     random, n = np.random.default_rng(_SEED), len(first.labels)
     num_draws = min(_RESAMPLES, max(100, _RESAMPLED // n))
 
-    def weighted(sums: Callable[[Numbers], Numbers], chances: Numbers) -> Numbers:
-        chunks = _chunks(num_draws, len(chances))
-        return np.concatenate([sums(random.multinomial(n, chances, len(own)).astype(np.float64)) for own in chunks])
+    def weighted(gains: Callable[[Numbers], Numbers]) -> Numbers:
+        chunks = (random.multinomial(n, np.full(n, 1 / n), len(own)) for own in _chunks(num_draws, n))
+        return np.concatenate([gains(weights.astype(np.float64)) for weights in chunks])
 
-    even = np.full(n, 1 / n)
-    if metric.column != "predictions":
-        of_first, of_second, counts = (
-            np.asarray(x, np.float64) for x in (first.column(metric.column), second.column(metric.column), first.counts)
-        )
-        return weighted(lambda w: w @ (of_first - of_second) / (w @ counts), even)
+    if (sums := _sums(metric, first)) is not None and (others := _sums(metric, second)) is not None:
+        divided_by = np.ones(n) if metric.column == "predictions" else np.asarray(first.counts, np.float64)
+        return weighted(lambda weights: weights @ (sums - others) / (weights @ divided_by))
+    if (of_counts := metric.of_counts) is not None:
+        own, other = _counts(metric, first, second)
+        return weighted(lambda weights: of_counts(weights @ own) - of_counts(weights @ other))
     answers = first.predictions, second.predictions
-    if (of_rows := metric.of_rows) is not None:
-        apart = np.subtract(*(of_rows(said, first.labels) for said in answers))
-        return weighted(lambda w: w @ apart / n, even)
-    if metric.row_counts is not None and (of_counts := metric.of_counts) is not None:
-        own, others = (metric.row_counts(said, first.labels) for said in answers)
-        return weighted(lambda w: of_counts(w @ own) - of_counts(w @ others), even)
-    if metric.name in OF_COUNTS and first.labels.dtype.kind == "i":
-        score, triples = OF_COUNTS[metric.name], np.stack([first.labels, *answers])
-        (labels, *said), times = np.unique(triples, axis=1, return_counts=True)
-        num_labels = 1 + int(triples.max())
-
-        def of_ids(w: Numbers, own: Ids) -> Numbers:
-            hits = _summed(w[:, own == labels], labels[own == labels], num_labels)
-            return score(Counts(_summed(w, labels, num_labels), _summed(w, own, num_labels), hits))
-
-        return weighted(lambda w: of_ids(w, said[0]) - of_ids(w, said[1]), times / n)
     drawn = (random.integers(0, n, n) for _ in range(num_draws))
     scores = [[metric.score(said[rows], first.labels[rows]) for said in answers] for rows in drawn]
     return np.asarray([one - other for one, other in scores], np.float64)
@@ -184,18 +177,16 @@ def _resampled_gains(metric: Metric, first: ScoredRows, second: ScoredRows) -> N
 
 # ---- exchanges of two answers ----------------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
-class _Pairs:
-    """Two answers to each row; rows that are answered alike may be one item.
+class _Exchange:
+    """The rows that two adapters answer differently.
 
     Args:
-        counts: How many rows each item stands for, (items,).
-        differ: Whether its two answers differ, (items,).
-        gains: What `first` gains where so many rows of each item are exchanged, (exchanges, items) to (exchanges,).
+        gains: What `first` gains where some of these rows are exchanged, (exchanges, num_rows) of 0 and 1, to
+            (exchanges,).
         width: Numbers that an exchange takes.
     """
 
-    counts: Ids
-    differ: npt.NDArray[np.bool_]
+    num_rows: int
     gains: Callable[[Numbers], Numbers]
     width: int
 
@@ -206,169 +197,39 @@ def _num_ahead(gains: Numbers, observed: float) -> int:
     return int(np.count_nonzero(gains >= observed - rounding))
 
 
-def _all_exchanges(pairs: _Pairs) -> Iterator[Numbers]:
-    places = np.flatnonzero(pairs.differ)
-    for numbers in _chunks(2 ** len(places), pairs.width):
-        exchanged = np.zeros((len(numbers), len(pairs.counts)))
-        exchanged[:, places] = numbers[:, None] >> np.arange(len(places)) & 1
-        yield exchanged
-
-
-def _drawn_exchanges(pairs: _Pairs, total: int) -> Iterator[Numbers]:
-    random, is_single = np.random.default_rng(_SEED), bool((pairs.counts == 1).all())
-    for numbers in _chunks(total, pairs.width):
-        shape = (len(numbers), len(pairs.counts))
-        drawn = random.integers(0, 2, shape, np.int8) if is_single else random.binomial(pairs.counts, 0.5, shape)
-        yield drawn.astype(np.float64)
-
-
 def _chunks(total: int, width: int) -> Iterator[Ids]:
     size = max(1, _CHUNK_BYTES // (8 * max(1, width)))
     for start in range(0, total, size):
         yield np.arange(start, min(start + size, total))
 
 
-def _pairs(metric: Metric, first: ScoredRows, second: ScoredRows) -> _Pairs:
-    labels = first.labels
-    if metric.column != "predictions":
-        assert first.counts is not None  # `p_value` has seen to it
-        sums, others = (np.asarray(rows.column(metric.column), np.float64) for rows in (first, second))
-        return _pairs_of_sums(sums - others, float(first.counts.sum()))
-    if metric.of_rows is not None:
-        scores, others = (metric.of_rows(rows.predictions, labels) for rows in (first, second))
-        return _pairs_of_sums(scores - others, float(len(labels)))
-    if metric.row_counts is not None and metric.of_counts is not None:
-        counts = (metric.row_counts(rows.predictions, labels) for rows in (first, second))
-        return _pairs_of_row_counts(metric.of_counts, *counts)
-    if metric.name in OF_COUNTS and labels.dtype.kind == "i":
-        return _pairs_of_ids(OF_COUNTS[metric.name], first, second)
-    score, answers = _one_by_one(metric), (first.predictions, second.predictions)
-    if metric.name in OF_NUMBERS and labels.dtype.kind == "f":
-        score, answers = OF_NUMBERS[metric.name], (answers[0].astype(np.float64), answers[1].astype(np.float64))
-        labels = labels.astype(np.float64)
+def _exchange(metric: Metric, first: ScoredRows, second: ScoredRows) -> _Exchange:
+    if (sums := _sums(metric, first)) is not None and (others := _sums(metric, second)) is not None:
+        apart = (sums - others)[sums != others]
+        total = len(sums) if metric.column == "predictions" or first.counts is None else int(first.counts.sum())
+        return _Exchange(len(apart), lambda exchanged: (1 - 2 * exchanged) @ apart / (total or 1), len(apart))
+    if (of_counts := metric.of_counts) is not None:
+        own, other = _counts(metric, first, second)
+        of_first, of_second = own.sum(0, dtype=np.float64), other.sum(0, dtype=np.float64)
+        changes = np.subtract(other, own, dtype=np.float64)[(own != other).any(1)]
+
+        def gains_of_counts(exchanged: Numbers) -> Numbers:
+            moved = exchanged @ changes  # (exchanges, k)
+            return of_counts(of_first + moved) - of_counts(of_second - moved)
+
+        return _Exchange(len(changes), gains_of_counts, max(changes.shape))
+    labels, one, two = first.labels, first.predictions, second.predictions
+    differ = np.flatnonzero(one != two)
 
     def gains(exchanged: Numbers) -> Numbers:
-        is_first, true = exchanged == 0, np.broadcast_to(labels, exchanged.shape)
-        return score(np.where(is_first, *answers), true) - score(np.where(is_first, *answers[::-1]), true)
+        is_exchanged = np.zeros((len(exchanged), len(labels)), bool)
+        is_exchanged[:, differ] = exchanged == 1
+        true = np.broadcast_to(labels, is_exchanged.shape)
+        answers = np.where(is_exchanged, two, one), np.where(is_exchanged, one, two)
+        if (of_many := metric.of_many) is not None:
+            return of_many(answers[0], true) - of_many(answers[1], true)
+        scores = ([metric.score(*pair) for pair in zip(said, true, strict=True)] for said in answers)
+        of_first, of_second = (np.asarray(own, np.float64) for own in scores)
+        return of_first - of_second
 
-    return _Pairs(np.ones(len(labels), np.int64), answers[0] != answers[1], gains, len(labels))
-
-
-def _pairs_of_sums(differences: Numbers, total: float) -> _Pairs:
-    """Pair what rows add, (N,), to a sum that is divided by `total`."""
-    differences = differences[differences != 0]
-    counts = np.ones(len(differences), np.int64)
-    return _Pairs(counts, counts > 0, lambda e: (1 - 2 * e) @ differences / (total or 1.0), len(differences))
-
-
-def _pairs_of_row_counts(of_counts: Callable[[Numbers], Numbers], first: Numbers, second: Numbers) -> _Pairs:
-    """Pair what rows add, (N, k), to the sums that a metric follows from."""
-    sums, others = first.sum(0), second.sum(0)
-    differences = (second - first)[(first != second).any(1)]
-    counts = np.ones(len(differences), np.int64)
-
-    def gains(exchanged: Numbers) -> Numbers:
-        moved = exchanged @ differences  # (exchanges, k)
-        return of_counts(sums + moved) - of_counts(others - moved)
-
-    return _Pairs(counts, counts > 0, gains, max(1, len(differences)))
-
-
-def _one_by_one(metric: Metric) -> Callable[[Values, Values], Numbers]:
-    return lambda answered, true: np.array([metric.score(*both) for both in zip(answered, true, strict=True)])
-
-
-# ---- metrics of classes, of many exchanges at once -------------------------------------------------------------------
-@dataclass(frozen=True, eq=False)
-class Counts:
-    """How often each label is true, answered, and both; each of shape (exchanges, labels), `true` maybe (1, labels)."""
-
-    true: Numbers
-    answered: Numbers
-    hits: Numbers
-
-
-def _pairs_of_ids(score: Callable[[Counts], Numbers], first: ScoredRows, second: ScoredRows) -> _Pairs:
-    """Pair label ids: rows with the same label and the same two answers are one item, unless few rows differ."""
-    triples, counts = np.stack([first.labels, first.predictions, second.predictions]), np.ones(len(first.labels), int)
-    if np.count_nonzero(triples[1] != triples[2]) > _EXACT:
-        triples, counts = np.unique(triples, axis=1, return_counts=True)  # (3, items)
-    labels, *answers = triples
-    n = 1 + int(triples.max())
-    true = _summed(counts[None].astype(np.float64), labels, n)
-
-    def hits(rows_of: Numbers, answered: Ids) -> Numbers:
-        return _summed(rows_of[:, answered == labels], labels[answered == labels], n)
-
-    def scored(own: tuple[Numbers, Ids], other: tuple[Numbers, Ids]) -> Numbers:
-        return score(Counts(true, _summed(*own, n) + _summed(*other, n), hits(*own) + hits(*other)))
-
-    def gains(exchanged: Numbers) -> Numbers:
-        left, (one, two) = counts - exchanged, answers
-        return scored((left, one), (exchanged, two)) - scored((left, two), (exchanged, one))
-
-    return _Pairs(counts, answers[0] != answers[1], gains, max(len(counts), n))
-
-
-def _summed(rows_of: Numbers, ids: Ids, n: int) -> Numbers:
-    """Return the sum of `rows_of`, shape (exchanges, items), over the items of each id, shape (exchanges, n)."""
-    sums = np.zeros((len(rows_of), n))
-    if len(ids):
-        order = np.argsort(ids, kind="stable")
-        present, starts = np.unique(ids[order], return_index=True)
-        sums[:, present] = np.add.reduceat(rows_of[:, order], starts, axis=1)
-    return sums
-
-
-def _f1_per_label(counts: Counts) -> tuple[Numbers, npt.NDArray[np.bool_]]:
-    """F1 of each label, and whether it occurs at all."""
-    seen = counts.true + counts.answered
-    return ratio_or_zero(2 * counts.hits, seen), seen > 0
-
-
-def _f1(counts: Counts) -> Numbers:
-    scores = _f1_per_label(counts)[0]
-    return scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores))
-
-
-def _macro_f1(counts: Counts) -> Numbers:
-    scores, occurs = _f1_per_label(counts)
-    return ratio_or_zero((scores * occurs).sum(1), occurs.sum(1).astype(np.float64))
-
-
-def _matthews(counts: Counts) -> Numbers:
-    true, answered, size = counts.true, counts.answered, counts.true.sum(1)
-    top = counts.hits.sum(1) * size - (true * answered).sum(1)
-    bottom = np.sqrt((size**2 - (answered**2).sum(1)) * (size**2 - (true**2).sum(1)))
-    return ratio_or_zero(top, bottom)
-
-
-OF_COUNTS: dict[str, Callable[[Counts], Numbers]] = {"f1": _f1, "macro_f1": _macro_f1, "matthews": _matthews}
-
-
-# ---- metrics of numbers, of many exchanges at once -------------------------------------------------------------------
-def _pearson(answered: Numbers, true: Numbers) -> Numbers:
-    """Return the correlation of each row of two arrays of shape (exchanges, N); 0 where one of them is constant."""
-    answered_apart, true_apart = (x - x.mean(1, keepdims=True) for x in (answered, true))
-    top = np.einsum("rn,rn->r", answered_apart, true_apart)
-    bottom = _length(answered_apart, answered) * _length(true_apart, true)
-    return ratio_or_zero(top, bottom)
-
-
-def _length(apart: Numbers, values: Numbers) -> Numbers:
-    """Return the norm of each row's distances from its mean; 0 where they are float64's rounding."""
-    constant = np.abs(apart).max(1) <= 1e-12 * np.abs(values).max(1)
-    return np.where(constant, 0.0, np.sqrt(np.einsum("rn,rn->r", apart, apart)))
-
-
-def _spearman(answered: Numbers, true: Numbers) -> Numbers:
-    """Return what `_pearson` does, of ranks; `true` is the same in each exchange."""
-    from scipy.stats import rankdata
-
-    return _pearson(rankdata(answered, axis=1), rankdata(true[:1], axis=1))
-
-
-OF_NUMBERS: dict[str, Callable[[Numbers, Numbers], Numbers]] = {
-    "pearson": _pearson,
-    "spearman": _spearman,
-}
+    return _Exchange(len(differ), gains, len(labels))

@@ -224,9 +224,9 @@ def tails() -> dict[str, dict[str, float]]:
                 both = [ScoredRows(said, ids) for said in (one, other)]
             else:
                 both = [ScoredRows(labels + random.normal(size=300) * spread, labels) for spread in (1.0, size)]
-            bounded, draws = p_value(metric, sign, *both), significance.MAX_DRAWS
+            bounded, draws = p_value(METRICS[metric], sign, *both), significance.MAX_DRAWS
             significance.MAX_DRAWS = 2_000_000
-            found[f"{metric}, {size}"] = {"bounded": bounded or 0, "drawn": p_value(metric, sign, *both) or 0}
+            found[f"{metric}, {size}"] = {"bounded": bounded or 0, "drawn": p_value(METRICS[metric], sign, *both) or 0}
             significance.MAX_DRAWS = draws
     return found
 
@@ -242,7 +242,7 @@ def few_rows(num_pairs: int, seed: int) -> dict[str, dict[str, float]]:
             random, significant, promoted = np.random.default_rng((seed, num_rows)), 0, 0
             for _ in range(num_pairs):
                 one, other = _two_alike(metric, num_rows, random)
-                significant += (p_value(metric, sign, one, other) or 0) <= 0.05
+                significant += (p_value(METRICS[metric], sign, one, other) or 0) <= 0.05
                 promoted += decide(rule, task, _tested("a", metric, one), _tested("b", metric, other)).promoted
             found[f"{metric}, {num_rows} rows"] = {"p<=0.05": significant / num_pairs, "error": promoted / num_pairs}
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import accumulate, zip_longest
@@ -30,7 +30,7 @@ from loraxs_search.tasks.kinds._labelled import cut_tokens
 from loraxs_search.tasks.kinds._options import items_of
 from loraxs_search.tasks.kinds._requests import ForwardRequest, PassOutputs, RequestGenerator, RowScores, Values
 from loraxs_search.tasks.kinds._section import Section, Text, distinct
-from loraxs_search.tasks.metrics import Metric, by_name, ratio_or_zero
+from loraxs_search.tasks.metrics import by_name, from_counts, ratio_or_zero
 from loraxs_search.tasks.rows import (
     Columns,
     Rows,
@@ -91,23 +91,21 @@ def _tag_counts(predictions: Values, labels: Values) -> npt.NDArray[np.float64]:
     return np.array(counts, np.float64).reshape(-1, 2)
 
 
-def _metric(
-    name: str,
-    row_counts: Callable[[Values, Values], npt.NDArray[np.float64]],
-    of_counts: Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]],
-) -> Metric:
-    def score(predictions: Values, labels: Values) -> float:
-        return float(of_counts(row_counts(predictions, labels).sum(0)))
-
-    return Metric(name, "maximize", score, row_counts=row_counts, of_counts=of_counts)
+def _entity_f1(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return ratio_or_zero(2 * sums[..., 0], sums[..., 1] + sums[..., 2])
 
 
 # Each is 0 where nothing is said or nothing is true.
 TAG_METRICS = by_name(
-    _metric("f1", _entity_counts, lambda counts: ratio_or_zero(2 * counts[..., 0], counts[..., 1] + counts[..., 2])),
-    _metric("precision", _entity_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 1])),
-    _metric("recall", _entity_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 2])),
-    _metric("accuracy", _tag_counts, lambda counts: ratio_or_zero(counts[..., 0], counts[..., 1])),
+    from_counts(
+        "f1",
+        "maximize",
+        _entity_counts,
+        _entity_f1,
+    ),
+    from_counts("precision", "maximize", _entity_counts, lambda sums: ratio_or_zero(sums[..., 0], sums[..., 1])),
+    from_counts("recall", "maximize", _entity_counts, lambda sums: ratio_or_zero(sums[..., 0], sums[..., 2])),
+    from_counts("accuracy", "maximize", _tag_counts, lambda sums: ratio_or_zero(sums[..., 0], sums[..., 1])),
 )
 
 

@@ -8,17 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
-from support.word_pairs import WordPairs
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.registry import significance
 from loraxs_search.registry.scored_rows import ScoredRows
-from loraxs_search.registry.significance import OF_COUNTS, OF_NUMBERS, Counts, loss_bound, p_value, tango
-from loraxs_search.tasks.kinds import KINDS
-from loraxs_search.tasks.metrics import METRICS, NUMBER_METRICS, TOKEN_METRICS
+from loraxs_search.registry.significance import loss_bound, tango
+from loraxs_search.tasks.metrics import METRICS, NUMBER_METRICS, TEXT_METRICS, TOKEN_METRICS
+
+
+def p_value(metric, sign, first, second):
+    known = (METRICS | TEXT_METRICS)[metric] if isinstance(metric, str) else metric
+    return significance.p_value(known, sign, first, second)
 
 
 def rows(predictions, labels) -> ScoredRows:
@@ -32,7 +33,6 @@ def noisy(labels: np.ndarray, share: float, seed: int) -> ScoredRows:
     return rows(np.where(wrong, 1 - labels, labels).tolist(), labels.tolist())
 
 
-NUMBERS = st.integers(-40, 40).map(lambda quarters: quarters / 4)  # ties and constants occur
 LABELS = np.random.default_rng(5).integers(0, 2, 600)
 
 
@@ -84,7 +84,7 @@ def test_few_rows_give_the_exact_chance_of_the_permutation_test(metric, sign, mo
     monkeypatch.setattr(significance, "_CHUNK_BYTES", 8 * 7 * 40)  # many chunks, and one that is not full
     for seed in range(2):
         random = np.random.default_rng(seed)
-        if metric in OF_NUMBERS:
+        if metric in NUMBER_METRICS:
             labels = random.normal(3, size=7)
             both = labels + random.normal(size=(2, 7)) * np.array([[0.5], [0.9]])
         else:
@@ -125,22 +125,6 @@ def test_equal_adapters_differ_no_more_often_than_the_level_says_however_few_row
         ours, theirs = (rows(values.tolist(), labels.tolist()) for values in both)
         found += p_value(metric, sign, ours, theirs) <= 0.05
     assert found <= 200 * 0.05 + 3 * (200 * 0.05 * 0.95) ** 0.5
-
-
-@pytest.mark.parametrize("metric", ["pearson", "spearman"])
-@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=20))
-def test_exchanged_numbers_are_scored_as_the_metric_table_does(metric, pairs):
-    predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
-    (score,) = OF_NUMBERS[metric](predictions[None], labels[None])
-    assert score == pytest.approx(METRICS[metric].score(predictions, labels), rel=1e-6, abs=1e-6)
-
-
-def test_ranks_of_many_exchanges_are_taken_at_once(monkeypatch):
-    random = np.random.default_rng(0)
-    labels = random.normal(size=80)
-    ours, theirs = (rows((labels + random.normal(size=80) * size).tolist(), labels.tolist()) for size in (0.3, 1.5))
-    monkeypatch.setattr(significance, "find_metric", lambda name: replace(METRICS[name], score=None))
-    assert p_value("spearman", 1.0, ours, theirs) < 0.01
 
 
 def test_adapters_that_answer_alike_never_gain():
@@ -187,35 +171,22 @@ def test_means_over_other_tokens_cannot_be_compared():
     assert p_value("token_accuracy", 1.0, ours, without) is None
 
 
-def test_shares_of_right_texts_are_mcnemars_exact_test(word_pairs):
+def test_shares_of_right_texts_are_mcnemars_exact_test():
     labels = [f"a {i}" for i in range(40)]
     ours, theirs = rows(labels[:30] + [""] * 10, labels), rows([""] * 25 + labels[25:28] + [""] * 12, labels)
     assert p_value("exact_match", 1.0, ours, theirs) == binomtest(27, 27, alternative="greater").pvalue
 
 
-def test_scores_of_texts_are_taken_once_for_all_exchanges(word_pairs, monkeypatch):
-    random = np.random.default_rng(6)
+def test_scores_of_texts_are_taken_once_for_all_exchanges():
+    random, asked = np.random.default_rng(6), []
     labels = [f"w{i % 7} w{i % 5}" for i in range(1000)]
-    ours, theirs = (
-        rows(
-            [label if right else "none" for label, right in zip(labels, random.random(1000) < share, strict=True)],
-            labels,
-        )
-        for share in (0.6, 0.5)
-    )
-    asked = []
-    metric = word_pairs.metrics["one_word"]
+    chosen = [random.random(1000) < share for share in (0.6, 0.5)]
+    ours, theirs = (rows(np.where(right, labels, "none").tolist(), labels) for right in chosen)
+    metric = TEXT_METRICS["token_f1"]
     counted = replace(metric, of_rows=lambda *both: asked.append(len(both[0])) or metric.of_rows(*both))
-    monkeypatch.setitem(word_pairs.metrics, "one_word", counted)
-    assert p_value("one_word", 1.0, ours, theirs) < 0.01
-    assert p_value("one_word", 1.0, theirs, ours) > 0.99
+    assert p_value(counted, 1.0, ours, theirs) < 0.01
+    assert p_value(counted, 1.0, theirs, ours) > 0.99
     assert asked == [1000] * 4, "once for each of the two rows, whatever the number of exchanges"
-
-
-@pytest.fixture
-def word_pairs(monkeypatch):
-    monkeypatch.setitem(KINDS._entries, WordPairs.name, WordPairs)
-    return WordPairs
 
 
 def test_rows_with_tokens_survive_their_file_and_old_files_are_read():
@@ -243,30 +214,6 @@ def test_slices_survive_the_file_of_their_rows():
         ScoredRows.from_bytes(torn.to_bytes())
 
 
-def by_counts(metric: str, predictions: np.ndarray, labels: np.ndarray) -> float:
-    """The metric as exchanges compute it, of the rows as they are."""
-    n = 1 + max(predictions.max(), labels.max(), 1)
-    true, said, hits = (
-        np.bincount(ids, minlength=n).astype(np.float64)[None]
-        for ids in (labels, predictions, labels[predictions == labels])
-    )
-    return float(OF_COUNTS[metric](Counts(true, said, hits))[0])
-
-
-@pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews"])
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=40))
-def test_exchanged_tables_are_scored_as_the_metric_table_does(metric, pairs):
-    predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
-    assert by_counts(metric, predictions, labels) == pytest.approx(METRICS[metric].score(predictions, labels))
-
-
-def test_three_labels_are_scored_as_the_metric_table_does():
-    random = np.random.default_rng(1)
-    predictions, labels = random.integers(0, 3, 90), random.integers(0, 3, 90)
-    for metric in ("macro_f1", "matthews"):
-        assert by_counts(metric, predictions, labels) == pytest.approx(METRICS[metric].score(predictions, labels))
-
-
 @pytest.mark.parametrize("metric", ["macro_f1", "matthews"])
 def test_memory_does_not_grow_with_the_labels(metric):
     """All combinations of 150 labels and two answers, 2,000 times, would be 50 GiB."""
@@ -285,31 +232,23 @@ def test_memory_does_not_grow_with_the_labels(metric):
     assert peak < 256 * 2**20
 
 
-def test_a_small_level_is_reached_by_a_bounded_number_of_draws(monkeypatch):
-    random, drawn = np.random.default_rng(1), 0
+def test_a_small_level_is_reached_by_a_bounded_number_of_draws():
+    random, drawn = np.random.default_rng(1), []
     labels = random.normal(size=400)
     ours, theirs = (rows((labels + random.normal(size=400) * size).tolist(), labels.tolist()) for size in (0.7, 1.5))
-    original = OF_NUMBERS["spearman"]
-
-    def counted(answered, true):
-        nonlocal drawn
-        drawn += len(answered)
-        return original(answered, true)
-
-    monkeypatch.setitem(OF_NUMBERS, "spearman", counted)
-    assert 0 < p_value("spearman", 1.0, ours, theirs) < 1e-6
-    assert drawn <= significance.MAX_DRAWS + 4
+    known = METRICS["spearman"].of_many
+    counted = replace(METRICS["spearman"], of_many=lambda said, true: drawn.append(len(said)) or known(said, true))
+    assert 0 < p_value(counted, 1.0, ours, theirs) < 1e-6
+    assert sum(drawn) <= significance.MAX_DRAWS + 4
 
 
-def test_a_heavier_tail_than_the_normal_one_is_not_taken_for_it(monkeypatch):
+def test_a_heavier_tail_than_the_normal_one_is_not_taken_for_it():
     random = np.random.default_rng(1)
-    ours, theirs = (rows(random.normal(size=200).tolist(), [0.0] * 200) for _ in range(2))
-    steep = lambda answered, true: ((answered - true).sum(1) + 20) ** 5  # noqa: E731
-    monkeypatch.setitem(OF_NUMBERS, "pearson", lambda answered, true: answered.sum(1))
-    light = p_value("pearson", 1.0, rows((ours.predictions + 0.6).tolist(), [0.0] * 200), theirs)
-    monkeypatch.setitem(OF_NUMBERS, "pearson", steep)
-    heavy = p_value("pearson", 1.0, rows((ours.predictions + 0.6).tolist(), [0.0] * 200), theirs)
-    assert light < 1e-5 < 1 / (1 + significance.MAX_DRAWS) <= heavy
+    ours, theirs = (rows((random.normal(size=200) + 0.6 * n).tolist(), [0.0] * 200) for n in (1, 0))
+    light = replace(METRICS["spearman"], of_many=lambda said, true: said.sum(1))
+    heavy = replace(METRICS["spearman"], of_many=lambda said, true: ((said - true).sum(1) + 20) ** 5)
+    chances = [p_value(metric, 1.0, ours, theirs) for metric in (light, heavy)]
+    assert chances[0] < 1e-5 < 1 / (1 + significance.MAX_DRAWS) <= chances[1]
 
 
 # ---- how much worse it may be ----------------------------------------------------------------------------------------
@@ -332,9 +271,9 @@ def test_a_bound_on_the_loss_is_the_smallest_margin_that_the_test_rejects():
     ours, theirs = noisy(LABELS, 0.8, 1), noisy(LABELS, 0.8, 2)
     right, other = ours.predictions == LABELS, theirs.predictions == LABELS
     won, lost = int((right & ~other).sum()), int((~right & other).sum())
-    bound = loss_bound("accuracy", 1.0, ours, theirs, 0.01)
+    bound = loss_bound(METRICS["accuracy"], 1.0, ours, theirs, 0.01)
     assert tango(won, lost, 600, bound) <= 0.01 < tango(won, lost, 600, bound - 1e-6)
-    assert loss_bound("accuracy", 1.0, ours, theirs, 0.001) > bound
+    assert loss_bound(METRICS["accuracy"], 1.0, ours, theirs, 0.001) > bound
 
 
 @pytest.mark.parametrize("metric", ["f1", "macro_f1", "matthews", "pearson", "spearman", "mse", "mae", "rmse", "r2"])
@@ -345,7 +284,7 @@ def test_a_bootstrap_bounds_the_loss_of_other_metrics(metric):
         ours, theirs = (rows((labels + random.normal(size=300)).tolist(), labels.tolist()) for _ in range(2))
     else:
         ours, theirs = noisy(LABELS, 0.8, 1), noisy(LABELS, 0.8, 2)
-    low, high = (loss_bound(metric, sign, ours, theirs, level) for level in (0.1, 0.001))
+    low, high = (loss_bound(METRICS[metric], sign, ours, theirs, level) for level in (0.1, 0.001))
     score = METRICS[metric].score
     loss = sign * (score(theirs.predictions, ours.labels) - score(ours.predictions, ours.labels))
     assert max(loss, 0.0) < low < high < 1.0
@@ -379,11 +318,10 @@ def test_what_is_worse_by_the_margin_is_hardly_ever_taken_for_as_good_in_thirty_
     assert num_false <= num_chains * 0.05
 
 
-def test_other_rows_and_unknown_metrics_are_not_compared():
+def test_other_rows_are_not_compared():
     ours = noisy(LABELS, 0.9, 1)
     assert p_value("accuracy", 1.0, ours, noisy(1 - LABELS, 0.9, 1)) is None
     assert p_value("accuracy", 1.0, ours, noisy(LABELS[:-1], 0.9, 1)) is None
-    assert p_value("error", 1.0, ours, ours) is None
 
 
 def test_rows_are_kept_in_a_file_that_is_not_code():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from loraxs_search.registry.scored_rows import ScoredRows
@@ -85,6 +87,31 @@ def test_predictions_that_differ_by_rounding_only_have_no_correlation():
     assert METRICS["pearson"].score(nearly, np.array([1.0, 2.0, 3.0, 4.0])) == 0.0
 
 
+NUMBERS = st.integers(-40, 40).map(lambda quarters: quarters / 4)  # ties and constants occur
+
+
+@given(st.lists(st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=20))
+def test_many_answers_at_once_are_correlated_as_one_is(pairs):
+    predictions, labels = (np.array(column) for column in zip(*pairs, strict=True))
+    pearson, spearman = METRICS["pearson"], METRICS["spearman"]
+    of_sums = pearson.of_counts(pearson.row_counts(predictions, labels).sum(0))
+    assert of_sums == pytest.approx(pearson.score(predictions, labels), rel=1e-6, abs=1e-6)
+    (of_many,) = spearman.of_many(predictions[None], labels[None])
+    assert of_many == pytest.approx(spearman.score(predictions, labels), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("num_labels", [2, 3])
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=40))
+def test_metrics_of_classes_are_those_of_sklearn(num_labels, pairs):
+    predictions, labels = (np.minimum(column, num_labels - 1) for column in zip(*pairs, strict=True))
+    known = {"macro_f1": sklearn_metrics.f1_score(labels, predictions, average="macro", zero_division=0.0)}
+    if len({*labels, *predictions}) > 1:  # else it warns
+        known["matthews"] = sklearn_metrics.matthews_corrcoef(labels, predictions)
+    if num_labels == 2:
+        known["f1"] = sklearn_metrics.f1_score(labels, predictions, zero_division=0.0)
+    assert {name: METRICS[name].score(predictions, labels) for name in known} == pytest.approx(known)
+
+
 def test_directions():
     assert {name: metric.direction for name, metric in METRICS.items()} == {
         "accuracy": "maximize",
@@ -163,5 +190,5 @@ def test_adapters_are_compared_row_by_row(metric):
     references = texts(*(f"word {i}" for i in range(60)))
     better = ScoredRows(np.where(np.arange(60) < 40, references, "wrong"), references)
     worse = ScoredRows(np.where(np.arange(60) < 10, references, "wrong"), references)
-    assert p_value(metric, 1.0, better, worse) < 0.01
-    assert p_value(metric, 1.0, worse, better) > 0.9
+    assert p_value(TEXT_METRICS[metric], 1.0, better, worse) < 0.01
+    assert p_value(TEXT_METRICS[metric], 1.0, worse, better) > 0.9
