@@ -13,13 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from loraxs_search import registry
 from loraxs_search.errors import StudyError, UnknownTaskError
 from loraxs_search.methods import NATIVE
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.promotion_scores import other_finalists, scored_anew
 from loraxs_search.records import Candidate, ClassReport, Decision, Prediction, Sample
-from loraxs_search.registry.pull import copy_folder, new_folder
+from loraxs_search.registry.manifest import verify
+from loraxs_search.registry.pull import adapter_folder, copy_folder, new_folder
+from loraxs_search.registry.pull import pull as pull_native
+from loraxs_search.registry.store import BASE_ALONE, Beside, Registry
+from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
 
 if TYPE_CHECKING:
@@ -79,10 +82,10 @@ def _promote(
     task, confirmed = folder.info.task, folder.confirmations()
     rows = {c.trial_id: path for c in candidates if (path := confirmed.rows_path(c.trial_id)).is_file()}
     if confirmed.base_rows_path.is_file():
-        rows[registry.BASE_ALONE] = confirmed.base_rows_path
+        rows[BASE_ALONE] = confirmed.base_rows_path
     rule = folder.info.promotion
     said = () if require in (None, rule.require) else (f"`require: {require}`, for this decision",)
-    decision, _ = registry.Registry(uri).promote(
+    decision, _ = Registry(uri).promote(
         rule if require is None else replace(rule, require=require),
         task,
         candidates,
@@ -90,7 +93,7 @@ def _promote(
         force,
         rows,
         rescore=lambda champion: scored_anew(champion, task, uri),
-        beside=registry.Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates, uri), said),
+        beside=Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates, uri), said),
     )
     return decision
 
@@ -102,7 +105,7 @@ def samples(decision: Decision) -> tuple[Sample, ...]:
     """
     if decision.winner is None or decision.study not in list_studies():
         return ()
-    return registry.verify(StudyFolder.open(decision.study).adapter_path(decision.winner)).samples
+    return verify(StudyFolder.open(decision.study).adapter_path(decision.winner)).samples
 
 
 def compare(
@@ -138,12 +141,12 @@ def report(study: str, *, output: str | Path | None = None) -> Path:
     return write_report(StudyFolder.open(study), None if output is None else Path(output))
 
 
-def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[registry.TaskSummary]:
+def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[TaskSummary]:
     """Return every task that has been decided on, with its champion, by name; the first `limit` of them."""
-    return registry.Registry(resolve_uri(tracking_uri)).summaries(limit)
+    return Registry(resolve_uri(tracking_uri)).summaries(limit)
 
 
-def show(task: str, *, tracking_uri: str | None = None) -> list[registry.RegisteredAdapter]:
+def show(task: str, *, tracking_uri: str | None = None) -> list[RegisteredAdapter]:
     """Return every version of a task's adapters, newest first.
 
     Raises:
@@ -151,12 +154,12 @@ def show(task: str, *, tracking_uri: str | None = None) -> list[registry.Registe
     """
     uri = resolve_uri(tracking_uri)
     with _advising(task, uri):
-        return registry.Registry(uri).versions(task)
+        return Registry(uri).versions(task)
 
 
-def class_report(version: registry.RegisteredAdapter, *, tracking_uri: str | None = None) -> ClassReport | None:
+def class_report(version: RegisteredAdapter, *, tracking_uri: str | None = None) -> ClassReport | None:
     """Return how a version does on the test rows class by class; None where its task has no labels."""
-    return registry.Registry(resolve_uri(tracking_uri)).manifest(version).by_class
+    return Registry(resolve_uri(tracking_uri)).manifest(version).by_class
 
 
 def history(task: str, *, tracking_uri: str | None = None) -> list[Decision]:
@@ -166,10 +169,10 @@ def history(task: str, *, tracking_uri: str | None = None) -> list[Decision]:
         UnknownTaskError: nothing was ever decided on a task of this name.
     """
     uri = resolve_uri(tracking_uri)
-    decisions = registry.Registry(uri).history(task)
+    decisions = Registry(uri).history(task)
     if not decisions:
         with _advising(task, uri):
-            registry.Registry(uri).check_known(task)
+            Registry(uri).check_known(task)
     return decisions
 
 
@@ -179,7 +182,7 @@ def rollback(task: str, *, to: int | None = None, tracking_uri: str | None = Non
     Raises:
         RegistryError: there is no champion, no such version, or none before it.
     """
-    return registry.Registry(resolve_uri(tracking_uri)).rollback(task, to)
+    return Registry(resolve_uri(tracking_uri)).rollback(task, to)
 
 
 def remove(name: str, *, force: bool = False, tracking_uri: str | None = None) -> Decision:
@@ -188,7 +191,7 @@ def remove(name: str, *, force: bool = False, tracking_uri: str | None = None) -
     Raises:
         RegistryError: no such version, or it is a champion or the best.
     """
-    return registry.Registry(resolve_uri(tracking_uri)).remove(name, force)
+    return Registry(resolve_uri(tracking_uri)).remove(name, force)
 
 
 def pull(
@@ -223,7 +226,7 @@ def pull(
         options = ExportOptions(rank, dtype, precision)
         check_options(form, options)
     target = None if out is None else new_folder(Path(out))
-    folder = _found(registry.pull, name, tracking_uri)
+    folder = _found(pull_native, name, tracking_uri)
     if is_export:
         folder = converted(folder, form, options)
     if target is None:
@@ -301,7 +304,7 @@ def load_tokenizer(name: str | Path, *, tracking_uri: str | None = None) -> PreT
     """
     from loraxs_search import base_model
 
-    manifest = registry.verify(_adapter_folder(name, tracking_uri))
+    manifest = verify(_adapter_folder(name, tracking_uri))
     return base_model.load_tokenizer(base_model.locate(manifest.base_model))
 
 
@@ -351,7 +354,7 @@ def _adapter_folder(name: str | Path, tracking_uri: str | None) -> Path:
     if isinstance(name, str) and (kept := kept_adapter(name)):
         return kept
     try:
-        return _found(registry.adapter_folder, name, tracking_uri)
+        return _found(adapter_folder, name, tracking_uri)
     except UnknownTaskError as error:
         if name in list_studies():
             error.hint = f"{name} is a study: write {name}/TRIAL for one of its trials; {error.hint}"

@@ -1,7 +1,6 @@
 """What MLflow imports to load a version of the registry: `mlflow.pyfunc.load_model("models:/TASK@champion")`.
 
-The folder is checked as `pull` checks one, by its manifest, and answered with `Predictor`. That the team signed what an
-alias means is not checked: MLflow has resolved the alias by then.
+The folder is checked as `pull` checks one, by its manifest, and answered with `Predictor`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,8 @@ from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.predictor import Predictor
 from loraxs_search.registry.factor_sets import bring
 from loraxs_search.registry.manifest import read
-from loraxs_search.registry.mlflow_model import as_mlflow_errors
+from loraxs_search.registry.reads import StoreReader
+from loraxs_search.registry.versions import as_mlflow_errors
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -41,7 +41,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Ml
     predictor = Predictor(folder, device=device, in_registry=True)  # compares the files
     manifest = read(folder)
     try:
-        bring(resolve_uri(), manifest.base_digest, manifest.factors)
+        bring(StoreReader(resolve_uri()), manifest.base_digest, manifest.factors)
     except LoraxsError as error:  # a server of models need not reach the registry
         log.warning("factors could not be fetched, so they are computed here: %s", error.message)
     return MlflowPredictor(predictor.load())

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import UsageError, counted
 from loraxs_search.records import BaseModel, Prediction, Task
-from loraxs_search.registry import verify
+from loraxs_search.registry.manifest import verify
 from loraxs_search.tasks.kinds import kind_of
 from loraxs_search.tasks.questions import question_rows
 from loraxs_search.tasks.rows import check_question

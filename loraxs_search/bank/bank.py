@@ -26,7 +26,7 @@ from loraxs_search.methods.loraxs import LoraXSConfig, split_tensors
 from loraxs_search.methods.verification import compare_reference_logits, kept_logits, tolerance
 from loraxs_search.mlflow_uri import resolve_uri
 from loraxs_search.records import BaseModel, BaseModelRef, Manifest, Prediction, Task, TaskModel, to_json
-from loraxs_search.registry import adapter_folder
+from loraxs_search.registry.pull import adapter_folder
 from loraxs_search.studies import kept_adapter
 from loraxs_search.tasks.kinds import Sampling, classifier, kind_of
 from loraxs_search.tasks.questions import is_frame, listed, question_rows, rows_of_tasks

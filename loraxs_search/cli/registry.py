@@ -23,7 +23,7 @@ from loraxs_search.cli._output import (
 )
 
 if TYPE_CHECKING:
-    from loraxs_search.registry import RegisteredAdapter
+    from loraxs_search.registry.versions import RegisteredAdapter
 
 
 _WIDTH = 100  # characters of a sample's texts

@@ -24,8 +24,8 @@ from loraxs_search.log.event_log import DAMAGED_HINT
 from loraxs_search.mlflow_uri import redact, resolve_uri, sqlite_path
 from loraxs_search.records import Candidate, Manifest, TrialState
 from loraxs_search.registry import manifest as manifests
-from loraxs_search.registry import trial_of
-from loraxs_search.registry.reader import registered_manifests
+from loraxs_search.registry.finalist import trial_of
+from loraxs_search.registry.store import Registry
 from loraxs_search.studies import StudyFolder, list_studies, store_of, studies_root
 
 
@@ -81,7 +81,7 @@ def gather_needs(home: Path, tracking_uri: str | None = None) -> Needs:
     registered = list[tuple[str, Manifest]]()
     for uri in map(resolve_uri, dict.fromkeys(uris)):
         try:
-            found = list(registered_manifests(uri))
+            found = list(Registry(uri).manifests())
         except LoraxsError as error:
             needs.unknown = f"what is registered at {redact(uri)} is not known: {error.message}"
             continue

@@ -169,9 +169,14 @@ class Candidate:
     earlier_finalists: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        """Its name across studies, shown to users: `study/trial_id`."""
+        return f"{self.study}/{self.trial_id}"
+
+    @property
     def key(self) -> str:
         """What no other candidate has: its name, and its study's id, since two people may name studies alike."""
-        return f"{self.study}/{self.trial_id}" + (f" {self.study_id}" if self.study_id else "")
+        return self.name + (f" {self.study_id}" if self.study_id else "")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The model card of an adapter: README.md, made from its manifest before it is sealed."""
+"""What people read of an adapter, in Markdown: its model card, README.md, and MLflow's pages of a version and a task.
+
+The card is made from the manifest before it is sealed.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraxs_search.methods import method_of
-from loraxs_search.records import Baseline, Manifest, Scalar, Serving, Task
-from loraxs_search.registry.finalist import seed_statistics
+from loraxs_search.records import Candidate, Decision, Manifest, Task
+from loraxs_search.registry.finalist import SeedStatistics, seed_statistics
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
+from loraxs_search.registry.promotion import show_confidence
+from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary
 
 if TYPE_CHECKING:
     from loraxs_search.tasks.kinds import TaskKind
@@ -27,11 +32,39 @@ _WRITTEN = ("unparsed", "unended")  # shares of written answers: none was found,
 
 def model_card(manifest: Manifest) -> str:
     """Return README.md of an adapter: what it does, how well, how big, where it came from, how to load it."""
-    task, tuned = manifest.task, manifest.hyperparameters
+    from loraxs_search.tasks.asking import fenced, prompt_section, source_names
+    from loraxs_search.tasks.baselines import baseline_title
+
+    task, tuned, kind = manifest.task, manifest.hyperparameters, _kind(manifest.task)
     method = method_of(tuned)
-    own = ", ".join(f"{name} {_short(value)}" for name, value in method.params(tuned).items())
+    params = method.params(tuned).items()
+    own = ", ".join(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in params)
+    pipeline = f"\npipeline_tag: {kind.hub_pipeline}" if kind.hub_pipeline else ""
+    on_rows = [("this adapter", number(manifest.test_metrics.get(task.metric)))]
+    for one in manifest.baselines:
+        title = baseline_title(one.name) if one.answer is None else f"always {kind.show(one.answer)}"
+        on_rows.append((title, number(one.test_metrics.get(task.metric))))
+    slices = [(each.name.replace("|", "&#124;"), f"{each.num_rows:,}", number(each.score)) for each in manifest.slices]
+    chosen = (
+        "Validation rows chose this adapter. The test rows took no part in that: it was scored on them once, alone."
+    )
+    if not manifest.test_metrics:
+        chosen = "It was not scored on the test rows: those are for the one adapter that validation rows chose."
+    searched = []
+    if task.report_metric:
+        searched.append(f"While they trained, trials were compared by `{task.report_metric}`.")
+    if (step := manifest.kept_step) is not None:
+        searched.append(f"This is the state of step {step} of {tuned.max_steps}, whose report was the best one.")
+    answers = "\n\n---\n\n".join(
+        f"Prompt:\n\n{fenced(sample.prompt)}\n\nReference:\n\n{fenced(sample.reference)}\n\n"
+        f"Answer:\n\n{fenced(sample.answer)}"
+        for sample in manifest.samples
+    )
+    start, names = manifest.start_from, source_names(task.source)
+    started = "" if start is None else f" It started from `{start.name}` (content `{start.digest[:16]}`)."
+    data = ", ".join(names if task.source.hub else [f"`{name}`" for name in names]) or "not named"
     sections = [
-        _front_matter(manifest),
+        f"---\nbase_model: {manifest.base_model.id}\nlibrary_name: peft{pipeline}\ntags: [{tuned.method}]\n---",
         f"# {task.registered_name}",
         f"{method.title} adapter for `{manifest.base_model.id}`: {task.kind.replace('-', ' ')}"
         + (f" into {', '.join(task.labels)}." if task.labels else ".")
@@ -39,27 +72,27 @@ def model_card(manifest: Manifest) -> str:
         "## Scores",
         score_table(manifest),
         _seeds(manifest),
-        *_baseline_table(manifest),
-        *_slice_table(manifest),
-        _chosen(manifest),
-        *_searched(manifest),
-        *_samples(manifest),
-        *_prompt(manifest),
+        table(("on the same test rows", task.metric), on_rows) if manifest.baselines else "",
+        table(("slice of the test rows", "rows", task.metric), slices) if slices else "",
+        chosen,
+        " ".join(searched),
+        f"## Answers\n\nThe first test rows, with what this adapter makes of them.\n\n{answers}" if answers else "",
+        "" if kind.serving is None else f"## Prompt\n\n{prompt_section(replace(kind.serving, ends=manifest.ends))}",
         "## Size",
         size_table(manifest),
         "## Load it",
         _loading(manifest),
-        *filter(None, [method.note]),
+        method.note,
         "## Origin",
         f"Trial `{manifest.trial_id}` of study `{manifest.study}`, {manifest.created_at}.\n"
         f"{len(tuned.target_modules)} modules{f' with {own}' if own else ''}, {tuned.max_steps} steps of "
-        f"{tuned.batch_size} rows, seed {tuned.seed}.{_started(manifest)}",
+        f"{tuned.batch_size} rows, seed {tuned.seed}.{started}",
         table(("parameter", "value"), [(name, str(value)) for name, value in sorted(manifest.params.items())]),
-        f"Data: {_data(task)}, fingerprint `{manifest.data_fingerprint[:16]}`. "
+        f"Data: {data}, fingerprint `{manifest.data_fingerprint[:16]}`. "
         f"Base weights: sha256 `{manifest.base_digest[:16]}`.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in sorted(manifest.versions.items())) + ".",
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def resealed(folder: Path, **changes: Any) -> dict[str, bytes]:
@@ -71,13 +104,6 @@ def resealed(folder: Path, **changes: Any) -> dict[str, bytes]:
     manifest = replace(verify(folder), **changes)
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
     return sealed(files | {"README.md": model_card(manifest).encode()}, manifest)
-
-
-def _front_matter(manifest: Manifest) -> str:
-    tag = _kind(manifest.task).hub_pipeline
-    pipeline = [f"pipeline_tag: {tag}"] if tag else []
-    tags = f"tags: [{manifest.hyperparameters.method}]"
-    return "\n".join(["---", f"base_model: {manifest.base_model.id}", "library_name: peft", *pipeline, tags, "---"])
 
 
 def score_table(manifest: Manifest) -> str:
@@ -100,21 +126,6 @@ def score_table(manifest: Manifest) -> str:
     return table(("metric", "test", "validation", "validation over seeds"), rows)
 
 
-def _chosen(manifest: Manifest) -> str:
-    if not manifest.test_metrics:
-        return "It was not scored on the test rows: those are for the one adapter that validation rows chose."
-    return "Validation rows chose this adapter. The test rows took no part in that: it was scored on them once, alone."
-
-
-def _searched(manifest: Manifest) -> list[str]:
-    """Return what trials were compared by, and which step was kept, where that is not as a matter of course."""
-    task, step = manifest.task, manifest.kept_step
-    compared = f"While they trained, trials were compared by `{task.report_metric}`." if task.report_metric else ""
-    steps = manifest.hyperparameters.max_steps
-    kept = f"This is the state of step {step} of {steps}, whose report was the best one." if step is not None else ""
-    return [" ".join(filter(None, (compared, kept)))] if compared or kept else []
-
-
 def _seeds(manifest: Manifest) -> str:
     refits = manifest.refits
     if not refits:
@@ -126,28 +137,6 @@ def _seeds(manifest: Manifest) -> str:
         f"Test is the score of this very adapter. Over seeds: mean and standard deviation with the same recipe trained "
         f"from {len(refits)} other seeds{failed} ({metric} {', '.join(scores) or 'none'})."
     )
-
-
-def _baseline_table(manifest: Manifest) -> list[str]:
-    """Return what simple models reach on the test rows, beside the adapter; nothing where that is not known."""
-    metric = manifest.task.metric
-    rows = [("this adapter", number(manifest.test_metrics.get(metric)))]
-    rows += [(_describe(one, manifest.task), number(one.test_metrics.get(metric))) for one in manifest.baselines]
-    return [table(("on the same test rows", metric), rows)] if manifest.baselines else []
-
-
-def _slice_table(manifest: Manifest) -> list[str]:
-    """Return the score on each slice of the test rows; nothing where the task has no slices."""
-    rows = [(each.name.replace("|", "&#124;"), f"{each.num_rows:,}", number(each.score)) for each in manifest.slices]
-    return [table(("slice of the test rows", "rows", manifest.task.metric), rows)] if rows else []
-
-
-def _describe(baseline: Baseline, task: Task) -> str:
-    from loraxs_search.tasks.baselines import baseline_title
-
-    if baseline.answer is None:
-        return baseline_title(baseline.name)
-    return f"always {_kind(task).show(baseline.answer)}"
 
 
 def size_table(manifest: Manifest) -> str:
@@ -174,21 +163,34 @@ def size_table(manifest: Manifest) -> str:
 
 
 def _loading(manifest: Manifest) -> str:
-    from loraxs_search.tasks.asking import base_argument, between_texts, loading_code, revision_argument, where_base_is
+    from loraxs_search.tasks.asking import (
+        asking_code,
+        base_argument,
+        between_texts,
+        loading_code,
+        revision_argument,
+        where_base_is,
+    )
 
-    base, kind = replace(manifest.base_model, sha256=manifest.base_digest), _kind(manifest.task)
+    base, task, kind = replace(manifest.base_model, sha256=manifest.base_digest), manifest.task, _kind(manifest.task)
+    method, name = method_of(manifest.hyperparameters), task.registered_name
     dtype = None if manifest.factors else "float32"  # factor files are of the checkpoint's type, and its head is kept
+    predicting = asking = ""
+    if kind.serving is not None:
+        columns = ", ".join(json.dumps(f"<{column}>", ensure_ascii=False) for column in kind.question_texts)
+        predicting = f'\nanswers = loraxs_search.predict("{name}", [{columns}])'
+        code = asking_code(replace(kind.serving, ends=manifest.ends))
+        asking = f"\n\nAsk it as in training:\n\n```python\n{code}\n```"
     own = f"""With this package, wherever the search found its base:
 
 ```python
 import loraxs_search
-model = loraxs_search.load_adapter("{manifest.task.registered_name}")
-tokenizer = loraxs_search.load_tokenizer("{manifest.task.registered_name}"){_predicting(kind)}
+model = loraxs_search.load_adapter("{name}")
+tokenizer = loraxs_search.load_tokenizer("{name}"){predicting}
 ```"""
-    if manifest.task.pooling != "class" and not method_of(manifest.hyperparameters).says_pooling:
-        return (
-            f"{own}{between_texts(manifest.task)}\n\nPEFT alone refuses it: its files cannot say what the head reads."
-        )
+    if task.pooling != "class" and not method.says_pooling:
+        return f"{own}{between_texts(task)}\n\nPEFT alone refuses it: its files cannot say what the head reads."
+    has_vllm = method.has_plain_lora and task.pooling == "class"
     return f"""{own}
 
 With transformers and PEFT, from this folder, {where_base_is(base)}:
@@ -198,107 +200,42 @@ import loraxs_search, peft, transformers
 {loading_code(kind, base, dtype=dtype)}
 tokenizer = transformers.AutoTokenizer.from_pretrained({base_argument(base)}{revision_argument(base)})
 model = peft.PeftModel.from_pretrained(base, ".").eval()
-```{between_texts(manifest.task)}{_asking(manifest)}{_vllm(manifest)}"""
+```{between_texts(task)}{asking}{_plain_lora(manifest) if has_vllm else ""}"""
 
 
-def _samples(manifest: Manifest) -> list[str]:
-    """Return test rows beside the adapter's answers; nothing where none were kept."""
-    from loraxs_search.tasks.asking import fenced
-
-    if not manifest.samples:
-        return []
-    rows = [
-        f"Prompt:\n\n{fenced(sample.prompt)}\n\nReference:\n\n{fenced(sample.reference)}\n\n"
-        f"Answer:\n\n{fenced(sample.answer)}"
-        for sample in manifest.samples
-    ]
-    return ["## Answers", "The first test rows, with what this adapter makes of them.", "\n\n---\n\n".join(rows)]
-
-
-def _serving(manifest: Manifest) -> Serving | None:
-    serving = _kind(manifest.task).serving
-    return serving and replace(serving, ends=manifest.ends)
-
-
-def _prompt(manifest: Manifest) -> list[str]:
-    """Return how the adapter was asked in training; nothing where it is not asked by a prompt."""
-    from loraxs_search.tasks.asking import prompt_section
-
-    serving = _serving(manifest)
-    return [] if serving is None else ["## Prompt", prompt_section(serving)]
-
-
-def _asking(manifest: Manifest) -> str:
-    """Return code that asks as in training, without this package; nothing where no text is written."""
-    from loraxs_search.tasks.asking import asking_code
-
-    serving = _serving(manifest)
-    return "" if serving is None else f"\n\nAsk it as in training:\n\n```python\n{asking_code(serving)}\n```"
-
-
-def _predicting(kind: TaskKind) -> str:
-    if kind.serving is None:
-        return ""
-    columns = ", ".join(json.dumps(f"<{name}>", ensure_ascii=False) for name in kind.question_texts)
-    return f'\nanswers = loraxs_search.predict("{kind.task.registered_name}", [{columns}])'
-
-
-def _vllm(manifest: Manifest) -> str:
-    """Return how vLLM serves the adapter; nothing where it cannot be written as plain LoRA."""
-    if not method_of(manifest.hyperparameters).has_plain_lora or manifest.task.pooling != "class":
-        return ""
-    ref, rank = manifest.base_model, _lora_rank(manifest)
+def _plain_lora(manifest: Manifest) -> str:
+    """Return how vLLM and llama.cpp serve the adapter."""
+    name, ref = manifest.task.registered_name, manifest.base_model
     base, where = (ref.id, "") if ref.package is None else ("FOLDER", "; FOLDER is `folder` of the code above")
     has_head = _kind(manifest.task).model.num_outputs is not None
     own = "" if has_head else " --generation-config vllm"  # without the penalties of the base's own settings
     limits = "for a base that vLLM adapts; it does not take a trained head" if has_head else "for a base that it adapts"
-    return f"""
+    lora_rank = method_of(manifest.hyperparameters).lora_rank(manifest.hyperparameters)
+    rank = next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= lora_rank), 512)  # those vLLM takes
+    vllm = f"""
 
 With vLLM, as plain LoRA ({limits}{where}):
 
 ```console
-loraxs-search pull {manifest.task.registered_name} --format lora --out adapters/{manifest.task.registered_name}
+loraxs-search pull {name} --format lora --out adapters/{name}
 vllm serve {base} --enable-lora --max-lora-rank {rank}{own} \\
---lora-modules {manifest.task.registered_name}=adapters/{manifest.task.registered_name}
-```{"" if has_head else _gguf(manifest)}"""
-
-
-def _gguf(manifest: Manifest) -> str:
-    return f"""
+--lora-modules {name}=adapters/{name}
+```"""
+    if has_head:
+        return vllm
+    return f"""{vllm}
 
 With llama.cpp and Ollama, as plain LoRA in a GGUF file; the folder's README.md says how:
 
 ```console
-loraxs-search pull {manifest.task.registered_name} --format gguf --out adapters/{manifest.task.registered_name}-gguf
+loraxs-search pull {name} --format gguf --out adapters/{name}-gguf
 ```"""
-
-
-def _short(value: Scalar) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _kind(task: Task) -> TaskKind:
     from loraxs_search.tasks.kinds import kind_of  # numpy, which reading a champion does without
 
     return kind_of(task)
-
-
-def _lora_rank(manifest: Manifest) -> int:
-    """Return the least rank of those that vLLM takes which holds the adapter."""
-    own = method_of(manifest.hyperparameters).lora_rank(manifest.hyperparameters)
-    return next((rank for rank in (8, 16, 32, 64, 128, 256, 320, 512) if rank >= own), 512)
-
-
-def _data(task: Task) -> str:
-    from loraxs_search.tasks.asking import source_names
-
-    names = source_names(task.source)
-    return ", ".join(names if task.source.hub else [f"`{name}`" for name in names]) or "not named"
-
-
-def _started(manifest: Manifest) -> str:
-    start = manifest.start_from
-    return "" if start is None else f" It started from `{start.name}` (content `{start.digest[:16]}`)."
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -310,3 +247,130 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def number(value: float | None) -> str:
     """Return a score as tables have it."""
     return "-" if value is None else f"{value:.4f}"
+
+
+# ---- MLflow's pages --------------------------------------------------------------------------------------------------
+MAX_PAGE = 5000  # characters of a description in MLflow's tables
+_MAX_LINE = 300
+_USING = "```\nloraxs-search pull {name}\nloraxs-search predict {name} TEXT\n```"
+_WORKSPACE = "?workflowType=machine_learning"  # that MLflow's pages open a link in
+
+
+def version_page(manifest: Manifest, candidate: Candidate, decision: Decision, version: int) -> str:
+    """Return the description of a version: how good and how big it is, why it was promoted, how to pull it."""
+    name = f"{manifest.task.registered_name}:{version}"
+    reasons = list(decision.reasons)
+    if decision.comparisons:  # the more often its test rows were used, the less the next score says
+        last = decision.comparisons[-1]
+        sure = f", held to a confidence of {show_confidence(last.confidence)}" if last.confidence else ""
+        reasons.append(f"comparison {last.number} on these test rows{sure}")
+    reasons += ["promoted by force"] * decision.forced
+    before = [
+        f"{_headline(candidate, decision.metric)} On `{manifest.base_model.id}`, promoted {decision.at[:10]}.",
+        score_table(manifest),
+        *_baseline_table(candidate, decision.metric),
+        "### Why it was promoted",
+    ]
+    after = [
+        "### Size",
+        size_table(manifest),
+        "### Use it",
+        _USING.format(name=name),
+        f"Trial `{manifest.trial_id}` of study `{manifest.study}`. How to load it with PEFT and others: `README.md` "
+        "among its files.",
+    ]
+    return _page(before, [f"- {_line(reason)}" for reason in reversed(reasons)], after, newest_last=True)
+
+
+def task_page(task: str, champion: RegisteredAdapter | None, history: Sequence[Decision]) -> str:
+    """Return the description of a task's registered model: its champion, how to pull it, and what was decided."""
+    before, rows = ["This task has no champion: none was promoted, or it was removed."], []
+    if champion is not None:
+        candidate, metric = champion.candidate, champion.decision.metric
+        on = f", on `{candidate.base_model}`." if candidate.base_model else "."
+        before = [
+            f"The champion is [version {champion.version}](#/models/{task}/versions/{champion.version}{_WORKSPACE}). "
+            f"{_headline(candidate, metric)} Trial `{candidate.trial_id}` of study `{candidate.study}`{on}",
+            *_baseline_table(candidate, metric),
+            "### Use it",
+            _USING.format(name=task),
+        ]
+    for decision in reversed(history):
+        done = {"rollback": "rolled back", "remove": "removed"}.get(decision.action)
+        version = f"version {decision.version}, " if decision.version else ""
+        cells = (
+            f"{decision.at[:10]} {decision.at[11:16]}",
+            f"{done or ('promoted' if decision.promoted else 'refused')}{', by force' if decision.forced else ''}",
+            f"{version}{decision.study}/{decision.winner}" if decision.winner else decision.study,
+            f"{decision.metric} {number(decision.winner_metric)}" if decision.winner_metric is not None else "-",
+            decision.reasons[-1] if decision.reasons else "",
+        )
+        rows.append(f"| {' | '.join(_line(cell).replace('|', '&#124;') for cell in cells)} |")
+    head = "| when | what | which | score | why |\n|---|---|---|---|---|"
+    return _page([*before, "### History"], rows, [], head=head)
+
+
+def _headline(candidate: Candidate, metric: str) -> str:
+    over_seeds = seed_statistics(candidate).get(metric)
+    seeds = f", {over_seeds} on validation rows over {over_seeds.count} seeds" if over_seeds else ""
+    test = candidate.test_metrics.get(metric)
+    score = f"{metric} {test:.4f} on the test rows" if test is not None else f"{metric}, not scored on test rows"
+    return f"{score}{seeds}; {candidate.stored_bytes:,} bytes."
+
+
+def _baseline_table(candidate: Candidate, metric: str) -> list[str]:
+    """Return what simple models reach on the same test rows; nothing where that is not known."""
+    from loraxs_search.tasks.baselines import baseline_title
+
+    scored = [baseline for baseline in candidate.baselines if metric in baseline.test_metrics]
+    rows = [("**this adapter**", f"**{number(candidate.test_metrics.get(metric))}**")]
+    rows += [(baseline_title(baseline.name), number(baseline.test_metrics[metric])) for baseline in scored]
+    return [table(("on the same test rows", metric), rows)] if scored else []
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _MAX_LINE else f"{line[: _MAX_LINE - 1]}…"
+
+
+def _page(
+    before: Sequence[str], lines: Sequence[str], after: Sequence[str], head: str = "", newest_last: bool = False
+) -> str:
+    """Join the parts of a page; of `lines`, the first ones that fit."""
+    room = MAX_PAGE - len("\n\n".join([*before, head, *after])) - 60  # for what says that some are left out
+    kept: list[str] = []
+    for line in lines:
+        room -= len(line) + 1
+        if room < 0:
+            break
+        kept.append(line)
+    more = len(lines) - len(kept)
+    left_out = [f"{more} more are left out; `loraxs-search history` has all."] if more else []
+    body = "\n".join(filter(None, [head, *(reversed(kept) if newest_last else kept)]))
+    return "\n\n".join([*before, body, *left_out, *after])[:MAX_PAGE]
+
+
+def summarise(task: str, version: int, candidate: Candidate, decision: Decision) -> TaskSummary:
+    """Return the line of a task whose champion is `version`."""
+    over_seeds = seed_statistics(candidate).get(decision.metric)
+    return TaskSummary(
+        task=task,
+        version=version,
+        metric=decision.metric,
+        score=candidate.test_metrics.get(decision.metric),
+        mean=over_seeds.mean if over_seeds else None,
+        spread=over_seeds.deviation if over_seeds else None,
+        stored_bytes=candidate.stored_bytes,
+        base_model=candidate.base_model,
+        promoted_at=decision.at,
+    )
+
+
+def describe_summary(summary: TaskSummary) -> str:
+    """Return the line as people read it among a registered model's tags."""
+    if summary.version is None:
+        return "none"
+    over_seeds = f" ({SeedStatistics(summary.mean, summary.spread, 0)} over seeds)" if summary.mean is not None else ""
+    score = "-" if summary.score is None else f"{summary.score:.4f}"
+    size = "" if summary.stored_bytes is None else f", {summary.stored_bytes:,} bytes"
+    return f"version {summary.version}, {summary.metric} {score}{over_seeds}{size}"

@@ -15,19 +15,13 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from loraxs_search.errors import IntegrityError
 from loraxs_search.home import factor_path, factor_variant_path, unchecked_factor_path, write_atomic
 from loraxs_search.mlflow_client import ensure_experiment
-from loraxs_search.registry import _mlflow
-from loraxs_search.registry._mlflow import connect, fetch_file, list_files
-from loraxs_search.registry.names import is_sha256
+from loraxs_search.registry.reads import StoreReader
+from loraxs_search.registry.versions import is_sha256
 from loraxs_search.safetensors_header import entry_of
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
 
 _NAMES = ("left", "singular_values", "right")
 
@@ -124,27 +118,35 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class _FactorSet:
+class FactorSet:
     """Where the files of a set lie, and the logged model that they are of."""
 
     source: str
     model_id: str
 
 
-def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, factors: Mapping[str, str]) -> None:
+def publish(store: StoreReader, base_digest: str, base_id: str, factors: Mapping[str, str]) -> None:
     """Add the factors that an adapter stands on to its base's set, those that are there whole already excepted.
 
     Args:
         factors: Key to checksum, as the manifest has them. Files that this machine lacks are left out, with a notice.
     """
-    here = {f"{key}-{checksum[:16]}.safetensors": factors_at(key, checksum) for key, checksum in factors.items()}
+    here = {_file_name(key, checksum): factors_at(key, checksum) for key, checksum in factors.items()}
     missing = [name for name, path in here.items() if path is None]
     if missing:
         _logger.warning("%d factor files of %s are not on this machine and not registered", len(missing), base_id)
     if not any(here.values()):
         return
-    factor_sets = _find(client, base_digest) or [_create(client, uri, base_digest, base_id)]
-    listed = [(factor_set, _listed(factor_set.source, uri)) for factor_set in factor_sets]
+    client, factor_sets = store.client, sets_of(store, base_digest)
+    if not factor_sets:
+        experiment = ensure_experiment(client, store.uri, _EXPERIMENT, _NOTE)
+        tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
+        name = f"factors-{base_digest[:32]}"
+        model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS", tags=tags)
+        model = client.finalize_logged_model(model.model_id, "READY")
+        client.set_experiment_tag(experiment, f"{_TAG}{base_digest}.{model.model_id}", model.artifact_location)
+        factor_sets = [FactorSet(model.artifact_location, str(model.model_id))]
+    listed = [(factor_set, _listed(store, factor_set.source)) for factor_set in factor_sets]
     for factor_set, sizes in listed:
         with tempfile.TemporaryDirectory() as folder:
             for name, path in here.items():
@@ -157,7 +159,7 @@ def publish(client: MlflowClient, uri: str, base_digest: str, base_id: str, fact
                 client.log_model_artifacts(factor_set.model_id, folder)
 
 
-def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
+def bring(store: StoreReader, base_digest: str, factors: Mapping[str, str]) -> int:
     """Fetch the factors that this machine lacks from the base's set, and return how many came.
 
     They are put aside: whoever loads the base checks them against its weights before they are used.
@@ -168,61 +170,45 @@ def bring(uri: str, base_digest: str, factors: Mapping[str, str]) -> int:
     missing = {key: checksum for key, checksum in factors.items() if lacks_factors(key, checksum)}
     if not missing:
         return 0
-    factor_sets = sets_of(uri, base_digest)
+    factor_sets = sets_of(store, base_digest)
     if not factor_sets:
         _logger.warning("the registry has no factors of base %s: they are computed here", base_digest[:16])
         return 0
-    files = {name: (each.source, size) for each in factor_sets for name, size in _listed(each.source, uri).items()}
-    names = {key: f"{key}-{checksum[:16]}.safetensors" for key, checksum in missing.items()}
-    wanted = [(*files[name], key, missing[key], name) for key, name in names.items() if name in files]
+    files = {name: (each.source, size) for each in factor_sets for name, size in _listed(store, each.source).items()}
+
+    def fetch(key: str) -> int:
+        name = _file_name(key, missing[key])
+        if name not in files:
+            return 0
+        source, size = files[name]
+        with tempfile.TemporaryDirectory() as folder:
+            content = store.fetch_file(source, name, Path(folder), size or _MAX_BYTES).read_bytes()
+        keep_unchecked(key, content)
+        if lacks_factors(key, missing[key]):
+            raise IntegrityError(
+                f"Factor file {name} must have checksum {missing[key][:16]}..., but it has another.",
+                hint="tell whoever keeps the registry",
+            )
+        return 1
+
     with ThreadPoolExecutor(_AT_ONCE, "factors") as threads:
-        return sum(threads.map(lambda item: _fetch(uri, *item), wanted))
+        return sum(threads.map(fetch, missing))
 
 
-def _fetch(uri: str, source: str, num_bytes: int, key: str, checksum: str, name: str) -> bool:
-    with tempfile.TemporaryDirectory() as folder:
-        content = fetch_file(uri, source, name, Path(folder), num_bytes or _MAX_BYTES).read_bytes()
-    keep_unchecked(key, content)
-    if lacks_factors(key, checksum):
-        raise IntegrityError(
-            f"Factor file {name} must have checksum {checksum[:16]}..., but it has another.",
-            hint="tell whoever keeps the registry",
-        )
-    return True
+def sets_of(store: StoreReader, base_digest: str) -> list[FactorSet]:
+    """Return a base's sets: one, or several where promoters made one each."""
+    prefix, tags = f"{_TAG}{base_digest}.", store.experiment_tags(_EXPERIMENT)
+    return [FactorSet(tags[key], key.removeprefix(prefix)) for key in sorted(tags) if key.startswith(prefix)]
 
 
-def _listed(source: str, uri: str) -> dict[str, int]:
+def _listed(store: StoreReader, source: str) -> dict[str, int]:
     """Return the files of a set and their sizes; none if nothing has been logged yet."""
-    sizes = {file.name: file.num_bytes for file in list_files(uri, source) if not file.is_dir}
+    sizes = {file.name: file.num_bytes for file in store.list_files(source) if not file.is_dir}
     for name, size in sizes.items():
         if size > _MAX_BYTES:
             raise IntegrityError(f"Factor file {name} must have at most {_MAX_BYTES:,} bytes, but got {size:,}.")
     return sizes
 
 
-def sets_of(uri: str, base_digest: str) -> list[_FactorSet]:
-    """Return a base's sets: one, or several where promoters made one each. A server is asked without MLflow."""
-    return _mlflow.plainly(
-        uri,
-        lambda: _read(_mlflow.find_experiment(uri, _EXPERIMENT), base_digest),
-        lambda: _find(connect(uri), base_digest),
-    )
-
-
-def _find(client: MlflowClient, base_digest: str) -> list[_FactorSet]:
-    return _read(client.get_experiment_by_name(_EXPERIMENT), base_digest)
-
-
-def _read(experiment: Any | None, base_digest: str) -> list[_FactorSet]:
-    prefix, tags = f"{_TAG}{base_digest}.", experiment.tags if experiment is not None else {}
-    return [_FactorSet(tags[key], key.removeprefix(prefix)) for key in sorted(tags) if key.startswith(prefix)]
-
-
-def _create(client: MlflowClient, uri: str, base_digest: str, base_id: str) -> _FactorSet:
-    experiment = ensure_experiment(client, uri, _EXPERIMENT, _NOTE)
-    tags = {"loraxs.base_digest": base_digest, "loraxs.base_model": base_id}
-    name = f"factors-{base_digest[:32]}"
-    model = client.create_logged_model(experiment, name=name, model_type="LORAXS-FACTORS", tags=tags)
-    model = client.finalize_logged_model(model.model_id, "READY")
-    client.set_experiment_tag(experiment, f"{_TAG}{base_digest}.{model.model_id}", model.artifact_location)
-    return _FactorSet(model.artifact_location, str(model.model_id))
+def _file_name(key: str, checksum: str) -> str:
+    return f"{key}-{checksum[:16]}.safetensors"

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from loraxs_search.records import Candidate, Direction, Manifest, PromotionRule, Task
 
@@ -43,6 +44,11 @@ class Criterion:
     def show(self, metrics: Mapping[str, float]) -> str:
         """Return name and value, as shown to users."""
         return f"{self.metric} {metrics[self.metric]:.4f}"
+
+    def describe(self, candidate: Candidate, rows: Literal["validation", "test"] = "validation") -> str:
+        """Return a candidate with its score on these rows and its size, as shown to users."""
+        metrics = candidate.test_metrics if rows == "test" else candidate.validation_metrics
+        return f"{candidate.trial_id} ({self.show(metrics)}, {show_bytes(candidate)})"
 
 
 def better_when(metric: str, otherwise: Direction) -> Direction:
@@ -103,9 +109,17 @@ def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> 
     better metric, then the lower trial id), whatever the order they come in.
     """
     criterion = Criterion.of(rule, task)
-    checked = [(c, _fault(rule, task, criterion, c)) for c in sorted(candidates, key=identity)]
-    eligible = [candidate for candidate, fault in checked if fault is None]
-    reasons = [f"{candidate.trial_id} is out: {fault}" for candidate, fault in checked if fault is not None]
+    eligible, reasons = list[Candidate](), list[str]()
+    for candidate in sorted(candidates, key=lambda candidate: candidate.name):
+        fault = criterion.fault(candidate.validation_metrics, "validation")
+        if candidate.task != task.registered_name:
+            fault = f"it is of task {candidate.task}"
+        elif fault is None and rule.max_bytes is not None and candidate.stored_bytes > rule.max_bytes:
+            fault = f"it stores {show_bytes(candidate)}, more than max_bytes={rule.max_bytes:,}"
+        if fault is None:
+            eligible.append(candidate)
+        else:
+            reasons.append(f"{candidate.trial_id} is out: {fault}")
     if not eligible:
         none = "no trial of a method that may be promoted has trained all its steps"
         return FinalistChoice(None, (*reasons, "no candidate may be promoted" if candidates else none))
@@ -115,21 +129,11 @@ def choose(rule: PromotionRule, task: Task, candidates: Sequence[Candidate]) -> 
 
     best = max(eligible, key=value)  # the first of equals, in trial order
     peers = [c for c in eligible if value(best) - value(c) <= rule.tolerance + NOISE]
-    finalist = min(peers, key=lambda c: (c.stored_bytes, -value(c), identity(c)))
-    reasons.append(f"best of {len(eligible)} on validation rows: {_show(criterion, best)}")
+    finalist = min(peers, key=lambda c: (c.stored_bytes, -value(c), c.name))
+    reasons.append(f"best of {len(eligible)} on validation rows: {criterion.describe(best)}")
     if finalist is not best:
-        reasons.append(f"smallest within tolerance={rule.tolerance:g} of it: {_show(criterion, finalist)}")
+        reasons.append(f"smallest within tolerance={rule.tolerance:g} of it: {criterion.describe(finalist)}")
     return FinalistChoice(finalist, tuple(reasons))
-
-
-def identity(candidate: Candidate) -> str:
-    """Return the name of a candidate across studies, shown to users: `study/trial_id`."""
-    return f"{candidate.study}/{candidate.trial_id}"
-
-
-def key(candidate: Candidate) -> str:
-    """Return what no other candidate has: its name, and its study's id, since two people may name studies alike."""
-    return candidate.key
 
 
 def trial_of(trial_id: str) -> str:
@@ -140,17 +144,3 @@ def trial_of(trial_id: str) -> str:
 def show_bytes(candidate: Candidate) -> str:
     """Return what a candidate stores, as shown to users."""
     return f"{candidate.stored_bytes:,} bytes"
-
-
-def _show(criterion: Criterion, candidate: Candidate) -> str:
-    return f"{candidate.trial_id} ({criterion.show(candidate.validation_metrics)}, {show_bytes(candidate)})"
-
-
-def _fault(rule: PromotionRule, task: Task, criterion: Criterion, candidate: Candidate) -> str | None:
-    if candidate.task != task.registered_name:
-        return f"it is of task {candidate.task}"
-    if fault := criterion.fault(candidate.validation_metrics, "validation"):
-        return fault
-    if rule.max_bytes is not None and candidate.stored_bytes > rule.max_bytes:
-        return f"it stores {show_bytes(candidate)}, more than max_bytes={rule.max_bytes:,}"
-    return None

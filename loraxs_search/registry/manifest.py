@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -46,37 +47,54 @@ def lies_beside(name: str, is_dir: bool) -> bool:
     return is_dir if name == _EVIDENCE else name in MLFLOW_FILES and not is_dir
 
 
-def verify(folder: Path, *, in_registry: bool = False) -> Manifest:
+def verify(folder: Path, *, in_registry: bool = False, digest: str | None = None) -> Manifest:
     """Check every file of `folder` against its manifest, and return the manifest.
 
     Args:
         in_registry: Whether the folder holds a version as the registry does, with what `lies_beside` the adapter.
+        digest: Its content address, where that is known.
     Raises:
         IntegrityError: a file differs, is missing, is not listed, or is of a kind or size that is not taken.
     """
-    manifest = read(folder)
-    present = {path.name: path for path in _files(folder, in_registry) if path.name != MANIFEST}
+    manifest, present = read(folder, digest), dict[str, Path]()
+    for path in sorted(folder.iterdir()):
+        if path.name == MANIFEST or (in_registry and lies_beside(path.name, path.is_dir())):
+            continue
+        _check_plain(path, path.lstat())
+        check_file(path.name, path.stat().st_size)
+        present[path.name] = path
     for name in sorted(present.keys() | manifest.files.keys()):
         place = folder / name
         if name not in present:
             raise IntegrityError(f"{place} is missing: the manifest lists it.", hint=_HINT)
         if name not in manifest.files:
             raise IntegrityError(f"{place} is not listed in the manifest.", hint=_HINT)
-        actual = file_sha256(present[name])
-        if actual != manifest.files[name]:
-            listed = manifest.files[name]
+        actual, listed = file_sha256(place), manifest.files[name]
+        if actual != listed:
             raise IntegrityError(f"{place} must have sha256 {listed[:16]}..., but got {actual[:16]}...", hint=_HINT)
     return manifest
 
 
-def read(folder: Path) -> Manifest:
-    """Return the manifest of `folder`, checking nothing else.
+def read(folder: Path, digest: str | None = None) -> Manifest:
+    """Return the manifest of `folder`, checking nothing but its digest, where that is known.
 
     Raises:
-        IntegrityError: there is none, or it is not one this version reads.
+        IntegrityError: there is none, it is another one, or not one that this version reads.
     """
     path = folder / MANIFEST
-    check_file(path.name, _size(path))
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise IntegrityError(
+            f"{path} is missing: this is no adapter folder.", hint="`loraxs-search pull TASK` makes one"
+        ) from error
+    _check_plain(path, status)
+    check_file(path.name, status.st_size)
+    if digest is not None and (actual := folder_digest(folder)) != digest:
+        raise IntegrityError(
+            f"{folder} must have digest {digest[:16]}..., but got {actual[:16]}...: its manifest was exchanged.",
+            hint=_HINT,
+        )
     return parse_manifest(path.read_bytes(), str(path))
 
 
@@ -115,22 +133,6 @@ def check_link(source: str, name: str) -> None:
 _HINT = "do not use this folder; pull the adapter again"
 
 
-def _files(folder: Path, in_registry: bool) -> list[Path]:
-    files = sorted(path for path in folder.iterdir() if not (in_registry and lies_beside(path.name, path.is_dir())))
-    for path in files:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)
-        check_file(path.name, path.stat().st_size)
-    return files
-
-
-def _size(path: Path) -> int:
-    try:
-        status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise IntegrityError(
-            f"{path} is missing: this is no adapter folder.", hint="`loraxs-search pull TASK` makes one"
-        ) from error
+def _check_plain(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise IntegrityError(f"{path} must be a plain file: no folders, no links.", hint=_HINT)
-    return status.st_size

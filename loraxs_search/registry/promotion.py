@@ -1,7 +1,14 @@
-"""The promotion rule, pure: whether a finalist becomes champion. Test rows decide; `finalist.choose` says who it is."""
+"""The promotion rule, pure: whether a finalist becomes champion. Test rows decide; `finalist.choose` says who it is.
+
+The more often adapters were compared on the same rows, the surer a gain must be. Tolerance is measured from the best
+champion there was on them: each smaller champion may be a little worse, and measured from the champion before, such
+losses would add up.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,12 +27,10 @@ from loraxs_search.records import (
     SliceScore,
     Task,
 )
-from loraxs_search.registry.finalist import NOISE, Criterion, better_when, identity, key, show_bytes
-from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference
+from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_bytes
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.baselines import BaselineAnswer
-    from loraxs_search.registry.scored_rows import ScoredRows
+    from loraxs_search.registry.evidence import BaselineAnswer, ScoredRows
     from loraxs_search.tasks.kinds import Metric
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
@@ -34,8 +39,135 @@ _CONSTANT = "with `--require constant` only the constant answer counts"
 BASELINES = "constant"  # whom a first champion is compared with: all baselines
 _TINY = 1e-4
 _FORCE = "`--force` promotes it all the same"
+MAX_SEEN = 200  # that a record has room for
 
 
+# ---- uses of the same test rows --------------------------------------------------------------------------------------
+class ComparisonHistory:
+    """Comparisons on the same test rows, and finalists that were scored there: each finalist counts once.
+
+    The same finalist and opponent again are the same comparison. All comparisons together have the error that one may
+    have: the n-th has the share 1 / (n (n + 1)) of it, and one that finds a significant gain hands its own share on to
+    the next (an online fallback procedure: Tian and Ramdas, arXiv 1910.04900).
+
+    Args:
+        past: Every decision on the task, oldest first.
+        test_rows: Their fingerprint; other rows have their own count.
+        seen: Keys of finalists that have answered these rows, whether or not anything was decided on them.
+    """
+
+    def __init__(self, past: Iterable[Decision], test_rows: str, seen: Iterable[str] = ()) -> None:
+        self._test_rows = test_rows
+        self._made: dict[tuple[str, str], ComparisonRecord] = {}
+        self._last = 0
+        self._counted: set[str] = set()  # digests of finalists
+        for decision in past:
+            self.take(decision)
+        self._seen = list(dict.fromkeys(map(digest_of, seen)))
+
+    def take(self, decision: Decision) -> None:
+        """Count the comparisons and finalists of a decision."""
+        if decision.test_fingerprint != self._test_rows:
+            return
+        if not decision.comparisons:
+            self._last += len(set(decision.seen) - self._counted)
+        self._counted.update(decision.seen)
+        for made in decision.comparisons:  # whose number is that of those seen before, too
+            self._made.setdefault((made.finalist, made.opponent), made)
+            self._last = max(self._last, made.number)
+
+    def number(self, finalist: str, opponent: str) -> int:
+        """Return the number of a comparison: its own where it was made before, else the next one."""
+        if (known := self._made.get((finalist, opponent))) is not None:
+            return known.number
+        is_counted = digest_of(finalist) in self._counted - self._compared
+        return 1 + self._last + len(self.uncounted(finalist)) - is_counted
+
+    def level(self, finalist: str, opponent: str, error: float) -> float:
+        """Return the chance of error that a comparison may have, of `error` for all together."""
+        known, number = self._made.get((finalist, opponent)), self.number(finalist, opponent)
+        if known is not None and known.confidence:
+            return 1 - known.confidence
+        last = next(reversed(self._made.values()), None)
+        found = last is not None and last.p_value is not None and last.p_value <= 1 - last.confidence + NOISE
+        found = found and number == self._last + 1  # else the share is one of the finalists' between, maybe worse ones
+        handed_on = 1 - last.confidence if last is not None and found else 0.0
+        return min(error, error / (number * (number + 1)) + handed_on)
+
+    def uncounted(self, finalist: str) -> tuple[str, ...]:
+        """Return digests of other finalists that were seen and that no decision has counted yet."""
+        known = self._counted | self._compared | {digest_of(finalist)}
+        return tuple(digest for digest in self._seen if digest not in known)[:MAX_SEEN]
+
+    def unmet(self, finalist: str) -> tuple[str, ...]:
+        """Return the digest of a finalist that was compared with nobody so far."""
+        digest = digest_of(finalist)
+        return () if digest in self._compared else (digest,)
+
+    @property
+    def _compared(self) -> set[str]:
+        return {digest_of(finalist) for finalist, _ in self._made}
+
+
+@functools.cache
+def digest_of(finalist: str) -> str:
+    """Return the short digest of a finalist's key, as records of what was seen have it."""
+    return hashlib.sha256(finalist.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class ToleranceReference:
+    """A version of the task's adapters, and its score on the test rows.
+
+    Args:
+        rows: Its answers to them.
+        fault: Why there are none.
+    """
+
+    version: int
+    metric: float
+    rows: ScoredRows | None = field(default=None, compare=False)
+    fault: str = field(default="", compare=False)
+
+
+def find_tolerance_reference(
+    criterion: Criterion, test_rows: str, past: Sequence[Decision], champion: ToleranceReference | None
+) -> ToleranceReference | None:
+    """Return the best version that was champion on these test rows.
+
+    Versions that were rolled back, removed or force-promoted do not count. The present champion counts as it was scored
+    on these rows, anew where they are new to it.
+
+    Args:
+        past: Every decision on the task, oldest first.
+        champion: The present one; None when there is none that could be scored on these rows.
+    """
+    scores, left, forced, holder = dict[int, float](), set[int](), set[int](), None
+    for decision in past:
+        version = decision.version
+        is_here = decision.test_fingerprint == test_rows and decision.metric == criterion.metric
+        for made in decision.comparisons if is_here else ():
+            if made.reference_version is not None and made.reference_metric is not None:
+                scores.setdefault(made.reference_version, made.reference_metric)
+        if version is None:
+            continue
+        if decision.action == "remove":
+            left.add(version)
+        elif decision.promoted:
+            if decision.action == "rollback" and holder is not None:
+                left.add(holder)
+            left.discard(version)
+            if decision.action == "promote" and is_here and decision.winner_metric is not None:
+                scores[version] = decision.winner_metric
+                (forced.add if decision.forced else forced.discard)(version)
+            holder = version
+    if champion is not None:
+        scores.setdefault(champion.version, champion.metric)
+    usable = [ToleranceReference(v, metric) for v, metric in scores.items() if v not in left | forced]
+    return max(usable, key=lambda one: (criterion.sign * one.metric, -one.version), default=None)
+
+
+# ---- the rule --------------------------------------------------------------------------------------------------------
 @dataclass(frozen=True, eq=False)
 class Scored:
     """An adapter that was scored on test rows, and its answers to them; None if they were not kept.
@@ -51,20 +183,6 @@ class Scored:
     alone: ScoredRows | None = None
     answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
     note: str = ""
-
-    def by_answers(self, task: Task, names: Iterable[str]) -> Scored:
-        """Return it with these test metrics as its answers have them: what a record says may have been edited."""
-        if self.rows is None:
-            return self
-        from loraxs_search.registry.scored_rows import score_of
-        from loraxs_search.tasks.kinds import find_metric
-
-        metrics = dict(self.candidate.test_metrics)
-        for name in names:
-            metric = find_metric(name, task)
-            if metric is not None and (score := score_of(metric, self.rows)) is not None:
-                metrics[name] = score
-        return replace(self, candidate=replace(self.candidate, test_metrics=metrics))
 
 
 @dataclass(frozen=True)
@@ -115,15 +233,15 @@ class PromotionTest:
             champion: The current champion as it was scored on these test rows; None when there is none.
             setup: By default this is the first comparison, and no finalist wins by its size.
         """
-        from loraxs_search.registry.baselines import left_out
+        from loraxs_search.registry.evidence import describe_flips, describe_slices, left_out
 
         criterion, candidate, setup = self.criterion, self.finalist.candidate, setup or ComparisonSetup()
         champion = None if champion is None else self.by_answers(champion)
         forcible, flips, slices = True, None, tuple[SliceScore, ...]()
         if fault := criterion.fault(candidate.test_metrics, "test"):
             verdict, forcible = _Verdict(False, f"{candidate.trial_id} cannot be judged: {fault}"), False
-        elif champion is not None and key(candidate) == key(champion.candidate):
-            verdict, forcible = _Verdict(False, f"{identity(candidate)} already is the champion"), False
+        elif champion is not None and candidate.key == champion.candidate.key:
+            verdict, forcible = _Verdict(False, f"{candidate.name} already is the champion"), False
         elif why := self.unready():
             verdict = _Verdict(False, why)
         elif champion is None:
@@ -134,11 +252,15 @@ class PromotionTest:
             if verdict.promoted and (why := self._beaten_by_baseline()):
                 verdict = replace(verdict, promoted=False, reason=f"{verdict.reason}, but {why}")
         forced = setup.forced and forcible and not verdict.promoted
-        score = "" if fault else f"scored on the test rows: {_show(criterion, candidate)}"
-        changed, by_force = _describe_changes(flips, slices), "promoted by force" if forced else ""
-        note = champion.note if champion else ""
-        exempt = left_out(self.rule, candidate.baselines, criterion.metric)
-        reasons = (note, score, *exempt, *changed, verdict.reason, by_force)
+        reasons = [
+            champion.note if champion else "",
+            "" if fault else f"scored on the test rows: {criterion.describe(candidate, 'test')}",
+            *left_out(self.rule, candidate.baselines, criterion.metric),
+            describe_flips(flips) if flips else "",
+            describe_slices(slices),
+            verdict.reason,
+            "promoted by force" if forced else "",
+        ]
         return Decision(
             task=self.task.registered_name,
             study=candidate.study,
@@ -149,7 +271,7 @@ class PromotionTest:
             metric=criterion.metric,
             reasons=tuple(filter(None, reasons)),
             forced=forced,
-            champion=identity(champion.candidate) if champion else None,
+            champion=champion.candidate.name if champion else None,
             p_value=verdict.comparison.p_value if verdict.comparison else None,
             test_fingerprint=candidate.test_fingerprint,
             comparisons=(verdict.comparison,) if verdict.comparison else (),
@@ -173,18 +295,28 @@ class PromotionTest:
             seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
         """
         own = self.finalist.candidate
-        earlier = [key(replace(own, trial_id=trial_id)) for trial_id in own.earlier_finalists]
+        earlier = [replace(own, trial_id=trial_id).key for trial_id in own.earlier_finalists]
         history = ComparisonHistory(past, own.test_fingerprint, [*earlier, *seen])
-        uncounted, unmet = history.uncounted(key(own)), history.unmet(key(own)) if own.test_metrics else ()
-        other = BASELINES if champion is None else key(champion.candidate)
-        level = history.level(key(own), other, 1 - self.rule.confidence)
-        setup = ComparisonSetup(history.number(key(own), other), level, reference, forced)
+        uncounted, unmet = history.uncounted(own.key), history.unmet(own.key) if own.test_metrics else ()
+        other = BASELINES if champion is None else champion.candidate.key
+        level = history.level(own.key, other, 1 - self.rule.confidence)
+        setup = ComparisonSetup(history.number(own.key, other), level, reference, forced)
         decision = self.decide(champion, setup)
         return replace(decision, seen=uncounted if decision.comparisons else (*uncounted, *unmet))
 
     def by_answers(self, scored: Scored) -> Scored:
-        """Return an adapter with the metrics that this rule looks at as its answers have them."""
-        return scored.by_answers(self.task, {self.criterion.metric, *self.rule.guards})
+        """Return an adapter with the metrics that this rule looks at as its answers have them, not as a tag says."""
+        if scored.rows is None:
+            return scored
+        from loraxs_search.registry.evidence import score_of
+        from loraxs_search.tasks.kinds import find_metric
+
+        metrics = dict(scored.candidate.test_metrics)
+        for name in {self.criterion.metric, *self.rule.guards}:
+            metric = find_metric(name, self.task)
+            if metric is not None and (score := score_of(metric, scored.rows)) is not None:
+                metrics[name] = score
+        return replace(scored, candidate=replace(scored.candidate, test_metrics=metrics))
 
     # ---- numbers -----------------------------------------------------------------------------------------------------
     @cached_property
@@ -197,7 +329,7 @@ class PromotionTest:
     @cached_property
     def baselines(self) -> list[BaselineAnswer]:
         """The baselines that the rule requires, as far as they have a score."""
-        from loraxs_search.registry.baselines import baseline_answers
+        from loraxs_search.registry.evidence import baseline_answers
 
         finalist = self.finalist
         if self.metric is None:
@@ -218,7 +350,7 @@ class PromotionTest:
         if rows is None or others is None or metric is None:
             return None
         if id(others) not in self._p_values:
-            from loraxs_search.registry.significance import p_value  # numpy, where rows are there to compare
+            from loraxs_search.registry.evidence import p_value  # numpy, where rows are there to compare
 
             self._p_values[id(others)] = others, p_value(metric, self.criterion.sign, rows, others)
         return self._p_values[id(others)][1]
@@ -232,7 +364,7 @@ class PromotionTest:
         reference = setup.reference
         known = (None, None) if reference is None else (reference.version, reference.metric)
         confidence = 1 - self._level(setup) if self.rule.confidence else 0.0
-        return ComparisonRecord(key(self.finalist.candidate), opponent, setup.number, confidence, p, *known)
+        return ComparisonRecord(self.finalist.candidate.key, opponent, setup.number, confidence, p, *known)
 
     def _held_to(self, setup: ComparisonSetup) -> str:
         return f"comparison {setup.number} on these rows, confidence {show_confidence(1 - self._level(setup))}"
@@ -249,14 +381,15 @@ class PromotionTest:
     # ---- baselines ---------------------------------------------------------------------------------------------------
     def unready(self) -> str:
         """Say why nothing can be decided on these test rows, and what to do; empty where it can."""
-        from loraxs_search.registry.baselines import unlike_rows, unmeasured
+        from loraxs_search.registry.evidence import MIN_ROWS, unlike_rows, unmeasured
 
         finalist, rule = self.finalist, self.rule
         candidate, rows, known = finalist.candidate, finalist.rows, finalist.candidate.baselines
         if rule.confidence and rows is None:
             return f"the answers of {candidate.trial_id} to the test rows are missing: {_FORCE}"
-        if rule.confidence and rows is not None and (few := too_few(len(rows.labels))):
-            return f"{few}; {_FORCE}"
+        if rule.confidence and rows is not None and (num_rows := len(rows.labels)) < MIN_ROWS:
+            needed = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {num_rows}"
+            return f"{needed}: add test rows and search anew; {_FORCE}"
         if rule.require == "all":
             answered = finalist.answers if rule.confidence else [one.name for one in known]
             if found := unmeasured(self.task, known, answered, has_alone=finalist.alone is not None):
@@ -317,7 +450,7 @@ class PromotionTest:
     # ---- the champion ------------------------------------------------------------------------------------------------
     def _against_champion(self, champion: Scored, setup: ComparisonSetup) -> _Verdict:
         """Hold the finalist against the champion, on the same test rows."""
-        criterion, champion_scores, name = self.criterion, champion.candidate.test_metrics, key(champion.candidate)
+        criterion, champion_scores, name = self.criterion, champion.candidate.test_metrics, champion.candidate.key
         if fault := self._incomparable(champion):
             return _Verdict(False, f"not comparable: {fault}")
         p = self.p_value(champion.rows) if self.rule.confidence else None
@@ -328,7 +461,7 @@ class PromotionTest:
             return _Verdict(False, violated, comparison)
         gain = criterion.value(self.finalist.candidate.test_metrics) - criterion.value(champion_scores)
         scores = f"{criterion.show(champion_scores)}, {show_bytes(champion.candidate)}"
-        against = _beside(gain, f"the champion {identity(champion.candidate)} ({scores})")
+        against = _beside(gain, f"the champion {champion.candidate.name} ({scores})")
         described = self._describe_p_value(p, setup) if p is not None else ""
         if gain > NOISE and gain >= self.rule.min_gain - NOISE:
             if p is None or p <= self._level(setup) + NOISE:
@@ -354,7 +487,7 @@ class PromotionTest:
             return loss < margin - NOISE, f"and {max(loss, 0.0):.4f} worse than {of} (margin={margin:g})"
         bound = None
         if rows is not None and reference.rows is not None and self.metric is not None:
-            from loraxs_search.registry.significance import loss_bound
+            from loraxs_search.registry.evidence import loss_bound
 
             bound = loss_bound(self.metric, self.criterion.sign, rows, reference.rows, level)
         if bound is None:
@@ -400,7 +533,7 @@ class PromotionTest:
         rows = self.finalist.rows
         if rows is None or not rows.slices:
             return ()
-        from loraxs_search.registry.scored_rows import slice_scores
+        from loraxs_search.registry.evidence import slice_scores
 
         metric = self.metric
         others = None if champion is None or self._incomparable(champion) else champion.rows
@@ -418,7 +551,7 @@ class PromotionTest:
                     return f"guard: {name} is {flips.negative_share:.4f}, and may be at most {allowed:g}"
                 continue
             if name == SLICE_LOSS:
-                from loraxs_search.registry.scored_rows import losing_slice
+                from loraxs_search.registry.evidence import losing_slice
 
                 if fault := losing_slice(self._slices(champion), allowed):
                     return fault
@@ -432,35 +565,10 @@ class PromotionTest:
         return None
 
 
-def decide(
-    rule: PromotionRule, task: Task, finalist: Scored, champion: Scored | None, setup: ComparisonSetup | None = None
-) -> Decision:
-    """Say whether a finalist becomes champion, as `PromotionTest.decide` does."""
-    return PromotionTest(rule, task, finalist).decide(champion, setup)
-
-
-def too_few(num_rows: int) -> str:
-    """Say that so many test rows decide nothing; empty where they may."""
-    from loraxs_search.registry.significance import MIN_ROWS
-
-    if num_rows >= MIN_ROWS:
-        return ""
-    needed = f"at least {MIN_ROWS} test rows are needed to tell a gain from luck, but there are {num_rows}"
-    return f"{needed}: add test rows and search anew"
-
-
 def show_confidence(confidence: float) -> str:
     """Return a confidence with as many digits as tell it from certainty: 0.9917, 0.999995."""
     error = max(1 - confidence, 1e-15)
     return f"{confidence:.{max(4, 1 - math.floor(math.log10(error)))}f}".rstrip("0").rstrip(".")
-
-
-def _describe_changes(flips: AnswerFlips | None, slices: tuple[SliceScore, ...]) -> list[str]:
-    if flips is None and not slices:
-        return []
-    from loraxs_search.registry.scored_rows import describe_flips, describe_slices
-
-    return [describe_flips(flips) if flips else "", describe_slices(slices)]
 
 
 def _beside(gain: float, other: str) -> str:
@@ -468,7 +576,3 @@ def _beside(gain: float, other: str) -> str:
     if gain > NOISE:
         return f"gain {gain:+.4f} over {other}"
     return f"{-gain:.4f} worse than {other}" if gain < -NOISE else f"no better than {other}"
-
-
-def _show(criterion: Criterion, candidate: Candidate) -> str:
-    return f"{candidate.trial_id} ({criterion.show(candidate.test_metrics)}, {show_bytes(candidate)})"

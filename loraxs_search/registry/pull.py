@@ -1,15 +1,16 @@
 """Pulling an adapter by name into a content-addressed cache: verified, atomic, resumable, quick when it is there.
 
-`--out` copies a folder from the cache.
+What a name last meant here is used when the registry is unreachable, or unchanged since.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loraxs_search.errors import IntegrityError, RegistryError, TrackingError, UnknownTaskError, UsageError
@@ -23,23 +24,23 @@ from loraxs_search.home import (
     lock_beside,
     mark_used,
     remove_whole,
+    write_atomic,
 )
+from loraxs_search.mlflow_uri import redact, sqlite_path
 from loraxs_search.records import Manifest
 from loraxs_search.registry import factor_sets
-from loraxs_search.registry._mlflow import Listed, fetch_file, list_files
-from loraxs_search.registry._versions import RegisteredAdapter
 from loraxs_search.registry.manifest import (
     MANIFEST,
     MAX_BYTES,
     check_file,
     check_link,
-    folder_digest,
     lies_beside,
     read,
     verify,
 )
-from loraxs_search.registry.names import Resolved, ResolvedNames, store_stamp
-from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.registry.reads import StoreReader
+from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import RegisteredAdapter
 
 _logger = logging.getLogger(__name__)
 _MAX_FILES = 16
@@ -68,24 +69,24 @@ def pull(name: str, *, uri: str, cache: Path | None = None) -> Path:
 
 def pull_version(name: str, *, uri: str, cache: Path | None = None) -> tuple[Path, int]:
     """Like `pull`, but also return the version that the folder holds."""
-    folder = ensure_dir(cache or home() / "adapters")
+    folder, registry = ensure_dir(cache or home() / "adapters"), Registry(uri)
     names = ResolvedNames(folder / "names.json", uri)
     known, stamp = names.get(name), store_stamp(uri)
-    if known is not None and known.is_fresh(stamp):  # nothing was written to the store since
+    if known is not None and stamp is not None and stamp == known.stamp:  # nothing was written to the store since
         manifest = _good_manifest(folder / known.digest, known.digest)
         if manifest is not None:
-            factor_sets.bring(uri, manifest.base_digest, manifest.factors)
+            factor_sets.bring(registry.store, manifest.base_digest, manifest.factors)
             return folder / known.digest, known.version
     try:
-        adapter = RegistryReader(uri).resolve(name)
+        adapter = registry.resolve(name)
     except TrackingError:
         if known is None or _good_manifest(target := folder / known.digest, known.digest) is None:
             raise
         _logger.warning("the registry does not answer: using the cached %s (%s)", name, known.digest[:12])
         return target, known.version
     target = folder / adapter.digest
-    manifest = _good_manifest(target, adapter.digest) or _download(adapter, uri, target)
-    factor_sets.bring(uri, manifest.base_digest, manifest.factors)
+    manifest = _good_manifest(target, adapter.digest) or _download(adapter, registry.store, target)
+    factor_sets.bring(registry.store, manifest.base_digest, manifest.factors)
     names.put(name, Resolved(adapter.digest, adapter.version, stamp))
     return target, adapter.version
 
@@ -122,40 +123,28 @@ def _good_manifest(folder: Path, digest: str) -> Manifest | None:
     if not folder.is_dir():
         return None
     try:
-        manifest = _verify(folder, digest)
-        mark_used(folder)
-        return manifest
+        manifest = verify(folder, digest=digest)
     except IntegrityError as error:
         _logger.warning("the cached adapter was changed: %s", error)
         return None
-
-
-def _verify(folder: Path, digest: str) -> Manifest:
-    manifest = verify(folder)
-    _check_digest(folder, digest)
+    mark_used(folder)
     return manifest
 
 
-def _check_digest(folder: Path, digest: str) -> None:
-    actual = folder_digest(folder)
-    if actual != digest:
-        raise IntegrityError(
-            f"{folder} must have digest {digest[:16]}..., but got {actual[:16]}...: its manifest was exchanged.",
-            hint="do not use this folder; pull the adapter again",
-        )
-
-
-def _download(adapter: RegisteredAdapter, uri: str, target: Path) -> Manifest:
+def _download(adapter: RegisteredAdapter, store: StoreReader, target: Path) -> Manifest:
     """Fetch into a partial folder beside `target`, check, and put it in place whole."""
     partial = target.with_name(f".pull-{target.name}")
     with disk_faults(target), exclusive(partial):
-        _sweep(target.parent)
+        for path in target.parent.glob(".pull-*"):  # what was cut short long ago and never continued
+            is_under_way = is_locked(lock_beside(path))  # whatever this machine's clock says
+            if path.is_dir() and not is_under_way and path.stat().st_mtime < time.time() - _STALE_S:
+                shutil.rmtree(path, ignore_errors=True)
         if (manifest := _good_manifest(target, adapter.digest)) is not None:  # another pull was quicker
             return manifest
         partial.mkdir(exist_ok=True)
         try:
-            _fetch(adapter, uri, partial)
-            manifest = _verify(partial, adapter.digest)
+            _fetch(adapter, store, partial)
+            manifest = verify(partial, digest=adapter.digest)
         except IntegrityError as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise IntegrityError(
@@ -167,51 +156,31 @@ def _download(adapter: RegisteredAdapter, uri: str, target: Path) -> Manifest:
         return manifest
 
 
-def _fetch(adapter: RegisteredAdapter, uri: str, folder: Path) -> None:
+def _fetch(adapter: RegisteredAdapter, store: StoreReader, folder: Path) -> None:
     """Fetch the manifest, and then what it lists and `folder` lacks; every name and size is checked before."""
-    listed = _checked(list_files(uri, adapter.source))
+    listed = {file.name: file for file in store.list_files(adapter.source) if not lies_beside(file.name, file.is_dir)}
+    if not 0 < len(listed) <= _MAX_FILES:
+        raise IntegrityError(f"an adapter must have 1 to {_MAX_FILES} files, but got {len(listed)}.")
+    if folders := [name for name, file in listed.items() if file.is_dir]:
+        raise IntegrityError(f"{folders[0]} must be a file, but it is a folder.")
+    for name, file in listed.items():
+        check_file(name, file.num_bytes)
 
     def fetch(name: str) -> None:
         check_link(adapter.source, name)
-        fetch_file(uri, adapter.source, name, folder, listed[name] or MAX_BYTES[Path(name).suffix])
+        store.fetch_file(adapter.source, name, folder, listed[name].num_bytes or MAX_BYTES[Path(name).suffix])
 
     if MANIFEST in listed:
         fetch(MANIFEST)
-    manifest = read(folder)
-    _check_digest(folder, adapter.digest)
-    for path in folder.iterdir():
-        if path.name not in listed:
-            path.unlink()
-    for name in sorted(listed.keys() - {MANIFEST}):
-        expected = manifest.files.get(name)
-        if expected is None:
-            raise IntegrityError(f"{name} is not listed in the manifest.")
-        if not _has(folder / name, expected):
+    manifest = read(folder, adapter.digest)
+    for left_over in {path.name for path in folder.iterdir()} - listed.keys():
+        (folder / left_over).unlink()
+    if unlisted := sorted(listed.keys() - manifest.files.keys() - {MANIFEST}):
+        raise IntegrityError(f"{unlisted[0]} is not listed in the manifest.")
+    for name, expected in sorted((name, manifest.files[name]) for name in listed if name != MANIFEST):
+        path = folder / name
+        if not path.is_file() or path.is_symlink() or file_sha256(path) != expected:
             fetch(name)
-
-
-def _checked(listed: Sequence[Listed]) -> dict[str, int]:
-    """Return the files to fetch and their sizes; refuse what an adapter cannot hold before a byte of it is fetched."""
-    files = {file.name: file for file in listed if not lies_beside(file.name, file.is_dir)}
-    if not 0 < len(files) <= _MAX_FILES:
-        raise IntegrityError(f"an adapter must have 1 to {_MAX_FILES} files, but got {len(files)}.")
-    for name, file in files.items():
-        if file.is_dir:
-            raise IntegrityError(f"{name} must be a file, but it is a folder.")
-        check_file(name, file.num_bytes)
-    return {name: file.num_bytes for name, file in files.items()}
-
-
-def _has(path: Path, digest: str) -> bool:
-    return path.is_file() and not path.is_symlink() and file_sha256(path) == digest
-
-
-def _sweep(cache: Path) -> None:
-    """Take away what pulls left that were cut short long ago and never continued."""
-    for path in cache.glob(".pull-*"):
-        is_under_way = is_locked(lock_beside(path))  # whatever this machine's clock says
-        if path.is_dir() and not is_under_way and path.stat().st_mtime < time.time() - _STALE_S:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def new_folder(path: Path) -> Path:
@@ -245,3 +214,66 @@ def copy_folder(folder: Path, target: Path) -> None:
                 for path in folder.iterdir():
                     remove_whole(place / path.name)
             raise
+
+
+# ---- what names meant here -------------------------------------------------------------------------------------------
+# A file system may give two writes within its clock's tick the same time: a stamp younger than this proves nothing.
+_TICK_S = 0.1
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What a name meant.
+
+    Args:
+        stamp: How the embedded store stood then; None if that cannot tell.
+    """
+
+    digest: str
+    version: int
+    stamp: str | None = None
+
+
+def store_stamp(uri: str) -> str | None:
+    """Return sizes and times of an embedded store's files, which change with every write; None for a server."""
+    database = sqlite_path(uri)
+    if database is None:
+        return None
+    parts, newest = [], 0.0
+    for path in (database, database.with_name(f"{database.name}-wal")):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        parts.append(f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}")
+        newest = max(newest, status.st_mtime)
+    return " ".join(parts) if parts and time.time() - newest > _TICK_S else None
+
+
+class ResolvedNames:
+    """A file of names by store. Loss of an entry is harmless."""
+
+    def __init__(self, path: Path, uri: str) -> None:
+        self._path = path
+        self._prefix = f"{redact(uri)} "
+
+    def get(self, name: str) -> Resolved | None:
+        """Return what the name last meant."""
+        entry = self._read().get(self._prefix + name)
+        try:
+            return Resolved(**entry) if isinstance(entry, dict) else None
+        except TypeError:
+            return None
+
+    def put(self, name: str, meaning: Resolved) -> None:
+        """Remember what the name means."""
+        known, entry = self._read(), asdict(meaning)
+        if known.get(self._prefix + name) != entry:
+            write_atomic(self._path, json.dumps(known | {self._prefix + name: entry}, indent=1, sort_keys=True))
+
+    def _read(self) -> dict[str, object]:
+        try:
+            read = json.loads(self._path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return read if isinstance(read, dict) else {}

@@ -1,32 +1,73 @@
 """The registry: one registered model per task, a version per promoted adapter, the alias `champion` on one of them.
 
-Promotion makes each champion comparable with the finalist first; then the rule decides.
+Reading creates nothing. One change of a task's champion runs at a time. Each that was killed is finished by the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import functools
+import hashlib
+import itertools
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
-from loraxs_search.errors import IntegrityError, LoraxsError, RegistryError
-from loraxs_search.records import Candidate, Decision, KeptAnswers, PromotionRule, Task
-from loraxs_search.registry import _decisions, _versions, factor_sets
-from loraxs_search.registry._decisions import next_number
-from loraxs_search.registry._mlflow import speaking
-from loraxs_search.registry._versions import RegisteredAdapter, record_tags, version_tags
-from loraxs_search.registry.changes import ChangingRegistry, now
-from loraxs_search.registry.finalist import Criterion, FinalistChoice, choose, identity, key
-from loraxs_search.registry.manifest import folder_digest, verify
-from loraxs_search.registry.names import CHAMPION, check_task
-from loraxs_search.registry.pages import summarise, version_page
-from loraxs_search.registry.promotion import PromotionTest, Scored
-from loraxs_search.registry.promotion_lock import Check
-from loraxs_search.registry.test_set_reuse import ToleranceReference, find_tolerance_reference
+from loraxs_search.errors import (
+    ForeignVersionError,
+    IntegrityError,
+    LoraxsError,
+    RegistryError,
+    UnknownTaskError,
+    UnknownVersionError,
+    unknown_name,
+)
+from loraxs_search.mlflow_uri import redact
+from loraxs_search.records import Candidate, Decision, KeptAnswers, Manifest, PromotionRule, Task, from_json, to_json
+from loraxs_search.registry import factor_sets
+from loraxs_search.registry.card import describe_summary, summarise, task_page, version_page
+from loraxs_search.registry.decisions import Change, Check, TaskRecord
+from loraxs_search.registry.finalist import Criterion, FinalistChoice, better_when, choose
+from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, MLMODEL, folder_digest, read, verify
+from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference, find_tolerance_reference
+from loraxs_search.registry.reads import StoreReader, mlflow_errors
+from loraxs_search.registry.versions import (
+    ADAPTER,
+    CHAMPION,
+    DIGEST,
+    KIND,
+    PAGE,
+    SHOWN,
+    SUMMARY,
+    AdapterName,
+    RegisteredAdapter,
+    TaskSummary,
+    adapter_tags,
+    add_mlflow_model,
+    add_test_predictions,
+    check_task,
+    parse_name,
+    read_version,
+    record_tags,
+    register,
+    with_digest,
+)
 
 if TYPE_CHECKING:
-    from loraxs_search.registry.scored_rows import ScoredRows
+    from loraxs_search.registry.evidence import ScoredRows
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_logger = logging.getLogger(__name__)
+BASE_ALONE = "base"  # in place of a trial id
+_MAX_TRIES = 5
+_SHOWN_VERSIONS = 100
+_FEW = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +101,10 @@ class Beside:
     reasons: tuple[str, ...] = ()
 
 
+_NO_PREDICTIONS: Mapping[str, Path] = {}
+_NOTHING = Beside()
+
+
 def comparable(champion: RegisteredAdapter, finalist: Scored, rescore: Rescore | None, read_rows: ReadRows) -> Scored:
     """Make a champion comparable: scored anew are those of other test rows or another base, without answers, or whose
     texts were read by other rules.
@@ -68,7 +113,7 @@ def comparable(champion: RegisteredAdapter, finalist: Scored, rescore: Rescore |
     rule says that it is not comparable.
     """
     recorded, own, name = champion.candidate, finalist.candidate, f"{champion.task}:{champion.version}"
-    if key(recorded) == key(own):
+    if recorded.key == own.key:
         return Scored(recorded)
     rows, reason = None, "has no answers to these test rows"
     if recorded.test_fingerprint == own.test_fingerprint:
@@ -85,31 +130,162 @@ def comparable(champion: RegisteredAdapter, finalist: Scored, rescore: Rescore |
     try:
         if rescore is None:
             raise LoraxsError("nobody here can score it")
-        rescored = rescore(champion)
+        anew = rescore(champion)
     except LoraxsError as error:
         note = f"the champion {name} {reason} and could not be scored anew: {error.message}"
         return Scored(recorded, rows, note=note)
-    rescored_candidate = replace(
+    scores = replace(
         recorded,
-        test_metrics=rescored.test_metrics,
-        data_fingerprint=rescored.data_fingerprint,
-        test_fingerprint=rescored.test_fingerprint,
+        test_metrics=anew.test_metrics,
+        data_fingerprint=anew.data_fingerprint,
+        test_fingerprint=anew.test_fingerprint,
     )
-    return Scored(rescored_candidate, rescored.rows, note=f"the champion {name} {reason}: it was scored anew")
+    return Scored(scores, anew.rows, note=f"the champion {name} {reason}: it was scored anew")
 
 
-BASE_ALONE = "base"  # in place of a trial id
-_MAX_TRIES = 5
-_NO_PREDICTIONS: Mapping[str, Path] = {}
-_NOTHING = Beside()
+def _speaking(method: Callable[Concatenate[Registry, P], R]) -> Callable[Concatenate[Registry, P], R]:
+    """Turn MLflow's exceptions into our errors."""
+
+    @functools.wraps(method)
+    def spoken(self: Registry, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with mlflow_errors(self.uri):
+            return method(self, *args, **kwargs)
+
+    return spoken
 
 
-class Registry(ChangingRegistry):
+class Registry:
     """The adapters registered in the MLflow store at `uri`, and changing who is champion.
 
-    The champion is read again, under the task's lock, before it is replaced.
+    Raises:
+        TrackingError: the server does not answer.
+        RegistryError: the store cannot be read.
     """
 
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.store = StoreReader(uri)
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+    def champion(self, task: str) -> RegisteredAdapter | None:
+        """Return the task's champion; None when it has none."""
+        return self._find(AdapterName(check_task(task)))
+
+    def resolve(self, name: str) -> RegisteredAdapter:
+        """Return the adapter that `TASK`, `TASK@alias` or `TASK:3` names.
+
+        Raises:
+            RegistryError: no such task, alias or version; the message lists those that exist.
+        """
+        parsed = parse_name(name)
+        if (adapter := self._find(parsed)) is None:
+            raise self._unknown(parsed)
+        return adapter
+
+    def check_known(self, task: str) -> None:
+        """Refuse a task that the registry does not have.
+
+        Raises:
+            UnknownTaskError: it has no version, and nothing was ever decided on it.
+        """
+        if self.store.model(check_task(task)) is None and isinstance(
+            error := self._unknown(AdapterName(task)), UnknownTaskError
+        ):
+            raise error
+
+    def summaries(self, limit: int | None = None) -> list[TaskSummary]:
+        """Return every task with its champion, by name; the first `limit` of them."""
+        return sorted(map(self._summary, self.store.models(limit)), key=lambda summary: summary.task)
+
+    def states(self, tasks: Collection[str]) -> dict[str, Hashable]:
+        """Return, of those tasks that are there, what differs once one of their names may mean another adapter.
+
+        Raises:
+            RegistryUnreadableError: there is no registry.
+        """
+        self.store.check_exists()
+        # A list has other people's models too, so that a few tasks are asked for by name.
+        listed = self.store.models() if len(tasks) > _FEW else filter(None, map(self.store.model, tasks))
+        return {
+            model.name: (model.creation_timestamp, model.last_updated_timestamp, frozenset(model.aliases.items()))
+            for model in listed
+            if model.name in tasks
+        }
+
+    def versions(self, task: str) -> list[RegisteredAdapter]:
+        """Return the task's adapters, newest first, the last hundred when there are more.
+
+        One whose records cannot be read is left out, with a warning, as are silently those of others.
+
+        Raises:
+            UnknownTaskError: there is no such task.
+        """
+        self.check_known(task)
+        model, found = self.store.model(task), list[RegisteredAdapter]()
+        for version in () if model is None else itertools.islice(self.store.versions(task), _SHOWN_VERSIONS):
+            if DIGEST in version.tags:
+                try:
+                    found.append(read_version(version, model))
+                except RegistryError as error:
+                    _logger.warning("version %s of %s is left out: %s", version.version, version.name, error.message)
+        return found
+
+    def manifest(self, version: RegisteredAdapter) -> Manifest:
+        """Return the manifest of a version.
+
+        Raises:
+            IntegrityError: it is damaged.
+        """
+        return _manifest(self.store, version.source)
+
+    def manifests(self) -> Iterator[tuple[str, str, Manifest]]:
+        """Yield `TASK:3`, the adapter's digest and the manifest of every version of every task.
+
+        Raises:
+            RegistryError, IntegrityError: a version's files cannot be read.
+        """
+        for model in self.store.models():
+            for version in self.store.versions(model.name):
+                if DIGEST in version.tags:
+                    name, digest = f"{model.name}:{version.version}", version.tags[DIGEST]
+                    yield name, digest, _manifest(self.store, version.source)
+
+    @_speaking
+    def history(self, task: str) -> list[Decision]:
+        """Return every decision on the task, refusals too, oldest first; unreadable decisions are left out.
+
+        One that moved a name and was killed before it was written down is taken from the version it promoted.
+        """
+        if not self.store.exists:
+            return []
+        recorded = self._record_of(task).decisions()
+        made = self._unrecorded(task, recorded)
+        return sorted([*recorded, made.decision], key=lambda each: each.number) if made else recorded
+
+    @_speaking
+    def uses(self, task: str, test_rows: str) -> list[str]:
+        """Return the keys of a task's finalists that are recorded to have answered these test rows."""
+        return self._record_of(task).uses(test_rows) if self.store.exists else []
+
+    def test_predictions(self, adapter: RegisteredAdapter) -> ScoredRows | None:
+        """Return an adapter's answers to the test rows it was scored on; None when none were kept.
+
+        Raises:
+            IntegrityError: they are not what was registered.
+        """
+        if adapter.evidence is None:
+            return None
+        from loraxs_search.registry.evidence import FILE, MAX_ROWS_BYTES, ScoredRows
+
+        with tempfile.TemporaryDirectory() as folder:
+            source = f"{adapter.source.rstrip('/')}/evidence"
+            content = self.store.fetch_file(source, FILE, Path(folder), MAX_ROWS_BYTES).read_bytes()
+        if hashlib.sha256(content).hexdigest() != adapter.evidence:
+            raise IntegrityError(f"{FILE} of {adapter.task}:{adapter.version} is not what was registered.")
+        return ScoredRows.from_bytes(content)
+
+    # ---- promoting ---------------------------------------------------------------------------------------------------
+    @_speaking
     def promote(
         self,
         rule: PromotionRule,
@@ -123,7 +299,7 @@ class Registry(ChangingRegistry):
     ) -> tuple[Decision, int | None]:
         """Choose the finalist among `candidates`, decide between it and the champion, and act on it.
 
-        Nobody else promotes meanwhile.
+        Answers are compared before the lock, which may take minutes; under it the champion is read again.
 
         Args:
             folders: Trial id to sealed adapter folder.
@@ -134,20 +310,18 @@ class Registry(ChangingRegistry):
         Returns:
             The decision, and the version it made champion.
         """
-        name, choice = task.registered_name, choose(rule, task, candidates)
+        name, choice = check_task(task.registered_name), choose(rule, task, candidates)
         if choice.finalist is None:
-            decision = self._refusal(
-                rule, task, beside.study or ", ".join(sorted({c.study for c in candidates})), choice
-            )
-            with self._locked(name, creates=True) as check:
-                self._finish_begun(name, check)
-                decision = replace(decision, number=next_number(self.latest_decisions(name)))
+            study = beside.study or ", ".join(sorted({candidate.study for candidate in candidates}))
+            decision = self._refusal(rule, task, study, choice)
+            with self._changing(name) as (check, _):
+                decision = replace(decision, number=_next_number(self.history(name)))
                 check()
                 self._record(decision)
             return decision, None
         files = (predictions.get(name) for name in (choice.finalist.trial_id, BASE_ALONE))
         answers, of_base = (None if file is None else file.read_bytes() for file in files)
-        finalist = Scored(choice.finalist, _read_predictions(answers), _read_predictions(of_base), beside.answers)
+        finalist = Scored(choice.finalist, _read_rows(answers), _read_rows(of_base), beside.answers)
         test = PromotionTest(rule, task, finalist)
         for _ in range(_MAX_TRIES):
             adapter = self.champion(name)
@@ -155,16 +329,15 @@ class Registry(ChangingRegistry):
             held = None if adapter is None or champion is None else (adapter, champion)
             past = self.history(name)
             reference = self._reference(test, past, held, rescore)
-            # Answers are compared before the lock, which may take minutes: within it the test knows what they say.
-            test.decide_after(past, champion, seen=beside.seen, reference=reference)
-            with self._locked(name, creates=True) as check:
-                self._finish_begun(name, check)
-                past = self.history(name)
-                if _version(self.champion(name)) != _version(adapter) or reference != self._best(test, past, held):
+            test.decide_after(past, champion, seen=beside.seen, reference=reference)  # and remembers p-values
+            with self._changing(name) as (check, _):
+                past, present = self.history(name), self.champion(name)
+                is_same = (present and present.version) == (adapter and adapter.version)
+                if not is_same or reference != _best(test, past, held):
                     continue
                 decision = test.decide_after(past, champion, seen=beside.seen, reference=reference, forced=forced)
                 reasons = (*choice.reasons, *beside.reasons, *decision.reasons)
-                decision = replace(decision, reasons=reasons, at=now(), number=next_number(past))
+                decision = replace(decision, reasons=reasons, at=_now(), number=_next_number(past))
                 if not decision.promoted:
                     check()  # else its number is another's by now
                     self._record(decision)
@@ -173,23 +346,10 @@ class Registry(ChangingRegistry):
                 return self._register(folder, finalist.candidate, decision, check, answers)
         raise RegistryError(f"The champion of {name} changed {_MAX_TRIES} times meanwhile.", hint="try again")
 
+    @_speaking
     def record_use(self, finalist: Candidate) -> None:
         """Record that a finalist has answered its test rows, for whoever promotes from another machine."""
-        with speaking(self.uri):
-            task, rows = check_task(finalist.task), finalist.test_fingerprint
-            _decisions.write_use(self._client, self.uri, task, rows, finalist.key)
-
-    def _best(
-        self, test: PromotionTest, past: Sequence[Decision], held: tuple[RegisteredAdapter, Scored] | None
-    ) -> ToleranceReference | None:
-        """Return the best champion there was on a finalist's test rows, the present one as it is scored there."""
-        rows, present = test.finalist.candidate.test_fingerprint, None
-        if held is not None:
-            champion = test.by_answers(held[1])
-            metrics = champion.candidate.test_metrics
-            if champion.candidate.test_fingerprint == rows and test.criterion.fault(metrics, "test") is None:
-                present = ToleranceReference(held[0].version, metrics[test.criterion.metric], champion.rows)
-        return find_tolerance_reference(test.criterion, rows, past, present)
+        self._record_of(finalist.task).add_use(finalist.test_fingerprint, finalist.key)
 
     def _reference(
         self,
@@ -198,16 +358,15 @@ class Registry(ChangingRegistry):
         held: tuple[RegisteredAdapter, Scored] | None,
         rescore: Rescore | None,
     ) -> ToleranceReference | None:
-        """Return what `_best` does, with its answers to the finalist's test rows, scored anew if they were not kept."""
-        best = self._best(test, past, held)
+        """Return the best champion there was, with its answers to the finalist's test rows, scored anew if need be."""
+        best = _best(test, past, held)
         if best is None or best.rows is not None or held is None:
             return best
         if test.finalist.candidate.stored_bytes >= held[0].candidate.stored_bytes:
             return best  # nobody asks
         try:
-            scored = comparable(
-                self.resolve(f"{held[0].task}:{best.version}"), test.finalist, rescore, self.test_predictions
-            )
+            adapter = self.resolve(f"{held[0].task}:{best.version}")
+            scored = comparable(adapter, test.finalist, rescore, self.test_predictions)
         except RegistryError as error:
             return replace(best, fault=error.message)
         is_here = scored.candidate.test_fingerprint == test.finalist.candidate.test_fingerprint
@@ -216,37 +375,41 @@ class Registry(ChangingRegistry):
     def _register(
         self, folder: Path, candidate: Candidate, decision: Decision, check: Check, answers: bytes | None
     ) -> tuple[Decision, int]:
-        manifest = verify(folder)
+        """Make a folder the champion. Records come first: no version lacks them, whenever this is killed."""
+        from mlflow.exceptions import MlflowException
+
+        manifest, task, client = verify(folder), decision.task, self.store.client
         own = manifest.task.registered_name, manifest.study, manifest.trial_id
-        if own != (decision.task, candidate.study, decision.winner):
+        if own != (task, candidate.study, decision.winner):
             raise IntegrityError(
-                f"{folder} must hold the winner {candidate.study}/{decision.winner} of {decision.task}, "
+                f"{folder} must hold the winner {candidate.study}/{decision.winner} of {task}, "
                 f"but its manifest says {manifest.study}/{manifest.trial_id} of {own[0]}."
             )
-        task, digest, client = check_task(decision.task), folder_digest(folder), self._client
-        with speaking(self.uri):
-            # Records come first: no version lacks them, whenever this is killed.
-            _versions.ensure_model(client, task)
-            for key, value in record_tags(candidate, decision, digest).items():
-                client.set_registered_model_tag(task, key, value)
-            tags = version_tags(manifest, candidate, digest)
-            version = _versions.register(client, self.uri, task, folder, manifest, tags)
-            page = version_page(manifest, candidate, decision, version)
-            client.update_model_version(task, str(version), page)
-            if answers is not None:
-                from loraxs_search.registry.scored_rows import FILE
+        if self.store.model(task) is None:
+            try:
+                client.create_registered_model(task, tags={KIND: ADAPTER})
+            except MlflowException:
+                if self.store.model(task) is None:  # else MLflow's client has sent it twice
+                    raise
+        digest = folder_digest(folder)
+        for key, value in record_tags(candidate, decision, digest).items():
+            client.set_registered_model_tag(task, key, value)
+        version = register(client, self.uri, folder, manifest, candidate, digest)
+        number = int(version.version)
+        client.update_model_version(task, str(number), version_page(manifest, candidate, decision, number))
+        if answers is not None:
+            from loraxs_search.registry.evidence import FILE
 
-                _versions.add_test_predictions(client, task, version, FILE, answers)
-            from loraxs_search.registry.mlflow_model import add_mlflow_model  # pandas
-
-            add_mlflow_model(client, self.uri, client.get_model_version(task, str(version)), manifest)
-            factor_sets.publish(client, self.uri, manifest.base_digest, manifest.base_model.id, manifest.factors)
-            check()  # registering took a while, and a server has other clients
-            client.set_registered_model_alias(task, CHAMPION, str(version))
-        made = replace(decision, version=version)
-        self._summarise(summarise(task, version, candidate, made))
+            add_test_predictions(client, version, FILE, answers)
+        if all(file.name != MLMODEL for file in self.store.list_files(version.source)):
+            add_mlflow_model(client, version, manifest)
+        factor_sets.publish(self.store, manifest.base_digest, manifest.base_model.id, manifest.factors)
+        check()  # registering took a while, and a server has other clients
+        client.set_registered_model_alias(task, CHAMPION, str(number))
+        made = replace(decision, version=number)
+        self._summarise(summarise(task, number, candidate, made))
         self._record(made)
-        return made, version
+        return made, number
 
     def _refusal(self, rule: PromotionRule, task: Task, study: str, choice: FinalistChoice) -> Decision:
         """Return the decision on a study none of whose candidates may be promoted."""
@@ -260,18 +423,316 @@ class Registry(ChangingRegistry):
             champion_metric=champion.candidate.test_metrics.get(metric) if champion else None,
             metric=metric,
             reasons=choice.reasons,
-            champion=identity(champion.candidate) if champion else None,
-            at=now(),
+            champion=champion.candidate.name if champion else None,
+            at=_now(),
+        )
+
+    # ---- changing one's mind -----------------------------------------------------------------------------------------
+    @_speaking
+    def rollback(self, task: str, to: int | None = None) -> Decision:
+        """Make an earlier version champion again; by default the one before the present champion.
+
+        With `to`, also where the task has no champion. A rollback that was killed is finished by the next call, which
+        goes no further than the first one would have.
+
+        Raises:
+            RegistryError: there is no such version, or no champion to go back from, or none before it.
+        """
+        self.check_known(task)
+        with self._changing(task) as (check, begun):
+            if begun is not None and begun.action == "rollback" and to in (None, begun.version):
+                return begun
+            champion = self._readable_champion(task) if to is not None else self.resolve(task)
+            held = champion.version if champion else None
+            number = to if to is not None or held is None else self._previous(task, held)
+            target = self.resolve(f"{task}:{number}")
+            if target.version == held:
+                hint = f"see `loraxs-search show {task}`"
+                raise RegistryError(f"{task}:{number} already is the champion.", hint=hint)
+            reason = f"from version {held or '-'} back to version {target.version}"
+            decision = self._decision_on(target, champion, "rollback", reason)
+            check()
+            return self._begin(Change(decision, target.digest, held))
+
+    @_speaking
+    def remove(self, name: str, forced: bool = False) -> Decision:
+        """Delete one version, named `TASK:3`; a champion, or the best version, only when `forced`.
+
+        A task whose champion is deleted has none.
+
+        Raises:
+            RegistryError: no such version, or it is a champion or the best.
+        """
+        parsed = parse_name(name)
+        if parsed.version is None:
+            raise RegistryError(f"`version` must be given to remove one, but got {name!r}.", hint="write TASK:3")
+        self.check_known(parsed.task)
+        with self._changing(parsed.task) as (check, begun):
+            if begun is not None and begun.action == "remove" and begun.version == parsed.version:
+                return begun
+            target, versions = self.resolve(name), self.versions(parsed.task)
+            if target.aliases and not forced:
+                first = "promote another study first"
+                if any(own.version != target.version for own in versions):
+                    first = f"make another one champion with `loraxs-search rollback {parsed.task}`"
+                raise RegistryError(
+                    f"A version with an alias must not be removed, but {name} is {' and '.join(target.aliases)}.",
+                    hint=f"{first}, or add --force",
+                )
+            metric, rows = target.decision.metric, target.candidate.test_fingerprint
+            sign = 1.0 if better_when(metric, "maximize") == "maximize" else -1.0
+            scores = {
+                version.version: sign * version.candidate.test_metrics.get(metric, -sign * math.inf)
+                for version in versions
+                if version.candidate.test_fingerprint == rows
+            }
+            own = scores.pop(target.version, -math.inf)
+            if not forced and all(own > other for other in scores.values()):
+                raise RegistryError(
+                    f"The best version must not be removed, but {name} has the best test {metric}.",
+                    hint="add --force: its files are deleted for good",
+                )
+            champion = self._readable_champion(parsed.task)
+            decision = self._decision_on(target, champion, "remove", f"removed version {target.version}")
+            check()
+            change = Change(replace(decision, forced=forced), target.digest, champion.version if champion else None)
+            return self._begin(change)
+
+    def _begin(self, change: Change) -> Decision:
+        self._record_of(change.decision.task).begin(change)
+        return self._finish(change)
+
+    def _finish(self, change: Change) -> Decision:
+        """Do what is left to do of a change: each step may have been done before."""
+        decision, client = change.decision, self.store.client
+        task, record = decision.task, self._record_of(decision.task)
+        target = self._find(AdapterName(task, None, decision.version))
+        if decision.action == "rollback" and target is not None:
+            client.set_registered_model_alias(task, CHAMPION, str(target.version))
+            self._summarise(summarise(task, target.version, target.candidate, decision))
+        elif decision.action == "remove":
+            if target is not None and target.digest == change.digest:
+                for alias in target.aliases:
+                    client.delete_registered_model_alias(task, alias)
+                client.delete_model_version(task, str(target.version))
+            # MLflow's client repeats a call that a slow server did not answer: two versions may have one folder.
+            model = self.store.model(task)
+            if model is not None and with_digest(client, task, change.digest) is None:
+                for tag in set(adapter_tags(change.digest)) & model.tags.keys():
+                    client.delete_registered_model_tag(task, tag)
+            if decision.version == change.champion:
+                self._summarise(TaskSummary(task))
+        if (decision.number, decision.at) not in {(each.number, each.at) for each in record.decisions()}:
+            self._record(decision)
+        record.end_change()
+        return decision
+
+    @contextlib.contextmanager
+    def _changing(self, task: str) -> Iterator[tuple[Check, Decision | None]]:
+        """Wait until no other change of the task runs, and finish what killed processes have begun.
+
+        Yields what raises once the lock is lost, and the rollback or removal that was finished.
+        """
+        record = self._record_of(task)
+        with record.locked() as check:
+            has_begun, change = record.begun()
+            finished = None
+            if has_begun:
+                check()
+                if change is not None and self._may_finish(change):
+                    finished = self._finish(change)
+                else:
+                    _logger.warning("a change of the champion of %s was cut short, and cannot be finished", task)
+                    record.end_change()
+            if (adapter := self._unrecorded(task, record.decisions())) is not None:
+                check()  # once the alias moves on, nothing tells of this promotion
+                self._summarise(summarise(task, adapter.version, adapter.candidate, adapter.decision))
+                self._record(adapter.decision)
+            yield check, finished
+
+    def _may_finish(self, change: Change) -> bool:
+        """Whether the champion of a rollback was not changed by other means since."""
+        decision = change.decision
+        if decision.action != "rollback":
+            return True
+        champion = self._readable_champion(decision.task)
+        target = self._find(AdapterName(decision.task, None, decision.version))
+        is_there = target is not None and target.digest == change.digest
+        return is_there and (champion.version if champion else None) in (change.champion, decision.version)
+
+    def _decision_on(
+        self,
+        target: RegisteredAdapter,
+        champion: RegisteredAdapter | None,
+        action: Literal["rollback", "remove"],
+        reason: str,
+    ) -> Decision:
+        metric, before = target.decision.metric, champion.candidate if champion else None
+        return Decision(
+            task=target.task,
+            study=target.candidate.study,
+            promoted=action == "rollback",
+            winner=target.candidate.trial_id,
+            winner_metric=target.candidate.test_metrics.get(metric),
+            champion_metric=before.test_metrics.get(metric) if before else None,
+            metric=metric,
+            reasons=(reason,),
+            champion=before.name if before else None,
+            action=action,
+            version=target.version,
+            at=_now(),
+            number=_next_number(self.history(target.task)),
+        )
+
+    def _previous(self, task: str, champion: int) -> int:
+        """Return who was champion before; whom a rollback has left behind is not it."""
+
+        def last(number: int) -> int:
+            return len(reigns) - 1 - reigns[::-1].index(number)
+
+        known = {version.version for version in self.versions(task)}
+        reigns: list[int] = []
+        for decision in self.history(task):
+            number = decision.version
+            if not decision.promoted or number is None:
+                continue
+            if decision.action == "rollback" and number in reigns:
+                del reigns[last(number) :]
+            reigns.append(number)
+        before = reigns[: last(champion)] if champion in reigns else sorted(n for n in known if n < champion)
+        for number in reversed(before):  # `known` are the last hundred
+            is_there = number in known or self._find(AdapterName(task, None, number)) is not None
+            if number != champion and is_there:
+                return number
+        have = ", ".join(f"{task}:{number}" for number in sorted(known))
+        raise RegistryError(
+            f"{task}:{champion} must have a champion before it, but it has none. There are: {have}.",
+            hint=f"name one: `loraxs-search rollback {task} --to N`" if known - {champion} else "promote another study",
+        )
+
+    # ---- below -------------------------------------------------------------------------------------------------------
+    def _record_of(self, task: str) -> TaskRecord:
+        return TaskRecord(self.store.client, self.uri, check_task(task))
+
+    def _record(self, decision: Decision) -> None:
+        """Record a decision, and describe the task's registered model unless a user has written a description."""
+        task, record = decision.task, self._record_of(decision.task)
+        record.add(decision)
+        if (model := self.store.model(task)) is None:  # nothing was promoted yet
+            return
+        if model.description and model.tags.get(PAGE) != hashlib.sha256(model.description.encode()).hexdigest():
+            return
+        page = task_page(task, self._readable_champion(task), record.decisions())
+        self.store.client.set_registered_model_tag(task, PAGE, hashlib.sha256(page.encode()).hexdigest())
+        self.store.client.update_registered_model(task, page)
+
+    def _summarise(self, summary: TaskSummary) -> None:
+        self.store.client.set_registered_model_tag(summary.task, SUMMARY, to_json(summary))
+        self.store.client.set_registered_model_tag(summary.task, SHOWN, describe_summary(summary))
+
+    def _find(self, name: AdapterName) -> RegisteredAdapter | None:
+        """Return the adapter of a name; None if there is none."""
+        model = self.store.model(name.task)
+        number = name.version if model is None or name.alias is None else model.aliases.get(name.alias)
+        if model is None or number is None:
+            return None
+        latest = (version for version in model.latest_versions if int(version.version) == int(number))
+        version = next(latest, None) or self.store.version(name.task, int(number))
+        return None if version is None else read_version(version, model)
+
+    def _readable_champion(self, task: str) -> RegisteredAdapter | None:
+        """Return the champion; None, with a warning, where the alias is on a version that something else registered."""
+        try:
+            return self.champion(task)
+        except ForeignVersionError as error:
+            _logger.warning("the champion of %s cannot be read: %s", task, error.message)
+            return None
+
+    def _summary(self, model: Any) -> TaskSummary:
+        """Return a task's line: as its tag has it, or made anew where the alias says that the tag is old."""
+        aliases = {alias: int(number) for alias, number in model.aliases.items()}
+        champion = aliases.get(CHAMPION)
+        with contextlib.suppress(KeyError, ValueError):
+            recorded = from_json(TaskSummary, model.tags[SUMMARY])
+            if recorded.version == champion is not None:
+                return replace(recorded, aliases=aliases)
+        adapter = self._readable_champion(model.name) if champion is not None else None
+        if adapter is None:
+            return TaskSummary(model.name, aliases=aliases)
+        return replace(summarise(model.name, adapter.version, adapter.candidate, adapter.decision), aliases=aliases)
+
+    def _unrecorded(self, task: str, recorded: Sequence[Decision]) -> RegisteredAdapter | None:
+        """Return the champion whose promoter was cut off after it moved the alias and before it recorded its decision.
+
+        It has that decision. None where the decision is recorded, or the alias was moved by hand.
+        """
+        model = self.store.model(task)
+        champion = None if model is None else model.aliases.get(CHAMPION)
+        last = next((decision.version for decision in reversed(recorded) if decision.promoted), None)
+        if champion is None or int(champion) == last:
+            return None
+        try:
+            adapter = self.resolve(f"{task}:{champion}")
+        except ForeignVersionError:  # nobody's promotion
+            return None
+        decision = replace(adapter.decision, version=adapter.version)
+        is_recorded = (decision.number, decision.at) in {(each.number, each.at) for each in recorded}
+        return None if is_recorded else replace(adapter, decision=decision)
+
+    @_speaking
+    def _unknown(self, name: AdapterName) -> RegistryError:
+        """Return the error that says what there is instead."""
+        place, model = redact(self.uri), self.store.model(name.task)
+        if model is None and not (self.store.exists and self._record_of(name.task).decisions()):
+            known = self.store.near(name.task)
+            way = "`loraxs-search launch SPACE` searches for one, and `loraxs-search promote STUDY` registers it"
+            hint = "`loraxs-search ls` has every task" if known else way
+            return UnknownTaskError(f"{unknown_name('task', name.task, known)} Registry: {place}.", hint=hint)
+        if model is None or name.alias == CHAMPION:
+            return UnknownVersionError(
+                f"Task {name.task} has no champion: none was promoted, or it was removed. Registry: {place}.",
+                hint=f"see `loraxs-search history {name.task}` for why, or run `loraxs-search promote STUDY`",
+            )
+        versions = itertools.islice(self.store.versions(name.task), _SHOWN_VERSIONS)
+        have = [f"{name.task}@{alias}" for alias in sorted(model.aliases)]
+        have += [f"{name.task}:{number}" for number in sorted(int(version.version) for version in versions)]
+        return UnknownVersionError(
+            f"{unknown_name('adapter', str(name), have)} Registry: {place}.",
+            hint=f"`loraxs-search show {name.task}` has every version, with its base",
         )
 
 
-def _version(champion: RegisteredAdapter | None) -> int | None:
-    return champion.version if champion else None
+def _best(
+    test: PromotionTest, past: Sequence[Decision], held: tuple[RegisteredAdapter, Scored] | None
+) -> ToleranceReference | None:
+    """Return the best champion there was on a finalist's test rows, the present one as it is scored there."""
+    rows, present = test.finalist.candidate.test_fingerprint, None
+    if held is not None:
+        champion = test.by_answers(held[1])
+        metrics = champion.candidate.test_metrics
+        if champion.candidate.test_fingerprint == rows and test.criterion.fault(metrics, "test") is None:
+            present = ToleranceReference(held[0].version, metrics[test.criterion.metric], champion.rows)
+    return find_tolerance_reference(test.criterion, rows, past, present)
 
 
-def _read_predictions(content: bytes | None) -> ScoredRows | None:
+def _manifest(store: StoreReader, source: str) -> Manifest:
+    with tempfile.TemporaryDirectory() as folder:
+        store.fetch_file(source, MANIFEST, Path(folder), MAX_BYTES[".json"])
+        return read(Path(folder))
+
+
+def _read_rows(content: bytes | None) -> ScoredRows | None:
     if content is None:
         return None
-    from loraxs_search.registry.scored_rows import ScoredRows
+    from loraxs_search.registry.evidence import ScoredRows
 
     return ScoredRows.from_bytes(content)
+
+
+def _next_number(past: Sequence[Decision]) -> int:
+    """Return the number of the next decision. Promoters' clocks differ; they take turns, so the count does not."""
+    return 1 + max((decision.number for decision in past), default=0)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -16,8 +16,7 @@ from typing import Literal
 from loraxs_search.errors import StudyError, UsageError, shortened, unknown_name
 from loraxs_search.pareto import pareto_front
 from loraxs_search.records import Candidate, Scalar, Task
-from loraxs_search.registry import trial_of
-from loraxs_search.registry.finalist import NOISE, SeedStatistics
+from loraxs_search.registry.finalist import NOISE, SeedStatistics, trial_of
 from loraxs_search.reports.compared_studies import METHOD, STUDY, ComparedStudy, ComparedTrial
 
 
@@ -41,8 +40,7 @@ class Difference:
 
 def difference(first: Group, second: Group) -> Difference | None:
     """Return how `second` differs from `first`, by paired rows or else by seeds; None if neither tells."""
-    from loraxs_search.registry.scored_rows import ScoredRows
-    from loraxs_search.registry.significance import MIN_ROWS, p_value
+    from loraxs_search.registry.evidence import MIN_ROWS, ScoredRows, p_value
     from loraxs_search.tasks.kinds import kind_of
 
     if first.tested is None or first.test_rows is None:

@@ -18,7 +18,7 @@ def judge(folder: StudyFolder, finalist: Candidate) -> tuple[bool, str]:
 
     It is held to what earlier finalists leave that have answered the same test rows on this machine.
     """
-    from loraxs_search.registry.scored_rows import ScoredRows  # numpy
+    from loraxs_search.registry.evidence import ScoredRows  # numpy
 
     def rows(path: Path) -> ScoredRows | None:
         return ScoredRows.from_bytes(path.read_bytes()) if path.is_file() else None

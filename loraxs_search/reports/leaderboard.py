@@ -112,7 +112,7 @@ def leaderboard(
     """
     records = tuple(records)
     scored = {c.trial_id: c for c in candidates}
-    from loraxs_search.registry import trial_of  # late: it costs as much as all of `status`
+    from loraxs_search.registry.finalist import trial_of  # late: it costs as much as all of `status`
 
     tested = {trial_of(c.trial_id): c for c in scored.values() if c.test_metrics}
     rule = CheckpointSelection(task.search_metric, task.search_direction, checkpoint)

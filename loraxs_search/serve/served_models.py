@@ -31,10 +31,10 @@ from loraxs_search.errors import (
     unknown_name,
 )
 from loraxs_search.records import Manifest
-from loraxs_search.registry import verify
-from loraxs_search.registry.names import parse_name, store_stamp
-from loraxs_search.registry.pull import pull_version
-from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.registry.manifest import verify
+from loraxs_search.registry.pull import pull_version, store_stamp
+from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import parse_name
 from loraxs_search.tasks.kinds import TaskKind, kind_of
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class ServedModels:
         self.tasks, self.uri = tuple(tasks), uri
         self.registry_error: str | None = None  # why the registry cannot be read
         self.num_switches = 0  # names that have come to mean another adapter
-        self._reader = RegistryReader(uri)
+        self._reader = Registry(uri)
         self._names: dict[str, _Followed] = {}
         self._lock = threading.Lock()  # of the names
         self._loading = threading.Lock()  # one adapter at a time is pulled and loaded

@@ -36,12 +36,17 @@ import numpy as np
 import numpy.typing as npt
 
 from loraxs_search.records import Candidate, DataSource, Decision, PromotionRule, Task
-from loraxs_search.registry import choose, significance
-from loraxs_search.registry.finalist import Criterion
-from loraxs_search.registry.promotion import SHARE_MARGIN, ComparisonSetup, PromotionTest, Scored, decide
-from loraxs_search.registry.scored_rows import ScoredRows
-from loraxs_search.registry.significance import p_value
-from loraxs_search.registry.test_set_reuse import ToleranceReference, find_tolerance_reference
+from loraxs_search.registry import evidence
+from loraxs_search.registry.evidence import ScoredRows, p_value
+from loraxs_search.registry.finalist import Criterion, choose
+from loraxs_search.registry.promotion import (
+    SHARE_MARGIN,
+    ComparisonSetup,
+    PromotionTest,
+    Scored,
+    ToleranceReference,
+    find_tolerance_reference,
+)
 from loraxs_search.tasks.metrics import METRICS
 
 TRUTH, AGREEMENT, ROWS = 0.80, 0.83, 1000
@@ -113,7 +118,7 @@ class ValidationRowsChoose:
 
     def promoted(self, finalist: Scored, champion: Scored) -> bool:
         """Whether a finalist replaces a champion at the first look at these rows."""
-        return decide(self.rule, TASK, finalist, champion).promoted
+        return PromotionTest(self.rule, TASK, finalist).decide(champion).promoted
 
     def meet(self, finalist: Scored, seen: Sequence[str] = ()) -> bool:
         """Decide between a finalist and the champion of the chain; whether the first replaces the second."""
@@ -145,7 +150,7 @@ class TestRowsChoose(ValidationRowsChoose):
         if self.champion is not None:
             reference = ToleranceReference(1, score(self.champion))  # tolerance counts from the champion before
             setup = ComparisonSetup(reference=reference)
-            if not decide(self.rule, TASK, finalist, self.champion, setup).promoted:
+            if not PromotionTest(self.rule, TASK, finalist).decide(self.champion, setup).promoted:
                 return False
         self.champion = finalist
         return True
@@ -224,10 +229,10 @@ def tails() -> dict[str, dict[str, float]]:
                 both = [ScoredRows(said, ids) for said in (one, other)]
             else:
                 both = [ScoredRows(labels + random.normal(size=300) * spread, labels) for spread in (1.0, size)]
-            bounded, draws = p_value(METRICS[metric], sign, *both), significance.MAX_DRAWS
-            significance.MAX_DRAWS = 2_000_000
+            bounded, draws = p_value(METRICS[metric], sign, *both), evidence.MAX_DRAWS
+            evidence.MAX_DRAWS = 2_000_000
             found[f"{metric}, {size}"] = {"bounded": bounded or 0, "drawn": p_value(METRICS[metric], sign, *both) or 0}
-            significance.MAX_DRAWS = draws
+            evidence.MAX_DRAWS = draws
     return found
 
 
@@ -243,7 +248,9 @@ def few_rows(num_pairs: int, seed: int) -> dict[str, dict[str, float]]:
             for _ in range(num_pairs):
                 one, other = _two_alike(metric, num_rows, random)
                 significant += (p_value(METRICS[metric], sign, one, other) or 0) <= 0.05
-                promoted += decide(rule, task, _tested("a", metric, one), _tested("b", metric, other)).promoted
+                promoted += (
+                    PromotionTest(rule, task, _tested("a", metric, one)).decide(_tested("b", metric, other)).promoted
+                )
             found[f"{metric}, {num_rows} rows"] = {"p<=0.05": significant / num_pairs, "error": promoted / num_pairs}
     return found
 

@@ -27,8 +27,9 @@ import torch
 
 from loraxs_search.factors import FactorStore
 from loraxs_search.records import AdapterSize, PromotionRule
-from loraxs_search.registry import Registry, pull
-from loraxs_search.registry._versions import DECISIONS, SUMMARY
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import SUMMARY
 from loraxs_search.tracking.store import ensure_store
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `support`, which the suite shares
@@ -40,7 +41,7 @@ _ONCE = """
 import time, sys
 began = time.perf_counter()
 from pathlib import Path
-from loraxs_search.registry import pull
+from loraxs_search.registry.pull import pull
 pull(sys.argv[1], uri=sys.argv[2], cache=Path(sys.argv[3]))
 print(1000 * (time.perf_counter() - began))
 """
@@ -92,13 +93,12 @@ def _factors() -> dict[str, str]:
 _COPIES = {
     "registered_models": "",
     "registered_model_aliases": "",
-    "registered_model_tags": f"LEFT JOIN bench_versions ON registered_model_tags.key LIKE '{DECISIONS}%'",
+    "registered_model_tags": "",
     "model_versions": "CROSS JOIN bench_versions",
     "model_version_tags": "CROSS JOIN bench_versions",
 }
 _CHANGED = {
     ("registered_model_aliases", "version"): ":versions",
-    ("registered_model_tags", "key"): "key || COALESCE('-' || number, '')",
     ("registered_model_tags", "value"): (
         f"CASE key WHEN '{SUMMARY}' THEN REPLACE(REPLACE(value, :task, copy.name), :one, :last) ELSE value END"
     ),

@@ -46,7 +46,7 @@ from loraxs_search.methods import get_method
 from loraxs_search.methods._plain_lora import write_plain_lora
 from loraxs_search.methods.loraxs import LoraXSConfig
 from loraxs_search.records import AdapterSize, Hyperparameters, Manifest, ReferenceLogits, Task, TrialSpec
-from loraxs_search.registry import Registry
+from loraxs_search.registry.store import Registry
 from loraxs_search.search_space import load_space
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.engine import Job

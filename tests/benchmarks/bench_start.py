@@ -20,7 +20,7 @@ from pathlib import Path
 
 import loraxs_search
 from loraxs_search.base_model import locate
-from loraxs_search.registry import verify
+from loraxs_search.registry.manifest import verify
 
 CLI = (sys.executable, "-m", "loraxs_search")
 TEXT = "a moving film"

@@ -10,7 +10,7 @@ import pytest
 
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import DataSource, PromotionRule, Task
-from loraxs_search.registry import Beside, Registry
+from loraxs_search.registry.store import Beside, Registry
 from loraxs_search.studies import list_studies
 
 

@@ -12,7 +12,7 @@ from support.toys import TASK, adapter, candidate
 from loraxs_search.cli._search import show_results
 from loraxs_search.log.events import TrialEnded, TrialReported, TrialStarted
 from loraxs_search.records import AdapterSize, Baseline, PromotionRule, TrialReport, TrialState
-from loraxs_search.registry import Registry
+from loraxs_search.registry.store import Registry
 from loraxs_search.search import SearchResult
 
 BASELINES = (

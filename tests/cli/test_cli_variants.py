@@ -13,7 +13,9 @@ from support.toys import adapter
 
 import loraxs_search
 from loraxs_search.records import Task, from_json, to_json
-from loraxs_search.registry import Registry, model_card, verify
+from loraxs_search.registry.card import model_card
+from loraxs_search.registry.manifest import verify
+from loraxs_search.registry.store import Registry
 from loraxs_search.studies import next_step_of_task
 
 LABELS = [0, 1] * 40

@@ -28,7 +28,7 @@ from loraxs_search.methods.loraxs import use_factor_store
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.records import Answers, BaseModel, DataSource, Task, TrialSpec, from_json, to_json
-from loraxs_search.registry.scored_rows import ScoredRows
+from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import (
     KINDS,

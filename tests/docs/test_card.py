@@ -14,7 +14,9 @@ from support.spaces import QUICKSTART
 import loraxs_search
 from loraxs_search.base_model import locate
 from loraxs_search.records import BaseModelRef, Candidate, PromotionRule
-from loraxs_search.registry import Registry, model_card, verify
+from loraxs_search.registry.card import model_card
+from loraxs_search.registry.manifest import verify
+from loraxs_search.registry.store import Registry
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from faults import disks, nodes, stores
 from faults.history import History, Op
 from faults.world import World, kill_tree, outputs, signal_all, tree
 from loraxs_search.errors import StorageError
-from loraxs_search.registry import pull
-from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.store import Registry
 from loraxs_search.studies import Storage
 from loraxs_search.studies.mirror import read_copy
 
@@ -175,7 +175,7 @@ class Arena:
         """Ask the registry who the champion is."""
 
         def ask() -> dict[str, Any]:
-            champion = RegistryReader(self.store.uri).champion(TASK)
+            champion = Registry(self.store.uri).champion(TASK)
             if champion is None:
                 return {"version": None, "number": 0}
             return {"version": champion.version, "number": champion.decision.number}
@@ -263,7 +263,7 @@ class Arena:
 
     def serves_champion(self) -> bool:
         """Return whether the server comes to answer with the adapter that the registry calls champion."""
-        champion, end = RegistryReader(self.store.uri).champion(TASK), time.monotonic() + _ASK_S
+        champion, end = Registry(self.store.uri).champion(TASK), time.monotonic() + _ASK_S
         assert champion is not None
         while time.monotonic() < end:
             answer = self._post(0)
@@ -302,7 +302,7 @@ class Arena:
 
     def versions(self) -> dict[int, str]:
         """Return the digest of each version of the task."""
-        return {own.version: own.digest for own in RegistryReader(self.store.uri).versions(TASK)}
+        return {own.version: own.digest for own in Registry(self.store.uri).versions(TASK)}
 
     def truths(self, digests: Mapping[int, str]) -> dict[str, list[list[float]]]:
         """Return what the adapter of each version answers by itself, without a server: probabilities for each text."""

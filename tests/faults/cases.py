@@ -219,7 +219,7 @@ def two_searches(world: World, rng: random.Random) -> Losses:
 
 
 def _one_champion(uri: str) -> None:
-    from loraxs_search.registry import Registry
+    from loraxs_search.registry.store import Registry
 
     registry = Registry(uri)
     decisions = registry.history("faulty-reviews")

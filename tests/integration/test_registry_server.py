@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 import torch
+from mlflow import MlflowClient
 from mlflow.exceptions import RestException
 from support.clocks import no_wrong_clock, wrong_clock
 from support.ports import free_port
@@ -27,9 +28,14 @@ import loraxs_search
 from loraxs_search.base_model import locate
 from loraxs_search.errors import RegistryError, UnknownTaskError
 from loraxs_search.factors import FactorStore
-from loraxs_search.records import BaseModelRef, PromotionRule
-from loraxs_search.registry import Registry, promotion_lock, pull, verify
+from loraxs_search.mlflow_client import ensure_experiment
+from loraxs_search.records import BaseModelRef, Decision, PromotionRule, to_json
+from loraxs_search.registry import decisions
+from loraxs_search.registry.decisions import TaskRecord
 from loraxs_search.registry.factor_sets import lacks_factors
+from loraxs_search.registry.manifest import verify
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect
 
 pytestmark = pytest.mark.slow
@@ -44,8 +50,9 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from support.toys import TASK, adapter, candidate
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, promotion_lock
-promotion_lock._SETTLE_S = (2.0, 2.5)  # a server on a busy machine may take longer to write a tag than is waited for
+from loraxs_search.registry import decisions
+from loraxs_search.registry.store import Registry
+decisions._SETTLE_S = (2.0, 2.5)  # a server on a busy machine may take longer to write a tag than is waited for
 uri, folder = sys.argv[2], Path(sys.argv[3])
 number, promoters, rounds = map(int, sys.argv[4:])
 for round_number in range(rounds):
@@ -95,63 +102,74 @@ def test_promoters_on_two_machines_never_overwrite_each_other(mlflow_server, tmp
     assert scores == sorted(scores), "each was decided against the champion of its time"
     for before, after in itertools.pairwise(crowned):
         assert after.champion == f"{before.study}/{before.winner}"
-    assert promotion_lock.TAG not in connect(mlflow_server.uri).get_registered_model("toy").tags, (
-        "nobody holds the lease any more"
-    )
+    with TaskRecord(connect(mlflow_server.uri), mlflow_server.uri, "toy").locked(wait_s=0.0):
+        pass  # nobody holds the lease any more
+
+
+def lease_of(client: MlflowClient, task: str) -> tuple[str, str]:
+    """Make the run of a task, which holds its lease; returns its id and the lease's tag."""
+    experiment = ensure_experiment(client, "", "loraxs-search decisions")
+    return client.create_run(experiment, tags={"loraxs.task": task}).info.run_id, decisions.LEASE
 
 
 @pytest.mark.parametrize("days_ahead", [9, -9])
 def test_a_lease_is_waited_for_taken_over_and_noticed_when_lost(mlflow_server, monkeypatch, days_ahead):
     """Whatever the clock says of whoever held it before."""
-    monkeypatch.setattr(promotion_lock, "TTL_S", 1.0)
+    monkeypatch.setattr(decisions, "TTL_S", 1.0)
     client, name = connect(mlflow_server.uri), f"leased-{days_ahead}"
-    client.create_registered_model(name)
+    (run, tag), record = lease_of(client, name), TaskRecord(client, mlflow_server.uri, name)
 
     def hold(owner: str) -> None:
-        lease = json.dumps({"owner": owner, "expires": time.time() + days_ahead * 86400 + promotion_lock.TTL_S})
-        client.set_registered_model_tag(name, promotion_lock.TAG, lease)
+        client.set_tag(run, tag, json.dumps({"owner": owner, "renewed": time.time() + days_ahead * 86400}))
 
     hold("a promoter that died")
-    with (
-        pytest.raises(RegistryError, match="but a promoter that died holds it"),
-        promotion_lock.lease_promotion_lock(client, name, wait_s=0.0),
-    ):
+    with pytest.raises(RegistryError, match="but a promoter that died holds it"), record.locked(wait_s=0.0):
         pass
     began = time.monotonic()
-    with promotion_lock.lease_promotion_lock(client, name) as check:
-        assert time.monotonic() - began > promotion_lock.TTL_S
+    with record.locked() as check:
+        assert time.monotonic() - began > decisions.TTL_S
         check()
         hold("another")
         with pytest.raises(RegistryError, match="but another holds it"):
             check()
-    assert "another" in client.get_registered_model(name).tags[promotion_lock.TAG], "it is not ours to give back"
+    assert "another" in client.get_run(run).data.tags[tag], "it is not ours to give back"
 
 
 def test_of_two_that_write_a_first_lease_at_once_the_refused_one_waits(mlflow_server, monkeypatch):
     """The server's database lets one of two insert a tag and answers the other that it is there."""
     client, name = connect(mlflow_server.uri), "leased-at-once"
-    client.create_registered_model(name)
-    write, refusal = client.set_registered_model_tag, RestException({"error_code": "BAD_REQUEST", "message": "UNIQUE"})
+    (run, tag), record = lease_of(client, name), TaskRecord(client, mlflow_server.uri, name)
+    write, refusal = client.set_tag, RestException({"error_code": "BAD_REQUEST", "message": "UNIQUE"})
 
-    def write_second(task: str, key: str, lease: str) -> None:
-        monkeypatch.setattr(client, "set_registered_model_tag", write)
-        write(task, key, json.dumps({"owner": "the first", "expires": time.time()}))
+    def write_second(run: str, key: str, lease: str) -> None:
+        monkeypatch.setattr(client, "set_tag", write)
+        write(run, key, json.dumps({"owner": "the first", "renewed": time.time()}))
         raise refusal
 
-    monkeypatch.setattr(client, "set_registered_model_tag", write_second)
-    with (
-        pytest.raises(RegistryError, match="but the first holds it"),
-        promotion_lock.lease_promotion_lock(client, name, wait_s=0.0),
-    ):
+    monkeypatch.setattr(client, "set_tag", write_second)
+    with pytest.raises(RegistryError, match="but the first holds it"), record.locked(wait_s=0.0):
         pass
-    client.delete_registered_model_tag(name, promotion_lock.TAG)
+    client.delete_tag(run, tag)
 
-    def write_nothing(task: str, key: str, lease: str) -> None:
+    def write_nothing(run: str, key: str, lease: str) -> None:
         raise refusal
 
-    monkeypatch.setattr(client, "set_registered_model_tag", write_nothing)
-    with pytest.raises(RestException, match="UNIQUE"), promotion_lock.lease_promotion_lock(client, name):
+    monkeypatch.setattr(client, "set_tag", write_nothing)
+    with pytest.raises(RestException, match="UNIQUE"), record.locked():
         pass
+
+
+def test_two_runs_of_a_task_have_one_lease_and_all_decisions(mlflow_server):
+    """Two that made the task's run at once."""
+    client, name = connect(mlflow_server.uri), "made-twice"
+    runs = sorted(lease_of(client, name)[0] for _ in range(2))
+    record = TaskRecord(client, mlflow_server.uri, name)
+    for number, run in enumerate(runs, 1):
+        decided = Decision(name, "s", False, "t", 0.5, None, "accuracy", (), number=number)
+        client.set_tag(run, f"{decisions.DECISIONS}{number}", to_json(decided))
+    with record.locked():
+        assert decisions.LEASE in client.get_run(runs[0]).data.tags
+        assert [decision.number for decision in record.decisions()] == [1, 2]
 
 
 def test_a_mistyped_task_is_not_made_by_a_rollback_or_a_removal(mlflow_server, tmp_path):
@@ -186,7 +204,8 @@ def test_pulling_and_listing_load_no_mlflow(mlflow_server, tmp_path, monkeypatch
     promote(mlflow_server.uri, "cached", tmp_path / "t0")
     promote(mlflow_server.uri, "with-factors", tmp_path / "t1", factors={key: checksum})
     pulled = pull("cached", uri=mlflow_server.uri)
-    code = "import os, sys; from loraxs_search.registry import Registry, pull; print(pull('cached', uri=sys.argv[1]))\n"
+    code = "import os, sys; from loraxs_search.registry.pull import pull\nfrom loraxs_search.registry.store import Registry\n"
+    code += "print(pull('cached', uri=sys.argv[1]))\n"
     code += "assert 'cached' in [found.task for found in Registry(sys.argv[1]).summaries()]\n"
     code += "assert 'mlflow' not in sys.modules and 'numpy' not in sys.modules\n"
     code += "os.environ['LORAXS_HOME'] = sys.argv[2]; pull('with-factors', uri=sys.argv[1])\n"

@@ -23,8 +23,9 @@ from loraxs_search.cli._lines import LinesView
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
 from loraxs_search.log.events import DriverStarted, Phase, SearchStarted, ShownEvent, TrialReported
 from loraxs_search.records import Decision, TrialState
-from loraxs_search.registry import choose, verify
-from loraxs_search.registry.scored_rows import ScoredRows
+from loraxs_search.registry.evidence import ScoredRows
+from loraxs_search.registry.finalist import choose
+from loraxs_search.registry.manifest import verify
 from loraxs_search.search import SearchResult, SilentView, launch, resume
 from loraxs_search.search.driver import session
 from loraxs_search.search.hosts import study_actors

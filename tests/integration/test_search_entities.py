@@ -19,7 +19,7 @@ from support.spaces import QUICKSTART
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 import loraxs_search
-from loraxs_search.registry import verify
+from loraxs_search.registry.manifest import verify
 from loraxs_search.tasks.kinds.token_classification import TAG_METRICS
 
 pytestmark = [

@@ -12,7 +12,7 @@ from support.shell import start
 
 import loraxs_search
 from loraxs_search.records import AnswerState, Lineage, TrialState
-from loraxs_search.registry import verify
+from loraxs_search.registry.manifest import verify
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
 

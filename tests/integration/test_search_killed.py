@@ -14,8 +14,8 @@ import pytest
 from support.shell import start
 
 from loraxs_search.records import TrialState
-from loraxs_search.registry import verify
-from loraxs_search.registry.scored_rows import ScoredRows
+from loraxs_search.registry.evidence import ScoredRows
+from loraxs_search.registry.manifest import verify
 from loraxs_search.studies import StudyFolder, list_studies, read_reports
 from loraxs_search.studies.folder import studies_root
 

@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from loraxs_search.records import TrialState
-from loraxs_search.registry import verify
-from loraxs_search.registry.scored_rows import ScoredRows
+from loraxs_search.registry.evidence import ScoredRows
+from loraxs_search.registry.manifest import verify
 from loraxs_search.studies import StudyFolder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")]

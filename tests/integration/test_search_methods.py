@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loraxs_search.records import TrialState
-from loraxs_search.registry import verify
+from loraxs_search.registry.manifest import verify
 from loraxs_search.search import SearchResult
 from loraxs_search.studies import StudyFolder
 

@@ -15,7 +15,7 @@ from support.toy_language import save_base, save_rows
 
 from loraxs_search.errors import TaskDataError
 from loraxs_search.records import Task, TrialState
-from loraxs_search.registry.scored_rows import ScoredRows
+from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search import launch
 from loraxs_search.studies import StudyFolder
 from loraxs_search.trial import score_folder

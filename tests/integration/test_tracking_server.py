@@ -24,8 +24,9 @@ from loraxs_search.records import (
     TrialReport,
     TrialState,
 )
-from loraxs_search.registry import Registry, pull, verify
-from loraxs_search.registry.manifest import folder_digest
+from loraxs_search.registry.manifest import folder_digest, verify
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect, ensure_store
 
 pytestmark = pytest.mark.slow
@@ -260,7 +261,7 @@ def test_a_pull_killed_in_the_middle_leaves_nothing_and_the_next_one_succeeds(st
         PromotionRule(confidence=0, require="constant"), TASK, [candidate("t0", 0.8)], {"t0": folder}
     )
     cache = tmp_path / "cache"
-    code = "import sys; from pathlib import Path; from loraxs_search.registry import pull\n"
+    code = "import sys; from pathlib import Path; from loraxs_search.registry.pull import pull\n"
     code += "pull('toy', uri=sys.argv[1], cache=Path(sys.argv[2]))"
     process = _python(code, store_uri, cache)
     deadline = time.monotonic() + 60

@@ -21,8 +21,8 @@ from loraxs_search.records import (
     Manifest,
     TrialSpec,
 )
+from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.factor_sets import lacks_factors
-from loraxs_search.registry.scored_rows import ScoredRows
 from loraxs_search.search.driver.work_items import joined, refit_spec
 from loraxs_search.trial import score_folder
 

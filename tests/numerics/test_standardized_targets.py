@@ -30,7 +30,7 @@ from loraxs_search.records import (
     TrialSpec,
     to_json,
 )
-from loraxs_search.registry import model_card
+from loraxs_search.registry.card import model_card
 from loraxs_search.search_space import parse_space
 from loraxs_search.tasks.prepared import prepare
 from loraxs_search.trial.evaluate import score_folder

@@ -23,7 +23,7 @@ from loraxs_search.base_model import linear_modules, load_tokenizer, locate
 from loraxs_search.methods.export import ExportOptions, converted
 from loraxs_search.methods.loading import load_adapter_folder, read_manifest
 from loraxs_search.records import BaseModel, BaseModelRef, TaskModel
-from loraxs_search.registry import model_card
+from loraxs_search.registry.card import model_card
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds import GenerateRequest, Prompt
 

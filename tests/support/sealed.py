@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loraxs_search.records import Candidate, Manifest, PromotionRule
-from loraxs_search.registry import Registry, sealed, verify
-from loraxs_search.registry.manifest import MANIFEST
+from loraxs_search.registry.manifest import MANIFEST, sealed, verify
+from loraxs_search.registry.store import Registry
 
 
 def seal(folder: Path, manifest: Manifest) -> Manifest:

@@ -25,7 +25,7 @@ from loraxs_search.records import (
     TrialState,
     to_json,
 )
-from loraxs_search.registry.scored_rows import ScoredRows
+from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search_space import Space, parse_space
 from loraxs_search.studies import StudyFolder
 from support.studies import TASK, study

@@ -13,7 +13,7 @@ import loraxs_search
 from loraxs_search.errors import HomeError, StudyError
 from loraxs_search.housekeeping.removal import collect, remove_study
 from loraxs_search.records import Baseline, KeptAnswers, PromotionRule
-from loraxs_search.registry import Registry
+from loraxs_search.registry.store import Registry
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.studies import StudyFolder
 
@@ -128,5 +128,5 @@ def test_a_study_that_may_not_be_written_is_decided_on_unless_a_driver_holds_it(
         with pytest.raises(StudyError, match="one driver at a time"):
             loraxs_search.promote("s", tracking_uri=store_uri)
     unlocked = contextlib.nullcontext(lambda: None)
-    monkeypatch.setattr("loraxs_search.registry.changes.file_promotion_lock", lambda _: unlocked)
+    monkeypatch.setattr("loraxs_search.registry.decisions.TaskRecord.locked", lambda _: unlocked)
     assert loraxs_search.promote("s", tracking_uri=store_uri).comparisons[0].number == 1

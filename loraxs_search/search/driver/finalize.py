@@ -16,8 +16,10 @@ from typing import Any
 from loraxs_search.errors import SearchInterruptedError
 from loraxs_search.methods import Method
 from loraxs_search.records import Candidate, Confirmation, Refit, TrialRecord, TrialSpec
-from loraxs_search.registry import choose, factors_at, install_factors, model_card, resealed, sealed, trial_of, verify
-from loraxs_search.registry.manifest import MANIFEST
+from loraxs_search.registry.card import model_card, resealed
+from loraxs_search.registry.factor_sets import factors_at, install_factors
+from loraxs_search.registry.finalist import choose, trial_of
+from loraxs_search.registry.manifest import MANIFEST, sealed, verify
 from loraxs_search.search.driver.baselines import BaseModelBaseline
 from loraxs_search.search.driver.candidates import candidate_trials, make_candidate, make_manifest
 from loraxs_search.search.driver.work_items import (

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraxs_search.errors import LoraxsError, StorageError, TrackingError, counted
 from loraxs_search.log.events import AdapterWritten, BaselinesMeasured, ReportWritten, SearchFinished
 from loraxs_search.records import Candidate, Scalar, TrialRecord, TrialState
-from loraxs_search.registry import trial_of
+from loraxs_search.registry.finalist import trial_of
 from loraxs_search.reports.leaderboard import LeaderboardRow, leaderboard
 from loraxs_search.search.driver.commander import answer_waiting
 from loraxs_search.studies import Journal, Mirror, Storage, StudyFolder, is_behind, list_studies, mirrored, store_of
@@ -180,7 +180,7 @@ def close_finished(folder: StudyFolder) -> SearchResult:
 
 def lacks_baseline(folder: StudyFolder) -> bool:
     """Whether a required baseline was not measured: resuming measures it, since nothing is promoted without it."""
-    from loraxs_search.registry.baselines import unmeasured  # numpy
+    from loraxs_search.registry.evidence import unmeasured  # numpy
 
     info, has_alone = folder.info, folder.confirmations().base_rows_path.is_file()
     found = unmeasured(info.task, folder.baselines() or (), folder.baseline_answers(), has_alone=has_alone)

@@ -23,7 +23,8 @@ from loraxs_search.log.events import (
     TrialEnded,
 )
 from loraxs_search.records import Candidate, SearchRun, StudyDescription, TrialState
-from loraxs_search.registry import Registry, trial_of
+from loraxs_search.registry.finalist import trial_of
+from loraxs_search.registry.store import Registry
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.schedulers import Scheduler, make_scheduler

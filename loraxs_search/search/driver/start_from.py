@@ -8,7 +8,9 @@ from loraxs_search.assets import START
 from loraxs_search.errors import BaseModelError, UsageError, one_of
 from loraxs_search.methods import method_of
 from loraxs_search.records import AdapterRef, HostInfo, StartFrom, Task
-from loraxs_search.registry import Registry, pull, verify
+from loraxs_search.registry.manifest import verify
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.store import Registry
 from loraxs_search.search_space import Space, trial_shapes
 from loraxs_search.studies import StudyFolder, StudyInfo
 

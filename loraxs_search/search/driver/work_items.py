@@ -33,7 +33,7 @@ from loraxs_search.records import (
     TrialReport,
     TrialSpec,
 )
-from loraxs_search.registry.scored_rows import ScoredRows
+from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.hosts.client import HOST_LOST, HostClient
 from loraxs_search.studies import StudyFolder, read_reports
 
@@ -339,7 +339,7 @@ def joined(parts: Sequence[Answers], task: Task) -> tuple[dict[str, float], Scor
 
 def slices_of(parts: Sequence[Answers], task: Task) -> tuple[SliceScore, ...]:
     """Return the task's metric on each slice of the rows that answers are to."""
-    from loraxs_search.registry.scored_rows import slice_scores
+    from loraxs_search.registry.evidence import slice_scores
     from loraxs_search.tasks.kinds import kind_of
 
     if not task.slices or not all(part.predictions for part in parts):

@@ -43,7 +43,8 @@ from loraxs_search.methods.loading import load_adapter_folder
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.verification import body_fingerprint
 from loraxs_search.records import Candidate, DataSource, Manifest, PromotionRule, Task, from_json
-from loraxs_search.registry import Registry, install_factors
+from loraxs_search.registry.factor_sets import install_factors
+from loraxs_search.registry.store import Registry
 from loraxs_search.tasks.kinds import classifier
 
 from .conftest import TARGETS

@@ -20,7 +20,7 @@ from loraxs_search.records import (
     PromotionRule,
     ReferenceLogits,
 )
-from loraxs_search.registry import Registry
+from loraxs_search.registry.store import Registry
 
 
 @pytest.fixture

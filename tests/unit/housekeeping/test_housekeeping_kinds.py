@@ -22,8 +22,8 @@ from loraxs_search.housekeeping.kinds import KINDS
 from loraxs_search.housekeeping.removal import collect
 from loraxs_search.log.events import DriverStarted
 from loraxs_search.records import Identity, TrialState
-from loraxs_search.registry.names import Resolved, ResolvedNames
-from loraxs_search.registry.reader import registered_manifests
+from loraxs_search.registry.pull import Resolved, ResolvedNames
+from loraxs_search.registry.store import Registry
 
 MONTH_S = 30 * DAY_S
 STATE = f"{'a' * 16}.20.{'b' * 32}.safetensors"
@@ -127,11 +127,11 @@ def test_each_store_is_asked_with_its_own_account(fresh_home, monkeypatch):
     """Whichever was named last, and wherever."""
     asked = {}
 
-    def manifests(uri):
-        asked[uri] = os.environ.get("MLFLOW_TRACKING_PASSWORD")
+    def manifests(registry):
+        asked[registry.uri] = os.environ.get("MLFLOW_TRACKING_PASSWORD")
         return iter(())
 
-    monkeypatch.setattr("loraxs_search.housekeeping.kinds.registered_manifests", manifests)
+    monkeypatch.setattr(Registry, "manifests", manifests)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:of-a@a.example")
     for name, server in (("one", "b"), ("two", "c"), ("three", "a")):
         study(name, f"http://{server}.example")
@@ -239,7 +239,7 @@ def test_pulled_adapters_stay_as_long_as_a_name_means_them(fresh_home, factors, 
 
 def test_pulled_adapters_of_removed_versions_go(fresh_home, store_uri, base, register, sealed):
     register(store_uri, base_digest=base("b"), factors={})
-    (known,) = (digest for _, digest, _ in registered_manifests(store_uri))
+    (known,) = (digest for _, digest, _ in Registry(store_uri).manifests())
     for digest, name in ((known, "t"), ("c" * 64, "t:9")):
         sealed(fresh_home / "adapters" / digest, factors={})
         names = ResolvedNames(fresh_home / "adapters" / "names.json", store_uri)

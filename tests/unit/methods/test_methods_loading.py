@@ -21,8 +21,7 @@ from loraxs_search.methods.loading import _cast_body, load_adapter_folder, verif
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
 from loraxs_search.methods.verification import check_reference_logits, make_reference_logits
 from loraxs_search.records import BaseModelRef, ReferenceLogits
-from loraxs_search.registry import install_factors
-from loraxs_search.registry.factor_sets import keep_unchecked
+from loraxs_search.registry.factor_sets import install_factors, keep_unchecked
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from loraxs_search.records import (
     ReferenceLogits,
     Task,
 )
-from loraxs_search.registry import model_card
+from loraxs_search.registry.card import model_card
 
 
 @pytest.fixture(scope="session")

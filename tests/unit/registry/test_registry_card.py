@@ -19,7 +19,7 @@ from loraxs_search.records import (
     SliceScore,
     SplitSource,
 )
-from loraxs_search.registry import model_card
+from loraxs_search.registry.card import model_card
 from loraxs_search.tasks.asking import finding_code
 
 REFITS = (Refit(1, {"accuracy": 0.79}), Refit(2, failed="diverged"))

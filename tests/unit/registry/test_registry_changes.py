@@ -13,12 +13,11 @@ from mlflow import MlflowClient
 
 from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryError
 from loraxs_search.records import PromotionRule, Refit
-from loraxs_search.registry import Beside, Registry, Rescored
-from loraxs_search.registry._versions import DECISIONS, SUMMARY
-from loraxs_search.registry.pages import SHOWN
-from loraxs_search.registry.promotion import Scored, decide
-from loraxs_search.registry.scored_rows import ScoredRows
-from loraxs_search.registry.store import comparable
+from loraxs_search.registry.decisions import DECISIONS
+from loraxs_search.registry.evidence import ScoredRows
+from loraxs_search.registry.promotion import PromotionTest, Scored
+from loraxs_search.registry.store import Beside, Registry, Rescored, comparable
+from loraxs_search.registry.versions import SHOWN, SUMMARY
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(require="constant")
@@ -137,7 +136,7 @@ def test_a_champion_whose_texts_were_read_by_other_rules_is_scored_anew(
     assert bool(anew.note) is (champion_earlier != finalist_earlier)
     alone = comparable(champion, finalist, None, lambda _: rows_of)
     for compared, alike in ((anew, champion_earlier or not finalist_earlier), (alone, not alone.note)):
-        decision = decide(RULE, task, finalist, compared)
+        decision = PromotionTest(RULE, task, finalist).decide(compared)
         assert ("not comparable" in decision.reasons[-1]) is not alike
         assert bool(decision.comparisons) is alike
 
@@ -175,8 +174,7 @@ def test_the_list_has_every_task_with_its_champion(registry, promote, task, cand
     promote("t0", 320, refits=refits)
     other = dataclasses.replace(task, name="another")
     registry.promote(PromotionRule(max_bytes=1), other, [candidate("t9", task="another")], {})
-    none, found = registry.summaries()
-    assert (none.task, none.version, none.score) == ("another", None, None)
+    (found,) = registry.summaries()
     assert (found.task, found.version, found.metric, found.score) == ("movie-reviews", 1, "accuracy", 0.8)
     assert (found.stored_bytes, found.base_model) == (1000, "org/Tiny")
     assert found.mean == pytest.approx(0.79)
@@ -275,6 +273,8 @@ def test_the_best_version_is_removed_by_force_only(registry, promote):
 
 
 WRITES = (
+    "set_tag",
+    "delete_tag",
     "set_registered_model_tag",
     "set_registered_model_alias",
     "delete_registered_model_alias",
@@ -369,11 +369,11 @@ def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_t
     assert killed_before_write(9, lambda: promote("t1", 340))
 
 
-@pytest.mark.parametrize("unwritten", [SUMMARY, DECISIONS])
+@pytest.mark.parametrize("unwritten", [("set_registered_model_tag", SUMMARY), ("set_tag", DECISIONS)])
 def test_a_promotion_that_was_cut_off_is_recorded_by_the_next_change(
     registry, promote, store_uri, killed_at, unwritten
 ):
-    with killed_at("set_registered_model_tag", unwritten):
+    with killed_at(*unwritten):
         promote("t0", 300)
     cut_off = registry.history("movie-reviews")
     refused, _ = promote("t1", 290)
@@ -389,7 +389,7 @@ def test_a_comparison_of_a_promotion_that_was_cut_off_still_counts_after_it_is_r
     registry, promote, killed_at, to
 ):
     promote("t0", 300)
-    with killed_at("set_registered_model_tag", DECISIONS):
+    with killed_at("set_tag", DECISIONS):
         promote("t1", 340)
     registry.rollback("movie-reviews", to=to)
     assert [made.number for made in promote("t2", 380)[0].comparisons] == [3]
@@ -398,7 +398,7 @@ def test_a_comparison_of_a_promotion_that_was_cut_off_still_counts_after_it_is_r
 
 def test_a_promotion_that_was_cut_off_stays_in_history_when_its_version_is_removed(registry, promote, killed_at):
     promote("t0", 300)
-    with killed_at("set_registered_model_tag", DECISIONS):
+    with killed_at("set_tag", DECISIONS):
         promote("t1", 340)
     registry.remove("movie-reviews:2", forced=True)
     past = [(past.action, past.version) for past in registry.history("movie-reviews")]
@@ -410,7 +410,7 @@ def test_an_old_version_whose_second_promotion_was_cut_off_is_champion_after_the
 ):
     promote("t0", 300)
     promote("t1", 340)
-    with killed_at("set_registered_model_tag", DECISIONS):
+    with killed_at("set_tag", DECISIONS):
         promote("t0", 300, forced=True)
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1]
     promote("t2", 380)
@@ -447,7 +447,7 @@ def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_
 
     promote("t0", 300)
     with monkeypatch.context() as patch:
-        for room in ("changes", "_decisions"):
+        for room in ("store", "decisions"):
             patch.setattr(f"loraxs_search.registry.{room}.datetime", FastClock)
         promote("t1", 340)
     promote("t2", 380)
@@ -458,31 +458,25 @@ def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_
 def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, promote, store_uri, caplog):
     promote("t0", 300)
     promote("t1", 340)
-    connect(store_uri).set_registered_model_tag("movie-reviews", f"{DECISIONS}n000000001.broken", "{")
+    client = connect(store_uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("loraxs-search decisions").experiment_id])
+    client.set_tag(run.info.run_id, f"{DECISIONS}n000000001.broken", "{")
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2]
     assert "cannot be read" in caplog.text
     assert registry.rollback("movie-reviews").version == 1
 
 
-def test_refusals_lie_on_pages_and_what_a_promotion_reads_is_bounded(registry, promote, store_uri, monkeypatch):
-    monkeypatch.setattr("loraxs_search.registry._decisions.PAGE", 3)
+def test_each_comparison_counts_once_at_any_length(registry, promote):
     promote("t0", 320)
     for number in range(1, 9):
         promote(f"t{number}", 320 - number)
-    tags = connect(store_uri).get_registered_model("movie-reviews").tags
-    assert len([name for name in tags if name.startswith(DECISIONS)]) < 2 * 3
     history = registry.history("movie-reviews")
     assert [past.winner for past in history] == [f"t{number}" for number in range(9)]
     assert [made.number for past in history for made in past.comparisons] == list(range(1, 10))
-    assert len(registry.latest_decisions("movie-reviews")) < 2 * 3
-    assert "t1" not in [past.winner for past in registry.latest_decisions("movie-reviews")]
-    assert [made.number for made in promote("t1", 319)[0].comparisons] == [2], "the comparison that lies on a page"
+    assert [made.number for made in promote("t1", 319)[0].comparisons] == [2], "the same comparison again"
     known = [f"s1/t{number}" for number in range(9)]
     assert [made.number for made in promote("t20", 300, seen=known)[0].comparisons] == [10], "each counts once"
-    for _ in range(8):  # the same comparison again, whose number is an old one
-        promote("t8", 312)
-    promoted, _ = promote("t9", 390)
-    assert [made.number for made in promoted.comparisons] == [11]
+    assert [made.number for made in promote("t9", 390)[0].comparisons] == [11]
     assert registry.rollback("movie-reviews").version == 1
 
 

@@ -14,8 +14,10 @@ from loraxs_search.factors import Factors, FactorStore
 from loraxs_search.factors._store import checksum, write_factors
 from loraxs_search.home import factor_path, factor_variant_path
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, factors_at, install_factors, pull
-from loraxs_search.registry.factor_sets import keep_unchecked, lacks_factors, sets_of
+from loraxs_search.registry.factor_sets import factors_at, install_factors, keep_unchecked, lacks_factors, sets_of
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.reads import StoreReader
+from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect
 
 WEIGHT = torch.randn(12, 10, generator=torch.Generator().manual_seed(3))
@@ -121,7 +123,7 @@ def test_crafted_factors_are_neither_used_nor_published_on(promote, elsewhere, s
 def test_a_forged_checksum_is_refused_at_the_pull(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (factor_set,) = sets_of(store_uri, "base")
+    (factor_set,) = sets_of(StoreReader(store_uri), "base")
     file = Path(factor_set.source) / f"{key}-{said[:16]}.safetensors"
     bad = crafted(FactorStore().get(WEIGHT, rank=4))
     write_factors(file, bad)
@@ -137,7 +139,7 @@ def test_a_set_is_one_for_all_adapters_and_only_grows(key_and_checksum, promote,
     promote("t0", 0.8, {key: first})
     second_key, second = FactorStore().identify(WEIGHT.T.contiguous(), rank=4)
     promote("t1", 0.9, {key: first, second_key: second})
-    (factor_set,) = sets_of(store_uri, "base")
+    (factor_set,) = sets_of(StoreReader(store_uri), "base")
     files = {path.name for path in Path(factor_set.source).iterdir()}
     assert files == {f"{key}-{first[:16]}.safetensors", f"{second_key}-{second[:16]}.safetensors"}
     assert [model.name for model in connect(store_uri).search_registered_models()] == ["movie-reviews"]
@@ -148,7 +150,7 @@ def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(
 ):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (factor_set,) = sets_of(store_uri, "base")
+    (factor_set,) = sets_of(StoreReader(store_uri), "base")
     file = Path(factor_set.source) / f"{key}-{said[:16]}.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:100])
@@ -162,7 +164,7 @@ def test_a_file_that_a_killed_promoter_left_short_is_sent_again_by_the_next(
 def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (factor_set,) = sets_of(store_uri, "base")
+    (factor_set,) = sets_of(StoreReader(store_uri), "base")
     file = Path(factor_set.source) / f"{key}-{said[:16]}.safetensors"
     whole = bytearray(file.read_bytes())
     for change in (-1, 30):
@@ -178,7 +180,7 @@ def test_factors_that_are_not_what_they_say_are_not_kept(key_and_checksum, promo
 def test_a_file_under_another_ones_name_is_noticed(key_and_checksum, promote, elsewhere, store_uri):
     key, said = key_and_checksum()
     promote("t0", 0.8, {key: said})
-    (factor_set,) = sets_of(store_uri, "base")
+    (factor_set,) = sets_of(StoreReader(store_uri), "base")
     other_key, _ = FactorStore().identify(WEIGHT.T.contiguous(), rank=4)
     shutil.copy(factor_path(other_key), Path(factor_set.source) / f"{key}-{said[:16]}.safetensors")
     elsewhere()

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraxs_search.records import Candidate, DataSource, PromotionRule, Task
-from loraxs_search.registry import choose
+from loraxs_search.registry.finalist import choose
 
 TASK = Task(
     name="toy",

@@ -9,8 +9,7 @@ from support.sealed import seal
 from loraxs_search.errors import IntegrityError
 from loraxs_search.methods.loading import read_manifest
 from loraxs_search.records import ADAPTER_FORMAT
-from loraxs_search.registry import verify
-from loraxs_search.registry.manifest import folder_digest
+from loraxs_search.registry.manifest import folder_digest, verify
 
 
 def test_a_sealed_folder_verifies_and_gives_back_its_manifest(make_folder, manifest):

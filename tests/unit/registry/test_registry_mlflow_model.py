@@ -28,10 +28,11 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.mlflow_flavor import MlflowPredictor
 from loraxs_search.predictor import Predictor
 from loraxs_search.records import BaseModelRef, DataSource, Prediction, Task, TaskModel
-from loraxs_search.registry import Registry, pull, verify
-from loraxs_search.registry._mlflow import connect
 from loraxs_search.registry.factor_sets import lacks_factors
-from loraxs_search.registry.manifest import folder_digest
+from loraxs_search.registry.manifest import folder_digest, verify
+from loraxs_search.registry.pull import pull
+from loraxs_search.registry.store import Registry
+from loraxs_search.tracking.store import connect
 
 URI = "models:/task-2@champion"
 TEXTS = ["a moving, funny film", "two hours that I will never get back", "so so"]

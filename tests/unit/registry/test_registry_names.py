@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from loraxs_search.errors import RegistryError
-from loraxs_search.registry.names import AdapterName, parse_name
+from loraxs_search.registry.versions import AdapterName, parse_name
 
 
 @pytest.mark.parametrize(

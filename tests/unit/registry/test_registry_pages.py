@@ -8,9 +8,9 @@ import json
 import pytest
 
 from loraxs_search.records import Baseline, ComparisonRecord, Decision, PromotionRule, Refit
-from loraxs_search.registry import Registry
-from loraxs_search.registry._versions import CANDIDATE, SUMMARY, adapter_tag
-from loraxs_search.registry.pages import MAX_PAGE, task_page, version_page
+from loraxs_search.registry.card import MAX_PAGE, task_page, version_page
+from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import SUMMARY, adapter_tags
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(confidence=0, require="constant")
@@ -86,7 +86,7 @@ def test_tags_in_sight_are_words_and_numbers(promote, store_uri):
     )
     for value in (*in_sight(model.tags).values(), *version.tags.values()):  # a table has all tags of a version
         assert "{" not in value
-    assert json.loads(model.tags[adapter_tag(version.tags["loraxs.digest"], CANDIDATE)])["trial_id"] == "t0"
+    assert json.loads(model.tags[adapter_tags(version.tags["loraxs.digest"])[0]])["trial_id"] == "t0"
 
 
 def test_a_page_fits_however_much_was_decided(manifest, candidate):

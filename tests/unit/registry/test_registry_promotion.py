@@ -21,10 +21,9 @@ from loraxs_search.records import (
     Task,
     from_json,
 )
-from loraxs_search.registry._versions import fitted
-from loraxs_search.registry.promotion import ComparisonSetup, Scored, decide
-from loraxs_search.registry.scored_rows import ScoredRows, slice_scores
-from loraxs_search.registry.test_set_reuse import ToleranceReference
+from loraxs_search.registry.evidence import ScoredRows, slice_scores
+from loraxs_search.registry.promotion import ComparisonSetup, PromotionTest, Scored, ToleranceReference
+from loraxs_search.registry.versions import fitted
 from loraxs_search.tasks.kinds import TOKEN_METRICS
 
 TASK = Task(
@@ -66,6 +65,10 @@ def _rows(right: int, wrong: int) -> ScoredRows:
 def _scored(trial_id: str, right: int, stored_bytes: int = 1000, **other) -> Scored:
     """An adapter that answers `right` of 1000 rows correctly."""
     return Scored(_candidate(trial_id, right / 1000, stored_bytes, **other), _rows(right, 1000 - right))
+
+
+def decide(rule, task, finalist, champion, setup=None):
+    return PromotionTest(rule, task, finalist).decide(champion, setup)
 
 
 def _old(right: int, stored_bytes: int = 1000, **other) -> Scored:

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import shutil
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,12 +17,11 @@ from loraxs_search.errors import HomeError, IntegrityError, RegistryError, Track
 from loraxs_search.home import exclusive
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import PromotionRule
-from loraxs_search.registry import Registry, pull, verify
-from loraxs_search.registry._mlflow import Listed, connect, list_files
-from loraxs_search.registry.manifest import folder_digest
-from loraxs_search.registry.names import store_stamp
-from loraxs_search.registry.reader import RegistryReader
-from loraxs_search.tracking.store import ensure_store
+from loraxs_search.registry.manifest import folder_digest, verify
+from loraxs_search.registry.pull import pull, store_stamp
+from loraxs_search.registry.reads import Listed, StoreReader
+from loraxs_search.registry.store import Registry
+from loraxs_search.tracking.store import connect, ensure_store
 
 
 @pytest.fixture
@@ -113,10 +111,12 @@ def test_what_was_changed_in_the_registry_is_refused_and_nothing_is_written(
 
 
 def test_a_file_of_which_more_comes_than_was_listed_is_refused(promoted, store_uri, fresh_home, monkeypatch):
-    def list_less(uri, source):
-        return [Listed(file.name, file.num_bytes - 1, file.is_dir) for file in list_files(uri, source)]
+    list_files = StoreReader.list_files
 
-    monkeypatch.setattr(sys.modules[pull.__module__], "list_files", list_less)
+    def list_less(store, source):
+        return [Listed(file.name, file.num_bytes - 1, file.is_dir) for file in list_files(store, source)]
+
+    monkeypatch.setattr(StoreReader, "list_files", list_less)
     with pytest.raises(IntegrityError, match=r"manifest.json .*bytes"):
         pull("movie-reviews", uri=store_uri)
     assert _cached(fresh_home) == set()
@@ -248,7 +248,7 @@ def test_a_store_that_nobody_wrote_to_is_not_asked_again(promoted, store_uri, mo
         raise AssertionError("the store was asked")
 
     with monkeypatch.context() as patch:
-        patch.setattr(RegistryReader, "resolve", asked)
+        patch.setattr(Registry, "resolve", asked)
         assert pull("movie-reviews", uri=store_uri) == pulled
         with pytest.raises(AssertionError, match="was asked"):
             pull("movie-reviews:1", uri=store_uri)  # a name not resolved before

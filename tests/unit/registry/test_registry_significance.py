@@ -11,15 +11,14 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from loraxs_search.errors import IntegrityError
-from loraxs_search.registry import significance
-from loraxs_search.registry.scored_rows import ScoredRows
-from loraxs_search.registry.significance import loss_bound, tango
+from loraxs_search.registry import evidence
+from loraxs_search.registry.evidence import ScoredRows, loss_bound, tango
 from loraxs_search.tasks.metrics import METRICS, NUMBER_METRICS, TEXT_METRICS, TOKEN_METRICS
 
 
 def p_value(metric, sign, first, second):
     known = (METRICS | TEXT_METRICS)[metric] if isinstance(metric, str) else metric
-    return significance.p_value(known, sign, first, second)
+    return evidence.p_value(known, sign, first, second)
 
 
 def rows(predictions, labels) -> ScoredRows:
@@ -81,7 +80,7 @@ def by_definition(metric: str, sign: float, ours: ScoredRows, theirs: ScoredRows
     [("f1", 1.0), ("macro_f1", 1.0), ("matthews", 1.0), ("pearson", 1.0), ("spearman", 1.0), ("mse", -1.0)],
 )
 def test_few_rows_give_the_exact_chance_of_the_permutation_test(metric, sign, monkeypatch):
-    monkeypatch.setattr(significance, "_CHUNK_BYTES", 8 * 7 * 40)  # many chunks, and one that is not full
+    monkeypatch.setattr(evidence, "_CHUNK_BYTES", 8 * 7 * 40)  # many chunks, and one that is not full
     for seed in range(2):
         random = np.random.default_rng(seed)
         if metric in NUMBER_METRICS:
@@ -105,9 +104,9 @@ def test_a_sample_of_exchanges_gives_nearly_the_chance_of_all(metric, monkeypatc
         both[:, 11:] = both[0, 11:]
     ours, theirs = (rows(values.tolist(), labels.tolist()) for values in both)
     num_differ = int((ours.predictions != theirs.predictions).sum())
-    monkeypatch.setattr(significance, "_EXACT", num_differ)
+    monkeypatch.setattr(evidence, "_EXACT", num_differ)
     exact = p_value(metric, 1.0, ours, theirs)
-    monkeypatch.setattr(significance, "_EXACT", 0)
+    monkeypatch.setattr(evidence, "_EXACT", 0)
     assert p_value(metric, 1.0, ours, theirs) == pytest.approx(exact, abs=0.03)
 
 
@@ -239,7 +238,7 @@ def test_a_small_level_is_reached_by_a_bounded_number_of_draws():
     known = METRICS["spearman"].of_many
     counted = replace(METRICS["spearman"], of_many=lambda said, true: drawn.append(len(said)) or known(said, true))
     assert 0 < p_value(counted, 1.0, ours, theirs) < 1e-6
-    assert sum(drawn) <= significance.MAX_DRAWS + 4
+    assert sum(drawn) <= evidence.MAX_DRAWS + 4
 
 
 def test_a_heavier_tail_than_the_normal_one_is_not_taken_for_it():
@@ -248,7 +247,7 @@ def test_a_heavier_tail_than_the_normal_one_is_not_taken_for_it():
     light = replace(METRICS["spearman"], of_many=lambda said, true: said.sum(1))
     heavy = replace(METRICS["spearman"], of_many=lambda said, true: ((said - true).sum(1) + 20) ** 5)
     chances = [p_value(metric, 1.0, ours, theirs) for metric in (light, heavy)]
-    assert chances[0] < 1e-5 < 1 / (1 + significance.MAX_DRAWS) <= chances[1]
+    assert chances[0] < 1e-5 < 1 / (1 + evidence.MAX_DRAWS) <= chances[1]
 
 
 # ---- how much worse it may be ----------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ from support.tracked import Tracked
 from loraxs_search.errors import IntegrityError, RegistryError
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Baseline, PromotionRule, SearchPlan, TrialState
-from loraxs_search.registry import Registry, promotion_lock
-from loraxs_search.registry._versions import DECISIONS
+from loraxs_search.registry import decisions
+from loraxs_search.registry.decisions import DECISIONS
+from loraxs_search.registry.store import Registry
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(confidence=0, require="constant")  # numbers as they stand: no answers to test rows are at hand
@@ -74,7 +75,7 @@ def test_a_task_that_was_only_refused_has_history_and_no_champion(registry, task
     registry.promote(rule, task, [candidate("t0")], {})
     assert registry.champion("movie-reviews") is None
     assert len(registry.history("movie-reviews")) == 1
-    assert [summary.task for summary in registry.summaries()] == ["movie-reviews"]
+    assert registry.summaries() == registry.versions("movie-reviews") == [], "it has no version"
     with pytest.raises(RegistryError, match="movie-reviews has no champion") as none:
         registry.resolve("movie-reviews")
     assert "loraxs-search promote" in str(none.value.hint)
@@ -139,7 +140,7 @@ def test_a_record_is_short_enough_for_a_tag_whatever_the_constant_answers(regist
     baselines = (Baseline("constant", {"accuracy": 0.5}, {"accuracy": 0.5}, answer="so " * 4000),)
     wordy = candidate("t0", 0.8, baselines=baselines)
     registry.promote(RULE, task, [wordy], {"t0": make_folder("t0")})
-    tags = registry._client.get_registered_model("movie-reviews").tags
+    tags = registry.store.client.get_registered_model("movie-reviews").tags
     assert max(len(value) for name, value in tags.items() if ".candidate" in name or "adapter" in name) <= 5000
     kept = registry.champion("movie-reviews").candidate
     assert dataclasses.replace(kept, baselines=()) == dataclasses.replace(wordy, baselines=())
@@ -163,7 +164,7 @@ def test_a_task_name_the_registry_cannot_hold_is_refused(registry, task, candida
 def test_history_has_what_a_promoter_that_died_did_not_write_down(registry, task, candidate, make_folder, killed_at):
     registry.promote(RULE, task, [candidate("t0", 0.80)], {"t0": make_folder("t0")})
 
-    with killed_at("set_registered_model_tag", DECISIONS):
+    with killed_at("set_tag", DECISIONS):
         registry.promote(RULE, task, [candidate("t1", 0.90)], {"t1": make_folder("t1")})
     history = registry.history("movie-reviews")
     assert [(past.winner, past.promoted, past.version) for past in history] == [("t0", True, 1), ("t1", True, 2)]
@@ -199,7 +200,7 @@ def test_two_promoters_at_once_leave_the_better_one(store_uri, task, candidate, 
 def test_a_promoter_that_stands_still_is_not_waited_for_without_end(
     champion, task, candidate, make_folder, store_uri, monkeypatch
 ):
-    monkeypatch.setattr(promotion_lock, "WAIT_S", 0.1)
+    monkeypatch.setattr(decisions, "WAIT_S", 0.1)
     folders = {"t1": make_folder("t1")}
     changes = (
         lambda: champion.promote(RULE, task, [candidate("t1", 0.9)], folders),

@@ -15,12 +15,17 @@ from scipy.stats import binom
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.records import ComparisonRecord, Decision, PromotionRule
-from loraxs_search.registry import Registry, Rescored, changes
-from loraxs_search.registry._versions import DECISIONS
+from loraxs_search.registry.decisions import DECISIONS, TaskRecord
+from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.finalist import Criterion
-from loraxs_search.registry.promotion import PromotionTest, Scored
-from loraxs_search.registry.scored_rows import ScoredRows
-from loraxs_search.registry.test_set_reuse import ComparisonHistory, ToleranceReference, find_tolerance_reference
+from loraxs_search.registry.promotion import (
+    ComparisonHistory,
+    PromotionTest,
+    Scored,
+    ToleranceReference,
+    find_tolerance_reference,
+)
+from loraxs_search.registry.store import Registry, Rescored
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(require="constant")
@@ -117,7 +122,7 @@ def test_a_refusal_of_a_promoter_that_has_lost_the_lease_is_not_written_down(reg
         raise RegistryError("another holds it")
 
     with monkeypatch.context() as patch:
-        patch.setattr(changes, "file_promotion_lock", lambda _: contextlib.nullcontext(lost))
+        patch.setattr(TaskRecord, "locked", lambda _: contextlib.nullcontext(lost))
         with pytest.raises(RegistryError):
             promote("t1", 321)
         with pytest.raises(RegistryError):
@@ -137,7 +142,7 @@ def test_a_promoter_that_is_killed_before_it_is_champion_spends_no_look(promote,
 def test_a_promoter_that_is_killed_before_it_is_written_down_has_spent_its_look(promote, killed_at):
     promote("t0", 300)
 
-    with killed_at("set_registered_model_tag", DECISIONS):
+    with killed_at("set_tag", DECISIONS):
         promote("t1", 399)
     assert numbers(promote("t2", 302)) == [3]
 

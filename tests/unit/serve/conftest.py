@@ -31,7 +31,7 @@ from loraxs_search.records import (
     TaskModel,
     from_json,
 )
-from loraxs_search.registry import Registry
+from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.requests import Limits
 from loraxs_search.serve.served_models import ServedModels

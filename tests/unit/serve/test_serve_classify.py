@@ -24,8 +24,7 @@ from loraxs_search.base_model import locate
 from loraxs_search.errors import HomeError, RegistryError, RegistryUnreadableError, UsageError
 from loraxs_search.predictor import Predictor
 from loraxs_search.records import BaseModelRef, Manifest, from_json
-from loraxs_search.registry import Registry
-from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.registry.store import Registry
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.requests import Limits
 from loraxs_search.serve.served_models import ServedModels
@@ -193,7 +192,7 @@ def test_a_registry_that_is_away_changes_nothing_but_ready(encoder, monkeypatch)
 
     models = encoder.server.models
     with monkeypatch.context() as patch:
-        patch.setattr(RegistryReader, "states", gone)
+        patch.setattr(Registry, "states", gone)
         models._stamp = None
         while encoder.get("/ready").json()["registry"] != "away":
             time.sleep(0.01)

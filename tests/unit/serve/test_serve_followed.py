@@ -15,9 +15,8 @@ import requests
 
 from loraxs_search.errors import IntegrityError, TrackingError, UsageError
 from loraxs_search.records import Manifest, from_json
-from loraxs_search.registry import Registry
-from loraxs_search.registry.names import ResolvedNames
-from loraxs_search.registry.reader import RegistryReader
+from loraxs_search.registry.pull import ResolvedNames
+from loraxs_search.registry.store import Registry
 from loraxs_search.serve import served_models
 from loraxs_search.serve.api_keys import read_keys
 from loraxs_search.serve.app import Server
@@ -88,7 +87,7 @@ def test_a_registry_that_is_away_is_no_fault_of_a_name_that_has_moved(registry, 
     def away(*_):
         raise TrackingError("It does not answer.")
 
-    monkeypatch.setattr(RegistryReader, "states", away)
+    monkeypatch.setattr(Registry, "states", away)
     models.refresh()
     assert (models.registry_error, models.faults()) == ("It does not answer.", {})
 
@@ -128,9 +127,9 @@ def test_one_list_says_which_names_are_looked_up_again(registry, folders, monkey
     uri, promote = registry
     for name in ("two", "three", "number"):
         promote(folders[name])
-    models, resolve, asked = follow(["task-2", "task-3", "task-1"], uri=uri), RegistryReader.resolve, []
+    models, resolve, asked = follow(["task-2", "task-3", "task-1"], uri=uri), Registry.resolve, []
     models.refresh()
-    monkeypatch.setattr(RegistryReader, "resolve", lambda self, name: asked.append(name) or resolve(self, name))
+    monkeypatch.setattr(Registry, "resolve", lambda self, name: asked.append(name) or resolve(self, name))
     models.refresh()
     assert asked == []
     new = promote(folders["two-again"])

@@ -25,7 +25,7 @@ from support.shell import start
 
 from loraxs_search.errors import ClusterError, UsageError
 from loraxs_search.predictor import Predictor
-from loraxs_search.registry import Registry
+from loraxs_search.registry.store import Registry
 from loraxs_search.search.cluster import ray_private
 from loraxs_search.search.ray_serve import APP, DEPLOYMENT, ServeArgs, deploy
 

@@ -20,7 +20,7 @@ from loraxs_search.base_model import linear_modules, load_model, load_tokenizer,
 from loraxs_search.engine import generation
 from loraxs_search.methods.export import converted
 from loraxs_search.records import BaseModelRef, TaskModel
-from loraxs_search.registry import Registry
+from loraxs_search.registry.store import Registry
 from loraxs_search.serve import engine as serving_engine
 from loraxs_search.serve.app import Server
 from loraxs_search.serve.bodies import ChatBody, ClassifyBody, CompletionBody

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
-from loraxs_search.registry.scored_rows import ScoredRows
-from loraxs_search.registry.significance import p_value
+from loraxs_search.registry.evidence import ScoredRows, p_value
 from loraxs_search.tasks.metrics import METRICS, TEXT_METRICS
 
 PREDICTED = np.array([0, 1, 1, 0, 1, 1])

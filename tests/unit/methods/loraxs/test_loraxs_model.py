@@ -14,7 +14,7 @@ from loraxs_search.factors import FactorStore
 from loraxs_search.factors._store import write_factors
 from loraxs_search.home import factor_path
 from loraxs_search.methods.loraxs import LoraXSConfig, use_factor_store
-from loraxs_search.registry import install_factors
+from loraxs_search.registry.factor_sets import install_factors
 
 
 def unlike_adapters():

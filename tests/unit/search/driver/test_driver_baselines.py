@@ -21,7 +21,7 @@ from support.word_pairs import WordPairs
 
 from loraxs_search.errors import SearchInterruptedError, TaskDataError
 from loraxs_search.records import BASE_MODEL_ROWS, Answers, Baseline, Identity, PromotionRule, Task, is_unmeasured
-from loraxs_search.registry.scored_rows import ScoredRows
+from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.search.driver.baselines import BaseModelBaseline, StudyBaselines
 from loraxs_search.search.driver.result import lacks_baseline
 from loraxs_search.search.driver.work_items import BaseAnswerWork

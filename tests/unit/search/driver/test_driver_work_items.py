@@ -31,8 +31,7 @@ from loraxs_search.records import (
     TrialSpec,
     to_json,
 )
-from loraxs_search.registry import sealed, verify
-from loraxs_search.registry.manifest import folder_digest
+from loraxs_search.registry.manifest import folder_digest, sealed, verify
 from loraxs_search.search.driver.finalize import Finalization
 from loraxs_search.search.driver.work_items import (
     AnswerWork,

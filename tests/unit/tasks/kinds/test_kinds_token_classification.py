@@ -20,8 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.records import DataSource, Entity, Prediction, Task
-from loraxs_search.registry.scored_rows import ScoredRows
-from loraxs_search.registry.significance import p_value
+from loraxs_search.registry.evidence import ScoredRows, p_value
 from loraxs_search.tasks.batch import RowSource
 from loraxs_search.tasks.kinds import ForwardRequest, PassOutputs, TaskKind, checked, kind_of
 from loraxs_search.tasks.kinds.token_classification import TAG_METRICS, TokenClassification, find_entities

@@ -1,0 +1,234 @@
+"""What was decided on a task, who has answered its test rows, and who may change its champion now.
+
+All are tags of the task's run in an experiment of their own: a task is a registered model from its first version on,
+and that is read whole whenever a champion is looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from loraxs_search.errors import RegistryError
+from loraxs_search.home import disk_faults, file_lock
+from loraxs_search.mlflow_client import all_pages, ensure_experiment
+from loraxs_search.mlflow_uri import sqlite_path
+from loraxs_search.records import Decision, from_json, to_json
+from loraxs_search.registry.promotion import digest_of
+from loraxs_search.registry.versions import fitted
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+DECISIONS = "mlflow.loraxs.decision."  # the number of each decision stands behind it; MLflow's pages hide it
+CHANGE = "mlflow.loraxs.change"  # a rollback or a removal that has begun and is not recorded yet
+LEASE = "mlflow.loraxs.lease"
+TTL_S = 120.0  # longer than registering an adapter takes: a lease that stands still for so long is taken over
+WAIT_S = 180.0  # for whoever changes a champion, before this one gives up
+_USE = "mlflow.loraxs.use."  # behind it test rows and a finalist's digest
+_TASK = "loraxs.task"
+_EXPERIMENT = "loraxs-search decisions"
+_NOTE = "A run for each task: what `loraxs-search promote` has decided, and who has answered its test rows."
+_SETTLE_S = (0.3, 0.6)  # longer than a promoter takes from reading that the lease is free to writing its own
+_POLL_S = (0.1, 0.4)
+_logger = logging.getLogger(__name__)
+
+Check = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A rollback or a removal that has begun. Whoever next changes the task's champion finishes it.
+
+    Args:
+        decision: What is recorded of it at its end.
+        digest: Content address of the version's folder: a number may be given again.
+        champion: The version that was champion before; None if there was none.
+    """
+
+    decision: Decision
+    digest: str
+    champion: int | None = None
+
+
+class TaskRecord:
+    """The run of a task, which the first write makes.
+
+    Processes that write at once may make one each: tags of all count, and the lease is on the run with the lowest id.
+    """
+
+    def __init__(self, client: MlflowClient, uri: str, task: str) -> None:
+        self._client, self._uri, self._task = client, uri, task
+
+    def decisions(self) -> list[Decision]:
+        """Return the decisions, in the order they were made; those that cannot be read are left out."""
+        found = list[Decision]()
+        for name, text in self._tags(DECISIONS).items():
+            try:
+                found.append(from_json(Decision, text))
+            except ValueError as error:  # pydantic's ValidationError is one
+                reason = next(iter(str(error).splitlines()), "")
+                _logger.warning(
+                    "a decision on %s is left out, since it cannot be read (tag %s: %s)", self._task, name, reason
+                )
+        return sorted(found, key=lambda decision: decision.number)  # promoters' clocks differ; they take turns
+
+    def add(self, decision: Decision) -> None:
+        """Record a decision."""
+        self._write(f"{DECISIONS}n{decision.number:09d}.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}", fitted(decision))
+
+    def uses(self, test_rows: str) -> list[str]:
+        """Return the keys of finalists that are recorded to have answered these test rows."""
+        return list(self._tags(f"{_USE}{test_rows}.").values())
+
+    def add_use(self, test_rows: str, finalist: str) -> None:
+        """Record that a finalist has answered test rows, whether or not anything is ever decided on it."""
+        self._write(f"{_USE}{test_rows}.{digest_of(finalist)}", finalist)
+
+    def begun(self) -> tuple[bool, Change | None]:
+        """Return whether a change has begun and is not recorded yet, and which; None if that cannot be read."""
+        text = self._tags(CHANGE).get(CHANGE)
+        with contextlib.suppress(ValueError):  # pydantic's ValidationError is one
+            return text is not None, None if text is None else from_json(Change, text)
+        return True, None
+
+    def begin(self, change: Change) -> None:
+        """Write down a change before it is made."""
+        self._write(CHANGE, to_json(change))
+
+    def end_change(self) -> None:
+        """Forget the change that has begun."""
+        self._delete(CHANGE)
+
+    # ---- one promoter at a time --------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def locked(self, wait_s: float | None = None) -> Iterator[Check]:
+        """Hold the task's lock: aliases have no compare-and-swap. Yields what raises once the lock is lost.
+
+        An embedded store has a file beside it, which the system frees when its holder dies, a server a lease.
+
+        Raises:
+            RegistryError: another promoter holds the lock for longer than `wait_s`, by default `WAIT_S`.
+        """
+        database, wait_s = sqlite_path(self._uri), WAIT_S if wait_s is None else wait_s
+        if database is None:
+            owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"
+            self._acquire(owner, wait_s)
+            try:
+                yield lambda: self._renew(owner)
+            finally:
+                self._release(owner)
+            return
+        from filelock import Timeout  # late, as in `file_lock`
+
+        path = database.with_name(f"{database.name}.promote.lock")
+        with disk_faults(path):
+            try:
+                held = file_lock(path).acquire(timeout=wait_s)
+            except Timeout as error:
+                raise RegistryError(
+                    f"{path} must be free to change a champion, but another process has held it for {wait_s:.0f} s.",
+                    hint=f"try again; a process that is suspended keeps it, and `fuser {path}` names who has it open",
+                ) from error
+            with held:
+                yield lambda: None
+
+    def _acquire(self, owner: str, wait_s: float) -> None:
+        """Wait for the lease.
+
+        Whoever finds it free, or sees it stand still for `TTL_S`, writes its name, waits a moment, and holds it if its
+        name still stands there: of two that wrote, the last one. Clocks of two machines are never compared. Not proof
+        against a promoter that sleeps between reading and writing for longer than that moment: so it is renewed right
+        before the champion moves, which raises unless it is still held.
+        """
+        from mlflow.exceptions import MlflowException
+
+        began, seen = time.monotonic(), self._lease()
+        seen_at = began
+        while True:
+            if not seen or time.monotonic() - seen_at >= TTL_S:
+                try:
+                    self._write_lease(owner)
+                except MlflowException:
+                    # Of two that insert the tag at once, the server's database refuses one: the other's stands there.
+                    if not self._lease():
+                        raise
+                time.sleep(random.uniform(*_SETTLE_S))
+                if _owner(self._lease()) == owner:
+                    return
+            time.sleep(random.uniform(*_POLL_S))
+            if (lease := self._lease()) != seen:
+                seen, seen_at = lease, time.monotonic()
+            if time.monotonic() - began > wait_s:
+                raise RegistryError(
+                    f"The lease on {self._task} must be free to change its champion, but"
+                    f" {_owner(seen) or 'another promoter'} holds it.",
+                    hint="try again; a promoter that died loses it within two minutes",
+                )
+
+    def _renew(self, owner: str) -> None:
+        if (holder := _owner(self._lease())) != owner:
+            raise RegistryError(
+                f"The lease on {self._task} must be held to change its champion, but {holder or 'nobody'} holds it.",
+                hint="promoting took too long and another process took over: decide again",
+            )
+        self._write_lease(owner)
+
+    def _release(self, owner: str) -> None:
+        """Give the lease back; where the server is away by now, it runs out."""
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException):
+            if _owner(self._lease()) == owner:
+                self._delete(LEASE)
+
+    def _lease(self) -> str:
+        """Return the lease as it stands; empty if nobody has it."""
+        runs = self._runs()
+        return str(runs[0].data.tags.get(LEASE, "")) if runs else ""
+
+    def _write_lease(self, owner: str) -> None:
+        self._write(LEASE, json.dumps({"owner": owner, "renewed": time.time()}))
+
+    # ---- tags --------------------------------------------------------------------------------------------------------
+    def _runs(self) -> list[Any]:
+        experiment = self._client.get_experiment_by_name(_EXPERIMENT)
+        if experiment is None:
+            return []
+        found = all_pages(self._client.search_runs, [experiment.experiment_id], f"tags.`{_TASK}` = '{self._task}'")
+        return sorted(found, key=lambda run: run.info.run_id)
+
+    def _tags(self, prefix: str) -> Mapping[str, str]:
+        tags = {name: text for run in reversed(self._runs()) for name, text in run.data.tags.items()}
+        return {name: tags[name] for name in sorted(tags) if name.startswith(prefix)}
+
+    def _write(self, name: str, text: str) -> None:
+        if not (runs := self._runs()):
+            experiment = ensure_experiment(self._client, self._uri, _EXPERIMENT, _NOTE)
+            made = self._client.create_run(experiment, tags={_TASK: self._task}, run_name=self._task)
+            self._client.set_terminated(made.info.run_id)
+            runs = self._runs()
+        self._client.set_tag(runs[0].info.run_id, name, text)
+
+    def _delete(self, name: str) -> None:
+        for run in self._runs():
+            if name in run.data.tags:
+                self._client.delete_tag(run.info.run_id, name)
+
+
+def _owner(lease: str) -> str:
+    """Return who holds a lease; empty if nobody does."""
+    try:
+        return str(json.loads(lease)["owner"])
+    except (ValueError, TypeError, KeyError):
+        return ""

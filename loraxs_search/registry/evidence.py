@@ -1,0 +1,588 @@
+"""What answers to the test rows show: scores, slices, baselines, and whether a gain is luck. Pure.
+
+An adapter's answers are kept in a file beside it, which may also say what each row has in the task's slice columns. The
+same rows give the same numbers, on every machine.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loraxs_search.errors import IntegrityError, counted
+from loraxs_search.records import (
+    MIN_SLICE_ROWS,
+    SLICE_LOSS,
+    AnswerFlips,
+    Baseline,
+    Candidate,
+    KeptAnswers,
+    PromotionRule,
+    SliceScore,
+    Task,
+    alone_baseline,
+    is_alone,
+    is_unmeasured,
+)
+from loraxs_search.registry.finalist import NOISE
+from loraxs_search.tasks.baselines import does_fit, fitting_baselines
+from loraxs_search.tasks.kinds import Metric, kind_of
+
+Values = npt.NDArray[Any]
+FILE = "test_rows.safetensors"
+MAX_ROWS_BYTES = 2**30  # a row is 17 bytes, and 20 for tokens: thirty million rows
+SCORING = 1  # how texts become answers: where they end, which number they name; 0 in files that do not say
+_SLICE = "slice."  # before a column's name
+_LISTED = 5  # slices that a sentence names
+_TYPES = {"losses": np.float32, "counts": np.int64, "correct": np.int64}  # columns that speak of tokens
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredRows:
+    """Answers to every test row, in test order.
+
+    Args:
+        predictions: Of the adapter itself, shape (N,): label ids, numbers or texts.
+        labels: What they should be, shape (N,).
+        losses: The sum of each row's loss, (N,), float32; None if metrics need none, as the next two.
+        counts: What these are sums of, (N,), int64.
+        correct: How many of these were predicted, (N,), int64.
+        scoring: By which `SCORING` texts were read; 0 where answers are no texts.
+        slices: By slice column, the value of each row, (N,), texts; empty where the task has none.
+    """
+
+    predictions: Values
+    labels: Values
+    losses: npt.NDArray[np.float32] | None = None
+    counts: npt.NDArray[np.int64] | None = None
+    correct: npt.NDArray[np.int64] | None = None
+    scoring: int = 0
+    slices: Mapping[str, Values] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        predictions: Sequence[float | str],
+        labels: Sequence[float | str],
+        losses: Sequence[float] | None = None,
+        counts: Sequence[int] | None = None,
+        correct: Sequence[int] | None = None,
+        slices: Mapping[str, Sequence[str]] | None = None,
+    ) -> ScoredRows:
+        """Make rows of plain values; whole numbers are label ids."""
+        some = [*predictions[:1], *labels[:1]]
+        kind: npt.DTypeLike = np.float64 if any(isinstance(value, float) for value in some) else np.int64
+        if any(isinstance(value, str) for value in some):
+            kind = object  # a text as long as it is, not as the longest one
+        tokens = {"losses": losses, "counts": counts, "correct": correct}
+        arrays = {name: None if column is None else np.asarray(column, _TYPES[name]) for name, column in tokens.items()}
+        groups = {name: np.asarray(values, object) for name, values in (slices or {}).items()}
+        return cls(np.asarray(predictions, kind), np.asarray(labels, kind), **arrays, scoring=SCORING, slices=groups)
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> ScoredRows:
+        """Return these rows, without their slices; `chosen` is (N,)."""
+        columns: dict[str, Any] = {name: None if (own := self.column(name)) is None else own[chosen] for name in _TYPES}
+        return replace(self, predictions=self.predictions[chosen], labels=self.labels[chosen], **columns, slices={})
+
+    def column(self, name: str) -> Values | None:
+        """Return what a metric is taken of, by its `Metric.column`; None if these rows lack it."""
+        values: Values | None = getattr(self, name)
+        return values
+
+    def same_tokens(self, other: ScoredRows) -> bool:
+        """Whether as many tokens were learnt of each row: sums over them can be compared then."""
+        return self.counts is not None and other.counts is not None and np.array_equal(self.counts, other.counts)
+
+    def read_alike(self, other: ScoredRows) -> bool:
+        """Whether the same rules made answers of what was written; ids and numbers are not written."""
+        return self.labels.dtype.kind != "O" or self.scoring == other.scoring
+
+    def same_rows(self, other: ScoredRows) -> bool:
+        """Whether both are answers to the same rows, as far as labels can tell."""
+        return self.labels.dtype.kind == other.labels.dtype.kind and np.array_equal(self.labels, other.labels)
+
+    def flips_from(self, champion: ScoredRows) -> AnswerFlips | None:
+        """Return what these answers change of a champion's; None of numbers, of other rows, or of rows without any."""
+        if self.labels.dtype.kind not in "iO" or not self.same_rows(champion):
+            return None
+        was, is_right = (rows.predictions == rows.labels for rows in (champion, self))
+        if not (was.any() or is_right.any()):  # a metric of tokens alone asks for no answers
+            return None
+        return AnswerFlips(int((was & ~is_right).sum()), int((is_right & ~was).sum()), len(was))
+
+    def to_bytes(self) -> bytes:
+        """Return a safetensors file: predictions, labels, and for ids and texts whether each answer is correct.
+
+        Texts are stored as bytes of a JSON list. Sums over tokens and slices stand beside them where there are any.
+        """
+        from safetensors.numpy import save
+
+        tensors = {"predictions": _stored(self.predictions), "labels": _stored(self.labels)}
+        if self.labels.dtype.kind in "iO":
+            tensors["correct"] = (self.predictions == self.labels).astype(np.uint8)
+        tensors |= {f"token_{name}": values for name in _TYPES if (values := self.column(name)) is not None}
+        if self.labels.dtype.kind == "O":
+            tensors["scoring"] = np.array([self.scoring])
+        tensors |= {f"{_SLICE}{name}": _stored(values) for name, values in self.slices.items()}
+        return save(tensors, {"rows": json.dumps({"order": "test"})})
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> ScoredRows:
+        """Read back what `to_bytes` wrote.
+
+        Raises:
+            IntegrityError: the bytes are no such file.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        try:
+            tensors = load(content)
+            tokens: dict[str, Any] = {name: tensors.get(f"token_{name}") for name in _TYPES}
+            scoring = int(tensors["scoring"][0]) if "scoring" in tensors else 0
+            slices = {name.removeprefix(_SLICE): _values(it) for name, it in tensors.items() if name.startswith(_SLICE)}
+            said = _values(tensors["predictions"]), _values(tensors["labels"])
+            rows = cls(*said, **tokens, scoring=scoring, slices=slices)
+        except (SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
+            raise IntegrityError(f"{FILE} must hold predictions and labels, but: {error}.") from error
+        columns = (rows.column(name) for name in ("predictions", "labels", *_TYPES))
+        shapes = {values.shape for values in (*columns, *slices.values()) if values is not None}
+        if len(shapes) > 1:
+            raise IntegrityError(f"{FILE} must have an answer a row, but got shapes {sorted(shapes)}.")
+        return rows
+
+
+def _stored(values: Values) -> Values:
+    if values.dtype.kind != "O":
+        return values
+    return np.frombuffer(json.dumps(values.tolist()).encode(), np.uint8)
+
+
+def _values(stored: Values) -> Values:
+    return np.array(json.loads(stored.tobytes()), object) if stored.dtype == np.uint8 else stored
+
+
+def score_of(metric: Metric, rows: ScoredRows) -> float | None:
+    """Return a metric of rows; None if they lack what it is taken of."""
+    values = rows.column(metric.column)
+    against = rows.labels if metric.column == "predictions" else rows.counts
+    return None if values is None or against is None or not len(values) else metric.score(values, against)
+
+
+def describe_flips(flips: AnswerFlips) -> str:
+    """Say how many answers a finalist changes."""
+    lost, won = flips.negative, flips.positive
+    return (
+        f"of {flips.num_rows:,} test rows, {lost:,} ({flips.negative_share:.1%}) that the champion answers right become"
+        f" wrong, and {won:,} that it answers wrong become right"
+    )
+
+
+# ---- slices ----------------------------------------------------------------------------------------------------------
+def slice_scores(
+    metric: Metric, sign: float, rows: ScoredRows, champion: ScoredRows | None = None
+) -> tuple[SliceScore, ...]:
+    """Return a metric of the rows of each slice, by column and value.
+
+    Args:
+        sign: 1 when more is better, -1 when less is.
+        champion: Another adapter's answers, which need not say their slices; answers to other rows count for nothing.
+    """
+    found, champion = list[SliceScore](), champion if champion is not None and rows.same_rows(champion) else None
+    for column, values in rows.slices.items():
+        for value in sorted(set(values.tolist())):
+            chosen = values == value
+            own, other = (_finite_score(metric, it, chosen) for it in (rows, champion))
+            loss = None if own is None or other is None else sign * (other - own)
+            found.append(SliceScore(column, value, int(chosen.sum()), own, other, loss))
+    return tuple(found)
+
+
+def _finite_score(metric: Metric, rows: ScoredRows | None, chosen: npt.NDArray[np.bool_]) -> float | None:
+    with np.errstate(invalid="ignore", divide="ignore"):  # a mean over tokens, of rows without one
+        score = None if rows is None else score_of(metric, rows.take(chosen))
+    return score if score is not None and math.isfinite(score) else None
+
+
+def losing_slice(slices: Sequence[SliceScore], allowed: float) -> str:
+    """Say which slice of enough rows loses more than it may, or why that is not known; empty where none does."""
+    large = [each for each in slices if each.num_rows >= MIN_SLICE_ROWS]
+    seen = {each.column for each in large}
+    if unseen := [f" of `{each.column}`" for each in slices if each.column not in seen] or [""] * (not slices):
+        return (
+            f"guard: {SLICE_LOSS} needs a slice{unseen[0]} with {MIN_SLICE_ROWS} test rows or more, but there is none"
+        )
+    worst = max(large, key=lambda each: math.inf if each.loss is None else each.loss)
+    if worst.loss is None:
+        return f"guard: {SLICE_LOSS} needs the scores of both on {worst.name}, but they cannot be compared"
+    if worst.loss <= allowed + NOISE:
+        return ""
+    scores = f"{worst.champion_score:.4f} to {worst.score:.4f} on {counted(worst.num_rows, 'row')}"
+    return f"guard: {SLICE_LOSS} of {worst.name} is {worst.loss:.4f} ({scores}), and may be at most {allowed:g}"
+
+
+def describe_slices(slices: Sequence[SliceScore]) -> str:
+    """Say which slices lose against the champion; empty where none was compared."""
+    compared = [(each.loss, each) for each in slices if each.loss is not None]
+    losing = sorted([it for it in compared if it[0] > NOISE], key=lambda it: -it[0])
+    named = [f"{each.name} by {loss:.4f} ({counted(each.num_rows, 'row')})" for loss, each in losing[:_LISTED]]
+    more = [f"{len(losing) - _LISTED} more"] if len(losing) > _LISTED else []
+    count = f"slices that lose: {len(losing) or 'none'} of {len(compared)}"
+    return ", ".join([count, *named, *more]) if compared else ""
+
+
+# ---- baselines -------------------------------------------------------------------------------------------------------
+CONSTANT = "constant"
+_MAX_CONSTANTS = 32  # the likeliest ones; the metric is computed for each
+
+
+@dataclass(frozen=True, eq=False)
+class BaselineAnswer:
+    """A baseline's score on the test rows, and its answers; None if the study has kept none. People read `name`."""
+
+    name: str
+    score: float
+    rows: ScoredRows | None
+
+
+def baseline_answers(
+    rule: PromotionRule,
+    task: Task,
+    metric: Metric,
+    sign: float,
+    rows: ScoredRows | None,
+    baselines: Sequence[Baseline],
+    alone: ScoredRows | None,
+    answers: Mapping[str, KeptAnswers],
+) -> list[BaselineAnswer]:
+    """Return the baselines that the rule requires an adapter to beat, as far as they have a score.
+
+    Args:
+        metric: It decides; `sign` is 1 when more of it is better, -1 when less is.
+        rows: Of the adapter that they are compared with; None if they were not kept: recorded scores serve then.
+        baselines: The study's.
+        alone: Answers of the base alone, where the study has them.
+        answers: Those of other baselines, by name.
+    """
+
+    def answer(name: str, said: ScoredRows | None, recorded: Baseline | None = None) -> None:
+        score = recorded.test_metrics.get(metric.name) if said is None and recorded else None
+        score = score if said is None else score_of(metric, said)
+        if score is not None:
+            found.append(BaselineAnswer(name, score, said))
+
+    found, known = list[BaselineAnswer](), next((each for each in baselines if each.name == CONSTANT), None)
+    constant = None if rows is None else _constant(task, metric, sign, rows, known)
+    answer("the constant answer", constant, known if rows is None else None)
+    if rule.require == "constant":
+        return found
+    measured = alone_baseline(baselines)
+    answer(f"the base alone{f' ({measured.name})' if measured else ''}", alone, measured)
+    for each in baselines:
+        if each.name == CONSTANT or is_alone(each.name):
+            continue
+        kept = answers.get(each.name)
+        said = None
+        if rows is not None and each.answer is not None:
+            said = _always(rows, each.answer)
+        elif rows is not None and kept is not None and len(kept.values) == len(rows.labels):
+            said = ScoredRows(np.asarray(kept.values, rows.labels.dtype), rows.labels)
+        answer(each.name, said, each)
+    return found
+
+
+def unmeasured(
+    task: Task, baselines: Sequence[Baseline], answered: Collection[str], *, has_alone: bool
+) -> tuple[str, bool] | None:
+    """Return which baseline of a task was not measured, and whether measuring again can help; None if all were.
+
+    Args:
+        answered: Names of simple models whose answers to the test rows the study has kept.
+        has_alone: Whether it has those of the base alone.
+    """
+    kind, known = kind_of(task), {one.name: one for one in baselines}
+    for one in known.values():
+        if is_unmeasured(one) and does_fit(one.name, kind):
+            name = f"the base alone ({one.name})" if is_alone(one.name) else one.name
+            return f"{name} was not measured: {one.failed}", one.applies
+        if not (one.failed or one.answer is not None or is_alone(one.name) or one.name in (*answered, CONSTANT)):
+            return f"the answers of {one.name} to the test rows are missing", True
+    if missing := [name for name in fitting_baselines(kind) if name not in known]:
+        return f"{missing[0]} was not measured", True
+    if has_alone or not (kind.shots or any(map(is_alone, known))):
+        return None
+    measured = alone_baseline(baselines)
+    asked = f"the answers of the base alone ({measured.name}) to the test rows are missing" if measured else ""
+    return asked or "the base alone was not asked", True
+
+
+def unlike_rows(finalist: Candidate, answers: Mapping[str, KeptAnswers], rows: ScoredRows | None) -> str:
+    """Say which baseline has answered other test rows than the finalist; empty where none has."""
+    for name, said in answers.items():
+        about = (said.task or finalist.task, said.test_rows or finalist.test_fingerprint)
+        if about != (finalist.task, finalist.test_fingerprint):
+            return f"the answers of {name} are to test rows of {about[0]} with fingerprint {about[1][:16]}"
+        if rows is not None and len(said.values) != len(rows.labels):
+            return f"the answers of {name} are to {len(said.values)} test rows, but there are {len(rows.labels)}"
+    return ""
+
+
+def left_out(rule: PromotionRule, baselines: Sequence[Baseline], metric: str) -> list[str]:
+    """Say which baselines the rule would require, but cannot: they cannot exist here, or have no such metric."""
+    if rule.require != "all":
+        return []
+    others = [one for one in baselines if one.name != CONSTANT and not is_unmeasured(one)]
+    impossible = [f"{one.name} is not required: {one.failed}" for one in others if one.failed]
+    unscored = [one.name for one in others if one.test_metrics and metric not in one.test_metrics]
+    return [*impossible, *(f"{name} is not compared: it has no {metric}" for name in unscored)]
+
+
+def _constant(
+    task: Task, metric: Metric, sign: float, rows: ScoredRows, measured: Baseline | None
+) -> ScoredRows | None:
+    """Return the constant answer to the rows that an adapter was scored on; None if it has no such score.
+
+    It is the study's own, the best one for the task's metric on the train rows. Where the study has none, or another
+    metric decides, it is the best one on the test rows themselves, which is harder to beat.
+    """
+    if metric.column != "predictions":
+        return None
+    known = measured.answer if measured is not None and not measured.failed else None
+    if known is not None and metric.name == task.metric:
+        return _always(rows, known)
+    answers = [*kind_of(task).constants(rows.labels)[:_MAX_CONSTANTS], *([] if known is None else [known])]
+    return max(
+        (_always(rows, answer) for answer in answers),
+        key=lambda said: sign * metric.score(said.predictions, said.labels),
+    )
+
+
+def _always(rows: ScoredRows, answer: float | str) -> ScoredRows:
+    return ScoredRows(np.full(len(rows.labels), answer, rows.labels.dtype), rows.labels)
+
+
+# ---- significance ----------------------------------------------------------------------------------------------------
+MIN_ROWS = 10  # fewer test rows decide nothing
+MAX_DRAWS = 10_000  # exchanges; each is drawn with its reverse, which turns the gain round
+_EXACT = 11  # rows that differ: 2^11 exchanges are all there are
+_FEW, _NO_CHANCE = 20, 0.1  # exchanges ahead that can be counted on; a share of them that no comparison is held to
+_RESAMPLES, _RESAMPLED = 1000, 40_000_000  # draws of all rows, and rows drawn in all
+_CHUNK_BYTES = 16 * 2**20
+_SEED = 0
+
+Numbers = npt.NDArray[np.float64]
+Ids = npt.NDArray[np.int64]
+
+
+def p_value(metric: Metric, sign: float, first: ScoredRows, second: ScoredRows) -> float | None:
+    """Return the chance of seeing `first` ahead by this much if it were no better; None if rows cannot tell.
+
+    Shares of right answers, such as accuracy: the exact one-sided McNemar test. Others: a paired permutation test. If
+    neither is better, it is chance which of the two gave which answer to a row. So the two answers to each row are
+    exchanged or left, and the result is the share of exchanges in which `first` is ahead by as much: of all exchanges
+    where few rows differ, else of at most `MAX_DRAWS`. Where fewer than twenty of them are ahead, it is the tail of the
+    normal distribution with their deviation, unless more of them lie beyond two or three deviations than it has there.
+
+    What is a mean over tokens, such as the loss, can only be compared where both have as many in each row.
+
+    Args:
+        sign: 1 when more is better, -1 when less is.
+    """
+    if not _is_comparable(metric, first, second):
+        return None
+    if metric.is_share:
+        from scipy.stats import binomtest
+
+        won, lost = _won_and_lost(first, second)
+        return float(binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
+    exchange = _exchange(metric, first, second)
+    n, observed = exchange.num_rows, sign * float(exchange.gains(np.zeros((1, exchange.num_rows)))[0])
+    if n <= _EXACT:
+        every = (numbers[:, None] >> np.arange(n) & 1 for numbers in _chunks(2**n, exchange.width))
+        gains = np.concatenate([sign * exchange.gains(exchanged.astype(np.float64)) for exchanged in every])
+        return _num_ahead(gains, observed) / len(gains)
+    random, drawn, ahead = np.random.default_rng(_SEED), list[Numbers](), 0
+    for numbers in _chunks(MAX_DRAWS // 2, exchange.width):
+        gains = exchange.gains(random.integers(0, 2, (len(numbers), n), np.int8).astype(np.float64))
+        drawn.append(np.concatenate([gains, -gains]))
+        ahead += _num_ahead(drawn[-1], observed)
+        if ahead > max(_FEW, _NO_CHANCE * sum(map(len, drawn))):
+            break
+    gains = np.concatenate(drawn)
+    deviation = float(np.sqrt(np.mean(gains**2)))
+    if ahead < _FEW and _has_normal_tail(gains / deviation):
+        return normal_tail(observed / deviation)
+    return (1 + ahead) / (1 + len(gains))
+
+
+def loss_bound(metric: Metric, sign: float, first: ScoredRows, second: ScoredRows, level: float) -> float | None:
+    """Return what `first` is less worse than `second` by, at a chance of error of `level`; None if rows cannot tell.
+
+    It is the smallest margin for which "worse by this margin or more" is rejected. Shares of right answers: Tango's
+    score test for paired proportions (Statistics in Medicine 17, 1998). Others: the deviation of a paired bootstrap of
+    the rows, and as Tango's what losses that these rows do not have would add to it: few or none may be luck.
+    """
+    if not _is_comparable(metric, first, second):
+        return None
+    if metric.is_share:
+        won, lost = _won_and_lost(first, second)
+        low, high = 0.0, 1.0
+        for _ in range(40):  # the chance falls as the margin grows
+            middle = (low + high) / 2
+            low, high = (low, middle) if tango(won, lost, len(first.labels), middle) <= level else (middle, high)
+        return high
+    from scipy.stats import norm
+
+    gains = _resampled_gains(metric, first, second)
+    scores = score_of(metric, first), score_of(metric, second)
+    if scores[0] is None or scores[1] is None or not np.isfinite(gains).all():
+        return None
+    n, deviation, z = len(first.labels), float(gains.std()), max(0.0, float(norm.isf(level)))
+    num_unlike = np.count_nonzero(first.column(metric.column) != second.column(metric.column))
+    of_row = n * deviation / math.sqrt(num_unlike) if num_unlike else 2.0  # a row is worth, times n; Matthews 2
+    # The least d with d = z sqrt(deviation^2 + of_row d / n): if it loses d more, so much more is the variance.
+    unseen = of_row * z**2 / n / 2
+    return max(0.0, unseen + math.hypot(unseen, z * deviation) - sign * (scores[0] - scores[1]))
+
+
+def tango(won: int, lost: int, num_rows: int, margin: float) -> float:
+    """Return the chance of so few losses if the share of rows that are lost exceeds that of rows won by `margin`.
+
+    Source: Tango (1998), formulas 12 and 13: the variance is that of the likeliest shares that differ by `margin`.
+    """
+    n, difference = num_rows, -margin
+    linear = (won + lost) * (1 - difference) - 2 * difference * (n - won)
+    lost_share = (linear + math.sqrt(linear**2 + 8 * n * lost * difference * (1 - difference))) / (4 * n)
+    variance = n * (2 * lost_share + difference * (1 - difference))
+    ahead = won - lost - n * difference
+    return normal_tail(ahead / math.sqrt(variance)) if variance > 0 else float(ahead <= 0)
+
+
+def normal_tail(z: float) -> float:
+    """Return the chance that a standard normal number is `z` or more."""
+    return math.erfc(z / math.sqrt(2)) / 2
+
+
+def _is_comparable(metric: Metric, first: ScoredRows, second: ScoredRows) -> bool:
+    """Whether two answers to the same rows can be compared by a metric."""
+    if not first.same_rows(second) or not len(first.labels):
+        return False
+    has_both = all(rows.column(metric.column) is not None for rows in (first, second))
+    return metric.column == "predictions" or (has_both and first.same_tokens(second))
+
+
+def _won_and_lost(first: ScoredRows, second: ScoredRows) -> tuple[int, int]:
+    """Return how many rows the first alone answers right, and how many the second alone."""
+    first_right, second_right = first.predictions == first.labels, second.predictions == second.labels
+    return int(np.count_nonzero(first_right & ~second_right)), int(np.count_nonzero(~first_right & second_right))
+
+
+def _has_normal_tail(standardised: Numbers) -> bool:
+    """Whether no more draws lie beyond two and three deviations than of normal ones, but for chance."""
+    for z in (2.0, 3.0):
+        expected = len(standardised) * normal_tail(z)
+        if np.count_nonzero(standardised >= z) > expected + 4 * math.sqrt(expected):
+            return False
+    return True
+
+
+def _sums(metric: Metric, rows: ScoredRows) -> Numbers | None:
+    """Return what each row adds to a metric that is a sum over rows, divided by a number; None if it is none."""
+    if metric.column != "predictions":
+        return np.asarray(rows.column(metric.column), np.float64)
+    return None if metric.of_rows is None else metric.of_rows(rows.predictions, rows.labels)
+
+
+def _counts(metric: Metric, first: ScoredRows, second: ScoredRows) -> tuple[Values, Values]:
+    """Return what is counted of each row, of both alike: what is counted may depend on all answers there are."""
+    assert metric.row_counts is not None
+    answers = np.concatenate([first.predictions, second.predictions])
+    counts = metric.row_counts(answers, np.concatenate([first.labels, second.labels]))
+    return counts[: len(first.labels)], counts[len(first.labels) :]
+
+
+def _resampled_gains(metric: Metric, first: ScoredRows, second: ScoredRows) -> Numbers:
+    """Return how far apart both are on rows that are drawn from all rows, with replacement, again and again."""
+    random, n = np.random.default_rng(_SEED), len(first.labels)
+    num_draws = min(_RESAMPLES, max(100, _RESAMPLED // n))
+
+    def weighted(gains: Callable[[Numbers], Numbers]) -> Numbers:
+        chunks = (random.multinomial(n, np.full(n, 1 / n), len(own)) for own in _chunks(num_draws, n))
+        return np.concatenate([gains(weights.astype(np.float64)) for weights in chunks])
+
+    if (sums := _sums(metric, first)) is not None and (others := _sums(metric, second)) is not None:
+        divided_by = np.ones(n) if metric.column == "predictions" else np.asarray(first.counts, np.float64)
+        return weighted(lambda weights: weights @ (sums - others) / (weights @ divided_by))
+    if (of_counts := metric.of_counts) is not None:
+        own, other = _counts(metric, first, second)
+        return weighted(lambda weights: of_counts(weights @ own) - of_counts(weights @ other))
+    answers = first.predictions, second.predictions
+    drawn = (random.integers(0, n, n) for _ in range(num_draws))
+    scores = [[metric.score(said[rows], first.labels[rows]) for said in answers] for rows in drawn]
+    return np.asarray([one - other for one, other in scores], np.float64)
+
+
+# ---- exchanges of two answers ----------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class _Exchange:
+    """The rows that two adapters answer differently.
+
+    Args:
+        gains: What `first` gains where some of these rows are exchanged, (exchanges, num_rows) of 0 and 1, to
+            (exchanges,).
+        width: Numbers that an exchange takes.
+    """
+
+    num_rows: int
+    gains: Callable[[Numbers], Numbers]
+    width: int
+
+
+def _num_ahead(gains: Numbers, observed: float) -> int:
+    """Return how many gains are as large as the observed one, but for rounding."""
+    rounding = 1e-9 * max(abs(observed), float(np.abs(gains).max()))
+    return int(np.count_nonzero(gains >= observed - rounding))
+
+
+def _chunks(total: int, width: int) -> Iterator[Ids]:
+    size = max(1, _CHUNK_BYTES // (8 * max(1, width)))
+    for start in range(0, total, size):
+        yield np.arange(start, min(start + size, total))
+
+
+def _exchange(metric: Metric, first: ScoredRows, second: ScoredRows) -> _Exchange:
+    if (sums := _sums(metric, first)) is not None and (others := _sums(metric, second)) is not None:
+        apart = (sums - others)[sums != others]
+        total = len(sums) if metric.column == "predictions" or first.counts is None else int(first.counts.sum())
+        return _Exchange(len(apart), lambda exchanged: (1 - 2 * exchanged) @ apart / (total or 1), len(apart))
+    if (of_counts := metric.of_counts) is not None:
+        own, other = _counts(metric, first, second)
+        of_first, of_second = own.sum(0, dtype=np.float64), other.sum(0, dtype=np.float64)
+        changes = np.subtract(other, own, dtype=np.float64)[(own != other).any(1)]
+
+        def gains_of_counts(exchanged: Numbers) -> Numbers:
+            moved = exchanged @ changes  # (exchanges, k)
+            return of_counts(of_first + moved) - of_counts(of_second - moved)
+
+        return _Exchange(len(changes), gains_of_counts, max(changes.shape))
+    labels, one, two = first.labels, first.predictions, second.predictions
+    differ = np.flatnonzero(one != two)
+
+    def gains(exchanged: Numbers) -> Numbers:
+        is_exchanged = np.zeros((len(exchanged), len(labels)), bool)
+        is_exchanged[:, differ] = exchanged == 1
+        true = np.broadcast_to(labels, is_exchanged.shape)
+        answers = np.where(is_exchanged, two, one), np.where(is_exchanged, one, two)
+        if (of_many := metric.of_many) is not None:
+            return of_many(answers[0], true) - of_many(answers[1], true)
+        scores = ([metric.score(*pair) for pair in zip(said, true, strict=True)] for said in answers)
+        of_first, of_second = (np.asarray(own, np.float64) for own in scores)
+        return of_first - of_second
+
+    return _Exchange(len(differ), gains, len(labels))

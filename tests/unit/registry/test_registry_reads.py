@@ -1,0 +1,161 @@
+"""Lists and files of a store: what is asked, and that no more of a file is written than it may have."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from loraxs_search.errors import HomeError, IntegrityError, RegistryError, RegistryUnreadableError
+from loraxs_search.registry import reads
+from loraxs_search.registry.reads import StoreReader
+from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import ADAPTER, KIND
+from loraxs_search.tracking.store import connect
+
+SOURCE, NAME = "mlflow-artifacts:/1/models/m/artifacts", "README.md"
+CHUNK, MAX_CHUNKS = bytes(2**16), 2**9
+
+
+class Endless(BaseHTTPRequestHandler):
+    """Sends chunk after chunk and never says how many, as long as somebody reads."""
+
+    protocol_version = "HTTP/1.1"
+    num_sent = 0
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for _ in range(MAX_CHUNKS):
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(CHUNK), CHUNK))
+                type(self).num_sent += 1
+        except OSError:
+            return
+        self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def endless() -> Iterator[str]:
+    """The address of a server whose files have no end."""
+    Endless.num_sent = 0
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_sends_without_end_is_cut_off(endless: str, tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=rf"{NAME} must have at most 100,000 bytes, but .*{endless}"):
+        StoreReader(endless).fetch_file(SOURCE, NAME, tmp_path, 100_000)
+    assert (tmp_path / NAME).stat().st_size <= 100_000
+    assert Endless.num_sent < MAX_CHUNKS
+
+
+def test_what_mlflows_client_fetched_is_measured(store_uri: str, tmp_path: Path) -> None:
+    source = tmp_path / "artifacts"
+    source.mkdir()
+    (source / NAME).write_bytes(bytes(11))
+    (tmp_path / "fetched").mkdir()
+    with pytest.raises(IntegrityError, match=f"{NAME} must have at most 10 bytes, but 11 came from"):
+        StoreReader(store_uri).fetch_file(str(source), NAME, tmp_path / "fetched", 10)
+    assert StoreReader(store_uri).fetch_file(str(source), NAME, tmp_path / "fetched", 11).read_bytes() == bytes(11)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_is_told_as_one(endless: str, tmp_path: Path) -> None:
+    (tmp_path / NAME).symlink_to("/dev/full")
+    with pytest.raises(HomeError, match=f"No space left to write {tmp_path / NAME}"):
+        StoreReader(endless).fetch_file(SOURCE, NAME, tmp_path, 2**30)
+
+
+# ---- lists -----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def client(store_uri: str) -> MlflowClient:
+    return connect(store_uri)
+
+
+@pytest.fixture
+def asked(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> list[tuple[bool, int]]:
+    """How registered models were asked for: with a filter or not, and how many."""
+    calls, search = list[tuple[bool, int]](), MlflowClient.search_registered_models
+
+    def ask(client, only, size, *rest):
+        calls.append((bool(only), size))
+        return search(client, only, size, *rest)
+
+    monkeypatch.setattr(MlflowClient, "search_registered_models", ask)
+    return calls
+
+
+def fill(client: MlflowClient, ours: int, others: int) -> None:
+    for number in range(ours):
+        client.create_registered_model(f"task-{number:02d}", tags={KIND: ADAPTER})
+    for number in range(others):
+        client.create_registered_model(f"a-model-of-someone-{number:02d}")
+
+
+def test_our_models_come_by_name_as_many_as_are_wanted(store_uri, client, asked):
+    fill(client, ours=25, others=5)
+    for limit in (None, 1, 20, 25, 60):
+        found = [model.name for model in StoreReader(store_uri).models(limit)]
+        assert found == [f"task-{number:02d}" for number in range(25)][:limit]
+    assert not any(filtered for filtered, _ in asked), "the store is ours: it is read along its index"
+    assert len(asked) == 5, "a few others among ours cost no second page"
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_store_that_is_mostly_someone_elses_is_asked_for_ours(store_uri, client, asked, limit):
+    fill(client, ours=3, others=23)
+    found = [model.name for model in StoreReader(store_uri).models(limit)]
+    assert found == ["task-00", "task-01", "task-02"][:limit]
+    assert asked == ([(False, 1000)] if limit is None else [(False, 22), (True, 22)])
+
+
+def test_pages_follow_each_other(store_uri, client, asked, monkeypatch):
+    monkeypatch.setattr(reads, "_MAX_PAGE", 10)
+    fill(client, ours=25, others=3)
+    assert [model.name for model in StoreReader(store_uri).models()] == [f"task-{number:02d}" for number in range(25)]
+    assert asked == [(False, 10)] * 3
+
+
+def test_an_unknown_task_names_the_nearest_of_many(store_uri, client):
+    fill(client, ours=130, others=0)
+    with pytest.raises(RegistryError, match=r"`task`.*: task-129, .*'task-1299'") as unknown:
+        Registry(store_uri).resolve("task-1299")
+    assert str(unknown.value).count("task-") < 230
+    assert "loraxs-search ls" in str(unknown.value.hint)
+
+
+def test_a_state_differs_once_a_name_moves_or_a_task_is_made_anew(store_uri, client):
+    registry, tasks = Registry(store_uri), {f"t{n}" for n in range(10)}
+
+    def make(task):
+        client.create_registered_model(task, tags={KIND: ADAPTER})
+        client.set_registered_model_alias(task, "champion", client.create_model_version(task, "file:///x").version)
+
+    for task in sorted(tasks):
+        make(task)
+    client.create_model_version("t1", "file:///y")
+    before = registry.states(tasks)
+    assert before.keys() == tasks
+    assert registry.states({"t1", "nobody"}) == {"t1": before["t1"]}  # few are asked one by one
+    client.set_registered_model_alias("t1", "champion", "2")
+    client.delete_registered_model("t2")
+    make("t2")  # has version 1 again
+    after = registry.states(tasks)
+    assert {task for task in tasks if after[task] != before[task]} == {"t1", "t2"}
+
+
+def test_a_registry_that_is_not_there_has_no_states(tmp_path):
+    with pytest.raises(RegistryUnreadableError):
+        Registry(f"sqlite:///{tmp_path}/none.db").states({"t"})
