@@ -21,8 +21,8 @@ from loraxs_search.records import Candidate, ClassReport, Decision, Prediction, 
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import adapter_folder, copy_folder, new_folder
 from loraxs_search.registry.pull import pull as pull_native
-from loraxs_search.registry.store import BASE_ALONE, Beside, Registry
-from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary
+from loraxs_search.registry.store import BASE_ALONE, Registry
+from loraxs_search.registry.versions import Beside, RegisteredAdapter, TaskSummary
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
 
 if TYPE_CHECKING:

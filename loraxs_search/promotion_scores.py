@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from loraxs_search.records import Answers, Candidate, Task
 from loraxs_search.registry.pull import pull
-from loraxs_search.registry.store import Registry, Rescored
-from loraxs_search.registry.versions import RegisteredAdapter
+from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import RegisteredAdapter, Rescored
 from loraxs_search.studies import StudyFolder
 from loraxs_search.studies.test_set_uses import uses
 

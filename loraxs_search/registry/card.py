@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraxs_search.methods import method_of
 from loraxs_search.records import Candidate, Decision, Manifest, Task
-from loraxs_search.registry.finalist import SeedStatistics, seed_statistics
+from loraxs_search.registry.finalist import SeedStatistics, seed_statistics, show_confidence
 from loraxs_search.registry.manifest import MANIFEST, sealed, verify
-from loraxs_search.registry.promotion import show_confidence
 from loraxs_search.registry.versions import RegisteredAdapter, TaskSummary
 
 if TYPE_CHECKING:

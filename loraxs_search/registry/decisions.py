@@ -7,6 +7,7 @@ and that is read whole whenever a champion is looked up.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -24,7 +25,6 @@ from loraxs_search.home import disk_faults, file_lock
 from loraxs_search.mlflow_client import all_pages, ensure_experiment
 from loraxs_search.mlflow_uri import sqlite_path
 from loraxs_search.records import Decision, from_json, to_json
-from loraxs_search.registry.promotion import digest_of
 from loraxs_search.registry.versions import fitted
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class TaskRecord:
 
     def add_use(self, test_rows: str, finalist: str) -> None:
         """Record that a finalist has answered test rows, whether or not anything is ever decided on it."""
-        self._write(f"{_USE}{test_rows}.{digest_of(finalist)}", finalist)
+        self._write(f"{_USE}{test_rows}.{hashlib.sha256(finalist.encode()).hexdigest()[:16]}", finalist)
 
     def begun(self) -> tuple[bool, Change | None]:
         """Return whether a change has begun and is not recorded yet, and which; None if that cannot be read."""

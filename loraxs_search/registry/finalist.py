@@ -144,3 +144,9 @@ def trial_of(trial_id: str) -> str:
 def show_bytes(candidate: Candidate) -> str:
     """Return what a candidate stores, as shown to users."""
     return f"{candidate.stored_bytes:,} bytes"
+
+
+def show_confidence(confidence: float) -> str:
+    """Return a confidence with as many digits as tell it from certainty: 0.9917, 0.999995."""
+    error = max(1 - confidence, 1e-15)
+    return f"{confidence:.{max(4, 1 - math.floor(math.log10(error)))}f}".rstrip("0").rstrip(".")

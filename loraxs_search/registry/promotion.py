@@ -10,11 +10,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+from loraxs_search.errors import LoraxsError
 from loraxs_search.records import (
     NEGATIVE_FLIPS,
     SLICE_LOSS,
@@ -27,11 +27,25 @@ from loraxs_search.records import (
     SliceScore,
     Task,
 )
-from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_bytes
-
-if TYPE_CHECKING:
-    from loraxs_search.registry.evidence import BaselineAnswer, ScoredRows
-    from loraxs_search.tasks.kinds import Metric
+from loraxs_search.registry.evidence import (
+    MIN_ROWS,
+    BaselineAnswer,
+    ScoredRows,
+    baseline_answers,
+    describe_flips,
+    describe_slices,
+    left_out,
+    losing_slice,
+    loss_bound,
+    p_value,
+    score_of,
+    slice_scores,
+    unlike_rows,
+    unmeasured,
+)
+from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_bytes, show_confidence
+from loraxs_search.registry.versions import RegisteredAdapter, Rescore
+from loraxs_search.tasks.kinds import Metric, find_metric
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
 SHARE_MARGIN = 0.01  # `promotion.margin` of accuracy and other shares
@@ -185,6 +199,49 @@ class Scored:
     note: str = ""
 
 
+def comparable(
+    champion: RegisteredAdapter,
+    finalist: Scored,
+    rescore: Rescore | None,
+    read_rows: Callable[[RegisteredAdapter], ScoredRows | None],
+) -> Scored:
+    """Make a champion comparable: scored anew are those of other test rows or another base, without answers, or whose
+    texts were read by other rules.
+
+    Where it cannot be, its recorded scores serve if they are on the same rows; otherwise it stays as it is, and the
+    rule says that it is not comparable.
+    """
+    recorded, own, name = champion.candidate, finalist.candidate, f"{champion.task}:{champion.version}"
+    if recorded.key == own.key:
+        return Scored(recorded)
+    rows, reason = None, "has no answers to these test rows"
+    if recorded.test_fingerprint == own.test_fingerprint:
+        try:
+            rows = read_rows(champion)
+        except LoraxsError as error:  # damaged or gone
+            reason = f"has no whole answers to these test rows ({error.message})"
+    if rows is not None:
+        reason = "is of another base" if recorded.base_digest != own.base_digest else ""
+        if finalist.rows is not None and not rows.read_alike(finalist.rows):
+            reason = "has answers that were read by other rules"
+    if not reason:
+        return Scored(recorded, rows)
+    try:
+        if rescore is None:
+            raise LoraxsError("nobody here can score it")
+        anew = rescore(champion)
+    except LoraxsError as error:
+        note = f"the champion {name} {reason} and could not be scored anew: {error.message}"
+        return Scored(recorded, rows, note=note)
+    scores = replace(
+        recorded,
+        test_metrics=anew.test_metrics,
+        data_fingerprint=anew.data_fingerprint,
+        test_fingerprint=anew.test_fingerprint,
+    )
+    return Scored(scores, anew.rows, note=f"the champion {name} {reason}: it was scored anew")
+
+
 @dataclass(frozen=True)
 class ComparisonSetup:
     """How a finalist is compared.
@@ -233,8 +290,6 @@ class PromotionTest:
             champion: The current champion as it was scored on these test rows; None when there is none.
             setup: By default this is the first comparison, and no finalist wins by its size.
         """
-        from loraxs_search.registry.evidence import describe_flips, describe_slices, left_out
-
         criterion, candidate, setup = self.criterion, self.finalist.candidate, setup or ComparisonSetup()
         champion = None if champion is None else self.by_answers(champion)
         forcible, flips, slices = True, None, tuple[SliceScore, ...]()
@@ -308,9 +363,6 @@ class PromotionTest:
         """Return an adapter with the metrics that this rule looks at as its answers have them, not as a tag says."""
         if scored.rows is None:
             return scored
-        from loraxs_search.registry.evidence import score_of
-        from loraxs_search.tasks.kinds import find_metric
-
         metrics = dict(scored.candidate.test_metrics)
         for name in {self.criterion.metric, *self.rule.guards}:
             metric = find_metric(name, self.task)
@@ -318,19 +370,25 @@ class PromotionTest:
                 metrics[name] = score
         return replace(scored, candidate=replace(scored.candidate, test_metrics=metrics))
 
+    def best(self, past: Sequence[Decision], champion: Scored | None, version: int | None) -> ToleranceReference | None:
+        """Return the best champion there was on the finalist's test rows, the present one as it is scored there."""
+        rows, present = self.finalist.candidate.test_fingerprint, None
+        if champion is not None and version is not None:
+            champion = self.by_answers(champion)
+            metrics = champion.candidate.test_metrics
+            if champion.candidate.test_fingerprint == rows and self.criterion.fault(metrics, "test") is None:
+                present = ToleranceReference(version, metrics[self.criterion.metric], champion.rows)
+        return find_tolerance_reference(self.criterion, rows, past, present)
+
     # ---- numbers -----------------------------------------------------------------------------------------------------
     @cached_property
     def metric(self) -> Metric | None:
         """The metric that decides; None if no kind of task has it."""
-        from loraxs_search.tasks.kinds import find_metric  # numpy
-
         return find_metric(self.criterion.metric, self.task)
 
     @cached_property
     def baselines(self) -> list[BaselineAnswer]:
         """The baselines that the rule requires, as far as they have a score."""
-        from loraxs_search.registry.evidence import baseline_answers
-
         finalist = self.finalist
         if self.metric is None:
             return []
@@ -344,14 +402,12 @@ class PromotionTest:
             return self.rule.margin
         return SHARE_MARGIN if self.metric is not None and self.metric.is_share else 0.0
 
-    def p_value(self, others: ScoredRows | None) -> float | None:
+    def luck(self, others: ScoredRows | None) -> float | None:
         """Return the chance that the finalist is ahead of others by luck; None if rows cannot tell."""
         rows, metric = self.finalist.rows, self.metric
         if rows is None or others is None or metric is None:
             return None
         if id(others) not in self._p_values:
-            from loraxs_search.registry.evidence import p_value  # numpy, where rows are there to compare
-
             self._p_values[id(others)] = others, p_value(metric, self.criterion.sign, rows, others)
         return self._p_values[id(others)][1]
 
@@ -381,8 +437,6 @@ class PromotionTest:
     # ---- baselines ---------------------------------------------------------------------------------------------------
     def unready(self) -> str:
         """Say why nothing can be decided on these test rows, and what to do; empty where it can."""
-        from loraxs_search.registry.evidence import MIN_ROWS, unlike_rows, unmeasured
-
         finalist, rule = self.finalist, self.rule
         candidate, rows, known = finalist.candidate, finalist.rows, finalist.candidate.baselines
         if rule.confidence and rows is None:
@@ -413,7 +467,7 @@ class PromotionTest:
             return False, why
         if not self.baselines:
             return False, f"{metric} of the constant answer cannot be computed: {_FORCE}"
-        held = [(each, self.p_value(each.rows) if self.rule.confidence else None) for each in self.baselines]
+        held = [(each, self.luck(each.rows) if self.rule.confidence else None) for each in self.baselines]
         unbeaten = [
             (each, p)
             for each, p in held
@@ -434,7 +488,7 @@ class PromotionTest:
     def _against_baselines(self, setup: ComparisonSetup) -> _Verdict:
         """Hold a first champion against each baseline that the rule requires."""
         promoted, sentence = self.judge(setup)
-        p_values = [p for each in self.baselines if (p := self.p_value(each.rows)) is not None]
+        p_values = [p for each in self.baselines if (p := self.luck(each.rows)) is not None]
         p = max(p_values, default=None) if self.rule.confidence else None
         comparison = self._record(BASELINES, p, setup) if self.baselines else None
         return _Verdict(promoted, f"there was no champion; {sentence}", comparison)
@@ -453,7 +507,7 @@ class PromotionTest:
         criterion, champion_scores, name = self.criterion, champion.candidate.test_metrics, champion.candidate.key
         if fault := self._incomparable(champion):
             return _Verdict(False, f"not comparable: {fault}")
-        p = self.p_value(champion.rows) if self.rule.confidence else None
+        p = self.luck(champion.rows) if self.rule.confidence else None
         if self.rule.confidence and p is None:
             return _Verdict(False, f"not comparable: the champion's answers to the test rows are missing; {_FORCE}")
         comparison = self._record(name, p, setup)
@@ -487,8 +541,6 @@ class PromotionTest:
             return loss < margin - NOISE, f"and {max(loss, 0.0):.4f} worse than {of} (margin={margin:g})"
         bound = None
         if rows is not None and reference.rows is not None and self.metric is not None:
-            from loraxs_search.registry.evidence import loss_bound
-
             bound = loss_bound(self.metric, self.criterion.sign, rows, reference.rows, level)
         if bound is None:
             return False, f"but its answers cannot be compared with those of {of}: {reference.fault or 'they differ'}"
@@ -533,8 +585,6 @@ class PromotionTest:
         rows = self.finalist.rows
         if rows is None or not rows.slices:
             return ()
-        from loraxs_search.registry.evidence import slice_scores
-
         metric = self.metric
         others = None if champion is None or self._incomparable(champion) else champion.rows
         return () if metric is None else slice_scores(metric, self.criterion.sign, rows, others)
@@ -551,8 +601,6 @@ class PromotionTest:
                     return f"guard: {name} is {flips.negative_share:.4f}, and may be at most {allowed:g}"
                 continue
             if name == SLICE_LOSS:
-                from loraxs_search.registry.evidence import losing_slice
-
                 if fault := losing_slice(self._slices(champion), allowed):
                     return fault
                 continue
@@ -563,12 +611,6 @@ class PromotionTest:
             if not sign * (old - new) <= allowed + NOISE:  # NaN is a fall
                 return f"guard: {name} would go from {old:.4f} to {new:.4f}, and may fall by {allowed:g}"
         return None
-
-
-def show_confidence(confidence: float) -> str:
-    """Return a confidence with as many digits as tell it from certainty: 0.9917, 0.999995."""
-    error = max(1 - confidence, 1e-15)
-    return f"{confidence:.{max(4, 1 - math.floor(math.log10(error)))}f}".rstrip("0").rstrip(".")
 
 
 def _beside(gain: float, other: str) -> str:

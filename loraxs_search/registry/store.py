@@ -13,7 +13,7 @@ import logging
 import math
 import tempfile
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -21,45 +21,32 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 from loraxs_search.errors import (
     ForeignVersionError,
     IntegrityError,
-    LoraxsError,
     RegistryError,
     UnknownTaskError,
     UnknownVersionError,
     unknown_name,
 )
 from loraxs_search.mlflow_uri import redact
-from loraxs_search.records import Candidate, Decision, KeptAnswers, Manifest, PromotionRule, Task, from_json, to_json
-from loraxs_search.registry import factor_sets
+from loraxs_search.records import Candidate, Decision, Manifest, PromotionRule, Task, from_json, to_json
+from loraxs_search.registry import factor_sets, versions
 from loraxs_search.registry.card import describe_summary, summarise, task_page, version_page
 from loraxs_search.registry.decisions import Change, Check, TaskRecord
 from loraxs_search.registry.finalist import Criterion, FinalistChoice, better_when, choose
 from loraxs_search.registry.manifest import MANIFEST, MAX_BYTES, MLMODEL, folder_digest, read, verify
-from loraxs_search.registry.promotion import PromotionTest, Scored, ToleranceReference, find_tolerance_reference
 from loraxs_search.registry.reads import StoreReader, mlflow_errors
 from loraxs_search.registry.versions import (
-    ADAPTER,
     CHAMPION,
-    DIGEST,
-    KIND,
-    PAGE,
-    SHOWN,
-    SUMMARY,
     AdapterName,
+    Beside,
     RegisteredAdapter,
+    Rescore,
     TaskSummary,
-    adapter_tags,
-    add_mlflow_model,
-    add_test_predictions,
-    check_task,
     parse_name,
-    read_version,
-    record_tags,
-    register,
-    with_digest,
 )
 
 if TYPE_CHECKING:
     from loraxs_search.registry.evidence import ScoredRows
+    from loraxs_search.registry.promotion import Scored, ToleranceReference
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -70,77 +57,8 @@ _SHOWN_VERSIONS = 100
 _FEW = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Rescored:
-    """A champion scored anew, on the test rows that the finalist was scored on."""
-
-    test_metrics: Mapping[str, float]
-    data_fingerprint: str
-    rows: ScoredRows
-    test_fingerprint: str
-
-
-Rescore = Callable[[RegisteredAdapter], Rescored]
-ReadRows = Callable[[RegisteredAdapter], "ScoredRows | None"]
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What a decision needs beside candidates.
-
-    Args:
-        study: Whose candidates they are, for the record where there are none.
-        answers: Of the study's baselines to the test rows, by name.
-        seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
-        reasons: What the decision is to say first: that its rule is another than the study's.
-    """
-
-    study: str = ""
-    answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
-    seen: Sequence[str] = ()
-    reasons: tuple[str, ...] = ()
-
-
 _NO_PREDICTIONS: Mapping[str, Path] = {}
 _NOTHING = Beside()
-
-
-def comparable(champion: RegisteredAdapter, finalist: Scored, rescore: Rescore | None, read_rows: ReadRows) -> Scored:
-    """Make a champion comparable: scored anew are those of other test rows or another base, without answers, or whose
-    texts were read by other rules.
-
-    Where it cannot be, its recorded scores serve if they are on the same rows; otherwise it stays as it is, and the
-    rule says that it is not comparable.
-    """
-    recorded, own, name = champion.candidate, finalist.candidate, f"{champion.task}:{champion.version}"
-    if recorded.key == own.key:
-        return Scored(recorded)
-    rows, reason = None, "has no answers to these test rows"
-    if recorded.test_fingerprint == own.test_fingerprint:
-        try:
-            rows = read_rows(champion)
-        except LoraxsError as error:  # damaged or gone
-            reason = f"has no whole answers to these test rows ({error.message})"
-    if rows is not None:
-        reason = "is of another base" if recorded.base_digest != own.base_digest else ""
-        if finalist.rows is not None and not rows.read_alike(finalist.rows):
-            reason = "has answers that were read by other rules"
-    if not reason:
-        return Scored(recorded, rows)
-    try:
-        if rescore is None:
-            raise LoraxsError("nobody here can score it")
-        anew = rescore(champion)
-    except LoraxsError as error:
-        note = f"the champion {name} {reason} and could not be scored anew: {error.message}"
-        return Scored(recorded, rows, note=note)
-    scores = replace(
-        recorded,
-        test_metrics=anew.test_metrics,
-        data_fingerprint=anew.data_fingerprint,
-        test_fingerprint=anew.test_fingerprint,
-    )
-    return Scored(scores, anew.rows, note=f"the champion {name} {reason}: it was scored anew")
 
 
 def _speaking(method: Callable[Concatenate[Registry, P], R]) -> Callable[Concatenate[Registry, P], R]:
@@ -169,7 +87,7 @@ class Registry:
     # ---- reading -----------------------------------------------------------------------------------------------------
     def champion(self, task: str) -> RegisteredAdapter | None:
         """Return the task's champion; None when it has none."""
-        return self._find(AdapterName(check_task(task)))
+        return self._find(AdapterName(versions.check_task(task)))
 
     def resolve(self, name: str) -> RegisteredAdapter:
         """Return the adapter that `TASK`, `TASK@alias` or `TASK:3` names.
@@ -188,7 +106,7 @@ class Registry:
         Raises:
             UnknownTaskError: it has no version, and nothing was ever decided on it.
         """
-        if self.store.model(check_task(task)) is None and isinstance(
+        if self.store.model(versions.check_task(task)) is None and isinstance(
             error := self._unknown(AdapterName(task)), UnknownTaskError
         ):
             raise error
@@ -223,9 +141,9 @@ class Registry:
         self.check_known(task)
         model, found = self.store.model(task), list[RegisteredAdapter]()
         for version in () if model is None else itertools.islice(self.store.versions(task), _SHOWN_VERSIONS):
-            if DIGEST in version.tags:
+            if versions.DIGEST in version.tags:
                 try:
-                    found.append(read_version(version, model))
+                    found.append(versions.read_version(version, model))
                 except RegistryError as error:
                     _logger.warning("version %s of %s is left out: %s", version.version, version.name, error.message)
         return found
@@ -246,8 +164,8 @@ class Registry:
         """
         for model in self.store.models():
             for version in self.store.versions(model.name):
-                if DIGEST in version.tags:
-                    name, digest = f"{model.name}:{version.version}", version.tags[DIGEST]
+                if versions.DIGEST in version.tags:
+                    name, digest = f"{model.name}:{version.version}", version.tags[versions.DIGEST]
                     yield name, digest, _manifest(self.store, version.source)
 
     @_speaking
@@ -310,7 +228,9 @@ class Registry:
         Returns:
             The decision, and the version it made champion.
         """
-        name, choice = check_task(task.registered_name), choose(rule, task, candidates)
+        from loraxs_search.registry.promotion import PromotionTest, Scored, comparable  # numpy
+
+        name, choice = versions.check_task(task.registered_name), choose(rule, task, candidates)
         if choice.finalist is None:
             study = beside.study or ", ".join(sorted({candidate.study for candidate in candidates}))
             decision = self._refusal(rule, task, study, choice)
@@ -326,14 +246,15 @@ class Registry:
         for _ in range(_MAX_TRIES):
             adapter = self.champion(name)
             champion = None if adapter is None else comparable(adapter, finalist, rescore, self.test_predictions)
-            held = None if adapter is None or champion is None else (adapter, champion)
-            past = self.history(name)
-            reference = self._reference(test, past, held, rescore)
+            past, version = self.history(name), adapter and adapter.version
+            reference = test.best(past, champion, version)
+            is_asked = adapter and finalist.candidate.stored_bytes < adapter.candidate.stored_bytes
+            if reference is not None and reference.rows is None and is_asked:
+                reference = self._with_rows(reference, name, finalist, rescore)
             test.decide_after(past, champion, seen=beside.seen, reference=reference)  # and remembers p-values
             with self._changing(name) as (check, _):
                 past, present = self.history(name), self.champion(name)
-                is_same = (present and present.version) == (adapter and adapter.version)
-                if not is_same or reference != _best(test, past, held):
+                if (present and present.version) != version or reference != test.best(past, champion, version):
                     continue
                 decision = test.decide_after(past, champion, seen=beside.seen, reference=reference, forced=forced)
                 reasons = (*choice.reasons, *beside.reasons, *decision.reasons)
@@ -351,26 +272,19 @@ class Registry:
         """Record that a finalist has answered its test rows, for whoever promotes from another machine."""
         self._record_of(finalist.task).add_use(finalist.test_fingerprint, finalist.key)
 
-    def _reference(
-        self,
-        test: PromotionTest,
-        past: Sequence[Decision],
-        held: tuple[RegisteredAdapter, Scored] | None,
-        rescore: Rescore | None,
-    ) -> ToleranceReference | None:
-        """Return the best champion there was, with its answers to the finalist's test rows, scored anew if need be."""
-        best = _best(test, past, held)
-        if best is None or best.rows is not None or held is None:
-            return best
-        if test.finalist.candidate.stored_bytes >= held[0].candidate.stored_bytes:
-            return best  # nobody asks
+    def _with_rows(
+        self, reference: ToleranceReference, task: str, finalist: Scored, rescore: Rescore | None
+    ) -> ToleranceReference:
+        """Return a reference with its answers to the finalist's test rows, scored anew if they were not kept."""
+        from loraxs_search.registry.promotion import comparable
+
         try:
-            adapter = self.resolve(f"{held[0].task}:{best.version}")
-            scored = comparable(adapter, test.finalist, rescore, self.test_predictions)
+            adapter = self.resolve(f"{task}:{reference.version}")
+            scored = comparable(adapter, finalist, rescore, self.test_predictions)
         except RegistryError as error:
-            return replace(best, fault=error.message)
-        is_here = scored.candidate.test_fingerprint == test.finalist.candidate.test_fingerprint
-        return replace(best, rows=scored.rows if is_here else None, fault=scored.note)
+            return replace(reference, fault=error.message)
+        is_here = scored.candidate.test_fingerprint == finalist.candidate.test_fingerprint
+        return replace(reference, rows=scored.rows if is_here else None, fault=scored.note)
 
     def _register(
         self, folder: Path, candidate: Candidate, decision: Decision, check: Check, answers: bytes | None
@@ -387,22 +301,22 @@ class Registry:
             )
         if self.store.model(task) is None:
             try:
-                client.create_registered_model(task, tags={KIND: ADAPTER})
+                client.create_registered_model(task, tags={versions.KIND: versions.ADAPTER})
             except MlflowException:
                 if self.store.model(task) is None:  # else MLflow's client has sent it twice
                     raise
         digest = folder_digest(folder)
-        for key, value in record_tags(candidate, decision, digest).items():
+        for key, value in versions.record_tags(candidate, decision, digest).items():
             client.set_registered_model_tag(task, key, value)
-        version = register(client, self.uri, folder, manifest, candidate, digest)
+        version = versions.register(client, self.uri, folder, manifest, candidate, digest)
         number = int(version.version)
         client.update_model_version(task, str(number), version_page(manifest, candidate, decision, number))
         if answers is not None:
             from loraxs_search.registry.evidence import FILE
 
-            add_test_predictions(client, version, FILE, answers)
+            versions.add_test_predictions(client, version, FILE, answers)
         if all(file.name != MLMODEL for file in self.store.list_files(version.source)):
-            add_mlflow_model(client, version, manifest)
+            versions.add_mlflow_model(client, version, manifest)
         factor_sets.publish(self.store, manifest.base_digest, manifest.base_model.id, manifest.factors)
         check()  # registering took a while, and a server has other clients
         client.set_registered_model_alias(task, CHAMPION, str(number))
@@ -470,10 +384,10 @@ class Registry:
         with self._changing(parsed.task) as (check, begun):
             if begun is not None and begun.action == "remove" and begun.version == parsed.version:
                 return begun
-            target, versions = self.resolve(name), self.versions(parsed.task)
+            target, listed = self.resolve(name), self.versions(parsed.task)
             if target.aliases and not forced:
                 first = "promote another study first"
-                if any(own.version != target.version for own in versions):
+                if any(own.version != target.version for own in listed):
                     first = f"make another one champion with `loraxs-search rollback {parsed.task}`"
                 raise RegistryError(
                     f"A version with an alias must not be removed, but {name} is {' and '.join(target.aliases)}.",
@@ -483,7 +397,7 @@ class Registry:
             sign = 1.0 if better_when(metric, "maximize") == "maximize" else -1.0
             scores = {
                 version.version: sign * version.candidate.test_metrics.get(metric, -sign * math.inf)
-                for version in versions
+                for version in listed
                 if version.candidate.test_fingerprint == rows
             }
             own = scores.pop(target.version, -math.inf)
@@ -517,8 +431,8 @@ class Registry:
                 client.delete_model_version(task, str(target.version))
             # MLflow's client repeats a call that a slow server did not answer: two versions may have one folder.
             model = self.store.model(task)
-            if model is not None and with_digest(client, task, change.digest) is None:
-                for tag in set(adapter_tags(change.digest)) & model.tags.keys():
+            if model is not None and versions.with_digest(client, task, change.digest) is None:
+                for tag in set(versions.adapter_tags(change.digest)) & model.tags.keys():
                     client.delete_registered_model_tag(task, tag)
             if decision.version == change.champion:
                 self._summarise(TaskSummary(task))
@@ -612,7 +526,7 @@ class Registry:
 
     # ---- below -------------------------------------------------------------------------------------------------------
     def _record_of(self, task: str) -> TaskRecord:
-        return TaskRecord(self.store.client, self.uri, check_task(task))
+        return TaskRecord(self.store.client, self.uri, versions.check_task(task))
 
     def _record(self, decision: Decision) -> None:
         """Record a decision, and describe the task's registered model unless a user has written a description."""
@@ -620,15 +534,18 @@ class Registry:
         record.add(decision)
         if (model := self.store.model(task)) is None:  # nothing was promoted yet
             return
-        if model.description and model.tags.get(PAGE) != hashlib.sha256(model.description.encode()).hexdigest():
+        if (
+            model.description
+            and model.tags.get(versions.PAGE) != hashlib.sha256(model.description.encode()).hexdigest()
+        ):
             return
         page = task_page(task, self._readable_champion(task), record.decisions())
-        self.store.client.set_registered_model_tag(task, PAGE, hashlib.sha256(page.encode()).hexdigest())
+        self.store.client.set_registered_model_tag(task, versions.PAGE, hashlib.sha256(page.encode()).hexdigest())
         self.store.client.update_registered_model(task, page)
 
     def _summarise(self, summary: TaskSummary) -> None:
-        self.store.client.set_registered_model_tag(summary.task, SUMMARY, to_json(summary))
-        self.store.client.set_registered_model_tag(summary.task, SHOWN, describe_summary(summary))
+        self.store.client.set_registered_model_tag(summary.task, versions.SUMMARY, to_json(summary))
+        self.store.client.set_registered_model_tag(summary.task, versions.SHOWN, describe_summary(summary))
 
     def _find(self, name: AdapterName) -> RegisteredAdapter | None:
         """Return the adapter of a name; None if there is none."""
@@ -638,7 +555,7 @@ class Registry:
             return None
         latest = (version for version in model.latest_versions if int(version.version) == int(number))
         version = next(latest, None) or self.store.version(name.task, int(number))
-        return None if version is None else read_version(version, model)
+        return None if version is None else versions.read_version(version, model)
 
     def _readable_champion(self, task: str) -> RegisteredAdapter | None:
         """Return the champion; None, with a warning, where the alias is on a version that something else registered."""
@@ -653,7 +570,7 @@ class Registry:
         aliases = {alias: int(number) for alias, number in model.aliases.items()}
         champion = aliases.get(CHAMPION)
         with contextlib.suppress(KeyError, ValueError):
-            recorded = from_json(TaskSummary, model.tags[SUMMARY])
+            recorded = from_json(TaskSummary, model.tags[versions.SUMMARY])
             if recorded.version == champion is not None:
                 return replace(recorded, aliases=aliases)
         adapter = self._readable_champion(model.name) if champion is not None else None
@@ -693,26 +610,13 @@ class Registry:
                 f"Task {name.task} has no champion: none was promoted, or it was removed. Registry: {place}.",
                 hint=f"see `loraxs-search history {name.task}` for why, or run `loraxs-search promote STUDY`",
             )
-        versions = itertools.islice(self.store.versions(name.task), _SHOWN_VERSIONS)
+        listed = itertools.islice(self.store.versions(name.task), _SHOWN_VERSIONS)
         have = [f"{name.task}@{alias}" for alias in sorted(model.aliases)]
-        have += [f"{name.task}:{number}" for number in sorted(int(version.version) for version in versions)]
+        have += [f"{name.task}:{number}" for number in sorted(int(version.version) for version in listed)]
         return UnknownVersionError(
             f"{unknown_name('adapter', str(name), have)} Registry: {place}.",
             hint=f"`loraxs-search show {name.task}` has every version, with its base",
         )
-
-
-def _best(
-    test: PromotionTest, past: Sequence[Decision], held: tuple[RegisteredAdapter, Scored] | None
-) -> ToleranceReference | None:
-    """Return the best champion there was on a finalist's test rows, the present one as it is scored there."""
-    rows, present = test.finalist.candidate.test_fingerprint, None
-    if held is not None:
-        champion = test.by_answers(held[1])
-        metrics = champion.candidate.test_metrics
-        if champion.candidate.test_fingerprint == rows and test.criterion.fault(metrics, "test") is None:
-            present = ToleranceReference(held[0].version, metrics[test.criterion.metric], champion.rows)
-    return find_tolerance_reference(test.criterion, rows, past, present)
 
 
 def _manifest(store: StoreReader, source: str) -> Manifest:
@@ -727,6 +631,10 @@ def _read_rows(content: bytes | None) -> ScoredRows | None:
     from loraxs_search.registry.evidence import ScoredRows
 
     return ScoredRows.from_bytes(content)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _next_number(past: Sequence[Decision]) -> int:

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +27,7 @@ from loraxs_search.records import (
     MAX_NAME,
     Candidate,
     Decision,
+    KeptAnswers,
     Manifest,
     check_format,
     from_json,
@@ -37,6 +38,8 @@ from loraxs_search.versions import installed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from loraxs_search.registry.evidence import ScoredRows
 
 CHAMPION = "champion"
 KIND, ADAPTER = "loraxs.kind", "adapter"  # in sight: what a registered model of ours is
@@ -156,6 +159,36 @@ class TaskSummary:
     base_model: str = ""
     promoted_at: str = ""
     aliases: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Rescored:
+    """A champion scored anew, on the test rows that the finalist was scored on."""
+
+    test_metrics: Mapping[str, float]
+    data_fingerprint: str
+    rows: ScoredRows
+    test_fingerprint: str
+
+
+Rescore = Callable[[RegisteredAdapter], Rescored]
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a decision needs beside candidates.
+
+    Args:
+        study: Whose candidates they are, for the record where there are none.
+        answers: Of the study's baselines to the test rows, by name.
+        seen: Keys of other finalists that have answered the test rows: each counts as a comparison on them.
+        reasons: What the decision is to say first: that its rule is another than the study's.
+    """
+
+    study: str = ""
+    answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
+    seen: Sequence[str] = ()
+    reasons: tuple[str, ...] = ()
 
 
 def adapter_tags(digest: str) -> tuple[str, str]:

@@ -10,7 +10,8 @@ import pytest
 
 from loraxs_search.errors import BaseModelError
 from loraxs_search.records import DataSource, PromotionRule, Task
-from loraxs_search.registry.store import Beside, Registry
+from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import Beside
 from loraxs_search.studies import list_studies
 
 

@@ -15,9 +15,9 @@ from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryEr
 from loraxs_search.records import PromotionRule, Refit
 from loraxs_search.registry.decisions import DECISIONS
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.registry.promotion import PromotionTest, Scored
-from loraxs_search.registry.store import Beside, Registry, Rescored, comparable
-from loraxs_search.registry.versions import SHOWN, SUMMARY
+from loraxs_search.registry.promotion import PromotionTest, Scored, comparable
+from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import SHOWN, SUMMARY, Beside, Rescored
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(require="constant")

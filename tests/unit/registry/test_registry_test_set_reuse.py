@@ -25,7 +25,8 @@ from loraxs_search.registry.promotion import (
     ToleranceReference,
     find_tolerance_reference,
 )
-from loraxs_search.registry.store import Registry, Rescored
+from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import Rescored
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(require="constant")
