@@ -262,7 +262,7 @@ def _bootstrapped(metric: Metric, labels: Values, guesses: Values) -> float:
     drawn = (draw.integers(len(labels), size=size) for _ in range(_RESAMPLES))
     if metric.row_counts is not None and metric.of_counts is not None:
         counts = metric.row_counts(answers, labels)
-        scores = [float(metric.of_counts(counts[rows].sum(0))) for rows in drawn]
+        scores = [float(metric.of_counts(counts[rows].sum(0, dtype=np.float64))) for rows in drawn]
     else:
         scores = [metric.score(answers[rows], labels[rows]) for rows in drawn]
     return float(np.std(scores) * np.sqrt(size / len(labels)))
