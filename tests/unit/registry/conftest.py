@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from support.sealed import seal
@@ -16,10 +19,13 @@ from loraxs_search.records import (
     DataSource,
     Hyperparameters,
     Manifest,
+    PromotionRule,
     ReferenceLogits,
     Task,
 )
 from loraxs_search.registry.card import model_card
+from loraxs_search.registry.evidence import ScoredRows
+from loraxs_search.registry.store import Registry
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +62,7 @@ def candidate() -> Callable[..., Candidate]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def manifest(task: Task) -> Callable[..., Manifest]:
     def make(trial_id: str = "t0", **other) -> Manifest:
         fields = {
@@ -87,16 +93,63 @@ def make_folder(tmp_path: Path, manifest: Callable[..., Manifest]) -> Callable[.
     """Make a sealed adapter folder of a trial."""
 
     def make(trial_id: str = "t0", **other) -> Path:
-        folder = tmp_path / "made" / trial_id
-        folder.mkdir(parents=True)
-        (folder / "adapter_model.safetensors").write_bytes(f"R of {trial_id}".encode())
-        (folder / "adapter_config.json").write_text('{"peft_type": "LORAXS"}')
-        made = manifest(trial_id, **other)
-        (folder / "README.md").write_text(model_card(made))
-        seal(folder, made)
-        return folder
+        return sealed_folder(tmp_path / "made" / trial_id, manifest(trial_id, **other))
 
     return make
+
+
+def sealed_folder(folder: Path, manifest: Manifest) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(f"R of {manifest.trial_id}".encode())
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORAXS"}')
+    (folder / "README.md").write_text(model_card(manifest))
+    seal(folder, manifest)
+    return folder
+
+
+LABELS = np.arange(400) % 2
+ON_TINY = {"base_digest": "digest of org/Tiny", "data_fingerprint": "data"}
+
+
+def answers(right: int) -> ScoredRows:
+    """Answers to 400 test rows, of which the first `right` are right."""
+    return ScoredRows(np.where(np.arange(len(LABELS)) < right, LABELS, 1 - LABELS), LABELS)
+
+
+@pytest.fixture(scope="session")
+def registries(tmp_path_factory, store_template, task, candidate, manifest) -> Path:
+    """Homes after one, two and three promotions, `1` to `3`: of t0, t1 and t2, with 300, 340 and 380 right answers."""
+    root = tmp_path_factory.mktemp("registries")
+    (root / "home").mkdir()
+    shutil.copy(store_template, root / "home" / "mlflow.db")
+    registry = Registry(f"sqlite:///{root / 'home' / 'mlflow.db'}")
+    for count, right in enumerate((300, 340, 380), 1):
+        trial_id = f"t{count - 1}"
+        own = candidate(trial_id, right / 400, base_model="org/Tiny", test_fingerprint="data", **ON_TINY)
+        folder = sealed_folder(root / "made" / trial_id, manifest(trial_id, **ON_TINY))
+        (root / trial_id).write_bytes(answers(right).to_bytes())
+        rule = PromotionRule(require="constant")
+        registry.promote(rule, task, [own], {trial_id: folder}, predictions={trial_id: root / trial_id})
+        shutil.copytree(root / "home", root / str(count))
+    return root
+
+
+@pytest.fixture
+def with_versions(registries: Path, store_uri: str, fresh_home: Path, tmp_path: Path) -> Callable[[int], Registry]:
+    """Have a registry with one to three versions."""
+
+    def start(count: int) -> Registry:
+        shutil.copytree(registries / str(count), fresh_home, dirs_exist_ok=True)
+        shutil.copytree(registries / "made", tmp_path / "made")
+        places = (("model_versions", "source"), ("logged_models", "artifact_location"))
+        places += (("experiments", "artifact_location"), ("runs", "artifact_uri"))
+        with sqlite3.connect(fresh_home / "mlflow.db") as database:
+            for table, column in places:
+                moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
+                database.execute(moved, (str(registries / "home"), str(fresh_home)))
+        return Registry(store_uri)
+
+    return start
 
 
 @pytest.fixture

@@ -203,9 +203,8 @@ def test_versions_come_newest_first_with_their_names(registry, promote):
 
 
 # ---- changing your mind ----------------------------------------------------------------------------------------------
-def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, promote):
-    for trial_id, right in (("t0", 300), ("t1", 340), ("t2", 380)):
-        promote(trial_id, right)
+def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, with_versions, promote):
+    with_versions(3)
     decision = registry.rollback("movie-reviews")
     assert (decision.action, decision.version, decision.winner, decision.champion) == ("rollback", 2, "t1", "s1/t2")
     assert registry.summaries()[0].version == 2
@@ -221,9 +220,8 @@ def test_rolling_back_goes_to_the_champion_before_and_is_recorded(registry, prom
             registry.rollback("movie-reviews", to=to)
 
 
-def test_rolling_back_looks_further_than_the_versions_that_are_shown(registry, promote, monkeypatch):
-    for trial_id, right in (("t0", 300), ("t1", 340), ("t2", 380)):
-        promote(trial_id, right)
+def test_rolling_back_looks_further_than_the_versions_that_are_shown(registry, with_versions, promote, monkeypatch):
+    with_versions(3)
     shown = registry.versions
     monkeypatch.setattr(registry, "versions", lambda task: shown(task)[:1])  # of hundreds, one hundred are
     assert registry.rollback("movie-reviews").version == 2
@@ -232,9 +230,8 @@ def test_rolling_back_looks_further_than_the_versions_that_are_shown(registry, p
         registry.rollback("movie-reviews")
 
 
-def test_a_champion_is_removed_by_force_only(registry, promote):
-    promote("t0", 300)
-    promote("t1", 340)
+def test_a_champion_is_removed_by_force_only(registry, with_versions, promote):
+    with_versions(2)
     with pytest.raises(RegistryError, match="is champion") as champion:
         registry.remove("movie-reviews:2")
     assert "rollback" in str(champion.value.hint)
@@ -249,9 +246,8 @@ def test_a_champion_is_removed_by_force_only(registry, promote):
         registry.remove("movie-reviews")
 
 
-def test_a_task_whose_champion_was_removed_is_rolled_back_to_a_version_that_is_named(registry, promote):
-    promote("t0", 300)
-    promote("t1", 340)
+def test_a_task_whose_champion_was_removed_is_rolled_back_to_a_version_that_is_named(registry, with_versions, promote):
+    with_versions(2)
     registry.remove("movie-reviews:2", forced=True)
     with pytest.raises(RegistryError):
         registry.rollback("movie-reviews")
@@ -261,8 +257,8 @@ def test_a_task_whose_champion_was_removed_is_rolled_back_to_a_version_that_is_n
     assert registry.summaries()[0].version == 1
 
 
-def test_the_best_version_is_removed_by_force_only(registry, promote):
-    promote("t0", 300)
+def test_the_best_version_is_removed_by_force_only(registry, with_versions, promote):
+    with_versions(1)
     promote("t1", 380)
     promote("t2", 340, forced=True)
     with pytest.raises(RegistryError, match="best test accuracy") as best:
@@ -311,9 +307,8 @@ def killed_before_write(number, act):
     return True
 
 
-def test_a_rollback_goes_back_by_one_wherever_it_is_killed(registry, promote):
-    for trial_id, right in (("t0", 320), ("t1", 340), ("t2", 360)):
-        promote(trial_id, right)
+def test_a_rollback_goes_back_by_one_wherever_it_is_killed(registry, with_versions, promote):
+    with_versions(3)
     for count, number in enumerate(KILLS, 1):
         is_whole = killed_before_write(number, lambda: registry.rollback("movie-reviews"))
         if not is_whole:
@@ -344,9 +339,8 @@ def test_a_removal_is_recorded_once_wherever_it_is_killed(registry, promote):
     assert is_whole
 
 
-def test_a_promotion_finishes_a_rollback_that_was_killed_before_it_decides(registry, promote):
-    promote("t0", 320)
-    promote("t1", 340)
+def test_a_promotion_finishes_a_rollback_that_was_killed_before_it_decides(registry, with_versions, promote):
+    with_versions(2)
     for number in (2, 5):  # before a name is moved, and after
         killed_before_write(number, lambda: registry.rollback("movie-reviews"))
         promote("t1", 340)
@@ -354,8 +348,10 @@ def test_a_promotion_finishes_a_rollback_that_was_killed_before_it_decides(regis
         assert registry.champion("movie-reviews").version == 2, "it beats the first version again"
 
 
-def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_to_nobody_else(registry, promote):
-    promote("t0", 300)
+def test_a_rollback_goes_back_to_whom_a_killed_promotion_had_made_champion_and_to_nobody_else(
+    registry, with_versions, promote
+):
+    with_versions(1)
     for number in (3, 4, 8):  # before the alias moves, after it, and before the last write
         before = registry.champion("movie-reviews").version
         dying = functools.partial(
@@ -386,9 +382,9 @@ def test_a_promotion_that_was_cut_off_is_recorded_by_the_next_change(
 
 @pytest.mark.parametrize("to", [None, 1])
 def test_a_comparison_of_a_promotion_that_was_cut_off_still_counts_after_it_is_rolled_back(
-    registry, promote, killed_at, to
+    registry, with_versions, promote, killed_at, to
 ):
-    promote("t0", 300)
+    with_versions(1)
     with killed_at("set_tag", DECISIONS):
         promote("t1", 340)
     registry.rollback("movie-reviews", to=to)
@@ -396,8 +392,10 @@ def test_a_comparison_of_a_promotion_that_was_cut_off_still_counts_after_it_is_r
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1, 3]
 
 
-def test_a_promotion_that_was_cut_off_stays_in_history_when_its_version_is_removed(registry, promote, killed_at):
-    promote("t0", 300)
+def test_a_promotion_that_was_cut_off_stays_in_history_when_its_version_is_removed(
+    registry, with_versions, promote, killed_at
+):
+    with_versions(1)
     with killed_at("set_tag", DECISIONS):
         promote("t1", 340)
     registry.remove("movie-reviews:2", forced=True)
@@ -406,10 +404,9 @@ def test_a_promotion_that_was_cut_off_stays_in_history_when_its_version_is_remov
 
 
 def test_an_old_version_whose_second_promotion_was_cut_off_is_champion_after_the_one_between(
-    registry, promote, killed_at
+    registry, with_versions, promote, killed_at
 ):
-    promote("t0", 300)
-    promote("t1", 340)
+    with_versions(2)
     with killed_at("set_tag", DECISIONS):
         promote("t0", 300, forced=True)
     assert [past.version for past in registry.history("movie-reviews")] == [1, 2, 1]
@@ -419,10 +416,9 @@ def test_an_old_version_whose_second_promotion_was_cut_off_is_champion_after_the
 
 
 def test_a_rollback_that_was_killed_is_dropped_where_the_champion_was_changed_by_hand(
-    registry, promote, store_uri, caplog
+    registry, with_versions, promote, store_uri, caplog
 ):
-    for trial_id, right in (("t0", 320), ("t1", 340), ("t2", 360)):
-        promote(trial_id, right)
+    with_versions(3)
     killed_before_write(2, lambda: registry.rollback("movie-reviews"))
     connect(store_uri).set_registered_model_alias("movie-reviews", "champion", "1")
     assert registry.rollback("movie-reviews", to=3).version == 3
@@ -430,22 +426,25 @@ def test_a_rollback_that_was_killed_is_dropped_where_the_champion_was_changed_by
     assert "cut short" in caplog.text
 
 
-def test_an_old_version_that_is_promoted_again_comes_after_those_between(registry, promote, task, tmp_path):
-    promote("t0", 300)
-    promote("t1", 340)
+def test_an_old_version_that_is_promoted_again_comes_after_those_between(
+    registry, with_versions, promote, task, tmp_path
+):
+    with_versions(2)
     first = registry.resolve("movie-reviews:1").candidate
     again, version = registry.promote(RULE, task, [first], {"t0": tmp_path / "made" / "t0"}, True)
     assert (again.promoted, version) == (True, 1)
     assert registry.rollback("movie-reviews").version == 2
 
 
-def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_have(registry, promote, monkeypatch):
+def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_have(
+    registry, with_versions, promote, monkeypatch
+):
     class FastClock(datetime):
         @classmethod
         def now(cls, tz=None):
             return datetime.now(tz) + timedelta(hours=1)
 
-    promote("t0", 300)
+    with_versions(1)
     with monkeypatch.context() as patch:
         for room in ("store", "decisions"):
             patch.setattr(f"loraxs_search.registry.{room}.datetime", FastClock)
@@ -455,9 +454,8 @@ def test_rolling_back_follows_the_order_of_promotions_whatever_clocks_promoters_
     assert registry.rollback("movie-reviews").version == 2
 
 
-def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, promote, store_uri, caplog):
-    promote("t0", 300)
-    promote("t1", 340)
+def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, with_versions, promote, store_uri, caplog):
+    with_versions(2)
     client = connect(store_uri)
     (run,) = client.search_runs([client.get_experiment_by_name("loraxs-search decisions").experiment_id])
     client.set_tag(run.info.run_id, f"{DECISIONS}n000000001.broken", "{")
@@ -492,9 +490,10 @@ def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, stor
     assert kept.refits[3].validation_metrics["accuracy"] == pytest.approx(0.8 + 3 / 7e5, abs=1e-6)
 
 
-def test_a_champion_that_something_else_registered_hides_no_task_and_is_rolled_back(registry, promote, store_uri):
-    promote("t0", 300)
-    promote("t1", 340)
+def test_a_champion_that_something_else_registered_hides_no_task_and_is_rolled_back(
+    registry, with_versions, promote, store_uri
+):
+    with_versions(2)
     client = connect(store_uri)
     made = client.create_model_version("movie-reviews", source="/elsewhere")
     client.set_registered_model_alias("movie-reviews", "champion", made.version)
@@ -509,9 +508,9 @@ def test_a_champion_that_something_else_registered_hides_no_task_and_is_rolled_b
     assert registry.summaries()[0].version == 2
 
 
-def test_of_two_versions_with_one_folder_one_can_be_removed(registry, promote, store_uri):
+def test_of_two_versions_with_one_folder_one_can_be_removed(registry, with_versions, promote, store_uri):
     """A slow server has registered what MLflow's client sent twice."""
-    promote("t0", 300)
+    with_versions(1)
     client = connect(store_uri)
     first = client.get_model_version("movie-reviews", "1")
     client.create_model_version("movie-reviews", source=first.source, tags=first.tags)
@@ -521,8 +520,8 @@ def test_of_two_versions_with_one_folder_one_can_be_removed(registry, promote, s
     assert not [tag for tag in client.get_registered_model("movie-reviews").tags if first.tags["loraxs.digest"] in tag]
 
 
-def test_names_that_people_give_to_versions_of_theirs_are_passed_over(registry, promote, store_uri):
-    promote("t0", 300)
+def test_names_that_people_give_to_versions_of_theirs_are_passed_over(registry, with_versions, promote, store_uri):
+    with_versions(1)
     client = connect(store_uri)
     made = client.create_model_version("movie-reviews", source="/elsewhere")
     client.set_registered_model_alias("movie-reviews", "merged", made.version)

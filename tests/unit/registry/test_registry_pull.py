@@ -25,12 +25,10 @@ from loraxs_search.tracking.store import connect, ensure_store
 
 
 @pytest.fixture
-def promoted(store_uri, task, candidate, make_folder) -> Path:
-    folder = make_folder("t0")
-    Registry(store_uri).promote(
-        PromotionRule(confidence=0, require="constant"), task, [candidate("t0", 0.8)], {"t0": folder}
-    )
-    return folder
+def promoted(with_versions, tmp_path) -> Path:
+    """The folder of the one adapter that is registered."""
+    with_versions(1)
+    return tmp_path / "made" / "t0"
 
 
 @pytest.fixture
@@ -71,9 +69,7 @@ def test_a_cached_folder_is_not_downloaded_again(promoted, store_uri, registered
 
 def test_a_new_champion_is_pulled_beside_the_old(promoted, store_uri, task, candidate, make_folder):
     old = pull("movie-reviews", uri=store_uri)
-    Registry(store_uri).promote(
-        PromotionRule(confidence=0, require="constant"), task, [candidate("t1", 0.9)], {"t1": make_folder("t1")}
-    )
+    Registry(store_uri).promote(PromotionRule(), task, [candidate("t1", 0.9)], {"t1": make_folder("t1")}, True)
     new = pull("movie-reviews", uri=store_uri)
     assert new != old
     assert verify(old).trial_id == "t0"
@@ -235,8 +231,7 @@ def test_what_came_whole_is_not_fetched_again(promoted, registered_files, store_
 
 
 def test_evidence_is_not_pulled(promoted, registered_files, store_uri):
-    (registered_files / "evidence").mkdir()
-    (registered_files / "evidence" / "test_rows.safetensors").write_bytes(b"rows")
+    assert (registered_files / "evidence" / "test_rows.safetensors").is_file()
     assert _content(pull("movie-reviews", uri=store_uri)) == _content(promoted)
 
 
@@ -272,9 +267,7 @@ def test_a_new_champion_is_seen_at_once(promoted, store_uri, task, candidate, ma
     pull("movie-reviews", uri=store_uri)
     for number in range(1, 6):
         own = candidate(f"t{number}", 0.8 + number / 100)
-        Registry(store_uri).promote(
-            PromotionRule(confidence=0, require="constant"), task, [own], {f"t{number}": make_folder(f"t{number}")}
-        )
+        Registry(store_uri).promote(PromotionRule(), task, [own], {f"t{number}": make_folder(f"t{number}")}, True)
         assert verify(pull("movie-reviews", uri=store_uri)).trial_id == f"t{number}"
 
 
