@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from loraxs_search.errors import StudyError, UnknownTaskError
 from loraxs_search.methods import NATIVE
 from loraxs_search.mlflow_uri import resolve_uri
-from loraxs_search.promotion_scores import other_finalists, scored_anew
-from loraxs_search.records import Candidate, ClassReport, Decision, Prediction, Sample
+from loraxs_search.records import Candidate, ClassReport, Decision, Prediction, Sample, Task
 from loraxs_search.registry.manifest import verify
 from loraxs_search.registry.pull import adapter_folder, copy_folder, new_folder
 from loraxs_search.registry.pull import pull as pull_native
 from loraxs_search.registry.store import BASE_ALONE, Registry
-from loraxs_search.registry.versions import Beside, RegisteredAdapter, TaskSummary
+from loraxs_search.registry.versions import Beside, RegisteredAdapter, Rescored, TaskSummary
 from loraxs_search.studies import StudyFolder, kept_adapter, list_studies, next_step, next_step_of_task, store_of
+from loraxs_search.studies.test_set_uses import uses
 
 if TYPE_CHECKING:
     import torch
@@ -85,17 +85,33 @@ def _promote(
         rows[BASE_ALONE] = confirmed.base_rows_path
     rule = folder.info.promotion
     said = () if require in (None, rule.require) else (f"`require: {require}`, for this decision",)
-    decision, _ = Registry(uri).promote(
+    registry = Registry(uri)
+    # A study that was never decided on has used test rows all the same, and so has one that was removed.
+    used = sorted({c.test_fingerprint for c in candidates if c.test_metrics} - {""})
+    name = task.registered_name
+    seen = [key for own in used for key in (*uses(name, own), *registry.uses(name, own))]
+    decision, _ = registry.promote(
         rule if require is None else replace(rule, require=require),
         task,
         candidates,
         {c.trial_id: folder.adapter_path(c.trial_id) for c in candidates},
         force,
         rows,
-        rescore=lambda champion: scored_anew(champion, task, uri),
-        beside=Beside(folder.name, folder.baseline_answers(), other_finalists(folder, candidates, uri), said),
+        rescore=lambda champion: _scored_anew(champion, task, uri),
+        beside=Beside(folder.name, folder.baseline_answers(), seen, said),
     )
     return decision
+
+
+def _scored_anew(champion: RegisteredAdapter, task: Task, uri: str) -> Rescored:
+    """Return what a registered adapter scores on the rows that a task has now."""
+    from loraxs_search.registry.evidence import ScoredRows
+    from loraxs_search.trial import score_folder
+
+    scores = score_folder(pull_native(f"{champion.task}:{champion.version}", uri=uri), task)
+    said = scores.answers
+    rows = ScoredRows.of(said.predictions, said.labels, said.losses, said.counts, said.correct)
+    return Rescored(scores.metrics, scores.data_fingerprint, rows, scores.test_fingerprint)
 
 
 def samples(decision: Decision) -> tuple[Sample, ...]:

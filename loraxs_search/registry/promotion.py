@@ -10,11 +10,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from loraxs_search.errors import LoraxsError
 from loraxs_search.records import (
     NEGATIVE_FLIPS,
     SLICE_LOSS,
@@ -44,7 +43,6 @@ from loraxs_search.registry.evidence import (
     unmeasured,
 )
 from loraxs_search.registry.finalist import NOISE, Criterion, better_when, show_bytes, show_confidence
-from loraxs_search.registry.versions import RegisteredAdapter, Rescore
 from loraxs_search.tasks.kinds import Metric, find_metric
 
 TRY_NEXT = "Try more steps, other target modules or more trials"
@@ -197,49 +195,6 @@ class Scored:
     alone: ScoredRows | None = None
     answers: Mapping[str, KeptAnswers] = field(default_factory=dict)
     note: str = ""
-
-
-def comparable(
-    champion: RegisteredAdapter,
-    finalist: Scored,
-    rescore: Rescore | None,
-    read_rows: Callable[[RegisteredAdapter], ScoredRows | None],
-) -> Scored:
-    """Make a champion comparable: scored anew are those of other test rows or another base, without answers, or whose
-    texts were read by other rules.
-
-    Where it cannot be, its recorded scores serve if they are on the same rows; otherwise it stays as it is, and the
-    rule says that it is not comparable.
-    """
-    recorded, own, name = champion.candidate, finalist.candidate, f"{champion.task}:{champion.version}"
-    if recorded.key == own.key:
-        return Scored(recorded)
-    rows, reason = None, "has no answers to these test rows"
-    if recorded.test_fingerprint == own.test_fingerprint:
-        try:
-            rows = read_rows(champion)
-        except LoraxsError as error:  # damaged or gone
-            reason = f"has no whole answers to these test rows ({error.message})"
-    if rows is not None:
-        reason = "is of another base" if recorded.base_digest != own.base_digest else ""
-        if finalist.rows is not None and not rows.read_alike(finalist.rows):
-            reason = "has answers that were read by other rules"
-    if not reason:
-        return Scored(recorded, rows)
-    try:
-        if rescore is None:
-            raise LoraxsError("nobody here can score it")
-        anew = rescore(champion)
-    except LoraxsError as error:
-        note = f"the champion {name} {reason} and could not be scored anew: {error.message}"
-        return Scored(recorded, rows, note=note)
-    scores = replace(
-        recorded,
-        test_metrics=anew.test_metrics,
-        data_fingerprint=anew.data_fingerprint,
-        test_fingerprint=anew.test_fingerprint,
-    )
-    return Scored(scores, anew.rows, note=f"the champion {name} {reason}: it was scored anew")
 
 
 @dataclass(frozen=True)

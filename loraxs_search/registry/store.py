@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 from loraxs_search.errors import (
     ForeignVersionError,
     IntegrityError,
+    LoraxsError,
     RegistryError,
     UnknownTaskError,
     UnknownVersionError,
@@ -59,6 +60,51 @@ _FEW = 8
 
 _NO_PREDICTIONS: Mapping[str, Path] = {}
 _NOTHING = Beside()
+
+
+def comparable(
+    champion: RegisteredAdapter,
+    finalist: Scored,
+    rescore: Rescore | None,
+    read_rows: Callable[[RegisteredAdapter], ScoredRows | None],
+) -> Scored:
+    """Make a champion comparable: scored anew are those of other test rows or another base, without answers, or whose
+    texts were read by other rules.
+
+    Where it cannot be, its recorded scores serve if they are on the same rows; otherwise it stays as it is, and the
+    rule says that it is not comparable.
+    """
+    from loraxs_search.registry.promotion import Scored  # numpy
+
+    recorded, own, name = champion.candidate, finalist.candidate, f"{champion.task}:{champion.version}"
+    if recorded.key == own.key:
+        return Scored(recorded)
+    rows, reason = None, "has no answers to these test rows"
+    if recorded.test_fingerprint == own.test_fingerprint:
+        try:
+            rows = read_rows(champion)
+        except LoraxsError as error:  # damaged or gone
+            reason = f"has no whole answers to these test rows ({error.message})"
+    if rows is not None:
+        reason = "is of another base" if recorded.base_digest != own.base_digest else ""
+        if finalist.rows is not None and not rows.read_alike(finalist.rows):
+            reason = "has answers that were read by other rules"
+    if not reason:
+        return Scored(recorded, rows)
+    try:
+        if rescore is None:
+            raise LoraxsError("nobody here can score it")
+        anew = rescore(champion)
+    except LoraxsError as error:
+        note = f"the champion {name} {reason} and could not be scored anew: {error.message}"
+        return Scored(recorded, rows, note=note)
+    scores = replace(
+        recorded,
+        test_metrics=anew.test_metrics,
+        data_fingerprint=anew.data_fingerprint,
+        test_fingerprint=anew.test_fingerprint,
+    )
+    return Scored(scores, anew.rows, note=f"the champion {name} {reason}: it was scored anew")
 
 
 def _speaking(method: Callable[Concatenate[Registry, P], R]) -> Callable[Concatenate[Registry, P], R]:
@@ -228,7 +274,7 @@ class Registry:
         Returns:
             The decision, and the version it made champion.
         """
-        from loraxs_search.registry.promotion import PromotionTest, Scored, comparable  # numpy
+        from loraxs_search.registry.promotion import PromotionTest, Scored  # numpy
 
         name, choice = versions.check_task(task.registered_name), choose(rule, task, candidates)
         if choice.finalist is None:
@@ -276,8 +322,6 @@ class Registry:
         self, reference: ToleranceReference, task: str, finalist: Scored, rescore: Rescore | None
     ) -> ToleranceReference:
         """Return a reference with its answers to the finalist's test rows, scored anew if they were not kept."""
-        from loraxs_search.registry.promotion import comparable
-
         try:
             adapter = self.resolve(f"{task}:{reference.version}")
             scored = comparable(adapter, finalist, rescore, self.test_predictions)

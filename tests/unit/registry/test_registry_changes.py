@@ -15,8 +15,8 @@ from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryEr
 from loraxs_search.records import PromotionRule, Refit
 from loraxs_search.registry.decisions import DECISIONS
 from loraxs_search.registry.evidence import ScoredRows
-from loraxs_search.registry.promotion import PromotionTest, Scored, comparable
-from loraxs_search.registry.store import Registry
+from loraxs_search.registry.promotion import PromotionTest, Scored
+from loraxs_search.registry.store import Registry, comparable
 from loraxs_search.registry.versions import SHOWN, SUMMARY, Beside, Rescored
 from loraxs_search.tracking.store import connect
 
