@@ -61,7 +61,7 @@ def test_a_version_that_cannot_be_resolved_is_not_held_against_an_earlier_one(re
     models = follow(["task-1"], uri=uri)
     second = promote(folders["number"])
     models.refresh()
-    client = Registry(uri)._client
+    client = Registry(uri).store.client
     version = client.get_model_version_by_alias("task-1", "champion").version
     foreign = client.create_model_version("task-1", "file:///nowhere").version  # as people do in MLflow's UI
     client.set_registered_model_alias("task-1", "champion", foreign)
