@@ -158,7 +158,7 @@ def report(study: str, *, output: str | Path | None = None) -> Path:
 
 
 def ls(*, limit: int | None = None, tracking_uri: str | None = None) -> list[TaskSummary]:
-    """Return every task that has been decided on, with its champion, by name; the first `limit` of them."""
+    """Return every task that has a version, with its champion, by name; the first `limit` of them."""
     return Registry(resolve_uri(tracking_uri)).summaries(limit)
 
 

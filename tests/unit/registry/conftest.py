@@ -140,7 +140,8 @@ def with_versions(registries: Path, store_uri: str, fresh_home: Path, tmp_path: 
 
     def start(count: int) -> Registry:
         shutil.copytree(registries / str(count), fresh_home, dirs_exist_ok=True)
-        shutil.copytree(registries / "made", tmp_path / "made")
+        for number in range(count):
+            shutil.copytree(registries / "made" / f"t{number}", tmp_path / "made" / f"t{number}")
         places = (("model_versions", "source"), ("logged_models", "artifact_location"))
         places += (("experiments", "artifact_location"), ("runs", "artifact_uri"))
         with sqlite3.connect(fresh_home / "mlflow.db") as database:

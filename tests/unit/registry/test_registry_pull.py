@@ -92,7 +92,7 @@ def test_a_changed_cache_is_noticed_and_pulled_again(promoted, store_uri, fresh_
         lambda f: (f / "adapter_config.json").unlink(),
         lambda f: (f / "extra.json").write_text("{}"),
         lambda f: (f / "run.py").write_text(""),
-        lambda f: [path.unlink() for path in f.iterdir()],
+        lambda f: [path.unlink() for path in f.iterdir() if path.is_file()],
         lambda f: (f / "folder").mkdir(),
         lambda f: (f / "README.md").write_text("x" * (2**20 + 1)),
     ],
