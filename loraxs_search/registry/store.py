@@ -292,7 +292,7 @@ class Registry:
         for _ in range(_MAX_TRIES):
             adapter = self.champion(name)
             champion = None if adapter is None else comparable(adapter, finalist, rescore, self.test_predictions)
-            past, version = self.history(name), adapter and adapter.version
+            past, version = self.history(name), None if adapter is None else adapter.version
             reference = test.best(past, champion, version)
             is_asked = adapter and finalist.candidate.stored_bytes < adapter.candidate.stored_bytes
             if reference is not None and reference.rows is None and is_asked:

@@ -299,7 +299,9 @@ def test_a_bootstrap_bounds_the_loss_of_other_metrics(metric):
 def test_a_few_rows_that_are_answered_alike_do_not_show_that_nothing_is_lost(metric):
     labels = LABELS[:100]
     right = ScoredRows(labels, labels)
-    assert 0.03 < loss_bound(METRICS[metric], 1.0, right, right, 0.025) < 0.1, "2 of 100 are not lost in one case of eight"
+    assert 0.03 < loss_bound(METRICS[metric], 1.0, right, right, 0.025) < 0.1, (
+        "2 of 100 are not lost in one case of eight"
+    )
     once = labels.copy()
     once[0] = 1 - once[0]
     assert loss_bound(METRICS[metric], 1.0, ScoredRows(once, labels), right, 0.025) > 0.04
