@@ -300,7 +300,7 @@ def test_a_few_rows_that_are_answered_alike_do_not_show_that_nothing_is_lost(met
     labels = LABELS[:100]
     right = ScoredRows(labels, labels)
     assert 0.03 < loss_bound(METRICS[metric], 1.0, right, right, 0.025) < 0.1, (
-        "2 of 100 are not lost in one case of eight"
+        "2 of 100 are lost unseen in one case of 8"
     )
     once = labels.copy()
     once[0] = 1 - once[0]
