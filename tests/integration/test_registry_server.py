@@ -204,7 +204,8 @@ def test_pulling_and_listing_load_no_mlflow(mlflow_server, tmp_path, monkeypatch
     promote(mlflow_server.uri, "cached", tmp_path / "t0")
     promote(mlflow_server.uri, "with-factors", tmp_path / "t1", factors={key: checksum})
     pulled = pull("cached", uri=mlflow_server.uri)
-    code = "import os, sys\nfrom loraxs_search.registry.pull import pull\nfrom loraxs_search.registry.store import Registry\n"
+    code = "import os, sys\nfrom loraxs_search.registry.pull import pull\n"
+    code += "from loraxs_search.registry.store import Registry\n"
     code += "print(pull('cached', uri=sys.argv[1]))\n"
     code += "assert 'cached' in [found.task for found in Registry(sys.argv[1]).summaries()]\n"
     code += "assert 'mlflow' not in sys.modules and 'numpy' not in sys.modules\n"
