@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -31,6 +33,7 @@ from transformers import (
 )
 
 from loraxs_search.base_model import linear_modules, load_model, load_tokenizer, locate
+from loraxs_search.methods import get_method
 from loraxs_search.packing.loaded_base import LoadedFactors
 from loraxs_search.packing.pack import Pack
 from loraxs_search.packing.slot import Slot
@@ -182,12 +185,19 @@ class World(TrialBase):
             self.spec(
                 "6",
                 rank=3,
-                basis="bottom",
+                basis="gaussian",
                 target_modules=tuple(self.names[1::3]),
                 lr_schedule="constant",
                 adam_beta2=0.98,
             ),
+            self.lora("7"),
+            self.lora("8", {"rank": 7, "scale": 2.0}, target_modules=tuple(first), learning_rate=5e-3),
+            self.lora("9", {"rank": 1, "rslora": True, "scale": 0.5}, target_modules=tuple(second), max_grad_norm=0.0),
         ]
+
+    def lora(self, trial_id: str, own: Mapping[str, Any] = MappingProxyType({}), **common: Any) -> TrialSpec:
+        fields = get_method("lora").fields({"rank": 4, **own}, {})
+        return self.spec(trial_id, method="lora", **{"rank": 0, **fields, **common})
 
     def join(self, pack: Pack, specs: Sequence[TrialSpec], snapshots: Sequence[Snapshot] = ()) -> list[Slot]:
         padded = [*snapshots, *[None] * (len(specs) - len(snapshots))]

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import families
-from support.trials import train
 from torch import Tensor
 
 from loraxs_search.base_model import load_model
@@ -40,21 +38,6 @@ def test_a_trials_seed_decides_a_and_b_and_the_weight_does_not(world: Any) -> No
     for side in zip(*drawn[0].values(), strict=True):
         numbers = torch.cat([each.flatten() * each.shape[1] ** 0.5 for each in side])  # of variance 1 / fan-in
         assert abs(float(numbers.mean())) < 0.05 and abs(float(numbers.std()) - 1) < 0.05
-
-
-@pytest.mark.parametrize("family", families(["bert", "gpt2", "llama"]))
-def test_packed_with_others_they_equal_lone_trials(make_world: Any, family: str) -> None:
-    world = make_world(family)
-    specs = [
-        world.spec("11", basis="gaussian", rank=8, weight_decay=0.1),
-        world.spec("12", basis="gaussian", rank=3, sigma="sqrt", seed=77, target_modules=tuple(world.names[1::2])),
-        world.spec("13", basis="gaussian", rank=4),
-        *world.mixed_specs()[:3],
-    ]
-    pack = world.pack(num_workers=2)
-    slots = world.join(pack, specs)
-    train(pack, slots, 8)
-    world.check_each_is_as_alone(pack, slots, 8, 1e-5)
 
 
 def test_resumed_is_uninterrupted(world: Any) -> None:

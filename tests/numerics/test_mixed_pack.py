@@ -86,7 +86,7 @@ class MixedWorld:
             max_steps=50,
             seed=number,
         )
-        return TrialSpec(str(number), {}, hyper, study=kind)
+        return TrialSpec(str(number // 2), {}, hyper, study=kind)  # the same id in both studies
 
     def pack(self, num_workers: int = 1, max_tokens: int = 400) -> Pack:
         loaded, executor = self.loaded, PassExecutor(num_workers)

@@ -12,8 +12,8 @@ import pytest
 import torch
 from support.toy_ia3 import ToyIA3
 
-from loraxs_search.errors import BaseModelError, StudyError, TargetModulesError, TrialDivergedError, UsageError
-from loraxs_search.methods import METHODS, get_method
+from loraxs_search.errors import BaseModelError, UsageError
+from loraxs_search.methods import METHODS
 from loraxs_search.packing import PackedHost, TrialHost, capacity, loaded_base
 from loraxs_search.records import BaseModelRef
 from loraxs_search.trial import Snapshot
@@ -73,26 +73,6 @@ def test_callers_at_once_get_what_lone_hosts_give(world: Any, make_host: Make, d
         assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
         assert report.device_s > 0
     assert host.info() == replace(lone.info(), num_slots=4, full_slots=host.info().full_slots)
-
-
-def test_a_trial_that_diverges_fails_its_own_caller_only(world: Any, make_host: Make) -> None:
-    host = make_host()
-    good, bad = world.spec("1"), world.spec("2", learning_rate=1e30, warmup_ratio=0.0)
-    with ThreadPoolExecutor(2) as callers:
-        healthy, failing = callers.submit(host.advance, good, 20, None), callers.submit(host.advance, bad, 20, None)
-        assert healthy.result()[0].step == 20
-        with pytest.raises(TrialDivergedError, match="must be finite"):
-            failing.result()
-    assert host.advance(good, 25, healthy.result()[1])[0].step == 25
-
-
-def test_a_request_that_cannot_be_had_is_answered_with_the_reason(world: Any, make_host: Make) -> None:
-    host = make_host()
-    with pytest.raises(TargetModulesError):
-        host.advance(world.spec("1", target_modules=("nowhere",)), 5, None)
-    with pytest.raises(StudyError, match="snapshot"):
-        host.advance(world.spec("1"), 5, b"torn")
-    assert host.advance(world.spec("1"), 2, None)[0].step == 2
 
 
 def test_memory_that_ends_between_rounds_is_an_answer_and_the_host_goes_on(
@@ -236,30 +216,6 @@ def test_a_pass_that_memory_does_not_hold_takes_for_ever(world: Any, make_host: 
     hook.remove()
 
 
-def test_trials_of_several_tasks_share_a_host(world: Any, make_host: Make, other_data: Any, distance: Distance) -> None:
-    host, tasks = make_host(), [world.data.task, other_data.task]
-    host.advance(world.spec("9"), 2, None)
-    assert host.info(tasks[1]).head_parameters != host.info().head_parameters  # while a slot is seated
-    specs = [replace(world.spec("1"), study=task.name) for task in tasks]  # the same id in both studies
-    with ThreadPoolExecutor(2) as callers:
-        found = list(callers.map(lambda i: host.advance(specs[i], 20, None, tasks[i]), range(2)))
-    base = BaseModelRef(id=world.base.path)
-    for spec, task, (report, state) in zip(specs, tasks, found, strict=True):
-        lone = TrialHost(base, task, precision="float32", device="cpu")
-        expected, reference = lone.advance(spec, 20, None)
-        assert distance(state, reference) < 1e-5
-        assert report.metrics == pytest.approx(expected.metrics, rel=1e-5)
-        confirmed, expected_by_lone = host.confirm(spec, reference, task), lone.confirm(spec, reference)
-        assert confirmed.files == expected_by_lone.files
-        answers, by_lone = host.answer(spec, reference, range(20), task), lone.answer(spec, reference, range(20))
-        # Its thread may have another number of threads below it: equal up to rounding.
-        assert answers.predictions == pytest.approx(by_lone.predictions, rel=1e-5)
-        assert (answers.labels, answers.loss) == (by_lone.labels, pytest.approx(by_lone.loss, rel=1e-5))
-        assert confirmed.probe.input_ids == expected_by_lone.probe.input_ids
-        assert torch.allclose(torch.tensor(confirmed.probe.logits), torch.tensor(expected_by_lone.probe.logits))
-        assert host.info(task) == replace(lone.info(), num_slots=4, full_slots=host.info().full_slots)
-
-
 @pytest.mark.parametrize("kind", ["packed", "lone"])
 def test_rows_that_were_edited_are_trained_on_once_they_are_read_again(
     make_world: Callable[..., Any], make_host: Make, kind: str, distance: Distance
@@ -330,13 +286,12 @@ def test_a_finished_trial_is_scored_on_all_validation_rows_when_asked(world: Any
         packed.close()
 
 
-@pytest.mark.parametrize("slots", [2, None])
-def test_a_method_that_cannot_share_passes_trains_between_the_rounds_of_others(
-    world: Any, make_host: Make, distance: Distance, monkeypatch: pytest.MonkeyPatch, slots: int | None
+def test_methods_that_cannot_share_passes_train_between_the_rounds_of_others(
+    world: Any, make_host: Make, distance: Distance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(METHODS._entries, ToyIA3.name, ToyIA3)
     vectors = world.spec("3", method="toy-ia3", rank=0, method_params={"side": "input"})
-    specs, host = [world.spec("1"), world.spec("2", rank=8), vectors], make_host(slots)
+    specs, host = [world.spec("1"), world.lora("2"), world.lora("4", {"dora": True}), vectors], make_host(None)
 
     def drive(spec: Any) -> tuple[Any, bytes]:
         _, state = host.advance(spec, 4, None)
@@ -351,22 +306,6 @@ def test_a_method_that_cannot_share_passes_trains_between_the_rounds_of_others(
         assert distance(state, lone.advance(spec, 9, None)[1]) < 1e-5
     expected = lone.advance(vectors, 9, answers[-1][1], some_rows)[0].metrics
     assert report.metrics == pytest.approx(expected, rel=1e-6)
+    assert host.confirm(specs[2], answers[2][1]).files == lone.confirm(specs[2], answers[2][1]).files
     with pytest.raises(UsageError, match="but 3 of toy-ia3 cannot"):
         host.advance(vectors, 9, None, replace(world.data.task, name="another"))
-
-
-def test_lora_shares_passes_and_what_changes_the_base_trains_between_them(
-    world: Any, make_host: Make, distance: Distance
-) -> None:
-    def lora(trial_id: str, **own: Any) -> Any:
-        return world.spec(trial_id, method="lora", rank=0, **get_method("lora").fields({"rank": 4, **own}, {}))
-
-    dora, plain, host = lora("1", dora=True), world.spec("3"), make_host()
-    specs = [dora, plain, lora("4", rslora=True), lora("5", rank=8)]
-    with ThreadPoolExecutor(len(specs)) as callers:
-        states = list(callers.map(lambda spec: host.advance(spec, 9, host.advance(spec, 4, None)[1])[1], specs))
-    lone = TrialHost(BaseModelRef(id=world.base.path), world.data.task, precision="float32", device="cpu")
-    for spec, state in zip(specs, states, strict=True):
-        assert distance(state, lone.advance(spec, 9, None)[1]) < 1e-5
-    for spec, state in ((dora, states[0]), (plain, states[1])):
-        assert host.confirm(spec, state).files == lone.confirm(spec, state).files
