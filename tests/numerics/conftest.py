@@ -190,9 +190,9 @@ class World(TrialBase):
                 lr_schedule="constant",
                 adam_beta2=0.98,
             ),
-            self.lora("7"),
-            self.lora("8", {"rank": 7, "scale": 2.0}, target_modules=tuple(first), learning_rate=5e-3),
-            self.lora("9", {"rank": 1, "rslora": True, "scale": 0.5}, target_modules=tuple(second), max_grad_norm=0.0),
+            self.lora("11"),
+            self.lora("12", {"rank": 7, "scale": 2.0}, target_modules=tuple(first), learning_rate=5e-3),
+            self.lora("13", {"rank": 1, "rslora": True}, target_modules=tuple(second), max_grad_norm=0.0),
         ]
 
     def lora(self, trial_id: str, own: Mapping[str, Any] = MappingProxyType({}), **common: Any) -> TrialSpec:
