@@ -153,7 +153,8 @@ def test_the_same_seed_gives_the_same_search(simulated: Callable[..., SearchResu
 def test_a_packed_search_trains_the_same_trials(
     search: Callable[..., SearchResult], agree: Callable[..., object]
 ) -> None:
-    plan = ("search.trials=4", "search.scheduler=none")
+    # The probe of a tiny base has weights in the thousands, and rounds as they do.
+    plan = ("search.trials=4", "search.scheduler=none", "parameters.head_init=random")
     lone, packed = search("lone", *plan, "search.pack_size=1"), search("packed", *plan, "search.pack_size=3")
     agree("packed", 4)
     for a, b in zip(lone.trials, sorted(packed.trials, key=lambda t: t.trial_id), strict=True):
