@@ -57,7 +57,7 @@ class TrialStarted(_Decisive):
     Args:
         command: Id of the command that asked for it; empty where the search proposed it.
         lineage: The trial whose params it was added with.
-        proposal: How the sampler came to the params; None if it did not propose them.
+        proposal: What Optuna knows of the params.
         hyperparameters: What the params resolve to; None where they resolve to none.
     """
 
@@ -65,7 +65,7 @@ class TrialStarted(_Decisive):
     params: Mapping[str, records.Scalar]
     command: str = ""
     lineage: records.Lineage | None = None
-    proposal: records.Proposal | None = None
+    proposal: records.Proposal = field(default_factory=lambda: records.Proposal({}, {}))
     hyperparameters: records.Hyperparameters | None = None
     event: Literal["started"] = "started"
 

@@ -48,13 +48,11 @@ class Proposal:
         params: By the names that they are drawn by.
         distributions: What each was drawn from, in Optuna's JSON.
         attributes: The trial's system attributes, in which samplers keep their state.
-        study_attributes: The study's, where this proposal has changed them.
     """
 
     params: Mapping[str, Scalar]
     distributions: Mapping[str, Mapping[str, Any]]
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    study_attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

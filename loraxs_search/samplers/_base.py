@@ -58,8 +58,8 @@ class Sampler(ABC):
     What may be repeated: a proposal is recorded before a trial starts by it. A driver that is killed in between asks
     again, and a driver that resumes a study has nothing but the log. Hence the same config, seed and history give the
     same proposal. The sampler reads no clock, and keeps nothing in itself or in files. What it must remember it writes
-    to Optuna's system attributes, of the trial or of the study: they are recorded with the proposal, as JSON, and shown
-    at the next one. They come from the study's files, so nothing in them is run or unpickled unchecked.
+    to the trial's system attributes in Optuna: they are recorded with the proposal, as JSON, and shown at the next one.
+    They come from the study's files, so nothing in them is run or unpickled unchecked.
 
     Conditions: `Space.suggest` asks only for the parameters that a trial has. The first trials are not the
     sampler's: each method has one, by its recipe, the rest drawn at random. Neither are those that a person adds, of

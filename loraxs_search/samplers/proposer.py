@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
 
 import optuna
 from optuna.distributions import distribution_to_json
@@ -78,9 +77,7 @@ class Proposer:
         fixed = dict(proposed.params)
         for name, value in given.items():
             fixed |= dict.fromkeys(self._space.drawn_names(name), value)
-        params, drawn = self._draw(_fixed(fixed, seed % 2**32))
-        # The proposal counts as used: a sequence of points would give it to the next trial again.
-        return params, replace(drawn, study_attributes={**proposed.study_attributes, **drawn.study_attributes})
+        return self._draw(_fixed(fixed, seed % 2**32))
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _sample(self, seed: int) -> tuple[dict[str, Scalar], Proposal]:
@@ -100,17 +97,13 @@ class Proposer:
         storage = ShownHistory(self._shown(), self._trials.next_number)
         study = optuna.create_study(storage=storage, direction=self._trials.direction, sampler=sampler)
         study_id = storage.get_study_id_from_name(study.study_name)
-        for key, value in self._trials.attributes.items():
-            storage.set_study_system_attr(study_id, key, value)
         trial = study.ask()
         params = self._space.suggest(trial)
         (own,) = storage.own_trials(study_id)
-        known, now = self._trials.attributes, storage.get_study_system_attrs(study_id)
         return params, Proposal(
             params=own.params,
             distributions={name: json.loads(distribution_to_json(each)) for name, each in own.distributions.items()},
             attributes={key: value for key, value in own.system_attrs.items() if _RELATIVE_PARAMS not in key},
-            study_attributes={key: value for key, value in now.items() if known.get(key) != value},
         )
 
     def _shown(self) -> list[FrozenTrial]:

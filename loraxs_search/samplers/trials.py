@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from datetime import datetime
-from typing import Any
 
 from optuna.distributions import json_to_distribution
 from optuna.study import StudyDirection
@@ -22,15 +21,12 @@ class StudyTrials:
     Attributes:
         plan: The study's.
         trials: All of them, by number, as the log has them so far.
-        attributes: The study's, which samplers keep their state in.
     """
 
     def __init__(self, task: Task, plan: SearchPlan) -> None:
         self.plan, self._selection = plan, CheckpointSelection.of(task, plan)
         self.direction = StudyDirection.MAXIMIZE if task.search_direction == "maximize" else StudyDirection.MINIMIZE
         self.trials: list[FrozenTrial] = []
-        self.attributes: dict[str, Any] = {}
-        self._hidden: set[str] = set()
         self._reports: dict[str, list[TrialReport]] = {}  # of unfinished trials
 
     @property
@@ -43,7 +39,7 @@ class StudyTrials:
         match event:
             case TrialStarted():
                 self._start(event)
-            case TrialReported(report=report) if report.trial_id not in self._hidden:
+            case TrialReported(report=report):
                 self._report(self.trials[int(report.trial_id)], report)
             case TrialEnded():
                 self._end(self.trials[int(event.trial_id)], event)
@@ -53,28 +49,16 @@ class StudyTrials:
 
     # ---- inside ------------------------------------------------------------------------------------------------------
     def _start(self, event: TrialStarted) -> None:
-        trial = self._drawn(event)
+        drawn = event.proposal
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=dict(drawn.params),
+            distributions={name: json_to_distribution(json.dumps(it)) for name, it in drawn.distributions.items()},
+            system_attrs=dict(drawn.attributes),
+        )
         trial.number, trial.datetime_start = len(self.trials), datetime.fromtimestamp(event.at)
         self.trials.append(trial)
         self._reports[event.trial_id] = []
-
-    def _drawn(self, event: TrialStarted) -> FrozenTrial:
-        """Return the trial with what it was drawn from; without a proposal the sampler sees no params."""
-        proposal = event.proposal
-        if proposal is None:
-            self._hidden.add(event.trial_id)
-            return create_trial(state=TrialState.RUNNING)
-        self.attributes |= proposal.study_attributes
-        distributions = {
-            name: json_to_distribution(json.dumps(distribution))
-            for name, distribution in proposal.distributions.items()
-        }
-        return create_trial(
-            state=TrialState.RUNNING,
-            params=dict(proposal.params),
-            distributions=distributions,
-            system_attrs=dict(proposal.attributes),
-        )
 
     def _report(self, trial: FrozenTrial, report: TrialReport) -> None:
         self._reports[report.trial_id].append(report)
@@ -86,9 +70,6 @@ class StudyTrials:
             del self._reports[event.trial_id]
         trial.datetime_complete = datetime.fromtimestamp(event.at)
         trial.user_attrs["reason"] = event.reason
-        if event.trial_id in self._hidden:  # samplers pass over what has failed
-            trial.user_attrs["state"], trial.state = event.state.value, TrialState.FAIL
-            return
         if event.state is State.COMPLETE:
             value = self._selection.select(tuple(reports)).metrics[self._selection.metric]
             if math.isnan(value):  # nothing is better or worse: Optuna, too, takes it as failed

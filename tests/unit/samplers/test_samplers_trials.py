@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from optuna.trial import TrialState as OptunaState
 from support.searched_studies import proposal
 from support.studies import study as new_study
 from support.toy_ia3 import ToyIA3
 
 from loraxs_search.log.events import LoggedEvent, TrialEnded, TrialReported, TrialStarted
 from loraxs_search.methods import METHODS
-from loraxs_search.records import AdapterSize, SearchPlan, Task, TrialReport, TrialState
+from loraxs_search.records import AdapterSize, SearchPlan, TrialReport, TrialState
 from loraxs_search.samplers.proposer import Proposer
 from loraxs_search.samplers.trials import StudyTrials
 from loraxs_search.search_space import Space, parse_space
@@ -160,14 +159,3 @@ def test_of_a_study_that_keeps_the_best_step_that_one_counts(folder: StudyFolder
         journal.append(TrialReported(report=report("00000", step, score)))
     journal.append(TrialEnded(trial_id="00000", state=TrialState.COMPLETE, reason="so"))
     assert [trial.value for trial in read(folder, space, SearchPlan(checkpoint="best")).trials] == [0.9]
-
-
-def test_a_hidden_trial_has_a_number_and_nothing_else(folder: StudyFolder, space: Space) -> None:
-    task: Task = folder.info.task
-    trials = StudyTrials(task, SearchPlan())
-    trials.apply(TrialStarted(at=1.0, trial_id="00000", params={"rank": 64}))
-    trials.apply(TrialReported(at=2.0, report=report("00000", 4, 0.9)))
-    (trial,) = trials.trials
-    assert (trial.params, trial.intermediate_values, trial.state) == ({}, {}, OptunaState.RUNNING)
-    trials.apply(TrialEnded(at=3.0, trial_id="00000", state=TrialState.COMPLETE, reason="trained"))
-    assert (trial.state, trial.user_attrs["state"]) == (OptunaState.FAIL, "COMPLETE")
