@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryError
-from loraxs_search.records import PromotionRule, Refit
+from loraxs_search.records import ComparisonRecord, PromotionRule, Refit, to_json
 from loraxs_search.registry.decisions import DECISIONS
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.promotion import PromotionTest, Scored
@@ -464,18 +464,21 @@ def test_a_decision_that_cannot_be_read_is_left_out_with_a_warning(registry, wit
     assert registry.rollback("movie-reviews").version == 1
 
 
-def test_each_comparison_counts_once_at_any_length(registry, promote):
-    promote("t0", 320)
-    for number in range(1, 9):
-        promote(f"t{number}", 320 - number)
-    history = registry.history("movie-reviews")
-    assert [past.winner for past in history] == [f"t{number}" for number in range(9)]
-    assert [made.number for past in history for made in past.comparisons] == list(range(1, 10))
-    assert [made.number for made in promote("t1", 319)[0].comparisons] == [2], "the same comparison again"
-    known = [f"s1/t{number}" for number in range(9)]
-    assert [made.number for made in promote("t20", 300, seen=known)[0].comparisons] == [10], "each counts once"
-    assert [made.number for made in promote("t9", 390)[0].comparisons] == [11]
-    assert registry.rollback("movie-reviews").version == 1
+def test_each_comparison_counts_once_after_200_decisions(registry, with_versions, promote, store_uri):
+    with_versions(1)
+    client, (first,) = connect(store_uri), registry.history("movie-reviews")
+    (run,) = client.search_runs([client.get_experiment_by_name("loraxs-search decisions").experiment_id])
+    refused = dataclasses.replace(first, promoted=False, version=None, seen=())
+    for number in range(2, 201):
+        made = ComparisonRecord(f"s1/x{number}", "s1/t0", number, 0.99, 0.5)
+        decision = dataclasses.replace(refused, winner=f"x{number}", number=number, comparisons=(made,))
+        client.set_tag(run.info.run_id, f"{DECISIONS}n{number:09d}", to_json(decision))
+    known = [f"s1/x{number}" for number in range(2, 201)]
+    decision, _ = promote("t1", 301, seen=known)
+    assert (decision.number, [made.number for made in decision.comparisons]) == (201, [201])
+    assert [made.number for made in promote("t1", 301, seen=known)[0].comparisons] == [201], "the same comparison again"
+    assert [made.number for made in promote("t2", 300, seen=[*known, "s1/y"])[0].comparisons] == [203]
+    assert [past.number for past in registry.history("movie-reviews")] == list(range(1, 204))
 
 
 def test_records_fit_a_tag_however_many_refits_there_are(registry, promote, store_uri):
