@@ -143,6 +143,7 @@ def test_a_base_in_bfloat16_is_served_in_bfloat16(tmp_path, make_adapter):
         torch.testing.assert_close(logits, expected.float(), atol=3e-2, rtol=3e-2)
 
 
+@pytest.mark.long(part="bases")
 def test_layers_that_rows_share_are_refused_and_the_others_equal(make_adapter, tmp_path):
     """DeBERTa gives its query and key layers positions too, the same for all rows."""
     base = save_base(tmp_path / "base", "deberta")

@@ -120,7 +120,7 @@ def test_tokens_are_those_of_generate_with_the_merged_model(make_world: Callable
         assert ended == (row[-1] in ENDS) and len(row) <= NEW
 
 
-@pytest.mark.parametrize("family", ["mamba", "lfm2", "falcon_h1"])
+@pytest.mark.parametrize("family", families(["mamba", "lfm2", "falcon_h1"]))
 def test_recurrent_bases_continue_rows_of_any_length_as_whole_passes_do(
     make_world: Callable[..., Any], family: str
 ) -> None:
