@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loraxs_search.records import (
     AdapterSize,
     Baseline,
@@ -17,6 +19,7 @@ from loraxs_search.records import (
     ReferenceLogits,
     Task,
 )
+from loraxs_search.registry.evidence import ScoredRows
 from support.sealed import seal
 
 TASK = Task("toy", "sequence-classification", DataSource(hub="toy"), "t", "l", "accuracy", "maximize", ("accuracy",))
@@ -51,6 +54,12 @@ def adapter(folder: Path, trial_id: str, content: bytes = bytes(100), **changes:
     )
     seal(folder, replace(manifest, **changes))
     return folder
+
+
+def rows(right: int) -> ScoredRows:
+    """Return answers to 400 test rows of two labels, of which the first `right` are right."""
+    labels = np.arange(400) % 2
+    return ScoredRows(np.where(np.arange(400) < right, labels, 1 - labels), labels)
 
 
 def candidate(trial_id: str, accuracy: float) -> Candidate:

@@ -6,10 +6,10 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from mlflow import MlflowClient
 from support.sealed import seal
+from support.toys import rows
 
 from loraxs_search.records import (
     AdapterSize,
@@ -24,8 +24,8 @@ from loraxs_search.records import (
     Task,
 )
 from loraxs_search.registry.card import model_card
-from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.store import Registry
+from loraxs_search.registry.versions import Beside
 
 
 @pytest.fixture(scope="session")
@@ -107,13 +107,8 @@ def sealed_folder(folder: Path, manifest: Manifest) -> Path:
     return folder
 
 
-LABELS = np.arange(400) % 2
+CONSTANT = PromotionRule(require="constant")
 ON_TINY = {"base_digest": "digest of org/Tiny", "data_fingerprint": "data"}
-
-
-def answers(right: int) -> ScoredRows:
-    """Answers to 400 test rows, of which the first `right` are right."""
-    return ScoredRows(np.where(np.arange(len(LABELS)) < right, LABELS, 1 - LABELS), LABELS)
 
 
 @pytest.fixture(scope="session")
@@ -127,9 +122,8 @@ def registries(tmp_path_factory, store_template, task, candidate, manifest) -> P
         trial_id = f"t{count - 1}"
         own = candidate(trial_id, right / 400, base_model="org/Tiny", test_fingerprint="data", **ON_TINY)
         folder = sealed_folder(root / "made" / trial_id, manifest(trial_id, **ON_TINY))
-        (root / trial_id).write_bytes(answers(right).to_bytes())
-        rule = PromotionRule(require="constant")
-        registry.promote(rule, task, [own], {trial_id: folder}, predictions={trial_id: root / trial_id})
+        (root / trial_id).write_bytes(rows(right).to_bytes())
+        registry.promote(CONSTANT, task, [own], {trial_id: folder}, predictions={trial_id: root / trial_id})
         shutil.copytree(root / "home", root / str(count))
     return root
 
@@ -171,3 +165,30 @@ def killed_at():
             yield
 
     return kill
+
+
+@pytest.fixture
+def registry(store_uri):
+    return Registry(store_uri)
+
+
+@pytest.fixture
+def promote(registry, task, candidate, make_folder, tmp_path):
+    """Promote one candidate with its answers to 400 rows; returns the decision and the version."""
+
+    def promote(
+        trial_id, right, *, base="org/Tiny", rescore=None, forced=False, data="data", seen=(), rule=CONSTANT, **other
+    ):
+        digest = f"digest of {base}"
+        own = {"base_model": base, "base_digest": digest, "data_fingerprint": data, "test_fingerprint": data} | other
+        found = candidate(trial_id, right / 400, **own)
+        path = tmp_path / f"{trial_id}.safetensors"
+        path.write_bytes(rows(right).to_bytes())
+        folder = tmp_path / "made" / trial_id
+        if not folder.exists():
+            make_folder(trial_id, base_digest=digest, data_fingerprint=data)
+        folders = {trial_id: folder}
+        rows_of = {trial_id: path}
+        return registry.promote(rule, task, [found], folders, forced, rows_of, rescore, Beside(seen=seen))
+
+    return promote

@@ -10,50 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from support.toys import rows
 
 from loraxs_search.errors import BaseModelError, ForeignVersionError, RegistryError
 from loraxs_search.records import ComparisonRecord, PromotionRule, Refit, to_json
 from loraxs_search.registry.decisions import DECISIONS
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.promotion import PromotionTest, Scored
-from loraxs_search.registry.store import Registry, comparable
-from loraxs_search.registry.versions import SHOWN, SUMMARY, Beside, Rescored
+from loraxs_search.registry.store import comparable
+from loraxs_search.registry.versions import SHOWN, SUMMARY, Rescored
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(require="constant")
-LABELS = np.arange(400) % 2
-
-
-def rows(right: int) -> ScoredRows:
-    predictions = np.where(np.arange(len(LABELS)) < right, LABELS, 1 - LABELS)
-    return ScoredRows(predictions, LABELS)
-
-
-@pytest.fixture
-def registry(store_uri):
-    return Registry(store_uri)
-
-
-@pytest.fixture
-def promote(registry, task, candidate, make_folder, tmp_path):
-    """Promote one candidate with its answers to 400 rows; returns the decision and the version."""
-
-    def promote(
-        trial_id, right, *, base="org/Tiny", rescore=None, forced=False, data="data", seen=(), rule=RULE, **other
-    ):
-        digest = f"digest of {base}"
-        own = {"base_model": base, "base_digest": digest, "data_fingerprint": data, "test_fingerprint": data} | other
-        found = candidate(trial_id, right / len(LABELS), **own)
-        path = tmp_path / f"{trial_id}.safetensors"
-        path.write_bytes(rows(right).to_bytes())
-        folder = tmp_path / "made" / trial_id
-        if not folder.exists():
-            make_folder(trial_id, base_digest=digest, data_fingerprint=data)
-        folders = {trial_id: folder}
-        rows_of = {trial_id: path}
-        return registry.promote(rule, task, [found], folders, forced, rows_of, rescore, Beside(seen=seen))
-
-    return promote
 
 
 def never(champion):
@@ -156,7 +124,7 @@ def test_answers_that_were_exchanged_or_removed_are_made_anew_or_stop_nothing_bu
 
 def test_two_people_who_name_their_studies_alike_meet_each_other(registry, task, candidate, make_folder, tmp_path):
     def promote(person, right):
-        found = candidate("t0", right / len(LABELS), study_id=person, base_model="org/Tiny")
+        found = candidate("t0", right / 400, study_id=person, base_model="org/Tiny")
         path = tmp_path / f"{person}.safetensors"
         path.write_bytes(rows(right).to_bytes())
         folder = make_folder("t0", created_at=person).rename(tmp_path / person)

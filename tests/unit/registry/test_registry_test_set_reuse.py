@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
+from support.toys import rows
 
 from loraxs_search.errors import RegistryError
 from loraxs_search.records import ComparisonRecord, Decision, PromotionRule
 from loraxs_search.registry.decisions import DECISIONS, TaskRecord
-from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.finalist import Criterion
 from loraxs_search.registry.promotion import (
     ComparisonHistory,
@@ -30,32 +30,12 @@ from loraxs_search.registry.versions import Rescored
 from loraxs_search.tracking.store import connect
 
 RULE = PromotionRule(require="constant")
-LABELS = np.arange(400) % 2
-
-
-def rows(right: int) -> ScoredRows:
-    return ScoredRows(np.where(np.arange(len(LABELS)) < right, LABELS, 1 - LABELS), LABELS)
 
 
 @pytest.fixture
-def registry(store_uri):
-    return Registry(store_uri)
-
-
-@pytest.fixture
-def promote(registry, task, candidate, make_folder, tmp_path):
+def promote(promote):
     """Decide on one finalist with its answers to 400 rows; again with the same name, on the same study."""
-
-    def promote(trial_id, right, *, rule=RULE, forced=False, test="rows", base="org/Tiny", rescore=None, **other):
-        digest = f"digest of {base}"
-        own = {"base_model": base, "base_digest": digest, "test_fingerprint": test, "data_fingerprint": test}
-        found = candidate(trial_id, right / len(LABELS), **(own | other))
-        path, folder = tmp_path / f"{trial_id}.safetensors", tmp_path / "made" / trial_id
-        path.write_bytes(rows(right).to_bytes())
-        folders = {trial_id: folder if folder.exists() else make_folder(trial_id, base_digest=digest)}
-        return registry.promote(rule, task, [found], folders, forced, {trial_id: path}, rescore)[0]
-
-    return promote
+    return lambda trial_id, right, *, test="rows", **other: promote(trial_id, right, data=test, **other)[0]
 
 
 def numbers(decision: Decision) -> list[int]:
