@@ -174,7 +174,7 @@ def show(task: str, *, tracking_uri: str | None = None) -> list[RegisteredAdapte
 
 
 def class_report(version: RegisteredAdapter, *, tracking_uri: str | None = None) -> ClassReport | None:
-    """Return how a version does on the test rows class by class; None where its task has no labels."""
+    """Return how a version does on the test rows class by class; None if its task has no labels."""
     return Registry(resolve_uri(tracking_uri)).manifest(version).by_class
 
 

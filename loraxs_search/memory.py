@@ -55,7 +55,7 @@ def _memory_groups(groups: Path, own: Path) -> Iterator[tuple[Path, _Files]]:
         if controllers and "memory" not in controllers.split(","):
             continue
         root, files = (groups / "memory", _V1) if controllers else (groups, _V2)
-        # In a container the path may be the machine's, of which only the root is seen here.
+        # In a container the path may be the machine's; only its root is seen here.
         inner = root / path.strip("/")
         for folder in (inner, *inner.parents):
             yield folder, files

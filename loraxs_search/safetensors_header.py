@@ -19,7 +19,7 @@ def entry_of(source: Path | bytes, name: str) -> Any:
     """Return an entry of a file's metadata, as the JSON that it holds.
 
     Args:
-        source: A file, whose header alone is read, or the bytes of one.
+        source: A file, of which only the header is read, or the bytes of one.
     Raises:
         ValueError: it is no safetensors file, or its metadata has no such entry.
         OSError: it cannot be read.

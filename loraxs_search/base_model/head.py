@@ -158,7 +158,7 @@ def fresh_head(model: PreTrainedModel, seed: int) -> dict[str, Tensor]:
     with quiet(), torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             template = type(model)._from_config(copy.deepcopy(model.config), dtype=torch.float32)
-        torch.default_generator.manual_seed(seed)  # the CPU's alone: `torch.manual_seed` reseeds devices too
+        torch.default_generator.manual_seed(seed)  # only the CPU's: `torch.manual_seed` reseeds devices too
         heads = [getattr(template, name).to_empty(device="cpu") for name in names]
         with torch.no_grad():
             for tensor in (p for head in heads for p in head.parameters()):

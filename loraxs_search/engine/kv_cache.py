@@ -25,7 +25,7 @@ from loraxs_search.engine.base import base_of
 from loraxs_search.errors import BaseModelError
 
 Indices = npt.NDArray[np.int64]
-_CONTINUATION_TOLERANCE = 0.05  # bfloat16 comes to .01, a cache that nobody reads to .1 and more
+_CONTINUATION_TOLERANCE = 0.05  # bfloat16 makes .01, a cache that is not read .1 and more
 _SPACE = 32  # tokens that are made space for at once: as long as shapes stay, so do a CPU's kernels for them
 
 

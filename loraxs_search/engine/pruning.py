@@ -41,7 +41,7 @@ class LastLayerPruning:
 
     def __init__(self, model: PreTrainedModel, layers: nn.ModuleList | None) -> None:
         self._handle: RemovableHandle | None = None
-        # None where passes of this base cannot be cut.
+        # None if passes of this base cannot be cut.
         self.joint = _prunable_joint(model, layers[-1]) if layers is not None else None
 
     def place(self) -> None:

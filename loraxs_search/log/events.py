@@ -58,7 +58,7 @@ class TrialStarted(_Decisive):
         command: Id of the command that asked for it; empty where the search proposed it.
         lineage: The trial whose params it was added with.
         proposal: What Optuna knows of the params.
-        hyperparameters: What the params resolve to; None where they resolve to none.
+        hyperparameters: What the params resolve to; None if they cannot be resolved.
     """
 
     trial_id: str
@@ -197,7 +197,7 @@ class SearchFinished(_Aside):
     event: Literal["search_finished"] = "search_finished"
 
 
-# ---- what watchers alone are shown -----------------------------------------------------------------------------------
+# ---- what only watchers are shown ------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True)
 class Phase(Event):
     """Other work than training trials begins, or has got further.

@@ -86,7 +86,7 @@ class PeftMethod(Method):
             config.fan_in_fan_out = any(isinstance(layer, Conv1D) for layer in layers)
         try:
             with torch.random.fork_rng(devices=[]), _exact_weights(layers if self.reads_weights else (), factors):
-                torch.default_generator.manual_seed(hyper.seed)  # the CPU's alone, where PEFT draws
+                torch.default_generator.manual_seed(hyper.seed)  # only the CPU's, where PEFT draws
                 adapted = get_peft_model(model, config, adapter_name=ADAPTER)
             stored: Any = adapted.peft_config[ADAPTER]
             if isinstance(stored.target_modules, set):  # the fewest endings that tell layers apart, in any order

@@ -69,8 +69,8 @@ class PackedHost(TrialHost):
 
     Args:
         slots: Trials in one round; callers beyond that wait for their turn, first come, first served. None means what
-            suits the device, and that trials whose layers cannot share a pass are advanced between rounds, unpacked,
-            as those of a method that cannot always are. Too many for the device's memory become fewer, with a warning.
+            suits the device, and that trials that cannot share a pass are advanced between rounds, unpacked. Too many
+            for the device's memory become fewer, with a warning.
         largest: The largest trial to come, by which slots are counted.
         linger_s: How long a round waits for trials that may join it: any when there is nothing to do, otherwise those
             that have just been answered. Trials that continue together are scored together.
@@ -335,7 +335,7 @@ def _refuse(requests: Sequence[AdvanceRequest | _Job[Any]], error: Exception) ->
     """Answer those that wait with an error."""
     for request in requests:
         while not request.answer.done():
-            with contextlib.suppress(MemoryError):  # there is none now, and whoever waits would wait for ever
+            with contextlib.suppress(MemoryError):  # there is none now, and those who wait would wait for ever
                 request.answer.set_exception(error)
 
 

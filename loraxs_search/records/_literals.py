@@ -19,4 +19,4 @@ Precision = Literal["auto", "float32", "bfloat16"]
 SearchDevice = Literal["auto", "gpu", "cpu"]
 
 MAX_STATE_BYTES = 64_000_000  # of weights, moments and reports of a trial, to travel with each report
-MAX_AUTO_PACK_SIZE = 64  # what `pack_size: auto` comes to at most
+MAX_AUTO_PACK_SIZE = 64  # the largest pack that `pack_size: auto` takes

@@ -58,7 +58,7 @@ class Proposer:
             LoraxsError: the sampler failed.
         """
         turn, first = self.next_number if index is None else index, self._space.first_params()
-        if turn < len(first):  # by chance alone, one of several methods would often be tried late
+        if turn < len(first):  # by chance, one of several methods would often be tried late
             return self._draw(_fixed(first[turn], seed % 2**32))
         return self._sample(seed % 2**32)
 

@@ -175,7 +175,7 @@ class Ledger:
             self._after_report()
 
     def say(self, event: WatchedEvent) -> None:
-        """Something has happened that watchers alone are shown.
+        """Something has happened that only watchers are shown.
 
         When trials are about to train, the view also receives what they already have, once.
         """

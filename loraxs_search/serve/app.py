@@ -107,7 +107,7 @@ class Server:
     """An application over models and an engine.
 
     Args:
-        keys: API keys, any of which is accepted; none needs none.
+        keys: API keys, each of which opens the server; without any it is open.
         poll_s: Seconds after which names are looked up again.
         replica: Its name, where several servers answer at one address: the label of its numbers.
     """

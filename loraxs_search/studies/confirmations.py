@@ -78,7 +78,7 @@ class Confirmations:
         """Keep the finalist's answers to these test rows."""
         write_atomic(self._path / f"{check_trial_id(name)}.test-{rows.start}-{rows.stop}.json", to_json(answers))
 
-    # ---- the base alone ----------------------------------------------------------------------------------------------
+    # ---- the untouched base ------------------------------------------------------------------------------------------
     @property
     def base_rows_path(self) -> Path:
         """The safetensors file with the answers of the untouched base to the test rows."""

@@ -119,7 +119,7 @@ def _labels(column: pa.Array) -> npt.NDArray[Any]:
     return np.array(column.to_pylist(), object) if pa.types.is_string(column.type) else numbers_of(column).copy()
 
 
-_CARVED_SHARE, _FEWEST = 0.1, 10  # of train, and rows of which that share is a whole row
+_CARVED_SHARE, _FEWEST = 0.1, 10  # of train, and so many rows that this share is a whole row
 _CARVE_SEED = "loraxs-search carve 1"
 
 

@@ -151,7 +151,7 @@ def _rows(reader: Iterator[list[str]]) -> Iterator[_Row]:
 
 # ---- quotes that stand for themselves --------------------------------------------------------------------------------
 def _check_swallowed(rows: Sequence[_Row], width: int, separator: str) -> None:
-    """Refuse quotes that stand for themselves, each of which joins rows up to the next one.
+    """Refuse quotes that stand for themselves: each joins rows up to the next one.
 
     A file that has many texts of several lines was written with quotes on purpose: there a text may look like rows.
 

@@ -30,7 +30,7 @@ TRIAL_ID = "trial_id"
 DIGEST = "loraxs.digest"
 _AT_ONCE = 4  # as many as an MLflow server has workers by default
 SEARCH = ""  # the search's own run has no trial id
-_MAX_POINTS, _MAX_NAMES = 800, 100  # log_batch takes 1000 entities, of which 100 params and 100 tags
+_MAX_POINTS, _MAX_NAMES = 800, 100  # log_batch takes 1000 entities, at most 100 of them params and 100 tags
 
 
 @dataclass

@@ -106,7 +106,7 @@ class ReportFacts:
 
     @cached_property
     def by_class(self) -> ClassReport | None:
-        """The finalist's scores by class; None where its task has no labels, or its files are gone."""
+        """The finalist's scores by class; None if its task has no labels, or its files are gone."""
         from loraxs_search.registry import manifest
 
         if self.finalist is None:

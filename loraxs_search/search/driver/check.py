@@ -273,7 +273,7 @@ class CheckedSpace:
         description: Combinations, module groups, the smallest and the largest adapter.
         estimate: What a search would take here, where that was asked for.
         no_estimate: Why that cannot be said.
-        pooling: What heads read of the base, where the space says `auto` what it comes to.
+        pooling: Which states heads read; `auto` of a space is resolved here.
     """
 
     space: str

@@ -15,7 +15,7 @@ class EndTime:
     Args:
         refit_s: To train one trial again.
         candidate_s: To score one candidate on all validation rows.
-        fixed_s: For what is never left out: the finalist answers the test rows, and the base what it is asked alone.
+        fixed_s: For what is never left out: the finalist answers the test rows, and the untouched base its questions.
     """
 
     refit_s: float
@@ -39,8 +39,8 @@ class EndTime:
 
         has_scores = task.report_metric is None and num_rows("validation") <= info.num_rows["validation"]
         row_s = answer_s or scoring_s / max(1, info.num_rows["validation"])
-        alone = len(kind_of(task).shots)
-        asked = min(num_rows("validation"), BASE_MODEL_ROWS) * alone + num_rows("test") * bool(alone)
+        shots = len(kind_of(task).shots)
+        asked = min(num_rows("validation"), BASE_MODEL_ROWS) * shots + num_rows("test") * bool(shots)
         fixed_s = row_s * num_rows("test") + answer_s * asked
         candidate_s = 0.0 if has_scores else row_s * num_rows("validation")  # of its last report
         return cls(trial_s / num_devices, candidate_s / num_devices, fixed_s / num_devices)

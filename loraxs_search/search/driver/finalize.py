@@ -1,4 +1,4 @@
-"""The end of a search: validation rows choose a finalist, test rows are answered by it alone, adapters are sealed.
+"""The end of a search: validation rows choose a finalist, only it answers test rows, adapters are sealed.
 
 Finished work is recorded in the study folder item by item, so that after a kill no item is done twice.
 """

@@ -1,7 +1,7 @@
 """Runs the search in Ray Tune: its classes as a search needs them, and what Tune has no public way for.
 
 Tune pickles its searcher, scheduler, stopper and callbacks into snapshots that nobody reads: `Unpickled` leaves them
-empty. A callback that raises ends its loop. Which node could not make its environment stands in a file alone.
+empty. A callback that raises ends its loop. Only a file says which node could not make its environment.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ class StudySearcher(Unpickled, Searcher):
         if self.must_end or self._is_over():
             return Searcher.FINISHED  # at None, with no trial at work, Tune would ask again for ten minutes
         if not self._pending and not self._wants_more():
-            return None  # Tune's loop goes on while a trial trains
+            return None  # Tune's loop continues while a trial trains
         if len(self._trial_ids) >= self._actors.slot_counter.max_concurrent:
             return None
         if self._pending:
@@ -220,7 +220,7 @@ class StudySearcher(Unpickled, Searcher):
         trial_id = started.trial_id
         try:
             spec = self._actors.spec(trial_id, started.params)
-        except UsageError as error:  # params that no trial can have: the others are none the worse
+        except UsageError as error:  # params that no trial can have; other trials continue
             self._ledger.trial(started)
             self._ended(trial_id, TrialState.FAIL, error.message)
             return None

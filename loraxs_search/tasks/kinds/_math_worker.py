@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 LIMIT_S = 3.0  # of the processor, for one pair
 _GROUPED = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?: \d{3})+(?![\d/]| ?/)")  # 3 500, which math-verify reads as 3 + 500
-_MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+) ?/ ?(\d+)(?!\d)")  # 1 1/2, of which math-verify reads 1
+_MIXED = re.compile(r"(?<![\d./])(\d+) +(\d+) ?/ ?(\d+)(?!\d)")  # 1 1/2: math-verify reads only the 1
 _POWER = re.compile(r"(\d)[eE]([-+]?\d+)(?![\w.])")  # 1e5, which math-verify reads as 1 * e * 5
 _APART = re.compile(r"(?<![A-Za-z\d])(?<![A-Za-z] )\d+ +\d|\d\.\d+\.\d")  # 2 3 is added up, 2.000.000 is 2 * 0
 _MOST_BYTES = 4 * 2**30  # of address space
