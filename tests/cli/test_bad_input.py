@@ -14,6 +14,8 @@ from loraxs_search.registry.store import Registry
 from loraxs_search.registry.versions import Beside
 from loraxs_search.studies import list_studies
 
+BAD_LABELS = "rows.csv has '2' (line 12), 'positiv' (line 13), '' (line 14)."
+
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind(fresh_home: Path):
@@ -21,12 +23,7 @@ def nothing_is_left_behind(fresh_home: Path):
     assert list_studies() == []
 
 
-# ---- the space -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("verb", ["check", "launch"])
-def test_an_unknown_space(say, verb):
-    assert say(verb, "movie_review").is_error(2, "there is no movie_review", "shipped spaces: movie_reviews, ")
-
-
+# ---- the space and its rows ------------------------------------------------------------------------------------------
 def test_every_fault_of_a_file_is_told_with_its_line(say, tmp_path):
     faulty = tmp_path / "faulty.yaml"
     faulty.write_text(
@@ -44,55 +41,49 @@ def test_every_fault_of_a_file_is_told_with_its_line(say, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("override", "parts"),
+    ("overrides", "code", "parts"),
     [
-        ("parameters.rank=500", ("`rank` must be in 1..32, but got rank=500 for bert.encoder.layer.0.",)),
-        ("parameters.target_modules=q_proj", ("`target_modules` must be made of: ", "but got 'q_proj'")),
+        (["parameters.rank=500"], 2, ("`rank` must be in 1..32, but got rank=500 for bert.encoder.layer.0.",)),
+        (["parameters.target_modules=q_proj"], 2, ("`target_modules` must be made of: ", "but got 'q_proj'")),
         (
-            "parameters.target_modules=atention",
+            ["parameters.target_modules=atention"],
+            2,
             ("Did you mean attention? `target_modules` must be made of: attention", "but got 'atention'"),
         ),
-        ("parameters.target_modules=ffn@last-9", ("K in 1..2",)),
-        ("serach.trials=2", ("must be one of: search, ",)),
+        (["parameters.target_modules=ffn@last-9"], 2, ("K in 1..2",)),
+        (["serach.trials=2"], 2, ("must be one of: search, ",)),
+        (["task.columns.text=sentense"], 1, ("`columns.text` must be one of: sentence", "but got 'sentense'")),
+        (
+            ["base_model=org/nowhere", "task.columns.text=sentense"],
+            1,
+            ("'org/nowhere' was not found", "`package`", "but got 'sentense'"),
+        ),
+        (
+            ["parameters.target_modules=atention", "task.columns.text=sentense"],
+            2,
+            ("but got 'atention'", "but got 'sentense'"),
+        ),
     ],
 )
-def test_a_space_that_does_not_fit_its_base(say, tiny_space, override, parts):
-    assert say("check", str(tiny_space), "--set", override).is_error(2, *parts)
+def test_a_space_that_does_not_fit_its_base_or_its_rows(say, tiny_space, overrides, code, parts):
+    changes = [part for override in overrides for part in ("--set", override)]
+    assert say("check", str(tiny_space), "--data", *changes).is_error(code, *parts)
 
 
-# ---- the data --------------------------------------------------------------------------------------------------------
-def test_a_column_that_is_missing(say, tiny_space):
-    said = say("check", str(tiny_space), "--data", "--set", "task.columns.text=sentense")
-    assert said.is_error(1, "`columns.text` must be one of: sentence", "but got 'sentense'")
+@pytest.mark.parametrize(
+    ("split", "content", "part"),
+    [
+        ("train", "sentence,label\n" + "fine,1\n" * 10 + "so,2\nfine,positiv\nfine,\n", BAD_LABELS),
+        ("validation", "sentence,label\n", "must have rows"),
+    ],
+)
+def test_rows_that_cannot_be_learnt(say, tiny_space, split, content, part):
+    rows = tiny_space.with_name("rows.csv")
+    rows.write_text(content)
+    assert say("check", str(tiny_space), "--data", "--set", f"task.data.data_files.{split}={rows}").is_error(1, part)
 
 
-def test_a_label_outside_the_set(say, tiny_space):
-    rows = tiny_space.with_name("rows.jsonl")
-    rows.write_text("".join(json.dumps({"sentence": "so", "label": i % 3}) + "\n" for i in range(30)))
-    said = say("check", str(tiny_space), "--data", "--set", f"task.data.data_files.train={rows}")
-    assert said.is_error(1, "rows.jsonl", "2")
-
-
-def test_a_split_without_rows(say, tiny_space):
-    rows = tiny_space.with_name("rows.jsonl")
-    rows.write_text("")
-    said = say("check", str(tiny_space), "--data", "--set", f"task.data.data_files.validation={rows}")
-    assert said.is_error(1, "must have rows")
-
-
-def test_faults_of_the_data_are_told_even_where_the_base_is_not_found(say, tiny_space):
-    overrides = ("--set", "base_model=org/nowhere", "--set", "task.columns.text=sentense")
-    said = say("check", str(tiny_space), "--data", *overrides)
-    assert said.is_error(1, "'org/nowhere' was not found", "`package`", "but got 'sentense'")
-
-
-def test_faults_of_modules_and_data_are_told_together(say, tiny_space):
-    overrides = ("--set", "parameters.target_modules=atention", "--set", "task.columns.text=sentense")
-    said = say("check", str(tiny_space), "--data", *overrides)
-    assert said.is_error(2, "but got 'atention'", "but got 'sentense'")
-
-
-def test_a_launch_tells_both_as_well(say, tiny_space):
+def test_a_launch_tells_both_as_well(tiny_space):
     """The host that finds no base reads the rows all the same."""
     from loraxs_search.packing.loaded_base import LoadedBase
     from loraxs_search.search_space import load_space
@@ -100,13 +91,6 @@ def test_a_launch_tells_both_as_well(say, tiny_space):
     space = load_space(str(tiny_space), overrides=("base_model=org/nowhere", "task.columns.text=sentense"))
     with pytest.raises(BaseModelError, match=r"(?s)'org/nowhere' was not found.*but got 'sentense'"):
         LoadedBase(space.base_model, space.task)
-
-
-def test_every_bad_label_is_told_with_its_line(say, tiny_space):
-    rows = tiny_space.with_name("rows.csv")
-    rows.write_text("sentence,label\n" + "fine,1\n" * 10 + "so,2\nfine,positiv\nfine,\n")
-    said = say("check", str(tiny_space), "--data", "--set", f"task.data.data_files.train={rows}")
-    assert said.is_error(1, "rows.csv has '2' (line 12), 'positiv' (line 13), '' (line 14).")
 
 
 @pytest.mark.parametrize("text", ["", "  "])
@@ -122,21 +106,45 @@ def test_words_that_were_meant_as_one_text_are_pointed_out(say, adapter):
     assert say("predict", str(adapter), "film").err == ""
 
 
-# ---- what must answer ------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("line", [["launch", "movie_reviews"], ["pull", "movie-reviews"], ["history", "movie-reviews"]])
-def test_mlflow_that_cannot_be_reached(say, line):
-    said = say(*line, "--tracking-uri", "http://127.0.0.1:9")
-    assert said.is_error(1, "The MLflow server at http://127.0.0.1:9 must be reachable", "--tracking-uri")
+# ---- what must answer, and names -------------------------------------------------------------------------------------
+AWAY = "http://127.0.0.1:9"
+NO_MLFLOW = (f"The MLflow server at {AWAY} must be reachable", "--tracking-uri")
+NO_STUDY = ("There is no study yet, but got 'nope'", "loraxs-search launch")
 
 
-def test_a_tracking_address_that_is_none(say):
-    assert say("launch", "movie_reviews", "--tracking-uri", "files/here").is_error(1, "sqlite:///FILE or http(s)://")
+@pytest.mark.parametrize(
+    ("line", "code", "parts"),
+    [
+        (["check", "movie_review"], 2, ("there is no movie_review", "shipped spaces: movie_reviews, ")),
+        (["launch", "movie_review"], 2, ("there is no movie_review", "shipped spaces: movie_reviews, ")),
+        (["pull", "movie-reviews", "--tracking-uri", AWAY], 1, NO_MLFLOW),
+        (["history", "movie-reviews", "--tracking-uri", AWAY], 1, NO_MLFLOW),
+        (["launch", "movie_reviews", "--tracking-uri", "files/here"], 1, ("sqlite:///FILE or http(s)://",)),
+        (["status", "nope"], 1, NO_STUDY),
+        (["resume", "nope"], 1, NO_STUDY),
+        (["promote", "nope"], 1, NO_STUDY),
+        (["promote"], 1, ("There is no study yet", "loraxs-search launch")),
+        (["launch", "movie_reviews", "--name", "../up"], 1, ("but got '../up'", "--name")),
+    ],
+)
+def test_what_is_not_there(say, line, code, parts):
+    assert say(*line).is_error(code, *parts)
 
 
-@pytest.mark.slow  # a database is made
-@pytest.mark.parametrize(("address", "part"), [("127.0.0.1:1", "Connection refused"), ("nowhere", "Invalid address")])
-def test_a_ray_cluster_that_cannot_be_reached(say, store_uri, address, part):
-    assert say("launch", "movie_reviews", "--address", address).is_error(1, f"luster at {address} must", part)
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        (["launch", "movie_reviews", "--address", "127.0.0.1:1"], ("luster at 127.0.0.1:1 must", "Connection refused")),
+        (["launch", "movie_reviews", "--address", "nowhere"], ("luster at nowhere must", "Invalid address")),
+        (["pull", "movie-reviews"], ("There is no task yet, but got 'movie-reviews'",)),
+        (["pull", "movie reviews"], ("must",)),
+        (["pull", "movie-reviews@"], ("must",)),
+        (["pull", "movie-reviews:0"], ("must",)),
+        (["pull", "movie-reviews@latest"], ("must",)),
+    ],
+)
+def test_what_is_not_there_where_mlflow_is(say, store_uri, line, parts):
+    assert say(*line).is_error(1, *parts)
 
 
 @pytest.mark.parametrize("line", [["launch", "movie_reviews"], ["check", "movie_reviews"], ["pull", "movie-reviews"]])
@@ -150,24 +158,6 @@ def test_a_port_that_is_taken(say, store_uri, make_listener):
     assert say("ui", "--port", str(make_listener())).is_error(1, "must be free", "--port")
 
 
-# ---- names -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("line", [["status", "nope"], ["resume", "nope"], ["promote", "nope"]])
-def test_a_study_that_does_not_exist(say, line):
-    assert say(*line).is_error(1, "There is no study yet, but got 'nope'", "loraxs-search launch")
-
-
-def test_nothing_to_promote(say):
-    assert say("promote").is_error(1, "There is no study yet", "loraxs-search launch")
-
-
-def test_a_study_name_that_is_a_path(say):
-    assert say("launch", "movie_reviews", "--name", "../up").is_error(1, "but got '../up'", "--name")
-
-
-def test_a_task_that_nobody_knows(say, store_uri):
-    assert say("pull", "movie-reviews").is_error(1, "There is no task yet, but got 'movie-reviews'")
-
-
 def test_a_task_without_a_champion(say, store_uri):
     task = Task("hopeless", "regression", DataSource(hub="a/b"), "text", "label", "pearson", "maximize", ("pearson",))
     decision, version = Registry(store_uri).promote(PromotionRule(), task, [], {}, beside=Beside("in-vain"))
@@ -177,11 +167,6 @@ def test_a_task_without_a_champion(say, store_uri):
     assert (
         "refused  no trial of in-vain\n    no trial of a method that may be promoted has trained all its steps" in told
     )
-
-
-@pytest.mark.parametrize("name", ["movie reviews", "movie-reviews@", "movie-reviews:0", "movie-reviews@latest"])
-def test_a_name_of_no_adapter(say, store_uri, name):
-    assert say("pull", name).is_error(1, "must")
 
 
 # ---- after a search --------------------------------------------------------------------------------------------------

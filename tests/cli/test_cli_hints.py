@@ -50,8 +50,8 @@ def test_a_file_of_ones_own_has_nothing_to_do_with_the_home(say, tmp_path):
     assert "LORAXS_HOME" not in said.err
 
 
-def test_a_store_of_ones_own_has_nothing_to_do_with_the_home(say, tmp_path, tiny_space):
+def test_a_store_of_ones_own_has_nothing_to_do_with_the_home(say, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    said = say("launch", str(tiny_space), "--tracking-uri", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
+    said = say("ui", "--no-open", "--tracking-uri", f"sqlite:///{tmp_path / 'file' / 'mlflow.db'}")
     assert said.is_error(1, "must be writable", "choose a place you can write to")
     assert "LORAXS_HOME" not in said.err

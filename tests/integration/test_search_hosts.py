@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.spaces import REVIEWS
 
-from loraxs_search.errors import BaseModelError, SearchInterruptedError, StudyError, TaskDataError
+from loraxs_search.errors import BaseModelError, SearchInterruptedError, StudyError, TaskDataError, TrackingError
 from loraxs_search.log.events import ShownEvent, TrialReported
 from loraxs_search.records import TrialState
 from loraxs_search.search import SearchResult, SilentView, launch, resume
@@ -28,6 +28,14 @@ def test_what_only_a_host_sees_is_told_as_it_would_be_here_and_no_study_is_made(
     with pytest.raises(TaskDataError, match=message):
         search("wrong-rows", "task.columns.text=sentense")
     assert not StudyFolder.exists("wrong-rows")
+
+
+def test_mlflow_that_cannot_be_reached_ends_a_search_before_it_has_a_study(
+    ray_here: None, in_search_home: Path, tiny_space: Path
+) -> None:
+    with pytest.raises(TrackingError, match="must be reachable"):
+        launch(str(tiny_space), name="unrecorded", tracking_uri="http://127.0.0.1:9")
+    assert not StudyFolder.exists("unrecorded")
 
 
 # ---- identity --------------------------------------------------------------------------------------------------------
