@@ -55,4 +55,4 @@ def test_a_snapshot_store_that_always_dies_is_not_waited_for_for_ever(
     monkeypatch.setattr(study_actors, "MAX_RESTARTS", 1)
     _, snapshot_store = start_snapshot_store("dying")
     with pytest.raises(ClusterError, match="keep the processes of a search alive, but lost Dying"), connected(None):
-        ray.get(snapshot_store.read_snapshot.remote("00000"), timeout=60)
+        ray.get(snapshot_store.read_snapshot.remote("00000"), timeout=240)
