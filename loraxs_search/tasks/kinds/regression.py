@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _FAR = 5.0  # spreads between zero and the mean from which a head without a bias learns badly
+_OUTLYING = 200.0  # times the range of the middle half of the numbers
 
 
 def regressor(pooling: Pooling = "class") -> TaskModel:
@@ -81,6 +82,14 @@ class Regression(LabelledKind):
     def warnings(self, rows: Mapping[Split, Rows], encoded: Mapping[Split, EncodedRows]) -> Iterator[str]:
         values = rows["train"].labels.astype(np.float64)
         mean, spread = float(values.mean()), float(values.std())
+        low, middle, high = np.percentile(values, [25, 50, 75])
+        place, odd = rows["train"].place, int(np.abs(values - middle).argmax())
+        if 0 < _OUTLYING * (high - low) < abs(values[odd] - middle):
+            where = f" ({place.row(odd)})" if place is not None else ""
+            yield (
+                f"the number {values[odd]:.4g}{where} is far from the others, half of which are {low:.4g} to"
+                f" {high:.4g}: it outweighs them, so correct it if it is a mistake"
+            )
         if np.ptp(values) == 0:
             yield f"every train row has the number {mean:.4g}, so nothing can be learnt"
         elif self.outputs.mean == 0 and self.task.standardized and abs(mean) > _FAR * spread:

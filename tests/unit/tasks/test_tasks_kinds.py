@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from loraxs_search.errors import TaskDataError, TrialDivergedError
 from loraxs_search.tasks.kinds import KINDS, checked, metric_fault
-from loraxs_search.tasks.rows import Rows
+from loraxs_search.tasks.rows import Rows, SourceLocation
 
 
 @pytest.fixture
@@ -139,12 +139,14 @@ def test_an_adapter_reads_as_much_of_a_text_as_in_training(classes):
         ([1990.0, 2000.0, 2010.0], False, "no bias"),
         ([1990.0, 2000.0, 2010.0], True, None),
         ([1.0, 2.0, 3.0], False, None),
+        ([1.0, 2.0, 3.0, 4.0, 1e9], True, "1e+09 (line 6)"),
     ],
 )
 def test_numbers_that_a_head_hardly_learns_are_warned_of(numbers, labels, has_bias, said):
     values = np.array(labels, np.float32)
     kind = checked(replace(numbers, standardized=True)).fitted(values, has_bias=has_bias)
-    warnings = list(kind.warnings({"train": Rows([""] * 3, None, values)}, {}))
+    place = SourceLocation("rows.csv", range(2, 2 + len(values)))
+    warnings = list(kind.warnings({"train": Rows([""] * len(values), None, values, place=place)}, {}))
     assert [said in warning for warning in warnings] == [True] * (said is not None)
 
 
