@@ -27,10 +27,13 @@ from loraxs_search.records._command import (
 from loraxs_search.records._host import Answers, Confirmation, HostInfo, LargestTrial, LinearProbe
 from loraxs_search.records._json import check_trial_id, from_json, to_json
 from loraxs_search.records._literals import (
+    DERIVED,
     MAX_AUTO_PACK_SIZE,
     MAX_STATE_BYTES,
+    SECTION,
     SVD_BASES,
     Basis,
+    Count,
     Direction,
     Head,
     HeadInit,
@@ -42,6 +45,8 @@ from loraxs_search.records._literals import (
     SearchDevice,
     Sigma,
     Split,
+    Text,
+    distinct,
 )
 from loraxs_search.records._promotion import (
     BASE_MODEL_ROWS,
@@ -95,12 +100,14 @@ from loraxs_search.records._trial import (
 __all__ = [
     "ADAPTER_FORMAT",
     "BASE_MODEL_ROWS",
+    "DERIVED",
     "MAX_AUTO_PACK_SIZE",
     "MAX_NAME",
     "MAX_STATE_BYTES",
     "MIN_SLICE_ROWS",
     "NEGATIVE_FLIPS",
     "NUM_WRONG_ROWS",
+    "SECTION",
     "SLICE_LOSS",
     "SVD_BASES",
     "AdapterRef",
@@ -124,6 +131,7 @@ __all__ = [
     "ComparisonRecord",
     "Confirmation",
     "ConstantAnswer",
+    "Count",
     "DataReport",
     "DataSource",
     "Decision",
@@ -168,6 +176,7 @@ __all__ = [
     "StudyDescription",
     "Task",
     "TaskModel",
+    "Text",
     "TokenCounts",
     "TrialRecord",
     "TrialReport",
@@ -176,6 +185,7 @@ __all__ = [
     "alone_baseline",
     "check_format",
     "check_trial_id",
+    "distinct",
     "from_json",
     "is_alone",
     "is_unmeasured",

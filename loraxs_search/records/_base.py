@@ -5,25 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from loraxs_search.records._literals import SECTION, Law, Text
 
 _SHOWN = 16  # hexadecimal digits of a digest
 
 
 @dataclass(frozen=True)
 class BaseModelRef:
-    """A base model as a user names it.
+    """The frozen model. `base_model: ID` is short for `base_model: {id: ID}`."""
 
-    Args:
-        id: Hub id (`org/name`) or a local folder.
-        revision: Hub commit, tag or branch; pinned to a commit when located.
-        package: Python distribution that carries the same files; used when it is installed.
-        sha256: Expected digest of the weight file; a different file is refused.
+    __pydantic_config__ = SECTION
+
+    id: Text
+    """Id on the Hugging Face hub, or a folder. A path that starts with `.`, `~` or `/` is relative to the space's file.
     """
-
-    id: str
-    revision: str | None = None
-    package: str | None = None
-    sha256: str | None = None
+    revision: Text | None = None
+    """Commit, tag or branch on the hub."""
+    package: Text | None = None
+    """Installed Python package that carries the model, as safetensors or GGUF. `sentence-transformers/all-MiniLM-L6-v2`
+    is found in its package without this key.
+    """
+    sha256: Annotated[str, Law(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of the weights, 64 hexadecimal digits. Other weights are refused."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from loraxs_search.records._literals import Direction
+from loraxs_search.records._literals import (
+    SECTION,
+    Count,
+    Direction,
+    Law,
+    NotNegative,
+    Text,
+    as_number,
+    distinct,
+)
 
 _SHOTS = "-shot"
 
@@ -77,44 +86,52 @@ def alone_baseline(baselines: Iterable[Baseline]) -> Baseline | None:
     return next((y for y in baselines if is_alone(y.name) and y.test_metrics), None)
 
 
+def _names(value: object) -> object:
+    return tuple(distinct(value)) if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class PromotionRule:
-    """Which adapter of a search is its finalist, and when that one becomes champion.
+    """When an adapter becomes the champion of its task."""
 
-    Args:
-        metric: Metric that decides, on validation rows and then on test rows; None means the task's own.
-        direction: Which way it is better; None means as the metric table has it.
-        min_gain: What the finalist must gain over the champion, in the metric's unit.
-        confidence: How sure a gain or a loss on the same test rows must be to count as one, over all comparisons on
-            these rows together: the n-th has the share 1 / (n (n + 1)) of 1 - confidence. 0 asks for no test.
-        tolerance: Of the candidates within this of the best on validation rows, the smallest stored bytes win.
-        margin: A smaller finalist replaces the champion if test rows show that it is less than this worse than the best
-            champion there was. None is .01 for shares of rows, such as accuracy, and 0 for other metrics: 0 means that
-            size does not count.
-        require: Baselines that a champion must beat: the `constant` answer, or `all` of its study.
-        guards: Metric to how much it may fall below the champion's, in its own unit; `negative_flips` to the share of
-            test rows that the champion answers right and the finalist wrong; `slice_loss` to how much the metric that
-            decides may fall on any slice of at least `MIN_SLICE_ROWS` test rows.
-        max_bytes: Larger adapters are no candidates; None means no limit.
-        candidates: How many of the best trials are candidates.
-        seeds: How often each of these is trained again from a fresh seed; what comes out is a candidate too.
-        methods: Methods whose trials may be candidates; none named means all but baselines.
-        choose: Which trials are candidates: the best ones, or the best one and the smallest within `tolerance` of it.
-    """
+    __pydantic_config__ = SECTION
 
-    metric: str | None = None
+    metric: Text | None = None
+    """Metric that decides. The default is the task's."""
     direction: Direction | None = None
-    min_gain: float = 0.0
-    confidence: float = 0.95
-    tolerance: float = 0.0
-    margin: float | None = None
+    """May be left out: it is always the metric's own."""
+    min_gain: NotNegative = 0.0
+    """How much better than the champion the finalist must be on test rows."""
+    # Of n comparisons on the same rows, the n-th has the share 1 / (n (n + 1)) of 1 - confidence.
+    confidence: Annotated[float, Law(as_number, ge=0, lt=1)] = 0.95
+    """Confidence of the paired test that the finalist is better, over all comparisons on the same test rows together. 0
+    compares the numbers as they are.
+    """
+    tolerance: NotNegative = 0.0
+    """What a smaller adapter may cost on validation rows: the smallest candidate within it of the best one becomes the
+    finalist. 0.005 is half a point of accuracy.
+    """
+    margin: NotNegative | None = None
+    """A finalist that is smaller than the champion replaces it if a paired test on the test rows shows that it is less
+    than this worse than the best champion so far. The default is 0.01 for accuracy and other shares of rows. Other
+    metrics have none: size does not count. 0 means the same.
+    """
     require: Literal["constant", "all"] = "all"
-    guards: Mapping[str, float] = field(default_factory=dict)
-    max_bytes: int | None = None
-    candidates: int = 3
-    seeds: int = 2
-    methods: tuple[str, ...] = ()
+    """Baselines that a champion must beat: `all` of its study, or the `constant` answer alone."""
+    guards: Mapping[str, NotNegative] = field(default_factory=dict)
+    """Other metrics, and how far each may fall below the champion's: `{f1: 0.01}`. `negative_flips` limits the share of
+    test rows that the champion answers right and the finalist wrong, `slice_loss` what the metric that decides may lose
+    on any slice of at least 30 test rows; see `task.slices`."""
+    max_bytes: Count | None = None
+    """Larger adapters are not candidates."""
     choose: Literal["best", "smallest"] = "best"
+    """Which trials are candidates: the `best`, or the best one and the `smallest` within `tolerance` of it."""
+    candidates: Count = 3
+    """How many of the best trials can become the finalist."""
+    seeds: Annotated[int, Law(ge=0)] = 2
+    """How often each candidate is trained again from a new seed. The refits are candidates too; 0 saves their time."""
+    methods: Annotated[tuple[Text, ...], Law(_names)] = ()
+    """Methods whose trials may be candidates. The default is all but `head-only` and `full`."""
 
     def num_refits(self, num_trials: int) -> int:
         """Return how many refits a search of so many trials makes, at most."""

@@ -4,52 +4,94 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from loraxs_search.records._literals import MAX_STATE_BYTES, Direction, Precision, Scalar, SearchDevice, Split
+from loraxs_search.paths import DURATION, seconds_of
+from loraxs_search.records._literals import (
+    DERIVED,
+    MAX_STATE_BYTES,
+    SECTION,
+    Count,
+    Direction,
+    Law,
+    NotNegative,
+    Precision,
+    Scalar,
+    SearchDevice,
+    Split,
+    Text,
+)
 from loraxs_search.records._task import Task
 from loraxs_search.records._trial import TrialReport
 
 
+def _seconds(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if (seconds := seconds_of(value)) is None:
+        raise ValueError("must be seconds, or a number with a unit (90s, 10m, 1h30m, 1d)")
+    return seconds
+
+
+def _pack_size(value: object) -> object:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise ValueError("must be a whole number of at least 1, or auto")
+    return value
+
+
+_POSITIVE = {"type": "number", "exclusiveMinimum": 0}
+_DURATION = {"$comment": "duration", "anyOf": [_POSITIVE, {"type": "string", "pattern": f"^{DURATION}$"}]}
+_PACK_SIZE = {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "auto"}]}
+
+
 @dataclass(frozen=True)
 class SearchPlan:
-    """How a search spends its budget.
+    """How to search: how many trials, how long each one trains, and which of them stop early."""
 
-    Args:
-        concurrent: Trials in flight at once; None means as many as the devices hold, counted anew as nodes come and
-            go. An autoscaler starts nodes for those that do not fit.
-        report_every: Steps between two reports; also ASHA's first rung.
-        scheduler: A name of `loraxs_search.schedulers`: `asha` stops weak trials at rungs, `none` lets all finish.
-        reduction_factor: ASHA keeps the best 1/reduction_factor at each rung.
-        scheduler_params: What the scheduler takes beside that, by the names that it declares.
-        sampler: A name of `loraxs_search.samplers`: what proposes params.
-        sampler_params: What the sampler takes, by the names that it declares.
-        time_budget_s: What the search may take, over all drivers, as `search.time_budget` says; None means no limit.
-        max_failures: How often a trial may lose its host or node between two reports.
-        pack_size: Trials that share one device; `auto` takes as many as fill it, 1 trains each trial unpacked.
-        precision: Format the frozen base is held in; `auto` is bfloat16 where the hardware has it natively.
-        device: What trials run on; `auto` is GPUs where the cluster has any, else CPUs.
-        checkpoint: Which step of a trial becomes its adapter: the last, or the one with the best report.
-        max_state_mb: Larger states of trials, in megabytes, stay on their node; losing it restarts the trial.
+    __pydantic_config__ = SECTION
+
+    metric: Text | None = None
+    """Metric by which running trials are compared. The default is the task's own, or `loss` for `text-generation`.
+    Candidates are always compared by the task's metric.
     """
-
-    trials: int = 16
-    max_steps: int = 160
-    report_every: int = 40
-    concurrent: int | None = None
-    scheduler: str = "asha"
-    reduction_factor: int = 2
-    time_budget_s: float | None = None
-    max_failures: int = 3
-    pack_size: int | Literal["auto"] = "auto"
-    precision: Precision = "auto"
-    device: SearchDevice = "auto"
-    seed: int = 0
-    scheduler_params: Mapping[str, Scalar] = field(default_factory=dict)
-    sampler: str = "tpe"
-    sampler_params: Mapping[str, Scalar] = field(default_factory=dict)
     checkpoint: Literal["last", "best"] = "last"
-    max_state_mb: float = MAX_STATE_BYTES / 1e6
+    """Which step of a trial becomes its adapter: the `last` one, or the one with the `best` report."""
+    trials: Count = 16
+    """Number of trials to propose. `extend` raises it; trials from `add` come on top."""
+    max_steps: Count = 160
+    """Optimizer steps of the longest trial."""
+    report_every: Count = 40
+    """Steps between two reports. Each report scores the trial and may stop it."""
+    concurrent: Count | None = None
+    """Most trials that run at once. The default is as many as fit; an autoscaler starts nodes for those that wait."""
+    scheduler: str = "asha"
+    """Which trials stop early."""
+    sampler: str = "tpe"
+    """What proposes params."""
+    time_budget: Annotated[float, Law(_seconds, _DURATION, gt=0)] | None = None
+    """What the whole search may take, such as `90s`, `1h30m` or `1d`; time before a `resume` counts. Trials stop at a
+    report, or at their last one if the next is late, so early that refits, last scores and baselines fit by the speed
+    measured so far; these get at most half. Refits that do not fit are left out, then candidates, and the search says
+    so. Scores of the best trial and baselines are not left out, even if they take longer.
+    """
+    max_failures: Annotated[int, Law(ge=0)] = 3
+    """How often a trial may lose its host or node between two reports, before it fails."""
+    pack_size: Annotated[int | Literal["auto"], Law(_pack_size, _PACK_SIZE)] = "auto"
+    """Trials that share a device. `auto` takes as many as fill it; 1 trains each trial unpacked."""
+    precision: Precision = "auto"
+    """Number format of the frozen base. `auto` is bfloat16 if the hardware has it."""
+    device: SearchDevice = "auto"
+    """What trains. `auto` takes GPUs if a node has any."""
+    seed: Annotated[int, Law(ge=0, lt=2**32)] = 0
+    """Random start of the sampler and of each trial. It repeats a whole search only with one trial at a time, since
+    proposals depend on which trial reports first.
+    """
+    max_state_mb: NotNegative = MAX_STATE_BYTES / 1e6
+    """Megabytes up to which the state of a trial travels to the driver with each report. A larger state stays on its
+    node; if the node is lost, the trial starts again.
+    """
+    # A file has the keys that its scheduler and sampler declare beside those above.
+    params: Mapping[str, Scalar] = field(default_factory=dict, metadata=DERIVED)
 
     def trial_seed(self, number: int) -> int:
         """Return the seed of the trial with this number: its start and the order of its rows."""

@@ -4,50 +4,76 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
-from loraxs_search.records._literals import Direction, Pooling, Scalar, Split
+from loraxs_search.records._literals import SECTION, Count, Direction, Law, Pooling, Scalar, Split, Text
+
+
+def _named(value: object) -> object:
+    """Return the splits that are named; null stands for one that is not."""
+    if isinstance(value, dict):
+        return {split: name for split, name in value.items() if name is not None}
+    return {} if value is None else value
+
+
+SplitNames = Annotated[Mapping[Split, Text], Law(_named)]
 
 
 @dataclass(frozen=True)
 class SplitSource:
-    """A split of the hub that stands for one of ours, where the other splits come from elsewhere.
+    """A split of another dataset of the hub."""
 
-    Args:
-        split: The hub's name, with a slice if only some of its rows are taken, as in `train[:500]`.
-        rename: Columns of this data set to the names that the task knows them by.
-    """
+    __pydantic_config__ = SECTION
 
-    hub: str
-    split: str
-    config: str | None = None
-    revision: str | None = None
-    rename: Mapping[str, str] = field(default_factory=dict)
+    hub: Text
+    """Dataset on the Hugging Face hub."""
+    split: Text
+    """Name of the split there. `train[:500]` takes the first five hundred rows."""
+    config: Text | None = None
+    """Configuration of the dataset."""
+    revision: Text | None = None
+    """Commit, tag or branch."""
+    rename: Mapping[str, Text] = field(default_factory=dict)
+    """Its columns, each with the name that the task knows."""
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """Where a task's rows come from: the hub (`hub`, `config`, `revision`) or local `data_files`, never both.
+    """Where the rows come from: files, or a dataset of the hub."""
 
-    Args:
-        data_files: Split name to absolute path (json/jsonl/csv/parquet, optionally gzipped).
-        splits: Our split names (train, validation, test) to the source's; missing ones are carved. A slice, as in
-            `train[:1000]`, takes some of the rows.
-        elsewhere: Splits that come from other data sets of the hub.
-        max_characters: Training rows with more characters in all columns that are read are left out; None keeps all.
-        carved_rows: How many training rows each missing split gets; None means a tenth of them.
-        train_rows: How many training rows are learnt from, at most; a hash of their texts chooses them.
+    __pydantic_config__ = SECTION
+
+    hub: Text | None = None
+    """Dataset on the Hugging Face hub, instead of `data_files`."""
+    config: Text | None = None
+    """Configuration of the hub's dataset."""
+    revision: Text | None = None
+    """Commit, tag or branch of the hub's dataset."""
+    splits: SplitNames = field(default_factory=dict)
+    """The hub's name of `train`, and of `validation` and `test` if it has them. `train[:1000]` takes the first thousand
+    rows. The default is `train` alone.
     """
+    data_files: SplitNames = field(default_factory=dict)
+    """Local files, instead of `hub`: one for `train`, and for `validation` and `test` if there are such rows; a part of
+    the training rows is set aside for each that is missing. json, jsonl, csv, tsv, parquet, conll, also compressed.
+    Paths start at the space.
+    """
+    validation: SplitSource | None = None
+    """Validation rows from another dataset of the hub."""
+    test: SplitSource | None = None
+    """Test rows from another dataset of the hub."""
+    max_characters: Count | None = None
+    """Training rows with more characters, in all columns that are read, are left out."""
+    carved_rows: Count | None = None
+    """How many training rows are set aside for each split that is missing. The default is a tenth of them."""
+    train_rows: Count | None = None
+    """Most training rows to learn from. A hash of their texts decides which."""
 
-    hub: str | None = None
-    config: str | None = None
-    revision: str | None = None
-    data_files: Mapping[str, str] = field(default_factory=dict)
-    splits: Mapping[Split, str] = field(default_factory=dict)
-    elsewhere: Mapping[Split, SplitSource] = field(default_factory=dict)
-    max_characters: int | None = None
-    carved_rows: int | None = None
-    train_rows: int | None = None
+    @property
+    def elsewhere(self) -> dict[Split, SplitSource]:
+        """The splits that come from other datasets of the hub."""
+        own: dict[Split, SplitSource | None] = {"validation": self.validation, "test": self.test}
+        return {split: source for split, source in own.items() if source is not None}
 
 
 MAX_NAME = 200  # characters of a registered name

@@ -38,7 +38,7 @@ def make_sampler(plan: SearchPlan, searched: Sequence[SearchedParameter]) -> Sam
             seed=plan.seed,
             num_trials=plan.trials,
             stops_early=plan.scheduler != "none",
-            parameters={name: plan.sampler_params.get(name, key.default) for name, key in entry.parameters.items()},
+            parameters={name: plan.params.get(name, key.default) for name, key in entry.parameters.items()},
             searched=searched,
         )
     )

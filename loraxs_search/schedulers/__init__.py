@@ -8,7 +8,7 @@ none.py      every trial trains all its steps
 from __future__ import annotations
 
 from loraxs_search.plugins import EntryPoints
-from loraxs_search.records import Direction, Scalar, SearchPlan
+from loraxs_search.records import Direction, SearchPlan
 from loraxs_search.schedulers._base import Scheduler, SchedulerConfig, ScoredTrial
 from loraxs_search.schedulers.asha import ASHA
 from loraxs_search.schedulers.none import NoScheduler
@@ -35,6 +35,5 @@ def make_scheduler(plan: SearchPlan, direction: Direction) -> Scheduler:
         UsageError: there is no scheduler of this name.
     """
     entry = SCHEDULERS.get(plan.scheduler)
-    values: dict[str, Scalar] = {"reduction_factor": plan.reduction_factor, **plan.scheduler_params}
-    parameters = {name: values.get(name, law.default) for name, law in entry.parameters.items()}
+    parameters = {name: plan.params.get(name, law.default) for name, law in entry.parameters.items()}
     return entry(SchedulerConfig(direction, plan.max_steps, plan.report_every, parameters))

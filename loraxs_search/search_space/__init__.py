@@ -24,10 +24,7 @@ from loraxs_search.search_space._describe import (
     trial_shapes,
 )
 from loraxs_search.search_space._distributions import (
-    Choice,
-    Constant,
-    Floats,
-    Integers,
+    Distribution,
     plain_name,
 )
 from loraxs_search.search_space._document import portable_text
@@ -49,10 +46,7 @@ from loraxs_search.search_space._user_params import place_given
 __all__ = [
     "COMMON",
     "CatalogueEntry",
-    "Choice",
-    "Constant",
-    "Floats",
-    "Integers",
+    "Distribution",
     "Overrides",
     "ShapeDescription",
     "Space",

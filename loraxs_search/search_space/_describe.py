@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -112,11 +112,14 @@ def describe(
         SpaceError: no adapter that may be promoted is as small as `promotion.max_bytes` asks.
     """
     groups = {expression: resolve_modules(expression, modules) for expression in space.target_groups()}
-    layers = _Layers({module.name: module for module in modules}, groups, heads, body)
+    by_name, methods = {module.name: module for module in modules}, dict[str, _Extremes]()
     for method in map(space.method, space.methods):  # each way to adapt layers that a trial may draw must fit them
         for own, names in trial_shapes(space, method, modules):
-            method.check(own, [layers.modules[name] for name in names])
-    methods = {name: _extremes(_shapes(space, space.method(name), layers)) for name in space.methods}
+            method.check(own, [by_name[name] for name in names])
+    for method in map(space.method, space.methods):
+        adapted = {expression: [by_name[name] for name in names] for expression, names in groups.items()}
+        shapes = sorted(_shapes(space, method, adapted, heads, body), key=_stored_bytes)
+        methods[method.name] = _Extremes(shapes[0], max(shapes, key=_stored_bytes))
     return SpaceDescription(
         combinations=space.grid_size(),
         groups=tuple(GroupDescription(expression, names) for expression, names in groups.items()),
@@ -146,26 +149,21 @@ def _size_limit(space: Space, methods: Mapping[str, _Extremes]) -> Iterator[str]
         yield f"trials whose adapters take more than max_bytes={limit:,} are never promoted; the largest: {largest:,}"
 
 
-@dataclass(frozen=True)
-class _Layers:
-    """What adapters are put on: the base's linear layers, a space's groups, the parameters of heads and body."""
-
-    modules: Mapping[str, LinearModule]
-    groups: Mapping[str, tuple[str, ...]]
-    heads: Mapping[str, Shapes]
-    body: Shapes
-
-
-def _shapes(space: Space, method: Method, layers: _Layers) -> Iterator[ShapeDescription]:
-    """Yield what adapters of one method may be."""
+def _shapes(
+    space: Space,
+    method: Method,
+    adapted: Mapping[str, Sequence[LinearModule]],
+    heads: Mapping[str, Shapes],
+    body: Shapes,
+) -> Iterator[ShapeDescription]:
+    """Yield what adapters of one method may be; `adapted` are the layers of each of the space's groups."""
     specs, decisive = parameter_specs(method), (*method.sized_by, "target_modules", "head")
     for params in reachable_shapes(space.parameters_of(method.name), {name: specs[name].default for name in decisive}):
         own = {name: params[name] for name in method.sized_by if name in params}
         expression, head = str(params["target_modules"]), str(params["head"])
-        adapted = [layers.modules[name] for name in layers.groups[expression]]
-        stored = layers.heads.get(head, {})
-        identity = {name: shape for name, shape in layers.heads.get("full", {}).items() if name not in stored}
-        size = method.size(method.with_defaults(own), adapted, stored, identity, layers.body)
+        stored = heads.get(head, {})
+        identity = {name: shape for name, shape in heads.get("full", {}).items() if name not in stored}
+        size = method.size(method.with_defaults(own), adapted[expression], stored, identity, body)
         named = {name: value for name, value in own.items() if name in space.parameters}
         yield ShapeDescription(named, expression, head, size, method.name)
 
@@ -184,11 +182,6 @@ def trial_shapes(
     for params in reachable_shapes(space.parameters_of(method.name), defaults, ends=False):
         own = method.with_defaults({name: params[name] for name in decisive if name in params})
         yield own, resolved(str(params["target_modules"]))
-
-
-def _extremes(shapes: Iterable[ShapeDescription]) -> _Extremes:
-    known = list(shapes)
-    return _Extremes(min(known, key=_stored_bytes), max(known, key=_stored_bytes))
 
 
 def _stored_bytes(shape: ShapeDescription) -> int:

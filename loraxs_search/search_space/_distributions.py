@@ -1,6 +1,7 @@
 """What a parameter's value may be, how a trial draws it, and which configurations there are.
 
-Plain frozen records: they pickle and compare. Configurations are counted, conditions included, without listing them.
+Plain frozen records, which are stored and compared without Optuna: it takes half a second to import. Configurations are
+counted, conditions included, without listing them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from decimal import Decimal
 from graphlib import TopologicalSorter
 from itertools import chain
 from math import isclose
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from loraxs_search.records import Scalar
 
@@ -26,140 +27,80 @@ METHOD = "method"  # the parameter that spaces of several methods have
 
 
 @dataclass(frozen=True)
-class Constant:
-    """One value; Optuna never hears of it."""
+class Distribution:
+    """What a parameter's value may be, and how a trial draws it.
 
-    value: Scalar
+    Args:
+        form: A `constant`, of which Optuna never hears; one of several values without an order, all of one type; or a
+            range, drawn evenly, in steps if there is a step, or evenly in the logarithm.
+        choices: Of a constant its one value.
+    """
 
-    def __str__(self) -> str:
-        return str(self.value)
-
-    @property
-    def values(self) -> Sequence[Scalar]:
-        return (self.value,)
-
-    def find(self, value: Scalar, same: Same) -> Scalar | None:
-        """Return the equal value that may be drawn, or None."""
-        return self.value if same(self.value, value) else None
-
-    @property
-    def size(self) -> int | None:
-        return 1
-
-    def suggest(self, trial: BaseTrial, name: str) -> Scalar:
-        return self.value
-
-    def to_optuna(self) -> BaseDistribution | None:
-        return None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values without an order, all of one type."""
-
-    choices: tuple[Scalar, ...]
-
-    def __str__(self) -> str:
-        return f"one of {', '.join(map(str, self.choices))}"
-
-    @property
-    def values(self) -> Sequence[Scalar]:
-        return self.choices
-
-    def find(self, value: Scalar, same: Same) -> Scalar | None:
-        """Return the equal value that may be drawn, or None."""
-        return next((choice for choice in self.choices if same(choice, value)), None)
-
-    @property
-    def size(self) -> int | None:
-        return len(self.choices)
-
-    def suggest(self, trial: BaseTrial, name: str) -> Scalar:
-        value: Scalar = trial.suggest_categorical(name, list(self.choices))  # type: ignore[assignment]
-        return value
-
-    def to_optuna(self) -> BaseDistribution | None:
-        from optuna.distributions import CategoricalDistribution
-
-        return CategoricalDistribution(self.choices)
-
-
-@dataclass(frozen=True)
-class Integers:
-    """Integers `low, low + step, ..., high`; with `log` drawn evenly in the logarithm."""
-
-    low: int
-    high: int
-    step: int = 1
+    form: Literal["constant", "choice", "int", "float"]
+    choices: tuple[Scalar, ...] = ()
+    low: int | float = 0
+    high: int | float = 0
+    step: int | float | None = None
     log: bool = False
 
     def __str__(self) -> str:
-        return f"in {self.low}..{self.high}{f' by {self.step}' if self.step > 1 else ''}"
-
-    @property
-    def values(self) -> Sequence[Scalar]:
-        return range(self.low, self.high + 1, self.step)
-
-    def find(self, value: Scalar, same: Same) -> Scalar | None:
-        """Return the equal value that may be drawn, or None."""
-        return value if value in self.values else None
-
-    @property
-    def size(self) -> int | None:
-        return len(self.values)
-
-    def suggest(self, trial: BaseTrial, name: str) -> Scalar:
-        return trial.suggest_int(name, self.low, self.high, step=self.step, log=self.log)
-
-    def to_optuna(self) -> BaseDistribution | None:
-        from optuna.distributions import IntDistribution
-
-        return IntDistribution(self.low, self.high, log=self.log, step=self.step)
-
-
-@dataclass(frozen=True)
-class Floats:
-    """Numbers in [low, high], in steps if `step` is given; with `log` drawn evenly in the logarithm."""
-
-    low: float
-    high: float
-    step: float | None = None
-    log: bool = False
-
-    def __str__(self) -> str:
-        return f"in {self.low:g}..{self.high:g}{f' by {self.step:g}' if self.step else ''}"
-
-    def find(self, value: Scalar, same: Same) -> Scalar | None:
-        """Return the equal value that may be drawn, or None."""
-        if isinstance(value, str) or not self.low <= value <= self.high:
-            return None
-        if self.step is None:
-            return float(value)
-        steps = (value - self.low) / self.step
-        return float(value) if isclose(steps, round(steps), abs_tol=1e-8) else None
+        if self.choices:
+            known = ", ".join(map(str, self.choices))
+            return known if self.form == "constant" else f"one of {known}"
+        return f"in {self.low:g}..{self.high:g}{f' by {self.step:g}' if self.step not in (None, 1) else ''}"
 
     @property
     def values(self) -> Sequence[Scalar] | None:
-        """None: a condition cannot hang on a number that may take any value."""
-        return None
+        """Every value; None for a range of numbers, on which no condition can hang."""
+        return (
+            range(int(self.low), int(self.high) + 1, int(self.step or 1))
+            if self.form == "int"
+            else self.choices or None
+        )
 
     @property
     def size(self) -> int | None:
-        if self.step is None:
+        """How many values there are; None without a step."""
+        if self.form == "float":  # Decimal, as in Optuna: 0.1 has no exact float
+            low, high, step = (Decimal(str(number or 0)) for number in (self.low, self.high, self.step))
+            return int((high - low) / step) + 1 if step else None
+        return len(self.values or ())
+
+    def find(self, value: Scalar, same: Same) -> Scalar | None:
+        """Return the equal value that may be drawn, or None."""
+        if self.form != "float":
+            known = [value] if self.form == "int" and value in (self.values or ()) else self.choices
+            return next((each for each in known if same(each, value)), None)
+        if isinstance(value, str) or not self.low <= value <= self.high:
             return None
-        # Decimal, as in Optuna: 0.1 has no exact float.
-        return int((Decimal(str(self.high)) - Decimal(str(self.low))) / Decimal(str(self.step))) + 1
+        steps = (value - self.low) / self.step if self.step else 0.0
+        return float(value) if isclose(steps, round(steps), abs_tol=1e-8) else None
 
     def suggest(self, trial: BaseTrial, name: str) -> Scalar:
+        """Draw a value."""
+        if self.form == "constant":
+            return self.choices[0]
+        if self.form == "choice":
+            value: Scalar = trial.suggest_categorical(name, list(self.choices))  # type: ignore[assignment]
+            return value
+        if self.form == "int":
+            return trial.suggest_int(name, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
         return trial.suggest_float(name, self.low, self.high, step=self.step, log=self.log)
 
-    def to_optuna(self) -> BaseDistribution | None:
-        from optuna.distributions import FloatDistribution
+    def optuna(self) -> BaseDistribution:
+        """Return Optuna's own; only what is drawn has one."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+        if self.form == "choice":
+            return CategoricalDistribution(self.choices)
+        if self.form == "int":
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
 
-Distribution = Constant | Choice | Integers | Floats
+def constant(value: Scalar) -> Distribution:
+    """Return the distribution of one value."""
+    return Distribution("constant", (value,))
 
 
 _ALTERNATIVE = re.compile(r"\[\d+\]$")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,57 +23,88 @@ from loraxs_search.paths import meant_file, user_path
 from loraxs_search.shipped_spaces import shipped_space_path, shipped_spaces
 
 KeyPath = tuple[str | int, ...]
-_BEHIND_FILES = 1_000_000_000  # no file has so many lines
+BEHIND_FILES = 1_000_000_000  # no file has so many lines
+_SHORTHANDS = {"task": "use", "base_model": "id"}  # `task: sst2` is `task: {use: sst2}`
 _CHECK = "`loraxs-search check FILE` looks at a space without searching it"
 
 
-@dataclass(frozen=True, order=True)
-class KeyLocation:
-    """Where a value was written: `order` sorts locations in reading order, `text` names one to users."""
-
-    order: tuple[int, int]
-    text: str
-
-    @classmethod
-    def of_override(cls, index: int, override: str) -> KeyLocation:
-        """Return where a `--set` stands: behind the whole file, in the order given."""
-        return cls((_BEHIND_FILES, index), f"--set {override}")
-
-    @property
-    def is_override(self) -> bool:
-        return self.order[0] == _BEHIND_FILES
+Place = tuple[int, int, str]  # line and column, which sort places in reading order, and how messages name it
 
 
-@dataclass(frozen=True)
-class Fault:
-    """One broken rule: its key, and a sentence with the rule and the value.
+@dataclass
+class Document:
+    """A space file as read, and what is wrong with it.
 
     Args:
-        location: Where the value was written; None means at the key.
+        source: The file as people name it.
+        data: Mappings, lists, text, numbers, booleans and None.
+        places: Where each key or list item stands; the root is at ().
+        written: Each scalar's text as written.
+        faults: The key, a sentence with the broken law and the value, and the place where it differs from the key's.
+        unread: Keys whose value could not be read: no other fault of theirs is reported.
     """
 
-    path: KeyPath
-    message: str
-    location: KeyLocation | None = None
+    source: str
+    data: Any = None
+    places: dict[KeyPath, Place] = field(default_factory=dict)
+    written: dict[KeyPath, str] = field(default_factory=dict)
+    faults: list[tuple[KeyPath, str, Place | None]] = field(default_factory=list)
+    unread: set[KeyPath] = field(default_factory=set)
 
+    def fault(self, path: KeyPath, message: str, place: Place | None = None) -> None:
+        """Collect a fault, so that one error can report all of them."""
+        if not any(path[: len(known)] == known for known in self.unread):
+            self.faults.append((path, message, place))
 
-class Faults(list[Fault]):
-    """Collects faults while a space is read, so that one error can report all of them."""
+    def is_faulty(self, *path: str | int) -> bool:
+        """Whether something at this key or inside it is known to be wrong."""
+        return any(known[: len(path)] == path for known, _, _ in self.faults)
 
-    def add(self, path: KeyPath, message: str, location: KeyLocation | None = None) -> None:
-        self.append(Fault(path, message, location))
+    def place(self, path: KeyPath) -> Place:
+        """Return the place of a key, or of the nearest key around it that was written down."""
+        around = (path[:length] for length in range(len(path), -1, -1))
+        return next((self.places[key] for key in around if key in self.places), (0, 0, ""))
 
-    def at_or_below(self, path: KeyPath) -> bool:
-        """Whether something at `path` or inside it is already known to be wrong."""
-        return any(fault.path[: len(path)] == path for fault in self)
+    def fail(self) -> NoReturn:
+        """Raise one `SpaceError` with every fault on a line, in reading order."""
+        located = sorted({(place or self.place(path), dotted(path), message) for path, message, place in self.faults})
+        lines = [": ".join(part for part in (place[2], key, message) if part) for place, key, message in located]
+        fail_with(self.source, lines, hint=_CHECK)
 
-    def fail(self, source: str, locations: Mapping[KeyPath, KeyLocation], hint: str = _CHECK) -> NoReturn:
-        """Raise one `SpaceError` with every fault on its own line."""
-        located = sorted({(f.location or location_of(locations, f.path), dotted(f.path), f.message) for f in self})
-        lines = [
-            ": ".join(part for part in (location.text, key, message) if part) for location, key, message in located
-        ]
-        fail_with(source, lines, hint=hint)
+    def got(self, path: KeyPath, value: object) -> str:
+        """Return a value for a fault, with a word on what YAML makes of `no` and `on`, and on digits joined by `_`."""
+        written = self.written.get(path)
+        if isinstance(value, str) and re.fullmatch(r"[-+\d.]+(_[\d.]+)+", value):
+            return f"{shown(value)} (a number is written without _)"
+        if isinstance(value, bool) and written and written.lower() not in ("true", "false"):
+            return f"{shown(value)} (so YAML reads an unquoted {written})"
+        return shown(value)
+
+    def put(self, override: str, index: int) -> None:
+        """Put `dotted.path=YAML value` into the data; faults are at the override, which sorts behind the whole file."""
+        place = (BEHIND_FILES, index, f"--set {override}")
+        path, equals, text = override.partition("=")
+        keys: KeyPath = tuple(path.strip().split("."))
+        if not equals or not all(keys):
+            self.fault((), f"must be path.to.key=value, but got {shown(override)}.", place)
+            return
+        if not isinstance(parent := self.data, dict):
+            return
+        for depth, key in enumerate(keys[:-1], start=1):
+            inner = parent.setdefault(key, {})
+            if depth == 1 and isinstance(inner, str) and key in _SHORTHANDS:
+                inner = parent[key] = {_SHORTHANDS[str(key)]: inner}
+            if not isinstance(inner, dict):
+                self.fault(keys, f"must lead through keys, but {dotted(keys[:depth])} holds {shown(inner)}.", place)
+                return
+            self.places.setdefault(keys[:depth], place)
+            parent = inner
+        for table in (self.places, self.written):  # of the value that is replaced
+            for known in [known for known in table if known[: len(keys)] == keys]:
+                del table[known]
+        self.unread = {known for known in self.unread if known[: len(keys)] != keys}
+        self.places[keys] = place
+        parent[keys[-1]] = _NodeReader(self, place).read(_compose(text, place[2]), keys)
 
 
 def fail_with(source: str, lines: Iterable[str], *, hint: str) -> NoReturn:
@@ -86,14 +117,6 @@ def fail_with(source: str, lines: Iterable[str], *, hint: str) -> NoReturn:
 def as_mapping(value: object) -> dict[Any, Any]:
     """Return a mapping as it is, and an empty one for anything else."""
     return value if isinstance(value, dict) else {}
-
-
-def location_of(locations: Mapping[KeyPath, KeyLocation], path: KeyPath) -> KeyLocation:
-    """Return the location of `path`, or of the nearest key around it that was written down."""
-    for length in range(len(path), -1, -1):
-        if path[:length] in locations:
-            return locations[path[:length]]
-    return KeyLocation((0, 0), "")
 
 
 def dotted(path: KeyPath) -> str:
@@ -161,24 +184,6 @@ _REMEDIES = {  # by what PyYAML says
 }
 
 
-@dataclass
-class Document:
-    """A space file as read.
-
-    Args:
-        source: The file as people name it.
-        data: Mappings, lists, text, numbers, booleans and None.
-        locations: Where each key or list item stands; the root is at ().
-        written: Each scalar's text as written.
-    """
-
-    source: str
-    data: Any = None
-    locations: dict[KeyPath, KeyLocation] = field(default_factory=dict)
-    written: dict[KeyPath, str] = field(default_factory=dict)
-    faults: Faults = field(default_factory=Faults)
-
-
 def parse_document(text: str, source: str) -> Document:
     """Read YAML text.
 
@@ -190,28 +195,6 @@ def parse_document(text: str, source: str) -> Document:
     document = Document(source)
     document.data = _NodeReader(document).read(_compose(text, source), ())
     return document
-
-
-def parse_value(document: Document, text: str, path: KeyPath, location: KeyLocation) -> Any:
-    """Read an override's YAML value, noting every part of it at `location`."""
-    return _NodeReader(document, location).read(_compose(text, location.text), path)
-
-
-def forget(document: Document, path: KeyPath) -> None:
-    """Drop the locations and texts at and below `path`: the value there is about to be replaced."""
-    for table in (document.locations, document.written):
-        for known in [p for p in table if p[: len(path)] == path]:
-            del table[known]
-
-
-def as_written(document: Document, path: KeyPath, value: object) -> str:
-    """Return a value for a fault, with a word on what YAML makes of `no` and `on`, and on digits joined by `_`."""
-    written = document.written.get(path)
-    if isinstance(value, str) and re.fullmatch(r"[-+\d.]+(_[\d.]+)+", value):
-        return f"{shown(value)} (a number is written without _)"
-    if isinstance(value, bool) and written and written.lower() not in ("true", "false"):
-        return f"{shown(value)} (so YAML reads an unquoted {written})"
-    return shown(value)
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:
@@ -237,25 +220,26 @@ def _compose(text: str, source: str) -> yaml.Node | None:
 
 
 class _NodeReader:
-    def __init__(self, document: Document, location: KeyLocation | None = None) -> None:
-        self._document = document
-        self._location = location
-        self._scalars = SafeConstructor()
-        self._left = _MAX_VALUES
+    """Turns YAML's nodes into plain values, and notes where they stand.
+
+    Args:
+        place: Of all of them, if they are not of the file.
+    """
+
+    def __init__(self, document: Document, place: Place | None = None) -> None:
+        self._document, self._place = document, place
+        self._scalars, self._left = SafeConstructor(), _MAX_VALUES
 
     def read(self, node: yaml.Node | None, path: KeyPath) -> Any:
         if node is None:
-            self._document.locations[path] = self._location or KeyLocation((0, 0), f"{self._document.source}:1")
+            self._document.places[path] = self._place or (0, 0, f"{self._document.source}:1")
             return None
         self._left -= 1
         if self._left < 0 or len(path) > _MAX_DEPTH:
             law = f"must hold at most {_MAX_VALUES} values, at most {_MAX_DEPTH} levels deep"
-            fail_with(
-                self._document.source,
-                [f"{self._location_of(node).text}: {dotted(path[:5])}: {law}."],
-                hint="write values out: aliases (`*name`) can unfold into any number of them",
-            )
-        self._document.locations.setdefault(path, self._location_of(node))
+            hint = "write values out: aliases (`*name`) can unfold into any number of them"
+            fail_with(self._document.source, [f"{self._place_of(node)[2]}: {dotted(path[:5])}: {law}."], hint=hint)
+        self._document.places.setdefault(path, self._place_of(node))
         if isinstance(node, yaml.MappingNode) and node.tag == f"{_TAG}map":
             return {key: self.read(value, (*path, key)) for key, value in self._items(node, path)}
         if isinstance(node, yaml.SequenceNode) and node.tag == f"{_TAG}seq":
@@ -265,46 +249,48 @@ class _NodeReader:
     def _items(self, node: yaml.MappingNode, path: KeyPath) -> Iterator[tuple[str, yaml.Node]]:
         seen: dict[str, yaml.Node] = {}
         for key_node, value_node in node.value:
-            key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
+            key, place = key_node.value if isinstance(key_node, yaml.ScalarNode) else None, self._place_of(key_node)
             if key_node.tag == f"{_TAG}merge":
-                self._fault(key_node, path, "merge keys (`<<`) are not read: write the keys out.")
+                self._document.fault(path, "merge keys (`<<`) are not read: write the keys out.", place)
             elif not isinstance(key, str) or key_node.tag != f"{_TAG}str":
-                self._fault(key_node, path, f"a key must be text, but got {key or 'a list or mapping'}: quote it.")
+                law = f"a key must be text, but got {key or 'a list or mapping'}: quote it."
+                self._document.fault(path, law, place)
             elif key in seen:
-                first = self._location_of(seen[key]).text
-                self._fault(key_node, (*path, key), f"must be given once, but stands at {first} already.")
+                law = f"must be given once, but stands at {self._place_of(seen[key])[2]} already."
+                self._document.fault((*path, key), law, place)
             else:
                 seen[key] = key_node
-                self._document.locations[(*path, key)] = self._location_of(key_node)
+                self._document.places[(*path, key)] = place
                 yield key, value_node
 
     def _scalar(self, node: yaml.Node, path: KeyPath) -> Any:
-        kind = node.tag.removeprefix(_TAG)
+        kind, text = node.tag.removeprefix(_TAG), str(node.value)
         if not isinstance(node, yaml.ScalarNode):
             kind = "other"
-        self._document.written[path] = str(node.value)
+        self._document.written[path] = text
         if kind == "null":
             return None
-        if kind in _TEXT_TAGS or (kind in ("int", "float") and _is_trap(node.value)):
-            return node.value
+        if kind in _TEXT_TAGS or (kind in ("int", "float") and _is_trap(text)):
+            if not text.isascii() and (readable := text.encode(errors="replace").decode()) != text:
+                return self._unreadable(node, path, "must be valid Unicode, but holds half of a character.", readable)
+            return text
         if kind in ("bool", "int", "float"):
             try:
                 return getattr(self._scalars, f"construct_yaml_{kind}")(node)
             except (ValueError, KeyError):
-                self._fault(node, path, f"must be what its tag says ({kind}), but got {node.value!r}.")
-                return None
+                return self._unreadable(node, path, f"must be what its tag says ({kind}), but got {text!r}.")
         allowed = one_of(["text", "a number", "a boolean", "a list", "a mapping"])
-        self._fault(node, path, f"must be plain YAML ({allowed}), but has the tag {node.tag.replace(_TAG, '!!')}.")
-        return None
+        tag = node.tag.replace(_TAG, "!!")
+        return self._unreadable(node, path, f"must be plain YAML ({allowed}), but has the tag {tag}.")
 
-    def _location_of(self, node: yaml.Node) -> KeyLocation:
-        if self._location is not None:
-            return self._location
-        line, column = node.start_mark.line + 1, node.start_mark.column + 1
-        return KeyLocation((line, column), f"{self._document.source}:{line}")
+    def _unreadable(self, node: yaml.Node, path: KeyPath, message: str, value: str | None = None) -> str | None:
+        self._document.fault(path, message, self._place_of(node))
+        self._document.unread.add(path)
+        return value
 
-    def _fault(self, node: yaml.Node, path: KeyPath, message: str) -> None:
-        self._document.faults.add(path, message, self._location_of(node))
+    def _place_of(self, node: yaml.Node) -> Place:
+        line = node.start_mark.line + 1
+        return self._place or (line, node.start_mark.column + 1, f"{self._document.source}:{line}")
 
 
 def _is_trap(text: str) -> bool:

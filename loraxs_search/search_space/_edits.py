@@ -12,16 +12,7 @@ from typing import Any
 import yaml
 
 from loraxs_search.search_space._distributions import METHOD
-from loraxs_search.search_space._document import (
-    Document,
-    KeyLocation,
-    KeyPath,
-    as_mapping,
-    forget,
-    location_of,
-    parse_value,
-    shown,
-)
+from loraxs_search.search_space._document import BEHIND_FILES, Document, KeyPath, as_mapping
 from loraxs_search.search_space._parameter_specs import SpaceSpecs
 from loraxs_search.search_space._peft_methods import known_methods
 
@@ -57,7 +48,7 @@ def _narrow_parameters(
     for name, given in list(section.items()):
         takers = kept.takers(name)
         if name in gone:
-            if not location_of(document.locations, (_PARAMETERS, name)).is_override:  # reported as a fault later
+            if document.place((_PARAMETERS, name))[0] != BEHIND_FILES:  # reported as a fault later
                 del section[name]
         elif isinstance(given, list) and any(isinstance(item, dict) for item in given):
             _narrow_list(document, (_PARAMETERS, name), given, earlier, takers, gone)
@@ -120,7 +111,7 @@ def _taken(form: object, left: Sequence[str]) -> Sequence[str]:
 def _move_lines(document: Document, path: KeyPath, kept: Sequence[int]) -> None:
     """Keep the lines of some items of a list at their new places."""
     new_index: dict[str | int, int] = {old: new for new, old in enumerate(kept)}
-    tables: tuple[dict[KeyPath, Any], ...] = (document.locations, document.written)
+    tables: tuple[dict[KeyPath, Any], ...] = (document.places, document.written)
     for table in tables:
         below = {key: table.pop(key) for key in list(table) if key[: len(path)] == path and len(key) > len(path)}
         for key, value in below.items():
@@ -136,8 +127,6 @@ def _names(given: object) -> list[str]:
 
 
 Overrides = Sequence[str] | Mapping[str, Any]
-
-_SHORTHANDS = {"task": "use", "base_model": "id"}  # `task: sst2` is `task: {use: sst2}`
 
 
 def as_texts(overrides: Overrides) -> Sequence[str]:
@@ -172,29 +161,6 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """
     methods = as_mapping(document.data).get(METHOD)
     for index, override in enumerate(overrides):
-        location = KeyLocation.of_override(index, override)
-        path, equals, text = override.partition("=")
-        keys = tuple(path.strip().split("."))
-        if not equals or not all(keys):
-            document.faults.add((), f"must be path.to.key=value, but got {shown(override)}.", location)
-        elif isinstance(document.data, dict):
-            _put(document, keys, text, location)
+        document.put(override, index)
     if as_mapping(document.data).get(METHOD) != methods:
         _select_methods(document, methods)
-
-
-def _put(document: Document, keys: tuple[str, ...], text: str, location: KeyLocation) -> None:
-    parent: dict[str, Any] = document.data
-    for depth, key in enumerate(keys[:-1], start=1):
-        inner = parent.setdefault(key, {})
-        if depth == 1 and isinstance(inner, str) and key in _SHORTHANDS:
-            inner = parent[key] = {_SHORTHANDS[key]: inner}
-        if not isinstance(inner, dict):
-            message = f"must lead through keys, but {'.'.join(keys[:depth])} holds {shown(inner)}."
-            document.faults.add(keys, message, location)
-            return
-        document.locations.setdefault(keys[:depth], location)
-        parent = inner
-    forget(document, keys)
-    document.locations[keys] = location
-    parent[keys[-1]] = parse_value(document, text, keys, location)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import yaml
 from loraxs_search.errors import UsageError, must_be, one_of
 from loraxs_search.methods import METHODS, LoraXS, Method, get_method
 from loraxs_search.paths import user_path
+from loraxs_search.plugins import EntryPoints, SearchKey
 from loraxs_search.records import NEGATIVE_FLIPS, SLICE_LOSS, BaseModelRef, PromotionRule, SearchPlan, Task
 from loraxs_search.samplers import SAMPLERS, make_sampler
 from loraxs_search.schedulers import SCHEDULERS
-from loraxs_search.search_space._distributions import METHOD, Parameter
+from loraxs_search.search_space._distributions import METHOD
 from loraxs_search.search_space._document import (
     Document,
     KeyPath,
@@ -26,24 +27,11 @@ from loraxs_search.search_space._document import (
     read_file,
     shown,
 )
-from loraxs_search.search_space._edits import (
-    Overrides,
-    apply_overrides,
-    as_texts,
-    plain,
-)
-from loraxs_search.search_space._parameter_forms import PARAMETERS
-from loraxs_search.search_space._parameter_specs import both, defaults_of, parameter_specs
-from loraxs_search.search_space._parameters import read_method, read_parameters
+from loraxs_search.search_space._edits import Overrides, apply_overrides, as_texts, plain
+from loraxs_search.search_space._parameter_specs import both, check_entry, defaults_of, parameter_specs
+from loraxs_search.search_space._parameters import PARAMETERS, read_method, read_parameters
 from loraxs_search.search_space._peft_methods import PEFT_METHODS, read_peft_methods
-from loraxs_search.search_space._sections import (
-    BaseModelSection,
-    PromotionSection,
-    SearchSection,
-    check_choice,
-    read_section,
-    search_section,
-)
+from loraxs_search.search_space._sections import keys_of, read_section, read_value
 from loraxs_search.search_space._space import Space, searched_parameters
 from loraxs_search.search_space._task import TaskSection, direction_fault, meant_metrics, read_task, unfit_metric
 from loraxs_search.tasks.kinds import find_metric, kind_of
@@ -122,34 +110,42 @@ def as_launched(resolved: Space, text: str, name: str) -> Space:
 
 
 def _space(document: Document, text: str, folder: Path, name: str | None) -> Space:
-    source, folder = document.source, folder.resolve()
-    sections = _sections(document)
+    source, folder, sections = document.source, folder.resolve(), _sections(document)
     task = read_task(document, sections["task"], folder) if "task" in sections else None
-    base_model = _base_model(document, sections["base_model"], folder) if "base_model" in sections else None
+    base_model = _read_base_model(document, sections["base_model"], folder) if "base_model" in sections else None
     named = read_peft_methods(document)
-    is_known = not document.faults.at_or_below((PEFT_METHODS,))  # else names would be said to be unknown
-    method = read_method(document, sections.get("method", LoraXS.name), named) if is_known else None
+    is_known = not document.is_faulty(PEFT_METHODS)  # else names would be said to be unknown
+    method = read_method(document, sections.get(METHOD, LoraXS.name), named) if is_known else None
     methods = tuple(str(name) for name in method.possible or ()) if method else ()
     parameters = (
-        read_parameters(document, sections["parameters"], method, named) if "parameters" in sections and method else {}
+        read_parameters(document, sections[PARAMETERS], method, named) if PARAMETERS in sections and method else {}
     )
     searched = {
         name: {field: kind for field, kind in it.searched.items() if field in parameters} for name, it in named.items()
     }
     named = {name: replace(it, searched=searched[name]) for name, it in named.items() if name in methods}
     trained = {name: get_method(name, named.get(name)) for name in methods}
-    _check_head(document, sections.get("parameters"), task, trained)
+    if task is not None and kind_of(task).model.num_outputs is None:  # trials would not differ in their heads
+        for key, method_ in trained.items():
+            if method_.needs_head:
+                document.fault((METHOD,), f"must be for a task with a head, but got {key} for {task.kind}.")
+        for key in _HEAD_PARAMETERS & as_mapping(sections.get(PARAMETERS)).keys():
+            document.fault((PARAMETERS, key), f"must be left out: an adapter for {task.kind} has no head.")
     # A section whose every line is commented out is null in YAML: it says nothing, so the defaults stand.
     plan, rule = (sections.get(name) or {} for name in ("search", "promotion"))
-    search = _search(document, plan)
-    _check_sampler(document, search, parameters)
+    search = _read_search(document, plan)
+    if not document.is_faulty("search") and not document.is_faulty(PARAMETERS):
+        for fault in make_sampler(search, searched_parameters(parameters)).faults():
+            document.fault(("search", "sampler"), fault)
     task = _reported(document, as_mapping(plan), task)
     has_slices = as_mapping(sections.get("task")).get("slices") is not None
-    promotion = _promotion(document, rule, task, trained, has_slices=has_slices)
-    check_choice(document, as_mapping(rule))
-    start_from = _start_from(document, sections.get("start_from"))
+    promotion = _read_promotion(document, rule, task, trained, has_slices=has_slices)
+    start_from = sections.get("start_from")  # the registry is asked for it at launch
+    if start_from is not None and not (isinstance(start_from, str) and start_from):
+        law = "must name a registered adapter (TASK, TASK@alias or TASK:3)"
+        document.fault(("start_from",), f"{law}, but got {shown(start_from)}.")
     if document.faults or task is None or base_model is None or method is None:
-        document.faults.fail(source, document.locations)
+        document.fail()
     space = Space(
         name=name or Path(source).stem,
         text=text,
@@ -165,26 +161,55 @@ def _space(document: Document, text: str, folder: Path, name: str | None) -> Spa
         peft_methods=named,
         defaults={name: defaults_of(each) for name, each in trained.items()},
     )
-    _check_target_modules(document, space)
+    # Params that differ in nothing but the layers of a method that adapts none are one and the same.
+    idle = [name for name in methods if not trained[name].adapts_layers]
+    if chosen := [name for name in idle if (own := space.parameters_of(name).get("target_modules")) and own.size != 1]:
+        others = [name for name in methods if name not in idle]
+        remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
+        law = f"must have one value in trials of {both(chosen)}, which adapt no layers: {remedy}."
+        document.fault((PARAMETERS, "target_modules"), law)
+        document.fail()
     return space
 
 
-def _check_target_modules(document: Document, space: Space) -> None:
-    """Refuse a search over layers in trials that adapt none: params that differ in nothing else are one and the same.
+def _sections(document: Document) -> dict[str, Any]:
+    data = document.data
+    if not isinstance(data, dict):
+        got = "nothing" if data is None else shown(data)
+        document.fault((), f"must hold keys: {one_of(_SECTIONS)}, but holds {got}.")
+        return {}
+    for key in data.keys() - set(_SECTIONS):
+        # Keys of sections, for who leaves out the section's name.
+        taken = {name for method in METHODS.importable().values() for name in parameter_specs(method)}
+        inner = {PARAMETERS: taken, "search": {*keys_of(SearchPlan), *entry_keys()}}
+        inner |= {"promotion": set(keys_of(PromotionRule)), "task": set(keys_of(TaskSection))}
+        meant = " or ".join(f"{section}.{key}" for section, keys in inner.items() if key in keys)
+        law = f"did you mean {meant}? It must be one of: {one_of(_SECTIONS)}" if meant else must_be(key, _SECTIONS)
+        document.fault((key,), f"{law}, but got {key!r}.")
+    for key in _REQUIRED:
+        if key not in data:
+            document.fault((key,), "is required.")
+    return data
 
-    Raises:
-        SpaceError: with what to do.
-    """
-    idle = [name for name in space.methods if not space.method(name).adapts_layers]
-    searched = [name for name in idle if (own := space.parameters_of(name).get("target_modules")) and own.size != 1]
-    if searched:
-        others = [name for name in space.methods if name not in idle]
-        remedy = f"add `when: {{method: [{', '.join(others)}]}}`" if others else "leave it out"
-        document.faults.add(
-            (PARAMETERS, "target_modules"),
-            f"must have one value in trials of {both(searched)}, which adapt no layers: {remedy}.",
-        )
-        document.faults.fail(document.source, document.locations)
+
+def _reported(document: Document, search: Mapping[str, Any], task: Task | None) -> Task | None:
+    """Return the task with what its running trials are compared by, where that is not its metric."""
+    where: KeyPath = ("search", "metric")
+    name = search.get("metric")
+    if document.is_faulty(*where):
+        return task
+    if task is None:
+        if name is not None and find_metric(name) is None:
+            document.fault(where, f"must be the name of a metric, but got {shown(name)}.")
+        return None
+    kind = kind_of(task)
+    if name is not None and (fault := unfit_metric(kind, kind.keys(), name)):
+        document.fault(where, fault)
+        return task
+    metric = name or kind.report_metric or task.metric
+    if metric == task.metric:
+        return task
+    return replace(task, report_metric=metric, report_direction=kind.metrics[metric].direction)
 
 
 def single_method(text: str) -> str:
@@ -204,153 +229,110 @@ def _rewritten(document: Document, overrides: Sequence[str]) -> str:
     return header + yaml.safe_dump(document.data, sort_keys=False, allow_unicode=True)
 
 
-def _sections(document: Document) -> dict[str, Any]:
-    data = document.data
-    if not isinstance(data, dict):
-        got = "nothing" if data is None else shown(data)
-        document.faults.add((), f"must hold keys: {one_of(_SECTIONS)}, but holds {got}.")
-        return {}
-    for key in data:
-        if key not in _SECTIONS:
-            inner = " or ".join(f"{section}.{key}" for section, keys in _section_keys().items() if key in keys)
-            law = f"did you mean {inner}? It must be one of: {one_of(_SECTIONS)}" if inner else must_be(key, _SECTIONS)
-            document.faults.add((key,), f"{law}, but got {key!r}.")
-    for key in _REQUIRED:
-        if key not in data:
-            document.faults.add((key,), "is required.")
-    return data
+# ---- search ----------------------------------------------------------------------------------------------------------
+def entry_keys() -> dict[str, SearchKey]:
+    """Return every key that a scheduler or sampler takes; of two that take one, the first one's.
+
+    A space may hold keys of a scheduler that it does not use: `--set search.scheduler=none` is enough to do without.
+    """
+    taken = [scheduler.parameters for scheduler in SCHEDULERS.importable().values()]
+    taken += [sampler.parameters for sampler in SAMPLERS.importable().values()]
+    keys: dict[str, SearchKey] = {}
+    for name, key in (each for own in taken for each in own.items()):
+        keys.setdefault(name, key)
+    return keys
 
 
-def _section_keys() -> dict[str, set[str]]:
-    """Return the keys of sections, for who leaves out the section's name."""
-    models: dict[str, Any] = {"search": search_section(), "promotion": PromotionSection, "task": TaskSection}
-    parameters = {name for method in METHODS.importable().values() for name in parameter_specs(method)}
-    return {"parameters": parameters} | {name: set(model.model_fields) for name, model in models.items()}
-
-
-def _start_from(document: Document, given: object) -> str | None:
-    """Return the name of the adapter that trials start from; the registry is asked for it at launch."""
-    if given is None or (isinstance(given, str) and given):
-        return given or None
-    law = "must name a registered adapter (TASK, TASK@alias or TASK:3)"
-    document.faults.add(("start_from",), f"{law}, but got {shown(given)}.")
-    return None
-
-
-def _base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:
-    section = read_section(
-        document, ("base_model",), BaseModelSection, {"id": given} if isinstance(given, str) else given
-    )
-    if section is None:
-        return None
-    fields = section.model_dump()
-    if section.id.startswith((".", "~", "/")):
-        where: KeyPath = ("base_model", "id")
-        law = f"must be a hub id, or a folder relative to this file, but got {shown(section.id)}"
-        try:
-            path = user_path(section.id, folder)
-        except ValueError as error:
-            document.faults.add(where, f"{law}: {error}.")
-            return None
-        fields["id"] = str(path)
-        if not path.is_dir():
-            document.faults.add(where, f"{law}, and {path} is no folder.")
-    return BaseModelRef(**fields)
-
-
-def _search(document: Document, given: object) -> SearchPlan:
-    section = read_section(document, ("search",), search_section(), given)
-    pace = {key: as_mapping(given).get(key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps")}
-    is_sound = not any(document.faults.at_or_below(("search", key)) for key in pace)
+def _read_search(document: Document, given: object) -> SearchPlan:
+    """Read how to search; the defaults come back if there is a fault."""
+    keys, written = entry_keys(), as_mapping(given)
+    plan = read_section(document, ("search",), SearchPlan, given, keys)
+    values = {
+        name: read_value(document, ("search", name), key.annotation, written[name]) if name in written else key.default
+        for name, key in keys.items()
+    }
+    registries: dict[str, EntryPoints[Any]] = {"scheduler": SCHEDULERS, "sampler": SAMPLERS}
+    for name, registry in registries.items():
+        if isinstance(entry := written.get(name), str):
+            try:
+                check_entry(registry, f"a {name}", entry)
+            except ValueError as error:
+                document.fault(("search", name), f"{error}, but got {shown(entry)}.")
+    pace = {key: written.get(key, getattr(SearchPlan, key)) for key in ("report_every", "max_steps")}
+    is_sound = not any(document.is_faulty("search", key) for key in pace)
     if is_sound and pace["report_every"] > pace["max_steps"]:
         got = " and ".join(f"{key}={value}" for key, value in pace.items())
-        document.faults.add(("search", "report_every"), f"must be at most max_steps, but got {got}.")
-    if section is None:
+        document.fault(("search", "report_every"), f"must be at most max_steps, but got {got}.")
+    if plan is None or document.is_faulty("search"):
         return SearchPlan()
-    values = section.model_dump(exclude={"metric"})
-    params = {key: values.pop(key) for key in values.keys() - SearchSection.model_fields.keys()}
-    factor = params.pop("reduction_factor")  # stored as a field, whichever scheduler is chosen
-    values["scheduler_params"], values["sampler_params"] = (
-        {key: value for key, value in params.items() if key in entry.parameters}
-        for entry in (SCHEDULERS.get(values["scheduler"]), SAMPLERS.get(section.sampler))
-    )
-    values["time_budget_s"] = values.pop("time_budget")
-    return SearchPlan(**values, reduction_factor=factor)
+    taken = SCHEDULERS.get(plan.scheduler).parameters.keys() | SAMPLERS.get(plan.sampler).parameters.keys()
+    return replace(plan, params={name: value for name, value in values.items() if name in taken})
 
 
-def _check_sampler(document: Document, plan: SearchPlan, parameters: Mapping[str, Parameter]) -> None:
-    """Report what the sampler cannot search."""
-    if not document.faults.at_or_below(("search",)) and not document.faults.at_or_below((PARAMETERS,)):
-        for fault in make_sampler(plan, searched_parameters(parameters)).faults():
-            document.faults.add(("search", "sampler"), fault)
-
-
-def _reported(document: Document, search: Mapping[str, Any], task: Task | None) -> Task | None:
-    """Return the task with what its running trials are compared by, where that is not its metric."""
-    where: KeyPath = ("search", "metric")
-    name = search.get("metric")
-    if document.faults.at_or_below(where):
-        return task
-    if task is None:
-        if name is not None and find_metric(name) is None:
-            document.faults.add(where, f"must be the name of a metric, but got {shown(name)}.")
+# ---- base model and promotion ----------------------------------------------------------------------------------------
+def _read_base_model(document: Document, given: object, folder: Path) -> BaseModelRef | None:
+    """Read the base; a path is taken relative to `folder`. None if there is a fault."""
+    path, written = ("base_model",), {"id": given} if isinstance(given, str) else given
+    ref = read_section(document, path, BaseModelRef, written)
+    if ref is None or not ref.id.startswith((".", "~", "/")):
+        return ref
+    law = f"must be a hub id, or a folder relative to this file, but got {shown(ref.id)}"
+    try:
+        found = user_path(ref.id, folder)
+    except ValueError as error:
+        document.fault((*path, "id"), f"{law}: {error}.")
         return None
-    kind = kind_of(task)
-    if name is not None and (fault := unfit_metric(kind, kind.keys(), name)):
-        document.faults.add(where, fault)
-        return task
-    metric = name or kind.report_metric or task.metric
-    if metric == task.metric:
-        return task
-    return replace(task, report_metric=metric, report_direction=kind.metrics[metric].direction)
+    if not found.is_dir():
+        document.fault((*path, "id"), f"{law}, and {found} is no folder.")
+    return replace(ref, id=str(found))
 
 
-def _check_head(document: Document, given: object, task: Task | None, methods: Mapping[str, Method]) -> None:
-    """Refuse head parameters and methods that need a head if the task has no head: such trials would not differ."""
-    if task is None or kind_of(task).model.num_outputs is not None:
-        return
-    for name, method in methods.items():
-        if method.needs_head:
-            document.faults.add(("method",), f"must be for a task with a head, but got {name} for {task.kind}.")
-    for key in _HEAD_PARAMETERS & as_mapping(given).keys():
-        document.faults.add(("parameters", key), f"must be left out: an adapter for {task.kind} has no head.")
-
-
-def _promotion(
+def _read_promotion(
     document: Document, given: object, task: Task | None, methods: Mapping[str, Method], *, has_slices: bool
 ) -> PromotionRule:
-    metrics = task.metrics if task else meant_metrics(as_mapping(document.data).get("task"))
-    section = read_section(document, ("promotion",), PromotionSection, given)
-    keys = as_mapping(given)
+    """Read the rule, and hold it against the task and the methods; the default comes back if there is a fault."""
+    rule, keys = read_section(document, ("promotion",), PromotionRule, given), as_mapping(given)
+    faulty = {key for key in keys if document.is_faulty("promotion", key)}
+    found = [*_metric_faults(document, keys, task), *_choice_faults(keys)]
     guards = as_mapping(keys.get("guards"))
     if SLICE_LOSS in guards and not has_slices:
-        document.faults.add(("promotion", "guards"), f"must stand beside `task.slices` where it names {SLICE_LOSS}.")
+        found.append(("guards", f"must stand beside `task.slices` where it names {SLICE_LOSS}."))
     if NEGATIVE_FLIPS in guards and task is not None and not kind_of(task).has_right_answers:
         law = f"must not name {NEGATIVE_FLIPS}: the task's answers are numbers, neither right nor wrong."
-        document.faults.add(("promotion", "guards"), law)
-    named = [
-        ("metric", keys.get("metric")),
-        *(("guards", name) for name in guards if name not in (NEGATIVE_FLIPS, SLICE_LOSS)),
-    ]
-    for key, metric in named:
+        found.append(("guards", law))
+    for name in rule.methods if rule is not None and methods else ():
+        if name not in methods:
+            law = must_be(name, methods, "must be among the space's methods")
+            found.append(("methods", f"{law}, but got {shown(name)}."))
+        elif not methods[name].has_adapter:
+            found.append(("methods", f"must have adapters, but of {name} only metrics are recorded."))
+    for key, message in found:
+        if key not in faulty or key in ("guards", "metric"):
+            document.fault(("promotion", key), message)
+    return rule or PromotionRule()
+
+
+def _metric_faults(document: Document, keys: Mapping[str, Any], task: Task | None) -> Iterator[tuple[str, str]]:
+    metrics = task.metrics if task else meant_metrics(as_mapping(document.data).get("task"))
+    guarded = [name for name in as_mapping(keys.get("guards")) if name not in (NEGATIVE_FLIPS, SLICE_LOSS)]
+    for key, metric in [("metric", keys.get("metric")), *(("guards", name) for name in guarded)]:
         if isinstance(metric, str) and metrics and metric not in metrics:
             law = must_be(metric, metrics, "must be one of the task's metrics")
-            document.faults.add(("promotion", key), f"{law}, but got {shown(metric)}.")
+            yield key, f"{law}, but got {shown(metric)}."
     decides = keys.get("metric") or (task.metric if task else None)
-    given_direction = None if document.faults.at_or_below(("promotion", "direction")) else keys.get("direction")
-    if decides in metrics and (fault := direction_fault(given_direction, decides)):
-        document.faults.add(("promotion", "direction"), fault)
-    for name in section.methods if section is not None and methods else ():
-        if fault := _not_promotable(name, methods):
-            document.faults.add(("promotion", "methods"), fault)
-    return PromotionRule() if section is None else PromotionRule(**section.model_dump())
+    direction = keys.get("direction")
+    if decides in metrics and isinstance(direction, str) and (fault := direction_fault(direction, decides)):
+        yield "direction", fault
 
 
-def _not_promotable(name: str, methods: Mapping[str, Method]) -> str | None:
-    """Return why trials of a method cannot be candidates of a space with these methods; None if they can."""
-    if name not in methods:
-        law = must_be(name, methods, "must be among the space's methods")
-        return f"{law}, but got {shown(name)}."
-    if not methods[name].has_adapter:
-        return f"must have adapters, but of {name} only metrics are recorded."
-    return None
+def _choice_faults(keys: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if keys.get("choose") != "smallest":
+        return
+    if not keys.get("tolerance", PromotionRule.tolerance):
+        law = "smallest must stand beside a tolerance, which says what fewer bytes may cost"
+        yield "choose", f"{law}, but there is none; write tolerance: 0.005, or choose: best."
+    if keys.get("candidates", PromotionRule.candidates) == 1:
+        yield (
+            "candidates",
+            "must be at least 2 beside choose: smallest, since tolerance counts from the best, but got 1.",
+        )

@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple, get_args
 
 from loraxs_search.errors import TargetModulesError, UsageError, asking, did_you_mean, must_be, one_of
 from loraxs_search.methods import METHODS, Method, ParameterSpec
@@ -19,24 +19,14 @@ from loraxs_search.search_space._distributions import METHOD
 
 GROUPS = ("attention", "ffn", "all-linear")
 _EXPRESSION = re.compile(r"(?P<groups>[^@]+)(?:@last-(?P<last>\d+))?")
+_SITE = re.compile(r"(?P<stack>(?:.*?\.)?)(?P<layer>\d+)\.(?P<name>.+)")
 _NAME = re.compile(r"all-linear|\w+(?:\.\w+)*")
 _HINT = "`loraxs-search check` lists what each group means"
 _GRAMMAR = "GROUP[+GROUP...][@last-K]"
 
 
-@dataclass(frozen=True)
-class _Expression:
-    """A group expression taken apart; `last` is the number of last layers, None for all."""
-
-    groups: tuple[str, ...]
-    last: int | None = None
-
-    def __str__(self) -> str:
-        return "+".join(self.groups) + (f"@last-{self.last}" if self.last else "")
-
-
-def _parse_expression(text: str) -> _Expression:
-    """Take `GROUP[+GROUP...][@last-K]` apart.
+def _parse_groups(text: str) -> tuple[tuple[str, ...], int | None]:
+    """Return the groups of `GROUP[+GROUP...][@last-K]`, and K; None for all layers.
 
     Raises:
         ValueError: the text is not such an expression; the message states the law.
@@ -51,7 +41,24 @@ def _parse_expression(text: str) -> _Expression:
             raise ValueError(asking(law, group, GROUPS))
     if len(set(groups)) < len(groups):
         raise ValueError("must name each group once")
-    return _Expression(tuple(groups), int(match["last"]) if match["last"] else None)
+    return tuple(groups), int(match["last"]) if match["last"] else None
+
+
+class _Site(NamedTuple):
+    """A module's place: the stack of layers it is in, which layer, and its name within the layer."""
+
+    module: str
+    stack: str
+    layer: int
+    name: str
+
+    def is_in(self, group: str, own_names: Collection[str]) -> bool:
+        """Whether it is in a group; `own_names` are those of all modules within their layers."""
+        if group in ("attention", "ffn"):
+            in_attention = any("attn" in part or "attention" in part for part in self.name.lower().split("."))
+            return in_attention == (group == "attention")
+        is_named = self.name == group if group in own_names else self.name.endswith(f".{group}")
+        return is_named or group == "all-linear"
 
 
 def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[str, ...]:
@@ -65,94 +72,49 @@ def resolve_modules(expression: str, modules: Sequence[LinearModule]) -> tuple[s
         TargetModulesError: the expression cannot be read, or a part of it matches nothing.
     """
     try:
-        parsed = _parse_expression(expression)
+        groups, last = _parse_groups(expression)
     except ValueError as error:
         raise TargetModulesError(f"`target_modules` {error}, but got {expression!r}.", hint=_HINT) from None
-    sites = [site for site in map(_Site.of, modules) if site is not None]
-    chosen: set[str] = set()
-    for group in parsed.groups:
-        matching = {site.module for site in sites if _matcher(group, sites)(site)}
-        if not matching:
-            raise TargetModulesError(_nothing(group, sites), hint=_HINT)
-        chosen |= matching
-    last = _last_layers(sites, parsed, expression)
-    names = tuple(site.module for site in sites if site.module in chosen and site.module in last)
-    if not names:
-        raise TargetModulesError(
-            f"`{expression}` must name at least one linear layer, but the last layers hold none.", hint=_HINT
-        )
+    matches = [(module.name, _SITE.fullmatch(module.name)) for module in modules]
+    sites = [_Site(name, match["stack"], int(match["layer"]), match["name"]) for name, match in matches if match]
+    own_names = dict.fromkeys(site.name for site in sites)
+    if not sites:
+        law = "`target_modules` must name linear layers, but the base model has none in its layers."
+        raise TargetModulesError(law, hint=_HINT)
+    for group in groups:
+        if not any(site.is_in(group, own_names) for site in sites):
+            first, listed = did_you_mean(group, [*own_names, *GROUPS]), one_of([*own_names, *GROUPS], group)
+            law = f"{first}`target_modules` must be made of: {listed}, but got {group!r}."
+            raise TargetModulesError(law, hint=_HINT)
+    layers: dict[str, set[int]] = {}  # of each stack
+    for site in sites:
+        layers.setdefault(site.stack, set()).add(site.layer)
+    if last is not None and last > (most := max(map(len, layers.values()))):
+        law = f"`@last-K` must have K in 1..{most}, the model's layers, but got {expression!r}."
+        raise TargetModulesError(law, hint=_HINT)
+    kept = {stack: sorted(numbers)[-(last or len(numbers)) :] for stack, numbers in layers.items()}
+    chosen = [site for site in sites if any(site.is_in(group, own_names) for group in groups)]
+    if not (names := tuple(site.module for site in chosen if site.layer in kept[site.stack])):
+        law = f"`{expression}` must name at least one linear layer, but the last layers hold none."
+        raise TargetModulesError(law, hint=_HINT)
     return names
 
 
-@dataclass(frozen=True)
-class _Site:
-    """A module's place: the stack of layers it is in, which layer, and its name within the layer."""
-
-    module: str
-    stack: str
-    layer: int
-    name: str
-
-    @classmethod
-    def of(cls, module: LinearModule) -> _Site | None:
-        match = re.fullmatch(r"(?P<stack>(?:.*?\.)?)(?P<layer>\d+)\.(?P<name>.+)", module.name)
-        return cls(module.name, match["stack"], int(match["layer"]), match["name"]) if match else None
-
-    @property
-    def in_attention(self) -> bool:
-        return any("attn" in part or "attention" in part for part in self.name.lower().split("."))
-
-
-def _matcher(group: str, sites: Sequence[_Site]) -> Callable[[_Site], bool]:
-    if group == "all-linear":
-        return lambda _: True
-    if group in ("attention", "ffn"):
-        return lambda site: site.in_attention == (group == "attention")
-    if any(site.name == group for site in sites):
-        return lambda site: site.name == group
-    return lambda site: site.name.endswith(f".{group}")
-
-
-def _last_layers(sites: Sequence[_Site], parsed: _Expression, expression: str) -> set[str]:
-    if parsed.last is None:
-        return {site.module for site in sites}
-    layers: dict[str, set[int]] = {}
-    for site in sites:
-        layers.setdefault(site.stack, set()).add(site.layer)
-    most = max(map(len, layers.values()))
-    if parsed.last > most:
-        raise TargetModulesError(
-            f"`@last-K` must have K in 1..{most}, the model's layers, but got {expression!r}.", hint=_HINT
-        )
-    last = {stack: sorted(numbers)[-parsed.last :] for stack, numbers in layers.items()}
-    return {site.module for site in sites if site.layer in last[site.stack]}
-
-
-def _nothing(group: str, sites: Sequence[_Site]) -> str:
-    own = dict.fromkeys(site.name for site in sites)
-    if not own:
-        return "`target_modules` must name linear layers, but the base model has none in its layers."
-    first, listed = did_you_mean(group, [*own, *GROUPS]), one_of([*own, *GROUPS], group)
-    return f"{first}`target_modules` must be made of: {listed}, but got {group!r}."
-
-
-def known_entry(registry: EntryPoints[Any], noun: str) -> Callable[[Any], str]:
-    """Return a validator that refuses a name that no entry has, or whose entry cannot be imported.
+def check_entry(registry: EntryPoints[Any], noun: str, name: Any) -> str:
+    """Return the name of an entry.
 
     Args:
         noun: What an entry is, with its article.
+    Raises:
+        ValueError: no entry has the name, or the entry cannot be imported.
     """
-
-    def check(name: Any) -> str:
-        if name not in registry.names():
-            raise ValueError(must_be(name, registry.names()))
-        try:
-            registry.get(name)
-        except UsageError as error:
-            raise ValueError(f"must be {noun} that can be imported ({error.message})") from error
-        return str(name)
-
-    return check
+    if name not in registry.names():
+        raise ValueError(must_be(name, registry.names()))
+    try:
+        registry.get(name)
+    except UsageError as error:
+        raise ValueError(f"must be {noun} that can be imported ({error.message})") from error
+    return str(name)
 
 
 DEFAULT_TARGET_MODULES = "all-linear"
@@ -174,12 +136,13 @@ class _ModulesSpec(ParameterSpec):
             value = "+".join(value)
         if not isinstance(value, str):
             raise ValueError(f"must be {self}")
-        return str(_parse_expression(value))
+        groups, last = _parse_groups(value)
+        return "+".join(groups) + (f"@last-{last}" if last else "")
 
     def same(self, one: Scalar, other: Scalar) -> bool:
         """Whether two checked values mean the same: `query+value` is `value+query`."""
-        left, right = _parse_expression(str(one)), _parse_expression(str(other))
-        return (set(left.groups), left.last) == (set(right.groups), right.last)
+        (groups, last), (others, other_last) = _parse_groups(str(one)), _parse_groups(str(other))
+        return (set(groups), last) == (set(others), other_last)
 
 
 # `head_learning_rate` has none: it is the trial's `learning_rate` where it is left out.
@@ -256,7 +219,7 @@ class _MethodSpec(ParameterSpec):
 
     def check(self, value: object) -> Scalar:
         if value in METHODS.names():
-            return known_entry(METHODS, "a method")(value)
+            return check_entry(METHODS, "a method", value)
         return super().check(value)
 
 

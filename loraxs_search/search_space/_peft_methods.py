@@ -10,7 +10,7 @@ from typing import Any
 from loraxs_search.errors import must_be
 from loraxs_search.methods import METHODS, Method, get_method
 from loraxs_search.records import PeftSettings
-from loraxs_search.search_space._document import Document, Faults, KeyPath, as_mapping, as_written, shown
+from loraxs_search.search_space._document import Document, KeyPath, as_mapping, shown
 
 PEFT_METHODS = "peft_methods"
 
@@ -20,14 +20,14 @@ def read_peft_methods(document: Document) -> dict[str, PeftSettings]:
     section = as_mapping(document.data).get(PEFT_METHODS)
     if not isinstance(section, dict | None):
         message = f"must map names to configs of PEFT, as in {{vera: {{peft_type: VERA}}}}, but got {shown(section)}."
-        document.faults.add((PEFT_METHODS,), message)
+        document.fault((PEFT_METHODS,), message)
     read = {name: _settings(document, name, given) for name, given in as_mapping(section).items()}
     return {name: settings for name, settings in read.items() if settings is not None}
 
 
 def known_methods(document: Document) -> dict[str, Method]:
     """Return the methods that a space may name, as far as they are sound."""
-    named = read_peft_methods(replace(document, faults=Faults()))
+    named = read_peft_methods(replace(document, faults=[]))
     registered: dict[str, Method] = {name: entry() for name, entry in METHODS.importable().items()}
     return registered | {name: get_method(name, settings) for name, settings in named.items()}
 
@@ -38,22 +38,22 @@ def _settings(document: Document, name: str, given: object) -> PeftSettings | No
     path, before = (PEFT_METHODS, name), len(document.faults)
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) or name in METHODS.names():
         law = "must be a name of its own, in lower case, of letters, digits and hyphens"
-        document.faults.add(path, f"{law}, but got {shown(name)}.")
+        document.fault(path, f"{law}, but got {shown(name)}.")
     config = as_mapping(given)
     peft_type = config.get("peft_type")
     if peft_type not in (known := list(peft_types())):
         reason = refused_type(str(peft_type))
         law = f"must be another type: PEFT's {peft_type} {reason}" if reason else must_be(peft_type, known)
-        document.faults.add((*path, "peft_type"), f"{law}, but got {shown(peft_type)}.")
+        document.fault((*path, "peft_type"), f"{law}, but got {shown(peft_type)}.")
         return None
     fields = config_fields(peft_type)
     for field, value in config.items():
         if field in REFUSED_FIELDS:
-            document.faults.add((*path, field), f"{REFUSED_FIELDS[field]}.")
+            document.fault((*path, field), f"{REFUSED_FIELDS[field]}.")
         elif field.endswith("dropout") and value:
-            document.faults.add((*path, field), "must be left out: trials train without dropout.")
+            document.fault((*path, field), "must be left out: trials train without dropout.")
         elif field not in fields and field != "peft_type":
-            document.faults.add((*path, field), f"{must_be(field, fields)}, but got {field!r}.")
+            document.fault((*path, field), f"{must_be(field, fields)}, but got {field!r}.")
     fixed = {
         field: _value(document, (*path, field), fields, value) for field, value in config.items() if field in fields
     }
@@ -74,5 +74,5 @@ def _value(document: Document, path: KeyPath, fields: Mapping[str, Any], value: 
         return spec.check(value)
     except ValueError as error:
         form = "; search it in `parameters`" if isinstance(value, dict) else ""
-        document.faults.add(path, f"{error}, but got {as_written(document, path, value)}{form}.")
+        document.fault(path, f"{error}, but got {document.got(path, value)}{form}.")
         return value

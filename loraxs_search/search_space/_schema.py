@@ -13,13 +13,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
 from loraxs_search.methods import METHODS, ParameterSpec
+from loraxs_search.records import BaseModelRef, PromotionRule, SearchPlan
 from loraxs_search.samplers import SAMPLERS
 from loraxs_search.schedulers import SCHEDULERS
+from loraxs_search.search_space._load import entry_keys
 from loraxs_search.search_space._parameter_specs import COMMON, method_spec, parameter_specs
-from loraxs_search.search_space._sections import BaseModelSection, PromotionSection, search_section
+from loraxs_search.search_space._sections import keys_of
 from loraxs_search.search_space._task import TaskSection, task_section
 from loraxs_search.shipped_spaces import shipped_tasks
 from loraxs_search.tasks.kinds import KINDS
@@ -56,20 +58,27 @@ _PEFT_SECTION: Schema = {
 def space_schema() -> Schema:
     """Return the schema, with the kinds, methods, schedulers and samplers that are known by now."""
     kinds = {name: task_section(kind) for name, kind in KINDS.importable().items()}
-    sections = {"base_model": BaseModelSection, "search": search_section(), "promotion": PromotionSection}
-    models = [(model, "validation") for model in (*kinds.values(), *sections.values())]
-    made, definitions = models_json_schema(models, ref_template="#/definitions/{model}")  # type: ignore[arg-type]
-    references = {id(model): schema for (model, _), schema in made.items()}
-    known = definitions["$defs"]
-    by_kind = {name: _definition(known, references[id(model)]) for name, model in kinds.items()}
-    values, abouts = _values(), _abouts()
-    own = {name: references[id(model)] for name, model in sections.items()}
+    models: dict[str, Any] = {**kinds, "base_model": BaseModelRef, "search": SearchPlan, "promotion": PromotionRule}
+    adapters = [(name, "validation", TypeAdapter(model)) for name, model in models.items()]
+    made, definitions = TypeAdapter.json_schemas(adapters, ref_template="#/definitions/{model}")  # type: ignore[arg-type]
+    own = {name: schema for (name, _), schema in made.items()}
+    known: dict[str, Schema] = definitions["$defs"]
+    by_kind = {name: _definition(known, own[name]) for name in kinds}
+    specs: dict[str, list[ParameterSpec]] = {}  # a parameter may have other laws in another method
+    for method in METHODS.importable().values():
+        for name, spec in parameter_specs(method).items():
+            specs.setdefault(name, []).append(spec)
     plan = _definition(known, own["search"])["properties"]
+    for name in plan.keys() - set(keys_of(SearchPlan)):
+        del plan[name]
+    for name, key in entry_keys().items():
+        plan[name] = TypeAdapter(key.annotation).json_schema() | {"default": key.default, "description": key.about}
     plan["scheduler"]["enum"], plan["sampler"]["enum"] = SCHEDULERS.names(), SAMPLERS.names()
-    method, mine = _of_spec(method_spec()), {"anyOf": [_of_spec(method_spec()), _TEXT]}
+    registered = _of_spec(method_spec())
+    named = {"anyOf": [registered, _TEXT]}
     installed = {
-        "method": {"anyOf": [method, _forms(method, with_conditions=False)]},
-        "parameters": {"propertyNames": {"enum": list(abouts)}},
+        "method": {"anyOf": [registered, _forms(registered, with_conditions=False)]},
+        "parameters": {"propertyNames": {"enum": list(specs)}},
     }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
@@ -80,14 +89,14 @@ def space_schema() -> Schema:
         "properties": {
             "task": _task(by_kind),
             "base_model": {"anyOf": [_TEXT, own["base_model"]]},
-            "method": {"description": _METHOD, "anyOf": [mine, _forms(mine, with_conditions=False)]},
+            "method": {"description": _METHOD, "anyOf": [named, _forms(named, with_conditions=False)]},
             "peft_methods": {"description": _PEFT_METHODS, **_or_nothing(_PEFT_SECTION)},
             "parameters": {
                 "type": "object",
                 "additionalProperties": _declared(_SCALAR, {"type": "object"}),
                 "properties": {
-                    name: {"description": about, **_declared(_to(f"{name}.value"), _to(f"{name}.forms"))}
-                    for name, about in abouts.items()
+                    name: {"description": first.about, **_declared(_to(f"{name}.value"), _to(f"{name}.forms"))}
+                    for name, (first, *_) in specs.items()
                 },
             },
             "search": _or_nothing(own["search"]),
@@ -98,8 +107,8 @@ def space_schema() -> Schema:
         "then": {"properties": installed},
         "definitions": {
             **known,
-            **{f"{name}.value": value for name, value in values.items()},
-            **{f"{name}.forms": _forms(_to(f"{name}.value")) for name in values},
+            **{f"{name}.value": _any(map(_of_spec, laws)) for name, laws in specs.items()},
+            **{f"{name}.forms": _forms(_to(f"{name}.value")) for name in specs},
             _WHEN: {"type": "object", "minProperties": 1, "additionalProperties": _any([_SCALAR, _list_of(_SCALAR)])},
         },
     }
@@ -147,21 +156,6 @@ def _task(by_kind: Mapping[str, Schema]) -> Schema:
 
 
 # ---- parameters ------------------------------------------------------------------------------------------------------
-def _values() -> dict[str, Schema]:
-    """Return what a value of every parameter of every method must be, as one of them takes it."""
-    laws: dict[str, list[ParameterSpec]] = {}
-    for method in METHODS.importable().values():
-        for name, spec in parameter_specs(method).items():
-            laws.setdefault(name, []).append(spec)
-    return {name: _any(map(_of_spec, specs)) for name, specs in laws.items()}
-
-
-def _abouts() -> dict[str, str]:
-    """Return what every parameter does, as the first method that takes it says."""
-    specs = [parameter_specs(method) for method in METHODS.importable().values()]
-    return {name: spec.about for taken in reversed(specs) for name, spec in taken.items()}
-
-
 def _of_spec(spec: ParameterSpec) -> Schema:
     """Return the schema of one value."""
     if spec.kind == "name":
@@ -256,16 +250,16 @@ class _Reference:
     def blocks(self) -> Iterator[str]:
         """Yield headings, sentences and tables from top to bottom."""
         yield from self._task()
-        yield from self._section("base_model", self._known["BaseModelSection"])
+        yield from self._section("base_model", self._known["BaseModelRef"])
         yield from self._key("method")
         yield from _entries("method", "Methods", METHODS.importable())
         yield from self._key("peft_methods")
         yield from self._parameters()
         yield from self._key("start_from")
-        yield from self._section("search", self._known["SearchSection"])
+        yield from self._section("search", self._known["SearchPlan"])
         yield from _entries("scheduler", "Schedulers", SCHEDULERS.importable())
         yield from _entries("sampler", "Samplers", SAMPLERS.importable())
-        yield from self._section("promotion", self._known["PromotionSection"])
+        yield from self._section("promotion", self._known["PromotionRule"])
 
     def _task(self) -> Iterator[str]:
         kinds = KINDS.importable()

@@ -24,7 +24,6 @@ from loraxs_search.records import (
 from loraxs_search.samplers import SearchedParameter
 from loraxs_search.search_space._distributions import (
     METHOD,
-    Constant,
     Parameter,
     count_configurations,
     drawing_order,
@@ -175,12 +174,12 @@ class Space:
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Return Optuna's distribution of each parameter that is searched, in the file's order."""
-        distributions = (
-            (parameter.drawn_name(index), alternative.distribution.to_optuna())
+        return {
+            parameter.drawn_name(index): alternative.distribution.optuna()
             for parameter in self.parameters.values()
             for index, alternative in enumerate(parameter.alternatives)
-        )
-        return {name: distribution for name, distribution in distributions if distribution is not None}
+            if alternative.distribution.form != "constant"
+        }
 
     def searched(self) -> tuple[SearchedParameter, ...]:
         """Return what samplers may know of each parameter that is searched, in the file's order."""
@@ -226,8 +225,8 @@ class Space:
             if (index := parameter.chosen(known)) is None:
                 continue
             distribution = parameter.alternatives[index].distribution
-            if isinstance(distribution, Constant):
-                known[name] = distribution.value
+            if distribution.form == "constant":
+                (known[name],) = distribution.choices
                 continue
             wanted = self._recipe(method, known).get(name, ())
             found = (distribution.find(value, eq) for value in wanted)
@@ -280,5 +279,5 @@ def searched_parameters(parameters: Mapping[str, Parameter]) -> tuple[SearchedPa
         )
         for parameter in parameters.values()
         for index, alternative in enumerate(parameter.alternatives)
-        if not isinstance(alternative.distribution, Constant)
+        if alternative.distribution.form != "constant"
     )

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,67 +14,12 @@ from pydantic import AfterValidator, create_model
 
 from loraxs_search.errors import UsageError, asking, meant, must_be, one_of, shortened
 from loraxs_search.paths import user_path
-from loraxs_search.records import MAX_NAME, DataSource, Direction, Split, SplitSource, Task, registered_name
-from loraxs_search.search_space._document import Document, KeyPath, as_mapping, as_written, parse_document, shown
-from loraxs_search.search_space._parameter_specs import known_entry
+from loraxs_search.records import MAX_NAME, DataSource, Direction, Split, Task, registered_name
+from loraxs_search.search_space._document import Document, KeyPath, as_mapping, parse_document, shown
+from loraxs_search.search_space._parameter_specs import check_entry
 from loraxs_search.search_space._sections import read_section
 from loraxs_search.shipped_spaces import shipped_task_path, shipped_tasks
 from loraxs_search.tasks.kinds import KINDS, Count, Names, Section, TaskKind, Text, find_metric
-
-
-class FilesSection(Section):
-    """A file for each split: json, jsonl, csv, tsv, parquet, conll, also compressed. Paths start at the space."""
-
-    train: Text
-    """Training rows."""
-    validation: Text | None = None
-    """Validation rows. Without them, a part of the training rows is set aside."""
-    test: Text | None = None
-    """Test rows. Without them, a part of the training rows is set aside."""
-
-
-class SplitsSection(FilesSection):
-    """The dataset's own name of each split. `train[:1000]` takes the first thousand rows."""
-
-
-class SplitSection(Section):
-    """A split of another dataset of the hub."""
-
-    hub: Text
-    """Dataset on the Hugging Face hub."""
-    config: Text | None = None
-    """Configuration of the dataset."""
-    revision: Text | None = None
-    """Commit, tag or branch."""
-    split: Text
-    """Name of the split there."""
-    rename: dict[str, Text] = {}  # noqa: RUF012  # pydantic copies it
-    """Its columns, each with the name that the task knows."""
-
-
-class DataSection(Section):
-    """Where the rows come from: files, or a dataset of the hub."""
-
-    hub: Text | None = None
-    """Dataset on the Hugging Face hub, instead of `data_files`."""
-    config: Text | None = None
-    """Configuration of the hub's dataset."""
-    revision: Text | None = None
-    """Commit, tag or branch of the hub's dataset."""
-    splits: SplitsSection | None = None
-    """The hub's names of the splits. The default is `train` alone."""
-    data_files: FilesSection | None = None
-    """Local files, instead of `hub`."""
-    validation: SplitSection | None = None
-    """Validation rows from another dataset of the hub."""
-    test: SplitSection | None = None
-    """Test rows from another dataset of the hub."""
-    max_characters: Count | None = None
-    """Training rows with more characters, in all columns that are read, are left out."""
-    carved_rows: Count | None = None
-    """How many training rows are set aside for each split that is missing. The default is a tenth of them."""
-    train_rows: Count | None = None
-    """Most training rows to learn from. A hash of their texts decides which."""
 
 
 def _variant(name: str) -> str:
@@ -97,9 +42,9 @@ class TaskSection(Section):
     """The registry keeps the champion under this name: lower-case letters, digits, `.`, `_` and `-`."""
     variant: Annotated[Text, AfterValidator(_variant)] | None = None
     """A language, a customer: the registry keeps its own champion for it, as `NAME.VARIANT`."""
-    kind: Annotated[Text, AfterValidator(known_entry(KINDS, "a task kind"))]
+    kind: Annotated[Text, AfterValidator(partial(check_entry, KINDS, "a task kind"))]
     """What is learnt from a row."""
-    data: DataSection
+    data: DataSource
     """Where the rows come from."""
     metric: Text | None = None
     """Metric to search by, if it is not the first of `metrics`. Useful with `--set task.metric=f1`."""
@@ -140,44 +85,46 @@ class _TaskLaws:
     def check(self) -> None:
         """Report every broken law to the document."""
         self._check_names()
-        self._check_length()
         if self._kind is not None:
-            for path, message in list(self._kind.laws(self._own_keys(self._kind))):
-                if not self._faulty(*path):
-                    self._fault(path, message)
-            self._check_metrics(self._kind, self._own_keys(self._kind))
-        self._check_data()
-        self._check_slices()
+            self._check_kind(self._kind)
+        if isinstance(data := self._given.get("data"), dict):
+            self._check_data(data)
+            for split in as_mapping(data.get("data_files")):
+                self._check_file(("data", "data_files", split))
+        columns = self._sound("columns")
+        read = [*(columns.values() if isinstance(columns, dict) else ()), self._given.get("label")]
+        for index, name in enumerate(self._sound("slices") or ()):
+            if name in read:
+                law = "must be a column that groups rows, not one of texts or answers"
+                self._fault(("slices", index), f"{law}, but got {shown(name)}.")
 
     def _check_names(self) -> None:
-        """Refuse names that YAML reads as true or false though they are written otherwise."""
-        for key in (("extract", "one_of"), ("option_names",)):
+        for key in (("extract", "one_of"), ("option_names",)):  # YAML may read names as true or false
             names = self._sound(*key)
             for index, name in enumerate(names if isinstance(names, list) else ()):
-                got = as_written(self._document, ("task", *key, index), name)
+                got = self._document.got(("task", *key, index), name)
                 if isinstance(name, bool) and got != shown(name):
                     self._fault((*key, index), f"must be text, but got {got}; quote it to mean the text.")
-
-    def _check_length(self) -> None:
         name, variant = self._sound("name"), self._sound("variant")
         if isinstance(name, str) and (length := len(registered_name(name, variant))) > MAX_NAME:
             law = f"must have at most {MAX_NAME} characters, with `variant` and the dot between them"
             self._fault(("name",), f"{law}, but got {length}.")
 
-    def _own_keys(self, kind: type[TaskKind]) -> dict[str, Any]:
-        """Return the kind's keys that are sound, with their defaults where they are left out."""
+    def _check_kind(self, kind: type[TaskKind]) -> None:
+        """Hold the kind's keys, with their defaults where they are left out, against its laws."""
+        fields = kind.section.model_fields.items()
         defaults = {
-            name: field.get_default(call_default_factory=True)
-            for name, field in kind.section.model_fields.items()
-            if not field.is_required()
+            name: each.get_default(call_default_factory=True) for name, each in fields if not each.is_required()
         }
-        given = {name: self._given[name] for name in kind.section.model_fields if name in self._given}
-        return {name: value for name, value in (defaults | given).items() if not self._faulty(name)}
+        keys = defaults | {name: self._given[name] for name, _ in fields if name in self._given}
+        for path, message in list(kind.laws({name: keys[name] for name in keys if not self._is_faulty(name)})):
+            if not self._is_faulty(*path):
+                self._fault(path, message)
+        self._check_metrics(kind, {name: keys[name] for name in keys if not self._is_faulty(name)})
 
     def _check_metrics(self, kind: type[TaskKind], keys: Mapping[str, Any]) -> None:
-        metric, metrics = self._sound("metric"), self._sound("metrics")
-        known = kind.fitting_metrics(keys)
-        if not metric and not metrics and not self._faulty("metric") and not self._faulty("metrics"):
+        metric, metrics, known = self._sound("metric"), self._sound("metrics"), kind.fitting_metrics(keys)
+        if not metric and not metrics and not self._is_faulty("metric") and not self._is_faulty("metrics"):
             self._fault(("metrics",), f"is required: one or more of {one_of(known)}; the first is searched for.")
         named: list[tuple[KeyPath, str]] = [(("metrics", index), name) for index, name in enumerate(metrics or ())]
         for path, name in [*named, *([(("metric",), metric)] if metric else [])]:
@@ -187,19 +134,7 @@ class _TaskLaws:
         if searched in known and (fault := direction_fault(self._sound("direction"), searched)):
             self._fault(("direction",), fault)
 
-    def _check_slices(self) -> None:
-        """Refuse slices by what is asked or answered."""
-        columns, slices = self._sound("columns"), self._sound("slices")
-        read = [*(columns.values() if isinstance(columns, dict) else ()), self._given.get("label")]
-        for index, name in enumerate(slices or ()):
-            if name in read:
-                law = "must be a column that groups rows, not one of texts or answers"
-                self._fault(("slices", index), f"{law}, but got {shown(name)}.")
-
-    def _check_data(self) -> None:
-        data = self._given.get("data")
-        if not isinstance(data, dict):
-            return
+    def _check_data(self, data: dict[str, Any]) -> None:
         hub, files = data.get("hub"), data.get("data_files")
         if (hub is None) == (files is None):
             got = "neither" if hub is None else "both"
@@ -207,37 +142,37 @@ class _TaskLaws:
         for key in ("config", "revision", "splits"):
             if hub is None and files is not None and data.get(key) is not None:
                 self._fault(("data", key), "must stand beside hub; data_files name their splits themselves.")
+        for key in ("data_files", "splits"):
+            if isinstance(data.get(key), dict) and not _names_split(data[key], "train"):
+                self._fault(("data", key, "train"), "is required.")
         for split in ("validation", "test"):
             others = [key for key in ("data_files", "splits") if _names_split(data.get(key), split)]
             if others and data.get(split) is not None:
                 self._fault(("data", split), f"must be left out, since {others[0]}.{split} names these rows, too.")
-        for split in as_mapping(files):
-            path = self._sound("data", "data_files", split)
-            if isinstance(path, str):
-                self._check_file(split, path)
 
-    def _check_file(self, split: str, path: str) -> None:
+    def _check_file(self, where: KeyPath) -> None:
+        if not isinstance(path := self._sound(*where), str):
+            return
         try:
             file = user_path(path, self._folder)
         except ValueError as error:
-            self._fault(("data", "data_files", split), f"must be a file's name, but got {shown(path)}: {error}.")
+            self._fault(where, f"must be a file's name, but got {shown(path)}: {error}.")
             return
         if not file.is_file():
-            what = "is a folder" if file.is_dir() else "does not exist"
-            got = f"{shown(path)}, and {file} {what}"
-            self._fault(("data", "data_files", split), f"must be a file, relative to this one, but got {got}.")
+            got = f"{shown(path)}, and {file} {'is a folder' if file.is_dir() else 'does not exist'}"
+            self._fault(where, f"must be a file, relative to this one, but got {got}.")
 
-    def _sound(self, *keys: str) -> Any:
+    def _sound(self, *keys: str | int) -> Any:
         value: Any = self._given
         for key in keys:
             value = as_mapping(value).get(key)
-        return None if self._faulty(*keys) else value
+        return None if self._is_faulty(*keys) else value
 
-    def _faulty(self, *keys: str) -> bool:
-        return self._document.faults.at_or_below(("task", *keys))
+    def _is_faulty(self, *keys: str | int) -> bool:
+        return self._document.is_faulty("task", *keys)
 
     def _fault(self, inside: KeyPath, message: str) -> None:
-        self._document.faults.add(("task", *inside), message)
+        self._document.fault(("task", *inside), message)
 
 
 @dataclass(frozen=True)
@@ -285,7 +220,7 @@ def read_task(document: Document, given: object, folder: Path) -> Task | None:
     section = read_section(document, ("task",), task_section(kind or _likeliest_kind(given)), given)
     if isinstance(given, dict):
         _TaskLaws(document, given, folder, kind).check()
-    if section is None or kind is None or document.faults.at_or_below(("task",)):
+    if section is None or kind is None or document.is_faulty("task"):
         return None
     return _record(section, kind, folder)
 
@@ -331,12 +266,12 @@ def _names_split(names: object, split: str) -> bool:
 
 
 def _catalogue_entry(document: Document, name: object) -> dict[str, Any] | None:
-    path: KeyPath = ("task", "use") if ("task", "use") in document.locations else ("task",)
+    path: KeyPath = ("task", "use") if ("task", "use") in document.places else ("task",)
     if not isinstance(name, str):
-        document.faults.add(path, f"must be the name of a catalogue task, but got {shown(name)}.")
+        document.fault(path, f"must be the name of a catalogue task, but got {shown(name)}.")
         return None
     if name not in (known := shipped_tasks()):
-        document.faults.add(path, f"{must_be(name, known)}, but got {shortened(name)}.")
+        document.fault(path, f"{must_be(name, known)}, but got {shortened(name)}.")
         return None
     return catalogue_entry(name).section
 
@@ -350,7 +285,7 @@ def catalogue_task(name: str) -> Task:
     document = Document(name)
     task = read_task(document, catalogue_entry(name).section, Path())
     if task is None:
-        document.faults.fail(name, document.locations)
+        document.fail()
     return task
 
 
@@ -377,7 +312,7 @@ def meant_metrics(given: object) -> tuple[str, ...]:
     return tuple(likely) if all(likely) else ()
 
 
-def direction_fault(given: Direction | None, metric: str) -> str | None:
+def direction_fault(given: str | None, metric: str) -> str | None:
     """Say what is wrong with a `direction` beside a metric, whose own it must be."""
     known = find_metric(metric)
     if known is None or given in {None, known.direction}:
@@ -386,12 +321,14 @@ def direction_fault(given: Direction | None, metric: str) -> str | None:
 
 
 def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:
+    files = {split: str(user_path(path, folder)) for split, path in section.data.data_files.items()}
+    splits: Mapping[Split, str] = section.data.splits or ({} if files else {"train": "train"})  # the rest is carved
     metrics = tuple(dict.fromkeys([*(section.metrics or ()), *([section.metric] if section.metric else ())]))
     metric = section.metric or metrics[0]
     return Task(
         name=section.name,
         kind=section.kind,
-        source=_source(section.data, folder),
+        source=replace(section.data, data_files=files, splits=splits),
         **kind.fields(section),
         metric=metric,
         metrics=metrics,
@@ -401,17 +338,3 @@ def _record(section: TaskSection, kind: type[TaskKind], folder: Path) -> Task:
         variant=section.variant,
         slices=tuple(section.slices or ()),
     )
-
-
-def _source(data: DataSection, folder: Path) -> DataSource:
-    own: dict[Split, SplitSection | None] = {"validation": data.validation, "test": data.test}
-    elsewhere = {split: SplitSource(**other.model_dump()) for split, other in own.items() if other is not None}
-    given = data.model_dump(include={"max_characters", "carved_rows", "train_rows"})
-    source = DataSource(elsewhere=elsewhere, **given)
-    if data.data_files is not None:
-        files = {split: str(user_path(path, folder)) for split, path in data.data_files if path is not None}
-        return replace(source, data_files=files)
-    splits: dict[Split, str] = {"train": "train"}  # what is missing is carved from it
-    if data.splits is not None:
-        splits = data.splits.model_dump(exclude_none=True)  # type: ignore[assignment]
-    return replace(source, hub=data.hub, config=data.config, revision=data.revision, splits=splits)

@@ -84,7 +84,7 @@ def extended(plan: SearchPlan, state: SteeringState) -> SearchPlan:
     return replace(
         plan,
         trials=plan.trials if state.trials is None else state.trials,
-        time_budget_s=plan.time_budget_s if state.time_budget_s is None else state.time_budget_s,
+        time_budget=plan.time_budget if state.time_budget_s is None else state.time_budget_s,
     )
 
 
@@ -123,7 +123,7 @@ def check_time(study: SteeredStudy) -> None:
     Raises:
         CommandError: the time budget is used up.
     """
-    budget_s = study.plan.time_budget_s
+    budget_s = study.plan.time_budget
     if budget_s is not None and study.journal.spent_by_now_s >= budget_s:
         raise CommandError(
             f"Study {study.name!r} has used up its time budget of {budget_s:g} s.",
@@ -148,7 +148,7 @@ class Deadline:
     @property
     def budget_s(self) -> float | None:
         """The time budget; None if there is none."""
-        return extended(self._plan, self._state).time_budget_s
+        return extended(self._plan, self._state).time_budget
 
     @property
     def left_s(self) -> float | None:

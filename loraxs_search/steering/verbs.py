@@ -182,10 +182,10 @@ class Extend(Verb):
                 hint="add --trials",
             )
         if seconds:
-            budget_s = max(study.journal.spent_by_now_s, plan.time_budget_s or 0.0) + seconds
+            budget_s = max(study.journal.spent_by_now_s, plan.time_budget or 0.0) + seconds
         else:
             check_time(study)
-            budget_s = plan.time_budget_s or 0.0
+            budget_s = plan.time_budget or 0.0
         # An earlier command may have asked for more already: then its trials count.
         is_open = study.state.num_reopenings > study.journal.num_reopenings
         is_over = (has_ended(study) and not is_open) or study.state.finishing is not None

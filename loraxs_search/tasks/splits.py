@@ -143,7 +143,7 @@ def _no_rows(who: str, place: str) -> TaskDataError:
 
 def _local_splits(task: Task) -> dict[Split, StoredSplit]:
     """Find the files of a task's splits; the error lists all that are missing."""
-    files = task.source.data_files
+    files: dict[str, str] = {split: path for split, path in task.source.data_files.items()}  # noqa: C416
     splits: dict[Split, StoredSplit] = {}
     errors: list[TaskDataError] = []
     for split, name in _split_names(task, list(files), "data_files").items():

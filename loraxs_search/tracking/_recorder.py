@@ -178,8 +178,7 @@ class Recorder:
             return
         run_id = self._runs.run(SEARCH, event.at)
         plan = {f"search.{name}": value for name, value in vars(run.plan).items()}
-        for taken in ("search.scheduler_params", "search.sampler_params"):
-            plan |= {f"search.{key}": value for key, value in plan.pop(taken).items()}
+        plan |= {f"search.{name}": value for name, value in plan.pop("search.params").items()}
         plan = {key: value for key, value in plan.items() if value != ""}
         # MLflow never changes a param: a search that continues keeps its first ones, and says what is new in tags.
         known = self._runs.client.get_run(run_id).data.params

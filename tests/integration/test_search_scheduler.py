@@ -61,7 +61,7 @@ def test_a_scheduler_from_outside_stops_trials_of_a_real_search(
         simulated("every-second", *plan, "search.concurrent=1")  # of two at once, who reports first decides
     agree("every-second", 4)
     folder = StudyFolder.open("every-second")
-    assert folder.info.search.scheduler_params == {"patience": 4}
+    assert folder.info.search.params["patience"] == 4
     records = folder.journal().records
     pruned = [record for record in records.values() if record.state is TrialState.PRUNED]
     assert len(pruned) == 2

@@ -142,9 +142,9 @@ def add_up(plan: SearchPlan, rule: PromotionRule, task: Task, info: HostInfo, me
     trial_s = plan.max_steps * step_s + reports_each * scoring_s
     end = EndTime.of(task, info, trial_s=trial_s, scoring_s=scoring_s, answer_s=measured.answer_s)
     limit_s = math.inf
-    if plan.time_budget_s is not None:  # as a search divides it
-        left_s = plan.time_budget_s - measured.start_s
-        limit_s = max(0.0, left_s - min(end.total_s(candidates, refits), plan.time_budget_s / 2))
+    if plan.time_budget is not None:  # as a search divides it
+        left_s = plan.time_budget - measured.start_s
+        limit_s = max(0.0, left_s - min(end.total_s(candidates, refits), plan.time_budget / 2))
         candidates, refits = end.fitting(left_s - min(trials_s, limit_s), candidates, refits)
     parts = {
         "start": measured.start_s,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from loraxs_search.tasks.rows import composed
+from loraxs_search.records import SECTION, Count, Text, distinct
 
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, StringConstraints(min_length=1)]
+__all__ = ["Count", "Names", "Section", "Text", "distinct"]
 
 
 class Section(BaseModel):
@@ -18,20 +17,7 @@ class Section(BaseModel):
     The docstrings of sections and of their keys stand in search_spaces/REFERENCE.md and in the JSON Schema.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-def distinct(names: list[str]) -> list[str]:
-    """Return names that all look different.
-
-    Raises:
-        ValueError: one stands twice.
-    """
-    shown = [composed(name) for name in names]
-    for index, name in enumerate(shown):
-        if name in shown[:index]:
-            raise ValueError(f"must name each once, without a second {name!r}")
-    return names
+    model_config = ConfigDict(**SECTION)  # type: ignore[typeddict-item]
 
 
 Names = Annotated[list[Text], Field(min_length=1), AfterValidator(distinct)]

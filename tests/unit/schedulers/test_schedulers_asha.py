@@ -16,7 +16,7 @@ from support.reports import METRIC, report, together
 from loraxs_search.records import SearchPlan, TrialReport
 from loraxs_search.schedulers import Scheduler, make_scheduler
 
-PLAN = SearchPlan(max_steps=16, report_every=4, reduction_factor=2)
+PLAN = SearchPlan(max_steps=16, report_every=4, params={"reduction_factor": 2})
 
 
 def asha(*before: TrialReport, plan: SearchPlan = PLAN, direction: Any = "maximize") -> Scheduler:
@@ -42,7 +42,9 @@ def test_it_decides_as_rays_own_does(
     reports: list[tuple[int, float]], shape: tuple[int, int, int], direction: Any
 ) -> None:
     every, steps, factor = shape
-    scheduler = asha(plan=SearchPlan(max_steps=steps, report_every=every, reduction_factor=factor), direction=direction)
+    scheduler = asha(
+        plan=SearchPlan(max_steps=steps, report_every=every, params={"reduction_factor": factor}), direction=direction
+    )
     rays = AsyncHyperBandScheduler(
         time_attr="step", metric="score", mode=direction[:3], max_t=steps, grace_period=every, reduction_factor=factor
     )

@@ -7,10 +7,11 @@ import re
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.samplers import RandomSampler
 from optuna.study import create_study
+from support.examples import few
 
 from loraxs_search.errors import SpaceError
 from loraxs_search.search_space import load_space
@@ -126,6 +127,18 @@ name | slices: source | task.slices | must be a list
 metric | seeds: -1 | promotion.seeds | must be at least 0
 metric | choose: small | promotion.choose | must be one of: smallest, best
 metric | choose: smallest | promotion.choose | must stand beside a tolerance, which says what fewer bytes may cost
+metric | guards: {negative_flips: -1} | promotion.guards.negative_flips | must be at least 0
+trials | pack_size: 0 | search.pack_size | must be a whole number of at least 1, or auto
+trials | pack_size: true | search.pack_size | must be a whole number of at least 1, or auto
+trials | reduction_factor: 1 | search.reduction_factor | must be at least 2
+trials | params: {} | search.params | must be one of
+trials | metric: accurcy | search.metric | did you mean accuracy? It must fit sequence-classification
+trials | metric: mse | search.metric | macro_f1, matthews), but got "mse".
+trials | metric: 3 | search.metric | must be text, but got 3; quote it
+name | variant: DE | task.variant | must start with a lower-case letter or digit
+name | variant: "" | task.variant | must not be empty
+data_files | data_files: {dev: train.jsonl} | task.data.data_files.dev | must be one of: train, validation, test
+data_files | data_files: {test: train.jsonl} | task.data.data_files.train | is required
 """
 ROWS = [row.split(" | ") for row in TABLE.strip().splitlines()]
 FAULTS = [tuple(row) if len(row) == 4 else (row[0].partition(":")[0], *row) for row in ROWS]
@@ -156,7 +169,7 @@ def test_a_fault_is_told_with_its_line_and_key(text, faults, name, faulty, key, 
     assert all(any(word in other for word in missed) for other in lines if other != line)
 
 
-@settings(max_examples=100, deadline=None)
+@few
 @given(st.lists(st.sampled_from(FAULTS), min_size=2, max_size=8, unique_by=lambda fault: fault[0]))
 def test_all_faults_are_told_at_once_in_file_order(text, parse, chosen):
     broken, numbers = text, []
@@ -247,7 +260,6 @@ def test_regression_has_no_labels_and_its_own_metrics(text, faults):
         ("{hub: a, data_files: {train: train.jsonl}}", "must have one of: hub, data_files, but got both"),
         ("{config: a}", "but got neither"),
         ("{data_files: {train: train.jsonl}, config: a}", "must stand beside hub"),
-        ("{data_files: {validation: train.jsonl}}", "task.data.data_files.train: is required"),
         (
             "{data_files: {train: train.jsonl, test: train.jsonl}, test: {hub: a}}",
             "since data_files.test names these rows",
@@ -272,7 +284,6 @@ NO_PATHS = {
     "a name that is too long": "x" * 100_000,
     "a path that is too long": "a/" * 3_000,
     "a user that nobody is": "~nobody-of-that-name/rows.jsonl",
-    "half a character": "\\ud800.jsonl",
 }
 
 
@@ -307,6 +318,18 @@ def test_what_every_trial_needs_may_not_be_absent(text, faults):
     assert any("parameters.rank.when: must stand in a list of forms" in line for line in lines)
 
 
+def test_what_the_smallest_cannot_stand_beside_is_told_all_at_once(text, faults):
+    first, second = faults(text.replace("  metric: f1\n", "  choose: smallest\n  candidates: 1\n"))
+    assert "promotion.choose: smallest must stand beside a tolerance" in first
+    assert "promotion.candidates: must be at least 2 beside choose: smallest" in second
+
+
+def test_half_a_character_is_told_at_its_key(text, faults):
+    for name in ("org/name", "train.jsonl", "sentence"):
+        (line,) = faults(text.replace(name, '"\\ud800"', 1))
+        assert "must be valid Unicode" in line
+
+
 # ---- anything at all -------------------------------------------------------------------------------------------------
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(WORDS)
 NAMES = st.sampled_from(WORDS) | st.text(max_size=3)
@@ -326,7 +349,7 @@ def read_text(text):
     return yaml.safe_load(text)
 
 
-@settings(max_examples=200, deadline=None)
+@few
 @given(st.data())
 def test_whatever_stands_anywhere_is_taken_or_told(read_text, parse, data):
     document = copy.deepcopy(read_text)
@@ -340,13 +363,13 @@ def test_whatever_stands_anywhere_is_taken_or_told(read_text, parse, data):
     _taken_or_told(parse, yaml.safe_dump(document if path else value))
 
 
-@settings(max_examples=100, deadline=None)
+@few
 @given(st.text(max_size=30), st.integers(0, 1000), st.integers(0, 60))
 def test_whatever_is_typed_anywhere_is_taken_or_told(text, parse, typed, start, length):
     _taken_or_told(parse, text[:start] + typed + text[start + length :])
 
 
-@settings(max_examples=100, deadline=None)
+@few
 @given(st.lists(st.sampled_from(WORDS), max_size=3).map(".".join), st.text(max_size=10) | VALUES.map(yaml.safe_dump))
 def test_whatever_override_is_given_is_taken_or_told(text, parse, path, value):
     _taken_or_told(parse, text, f"{path}={value}")
@@ -360,20 +383,6 @@ def _taken_or_told(parse, text, *overrides):
     else:
         assert parse(space.text) == space
         assert set(space.suggest(create_study(sampler=RandomSampler(seed=0)).ask())) <= set(space.parameters)
-
-
-@pytest.mark.parametrize(
-    ("metric", "message"),
-    [
-        ("accurcy", "did you mean accuracy? It must fit sequence-classification with 2 labels (one of: accuracy, "),
-        ("mse", 'macro_f1, matthews), but got "mse".'),
-        ("3", "must be text, but got 3; quote it"),
-    ],
-)
-def test_what_trials_are_compared_by_fits_the_kind(text, faults, metric, message):
-    (line,) = faults(text.replace("  trials: 4\n", f"  metric: {metric}\n"))
-    assert line.startswith("space.yaml:18: search.metric: ")
-    assert message in line
 
 
 WRITING = """

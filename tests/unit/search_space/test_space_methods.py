@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution
 from optuna.samplers import RandomSampler
 from optuna.study import create_study
 from optuna.trial import FixedTrial
+from support.examples import few
 from support.space_grid import walk
 from support.toy_ia3 import RankedIA3, ToyIA3
 
@@ -314,7 +315,7 @@ def condition(draw: st.DrawFn, takers: list[str], declared: dict[str, Any]) -> d
     return {other: draw(st.sampled_from([value for item in items for value in item["choice"]]))}
 
 
-@settings(max_examples=120, deadline=None)
+@few
 @given(st.data())
 def test_whatever_is_drawn_resolves_and_holds_its_own_methods_params_alone(parse: Any, data: st.DataObject) -> None:
     methods = data.draw(st.lists(st.sampled_from(["lora-xs", "ia3", "ranked"]), min_size=1, unique=True))

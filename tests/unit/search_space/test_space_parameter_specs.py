@@ -14,11 +14,12 @@ from decimal import Decimal
 import pytest
 import transformers
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import RandomSampler
 from optuna.study import Study, create_study
+from support.examples import few
 from support.families import families
 from support.space_grid import walk
 
@@ -57,7 +58,7 @@ def test_parameters_are_drawn_in_one_order_whatever_the_process() -> None:
             text=True,
             check=True,
         )
-        for seed in range(4)
+        for seed in (1, 2)  # these order the two parents differently in a set
     ]
     (order,) = {run.stdout for run in runs}
     assert order.split() == ["rank", "sigma", "head_init", "learning_rate"]
@@ -112,7 +113,7 @@ def declared(draw):
     return {name: draw(form(name)) for name in draw(st.permutations(sorted(names)))}
 
 
-@settings(max_examples=80, deadline=None)
+@few
 @given(declared(), st.integers(0, 1000))
 def test_what_is_drawn_lies_in_what_was_declared(parse, parameters, seed):
     section = {name: form for name, (form, _) in parameters.items()}
@@ -128,7 +129,7 @@ def test_what_is_drawn_lies_in_what_was_declared(parse, parameters, seed):
         assert trial.distributions == space.distributions()
 
 
-@settings(max_examples=80, deadline=None)
+@few
 @given(st.data())
 def test_a_range_beyond_the_law_is_refused(faults, data):
     name = data.draw(st.sampled_from(FLOATS + INTS))
@@ -152,7 +153,7 @@ def test_a_number_may_be_written_as_people_write_it(parse, text, written):
     [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), ("1d", 86400), ("2 h", 7200), ("1h30m", 5400)],
 )
 def test_a_time_budget_may_have_a_unit(parse, text, written, seconds):
-    assert parse(text, f"search.time_budget={written}").search.time_budget_s == seconds
+    assert parse(text, f"search.time_budget={written}").search.time_budget == seconds
 
 
 def test_distributions_are_optunas_own(parse, text):
@@ -180,17 +181,15 @@ parameters:
 """
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_a_parameter_is_present_only_if_its_condition_holds(parse, seed):
-    space = parse(CONDITIONS)
-    trial = ask(seed).ask()
-    params = space.suggest(trial)
-
-    assert ("sigma" in params) == (params["basis"] in ("top", "gaussian") and params["rank"] == 8)
-    assert ("weight_decay" in params) == (params.get("sigma") == "sqrt")
-    assert params["head_learning_rate"] == (1.0 if params["head"] == "full" else 2.0)
-    assert [name for name in space.parameters if name in params] == list(params)
-    assert set(trial.params) == {"head", "basis", "rank"} | ({"sigma"} & set(params))
+def test_a_parameter_is_present_only_if_its_condition_holds(parse):
+    space, study = parse(CONDITIONS), ask()
+    for trial in (study.ask() for _ in range(20)):
+        params = space.suggest(trial)
+        assert ("sigma" in params) == (params["basis"] in ("top", "gaussian") and params["rank"] == 8)
+        assert ("weight_decay" in params) == (params.get("sigma") == "sqrt")
+        assert params["head_learning_rate"] == (1.0 if params["head"] == "full" else 2.0)
+        assert [name for name in space.parameters if name in params] == list(params)
+        assert set(trial.params) == {"head", "basis", "rank"} | ({"sigma"} & set(params))
 
 
 def test_conditional_params_can_be_counted(parse):
@@ -200,7 +199,7 @@ def test_conditional_params_can_be_counted(parse):
     assert parse(CONDITIONS, "parameters.learning_rate={uniform: [1, 2], step: 0.1}").grid_size() == 22 * 11
 
 
-@settings(max_examples=40, deadline=None)
+@few
 @given(st.data())
 def test_the_count_is_the_number_of_different_params(parse, data):
     """Against a walk over the whole grid: every way that a trial could draw."""

@@ -64,7 +64,7 @@ def test_rungs_end_at_max_steps():
         plan = load_space(name).search
         rung = plan.report_every
         while rung < plan.max_steps:
-            rung *= plan.reduction_factor
+            rung *= int(plan.params.get("reduction_factor", 2))
         assert rung == plan.max_steps, name
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import FixedTrial
+from support.examples import few
 
 from loraxs_search.search_space import Space, parse_space, place_given
 
@@ -90,7 +91,7 @@ def test_what_another_method_or_condition_lacks_is_left_behind() -> None:
     assert "rank" in place_given(space(), {"basis": "bottom"}, SOURCE).faults[0], "a rank of 8 does not go with it"
 
 
-@settings(max_examples=60, deadline=None)
+@few
 @given(st.data())
 def test_whatever_a_trial_of_the_space_has_can_be_given(data: st.DataObject) -> None:
     made = space(data.draw(st.sampled_from([CONDITIONS, METHODS])))

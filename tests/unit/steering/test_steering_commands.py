@@ -260,7 +260,7 @@ def test_two_extensions_of_an_ended_search_add_up(fresh_home: Path) -> None:
 
 
 def test_time_alone_is_enough_for_a_trial_that_was_added_when_the_time_ran_out(fresh_home: Path) -> None:
-    folder = new_study("s", search=SearchPlan(trials=1, time_budget_s=100.0))
+    folder = new_study("s", search=SearchPlan(trials=1, time_budget=100.0))
     journal = folder.journal()
     journal.append(DriverStarted(since=time.time()))
     journal.append(TrialStarted(trial_id="00000", params={"rank": 4}))

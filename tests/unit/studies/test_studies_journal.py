@@ -133,7 +133,7 @@ def test_a_clock_that_is_set_while_a_driver_works_moves_no_time_budget(
 ) -> None:
     """As by a network's time on a machine that woke up without one, forwards or back."""
     began = steady_time()
-    deadline = Deadline(SearchPlan(time_budget_s=60.0), SteeringState(), began)
+    deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), began)
     journal = Journal(path)
     journal.append(DriverStarted(since=began))
     for step_s in (100_000.0, -100_000.0):

@@ -39,7 +39,7 @@ def test_it_reports_every_fault(fresh_home: Path, tiny_space: Path) -> None:
         loraxs_search.check(str(tiny_space), overrides={"search.trials": 0, "search.max_steps": 0})
 
 
-PLAN = SearchPlan(trials=12, max_steps=160, report_every=40, reduction_factor=2)
+PLAN = SearchPlan(trials=12, max_steps=160, report_every=40)
 ROWS = {"train": 1000, "validation": 500, "test": 1000}
 INFO = HostInfo(
     BaseModel("b", "", "0" * 64), (), 0, "d", ROWS, "cpu", "float32", {}, data=DataReport({**ROWS, "validation": 2000})
@@ -54,7 +54,7 @@ def test_without_early_stopping_every_step_is_counted():
 
 
 def test_early_stopping_leaves_a_part_that_its_rungs_allow():
-    plan = SearchPlan(trials=60, max_steps=160, report_every=40, reduction_factor=2)
+    plan = SearchPlan(trials=60, max_steps=160, report_every=40)
     counts = simulated_steps(plan, at_once=6)
     # Were it right at once, half of the trials would stop at 40, and half of the rest at 80.
     ideal = 60 * 40 + 30 * 40 + 15 * 80
@@ -87,7 +87,7 @@ def test_a_time_budget_bounds_trials_and_refits(
     budget_s: float, trials_s: float, refits: int, candidates_s: float
 ) -> None:
     """The end takes at most half of it: refits that do not fit are left out, then candidates."""
-    plan = SearchPlan(trials=100, max_steps=100, report_every=50, scheduler="none", time_budget_s=budget_s)
+    plan = SearchPlan(trials=100, max_steps=100, report_every=50, scheduler="none", time_budget=budget_s)
     estimate = add_up(plan, PromotionRule(candidates=3, seeds=2), TASK, INFO, FAST)
     parts = {"start": 10.0, "trials": trials_s, "refits": 12.0 * refits, "candidates": candidates_s}
     assert estimate.parts_s == pytest.approx(parts)

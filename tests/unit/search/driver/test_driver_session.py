@@ -232,7 +232,7 @@ def budgeted(monkeypatch: pytest.MonkeyPatch, *, budget_s: float, now: float) ->
     info = SimpleNamespace(num_rows={"validation": 10, "test": 10}, data=DataReport({}))
     slots = SimpleNamespace(slots=SimpleNamespace(num_slots=2))
     session._actors = SimpleNamespace(info=info, slot_counter=slots, pack_size=SimpleNamespace(size=2))  # type: ignore[assignment]
-    session._deadline = Deadline(replace(plan, time_budget_s=budget_s), SteeringState(), 0.0)
+    session._deadline = Deadline(replace(plan, time_budget=budget_s), SteeringState(), 0.0)
     session._keep_time_for_end()
     return session
 

@@ -197,7 +197,7 @@ def test_an_extension_that_says_nothing_is_refused(folder: StudyFolder, argument
 def test_trials_that_have_not_reported_by_the_end_of_the_time_budget_end_at_their_next_step(
     fresh_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget_s=60.0))
+    made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget=60.0))
     write_space(made)
     driver = drive(made)
     driver.begin()
@@ -210,7 +210,7 @@ def test_trials_that_have_not_reported_by_the_end_of_the_time_budget_end_at_thei
 
 
 def test_what_the_time_budget_has_cut_continues_before_new_trials_once_there_is_more(fresh_home: Path) -> None:
-    made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget_s=1e-9))
+    made = study("s", f"sqlite:///{fresh_home}/mlflow.db", task=TASK, search=replace(PLAN, time_budget=1e-9))
     write_space(made)
     journal = made.journal()
     journal.append(DriverStarted(since=time.time()))

@@ -85,7 +85,7 @@ def test_the_loop_ends_when_it_should() -> None:
 
 def test_the_time_budget_ends_a_search_whose_trials_all_wait_for_nodes() -> None:
     def turn(left_s: float, *trials: object) -> None:
-        deadline = Deadline(SearchPlan(time_budget_s=60.0), SteeringState(), time.time() - 60 + left_s)
+        deadline = Deadline(SearchPlan(time_budget=60.0), SteeringState(), time.time() - 60 + left_s)
         LoopWatch(lambda: False, lambda: None, pytest.fail, deadline).on_step_begin(0, list(trials))
 
     turn(60, PENDING)
