@@ -43,7 +43,7 @@ def test_the_card_says_task_scores_size_and_origin(manifest):
 
 def test_the_card_names_every_data_set(manifest):
     made = manifest()
-    source = DataSource("org/set", elsewhere={"test": SplitSource("org/other", "test", "main")})
+    source = DataSource("org/set", test=SplitSource("org/other", "test", "main"))
     card = model_card(replace(made, task=replace(made.task, source=source)))
     assert "Data: org/set, org/other/main (test), fingerprint `" in card
 

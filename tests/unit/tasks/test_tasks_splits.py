@@ -86,12 +86,12 @@ def test_test_rows_from_another_data_set_with_other_columns(tmp_path, make_task,
     held = hub_folder(tmp_path / "other", test=other)
     apart = SplitSource(hub=held, split="test[:8]", rename={"question": "text", "gold": "label"})
     task = make_task()
-    data = load_data(replace(task, source=DataSource(hub=hub, splits={"train": "train"}, elsewhere={"test": apart})))
+    data = load_data(replace(task, source=DataSource(hub=hub, splits={"train": "train"}, test=apart)))
     assert data.rows["test"].texts == [row["question"] for row in other[:8]]
     assert sum(len(data.rows[split]) for split in ("train", "validation")) == 40, "validation is carved, test is not"
     wrong = replace(apart, split="held")
     with pytest.raises(TaskDataError, match=r"`data.test.split`.*: test, .*'held'"):
-        load_data(replace(task, source=DataSource(hub=hub, elsewhere={"test": wrong})))
+        load_data(replace(task, source=DataSource(hub=hub, test=wrong)))
 
 
 @pytest.mark.parametrize("stored", [-1, None])
@@ -107,7 +107,7 @@ def test_test_rows_of_the_hub_whose_labels_are_hidden_are_carved(tmp_path, make_
 def test_local_files_may_stand_beside_a_split_of_the_hub(tmp_path, make_task, rows):
     apart = SplitSource(hub=hub_folder(tmp_path / "set", test=rows(11, "bad w")), split="test")
     task = make_task({"train": rows(40)})
-    data = load_data(replace(task, source=replace(task.source, elsewhere={"test": apart})))
+    data = load_data(replace(task, source=replace(task.source, test=apart)))
     assert len(data.rows["test"]) == 11
 
 
