@@ -80,7 +80,8 @@ _SOME_SEEN, _MOST_SEEN, _MOST_SEEN_BY_DECODER = 4_800, 32_000, 480  # a decoder 
 _MANY_STEPS = 320  # from here on, weak trials show after an eighth of them
 _SCORED_ROWS = 1_000  # validation rows that tell trials apart at a report
 _FEWEST = 10  # rows of which a tenth can be set aside
-_SECONDS, _OPERATIONS = 600, 4e10  # the budget without a GPU, and what a core computes in a second
+# The budget without a GPU, and what a core computes in a second: half of what a search with scores has been timed at.
+_SECONDS, _OPERATIONS = 600, 1e11
 _TRAINING = ("train", "training")
 _HELD_OUT = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -414,7 +415,7 @@ def _per_second(base: BaseModelRef, decodes: bool) -> float:
     config = AutoConfig.from_pretrained(locate(base).path).get_text_config()
     weights: float = 12 * config.num_hidden_layers * config.hidden_size**2
     if decodes:
-        weights = 2 * (weights + config.vocab_size * config.hidden_size)
+        weights = 5 * (weights + config.vocab_size * config.hidden_size)
     return _OPERATIONS * (os.cpu_count() or 1) / (4 * weights)
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import sys
+import threading
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from support.recorded_search import FACTS, Teller, begun, closed, reported
+from support.said import Said
 
 from loraxs_search.cli._lines import LinesView
 from loraxs_search.cli._live import LiveView
+from loraxs_search.cli._output import saying
 from loraxs_search.cli.live_text import clock, time_left_in_words
+from loraxs_search.errors import LoraxsError
 from loraxs_search.log.events import BaselineScored, CandidateScored, DataRead, Phase, Warned
 from loraxs_search.records import AnswerFact, ConstantAnswer, DataReport, StandardError, TokenCounts, TrialState
 
@@ -50,6 +58,42 @@ def test_a_silent_search_says_within_half_a_minute_how_far_it_is() -> None:
     lines.beat(1095.0)
     still, *others = [text for text in texts(out) if "still" in text or "about" in text]
     assert (still, others) == ("still loading the base", ["still loading the base", "0 of about 80 steps"])
+
+
+def test_what_takes_long_says_so_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = threading.Semaphore(0)
+
+    class Hearing(io.StringIO):
+        def write(self, text: str) -> int:
+            if "so far" in text:
+                heard.release()
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stderr", Hearing())
+    with saying("pulling", every_s=0.001):
+        assert all(heard.acquire(timeout=60) for _ in range(3))
+    assert inspect.signature(saying).parameters["every_s"].default <= 30
+
+
+@pytest.mark.parametrize(
+    ("work", "line"),
+    [
+        ("loraxs_search.api.pull", ("pull", "reviews", "--format", "lora")),
+        ("loraxs_search.search.driver.check.check", ("launch", "movie_reviews", "--dry-run")),
+    ],
+)
+def test_pull_in_another_format_and_a_dry_run_begin_with_a_line(
+    fresh_home: Path, monkeypatch: pytest.MonkeyPatch, say: Callable[..., Said], work: str, line: tuple[str, ...]
+) -> None:
+    began = list[str]()
+
+    def fails(*_: object, **__: object) -> None:
+        began.extend(thread.name for thread in threading.enumerate())
+        raise LoraxsError("nothing more is needed")
+
+    monkeypatch.setattr(work, fails)
+    assert say(*line).code == 1
+    assert "saying" in began
 
 
 def test_lines_say_each_event_once() -> None:

@@ -20,8 +20,17 @@ import loraxs_search
 from loraxs_search.assets import PROBE
 from loraxs_search.cli import run
 from loraxs_search.cli._lines import LinesView
+from loraxs_search.cli._search import show_results
 from loraxs_search.errors import SearchInterruptedError, TrialsFailError
-from loraxs_search.log.events import DriverStarted, Phase, SearchStarted, ShownEvent, TrialReported
+from loraxs_search.log.events import (
+    DriverStarted,
+    Phase,
+    SearchStarted,
+    ShownEvent,
+    TrialContinued,
+    TrialReported,
+    TrialStarted,
+)
 from loraxs_search.records import Decision, TrialState
 from loraxs_search.registry.evidence import ScoredRows
 from loraxs_search.registry.finalist import choose
@@ -30,6 +39,7 @@ from loraxs_search.search import SearchResult, SilentView, launch, resume
 from loraxs_search.search.driver import session
 from loraxs_search.search.hosts import study_actors
 from loraxs_search.search.tune import runner
+from loraxs_search.steering.send import extend_study
 from loraxs_search.steering.state import Deadline
 from loraxs_search.studies import StudyFolder
 from loraxs_search.tracking.store import connect
@@ -208,6 +218,52 @@ def test_the_time_budget_ends_a_search_with_trials_pruned_not_lost(
     agree("late", len(result.trials))
     assert len(result.trials) < 500
     assert "time budget" in result.notice
+
+
+class Reports(SilentView):
+    """Counts the reports of trials."""
+
+    num_reports = 0
+
+    def happened(self, event: ShownEvent) -> None:
+        self.num_reports += isinstance(event, TrialReported)
+
+
+def test_trials_that_the_time_budget_has_cut_continue_first_once_there_is_more(
+    simulated: Callable[..., SearchResult],
+    tiny_space: Path,
+    agree: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    view = Reports()
+
+    class OverWithTheReports(Deadline):
+        @property
+        def left_s(self) -> float | None:
+            return 0.0 if view.num_reports >= 2 else 3600.0
+
+    plan = ("search.trials=4", "search.time_budget=1h", "search.max_steps=100", "search.report_every=10")
+    with monkeypatch.context() as patch:
+        patch.setattr(session, "Deadline", OverWithTheReports)
+        cut = launch(str(tiny_space), name="cut", overrides=(*plan, "search.scheduler=none"), view=view)
+    assert {trial.state for trial in cut.trials} == {TrialState.PRUNED}
+    assert 0 < len(cut.trials) < 4
+    show_results([cut], as_json=False)
+    said = capsys.readouterr().err
+    assert re.search(r"One takes about \d+ min", said)
+    assert "extend cut --time" in said
+    extend_study("cut", time="1h")
+    result = resume("cut")
+    agree("cut", 4)
+    assert {trial.state for trial in result.trials} == {TrialState.COMPLETE}
+    assert [trial.reports[-1].step for trial in result.trials] == [100] * 4
+    events = list(StudyFolder.open("cut").journal().history())
+    kinds = [type(event) for event in events if isinstance(event, (TrialContinued, TrialStarted))]
+    assert kinds == [TrialStarted] * len(cut.trials) + [TrialContinued] * len(cut.trials) + [TrialStarted] * (
+        4 - len(cut.trials)
+    )
+    assert any(candidate.test_metrics for candidate in result.candidates)
 
 
 class Freezing(SilentView):

@@ -45,8 +45,8 @@ from loraxs_search.tasks.report import data_warnings
 _MEASURED_S = 4.0  # of steps, about
 _MARGIN = 0.2  # what a machine's speed varies by, from minute to minute and from trial to trial
 _SIMULATED = 20  # searches with scores drawn at random
-_ANSWERED_ROWS = 8
 _SCORED_ROWS = 32  # of validation rows; what a scoring takes grows with their number
+_FEW_ROWS = 2  # of a task that writes or chooses: its base takes seconds for a batch, by the tokens in it
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Measured:
     """How fast this machine is with the trials of a space.
 
     Args:
-        at_once: Trials that were measured, side by side.
+        at_once: Trials that train side by side. All are measured, or where a row takes long, one with a row a step.
         num_steps: Of each of them.
         step_s: Seconds of the device for a step of one of them, while the others train.
         scoring_s: For a scoring of one of them, on the rows of a report.
@@ -116,8 +116,8 @@ def estimate_search(space: Space) -> SearchEstimate:
     began = time.monotonic()
     import torch  # a search loads it, too
 
-    scored = space.task.validation_rows
-    few = replace(space.task, validation_rows=_SCORED_ROWS if scored is None else min(scored, _SCORED_ROWS))
+    scored, most = space.task.validation_rows, _FEW_ROWS if kind_of(space.task).shots else _SCORED_ROWS
+    few = replace(space.task, validation_rows=most if scored is None else min(scored, most))
     host = training_host(host_config([space]), few, torch.get_num_threads())
     try:
         info = host.info(few)
@@ -209,7 +209,11 @@ def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured
     size = choose_pack_size(
         plan.pack_size, fits=info.num_slots, fills=info.full_slots, num_trials=plan.trials, num_devices=1
     ).size
-    specs = _drawn(space, info, min(size, plan.trials))
+    has_few, n = bool(kind_of(space.task).shots), min(size, plan.trials)
+    specs, rows = _drawn(space, info, 1 if has_few else n), 1
+    if has_few:
+        rows = max(1, specs[0].hyperparameters.batch_size)
+        specs = [replace(specs[0], hyperparameters=replace(specs[0].hyperparameters, batch_size=1))]
     snapshots = _advance(host, specs, 1, [None] * len(specs), space.task)[1]  # factors, kernels: not again
     start_s = time.monotonic() - began
     scoring_s, snapshots = _advance(host, specs, 1, snapshots, space.task)
@@ -220,9 +224,9 @@ def _measure(host: Host, info: HostInfo, space: Space, began: float) -> Measured
         done, steps = done + steps, more
         both_s, snapshots = _advance(host, specs, done + steps, snapshots, space.task)
         step_s = max(both_s - scoring_s, 1e-4) / steps
-    answer_s = _answering_s(host, specs[0], snapshots[0], info, space.task) if kind_of(space.task).shots else 0.0
-    n = len(specs)
-    return Measured(info.device, n, steps, step_s / n, scoring_s / n, answer_s, start_s)
+    answer_s = _answering_s(host, specs[0], snapshots[0], info, space.task) if has_few else 0.0
+    each = len(specs)
+    return Measured(info.device, n, steps, rows * step_s / each, scoring_s / each, answer_s, start_s)
 
 
 def _advance(
@@ -236,7 +240,7 @@ def _advance(
 
 
 def _answering_s(host: Host, spec: TrialSpec, snapshot: bytes | None, info: HostInfo, task: Task) -> float:
-    rows = range(min(_ANSWERED_ROWS, info.num_rows["test"]))
+    rows = range(min(_FEW_ROWS, info.num_rows["test"]))
     if not rows or snapshot is None:
         return 0.0
     began = time.monotonic()
