@@ -44,6 +44,8 @@ from loraxs_search.search.driver.work_items import (
 )
 from loraxs_search.studies.confirmations import Confirmations
 
+SPACE = "task: sst2\nbase_model: org/base\nparameters: {rank: {choice: [4, 8, 16]}, learning_rate: 0.01}\n"
+
 
 @given(st.integers(1, 3000), st.lists(st.integers(0, 3000), max_size=8))
 def test_every_row_is_answered_once_also_after_a_kill(num_rows, cuts):
@@ -112,7 +114,7 @@ def test_only_divergence_leaves_a_candidate_without_validation_scores(tmp_path, 
 
 def test_a_baseline_that_was_measured_after_the_finalist_was_sealed_stands_in_its_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
-    folder = searched("s", [Tried({"rank": 4}, 0.9)], finished=False)
+    folder = searched("s", [Tried({"rank": 4}, 0.9)], finished=False, space=SPACE)
     confirm(folder, "00000", [0.9], [1, 0], [1, 1])
     found = folder.confirmations().candidate("00000")
     made = Manifest(
@@ -149,7 +151,7 @@ def test_a_refit_that_is_late_is_left_out(tmp_path, monkeypatch):
 def test_of_candidates_that_wait_for_their_scores_the_best_are_scored_as_far_as_time_allows(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAXS_HOME", str(tmp_path))
     tried = [Tried({"rank": 4}, 0.7), Tried({"rank": 8}, 0.9), Tried({"rank": 16}, 0.8)]
-    folder = searched("s", tried, finished=False)
+    folder = searched("s", tried, finished=False, space=SPACE)
     folder.confirmations().write_validation("00000", {"accuracy": 0.71})
     info = SimpleNamespace(
         num_rows={"validation": 5}, data_fingerprint="d", test_fingerprint="t", base=BaseModel("b", "", "digest")
