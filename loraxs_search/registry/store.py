@@ -285,9 +285,10 @@ class Registry:
                 check()
                 self._record(decision)
             return decision, None
-        files = (predictions.get(name) for name in (choice.finalist.trial_id, BASE_ALONE))
-        answers, of_base = (None if file is None else file.read_bytes() for file in files)
-        finalist = Scored(choice.finalist, _read_rows(answers), _read_rows(of_base), beside.answers)
+        answers, rows, damage = _kept_rows(predictions.get(choice.finalist.trial_id))
+        _, of_base, damage_of_base = _kept_rows(predictions.get(BASE_ALONE))
+        damaged = tuple(filter(None, (damage, damage_of_base)))
+        finalist = Scored(choice.finalist, rows, of_base, beside.answers)
         test = PromotionTest(rule, task, finalist)
         for _ in range(_MAX_TRIES):
             adapter = self.champion(name)
@@ -303,7 +304,7 @@ class Registry:
                 if (present and present.version) != version or reference != test.best(past, champion, version):
                     continue
                 decision = test.decide_after(past, champion, seen=beside.seen, reference=reference, forced=forced)
-                reasons = (*choice.reasons, *beside.reasons, *decision.reasons)
+                reasons = (*choice.reasons, *damaged, *beside.reasons, *decision.reasons)
                 decision = replace(decision, reasons=reasons, at=_now(), number=_next_number(past))
                 if not decision.promoted:
                     check()  # else its number is another's by now
@@ -669,12 +670,17 @@ def _manifest(store: StoreReader, source: str) -> Manifest:
         return read(Path(folder))
 
 
-def _read_rows(content: bytes | None) -> ScoredRows | None:
-    if content is None:
-        return None
+def _kept_rows(file: Path | None) -> tuple[bytes | None, ScoredRows | None, str]:
+    """Return a file of answers as bytes and as rows, and what is wrong with it; a damaged one counts as missing."""
+    if file is None:
+        return None, None, ""
     from loraxs_search.registry.evidence import ScoredRows
 
-    return ScoredRows.from_bytes(content)
+    content = file.read_bytes()
+    try:
+        return content, ScoredRows.from_bytes(content), ""
+    except IntegrityError as error:
+        return None, None, f"{file} is damaged and counts as missing: {error.message}"
 
 
 def _digest(text: str) -> str:

@@ -5,6 +5,7 @@ import fcntl
 import threading
 
 import pytest
+from support.toys import rows
 from support.tracked import Tracked
 
 from loraxs_search.errors import IntegrityError, RegistryError
@@ -243,3 +244,16 @@ def test_an_adapter_that_no_search_logged_is_logged_with_its_run(registry, store
     registry.promote(RULE, task, [candidate("t1", 0.9)], {"t1": make_folder("t1", run_id="f" * 32)})  # of another store
     assert client.get_model_version("movie-reviews", "1").run_id == run_id
     assert not client.get_model_version("movie-reviews", "2").run_id
+
+
+def test_damaged_answers_of_a_finalist_count_as_missing(registry, candidate, task, make_folder, tmp_path):
+    """The refusal is recorded, and force passes without the damaged bytes."""
+    path, found = tmp_path / "answers.safetensors", candidate("00000", 0.9)
+    path.write_bytes(rows(360).to_bytes()[:-40])
+    given = PromotionRule(require="constant"), task, [found], {"00000": make_folder("00000")}
+    decision, version = registry.promote(*given, predictions={"00000": path})
+    assert version is None
+    assert any(str(path) in reason for reason in decision.reasons)
+    assert registry.history(task.registered_name)[-1].reasons == decision.reasons
+    assert registry.promote(*given, forced=True, predictions={"00000": path})[1] == 1
+    assert registry.test_predictions(registry.champion(task.registered_name)) is None
