@@ -58,7 +58,7 @@ def searched(
     promotion: PromotionRule | None = None,
 ) -> StudyFolder:
     """Create a study with these trials; a finished one has its best trial as only candidate, without refits."""
-    made = replace(plan or SearchPlan(), trials=len(trials), max_steps=max_steps, report_every=10)
+    made = replace(plan or SearchPlan(), trials=max(1, len(trials)), max_steps=max_steps, report_every=10)
     folder = study(name, task=task, search=made, promotion=promotion)
     (folder.path / "space.yaml").write_text(space)
     known = _space(space, folder)
@@ -72,7 +72,9 @@ def searched(
         )
         journal.append(
             TrialStarted(
-                trial_id=trial_id, params=tried.params, proposal=proposal(known, tried.params) if known else None
+                trial_id=trial_id,
+                params=tried.params,
+                proposal=proposal(known, tried.params) if known else Proposal({}, {}),
             )
         )
         if tried.state is TrialState.FAIL:
