@@ -138,7 +138,7 @@ def with_versions(registries: Path, store_uri: str, fresh_home: Path, tmp_path: 
             shutil.copytree(registries / "made" / f"t{number}", tmp_path / "made" / f"t{number}")
         places = (("model_versions", "source"), ("logged_models", "artifact_location"))
         places += (("experiments", "artifact_location"), ("runs", "artifact_uri"))
-        with sqlite3.connect(fresh_home / "mlflow.db") as database:
+        with contextlib.closing(sqlite3.connect(fresh_home / "mlflow.db")) as database, database:
             for table, column in places:
                 moved = f"UPDATE {table} SET {column} = replace({column}, ?, ?)"
                 database.execute(moved, (str(registries / "home"), str(fresh_home)))
