@@ -192,7 +192,7 @@ class World(TrialBase):
             ),
             self.lora("11"),
             self.lora("12", {"rank": 7, "scale": 2.0}, target_modules=tuple(first), learning_rate=5e-3),
-            self.lora("13", {"rank": 1, "rslora": True}, target_modules=tuple(second), max_grad_norm=0.0),
+            self.lora("13", {"rank": 5, "rslora": True}, target_modules=tuple(second), max_grad_norm=0.0),
         ]
 
     def lora(self, trial_id: str, own: Mapping[str, Any] = MappingProxyType({}), **common: Any) -> TrialSpec:
