@@ -26,6 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from loraxs_search.base_model import probe_sharing
 from loraxs_search.records import BaseModel, DataSource, Task, TaskModel, TrialSpec
 from loraxs_search.tasks.encoded import EncodedRows, Ragged
 from loraxs_search.tasks.kinds._language_model import LanguageModelKind
@@ -173,6 +174,8 @@ class DecoderWorld(TrialBase):
     def _load(self, base: BaseModel, tasks: Sequence[PreparedTask], dtype: torch.dtype | None) -> None:
         self.base, self.tasks = base, list(tasks)
         self.load(LANGUAGE_MODEL, dtype)
+        unpackable = probe_sharing(self.model, self.names).unpackable  # Mamba turns the input of its `dt_proj`
+        self.names = [name for name in self.names if name not in unpackable]
 
     def mixed_trials(self) -> list[tuple[TrialSpec, PreparedTask]]:
         """Trials of mixed ranks, sides, modules, batches and tasks."""
