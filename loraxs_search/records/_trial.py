@@ -28,19 +28,6 @@ class Lineage:
 
 
 @dataclass(frozen=True)
-class Origin:
-    """Where a new trial comes from; by default the sampler proposes it.
-
-    Args:
-        command: Id of the command that asked for it.
-        lineage: The trial whose params it was added with.
-    """
-
-    command: str = ""
-    lineage: Lineage | None = None
-
-
-@dataclass(frozen=True)
 class Proposal:
     """A trial as Optuna has it.
 

@@ -579,13 +579,10 @@ class Registry:
         record.add(decision)
         if (model := self.store.model(task)) is None:  # nothing was promoted yet
             return
-        if (
-            model.description
-            and model.tags.get(versions.PAGE) != hashlib.sha256(model.description.encode()).hexdigest()
-        ):
+        if model.description and model.tags.get(versions.PAGE) != _digest(model.description):
             return
         page = task_page(task, self._readable_champion(task), record.decisions())
-        self.store.client.set_registered_model_tag(task, versions.PAGE, hashlib.sha256(page.encode()).hexdigest())
+        self.store.client.set_registered_model_tag(task, versions.PAGE, _digest(page))
         self.store.client.update_registered_model(task, page)
 
     def _summarise(self, summary: TaskSummary) -> None:

@@ -295,7 +295,7 @@ class SearchSession:
             self._commander.on_loop_step,
         )
         baselines = self._baselines.result(finalization.on_loop_step)
-        self._journal.append(BaselinesMeasured(baselines=tuple(baselines)))
+        self._journal.append(BaselinesMeasured(baselines=baselines))
         self._say_baselines()
         candidates = self._validated(finalization)
         if self._wants_more():
@@ -357,9 +357,12 @@ class SearchSession:
 
     def _keep_time_for_end(self) -> None:
         """Keep a part of the time budget for the end, by what trials have taken so far."""
-        records, budget_s = self._journal.records.values(), self._deadline.budget_s
+        budget_s = self._deadline.budget_s
+        if budget_s is None:  # a report then looks at no other trial
+            return
+        records = self._journal.records.values()
         last = [record.reports[-1] for record in records if record.reports]
-        if budget_s is None or not last:
+        if not last:
             return
         plan, rule, actors = self._info.search, self._info.promotion, self._actors
         step_s = sum(report.device_s for report in last) / sum(report.step for report in last)
